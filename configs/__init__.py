@@ -1,0 +1,1 @@
+"""Experiment cards. `base.py` holds every key; a card changes some of them."""

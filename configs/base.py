@@ -1,0 +1,95 @@
+"""Every key there is, with its unit and reason. Cards copy this and change what differs.
+
+Override any key on the command line: --config.objective.beta=0.2
+"""
+
+from ml_collections import config_dict
+
+from configs import models
+
+
+def get_config() -> config_dict.ConfigDict:
+  """The complete, locked configuration."""
+  c = config_dict.ConfigDict()
+  c.seed = 0  # prompts order, initial parameters, every sampled token
+
+  # What is asked, and who judges.
+  c.task = config_dict.ConfigDict()
+  c.task.name = "sums"  # a task of tasks/catalog.py
+  c.task.max_prompt_tokens = 8  # longer prompts are counted and left out
+  c.task.max_completion_tokens = 4  # the end-of-sequence token included
+  c.task.verifier_processes = 1  # per sampler
+  c.task.verifier_seconds = 10.0  # time limit of one call
+
+  # The policy's architecture (configs/models.py has presets).
+  c.model = models.preset("tiny")
+
+  # Devices per mesh axis of the learner; rows are split over data x fsdp, weights over fsdp x tensor.
+  c.mesh = config_dict.ConfigDict()
+  c.mesh.data = 1
+  c.mesh.fsdp = 1
+  c.mesh.tensor = 1
+
+  # Supervised phase on the task's demonstrations before version 0; 0 steps = none.
+  c.warm_start = config_dict.ConfigDict()
+  c.warm_start.steps = 0
+  c.warm_start.rows = 128  # demonstrations per step
+  c.warm_start.learning_rate = 1e-3
+
+  # The loss: a preset of losses/objectives.py. Choices left at None keep the preset's value.
+  c.objective = config_dict.ConfigDict()
+  c.objective.name = "beta_shift"  # beta_shift | oapl | grpo
+  c.objective.beta = config_dict.placeholder(float)  # temperature of the regression
+  c.objective.kappa = config_dict.placeholder(float)  # pessimistic shift in units of beta
+  c.objective.beta1 = config_dict.placeholder(float)  # oapl: temperature of the value
+  c.objective.aggregation = config_dict.placeholder(str)  # seq_sum | seq_mean | token_mean
+  c.objective.clip_low = config_dict.placeholder(float)  # grpo: ratio >= 1 - clip_low
+  c.objective.clip_high = config_dict.placeholder(float)  # grpo: ratio <= 1 + clip_high
+  c.objective.kl_coef = config_dict.placeholder(float)  # weight of KL to the initial policy
+  c.objective.kl = config_dict.placeholder(str)  # its estimator: k1 | k2 | k3
+
+  # How far the samplers may run behind (replay/lag.py).
+  c.lag = config_dict.ConfigDict()
+  c.lag.mode = "async"  # async | fixed | periodic
+  c.lag.max_lag = 8  # async: bound; fixed: the lag; periodic: the period; in versions
+
+  # The learner's updates.
+  c.learner = config_dict.ConfigDict()
+  c.learner.steps = 100
+  c.learner.prompts_per_step = 16  # groups per update
+  c.learner.group_size = 8  # completions per prompt, G
+  c.learner.microbatches = 1  # the batch is worked off in this many parts; same gradient
+  c.learner.learning_rate = 3e-4
+  c.learner.warmup_steps = 0  # linear from 0
+  c.learner.schedule = "constant"  # constant | cosine (to 0 at the last step)
+  c.learner.adam_b1 = 0.9
+  c.learner.adam_b2 = 0.99
+  c.learner.adam_eps = 1e-8
+  c.learner.weight_decay = 0.0
+  c.learner.max_grad_norm = 1.0  # global norm
+  c.learner.audit_every = 10  # steps between comparisons of sampler and learner logprobs; 0 = never
+
+  # Each sampler.
+  c.sampler = config_dict.ConfigDict()
+  c.sampler.slots = 128  # completions decoded side by side; at least one group
+  c.sampler.temperature = 1.0
+
+  # Held-out evaluation, done by the samplers.
+  c.evaluation = config_dict.ConfigDict()
+  c.evaluation.every = 50  # steps; 0 = only before and after
+  c.evaluation.problems = 64
+  c.evaluation.samples = 8  # per problem, the k of pass@k
+
+  c.checkpoint = config_dict.ConfigDict()
+  c.checkpoint.every = 50  # steps
+  c.checkpoint.keep = 2  # newest ones
+
+  c.transport = config_dict.ConfigDict()
+  c.transport.lease_seconds = (
+    20.0  # a ticket goes back to the queue after so long without heartbeat
+  )
+  c.transport.heartbeat_seconds = 2.0
+  c.transport.reconnect_seconds = 60.0  # how long a sampler looks for a lost learner
+  c.transport.max_samplers = 16
+  c.transport.max_message_mb = 64
+  return c.lock()

@@ -1,0 +1,21 @@
+"""Two-digit sums of reasoning-gym, learned from lagged trajectories by the pessimistic objective.
+
+Command:  make demo      (or: offpolicy-rl local --config=configs/demo.py)
+"""
+
+from configs import base
+
+
+def get_config():
+  """base.py with the demo's task, a warm start, and lag of at most 8 versions."""
+  c = base.get_config()
+  c.task.name = "chain_sum"
+  c.task.max_prompt_tokens = 20
+  c.task.max_completion_tokens = 5
+  c.warm_start.steps = 400
+  c.learner.steps = 300
+  c.learner.prompts_per_step = 32
+  c.sampler.slots = 256
+  c.evaluation.problems = 128
+  c.evaluation.every = 50
+  return c

@@ -1,0 +1,232 @@
+"""Refuses a wrong configuration before anything expensive starts. Imports no JAX.
+
+`configs/base.py` lists every key; this file says which values make sense.
+"""
+
+import importlib.util
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Callable
+
+from ml_collections import config_dict
+
+from offpolicy_rl.replay import lag
+from offpolicy_rl.tasks import catalog
+
+
+class ConfigError(ValueError):
+  """Names the key, its value and what was expected."""
+
+
+def _one_of(*allowed) -> tuple[Callable, str]:
+  return (lambda x: x in allowed), "one of " + ", ".join(map(str, allowed))
+
+
+def _at_least(low) -> tuple[Callable, str]:
+  return (lambda x: x >= low), f"at least {low}"
+
+
+_POSITIVE = ((lambda x: x > 0), "a number > 0")
+_FRACTION = ((lambda x: 0 <= x < 1), "in [0, 1)")
+_OBJECTIVES = ("beta_shift", "grpo", "oapl")  # equal to losses.PRESETS, which needs JAX; tested
+
+_CHECKS = {
+  "seed": _at_least(0),
+  "task.name": _one_of(*sorted(catalog.TASKS)),
+  "task.max_prompt_tokens": _at_least(1),
+  "task.max_completion_tokens": _at_least(1),
+  "task.verifier_processes": _at_least(1),
+  "task.verifier_seconds": _POSITIVE,
+  "model.num_layers": _at_least(1),
+  "model.width": _at_least(1),
+  "model.num_heads": _at_least(1),
+  "model.num_kv_heads": _at_least(1),
+  "model.head_dim": ((lambda x: x > 0 and x % 2 == 0), "a positive even number"),
+  "model.mlp_width": _at_least(1),
+  "model.rope_theta": _POSITIVE,
+  "model.norm_eps": _POSITIVE,
+  "mesh.data": _at_least(1),
+  "mesh.fsdp": _at_least(1),
+  "mesh.tensor": _at_least(1),
+  "warm_start.steps": _at_least(0),
+  "warm_start.rows": _at_least(1),
+  "warm_start.learning_rate": _POSITIVE,
+  "objective.name": _one_of(*_OBJECTIVES),
+  "objective.beta": _POSITIVE,
+  "objective.beta1": _POSITIVE,
+  "objective.aggregation": _one_of("seq_sum", "seq_mean", "token_mean"),
+  "objective.clip_low": _FRACTION,
+  "objective.clip_high": _POSITIVE,
+  "objective.kl_coef": _at_least(0),
+  "objective.kl": _one_of("k1", "k2", "k3"),
+  "lag.mode": _one_of(*lag.MODES),
+  "lag.max_lag": _at_least(0),
+  "learner.steps": _at_least(0),
+  "learner.prompts_per_step": _at_least(1),
+  "learner.group_size": _at_least(2),  # every advantage compares with the group
+  "learner.microbatches": _at_least(1),
+  "learner.learning_rate": _POSITIVE,
+  "learner.warmup_steps": _at_least(0),
+  "learner.schedule": _one_of("constant", "cosine"),
+  "learner.adam_b1": _FRACTION,
+  "learner.adam_b2": _FRACTION,
+  "learner.adam_eps": _POSITIVE,
+  "learner.weight_decay": _at_least(0),
+  "learner.max_grad_norm": _POSITIVE,
+  "learner.audit_every": _at_least(0),
+  "sampler.slots": _at_least(1),
+  "sampler.temperature": _POSITIVE,
+  "evaluation.every": _at_least(0),
+  "evaluation.problems": _at_least(1),
+  "evaluation.samples": _at_least(1),
+  "checkpoint.every": _at_least(1),
+  "checkpoint.keep": _at_least(1),
+  "transport.lease_seconds": _POSITIVE,
+  "transport.heartbeat_seconds": _POSITIVE,
+  "transport.reconnect_seconds": _POSITIVE,
+  "transport.max_samplers": _at_least(1),
+  "transport.max_message_mb": ((lambda x: 1 <= x <= 2000), "1 to 2000"),
+}
+
+
+def validate(config: config_dict.ConfigDict) -> None:
+  """Raises ConfigError for the first wrong value."""
+  values = flatten(config)
+  for key, (is_good, expected) in _CHECKS.items():
+    if key not in values:
+      raise ConfigError(f"{key}: missing, expected {expected}")
+    value = values[key]
+    if value is None and key.startswith("objective."):
+      continue  # the preset's own value
+    if (isinstance(value, float) and not math.isfinite(value)) or not is_good(value):
+      raise ConfigError(f"{key}: got {value!r}, expected {expected}")
+  for is_good, message in _relations(config):
+    if not is_good:
+      raise ConfigError(message)
+
+
+def _relations(c) -> list[tuple[bool, str]]:
+  """Conditions between keys: (holds, what to say when it does not)."""
+  rows = c.learner.prompts_per_step * c.learner.group_size
+  shards, tensor = c.mesh.data * c.mesh.fsdp, c.mesh.tensor
+  slots, need = c.sampler.slots, max(c.learner.group_size, c.evaluation.samples)
+  micro = c.learner.microbatches
+  vocabulary_size = catalog.TASKS[c.task.name].vocabulary.size
+  return [
+    (
+      c.model.num_heads % c.model.num_kv_heads == 0,
+      f"model.num_kv_heads: got {c.model.num_kv_heads}, expected a divisor of "
+      f"model.num_heads = {c.model.num_heads}",
+    ),
+    (
+      rows % (micro * shards) == 0,
+      f"mesh.data, mesh.fsdp, learner.microbatches: got {c.mesh.data} x {c.mesh.fsdp} x {micro}, "
+      f"expected a divisor of the {rows} rows of a batch (prompts_per_step x group_size)",
+    ),
+    (
+      c.warm_start.rows % shards == 0,
+      f"warm_start.rows: got {c.warm_start.rows}, expected a multiple of data x fsdp = {shards}",
+    ),
+    (
+      c.model.num_kv_heads % tensor == 0 and c.model.mlp_width % tensor == 0,
+      f"mesh.tensor: got {tensor}, expected a divisor of model.num_kv_heads = "
+      f"{c.model.num_kv_heads} and of model.mlp_width = {c.model.mlp_width}",
+    ),
+    (
+      vocabulary_size % tensor == 0,
+      f"mesh.tensor: got {tensor}, expected a divisor of the vocabulary's {vocabulary_size} ids",
+    ),
+    (
+      c.model.width % c.mesh.fsdp == 0,
+      f"mesh.fsdp: got {c.mesh.fsdp}, expected a divisor of model.width = {c.model.width}",
+    ),
+    (
+      slots >= need,
+      f"sampler.slots: got {slots}, expected at least {need}, the completions of one ticket",
+    ),
+    (
+      c.lag.mode != lag.PERIODIC or c.lag.max_lag >= 1,
+      f"lag.max_lag: got {c.lag.max_lag}, expected at least 1 in mode periodic",
+    ),
+    (
+      c.transport.heartbeat_seconds * 2 <= c.transport.lease_seconds,
+      f"transport.heartbeat_seconds: got {c.transport.heartbeat_seconds}, expected at most half "
+      f"of transport.lease_seconds = {c.transport.lease_seconds}",
+    ),
+  ]
+
+
+def flatten(config: config_dict.ConfigDict) -> dict:
+  """{"section.key": value}."""
+  found = {}
+  for key, value in config.items():
+    if isinstance(value, config_dict.ConfigDict):
+      found |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+    else:
+      found[key] = value
+  return found
+
+
+def load(path: str) -> config_dict.ConfigDict:
+  """The `get_config()` of an experiment card; ConfigError when there is none."""
+  file = pathlib.Path(path).resolve()
+  if not file.is_file():
+    raise ConfigError(f"--config: no file {path}")
+  # A card imports its siblings as `configs.base`, wherever the repository lies.
+  root = str(file.parent.parent)
+  if root not in sys.path:
+    sys.path.insert(0, root)
+  spec = importlib.util.spec_from_file_location(f"_card_{file.stem}", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"--config: {path} has no function get_config")
+  return module.get_config()
+
+
+def override(config: config_dict.ConfigDict, assignments: list[tuple[str, str]]) -> None:
+  """Sets keys from command-line text, e.g. ("objective.beta", "0.2"); the type stays the key's.
+
+  Raises:
+    ConfigError: unknown key, or text that is no value of its type.
+  """
+  for key, text in assignments:
+    *sections, name = key.split(".")
+    node = config
+    for section in sections:
+      node = node[section] if isinstance(node, config_dict.ConfigDict) and section in node else {}
+    if name not in node or isinstance(node[name], config_dict.ConfigDict):
+      raise ConfigError(f"--config.{key}: unknown key, expected one of: {_siblings(config, key)}")
+    node[name] = _parse(key, text, node.get_type(name))
+
+
+def _siblings(config: config_dict.ConfigDict, key: str) -> str:
+  """The keys of the section that `key` seems to be in."""
+  keys = list(flatten(config))
+  same = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
+  return ", ".join(same or keys)
+
+
+def _parse(key: str, text: str, kind: type):
+  if text.lower() == "none" and key.startswith("objective."):
+    return None
+  if kind is bool:
+    if text.lower() not in ("true", "false"):
+      raise ConfigError(f"--config.{key}: got {text!r}, expected true or false")
+    return text.lower() == "true"
+  try:
+    return kind(text)
+  except ValueError:
+    raise ConfigError(f"--config.{key}: got {text!r}, expected {kind.__name__}") from None
+
+
+def to_json(config: config_dict.ConfigDict) -> str:
+  """The whole configuration as text, keys sorted."""
+  return json.dumps(config.to_dict(), sort_keys=True, indent=2)
+
+
+def from_json(text: str) -> config_dict.ConfigDict:
+  """Inverse of `to_json`, locked."""
+  return config_dict.ConfigDict(json.loads(text)).lock()

@@ -1,0 +1,1 @@
+"""The update: state, step, warm start, checkpoint, loop."""

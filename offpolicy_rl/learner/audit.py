@@ -1,0 +1,38 @@
+"""Do sampler and learner agree on the log-probability of a token? Measured during the run.
+
+The two compute it with different programs (prefill and decode with a cache against one pass over
+the row). A comparison needs the version that sampled, which the learner has left behind by the
+time the tokens arrive; so now and then it keeps a copy of its parameters until they do.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offpolicy_rl import types
+from offpolicy_rl.learner import state as state_lib
+from offpolicy_rl.learner.state import TrainState
+from offpolicy_rl.learner.step import StepChoices, logprob_mismatch
+
+
+class LogprobAudit:
+  """Call it with the state before each update and that update's batch."""
+
+  def __init__(self, choices: StepChoices, mesh, *, every: int, max_lag: int):
+    """`every`: steps between copies, 0 = never; `max_lag`: when to give up on a version."""
+    self._choices, self._mesh = choices, mesh
+    self._every, self._max_lag = every, max_lag
+    self._version, self._params = types.NO_VERSION, None
+
+  def __call__(self, step: int, state: TrainState, batch: types.Batch) -> dict[str, float]:
+    """mismatch/max, mismatch/mean, mismatch/tokens of a host batch, or {} in most steps."""
+    if self._params is not None and step > self._version + self._max_lag:
+      self._params = None  # no sampler used that version
+    if self._every and self._params is None and step % self._every == 0:
+      self._version, self._params = step, jax.tree.map(jnp.copy, state.params)
+    if self._params is None or not np.any(batch.versions == self._version):
+      return {}
+    on_device = state_lib.place_batch(self._mesh, batch)
+    found = logprob_mismatch(self._choices, self._params, on_device, self._version)
+    self._params = None
+    return {key: value.item() for key, value in found.items()}

@@ -1,0 +1,76 @@
+"""The learner's state, born sharded, and its optimizer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from offpolicy_rl.model import decoder, policy, sharding
+
+
+class TrainState(NamedTuple):
+  """Everything an update changes."""
+
+  step: jax.Array  # int32, number of updates made = version of the parameters
+  params: Any
+  opt_state: Any
+
+
+def make_optimizer(
+  *, learning_rate: float, num_steps: int, warmup_steps: int = 0, schedule: str = "constant",
+  adam_b1: float = 0.9, adam_b2: float = 0.99, adam_eps: float = 1e-8,
+  weight_decay: float = 0.0, max_grad_norm: float = 1.0,
+) -> optax.GradientTransformation:  # fmt: skip
+  """AdamW (arXiv 1711.05101) behind a clip of the gradient's global norm."""
+  if schedule == "cosine":
+    rate = optax.warmup_cosine_decay_schedule(
+      0.0 if warmup_steps else learning_rate,
+      learning_rate,
+      warmup_steps,
+      max(num_steps, warmup_steps + 1),
+    )
+  else:
+    rate = optax.linear_schedule(
+      0.0 if warmup_steps else learning_rate, learning_rate, max(warmup_steps, 1)
+    )
+  return optax.chain(
+    optax.clip_by_global_norm(max_grad_norm),
+    optax.adamw(rate, b1=adam_b1, b2=adam_b2, eps=adam_eps, weight_decay=weight_decay),
+  )
+
+
+def shardings(config: decoder.DecoderConfig, mesh, optimizer) -> TrainState:
+  """NamedSharding of every leaf, found without allocating anything."""
+  return policy.param_shardings(
+    mesh, jax.eval_shape(lambda: _fresh(config, optimizer, jax.random.key(0)))
+  )
+
+
+def create(config: decoder.DecoderConfig, mesh, optimizer, seed: int) -> TrainState:
+  """A fresh state; every array is made on the devices that keep it."""
+  make = jax.jit(
+    lambda key: _fresh(config, optimizer, key), out_shardings=shardings(config, mesh, optimizer)
+  )
+  return make(jax.random.key(seed))
+
+
+def restart(state: TrainState, optimizer, mesh) -> TrainState:
+  """The same parameters at step 0 with fresh optimizer state, e.g. after the warm start."""
+  make = jax.jit(
+    lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)),
+    out_shardings=policy.param_shardings(mesh, jax.eval_shape(
+      lambda p: TrainState(jnp.int32(0), p, optimizer.init(p)), state.params)),
+    donate_argnums=0,
+  )  # fmt: skip
+  return make(state.params)
+
+
+def _fresh(config: decoder.DecoderConfig, optimizer, key) -> TrainState:
+  params = policy.init(config, key)
+  return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def place_batch(mesh, batch):
+  """Host arrays -> device arrays split by rows."""
+  return jax.tree.map(lambda x: jax.device_put(x, sharding.batch_sharding(mesh, x.ndim)), batch)

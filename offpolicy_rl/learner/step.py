@@ -1,0 +1,152 @@
+"""One update, as a pure function of state and batch."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from offpolicy_rl import types
+from offpolicy_rl.learner.state import TrainState
+from offpolicy_rl.losses import LossInputs, Objective, masked
+from offpolicy_rl.model import decoder, policy
+
+
+@dataclasses.dataclass(frozen=True)
+class StepChoices:
+  """What a step is compiled for."""
+
+  model: decoder.DecoderConfig
+  objective: Objective
+  optimizer: optax.GradientTransformation
+  temperature: float
+  microbatches: int
+
+
+def train_step(
+  choices: StepChoices, state: TrainState, batch: types.Batch, reference_params
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Batch -> new state and metrics (scalars).
+
+  Advantages and denominators come from the whole batch; the rows are then worked off in
+  `choices.microbatches` parts whose gradients add up, so the split changes nothing but memory.
+
+  Args:
+    reference_params: parameters of the frozen initial policy, or None when the objective does not
+      look at a reference.
+  """
+  objective = choices.objective
+  prepared = objective.prepare(batch.rewards, batch.group_ids, batch.loss_mask)
+
+  def rows_loss(params, part):
+    rows, rows_prepared = part
+    stats = policy.token_stats(choices.model, params, rows.tokens, choices.temperature)
+    inputs = _loss_inputs(choices, rows, stats.logprobs, reference_params)
+    return objective.loss(inputs, rows_prepared), (stats, inputs.reference_logprobs)
+
+  def add_part(gradients, part):
+    (loss, aux), gradient = jax.value_and_grad(rows_loss, has_aux=True)(state.params, part)
+    return jax.tree.map(jnp.add, gradients, gradient), (loss, aux)
+
+  parts = jax.tree.map(lambda x: _split(x, choices.microbatches), (batch, prepared))
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  gradients, (losses, aux) = jax.lax.scan(add_part, zeros, parts)
+  stats, reference_logprobs = jax.tree.map(_join, aux)
+
+  updates, opt_state = choices.optimizer.update(gradients, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  inputs = _whole_inputs(batch, stats.logprobs, reference_logprobs)
+  metrics = {
+    "loss": jnp.sum(losses),
+    "grad_norm": optax.global_norm(gradients),
+    "entropy": masked.masked_mean(stats.entropy, batch.loss_mask),
+    **objective.metrics(inputs, prepared),
+    **_batch_metrics(batch, stats.logprobs, state.step),
+  }
+  return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def supervised_step(
+  choices: StepChoices, state: TrainState, batch: types.Batch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update on demonstrations: mean negative log-likelihood per demonstration token, in nats."""
+
+  def loss_of(params):
+    stats = policy.token_stats(choices.model, params, batch.tokens, temperature=1.0)
+    return -masked.masked_mean(stats.logprobs, batch.loss_mask)
+
+  loss, gradients = jax.value_and_grad(loss_of)(state.params)
+  updates, opt_state = choices.optimizer.update(gradients, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return TrainState(state.step + 1, params, opt_state), {"loss": loss}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logprob_mismatch(
+  choices: StepChoices, params, batch: types.Batch, version
+) -> dict[str, jax.Array]:
+  """Largest and mean |learner - sampler| logprob over the tokens that `version` = `params` sampled."""
+  logprobs = policy.token_stats(choices.model, params, batch.tokens, choices.temperature).logprobs
+  same = batch.loss_mask & (batch.versions == version)
+  gap = jnp.abs(logprobs - batch.sampler_logprobs)
+  return {
+    "mismatch/max": jnp.max(jnp.where(same, gap, 0.0)),
+    "mismatch/mean": masked.masked_mean(gap, same),
+    "mismatch/tokens": jnp.sum(same),
+  }
+
+
+def compile_step(choices: StepChoices, state_shardings):
+  """`train_step` jitted for a mesh; the old state's memory is reused."""
+  return jax.jit(
+    functools.partial(train_step, choices),
+    donate_argnums=0,
+    out_shardings=(state_shardings, None),
+  )
+
+
+def _loss_inputs(choices: StepChoices, rows: types.Batch, logprobs, reference_params) -> LossInputs:
+  reference = None
+  if choices.objective.needs_reference:
+    stats = policy.token_stats(choices.model, reference_params, rows.tokens, choices.temperature)
+    reference = jax.lax.stop_gradient(stats.logprobs)
+  return _whole_inputs(rows, logprobs, reference)
+
+
+def _whole_inputs(rows: types.Batch, logprobs, reference) -> LossInputs:
+  return LossInputs(
+    policy_logprobs=logprobs,
+    sampler_logprobs=rows.sampler_logprobs,
+    loss_mask=rows.loss_mask,
+    rewards=rows.rewards,
+    group_ids=rows.group_ids,
+    reference_logprobs=reference,
+    versions=rows.versions,
+  )
+
+
+def _batch_metrics(batch: types.Batch, logprobs, step) -> dict[str, Any]:
+  mean = masked.group_mean(batch.rewards, batch.group_ids)
+  spread = masked.group_mean((batch.rewards - mean) ** 2, batch.group_ids)
+  finite = jnp.all(jnp.isfinite(logprobs) | ~batch.loss_mask, axis=-1)
+  on_policy = batch.loss_mask & (batch.versions == step)
+  return {
+    "reward": jnp.mean(batch.rewards),
+    "groups_without_signal": jnp.mean(spread == 0),
+    "completion_tokens": jnp.mean(jnp.sum(batch.loss_mask, axis=-1)),
+    "tokens": jnp.sum(batch.valid_mask),
+    "on_policy_fraction": jnp.sum(on_policy) / jnp.maximum(jnp.sum(batch.loss_mask), 1),
+    "first_nonfinite_row": jnp.where(jnp.all(finite), -1, jnp.argmin(finite)),
+  }
+
+
+def _split(x, parts: int):
+  """[B, ...] -> [parts, B / parts, ...], dealing rows round so that a sharded batch stays in place."""
+  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _join(x):
+  """Inverse of `_split`."""
+  return x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])

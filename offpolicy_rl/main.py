@@ -1,0 +1,156 @@
+"""Command line: arguments -> configuration -> role.
+
+  offpolicy-rl local   --config=configs/demo.py            a learner and a sampler on this machine
+  offpolicy-rl learner --config=configs/demo.py            only the learner; prints its address
+  offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
+  offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again
+
+Any key of the configuration: --config.objective.beta=0.2
+"""
+
+import argparse
+import logging
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+import time
+
+from offpolicy_rl import __version__
+from offpolicy_rl import config as config_lib
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a role; returns the exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+  argv = sys.argv[1:] if argv is None else argv
+  assignments = [a for a in argv if a.startswith("--config.")]
+  arguments = _parser().parse_args([a for a in argv if not a.startswith("--config.")])
+  level = logging.INFO if arguments.verbose else logging.WARNING
+  logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+  try:
+    return _ROLES[arguments.role](arguments, assignments)
+  except (config_lib.ConfigError, ValueError, ConnectionError, RuntimeError) as error:
+    if arguments.verbose:
+      raise
+    print(f"offpolicy-rl {arguments.role}: {error}", file=sys.stderr)
+    return 2 if isinstance(error, config_lib.ConfigError) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="offpolicy-rl", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--version", action="version", version=__version__)
+  roles = parser.add_subparsers(dest="role", required=True, metavar="local|learner|sampler|report")
+  both = argparse.ArgumentParser(add_help=False)
+  both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
+  trains = argparse.ArgumentParser(add_help=False, parents=[both])
+  trains.add_argument("--config", help="experiment card, e.g. configs/demo.py")
+  trains.add_argument("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
+  trains.add_argument("--resume", action="store_true", help="go on from run_dir's last checkpoint")
+  trains.add_argument("--listen", default="127.0.0.1:0", help="address to serve (port 0 = any)")
+  trains.add_argument("--insecure", action="store_true", help="allow --listen beyond loopback")
+  local = roles.add_parser("local", parents=[trains], help="learner and samplers on this machine")
+  local.add_argument("--samplers", type=int, default=1, help="number of sampler processes")
+  roles.add_parser("learner", parents=[trains], help="only the learner")
+  sampler = roles.add_parser("sampler", parents=[both], help="only a sampler")
+  sampler.add_argument("--learner", required=True, help="the learner's HOST:PORT")
+  sampler.add_argument("--name", help="unique name (default: host and process id)")
+  sampler.add_argument(
+    "--patience", type=float, default=60.0, help="seconds to look for the learner"
+  )
+  report = roles.add_parser("report", parents=[both], help="write the report of a run")
+  report.add_argument("--run_dir", required=True)
+  return parser
+
+
+def _configuration(arguments, assignments: list[str]):
+  """(checked configuration, run directory)."""
+  if arguments.resume and not arguments.run_dir:
+    raise config_lib.ConfigError("--run_dir: missing, expected the directory of the run to resume")
+  run_dir = pathlib.Path(arguments.run_dir) if arguments.run_dir else None
+  if arguments.config:
+    config = config_lib.load(arguments.config)
+  elif arguments.resume:
+    config = config_lib.from_json((run_dir / "config.json").read_text())
+  else:
+    raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
+  pairs = [a.removeprefix("--config.").partition("=")[::2] for a in assignments]
+  config_lib.override(config, pairs)
+  config_lib.validate(config)
+  if run_dir is None:
+    name = f"{pathlib.Path(arguments.config).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = pathlib.Path("runs") / name
+  if not arguments.resume and (run_dir / "checkpoints").exists():
+    raise config_lib.ConfigError(
+      f"--run_dir: {run_dir} holds a run already; add --resume or choose another"
+    )
+  return config, run_dir
+
+
+def _stop_on_signals() -> threading.Event:
+  """First SIGINT or SIGTERM: end in order. Second: end at once."""
+  stop = threading.Event()
+
+  def handle(number, _):
+    if stop.is_set():
+      os._exit(130)
+    stop.set()
+
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, handle)
+  return stop
+
+
+def _local(arguments, assignments) -> int:
+  from offpolicy_rl.roles import local
+
+  if arguments.samplers < 1:
+    raise config_lib.ConfigError(f"--samplers: got {arguments.samplers}, expected at least 1")
+  _, run_dir = _configuration(arguments, assignments)  # refuse mistakes before starting anything
+  passed = [f"--listen={arguments.listen}", *assignments]
+  passed += [f"--config={arguments.config}"] if arguments.config else []
+  passed += [f"--{flag}" for flag in ("resume", "insecure", "verbose") if getattr(arguments, flag)]
+  run_dir.mkdir(parents=True, exist_ok=True)
+  stop = _stop_on_signals()
+  code = local.run(passed, run_dir=run_dir, samplers=arguments.samplers, stop=stop)
+  return 130 if stop.is_set() and code == 0 else code
+
+
+def _learner(arguments, assignments) -> int:
+  config, run_dir = _configuration(arguments, assignments)
+  from offpolicy_rl.roles import learner  # imports JAX
+
+  stop = _stop_on_signals()
+  learner.run_learner(
+    config, run_dir, listen=arguments.listen, insecure=arguments.insecure,
+    resume=arguments.resume, stop=stop,
+  )  # fmt: skip
+  return 0
+
+
+def _sampler(arguments, assignments) -> int:
+  if assignments:
+    raise config_lib.ConfigError(f"{assignments[0]}: a sampler is configured by its learner")
+  from offpolicy_rl.roles import sampler  # imports JAX
+
+  name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
+  sampler.run_sampler(
+    arguments.learner, sampler_id=name, stop=_stop_on_signals(), patience=arguments.patience
+  )
+  return 0
+
+
+def _report(arguments, _) -> int:
+  from offpolicy_rl import report
+
+  print(report.write(pathlib.Path(arguments.run_dir)))
+  return 0
+
+
+_ROLES = {"local": _local, "learner": _learner, "sampler": _sampler, "report": _report}
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""The policy: Flax decoder, KV cache, log-probabilities, sharding."""

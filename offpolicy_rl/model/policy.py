@@ -1,0 +1,90 @@
+"""The decoder as pure functions of a parameter tree: initialise, forward, log-probabilities.
+
+Parameters are nested dicts of arrays; `flatten` gives each leaf a "/"-separated name, the one used
+on the wire and in checkpoints.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+
+from offpolicy_rl.model import decoder, sharding
+
+Params = dict
+
+
+@functools.cache
+def _graph(config: decoder.DecoderConfig):
+  """The module's structure without its parameters."""
+  return nnx.split(nnx.eval_shape(lambda: decoder.Decoder(config, nnx.Rngs(0))))[0]
+
+
+def init(config: decoder.DecoderConfig, key: jax.Array) -> Params:
+  """Fresh float32 parameters."""
+  return nnx.to_pure_dict(nnx.split(decoder.Decoder(config, nnx.Rngs(params=key)))[1])
+
+
+def apply(config: decoder.DecoderConfig, params: Params, tokens, positions, cache=None):
+  """`Decoder.__call__` with explicit parameters."""
+  return nnx.merge(_graph(config), params)(tokens, positions, cache)
+
+
+def param_axes(path, leaf) -> tuple[str | None, ...]:
+  """Logical axes of a parameter, found by the last name in its path.
+
+  Also serves optimizer state: a leaf that mirrors a parameter ends in the parameter's name;
+  anything else (counters) is replicated.
+  """
+  name = next(
+    (p.key for p in reversed(path) if getattr(p, "key", None) in decoder.PARAM_AXES), None
+  )
+  axes = decoder.PARAM_AXES.get(name, ())
+  return axes if len(axes) == leaf.ndim else (None,) * leaf.ndim
+
+
+def param_shardings(mesh, tree):
+  """NamedShardings for parameters, or for any tree that mirrors them."""
+  return sharding.tree_shardings(mesh, tree, param_axes)
+
+
+def flatten(params: Params) -> dict[str, jax.Array]:
+  """Nested parameters -> {path: array}, sorted by path."""
+  return dict(sorted(traverse_util.flatten_dict(params, sep="/").items()))
+
+
+def unflatten(tensors: dict[str, np.ndarray]) -> Params:
+  """Inverse of `flatten`."""
+  return traverse_util.unflatten_dict(tensors, sep="/")
+
+
+class TokenStats(NamedTuple):
+  """Per-token results of a forward pass over whole rows; column 0 has no prediction and is 0."""
+
+  logprobs: jax.Array  # float32 [B, T], log p(token t | tokens < t)
+  entropy: (
+    jax.Array
+  )  # float32 [B, T], entropy in nats of the distribution that token t was drawn from
+
+
+def token_stats(
+  config: decoder.DecoderConfig, params: Params, tokens, temperature: float
+) -> TokenStats:
+  """Log-probability and entropy of each token under softmax(logits / temperature).
+
+  The shift by one between a logit and the token it predicts happens here and nowhere else.
+
+  Args:
+    tokens: int32 [B, T], left aligned.
+    temperature: > 0, that of the sampler.
+  """
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  logits, _ = apply(config, params, tokens, positions)
+  log_p = jax.nn.log_softmax(logits[:, :-1] / temperature)
+  logprobs = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
+  entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+  first = ((0, 0), (1, 0))
+  return TokenStats(jnp.pad(logprobs, first), jnp.pad(entropy, first))

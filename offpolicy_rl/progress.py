@@ -1,0 +1,71 @@
+"""What a person sees while a run goes on: one live line, or plain lines where there is no terminal."""
+
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+PLAIN_SECONDS = 5.0  # between lines where there is no terminal
+
+
+class Progress:
+  """Collects the newest numbers and shows them."""
+
+  def __init__(self, num_steps: int, console: Console | None = None):
+    self._console = console or Console(highlight=False, soft_wrap=True)
+    self._num_steps = num_steps
+    self._live: Live | None = None
+    self._shown = -1e9
+    self._started: tuple[float, int] | None = None  # (time, step) of the first update seen
+    self._heldout = float("nan")
+    self._sampler_rate = float("nan")
+
+  def say(self, text: str) -> None:
+    """A line that stays."""
+    self._console.print(text)
+
+  def heldout(self, accuracy: float) -> None:
+    """Held-out pass@1 of the newest evaluation."""
+    self._heldout = accuracy
+
+  def sampler_rate(self, tokens_per_second: float) -> None:
+    """Completion tokens per second of all samplers together."""
+    self._sampler_rate = tokens_per_second
+
+  def step(self, step: int, row: dict) -> None:
+    """Shows a finished training step."""
+    now = time.monotonic()
+    if self._started is None:
+      self._started = (now, step)
+    line = self.line(step, row, self._seconds_left(now, step))
+    if self._console.is_terminal:
+      if self._live is None:
+        self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+        self._live.start()
+      self._live.update(Text(line, overflow="ellipsis", no_wrap=True))
+    elif now - self._shown >= PLAIN_SECONDS or step + 1 == self._num_steps:
+      self._console.print(line)
+      self._shown = now
+
+  def line(self, step: int, row: dict, seconds_left: float) -> str:
+    """The text of one step."""
+    busy = max(sum(row[k] for k in ("seconds/waiting", "seconds/step", "seconds/publishing")), 1e-9)
+    minutes, seconds = divmod(int(seconds_left), 60)
+    return (
+      f"step {step + 1}/{self._num_steps}  reward {row['reward']:.3f}  "
+      f"held-out {self._heldout:.3f}  entropy {row['entropy']:.3f}  lag {row['lag/mean']:.1f}  "
+      f"learner {row['tokens'] / busy:,.0f} tok/s  sampler {self._sampler_rate:,.0f} tok/s  "
+      f"left {minutes}:{seconds:02d}"
+    )
+
+  def _seconds_left(self, now: float, step: int) -> float:
+    started, first = self._started
+    done = step - first
+    return (now - started) / done * (self._num_steps - step - 1) if done else 0.0
+
+  def stop(self) -> None:
+    """Ends the live line, leaving it on the screen."""
+    if self._live is not None:
+      self._live.stop()
+      self._live = None

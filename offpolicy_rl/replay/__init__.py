@@ -1,0 +1,1 @@
+"""The wait: lag control (admission), the ledger of tickets and groups, batching."""

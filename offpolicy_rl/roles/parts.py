@@ -1,0 +1,56 @@
+"""From the configuration to the parts that both roles share."""
+
+from offpolicy_rl import losses
+from offpolicy_rl.learner import state as state_lib
+from offpolicy_rl.learner import step
+from offpolicy_rl.model import decoder
+from offpolicy_rl.sampler import engine
+from offpolicy_rl.tasks import catalog
+from offpolicy_rl.tasks import vocabulary as vocabulary_lib
+
+
+def model_config(config) -> decoder.DecoderConfig:
+  """The architecture, with the task's vocabulary."""
+  size = catalog.TASKS[config.task.name].vocabulary.size
+  return decoder.DecoderConfig(vocab_size=size, **config.model)
+
+
+def step_choices(config) -> step.StepChoices:
+  """What the learner's step is compiled for."""
+  learner = config.learner
+  optimizer = state_lib.make_optimizer(
+    learning_rate=learner.learning_rate,
+    num_steps=learner.steps,
+    warmup_steps=learner.warmup_steps,
+    schedule=learner.schedule,
+    adam_b1=learner.adam_b1,
+    adam_b2=learner.adam_b2,
+    adam_eps=learner.adam_eps,
+    weight_decay=learner.weight_decay,
+    max_grad_norm=learner.max_grad_norm,
+  )
+  return step.StepChoices(
+    model=model_config(config),
+    objective=losses.objective(**config.objective),
+    optimizer=optimizer,
+    temperature=config.sampler.temperature,
+    microbatches=learner.microbatches,
+  )
+
+
+def make_engine(config) -> engine.Engine:
+  """The generation engine of one sampler."""
+  return engine.Engine(
+    model_config(config),
+    slots=config.sampler.slots,
+    prompts=max(1, config.sampler.slots // config.learner.group_size),
+    max_prompt_tokens=config.task.max_prompt_tokens,
+    max_tokens=config.task.max_completion_tokens,
+    eos=vocabulary_lib.EOS,
+    seed=config.seed,
+  )
+
+
+def row_tokens(config) -> int:
+  """Columns of a batch."""
+  return config.task.max_prompt_tokens + config.task.max_completion_tokens

@@ -1,0 +1,1 @@
+"""The trajectory: generation engine, the worker that answers tickets, evaluation."""

@@ -1,0 +1,93 @@
+"""Held-out evaluation: tickets of their own kind, and what their groups say (greedy, pass@k)."""
+
+import collections
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from offpolicy_rl import types
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+  """Unbiased estimate of P(at least one of k samples is right) from n >= k samples.
+
+  1 - C(n - c, k) / C(n, k): Chen et al., "Evaluating Large Language Models Trained on Code",
+  arXiv 2107.03374.
+  """
+  if not 1 <= k <= num_samples:
+    raise ValueError(f"k: {k}, expected 1 to num_samples = {num_samples}")
+  return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def tickets(examples, *, name: str, version: int, step: int, num_samples: int, temperature: float):
+  """One greedy and one sampled ticket per example, for exactly this version."""
+  made = []
+  for index, example in enumerate(examples):
+    for mode, count, temp in (("greedy", 1, 0.0), ("sampled", num_samples, temperature)):
+      made.append(
+        types.Ticket(
+          ticket_id=f"{types.EVAL}/{name}/{index}/{mode}",
+          kind=types.EVAL,
+          step=step,
+          group_index=index,
+          prompt_tokens=example.prompt_tokens,
+          answer=example.answer,
+          min_version=version,
+          max_version=version,
+          num_completions=count,
+          temperature=temp,
+        )
+      )
+  return made
+
+
+def summarise(groups: list[types.FinishedGroup], k: int) -> dict[str, float]:
+  """Accuracies over problems: greedy, pass@1 and pass@k of the sampled completions.
+
+  `heldout/pass@1_stderr` is the standard error over problems.
+  """
+  correct = lambda g: [t.reward == 1.0 for t in g.group.trajectories]
+  greedy = [float(correct(g)[0]) for g in groups if g.ticket.temperature == 0]
+  sampled = [correct(g) for g in groups if g.ticket.temperature > 0]
+  first = [pass_at_k(len(c), sum(c), 1) for c in sampled]
+  return {
+    "heldout/greedy": float(np.mean(greedy)),
+    "heldout/pass@1": float(np.mean(first)),
+    "heldout/pass@1_stderr": float(np.std(first) / math.sqrt(len(first))),
+    f"heldout/pass@{k}": float(np.mean([pass_at_k(len(c), sum(c), k) for c in sampled])),
+    "heldout/problems": len(sampled),
+  }
+
+
+class Desk:
+  """Asks for evaluations and hands in the results when all their groups are back.
+
+  `ledger` is anything with `add(tickets, first=)` and `take(ticket_ids, timeout)`.
+  """
+
+  def __init__(self, ledger, examples, *, samples: int, temperature: float, write: Callable):
+    """`write(step, metrics)` receives each result."""
+    self._ledger, self._examples = ledger, examples
+    self._samples, self._temperature, self._write = samples, temperature, write
+    self._open: collections.deque = collections.deque()  # (step, phase, ticket ids)
+
+  def ask(self, phase: str, *, version: int, step: int) -> None:
+    """Evaluates `version` before any training ticket is answered."""
+    made = tickets(
+      self._examples, name=f"{phase}-{version}", version=version, step=step,
+      num_samples=self._samples, temperature=self._temperature,
+    )  # fmt: skip
+    self._ledger.add(made, first=True)
+    self._open.append((step, phase, version, [ticket.ticket_id for ticket in made]))
+
+  def collect(self, timeout: float = 0.0) -> bool:
+    """Writes the results that are there; True when none is open any more."""
+    while self._open:
+      step, phase, version, ids = self._open[0]
+      groups = self._ledger.take(ids, timeout)
+      if groups is None:
+        return False
+      self._open.popleft()
+      self._write(step, {"phase": phase, "version": version, **summarise(groups, self._samples)})
+    return True

@@ -1,0 +1,99 @@
+"""The tasks by name: where problems come from, how they read as tokens, who judges the answers.
+
+Free of TensorFlow and seqio, because every sampler host imports it. To add a task, write a function
+that lists problems, and add a `Task` to `TASKS`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+
+from offpolicy_rl.tasks.vocabulary import Vocabulary
+
+TRAIN_SPLIT, HELDOUT_SPLIT = "train", "heldout"
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One question with what the verifier needs to judge an answer to it."""
+
+  question: str
+  answer: str  # JSON
+  demonstration: str  # an answer worth imitating
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A named source of problems."""
+
+  name: str
+  problems: Callable[[], list[Problem]]  # deterministic, both splits together
+  verifier: str  # "module:function", (completion text, answer JSON) -> reward
+  template: str  # text whose words become tokens
+
+  @property
+  def vocabulary(self) -> Vocabulary:
+    """The task's text <-> token ids."""
+    return Vocabulary(self.template)
+
+  def split(self, name: str) -> list[Problem]:
+    """Distinct problems of one split.
+
+    A question belongs to the held-out split or to training by its own hash, so the two can not
+    share one, however the problems were drawn.
+    """
+    distinct = {problem.question: problem for problem in self.problems()}
+    return [p for p in distinct.values() if is_heldout(p.question) == (name == HELDOUT_SPLIT)]
+
+
+def is_heldout(question: str) -> bool:
+  """One question in eight, by hash."""
+  return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
+
+
+def _reasoning_gym(dataset: str, size: int, **options) -> Callable[[], list[Problem]]:
+  """Problems of a reasoning-gym data set, https://github.com/open-thought/reasoning-gym."""
+
+  def problems():
+    import reasoning_gym  # about 2 s to import; only those who need problems pay
+
+    entries = reasoning_gym.create_dataset(dataset, size=size, seed=0, **options)
+    return [
+      Problem(
+        question=entry["question"],
+        answer=json.dumps({"dataset": dataset, "entry": entry}, default=str),
+        demonstration=entry["answer"],
+      )
+      for entry in entries
+    ]
+
+  return problems
+
+
+def _sums() -> list[Problem]:
+  """Every a+b with one-digit a and b."""
+  return [
+    Problem(f"{a}+{b}=", json.dumps(str(a + b)), str(a + b)) for a in range(10) for b in range(10)
+  ]
+
+
+TASKS = {
+  task.name: task
+  for task in (
+    Task(
+      name="chain_sum",
+      problems=_reasoning_gym(
+        "chain_sum", 8_000, min_terms=2, max_terms=2, min_digits=2, max_digits=2
+      ),
+      verifier="offpolicy_rl.tasks.verifiers:reasoning_gym",
+      template="State the final answer to the following arithmetic problem",
+    ),
+    Task(
+      name="sums",
+      problems=_sums,
+      verifier="offpolicy_rl.tasks.verifiers:exact",
+      template="",
+    ),
+  )
+}

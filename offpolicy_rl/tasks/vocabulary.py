@@ -1,0 +1,49 @@
+"""A small lossless vocabulary: characters, plus the words that a task's template repeats."""
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterable
+
+PAD, EOS, UNKNOWN = 0, 1, 2
+_SPECIAL = ("<pad>", "<eos>", "<unk>")
+_CHARACTERS = tuple(chr(c) for c in range(32, 127)) + ("\n",)
+_MULTIPLE = 16  # sizes are rounded up with unused ids, so that a mesh can split the embedding
+_WORD = re.compile(r" ?[A-Za-z]{2,}")
+
+
+class Vocabulary:
+  """Text <-> token ids. Digits are always single tokens, so arithmetic stays visible."""
+
+  def __init__(self, template: str = ""):
+    """`template`: text whose words become one token each."""
+    words = tuple(dict.fromkeys(_WORD.findall(template)))
+    used = _SPECIAL + _CHARACTERS + words
+    self.pieces = used + ("",) * (-len(used) % _MULTIPLE)
+    self._ids = {piece: i for i, piece in enumerate(used) if i >= len(_SPECIAL)}
+    alternatives = sorted(words, key=len, reverse=True)
+    whole = "|".join(rf"{re.escape(word)}(?![A-Za-z])" for word in alternatives)
+    self._split = re.compile(f"{whole}|." if whole else ".", re.DOTALL)
+
+  @property
+  def size(self) -> int:
+    """Number of token ids."""
+    return len(self.pieces)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Digest of all pieces: equal on both sides of the wire or the sampler is refused."""
+    return hashlib.sha256("\0".join(self.pieces).encode()).hexdigest()[:16]
+
+  def encode(self, text: str) -> list[int]:
+    """Token ids of a text; a character outside printable ASCII becomes UNKNOWN."""
+    return [self._ids.get(piece, UNKNOWN) for piece in self._split.findall(text)]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text up to the first end-of-sequence token."""
+    pieces = []
+    for i in ids:
+      if i == EOS:
+        break
+      pieces.append(self.pieces[i] if i >= len(_SPECIAL) else "")
+    return "".join(pieces)

@@ -1,0 +1,1 @@
+"""The wire: trajectory.proto, codec, server, client, weights. No JAX in here."""

@@ -1,0 +1,127 @@
+"""The sampler's end of the wire: calls that retry while the learner is away."""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+
+from offpolicy_rl import types
+from offpolicy_rl.transport import codec, weights
+from offpolicy_rl.transport import trajectory_pb2 as pb
+from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
+from offpolicy_rl.transport.server import PROTOCOL, Identity
+
+_RETRY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN}
+
+
+class SessionLost(Exception):
+  """The learner was restarted: tickets and weights of the old session are void."""
+
+
+class LearnerGone(ConnectionError):
+  """The learner did not answer for as long as we are willing to wait."""
+
+
+class Refused(RuntimeError):
+  """The learner does not want this sampler, or one of its messages; says why."""
+
+
+class LearnerClient:
+  """One sampler's connection. Methods block; `heartbeat` may run in another thread."""
+
+  def __init__(
+    self,
+    address: str,
+    sampler_id: str,
+    *,
+    reconnect_seconds: float = 60.0,
+    max_message_mb: int = 64,
+  ):
+    limit = max_message_mb << 20
+    options = [
+      ("grpc.max_receive_message_length", limit),
+      ("grpc.max_send_message_length", limit),
+      ("grpc.initial_reconnect_backoff_ms", 100),
+      ("grpc.max_reconnect_backoff_ms", 2000),
+    ]
+    self._channel = grpc.insecure_channel(address, options=options)
+    self._stub = rpc.LearnerStub(self._channel)
+    self._address, self._id = address, sampler_id
+    self._patience = reconnect_seconds
+    self._session = ""
+    self._stopping = threading.Event()
+
+  def stop(self) -> None:
+    """Ends waiting calls with LearnerGone; safe from a signal handler."""
+    self._stopping.set()
+
+  def close(self) -> None:
+    """Closes the connection."""
+    self._channel.close()
+
+  def set_patience(self, reconnect_seconds: float) -> None:
+    """How long to look for a lost learner, in seconds."""
+    self._patience = reconnect_seconds
+
+  def hello(self) -> Identity:
+    """Joins, or joins again after SessionLost."""
+    request = pb.HelloRequest(protocol=PROTOCOL, sampler_id=self._id)
+    reply = self._call(lambda: self._stub.Hello(request, timeout=10))
+    self._session = reply.session
+    return Identity(reply.session, reply.run_id, reply.config_json, reply.vocabulary_fingerprint)
+
+  def lease(self, limit: int, wait_seconds: float = 5.0) -> list[types.Ticket] | None:
+    """Up to `limit` tickets, [] when there was none in time, None when the run is over."""
+    request = pb.LeaseRequest(
+      session=self._session, sampler_id=self._id, credits=limit, wait_seconds=wait_seconds
+    )
+    reply = self._call(lambda: self._stub.Lease(request, timeout=wait_seconds + 10))
+    if reply.run_finished:
+      return None
+    return [codec.decode_ticket(ticket) for ticket in reply.tickets]
+
+  def heartbeat(self, stats: dict[str, float]) -> None:
+    """Keeps our leases alive. Raises grpc.RpcError; the next beat is the retry."""
+    request = pb.HeartbeatRequest(session=self._session, sampler_id=self._id, stats=stats)
+    self._stub.Heartbeat(request, timeout=10)
+
+  def pull_weights(
+    self, min_version: int, max_version: int, held_version: int, max_bytes: int
+  ) -> tuple[int, weights.Tensors | None]:
+    """Newest version within the bounds; tensors None when it is the one we hold."""
+    request = pb.WeightsRequest(
+      session=self._session, sampler_id=self._id,
+      min_version=min_version, max_version=max_version, held_version=held_version,
+    )  # fmt: skip
+    receive = lambda: weights.receive(self._stub.PullWeights(request, timeout=600), max_bytes)
+    return self._call(receive)
+
+  def push(self, groups: list[types.Group]) -> list[pb.Ack]:
+    """Sends groups until each is acknowledged; Refused when the learner says one is malformed."""
+    messages = [codec.encode_group(group, self._session, self._id) for group in groups]
+    acks = self._call(lambda: list(self._stub.Push(iter(messages), timeout=120)))
+    for ack in acks:
+      if ack.verdict == pb.VERDICT_REFUSED:
+        raise Refused(ack.reason)
+    return acks
+
+  def _call(self, function: Callable):
+    """Retries with growing, jittered pauses; a call may arrive twice, which the learner notices."""
+    pause, give_up = 0.1, None
+    while True:
+      try:
+        return function()
+      except grpc.RpcError as error:
+        code = error.code()
+        if code == grpc.StatusCode.ABORTED:
+          raise SessionLost(error.details()) from None
+        if code not in _RETRY:
+          raise Refused(f"{self._address}: {error.details()}") from None
+      now = time.monotonic()
+      give_up = give_up or now + self._patience
+      if now > give_up or self._stopping.is_set():
+        raise LearnerGone(f"no learner at {self._address} for {self._patience:.0f} s")
+      self._stopping.wait(pause * random.uniform(0.5, 1.5))
+      pause = min(2 * pause, 5.0)

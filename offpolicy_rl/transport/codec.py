@@ -1,0 +1,194 @@
+"""Python types <-> protobuf messages. Everything that comes from outside is checked here.
+
+Why protobuf with raw bytes for arrays: a typed schema that any language can read, no pickle (so no
+code runs on decoding), and arrays cost one copy.
+"""
+
+import math
+
+import ml_dtypes
+import numpy as np
+
+from offpolicy_rl import types
+from offpolicy_rl.transport import trajectory_pb2 as pb
+
+_DTYPES = {
+  pb.DTYPE_INT32: np.dtype("<i4"),
+  pb.DTYPE_FLOAT32: np.dtype("<f4"),
+  pb.DTYPE_BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_KINDS = {types.TRAIN: pb.KIND_TRAIN, types.EVAL: pb.KIND_EVAL}
+_KIND_NAMES = {code: name for name, code in _KINDS.items()}
+
+
+class WireError(ValueError):
+  """A message that may not be used: names the field, the value and what was expected."""
+
+
+def _refuse(field: str, value, expected: str):
+  raise WireError(f"{field}: got {value!r}, expected {expected}")
+
+
+def dtype_code(dtype: np.dtype) -> int:
+  """Wire code of a numpy dtype; raises WireError for one that has none."""
+  dtype = np.dtype(dtype)
+  if dtype not in _CODES:
+    _refuse("dtype", str(dtype), f"one of {[str(d) for d in _CODES]}")
+  return _CODES[dtype]
+
+
+def dtype_of(code: int, field: str) -> np.dtype:
+  """numpy dtype of a wire code; raises WireError for an unknown one."""
+  if code not in _DTYPES:
+    _refuse(f"{field}.dtype", code, f"one of {sorted(_DTYPES)}")
+  return _DTYPES[code]
+
+
+def encode_tensor(array: np.ndarray) -> pb.Tensor:
+  """Array of any rank -> Tensor message."""
+  return pb.Tensor(dtype=dtype_code(array.dtype), shape=array.shape, data=array.tobytes())
+
+
+def decode_tensor(message: pb.Tensor, field: str, dtype, rank: int) -> np.ndarray:
+  """Tensor message -> read-only array of exactly this dtype and rank."""
+  found = dtype_of(message.dtype, field)
+  if found != np.dtype(dtype):
+    _refuse(f"{field}.dtype", str(found), str(np.dtype(dtype)))
+  shape = tuple(message.shape)
+  if len(shape) != rank:
+    _refuse(f"{field}.shape", shape, f"{rank} dimension(s)")
+  expected_bytes = math.prod(shape) * found.itemsize
+  if len(message.data) != expected_bytes:
+    _refuse(f"{field}.data", f"{len(message.data)} bytes", f"{expected_bytes} bytes for {shape}")
+  return np.frombuffer(message.data, found).reshape(shape)
+
+
+def encode_ticket(ticket: types.Ticket) -> pb.Ticket:
+  """Ticket -> message."""
+  return pb.Ticket(
+    ticket_id=ticket.ticket_id,
+    kind=_KINDS[ticket.kind],
+    step=ticket.step,
+    group_index=ticket.group_index,
+    prompt_tokens=encode_tensor(ticket.prompt_tokens),
+    answer=ticket.answer,
+    min_version=ticket.min_version,
+    max_version=ticket.max_version,
+    num_completions=ticket.num_completions,
+    temperature=ticket.temperature,
+  )
+
+
+def decode_ticket(message: pb.Ticket) -> types.Ticket:
+  """Message -> Ticket; raises WireError naming the first bad field."""
+  if message.kind not in _KIND_NAMES:
+    _refuse("ticket.kind", message.kind, f"one of {sorted(_KIND_NAMES)}")
+  if not message.ticket_id:
+    _refuse("ticket.ticket_id", "", "a non-empty string")
+  if message.num_completions < 1:
+    _refuse("ticket.num_completions", message.num_completions, "at least 1")
+  if not (math.isfinite(message.temperature) and message.temperature >= 0):
+    _refuse("ticket.temperature", message.temperature, "a finite number >= 0")
+  if message.min_version > message.max_version:
+    _refuse("ticket.min_version", message.min_version, f"at most {message.max_version}")
+  prompt = decode_tensor(message.prompt_tokens, "ticket.prompt_tokens", np.int32, 1)
+  if not prompt.size:
+    _refuse("ticket.prompt_tokens.shape", prompt.shape, "at least one token")
+  return types.Ticket(
+    ticket_id=message.ticket_id,
+    kind=_KIND_NAMES[message.kind],
+    step=message.step,
+    group_index=message.group_index,
+    prompt_tokens=prompt,
+    answer=message.answer,
+    min_version=message.min_version,
+    max_version=message.max_version,
+    num_completions=message.num_completions,
+    temperature=message.temperature,
+  )
+
+
+def _encode_versions(versions: np.ndarray) -> list[pb.VersionRun]:
+  """int32 [T] -> run lengths."""
+  if not versions.size:
+    return []
+  starts = np.flatnonzero(np.diff(versions, prepend=versions[0] - 1))
+  lengths = np.diff(np.append(starts, versions.size))
+  return [
+    pb.VersionRun(version=int(versions[start]), length=int(length))
+    for start, length in zip(starts, lengths, strict=True)
+  ]
+
+
+def _decode_versions(runs, length: int, field: str) -> np.ndarray:
+  """Run lengths -> int32 [length]; the sum is checked before anything is allocated."""
+  total = sum(run.length for run in runs)
+  if total != length:
+    _refuse(field, f"runs of {total} tokens in all", f"{length} tokens")
+  return np.repeat(
+    np.array([run.version for run in runs], np.int32), np.array([run.length for run in runs], int)
+  )
+
+
+def encode_group(group: types.Group, session: str, sampler_id: str) -> pb.Group:
+  """Group -> message, signed with the session that leased its ticket."""
+  return pb.Group(
+    session=session,
+    sampler_id=sampler_id,
+    ticket_id=group.ticket_id,
+    verifier_failures=group.verifier_failures,
+    trajectories=[
+      pb.Trajectory(
+        tokens=encode_tensor(t.tokens),
+        logprobs=encode_tensor(t.logprobs),
+        versions=_encode_versions(t.versions),
+        finished=t.finished,
+        reward=t.reward,
+      )
+      for t in group.trajectories
+    ],
+  )
+
+
+def decode_group(message: pb.Group) -> types.Group:
+  """Message -> Group whose arrays have the right dtype, rank and equal lengths.
+
+  What only the learner can judge (ticket, vocabulary, admitted versions) is `check_group`'s work.
+  """
+  trajectories = []
+  for i, t in enumerate(message.trajectories):
+    field = f"group.trajectories[{i}]"
+    tokens = decode_tensor(t.tokens, f"{field}.tokens", np.int32, 1)
+    logprobs = decode_tensor(t.logprobs, f"{field}.logprobs", np.float32, 1)
+    if logprobs.shape != tokens.shape:
+      _refuse(f"{field}.logprobs.shape", logprobs.shape, f"{tokens.shape}, that of tokens")
+    versions = _decode_versions(t.versions, tokens.size, f"{field}.versions")
+    trajectories.append(types.Trajectory(tokens, logprobs, versions, t.finished, t.reward))
+  if message.verifier_failures > len(trajectories):
+    _refuse("group.verifier_failures", message.verifier_failures, f"at most {len(trajectories)}")
+  return types.Group(message.ticket_id, tuple(trajectories), message.verifier_failures)
+
+
+def check_group(
+  group: types.Group, ticket: types.Ticket, *, vocab_size: int, max_tokens: int
+) -> None:
+  """Raises WireError when `group` is no valid answer to `ticket`."""
+  if len(group.trajectories) != ticket.num_completions:
+    _refuse("group.trajectories", len(group.trajectories), f"{ticket.num_completions} completions")
+  for i, t in enumerate(group.trajectories):
+    field = f"group.trajectories[{i}]"
+    if not 1 <= t.tokens.size <= max_tokens:
+      _refuse(f"{field}.tokens", f"{t.tokens.size} tokens", f"1 to {max_tokens}")
+    if t.tokens.min() < 0 or t.tokens.max() >= vocab_size:
+      bad = t.tokens[(t.tokens < 0) | (t.tokens >= vocab_size)][0]
+      _refuse(f"{field}.tokens", int(bad), f"token ids in [0, {vocab_size})")
+    good = np.isfinite(t.logprobs) & (t.logprobs <= 0)
+    if not good.all():
+      _refuse(f"{field}.logprobs", float(t.logprobs[~good][0]), "finite numbers <= 0")
+    if not math.isfinite(t.reward):
+      _refuse(f"{field}.reward", t.reward, "a finite number")
+    for version in np.unique(t.versions):
+      if not ticket.accepts(int(version)):
+        expected = f"in [{ticket.min_version}, {ticket.max_version}]"
+        _refuse(f"{field}.versions", int(version), expected)

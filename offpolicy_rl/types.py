@@ -1,0 +1,81 @@
+"""The data that travels: ticket -> trajectory -> group -> batch.
+
+Sizes: B rows, T tokens, P prompt tokens, G completions per prompt (one group).
+
+A *version* is the number of optimizer updates that made the parameters. Version 0 is the initial
+policy of reinforcement learning; `RAW_VERSION` names the one before the supervised warm start,
+which is only ever evaluated.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TRAIN, EVAL = "train", "eval"
+RAW_VERSION = -1
+NO_VERSION = -2  # padding in version arrays; "I hold no weights yet" in a pull
+
+
+@dataclasses.dataclass(frozen=True)
+class Ticket:
+  """Permission to sample one group: what to answer, how often, and with which versions.
+
+  Made by the learner, leased to a sampler, answered by a `Group` with the same id.
+  """
+
+  ticket_id: str  # unique within a run, e.g. "train/12/3"; readable in logs
+  kind: str  # TRAIN or EVAL
+  step: int  # TRAIN: the step that will consume it; EVAL: the step it was asked at
+  group_index: int  # position in the stream of prompts; seeds the sampling keys
+  prompt_tokens: np.ndarray  # int32 [P]
+  answer: str  # JSON answer data, understood by the task's verifier
+  min_version: int  # inclusive
+  max_version: int  # inclusive
+  num_completions: int  # G
+  temperature: float  # 0 = greedy
+
+  def accepts(self, version: int) -> bool:
+    """Whether this ticket may be sampled with `version`."""
+    return self.min_version <= version <= self.max_version
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+  """One completion, as it was sampled and scored."""
+
+  tokens: np.ndarray  # int32 [T], the end-of-sequence token included when it was emitted
+  logprobs: np.ndarray  # float32 [T], log p of the distribution really sampled from
+  versions: np.ndarray  # int32 [T], the version that sampled each token
+  finished: bool  # True = ended by itself, False = cut at the length limit
+  reward: float = float("nan")  # set by the verifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The scored completions that answer one ticket."""
+
+  ticket_id: str
+  trajectories: tuple[Trajectory, ...]  # G of them
+  verifier_failures: int = 0  # completions whose verifier crashed or timed out (reward 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedGroup:
+  """A group in the learner's hands, joined with its ticket."""
+
+  ticket: Ticket
+  group: Group
+  arrival_version: int  # newest version when it arrived: splits lag into in flight / in queue
+
+
+class Batch(NamedTuple):
+  """What one step consumes. Row b holds a prompt and its completion, left aligned."""
+
+  tokens: Any  # int32 [B, T]
+  valid_mask: Any  # bool [B, T], True = not padding
+  loss_mask: Any  # bool [B, T], True = a completion token that contributes to the loss
+  sampler_logprobs: Any  # float32 [B, T], 0 where loss_mask is False
+  versions: Any  # int32 [B, T], NO_VERSION where loss_mask is False
+  rewards: Any  # float32 [B]
+  group_ids: Any  # int32 [B], rows with the same id answer the same prompt

@@ -1,0 +1,68 @@
+"""Packaging: dependencies, extras, the console script and the generated wire code."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = pathlib.Path(__file__).parent
+PROTO = "offpolicy_rl/transport/trajectory.proto"
+
+
+class BuildWithProto(build_py):
+  """Generates the protobuf and gRPC modules beside their .proto before collecting packages."""
+
+  def run(self):
+    from grpc_tools import protoc
+
+    arguments = ["protoc", "-I.", "--python_out=.", "--pyi_out=.", "--grpc_python_out=.", PROTO]
+    if protoc.main(arguments) != 0:
+      raise SystemExit(f"protoc could not compile {PROTO}")
+    super().run()
+
+
+# Lower bounds: the oldest versions the suite was run with. Upper bounds: the next untried series.
+REQUIRES = [
+  "jax>=0.12.0,<0.13",
+  "flax>=0.12.12,<0.13",
+  "optax>=0.2.8,<0.3",
+  "orbax-checkpoint>=0.12.8,<0.13",
+  "ml-collections>=1.1.0,<2",
+  "absl-py>=2.3,<3",
+  "numpy>=2.1,<3",
+  "grpcio>=1.85.1,<2",
+  "protobuf>=7.36.2,<8",
+  "seqio>=0.0.20,<0.1",
+  "tensorflow>=2.21,<2.22",
+  "tensorflow-text>=2.21,<2.22",
+  "tensorflow-datasets>=4.9.10,<5",
+  "tensorboardX>=2.6.5,<3",
+  "pebble>=5.1,<6",
+  "rich>=14,<16",
+]
+
+EXTRAS = {
+  "tpu": ["jax[tpu]>=0.12.0,<0.13"],
+  "cuda": ["jax[cuda13]>=0.12.0,<0.13"],
+  "aot": ["jax[tpu]>=0.12.0,<0.13"],  # libtpu's compiler, used on machines without a TPU
+  "gym": ["reasoning-gym==0.1.25"],  # the demo's task; builds pycosat, so it needs a C compiler
+  "hf": ["tokenizers>=0.22,<0.24", "safetensors>=0.6,<0.9"],
+  "bench": ["matplotlib>=3.9,<4"],
+  "test": ["pytest>=9,<10", "pytest-timeout>=2.4,<3", "hypothesis>=6.130,<7", "ruff>=0.14,<1"],
+}
+
+setup(
+  name="offpolicy-rl",
+  version="0.1.0",
+  description="Off-policy reinforcement learning of LLM reasoning on JAX",
+  long_description=(ROOT / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.12",
+  packages=find_packages(include=["offpolicy_rl", "offpolicy_rl.*"]),
+  package_data={"offpolicy_rl.transport": ["*.proto"]},
+  install_requires=REQUIRES,
+  extras_require=EXTRAS,
+  entry_points={"console_scripts": ["offpolicy-rl = offpolicy_rl.main:main"]},
+  cmdclass={"build_py": BuildWithProto},
+)
