@@ -249,7 +249,10 @@ def _initial_state(me: _Learner, train, desk: evaluation.Desk):
 def _warm_start(me: _Learner, state, train, desk) -> state_lib.TrainState:
   settings = me.config.warm_start
   optimizer = state_lib.make_optimizer(
-    learning_rate=settings.learning_rate, num_steps=settings.steps, schedule="cosine"
+    learning_rate=settings.learning_rate,
+    num_steps=settings.steps,
+    warmup_steps=settings.steps // 20,
+    schedule="cosine",
   )
   choices = dataclasses.replace(me.choices, optimizer=optimizer)
   demonstrations = stream.PromptStream(train, me.config.seed + 1)

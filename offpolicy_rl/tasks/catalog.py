@@ -90,6 +90,12 @@ TASKS = {
       template="State the final answer to the following arithmetic problem",
     ),
     Task(
+      name="spell_backward",
+      problems=_reasoning_gym("spell_backward", 10_000, min_word_len=3, max_word_len=7),
+      verifier="offpolicy_rl.tasks.verifiers:reasoning_gym",
+      template="Spell this word backward (example: sun -> nus)",
+    ),
+    Task(
       name="sums",
       problems=_sums,
       verifier="offpolicy_rl.tasks.verifiers:exact",

@@ -1,0 +1,112 @@
+"""Configurations: all cards build, wrong keys and values are refused by name."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl import losses
+from tests.conftest import ROOT
+
+CARDS = [p for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in ("__init__", "models")]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda p: p.stem)
+def test_every_card_is_valid_and_locked(card):
+  config = config_lib.load(str(card))
+  config_lib.validate(config)
+  assert config.is_locked
+  assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
+
+
+def test_every_key_of_base_is_checked():
+  keys = set(config_lib.flatten(config_lib.load(str(ROOT / "configs" / "base.py"))))
+  unchecked = keys - set(config_lib._CHECKS)
+  assert unchecked == {"model.tied_embeddings", "objective.kappa"}  # any value of their type is good
+  assert set(config_lib._CHECKS) <= keys
+
+
+def test_the_objectives_known_to_the_checks_are_those_that_exist():
+  assert set(config_lib._OBJECTIVES) == set(losses.PRESETS)
+
+
+WRONG = [
+  ("objective.name=ppo", "objective.name: got 'ppo', expected one of beta_shift, grpo, oapl"),
+  ("objective.beta=0", "objective.beta: got 0.0, expected a number > 0"),
+  ("objective.beta=nan", "objective.beta: got nan"),
+  ("learner.learning_rate=inf", "learner.learning_rate: got inf"),
+  ("mesh.data=3", "mesh.data, mesh.fsdp, learner.microbatches: got 3 x 1 x 1"),
+  ("mesh.tensor=2", "mesh.tensor: got 2, expected a divisor of model.num_kv_heads = 1"),
+  ("learner.microbatches=5", "got 1 x 1 x 5, expected a divisor of the 32 rows"),
+  ("lag.max_lag=-1", "lag.max_lag: got -1, expected at least 0"),
+  ("lag.mode=sometimes", "lag.mode: got 'sometimes', expected one of async, fixed, periodic"),
+  ("learner.group_size=1", "learner.group_size: got 1, expected at least 2"),
+  ("sampler.slots=2", "sampler.slots: got 2, expected at least 4"),
+  ("sampler.temperature=0", "sampler.temperature: got 0.0"),
+  ("task.name=chess", "task.name: got 'chess', expected one of"),
+  ("transport.lease_seconds=0.6", "transport.heartbeat_seconds: got 0.5, expected at most half"),
+  ("lag.max_lag=two", "--config.lag.max_lag: got 'two', expected int"),
+  ("objective.bta=1", "--config.objective.bta: unknown key, expected one of: objective."),
+  ("objective=1", "--config.objective: unknown key"),
+  ("nothing.here=1", "--config.nothing.here: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("assignment", "message"), WRONG, ids=lambda x: x[:30])
+def test_wrong_values_are_refused_by_name(tiny_config, assignment, message):
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.override(tiny_config, [tuple(assignment.split("="))])
+    config_lib.validate(tiny_config)
+  assert message in str(error.value)
+
+
+def test_periodic_mode_needs_a_period(tiny_config):
+  config_lib.override(tiny_config, [("lag.mode", "periodic"), ("lag.max_lag", "0")])
+  with pytest.raises(config_lib.ConfigError, match="at least 1 in mode periodic"):
+    config_lib.validate(tiny_config)
+
+
+def test_overrides_keep_the_type_of_the_key(tiny_config):
+  pairs = [("objective.beta", "1"), ("model.tied_embeddings", "false"), ("objective.kappa", "none")]
+  config_lib.override(tiny_config, pairs)
+  assert tiny_config.objective.beta == 1.0 and isinstance(tiny_config.objective.beta, float)
+  assert tiny_config.model.tied_embeddings is False
+  assert tiny_config.objective.kappa is None
+
+
+def command(*arguments: str) -> tuple[subprocess.CompletedProcess, float]:
+  start = time.monotonic()
+  done = subprocess.run(
+    [sys.executable, "-m", "offpolicy_rl.main", *arguments], capture_output=True, text=True, cwd=ROOT
+  )
+  return done, time.monotonic() - start
+
+
+def test_the_command_line_refuses_before_anything_starts(tmp_path):
+  run_dir = tmp_path / "run"
+  wrong = "--config.objective.name=ppo"
+  done, seconds = command("local", "--config=configs/test.py", wrong, f"--run_dir={run_dir}")
+  assert done.returncode == 2
+  assert "objective.name: got 'ppo', expected one of" in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not run_dir.exists()
+  assert seconds < 2  # the issue's bound is one second on an idle machine
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["learner"], "--config: missing"),
+    (["learner", "--config=nowhere.py"], "--config: no file nowhere.py"),
+    (["learner", "--config=configs/test.py", "--resume"], "--run_dir: missing"),
+    (["local", "--config=configs/test.py", "--samplers=0"], "--samplers: got 0"),
+    (["sampler", "--learner=x:1", "--config.seed=1"], "a sampler is configured by its learner"),
+  ],
+)
+def test_wrong_arguments_get_one_clear_line(arguments, message):
+  done, _ = command(*arguments)
+  assert done.returncode == 2
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr

@@ -1,0 +1,25 @@
+"""Settings for every test, and the small pieces that many of them share."""
+
+import os
+
+# Before JAX starts: eight virtual devices for the sharding tests, silence from TensorFlow.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pathlib
+
+import jax
+import pytest
+
+from offpolicy_rl import config as config_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def tiny_config():
+  """configs/test.py: the hermetic task and a tiny model, unlocked values may be changed."""
+  return config_lib.load(str(ROOT / "configs" / "test.py"))

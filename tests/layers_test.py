@@ -1,0 +1,100 @@
+"""Imports point one way; heavy packages stay where they belong."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "offpolicy_rl"
+
+# folder or top-level module -> what it may import from the package
+BASE = {"types"}
+ALLOWED = {
+  "types": set(),
+  "metrics": set(),
+  "progress": set(),
+  "report": {"metrics"},
+  "tasks": BASE,
+  "model": BASE,
+  "losses": BASE,
+  "replay": BASE,
+  "transport": BASE,
+  "config": {"replay", "tasks"},
+  "sampler": BASE | {"model", "tasks"},
+  "learner": BASE | {"model", "losses", "replay"},
+  "roles": None,  # everything
+  "main": None,
+}
+
+
+def imported_rooms(path: pathlib.Path) -> set[str]:
+  """First parts below offpolicy_rl that a file imports, at any depth of the code."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}: relative import"
+      names = [f"{node.module}.{alias.name}" for alias in node.names]
+    else:
+      continue
+    found |= {name.split(".")[1] for name in names if name.startswith("offpolicy_rl.")}
+  return found - {"__version__"}
+
+
+def room(path: pathlib.Path) -> str:
+  return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = [p for p in sorted(PACKAGE.rglob("*.py")) if "_pb2" not in p.name and room(p) != "__init__"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_follow_the_rule(path):
+  allowed = ALLOWED[room(path)]
+  if allowed is not None:
+    assert imported_rooms(path) - {room(path)} <= allowed
+
+
+def test_every_room_is_covered_and_has_files():
+  assert {room(path) for path in FILES} == set(ALLOWED)
+
+
+def test_only_tasks_import_tensorflow_and_seqio():
+  for path in FILES:
+    heavy = {
+      name.split(".")[0]
+      for node in ast.walk(ast.parse(path.read_text()))
+      for name in (
+        [a.name for a in node.names]
+        if isinstance(node, ast.Import)
+        else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+      )
+    } & {"seqio", "tensorflow", "tensorflow_datasets"}
+    assert not heavy or path.name == "seqio_tasks.py", path
+
+
+def loaded_after(statement: str) -> set[str]:
+  code = f"import sys; {statement}; print(*sys.modules)"
+  output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+  return set(output.stdout.split())
+
+
+def test_a_sampler_never_loads_tensorflow():
+  loaded = loaded_after("import offpolicy_rl.roles.sampler")
+  assert "jax" in loaded
+  assert not loaded & {"tensorflow", "seqio"}
+
+
+def test_a_learner_loads_tensorflow_only_for_its_prompts():
+  assert not loaded_after("import offpolicy_rl.roles.learner") & {"tensorflow", "seqio"}
+
+
+def test_checking_a_configuration_loads_no_jax():
+  assert not loaded_after("import offpolicy_rl.main, offpolicy_rl.config") & {"jax", "tensorflow"}
+
+
+def test_the_wire_needs_no_jax():
+  assert "jax" not in loaded_after("import offpolicy_rl.transport.client")

@@ -1,0 +1,198 @@
+"""Tickets and groups: every ticket enters exactly one batch, whatever samplers do."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from offpolicy_rl import types
+from offpolicy_rl.replay.ledger import Ledger, Verdict
+
+
+def ticket(name: str, low: int = 0, high: int = 0) -> types.Ticket:
+  return types.Ticket(name, types.TRAIN, 0, 0, np.array([1], np.int32), "", low, high, 2, 1.0)
+
+
+def group(name: str) -> types.Group:
+  return types.Group(name, ())
+
+
+class Clock:
+  def __init__(self):
+    self.now = 0.0
+
+  def __call__(self):
+    return self.now
+
+
+def names(tickets):
+  return [t.ticket_id for t in tickets]
+
+
+def test_tickets_are_leased_in_order_and_evaluation_first():
+  book = Ledger(lease_seconds=10)
+  book.add([ticket("a"), ticket("b")])
+  book.add([ticket("e0"), ticket("e1")], first=True)
+  assert names(book.lease("s", 3, timeout=0)) == ["e0", "e1", "a"]
+  assert names(book.lease("t", 3, timeout=0)) == ["b"]
+  assert book.lease("s", 3, timeout=0) == []
+
+
+def test_a_lease_holds_only_tickets_that_one_version_can_serve():
+  book = Ledger(lease_seconds=10)
+  book.add([ticket("a", 0, 2), ticket("b", 1, 3), ticket("c", 2, 2), ticket("d", 3, 3)])
+  assert names(book.lease("s", 9, timeout=0)) == ["a", "b", "c"]
+  assert names(book.lease("s", 9, timeout=0)) == ["d"]
+
+
+def test_an_expired_lease_goes_back_to_the_front():
+  clock = Clock()
+  book = Ledger(lease_seconds=10, clock=clock)
+  book.add([ticket("a"), ticket("b"), ticket("c")])
+  assert names(book.lease("dead", 2, timeout=0)) == ["a", "b"]
+  clock.now = 9
+  assert names(book.lease("alive", 2, timeout=0)) == ["c"]
+  clock.now = 11
+  assert names(book.lease("alive", 2, timeout=0)) == ["a", "b"]
+  assert book.audit()["expired"] == 2
+
+
+def test_a_heartbeat_keeps_a_lease():
+  clock = Clock()
+  book = Ledger(lease_seconds=10, clock=clock)
+  book.add([ticket("a")])
+  book.lease("slow", 1, timeout=0)
+  for clock.now in (8, 16, 24):
+    book.heartbeat("slow")
+    assert book.lease("other", 1, timeout=0) == []
+  clock.now = 35
+  assert names(book.lease("other", 1, timeout=0)) == ["a"]
+
+
+def test_the_first_answer_wins_and_the_second_is_a_duplicate():
+  clock = Clock()
+  book = Ledger(lease_seconds=10, clock=clock)
+  book.add([ticket("a")])
+  book.lease("slow", 1, timeout=0)
+  clock.now = 20
+  book.lease("quick", 1, timeout=0)
+  assert book.finish(group("a"), 5) is Verdict.ACCEPTED
+  assert book.finish(group("a"), 5) is Verdict.DUPLICATE
+  [taken] = book.take(["a"], timeout=0)
+  assert taken.arrival_version == 5
+  assert book.finish(group("a"), 6) is Verdict.DUPLICATE  # also after it was used
+
+
+def test_an_answer_to_an_expired_lease_still_counts_once():
+  clock = Clock()
+  book = Ledger(lease_seconds=10, clock=clock)
+  book.add([ticket("a")])
+  book.lease("slow", 1, timeout=0)
+  clock.now = 20
+  book.lease("nobody", 0, timeout=0)  # notices the expiry, the ticket is queued again
+  assert book.finish(group("a"), 0) is Verdict.ACCEPTED
+  assert book.lease("other", 1, timeout=0) == []
+
+
+def test_unknown_tickets_are_told_apart():
+  assert Ledger(10).finish(group("never"), 0) is Verdict.UNKNOWN
+
+
+def test_a_leaving_sampler_returns_its_tickets():
+  book = Ledger(lease_seconds=10)
+  book.add([ticket("a"), ticket("b")])
+  book.lease("s", 2, timeout=0)
+  assert book.release("s") == 2
+  assert names(book.lease("t", 2, timeout=0)) == ["a", "b"]
+
+
+def test_a_ticket_can_not_be_added_twice():
+  book = Ledger(10)
+  book.add([ticket("a")])
+  with pytest.raises(ValueError, match="'a' was added before"):
+    book.add([ticket("a")])
+
+
+def test_take_waits_for_all_groups_and_keeps_the_order_asked_for():
+  book = Ledger(lease_seconds=10)
+  book.add([ticket("a"), ticket("b")])
+  book.finish(group("b"), 0)
+  assert book.take(["a", "b"], timeout=0.01) is None
+  threading.Timer(0.1, book.finish, (group("a"), 0)).start()
+  assert [g.ticket.ticket_id for g in book.take(["b", "a"], timeout=5)] == ["b", "a"]
+
+
+def test_lease_waits_for_a_ticket_and_close_wakes_it():
+  book = Ledger(lease_seconds=10)
+  threading.Timer(0.1, book.add, ([ticket("a")],)).start()
+  assert names(book.lease("s", 1, timeout=5)) == ["a"]
+  threading.Timer(0.1, book.close).start()
+  start = time.monotonic()
+  assert book.lease("s", 1, timeout=5) == []
+  assert time.monotonic() - start < 2
+
+
+def test_needed_versions_are_those_samplers_will_ask_for():
+  book = Ledger(lease_seconds=10)
+  book.add([ticket("exact", 3, 3), ticket("range", 2, 9), ticket("done", 1, 1)])
+  book.finish(group("done"), 0)
+  assert book.needed_versions(newest=7) == {3, 7}
+
+
+class LedgerMachine(RuleBasedStateMachine):
+  """Any order of additions, leases, deaths, answers and batches loses and doubles nothing."""
+
+  def __init__(self):
+    super().__init__()
+    self.clock = Clock()
+    self.book = Ledger(lease_seconds=10, clock=self.clock)
+    self.added, self.finished, self.taken = [], set(), []
+
+  @rule(count=st.integers(1, 4))
+  def add(self, count):
+    fresh = [f"t{len(self.added) + i}" for i in range(count)]
+    self.book.add([ticket(name) for name in fresh])
+    self.added += fresh
+
+  @rule(sampler=st.sampled_from("xyz"), limit=st.integers(1, 5))
+  def lease(self, sampler, limit):
+    leased = names(self.book.lease(sampler, limit, timeout=0))
+    assert not set(leased) & self.finished
+
+  @rule(seconds=st.floats(0, 15))
+  def wait(self, seconds):
+    self.clock.now += seconds
+
+  @rule(sampler=st.sampled_from("xyz"))
+  def die(self, sampler):
+    self.book.release(sampler)
+
+  @rule(data=st.data())
+  def answer(self, data):
+    if self.added:
+      name = data.draw(st.sampled_from(self.added))
+      first = name not in self.finished
+      expected = Verdict.ACCEPTED if first else Verdict.DUPLICATE
+      assert self.book.finish(group(name), 0) is expected
+      self.finished.add(name)
+
+  @rule()
+  def take_all_finished(self):
+    ready = [n for n in self.added if n in self.finished and n not in self.taken]
+    groups = self.book.take(ready, timeout=0)
+    assert [g.ticket.ticket_id for g in groups] == ready
+    self.taken += ready
+
+  @invariant()
+  def the_books_balance(self):
+    audit = self.book.audit()
+    assert audit["queued"] + audit["out"] + audit["waiting"] + audit["taken"] == len(self.added)
+    assert len(self.taken) == len(set(self.taken)) == audit["taken"]
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
