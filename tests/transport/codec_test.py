@@ -1,0 +1,204 @@
+"""What goes over the wire comes back equal; what is malformed is refused by field."""
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offpolicy_rl import types
+from offpolicy_rl.transport import codec
+from offpolicy_rl.transport import trajectory_pb2 as pb
+
+TENSORS = {
+  "int32 vector": np.arange(5, dtype=np.int32),
+  "int32 extremes": np.array([-(2**31), 2**31 - 1], np.int32),
+  "empty": np.zeros(0, np.int32),
+  "float32 matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
+  "float32 specials": np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32),
+  "float32 scalar": np.array(1.5, np.float32),
+  "float32 rank 4": np.random.default_rng(0).normal(size=(2, 1, 3, 2)).astype(np.float32),
+  "bfloat16": np.array([1.0, -2.5, 3e38], ml_dtypes.bfloat16),
+  "not contiguous": np.arange(12, dtype=np.int32).reshape(3, 4).T,
+  "zero rows": np.zeros((0, 3), np.float32),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_come_back_bit_for_bit(name):
+  array = TENSORS[name]
+  message = pb.Tensor.FromString(codec.encode_tensor(array).SerializeToString())
+  back = codec.decode_tensor(message, "x", array.dtype, array.ndim)
+  assert back.dtype == array.dtype and back.shape == array.shape
+  assert back.tobytes() == array.tobytes()
+
+
+def a_ticket(**changes) -> types.Ticket:
+  ticket = types.Ticket(
+    "train/3/1", types.TRAIN, 3, 97, np.array([5, 6], np.int32), '{"a": "é"}', -1, 4, 2, 0.75
+  )
+  return dataclasses.replace(ticket, **changes)
+
+
+def a_trajectory(**changes) -> types.Trajectory:
+  trajectory = types.Trajectory(
+    tokens=np.array([4, 5, 1], np.int32),
+    logprobs=np.array([-0.5, -1e-9, -30.0], np.float32),
+    versions=np.array([2, 2, 3], np.int32),
+    finished=True,
+    reward=1.0,
+  )
+  return dataclasses.replace(trajectory, **changes)
+
+
+def a_group(*trajectories) -> types.Group:
+  return types.Group("train/3/1", trajectories or (a_trajectory(), a_trajectory(reward=0.0)), 1)
+
+
+def same(a, b) -> bool:
+  if isinstance(a, np.ndarray):
+    return a.dtype == b.dtype and np.array_equal(a, b)
+  if dataclasses.is_dataclass(a):
+    return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+  if isinstance(a, tuple):
+    return len(a) == len(b) and all(map(same, a, b))
+  return a == b
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [{}, {"kind": types.EVAL}, {"temperature": 0.0}, {"min_version": -1, "max_version": -1}, {"answer": ""}],
+)
+def test_tickets_come_back_equal(changes):
+  ticket = a_ticket(**changes)
+  message = pb.Ticket.FromString(codec.encode_ticket(ticket).SerializeToString())
+  assert same(codec.decode_ticket(message), ticket)
+
+
+def test_groups_come_back_equal():
+  group = a_group()
+  message = pb.Group.FromString(codec.encode_group(group, "s", "me").SerializeToString())
+  assert same(codec.decode_group(message), group)
+  assert (message.session, message.sampler_id) == ("s", "me")
+
+
+@given(st.lists(st.integers(-2, 3), max_size=40))
+def test_versions_are_run_length_coded_without_loss(versions):
+  array = np.array(versions, np.int32)
+  runs = codec._encode_versions(array)
+  assert len(runs) == (0 if not versions else 1 + np.count_nonzero(np.diff(array)))
+  assert np.array_equal(codec._decode_versions(runs, array.size, "v"), array)
+
+
+def tensor(values, dtype) -> pb.Tensor:
+  return codec.encode_tensor(np.array(values, dtype))
+
+
+MALFORMED = {
+  "wrong dtype": (lambda t: t.tokens.CopyFrom(tensor([1, 2, 3], np.float32)), "tokens.dtype: got 'float32'"),
+  "unknown dtype": (lambda t: setattr(t.tokens, "dtype", 9), "tokens.dtype: got 9"),
+  "wrong rank": (lambda t: t.tokens.shape.append(1), r"tokens.shape: got \(3, 1\), expected 1 dim"),
+  "short data": (lambda t: setattr(t.tokens, "data", b"abc"), "tokens.data: got '3 bytes', expected 12"),
+  "huge shape": (lambda t: t.tokens.shape.__setitem__(0, 2**32 - 1), "tokens.data: got '12 bytes'"),
+  "logprobs missing": (lambda t: t.ClearField("logprobs"), "logprobs.dtype: got 0"),
+  "fewer logprobs": (lambda t: t.logprobs.CopyFrom(tensor([-1.0], np.float32)), r"logprobs.shape: got \(1,\)"),
+  "versions missing": (lambda t: t.ClearField("versions"), "versions: got 'runs of 0 tokens"),
+  "too many versions": (lambda t: t.versions.add(version=1, length=2**31), "versions: got 'runs of"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_groups_are_refused_by_field(name):
+  spoil, expected = MALFORMED[name]
+  message = codec.encode_group(a_group(), "s", "me")
+  spoil(message.trajectories[1])
+  with pytest.raises(codec.WireError, match=r"group.trajectories\[1\]." + expected):
+    codec.decode_group(message)
+
+
+@pytest.mark.parametrize(
+  ("changes", "expected"),
+  [
+    ({"temperature": float("nan")}, "ticket.temperature"),
+    ({"temperature": -1.0}, "ticket.temperature"),
+    ({"num_completions": 0}, "ticket.num_completions"),
+    ({"ticket_id": ""}, "ticket.ticket_id"),
+    ({"min_version": 5}, "ticket.min_version: got 5, expected at most 4"),
+    ({"prompt_tokens": np.zeros(0, np.int32)}, "ticket.prompt_tokens.shape"),
+  ],
+)
+def test_malformed_tickets_are_refused_by_field(changes, expected):
+  with pytest.raises(codec.WireError, match=expected.replace("'", "'?")):
+    codec.decode_ticket(codec.encode_ticket(a_ticket(**changes)))
+
+
+BAD_ANSWERS = {
+  "one completion too few": (a_group(a_trajectory()), "group.trajectories: got 1"),
+  "no tokens": (
+    a_group(a_trajectory(), a_trajectory(tokens=np.zeros(0, np.int32))),
+    r"\[1\].tokens: got '0 tokens'",
+  ),
+  "token out of vocabulary": (
+    a_group(a_trajectory(), a_trajectory(tokens=np.array([4, 50, 1], np.int32))),
+    r"\[1\].tokens: got 50",
+  ),
+  "negative token": (
+    a_group(a_trajectory(), a_trajectory(tokens=np.array([4, -1, 1], np.int32))),
+    r"\[1\].tokens: got -1",
+  ),
+  "positive logprob": (
+    a_group(a_trajectory(logprobs=np.array([-1, 0.1, -1], np.float32)), a_trajectory()),
+    r"\[0\].logprobs: got 0.1",
+  ),
+  "logprob not a number": (
+    a_group(a_trajectory(logprobs=np.array([-1, np.nan, -1], np.float32)), a_trajectory()),
+    r"\[0\].logprobs: got nan",
+  ),
+  "infinite logprob": (
+    a_group(a_trajectory(logprobs=np.array([-np.inf, -1, -1], np.float32)), a_trajectory()),
+    r"\[0\].logprobs: got -inf",
+  ),
+  "reward missing": (a_group(a_trajectory(reward=float("nan")), a_trajectory()), r"\[0\].reward: got nan"),
+  "version not admitted": (
+    a_group(a_trajectory(versions=np.array([2, 2, 5], np.int32)), a_trajectory()),
+    r"\[0\].versions: got 5, expected in \[-1, 4\]",
+  ),
+  "too long": (
+    a_group(
+      a_trajectory(
+        tokens=np.ones(9, np.int32), logprobs=-np.ones(9, np.float32), versions=np.ones(9, np.int32)
+      ),
+      a_trajectory(),
+    ),
+    r"\[0\].tokens: got '9 tokens'",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ANSWERS)
+def test_answers_that_do_not_fit_their_ticket_are_refused(name):
+  group, expected = BAD_ANSWERS[name]
+  with pytest.raises(codec.WireError, match=expected):
+    codec.check_group(group, a_ticket(), vocab_size=50, max_tokens=8)
+
+
+def test_a_good_answer_passes():
+  codec.check_group(a_group(), a_ticket(), vocab_size=50, max_tokens=8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=400), st.integers(0, 300))
+def test_random_bytes_and_damaged_messages_raise_only_wire_errors(noise, position):
+  whole = codec.encode_group(a_group(), "s", "me").SerializeToString()
+  for data in (noise, whole[:position] + noise[:3] + whole[position + 3 :]):
+    try:
+      message = pb.Group.FromString(data)
+    except Exception as error:
+      assert type(error).__name__ == "DecodeError"  # protobuf's own refusal
+      continue
+    try:
+      codec.check_group(codec.decode_group(message), a_ticket(), vocab_size=50, max_tokens=8)
+    except codec.WireError:
+      pass

@@ -1,0 +1,211 @@
+"""Client and server over real gRPC: joining, refusing, retrying, restarting."""
+
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from offpolicy_rl import types
+from offpolicy_rl.replay.ledger import Ledger
+from offpolicy_rl.transport import client, server, weights
+from offpolicy_rl.transport import trajectory_pb2 as pb
+from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
+
+
+def ticket(name: str) -> types.Ticket:
+  return types.Ticket(name, types.TRAIN, 0, 0, np.array([3], np.int32), "", 0, 0, 1, 1.0)
+
+
+def answer(name: str) -> types.Group:
+  tokens = np.array([5], np.int32)
+  trajectory = types.Trajectory(tokens, np.array([-1.0], np.float32), tokens * 0, True, 1.0)
+  return types.Group(name, (trajectory,))
+
+
+class Learner:
+  """A server around a ledger, on a port of our choice."""
+
+  def __init__(self, session="one", listen="127.0.0.1:0"):
+    self.book = Ledger(lease_seconds=5)
+    self.store = weights.WeightStore()
+    self.store.put(0, {"w": np.arange(3, dtype=np.float32)})
+    self.finished = False
+    self.beats = []
+    handlers = server.Handlers(
+      lease=self.book.lease,
+      heartbeat=lambda sampler, stats: self.beats.append((sampler, stats)),
+      finish=lambda group: self.book.finish(group, 0).value,
+      run_finished=lambda: self.finished,
+    )
+    identity = server.Identity(session, "run", "{}", "print")
+    self.server, self.address = server.start(
+      listen, identity, handlers, self.store, max_samplers=4, max_message_mb=4
+    )
+
+  def stop(self):
+    self.book.close()
+    self.server.stop(0).wait()
+
+
+@pytest.fixture
+def learner():
+  learner = Learner()
+  yield learner
+  learner.stop()
+
+
+def connect(address, patience=10.0) -> client.LearnerClient:
+  wire = client.LearnerClient(address, "me", reconnect_seconds=patience)
+  wire.hello()
+  return wire
+
+
+def test_a_round_of_work(learner):
+  wire = connect(learner.address)
+  learner.book.add([ticket("a"), ticket("b"), ticket("c")])
+  leased = wire.lease(2)
+  assert [t.ticket_id for t in leased] == ["a", "b"]
+  version, tensors = wire.pull_weights(0, 0, types.NO_VERSION, 10**6)
+  assert version == 0 and np.array_equal(tensors["w"], [0, 1, 2])
+  assert wire.pull_weights(0, 0, held_version=0, max_bytes=10**6) == (0, None)
+  acks = wire.push([answer("a"), answer("b"), answer("a")])
+  assert [a.verdict for a in acks] == [pb.VERDICT_ACCEPTED, pb.VERDICT_ACCEPTED, pb.VERDICT_DUPLICATE]
+  assert [a.ticket_id for a in acks] == ["a", "b", "a"]
+  assert len(learner.book.take(["a", "b"], timeout=0)) == 2
+  wire.heartbeat({"tokens_per_second": 7.0})
+  assert learner.beats == [("me", {"tokens_per_second": 7.0})]
+  learner.finished = True
+  assert wire.lease(1) is None
+
+
+def test_lease_returns_empty_when_there_is_nothing_in_time(learner):
+  start = time.monotonic()
+  assert connect(learner.address).lease(1, wait_seconds=0.3) == []
+  assert time.monotonic() - start < 3
+
+
+def test_another_protocol_version_is_refused_clearly(learner):
+  with grpc.insecure_channel(learner.address) as channel:
+    stub = rpc.LearnerStub(channel)
+    with pytest.raises(grpc.RpcError) as error:
+      stub.Hello(pb.HelloRequest(protocol=99, sampler_id="old"))
+  assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+  assert "the sampler speaks version 99, this learner 1" in error.value.details()
+
+
+def test_the_client_turns_a_protocol_mismatch_into_one_clear_error(learner, monkeypatch):
+  monkeypatch.setattr(client, "PROTOCOL", 99)
+  with pytest.raises(client.Refused, match="the sampler speaks version 99, this learner 1"):
+    connect(learner.address)
+
+
+def test_an_unknown_ticket_and_a_missing_version_are_refused_by_name(learner):
+  wire = connect(learner.address)
+  with pytest.raises(client.Refused, match="group.ticket_id: 'zzz' is no open ticket"):
+    wire.push([answer("zzz")])
+  with pytest.raises(client.Refused, match=r"no version in \[3, 4\], there are \[0\]"):
+    wire.pull_weights(3, 4, types.NO_VERSION, 10**6)
+
+
+def test_a_malformed_group_is_refused_and_does_not_disturb_the_others(learner):
+  wire = connect(learner.address)
+  learner.book.add([ticket("a"), ticket("b")])
+  bad = pb.Group(session="one", sampler_id="me", ticket_id="a", trajectories=[pb.Trajectory()])
+  good = client.codec.encode_group(answer("b"), "one", "me")
+  with grpc.insecure_channel(learner.address) as channel:
+    acks = list(rpc.LearnerStub(channel).Push(iter([bad, good])))
+  assert [a.verdict for a in acks] == [pb.VERDICT_REFUSED, pb.VERDICT_ACCEPTED]
+  assert "group.trajectories[0].tokens.dtype" in acks[0].reason
+  assert learner.book.audit()["waiting"] == 1
+  wire.close()
+
+
+def test_an_oversize_message_is_refused_by_the_server(learner):
+  tokens = np.ones(2_000_000, np.int32)
+  big = types.Trajectory(tokens, -tokens.astype(np.float32), tokens * 0, True, 1.0)
+  learner.book.add([ticket("a")])
+  wire = client.LearnerClient(learner.address, "me", reconnect_seconds=1, max_message_mb=64)
+  wire.hello()
+  with pytest.raises(client.Refused, match="larger than max"):
+    wire.push([types.Group("a", (big,))])
+  assert learner.book.audit()["waiting"] == 0
+  assert wire.lease(1) is not None  # the server is still well
+
+
+def test_client_first_then_server():
+  probe = Learner()
+  address = probe.address
+  probe.stop()
+  started = []
+  threading.Timer(0.7, lambda: started.append(Learner(listen=address))).start()
+  wire = connect(address, patience=20)
+  assert wire.lease(1, wait_seconds=0) == []
+  started[0].stop()
+
+
+def test_a_learner_that_never_comes_ends_in_a_clear_error():
+  with pytest.raises(client.LearnerGone, match=r"no learner at 127.0.0.1:1 for 1 s"):
+    connect("127.0.0.1:1", patience=1)
+
+
+def test_stop_interrupts_the_wait_for_a_lost_learner():
+  wire = client.LearnerClient("127.0.0.1:1", "me", reconnect_seconds=60)
+  threading.Timer(0.3, wire.stop).start()
+  start = time.monotonic()
+  with pytest.raises(client.LearnerGone):
+    wire.hello()
+  assert time.monotonic() - start < 10
+
+
+def test_a_restarted_learner_is_noticed_and_joined_again():
+  first = Learner("one")
+  wire = connect(first.address, patience=20)
+  first.stop()
+  second = Learner("two", listen=first.address)
+  second.book.add([ticket("a")])
+  with pytest.raises(client.SessionLost, match="say Hello again"):
+    wire.lease(1)
+  with pytest.raises(client.SessionLost):
+    wire.push([answer("a")])  # an answer to the lost session never enters the new ledger
+  wire.hello()
+  assert [t.ticket_id for t in wire.lease(1)] == ["a"]
+  second.stop()
+
+
+def test_many_samplers_share_the_tickets(learner):
+  learner.book.add([ticket(str(i)) for i in range(60)])
+  done = []
+
+  def work():
+    wire = client.LearnerClient(learner.address, f"s{threading.get_ident()}")
+    wire.hello()
+    while tickets := wire.lease(3, wait_seconds=0.2):
+      acks = wire.push([answer(t.ticket_id) for t in tickets])
+      done.extend(a.ticket_id for a in acks)
+
+  threads = [threading.Thread(target=work) for _ in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(30)
+  assert sorted(done, key=int) == [str(i) for i in range(60)]
+  assert learner.book.audit()["duplicates"] == 0
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:5", "[::1]:0", "127.8.8.8:1"])
+def test_loopback_needs_no_permission(listen):
+  server.check_listen_address(listen, insecure=False)
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "10.0.0.1:5", "learner.example:5", ":5"])
+def test_other_addresses_need_insecure(listen):
+  with pytest.raises(ValueError, match="--listen: got .* add --insecure"):
+    server.check_listen_address(listen, insecure=False)
+  server.check_listen_address(listen, insecure=True)
+
+
+def test_a_taken_port_is_an_error(learner):
+  with pytest.raises(RuntimeError, match="bind"):
+    Learner(listen=learner.address)
