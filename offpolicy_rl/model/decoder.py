@@ -58,7 +58,7 @@ def rms_norm(x_BxTxD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
   """x / rms(x) * scale (Zhang & Sennrich, arXiv 1910.07467), in float32."""
   x32 = x_BxTxD.astype(jnp.float32)
   inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-  return (x32 * inverse * scale_D).astype(x_BxTxD.dtype)
+  return (x32 * inverse * scale_D[None, None]).astype(x_BxTxD.dtype)
 
 
 def rope(x_BxTxHxC: jax.Array, positions_BxT: jax.Array, theta: float) -> jax.Array:

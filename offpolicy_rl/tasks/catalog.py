@@ -91,7 +91,7 @@ TASKS = {
     ),
     Task(
       name="spell_backward",
-      problems=_reasoning_gym("spell_backward", 10_000, min_word_len=3, max_word_len=7),
+      problems=_reasoning_gym("spell_backward", 10_000, min_word_len=3, max_word_len=5),
       verifier="offpolicy_rl.tasks.verifiers:reasoning_gym",
       template="Spell this word backward (example: sun -> nus)",
     ),

@@ -1,0 +1,126 @@
+"""Generation: the right distribution, the right logprobs, and nothing but the key decides."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offpolicy_rl import types
+from offpolicy_rl.model import policy
+from offpolicy_rl.sampler import engine
+from tests.model.decoder_test import CONFIG, random_params
+
+EOS = 1
+
+
+def make_engine(seed=0, slots=12, prompts=6, max_tokens=6) -> engine.Engine:
+  return engine.Engine(
+    CONFIG, slots=slots, prompts=prompts, max_prompt_tokens=5, max_tokens=max_tokens, eos=EOS, seed=seed
+  )
+
+
+def ticket(index: int, count=3, temperature=1.0, kind=types.TRAIN) -> types.Ticket:
+  rng = np.random.default_rng(index)
+  prompt = rng.integers(2, 40, rng.integers(1, 6)).astype(np.int32)
+  return types.Ticket(f"{kind}/{index}", kind, 0, index, prompt, "", 0, 0, count, temperature)
+
+
+def test_logprobs_are_those_of_a_full_forward_pass():
+  params = random_params(CONFIG)
+  for temperature in (1.0, 0.6):
+    tickets = [ticket(i, temperature=temperature) for i in range(4)]
+    for t, group in zip(tickets, make_engine().generate(params, 7, tickets), strict=True):
+      for trajectory in group:
+        row = np.concatenate([t.prompt_tokens, trajectory.tokens])[None]
+        stats = policy.token_stats(CONFIG, params, jnp.asarray(row), temperature)
+        np.testing.assert_allclose(stats.logprobs[0, t.prompt_tokens.size :], trajectory.logprobs, atol=1e-5)
+        assert set(trajectory.versions) == {7}
+
+
+def test_completions_end_at_the_end_token_or_at_the_limit():
+  params = random_params(CONFIG)
+  params["embedding"] = params["embedding"].at[EOS].multiply(3.0)  # makes an early end likelier
+  found = [t for g in make_engine().generate(params, 0, [ticket(i) for i in range(30)]) for t in g]
+  ended = [t for t in found if t.finished]
+  cut = [t for t in found if not t.finished]
+  assert ended and cut
+  assert all(t.tokens[-1] == EOS and EOS not in t.tokens[:-1] for t in ended)
+  assert all(t.tokens.size == 6 and EOS not in t.tokens for t in cut)
+
+
+def test_a_completion_depends_on_its_key_only():
+  """Other neighbours, another slot, another order: the same bits."""
+  params = random_params(CONFIG)
+  tickets = [ticket(i) for i in range(4)]
+  together = make_engine().generate(params, 0, tickets)
+  alone = [make_engine().generate(params, 0, [t])[0] for t in tickets]
+  backwards = make_engine().generate(params, 0, tickets[::-1])[::-1]
+  for a, b, c in zip(together, alone, backwards, strict=True):
+    for x, y, z in zip(a, b, c, strict=True):
+      for other in (y, z):
+        np.testing.assert_array_equal(x.tokens, other.tokens)
+        np.testing.assert_array_equal(x.logprobs, other.logprobs)
+
+
+def test_seed_kind_group_and_completion_each_change_the_sample():
+  params = random_params(CONFIG)
+  tokens = lambda e, t: [x.tokens.tolist() for x in e.generate(params, 0, [t])[0]]  # noqa: E731
+  base = tokens(make_engine(), ticket(0))
+  assert len({tuple(x) for x in base}) > 1
+  assert base != tokens(make_engine(seed=1), ticket(0))
+  assert base != tokens(make_engine(), ticket(0, kind=types.EVAL))
+  assert base != tokens(make_engine(), dataclasses.replace(ticket(0), group_index=5))
+  assert base == tokens(make_engine(), dataclasses.replace(ticket(0), ticket_id="other", step=9))
+
+
+def test_greedy_takes_the_likeliest_token():
+  params = random_params(CONFIG)
+  [[found]] = make_engine().generate(params, 0, [ticket(3, count=1, temperature=0.0)])
+  row = list(ticket(3).prompt_tokens)
+  for token in found.tokens:
+    tokens = jnp.asarray([row])
+    logits, _ = policy.apply(CONFIG, params, tokens, jnp.arange(len(row))[None])
+    assert int(jnp.argmax(logits[0, -1])) == token
+    row.append(int(token))
+  np.testing.assert_array_equal(found.logprobs, 0)
+
+
+def test_samples_follow_the_distribution_that_is_recorded():
+  """Chi-square of 4,000 draws against softmax(logits / temperature)."""
+  logits = jnp.array([2.0, 1.0, 0.0, -1.0, 0.5])
+  temperature = 0.8
+  keys = jax.random.split(jax.random.key(0), 4000)
+  token, logprob = jax.vmap(lambda k: engine.sample_token(logits, k, jnp.float32(temperature)))(keys)
+  p = jax.nn.softmax(logits / temperature)
+  np.testing.assert_allclose(logprob, jnp.log(p)[token], rtol=1e-5)
+  counts = np.bincount(token, minlength=5)
+  chi_square = (((counts - 4000 * p) ** 2) / (4000 * p)).sum()
+  assert chi_square < 18.5  # 0.1 % quantile of chi-square with 4 degrees of freedom
+
+
+def test_tickets_beyond_the_slots_are_answered_in_several_calls():
+  params = random_params(CONFIG)
+  tickets = [ticket(i, count=count) for i, count in enumerate([12, 1, 1, 1, 1, 1, 1, 1, 5, 5, 5])]
+  groups = make_engine().generate(params, 0, tickets)
+  assert [len(g) for g in groups] == [t.num_completions for t in tickets]
+  single = make_engine().generate(params, 0, [tickets[9]])[0]
+  assert [t.tokens.tolist() for t in groups[9]] == [t.tokens.tolist() for t in single]
+
+
+def test_what_can_not_fit_is_refused_by_name():
+  params = random_params(CONFIG)
+  long = dataclasses.replace(ticket(0), prompt_tokens=np.ones(6, np.int32))
+  with pytest.raises(ValueError, match=r"train/0: prompt of 6 > 5 tokens"):
+    make_engine().generate(params, 0, [long])
+  with pytest.raises(ValueError, match="do not fit"):
+    make_engine().generate(params, 0, [ticket(0, count=13)])
+
+
+def test_new_weights_do_not_compile_again():
+  machine = make_engine()
+  machine.generate(random_params(CONFIG, 0), 0, [ticket(0)])
+  before = engine.generate._cache_size()
+  machine.generate(random_params(CONFIG, 5), 1, [ticket(1), ticket(2)])
+  assert engine.generate._cache_size() == before

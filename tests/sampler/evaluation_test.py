@@ -1,0 +1,59 @@
+"""pass@k and what an evaluation says."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from offpolicy_rl import types
+from offpolicy_rl.replay.ledger import Ledger
+from offpolicy_rl.sampler import evaluation
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 2), (4, 1, 4), (8, 3, 8)])
+def test_pass_at_k_is_the_share_of_all_k_subsets_with_a_success(n, c, k):
+  outcomes = [1] * c + [0] * (n - c)
+  subsets = list(itertools.combinations(outcomes, k))
+  assert evaluation.pass_at_k(n, c, k) == pytest.approx(np.mean([any(s) for s in subsets]))
+
+
+def test_pass_at_k_needs_k_samples():
+  with pytest.raises(ValueError, match="k: 5, expected 1 to num_samples = 4"):
+    evaluation.pass_at_k(4, 1, 5)
+
+
+class Example:
+  def __init__(self, token):
+    self.prompt_tokens, self.answer = np.array([token], np.int32), "x"
+
+
+def answer(ticket, rewards):
+  one = np.ones(1, np.int32)
+  return types.Group(
+    ticket.ticket_id, tuple(types.Trajectory(one, -one.astype(np.float32), one, True, r) for r in rewards)
+  )
+
+
+def test_the_desk_writes_each_evaluation_once_when_all_its_groups_are_back():
+  book, written = Ledger(10), []
+  desk = evaluation.Desk(
+    book, [Example(3), Example(4)], samples=4, temperature=0.9, write=lambda *row: written.append(row)
+  )
+  desk.ask("during", version=20, step=20)
+  tickets = book.lease("s", 10, timeout=0)
+  assert [(t.temperature, t.num_completions) for t in tickets] == [(0.0, 1), (0.9, 4)] * 2
+  assert all((t.min_version, t.max_version, t.kind) == (20, 20, types.EVAL) for t in tickets)
+  rewards = {tickets[0].ticket_id: [1.0], tickets[1].ticket_id: [1.0, 0, 0, 0],
+             tickets[2].ticket_id: [0.0], tickets[3].ticket_id: [0.0] * 4}  # fmt: skip
+  for ticket in tickets[:3]:
+    book.finish(answer(ticket, rewards[ticket.ticket_id]), 21)
+  assert not desk.collect() and not written
+  book.finish(answer(tickets[3], rewards[tickets[3].ticket_id]), 21)
+  assert desk.collect() and desk.collect()
+  [(step, row)] = written
+  assert step == 20 and row["version"] == 20 and row["phase"] == "during"
+  assert row["heldout/greedy"] == 0.5
+  assert row["heldout/pass@1"] == pytest.approx(0.125)
+  assert row["heldout/pass@4"] == 0.5
+  assert row["heldout/problems"] == 2
+  assert row["heldout/pass@1_stderr"] == pytest.approx(np.std([0.25, 0]) / np.sqrt(2))

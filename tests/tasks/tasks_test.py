@@ -1,0 +1,149 @@
+"""Vocabulary, catalog, seqio tasks, verifiers and the prompt stream."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offpolicy_rl.tasks import catalog, scoring, verifiers
+from offpolicy_rl.tasks.stream import PromptStream
+from offpolicy_rl.tasks.vocabulary import EOS, PAD, UNKNOWN, Vocabulary
+
+PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126) | st.just("\n"), max_size=80)
+
+
+@given(PRINTABLE, st.sampled_from(["", "State the answer", "a b ab aab"]))
+def test_text_survives_encoding_and_decoding(text, template):
+  vocabulary = Vocabulary(template)
+  ids = vocabulary.encode(text)
+  assert vocabulary.decode(ids) == text
+  assert all(UNKNOWN < i < vocabulary.size for i in ids)
+
+
+def test_template_words_are_single_tokens_and_digits_never_merge():
+  vocabulary = Vocabulary("State the answer")
+  pieces = [vocabulary.pieces[i] for i in vocabulary.encode("State the answers 123 the")]
+  assert pieces == ["State", " the", " ", "a", "n", "s", "w", "e", "r", "s", " ", "1", "2", "3", " the"]
+
+
+def test_decoding_stops_at_the_end_token_and_skips_padding():
+  vocabulary = Vocabulary()
+  ids = [PAD, *vocabulary.encode("7"), EOS, *vocabulary.encode("8")]
+  assert vocabulary.decode(ids) == "7"
+
+
+def test_unknown_characters_are_one_token_each():
+  assert Vocabulary().encode("é∀") == [UNKNOWN, UNKNOWN]
+
+
+def test_sizes_can_be_split_and_fingerprints_tell_vocabularies_apart():
+  sizes = {task.vocabulary.size for task in catalog.TASKS.values()}
+  assert all(size % 16 == 0 for size in sizes)
+  prints = [task.vocabulary.fingerprint for task in catalog.TASKS.values()]
+  assert len(set(prints)) == len(prints)
+  assert Vocabulary("a word").fingerprint == Vocabulary("a word").fingerprint
+
+
+@pytest.mark.parametrize("name", sorted(catalog.TASKS))
+def test_splits_are_disjoint_complete_and_deterministic(name):
+  task = catalog.TASKS[name]
+  train = {p.question for p in task.split("train")}
+  heldout = {p.question for p in task.split("heldout")}
+  assert not train & heldout
+  assert train | heldout == {p.question for p in task.problems()}
+  assert 0.05 < len(heldout) / len(train | heldout) < 0.25
+  assert [p.question for p in task.split("heldout")] == [p.question for p in task.split("heldout")]
+
+
+@pytest.mark.parametrize("name", sorted(catalog.TASKS))
+def test_demonstrations_satisfy_the_verifier_and_other_answers_do_not(name):
+  task = catalog.TASKS[name]
+  verify = scoring.resolve(task.verifier)
+  for problem in task.split("heldout")[:50]:
+    assert verify(problem.demonstration, problem.answer) == 1.0
+    assert verify(problem.demonstration + "x", problem.answer) == 0.0
+    assert verify("", problem.answer) == 0.0
+
+
+def test_listing_candidates_earns_nothing():
+  """The package's default scorer pays for text that contains the answer; ours does not."""
+  problem = catalog.TASKS["chain_sum"].split("heldout")[0]
+  everything = " ".join(map(str, range(-100, 200)))
+  assert verifiers.reasoning_gym(everything, problem.answer) == 0.0
+
+
+def test_seqio_tasks_yield_what_the_catalog_says():
+  from offpolicy_rl.tasks import seqio_tasks
+
+  task = catalog.TASKS["sums"]
+  for split in ("train", "heldout"):
+    examples, skipped = seqio_tasks.load("sums", split, max_prompt_tokens=4)
+    assert skipped == 0
+    for example, problem in zip(examples, task.split(split), strict=True):
+      assert task.vocabulary.decode(example.prompt_tokens.tolist()) == problem.question
+      assert example.demonstration_tokens[-1] == EOS
+      assert task.vocabulary.decode(example.demonstration_tokens.tolist()) == problem.demonstration
+      assert example.prompt_tokens.dtype == np.int32 and example.answer == problem.answer
+
+
+def test_prompts_that_are_too_long_are_counted_not_cut():
+  from offpolicy_rl.tasks import seqio_tasks
+
+  examples, skipped = seqio_tasks.load("sums", "train", max_prompt_tokens=3)
+  assert examples == [] and skipped == len(catalog.TASKS["sums"].split("train"))
+
+
+def test_the_stream_is_a_function_of_seed_and_index():
+  items = list(range(7))
+  stream = PromptStream(items, seed=3)
+  first = [stream[i] for i in range(21)]
+  assert first == [PromptStream(items, seed=3)[i] for i in range(21)]
+  for epoch in range(3):
+    assert sorted(first[7 * epoch : 7 * epoch + 7]) == items
+  assert first[:7] != first[7:14]
+  assert first != [PromptStream(items, seed=4)[i] for i in range(21)]
+  with pytest.raises(ValueError, match="examples"):
+    PromptStream([], seed=0)
+
+
+# Verifiers for the pool's tests; they must live at module level to be found by a worker.
+
+
+def sleeps_on_x(completion: str, answer: str) -> float:
+  if completion == "x":
+    import time
+
+    time.sleep(60)
+  return float(completion == json.loads(answer))
+
+
+def dies_on_x(completion: str, answer: str) -> float:
+  if completion == "x":
+    import os
+
+    os._exit(3)
+  return float(completion == json.loads(answer))
+
+
+def raises_on_x(completion: str, answer: str) -> float:
+  if completion == "x":
+    raise RuntimeError("no")
+  return float(completion == json.loads(answer))
+
+
+@pytest.mark.parametrize("verifier", [sleeps_on_x, dies_on_x, raises_on_x])
+def test_a_bad_completion_costs_only_its_own_reward_and_is_counted(verifier):
+  name = f"{__name__}:{verifier.__name__}"
+  with scoring.Scorer(name, workers=1, time_limit=1.0) as scorer:
+    bad = scorer.submit(["5", "x", "6", "5"], '"5"')
+    good = scorer.submit(["5", "6"], '"5"')
+    assert scorer.rewards(bad) == ([1.0, 0.0, 0.0, 1.0], 1)
+    assert scorer.rewards(good) == ([1.0, 0.0], 0)
+
+
+def test_a_verifier_that_does_not_exist_is_refused_at_once():
+  for name in ("nowhere:f", "offpolicy_rl.tasks.verifiers:nothing", "no_colon"):
+    with pytest.raises(ValueError, match=f"verifier: '{name}', expected"):
+      scoring.Scorer(name, workers=1, time_limit=1.0)
