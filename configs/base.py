@@ -24,7 +24,8 @@ def get_config() -> config_dict.ConfigDict:
   # The policy's architecture (configs/models.py has presets).
   c.model = models.preset("tiny")
 
-  # Devices per mesh axis of the learner; rows are split over data x fsdp, weights over fsdp x tensor.
+  # Devices per mesh axis of the learner. Rows are split over data x fsdp, weights over fsdp x
+  # tensor.
   c.mesh = config_dict.ConfigDict()
   c.mesh.data = 1
   c.mesh.fsdp = 1
@@ -32,7 +33,10 @@ def get_config() -> config_dict.ConfigDict:
 
   # Supervised phase on the task's demonstrations before version 0; 0 steps = none.
   c.warm_start = config_dict.ConfigDict()
-  c.warm_start.steps = 0
+  c.warm_start.steps = 0  # at most
+  c.warm_start.stop_loss = (
+    0.0  # ends earlier once the loss (nats per token, smoothed) is below this
+  )
   c.warm_start.rows = 128  # demonstrations per step
   c.warm_start.learning_rate = 1e-3
 

@@ -16,7 +16,8 @@ def get_config():
   c.model.mlp_width = 64
   c.model.num_heads = 2
   c.model.num_kv_heads = 1
-  c.warm_start.steps = 60
+  c.warm_start.steps = 300
+  c.warm_start.stop_loss = 0.6
   c.warm_start.rows = 64
   c.warm_start.learning_rate = 1e-2
   c.learner.steps = 40

@@ -1,3 +1,3 @@
-"""Off-policy reinforcement learning of LLM reasoning: lagged samplers, one learner, pessimistic losses."""
+"""Off-policy reinforcement learning of LLM reasoning: lagged samplers, pessimistic losses."""
 
 __version__ = "0.1.0"

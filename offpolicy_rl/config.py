@@ -51,6 +51,7 @@ _CHECKS = {
   "mesh.fsdp": _at_least(1),
   "mesh.tensor": _at_least(1),
   "warm_start.steps": _at_least(0),
+  "warm_start.stop_loss": _at_least(0),
   "warm_start.rows": _at_least(1),
   "warm_start.learning_rate": _POSITIVE,
   "objective.name": _one_of(*_OBJECTIVES),

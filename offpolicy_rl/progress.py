@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live line, or plain lines where there is no terminal."""
+"""What a person sees of a run: one live line, or plain lines where there is no terminal."""
 
 import time
 

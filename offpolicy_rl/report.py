@@ -17,7 +17,7 @@ _CHARTS = (
   ("Held-out accuracy", "share of held-out problems solved", (
     ("heldout", "heldout/pass@1", "pass@1"),
     ("heldout", "heldout/greedy", "greedy"),
-    ("heldout", "heldout/pass@8", "pass@8"))),
+    ("heldout", "heldout/pass@k", "pass@k"))),
   ("Reward", "mean over the completions of a batch", (("train", "reward", "reward"),)),
   ("Entropy", "nats per completion token", (("train", "entropy", "entropy"),)),
   ("Lag", "versions between sampling and use, mean over tokens", (
@@ -40,25 +40,35 @@ _CHARTS = (
 )  # fmt: skip
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #66707d; --line: #d9dee5; --card: #ffffff;
-  --page: #f5f6f8; --good: #2f7d46; --bad: #a8452f; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa5b3; --line: #343c47;
-  --card: #1c222b; --page: #13181f; --good: #7cc690; --bad: #e08a72; } }
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #66707d; --line: #d9dee5;
+  --card: #ffffff; --page: #f5f6f8; --good: #2f7d46; --bad: #a8452f; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6eaf0; --soft: #9aa5b3; --line: #343c47;
+    --card: #1c222b; --page: #13181f; --good: #7cc690; --bad: #e08a72; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
   margin: 0 auto; max-width: 1360px; padding: 24px; }
-h1 { font-size: 22px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 32px 0 12px; }
-.soft { color: var(--soft); } .grid { display: grid; gap: 16px;
+h1 { font-size: 22px; margin: 0 0 4px; }
+h2 { font-size: 17px; margin: 32px 0 12px; }
+.soft { color: var(--soft); }
+.grid { display: grid; gap: 16px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); }
-figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; margin: 0; padding: 12px; }
-figcaption b { display: block; } figcaption { font-size: 13px; color: var(--soft); }
-figcaption b { color: var(--ink); font-size: 15px; } svg { width: 100%; height: auto; display: block; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--soft); } .axis { stroke: var(--line); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; background: var(--card); font-size: 14px; }
+figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  margin: 0; padding: 12px; }
+figcaption { font-size: 13px; color: var(--soft); }
+figcaption b { display: block; color: var(--ink); font-size: 15px; }
+svg { width: 100%; height: auto; display: block; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+.axis { stroke: var(--line); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; background: var(--card); font-size: 14px; }
 th, td { border: 1px solid var(--line); padding: 5px 10px; text-align: left; vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 code { font: 13px ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
-.good { color: var(--good); } .bad { color: var(--bad); } .key { display: inline-block; margin-right: 12px; }
-.key i { display: inline-block; width: 14px; height: 3px; vertical-align: middle; margin-right: 5px; }
+.good { color: var(--good); }
+.bad { color: var(--bad); }
+.key { display: inline-block; margin-right: 12px; }
+.key i { display: inline-block; width: 14px; height: 3px; vertical-align: middle;
+  margin-right: 5px; }
 """
 
 
@@ -67,6 +77,7 @@ def write(run_dir: pathlib.Path) -> pathlib.Path:
   run_dir = pathlib.Path(run_dir)
   rows = metrics_lib.read(run_dir)
   config = json.loads((run_dir / "config.json").read_text())
+  every_key = html.escape(json.dumps(config, indent=2))
   samples = _read_samples(run_dir)
   parts = [
     f"<h1>{html.escape(run_dir.name)}</h1>",
@@ -76,7 +87,7 @@ def write(run_dir: pathlib.Path) -> pathlib.Path:
     f"<div class=grid>{''.join(_figure(*chart, rows) for chart in _CHARTS)}</div>",
     "<h2>Sampled completions</h2>", _completions(samples),
     "<h2>Configuration</h2>",
-    f"<details><summary>every key</summary><code>{html.escape(json.dumps(config, indent=2))}</code></details>",
+    f"<details><summary>every key</summary><code>{every_key}</code></details>",
   ]  # fmt: skip
   page = (
     f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(run_dir.name)}</title>"
@@ -121,7 +132,7 @@ def _phases(rows: list[dict]) -> str:
 def _figure(title: str, meaning: str, lines, rows: list[dict]) -> str:
   series = []
   for kind, name, label in lines:
-    # The evaluation before the warm start shares step 0 with the one after it; only the latter counts here.
+    # Before the warm start is also step 0, with version -1; the curve begins after it.
     points = [
       (row["step"], row[name])
       for row in rows
@@ -195,7 +206,8 @@ def _completions(samples: list[dict]) -> str:
   body = []
   for sample in shown:
     answers = ", ".join(
-      f"<span class={'good' if c['reward'] == 1 else 'bad'}><code>{html.escape(c['text'])}</code> ({c['reward']:g})</span>"
+      f"<span class={'good' if c['reward'] == 1 else 'bad'}>"
+      f"<code>{html.escape(c['text'])}</code> ({c['reward']:g})</span>"
       for c in sample["completions"]
     )
     body.append(

@@ -24,7 +24,10 @@ def test_every_card_is_valid_and_locked(card):
 def test_every_key_of_base_is_checked():
   keys = set(config_lib.flatten(config_lib.load(str(ROOT / "configs" / "base.py"))))
   unchecked = keys - set(config_lib._CHECKS)
-  assert unchecked == {"model.tied_embeddings", "objective.kappa"}  # any value of their type is good
+  assert unchecked == {
+    "model.tied_embeddings",
+    "objective.kappa",
+  }  # any value of their type is good
   assert set(config_lib._CHECKS) <= keys
 
 
@@ -79,7 +82,10 @@ def test_overrides_keep_the_type_of_the_key(tiny_config):
 def command(*arguments: str) -> tuple[subprocess.CompletedProcess, float]:
   start = time.monotonic()
   done = subprocess.run(
-    [sys.executable, "-m", "offpolicy_rl.main", *arguments], capture_output=True, text=True, cwd=ROOT
+    [sys.executable, "-m", "offpolicy_rl.main", *arguments],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
   )
   return done, time.monotonic() - start
 

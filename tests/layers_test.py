@@ -70,7 +70,9 @@ def test_only_tasks_import_tensorflow_and_seqio():
       for name in (
         [a.name for a in node.names]
         if isinstance(node, ast.Import)
-        else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        else [node.module or ""]
+        if isinstance(node, ast.ImportFrom)
+        else []
       )
     } & {"seqio", "tensorflow", "tensorflow_datasets"}
     assert not heavy or path.name == "seqio_tasks.py", path

@@ -87,7 +87,7 @@ def supervised_step(
 def logprob_mismatch(
   choices: StepChoices, params, batch: types.Batch, version
 ) -> dict[str, jax.Array]:
-  """Largest and mean |learner - sampler| logprob over the tokens that `version` = `params` sampled."""
+  """Largest and mean |learner - sampler| logprob over the tokens that `params` = `version` drew."""
   logprobs = policy.token_stats(choices.model, params, batch.tokens, choices.temperature).logprobs
   same = batch.loss_mask & (batch.versions == version)
   gap = jnp.abs(logprobs - batch.sampler_logprobs)
@@ -143,7 +143,7 @@ def _batch_metrics(batch: types.Batch, logprobs, step) -> dict[str, Any]:
 
 
 def _split(x, parts: int):
-  """[B, ...] -> [parts, B / parts, ...], dealing rows round so that a sharded batch stays in place."""
+  """[B, ...] -> [parts, B / parts, ...]; dealing rows round keeps a sharded batch in place."""
   return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
 

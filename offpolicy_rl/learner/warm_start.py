@@ -9,17 +9,33 @@ from offpolicy_rl import types
 from offpolicy_rl.learner.state import TrainState
 from offpolicy_rl.learner.step import StepChoices, supervised_step
 
+_SMOOTHING = 0.9  # of the loss that is compared with stop_loss
+
 
 def run(
-  choices: StepChoices, state: TrainState, *, num_steps: int,
-  next_batch: Callable[[int], types.Batch], write: Callable[[int, dict], None],
+  choices: StepChoices,
+  state: TrainState,
+  *,
+  num_steps: int,
+  next_batch: Callable[[int], types.Batch],
+  write: Callable[[int, float], None],
+  stop_loss: float = 0.0,
   should_stop: Callable[[], bool] = lambda: False,
-) -> TrainState:  # fmt: skip
-  """Imitates demonstrations for `num_steps`; `write` gets the loss of each step."""
+) -> TrainState:
+  """Imitates demonstrations for at most `num_steps`; `write` gets the loss of each step.
+
+  Ends early when the smoothed loss falls below `stop_loss`. Seeds differ in how many steps they
+  need, so a loss, not a number of steps, makes runs start from equally good policies.
+  """
   step_fn = jax.jit(functools.partial(supervised_step, choices), donate_argnums=0)
+  smoothed = None
   for step in range(num_steps):
     if should_stop():
       break
     state, metrics = step_fn(state, next_batch(step))
-    write(step, {"loss": metrics["loss"].item()})
+    loss = metrics["loss"].item()
+    write(step, loss)
+    smoothed = loss if smoothed is None else _SMOOTHING * smoothed + (1 - _SMOOTHING) * loss
+    if smoothed < stop_loss:
+      break
   return state

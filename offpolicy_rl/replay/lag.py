@@ -1,4 +1,4 @@
-"""Which version may sample the groups of which step: lag is bounded by admission, never by discarding.
+"""Which version may sample the groups of which step: lag is bounded by admission, not discarding.
 
 While step s runs, s is also the newest version. A group for step s that was sampled with version v
 has lag s - v.

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 
 from offpolicy_rl import types
 
-
 # Taken tickets whose late second answers are still told apart from unknown ones.
 _REMEMBERED = 65_536
 

@@ -134,11 +134,10 @@ class _Learner:
     self.writer.write(metrics.HELDOUT, at_step, row)
     self.screen.heldout(row["heldout/pass@1"])
     if row["phase"] != "during":
-      k = self.config.evaluation.samples
       self.screen.say(
         f"held-out {row['phase']}: greedy {row['heldout/greedy']:.3f}, "
         f"pass@1 {row['heldout/pass@1']:.3f} ± {row['heldout/pass@1_stderr']:.3f}, "
-        f"pass@{k} {row[f'heldout/pass@{k}']:.3f} ({row['heldout/problems']} problems)"
+        f"pass@{row['heldout/k']} {row['heldout/pass@k']:.3f} ({row['heldout/problems']} problems)"
       )
 
 
@@ -252,7 +251,8 @@ def _warm_start(me: _Learner, state, train, desk) -> state_lib.TrainState:
     learning_rate=settings.learning_rate,
     num_steps=settings.steps,
     warmup_steps=settings.steps // 20,
-    schedule="cosine",
+    # Constant to the end: after a decay to zero, RL's first updates would undo the fine tuning.
+    schedule="constant",
   )
   choices = dataclasses.replace(me.choices, optimizer=optimizer)
   demonstrations = stream.PromptStream(train, me.config.seed + 1)
@@ -263,16 +263,25 @@ def _warm_start(me: _Learner, state, train, desk) -> state_lib.TrainState:
     batch = batching.demonstration_batch(pairs, num_tokens=parts.row_tokens(me.config))
     return state_lib.place_batch(me.mesh, batch)
 
-  def write(at_step: int, row: dict) -> None:
-    me.writer.write(metrics.WARM_START, at_step, row)
-    if (at_step + 1) % 100 == 0 or at_step + 1 == settings.steps:
-      me.screen.say(f"warm start {at_step + 1}/{settings.steps}: loss {row['loss']:.3f}")
+  losses = []
+
+  def write(at_step: int, loss: float) -> None:
+    losses.append(loss)
+    me.writer.write(metrics.WARM_START, at_step, {"loss": loss})
+    if (at_step + 1) % 50 == 0:
+      me.screen.say(f"warm start {at_step + 1}: loss {loss:.3f}")
       desk.collect()
 
   state = warm_start.run(
-    choices, state_lib.restart(state, optimizer, me.mesh),
-    num_steps=settings.steps, next_batch=next_batch, write=write, should_stop=me.stop.is_set,
-  )  # fmt: skip
+    choices,
+    state_lib.restart(state, optimizer, me.mesh),
+    num_steps=settings.steps,
+    next_batch=next_batch,
+    write=write,
+    stop_loss=settings.stop_loss,
+    should_stop=me.stop.is_set,
+  )
+  me.screen.say(f"warm start ended after {len(losses)} steps, loss {losses[-1]:.3f}")
   return state_lib.restart(state, me.choices.optimizer, me.mesh)
 
 

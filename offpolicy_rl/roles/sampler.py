@@ -77,7 +77,8 @@ def _serve(wire: client.LearnerClient, config, scorer, stats, stop, run_id: str)
       identity = wire.hello()
       if identity.run_id != run_id or identity.config_json != config_lib.to_json(config):
         raise RunMismatch(
-          f"run_id: the learner now runs {identity.run_id}, this sampler served {run_id}; start it anew"
+          f"run_id: the learner now runs {identity.run_id}, this sampler served {run_id}; "
+          "start the sampler anew"
         ) from None
       _LOG.warning("the learner was restarted; joined its new session")
 

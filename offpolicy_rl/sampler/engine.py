@@ -137,7 +137,7 @@ class Engine:
     """Unscored trajectories, one list per ticket, in as many calls as the slots ask for.
 
     Raises:
-      ValueError: a ticket asks for more completions than there are slots, or its prompt is too long.
+      ValueError: a ticket asks for more completions than slots, or its prompt is too long.
     """
     groups, start = [], 0
     while start < len(tickets):

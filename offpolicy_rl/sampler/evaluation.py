@@ -55,7 +55,8 @@ def summarise(groups: list[types.FinishedGroup], k: int) -> dict[str, float]:
     "heldout/greedy": float(np.mean(greedy)),
     "heldout/pass@1": float(np.mean(first)),
     "heldout/pass@1_stderr": float(np.std(first) / math.sqrt(len(first))),
-    f"heldout/pass@{k}": float(np.mean([pass_at_k(len(c), sum(c), k) for c in sampled])),
+    "heldout/pass@k": float(np.mean([pass_at_k(len(c), sum(c), k) for c in sampled])),
+    "heldout/k": k,
     "heldout/problems": len(sampled),
   }
 

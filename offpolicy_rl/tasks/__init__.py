@@ -1,1 +1,1 @@
-"""The prompt: problems, vocabulary and verifiers (no TensorFlow), and their seqio tasks (with it)."""
+"""The prompt: problems, vocabulary, verifiers (no TensorFlow), and their seqio tasks (with it)."""

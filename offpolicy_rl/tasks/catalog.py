@@ -52,8 +52,13 @@ def is_heldout(question: str) -> bool:
   return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
 
 
-def _reasoning_gym(dataset: str, size: int, **options) -> Callable[[], list[Problem]]:
-  """Problems of a reasoning-gym data set, https://github.com/open-thought/reasoning-gym."""
+def _reasoning_gym(
+  dataset: str, size: int, *, keep: Callable[[dict], bool] = lambda entry: True, **options
+) -> Callable[[], list[Problem]]:
+  """Problems of a reasoning-gym data set, https://github.com/open-thought/reasoning-gym.
+
+  `size` entries are drawn with the package's `options`; `keep` says which of them stay.
+  """
 
   def problems():
     import reasoning_gym  # about 2 s to import; only those who need problems pay
@@ -66,6 +71,7 @@ def _reasoning_gym(dataset: str, size: int, **options) -> Callable[[], list[Prob
         demonstration=entry["answer"],
       )
       for entry in entries
+      if keep(entry)
     ]
 
   return problems
@@ -82,9 +88,15 @@ TASKS = {
   task.name: task
   for task in (
     Task(
-      name="chain_sum",
+      name="chain_sum",  # a + b with two digits each; the package also draws subtractions
       problems=_reasoning_gym(
-        "chain_sum", 8_000, min_terms=2, max_terms=2, min_digits=2, max_digits=2
+        "chain_sum",
+        14_000,
+        keep=lambda entry: "+" in entry["question"],
+        min_terms=2,
+        max_terms=2,
+        min_digits=2,
+        max_digits=2,
       ),
       verifier="offpolicy_rl.tasks.verifiers:reasoning_gym",
       template="State the final answer to the following arithmetic problem",

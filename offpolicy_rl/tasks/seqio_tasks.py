@@ -1,6 +1,6 @@
 """The catalog as seqio tasks, and reading any seqio task or mixture into memory.
 
-The only file that imports seqio and TensorFlow (about 7 s and 0.9 GB): import it where it is needed.
+The only file that imports seqio and TensorFlow (7 s and 0.9 GB): import it where it is needed.
 A task may come from anywhere as long as its examples hold `inputs` and `targets` (token ids) and
 `answer` (JSON text for the verifier).
 """

@@ -20,7 +20,9 @@ OPTIMIZER = state_lib.make_optimizer(learning_rate=1e-2, num_steps=10)
 
 
 def choices(objective="beta_shift", microbatches=1, **overrides) -> step.StepChoices:
-  return step.StepChoices(CONFIG, losses.objective(objective, **overrides), OPTIMIZER, 0.9, microbatches)
+  return step.StepChoices(
+    CONFIG, losses.objective(objective, **overrides), OPTIMIZER, 0.9, microbatches
+  )
 
 
 def random_batch(rows=16, columns=9, seed=0) -> types.Batch:
@@ -67,7 +69,9 @@ def test_one_step_is_the_objectives_gradient_through_adam(objective):
   # Adam's first step is lr * sign(gradient) almost everywhere, so compare where it is decided.
   for name, new in policy.flatten(state.params).items():
     decided = np.abs(policy.flatten(gradient)[name]) > 1e-6
-    np.testing.assert_allclose(new[decided], policy.flatten(expected)[name][decided], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+      new[decided], policy.flatten(expected)[name][decided], rtol=1e-4, atol=1e-6
+    )
 
 
 def assert_same_update(a, b):
@@ -75,7 +79,11 @@ def assert_same_update(a, b):
   for key in metrics_a:
     np.testing.assert_allclose(metrics_a[key], metrics_b[key], rtol=1e-5, atol=1e-6, err_msg=key)
   moments_a, moments_b = (
-    next(s for s in jax.tree.leaves(x.opt_state, is_leaf=lambda y: hasattr(y, "mu")) if hasattr(s, "mu"))
+    next(
+      s
+      for s in jax.tree.leaves(x.opt_state, is_leaf=lambda y: hasattr(y, "mu"))
+      if hasattr(s, "mu")
+    )
     for x in (state_a, state_b)
   )
   # The first moment is the clipped gradient times (1 - b1): compared directly, before Adam's
@@ -95,7 +103,9 @@ def test_eight_devices_give_the_update_of_one(objective):
   reference = policy.init(CONFIG, jax.random.key(7))
   one = run_once(made, sharding.make_mesh(), batch, reference)
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  eight = run_once(made, mesh, batch, jax.device_put(reference, policy.param_shardings(mesh, reference)))
+  eight = run_once(
+    made, mesh, batch, jax.device_put(reference, policy.param_shardings(mesh, reference))
+  )
   assert len(eight[0].params["blocks"]["w_q"].sharding.device_set) == 8
   assert_same_update(one, eight)
 
@@ -104,7 +114,8 @@ def test_eight_devices_give_the_update_of_one(objective):
 def test_microbatches_give_the_update_of_the_whole_batch(microbatches):
   batch, mesh = random_batch(), sharding.make_mesh()
   assert_same_update(
-    run_once(choices(microbatches=1), mesh, batch), run_once(choices(microbatches=microbatches), mesh, batch)
+    run_once(choices(microbatches=1), mesh, batch),
+    run_once(choices(microbatches=microbatches), mesh, batch),
   )
 
 
@@ -120,7 +131,8 @@ def test_pinned_metrics_of_one_step():
 def test_padding_does_not_matter():
   batch, mesh = random_batch(), sharding.make_mesh()
   wide = types.Batch(*(
-    np.pad(x, ((0, 0), (0, 4)), constant_values=types.NO_VERSION if name == "versions" else 0) if x.ndim == 2 else x
+    np.pad(x, ((0, 0), (0, 4)), constant_values=types.NO_VERSION if name == "versions" else 0)
+    if x.ndim == 2 else x
     for name, x in batch._asdict().items()
   ))  # fmt: skip
   assert_same_update(run_once(choices(), mesh, batch), run_once(choices(), mesh, wide))
@@ -144,15 +156,16 @@ def test_non_finite_steps_stop_with_step_and_group():
   with pytest.raises(loop.NonFiniteError, match=r"step 7: loss nan.*row 9, group train/7/2"):
     loop.check_finite(7, bad, consumed)
   with pytest.raises(loop.NonFiniteError, match="every log-probability is finite"):
-    loop.check_finite(7, {"loss": 1.0, "grad_norm": float("inf"), "first_nonfinite_row": -1}, consumed)
+    loop.check_finite(
+      7, {"loss": 1.0, "grad_norm": float("inf"), "first_nonfinite_row": -1}, consumed
+    )
   loop.check_finite(7, {"loss": 1.0, "grad_norm": 1.0, "first_nonfinite_row": -1}, consumed)
 
 
 def test_a_nan_in_the_policy_is_traced_to_its_first_row():
   state = state_lib.create(CONFIG, sharding.make_mesh(), OPTIMIZER, seed=0)
   batch = random_batch()
-  batch.tokens[6, 2] = CONFIG.vocab_size - 1
-  batch.tokens[:, :][batch.tokens == CONFIG.vocab_size - 1] = 0
+  batch.tokens[batch.tokens == CONFIG.vocab_size - 1] = 0
   batch.tokens[6, 2] = CONFIG.vocab_size - 1
   params = dict(state.params, embedding=state.params["embedding"].at[-1].set(jnp.nan))
   untied = dataclasses.replace(CONFIG, tied_embeddings=False)
@@ -164,12 +177,14 @@ def test_a_nan_in_the_policy_is_traced_to_its_first_row():
 
 
 def test_the_audit_compares_the_version_that_sampled():
-  """Sampled with version 0, consumed at step 2: the kept copy of version 0 agrees, newer ones do not."""
+  """Sampled with version 0, consumed at step 2: the kept copy agrees, newer versions do not."""
   mesh, made = sharding.make_mesh(), choices()
   state = state_lib.create(CONFIG, mesh, OPTIMIZER, seed=0)
   batch = random_batch()
   stats = policy.token_stats(CONFIG, state.params, batch.tokens, 0.9)
-  batch = batch._replace(sampler_logprobs=np.where(batch.loss_mask, stats.logprobs, 0).astype(np.float32))
+  batch = batch._replace(
+    sampler_logprobs=np.where(batch.loss_mask, stats.logprobs, 0).astype(np.float32)
+  )
   check = audit.LogprobAudit(made, mesh, every=10, max_lag=3)
   unrelated = batch._replace(versions=np.where(batch.loss_mask, -5, types.NO_VERSION))
   assert check(0, state, unrelated) == {}
@@ -190,9 +205,29 @@ def test_the_warm_start_learns_a_constant_answer():
   seen = []
   state = state_lib.create(CONFIG, sharding.make_mesh(), OPTIMIZER, seed=0)
   warm_start.run(
-    choices(), state, num_steps=30, next_batch=lambda _: batch, write=lambda _, row: seen.append(row["loss"])
+    choices(),
+    state,
+    num_steps=30,
+    next_batch=lambda _: batch,
+    write=lambda _, loss: seen.append(loss),
   )
-  assert seen[0] > 2 and seen[-1] < 0.05
+  assert len(seen) == 30 and seen[0] > 2 and seen[-1] < 0.05
+
+
+def test_the_warm_start_ends_at_the_loss_asked_for():
+  pairs = [(np.array([2 + i, 3], np.int32), np.array([5, 1], np.int32)) for i in range(8)]
+  batch = batching.demonstration_batch(pairs, num_tokens=5)
+  seen = []
+  state = state_lib.create(CONFIG, sharding.make_mesh(), OPTIMIZER, seed=0)
+  state = warm_start.run(
+    choices(), state, num_steps=100, next_batch=lambda _: batch,
+    write=lambda _, loss: seen.append(loss), stop_loss=0.5,
+  )  # fmt: skip
+  smoothed = seen[0]
+  for i, loss in enumerate(seen[1:]):
+    assert smoothed >= 0.5, i
+    smoothed = 0.9 * smoothed + 0.1 * loss
+  assert smoothed < 0.5 and int(state.step) == len(seen) < 100
 
 
 PINNED = {}

@@ -1,4 +1,4 @@
-"""Each objective against slow, obvious numpy beside its formula, hand-derived gradients, golden rows."""
+"""Each objective against slow numpy beside its formula, hand-derived gradients, golden rows."""
 
 import functools
 import json
@@ -70,7 +70,9 @@ def test_golden_value_and_gradient(row):
 @pytest.mark.parametrize("row", FIXTURES, ids=lambda r: f"{r['case']}-{r['name']}")
 def test_golden_in_float32(row):
   name, overrides = ROWS[row["name"]]
-  loss, gradient = value_and_grad(losses.objective(name, **overrides), golden_inputs(CASES[row["case"]]))
+  loss, gradient = value_and_grad(
+    losses.objective(name, **overrides), golden_inputs(CASES[row["case"]])
+  )
   # Canonical scaling divides the residual by beta = 1e-3, and its rounding with it.
   tolerance = 1e-3 if row["name"] == "oapl_1_1e-3_canonical" else 2e-5
   expected = np.array(row["grad"])
@@ -93,7 +95,9 @@ def random_inputs(seed: int) -> losses.LossInputs:
 
 def numpy_sequence_log_ratio(x, n):
   """u_n = sum over the row's completion tokens of log pi - log mu."""
-  return sum(x.policy_logprobs[n, t] - x.sampler_logprobs[n, t] for t in range(6) if x.loss_mask[n, t])
+  return sum(
+    x.policy_logprobs[n, t] - x.sampler_logprobs[n, t] for t in range(6) if x.loss_mask[n, t]
+  )
 
 
 def numpy_group(x, n):
@@ -113,7 +117,7 @@ def numpy_beta_shift(x, beta, kappa):
 
 
 def numpy_oapl(x, beta, beta1):
-  """mean (beta u - (r - beta1 log mean e^(r / beta1)))^2; d/d lp_nt = 2 beta (beta u - A) / rows."""
+  """mean (beta u - A)^2, A = r - beta1 log mean e^(r/beta1); d/d lp = 2 beta (beta u - A) / rows."""
   rows = [n for n in range(12) if x.loss_mask[n].any()]
   loss, gradient = 0.0, np.zeros((12, 6))
   for n in rows:
@@ -173,7 +177,10 @@ def test_value_and_gradient_match_slow_numpy(name, seed):
 
 @pytest.mark.parametrize("name", sorted(losses.PRESETS))
 def test_jit_and_vmap_change_nothing(name):
-  inputs = [losses.LossInputs(*(None if v is None else jnp.asarray(v) for v in random_inputs(s))) for s in (0, 1)]
+  inputs = [
+    losses.LossInputs(*(None if v is None else jnp.asarray(v) for v in random_inputs(s)))
+    for s in (0, 1)
+  ]
   objective = losses.objective(name)
   plain = [objective(x) for x in inputs]
   stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *inputs)
@@ -205,7 +212,9 @@ def test_the_regularizer_alone_is_kappa_beta_times_forward_kl():
   """Its gradient in the log-ratios is -kappa beta w: that of kappa beta KL(mu || pi)."""
   u = jnp.array([0.5, -1.0, 2.0, 0.0])
   weights = jnp.array([0.25, 0.25, 0.5, 0.0])
-  gradient = jax.grad(pessimism.pessimistic_regularizer)(u, jnp.zeros(4), weights, beta=0.2, kappa=3.0)
+  gradient = jax.grad(pessimism.pessimistic_regularizer)(
+    u, jnp.zeros(4), weights, beta=0.2, kappa=3.0
+  )
   np.testing.assert_allclose(gradient, -3.0 * 0.2 * weights, rtol=1e-6)
 
 
@@ -235,7 +244,9 @@ def test_on_a_table_the_shift_pulls_the_policy_towards_the_sampler():
       u = jax.nn.log_softmax(logits) - sampler
       weights = jnp.exp(sampler)
       value = jnp.sum(weights * (0.5 * u - (rewards - baseline)) ** 2) / (2 * 0.5)
-      return value + pessimism.pessimistic_regularizer(u, rewards - baseline, weights, beta=0.5, kappa=kappa)
+      return value + pessimism.pessimistic_regularizer(
+        u, rewards - baseline, weights, beta=0.5, kappa=kappa
+      )
 
     logits = jax.lax.fori_loop(0, 3000, lambda _, z: z - 0.5 * jax.grad(loss)(z), sampler)
     log_pi = jax.nn.log_softmax(logits)
@@ -250,7 +261,9 @@ def test_on_a_table_the_shift_pulls_the_policy_towards_the_sampler():
 def test_missing_logprobs_are_an_error_not_zeros():
   x = random_inputs(0)._replace(reference_logprobs=None)
   with pytest.raises(ValueError, match="reference_logprobs: got None"):
-    losses.objective("beta_shift", kl_coef=0.1)(losses.LossInputs(*(None if v is None else jnp.asarray(v) for v in x)))
+    losses.objective("beta_shift", kl_coef=0.1)(
+      losses.LossInputs(*(None if v is None else jnp.asarray(v) for v in x))
+    )
 
 
 def test_kl_estimators_match_their_formulas():

@@ -49,7 +49,8 @@ def numpy_logits(config, params, tokens):
         k_head = h // (c.num_heads // c.num_kv_heads)
         query = rotate(normed[t] @ w["w_q"][:, h], t)
         scores = np.array([
-          query @ rotate(normed[s] @ w["w_k"][:, k_head], s) / np.sqrt(c.head_dim) for s in range(t + 1)
+          query @ rotate(normed[s] @ w["w_k"][:, k_head], s) / np.sqrt(c.head_dim)
+          for s in range(t + 1)
         ])  # fmt: skip
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
@@ -81,7 +82,9 @@ def test_logits_match_numpy(tied, kv_heads):
   logits, cache = policy.apply(config, params, tokens, positions_of(tokens))
   assert cache is None
   for row in range(2):
-    np.testing.assert_allclose(logits[row], numpy_logits(config, params, np.array(tokens[row])), atol=2e-5)
+    np.testing.assert_allclose(
+      logits[row], numpy_logits(config, params, np.array(tokens[row])), atol=2e-5
+    )
 
 
 def test_prefill_and_decode_through_the_cache_equal_the_full_pass():
@@ -121,7 +124,9 @@ def test_token_stats_are_shifted_by_one_and_use_the_temperature(temperature):
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = [log_p[t - 1, tokens[row, t]] for t in range(1, 6)]
     np.testing.assert_allclose(stats.logprobs[row, 1:], expected, atol=2e-5)
-    np.testing.assert_allclose(stats.entropy[row, 1:], -(np.exp(log_p) * log_p).sum(-1)[:-1], atol=2e-5)
+    np.testing.assert_allclose(
+      stats.entropy[row, 1:], -(np.exp(log_p) * log_p).sum(-1)[:-1], atol=2e-5
+    )
   np.testing.assert_array_equal(stats.logprobs[:, 0], 0)
   np.testing.assert_array_equal(stats.entropy[:, 0], 0)
 
@@ -130,10 +135,14 @@ def test_flatten_and_unflatten_are_inverse():
   params = policy.init(CONFIG, jax.random.key(0))
   flat = policy.flatten(params)
   assert list(flat) == sorted(flat) and "blocks/w_q" in flat
-  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), policy.unflatten(flat), params))
+  assert jax.tree.all(
+    jax.tree.map(lambda a, b: bool((a == b).all()), policy.unflatten(flat), params)
+  )
 
 
 def test_every_parameter_names_its_logical_axes():
-  shapes = jax.eval_shape(lambda: policy.init(dataclasses.replace(CONFIG, tied_embeddings=False), jax.random.key(0)))
+  shapes = jax.eval_shape(
+    lambda: policy.init(dataclasses.replace(CONFIG, tied_embeddings=False), jax.random.key(0))
+  )
   for name, leaf in policy.flatten(shapes).items():
     assert len(decoder.PARAM_AXES[name.split("/")[-1]]) == leaf.ndim, name

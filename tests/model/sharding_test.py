@@ -11,7 +11,9 @@ from tests.model.decoder_test import CONFIG
 
 
 def test_a_mesh_that_needs_too_many_devices_is_refused():
-  with pytest.raises(ValueError, match="mesh: data=4 x fsdp=4 x tensor=1 needs 16 devices, this machine has 8"):
+  with pytest.raises(
+    ValueError, match="mesh: data=4 x fsdp=4 x tensor=1 needs 16 devices, this machine has 8"
+  ):
     sharding.make_mesh(4, 4, 1)
 
 
@@ -22,12 +24,18 @@ def test_logical_axes_become_mesh_axes():
 
 def test_state_is_born_sharded():
   mesh = sharding.make_mesh(2, 2, 2)
-  state = state_lib.create(CONFIG, mesh, state_lib.make_optimizer(learning_rate=1e-3, num_steps=9), seed=0)
+  state = state_lib.create(
+    CONFIG, mesh, state_lib.make_optimizer(learning_rate=1e-3, num_steps=9), seed=0
+  )
   expected = {
     "embedding": (24, 16), "blocks/w_q": (3, 16, 2, 8), "blocks/w_k": (3, 16, 1, 8),
     "blocks/w_down": (3, 32, 16), "final_norm": (32,),
   }  # fmt: skip
-  moments = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(s, "mu"))
+  moments = next(
+    s
+    for s in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+    if hasattr(s, "mu")
+  )
   for tree in (state.params, moments.mu, moments.nu):
     flat = policy.flatten(tree)
     for name, shard in expected.items():

@@ -11,28 +11,42 @@ from offpolicy_rl.replay.ledger import Ledger
 
 def trajectory(tokens, versions, reward) -> types.Trajectory:
   tokens = np.array(tokens, np.int32)
-  return types.Trajectory(tokens, -tokens.astype(np.float32) / np.float32(10), np.array(versions, np.int32), True, reward)
+  return types.Trajectory(
+    tokens, -tokens.astype(np.float32) / np.float32(10), np.array(versions, np.int32), True, reward
+  )
 
 
 def finished(prompt, trajectories, arrival=0) -> types.FinishedGroup:
-  ticket = types.Ticket("t", types.TRAIN, 9, 0, np.array(prompt, np.int32), "", 0, 9, len(trajectories), 1.0)
+  ticket = types.Ticket(
+    "t", types.TRAIN, 9, 0, np.array(prompt, np.int32), "", 0, 9, len(trajectories), 1.0
+  )
   return types.FinishedGroup(ticket, types.Group("t", tuple(trajectories), 1), arrival)
 
 
 GROUPS = [
   finished([7, 8], [trajectory([3, 1], [4, 4], 1.0), trajectory([5], [5], 0.0)], arrival=6),
-  finished([9], [trajectory([2, 2, 1], [4, 5, 6], 0.5), trajectory([6, 1], [7, 7], 0.0)], arrival=7),
+  finished(
+    [9], [trajectory([2, 2, 1], [4, 5, 6], 0.5), trajectory([6, 1], [7, 7], 0.0)], arrival=7
+  ),
 ]
 
 
 def test_rows_are_prompt_completion_padding():
   batch = batching.make_batch(GROUPS, num_tokens=5)
   x, o = True, False
-  np.testing.assert_array_equal(batch.tokens, [[7, 8, 3, 1, 0], [7, 8, 5, 0, 0], [9, 2, 2, 1, 0], [9, 6, 1, 0, 0]])
-  np.testing.assert_array_equal(batch.valid_mask, [[x, x, x, x, o], [x, x, x, o, o], [x, x, x, x, o], [x, x, x, o, o]])
-  np.testing.assert_array_equal(batch.loss_mask, [[o, o, x, x, o], [o, o, x, o, o], [o, x, x, x, o], [o, x, x, o, o]])
+  np.testing.assert_array_equal(
+    batch.tokens, [[7, 8, 3, 1, 0], [7, 8, 5, 0, 0], [9, 2, 2, 1, 0], [9, 6, 1, 0, 0]]
+  )
+  np.testing.assert_array_equal(
+    batch.valid_mask, [[x, x, x, x, o], [x, x, x, o, o], [x, x, x, x, o], [x, x, x, o, o]]
+  )
+  np.testing.assert_array_equal(
+    batch.loss_mask, [[o, o, x, x, o], [o, o, x, o, o], [o, x, x, x, o], [o, x, x, o, o]]
+  )
   n = types.NO_VERSION
-  np.testing.assert_array_equal(batch.versions, [[n, n, 4, 4, n], [n, n, 5, n, n], [n, 4, 5, 6, n], [n, 7, 7, n, n]])
+  np.testing.assert_array_equal(
+    batch.versions, [[n, n, 4, 4, n], [n, n, 5, n, n], [n, 4, 5, 6, n], [n, 7, 7, n, n]]
+  )
   expected = np.where(batch.loss_mask, -batch.tokens.astype(np.float32) / np.float32(10), 0)
   np.testing.assert_array_equal(batch.sampler_logprobs, expected)
   np.testing.assert_array_equal(batch.rewards, np.float32([1.0, 0.0, 0.5, 0.0]))
@@ -60,7 +74,9 @@ def test_lag_is_counted_per_token_and_split_at_arrival():
   assert found["lag/mean"] == pytest.approx((2 * 2 + 3 + 4 * 2 + 5 * 3) / 8)
   assert found["lag/max"] == 5
   assert found["lag/in_queue_mean"] == pytest.approx((3 * 3 + 5 * 2) / 8)
-  assert found["lag/in_flight_mean"] + found["lag/in_queue_mean"] == pytest.approx(found["lag/mean"])
+  assert found["lag/in_flight_mean"] + found["lag/in_queue_mean"] == pytest.approx(
+    found["lag/mean"]
+  )
 
 
 def test_what_the_host_knows_of_completions():
@@ -77,15 +93,21 @@ def test_tickets_of_a_step_are_a_function_of_the_step():
   stream = [Example(i) for i in range(100)]
   lag = LagControl("fixed", 2)
   made = admission.train_tickets(5, stream, lag, prompts_per_step=3, group_size=4, temperature=0.9)
-  assert [t.ticket_id for t in made] == admission.ticket_ids(5, 3) == ["train/5/0", "train/5/1", "train/5/2"]
+  assert (
+    [t.ticket_id for t in made]
+    == admission.ticket_ids(5, 3)
+    == ["train/5/0", "train/5/1", "train/5/2"]
+  )
   assert [t.group_index for t in made] == [15, 16, 17]
   assert [t.answer for t in made] == ["15", "16", "17"]
-  assert all((t.min_version, t.max_version, t.step, t.num_completions) == (3, 3, 5, 4) for t in made)
+  assert all(
+    (t.min_version, t.max_version, t.step, t.num_completions) == (3, 3, 5, 4) for t in made
+  )
 
 
 def test_admission_queues_each_step_once_as_versions_appear():
   book = Ledger(10)
-  make = lambda step: [  # noqa: E731
+  make = lambda step: [
     types.Ticket(f"{step}", types.TRAIN, step, 0, np.array([1], np.int32), "", 0, 9, 2, 1.0)
   ]
   admit = admission.Admission(book, LagControl("async", 2), make, first_step=0, num_steps=5)

@@ -33,7 +33,9 @@ def test_no_admitted_version_exceeds_the_bound_or_comes_from_the_future(mode, bo
 def test_a_step_is_admitted_once_its_oldest_version_exists():
   lag = LagControl("async", 3)
   assert [step for step in range(10) if lag.admits(step, newest=4)] == list(range(8))
-  assert [step for step in range(10) if LagControl("fixed", 0).admits(step, newest=4)] == list(range(5))
+  assert [step for step in range(10) if LagControl("fixed", 0).admits(step, newest=4)] == list(
+    range(5)
+  )
   periodic = LagControl("periodic", 4)
   assert [step for step in range(10) if periodic.admits(step, newest=3)] == list(range(4))
   assert [step for step in range(10) if periodic.admits(step, newest=4)] == list(range(8))

@@ -17,7 +17,13 @@ EOS = 1
 
 def make_engine(seed=0, slots=12, prompts=6, max_tokens=6) -> engine.Engine:
   return engine.Engine(
-    CONFIG, slots=slots, prompts=prompts, max_prompt_tokens=5, max_tokens=max_tokens, eos=EOS, seed=seed
+    CONFIG,
+    slots=slots,
+    prompts=prompts,
+    max_prompt_tokens=5,
+    max_tokens=max_tokens,
+    eos=EOS,
+    seed=seed,
   )
 
 
@@ -35,7 +41,9 @@ def test_logprobs_are_those_of_a_full_forward_pass():
       for trajectory in group:
         row = np.concatenate([t.prompt_tokens, trajectory.tokens])[None]
         stats = policy.token_stats(CONFIG, params, jnp.asarray(row), temperature)
-        np.testing.assert_allclose(stats.logprobs[0, t.prompt_tokens.size :], trajectory.logprobs, atol=1e-5)
+        np.testing.assert_allclose(
+          stats.logprobs[0, t.prompt_tokens.size :], trajectory.logprobs, atol=1e-5
+        )
         assert set(trajectory.versions) == {7}
 
 
@@ -66,7 +74,7 @@ def test_a_completion_depends_on_its_key_only():
 
 def test_seed_kind_group_and_completion_each_change_the_sample():
   params = random_params(CONFIG)
-  tokens = lambda e, t: [x.tokens.tolist() for x in e.generate(params, 0, [t])[0]]  # noqa: E731
+  tokens = lambda e, t: [x.tokens.tolist() for x in e.generate(params, 0, [t])[0]]
   base = tokens(make_engine(), ticket(0))
   assert len({tuple(x) for x in base}) > 1
   assert base != tokens(make_engine(seed=1), ticket(0))
@@ -92,7 +100,9 @@ def test_samples_follow_the_distribution_that_is_recorded():
   logits = jnp.array([2.0, 1.0, 0.0, -1.0, 0.5])
   temperature = 0.8
   keys = jax.random.split(jax.random.key(0), 4000)
-  token, logprob = jax.vmap(lambda k: engine.sample_token(logits, k, jnp.float32(temperature)))(keys)
+  token, logprob = jax.vmap(lambda k: engine.sample_token(logits, k, jnp.float32(temperature)))(
+    keys
+  )
   p = jax.nn.softmax(logits / temperature)
   np.testing.assert_allclose(logprob, jnp.log(p)[token], rtol=1e-5)
   counts = np.bincount(token, minlength=5)

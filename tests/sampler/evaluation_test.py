@@ -10,7 +10,9 @@ from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.sampler import evaluation
 
 
-@pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 2), (4, 1, 4), (8, 3, 8)])
+@pytest.mark.parametrize(
+  ("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 2), (4, 1, 4), (8, 3, 8)]
+)
 def test_pass_at_k_is_the_share_of_all_k_subsets_with_a_success(n, c, k):
   outcomes = [1] * c + [0] * (n - c)
   subsets = list(itertools.combinations(outcomes, k))
@@ -30,14 +32,19 @@ class Example:
 def answer(ticket, rewards):
   one = np.ones(1, np.int32)
   return types.Group(
-    ticket.ticket_id, tuple(types.Trajectory(one, -one.astype(np.float32), one, True, r) for r in rewards)
+    ticket.ticket_id,
+    tuple(types.Trajectory(one, -one.astype(np.float32), one, True, r) for r in rewards),
   )
 
 
 def test_the_desk_writes_each_evaluation_once_when_all_its_groups_are_back():
   book, written = Ledger(10), []
   desk = evaluation.Desk(
-    book, [Example(3), Example(4)], samples=4, temperature=0.9, write=lambda *row: written.append(row)
+    book,
+    [Example(3), Example(4)],
+    samples=4,
+    temperature=0.9,
+    write=lambda *row: written.append(row),
   )
   desk.ask("during", version=20, step=20)
   tickets = book.lease("s", 10, timeout=0)
@@ -54,6 +61,6 @@ def test_the_desk_writes_each_evaluation_once_when_all_its_groups_are_back():
   assert step == 20 and row["version"] == 20 and row["phase"] == "during"
   assert row["heldout/greedy"] == 0.5
   assert row["heldout/pass@1"] == pytest.approx(0.125)
-  assert row["heldout/pass@4"] == 0.5
+  assert row["heldout/pass@k"] == 0.5 and row["heldout/k"] == 4
   assert row["heldout/problems"] == 2
   assert row["heldout/pass@1_stderr"] == pytest.approx(np.std([0.25, 0]) / np.sqrt(2))

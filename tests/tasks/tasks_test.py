@@ -25,7 +25,23 @@ def test_text_survives_encoding_and_decoding(text, template):
 def test_template_words_are_single_tokens_and_digits_never_merge():
   vocabulary = Vocabulary("State the answer")
   pieces = [vocabulary.pieces[i] for i in vocabulary.encode("State the answers 123 the")]
-  assert pieces == ["State", " the", " ", "a", "n", "s", "w", "e", "r", "s", " ", "1", "2", "3", " the"]
+  assert pieces == [
+    "State",
+    " the",
+    " ",
+    "a",
+    "n",
+    "s",
+    "w",
+    "e",
+    "r",
+    "s",
+    " ",
+    "1",
+    "2",
+    "3",
+    " the",
+  ]
 
 
 def test_decoding_stops_at_the_end_token_and_skips_padding():

@@ -69,7 +69,13 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize(
   "changes",
-  [{}, {"kind": types.EVAL}, {"temperature": 0.0}, {"min_version": -1, "max_version": -1}, {"answer": ""}],
+  [
+    {},
+    {"kind": types.EVAL},
+    {"temperature": 0.0},
+    {"min_version": -1, "max_version": -1},
+    {"answer": ""},
+  ],
 )
 def test_tickets_come_back_equal(changes):
   ticket = a_ticket(**changes)
@@ -97,15 +103,27 @@ def tensor(values, dtype) -> pb.Tensor:
 
 
 MALFORMED = {
-  "wrong dtype": (lambda t: t.tokens.CopyFrom(tensor([1, 2, 3], np.float32)), "tokens.dtype: got 'float32'"),
+  "wrong dtype": (
+    lambda t: t.tokens.CopyFrom(tensor([1, 2, 3], np.float32)),
+    "tokens.dtype: got 'float32'",
+  ),
   "unknown dtype": (lambda t: setattr(t.tokens, "dtype", 9), "tokens.dtype: got 9"),
   "wrong rank": (lambda t: t.tokens.shape.append(1), r"tokens.shape: got \(3, 1\), expected 1 dim"),
-  "short data": (lambda t: setattr(t.tokens, "data", b"abc"), "tokens.data: got '3 bytes', expected 12"),
+  "short data": (
+    lambda t: setattr(t.tokens, "data", b"abc"),
+    "tokens.data: got '3 bytes', expected 12",
+  ),
   "huge shape": (lambda t: t.tokens.shape.__setitem__(0, 2**32 - 1), "tokens.data: got '12 bytes'"),
   "logprobs missing": (lambda t: t.ClearField("logprobs"), "logprobs.dtype: got 0"),
-  "fewer logprobs": (lambda t: t.logprobs.CopyFrom(tensor([-1.0], np.float32)), r"logprobs.shape: got \(1,\)"),
+  "fewer logprobs": (
+    lambda t: t.logprobs.CopyFrom(tensor([-1.0], np.float32)),
+    r"logprobs.shape: got \(1,\)",
+  ),
   "versions missing": (lambda t: t.ClearField("versions"), "versions: got 'runs of 0 tokens"),
-  "too many versions": (lambda t: t.versions.add(version=1, length=2**31), "versions: got 'runs of"),
+  "too many versions": (
+    lambda t: t.versions.add(version=1, length=2**31),
+    "versions: got 'runs of",
+  ),
 }
 
 
@@ -160,7 +178,10 @@ BAD_ANSWERS = {
     a_group(a_trajectory(logprobs=np.array([-np.inf, -1, -1], np.float32)), a_trajectory()),
     r"\[0\].logprobs: got -inf",
   ),
-  "reward missing": (a_group(a_trajectory(reward=float("nan")), a_trajectory()), r"\[0\].reward: got nan"),
+  "reward missing": (
+    a_group(a_trajectory(reward=float("nan")), a_trajectory()),
+    r"\[0\].reward: got nan",
+  ),
   "version not admitted": (
     a_group(a_trajectory(versions=np.array([2, 2, 5], np.int32)), a_trajectory()),
     r"\[0\].versions: got 5, expected in \[-1, 4\]",

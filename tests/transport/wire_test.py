@@ -71,7 +71,11 @@ def test_a_round_of_work(learner):
   assert version == 0 and np.array_equal(tensors["w"], [0, 1, 2])
   assert wire.pull_weights(0, 0, held_version=0, max_bytes=10**6) == (0, None)
   acks = wire.push([answer("a"), answer("b"), answer("a")])
-  assert [a.verdict for a in acks] == [pb.VERDICT_ACCEPTED, pb.VERDICT_ACCEPTED, pb.VERDICT_DUPLICATE]
+  assert [a.verdict for a in acks] == [
+    pb.VERDICT_ACCEPTED,
+    pb.VERDICT_ACCEPTED,
+    pb.VERDICT_DUPLICATE,
+  ]
   assert [a.ticket_id for a in acks] == ["a", "b", "a"]
   assert len(learner.book.take(["a", "b"], timeout=0)) == 2
   wire.heartbeat({"tokens_per_second": 7.0})

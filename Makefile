@@ -1,0 +1,38 @@
+# make demo   sets up and runs the main job
+# make test   sets up and passes the tests
+# PYTHON=/path/to/python3.12 chooses the interpreter; SAMPLERS=3 and ARGS="--config.seed=1" reach the demo.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLERS ?= 1
+ARGS ?=
+# No accelerator is needed or looked for here, and TensorFlow only reads prompts.
+export JAX_PLATFORMS ?= cpu
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test lint proto clean
+
+demo: $(VENV)/.installed-gym
+	$(BIN)/offpolicy-rl local --config=configs/demo.py --samplers=$(SAMPLERS) $(ARGS)
+
+test: $(VENV)/.installed-gym-test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-gym-test
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# The generated wire code, again after a change of the .proto; the installation makes it, too.
+proto: $(VENV)/.installed-gym
+	$(BIN)/pip install --quiet --no-deps --editable .
+
+$(VENV)/.installed-gym: setup.py pyproject.toml offpolicy_rl/transport/trajectory.proto
+	./launch/install.sh $(VENV) gym
+	touch $@
+
+$(VENV)/.installed-gym-test: $(VENV)/.installed-gym
+	./launch/install.sh $(VENV) gym,test
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info offpolicy_rl/transport/*_pb2*

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# install.sh VENV EXTRAS: an editable installation in a virtual environment, made if it is not there.
+set -euo pipefail
+venv=$1 extras=$2
+
+find_python() { # the first interpreter of 3.12 or newer
+  local candidate
+  for candidate in ${PYTHON:+"$PYTHON"} python3.12 python3.13 python3 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[23]*/bin/python; do
+    if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then
+      "$candidate" -c 'import sys; print(sys.executable)'
+      return
+    fi
+    if [ -n "${PYTHON:-}" ]; then
+      echo "PYTHON=$PYTHON is no Python >= 3.12 with the venv module." >&2
+      return 1
+    fi
+  done
+  echo "offpolicy-rl needs Python >= 3.12 and found none. Install it, for example with" >&2
+  echo "  apt-get install python3.12 python3.12-venv    or    pyenv install 3.12" >&2
+  echo "and run make again, or name one: make PYTHON=/path/to/python3.12" >&2
+  return 1
+}
+
+if ! "$venv/bin/python" -c '' 2>/dev/null; then
+  python=$(find_python)
+  echo "Making $venv with $python ..."
+  "$python" -m venv "$venv"
+fi
+echo "Installing offpolicy-rl[$extras] and what it needs: minutes and about 3 GB the first time ..."
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"

@@ -1,0 +1,289 @@
+"""The whole system over real gRPC: equal to a plain loop, learning, and surviving kills."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from offpolicy_rl import metrics, types
+from offpolicy_rl.learner import state as state_lib
+from offpolicy_rl.learner import step
+from offpolicy_rl.model import policy, sharding
+from offpolicy_rl.replay import admission, batching, lag
+from offpolicy_rl.roles import learner as learner_role
+from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import sampler as sampler_role
+from offpolicy_rl.tasks import catalog, scoring, seqio_tasks
+from offpolicy_rl.tasks.stream import PromptStream
+from tests.conftest import ROOT
+
+STEPS = 20
+
+
+def small(config, **changes):
+  """configs/test.py without warm start and without evaluations on the way."""
+  config.warm_start.steps = 0
+  config.learner.steps = STEPS
+  config.evaluation.every = 0
+  config.evaluation.problems = 2
+  for key, value in changes.items():
+    section, name = key.split("__")
+    config[section][name] = value
+  return config
+
+
+def plain_loop(config):
+  """Sample, score, update in one process: no tickets, no wire, no ledger."""
+  mesh, choices = sharding.make_mesh(**config.mesh), parts.step_choices(config)
+  engine = parts.make_engine(config)
+  verify = scoring.resolve(catalog.TASKS[config.task.name].verifier)
+  decode = catalog.TASKS[config.task.name].vocabulary.decode
+  examples, _ = seqio_tasks.load(config.task.name, "train", config.task.max_prompt_tokens)
+  stream, control = PromptStream(examples, config.seed), lag.LagControl("fixed", 0)
+  with jax.sharding.set_mesh(mesh):
+    state = state_lib.create(choices.model, mesh, choices.optimizer, config.seed)
+    update = step.compile_step(choices, state_lib.shardings(choices.model, mesh, choices.optimizer))
+    for at in range(config.learner.steps):
+      tickets = admission.train_tickets(
+        at, stream, control, prompts_per_step=config.learner.prompts_per_step,
+        group_size=config.learner.group_size, temperature=config.sampler.temperature,
+      )  # fmt: skip
+      params = jax.tree.map(np.array, state.params)
+      groups = []
+      for ticket, found in zip(tickets, engine.generate(params, at, tickets), strict=True):
+        scored = tuple(
+          dataclasses.replace(t, reward=verify(decode(t.tokens.tolist()), ticket.answer))
+          for t in found
+        )
+        groups.append(types.FinishedGroup(ticket, types.Group(ticket.ticket_id, scored), at))
+      batch = batching.make_batch(groups, num_tokens=parts.row_tokens(config))
+      state, _ = update(state, state_lib.place_batch(mesh, batch), None)
+  return policy.flatten(jax.tree.map(np.array, state.params))
+
+
+def over_the_wire(config, run_dir: pathlib.Path, samplers: int):
+  """The same run through learner, gRPC and samplers in threads of this process."""
+  stop, result = threading.Event(), {}
+
+  def learn():
+    result["state"] = learner_role.run_learner(config, run_dir, listen="127.0.0.1:0")
+
+  learning = threading.Thread(target=learn)
+  learning.start()
+  while not (run_dir / "address").exists():
+    assert learning.is_alive()
+    time.sleep(0.05)
+  address = (run_dir / "address").read_text()
+  workers = [
+    threading.Thread(
+      target=sampler_role.run_sampler, args=(address,), kwargs={"sampler_id": f"s{i}", "stop": stop}
+    )
+    for i in range(samplers)
+  ]
+  for worker in workers:
+    worker.start()
+  for thread in (learning, *workers):
+    thread.join(240)
+    assert not thread.is_alive()
+  return policy.flatten(jax.tree.map(np.array, result["state"].params))
+
+
+def assert_identical(a: dict, b: dict):
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def plain():
+  from offpolicy_rl import config as config_lib
+
+  config = small(
+    config_lib.load(str(ROOT / "configs" / "test.py")), lag__mode="fixed", lag__max_lag=0
+  )
+  return plain_loop(config)
+
+
+@pytest.mark.parametrize("samplers", [1, 3])
+def test_lag_zero_over_the_wire_equals_the_plain_loop_bit_for_bit(
+  tiny_config, tmp_path, plain, samplers
+):
+  config = small(tiny_config, lag__mode="fixed", lag__max_lag=0)
+  assert_identical(over_the_wire(config, tmp_path / "run", samplers), plain)
+  rows = [r for r in metrics.read(tmp_path / "run") if r["kind"] == "train"]
+  assert [r["step"] for r in rows] == list(range(STEPS))
+  assert all(r["lag/max"] == 0 for r in rows)
+  assert max(r.get("mismatch/max", 0) for r in rows) <= 1e-4
+
+
+def test_fixed_lag_is_reproducible_and_exact(tiny_config, tmp_path, plain):
+  config = small(tiny_config, lag__mode="fixed", lag__max_lag=4)
+  first = over_the_wire(config, tmp_path / "a", samplers=2)
+  second = over_the_wire(config, tmp_path / "b", samplers=1)
+  assert_identical(first, second)
+  rows = [r for r in metrics.read(tmp_path / "a") if r["kind"] == "train"]
+  assert [set(r["lag/histogram"]) for r in rows] == [{str(min(s, 4))} for s in range(STEPS)]
+  assert any(
+    not np.array_equal(first[name], plain[name]) for name in plain
+  )  # lag does change the run
+
+
+def test_periodic_lag_follows_its_period(tiny_config, tmp_path):
+  config = small(tiny_config, lag__mode="periodic", lag__max_lag=5)
+  over_the_wire(config, tmp_path / "run", samplers=1)
+  rows = [r for r in metrics.read(tmp_path / "run") if r["kind"] == "train"]
+  assert [r["lag/max"] for r in rows] == [s % 5 for s in range(STEPS)]
+
+
+# ---------------------------------------------------------------- separate processes
+
+
+def start(*arguments: str) -> subprocess.Popen:
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  return subprocess.Popen(
+    [sys.executable, "-m", "offpolicy_rl.main", *arguments], cwd=ROOT, env=env,
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+  )  # fmt: skip
+
+
+@contextlib.contextmanager
+def processes():
+  """Whatever is started through this ends with the test."""
+  started = []
+
+  def launch(*arguments):
+    started.append(start(*arguments))
+    return started[-1]
+
+  try:
+    yield launch
+  finally:
+    for process in started:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
+
+
+def wait_for(condition, seconds: float, what: str):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end, f"waited {seconds} s for {what}"
+    time.sleep(0.05)
+
+
+def train_rows(run_dir):
+  return [row for row in metrics.read(run_dir) if row["kind"] == "train"]
+
+
+def ledger_of(run_dir) -> dict:
+  return json.loads((run_dir / "ledger.json").read_text())
+
+
+def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):
+  with processes() as launch:
+    local = launch(
+      "local", "--config=configs/test.py", f"--run_dir={tmp_path}/run",
+      "--config.learner.steps=120", "--config.lag.max_lag=4",
+    )  # fmt: skip
+    output, _ = local.communicate(timeout=200)
+  assert local.returncode == 0, output
+  rows = train_rows(tmp_path / "run")
+  rewards = [row["reward"] for row in rows]
+  assert len(rewards) == 120
+  assert np.mean(rewards[-20:]) > np.mean(rewards[:20]) + 0.2, rewards
+  assert max(row["lag/max"] for row in rows) == 4
+  assert max(row.get("mismatch/max", 0.0) for row in rows) <= 1e-4
+  assert sum(row.get("mismatch/tokens", 0) for row in rows) > 0
+  phases = [row["phase"] for row in metrics.read(tmp_path / "run") if row["kind"] == "heldout"]
+  assert [p for p in phases if p != "during"] == ["before warm start", "after warm start", "after"]
+  report = (tmp_path / "run" / "report.html").read_text()
+  assert "Held-out accuracy" in report and "polyline" in report
+  assert f"report: {tmp_path}/run/report.html" in output
+  assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_killed_sampler_is_replaced_and_no_group_is_lost_or_used_twice(tmp_path):
+  run_dir = tmp_path / "run"
+  with processes() as launch:
+    learner = launch(
+      "learner", "--config=configs/test.py", f"--run_dir={run_dir}", "--config.learner.steps=150",
+      "--config.warm_start.steps=0",
+    )  # fmt: skip
+    wait_for((run_dir / "address").exists, 60, "the learner's address")
+    address = (run_dir / "address").read_text()
+    first = launch("sampler", f"--learner={address}", "--name=first")
+    wait_for(lambda: len(train_rows(run_dir)) >= 10, 90, "ten steps")
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    at_death = len(train_rows(run_dir))
+    second = launch("sampler", f"--learner={address}", "--name=second")
+    output, _ = learner.communicate(timeout=150)
+    assert learner.returncode == 0, output
+    assert second.wait(timeout=20) == 0
+  assert at_death < 150
+  assert [row["step"] for row in train_rows(run_dir)] == list(range(150))
+  audit = ledger_of(run_dir)
+  evaluated = 2 * 2 * 8 + 7 * 2 * 8  # before, after and seven times during: two tickets per problem
+  assert audit["added"] == audit["taken"] == audit["finished"] == 150 * 8 + evaluated
+  assert audit["queued"] == audit["out"] == audit["waiting"] == 0
+
+
+def test_a_killed_learner_goes_on_from_its_last_checkpoint(tmp_path):
+  run_dir = tmp_path / "run"
+  arguments = [
+    "learner",
+    "--config=configs/test.py",
+    f"--run_dir={run_dir}",
+    "--config.learner.steps=200",
+  ]
+  with processes() as launch:
+    learner = launch(*arguments, "--config.warm_start.steps=0")
+    wait_for((run_dir / "address").exists, 60, "the learner's address")
+    address = (run_dir / "address").read_text()
+    sampler = launch("sampler", f"--learner={address}", "--name=faithful")
+    wait_for(lambda: len(train_rows(run_dir)) >= 35, 90, "35 steps")
+    os.killpg(learner.pid, signal.SIGKILL)
+    learner.wait()
+    checkpoints = [
+      int(p.name) for p in (run_dir / "checkpoints" / "steps").iterdir() if p.name.isdigit()
+    ]
+    (run_dir / "address").unlink()
+    again = launch(*arguments, "--config.warm_start.steps=0", "--resume", f"--listen={address}")
+    output, _ = again.communicate(timeout=150)
+    assert again.returncode == 0, output
+    assert sampler.wait(timeout=20) == 0  # the same sampler served both sessions
+  assert f"resuming from the checkpoint of step {max(checkpoints)}" in output
+  assert [row["step"] for row in train_rows(run_dir)] == list(range(200))
+  assert ledger_of(run_dir)["taken"] >= (200 - max(checkpoints)) * 8
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_resume_finishes(tmp_path):
+  run_dir = tmp_path / "run"
+  with processes() as launch:
+    local = launch(
+      "local", "--config=configs/test.py", f"--run_dir={run_dir}", "--config.learner.steps=400"
+    )
+    wait_for(lambda: len(train_rows(run_dir)) >= 15, 120, "15 steps")
+    local.send_signal(signal.SIGINT)
+    output, _ = local.communicate(timeout=60)
+    assert local.returncode == 130, output
+    done = len(train_rows(run_dir))
+    assert f"stopped after step {done}" in output and "Traceback" not in output
+    assert (run_dir / "checkpoints" / "steps" / str(done)).exists()
+    assert (run_dir / "report.html").exists()
+    more = launch(
+      "local", "--resume", f"--run_dir={run_dir}", f"--config.learner.steps={done + 10}"
+    )
+    output, _ = more.communicate(timeout=120)
+  assert more.returncode == 0, output
+  assert len(train_rows(run_dir)) == done + 10
