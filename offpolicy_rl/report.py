@@ -168,24 +168,22 @@ def chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
   )
   parts = []
   for tick in ticks:
-    y = place_y(tick)
-    parts.append(f"<line class=axis x1={_LEFT} x2={_WIDTH - _RIGHT} y1={y:.1f} y2={y:.1f} />")
-    parts.append(f"<text x={_LEFT - 6} y={y + 4:.1f} text-anchor=end>{tick:g}</text>")
+    y = f"{place_y(tick):.1f}"
+    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
+    parts.append(f'<text x="{_LEFT - 6}" y="{y}" dy="4" text-anchor="end">{tick:g}</text>')
   for x, anchor in ((x_low, "start"), (x_high, "end")):
-    parts.append(f"<text x={place_x(x):.1f} y={_HEIGHT - 8} text-anchor={anchor}>{x:g}</text>")
+    at = f'x="{place_x(x):.1f}" y="{_HEIGHT - 8}"'
+    parts.append(f'<text {at} text-anchor="{anchor}">{x:g}</text>')
   for (label, points), color in zip(series, _COLORS, strict=False):
     path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
-    parts.append(
-      f'<polyline fill=none stroke="{color}" stroke-width=1.6 points="{path}">'
-      f"<title>{html.escape(label)}: last {points[-1][1]:.4g}</title></polyline>"
-    )
+    title = f"<title>{html.escape(label)}: last {points[-1][1]:.4g}</title>"
+    line = f'fill="none" stroke="{color}" stroke-width="1.6" points="{path}"'
+    parts.append(f"<polyline {line}>{title}</polyline>")
     if len(points) < 40:
-      dots = (
-        f'<circle r=2.4 fill="{color}" cx={place_x(x):.1f} cy={place_y(y):.1f} />'
-        for x, y in points
-      )
-      parts.extend(dots)
-  return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role=img>{"".join(parts)}</svg>'
+      for x, y in points:
+        at = f'cx="{place_x(x):.1f}" cy="{place_y(y):.1f}"'
+        parts.append(f'<circle r="2.4" fill="{color}" {at}/>')
+  return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
 
 
 def _ticks(low: float, high: float, count: int = 4) -> list[float]:

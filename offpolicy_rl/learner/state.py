@@ -19,7 +19,7 @@ class TrainState(NamedTuple):
 
 def make_optimizer(
   *, learning_rate: float, num_steps: int, warmup_steps: int = 0, schedule: str = "constant",
-  adam_b1: float = 0.9, adam_b2: float = 0.99, adam_eps: float = 1e-8,
+  betas: tuple[float, float] = (0.9, 0.99), adam_eps: float = 1e-8,
   weight_decay: float = 0.0, max_grad_norm: float = 1.0,
 ) -> optax.GradientTransformation:  # fmt: skip
   """AdamW (arXiv 1711.05101) behind a clip of the gradient's global norm."""
@@ -36,7 +36,7 @@ def make_optimizer(
     )
   return optax.chain(
     optax.clip_by_global_norm(max_grad_norm),
-    optax.adamw(rate, b1=adam_b1, b2=adam_b2, eps=adam_eps, weight_decay=weight_decay),
+    optax.adamw(rate, b1=betas[0], b2=betas[1], eps=adam_eps, weight_decay=weight_decay),
   )
 
 

@@ -144,8 +144,10 @@ class _Learner:
 def run_learner(
   config, run_dir: pathlib.Path, *, listen: str, insecure: bool = False, resume: bool = False,
   stop: threading.Event | None = None,
-) -> state_lib.TrainState:  # fmt: skip
+) -> state_lib.TrainState | None:  # fmt: skip
   """Trains to the end of the configuration, or until `stop`; returns the last state.
+
+  None when it was stopped before version 0 existed.
 
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/,
   completions.jsonl, report.html.
@@ -192,7 +194,7 @@ def _make_learner(config, run_dir: pathlib.Path, stop: threading.Event, resume: 
   )
 
 
-def _train(me: _Learner) -> state_lib.TrainState:
+def _train(me: _Learner) -> state_lib.TrainState | None:
   """Warm start or restore, the loop, the last evaluation."""
   config = me.config
   from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: 7 s and 0.9 GB, only here
@@ -203,12 +205,21 @@ def _train(me: _Learner) -> state_lib.TrainState:
   me.screen.say(
     f"task {config.task.name}: {len(train)} prompts, {len(heldout)} held out, {skipped} too long"
   )
+  if not train or not heldout:
+    raise ValueError(
+      f"task.max_prompt_tokens: got {limit}, which leaves {len(train)} training and "
+      f"{len(heldout)} held-out prompts of task {config.task.name}; expected at least one of each"
+    )
   desk = evaluation.Desk(
     me.book, heldout[: config.evaluation.problems], samples=config.evaluation.samples,
     temperature=config.sampler.temperature, write=me.write_heldout,
   )  # fmt: skip
   with jax.sharding.set_mesh(me.mesh):
-    state, reference, first_step = _initial_state(me, train, desk)
+    try:
+      state, reference, first_step = _initial_state(me, train, desk)
+    except loop.Stopped:
+      me.screen.say("stopped during the warm start; --resume will begin anew")
+      return None
     control = lag.LagControl(config.lag.mode, config.lag.max_lag, origin=first_step)
     admit = _make_admission(me, control, train, first_step)
     me.publish(first_step, state.params, admit)
@@ -281,6 +292,8 @@ def _warm_start(me: _Learner, state, train, desk) -> state_lib.TrainState:
     stop_loss=settings.stop_loss,
     should_stop=me.stop.is_set,
   )
+  if me.stop.is_set():
+    raise loop.Stopped
   me.screen.say(f"warm start ended after {len(losses)} steps, loss {losses[-1]:.3f}")
   return state_lib.restart(state, me.choices.optimizer, me.mesh)
 

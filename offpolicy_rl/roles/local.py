@@ -22,20 +22,19 @@ def run(
   address_file.unlink(missing_ok=True)
   learner = _start(["learner", *learner_args, f"--run_dir={run_dir}"])
   children: list[subprocess.Popen] = []
-  restarts, asked = 0, False
   try:
-    while learner.poll() is None:
-      if stop.is_set() and not asked:
-        learner.send_signal(signal.SIGTERM)
-        asked = True
-      if address_file.exists() and not asked:
+    restarts = 0
+    while learner.poll() is None and not stop.is_set():
+      if address_file.exists():
         children, failed = _keep_alive(children, samplers, address_file.read_text(), run_dir)
         restarts += failed
-        if restarts > _MAX_RESTARTS:
-          print(f"samplers died {restarts} times; see {run_dir}/sampler-*.log", file=sys.stderr)
-          stop.set()
+      if restarts > _MAX_RESTARTS:
+        print(f"samplers died {restarts} times; see {run_dir}/sampler-*.log", file=sys.stderr)
+        stop.set()
       time.sleep(0.1)
-    return learner.returncode
+    if learner.poll() is None:
+      learner.send_signal(signal.SIGTERM)
+    return learner.wait()
   finally:
     _end([learner, *children])
 

@@ -117,7 +117,7 @@ def numpy_beta_shift(x, beta, kappa):
 
 
 def numpy_oapl(x, beta, beta1):
-  """mean (beta u - A)^2, A = r - beta1 log mean e^(r/beta1); d/d lp = 2 beta (beta u - A) / rows."""
+  """mean (beta u - A)^2, A = r - beta1 log mean e^(r/beta1); d lp: 2 beta (beta u - A) / rows."""
   rows = [n for n in range(12) if x.loss_mask[n].any()]
   loss, gradient = 0.0, np.zeros((12, 6))
   for n in rows:

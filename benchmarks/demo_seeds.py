@@ -1,0 +1,94 @@
+"""What does the demo reach, and how fast, with several seeds?
+
+Command:  python -m benchmarks.demo_seeds --seeds 0 1 2
+Writes results/demo_seeds.json and results/demo_seeds.svg (held-out pass@1 against step).
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+
+from offpolicy_rl import metrics, report
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def run(seed: int, run_dir: pathlib.Path, extra: list[str]) -> dict:
+  """One whole demo in its own processes -> what it reached."""
+  start = time.monotonic()
+  subprocess.run(
+    [sys.executable, "-m", "offpolicy_rl.main", "local", "--config=configs/demo.py",
+     f"--run_dir={run_dir}", f"--config.seed={seed}", *extra],
+    check=True,
+  )  # fmt: skip
+  seconds = time.monotonic() - start
+  rows = metrics.read(run_dir)
+  heldout = [row for row in rows if row["kind"] == metrics.HELDOUT]
+  train = [row for row in rows if row["kind"] == metrics.TRAIN]
+  phases = {row["phase"]: row for row in heldout if row["phase"] != "during"}
+  names = {"greedy": "heldout/greedy", "pass@1": "heldout/pass@1", "pass@k": "heldout/pass@k"}
+  return {
+    "seed": seed,
+    "seconds": round(seconds, 1),
+    "phases": {p: {n: round(row[key], 4) for n, key in names.items()} for p, row in phases.items()},
+    "curve": [[r["step"], round(r["heldout/pass@1"], 4)] for r in heldout if r["version"] >= 0],
+    "lag_mean": round(sum(r["lag/mean"] for r in train) / len(train), 2),
+    "lag_max": max(r["lag/max"] for r in train),
+    "mismatch_max": max(r.get("mismatch/max", 0.0) for r in train),
+    "mismatch_tokens": sum(r.get("mismatch/tokens", 0) for r in train),
+  }
+
+
+def machine() -> str:
+  """Processor and cores, for people."""
+  model = next(
+    (line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+     if line.startswith("model name")), platform.machine(),
+  )  # fmt: skip
+  return f"{os.cpu_count()} cores of {model}"
+
+
+def picture(runs: list[dict]) -> str:
+  """The report's chart as a file of its own: with size, background and text style."""
+  chart = report.chart([(f"seed {r['seed']}", r["curve"]) for r in runs])
+  style = "text { font: 11px sans-serif; fill: #66707d } .axis { stroke: #d9dee5 }"
+  return chart.replace(
+    'role="img">',
+    'xmlns="http://www.w3.org/2000/svg" width="630" role="img">'
+    f'<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>',
+    1,
+  )
+
+
+def main() -> None:
+  """Runs the seeds one after the other and reports."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+  arguments, extra = parser.parse_known_args()
+  with tempfile.TemporaryDirectory() as folder:
+    runs = [run(seed, pathlib.Path(folder) / f"seed-{seed}", extra) for seed in arguments.seeds]
+  command = " ".join(["python -m benchmarks.demo_seeds", *sys.argv[1:]])
+  found = {"machine": machine(), "command": command, "runs": runs}
+  RESULTS.mkdir(exist_ok=True)
+  (RESULTS / "demo_seeds.json").write_text(json.dumps(found, indent=1) + "\n")
+  (RESULTS / "demo_seeds.svg").write_text(picture(runs))
+  print(f"{found['machine']}")
+  print("seed  seconds  pass@1 before -> after     greedy          pass@8          lag    mismatch")
+  for r in runs:
+    before, after = r["phases"]["after warm start"], r["phases"]["after"]
+    lag, gain = f"{r['lag_mean']}/{r['lag_max']}", after["pass@1"] - before["pass@1"]
+    print(
+      f"{r['seed']:4}  {r['seconds']:7}  {before['pass@1']:.3f} -> {after['pass@1']:.3f} "
+      f"({gain:+.3f})  {before['greedy']:.3f} -> {after['greedy']:.3f}  "
+      f"{before['pass@k']:.3f} -> {after['pass@k']:.3f}  {lag}  {r['mismatch_max']:.1e}"
+    )
+
+
+if __name__ == "__main__":
+  main()
