@@ -10,18 +10,18 @@ def get_config():
   """base.py with the demo's task, a warm start, and lag of at most 8 versions."""
   c = base.get_config()
   c.task.name = "chain_sum"
-  c.task.max_prompt_tokens = 20
+  c.task.max_prompt_tokens = 7
   c.task.max_completion_tokens = 5
   c.warm_start.steps = 600
   c.warm_start.stop_loss = 0.35
   c.warm_start.learning_rate = 4e-3
   c.objective.beta = 0.5  # answers of 3 or 4 tokens: beta times length is what counts
   c.objective.kappa = 0.2  # shift kappa * beta = 0.1 of a reward of 0 or 1
-  c.learner.steps = 500
+  c.learner.steps = 1000
   c.learner.learning_rate = 6e-4
   c.learner.schedule = "cosine"
   c.learner.prompts_per_step = 32
   c.sampler.slots = 256
   c.evaluation.problems = 128
-  c.evaluation.every = 50
+  c.evaluation.every = 100
   return c

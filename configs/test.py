@@ -20,6 +20,9 @@ def get_config():
   c.warm_start.stop_loss = 0.6
   c.warm_start.rows = 64
   c.warm_start.learning_rate = 1e-2
+  c.objective.beta = 0.5
+  c.objective.kappa = 0.2
+  c.learner.learning_rate = 1e-3
   c.learner.steps = 40
   c.learner.prompts_per_step = 8
   c.learner.group_size = 4

@@ -121,6 +121,7 @@ def _local(arguments, assignments) -> int:
 
 def _learner(arguments, assignments) -> int:
   config, run_dir = _configuration(arguments, assignments)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads prompts here
   from offpolicy_rl.roles import learner  # imports JAX
 
   stop = _stop_on_signals()

@@ -31,7 +31,8 @@ class MetricsWriter:
     self._file.flush()
     for name, value in metrics.items():
       if isinstance(value, (int, float)):
-        self._board.add_scalar(f"{kind}/{name}", value, step)
+        tag = f"{kind}/{name.removeprefix(kind + '/')}".replace("@", "_at_")  # "@" is not allowed
+        self._board.add_scalar(tag, value, step)
 
   def close(self) -> None:
     """Everything is on disk afterwards."""

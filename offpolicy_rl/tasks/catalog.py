@@ -30,12 +30,12 @@ class Task:
   name: str
   problems: Callable[[], list[Problem]]  # deterministic, both splits together
   verifier: str  # "module:function", (completion text, answer JSON) -> reward
-  template: str  # text whose words become tokens
+  phrases: tuple[str, ...] = ()  # texts that every prompt repeats, one token each
 
   @property
   def vocabulary(self) -> Vocabulary:
     """The task's text <-> token ids."""
-    return Vocabulary(self.template)
+    return Vocabulary(self.phrases)
 
   def split(self, name: str) -> list[Problem]:
     """Distinct problems of one split.
@@ -99,19 +99,18 @@ TASKS = {
         max_digits=2,
       ),
       verifier="offpolicy_rl.tasks.verifiers:reasoning_gym",
-      template="State the final answer to the following arithmetic problem",
+      phrases=("State the final answer to the following arithmetic problem: ", " + ", " ="),
     ),
     Task(
       name="spell_backward",
       problems=_reasoning_gym("spell_backward", 10_000, min_word_len=3, max_word_len=5),
       verifier="offpolicy_rl.tasks.verifiers:reasoning_gym",
-      template="Spell this word backward (example: sun -> nus)",
+      phrases=("Spell this word backward (example: sun -> nus): ",),
     ),
     Task(
       name="sums",
       problems=_sums,
       verifier="offpolicy_rl.tasks.verifiers:exact",
-      template="",
     ),
   )
 }

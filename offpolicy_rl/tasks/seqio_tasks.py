@@ -8,11 +8,13 @@ A task may come from anywhere as long as its examples hold `inputs` and `targets
 import dataclasses
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
-from offpolicy_rl.tasks import catalog
+from offpolicy_rl.tasks import catalog, quiet
 from offpolicy_rl.tasks.vocabulary import EOS, UNKNOWN, Vocabulary
+
+with quiet.stderr_only_on_failure():  # TensorFlow reports missing CUDA drivers, twice
+  import seqio
+  import tensorflow as tf
 
 
 @dataclasses.dataclass(frozen=True)

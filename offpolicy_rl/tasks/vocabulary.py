@@ -1,4 +1,4 @@
-"""A small lossless vocabulary: characters, plus the words that a task's template repeats."""
+"""A small lossless vocabulary: characters, plus the phrases that a task's prompts repeat."""
 
 import functools
 import hashlib
@@ -9,21 +9,18 @@ PAD, EOS, UNKNOWN = 0, 1, 2
 _SPECIAL = ("<pad>", "<eos>", "<unk>")
 _CHARACTERS = tuple(chr(c) for c in range(32, 127)) + ("\n",)
 _MULTIPLE = 16  # sizes are rounded up with unused ids, so that a mesh can split the embedding
-_WORD = re.compile(r" ?[A-Za-z]{2,}")
 
 
 class Vocabulary:
-  """Text <-> token ids. Digits are always single tokens, so arithmetic stays visible."""
+  """Text <-> token ids."""
 
-  def __init__(self, template: str = ""):
-    """`template`: text whose words become one token each."""
-    words = tuple(dict.fromkeys(_WORD.findall(template)))
-    used = _SPECIAL + _CHARACTERS + words
+  def __init__(self, phrases: tuple[str, ...] = ()):
+    """`phrases`: texts that become one token each, the longest match first."""
+    used = _SPECIAL + _CHARACTERS + phrases
     self.pieces = used + ("",) * (-len(used) % _MULTIPLE)
     self._ids = {piece: i for i, piece in enumerate(used) if i >= len(_SPECIAL)}
-    alternatives = sorted(words, key=len, reverse=True)
-    whole = "|".join(rf"{re.escape(word)}(?![A-Za-z])" for word in alternatives)
-    self._split = re.compile(f"{whole}|." if whole else ".", re.DOTALL)
+    longest_first = sorted(phrases, key=len, reverse=True)
+    self._split = re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
 
   @property
   def size(self) -> int:

@@ -1,0 +1,23 @@
+"""Silence for libraries that write to the terminal while they are imported."""
+
+import contextlib
+import os
+import tempfile
+
+
+@contextlib.contextmanager
+def stderr_only_on_failure():
+  """Holds back what native code writes to file descriptor 2; shows it if the block raises."""
+  with tempfile.TemporaryFile() as held:
+    saved = os.dup(2)
+    os.dup2(held.fileno(), 2)
+    try:
+      yield
+    except BaseException:
+      os.dup2(saved, 2)
+      held.seek(0)
+      os.write(2, held.read())
+      raise
+    finally:
+      os.dup2(saved, 2)
+      os.close(saved)

@@ -1,0 +1,59 @@
+"""launch/install.sh finds a Python or says what to install."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+INSTALL = ROOT / "launch" / "install.sh"
+
+
+def install(tmp_path, **env):
+  bin_dir = tmp_path / "bin"
+  bin_dir.mkdir(exist_ok=True)
+  for tool in ("bash", "env"):
+    if not (bin_dir / tool).exists():
+      (bin_dir / tool).symlink_to(shutil.which(tool))
+  base = {"PATH": str(bin_dir), "HOME": str(tmp_path)}
+  return subprocess.run(
+    [shutil.which("bash"), str(INSTALL), str(tmp_path / "venv"), "gym"],
+    env=base | env, capture_output=True, text=True, cwd=tmp_path,
+  )  # fmt: skip
+
+
+def test_no_python_is_explained(tmp_path):
+  done = install(tmp_path)
+  assert done.returncode != 0
+  assert "needs Python >= 3.12 and found none" in done.stderr and "apt-get install" in done.stderr
+
+
+def test_a_named_python_that_does_not_serve_is_named(tmp_path):
+  old = tmp_path / "old-python"
+  old.write_text("#!/usr/bin/env bash\nexit 1\n")
+  old.chmod(0o755)
+  done = install(tmp_path, PYTHON=str(old))
+  assert done.returncode != 0 and f"PYTHON={old} is no Python >= 3.12" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["python3.12", "python3.13", "python3"])
+def test_interpreters_on_the_path_are_found(tmp_path, name):
+  """Stops at pip, which has no project here: the interpreter was found and the venv made."""
+  (tmp_path / "bin").mkdir()
+  wrapper = tmp_path / "bin" / name
+  wrapper.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n')
+  wrapper.chmod(0o755)
+  done = install(tmp_path)
+  assert f"Making {tmp_path}/venv with" in done.stdout
+  assert (tmp_path / "venv" / "bin" / "python").exists()
+
+
+def test_pyenv_versions_are_found(tmp_path):
+  versions = tmp_path / "pyenv" / "versions" / "3.12.9" / "bin"
+  versions.mkdir(parents=True)
+  os.symlink(sys.executable, versions / "python")
+  done = install(tmp_path, PYENV_ROOT=str(tmp_path / "pyenv"))
+  assert f"Making {tmp_path}/venv with" in done.stdout
