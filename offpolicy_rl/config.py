@@ -33,7 +33,7 @@ _FRACTION = ((lambda x: 0 <= x < 1), "in [0, 1)")
 _OBJECTIVES = ("beta_shift", "grpo", "oapl")  # equal to losses.PRESETS, which needs JAX; tested
 
 _CHECKS = {
-  "seed": _at_least(0),
+  "seed": ((lambda x: 0 <= x < 2**31), "0 to 2147483647"),
   "task.name": _one_of(*sorted(catalog.TASKS)),
   "task.max_prompt_tokens": _at_least(1),
   "task.max_completion_tokens": _at_least(1),
@@ -213,6 +213,8 @@ def _siblings(config: config_dict.ConfigDict, key: str) -> str:
 def _parse(key: str, text: str, kind: type):
   if text.lower() == "none" and key.startswith("objective."):
     return None
+  if kind is type(None):  # an unset choice of a configuration that was read from JSON
+    kind = str if key in ("objective.aggregation", "objective.kl") else float
   if kind is bool:
     if text.lower() not in ("true", "false"):
       raise ConfigError(f"--config.{key}: got {text!r}, expected true or false")

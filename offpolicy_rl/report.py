@@ -33,7 +33,7 @@ _CHARTS = (
     ("train", "log_ratio/ess_fraction", "share"),)),
   ("Logprob mismatch", "largest |learner - sampler| of one token, same version, nats", (
     ("train", "mismatch/max", "max"),)),
-  ("Learner's time", "seconds per step", (
+  ("Learner's time", "seconds per step, the first left out (it compiles)", (
     ("train", "seconds/step", "update"),
     ("train", "seconds/waiting", "waiting"),
     ("train", "seconds/publishing", "publishing"))),
@@ -141,6 +141,8 @@ def _figure(title: str, meaning: str, lines, rows: list[dict]) -> str:
       and row.get("version", 0) >= 0
       and math.isfinite(row[name])
     ]
+    if name.startswith("seconds/"):
+      points = points[1:]  # the first step compiles and would flatten all others
     if points:
       series.append((label, points))
   if not series:

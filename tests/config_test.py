@@ -79,6 +79,14 @@ def test_overrides_keep_the_type_of_the_key(tiny_config):
   assert tiny_config.objective.kappa is None
 
 
+def test_unset_choices_can_be_set_after_a_round_trip_through_json(tiny_config):
+  back = config_lib.from_json(config_lib.to_json(tiny_config))
+  pairs = [("objective.kl_coef", "0.5"), ("objective.kl", "k2"), ("objective.beta1", "2")]
+  config_lib.override(back, pairs)
+  config_lib.validate(back)
+  assert (back.objective.kl_coef, back.objective.kl, back.objective.beta1) == (0.5, "k2", 2.0)
+
+
 def command(*arguments: str) -> tuple[subprocess.CompletedProcess, float]:
   start = time.monotonic()
   done = subprocess.run(

@@ -60,8 +60,3 @@ def tree_shardings(mesh: Mesh, tree, axes_of):
 def batch_sharding(mesh: Mesh, rank: int) -> NamedSharding:
   """Sharding of an array whose first axis is the batch."""
   return NamedSharding(mesh, spec("batch", *(None,) * (rank - 1)))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-  """A full copy on every device."""
-  return NamedSharding(mesh, PartitionSpec())

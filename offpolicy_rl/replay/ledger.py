@@ -107,24 +107,14 @@ class Ledger:
         if lease.sampler_id == sampler_id:
           lease.deadline = deadline
 
-  def release(self, sampler_id: str) -> int:
-    """Returns every ticket of a sampler that left; gives their number."""
-    with self._changed:
-      return self._requeue(lambda lease: lease.sampler_id == sampler_id)
-
   def _requeue_expired(self) -> None:
     now = self._clock()
-    self._counts["expired"] += self._requeue(lambda lease: lease.deadline < now)
-
-  def _requeue(self, lost: Callable[[_Lease], bool]) -> int:
-    returned = [ticket_id for ticket_id, lease in self._leases.items() if lost(lease)]
-    for ticket_id in reversed(returned):
+    lost = [ticket_id for ticket_id, lease in self._leases.items() if lease.deadline < now]
+    for ticket_id in reversed(lost):
       del self._leases[ticket_id]
       self._queue[ticket_id] = None
       self._queue.move_to_end(ticket_id, last=False)
-    if returned:
-      self._changed.notify_all()
-    return len(returned)
+    self._counts["expired"] += len(lost)
 
   def ticket(self, ticket_id: str) -> types.Ticket | None:
     """The ticket, unless it is unknown or its group was taken already."""

@@ -38,20 +38,14 @@ class Completions(NamedTuple):
   finished: jax.Array  # bool [S], True = ended by itself
 
 
-def completion_key(seed: int, kind: str, group_index: int, completion_index: int) -> jax.Array:
-  """Key of one completion: of the run, the group and the completion, never of who samples it."""
-  return _completion_keys(
-    seed, _STREAMS[kind], np.array([group_index]), np.array([completion_index])
-  )[0]
-
-
 @jax.jit
-def _completion_keys(seed, streams, group_indices, completion_indices):
+def completion_keys(seed, streams, group_indices, completion_indices) -> jax.Array:
+  """Keys of completions: of the run, the group and the completion, never of who samples them."""
+
   def one(stream, group, completion):
     key = jax.random.fold_in(jax.random.key(seed), stream)
     return jax.random.fold_in(jax.random.fold_in(key, group), completion)
 
-  streams = jnp.broadcast_to(streams, group_indices.shape)
   return jax.vmap(one)(streams, group_indices, completion_indices)
 
 
@@ -184,7 +178,7 @@ class Engine:
         slots[:, slot] = n, _STREAMS[ticket.kind], ticket.group_index, completion
         temperature[slot] = ticket.temperature
         slot += 1
-    keys = _completion_keys(self._seed, slots[1], slots[2], slots[3])
+    keys = completion_keys(self._seed, slots[1], slots[2], slots[3])
     return Requests(prompts, lengths, slots[0], keys, temperature, np.arange(self._slots) < slot)
 
 

@@ -102,14 +102,6 @@ def test_unknown_tickets_are_told_apart():
   assert Ledger(10).finish(group("never"), 0) is Verdict.UNKNOWN
 
 
-def test_a_leaving_sampler_returns_its_tickets():
-  book = Ledger(lease_seconds=10)
-  book.add([ticket("a"), ticket("b")])
-  book.lease("s", 2, timeout=0)
-  assert book.release("s") == 2
-  assert names(book.lease("t", 2, timeout=0)) == ["a", "b"]
-
-
 def test_a_ticket_can_not_be_added_twice():
   book = Ledger(10)
   book.add([ticket("a")])
@@ -168,8 +160,8 @@ class LedgerMachine(RuleBasedStateMachine):
     self.clock.now += seconds
 
   @rule(sampler=st.sampled_from("xyz"))
-  def die(self, sampler):
-    self.book.release(sampler)
+  def beat(self, sampler):
+    self.book.heartbeat(sampler)
 
   @rule(data=st.data())
   def answer(self, data):
