@@ -1,6 +1,7 @@
 """Settings for every test, and the small pieces that many of them share."""
 
 import os
+import tempfile
 
 # Before JAX starts: eight virtual devices for the sharding tests, silence from TensorFlow.
 os.environ["XLA_FLAGS"] = (
@@ -8,8 +9,12 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Many tests, and the processes they start, compile the same programs: once per session is enough.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="offpolicy-rl-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import pathlib
+import shutil
 
 import jax
 import pytest
@@ -25,3 +30,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def tiny_config():
   """configs/test.py: the hermetic task and a tiny model, unlocked values may be changed."""
   return config_lib.load(str(ROOT / "configs" / "test.py"))
+
+
+def pytest_sessionfinish():
+  """The compiled programs go when the session ends."""
+  shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
