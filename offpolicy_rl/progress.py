@@ -53,10 +53,10 @@ class Progress:
     busy = max(sum(row[k] for k in ("seconds/waiting", "seconds/step", "seconds/publishing")), 1e-9)
     minutes, seconds = divmod(int(seconds_left), 60)
     return (
-      f"step {step + 1}/{self._num_steps}  reward {row['reward']:.3f}  "
+      f"step {step + 1}/{self._num_steps}  left {minutes}:{seconds:02d}  "  # first: lines get cut
+      f"reward {row['reward']:.3f}  "
       f"held-out {self._heldout:.3f}  entropy {row['entropy']:.3f}  lag {row['lag/mean']:.1f}  "
-      f"learner {row['tokens'] / busy:,.0f} tok/s  sampler {self._sampler_rate:,.0f} tok/s  "
-      f"left {minutes}:{seconds:02d}"
+      f"tokens/s: learner {row['tokens'] / busy:,.0f}  sampler {self._sampler_rate:,.0f}"
     )
 
   def _seconds_left(self, now: float, step: int) -> float:

@@ -116,8 +116,8 @@ def test_plain_progress_lines_where_there_is_no_terminal():
   lines = out.getvalue().splitlines()
   assert len(lines) == 2  # the first, and the last; those in between came within five seconds
   assert lines[0] == (
-    "step 1/100  reward 0.500  held-out 0.750  entropy 0.250  lag 3.0  learner 2,000 tok/s  "
-    "sampler 1,234 tok/s  left 0:00"
+    "step 1/100  left 0:00  reward 0.500  held-out 0.750  entropy 0.250  lag 3.0  "
+    "tokens/s: learner 2,000  sampler 1,234"
   )
   assert lines[1].startswith("step 100/100")
 
