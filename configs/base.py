@@ -6,6 +6,7 @@ Override any key on the command line: --config.objective.beta=0.2
 from ml_collections import config_dict
 
 from configs import models
+from offpolicy_rl import config as config_lib
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -40,17 +41,10 @@ def get_config() -> config_dict.ConfigDict:
   c.warm_start.rows = 128  # demonstrations per step
   c.warm_start.learning_rate = 1e-3
 
-  # The loss: a preset of losses/objectives.py. Choices left at None keep the preset's value.
-  c.objective = config_dict.ConfigDict()
-  c.objective.name = "beta_shift"  # beta_shift | oapl | grpo
-  c.objective.beta = config_dict.placeholder(float)  # temperature of the regression
-  c.objective.kappa = config_dict.placeholder(float)  # pessimistic shift in units of beta
-  c.objective.beta1 = config_dict.placeholder(float)  # oapl: temperature of the value
-  c.objective.aggregation = config_dict.placeholder(str)  # seq_sum | seq_mean | token_mean
-  c.objective.clip_low = config_dict.placeholder(float)  # grpo: ratio >= 1 - clip_low
-  c.objective.clip_high = config_dict.placeholder(float)  # grpo: ratio <= 1 + clip_high
-  c.objective.kl_coef = config_dict.placeholder(float)  # weight of KL to the initial policy
-  c.objective.kl = config_dict.placeholder(str)  # its estimator: k1 | k2 | k3
+  # The loss: a preset of losses/presets.py. Every field of losses/choices.py can be replaced, e.g.
+  # --config.objective.beta=0.2; None keeps the preset's value.
+  c.objective = config_lib.objective_section()
+  c.objective.name = "beta_shift"
 
   # How far the samplers may run behind (replay/lag.py).
   c.lag = config_dict.ConfigDict()

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from ml_collections import config_dict
 
+from offpolicy_rl import losses
+from offpolicy_rl.losses import group_regime
 from offpolicy_rl.replay import lag
 from offpolicy_rl.tasks import catalog
 
@@ -30,7 +32,6 @@ def _at_least(low) -> tuple[Callable, str]:
 
 _POSITIVE = ((lambda x: x > 0), "a number > 0")
 _FRACTION = ((lambda x: 0 <= x < 1), "in [0, 1)")
-_OBJECTIVES = ("beta_shift", "grpo", "oapl")  # equal to losses.PRESETS, which needs JAX; tested
 
 _CHECKS = {
   "seed": ((lambda x: 0 <= x < 2**31), "0 to 2147483647"),
@@ -54,14 +55,6 @@ _CHECKS = {
   "warm_start.stop_loss": _at_least(0),
   "warm_start.rows": _at_least(1),
   "warm_start.learning_rate": _POSITIVE,
-  "objective.name": _one_of(*_OBJECTIVES),
-  "objective.beta": _POSITIVE,
-  "objective.beta1": _POSITIVE,
-  "objective.aggregation": _one_of("seq_sum", "seq_mean", "token_mean"),
-  "objective.clip_low": _FRACTION,
-  "objective.clip_high": _POSITIVE,
-  "objective.kl_coef": _at_least(0),
-  "objective.kl": _one_of("k1", "k2", "k3"),
   "lag.mode": _one_of(*lag.MODES),
   "lag.max_lag": _at_least(0),
   "learner.steps": _at_least(0),
@@ -99,13 +92,39 @@ def validate(config: config_dict.ConfigDict) -> None:
     if key not in values:
       raise ConfigError(f"{key}: missing, expected {expected}")
     value = values[key]
-    if value is None and key.startswith("objective."):
-      continue  # the preset's own value
     if (isinstance(value, float) and not math.isfinite(value)) or not is_good(value):
       raise ConfigError(f"{key}: got {value!r}, expected {expected}")
+  try:
+    objective_choices(config)
+  except ValueError as error:
+    raise ConfigError(str(error)) from None
   for is_good, message in _relations(config):
     if not is_good:
       raise ConfigError(message)
+
+
+def objective_section() -> config_dict.ConfigDict:
+  """Every choice of an objective, unset: the preset's value holds until one is given."""
+  section = config_dict.ConfigDict()
+  for field in losses.choices.OVERRIDABLE:
+    section[field.name] = config_dict.placeholder(field.type)
+  section.name = "beta_shift"
+  return section
+
+
+def objective_choices(config: config_dict.ConfigDict) -> losses.Choices:
+  """The preset named by the configuration with the choices that it replaces.
+
+  Raises:
+    ValueError: a choice that makes no sense; names the key, its value and what was expected.
+  """
+  given = config.objective.to_dict()
+  known = {
+    "max_tokens": config.task.max_completion_tokens,
+    "group_size": config.learner.group_size,
+  }
+  given |= {key: value for key, value in known.items() if given[key] is None}
+  return losses.choose(**given)
 
 
 def _relations(c) -> list[tuple[bool, str]]:
@@ -114,6 +133,8 @@ def _relations(c) -> list[tuple[bool, str]]:
   shards, tensor = c.mesh.data * c.mesh.fsdp, c.mesh.tensor
   slots, need = c.sampler.slots, max(c.learner.group_size, c.evaluation.samples)
   micro = c.learner.microbatches
+  objective = objective_choices(c)
+  together = c.learner.group_size if objective.couples_rows else 1
   vocabulary_size = catalog.TASKS[c.task.name].vocabulary.size
   return [
     (
@@ -125,6 +146,16 @@ def _relations(c) -> list[tuple[bool, str]]:
       rows % (micro * shards) == 0,
       f"mesh.data, mesh.fsdp, learner.microbatches: got {c.mesh.data} x {c.mesh.fsdp} x {micro}, "
       f"expected a divisor of the {rows} rows of a batch (prompts_per_step x group_size)",
+    ),
+    (
+      rows % (micro * shards * together) == 0,
+      f"learner.microbatches: got {micro}, expected a divisor of learner.prompts_per_step = "
+      f"{c.learner.prompts_per_step}: objective.fn = {objective.fn} needs whole groups",
+    ),
+    (
+      objective.advantage != "value",
+      "objective.advantage: got 'value', expected another: the learner has no values V* of its "
+      "prompts; objective.advantage=vhat estimates them from the current group",
     ),
     (
       c.warm_start.rows % shards == 0,
@@ -157,6 +188,20 @@ def _relations(c) -> list[tuple[bool, str]]:
       f"of transport.lease_seconds = {c.transport.lease_seconds}",
     ),
   ]
+
+
+def warnings(config: config_dict.ConfigDict) -> list[str]:
+  """What is allowed but will probably disappoint: choice and consequence, one line each."""
+  objective = objective_choices(config)
+  found = []
+  if objective.fn == "regression" and objective.advantage in group_regime.BASELINES:
+    found.append(
+      group_regime.regime_warning(
+        objective.advantage, config.learner.group_size, beta=objective.beta,
+        beta1=objective.beta1, kappa=objective.kappa, dv=objective.shift,
+      )
+    )  # fmt: skip
+  return [warning for warning in found if warning]
 
 
 def flatten(config: config_dict.ConfigDict) -> dict:
@@ -214,7 +259,7 @@ def _parse(key: str, text: str, kind: type):
   if text.lower() == "none" and key.startswith("objective."):
     return None
   if kind is type(None):  # an unset choice of a configuration that was read from JSON
-    kind = str if key in ("objective.aggregation", "objective.kl") else float
+    kind = {f.name: f.type for f in losses.choices.OVERRIDABLE}[key.split(".")[1]]
   if kind is bool:
     if text.lower() not in ("true", "false"):
       raise ConfigError(f"--config.{key}: got {text!r}, expected true or false")

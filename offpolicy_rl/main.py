@@ -4,6 +4,7 @@
   offpolicy-rl learner --config=configs/demo.py            only the learner; prints its address
   offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
   offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again
+  offpolicy-rl explain --rewards=0,0,1,1 --objective=oapl  the target that an objective induces
 
 Any key of the configuration: --config.objective.beta=0.2
 """
@@ -43,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     prog="offpolicy-rl", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--version", action="version", version=__version__)
-  roles = parser.add_subparsers(dest="role", required=True, metavar="local|learner|sampler|report")
+  roles = parser.add_subparsers(
+    dest="role", required=True, metavar="local|learner|sampler|report|explain"
+  )
   both = argparse.ArgumentParser(add_help=False)
   both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
   trains = argparse.ArgumentParser(add_help=False, parents=[both])
@@ -63,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
   )
   report = roles.add_parser("report", parents=[both], help="write the report of a run")
   report.add_argument("--run_dir", required=True)
+  explain = roles.add_parser("explain", parents=[both], help="the target that an objective induces")
+  explain.add_argument("--rewards", help="of one group, e.g. 0,0,1,1: computes the target")
+  explain.add_argument("--objective", help="a preset (without --rewards: shows its choices)")
+  explain.add_argument("--beta", type=float, help="temperature (default: the preset's)")
+  explain.add_argument("--png", type=pathlib.Path, help="draw a picture, too")
   return parser
 
 
@@ -77,8 +85,7 @@ def _configuration(arguments, assignments: list[str]):
     config = config_lib.from_json((run_dir / "config.json").read_text())
   else:
     raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
-  pairs = [a.removeprefix("--config.").partition("=")[::2] for a in assignments]
-  config_lib.override(config, pairs)
+  config_lib.override(config, [_key_and_text(a) for a in assignments])
   config_lib.validate(config)
   if run_dir is None:
     name = f"{pathlib.Path(arguments.config).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -88,6 +95,11 @@ def _configuration(arguments, assignments: list[str]):
       f"--run_dir: {run_dir} holds a run already; add --resume or choose another"
     )
   return config, run_dir
+
+
+def _key_and_text(assignment: str) -> tuple[str, str]:
+  """--config.objective.beta=0.2 -> ("objective.beta", "0.2")."""
+  return assignment.removeprefix("--config.").partition("=")[::2]
 
 
 def _stop_on_signals() -> threading.Event:
@@ -121,6 +133,8 @@ def _local(arguments, assignments) -> int:
 
 def _learner(arguments, assignments) -> int:
   config, run_dir = _configuration(arguments, assignments)
+  for warning in config_lib.warnings(config):
+    print(f"warning: {warning}", file=sys.stderr)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads prompts here
   from offpolicy_rl.roles import learner  # imports JAX
 
@@ -151,7 +165,42 @@ def _report(arguments, _) -> int:
   return 0
 
 
-_ROLES = {"local": _local, "learner": _learner, "sampler": _sampler, "report": _report}
+def _explain(arguments, assignments) -> int:
+  section = config_lib.config_dict.ConfigDict({"objective": config_lib.objective_section()})
+  config_lib.override(section, [_key_and_text(a) for a in assignments])
+  given = section.objective.to_dict() | {"name": arguments.objective or "beta_shift"}
+  if arguments.beta is not None:
+    given["beta"] = arguments.beta
+  from offpolicy_rl import explain, losses  # imports JAX
+
+  if not arguments.rewards:
+    if arguments.objective:
+      explain.card(losses.PRESETS.get(arguments.objective) or losses.choose(arguments.objective))
+    else:
+      explain.presets()
+    return 0
+  try:
+    rewards = [float(text) for text in arguments.rewards.split(",")]
+  except ValueError:
+    raise config_lib.ConfigError(
+      f"--rewards: got {arguments.rewards!r}, expected numbers such as 0,0,1,1"
+    ) from None
+  choices = losses.choose(**given)
+  own, targets = explain.explain(rewards, choices)
+  explain.show(rewards, own, targets, choices.beta)
+  if arguments.png:
+    explain.draw(rewards, targets, choices.beta, arguments.png)
+    print(f"picture: {arguments.png}")
+  return 0
+
+
+_ROLES = {
+  "local": _local,
+  "learner": _learner,
+  "sampler": _sampler,
+  "report": _report,
+  "explain": _explain,
+}
 
 if __name__ == "__main__":
   sys.exit(main())

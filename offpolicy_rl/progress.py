@@ -7,6 +7,13 @@ from rich.live import Live
 from rich.text import Text
 
 PLAIN_SECONDS = 5.0  # between lines where there is no terminal
+ALARM_STEPS = 20  # in a row, before an alarm is spoken of; one batch alone is noisy
+_ALARMS = {
+  "alarm/lambda_negative": "lambda = mean(A - beta u) is negative: the target is sharper than "
+  "exponential; lower the baseline (kappa, shift) or raise beta1 above beta",
+  "alarm/memorising": "the mean log-ratio is positive on the batches trained on: the policy "
+  "memorises its samples; lower kappa or the learning rate, or use fresher data",
+}
 
 
 class Progress:
@@ -20,6 +27,7 @@ class Progress:
     self._started: tuple[float, int] | None = None  # (time, step) of the first update seen
     self._heldout = float("nan")
     self._sampler_rate = float("nan")
+    self._alarms = dict.fromkeys(_ALARMS, 0)  # steps in a row; each is told once
 
   def say(self, text: str) -> None:
     """A line that stays."""
@@ -38,6 +46,7 @@ class Progress:
     now = time.monotonic()
     if self._started is None:
       self._started = (now, step)
+    self._tell_alarms(step, row)
     line = self.line(step, row, self._seconds_left(now, step))
     if self._console.is_terminal:
       if self._live is None:
@@ -58,6 +67,14 @@ class Progress:
       f"held-out {self._heldout:.3f}  entropy {row['entropy']:.3f}  lag {row['lag/mean']:.1f}  "
       f"tokens/s: learner {row['tokens'] / busy:,.0f}  sampler {self._sampler_rate:,.0f}"
     )
+
+  def _tell_alarms(self, step: int, row: dict) -> None:
+    for name, meaning in _ALARMS.items():
+      if self._alarms[name] >= ALARM_STEPS:
+        continue
+      self._alarms[name] = self._alarms[name] + 1 if row.get(name) else 0
+      if self._alarms[name] == ALARM_STEPS:
+        self.say(f"alarm, steps {step - ALARM_STEPS + 2} to {step + 1}: {meaning}")
 
   def _seconds_left(self, now: float, step: int) -> float:
     started, first = self._started

@@ -19,14 +19,24 @@ _CHARTS = (
     ("heldout", "heldout/greedy", "greedy"),
     ("heldout", "heldout/pass@k", "pass@k"))),
   ("Reward", "mean over the completions of a batch", (("train", "reward", "reward"),)),
-  ("Entropy", "nats per completion token", (("train", "entropy", "entropy"),)),
+  ("Entropy", "nats per completion token", (
+    ("train", "entropy", "all"),
+    ("train", "entropy_correct", "of right completions"))),
   ("Lag", "versions between sampling and use, mean over tokens", (
     ("train", "lag/mean", "all"),
     ("train", "lag/in_flight_mean", "in flight"),
     ("train", "lag/in_queue_mean", "in queue"))),
-  ("Log-ratio", "nats per completion, policy against sampler", (
+  ("Log-ratio", "nats per completion, policy against sampler: mean, and 5 %, 95 % quantiles", (
     ("train", "log_ratio/mean", "mean"),
-    ("train", "log_ratio/max", "max"))),
+    ("train", "log_ratio/q05", "5 %"),
+    ("train", "log_ratio/q95", "95 %"))),
+  ("Distance of the target", "KL to the sampler, nats, mean over groups", (
+    ("train", "target/kl", "induced"),
+    ("train", "target/kl_nominal", "nominal (exponential)"))),
+  ("Regimes", "share of groups whose induced target is", (
+    ("train", "regime/positive", "pessimistic"),
+    ("train", "regime/boundary", "exponential"),
+    ("train", "regime/negative", "sharper"))),
   ("Lambda", "mean of A - beta u; below 0 the target is sharper than exponential", (
     ("train", "lambda_hat", "lambda"),)),
   ("Effective sample size", "share of the batch, weights pi/mu", (

@@ -134,3 +134,15 @@ def test_a_terminal_gets_one_live_line():
   visible = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n")
   assert "a line that stays" in visible and "step 50/100" in visible
   assert visible.count("step ") < 15
+
+
+def test_an_alarm_is_told_once_and_only_when_it_lasts():
+  out = io.StringIO()
+  screen = progress.Progress(1000, Console(file=out, width=500, highlight=False))
+  for step in range(100):  # off every tenth step: never twenty in a row
+    screen.step(step, ROW | {"alarm/memorising": float(step % 10 > 0)})
+  assert "alarm" not in out.getvalue()
+  for step in range(100, 200):
+    screen.step(step, ROW | {"alarm/memorising": 1.0})
+  assert out.getvalue().count("alarm") == 1
+  assert "alarm, steps 92 to 111: the mean log-ratio is positive" in out.getvalue()

@@ -10,7 +10,7 @@ import optax
 
 from offpolicy_rl import types
 from offpolicy_rl.learner.state import TrainState
-from offpolicy_rl.losses import LossInputs, Objective, masked
+from offpolicy_rl.losses import LossInputs, Objective, masked, ratios
 from offpolicy_rl.model import decoder, policy
 
 
@@ -38,32 +38,32 @@ def train_step(
       look at a reference.
   """
   objective = choices.objective
-  prepared = objective.prepare(batch.rewards, batch.group_ids, batch.loss_mask)
+  prepared = objective.prepare(_whole_inputs(batch, None))
 
   def rows_loss(params, part):
     rows, rows_prepared = part
     stats = policy.token_stats(choices.model, params, rows.tokens, choices.temperature)
-    inputs = _loss_inputs(choices, rows, stats.logprobs, reference_params)
-    return objective.loss(inputs, rows_prepared), (stats, inputs.reference_logprobs)
+    inputs = _loss_inputs(choices, rows, stats.logprobs, reference_params, state.step)
+    return objective.loss(inputs, rows_prepared), stats
 
   def add_part(gradients, part):
-    (loss, aux), gradient = jax.value_and_grad(rows_loss, has_aux=True)(state.params, part)
-    return jax.tree.map(jnp.add, gradients, gradient), (loss, aux)
+    (loss, stats), gradient = jax.value_and_grad(rows_loss, has_aux=True)(state.params, part)
+    return jax.tree.map(jnp.add, gradients, gradient), (loss, stats)
 
-  parts = jax.tree.map(lambda x: _split(x, choices.microbatches), (batch, prepared))
+  together = objective.choices.group_size if objective.choices.couples_rows else 1
+  parts = jax.tree.map(lambda x: _split(x, choices.microbatches, together), (batch, prepared))
   zeros = jax.tree.map(jnp.zeros_like, state.params)
-  gradients, (losses, aux) = jax.lax.scan(add_part, zeros, parts)
-  stats, reference_logprobs = jax.tree.map(_join, aux)
+  gradients, (losses, stats) = jax.lax.scan(add_part, zeros, parts)
+  stats = jax.tree.map(lambda x: _join(x, together), stats)
 
   updates, opt_state = choices.optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  inputs = _whole_inputs(batch, stats.logprobs, reference_logprobs)
   metrics = {
     "loss": jnp.sum(losses),
     "grad_norm": optax.global_norm(gradients),
     "entropy": masked.masked_mean(stats.entropy, batch.loss_mask),
-    **objective.metrics(inputs, prepared),
-    **_batch_metrics(batch, stats.logprobs, state.step),
+    **objective.metrics(_whole_inputs(batch, stats.logprobs), prepared),
+    **_batch_metrics(batch, stats, state.step),
   }
   return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -107,27 +107,37 @@ def compile_step(choices: StepChoices, state_shardings):
   )
 
 
-def _loss_inputs(choices: StepChoices, rows: types.Batch, logprobs, reference_params) -> LossInputs:
-  reference = None
-  if choices.objective.needs_reference:
+def _loss_inputs(
+  choices: StepChoices, rows: types.Batch, logprobs, reference_params, version
+) -> LossInputs:
+  """A micro-batch's inputs, with the log-probs of further policies where the objective asks."""
+  wanted = choices.objective.choices
+  inputs = _whole_inputs(rows, logprobs)
+  if wanted.needs_reference:
     stats = policy.token_stats(choices.model, reference_params, rows.tokens, choices.temperature)
-    reference = jax.lax.stop_gradient(stats.logprobs)
-  return _whole_inputs(rows, logprobs, reference)
+    inputs = inputs._replace(reference_logprobs=jax.lax.stop_gradient(stats.logprobs))
+  if wanted.needs_proximal:
+    proximal = ratios.proximal_logprobs(
+      wanted.proximal, logprobs, rows.sampler_logprobs, rows.versions, version
+    )
+    inputs = inputs._replace(proximal_logprobs=proximal)
+  return inputs
 
 
-def _whole_inputs(rows: types.Batch, logprobs, reference) -> LossInputs:
+def _whole_inputs(rows: types.Batch, logprobs) -> LossInputs:
   return LossInputs(
     policy_logprobs=logprobs,
     sampler_logprobs=rows.sampler_logprobs,
     loss_mask=rows.loss_mask,
     rewards=rows.rewards,
     group_ids=rows.group_ids,
-    reference_logprobs=reference,
     versions=rows.versions,
   )
 
 
-def _batch_metrics(batch: types.Batch, logprobs, step) -> dict[str, Any]:
+def _batch_metrics(batch: types.Batch, stats: policy.TokenStats, step) -> dict[str, Any]:
+  logprobs, entropy = stats
+  correct = (batch.rewards > 0)[:, None]
   mean = masked.group_mean(batch.rewards, batch.group_ids)
   spread = masked.group_mean((batch.rewards - mean) ** 2, batch.group_ids)
   finite = jnp.all(jnp.isfinite(logprobs) | ~batch.loss_mask, axis=-1)
@@ -138,15 +148,21 @@ def _batch_metrics(batch: types.Batch, logprobs, step) -> dict[str, Any]:
     "completion_tokens": jnp.mean(jnp.sum(batch.loss_mask, axis=-1)),
     "tokens": jnp.sum(batch.valid_mask),
     "on_policy_fraction": jnp.sum(on_policy) / jnp.maximum(jnp.sum(batch.loss_mask), 1),
+    "entropy_correct": masked.masked_mean(entropy, batch.loss_mask & correct),
     "first_nonfinite_row": jnp.where(jnp.all(finite), -1, jnp.argmin(finite)),
   }
 
 
-def _split(x, parts: int):
-  """[B, ...] -> [parts, B / parts, ...]; dealing rows round keeps a sharded batch in place."""
-  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+def _split(x, parts: int, together: int):
+  """[B, ...] -> [parts, B / parts, ...], `together` neighbouring rows staying so.
+
+  Dealing them out in turn keeps a sharded batch in place.
+  """
+  dealt = x.reshape(-1, parts, together, *x.shape[1:]).swapaxes(0, 1)
+  return dealt.reshape(parts, -1, *x.shape[1:])
 
 
-def _join(x):
+def _join(x, together: int):
   """Inverse of `_split`."""
-  return x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+  dealt = x.reshape(x.shape[0], -1, together, *x.shape[2:]).swapaxes(0, 1)
+  return dealt.reshape(-1, *x.shape[2:])

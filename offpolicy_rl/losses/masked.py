@@ -20,49 +20,71 @@ def masked_max(x: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.max(jnp.where(mask, x, -jnp.inf))
 
 
-def row_is_valid(loss_mask: jax.Array) -> jax.Array:
-  """bool [B]: rows that hold at least one token of loss_mask [B, T]."""
-  return jnp.any(loss_mask, axis=-1)
+def lengths(loss_mask: jax.Array) -> jax.Array:
+  """int [B]: loss tokens of each row; everything else about the mask follows from them."""
+  return jnp.sum(loss_mask, axis=-1)
 
 
-def row_weights(loss_mask: jax.Array) -> jax.Array:
-  """float [B]: 1 / number of valid rows on valid rows, 0 on empty ones."""
-  valid = row_is_valid(loss_mask)
-  return jnp.where(valid, 1.0 / jnp.maximum(jnp.sum(valid), 1), 0.0)
+def row_weights(
+  tokens: jax.Array, aggregation: str, group_ids: jax.Array, max_tokens: int = 0
+) -> jax.Array:
+  """float [B]: what a row's summed token loss is multiplied with; 0 on empty rows.
 
+  tokens: int [B], `lengths`.
 
-def token_weights(loss_mask: jax.Array, aggregation: str) -> jax.Array:
-  """float [B, T]: what each token's loss is multiplied with before everything is summed.
-
-  seq_sum:    1 / valid rows
-  seq_mean:   1 / (valid rows * tokens of the row)
-  token_mean: 1 / tokens of the whole batch
+  seq_sum:     1 / valid rows
+  seq_mean:    1 / (valid rows * tokens of the row)
+  token_mean:  1 / tokens of the whole batch
+  constant:    1 / (valid rows * max_tokens)
+  prompt_mean: 1 / (groups with a valid row * tokens of the row's group)
   """
-  if aggregation == "token_mean":
-    weight = jnp.full(loss_mask.shape[0], 1.0 / jnp.maximum(jnp.sum(loss_mask), 1))
+  valid = tokens > 0
+  rows = jnp.maximum(jnp.sum(valid), 1)
+  if aggregation == "seq_sum":
+    weight = 1.0 / rows
   elif aggregation == "seq_mean":
-    weight = row_weights(loss_mask) / jnp.maximum(jnp.sum(loss_mask, axis=-1), 1)
-  elif aggregation == "seq_sum":
-    weight = row_weights(loss_mask)
+    weight = 1.0 / (rows * jnp.maximum(tokens, 1))
+  elif aggregation == "token_mean":
+    weight = 1.0 / jnp.maximum(jnp.sum(tokens), 1)
+  elif aggregation == "constant":
+    weight = 1.0 / (rows * max_tokens)
   else:
-    raise ValueError(f"aggregation: {aggregation!r}, expected seq_sum, seq_mean or token_mean")
-  return jnp.where(loss_mask, weight[:, None], 0.0)
+    in_group = group_sum(tokens.astype(float), group_ids)
+    groups = jnp.maximum(number_of_groups(valid, group_ids), 1)
+    weight = 1.0 / (groups * jnp.maximum(in_group, 1))
+  return jnp.where(valid, weight, 0.0)
+
+
+def number_of_groups(valid: jax.Array, group_ids: jax.Array) -> jax.Array:
+  """Groups with at least one row of valid [B]."""
+  return jnp.sum(jax.ops.segment_max(valid.astype(jnp.int32), group_ids, len(valid)) > 0)
+
+
+def group_sum(x: jax.Array, group_ids: jax.Array) -> jax.Array:
+  """float [B]: sum of x [B] over the rows with the same id, at each of those rows."""
+  return jax.ops.segment_sum(x, group_ids, x.shape[0])[group_ids]
 
 
 def group_mean(x: jax.Array, group_ids: jax.Array) -> jax.Array:
   """float [B]: mean of x [B] over the rows with the same id, at each of those rows."""
-  rows = x.shape[0]  # there are at most as many groups as rows
-  total = jax.ops.segment_sum(x, group_ids, rows)
-  count = jax.ops.segment_sum(jnp.ones_like(x), group_ids, rows)
-  return (total / jnp.maximum(count, 1))[group_ids]
+  return group_sum(x, group_ids) / jnp.maximum(group_size(group_ids), 1)
 
 
 def group_size(group_ids: jax.Array) -> jax.Array:
   """float [B]: number of rows in each row's group."""
-  ones = jnp.ones(group_ids.shape[0])
-  return jax.ops.segment_sum(ones, group_ids, group_ids.shape[0])[group_ids]
+  return group_sum(jnp.ones(group_ids.shape[0]), group_ids)
 
 
 def group_max(x: jax.Array, group_ids: jax.Array) -> jax.Array:
   """float [B]: largest x [B] among the rows with the same id."""
   return jax.ops.segment_max(x, group_ids, x.shape[0])[group_ids]
+
+
+def group_varies(x: jax.Array, group_ids: jax.Array) -> jax.Array:
+  """bool [B]: the group of the row holds different values of x [B]."""
+  return group_max(x, group_ids) > -group_max(-x, group_ids)
+
+
+def renumbered(group_ids: jax.Array) -> jax.Array:
+  """int [B]: the same groups with ids in [0, B), which a slice of a batch may not have."""
+  return jnp.unique(group_ids, return_inverse=True, size=len(group_ids))[1]

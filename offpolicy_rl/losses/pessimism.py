@@ -1,40 +1,48 @@
-"""The pessimistic regularizer: the beta-shifted mean, as a function of arrays.
+"""The pessimistic regularizer: the shifted baseline of the regression, as a function of arrays.
 
 With u = sum_t log pi/mu (mu = the sampler's policy), the mean-baseline regression is
 
   L = mean (beta u - A)^2 / (2 beta),        A = r - mean(r).
 
-Lowering the baseline by kappa beta, A -> A + kappa beta, adds to it exactly
+Lowering the baseline, A -> A + c with c = kappa beta + dv, adds to it exactly
 
-  R = mean [ kappa (A - beta u) + kappa^2 beta / 2 ],
+  R = mean [ (c / beta) (A - beta u) + c^2 / (2 beta) ],
 
-whose only part with a gradient is kappa beta mean(-u): kappa beta times the forward KL(mu || pi),
-estimated on the sampler's own completions. It keeps the policy on what the sampler does, right and
-wrong completions alike, and floors the chi^2 weight of the induced target at kappa beta
-(arXiv 2605.28150; arXiv 2602.05933 derives the same target for the mean baseline).
+whose only part with a gradient is c mean(-u): c times the forward KL(mu || pi), estimated on the
+sampler's own completions. It keeps the policy on what the sampler does, right and wrong completions
+alike, and at the fixed point of the mean baseline floors the multiplier, which is the chi^2 weight
+of the induced target, at c (arXiv 2605.28150; arXiv 2602.05933 derives the same target for the mean
+baseline). Signs: c > 0 lowers the baseline and is pessimistic. AsymRE (arXiv 2506.20520) writes its
+shift into the baseline instead, A = r - (mean(r) + dV), so its dV = -0.1 is dv = +0.1 here.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.jit, static_argnames=("beta", "kappa"))
+@jax.jit
 def pessimistic_regularizer(
-  log_ratios: jax.Array, advantages: jax.Array, weights: jax.Array, *, beta: float, kappa: float
+  log_ratios: jax.Array,
+  advantages: jax.Array,
+  weights: jax.Array,
+  *,
+  beta: jax.Array | float,
+  kappa: jax.Array | float,
+  dv: jax.Array | float = 0.0,
 ) -> jax.Array:
-  """R above: what turns the mean baseline into the beta-shifted mean.
+  """R above: what turns a baseline into the same baseline lowered by kappa beta + dv.
 
   Args:
     log_ratios: float [B], u = sum over completion tokens of log pi/mu, in nats.
     advantages: float [B], unshifted. They contribute a constant, which makes
       regression + R equal to the shifted regression in value, not only in gradient.
     weights: float [B], weight of each row in the mean; 0 = the row does not count.
-    beta: temperature of the regression, > 0.
+    beta: temperature of the regression, > 0. It and the two shifts may be traced scalars.
     kappa: shift in units of beta; > 0 pessimistic, 0 none, < 0 optimistic.
+    dv: shift in units of reward, same signs; it adds to kappa beta.
 
   Returns:
     float scalar.
   """
-  return jnp.sum(weights * (kappa * (advantages - beta * log_ratios) + 0.5 * kappa**2 * beta))
+  shift = kappa + dv / beta
+  return jnp.sum(weights * (shift * (advantages - beta * log_ratios) + 0.5 * shift**2 * beta))

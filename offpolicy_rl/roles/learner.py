@@ -235,7 +235,7 @@ def _train(me: _Learner) -> state_lib.TrainState | None:
 def _initial_state(me: _Learner, train, desk: evaluation.Desk):
   """(state, reference parameters or None, first step): restored, or fresh and warm-started."""
   config, choices = me.config, me.choices
-  wants_reference = choices.objective.needs_reference
+  wants_reference = choices.objective.choices.needs_reference
   saved_step = me.checkpoints.latest()
   state = state_lib.create(choices.model, me.mesh, choices.optimizer, config.seed)
   shardings = state_lib.shardings(choices.model, me.mesh, choices.optimizer)

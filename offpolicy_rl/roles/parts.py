@@ -1,5 +1,6 @@
 """From the configuration to the parts that both roles share."""
 
+from offpolicy_rl import config as config_lib
 from offpolicy_rl import losses
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
@@ -30,7 +31,7 @@ def step_choices(config) -> step.StepChoices:
   )
   return step.StepChoices(
     model=model_config(config),
-    objective=losses.objective(**config.objective),
+    objective=losses.objective(config_lib.objective_choices(config)),
     optimizer=optimizer,
     temperature=config.sampler.temperature,
     microbatches=learner.microbatches,

@@ -21,7 +21,7 @@ OPTIMIZER = state_lib.make_optimizer(learning_rate=1e-2, num_steps=10)
 
 def choices(objective="beta_shift", microbatches=1, **overrides) -> step.StepChoices:
   return step.StepChoices(
-    CONFIG, losses.objective(objective, **overrides), OPTIMIZER, 0.9, microbatches
+    CONFIG, losses.objective(objective, group_size=4, **overrides), OPTIMIZER, 0.9, microbatches
   )
 
 
@@ -47,7 +47,7 @@ def run_once(made: step.StepChoices, mesh, batch, reference=None):
     return compiled(state, state_lib.place_batch(mesh, batch), reference)
 
 
-@pytest.mark.parametrize("objective", sorted(losses.PRESETS))
+@pytest.mark.parametrize("objective", ["beta_shift", "oapl", "grpo", "copg", "decoupled_ppo"])
 def test_one_step_is_the_objectives_gradient_through_adam(objective):
   """The same update from its parts: jax.grad of the loss of the whole batch, clip, Adam."""
   made, batch = choices(objective), random_batch()
@@ -57,6 +57,8 @@ def test_one_step_is_the_objectives_gradient_through_adam(objective):
     logprobs = policy.token_stats(CONFIG, p, batch.tokens, 0.9).logprobs
     inputs = losses.LossInputs(logprobs, *(jnp.asarray(x) for x in (
       batch.sampler_logprobs, batch.loss_mask, batch.rewards, batch.group_ids)))  # fmt: skip
+    # Sampled by the version that is updated: the log-linear proximal policy is the sampler's.
+    inputs = inputs._replace(proximal_logprobs=inputs.sampler_logprobs)
     return made.objective(inputs)[0]
 
   value, gradient = jax.value_and_grad(loss)(params)
@@ -110,13 +112,23 @@ def test_eight_devices_give_the_update_of_one(objective):
   assert_same_update(one, eight)
 
 
-@pytest.mark.parametrize("microbatches", [2, 8])
-def test_microbatches_give_the_update_of_the_whole_batch(microbatches):
+@pytest.mark.parametrize(
+  ("objective", "microbatches"),
+  [("beta_shift", 2), ("beta_shift", 8), ("dapo", 4), ("tis", 2), ("copg", 4), ("rebel", 2)],
+)
+def test_microbatches_give_the_update_of_the_whole_batch(objective, microbatches):
   batch, mesh = random_batch(), sharding.make_mesh()
   assert_same_update(
-    run_once(choices(microbatches=1), mesh, batch),
-    run_once(choices(microbatches=microbatches), mesh, batch),
+    run_once(choices(objective, microbatches=1), mesh, batch),
+    run_once(choices(objective, microbatches=microbatches), mesh, batch),
   )
+
+
+def test_rows_are_dealt_to_micro_batches_in_whole_groups_where_asked():
+  groups = jnp.arange(24) // 3
+  parts = step._split(groups, 4, 3)
+  assert [sorted(set(part.tolist())) for part in parts] == [[0, 4], [1, 5], [2, 6], [3, 7]]
+  np.testing.assert_array_equal(step._join(parts, 3), groups)
 
 
 PINNED = {

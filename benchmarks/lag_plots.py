@@ -1,0 +1,172 @@
+"""Tables and plots of benchmarks/lag_lab.py: what was measured, nothing is run here."""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+from matplotlib.figure import Figure
+
+FAMILIES = {
+  "with importance ratios": ("grpo", "dapo", "tis", "decoupled_ppo", "cispo", "topr"),
+  "without ratios": ("reinforce", "asymre", "copg", "oapl", "mean", "shift_1", "shift_1_auto"),
+  "baselines and shifts": (
+    "oapl_coupled", "oapl_coupled_loo", "shift_-1", "mean", "shift_0.5", "shift_1", "shift_2",
+  ),
+}  # fmt: skip
+CURVES = ("grpo", "tis", "reinforce", "oapl", "oapl_coupled", "mean", "shift_1")
+_COLORS = ("#3266ad", "#c4622d", "#3d8a52", "#8a5aa8", "#b2373f", "#6b6b6b", "#1a9c9c")
+# two-sided 95 % quantile of Student's t for 4 and 7 degrees of freedom, else the normal one
+_T95 = {4: 2.776, 7: 2.365}
+
+
+def mean_and_half_width(values: list[float]) -> tuple[float, float]:
+  """Mean over seeds and half of its 95 % interval (Student's t)."""
+  count = len(values)
+  spread = np.std(values, ddof=1) / math.sqrt(count) if count > 1 else math.nan
+  return float(np.mean(values)), float(_T95.get(count - 1, 1.96) * spread)
+
+
+def name_of(setting) -> str:
+  """(16, True) -> "periodic 16"."""
+  lag, periodic = setting
+  return f"{'periodic' if periodic else 'fixed'} {lag}" if lag else "lag 0"
+
+
+def table(reports: list[dict], which: str, field: str, digits: int = 3) -> str:
+  """Markdown: objectives down, settings across, mean ± half of the 95 % interval."""
+  settings = [row["setting"] for row in reports[0][which]]
+  lines = [f"| objective | {' | '.join(name_of(s) for s in settings)} |"]
+  lines.append("| --- |" + " --- |" * len(settings))
+  for report in reports:
+    cells = [mean_and_half_width(row[field]) for row in report[which]]
+    text = " | ".join(f"{m:.{digits}f} ± {h:.{digits}f}" for m, h in cells)
+    lines.append(f"| `{report['label']}` | {text} |")
+  return "\n".join(lines)
+
+
+def chosen_table(reports: list[dict]) -> str:
+  """Markdown: what the tuning chose."""
+  settings = [row["setting"] for row in reports[0]["tuned_per_lag"]]
+  lines = [f"| objective | tuned | {' | '.join(map(name_of, settings))} | one for all lags |"]
+  lines.append("| --- | --- |" + " --- |" * (len(settings) + 1))
+  for report in reports:
+    rows = [*report["tuned_per_lag"], report["one_setting"][0]]
+    points = [
+      f"{row['rate']:.2g}" if row["value"] is None else f"{row['value']:g}, {row['rate']:g}"
+      for row in rows
+    ]
+    lines.append(
+      f"| `{report['label']}` | {report['tuned'] or 'learning rate'} | {' | '.join(points)} |"
+    )
+  return "\n".join(lines)
+
+
+def page(reports: list[dict], about: dict, name: str) -> str:
+  """The results as Markdown."""
+  seeds = len(about["study"]["seeds"])
+  parts = [
+    f"# Lag laboratory\n\nCommand: `{about['command']}`. Machine: {about['machine']}. "
+    f"Seconds of work, summed over objectives: {about['seconds']:.0f}. Mean over {seeds} seeds "
+    "± half of the 95 % interval. Final value = mean of the last four evaluations.\n\n"
+    f"![score against lag]({name}_scores.png)\n\n![entropy]({name}_entropy.png)\n\n"
+    f"![curves]({name}_curves.png)"
+  ]
+  for which, title in (
+    ("tuned_per_lag", "tuned for each lag"),
+    ("one_setting", "one setting for all lags"),
+  ):
+    parts += [
+      f"## Held-out pass@1, {title}",
+      table(reports, which, "accuracy"),
+      f"## Held-out pass@1, mean over the run (what was tuned for), {title}",
+      table(reports, which, "mean_accuracy"),
+      f"## Held-out pass@16, {title}",
+      table(reports, which, "pass_at_16"),
+      f"## Entropy of a completion (nats; 33.3 at the start), {title}",
+      table(reports, which, "entropy", 2),
+      f"## Entropy among right completions, {title}",
+      table(reports, which, "entropy_correct", 2),
+      f"## Collapse rate: seeds that end more than 20 % below their own best pass@1, {title}",
+      table(reports, which, "collapsed", 2),
+    ]
+  parts += ["## lambda(t) at the end of training, tuned for each lag",
+            table([r for r in reports if r["tuned"].startswith(("beta", "target"))
+                   and r["label"] != "copg"] or reports, "tuned_per_lag", "lambda_hat", 4),
+            "## What the tuning chose (value, learning rate)", chosen_table(reports)]  # fmt: skip
+  return "\n\n".join(parts) + "\n"
+
+
+def against_lag(reports: list[dict], field: str, title: str, path: pathlib.Path) -> None:
+  """Final value against lag: fixed above, periodic below, one column per family."""
+  known = {r["label"]: r for r in reports}
+  figure = Figure(figsize=(13, 7), layout="constrained")
+  axes = figure.subplots(2, len(FAMILIES), sharex=True, sharey=True)
+  for column, (family, labels) in enumerate(FAMILIES.items()):
+    for row, periodic in enumerate((False, True)):
+      axis = axes[row, column]
+      for label, color in zip(labels, _COLORS, strict=False):
+        if label not in known:
+          continue
+        rows = [
+          r
+          for r in known[label]["tuned_per_lag"]
+          if r["setting"][1] == periodic or not r["setting"][0]
+        ]
+        lags = [r["setting"][0] for r in rows]
+        values = np.array([mean_and_half_width(r[field]) for r in rows])
+        places = np.log2(np.maximum(lags, 1)) + (0 if min(lags) else 1) * (np.array(lags) > 0)
+        axis.plot(places, values[:, 0], "o-", color=color, label=label, ms=3.5, lw=1.4)
+        axis.fill_between(
+          places, values[:, 0] - values[:, 1], values[:, 0] + values[:, 1], color=color, alpha=0.12
+        )
+        axis.set_xticks(places, [str(lag) for lag in lags])
+      if row == 0:
+        axis.set_title(family, fontsize=10)
+        axis.legend(fontsize=8, frameon=False, loc="lower left")
+      axis.spines[["top", "right"]].set_visible(False)
+      axis.grid(alpha=0.2)
+    axes[0, column].set_xlabel("")
+    axes[1, column].set_xlabel("lag (updates)")
+  axes[0, 0].set_ylabel(f"{title}\nfixed lag")
+  axes[1, 0].set_ylabel(f"{title}\nperiodic lag")
+  figure.savefig(path, dpi=110)
+
+
+def curves(reports: list[dict], every: int, path: pathlib.Path) -> None:
+  """Held-out pass@1 and entropy against step, one column per fixed lag, tuned for each lag."""
+  known = {r["label"]: r for r in reports}
+  settings = [row["setting"] for row in reports[0]["tuned_per_lag"] if not row["setting"][1]]
+  figure = Figure(figsize=(3 * len(settings) + 1, 5.5), layout="constrained")
+  axes = figure.subplots(2, len(settings), sharex=True, sharey="row", squeeze=False)
+  for column, setting in enumerate(settings):
+    for label, color in zip(CURVES, _COLORS, strict=True):
+      if label not in known:
+        continue
+      row = next(r for r in known[label]["tuned_per_lag"] if r["setting"] == setting)
+      for axis, field in zip(axes[:, column], ("accuracy", "entropy"), strict=True):
+        line = row["curves"][field]
+        axis.plot(every * np.arange(len(line)), line, color=color, label=label, lw=1.3)
+    axes[0, column].set_title(name_of(setting), fontsize=10)
+    axes[1, column].set_xlabel("step")
+  axes[0, 0].set_ylabel("held-out pass@1")
+  axes[1, 0].set_ylabel("entropy, nats")
+  axes[0, 0].legend(fontsize=7, frameon=False)
+  for axis in axes.flat:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.2)
+  figure.savefig(path, dpi=110)
+
+
+def write(reports: list[dict], about: dict, folder: pathlib.Path, name: str) -> None:
+  """NAME.json, NAME.md and three plots."""
+  from benchmarks.lag_training import EVERY
+
+  slim = [{k: v for k, v in report.items() if k != "tuning"} for report in reports]
+  (folder / f"{name}.json").write_text(json.dumps({"about": about, "reports": slim}) + "\n")
+  (folder / f"{name}.md").write_text(page(reports, about, name))
+  against_lag(reports, "accuracy", "held-out pass@1", folder / f"{name}_scores.png")
+  against_lag(reports, "entropy", "entropy, nats", folder / f"{name}_entropy.png")
+  curves(reports, EVERY, folder / f"{name}_curves.png")
+  print(table(reports, "tuned_per_lag", "accuracy"))
+  print(f"results: {folder / name}.md, .json, _scores.png, _entropy.png, _curves.png")

@@ -1,0 +1,91 @@
+"""What a step says about its objective. All of it is defined in the table of this folder's README.
+
+Nothing here has a gradient or changes an update.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from offpolicy_rl.losses import induced_target, masked, ratios
+from offpolicy_rl.losses.choices import Choices
+from offpolicy_rl.losses.inputs import LossInputs, Prepared
+
+
+def log_ratio_metrics(u: jax.Array, gap: jax.Array, inputs: LossInputs) -> dict[str, jax.Array]:
+  """How far the policy is from the sampler: u [B] per completion, gap [B, T] per token."""
+  valid = masked.lengths(inputs.loss_mask) > 0
+  mean = masked.masked_mean(u, valid)
+  quantiles = jnp.nanquantile(jnp.where(valid, u, jnp.nan), jnp.array([0.05, 0.5, 0.95]))
+  return {
+    "log_ratio/mean": mean,
+    "log_ratio/max": masked.masked_max(u, valid),
+    "log_ratio/q05": quantiles[0],
+    "log_ratio/q50": quantiles[1],
+    "log_ratio/q95": quantiles[2],
+    "log_ratio/token_abs_max": masked.masked_max(jnp.abs(gap), inputs.loss_mask),
+    "log_ratio/ess_fraction": ratios.effective_sample_size(u, valid),
+    "alarm/memorising": (mean > 0).astype(jnp.float32),
+  }
+
+
+def lambda_metrics(residual: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
+  """lambda(t) = mean(A - beta u), shift included; residual [B]."""
+  found = masked.masked_mean(residual, valid)
+  return {"lambda_hat": found, "alarm/lambda_negative": (found < 0).astype(jnp.float32)}
+
+
+def target_metrics(
+  choices: Choices, inputs: LossInputs, advantages: jax.Array, beta: jax.Array
+) -> dict[str, jax.Array]:
+  """The induced target of each group, beside the exponential one: means over groups.
+
+  Args:
+    advantages: float [B], shift included; rows in consecutive groups of choices.group_size.
+    beta: float [B].
+  """
+  table = advantages.reshape(-1, choices.group_size)
+  rewards = inputs.rewards.reshape(table.shape)
+  beta = beta.reshape(table.shape)[:, 0]
+  # Advantages of a group without variance are 0 up to the rounding of the rewards' mean.
+  atol = 8 * jnp.finfo(table.dtype).eps * jnp.max(jnp.abs(rewards))
+  target = induced_target.solve(table, beta, atol=atol)
+  nominal = induced_target.nominal(rewards, beta)
+  return {
+    "beta": jnp.mean(beta),
+    "regime/statistic": jnp.mean(target.regime_statistic),
+    "regime/positive": jnp.mean(target.regime > 0),
+    "regime/boundary": jnp.mean(target.regime == 0),
+    "regime/negative": jnp.mean(target.regime < 0),
+    "regime/collapsed": jnp.mean(target.collapsed),
+    "target/lambda": jnp.mean(target.lam),
+    "target/kl": jnp.mean(induced_target.reverse_kl(target.log_ratios)),
+    "target/kl_nominal": jnp.mean(induced_target.reverse_kl(nominal)),
+    "target/ess_fraction": jnp.mean(induced_target.effective_sample_fraction(target.log_ratios)),
+  }
+
+
+def clip_fraction(choices: Choices, gap: jax.Array, advantages: jax.Array, mask) -> jax.Array:
+  """Share of loss tokens whose ratio is past the clip that binds for their advantage."""
+  ratio = jnp.exp(gap)
+  sign = jnp.sign(advantages)[:, None]
+  clipped = jnp.where(sign > 0, ratio > 1 + choices.clip_high, ratio < 1 - choices.clip_low)
+  return masked.masked_mean(clipped & (sign != 0), mask)
+
+
+def of(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[str, jax.Array]:
+  """Every metric that makes sense for the choices; scalars."""
+  mask = inputs.loss_mask
+  valid = masked.lengths(mask) > 0
+  advantages = prepared.advantages + choices.kappa * prepared.beta + choices.shift
+  gap = ratios.gap(inputs.policy_logprobs, inputs.sampler_logprobs, mask)
+  u = jnp.sum(gap, axis=-1)
+  found = log_ratio_metrics(u, gap, inputs)
+  found["advantage/abs_mean"] = masked.masked_mean(jnp.abs(advantages), valid)
+  if choices.fn == "ppo_clip" and choices.anchor == "sampler" and choices.level == "token":
+    found["clip_fraction"] = clip_fraction(choices, gap, advantages, mask)
+  if choices.fn == "regression" and choices.anchor == "sampler":
+    anchored = ratios.row_mean(gap, mask)[:, 0] if choices.log_ratio == "mean" else u
+    found |= lambda_metrics(advantages - prepared.beta * anchored, valid)
+    if choices.group_size:
+      found |= target_metrics(choices, inputs, advantages, prepared.beta)
+  return found

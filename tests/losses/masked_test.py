@@ -1,0 +1,173 @@
+"""The edges of every objective: under the mask, empty and odd batches, float32's range."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offpolicy_rl import losses
+from offpolicy_rl.losses import masked
+from tests.losses import slow_reference
+from tests.losses.objectives_test import NAMES, arrays, build, value_and_gradient
+from tests.losses.slow_reference import random_inputs
+
+TOKEN_FIELDS = (
+  "policy_logprobs",
+  "sampler_logprobs",
+  "reference_logprobs",
+  "proximal_logprobs",
+)
+WITHOUT_RATIO = [
+  name
+  for name, c in losses.PRESETS.items()
+  if c.fn in ("regression", *losses.choices.PAIRWISE)
+  or (c.fn == "policy_gradient" and c.weight == "none")
+]
+BOUNDED = ["aipo", "dual_clip", "two_sided", "prime_ipo", "sapo"]
+
+
+def under_the_mask(x: losses.LossInputs, value: float) -> losses.LossInputs:
+  """The same inputs with `value` wherever nothing counts."""
+  given = {key: getattr(x, key) for key in TOKEN_FIELDS if getattr(x, key) is not None}
+  return x._replace(**{key: np.where(x.loss_mask, v, value) for key, v in given.items()})
+
+
+def assert_nothing_leaks(objective, x):
+  with jax.enable_x64(True):
+    expected_loss, expected_gradient = value_and_gradient(objective, under_the_mask(x, -1.0))
+    for value in (np.nan, -np.inf, np.inf):
+      loss, gradient = value_and_gradient(objective, under_the_mask(x, value))
+      np.testing.assert_array_equal(loss, expected_loss)
+      np.testing.assert_array_equal(gradient, expected_gradient)
+  assert np.isfinite(loss) and np.isfinite(gradient).all()
+  assert np.all(gradient[~x.loss_mask] == 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_under_the_mask_reaches_loss_or_gradient(name):
+  objective = build(name)
+  assert_nothing_leaks(objective, random_inputs(0))
+  if objective.choices.needs_proximal:
+    assert_nothing_leaks(objective, random_inputs(0)._replace(proximal_logprobs=None))
+
+
+@pytest.mark.parametrize(
+  ("name", "choices"),
+  [
+    *(("beta_shift", {"kl_coef": 0.1, "kl": kl}) for kl in ("k1", "k2", "k3")),
+    ("reinforce", {"correction": "seq_truncate", "correction_high": 2.0}),
+    ("grpo", {"level": "sequence", "correction": "token_mask", "opsm_delta": 0.1}),
+    ("decoupled_ppo", {"proximal": "current", "correction": "seq_mask"}),
+    ("prime_double_mask", {"kl_tau": 0.1}),
+    ("kimi", {"log_ratio": "mean", "beta_times_length": 2.0}),
+    ("dapo", {"overlong_cache": 3}),
+  ],
+)
+def test_nothing_under_the_mask_leaks_through_the_other_choices(name, choices):
+  assert_nothing_leaks(build(name, **choices), random_inputs(1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_empty_rows_has_no_gradient(name):
+  x = under_the_mask(random_inputs(0)._replace(loss_mask=np.zeros((12, 6), bool)), np.nan)
+  objective = build(name, kl_coef=0.0 if losses.PRESETS[name].couples_rows else 0.1)
+  loss, gradient = value_and_gradient(objective, x)
+  np.testing.assert_array_equal(gradient, np.zeros((12, 6)))
+  # Empty rows are in the groups that pairs compare: there the loss is a constant.
+  assert np.isfinite(loss) if objective.choices.couples_rows else loss == 0
+
+
+# name -> what is odd about the batch
+ODD = {
+  "groups of one": lambda x: x._replace(group_ids=np.random.default_rng(0).permutation(12)),
+  "ids with gaps": lambda x: x._replace(group_ids=np.array([11, 0, 5])[x.group_ids]),
+  "equal rewards": lambda x: x._replace(rewards=np.full(12, 0.7)),
+  "equal rewards in each group": lambda x: x._replace(rewards=np.array([1.0, 0, 1])[x.group_ids]),
+  "binary rewards": lambda x: x._replace(rewards=(x.rewards > 0).astype(float)),
+  "one row": lambda x: losses.LossInputs(*(v[:1] for v in x))._replace(group_ids=np.zeros(1, int)),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_batches_match_slow_numpy(name, odd):
+  x = ODD[odd](random_inputs(5))
+  objective = build(name)
+  expected_loss, expected_gradient = slow_reference.loss_and_gradient(objective.choices, x)
+  with jax.enable_x64(True):
+    loss, gradient = value_and_gradient(objective, x)
+  # "equal rewards" has advantages that are all rounding, below 1e-11 with any denominator.
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-9, atol=1e-11)
+  np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-9, atol=1e-11)
+
+
+def far_inputs(size: float, *, above: bool) -> losses.LossInputs:
+  """float32; half of the tokens have a log-ratio of +size (or -size), the others of 0."""
+  x = random_inputs(0)
+  half = np.random.default_rng(0).random(x.loss_mask.shape) < 0.5
+  near = np.full(x.loss_mask.shape, -0.1)
+  far = np.where(half, near - size, near)
+  policy, other = (near, far) if above else (far, near)
+  x = x._replace(
+    policy_logprobs=policy,
+    sampler_logprobs=other,
+    reference_logprobs=other,
+    proximal_logprobs=other,
+  )
+  return losses.LossInputs(*(v.astype(np.float32) if v.dtype == float else v for v in x))
+
+
+@pytest.mark.parametrize("above", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_log_ratios_of_80_nats_are_finite_in_float32(name, above):
+  """Also where the product over a row is not: e^80 = 5e34 is, e^160 is infinite."""
+  loss, gradient = value_and_gradient(build(name), far_inputs(80.0, above=above))
+  assert np.isfinite(loss) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("above", [True, False])
+@pytest.mark.parametrize("name", WITHOUT_RATIO)
+def test_without_a_ratio_any_distance_is_finite_in_float32(name, above):
+  loss, gradient = value_and_gradient(build(name), far_inputs(1e4, above=above))
+  assert np.isfinite(loss) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_bounded_losses_stay_so_where_the_ratio_overflows(name):
+  """e^100 is infinite in float32; what is clipped, gated or left out there must not become NaN."""
+  loss, gradient = value_and_gradient(build(name), far_inputs(100.0, above=True))
+  assert np.isfinite(loss) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("eps", [1e-4, 1e-8, 0.0])
+@pytest.mark.parametrize("kind", [k for k in losses.choices.ADVANTAGES if k != "value"])
+def test_groups_of_equal_rewards_have_no_advantage(kind, eps):
+  """Nor their rounding: in float32 the mean of 6 rewards of 0.3 is not 0.3."""
+  zeros = jnp.zeros((13, 2), jnp.float32)
+  for reward in (0.0, 0.1, 0.3, 0.7):
+    x = losses.LossInputs(
+      policy_logprobs=zeros,
+      sampler_logprobs=zeros,
+      loss_mask=zeros == 0,
+      rewards=jnp.full(13, reward, jnp.float32),
+      group_ids=jnp.array([0] * 6 + [1] * 7),
+    )
+    found = build("reinforce", advantage=kind, std_eps=eps).prepare(x).advantages
+    np.testing.assert_allclose(found, np.zeros(13), atol=2e-3, err_msg=f"rewards of {reward}")
+
+
+def test_sums_means_and_largest_values_leave_out_what_is_masked():
+  x = jnp.array([[1.0, jnp.nan, 3.0], [jnp.inf, -jnp.inf, jnp.nan]])
+  mask = jnp.array([[True, False, True], [False, False, False]])
+  np.testing.assert_array_equal(masked.masked_sum(x, mask, -1), [4, 0])
+  np.testing.assert_array_equal(masked.masked_mean(x, mask, -1), [2, 0])
+  assert masked.masked_mean(x, mask) == 2 and masked.masked_max(x, mask) == 3
+  assert masked.masked_max(x, jnp.zeros_like(mask)) == -jnp.inf
+
+
+def test_a_prepared_batch_has_a_float_per_row():
+  x = arrays(random_inputs(0))
+  for name in NAMES:
+    prepared = build(name).prepare(x)
+    assert all(v.shape == (12,) and v.dtype == jnp.float32 for v in prepared), name
+    assert all(np.isfinite(v).all() for v in prepared), name
