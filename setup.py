@@ -48,7 +48,13 @@ EXTRAS = {
   "gym": ["reasoning-gym==0.1.25"],  # the demo's task; builds pycosat, so it needs a C compiler
   "hf": ["tokenizers>=0.22,<0.24", "safetensors>=0.6,<0.9"],
   "bench": ["matplotlib>=3.9,<4"],
-  "test": ["matplotlib>=3.9,<4", "pytest>=9,<10", "pytest-timeout>=2.4,<3", "hypothesis>=6.130,<7", "ruff>=0.14,<1"],
+  "test": [
+    "matplotlib>=3.9,<4",
+    "pytest>=9,<10",
+    "pytest-timeout>=2.4,<3",
+    "hypothesis>=6.130,<7",
+    "ruff>=0.14,<1",
+  ],
 }
 
 setup(

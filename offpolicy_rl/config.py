@@ -103,6 +103,24 @@ def validate(config: config_dict.ConfigDict) -> None:
       raise ConfigError(message)
 
 
+def _objective_relations(c, rows_per_part: int) -> list[tuple[bool, str]]:
+  """The same for what the objective asks of the rest."""
+  objective = objective_choices(c)
+  return [
+    (
+      not objective.couples_rows or rows_per_part % c.learner.group_size == 0,
+      f"learner.microbatches: got {c.learner.microbatches}, expected a divisor of "
+      f"learner.prompts_per_step = {c.learner.prompts_per_step} (per shard of the mesh): "
+      f"objective.fn = {objective.fn} needs whole groups",
+    ),
+    (
+      objective.advantage != "value",
+      "objective.advantage: got 'value', expected another: the learner has no values V* of its "
+      "prompts; objective.advantage=vhat estimates them from the current group",
+    ),
+  ]
+
+
 def objective_section() -> config_dict.ConfigDict:
   """Every choice of an objective, unset: the preset's value holds until one is given."""
   section = config_dict.ConfigDict()
@@ -133,8 +151,6 @@ def _relations(c) -> list[tuple[bool, str]]:
   shards, tensor = c.mesh.data * c.mesh.fsdp, c.mesh.tensor
   slots, need = c.sampler.slots, max(c.learner.group_size, c.evaluation.samples)
   micro = c.learner.microbatches
-  objective = objective_choices(c)
-  together = c.learner.group_size if objective.couples_rows else 1
   vocabulary_size = catalog.TASKS[c.task.name].vocabulary.size
   return [
     (
@@ -147,16 +163,7 @@ def _relations(c) -> list[tuple[bool, str]]:
       f"mesh.data, mesh.fsdp, learner.microbatches: got {c.mesh.data} x {c.mesh.fsdp} x {micro}, "
       f"expected a divisor of the {rows} rows of a batch (prompts_per_step x group_size)",
     ),
-    (
-      rows % (micro * shards * together) == 0,
-      f"learner.microbatches: got {micro}, expected a divisor of learner.prompts_per_step = "
-      f"{c.learner.prompts_per_step}: objective.fn = {objective.fn} needs whole groups",
-    ),
-    (
-      objective.advantage != "value",
-      "objective.advantage: got 'value', expected another: the learner has no values V* of its "
-      "prompts; objective.advantage=vhat estimates them from the current group",
-    ),
+    *_objective_relations(c, rows // (micro * shards)),
     (
       c.warm_start.rows % shards == 0,
       f"warm_start.rows: got {c.warm_start.rows}, expected a multiple of data x fsdp = {shards}",

@@ -52,7 +52,7 @@ def test_pairs_need_micro_batches_of_whole_groups(tiny_config):
 
 WRONG = [
   ("objective.name=ppo", "objective.name: got 'ppo', expected one of aipo, astar_po, asymre, beta"),
-  ("objective.fn=ppo", "objective.fn: got 'ppo', expected one of regression, policy_gradient"),
+  ("objective.fn=ppo", "objective.fn: got 'ppo', expected one of regression, centred_squares"),
   ("objective.aggregation=mean", "objective.aggregation: got 'mean', expected one of seq_sum"),
   ("objective.clip_low=1.5", "objective.clip_low: got 1.5, expected in [0, 1]"),
   ("objective.beta=0", "objective.beta: got 0.0, expected a number > 0"),

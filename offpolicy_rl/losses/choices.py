@@ -15,10 +15,6 @@ AGGREGATIONS = ("seq_sum", "seq_mean", "token_mean", "constant", "prompt_mean")
 ANCHORS = ("sampler", "proximal", "reference")
 CORRECTIONS = ("none", "token_truncate", "token_mask", "seq_truncate", "seq_mask", "geo_mask")
 WEIGHTS = ("none", "truncate", "double_mask", "topr", "directional")
-FUNCTIONS = (
-  "regression", "policy_gradient", "ppo_clip", "truncated_ratio", "probability_gap", "soft_gate",
-  "centred_squares", "pair_squares", "pair_dpo", "pair_ipo",
-)  # fmt: skip
 PAIRWISE = ("centred_squares", "pair_squares", "pair_dpo", "pair_ipo")
 
 
@@ -31,7 +27,8 @@ class Choices:
   source: str  # paper: title, arXiv number
   differs: str = ""  # from the authors' code, where known
 
-  fn: str = "regression"  # one of FUNCTIONS (links.py), or your own as "module:function"
+  fn: str = "regression"  # a function of links.py, or your own as "module:function"
+  whole_groups: bool = False  # your function compares rows: micro-batches keep groups whole
 
   # The advantage of a completion, from its group's rewards (advantages.py).
   advantage: str = "mean"  # one of ADVANTAGES
@@ -92,11 +89,6 @@ class Choices:
         raise ValueError(
           f"objective.{key}: got {getattr(self, key)!r}, expected one of {', '.join(allowed)}"
         )
-    if self.fn not in FUNCTIONS and ":" not in self.fn:
-      raise ValueError(
-        f"objective.fn: got {self.fn!r}, expected one of {', '.join(FUNCTIONS)}, "
-        "or your own function as module:function"
-      )
     for keys, (is_good, expected) in _RANGES.items():
       for key in keys.split():
         value = getattr(self, key)
@@ -107,7 +99,7 @@ class Choices:
         "objective.max_tokens: got 0, expected the longest completion allowed, which aggregation "
         "'constant' and overlong_cache need"
       )
-    if self.kl_coef and self.couples_rows:
+    if self.kl_coef and self.fn in PAIRWISE:
       raise ValueError(
         f"objective.kl_coef: got {self.kl_coef}, expected 0 with objective.fn = {self.fn}, whose "
         "losses are weighted per pair and not per row"
@@ -135,7 +127,7 @@ class Choices:
   @property
   def couples_rows(self) -> bool:
     """Whether a group's rows must be in the same micro-batch."""
-    return self.fn in PAIRWISE
+    return self.whole_groups or self.fn in PAIRWISE
 
 
 # What a configuration may set.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from offpolicy_rl.losses import masked, pairs, ratios
+from offpolicy_rl.losses import masked, pairs, pessimism, ratios
 from offpolicy_rl.losses.choices import Choices
 from offpolicy_rl.losses.inputs import LossInputs, Prepared, required
 
@@ -34,8 +34,9 @@ def regression(choices: Choices, inputs: LossInputs, prepared: Prepared) -> jax.
   u = log_ratio(choices, inputs)
   loss = (beta * u - prepared.advantages) ** 2 / (2 * beta)
   if choices.kappa or choices.shift:
-    dv = choices.kappa * beta + choices.shift  # TEMPORARY
-    loss += dv * (prepared.advantages - beta * u) / beta + dv**2 / (2 * beta)
+    loss += pessimism.pessimistic_regularizer(
+      u, prepared.advantages, beta=beta, kappa=choices.kappa, dv=choices.shift
+    )
   return loss * (2 * beta) if choices.scale == "plain" else loss
 
 

@@ -15,7 +15,7 @@ from offpolicy_rl.losses import (
   presets,
   ratios,
 )
-from offpolicy_rl.losses.choices import Choices
+from offpolicy_rl.losses.choices import PAIRWISE, Choices
 from offpolicy_rl.losses.inputs import LossInputs, Prepared, required
 
 
@@ -44,7 +44,7 @@ class Objective:
     kept = jnp.ones(groups.shape, bool)
     if choices.drop_zero_variance:
       kept = masked.group_varies(inputs.rewards, groups)
-    if choices.couples_rows:
+    if choices.fn in PAIRWISE:
       weights = pairs.row_weights(choices.fn, rewards, groups, kept)
     else:
       weights = masked.row_weights(

@@ -17,32 +17,29 @@ shift into the baseline instead, A = r - (mean(r) + dV), so its dV = -0.1 is dv 
 """
 
 import jax
-import jax.numpy as jnp
 
 
 @jax.jit
 def pessimistic_regularizer(
   log_ratios: jax.Array,
   advantages: jax.Array,
-  weights: jax.Array,
   *,
   beta: jax.Array | float,
   kappa: jax.Array | float,
   dv: jax.Array | float = 0.0,
 ) -> jax.Array:
-  """R above: what turns a baseline into the same baseline lowered by kappa beta + dv.
+  """R of each completion: what turns a baseline into the same baseline lowered by kappa beta + dv.
 
   Args:
     log_ratios: float [B], u = sum over completion tokens of log pi/mu, in nats.
     advantages: float [B], unshifted. They contribute a constant, which makes
       regression + R equal to the shifted regression in value, not only in gradient.
-    weights: float [B], weight of each row in the mean; 0 = the row does not count.
-    beta: temperature of the regression, > 0. It and the two shifts may be traced scalars.
+    beta: temperature of the regression, > 0, scalar or [B]. It and the shifts may be traced.
     kappa: shift in units of beta; > 0 pessimistic, 0 none, < 0 optimistic.
     dv: shift in units of reward, same signs; it adds to kappa beta.
 
   Returns:
-    float scalar.
+    float [B]; the mean over completions is the caller's, with the weights of its regression.
   """
   shift = kappa + dv / beta
-  return jnp.sum(weights * (shift * (advantages - beta * log_ratios) + 0.5 * shift**2 * beta))
+  return shift * (advantages - beta * log_ratios) + 0.5 * shift**2 * beta

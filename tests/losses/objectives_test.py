@@ -296,7 +296,7 @@ def test_every_preset_has_a_formula_and_makes_sense(name):
 WRONG = [
   ({"gamma": 0.9}, "objective: unknown choice 'gamma'"),
   ({"aggregation": "mean"}, "objective.aggregation: got 'mean', expected one of seq_sum, seq_mean"),
-  ({"fn": "ppo"}, "objective.fn: got 'ppo', expected one of regression, policy_gradient"),
+  ({"fn": "ppo"}, "objective.fn: got 'ppo', expected one of regression, centred_squares"),
   ({"beta": 0.0}, "objective.beta: got 0.0, expected a number > 0"),
   ({"beta": float("nan")}, "objective.beta: got nan, expected a number > 0"),
   ({"beta": float("inf")}, "objective.beta: got inf, expected"),

@@ -15,6 +15,12 @@ def table(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return weights / weights.sum(), rng.normal(size=6), rng.normal(size=6)
 
 
+def regularizer(log_ratios, advantages, weights, *, beta, kappa, dv=0.0):
+  """Its mean over completions with these weights."""
+  per_row = pessimism.pessimistic_regularizer(log_ratios, advantages, beta=beta, kappa=kappa, dv=dv)
+  return jnp.sum(weights * per_row)
+
+
 def regression(u, advantages, weights, beta):
   return jnp.sum(weights * (beta * u - advantages) ** 2) / (2 * beta)
 
@@ -29,7 +35,7 @@ def test_regression_plus_regularizer_is_the_shifted_regression(kappa, dv):
   beta, weights = 0.3, 1.7 * weights
 
   def with_regularizer(u):
-    extra = pessimism.pessimistic_regularizer(u, advantages, weights, beta=beta, kappa=kappa, dv=dv)
+    extra = regularizer(u, advantages, weights, beta=beta, kappa=kappa, dv=dv)
     return regression(u, advantages, weights, beta) + extra
 
   def shifted(u):
@@ -49,7 +55,7 @@ def test_its_gradient_is_the_shift_times_that_of_the_forward_kl(kappa, dv):
 
   def extra(logits):
     u = jax.nn.log_softmax(logits) - jnp.log(weights)
-    return pessimism.pessimistic_regularizer(u, advantages, weights, beta=beta, kappa=kappa, dv=dv)
+    return regularizer(u, advantages, weights, beta=beta, kappa=kappa, dv=dv)
 
   def forward_kl(logits):
     return jnp.sum(weights * (jnp.log(weights) - jax.nn.log_softmax(logits)))
@@ -65,7 +71,7 @@ def test_shifts_may_be_traced_and_mapped_over():
   weights, advantages, u = (jnp.asarray(x, jnp.float32) for x in table(2))
 
   def loss(beta, kappa, dv):
-    return pessimism.pessimistic_regularizer(u, advantages, weights, beta=beta, kappa=kappa, dv=dv)
+    return regularizer(u, advantages, weights, beta=beta, kappa=kappa, dv=dv)
 
   betas, kappas, shifts = jnp.array([0.1, 0.4]), jnp.array([1.0, -2.0]), jnp.array([0.0, 0.3])
   mapped = jax.jit(jax.vmap(loss))(betas, kappas, shifts)
@@ -78,9 +84,7 @@ def test_a_positive_shift_is_pessimistic_whichever_way_it_is_given():
   baseline = np.sum(weights * rewards)
   with jax.enable_x64(True):
     slopes = [
-      jax.grad(pessimism.pessimistic_regularizer)(
-        jnp.asarray(u), rewards - baseline, weights, beta=0.2, **shift
-      )
+      jax.grad(regularizer)(jnp.asarray(u), rewards - baseline, weights, beta=0.2, **shift)
       for shift in ({"kappa": 0.0, "dv": 0.1}, {"kappa": 0.5})
     ]
     asymre = jax.grad(regression)(jnp.asarray(u), rewards - (baseline - 0.1), weights, 0.2)
@@ -96,7 +100,7 @@ def fixed_point(weights, rewards, beta, shift) -> tuple[float, np.ndarray, np.nd
 
   def loss(logits):
     u = jax.nn.log_softmax(logits) - jnp.log(weights)
-    return regression(u, advantages, weights, beta) + pessimism.pessimistic_regularizer(
+    return regression(u, advantages, weights, beta) + regularizer(
       u, advantages, weights, beta=beta, kappa=0.0, dv=shift
     )
 
