@@ -67,7 +67,13 @@ ENTRIES = (
   Entry("shift_0.5", "beta_shift", {"kappa": 0.5}, "beta", BETAS),
   Entry("shift_1", "beta_shift", {"kappa": 1.0}, "beta", BETAS),
   Entry("shift_2", "beta_shift", {"kappa": 2.0}, "beta", BETAS),
-  Entry("shift_1_auto", "beta_shift", {"kappa": 1.0}, "target_kl", (0.1, 0.25, 0.69, 1.5)),
+  Entry(
+    "shift_1_auto",
+    "beta_shift",
+    {"kappa": 1.0, "beta": min(BETAS), "group_size": 8},  # beta: the smallest allowed
+    "target_kl",
+    (0.1, 0.25, 0.69, 1.5),
+  ),
 )
 # grid() and choices() know two names of `tuned` that set two fields at once
 BOTH = {"clip": ("clip_low", "clip_high"), "beta=beta1": ("beta", "beta1")}

@@ -45,6 +45,22 @@ def table(reports: list[dict], which: str, field: str, digits: int = 3) -> str:
   return "\n".join(lines)
 
 
+def difference_table(reports: list[dict], which: str, field: str, base: str) -> str:
+  """Markdown: objective minus base, paired by seed; bold where the 95 % interval excludes 0."""
+  known = {r["label"]: r for r in reports}
+  settings = [row["setting"] for row in reports[0][which]]
+  lines = [f"| minus `{base}` | {' | '.join(name_of(s) for s in settings)} |"]
+  lines.append("| --- |" + " --- |" * len(settings))
+  for report in (r for r in reports if r["label"] != base):
+    cells = []
+    for row, other in zip(report[which], known[base][which], strict=True):
+      gap, half = mean_and_half_width((np.array(row[field]) - np.array(other[field])).tolist())
+      text = f"{gap:+.3f} ± {half:.3f}"
+      cells.append(f"**{text}**" if abs(gap) > half else text)
+    lines.append(f"| `{report['label']}` | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
 def chosen_table(reports: list[dict]) -> str:
   """Markdown: what the tuning chose."""
   settings = [row["setting"] for row in reports[0]["tuned_per_lag"]]
@@ -69,7 +85,7 @@ def page(reports: list[dict], about: dict, name: str) -> str:
     f"# Lag laboratory\n\nCommand: `{about['command']}`. Machine: {about['machine']}. "
     f"Seconds of work, summed over objectives: {about['seconds']:.0f}. Mean over {seeds} seeds "
     "± half of the 95 % interval. Final value = mean of the last four evaluations.\n\n"
-    f"![score against lag]({name}_scores.png)\n\n![entropy]({name}_entropy.png)\n\n"
+    f"![score against lag]({name}_scores.png)\n\n![speed]({name}_speed.png)\n\n![entropy]({name}_entropy.png)\n\n"
     f"![curves]({name}_curves.png)"
   ]
   for which, title in (
@@ -90,6 +106,14 @@ def page(reports: list[dict], about: dict, name: str) -> str:
       f"## Collapse rate: seeds that end more than 20 % below their own best pass@1, {title}",
       table(reports, which, "collapsed", 2),
     ]
+    if any(r["label"] == "shift_1" for r in reports):
+      parts += [
+        f"## Final pass@1 against the beta-shifted mean, kappa = 1, {title}",
+        "Paired by seed; bold where the 95 % interval excludes 0.",
+        difference_table(reports, which, "accuracy", "shift_1"),
+        f"## Mean pass@1 over the run against the same, {title}",
+        difference_table(reports, which, "mean_accuracy", "shift_1"),
+      ]
   parts += ["## lambda(t) at the end of training, tuned for each lag",
             table([r for r in reports if r["tuned"].startswith(("beta", "target"))
                    and r["label"] != "copg"] or reports, "tuned_per_lag", "lambda_hat", 4),
@@ -158,15 +182,29 @@ def curves(reports: list[dict], every: int, path: pathlib.Path) -> None:
   figure.savefig(path, dpi=110)
 
 
+def rounded(x):
+  """Nested lists and dicts with floats of four digits: float32 values print short."""
+  if isinstance(x, dict):
+    return {k: rounded(v) for k, v in x.items()}
+  if isinstance(x, list):
+    return [rounded(v) for v in x]
+  return round(x, 4) if isinstance(x, float) else x
+
+
 def write(reports: list[dict], about: dict, folder: pathlib.Path, name: str) -> None:
   """NAME.json, NAME.md and three plots."""
   from benchmarks.lag_training import EVERY
 
-  slim = [{k: v for k, v in report.items() if k != "tuning"} for report in reports]
-  (folder / f"{name}.json").write_text(json.dumps({"about": about, "reports": slim}) + "\n")
+  for report in reports:  # curves of one set of runs are enough
+    for row in report["one_setting"]:
+      row.pop("curves", None)
+  kept = rounded([{k: v for k, v in report.items() if k != "tuning"} for report in reports])
+  text = json.dumps({"about": about, "reports": kept}).replace('{"label"', '\n{"label"')
+  (folder / f"{name}.json").write_text(text + "\n")
   (folder / f"{name}.md").write_text(page(reports, about, name))
   against_lag(reports, "accuracy", "held-out pass@1", folder / f"{name}_scores.png")
+  against_lag(reports, "mean_accuracy", "mean pass@1 over the run", folder / f"{name}_speed.png")
   against_lag(reports, "entropy", "entropy, nats", folder / f"{name}_entropy.png")
   curves(reports, EVERY, folder / f"{name}_curves.png")
   print(table(reports, "tuned_per_lag", "accuracy"))
-  print(f"results: {folder / name}.md, .json, _scores.png, _entropy.png, _curves.png")
+  print(f"results: {folder / name}.md, .json, _scores.png, _speed.png, _entropy.png, _curves.png")

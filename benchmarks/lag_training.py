@@ -45,6 +45,7 @@ class History(NamedTuple):
   lambda_hat: jax.Array  # mean(A - beta u); 0 where the objective has no beta
   log_ratio: jax.Array  # mean u
   ess: jax.Array  # effective sample size of e^u, fraction of the batch
+  lag: jax.Array  # updates between sampling and use
 
 
 class _Carry(NamedTuple):
@@ -108,7 +109,7 @@ def _train_one(objective: losses.Objective, steps: int, lane: Lane) -> History:
 
 
 def _gradient(objective, params, batch: world.Completions, step):
-  """Gradient of the objective on a batch, and (reward, lambda_hat, mean u, ess)."""
+  """Gradient of the objective on a batch, and (reward, lambda_hat, mean u, ess, lag)."""
   group_ids = jnp.repeat(jnp.arange(world.PROMPTS_PER_STEP), world.GROUP_SIZE)
 
   def inputs_of(params):
@@ -135,4 +136,5 @@ def _gradient(objective, params, batch: world.Completions, step):
   if objective.choices.fn != "regression":
     lambda_hat = jnp.zeros_like(lambda_hat)
   ess = ratios.effective_sample_size(u, jnp.ones(u.shape, bool))
-  return gradient, (jnp.mean(batch.rewards), lambda_hat, jnp.mean(u), ess)
+  lag = jnp.float32(step - batch.version)
+  return gradient, (jnp.mean(batch.rewards), lambda_hat, jnp.mean(u), ess, lag)
