@@ -85,8 +85,8 @@ def page(reports: list[dict], about: dict, name: str) -> str:
     f"# Lag laboratory\n\nCommand: `{about['command']}`. Machine: {about['machine']}. "
     f"Seconds of work, summed over objectives: {about['seconds']:.0f}. Mean over {seeds} seeds "
     "± half of the 95 % interval. Final value = mean of the last four evaluations.\n\n"
-    f"![score against lag]({name}_scores.png)\n\n![speed]({name}_speed.png)\n\n![entropy]({name}_entropy.png)\n\n"
-    f"![curves]({name}_curves.png)"
+    f"![score against lag]({name}_scores.png)\n\n![speed]({name}_speed.png)\n\n"
+    f"![entropy]({name}_entropy.png)\n\n![curves]({name}_curves.png)"
   ]
   for which, title in (
     ("tuned_per_lag", "tuned for each lag"),
