@@ -39,7 +39,7 @@ class Entry:
   label: str
   preset: str
   fixed: dict
-  tuned: str  # a field of losses.Choices; "" = more learning rates instead
+  tuned: str  # field of losses.Choices, or "target_kl"; "" = more learning rates instead
   values: tuple = ()
 
 
@@ -70,7 +70,7 @@ ENTRIES = (
   Entry(
     "shift_1_auto",
     "beta_shift",
-    {"kappa": 1.0, "beta": min(BETAS), "group_size": 8},  # beta: the smallest allowed
+    {"kappa": 1.0, "beta": min(BETAS)},  # beta: the smallest allowed
     "target_kl",
     (0.1, 0.25, 0.69, 1.5),
   ),
@@ -108,7 +108,7 @@ def choices(entry: Entry, value: float | None):
 
   if value is None:
     return losses.choose(entry.preset, **entry.fixed)
-  fields = BOTH.get(entry.tuned, (entry.tuned,))
+  fields = () if entry.tuned == "target_kl" else BOTH.get(entry.tuned, (entry.tuned,))
   given = {name: min(value, 1.0) if name == "clip_low" else value for name in fields}
   return losses.choose(entry.preset, **entry.fixed, **given)
 
@@ -138,7 +138,8 @@ def run_lanes(entry: Entry, value, lanes: list[tuple], steps: int):
     lane = lag_training.Lane(
       jnp.array(seeds), jnp.array(lags), jnp.array(periodic), jnp.array(rates, jnp.float32)
     )
-    parts.append(lag_training.train(choices(entry, value), steps, lane))
+    target_kl = value if entry.tuned == "target_kl" else 0.0
+    parts.append(lag_training.train(choices(entry, value), steps, target_kl, lane))
   fields = parts[0]._fields
   return {
     f: np.concatenate([np.asarray(getattr(p, f)) for p in parts])[: len(lanes)] for f in fields

@@ -18,7 +18,7 @@ import optax
 
 from benchmarks import lag_world as world
 from offpolicy_rl import losses
-from offpolicy_rl.losses import ratios
+from offpolicy_rl.losses import induced_target, ratios
 
 MAX_LAG = 256
 EVERY = 32  # steps between evaluations; training metrics are means over them
@@ -55,13 +55,18 @@ class _Carry(NamedTuple):
   ring: world.Completions  # [MAX_LAG + 1, ...]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def train(choices: losses.Choices, steps: int, lanes: Lane) -> History:
-  """Whole runs: choices and Lane of arrays [N] -> History of arrays [N, steps // EVERY + 1]."""
-  return jax.vmap(functools.partial(_train_one, losses.objective(choices), steps))(lanes)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def train(choices: losses.Choices, steps: int, target_kl: float, lanes: Lane) -> History:
+  """Whole runs: choices and Lane of arrays [N] -> History of arrays [N, steps // EVERY + 1].
+
+  target_kl > 0: every batch's beta is raised, from choices.beta, until the induced target of its
+  groups is on average this close to the sampler, in nats.
+  """
+  one = functools.partial(_train_one, losses.objective(choices), steps, target_kl)
+  return jax.vmap(one)(lanes)
 
 
-def _train_one(objective: losses.Objective, steps: int, lane: Lane) -> History:
+def _train_one(objective: losses.Objective, steps: int, target_kl: float, lane: Lane) -> History:
   key = jax.random.key(lane.seed)
   world_key, init_key, sample_key = jax.random.split(key, 3)
   teacher_key, heldout_key = jax.random.split(world_key)
@@ -85,7 +90,7 @@ def _train_one(objective: losses.Objective, steps: int, lane: Lane) -> History:
     fresh = draw(sampler_params, wanted, version)
     ring = jax.tree.map(lambda r, x: r.at[wanted % (MAX_LAG + 1)].set(x), carry.ring, fresh)
     batch = jax.tree.map(lambda r: r[step % (MAX_LAG + 1)], ring)
-    gradient, found = _gradient(objective, carry.params, batch, step)
+    gradient, found = _gradient(objective, target_kl, carry.params, batch, step)
     updates, opt_state = optimizer.update(gradient, carry.opt_state)
     params = jax.tree.map(lambda p, u: p - lane.learning_rate * u, carry.params, updates)
     return _Carry(params, sampler_params, opt_state, ring), found
@@ -108,7 +113,7 @@ def _train_one(objective: losses.Objective, steps: int, lane: Lane) -> History:
   return History(*[jnp.concatenate([jnp.array(first)[None], rest]) for first, rest in curves])
 
 
-def _gradient(objective, params, batch: world.Completions, step):
+def _gradient(objective, target_kl: float, params, batch: world.Completions, step):
   """Gradient of the objective on a batch, and (reward, lambda_hat, mean u, ess, lag)."""
   group_ids = jnp.repeat(jnp.arange(world.PROMPTS_PER_STEP), world.GROUP_SIZE)
 
@@ -129,6 +134,11 @@ def _gradient(objective, params, batch: world.Completions, step):
 
   before = inputs_of(params)
   prepared = objective.prepare(before)
+  if target_kl:
+    rewards = batch.rewards.reshape(-1, world.GROUP_SIZE)
+    kappa = objective.choices.kappa
+    matched = induced_target.beta_for_kl(rewards, None, target_kl, kappa=kappa).beta
+    prepared = prepared._replace(beta=jnp.maximum(prepared.beta, matched))
   gradient = jax.grad(lambda p: objective.loss(inputs_of(p), prepared))(params)
   u = jnp.sum(before.policy_logprobs - batch.logprobs, axis=-1)
   shift = objective.choices.kappa * prepared.beta + objective.choices.shift

@@ -48,8 +48,6 @@ class Choices:
 
   # Regression on the log-ratio.
   beta: float = 0.1  # temperature, in units of reward per nat of u
-  target_kl: float = 0.0  # > 0: beta is raised until the induced target is this close to mu, nats
-  beta_times_length: float = 0.0  # > 0: beta = this / mean |y| of the batch
   scale: str = "half_over_beta"  # residual^2 / (2 beta), or "plain": residual^2
   log_ratio: str = "sum"  # u = "sum" or "mean" over the row's tokens
 
@@ -104,15 +102,6 @@ class Choices:
         f"objective.kl_coef: got {self.kl_coef}, expected 0 with objective.fn = {self.fn}, whose "
         "losses are weighted per pair and not per row"
       )
-    if self.target_kl and (self.fn != "regression" or self.advantage != "mean"):
-      raise ValueError(
-        f"objective.target_kl: got {self.target_kl}, expected 0 with objective.fn = {self.fn} and "
-        f"objective.advantage = {self.advantage}: it is solved for the mean baseline's regression"
-      )
-    if self.target_kl and not self.group_size:
-      raise ValueError(
-        "objective.group_size: got 0, expected the completions per prompt, which target_kl needs"
-      )
 
   @property
   def needs_reference(self) -> bool:
@@ -156,7 +145,7 @@ _RANGES = {
     lambda x: x > 0,
     "a number > 0",
   ),
-  "std_eps target_kl beta_times_length weight_low correction_low gap_low gap_high kl_tau kl_coef "
+  "std_eps weight_low correction_low gap_low gap_high kl_tau kl_coef "
   "overlong_cache max_tokens group_size": (lambda x: 0 <= x < math.inf, "a number >= 0"),
   "kappa shift": (math.isfinite, "a finite number"),
   "clip_low": (lambda x: 0 <= x <= 1, "in [0, 1]"),

@@ -26,7 +26,7 @@ class Prepared(NamedTuple):
   rewards: jax.Array  # float [B], with the overlong penalty if there is one
   advantages: jax.Array  # float [B], without pessimistic shift
   row_weights: jax.Array  # float [B], 0 = the row does not count
-  beta: jax.Array  # float [B], the same value in every row
+  beta: jax.Array  # float [B], the temperature; the same value in every row
 
 
 def unpack(packed: jax.Array, rows: jax.Array, starts: jax.Array, num_tokens: int) -> jax.Array:

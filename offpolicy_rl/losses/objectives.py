@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from offpolicy_rl.losses import (
   advantages,
   diagnostics,
-  induced_target,
   links,
   masked,
   pairs,
@@ -40,7 +39,7 @@ class Objective:
     lengths = masked.lengths(inputs.loss_mask)
     rewards = advantages.shaped(choices, inputs.rewards, lengths)
     advantage = advantages.of(choices, rewards, groups, lengths, inputs.values)
-    beta = jnp.broadcast_to(self._beta(inputs, lengths), advantage.shape)
+    beta = jnp.full(advantage.shape, choices.beta, advantage.dtype)
     kept = jnp.ones(groups.shape, bool)
     if choices.drop_zero_variance:
       kept = masked.group_varies(inputs.rewards, groups)
@@ -72,19 +71,6 @@ class Objective:
   def metrics(self, inputs: LossInputs, prepared: Prepared) -> dict[str, jax.Array]:
     """Scalars about a whole batch; no gradient is meant to flow through them."""
     return diagnostics.of(self.choices, inputs, prepared)
-
-  def _beta(self, inputs: LossInputs, lengths: jax.Array) -> jax.Array:
-    """The temperature of a whole batch, scalar."""
-    choices = self.choices
-    beta = jnp.asarray(choices.beta, inputs.rewards.dtype)
-    if choices.beta_times_length:
-      mean_length = masked.masked_mean(lengths.astype(beta.dtype), lengths > 0)
-      beta = choices.beta_times_length / jnp.maximum(mean_length, 1)
-    if choices.target_kl:
-      rewards = inputs.rewards.reshape(-1, choices.group_size)
-      matched = induced_target.beta_for_kl(rewards, None, choices.target_kl, kappa=choices.kappa)
-      beta = jnp.maximum(beta, matched.beta)
-    return beta
 
 
 def objective(name: str | Choices, **overrides) -> Objective:

@@ -59,7 +59,7 @@ def test_nothing_under_the_mask_reaches_loss_or_gradient(name):
     ("grpo", {"level": "sequence", "correction": "token_mask", "opsm_delta": 0.1}),
     ("decoupled_ppo", {"proximal": "current", "correction": "seq_mask"}),
     ("prime_double_mask", {"kl_tau": 0.1}),
-    ("kimi", {"log_ratio": "mean", "beta_times_length": 2.0}),
+    ("kimi", {"log_ratio": "mean"}),
     ("dapo", {"overlong_cache": 3}),
   ],
 )

@@ -20,7 +20,6 @@ NOW = 9  # current version; random_inputs samples with 3 to 7
 VARIANTS = (
   ("beta_shift", {"beta": 0.3, "kappa": 2.0}),
   ("beta_shift", {"beta": 1.0, "kappa": -1.5, "log_ratio": "mean"}),
-  ("beta_shift", {"beta_times_length": 2.0}),
   ("beta_shift", {"drop_zero_variance": True}),
   ("beta_shift", {"advantage": "std", "std_ddof": 0, "std_eps": 1e-2, "kappa": 0.0}),
   ("beta_shift", {"advantage": "batch_std", "shift": 0.2}),
@@ -307,11 +306,6 @@ WRONG = [
   ({"std_ddof": 2}, "objective.std_ddof: got 2, expected 0 or 1"),
   ({"aggregation": "constant"}, "objective.max_tokens: got 0, expected the longest"),
   ({"overlong_cache": 4}, "objective.max_tokens: got 0, expected the longest"),
-  ({"target_kl": 0.1}, "objective.target_kl: got 0.1, expected 0 with objective.fn = ppo_clip"),
-  (
-    {"fn": "regression", "advantage": "mean", "target_kl": 0.1},
-    "objective.group_size: got 0, expected",
-  ),
   (
     {"fn": "pair_dpo", "kl_coef": 0.1},
     "objective.kl_coef: got 0.1, expected 0 with objective.fn = pair_dpo",

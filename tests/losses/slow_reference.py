@@ -1,11 +1,10 @@
 """Every objective in slow float64 numpy: one formula a line, its derivative by hand beside it.
 
 Nothing here comes from the package but the names of the choices; the symbols are those of
-offpolicy_rl/losses/choices.py. `loss_and_gradient(choices, inputs)` is the way in. Only `target_kl`
-and the KL to the reference beside pairs are not here.
+offpolicy_rl/losses/choices.py. `loss_and_gradient(choices, inputs)` is the way in. Only the
+KL to the reference beside pairs is not here.
 """
 
-import dataclasses
 import math
 
 import numpy as np
@@ -360,11 +359,8 @@ PAIRWISE = {f.__name__: f for f in (centred_squares, pair_squares, pair_dpo, pai
 def loss_and_gradient(c, x, current_version=None):
   """(loss, its gradient [B, T] in the policy's log-probs) of a whole batch."""
   b = Batch(c, x, current_version)
-  if c.beta_times_length:
-    lengths = [len(tokens) for tokens in b.tokens if tokens]
-    c = dataclasses.replace(c, beta=c.beta_times_length / np.mean(lengths))
   if c.fn in PAIRWISE:
-    assert c.kl_coef == 0 and c.target_kl == 0
+    assert c.kl_coef == 0
     return pairwise_loss(c, b)
   kept = {n for n in b.rows if b.tokens[n] and (b.varies(n) or not c.drop_zero_variance)}
   loss, gradient, weight = 0.0, np.zeros(b.shape), weight_of_rows(c, b, kept)
