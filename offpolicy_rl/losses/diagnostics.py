@@ -3,6 +3,8 @@
 Nothing here has a gradient or changes an update.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -11,9 +13,8 @@ from offpolicy_rl.losses.choices import Choices
 from offpolicy_rl.losses.inputs import LossInputs, Prepared
 
 
-def log_ratio_metrics(u: jax.Array, gap: jax.Array, inputs: LossInputs) -> dict[str, jax.Array]:
-  """How far the policy is from the sampler: u [B] per completion, gap [B, T] per token."""
-  valid = masked.lengths(inputs.loss_mask) > 0
+def log_ratio_metrics(u: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
+  """How far the policy is from the sampler: u [B] of the completions that are valid [B]."""
   mean = masked.masked_mean(u, valid)
   quantiles = jnp.nanquantile(jnp.where(valid, u, jnp.nan), jnp.array([0.05, 0.5, 0.95]))
   return {
@@ -22,7 +23,6 @@ def log_ratio_metrics(u: jax.Array, gap: jax.Array, inputs: LossInputs) -> dict[
     "log_ratio/q05": quantiles[0],
     "log_ratio/q50": quantiles[1],
     "log_ratio/q95": quantiles[2],
-    "log_ratio/token_abs_max": masked.masked_max(jnp.abs(gap), inputs.loss_mask),
     "log_ratio/ess_fraction": ratios.effective_sample_size(u, valid),
     "alarm/memorising": (mean > 0).astype(jnp.float32),
   }
@@ -64,25 +64,33 @@ def target_metrics(
   }
 
 
-def clip_fraction(choices: Choices, gap: jax.Array, advantages: jax.Array, mask) -> jax.Array:
-  """Share of loss tokens whose ratio is past the clip that binds for their advantage."""
-  ratio = jnp.exp(gap)
+def clip_fraction(choices: Choices, gap: jax.Array, advantages: jax.Array, lengths) -> jax.Array:
+  """Share of loss tokens whose ratio is past the clip that binds for their advantage.
+
+  gap [B, T] is 0 outside the loss mask, where nothing is clipped; lengths [B]: loss tokens per row.
+  """
   sign = jnp.sign(advantages)[:, None]
-  clipped = jnp.where(sign > 0, ratio > 1 + choices.clip_high, ratio < 1 - choices.clip_low)
-  return masked.masked_mean(clipped & (sign != 0), mask)
+  above, below = gap > math.log1p(choices.clip_high), gap < _log1p(-choices.clip_low)
+  clipped = jnp.sum(jnp.where(sign > 0, above, below & (sign < 0)), axis=-1)
+  return jnp.sum(clipped) / jnp.maximum(jnp.sum(lengths), 1)
+
+
+def _log1p(x: float) -> float:
+  return math.log1p(x) if x > -1 else -math.inf
 
 
 def of(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[str, jax.Array]:
   """Every metric that makes sense for the choices; scalars."""
   mask = inputs.loss_mask
-  valid = masked.lengths(mask) > 0
+  lengths = masked.lengths(mask)
+  valid = lengths > 0
   advantages = prepared.advantages + choices.kappa * prepared.beta + choices.shift
   gap = ratios.gap(inputs.policy_logprobs, inputs.sampler_logprobs, mask)
   u = jnp.sum(gap, axis=-1)
-  found = log_ratio_metrics(u, gap, inputs)
+  found = log_ratio_metrics(u, valid)
   found["advantage/abs_mean"] = masked.masked_mean(jnp.abs(advantages), valid)
   if choices.fn == "ppo_clip" and choices.anchor == "sampler" and choices.level == "token":
-    found["clip_fraction"] = clip_fraction(choices, gap, advantages, mask)
+    found["clip_fraction"] = clip_fraction(choices, gap, advantages, lengths)
   if choices.fn == "regression" and choices.anchor == "sampler":
     anchored = ratios.row_mean(gap, mask)[:, 0] if choices.log_ratio == "mean" else u
     found |= lambda_metrics(advantages - prepared.beta * anchored, valid)
