@@ -126,7 +126,6 @@ def objective_section() -> config_dict.ConfigDict:
   section = config_dict.ConfigDict()
   for field in losses.choices.OVERRIDABLE:
     section[field.name] = config_dict.placeholder(field.type)
-  section.name = "beta_shift"
   return section
 
 

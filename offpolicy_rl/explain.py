@@ -18,7 +18,7 @@ from rich.table import Table
 from offpolicy_rl import losses
 from offpolicy_rl.losses import advantages, induced_target
 
-# Shifts that put the same rewards into each regime, for comparison: name -> baseline.
+# Sign of log E exp(A/beta) -> what it is called and means.
 _REGIMES = {1: "positive: pessimistic", 0: "boundary: exponential tilt", -1: "negative: sharper"}
 
 

@@ -142,3 +142,24 @@ def test_wrong_arguments_get_one_clear_line(arguments, message):
   assert done.returncode == 2
   assert message in done.stderr
   assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+  ("assignments", "expected"),
+  [
+    ([], None),
+    ([("objective.name", "oapl")], None),  # beta1 = 1 far above beta
+    (
+      [("objective.name", "oapl"), ("objective.beta1", "1e-3")],
+      "raise objective.beta1 to at least",
+    ),
+    ([("objective.kappa", "-2")], "raise objective.kappa to at least"),
+    ([("objective.name", "grpo")], None),  # no temperature, no regime
+  ],
+)
+def test_a_baseline_in_the_negative_regime_gets_a_warning(tiny_config, assignments, expected):
+  config_lib.override(tiny_config, assignments)
+  config_lib.validate(tiny_config)
+  found = config_lib.warnings(tiny_config)
+  assert len(found) == (expected is not None)
+  assert expected is None or expected in found[0]

@@ -56,14 +56,24 @@ def vhat(rewards: jax.Array, group_ids: jax.Array, *, beta1: jax.Array | float) 
 
 
 def vhat_leave_one_out(rewards: jax.Array, group_ids: jax.Array, *, beta1: float) -> jax.Array:
-  """As `vhat`, the mean over the other samples of the group: PMD (arXiv 2602.05933). Alone: 0."""
-  same = group_ids[:, None] == group_ids[None, :]
-  others = same & ~jnp.eye(len(rewards), dtype=bool)
-  scores = jnp.where(others, (rewards / beta1)[None, :], -jnp.inf)
-  count = jnp.sum(others, axis=-1)
-  alone = count == 0
-  total = jax.nn.logsumexp(jnp.where(alone[:, None], 0.0, scores), axis=-1)
-  value = beta1 * (total - jnp.log(jnp.maximum(count, 1)))
+  """As `vhat`, the mean over the other samples of the group: PMD (arXiv 2602.05933). Alone: 0.
+
+  Without the row itself the group's largest reward may be another: the runner-up takes its place,
+  so that the sum over the others never cancels.
+  """
+  size = masked.group_size(group_ids)
+  top = masked.group_max(rewards, group_ids)
+  at_top = rewards == top
+  only_top = at_top & (masked.group_sum(at_top.astype(rewards.dtype), group_ids) == 1)
+  second = masked.group_max(jnp.where(at_top, -jnp.inf, rewards), group_ids)
+  peak = jnp.where(only_top, jnp.where(size > 1, second, 0.0), top)  # of the others
+  below = jnp.where(at_top, 0.0, jnp.expm1((rewards - second) / beta1))
+  own = jnp.expm1((rewards - top) / beta1)
+  excess = jnp.where(
+    only_top, masked.group_sum(below, group_ids), masked.group_sum(own, group_ids) - own
+  )
+  alone = size == 1
+  value = peak + beta1 * jnp.log1p(jnp.where(alone, 0.0, excess / jnp.maximum(size - 1, 1)))
   return jnp.where(alone, 0.0, rewards - value)
 
 

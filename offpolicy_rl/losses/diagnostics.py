@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from offpolicy_rl.losses import induced_target, masked, ratios
+from offpolicy_rl.losses import induced_target, links, masked, ratios
 from offpolicy_rl.losses.choices import Choices
 from offpolicy_rl.losses.inputs import LossInputs, Prepared
 
@@ -64,15 +64,14 @@ def target_metrics(
   }
 
 
-def clip_fraction(choices: Choices, gap: jax.Array, advantages: jax.Array, lengths) -> jax.Array:
-  """Share of loss tokens whose ratio is past the clip that binds for their advantage.
+def past_clip(choices: Choices, gap: jax.Array, advantages: jax.Array) -> jax.Array:
+  """[B, T] 1.0 where the ratio is past the clip that binds for its row's advantage, else 0.0.
 
-  gap [B, T] is 0 outside the loss mask, where nothing is clipped; lengths [B]: loss tokens per row.
+  gap [B, T] is 0 outside the loss mask, where nothing is clipped.
   """
   sign = jnp.sign(advantages)[:, None]
   above, below = gap > math.log1p(choices.clip_high), gap < _log1p(-choices.clip_low)
-  clipped = jnp.sum(jnp.where(sign > 0, above, below & (sign < 0)), axis=-1)
-  return jnp.sum(clipped) / jnp.maximum(jnp.sum(lengths), 1)
+  return jnp.where(sign > 0, above, below & (sign < 0)).astype(gap.dtype)
 
 
 def _log1p(x: float) -> float:
@@ -84,13 +83,15 @@ def of(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[str, ja
   mask = inputs.loss_mask
   lengths = masked.lengths(mask)
   valid = lengths > 0
-  advantages = prepared.advantages + choices.kappa * prepared.beta + choices.shift
+  advantages = links.shifted_advantages(choices, prepared)
   gap = ratios.gap(inputs.policy_logprobs, inputs.sampler_logprobs, mask)
-  u = jnp.sum(gap, axis=-1)
-  found = log_ratio_metrics(u, valid)
-  found["advantage/abs_mean"] = masked.masked_mean(jnp.abs(advantages), valid)
+  found = {"advantage/abs_mean": masked.masked_mean(jnp.abs(advantages), valid)}
   if choices.fn == "ppo_clip" and choices.anchor == "sampler" and choices.level == "token":
-    found["clip_fraction"] = clip_fraction(choices, gap, advantages, lengths)
+    u, clipped = masked.row_sums(gap, past_clip(choices, gap, advantages))
+    found["clip_fraction"] = jnp.sum(clipped) / jnp.maximum(jnp.sum(lengths), 1)
+  else:
+    u = jnp.sum(gap, axis=-1)
+  found |= log_ratio_metrics(u, valid)
   if choices.fn == "regression" and choices.anchor == "sampler":
     anchored = ratios.row_mean(gap, mask)[:, 0] if choices.log_ratio == "mean" else u
     found |= lambda_metrics(advantages - prepared.beta * anchored, valid)

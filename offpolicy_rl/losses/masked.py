@@ -20,6 +20,16 @@ def masked_max(x: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.max(jnp.where(mask, x, -jnp.inf))
 
 
+def row_sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+  """Sums [B] of several [B, T] arrays of one dtype in one pass over what they are computed from.
+
+  Separate sums would each read those inputs again (CPU). No gradient.
+  """
+  zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
+  add = lambda left, right: tuple(a + b for a, b in zip(left, right, strict=True))
+  return jax.lax.reduce(arrays, zeros, add, (1,))
+
+
 def lengths(loss_mask: jax.Array) -> jax.Array:
   """int [B]: loss tokens of each row; everything else about the mask follows from them."""
   return jnp.sum(loss_mask, axis=-1)

@@ -127,7 +127,7 @@ PPO = (
     name="dapo",
     formula="-min(r A, C[0.8, 1.28](r) A), A = (r - rbar) / std, mean over the batch's tokens, "
     "groups without reward variance left out",
-    source="DAPO, arXiv 2503.14476",
+    source="DAPO: an open-source LLM RL system at scale, arXiv 2503.14476",
     differs="left-out groups are not sampled anew; overlong_cache = 0 (4096 of 20480 in the paper)",
     fn="ppo_clip",
     advantage="std",
@@ -170,7 +170,7 @@ PPO = (
   Choices(
     name="decoupled_ppo",
     formula="(pi_q / mu) * PPO's clip with r = pi / pi_q; tokens with pi_q / mu > 5 left out",
-    source="AReaL, arXiv 2505.24298",
+    source="AReaL: a large-scale asynchronous RL system, arXiv 2505.24298",
     differs="the paper has no bound on pi_q / mu; pi_q by AReaL's log-linear approximation, since "
     "with one update per batch a recomputed pi_q is the policy itself",
     fn="ppo_clip",

@@ -29,7 +29,7 @@ REGRESSION = (
     name="astar_po",
     formula="mean (beta u_ref - (r - V*(x)))^2, V* = beta1 log mean exp(r / beta1) of reference "
     "samples, given as `values`",
-    source="A*-PO, arXiv 2505.20686",
+    source="Accelerating RL for LLM reasoning with optimal advantage regression, arXiv 2505.20686",
     differs="V* is an input here; with advantage='vhat' the current group stands in for it",
     advantage="value",
     anchor="reference",
@@ -40,7 +40,7 @@ REGRESSION = (
   Choices(
     name="kimi",
     formula="mean (beta u - (r - rbar))^2",
-    source="Kimi k1.5, arXiv 2501.12599 (eq. 3)",
+    source="Kimi k1.5: scaling RL with LLMs, arXiv 2501.12599 (eq. 3)",
     differs="the temperature was not published; ROLL regularises sum_t d^2 instead of (sum_t d)^2",
     scale="plain",
   ),
@@ -77,14 +77,14 @@ CONTRASTIVE = (
   Choices(
     name="vargrad",
     formula="group variance of beta u - r",
-    source="VarGrad, arXiv 2010.10436",
+    source="VarGrad: a low-variance gradient estimator, arXiv 2010.10436",
     fn="centred_squares",
     scale="plain",
   ),
   Choices(
     name="rebel",
     formula="mean over pairs (beta du - dr)^2, beta = 1 / eta; pairs of rows 0-1, 2-3, ...",
-    source="REBEL, arXiv 2404.16767",
+    source="REBEL: RL via regressing relative rewards, arXiv 2404.16767",
     differs="the authors write (du - eta dr)^2: the same for eta = 1, else eta^2 times ours",
     fn="pair_squares",
     beta=1.0,
@@ -93,7 +93,7 @@ CONTRASTIVE = (
   Choices(
     name="dpo",
     formula="mean of -log sigmoid(beta (u_w - u_l)) of each group's best and worst row; u to lr",
-    source="DPO, arXiv 2305.18290",
+    source="Direct preference optimization (DPO), arXiv 2305.18290",
     differs="pairs come from rewards of a group, not from human preferences",
     fn="pair_dpo",
     anchor="reference",
@@ -101,7 +101,8 @@ CONTRASTIVE = (
   Choices(
     name="ipo",
     formula="mean of (u_w - u_l - 1 / (2 beta))^2 of each group's best and worst row; u to lr",
-    source="IPO, arXiv 2310.12036",
+    source="A general theoretical paradigm to understand learning from human preferences (IPO), "
+    "arXiv 2310.12036",
     differs="pairs come from rewards of a group, not from human preferences",
     fn="pair_ipo",
     anchor="reference",

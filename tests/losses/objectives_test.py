@@ -1,8 +1,10 @@
 """Each objective against slow_reference.py, and what holds for all of them."""
 
 import functools
+import pathlib
 import re
 import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -326,3 +328,21 @@ def test_unknown_names_are_refused():
 
 def test_none_keeps_what_the_preset_says():
   assert losses.choose("oapl", beta=None, kappa=1.0).beta == losses.PRESETS["oapl"].beta
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+  """The module in losses/README.md, taken from the page, through the flag that it names."""
+  page = (pathlib.Path(losses.__file__).parent / "README.md").read_text()
+  block = page[page.index("    # my_module.py") : page.index("    offpolicy-rl local")]
+  (tmp_path / "my_module.py").write_text(textwrap.dedent(block))
+  monkeypatch.syspath_prepend(tmp_path)
+  assert "--config.objective.fn=my_module:tempered" in page
+  x = random_inputs(0)
+  loss, _ = losses.objective("beta_shift", fn="my_module:tempered")(arrays(x))
+  rows = [n for n in range(12) if x.loss_mask[n].any()]
+  expected = 0.0
+  for n in rows:
+    group = [x.rewards[i] for i in range(12) if x.group_ids[i] == x.group_ids[n]]
+    u = sum((x.policy_logprobs - x.sampler_logprobs)[n, t] for t in np.flatnonzero(x.loss_mask[n]))
+    expected -= (x.rewards[n] - np.mean(group)) * np.tanh(u) / len(rows)
+  assert float(loss) == pytest.approx(expected, rel=1e-5)
