@@ -13,7 +13,12 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from offpolicy_rl.transport.server import PROTOCOL, Identity
 
-_RETRY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN}
+_RETRY = {
+  grpc.StatusCode.UNAVAILABLE,
+  grpc.StatusCode.DEADLINE_EXCEEDED,
+  grpc.StatusCode.UNKNOWN,
+  grpc.StatusCode.RESOURCE_EXHAUSTED,  # e.g. the learner's disk is full
+}
 
 
 class SessionLost(Exception):
@@ -87,6 +92,11 @@ class LearnerClient:
     request = pb.HeartbeatRequest(session=self._session, sampler_id=self._id, stats=stats)
     self._stub.Heartbeat(request, timeout=10)
 
+  def leave(self) -> int:
+    """Returns our open tickets to the learner; how many. Tried once: leases expire anyway."""
+    request = pb.LeaveRequest(session=self._session, sampler_id=self._id)
+    return self._stub.Leave(request, timeout=5).returned
+
   def pull_weights(
     self, min_version: int, max_version: int, held_version: int, max_bytes: int
   ) -> tuple[int, weights.Tensors | None]:
@@ -99,7 +109,12 @@ class LearnerClient:
     return self._call(receive)
 
   def push(self, groups: list[types.Group]) -> list[pb.Ack]:
-    """Sends groups until each is acknowledged; Refused when the learner says one is malformed."""
+    """Sends groups until each is acknowledged: durable, or not needed any more.
+
+    Raises:
+      SessionLost: say `hello` and push the same groups again.
+      Refused: the learner says that one is malformed.
+    """
     messages = [codec.encode_group(group, self._session, self._id) for group in groups]
     acks = self._call(lambda: list(self._stub.Push(iter(messages), timeout=120)))
     for ack in acks:

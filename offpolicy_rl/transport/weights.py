@@ -45,6 +45,11 @@ class WeightStore:
     with self._lock:
       return sorted(self._versions)
 
+  def tensors(self, version: int) -> Tensors:
+    """The arrays of a version; KeyError when it is not held."""
+    with self._lock:
+      return self._versions[version][0]
+
   def newest(self, min_version: int, max_version: int) -> int | None:
     """Newest version held within the bounds, or None."""
     return max((v for v in self.versions() if min_version <= v <= max_version), default=None)
