@@ -51,7 +51,7 @@ class Checkpoints:
     self._steps = directory.resolve() / "steps"
     self._initial = directory.resolve() / "initial"
     self._keep, self._say, self._committed = keep, say, committed
-    self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    self._writer = _new_writer()
     self._thread: threading.Thread | None = None
 
   def steps(self) -> list[int]:
@@ -99,7 +99,10 @@ class Checkpoints:
       self._failed(step, error)
 
   def _failed(self, step: int, error: Exception) -> None:
-    shutil.rmtree(self._steps / str(step), ignore_errors=True)
+    for half in self._steps.glob(f"{step}*"):
+      if half.name.partition(".")[0] == str(step) and not half.name.endswith(_DAMAGED):
+        shutil.rmtree(half, ignore_errors=True)
+    self._writer = _new_writer()  # the old one would raise this error again
     self._say(f"checkpoint of step {step} failed, the run goes on: {_one_line(error)}")
 
   def restore(self, like: TrainState, shardings: TrainState) -> Restored | None:
@@ -158,6 +161,10 @@ class Checkpoints:
     """Waits until everything is on disk."""
     self.wait()
     self._writer.close()
+
+
+def _new_writer() -> ocp.AsyncCheckpointer:
+  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
 
 def write_durably(path: pathlib.Path, text: str) -> None:

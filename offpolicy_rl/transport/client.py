@@ -13,12 +13,7 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from offpolicy_rl.transport.server import PROTOCOL, Identity
 
-_RETRY = {
-  grpc.StatusCode.UNAVAILABLE,
-  grpc.StatusCode.DEADLINE_EXCEEDED,
-  grpc.StatusCode.UNKNOWN,
-  grpc.StatusCode.RESOURCE_EXHAUSTED,  # e.g. the learner's disk is full
-}
+_RETRY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN}
 
 
 class SessionLost(Exception):

@@ -62,7 +62,7 @@ def _acknowledge(ticket_id: str, judged: concurrent.futures.Future, context) -> 
   except _WrongSession as error:
     context.abort(grpc.StatusCode.ABORTED, str(error))
   except OSError as error:  # not ours to lose: the sampler keeps the group and tries again
-    context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the group could not be kept: {error}")
+    context.abort(grpc.StatusCode.UNAVAILABLE, f"the group could not be kept: {error}")
   reason = f"group.ticket_id: {ticket_id!r} is no open ticket" if outcome == "unknown" else ""
   return pb.Ack(ticket_id=ticket_id, verdict=_VERDICTS[outcome], reason=reason)
 
