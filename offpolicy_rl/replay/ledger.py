@@ -2,7 +2,7 @@
 
 A ticket is queued, out (leased), waiting (finished) or taken. Every ticket enters exactly one
 batch, whatever its samplers do: an expired or returned lease puts it back at the front of the
-queue, one held for long is issued a second time, and a second answer is a duplicate. All methods
+queue, one held for long is issued once more, and a second answer is a duplicate. All methods
 are thread-safe; the two that wait take a timeout.
 """
 
@@ -12,7 +12,7 @@ import enum
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from offpolicy_rl import types
 
@@ -44,7 +44,7 @@ class Ledger:
 
   Args:
     lease_seconds: a lease ends so long after its sampler's last sign of life.
-    reissue_seconds: a ticket out for so long goes to a second sampler, too; the first answer wins.
+    reissue_seconds: a ticket out for so long goes to one more sampler; the first answer wins.
     recover: ticket -> the durable answer that it had before a restart, or None.
   """
 
@@ -61,7 +61,7 @@ class Ledger:
     self._changed = threading.Condition()
     self._tickets: dict[str, types.Ticket] = {}  # every ticket not taken yet
     self._queue: collections.OrderedDict[str, None] = collections.OrderedDict()
-    self._leases: dict[str, list[_Lease]] = {}  # one, or two when the first takes long
+    self._leases: dict[str, list[_Lease]] = {}  # more than one when the first takes long
     self._finished: dict[str, types.FinishedGroup] = {}
     self._taken: collections.OrderedDict[str, None] = collections.OrderedDict()
     self._closed = False
@@ -94,14 +94,23 @@ class Ledger:
       self._queue[ticket_id] = None
       self._queue.move_to_end(ticket_id, last=False)
 
-  def lease(self, sampler_id: str, limit: int, timeout: float) -> list[types.Ticket]:
+  def lease(
+    self, sampler_id: str, limit: int, timeout: float, holding: Collection[str] | None = None
+  ) -> list[types.Ticket]:
     """Up to `limit` tickets that one version can serve; waits for the first one.
 
+    `holding`: the tickets that the sampler knows it has. Others that were leased to it got lost on
+    the way (a reply that never arrived) and go back to the queue. None = not told.
     Greedy and sampled tickets may come together; tickets whose version intervals share no
     version never do.
     """
     end = self._clock() + timeout
     with self._changed:
+      if holding is not None:
+        lost = self._end_leases(
+          lambda ticket_id, lease: lease.sampler_id == sampler_id and ticket_id not in holding
+        )
+        self._counts["returned"] += len(lost)
       while True:
         self._requeue_expired()
         self._reissue_overdue()
@@ -147,20 +156,20 @@ class Ledger:
   def release(self, sampler_id: str) -> int:
     """Takes back every lease of a sampler that leaves; returns how many tickets that queued."""
     with self._changed:
-      queued = self._end_leases(lambda lease: lease.sampler_id == sampler_id)
+      queued = self._end_leases(lambda _, lease: lease.sampler_id == sampler_id)
       self._counts["returned"] += len(queued)
       self._changed.notify_all()
       return len(queued)
 
   def _requeue_expired(self) -> None:
     now = self._clock()
-    self._counts["expired"] += len(self._end_leases(lambda lease: lease.deadline < now))
+    self._counts["expired"] += len(self._end_leases(lambda _, lease: lease.deadline < now))
 
-  def _end_leases(self, ends: Callable[[_Lease], bool]) -> list[str]:
-    """Drops leases; a ticket without any goes back to the front of the queue."""
+  def _end_leases(self, ends: Callable[[str, _Lease], bool]) -> list[str]:
+    """Drops leases with ends(ticket id, lease); a ticket without any goes to the queue's front."""
     lost = []
     for ticket_id, leases in list(self._leases.items()):
-      left = [lease for lease in leases if not ends(lease)]
+      left = [lease for lease in leases if not ends(ticket_id, lease)]
       if left:
         self._leases[ticket_id] = left
         continue
@@ -175,7 +184,7 @@ class Ledger:
     overdue = [
       ticket_id
       for ticket_id, leases in self._leases.items()
-      if len(leases) == 1 and leases[0].since < before and ticket_id not in self._queue
+      if leases[-1].since < before and ticket_id not in self._queue
     ]
     self._to_front(overdue)
     self._counts["reissued"] += len(overdue)

@@ -31,17 +31,23 @@ class Front:
   version: int = types.RAW_VERSION  # newest published in this session
   newest_ever: int = types.RAW_VERSION  # before a restart, samplers may have held newer ones
   finished: bool = False
-  stats: dict = dataclasses.field(default_factory=dict)  # sampler -> (when, its numbers)
+  stats: dict = dataclasses.field(default_factory=dict)  # sampler -> (last heard of, its numbers)
 
   def handlers(self) -> server.Handlers:
     """The wire's view of the learner."""
     return server.Handlers(
+      join=self.join,
       lease=self.book.lease,
       heartbeat=self.heartbeat,
       finish=self.finish,
       leave=self.leave,
       run_finished=lambda: self.finished,
     )
+
+  def join(self, sampler_id: str) -> None:
+    """A sampler begins with empty hands: it must not keep a dead namesake's leases alive."""
+    self.book.release(sampler_id)
+    self.stats[sampler_id] = (time.monotonic(), {})
 
   def heartbeat(self, sampler_id: str, stats: dict[str, float]) -> None:
     """Keeps leases alive and remembers how the sampler is doing."""
@@ -109,6 +115,17 @@ class Front:
 
   def sampling_rate(self) -> float:
     """Completion tokens per second over the samplers heard of lately."""
+    return sum(stats.get("tokens_per_second", 0.0) for stats in self._heard_of(_RECENT_SECONDS))
+
+  def dismiss(self, silent_seconds: float) -> None:
+    """The run is over: waits until every sampler has left, or was silent for so long."""
+    self.finished = True
+    self.book.close()
+    while self._heard_of(silent_seconds):
+      time.sleep(0.05)
+
+  def _heard_of(self, seconds: float) -> list[dict[str, float]]:
+    """Numbers of the samplers that are there; forgets the others."""
     now = time.monotonic()
-    self.stats = {s: entry for s, entry in self.stats.items() if now - entry[0] < _RECENT_SECONDS}
-    return sum(stats.get("tokens_per_second", 0.0) for _, stats in self.stats.values())
+    self.stats = {s: entry for s, entry in self.stats.copy().items() if now - entry[0] < seconds}
+    return [stats for _, stats in self.stats.values()]

@@ -6,7 +6,6 @@ import json
 import logging
 import pathlib
 import threading
-import time
 import uuid
 
 import jax
@@ -354,13 +353,12 @@ def _finish(me: _Learner, state) -> None:
 def _shut_down(me: _Learner, wire) -> None:
   """Tells samplers that the run is over, writes what is left, prints where to look."""
   me.screen.stop()
-  me.front.finished = True
-  me.front.book.close()
+  # The next heartbeat comes from whoever is still at work; each leaves when it hears the news.
+  me.front.dismiss(silent_seconds=3 * me.config.transport.heartbeat_seconds)
   audit_row = me.front.book.audit()
   checkpoint.write_durably(me.run_dir / "ledger.json", json.dumps(audit_row))
   me.checkpoints.close()
   me.records.close()
-  time.sleep(min(2.0, me.config.transport.heartbeat_seconds))  # samplers hear it from a lease
   wire.stop(grace=2.0).wait()
   me.front.groups.close()
   me.screen.say(f"ledger: {audit_row}")

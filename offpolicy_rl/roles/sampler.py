@@ -99,7 +99,7 @@ def _push(wire: client.LearnerClient, identity, groups: list[types.Group]) -> No
       _rejoin(wire, identity)
       continue
     for ack, group in zip(acks, groups, strict=True):
-      _LOG.info("%s %s: %s", ack.ticket_id, schedule.digest(group), ack.verdict)
+      _LOG.info("%s %s: %s", ack.ticket_id, schedule.digest(group), client.verdict(ack))
     return
 
 

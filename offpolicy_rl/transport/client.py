@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -31,6 +31,11 @@ class LearnerGone(ConnectionError):
 
 class Refused(RuntimeError):
   """The learner does not want this sampler, or one of its messages; says why."""
+
+
+def verdict(ack: pb.Ack) -> str:
+  """In words, e.g. "accepted"."""
+  return pb.Verdict.Name(ack.verdict).removeprefix("VERDICT_").lower()
 
 
 class LearnerClient:
@@ -77,11 +82,17 @@ class LearnerClient:
     self._session = reply.session
     return Identity(reply.session, reply.run_id, reply.config_json, reply.vocabulary_fingerprint)
 
-  def lease(self, limit: int, wait_seconds: float = 5.0) -> list[types.Ticket] | None:
-    """Up to `limit` tickets, [] when there was none in time, None when the run is over."""
+  def lease(
+    self, limit: int, wait_seconds: float = 5.0, holding: Sequence[str] = ()
+  ) -> list[types.Ticket] | None:
+    """Up to `limit` tickets, [] when there was none in time, None when the run is over.
+
+    `holding`: ids of the tickets that we still work on; any other lease of ours ends.
+    """
     request = pb.LeaseRequest(
-      session=self._session, sampler_id=self._id, credits=limit, wait_seconds=wait_seconds
-    )
+      session=self._session, sampler_id=self._id,
+      credits=limit, wait_seconds=wait_seconds, holding=holding,
+    )  # fmt: skip
     reply = self._call(lambda: self._stub.Lease(request, timeout=wait_seconds + 10))
     if reply.run_finished:
       return None

@@ -24,7 +24,9 @@ _LOG = logging.getLogger(__name__)
 class Handlers:
   """What the learner does when a sampler calls."""
 
-  lease: Callable[[str, int, float], list[types.Ticket]]  # (sampler, limit, seconds to wait)
+  join: Callable[[str], None]  # a sampler says Hello
+  # (sampler, limit, seconds to wait, tickets that it holds)
+  lease: Callable[[str, int, float, set[str]], list[types.Ticket]]
   heartbeat: Callable[[str, dict[str, float]], None]
   # -> future of "accepted" (durable) | "duplicate" | "unknown"; WireError: not a valid answer
   finish: Callable[[types.Group], concurrent.futures.Future]
@@ -90,8 +92,7 @@ class _Servicer(rpc.LearnerServicer):
         f"protocol: the sampler speaks version {request.protocol}, this learner {PROTOCOL}; "
         "install the same release of offpolicy-rl on both",
       )
-    # Who says Hello holds nothing: if that name died, its successor must not keep its leases alive.
-    self._handlers.leave(request.sampler_id)
+    self._handlers.join(request.sampler_id)
     _LOG.info("sampler %s joined from %s", request.sampler_id, context.peer())
     return pb.HelloReply(**dataclasses.asdict(self._identity))
 
@@ -100,7 +101,8 @@ class _Servicer(rpc.LearnerServicer):
     if request.credits < 1:
       context.abort(grpc.StatusCode.INVALID_ARGUMENT, "credits: got 0, expected at least 1")
     wait = min(max(request.wait_seconds, 0.0), 30.0)
-    tickets = self._handlers.lease(request.sampler_id, request.credits, wait)
+    holding = set(request.holding)
+    tickets = self._handlers.lease(request.sampler_id, request.credits, wait, holding)
     return pb.LeaseReply(
       tickets=[codec.encode_ticket(ticket) for ticket in tickets],
       run_finished=self._handlers.run_finished(),

@@ -145,7 +145,16 @@ def test_a_sampler_that_leaves_returns_its_tickets_at_once():
   assert book.audit()["returned"] == 2
 
 
-def test_a_ticket_out_for_long_goes_to_a_second_sampler_but_not_to_a_third():
+def test_tickets_that_never_reached_their_sampler_are_queued_again():
+  book = Ledger(lease_seconds=10)
+  book.add([ticket("a"), ticket("b"), ticket("c")])
+  assert names(book.lease("s", 2, timeout=0)) == ["a", "b"]  # this reply is lost
+  assert names(book.lease("s", 2, timeout=0, holding=())) == ["a", "b"]
+  assert names(book.lease("s", 2, timeout=0, holding={"b"})) == ["a", "c"]
+  assert book.lease("other", 2, timeout=0) == []
+
+
+def test_a_ticket_out_for_long_goes_to_a_second_sampler_and_in_time_to_a_third():
   clock = Clock()
   book = Ledger(lease_seconds=10, reissue_seconds=30, clock=clock)
   book.add([ticket("a"), ticket("b")])
@@ -153,9 +162,13 @@ def test_a_ticket_out_for_long_goes_to_a_second_sampler_but_not_to_a_third():
   for clock.now in (8, 16, 24, 31):
     book.heartbeat("slow")
   assert names(book.lease("slow", 5, timeout=0)) == ["b"]  # not its own again
-  assert names(book.lease("quick", 5, timeout=0)) == ["a"]
+  assert names(book.lease("second", 5, timeout=0)) == ["a"]
   assert book.lease("third", 5, timeout=0) == []
   assert book.audit()["out"] == 2 and book.audit()["reissued"] == 1
+  for clock.now in (40, 48, 56, 62):
+    for sampler in ("slow", "second"):
+      book.heartbeat(sampler)
+  assert names(book.lease("third", 5, timeout=0)) == ["a", "b"]
   assert book.finish(group("a"), 0) is Verdict.ACCEPTED
   assert book.finish(group("a"), 0) is Verdict.DUPLICATE
 

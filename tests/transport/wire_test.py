@@ -35,6 +35,7 @@ class Learner:
     self.finished = False
     self.beats = []
     handlers = server.Handlers(
+      join=self.book.release,
       lease=self.book.lease,
       heartbeat=lambda sampler, stats: self.beats.append((sampler, stats)),
       finish=self.finish,
