@@ -11,7 +11,6 @@ import uuid
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import metrics, progress, report, types
@@ -23,7 +22,7 @@ from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import catalog, stream
 from offpolicy_rl.tasks import vocabulary as vocabulary_lib
-from offpolicy_rl.transport import codec, server, weights
+from offpolicy_rl.transport import codec, server
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class _Learner:
   choices: step.StepChoices
   mesh: jax.sharding.Mesh
   book: ledger.Ledger
-  store: weights.WeightStore
+  store: object  # parts.make_store: put, retain, versions, close
   writer: metrics.MetricsWriter
   screen: progress.Progress
   checkpoints: checkpoint.Checkpoints
@@ -82,9 +81,9 @@ class _Learner:
 
   def publish(self, version: int, params, admit: admission.Admission | None = None) -> None:
     """Makes a version available to samplers and queues the steps it admits."""
-    # A real copy: on CPU, device_get gives a view of memory that the next step will reuse.
-    host = jax.tree.map(np.array, jax.device_get(params))
-    self.store.put(version, policy.flatten(host))
+    # A real copy: the next step will reuse the memory of these.
+    sent = policy.copy(params, self.config.transport.weights_dtype)
+    self.store.put(version, policy.flatten(sent))
     self.version = version
     if admit is not None:
       admit.published(version)
@@ -143,22 +142,27 @@ class _Learner:
 
 def run_learner(
   config, run_dir: pathlib.Path, *, listen: str, insecure: bool = False, resume: bool = False,
-  stop: threading.Event | None = None,
+  stop: threading.Event | None = None, weights_dir: str | None = None,
 ) -> state_lib.TrainState | None:  # fmt: skip
   """Trains to the end of the configuration, or until `stop`; returns the last state.
 
   None when it was stopped before version 0 existed.
 
+  Samplers read the weights from `weights_dir`, or get them streamed when it is None.
+
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/,
   completions.jsonl, report.html.
   """
   server.check_listen_address(listen, insecure=insecure)
-  me = _make_learner(config, run_dir, stop or threading.Event(), resume)
+  session = uuid.uuid4().hex
+  store = parts.make_store(config, weights_dir, session)
+  me = _make_learner(config, run_dir, stop or threading.Event(), resume, store)
   identity = server.Identity(
-    session=uuid.uuid4().hex,
+    session=session,
     run_id=run_dir.name,
     config_json=config_lib.to_json(config),
     vocabulary_fingerprint=me.vocabulary.fingerprint,
+    weights_in_directory=weights_dir is not None,
   )
   wire, address = server.start(
     listen, identity, me.handlers(), me.store,
@@ -172,7 +176,9 @@ def run_learner(
     _shut_down(me, wire)
 
 
-def _make_learner(config, run_dir: pathlib.Path, stop: threading.Event, resume: bool) -> _Learner:
+def _make_learner(
+  config, run_dir: pathlib.Path, stop: threading.Event, resume: bool, store
+) -> _Learner:
   saved = checkpoint.Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
   first_step = saved.latest() if resume else None
   if resume and first_step is None:
@@ -186,7 +192,7 @@ def _make_learner(config, run_dir: pathlib.Path, stop: threading.Event, resume: 
     choices=parts.step_choices(config),
     mesh=sharding.make_mesh(**config.mesh),
     book=ledger.Ledger(config.transport.lease_seconds),
-    store=weights.WeightStore(),
+    store=store,
     writer=metrics.MetricsWriter(run_dir, resume_step=first_step),
     screen=progress.Progress(config.learner.steps),
     checkpoints=saved,
@@ -366,6 +372,7 @@ def _shut_down(me: _Learner, wire) -> None:
   audit_row = me.book.audit()
   _write_atomically(me.run_dir / "ledger.json", json.dumps(audit_row))
   me.checkpoints.close()
+  me.store.close()
   me.writer.close()
   time.sleep(min(2.0, me.config.transport.heartbeat_seconds))  # samplers hear it from a lease
   wire.stop(grace=2.0).wait()

@@ -13,7 +13,7 @@ from offpolicy_rl.model import policy
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.tasks import catalog, scoring
-from offpolicy_rl.transport import client, codec
+from offpolicy_rl.transport import client, receiver
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,15 +23,17 @@ class RunMismatch(RuntimeError):
 
 
 def run_sampler(
-  address: str, *, sampler_id: str, stop: threading.Event, patience: float = 60.0
-) -> None:
+  address: str, *, sampler_id: str, stop: threading.Event, patience: float = 60.0,
+  weights_dir: str | None = None,
+) -> None:  # fmt: skip
   """Serves the learner at `address` until its run is over or `stop`.
 
-  Everything else comes from the learner's configuration.
+  Everything else comes from the learner's configuration. `weights_dir` is the learner's, as this
+  machine sees it; None when the learner streams its weights.
 
   Raises:
     client.LearnerGone: nobody answered for `patience` seconds.
-    client.Refused, RunMismatch: wrong protocol, run or vocabulary.
+    client.Refused, RunMismatch: wrong protocol, run, vocabulary or --weights_dir.
   """
   wire = client.LearnerClient(address, sampler_id, reconnect_seconds=patience)
   watcher = threading.Thread(target=lambda: (stop.wait(), wire.stop()), daemon=True)
@@ -45,6 +47,7 @@ def run_sampler(
       f"vocabulary_fingerprint: the learner's is {identity.vocabulary_fingerprint}, this sampler's "
       f"{task.vocabulary.fingerprint}; install the same release of offpolicy-rl on both"
     )
+  _check_weights_dir(weights_dir, identity.weights_in_directory)
   wire.set_patience(config.transport.reconnect_seconds)
   scorer = scoring.Scorer(
     task.verifier, workers=config.task.verifier_processes, time_limit=config.task.verifier_seconds
@@ -53,20 +56,22 @@ def run_sampler(
   beat = threading.Thread(target=_beat, args=(wire, stats, config, stop), daemon=True)
   beat.start()
   with scorer:
-    _serve(wire, config, scorer, stats, stop, identity.run_id)
+    _serve(wire, config, scorer, stats, stop, identity, weights_dir)
   wire.close()
 
 
-def _serve(wire: client.LearnerClient, config, scorer, stats, stop, run_id: str) -> None:
+def _serve(
+  wire: client.LearnerClient, config, scorer, stats, stop, identity, weights_dir: str | None
+) -> None:  # fmt: skip
   """Runs the worker; starts over with empty hands when the learner was restarted."""
-  generator = parts.make_engine(config)
+  run_id, generator = identity.run_id, parts.make_engine(config)
   vocabulary = catalog.TASKS[config.task.name].vocabulary
   while not stop.is_set():
     functions = worker.Parts(
       lease=functools.partial(
         wire.lease, max(1, config.sampler.slots // config.learner.group_size)
       ),
-      pull_weights=_Weights(wire, config).pull,
+      pull_weights=_weights(wire, config, weights_dir, identity.session).pull,
       generate=generator.generate,
       score=functools.partial(worker.score_groups, scorer, vocabulary.decode),
       push=wire.push,
@@ -80,32 +85,61 @@ def _serve(wire: client.LearnerClient, config, scorer, stats, stop, run_id: str)
           f"run_id: the learner now runs {identity.run_id}, this sampler served {run_id}; "
           "start the sampler anew"
         ) from None
+      _check_weights_dir(weights_dir, identity.weights_in_directory)
       _LOG.warning("the learner was restarted; joined its new session")
 
 
 class _Weights:
   """The parameters on this sampler's devices, replaced when a ticket asks for another version."""
 
-  def __init__(self, wire: client.LearnerClient, config):
-    self._wire = wire
-    shapes = jax.eval_shape(lambda: policy.init(parts.model_config(config), jax.random.key(0)))
-    self._expected = {name: (x.shape, x.dtype) for name, x in policy.flatten(shapes).items()}
-    self._max_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+  def __init__(self, fetch, shapes):
+    self._fetch = fetch  # (min version, max version, held) -> (version, {path: array} or None)
+    self._shapes = shapes
     self._version, self._params = types.NO_VERSION, None
 
   def pull(self, min_version: int, max_version: int):
     """(version, parameters): the newest there is within the bounds."""
-    version, tensors = self._wire.pull_weights(
-      min_version, max_version, self._version, self._max_bytes
-    )
+    version, tensors = self._fetch(min_version, max_version, self._version)
     if tensors is not None:
-      found = {name: (x.shape, x.dtype) for name, x in tensors.items()}
-      if found != self._expected:
-        wrong = sorted(set(found.items()) ^ set(self._expected.items()))[0]
-        raise codec.WireError(f"weights.tensors: {wrong} differs from this sampler's model")
-      self._params = jax.device_put(policy.unflatten(tensors))
+      sent = policy.unflatten(jax.device_put(tensors))
+      self._params = jax.tree.map(lambda x, own: x.astype(own.dtype), sent, self._shapes)
       self._version = version
     return version, self._params
+
+
+def _weights(wire: client.LearnerClient, config, weights_dir: str | None, session: str) -> _Weights:
+  """From the stream, or from a directory."""
+  shapes = jax.eval_shape(lambda: policy.init(parts.model_config(config), jax.random.key(0)))
+  dtype = config.transport.weights_dtype
+  layout = {name: (x.shape, dtype) for name, x in policy.flatten(shapes).items()}
+  if weights_dir is None:
+    held = receiver.Receiver(layout)
+    return _Weights(lambda low, high, _: wire.pull_weights(low, high, held), shapes)
+  from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only when it is used
+
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  like = {k: jax.ShapeDtypeStruct(s, d, sharding=here) for k, (s, d) in layout.items()}
+
+  def fetch(low, high, held_version):
+    return weights_dir_lib.pull(
+      weights_dir, low, high, session=session, held_version=held_version, like=like,
+      seconds=config.transport.reconnect_seconds, check=wire.check_session,
+    )  # fmt: skip
+
+  return _Weights(fetch, shapes)
+
+
+def _check_weights_dir(weights_dir: str | None, in_directory: bool) -> None:
+  if in_directory and weights_dir is None:
+    raise RunMismatch(
+      "--weights_dir: missing; the learner writes its weights to a directory, give the sampler "
+      "the path under which it finds the same one"
+    )
+  if weights_dir is not None and not in_directory:
+    raise RunMismatch(
+      f"--weights_dir: got {weights_dir}, but the learner streams its weights; leave it out, or "
+      "start the learner with --weights_dir, too"
+    )
 
 
 def _beat(wire: client.LearnerClient, stats: worker.Stats, config, stop: threading.Event) -> None:

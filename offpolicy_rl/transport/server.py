@@ -35,6 +35,7 @@ class Identity:
   run_id: str
   config_json: str
   vocabulary_fingerprint: str
+  weights_in_directory: bool = False  # else they are streamed
 
 
 class _Servicer(rpc.LearnerServicer):
@@ -93,17 +94,20 @@ class _Servicer(rpc.LearnerServicer):
 
   def PullWeights(self, request, context):
     self._check_session(request, context)
-    version = self._store.newest(request.min_version, request.max_version)
-    if version is None:
+    if self._identity.weights_in_directory:
+      context.abort(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "PullWeights: this learner writes its weights to a directory; give the sampler its path by "
+        "--weights_dir",
+      )
+    chunks = self._store.answer(request)
+    if chunks is None:
       bounds = f"[{request.min_version}, {request.max_version}]"
       context.abort(
         grpc.StatusCode.NOT_FOUND,
         f"min_version, max_version: no version in {bounds}, there are {self._store.versions()}",
       )
-    if version == request.held_version:
-      yield pb.WeightsChunk(header=pb.WeightsHeader(version=version, already_held=True))
-      return
-    yield from self._store.stream(version)
+    yield from chunks
 
 
 def check_listen_address(listen: str, *, insecure: bool) -> None:

@@ -1,0 +1,154 @@
+"""Weights through a directory that learner and samplers share: local, NFS, or gs:// on pods.
+
+    <directory>/<version>/    one orbax checkpoint of {path: array}
+    <directory>/index.json    {"session": ..., "versions": [...]}: what is complete and stays
+
+A version enters the index after its checkpoint is complete and leaves it before anything is
+removed. So who finds it there before *and* after reading has read all of it. The path comes from
+a flag on each side, never from the wire. The only file of this folder that needs JAX.
+"""
+
+import concurrent.futures
+import json
+import re
+import time
+from collections.abc import Callable
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+_INDEX = "index.json"
+_OURS = re.compile(r"-?\d+(\.orbax-checkpoint-tmp.*)?|index\.json(\.tmp)?")
+_MAX_WRITING = 2  # versions being written at once; more would fill the host's memory
+
+
+class NotFound(ConnectionError):
+  """No version within the bounds appeared in time."""
+
+
+class Publisher:
+  """The learner's side, with the interface of `weights.WeightStore`."""
+
+  def __init__(self, directory: str, session: str):
+    """Takes the directory over: versions of an earlier session are removed.
+
+    Raises:
+      ValueError: there are other files in it.
+    """
+    self._directory, self._session = epath.Path(directory).absolute(), session
+    self._directory.mkdir(parents=True, exist_ok=True)
+    strange = [p.name for p in self._directory.iterdir() if not _OURS.fullmatch(p.name)]
+    if strange:
+      raise ValueError(
+        f"--weights_dir: {directory} holds {sorted(strange)[:3]}, expected an empty directory or "
+        "the one of an earlier run"
+      )
+    self._complete: set[int] = set()
+    self._write_index()
+    for old in self._directory.iterdir():
+      if old.is_dir():
+        old.rmtree()
+    # One worker, so that index and directory change in order and the caller waits for neither.
+    self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="weights-dir")
+    self._jobs: list[concurrent.futures.Future] = []  # unfinished writes, oldest first
+
+  def put(self, version: int, tensors: dict[str, jax.Array]) -> None:
+    """Starts writing; returns when the arrays are copied to the host.
+
+    Waits when two versions are being written already. Raises what an earlier write has failed with.
+    """
+    while self._jobs and (self._jobs[0].done() or len(self._jobs) >= _MAX_WRITING):
+      self._jobs.pop(0).result()
+    writer = ocp.StandardCheckpointer()
+    writer.save(self._directory / str(version), tensors)
+    self._jobs.append(self._worker.submit(self._finish, writer, version))
+
+  def retain(self, needed: Callable[[int], bool]) -> None:
+    """Removes complete versions for which `needed(version)` is false, in the background.
+
+    The newest complete one stays: a newer one may still be on its way to the disk.
+    """
+    newest = max(self._complete, default=None)
+    going = {v for v in self._complete if not needed(v) and v != newest}
+    if going:
+      self._worker.submit(self._remove, going)
+
+  def versions(self) -> list[int]:
+    """The complete versions, oldest first."""
+    return sorted(self._complete)
+
+  def close(self) -> None:
+    """Waits until everything is written."""
+    self._worker.shutdown(wait=True)
+    for job in self._jobs:
+      job.result()
+
+  def _finish(self, writer: ocp.StandardCheckpointer, version: int) -> None:
+    writer.wait_until_finished()
+    writer.close()
+    self._complete = self._complete | {version}
+    self._write_index()
+
+  def _remove(self, versions: set[int]) -> None:
+    self._complete = self._complete - versions
+    self._write_index()
+    for version in versions:
+      (self._directory / str(version)).rmtree(missing_ok=True)
+
+  def _write_index(self) -> None:
+    text = json.dumps({"session": self._session, "versions": self.versions()})
+    temporary = self._directory / f"{_INDEX}.tmp"
+    temporary.write_text(text)
+    temporary.replace(self._directory / _INDEX)
+
+
+def complete_versions(directory: str, session: str) -> list[int]:
+  """Versions that can be restored now, oldest first; [] when another session wrote them."""
+  try:
+    index = json.loads((epath.Path(directory) / _INDEX).read_text())
+  except FileNotFoundError:
+    return []
+  return index["versions"] if index["session"] == session else []
+
+
+def restore(directory: str, version: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict:
+  """{path: array}, each read straight into the sharding that `like` gives it."""
+  with ocp.StandardCheckpointer() as reader:
+    return reader.restore(epath.Path(directory).absolute() / str(version), like)
+
+
+def pull(
+  directory: str, min_version: int, max_version: int, *, session: str, held_version: int,
+  like: dict[str, jax.ShapeDtypeStruct], seconds: float, check: Callable[[], None] = lambda: None,
+) -> tuple[int, dict | None]:  # fmt: skip
+  """Newest complete version within the bounds -> (version, {path: array}), None when it is held.
+
+  Args:
+    seconds: how long to wait for one.
+    check: called while waiting; may raise, e.g. because the learner was restarted.
+
+  Raises:
+    NotFound: none came in time, or none could be read.
+  """
+  deadline, pause, problem = time.monotonic() + seconds, 0.02, "nothing to read"
+  while True:
+    within = [v for v in complete_versions(directory, session) if min_version <= v <= max_version]
+    if within and within[-1] == held_version:
+      return held_version, None
+    if within:
+      try:
+        tensors = restore(directory, within[-1], like)
+        if within[-1] in complete_versions(directory, session):
+          return within[-1], tensors
+      except (OSError, ValueError, KeyError) as error:  # removed while we read it, or damaged
+        problem = error
+    check()
+    if time.monotonic() > deadline:
+      raise NotFound(
+        f"--weights_dir: no version in [{min_version}, {max_version}] after {seconds:.0f} s, "
+        f"{directory} has {complete_versions(directory, session)} of this session ({problem}); "
+        "is it the learner's directory?"
+      )
+    time.sleep(pause)
+    pause = min(2 * pause, 1.0)
