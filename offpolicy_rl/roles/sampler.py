@@ -101,7 +101,8 @@ class _Weights:
     """(version, parameters): the newest there is within the bounds."""
     version, tensors = self._fetch(min_version, max_version, self._version)
     if tensors is not None:
-      sent = policy.unflatten(jax.device_put(tensors))
+      # A real copy, also on CPU: the receiver will use its memory again.
+      sent = policy.unflatten(jax.device_put(tensors, may_alias=False))
       self._params = jax.tree.map(lambda x, own: x.astype(own.dtype), sent, self._shapes)
       self._version = version
     return version, self._params

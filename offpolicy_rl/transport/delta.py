@@ -52,12 +52,15 @@ def _encode_gaps(gaps: np.ndarray) -> bytes:
   return coded.tobytes()
 
 
-def decode(old: np.ndarray, payload: np.ndarray, field: str) -> np.ndarray:
+def decode(
+  old: np.ndarray, payload: np.ndarray, field: str, out: np.ndarray | None = None
+) -> np.ndarray:
   """Inverse of `encode`; returns `old` itself when nothing changed.
 
   Args:
     payload: uint8 [bytes], from the wire.
     field: how errors call it.
+    out: memory for the result, like `old`; None = fresh.
 
   Raises:
     codec.WireError: lengths that do not fit each other, or an index outside of the tensor.
@@ -79,7 +82,8 @@ def decode(old: np.ndarray, payload: np.ndarray, field: str) -> np.ndarray:
   gaps, values = body[:num_gap_bytes], body[num_gap_bytes:]
   if np.count_nonzero(gaps != _ESCAPE) != count or gaps[-1] == _ESCAPE:
     raise codec.WireError(f"{field}.gaps: expected the places of {count} elements")
-  new = np.array(old, order="C")
+  new = np.empty_like(old) if out is None else out
+  np.copyto(new, old)
   _scatter(bits(new), gaps, np.frombuffer(values, f"<u{old.dtype.itemsize}"), field)
   return new
 

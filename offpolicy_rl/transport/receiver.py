@@ -1,6 +1,8 @@
 """A sampler's end of the weights: assembled tensor by tensor, verified, never applied by halves.
 
 Host memory: the version held (the base of the next delta), the one being received, one payload.
+The memory of the version before is used again, because fresh memory costs more than the bytes
+that are put into it.
 """
 
 import math
@@ -22,19 +24,24 @@ class DamagedError(codec.WireError):
 class _Assembly:
   """The tensors of one header, built as their bytes arrive."""
 
-  def __init__(self, header: pb.WeightsHeader, base: weights.Tensors):
+  def __init__(self, header: pb.WeightsHeader, base: weights.Tensors, spare: weights.Tensors):
     self.name, self.header, self.received = weights.header_digest(header), header, 0
-    self._base = base
+    self._base, self._spare = base, spare
     self._tensors: weights.Tensors = {}
     self._open()
     self._close_complete()
 
   def _open(self) -> None:
     """Room for the payload of the next tensor; None after the last."""
-    at = len(self._tensors)
-    more = at < len(self.header.tensors)
-    self._payload = np.empty(self.header.tensors[at].payload_bytes, np.uint8) if more else None
-    self._filled = 0
+    self._payload, self._room, self._filled = None, None, 0
+    if len(self._tensors) == len(self.header.tensors):
+      return
+    info = self.header.tensors[len(self._tensors)]
+    self._room = self._spare.pop(info.name, None)
+    if info.encoding == pb.ENCODING_SPARSE or self._room is None:
+      self._payload = np.empty(info.payload_bytes, np.uint8)
+    else:
+      self._payload = delta.bits(self._room).view(np.uint8)
 
   def _close_complete(self) -> None:
     while self._payload is not None and self._filled == self._payload.size:
@@ -46,14 +53,13 @@ class _Assembly:
     field = f"weights.tensors[{info.name}]"
     if info.encoding == pb.ENCODING_SPARSE:
       try:
-        tensor = delta.decode(self._base[info.name], self._payload, field)
+        tensor = delta.decode(self._base[info.name], self._payload, field, self._room)
       except codec.WireError as error:
         raise DamagedError(str(error)) from None
     else:
       tensor = self._payload.view(codec.dtype_of(info.dtype, field)).reshape(tuple(info.shape))
     if weights.digest(tensor) != info.sha256:
       raise DamagedError(f"{field}.sha256: version {self.header.version} was damaged on the way")
-    tensor.flags.writeable = False
     return tensor
 
   def add(self, data: bytes) -> None:
@@ -89,6 +95,7 @@ class Receiver:
     """The next pull begins with nothing: in full, from the first byte."""
     self._version, self._sha256 = types.NO_VERSION, b""
     self._tensors: weights.Tensors = {}
+    self._spare: weights.Tensors = {}
     self._assembly: _Assembly | None = None
 
   def complete(self, request: pb.WeightsRequest) -> pb.WeightsRequest:
@@ -102,9 +109,10 @@ class Receiver:
     return request
 
   def receive(self, chunks: Iterable[pb.WeightsChunk]) -> tuple[int, weights.Tensors | None]:
-    """Reads one stream -> (version, read-only tensors), None when we hold that version already.
+    """Reads one stream -> (version, tensors), None when we hold that version already.
 
-    When `chunks` raises, what has arrived is kept for the next stream.
+    When `chunks` raises, what has arrived is kept for the next stream. The tensors stay as they
+    are until the next version has been received; the one after that is written over them.
 
     Raises:
       DamagedError: too few or too many bytes, or a digest that differs. What we hold stays.
@@ -129,7 +137,10 @@ class Receiver:
     for chunk in chunks:
       self._assembly.add(chunk.data)
       self.received_bytes += len(chunk.data)
-    self._tensors = self._assembly.finished()
+    new = self._assembly.finished()
+    # An unchanged tensor is the same array in both.
+    self._spare = {k: x for k, x in self._tensors.items() if x is not new[k]}
+    self._tensors = new
     self._version, self._sha256 = header.version, header.sha256
     self._assembly = None
     return header.version, dict(self._tensors)
@@ -143,7 +154,8 @@ class Receiver:
       _refuse("weights.offset", offset, f"0 or {expected}")
     if self._assembly is None or offset != expected:
       self._check(header)
-      self._assembly = _Assembly(header, self._tensors)
+      spare, self._spare = self._spare, {}
+      self._assembly = _Assembly(header, self._tensors, spare)
 
   def _check(self, header: pb.WeightsHeader) -> None:
     """Raises WireError unless the header describes our model, on the base that we hold."""

@@ -142,7 +142,13 @@ def start(
     ("grpc.so_reuseport", 0),  # two learners on one port must be an error
   ]
   server = grpc.server(pool, options=options)
-  rpc.add_LearnerServicer_to_server(_Servicer(identity, handlers, store), server)
+  servicer = _Servicer(identity, handlers, store)
+  rpc.add_LearnerServicer_to_server(servicer, server)
+  # In place of the generated one, whose serializer would copy every byte of the weights twice more.
+  serialized = grpc.unary_stream_rpc_method_handler(
+    servicer.PullWeights, pb.WeightsRequest.FromString, response_serializer=None
+  )
+  server.add_registered_method_handlers("offpolicy_rl.Learner", {"PullWeights": serialized})
   port = server.add_insecure_port(listen)
   server.start()
   return server, f"{listen.rpartition(':')[0]}:{port}"

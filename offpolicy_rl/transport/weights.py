@@ -4,6 +4,7 @@
 first needs it, never by the one that publishes.
 """
 
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
@@ -97,12 +98,22 @@ def _make_plan(new: _Version, base: _Version | None) -> _Plan:
   return _Plan(header, payloads)
 
 
-def _chunks(plan: _Plan, offset: int) -> Iterator[pb.WeightsChunk]:
-  """The header, then the payloads' bytes from `offset` on."""
-  yield pb.WeightsChunk(header=plan.header, offset=offset)
+@functools.lru_cache(maxsize=1024)
+def _data_prefix(size: int) -> bytes:
+  """What a serialized WeightsChunk has before `size` bytes of data."""
+  return pb.WeightsChunk(data=bytes(size)).SerializeToString()[:-size]
+
+
+def _chunks(plan: _Plan, offset: int) -> Iterator[bytes]:
+  """Serialized WeightsChunks: the header, then the payloads' bytes from `offset` on.
+
+  Serialized here because a protobuf message would copy the bytes twice more, at the learner's cost.
+  """
+  yield pb.WeightsChunk(header=plan.header, offset=offset).SerializeToString()
   for payload in plan.payloads:
     for start in range(min(offset, len(payload)), len(payload), CHUNK_BYTES):
-      yield pb.WeightsChunk(data=bytes(payload[start : start + CHUNK_BYTES]))
+      data = payload[start : start + CHUNK_BYTES]
+      yield b"".join((_data_prefix(len(data)), data))
     offset = max(0, offset - len(payload))
 
 
@@ -145,8 +156,8 @@ class WeightStore:
     with self._lock:
       return sorted(self._versions)
 
-  def answer(self, request: pb.WeightsRequest) -> Iterator[pb.WeightsChunk] | None:
-    """The stream that answers a sampler; None when no version lies within its bounds.
+  def answer(self, request: pb.WeightsRequest) -> Iterator[bytes] | None:
+    """Serialized WeightsChunks that answer a sampler; None when no version is within its bounds.
 
     It sends the version that a broken stream was sending, else the newest; as a delta when the
     version that the sampler holds is still here, else in full; from the byte on where a stream of
@@ -164,11 +175,12 @@ class WeightStore:
       self._sent[new.number] = None
     return self._stream(request, new, held)
 
-  def _stream(self, request, new: _Version, held: _Version | None) -> Iterator[pb.WeightsChunk]:
+  def _stream(self, request, new: _Version, held: _Version | None) -> Iterator[bytes]:
     if held is not None and held.sha256() != request.held_sha256:
       held = None
     if held is new:
-      yield pb.WeightsChunk(header=pb.WeightsHeader(version=new.number, already_held=True))
+      header = pb.WeightsHeader(version=new.number, already_held=True)
+      yield pb.WeightsChunk(header=header).SerializeToString()
       return
     plan = self._plan(new, held)
     same = header_digest(plan.header) == request.resume.header_sha256
