@@ -36,7 +36,7 @@ class Publisher:
     Raises:
       ValueError: there are other files in it.
     """
-    self._directory, self._session = epath.Path(directory).absolute(), session
+    self._directory, self._session = _path(directory), session
     self._directory.mkdir(parents=True, exist_ok=True)
     strange = [p.name for p in self._directory.iterdir() if not _OURS.fullmatch(p.name)]
     if strange:
@@ -103,10 +103,16 @@ class Publisher:
     temporary.replace(self._directory / _INDEX)
 
 
+def _path(directory: str) -> epath.Path:
+  """Absolute, as orbax wants it; `absolute()` would take gs:// for a relative path."""
+  path = epath.Path(directory)
+  return path if path.is_absolute() else path.absolute()
+
+
 def complete_versions(directory: str, session: str) -> list[int]:
   """Versions that can be restored now, oldest first; [] when another session wrote them."""
   try:
-    index = json.loads((epath.Path(directory) / _INDEX).read_text())
+    index = json.loads((_path(directory) / _INDEX).read_text())
   except FileNotFoundError:
     return []
   return index["versions"] if index["session"] == session else []
@@ -115,7 +121,7 @@ def complete_versions(directory: str, session: str) -> list[int]:
 def restore(directory: str, version: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict:
   """{path: array}, each read straight into the sharding that `like` gives it."""
   with ocp.StandardCheckpointer() as reader:
-    return reader.restore(epath.Path(directory).absolute() / str(version), like)
+    return reader.restore(_path(directory) / str(version), like)
 
 
 def pull(
@@ -133,22 +139,30 @@ def pull(
   """
   deadline, pause, problem = time.monotonic() + seconds, 0.02, "nothing to read"
   while True:
-    within = [v for v in complete_versions(directory, session) if min_version <= v <= max_version]
-    if within and within[-1] == held_version:
-      return held_version, None
-    if within:
-      try:
-        tensors = restore(directory, within[-1], like)
-        if within[-1] in complete_versions(directory, session):
-          return within[-1], tensors
-      except (OSError, ValueError, KeyError) as error:  # removed while we read it, or damaged
-        problem = error
+    try:
+      found = _try(directory, min_version, max_version, session, held_version, like)
+    except (OSError, ValueError, KeyError) as error:  # removed while we read it, or damaged
+      found, problem = None, error
+    if found is not None:
+      return found
     check()
     if time.monotonic() > deadline:
       raise NotFound(
-        f"--weights_dir: no version in [{min_version}, {max_version}] after {seconds:.0f} s, "
-        f"{directory} has {complete_versions(directory, session)} of this session ({problem}); "
-        "is it the learner's directory?"
+        f"--weights_dir: no version in [{min_version}, {max_version}] in {directory} after "
+        f"{seconds:.0f} s ({problem}); is it the learner's directory?"
       )
     time.sleep(pause)
     pause = min(2 * pause, 1.0)
+
+
+def _try(directory, low: int, high: int, session: str, held_version: int, like):
+  """What `pull` returns, or None when it is not there, or went while we read it."""
+  version = max(
+    (v for v in complete_versions(directory, session) if low <= v <= high), default=None
+  )
+  if version is None:
+    return None
+  if version == held_version:
+    return version, None
+  tensors = restore(directory, version, like)
+  return (version, tensors) if version in complete_versions(directory, session) else None
