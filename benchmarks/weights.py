@@ -312,9 +312,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--only", choices=["transfer", "learner"])
   parser.add_argument("--updates", type=int, default=5)
-  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--rounds", type=int, default=4)
   parser.add_argument("--steps", type=int, default=3, help="per round and number of pullers")
-  parser.add_argument("--tokens", nargs=2, type=int, default=(128, 64), help="rows, columns")
+  parser.add_argument("--tokens", nargs=2, type=int, default=(64, 64), help="rows, columns")
   arguments = parser.parse_args()
   path = RESULTS / "weights.json"
   about = json.loads(path.read_text()) if path.exists() else {}
