@@ -32,6 +32,7 @@ REQUIRES = [
   "absl-py>=2.3,<3",
   "numpy>=2.1,<3",
   "grpcio>=1.85.1,<2",
+  "lmdb>=1.7,<4",
   "protobuf>=7.36.2,<8",
   "seqio>=0.0.20,<0.1",
   "tensorflow>=2.21,<2.22",

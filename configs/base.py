@@ -48,8 +48,9 @@ def get_config() -> config_dict.ConfigDict:
 
   # How far the samplers may run behind (replay/lag.py).
   c.lag = config_dict.ConfigDict()
-  c.lag.mode = "async"  # async | fixed | periodic
+  c.lag.mode = "async"  # async | fixed | periodic | replay
   c.lag.max_lag = 8  # async: bound; fixed: the lag; periodic: the period; in versions
+  c.lag.schedule = ""  # replay: the lag_schedule.jsonl to follow; --replay=FILE sets it
 
   # The learner's updates.
   c.learner = config_dict.ConfigDict()
@@ -71,6 +72,7 @@ def get_config() -> config_dict.ConfigDict:
   c.sampler = config_dict.ConfigDict()
   c.sampler.slots = 128  # completions decoded side by side; at least one group
   c.sampler.temperature = 1.0
+  c.sampler.grace_seconds = 20.0  # to finish groups after SIGTERM; then their tickets go back
 
   # Held-out evaluation, done by the samplers.
   c.evaluation = config_dict.ConfigDict()
@@ -87,6 +89,7 @@ def get_config() -> config_dict.ConfigDict:
     20.0  # a ticket goes back to the queue after so long without heartbeat
   )
   c.transport.heartbeat_seconds = 2.0
+  c.transport.reissue_seconds = 300.0  # a ticket out for so long is given to a second sampler, too
   c.transport.reconnect_seconds = 60.0  # how long a sampler looks for a lost learner
   c.transport.max_samplers = 16
   c.transport.max_message_mb = 64

@@ -72,6 +72,7 @@ _CHECKS = {
   "learner.audit_every": _at_least(0),
   "sampler.slots": _at_least(1),
   "sampler.temperature": _POSITIVE,
+  "sampler.grace_seconds": _at_least(0),
   "evaluation.every": _at_least(0),
   "evaluation.problems": _at_least(1),
   "evaluation.samples": _at_least(1),
@@ -79,6 +80,7 @@ _CHECKS = {
   "checkpoint.keep": _at_least(1),
   "transport.lease_seconds": _POSITIVE,
   "transport.heartbeat_seconds": _POSITIVE,
+  "transport.reissue_seconds": _POSITIVE,
   "transport.reconnect_seconds": _POSITIVE,
   "transport.max_samplers": _at_least(1),
   "transport.max_message_mb": ((lambda x: 1 <= x <= 2000), "1 to 2000"),
@@ -191,11 +193,34 @@ def _relations(c) -> list[tuple[bool, str]]:
       f"lag.max_lag: got {c.lag.max_lag}, expected at least 1 in mode periodic",
     ),
     (
+      (c.lag.mode == lag.REPLAY) == bool(c.lag.schedule),
+      f"lag.schedule: got {c.lag.schedule!r}, expected a file in mode replay and '' in every other",
+    ),
+    (
       c.transport.heartbeat_seconds * 2 <= c.transport.lease_seconds,
       f"transport.heartbeat_seconds: got {c.transport.heartbeat_seconds}, expected at most half "
       f"of transport.lease_seconds = {c.transport.lease_seconds}",
     ),
   ]
+
+
+# What a resumed run may not change: the groups that it has, and those still out, rest on it.
+_FROZEN = (
+  "seed", "task.name", "task.max_prompt_tokens", "task.max_completion_tokens", "model.", "lag.",
+  "learner.prompts_per_step", "learner.group_size", "sampler.temperature", "sampler.slots",
+  "evaluation.problems", "evaluation.samples",
+)  # fmt: skip
+
+
+def check_resume(saved: config_dict.ConfigDict, now: config_dict.ConfigDict) -> None:
+  """Raises ConfigError for the first key that a resumed run must keep and does not."""
+  before = flatten(saved)
+  for key, value in flatten(now).items():
+    if key.startswith(_FROZEN) and value != before.get(key):
+      raise ConfigError(
+        f"{key}: got {value!r}, expected {before.get(key)!r} as the run to resume; its groups were "
+        "sampled with that (choose another --run_dir for a new run)"
+      )
 
 
 def warnings(config: config_dict.ConfigDict) -> list[str]:

@@ -6,6 +6,8 @@
   offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again
   offpolicy-rl explain --rewards=0,0,1,1 --objective=oapl  the target that an objective induces
 
+  offpolicy-rl local   --replay=runs/.../lag_schedule.jsonl  an async run again, to the bit
+
 Any key of the configuration: --config.objective.beta=0.2
 """
 
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
   logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
   try:
     return _ROLES[arguments.role](arguments, assignments)
-  except (config_lib.ConfigError, ValueError, ConnectionError, RuntimeError) as error:
+  except (config_lib.ConfigError, ValueError, OSError, RuntimeError) as error:
     if arguments.verbose:
       raise
     print(f"offpolicy-rl {arguments.role}: {error}", file=sys.stderr)
@@ -58,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
   trains.add_argument("--config", help="experiment card, e.g. configs/demo.py")
   trains.add_argument("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
   trains.add_argument("--resume", action="store_true", help="go on from run_dir's last checkpoint")
+  trains.add_argument(
+    "--replay", metavar="FILE", help="sample each group with the version that this run's did"
+  )
   trains.add_argument("--listen", default="127.0.0.1:0", help="address to serve (port 0 = any)")
   trains.add_argument("--insecure", action="store_true", help="allow --listen beyond loopback")
   local = roles.add_parser("local", parents=[trains], help="learner and samplers on this machine")
@@ -84,22 +89,38 @@ def _configuration(arguments, assignments: list[str]):
   if arguments.resume and not arguments.run_dir:
     raise config_lib.ConfigError("--run_dir: missing, expected the directory of the run to resume")
   run_dir = pathlib.Path(arguments.run_dir) if arguments.run_dir else None
-  if arguments.config:
-    config = config_lib.load(arguments.config)
-  elif arguments.resume:
-    config = config_lib.from_json((run_dir / "config.json").read_text())
-  else:
-    raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
+  config = _base_configuration(arguments, run_dir)
+  if arguments.replay:
+    config.lag.mode, config.lag.schedule = "replay", str(pathlib.Path(arguments.replay).resolve())
   config_lib.override(config, [_key_and_text(a) for a in assignments])
   config_lib.validate(config)
   if run_dir is None:
-    name = f"{pathlib.Path(arguments.config).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = pathlib.Path("runs") / name
+    name = pathlib.Path(arguments.config).stem if arguments.config else "replay"
+    run_dir = pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
   if not arguments.resume and (run_dir / "checkpoints").exists():
     raise config_lib.ConfigError(
       f"--run_dir: {run_dir} holds a run already; add --resume or choose another"
     )
+  if arguments.resume and (run_dir / "checkpoints").exists():
+    saved = config_lib.from_json((run_dir / "config.json").read_text())
+    config_lib.check_resume(saved, config)
   return config, run_dir
+
+
+def _base_configuration(arguments, run_dir: pathlib.Path | None):
+  """The card, or the configuration of the run to resume or to replay."""
+  if arguments.config:
+    return config_lib.load(arguments.config)
+  if arguments.resume:
+    file = run_dir / "config.json"
+    if not file.is_file():
+      raise config_lib.ConfigError(f"--run_dir: no file {file}, expected the run to resume")
+    return config_lib.from_json(file.read_text())
+  if arguments.replay:
+    from offpolicy_rl.replay import schedule
+
+    return config_lib.from_json(schedule.read(pathlib.Path(arguments.replay)).config_json)
+  raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
 
 
 def _key_and_text(assignment: str) -> tuple[str, str]:
@@ -128,7 +149,9 @@ def _local(arguments, assignments) -> int:
     raise config_lib.ConfigError(f"--samplers: got {arguments.samplers}, expected at least 1")
   _, run_dir = _configuration(arguments, assignments)  # refuse mistakes before starting anything
   passed = [f"--listen={arguments.listen}", *assignments]
-  passed += [f"--config={arguments.config}"] if arguments.config else []
+  passed += [
+    f"--{f}={getattr(arguments, f)}" for f in ("config", "replay") if getattr(arguments, f)
+  ]
   passed += [f"--{flag}" for flag in ("resume", "insecure", "verbose") if getattr(arguments, flag)]
   shared = (f"--weights_dir={arguments.weights_dir}",) if arguments.weights_dir else ()
   run_dir.mkdir(parents=True, exist_ok=True)
@@ -162,9 +185,13 @@ def _sampler(arguments, assignments) -> int:
 
   name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
   sampler.run_sampler(
-    arguments.learner, sampler_id=name, stop=_stop_on_signals(), patience=arguments.patience,
+    arguments.learner,
+    sampler_id=name,
+    stop=_stop_on_signals(),
+    patience=arguments.patience,
+    abandon=lambda: os._exit(0),
     weights_dir=arguments.weights_dir,
-  )  # fmt: skip
+  )
   return 0
 
 

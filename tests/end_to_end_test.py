@@ -1,6 +1,5 @@
 """The whole system over real gRPC: equal to a plain loop, learning, and surviving kills."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +27,7 @@ from offpolicy_rl.tasks import catalog, scoring, seqio_tasks
 from offpolicy_rl.tasks.stream import PromptStream
 from offpolicy_rl.transport import server
 from tests.conftest import ROOT
+from tests.system import assert_identical, ledger_of, processes, train_rows, wait_for
 
 STEPS = 20
 
@@ -104,12 +104,6 @@ def over_the_wire(config, run_dir: pathlib.Path, samplers: int, weights_dir: str
   return policy.flatten(jax.tree.map(np.array, result["state"].params))
 
 
-def assert_identical(a: dict, b: dict):
-  assert a.keys() == b.keys()
-  for name in a:
-    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
 @pytest.fixture(scope="module")
 def plain():
   from offpolicy_rl import config as config_lib
@@ -171,7 +165,7 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
   identity = server.Identity(
     "s", "run", config_lib.to_json(tiny_config), task.vocabulary.fingerprint, in_directory
   )
-  handlers = server.Handlers(lambda *_: [], lambda *_: None, lambda _: "accepted", lambda: True)
+  handlers = server.Handlers(lambda *_: [], print, print, lambda _: 0, lambda: True)
   wire, address = server.start(
     "127.0.0.1:0", identity, handlers, None, max_samplers=1, max_message_mb=4
   )
@@ -182,47 +176,6 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
 
 
 # ---------------------------------------------------------------- separate processes
-
-
-def start(*arguments: str) -> subprocess.Popen:
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  return subprocess.Popen(
-    [sys.executable, "-m", "offpolicy_rl.main", *arguments], cwd=ROOT, env=env,
-    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-  )  # fmt: skip
-
-
-@contextlib.contextmanager
-def processes():
-  """Whatever is started through this ends with the test."""
-  started = []
-
-  def launch(*arguments):
-    started.append(start(*arguments))
-    return started[-1]
-
-  try:
-    yield launch
-  finally:
-    for process in started:
-      with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-      process.wait()
-
-
-def wait_for(condition, seconds: float, what: str):
-  end = time.monotonic() + seconds
-  while not condition():
-    assert time.monotonic() < end, f"waited {seconds} s for {what}"
-    time.sleep(0.05)
-
-
-def train_rows(run_dir):
-  return [row for row in metrics.read(run_dir) if row["kind"] == "train"]
-
-
-def ledger_of(run_dir) -> dict:
-  return json.loads((run_dir / "ledger.json").read_text())
 
 
 def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):

@@ -1,49 +1,237 @@
-"""Checkpoints through Orbax: written in the background, valid only when complete."""
+"""Checkpoints: written in the background, valid only once every byte of them is on disk.
 
+A checkpoint is a directory `steps/<step>/` that Orbax writes, and `commit.json` in it: the run's
+position, and size and SHA-256 of every file. It is written last. What has no commit does not count.
+"""
+
+import hashlib
+import json
+import os
 import pathlib
+import shutil
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from offpolicy_rl.learner.state import TrainState
+from offpolicy_rl.model import policy
+
+_COMMIT = "commit.json"
+_DAMAGED = ".damaged"
+_BLOCK = 1 << 22
+
+Tensors = dict[str, np.ndarray]  # parameter path -> array
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint that can't be used; names the file and what is wrong with it."""
+
+
+class Restored(NamedTuple):
+  """What a checkpoint holds."""
+
+  step: int
+  state: TrainState
+  versions: dict[int, Tensors]  # older weights that open tickets may still need
+  position: dict  # JSON: where the run's files and evaluations stood
 
 
 class Checkpoints:
-  """The states of one run by step, and the frozen initial policy."""
+  """The checkpoints of one run by step, and the frozen initial policy."""
 
-  def __init__(self, directory: pathlib.Path, *, keep: int):
-    self._directory = directory.resolve()
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    self._manager = ocp.CheckpointManager(self._directory / "steps", options=options)
+  def __init__(
+    self, directory: pathlib.Path, *, keep: int, say: Callable[[str], None] = print,
+    committed: Callable[[list[int]], None] = lambda steps: None,
+  ):  # fmt: skip
+    """`say` tells people what failed; `committed(steps)` is called after each new commit."""
+    self._steps = directory.resolve() / "steps"
+    self._initial = directory.resolve() / "initial"
+    self._keep, self._say, self._committed = keep, say, committed
+    self._writer = _new_writer()
+    self._thread: threading.Thread | None = None
 
-  def latest(self) -> int | None:
-    """Newest complete step, or None."""
-    return self._manager.latest_step()
+  def steps(self) -> list[int]:
+    """Committed steps, oldest first; whether their bytes are still right only `restore` finds."""
+    found = self._steps.iterdir() if self._steps.exists() else ()
+    return sorted(int(p.name) for p in found if p.name.isdigit() and (p / _COMMIT).exists())
 
-  def save(self, step: int, state: TrainState) -> None:
-    """Starts writing; the arrays are copied first, so the caller may go on changing them."""
-    if step != self.latest():
-      self._manager.save(step, args=ocp.args.StandardSave(state._asdict()))
+  def position(self, step: int) -> dict:
+    """The position that was saved with a committed step."""
+    return json.loads((self._steps / str(step) / _COMMIT).read_text())["position"]
 
-  def restore(self, step: int, like: TrainState, shardings: TrainState) -> TrainState:
-    """Reads a step straight into its sharding; `like` gives shapes and dtypes."""
-    abstract = _abstract(like._asdict(), shardings._asdict())
-    return TrainState(**self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
+  def save(
+    self, step: int, state: TrainState, *, versions: dict[int, Tensors], position: dict
+  ) -> None:
+    """Starts writing, after the save before has ended; the caller may go on changing `state`.
+
+    A failure (disk full) is said and leaves the checkpoints before as they are.
+    """
+    self.wait()
+    if step in self.steps():
+      return
+    folder = self._steps / str(step)
+    items = {"state": ocp.args.StandardSave(state._asdict())}
+    if versions:
+      items["versions"] = ocp.args.StandardSave(
+        {str(v): policy.unflatten(tensors) for v, tensors in versions.items()}
+      )
+    try:
+      self._writer.save(folder, args=ocp.args.Composite(**items), force=True)
+    except Exception as error:  # Orbax and tensorstore raise whatever the disk makes them
+      self._failed(step, error)
+      return
+    position = position | {"versions": sorted(versions)}
+    self._thread = threading.Thread(target=self._commit, args=(step, position), name="commit")
+    self._thread.start()
+
+  def _commit(self, step: int, position: dict) -> None:
+    try:
+      self._writer.wait_until_finished()
+      _write_commit(self._steps / str(step), position)
+      for old in self.steps()[: -self._keep]:
+        _remove(self._steps / str(old))
+      self._committed(self.steps())
+    except Exception as error:
+      self._failed(step, error)
+
+  def _failed(self, step: int, error: Exception) -> None:
+    for half in self._steps.glob(f"{step}*"):
+      if half.name.partition(".")[0] == str(step) and not half.name.endswith(_DAMAGED):
+        shutil.rmtree(half, ignore_errors=True)
+    self._writer = _new_writer()  # the old one would raise this error again
+    self._say(f"checkpoint of step {step} failed, the run goes on: {_one_line(error)}")
+
+  def restore(self, like: TrainState, shardings: TrainState) -> Restored | None:
+    """The newest checkpoint whose bytes are all right; None when none was ever committed.
+
+    Damaged ones are said and moved aside. `like` gives shapes and dtypes.
+
+    Raises:
+      CheckpointError: there are checkpoints, and every one is damaged.
+    """
+    steps = self.steps()
+    for step in reversed(steps):
+      folder = self._steps / str(step)
+      try:
+        return self._read(step, folder, like, shardings)
+      except CheckpointError as error:
+        self._say(f"checkpoint of step {step} is damaged: {error}; using the one before")
+        folder.rename(folder.with_name(f"{step}{_DAMAGED}"))
+    if steps:
+      raise CheckpointError(f"{self._steps}: every checkpoint of {steps} is damaged")
+    return None
+
+  def _read(self, step: int, folder: pathlib.Path, like, shardings) -> Restored:
+    position = _verified_position(folder)
+    items = {"state": ocp.args.StandardRestore(_abstract(like._asdict(), shardings._asdict()))}
+    if position["versions"]:
+      items["versions"] = ocp.args.StandardRestore()
+    try:
+      found = self._writer.restore(folder, args=ocp.args.Composite(**items))
+    except Exception as error:  # whatever Orbax makes of it, the checkpoint before may do
+      raise CheckpointError(f"{folder}: {_one_line(error)}") from None
+    older = found["versions"] if position["versions"] else {}
+    versions = {int(v): policy.flatten(jax.tree.map(np.asarray, tree)) for v, tree in older.items()}
+    return Restored(step, TrainState(**found["state"]), versions, position)
 
   def save_initial(self, params) -> None:
     """Keeps version 0, the reference of objectives with a KL term."""
+    shutil.rmtree(self._initial, ignore_errors=True)
     with ocp.StandardCheckpointer() as writer:
-      writer.save(self._directory / "initial", params, force=True)
+      writer.save(self._initial, params)
+    _write_commit(self._initial, {})
 
   def restore_initial(self, like, shardings):
-    """Inverse of `save_initial`."""
+    """Inverse of `save_initial`; CheckpointError when it is damaged or missing."""
+    _verified_position(self._initial)
     with ocp.StandardCheckpointer() as reader:
-      return reader.restore(self._directory / "initial", _abstract(like, shardings))
+      return reader.restore(self._initial, _abstract(like, shardings))
+
+  def wait(self) -> None:
+    """Returns once the save that was started is committed, or has failed."""
+    if self._thread is not None:
+      self._thread.join()
+      self._thread = None
 
   def close(self) -> None:
     """Waits until everything is on disk."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    self.wait()
+    self._writer.close()
+
+
+def _new_writer() -> ocp.AsyncCheckpointer:
+  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+
+
+def write_durably(path: pathlib.Path, text: str) -> None:
+  """Replaces a file: after a crash it holds the old or the new text, whole."""
+  temporary = path.with_name(path.name + ".tmp")
+  with temporary.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.rename(path)
+  _sync(path.parent)
+
+
+def _write_commit(folder: pathlib.Path, position: dict) -> None:
+  """Syncs every file and folder, then writes the commit."""
+  files = {}
+  for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    _sync(path)
+    name = str(path.relative_to(folder))
+    files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+  for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder, folder.parent):
+    _sync(path)
+  write_durably(folder / _COMMIT, json.dumps({"position": position, "files": files}))
+
+
+def _verified_position(folder: pathlib.Path) -> dict:
+  """Checks every file against the commit; CheckpointError names the first that differs."""
+  try:
+    commit = json.loads((folder / _COMMIT).read_text())
+    position, files = commit["position"], commit["files"]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise CheckpointError(f"{folder / _COMMIT}: {_one_line(error)}") from None
+  for name, expected in files.items():
+    path = folder / name
+    if not path.is_file():
+      raise CheckpointError(f"{path}: missing, expected {expected['bytes']} bytes")
+    if path.stat().st_size != expected["bytes"]:
+      raise CheckpointError(f"{path}: {path.stat().st_size} bytes, expected {expected['bytes']}")
+    if _sha256(path) != expected["sha256"]:
+      raise CheckpointError(f"{path}: its sha256 is not the one of the commit")
+  return position
+
+
+def _remove(folder: pathlib.Path) -> None:
+  """The commit goes first: a half-removed checkpoint does not count."""
+  (folder / _COMMIT).unlink()
+  shutil.rmtree(folder)
+
+
+def _sync(path: pathlib.Path) -> None:
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def _sha256(path: pathlib.Path) -> str:
+  found = hashlib.sha256()
+  with path.open("rb") as file:
+    while block := file.read(_BLOCK):
+      found.update(block)
+  return found.hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+  return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def _abstract(tree, shardings):

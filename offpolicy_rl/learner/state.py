@@ -40,11 +40,14 @@ def make_optimizer(
   )
 
 
+def shapes(config: decoder.DecoderConfig, optimizer) -> TrainState:
+  """Shape and dtype of every leaf, found without allocating anything."""
+  return jax.eval_shape(lambda: _fresh(config, optimizer, jax.random.key(0)))
+
+
 def shardings(config: decoder.DecoderConfig, mesh, optimizer) -> TrainState:
   """NamedSharding of every leaf, found without allocating anything."""
-  return policy.param_shardings(
-    mesh, jax.eval_shape(lambda: _fresh(config, optimizer, jax.random.key(0)))
-  )
+  return policy.param_shardings(mesh, shapes(config, optimizer))
 
 
 def create(config: decoder.DecoderConfig, mesh, optimizer, seed: int) -> TrainState:

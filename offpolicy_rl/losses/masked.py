@@ -25,6 +25,7 @@ def row_sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
   Separate sums would each read those inputs again (CPU). No gradient.
   """
+  arrays = jax.lax.stop_gradient(arrays)  # the reduction below has no rule for one
   zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
   add = lambda left, right: tuple(a + b for a, b in zip(left, right, strict=True))
   return jax.lax.reduce(arrays, zeros, add, (1,))

@@ -19,11 +19,11 @@ def train_tickets(
 
   `stream[i]` is the i-th prompt of the run, with `prompt_tokens` and `answer`.
   """
-  low, high = lag.versions_for(step)
   tickets = []
   for i, ticket_id in enumerate(ticket_ids(step, prompts_per_step)):
     index = step * prompts_per_step + i
     example = stream[index]
+    low, high = lag.versions_for(step, i)
     tickets.append(
       types.Ticket(
         ticket_id=ticket_id,
@@ -46,13 +46,39 @@ class Admission:
 
   def __init__(
     self, ledger: Ledger, lag: LagControl, make_tickets: Callable[[int], list[types.Ticket]],
-    *, first_step: int, num_steps: int,
+    *, first_step: int, num_steps: int, reached: Callable[[int, int], None], known_steps: int = 0,
   ):  # fmt: skip
+    """`reached(version, next step)` notes progress durably before any ticket goes out.
+
+    `known_steps`: tickets of earlier steps were out before a restart, so answers may come for them.
+    """
     self._ledger, self._lag, self._make_tickets = ledger, lag, make_tickets
     self._next_step, self._num_steps = first_step, num_steps
+    self._reached, self._known_steps = reached, known_steps
 
   def published(self, version: int) -> None:
     """Call after each new version: queues every step that it admits."""
-    while self._next_step < self._num_steps and self._lag.admits(self._next_step, version):
-      self._ledger.add(self._make_tickets(self._next_step))
-      self._next_step += 1
+    next_step = self._next_step
+    while next_step < self._num_steps and self._lag.admits(next_step, version):
+      next_step += 1
+    self._known_steps = max(self._known_steps, next_step)
+    self._reached(version, next_step)
+    for step in range(self._next_step, next_step):
+      self._ledger.add(self._make_tickets(step))
+    self._next_step = next_step  # last: until then `ticket_before_restart` still knows them
+
+  def ticket_before_restart(self, ticket_id: str, version: int) -> types.Ticket | str | None:
+    """The ticket of a group that answers a learner which died since.
+
+    Not queued yet in this session but known to be out: the ticket. Of a step that `version` has
+    consumed: "duplicate". Otherwise None.
+    """
+    kind, _, rest = ticket_id.partition("/")
+    step, _, index = rest.partition("/")
+    if kind != types.TRAIN or not (step.isdigit() and index.isdigit()):
+      return None
+    if int(step) < version:
+      return "duplicate"
+    if not self._next_step <= int(step) < min(self._known_steps, self._num_steps):
+      return None
+    return next((t for t in self._make_tickets(int(step)) if t.ticket_id == ticket_id), None)

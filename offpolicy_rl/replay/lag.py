@@ -1,44 +1,51 @@
 """Which version may sample the groups of which step: lag is bounded by admission, not discarding.
 
 While step s runs, s is also the newest version. A group for step s that was sampled with version v
-has lag s - v.
+has lag s - v. Nothing here depends on where a run started, so a resumed run makes the same choices.
 """
 
 import dataclasses
 
-ASYNC, FIXED, PERIODIC = "async", "fixed", "periodic"
-MODES = (ASYNC, FIXED, PERIODIC)
+from offpolicy_rl.replay import schedule
+
+ASYNC, FIXED, PERIODIC, REPLAY = "async", "fixed", "periodic", "replay"
+MODES = (ASYNC, FIXED, PERIODIC, REPLAY)
 
 
 @dataclasses.dataclass(frozen=True)
 class LagControl:
-  """One of three modes, all expressed as an interval of versions per step.
+  """One of four modes, all expressed as an interval of versions per group.
 
   async:    any version in [step - bound, step]; samplers take the newest they can get.
   fixed:    exactly step - bound; reproducible to the bit.
   periodic: exactly bound * floor(step / bound), as in OAPL; reproducible to the bit.
-
-  `origin` is the oldest version that exists: 0, or the restored version after a resume.
+  replay:   exactly the version that a recorded run used for this group.
   """
 
   mode: str
-  bound: int  # max_lag (async), lag (fixed) or period (periodic), in versions
-  origin: int = 0
+  bound: int = 0  # max_lag (async), lag (fixed) or period (periodic), in versions
+  recorded: schedule.Schedule | None = None  # replay only
 
-  def versions_for(self, step: int) -> tuple[int, int]:
-    """(min, max) version that may sample a group for `step`, both inclusive."""
+  def versions_for(self, step: int, group: int = 0) -> tuple[int, int]:
+    """(min, max) version that may sample group `group` of `step`, both inclusive."""
     if self.mode == ASYNC:
-      return max(self.origin, step - self.bound), max(self.origin, step)
-    if self.mode == FIXED:
-      exact = max(self.origin, step - self.bound)
+      return max(0, step - self.bound), step
+    if self.mode == REPLAY:
+      exact = self.recorded.versions[step][group]
+    elif self.mode == FIXED:
+      exact = max(0, step - self.bound)
     else:
-      exact = max(self.origin, self.bound * (step // self.bound))
+      exact = self.bound * (step // self.bound)
     return exact, exact
 
   def admits(self, step: int, newest: int) -> bool:
-    """Whether tickets for `step` may be handed out now that version `newest` exists."""
+    """Whether the tickets of `step` may be handed out now that version `newest` exists."""
+    if self.mode == REPLAY:
+      return max(self.recorded.versions[step]) <= newest
     return self.versions_for(step)[0] <= newest
 
   def oldest_needed(self, step: int) -> int:
     """Oldest version that tickets for `step` or a later step can still ask for."""
+    if self.mode == REPLAY:
+      return self.recorded.oldest[step]
     return self.versions_for(step)[1] if self.mode == ASYNC else self.versions_for(step)[0]

@@ -1,13 +1,15 @@
 """Who holds which ticket, which groups are back, and in which order steps consume them.
 
-A ticket is queued, leased, finished or taken. Every ticket enters exactly one batch, whatever its
-samplers do: an expired lease puts it back at the front of the queue, a second answer is a
-duplicate. All methods are thread-safe; the two that wait take a timeout.
+A ticket is queued, out (leased), waiting (finished) or taken. Every ticket enters exactly one
+batch, whatever its samplers do: an expired or returned lease puts it back at the front of the
+queue, one held for long is issued a second time, and a second answer is a duplicate. All methods
+are thread-safe; the two that wait take a timeout.
 """
 
 import collections
 import dataclasses
 import enum
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +18,10 @@ from offpolicy_rl import types
 
 # Taken tickets whose late second answers are still told apart from unknown ones.
 _REMEMBERED = 65_536
+_COUNTS = (
+  "added", "recovered", "leased", "expired", "returned", "reissued", "finished", "duplicates",
+  "unknown", "taken",
+)  # fmt: skip
 
 
 class Verdict(enum.Enum):
@@ -29,38 +35,64 @@ class Verdict(enum.Enum):
 @dataclasses.dataclass
 class _Lease:
   sampler_id: str
+  since: float
   deadline: float
 
 
 class Ledger:
-  """The learner's book of tickets and groups."""
+  """The learner's book of tickets and groups.
 
-  def __init__(self, lease_seconds: float, clock: Callable[[], float] = time.monotonic):
-    self._lease_seconds = lease_seconds
-    self._clock = clock
+  Args:
+    lease_seconds: a lease ends so long after its sampler's last sign of life.
+    reissue_seconds: a ticket out for so long goes to a second sampler, too; the first answer wins.
+    recover: ticket -> the durable answer that it had before a restart, or None.
+  """
+
+  def __init__(
+    self,
+    lease_seconds: float,
+    *,
+    reissue_seconds: float = math.inf,
+    recover: Callable[[types.Ticket], types.FinishedGroup | None] = lambda ticket: None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._lease_seconds, self._reissue_seconds = lease_seconds, reissue_seconds
+    self._recover, self._clock = recover, clock
     self._changed = threading.Condition()
     self._tickets: dict[str, types.Ticket] = {}  # every ticket not taken yet
     self._queue: collections.OrderedDict[str, None] = collections.OrderedDict()
-    self._leases: dict[str, _Lease] = {}
+    self._leases: dict[str, list[_Lease]] = {}  # one, or two when the first takes long
     self._finished: dict[str, types.FinishedGroup] = {}
     self._taken: collections.OrderedDict[str, None] = collections.OrderedDict()
     self._closed = False
     self._counts = collections.Counter()
 
   def add(self, tickets: Iterable[types.Ticket], *, first: bool = False) -> None:
-    """Queues tickets in order; `first` puts them before all others (evaluation)."""
+    """Queues tickets in order; `first` puts them before all others (evaluation).
+
+    A ticket that was answered before a restart is finished at once.
+    """
     with self._changed:
       tickets = list(tickets)
       for ticket in tickets:
         if ticket.ticket_id in self._tickets or ticket.ticket_id in self._taken:
           raise ValueError(f"ticket_id: {ticket.ticket_id!r} was added before")
         self._tickets[ticket.ticket_id] = ticket
-        self._queue[ticket.ticket_id] = None
+        recovered = self._recover(ticket)
+        if recovered is None:
+          self._queue[ticket.ticket_id] = None
+        else:
+          self._finished[ticket.ticket_id] = recovered
+          self._counts["recovered"] += 1
       if first:
-        for ticket in reversed(tickets):
-          self._queue.move_to_end(ticket.ticket_id, last=False)
+        self._to_front([t.ticket_id for t in tickets if t.ticket_id in self._queue])
       self._counts["added"] += len(tickets)
       self._changed.notify_all()
+
+  def _to_front(self, ticket_ids: list[str]) -> None:
+    for ticket_id in reversed(ticket_ids):
+      self._queue[ticket_id] = None
+      self._queue.move_to_end(ticket_id, last=False)
 
   def lease(self, sampler_id: str, limit: int, timeout: float) -> list[types.Ticket]:
     """Up to `limit` tickets that one version can serve; waits for the first one.
@@ -72,24 +104,28 @@ class Ledger:
     with self._changed:
       while True:
         self._requeue_expired()
-        granted = [] if self._closed else self._select(limit)
+        self._reissue_overdue()
+        granted = [] if self._closed else self._select(sampler_id, limit)
         remaining = end - self._clock()
         if granted or remaining <= 0 or self._closed:
           break
-        self._changed.wait(min(remaining, self._lease_seconds))
-      deadline = self._clock() + self._lease_seconds
+        self._changed.wait(min(remaining, self._lease_seconds, self._reissue_seconds))
+      now = self._clock()
       for ticket in granted:
         del self._queue[ticket.ticket_id]
-        self._leases[ticket.ticket_id] = _Lease(sampler_id, deadline)
+        lease = _Lease(sampler_id, now, now + self._lease_seconds)
+        self._leases.setdefault(ticket.ticket_id, []).append(lease)
       self._counts["leased"] += len(granted)
       return granted
 
-  def _select(self, limit: int) -> list[types.Ticket]:
+  def _select(self, sampler_id: str, limit: int) -> list[types.Ticket]:
     chosen: list[types.Ticket] = []
     low, high = None, None
     for ticket_id in self._queue:
       if len(chosen) == limit:
         break
+      if any(lease.sampler_id == sampler_id for lease in self._leases.get(ticket_id, ())):
+        continue  # issued a second time because this very sampler is slow
       ticket = self._tickets[ticket_id]
       new_low = ticket.min_version if low is None else max(low, ticket.min_version)
       new_high = ticket.max_version if high is None else min(high, ticket.max_version)
@@ -103,18 +139,46 @@ class Ledger:
     """Extends every lease of a sampler that is alive."""
     with self._changed:
       deadline = self._clock() + self._lease_seconds
-      for lease in self._leases.values():
-        if lease.sampler_id == sampler_id:
-          lease.deadline = deadline
+      for leases in self._leases.values():
+        for lease in leases:
+          if lease.sampler_id == sampler_id:
+            lease.deadline = deadline
+
+  def release(self, sampler_id: str) -> int:
+    """Takes back every lease of a sampler that leaves; returns how many tickets that queued."""
+    with self._changed:
+      queued = self._end_leases(lambda lease: lease.sampler_id == sampler_id)
+      self._counts["returned"] += len(queued)
+      self._changed.notify_all()
+      return len(queued)
 
   def _requeue_expired(self) -> None:
     now = self._clock()
-    lost = [ticket_id for ticket_id, lease in self._leases.items() if lease.deadline < now]
-    for ticket_id in reversed(lost):
+    self._counts["expired"] += len(self._end_leases(lambda lease: lease.deadline < now))
+
+  def _end_leases(self, ends: Callable[[_Lease], bool]) -> list[str]:
+    """Drops leases; a ticket without any goes back to the front of the queue."""
+    lost = []
+    for ticket_id, leases in list(self._leases.items()):
+      left = [lease for lease in leases if not ends(lease)]
+      if left:
+        self._leases[ticket_id] = left
+        continue
       del self._leases[ticket_id]
-      self._queue[ticket_id] = None
-      self._queue.move_to_end(ticket_id, last=False)
-    self._counts["expired"] += len(lost)
+      if ticket_id not in self._queue:
+        lost.append(ticket_id)
+    self._to_front(lost)
+    return lost
+
+  def _reissue_overdue(self) -> None:
+    before = self._clock() - self._reissue_seconds
+    overdue = [
+      ticket_id
+      for ticket_id, leases in self._leases.items()
+      if len(leases) == 1 and leases[0].since < before and ticket_id not in self._queue
+    ]
+    self._to_front(overdue)
+    self._counts["reissued"] += len(overdue)
 
   def ticket(self, ticket_id: str) -> types.Ticket | None:
     """The ticket, unless it is unknown or its group was taken already."""
@@ -180,10 +244,10 @@ class Ledger:
     with self._changed:
       state = {
         "queued": len(self._queue),
-        "out": len(self._leases),
+        "out": len(self._leases.keys() - self._queue.keys()),
         "waiting": len(self._finished),
       }
       return {
-        **dict.fromkeys(("expired", "duplicates", "unknown", "taken"), 0),
+        **dict.fromkeys(_COUNTS, 0),
         **self._counts,
       } | state

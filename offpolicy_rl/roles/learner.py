@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import metrics, progress, report, types
+from offpolicy_rl import progress, report, types
 from offpolicy_rl.learner import audit, checkpoint, loop, step, warm_start
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import policy, sharding
-from offpolicy_rl.replay import admission, batching, lag, ledger
+from offpolicy_rl.model import sharding
+from offpolicy_rl.replay import admission, batching, ledger, schedule, store
 from offpolicy_rl.roles import parts
+from offpolicy_rl.roles.front import Front
+from offpolicy_rl.roles.records import Records
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import catalog, stream
 from offpolicy_rl.tasks import vocabulary as vocabulary_lib
@@ -36,108 +38,46 @@ class _Learner:
   stop: threading.Event
   choices: step.StepChoices
   mesh: jax.sharding.Mesh
-  book: ledger.Ledger
-  store: object  # parts.make_store: put, retain, versions, close
-  writer: metrics.MetricsWriter
+  vocabulary: vocabulary_lib.Vocabulary
   screen: progress.Progress
   checkpoints: checkpoint.Checkpoints
-  vocabulary: vocabulary_lib.Vocabulary
-  version: int = types.RAW_VERSION
-  finished: bool = False
-  sampler_stats: dict = dataclasses.field(default_factory=dict)
-
-  # -- what samplers ask for
-
-  def handlers(self) -> server.Handlers:
-    """The wire's view of the learner."""
-    return server.Handlers(
-      lease=self.book.lease,
-      heartbeat=self.heartbeat,
-      finish=self.finish_group,
-      run_finished=lambda: self.finished,
-    )
-
-  def heartbeat(self, sampler_id: str, stats: dict[str, float]) -> None:
-    """Keeps leases alive and remembers how the sampler is doing."""
-    self.book.heartbeat(sampler_id)
-    self.sampler_stats[sampler_id] = (time.monotonic(), stats)
-
-  def finish_group(self, group: types.Group) -> str:
-    """Checks a group against its ticket and books it."""
-    ticket = self.book.ticket(group.ticket_id)
-    if ticket is not None:
-      codec.check_group(
-        group, ticket, vocab_size=self.vocabulary.size,
-        max_tokens=self.config.task.max_completion_tokens,
-      )  # fmt: skip
-    return self.book.finish(group, self.version).value
-
-  def sampling_rate(self) -> float:
-    """Completion tokens per second over the samplers heard of in the last ten seconds."""
-    recent = [s for at, s in self.sampler_stats.values() if time.monotonic() - at < 10]
-    return sum(stats.get("tokens_per_second", 0.0) for stats in recent)
-
-  # -- the loop's functions
-
-  def publish(self, version: int, params, admit: admission.Admission | None = None) -> None:
-    """Makes a version available to samplers and queues the steps it admits."""
-    # A real copy: the next step will reuse the memory of these.
-    sent = policy.copy(params, self.config.transport.weights_dtype)
-    self.store.put(version, policy.flatten(sent))
-    self.version = version
-    if admit is not None:
-      admit.published(version)
-
-  def forget_old_versions(self, control: lag.LagControl) -> None:
-    """Drops weights that neither an open ticket nor a step to come will ask for."""
-    needed = self.book.needed_versions(self.version)
-    oldest = control.oldest_needed(self.version)
-    self.store.retain(lambda v: v in needed or v >= oldest)
+  restored: checkpoint.Restored | None
+  records: Records
+  front: Front
+  desk: evaluation.Desk | None = None  # until the prompts are read
 
   def next_batch(self, at_step: int) -> loop.Consumed:
     """Waits until every group of the step is back."""
-    ids = admission.ticket_ids(at_step, self.config.learner.prompts_per_step)
-    while (groups := self.book.take(ids, timeout=0.5)) is None:
+    settings = self.config.learner
+    ids = admission.ticket_ids(at_step, settings.prompts_per_step)
+    while (groups := self.front.book.take(ids, timeout=0.5)) is None:
       if self.stop.is_set():
         raise loop.Stopped
-    if at_step % 10 == 0 or at_step + 1 == self.config.learner.steps:
-      self.record_sample(at_step, groups[0])
+    row = self.records.consumed(
+      at_step, groups, last=at_step + 1 == settings.steps, decode=self.vocabulary.decode
+    )
+    self.compare_with_recording(at_step, row)
     batch = batching.make_batch(groups, num_tokens=parts.row_tokens(self.config))
     found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
     return loop.Consumed(batch, ids, found)
 
-  def record_sample(self, at_step: int, finished: types.FinishedGroup) -> None:
-    """Appends one group as text to completions.jsonl, for people."""
-    trajectories = finished.group.trajectories
-    row = {
-      "step": at_step,
-      "version": int(trajectories[0].versions[0]),
-      "prompt": self.vocabulary.decode(finished.ticket.prompt_tokens.tolist()),
-      "completions": [
-        {"text": self.vocabulary.decode(t.tokens.tolist()), "reward": t.reward}
-        for t in trajectories
-      ],
-    }
-    with (self.run_dir / "completions.jsonl").open("a") as file:
-      file.write(json.dumps(row) + "\n")
+  def compare_with_recording(self, at_step: int, row: dict) -> None:
+    """Stops a replay at the first group that differs from the recorded one."""
+    recorded = self.front.control.recorded
+    if recorded is None or row["digests"] == recorded.digests[at_step]:
+      return
+    pairs = zip(row["digests"], recorded.digests[at_step], strict=True)
+    group = next(i for i, (new, old) in enumerate(pairs) if new != old)
+    raise schedule.ScheduleError(
+      f"--replay: step {at_step}, group {group} differs from the recorded one: the two runs do not "
+      "compute the same (another release, machine or number of devices?)"
+    )
 
-  def write(self, at_step: int, row: dict) -> None:
-    """Books a training step and shows it."""
-    rate = self.sampling_rate()
-    self.writer.write(metrics.TRAIN, at_step, {**row, "sampler/tokens_per_second": rate})
-    self.screen.sampler_rate(rate)
-    self.screen.step(at_step, row)
-
-  def write_heldout(self, at_step: int, row: dict) -> None:
-    """Books an evaluation and shows it."""
-    self.writer.write(metrics.HELDOUT, at_step, row)
-    self.screen.heldout(row["heldout/pass@1"])
-    if row["phase"] != "during":
-      self.screen.say(
-        f"held-out {row['phase']}: greedy {row['heldout/greedy']:.3f}, "
-        f"pass@1 {row['heldout/pass@1']:.3f} ± {row['heldout/pass@1_stderr']:.3f}, "
-        f"pass@{row['heldout/k']} {row['heldout/pass@k']:.3f} ({row['heldout/problems']} problems)"
-      )
+  def save(self, version: int, state: state_lib.TrainState) -> None:
+    """Starts a checkpoint: all that `version` needs to go on as if nothing had happened."""
+    position = {"files": self.records.position(), "evaluations": self.desk.open()}
+    versions = self.front.older_versions()
+    self.checkpoints.save(version, state, versions=versions, position=position)
 
 
 def run_learner(
@@ -150,13 +90,13 @@ def run_learner(
 
   Samplers read the weights from `weights_dir`, or get them streamed when it is None.
 
-  Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/,
-  completions.jsonl, report.html.
+  Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/, groups/,
+  completions.jsonl, lag_schedule.jsonl, ledger.json, report.html.
   """
   server.check_listen_address(listen, insecure=insecure)
   session = uuid.uuid4().hex
-  store = parts.make_store(config, weights_dir, session)
-  me = _make_learner(config, run_dir, stop or threading.Event(), resume, store)
+  published = parts.make_store(config, weights_dir, session)
+  me = _make_learner(config, run_dir, stop or threading.Event(), resume, published)
   identity = server.Identity(
     session=session,
     run_id=run_dir.name,
@@ -165,10 +105,10 @@ def run_learner(
     weights_in_directory=weights_dir is not None,
   )
   wire, address = server.start(
-    listen, identity, me.handlers(), me.store,
+    listen, identity, me.front.handlers(), me.front.weights,
     max_samplers=config.transport.max_samplers, max_message_mb=config.transport.max_message_mb,
   )  # fmt: skip
-  _write_atomically(run_dir / "address", address)
+  checkpoint.write_durably(run_dir / "address", address)
   me.screen.say(f"learner at {address}; run directory {run_dir}")
   try:
     return _train(me)
@@ -177,92 +117,151 @@ def run_learner(
 
 
 def _make_learner(
-  config, run_dir: pathlib.Path, stop: threading.Event, resume: bool, store
+  config, run_dir: pathlib.Path, stop: threading.Event, resume: bool, published
 ) -> _Learner:
-  saved = checkpoint.Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
-  first_step = saved.latest() if resume else None
-  if resume and first_step is None:
-    _LOG.warning("--resume: no complete checkpoint in %s, starting from the beginning", run_dir)
+  """Reads what there is to resume, then opens the run's files."""
+  control = parts.lag_control(config)
+  screen = progress.Progress(config.learner.steps)
+  choices, mesh = parts.step_choices(config), sharding.make_mesh(**config.mesh)
   run_dir.mkdir(parents=True, exist_ok=True)
-  _write_atomically(run_dir / "config.json", config_lib.to_json(config))
+  groups = store.GroupStore(
+    run_dir / "groups", encode=codec.group_to_bytes, decode=codec.group_from_bytes
+  )
+  saved = checkpoint.Checkpoints(
+    run_dir / "checkpoints", keep=config.checkpoint.keep, say=screen.say,
+    committed=lambda steps: _prune(saved, groups, steps),
+  )  # fmt: skip
+  restored = _restore(saved, choices, mesh) if resume else None
+  if restored is None:
+    if resume:
+      screen.say(f"--resume: no checkpoint in {run_dir}, starting from the beginning")
+    groups.clear()
+  checkpoint.write_durably(run_dir / "config.json", config_lib.to_json(config))
+  vocabulary = catalog.TASKS[config.task.name].vocabulary
   return _Learner(
     config=config,
     run_dir=run_dir,
     stop=stop,
-    choices=parts.step_choices(config),
-    mesh=sharding.make_mesh(**config.mesh),
-    book=ledger.Ledger(config.transport.lease_seconds),
-    store=store,
-    writer=metrics.MetricsWriter(run_dir, resume_step=first_step),
-    screen=progress.Progress(config.learner.steps),
+    choices=choices,
+    mesh=mesh,
+    vocabulary=vocabulary,
+    screen=screen,
     checkpoints=saved,
-    vocabulary=catalog.TASKS[config.task.name].vocabulary,
-  )
+    restored=restored,
+    records=Records(
+      run_dir, config_lib.to_json(config), screen,
+      position=restored and restored.position["files"], first_step=restored.step if restored else 0,
+    ),
+    front=Front(
+      book=ledger.Ledger(
+        config.transport.lease_seconds, reissue_seconds=config.transport.reissue_seconds,
+        recover=groups.get,
+      ),
+      groups=groups,
+      weights=published,
+      weights_dtype=config.transport.weights_dtype,
+      vocab_size=vocabulary.size,
+      max_tokens=config.task.max_completion_tokens,
+      control=control,
+      newest_ever=groups.progress()[0],
+    ),
+  )  # fmt: skip
+
+
+def _restore(saved: checkpoint.Checkpoints, choices, mesh) -> checkpoint.Restored | None:
+  shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
+  shapes = state_lib.shapes(choices.model, choices.optimizer)
+  with jax.sharding.set_mesh(mesh):
+    return saved.restore(shapes, shardings)
+
+
+def _prune(saved: checkpoint.Checkpoints, groups: store.GroupStore, steps: list[int]) -> None:
+  """Forgets the groups that no checkpoint which is kept can ask for."""
+  asked = [row for at in steps for row in saved.position(at)["evaluations"]]
+  groups.prune(steps[0], keep=[ticket_id for row in asked for ticket_id in row["ticket_ids"]])
 
 
 def _train(me: _Learner) -> state_lib.TrainState | None:
   """Warm start or restore, the loop, the last evaluation."""
   config = me.config
-  from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: 7 s and 0.9 GB, only here
-
-  limit = config.task.max_prompt_tokens
-  train, skipped = seqio_tasks.load(config.task.name, catalog.TRAIN_SPLIT, limit)
-  heldout, _ = seqio_tasks.load(config.task.name, catalog.HELDOUT_SPLIT, limit)
-  me.screen.say(
-    f"task {config.task.name}: {len(train)} prompts, {len(heldout)} held out, {skipped} too long"
-  )
-  if not train or not heldout:
-    raise ValueError(
-      f"task.max_prompt_tokens: got {limit}, which leaves {len(train)} training and "
-      f"{len(heldout)} held-out prompts of task {config.task.name}; expected at least one of each"
-    )
-  desk = evaluation.Desk(
-    me.book, heldout[: config.evaluation.problems], samples=config.evaluation.samples,
-    temperature=config.sampler.temperature, write=me.write_heldout,
+  train, heldout = _prompts(me)
+  me.desk = evaluation.Desk(
+    me.front.book, heldout[: config.evaluation.problems], samples=config.evaluation.samples,
+    temperature=config.sampler.temperature, write=me.records.heldout,
   )  # fmt: skip
   with jax.sharding.set_mesh(me.mesh):
     try:
-      state, reference, first_step = _initial_state(me, train, desk)
+      state, reference = _initial_state(me, train)
     except loop.Stopped:
       me.screen.say("stopped during the warm start; --resume will begin anew")
       return None
-    control = lag.LagControl(config.lag.mode, config.lag.max_lag, origin=first_step)
-    admit = _make_admission(me, control, train, first_step)
-    me.publish(first_step, state.params, admit)
-    if first_step == 0:
-      desk.ask("after warm start" if config.warm_start.steps else "before", version=0, step=0)
-    functions = _loop_parts(me, admit, control, desk, reference)
+    first_step = int(state.step)
+    me.front.publish(first_step, state.params)
+    if me.restored is None:
+      me.desk.ask("after warm start" if config.warm_start.steps else "before", version=0, step=0)
+      _save_first(me, state)
+    me.front.open(_make_admission(me, train, first_step))
+    functions = _loop_parts(me, reference)
     state = loop.run(state, functions, first_step=first_step, num_steps=config.learner.steps)
   me.screen.stop()
-  _finish(me, desk, state)
+  _finish(me, state)
   return state
 
 
-def _initial_state(me: _Learner, train, desk: evaluation.Desk):
-  """(state, reference parameters or None, first step): restored, or fresh and warm-started."""
-  config, choices = me.config, me.choices
-  wants_reference = choices.objective.choices.needs_reference
-  saved_step = me.checkpoints.latest()
-  state = state_lib.create(choices.model, me.mesh, choices.optimizer, config.seed)
-  shardings = state_lib.shardings(choices.model, me.mesh, choices.optimizer)
-  if saved_step is not None:
-    me.screen.say(f"resuming from the checkpoint of step {saved_step}")
-    state = me.checkpoints.restore(saved_step, state, shardings)
-    reference = (
-      me.checkpoints.restore_initial(state.params, shardings.params) if wants_reference else None
+def _save_first(me: _Learner, state) -> None:
+  """Before any training ticket goes out: no acknowledged group is without a state to return to."""
+  me.save(0, state)
+  me.checkpoints.wait()
+  if not me.checkpoints.steps():
+    raise checkpoint.CheckpointError(
+      f"{me.run_dir}/checkpoints: the first one could not be written"
     )
-    return state, reference, saved_step
-  if config.warm_start.steps:
-    me.publish(types.RAW_VERSION, state.params)
-    desk.ask("before warm start", version=types.RAW_VERSION, step=0)
-    state = _warm_start(me, state, train, desk)
+
+
+def _prompts(me: _Learner):
+  """(training prompts, held-out prompts)."""
+  from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: 7 s and 0.9 GB, only here
+
+  task = me.config.task
+  train, skipped = seqio_tasks.load(task.name, catalog.TRAIN_SPLIT, task.max_prompt_tokens)
+  heldout, _ = seqio_tasks.load(task.name, catalog.HELDOUT_SPLIT, task.max_prompt_tokens)
+  me.screen.say(
+    f"task {task.name}: {len(train)} prompts, {len(heldout)} held out, {skipped} too long"
+  )
+  if not train or not heldout:
+    raise ValueError(
+      f"task.max_prompt_tokens: got {task.max_prompt_tokens}, which leaves {len(train)} training "
+      f"and {len(heldout)} held-out prompts of task {task.name}; expected at least one of each"
+    )
+  return train, heldout
+
+
+def _initial_state(me: _Learner, train):
+  """(state, reference parameters or None): restored, or fresh and warm-started."""
+  choices, restored = me.choices, me.restored
+  wants_reference = choices.objective.choices.needs_reference
+  if restored is not None:
+    me.screen.say(f"resuming from the checkpoint of step {restored.step}")
+    for version, tensors in restored.versions.items():
+      me.front.weights.put(version, tensors)
+    for row in restored.position["evaluations"]:
+      me.desk.ask(row["phase"], version=row["version"], step=row["step"])
+    if not wants_reference:
+      return restored.state, None
+    shardings = state_lib.shardings(choices.model, me.mesh, choices.optimizer).params
+    return restored.state, me.checkpoints.restore_initial(restored.state.params, shardings)
+  state = state_lib.create(choices.model, me.mesh, choices.optimizer, me.config.seed)
+  if me.config.warm_start.steps:
+    me.front.publish(types.RAW_VERSION, state.params)
+    me.desk.ask("before warm start", version=types.RAW_VERSION, step=0)
+    state = _warm_start(me, state, train)
   if not wants_reference:
-    return state, None, 0
+    return state, None
   me.checkpoints.save_initial(state.params)
-  return state, jax.tree.map(jnp.copy, state.params), 0
+  return state, jax.tree.map(jnp.copy, state.params)
 
 
-def _warm_start(me: _Learner, state, train, desk) -> state_lib.TrainState:
+def _warm_start(me: _Learner, state, train) -> state_lib.TrainState:
   settings = me.config.warm_start
   optimizer = state_lib.make_optimizer(
     learning_rate=settings.learning_rate,
@@ -284,10 +283,8 @@ def _warm_start(me: _Learner, state, train, desk) -> state_lib.TrainState:
 
   def write(at_step: int, loss: float) -> None:
     losses.append(loss)
-    me.writer.write(metrics.WARM_START, at_step, {"loss": loss})
-    if (at_step + 1) % 50 == 0:
-      me.screen.say(f"warm start {at_step + 1}: loss {loss:.3f}")
-      desk.collect()
+    me.records.warm_start(at_step, loss)
+    me.desk.collect()
 
   state = warm_start.run(
     choices,
@@ -304,22 +301,23 @@ def _warm_start(me: _Learner, state, train, desk) -> state_lib.TrainState:
   return state_lib.restart(state, me.choices.optimizer, me.mesh)
 
 
-def _make_admission(me: _Learner, control: lag.LagControl, train, first_step: int):
-  learner = me.config.learner
+def _make_admission(me: _Learner, train, first_step: int) -> admission.Admission:
+  learner, front = me.config.learner, me.front
   make_tickets = functools.partial(
     admission.train_tickets,
     stream=stream.PromptStream(train, me.config.seed),
-    lag=control,
+    lag=front.control,
     prompts_per_step=learner.prompts_per_step,
     group_size=learner.group_size,
     temperature=me.config.sampler.temperature,
   )
   return admission.Admission(
-    me.book, control, make_tickets, first_step=first_step, num_steps=learner.steps
-  )
+    front.book, front.control, make_tickets, first_step=first_step, num_steps=learner.steps,
+    reached=front.groups.reached, known_steps=front.groups.progress()[1],
+  )  # fmt: skip
 
 
-def _loop_parts(me: _Learner, admit, control, desk, reference) -> loop.Parts:
+def _loop_parts(me: _Learner, reference) -> loop.Parts:
   """Binds the loop's functions."""
   config = me.config
   compiled = step.compile_step(
@@ -334,53 +332,45 @@ def _loop_parts(me: _Learner, admit, control, desk, reference) -> loop.Parts:
     state, row = compiled(state, state_lib.place_batch(me.mesh, batch), reference)
     return state, row | found
 
-  def publish(version, params):
-    me.publish(version, params, admit)
+  def write(at_step, row):
+    me.records.train(at_step, row | {"sampler/tokens_per_second": me.front.sampling_rate()})
 
   def after_step(version, state):
-    if (
-      config.evaluation.every
-      and version % config.evaluation.every == 0
-      and version < config.learner.steps
-    ):
-      desk.ask("during", version=version, step=version)
-    desk.collect()
-    me.forget_old_versions(control)
+    wanted = config.evaluation.every and version % config.evaluation.every == 0
+    if wanted and version < config.learner.steps:
+      me.desk.ask("during", version=version, step=version)
+    me.desk.collect()
+    me.front.forget_old_versions()
     if version % config.checkpoint.every == 0:
-      me.checkpoints.save(version, state)
+      me.save(version, state)
 
-  return loop.Parts(me.next_batch, train_step, publish, me.write, after_step)
+  return loop.Parts(me.next_batch, train_step, me.front.publish, write, after_step)
 
 
-def _finish(me: _Learner, desk: evaluation.Desk, state) -> None:
-  """Last evaluation (unless stopped early), last checkpoint."""
+def _finish(me: _Learner, state) -> None:
+  """Last checkpoint, last evaluation (unless stopped early)."""
   version = int(state.step)
-  me.checkpoints.save(version, state)
+  me.save(version, state)
   if me.stop.is_set():
     me.screen.say(f"stopped after step {version}; continue with --resume --run_dir={me.run_dir}")
     return
-  desk.ask("after", version=version, step=version)
-  while not desk.collect(timeout=0.5) and not me.stop.is_set():
+  me.desk.ask("after", version=version, step=version)
+  while not me.desk.collect(timeout=0.5) and not me.stop.is_set():
     pass
 
 
 def _shut_down(me: _Learner, wire) -> None:
   """Tells samplers that the run is over, writes what is left, prints where to look."""
   me.screen.stop()
-  me.finished = True
-  me.book.close()
-  audit_row = me.book.audit()
-  _write_atomically(me.run_dir / "ledger.json", json.dumps(audit_row))
+  me.front.finished = True
+  me.front.book.close()
+  audit_row = me.front.book.audit()
+  checkpoint.write_durably(me.run_dir / "ledger.json", json.dumps(audit_row))
   me.checkpoints.close()
-  me.store.close()
-  me.writer.close()
+  me.front.weights.close()
+  me.records.close()
   time.sleep(min(2.0, me.config.transport.heartbeat_seconds))  # samplers hear it from a lease
   wire.stop(grace=2.0).wait()
+  me.front.groups.close()
   me.screen.say(f"ledger: {audit_row}")
   me.screen.say(f"report: {report.write(me.run_dir)}")
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(text)
-  temporary.rename(path)

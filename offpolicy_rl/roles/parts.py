@@ -1,10 +1,13 @@
 """From the configuration to the parts that both roles share."""
 
+import pathlib
+
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import losses
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import decoder
+from offpolicy_rl.replay import lag, schedule
 from offpolicy_rl.sampler import engine
 from offpolicy_rl.tasks import catalog
 from offpolicy_rl.tasks import vocabulary as vocabulary_lib
@@ -37,6 +40,24 @@ def step_choices(config) -> step.StepChoices:
     temperature=config.sampler.temperature,
     microbatches=learner.microbatches,
   )
+
+
+def lag_control(config) -> lag.LagControl:
+  """The lag mode; reads the recorded schedule of a replay."""
+  recorded = None
+  if config.lag.mode == lag.REPLAY:
+    recorded = schedule.read(pathlib.Path(config.lag.schedule))
+    if len(recorded.versions) < config.learner.steps:
+      raise schedule.ScheduleError(
+        f"learner.steps: got {config.learner.steps}, but {config.lag.schedule} recorded only "
+        f"{len(recorded.versions)}"
+      )
+    if {len(row) for row in recorded.versions} - {config.learner.prompts_per_step}:
+      raise schedule.ScheduleError(
+        f"learner.prompts_per_step: got {config.learner.prompts_per_step}, but "
+        f"{config.lag.schedule} recorded {len(recorded.versions[0])} groups per step"
+      )
+  return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded)
 
 
 def make_engine(config) -> engine.Engine:

@@ -4,12 +4,15 @@ import functools
 import logging
 import threading
 import time
+from collections.abc import Callable
 
+import grpc
 import jax
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.model import policy
+from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.tasks import catalog, scoring
@@ -24,20 +27,22 @@ class RunMismatch(RuntimeError):
 
 def run_sampler(
   address: str, *, sampler_id: str, stop: threading.Event, patience: float = 60.0,
-  weights_dir: str | None = None,
+  abandon: Callable[[], None] = lambda: None, weights_dir: str | None = None,
 ) -> None:  # fmt: skip
   """Serves the learner at `address` until its run is over or `stop`.
 
   Everything else comes from the learner's configuration. `weights_dir` is the learner's, as this
-  machine sees it; None when the learner streams its weights.
+  machine sees it; None when the learner streams its weights. After `stop`, the groups begun are
+  finished and pushed; those that would take longer than sampler.grace_seconds are returned, and
+  `abandon` is called (a process ends itself there: a running computation can't be interrupted).
 
   Raises:
     client.LearnerGone: nobody answered for `patience` seconds.
     client.Refused, RunMismatch: wrong protocol, run, vocabulary or --weights_dir.
   """
   wire = client.LearnerClient(address, sampler_id, reconnect_seconds=patience)
-  watcher = threading.Thread(target=lambda: (stop.wait(), wire.stop()), daemon=True)
-  watcher.start()
+  done = threading.Event()
+  _in_background(lambda: (stop.wait(), wire.stop()))
   identity = wire.hello()
   config = config_lib.from_json(identity.config_json)
   config_lib.validate(config)
@@ -53,40 +58,79 @@ def run_sampler(
     task.verifier, workers=config.task.verifier_processes, time_limit=config.task.verifier_seconds
   )
   stats = worker.Stats()
-  beat = threading.Thread(target=_beat, args=(wire, stats, config, stop), daemon=True)
-  beat.start()
-  with scorer:
-    _serve(wire, config, scorer, stats, stop, identity, weights_dir)
+  _in_background(lambda: _beat(wire, stats, config.transport.heartbeat_seconds, done))
+  _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
+  try:
+    with scorer:
+      _serve(wire, config, scorer, stats, stop, identity, weights_dir)
+  finally:
+    done.set()
+  _leave(wire)
   wire.close()
+
+
+def _in_background(function: Callable) -> None:
+  threading.Thread(target=function, daemon=True).start()
 
 
 def _serve(
   wire: client.LearnerClient, config, scorer, stats, stop, identity, weights_dir: str | None
-) -> None:  # fmt: skip
-  """Runs the worker; starts over with empty hands when the learner was restarted."""
-  run_id, generator = identity.run_id, parts.make_engine(config)
+) -> None:
+  """Runs the worker; starts over when the learner was restarted."""
+  generator = parts.make_engine(config)
   vocabulary = catalog.TASKS[config.task.name].vocabulary
+  groups_at_once = max(1, config.sampler.slots // config.learner.group_size)
   while not stop.is_set():
     functions = worker.Parts(
-      lease=functools.partial(
-        wire.lease, max(1, config.sampler.slots // config.learner.group_size)
-      ),
-      pull_weights=_weights(wire, config, weights_dir, identity.session).pull,
+      lease=functools.partial(wire.lease, groups_at_once),
+      pull_weights=_weights(wire, config, weights_dir).pull,
       generate=generator.generate,
       score=functools.partial(worker.score_groups, scorer, vocabulary.decode),
-      push=wire.push,
+      push=functools.partial(_push, wire, identity),
     )
     try:
       return worker.run(functions, stats, stop.is_set)
     except client.SessionLost:
-      identity = wire.hello()
-      if identity.run_id != run_id or identity.config_json != config_lib.to_json(config):
-        raise RunMismatch(
-          f"run_id: the learner now runs {identity.run_id}, this sampler served {run_id}; "
-          "start the sampler anew"
-        ) from None
-      _check_weights_dir(weights_dir, identity.weights_in_directory)
-      _LOG.warning("the learner was restarted; joined its new session")
+      _rejoin(wire, identity)
+
+
+def _push(wire: client.LearnerClient, identity, groups: list[types.Group]) -> None:
+  """Until every group is acknowledged, also by a learner that was restarted meanwhile."""
+  while True:
+    try:
+      acks = wire.push(groups)
+    except client.SessionLost:
+      _rejoin(wire, identity)
+      continue
+    for ack, group in zip(acks, groups, strict=True):
+      _LOG.info("%s %s: %s", ack.ticket_id, schedule.digest(group), ack.verdict)
+    return
+
+
+def _rejoin(wire: client.LearnerClient, identity) -> None:
+  """Joins the session of a restarted learner; RunMismatch when it runs something else now."""
+  new = wire.hello()
+  if (new.run_id, new.config_json) != (identity.run_id, identity.config_json):
+    raise RunMismatch(
+      f"run_id: the learner now runs {new.run_id} with another configuration, this sampler served "
+      f"{identity.run_id}; start the sampler anew"
+    )
+  _LOG.warning("the learner was restarted; joined its new session")
+
+
+def _leave_in_time(wire, stop, done, grace_seconds: float, abandon: Callable[[], None]) -> None:
+  stop.wait()
+  if not done.wait(grace_seconds):
+    _LOG.warning("not done %.0f s after the request to stop; returning the tickets", grace_seconds)
+    _leave(wire)
+    abandon()
+
+
+def _leave(wire: client.LearnerClient) -> None:
+  try:
+    wire.leave()
+  except grpc.RpcError as error:  # the learner is away; our leases expire there
+    _LOG.debug("leave: %s", error)
 
 
 class _Weights:
@@ -108,7 +152,7 @@ class _Weights:
     return version, self._params
 
 
-def _weights(wire: client.LearnerClient, config, weights_dir: str | None, session: str) -> _Weights:
+def _weights(wire: client.LearnerClient, config, weights_dir: str | None) -> _Weights:
   """From the stream, or from a directory."""
   shapes = jax.eval_shape(lambda: policy.init(parts.model_config(config), jax.random.key(0)))
   dtype = config.transport.weights_dtype
@@ -121,11 +165,18 @@ def _weights(wire: client.LearnerClient, config, weights_dir: str | None, sessio
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   like = {k: jax.ShapeDtypeStruct(s, d, sharding=here) for k, (s, d) in layout.items()}
 
+  held_of = None  # a version of another session may have other bits
+
   def fetch(low, high, held_version):
-    return weights_dir_lib.pull(
-      weights_dir, low, high, session=session, held_version=held_version, like=like,
+    nonlocal held_of
+    session = wire.session
+    found = weights_dir_lib.pull(
+      weights_dir, low, high, session=session, like=like,
+      held_version=held_version if held_of == session else types.NO_VERSION,
       seconds=config.transport.reconnect_seconds, check=wire.check_session,
     )  # fmt: skip
+    held_of = session
+    return found
 
   return _Weights(fetch, shapes)
 
@@ -143,10 +194,10 @@ def _check_weights_dir(weights_dir: str | None, in_directory: bool) -> None:
     )
 
 
-def _beat(wire: client.LearnerClient, stats: worker.Stats, config, stop: threading.Event) -> None:
-  """Heartbeats until the process ends; a failed one is left to the next."""
+def _beat(wire, stats: worker.Stats, seconds: float, done: threading.Event) -> None:
+  """Heartbeats until the work is done; a failed one is left to the next."""
   before, at = 0, time.monotonic()
-  while not stop.wait(config.transport.heartbeat_seconds):
+  while not done.wait(seconds):
     tokens, now = stats.tokens, time.monotonic()
     rate = (tokens - before) / (now - at)
     before, at = tokens, now

@@ -71,7 +71,7 @@ class Desk:
     """`write(step, metrics)` receives each result."""
     self._ledger, self._examples = ledger, examples
     self._samples, self._temperature, self._write = samples, temperature, write
-    self._open: collections.deque = collections.deque()  # (step, phase, ticket ids)
+    self._open: collections.deque = collections.deque()  # (step, phase, version, ticket ids)
 
   def ask(self, phase: str, *, version: int, step: int) -> None:
     """Evaluates `version` before any training ticket is answered."""
@@ -81,6 +81,11 @@ class Desk:
     )  # fmt: skip
     self._ledger.add(made, first=True)
     self._open.append((step, phase, version, [ticket.ticket_id for ticket in made]))
+
+  def open(self) -> list[dict]:
+    """What was asked and is not written yet; a resumed run asks it again, in this order."""
+    keys = ("step", "phase", "version", "ticket_ids")
+    return [dict(zip(keys, row, strict=True)) for row in self._open]
 
   def collect(self, timeout: float = 0.0) -> bool:
     """Writes the results that are there; True when none is open any more."""

@@ -61,6 +61,11 @@ class LearnerClient:
     """Ends waiting calls with LearnerGone; safe from a signal handler."""
     self._stopping.set()
 
+  @property
+  def session(self) -> str:
+    """Of the learner that we joined last."""
+    return self._session
+
   def close(self) -> None:
     """Closes the connection."""
     self._channel.close()
@@ -93,6 +98,11 @@ class LearnerClient:
     """Keeps our leases alive. Raises grpc.RpcError; the next beat is the retry."""
     request = pb.HeartbeatRequest(session=self._session, sampler_id=self._id, stats=stats)
     self._stub.Heartbeat(request, timeout=10)
+
+  def leave(self) -> int:
+    """Returns our open tickets to the learner; how many. Tried once: leases expire anyway."""
+    request = pb.LeaveRequest(session=self._session, sampler_id=self._id)
+    return self._stub.Leave(request, timeout=5).returned
 
   def pull_weights(
     self, min_version: int, max_version: int, receiver: receiver_lib.Receiver
@@ -129,7 +139,12 @@ class LearnerClient:
     self._call(lambda: self._stub.Heartbeat(request, timeout=10))
 
   def push(self, groups: list[types.Group]) -> list[pb.Ack]:
-    """Sends groups until each is acknowledged; Refused when the learner says one is malformed."""
+    """Sends groups until each is acknowledged: durable, or not needed any more.
+
+    Raises:
+      SessionLost: say `hello` and push the same groups again.
+      Refused: the learner says that one is malformed.
+    """
     messages = [codec.encode_group(group, self._session, self._id) for group in groups]
     acks = self._call(lambda: list(self._stub.Push(iter(messages), timeout=120)))
     for ack in acks:

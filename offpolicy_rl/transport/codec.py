@@ -170,10 +170,21 @@ def decode_group(message: pb.Group) -> types.Group:
   return types.Group(message.ticket_id, tuple(trajectories), message.verifier_failures)
 
 
+def group_to_bytes(group: types.Group) -> bytes:
+  """Group -> bytes for the learner's disk."""
+  return encode_group(group, session="", sampler_id="").SerializeToString()
+
+
+def group_from_bytes(data: bytes) -> types.Group:
+  """Inverse of `group_to_bytes`."""
+  return decode_group(pb.Group.FromString(data))
+
+
 def check_group(
-  group: types.Group, ticket: types.Ticket, *, vocab_size: int, max_tokens: int
+  group: types.Group, ticket: types.Ticket, *, vocab_size: int, max_tokens: int, newest_version: int
 ) -> None:
   """Raises WireError when `group` is no valid answer to `ticket`."""
+  highest = min(ticket.max_version, newest_version)
   if len(group.trajectories) != ticket.num_completions:
     _refuse("group.trajectories", len(group.trajectories), f"{ticket.num_completions} completions")
   for i, t in enumerate(group.trajectories):
@@ -189,6 +200,6 @@ def check_group(
     if not math.isfinite(t.reward):
       _refuse(f"{field}.reward", t.reward, "a finite number")
     for version in np.unique(t.versions):
-      if not ticket.accepts(int(version)):
-        expected = f"in [{ticket.min_version}, {ticket.max_version}]"
+      if not ticket.min_version <= version <= highest:
+        expected = f"in [{ticket.min_version}, {highest}]"
         _refuse(f"{field}.versions", int(version), expected)

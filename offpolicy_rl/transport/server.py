@@ -4,6 +4,8 @@ import concurrent.futures
 import dataclasses
 import ipaddress
 import logging
+import queue
+import threading
 from collections.abc import Callable
 
 import grpc
@@ -13,7 +15,8 @@ from offpolicy_rl.transport import codec, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 
-PROTOCOL = 1  # raise it with every incompatible change of trajectory.proto
+PROTOCOL = 2  # raise it with every incompatible change of trajectory.proto
+_UNACKNOWLEDGED = 16  # groups of one stream that are checked but not on disk yet
 _LOG = logging.getLogger(__name__)
 
 
@@ -23,7 +26,9 @@ class Handlers:
 
   lease: Callable[[str, int, float], list[types.Ticket]]  # (sampler, limit, seconds to wait)
   heartbeat: Callable[[str, dict[str, float]], None]
-  finish: Callable[[types.Group], str]  # -> "accepted" | "duplicate" | "unknown"; WireError
+  # -> future of "accepted" (durable) | "duplicate" | "unknown"; WireError: not a valid answer
+  finish: Callable[[types.Group], concurrent.futures.Future]
+  leave: Callable[[str], int]  # -> tickets returned
   run_finished: Callable[[], bool]
 
 
@@ -38,16 +43,46 @@ class Identity:
   weights_in_directory: bool = False  # else they are streamed
 
 
+class _WrongSession(Exception):
+  """A call of somebody who joined the learner before it was restarted."""
+
+
+_VERDICTS = {
+  "accepted": pb.VERDICT_ACCEPTED,
+  "duplicate": pb.VERDICT_DUPLICATE,
+  "unknown": pb.VERDICT_UNKNOWN,
+}
+
+
+def _acknowledge(ticket_id: str, judged: concurrent.futures.Future, context) -> pb.Ack:
+  """Waits until a group is on disk, or for what is wrong with it."""
+  try:
+    outcome = judged.result()
+  except codec.WireError as error:
+    return pb.Ack(ticket_id=ticket_id, verdict=pb.VERDICT_REFUSED, reason=str(error))
+  except _WrongSession as error:
+    context.abort(grpc.StatusCode.ABORTED, str(error))
+  except OSError as error:  # not ours to lose: the sampler keeps the group and tries again
+    context.abort(grpc.StatusCode.UNAVAILABLE, f"the group could not be kept: {error}")
+  reason = f"group.ticket_id: {ticket_id!r} is no open ticket" if outcome == "unknown" else ""
+  return pb.Ack(ticket_id=ticket_id, verdict=_VERDICTS[outcome], reason=reason)
+
+
 class _Servicer(rpc.LearnerServicer):
   def __init__(self, identity: Identity, handlers: Handlers, store: weights.WeightStore):
     self._identity, self._handlers, self._store = identity, handlers, store
 
-  def _check_session(self, request, context) -> None:
+  def _require_session(self, request) -> None:
     if request.session != self._identity.session:
-      context.abort(
-        grpc.StatusCode.ABORTED,
-        f"session: got {request.session!r}, expected {self._identity.session!r} (say Hello again)",
+      raise _WrongSession(
+        f"session: got {request.session!r}, expected {self._identity.session!r} (say Hello again)"
       )
+
+  def _check_session(self, request, context) -> None:
+    try:
+      self._require_session(request)
+    except _WrongSession as error:
+      context.abort(grpc.StatusCode.ABORTED, str(error))
 
   def Hello(self, request, context):
     if request.protocol != PROTOCOL:
@@ -56,6 +91,8 @@ class _Servicer(rpc.LearnerServicer):
         f"protocol: the sampler speaks version {request.protocol}, this learner {PROTOCOL}; "
         "install the same release of offpolicy-rl on both",
       )
+    # Who says Hello holds nothing: if that name died, its successor must not keep its leases alive.
+    self._handlers.leave(request.sampler_id)
     _LOG.info("sampler %s joined from %s", request.sampler_id, context.peer())
     return pb.HelloReply(**dataclasses.asdict(self._identity))
 
@@ -75,22 +112,42 @@ class _Servicer(rpc.LearnerServicer):
     self._handlers.heartbeat(request.sampler_id, dict(request.stats))
     return pb.HeartbeatReply(run_finished=self._handlers.run_finished())
 
-  def Push(self, requests, context):
-    for message in requests:
-      self._check_session(message, context)
-      yield self._judge(message)
+  def Leave(self, request, context):
+    self._check_session(request, context)
+    returned = self._handlers.leave(request.sampler_id)
+    _LOG.info("sampler %s left, %d tickets returned", request.sampler_id, returned)
+    return pb.LeaveReply(returned=returned)
 
-  def _judge(self, message: pb.Group) -> pb.Ack:
+  def Push(self, requests, context):
+    """Reads and checks the next groups while those before are written to disk."""
+    judged: queue.Queue = queue.Queue(_UNACKNOWLEDGED)
+    threading.Thread(target=self._judge_all, args=(requests, judged), daemon=True).start()
+    item = None
     try:
-      outcome = self._handlers.finish(codec.decode_group(message))
-    except codec.WireError as error:
+      while (item := judged.get()) is not None:
+        yield _acknowledge(*item, context)
+    finally:
+      while item is not None:  # left early: let the reader end
+        item = judged.get()
+
+  def _judge_all(self, requests, judged: queue.Queue) -> None:
+    try:
+      for message in requests:
+        judged.put((message.ticket_id, self._judge(message)))
+    except grpc.RpcError:
+      pass  # the sampler is gone
+    finally:
+      judged.put(None)
+
+  def _judge(self, message: pb.Group) -> concurrent.futures.Future:
+    outcome: concurrent.futures.Future = concurrent.futures.Future()
+    try:
+      self._require_session(message)
+      return self._handlers.finish(codec.decode_group(message))
+    except (codec.WireError, _WrongSession) as error:
       _LOG.warning("refused %s of %s: %s", message.ticket_id, message.sampler_id, error)
-      return pb.Ack(ticket_id=message.ticket_id, verdict=pb.VERDICT_REFUSED, reason=str(error))
-    verdict = {"accepted": pb.VERDICT_ACCEPTED, "duplicate": pb.VERDICT_DUPLICATE}.get(outcome)
-    if verdict is None:
-      reason = f"group.ticket_id: {message.ticket_id!r} is no open ticket"
-      return pb.Ack(ticket_id=message.ticket_id, verdict=pb.VERDICT_REFUSED, reason=reason)
-    return pb.Ack(ticket_id=message.ticket_id, verdict=verdict)
+      outcome.set_exception(error)
+    return outcome
 
   def PullWeights(self, request, context):
     self._check_session(request, context)

@@ -156,6 +156,11 @@ class WeightStore:
     with self._lock:
       return sorted(self._versions)
 
+  def tensors(self, version: int) -> Tensors:
+    """The arrays of a version; KeyError when it is not held."""
+    with self._lock:
+      return self._versions[version].tensors
+
   def answer(self, request: pb.WeightsRequest) -> Iterator[bytes] | None:
     """Serialized WeightsChunks that answer a sampler; None when no version is within its bounds.
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -51,18 +52,26 @@ class Publisher:
         old.rmtree()
     # One worker, so that index and directory change in order and the caller waits for neither.
     self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="weights-dir")
-    self._jobs: list[concurrent.futures.Future] = []  # unfinished writes, oldest first
+    self._jobs: dict[int, concurrent.futures.Future] = {}  # version -> its write, oldest first
+    self._like: dict[str, jax.ShapeDtypeStruct] = {}
 
   def put(self, version: int, tensors: dict[str, jax.Array]) -> None:
     """Starts writing; returns when the arrays are copied to the host.
 
     Waits when two versions are being written already. Raises what an earlier write has failed with.
     """
-    while self._jobs and (self._jobs[0].done() or len(self._jobs) >= _MAX_WRITING):
-      self._jobs.pop(0).result()
+    while self._jobs:
+      oldest = next(iter(self._jobs))
+      if len(self._jobs) < _MAX_WRITING and not self._jobs[oldest].done():
+        break
+      self._jobs.pop(oldest).result()
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    self._like = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in tensors.items()
+    }
     writer = ocp.StandardCheckpointer()
     writer.save(self._directory / str(version), tensors)
-    self._jobs.append(self._worker.submit(self._finish, writer, version))
+    self._jobs[version] = self._worker.submit(self._finish, writer, version)
 
   def retain(self, needed: Callable[[int], bool]) -> None:
     """Removes complete versions for which `needed(version)` is false, in the background.
@@ -75,13 +84,21 @@ class Publisher:
       self._worker.submit(self._remove, going)
 
   def versions(self) -> list[int]:
-    """The complete versions, oldest first."""
-    return sorted(self._complete)
+    """The versions that are complete or being written, oldest first."""
+    writing = {version for version, job in self._jobs.items() if not job.done()}
+    return sorted(writing | self._complete)
+
+  def tensors(self, version: int) -> dict[str, np.ndarray]:
+    """Reads a version back, once it is written: for checkpoints that need an older one."""
+    if version in self._jobs:
+      self._jobs[version].result()
+    found = restore(str(self._directory), version, self._like)
+    return {name: np.asarray(x) for name, x in found.items()}
 
   def close(self) -> None:
     """Waits until everything is written."""
     self._worker.shutdown(wait=True)
-    for job in self._jobs:
+    for job in self._jobs.values():
       job.result()
 
   def _finish(self, writer: ocp.StandardCheckpointer, version: int) -> None:
@@ -97,7 +114,7 @@ class Publisher:
       (self._directory / str(version)).rmtree(missing_ok=True)
 
   def _write_index(self) -> None:
-    text = json.dumps({"session": self._session, "versions": self.versions()})
+    text = json.dumps({"session": self._session, "versions": sorted(self._complete)})
     temporary = self._directory / f"{_INDEX}.tmp"
     temporary.write_text(text)
     temporary.replace(self._directory / _INDEX)

@@ -1,5 +1,9 @@
 """Checkpoints: what was saved comes back, into its sharding; half a checkpoint is none."""
 
+import contextlib
+import json
+import subprocess
+
 import jax
 import numpy as np
 import pytest
@@ -29,63 +33,185 @@ def shardings(mesh):
   return state_lib.shardings(CONFIG, mesh, OPTIMIZER)
 
 
-def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(tmp_path, mesh, shardings):
+@pytest.fixture
+def state(mesh):
+  return state_lib.create(CONFIG, mesh, OPTIMIZER, seed=0)
+
+
+SHAPES = state_lib.shapes(CONFIG, OPTIMIZER)
+
+
+class Kept(checkpoint.Checkpoints):
+  """Checkpoints whose words are kept."""
+
+  def __init__(self, directory, *, keep=2):
+    self.said, self.commits = [], []
+    super().__init__(directory, keep=keep, say=self.said.append, committed=self.commits.append)
+
+  def save_simply(self, number, state, **position):
+    self.save(number, state, versions={}, position=position)
+    self.wait()
+
+
+def folder(tmp_path, number):
+  return tmp_path / "steps" / str(number)
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(tmp_path, mesh, shardings, state):
   """Saves while training goes on with donated buffers; the restored run repeats the rest."""
-  saved = checkpoint.Checkpoints(tmp_path, keep=2)
-  state = state_lib.create(CONFIG, mesh, OPTIMIZER, seed=0)
+  saved = Kept(tmp_path)
   with jax.sharding.set_mesh(mesh):
     compiled = step.compile_step(choices(), shardings)
     for i in range(6):
       if i == 3:
-        saved.save(3, state)
+        saved.save(3, state, versions={}, position={})
         at_three = host(state)
       state, _ = compiled(state, state_lib.place_batch(mesh, random_batch(seed=i)), None)
     saved.close()
-    reopened = checkpoint.Checkpoints(tmp_path, keep=2)
-    assert reopened.latest() == 3
-    fresh = state_lib.create(CONFIG, mesh, OPTIMIZER, seed=9)
-    restored = reopened.restore(3, fresh, shardings)
-    assert equal(host(restored), at_three)
-    assert all(
-      jax.tree.leaves(
-        jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), restored, shardings)
-      )
-    )
+    restored = Kept(tmp_path).restore(SHAPES, shardings)
+    assert restored.step == 3
+    assert equal(host(restored.state), at_three)
+    same = lambda x, s: x.sharding.is_equivalent_to(s, x.ndim)
+    assert jax.tree.all(jax.tree.map(same, restored.state, shardings))
+    again = restored.state
     for i in range(3, 6):
-      restored, _ = compiled(restored, state_lib.place_batch(mesh, random_batch(seed=i)), None)
-    assert equal(host(restored), host(state))
+      again, _ = compiled(again, state_lib.place_batch(mesh, random_batch(seed=i)), None)
+    assert equal(host(again), host(state))
 
 
-def test_only_the_newest_are_kept(tmp_path, mesh):
-  saved = checkpoint.Checkpoints(tmp_path, keep=2)
-  state = state_lib.create(CONFIG, mesh, OPTIMIZER, seed=0)
+def test_position_and_older_versions_come_back(tmp_path, shardings, state):
+  saved = Kept(tmp_path)
+  tensors = {"a/b": np.arange(6.0, dtype=np.float32).reshape(2, 3), "c": np.ones(2, np.float32)}
+  older = {-1: tensors, 7: {name: x + 1 for name, x in tensors.items()}}
+  saved.save(9, state, versions=older, position={"files": {"metrics": 12}})
+  saved.close()
+  restored = Kept(tmp_path).restore(SHAPES, shardings)
+  assert restored.position["files"] == {"metrics": 12}
+  assert restored.versions.keys() == older.keys()
+  for version, expected in older.items():
+    assert restored.versions[version].keys() == expected.keys()
+    assert equal(restored.versions[version], expected)
+
+
+def test_only_the_newest_are_kept(tmp_path, state):
+  saved = Kept(tmp_path)
   for number in (1, 2, 3, 4):
-    saved.save(number, state)
+    saved.save_simply(number, state)
   saved.close()
-  assert sorted(p.name for p in (tmp_path / "steps").iterdir() if p.name.isdigit()) == ["3", "4"]
+  assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == ["3", "4"]
+  assert saved.commits == [[1], [1, 2], [2, 3], [3, 4]]
 
 
-def test_an_unfinished_checkpoint_is_not_seen(tmp_path, mesh):
-  saved = checkpoint.Checkpoints(tmp_path, keep=2)
-  state = state_lib.create(CONFIG, mesh, OPTIMIZER, seed=0)
-  saved.save(5, state)
+def flip_a_byte(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+DAMAGE = {
+  "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, expected"),
+  "changed": (flip_a_byte, "its sha256 is not the one of the commit"),
+  "missing": (lambda path: path.unlink(), "missing, expected"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("which", ["first", "largest"])
+def test_a_damaged_file_is_named_and_the_checkpoint_before_used(
+  tmp_path, shardings, state, damage, which
+):
+  saved = Kept(tmp_path)
+  saved.save_simply(1, state, place="one")
+  saved.save_simply(2, state, place="two")
   saved.close()
-  (
-    tmp_path / "steps" / "9.orbax-checkpoint-tmp"
-  ).mkdir()  # what a crash in the middle leaves behind
-  assert checkpoint.Checkpoints(tmp_path, keep=2).latest() == 5
+  files = sorted(p for p in folder(tmp_path, 2).rglob("*") if p.is_file() and p.stat().st_size)
+  files = [p for p in files if p.name != "commit.json"]
+  victim = files[0] if which == "first" else max(files, key=lambda p: p.stat().st_size)
+  harm, message = DAMAGE[damage]
+  harm(victim)
+  reopened = Kept(tmp_path)
+  restored = reopened.restore(SHAPES, shardings)
+  assert (restored.step, restored.position["place"]) == (1, "one")
+  assert str(victim) in reopened.said[0] and message in reopened.said[0]
+  assert folder(tmp_path, "2.damaged").exists()  # for whoever wants to look
+  reopened.save_simply(2, state, place="two again")
+  assert reopened.steps() == [1, 2]
 
 
-def test_the_initial_policy_is_kept_apart(tmp_path, mesh, shardings):
-  state = state_lib.create(CONFIG, mesh, OPTIMIZER, seed=0)
-  saved = checkpoint.Checkpoints(tmp_path, keep=1)
+def test_when_every_checkpoint_is_damaged_nothing_is_begun_anew(tmp_path, shardings, state):
+  saved = Kept(tmp_path)
+  saved.save_simply(1, state)
+  saved.close()
+  (folder(tmp_path, 1) / "commit.json").write_text("{")
+  with pytest.raises(checkpoint.CheckpointError, match=r"every checkpoint of \[1\] is damaged"):
+    Kept(tmp_path).restore(SHAPES, shardings)
+
+
+def test_an_uncommitted_checkpoint_does_not_count(tmp_path, shardings, state):
+  saved = Kept(tmp_path)
+  saved.save_simply(5, state)
+  saved.save_simply(6, state)
+  (folder(tmp_path, 6) / "commit.json").unlink()  # what a crash just before the commit leaves
+  (tmp_path / "steps" / "9.orbax-checkpoint-tmp").mkdir()
+  saved.close()
+  reopened = Kept(tmp_path)
+  assert reopened.steps() == [5]
+  assert reopened.restore(SHAPES, shardings).step == 5
+  reopened.save_simply(6, state)
+  assert reopened.steps() == [5, 6]
+
+
+@contextlib.contextmanager
+def small_disk(path, megabytes: int):
+  path.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
+  if subprocess.run(mount, capture_output=True).returncode != 0:
+    pytest.skip("no permission to mount a small disk")
+  try:
+    yield
+  finally:
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+# Orbax's own writing threads end with the error that it then hands to us as well.
+@pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+  "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+def test_a_full_disk_is_said_and_the_checkpoint_before_stays(tmp_path, shardings, state):
+  with small_disk(tmp_path / "disk", megabytes=4):
+    saved = Kept(tmp_path / "disk")
+    saved.save_simply(1, state)
+    assert saved.steps() == [1]
+    ballast = tmp_path / "disk" / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb") as file:
+      while True:
+        file.write(bytes(10_000))
+        file.flush()
+    saved.save_simply(2, state)
+    assert saved.steps() == [1]
+    assert "checkpoint of step 2 failed, the run goes on" in saved.said[0]
+    ballast.unlink()
+    saved.save_simply(3, state)
+    assert saved.steps() == [1, 3]
+    saved.close()
+    assert Kept(tmp_path / "disk").restore(SHAPES, shardings).step == 3
+
+
+def test_the_initial_policy_is_kept_apart_and_checked(tmp_path, mesh, shardings, state):
+  saved = Kept(tmp_path)
   saved.save_initial(state.params)
   other = state_lib.create(CONFIG, mesh, OPTIMIZER, seed=1)
   assert equal(host(saved.restore_initial(other.params, shardings.params)), host(state.params))
+  commit = tmp_path / "initial" / "commit.json"
+  name = max(json.loads(commit.read_text())["files"].items(), key=lambda f: f[1]["bytes"])[0]
+  flip_a_byte(tmp_path / "initial" / name)
+  with pytest.raises(checkpoint.CheckpointError, match="its sha256"):
+    saved.restore_initial(other.params, shardings.params)
 
 
-def test_no_checkpoint_is_none(tmp_path):
-  assert checkpoint.Checkpoints(tmp_path, keep=1).latest() is None
+def test_no_checkpoint_is_none(tmp_path, shardings):
+  assert Kept(tmp_path).restore(SHAPES, shardings) is None
 
 
 def test_equal_can_fail():

@@ -79,7 +79,10 @@ def arrays(x: losses.LossInputs) -> losses.LossInputs:
 
 
 def value_and_gradient(objective: losses.Objective, x: losses.LossInputs):
-  """(loss, gradient) in numpy; where nobody gives the proximal policy, as the learner does it."""
+  """(loss, gradient) in numpy; where nobody gives the proximal policy, as the learner does it.
+
+  The metrics are computed beside them, as in a step: they must neither stop nor change a gradient.
+  """
   choices, inputs = objective.choices, arrays(x)
   prepared = objective.prepare(inputs._replace(policy_logprobs=None))
 
@@ -90,9 +93,10 @@ def value_and_gradient(objective: losses.Objective, x: losses.LossInputs):
         choices.proximal, policy, given.sampler_logprobs, given.versions, NOW
       )
       given = given._replace(proximal_logprobs=lq)
-    return objective.loss(given, prepared)
+    return objective.loss(given, prepared), objective.metrics(given, prepared)
 
-  return jax.tree.map(np.asarray, jax.value_and_grad(loss)(inputs.policy_logprobs))
+  (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(inputs.policy_logprobs)
+  return np.asarray(value), np.asarray(gradient)
 
 
 def show(case) -> str:

@@ -110,9 +110,43 @@ def test_admission_queues_each_step_once_as_versions_appear():
   make = lambda step: [
     types.Ticket(f"{step}", types.TRAIN, step, 0, np.array([1], np.int32), "", 0, 9, 2, 1.0)
   ]
-  admit = admission.Admission(book, LagControl("async", 2), make, first_step=0, num_steps=5)
+  noted = []
+  admit = admission.Admission(
+    book, LagControl("async", 2), make, first_step=0, num_steps=5,
+    reached=lambda *progress: noted.append((progress, book.audit()["added"])),
+  )  # fmt: skip
   seen = []
   for version in range(6):
     admit.published(version)
     seen.append([t.ticket_id for t in book.lease("s", 99, timeout=0)])
   assert seen == [["0", "1", "2"], ["3"], ["4"], [], [], []]
+  # Progress is noted before the tickets it speaks of are there to be leased.
+  assert noted[:3] == [((0, 3), 0), ((1, 4), 3), ((2, 5), 4)]
+
+
+def test_answers_to_a_learner_that_died_are_known_by_their_ticket():
+  book = Ledger(10)
+  make = lambda step: [
+    types.Ticket(
+      f"train/{step}/{i}", types.TRAIN, step, i, np.array([1], np.int32), "", 0, 9, 2, 1.0
+    )
+    for i in range(2)
+  ]
+  admit = admission.Admission(
+    book, LagControl("async", 1), make, first_step=4, num_steps=20,
+    reached=lambda *_: None, known_steps=9,
+  )  # fmt: skip
+  admit.published(4)  # queues steps 4 and 5; before the restart tickets of steps up to 8 were out
+  known = lambda name: admit.ticket_before_restart(name, version=4)
+  assert known("train/8/1").ticket_id == "train/8/1"
+  assert known("train/3/0") == "duplicate"  # consumed before the checkpoint
+  for name in (
+    "train/5/0",
+    "train/9/0",
+    "train/8/2",
+    "eval/during-4/1/greedy",
+    "train/x/0",
+    "",
+    "/",
+  ):
+    assert known(name) is None

@@ -2,6 +2,7 @@
 
 import pytest
 
+from offpolicy_rl.replay import schedule
 from offpolicy_rl.replay.lag import LagControl
 
 
@@ -41,12 +42,16 @@ def test_a_step_is_admitted_once_its_oldest_version_exists():
   assert [step for step in range(10) if periodic.admits(step, newest=4)] == list(range(8))
 
 
-@pytest.mark.parametrize("mode", ["fixed", "periodic", "async"])
-def test_after_a_resume_nothing_older_than_the_restored_version_is_asked_for(mode):
-  lag = LagControl(mode, 4, origin=10)
-  for step in range(10, 30):
-    low, high = lag.versions_for(step)
-    assert 10 <= low <= high <= max(step, 10)
+def test_a_replay_asks_for_the_recorded_version_of_each_group():
+  recorded = schedule.Schedule("{}", [[0, 0], [1, 0], [0, 2]], [[], [], []], [0, 0, 0, 3])
+  lag = LagControl("replay", recorded=recorded)
+  assert [[lag.versions_for(s, g) for g in (0, 1)] for s in range(3)] == [
+    [(0, 0), (0, 0)], [(1, 1), (0, 0)], [(0, 0), (2, 2)],
+  ]  # fmt: skip
+  assert [[lag.admits(s, newest) for s in range(3)] for newest in (0, 1, 2)] == [
+    [True, False, False], [True, True, False], [True, True, True],
+  ]  # fmt: skip
+  assert [lag.oldest_needed(s) for s in range(4)] == [0, 0, 0, 3]
 
 
 @pytest.mark.parametrize("mode", ["fixed", "periodic", "async"])

@@ -135,13 +135,59 @@ def test_needed_versions_are_those_samplers_will_ask_for():
   assert book.needed_versions(newest=7) == {3, 7}
 
 
+def test_a_sampler_that_leaves_returns_its_tickets_at_once():
+  book = Ledger(lease_seconds=10)
+  book.add([ticket("a"), ticket("b")])
+  book.lease("leaver", 2, timeout=0)
+  assert book.release("leaver") == 2
+  assert names(book.lease("other", 3, timeout=0)) == ["a", "b"]
+  assert book.release("leaver") == 0
+  assert book.audit()["returned"] == 2
+
+
+def test_a_ticket_out_for_long_goes_to_a_second_sampler_but_not_to_a_third():
+  clock = Clock()
+  book = Ledger(lease_seconds=10, reissue_seconds=30, clock=clock)
+  book.add([ticket("a"), ticket("b")])
+  assert names(book.lease("slow", 1, timeout=0)) == ["a"]
+  for clock.now in (8, 16, 24, 31):
+    book.heartbeat("slow")
+  assert names(book.lease("slow", 5, timeout=0)) == ["b"]  # not its own again
+  assert names(book.lease("quick", 5, timeout=0)) == ["a"]
+  assert book.lease("third", 5, timeout=0) == []
+  assert book.audit()["out"] == 2 and book.audit()["reissued"] == 1
+  assert book.finish(group("a"), 0) is Verdict.ACCEPTED
+  assert book.finish(group("a"), 0) is Verdict.DUPLICATE
+
+
+def test_the_slow_sampler_may_win_before_anybody_took_the_second_issue():
+  clock = Clock()
+  book = Ledger(lease_seconds=100, reissue_seconds=30, clock=clock)
+  book.add([ticket("a")])
+  book.lease("slow", 1, timeout=0)
+  clock.now = 31
+  assert book.lease("slow", 1, timeout=0) == []  # queued for somebody else
+  assert book.finish(group("a"), 0) is Verdict.ACCEPTED
+  assert book.lease("quick", 1, timeout=0) == []
+
+
+def test_a_ticket_answered_before_a_restart_is_finished_at_once():
+  before = types.FinishedGroup(ticket("b"), group("b"), arrival_version=7)
+  book = Ledger(lease_seconds=10, recover=lambda t: before if t.ticket_id == "b" else None)
+  book.add([ticket("a"), ticket("b")])
+  assert names(book.lease("s", 5, timeout=0)) == ["a"]
+  assert book.finish(group("b"), 9) is Verdict.DUPLICATE
+  assert book.take(["b"], timeout=0) == [before]
+  assert book.audit()["recovered"] == 1
+
+
 class LedgerMachine(RuleBasedStateMachine):
   """Any order of additions, leases, deaths, answers and batches loses and doubles nothing."""
 
   def __init__(self):
     super().__init__()
     self.clock = Clock()
-    self.book = Ledger(lease_seconds=10, clock=self.clock)
+    self.book = Ledger(lease_seconds=10, reissue_seconds=20, clock=self.clock)
     self.added, self.finished, self.taken = [], set(), []
 
   @rule(count=st.integers(1, 4))
@@ -162,6 +208,10 @@ class LedgerMachine(RuleBasedStateMachine):
   @rule(sampler=st.sampled_from("xyz"))
   def beat(self, sampler):
     self.book.heartbeat(sampler)
+
+  @rule(sampler=st.sampled_from("xyz"))
+  def leave(self, sampler):
+    self.book.release(sampler)
 
   @rule(data=st.data())
   def answer(self, data):

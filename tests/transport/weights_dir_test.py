@@ -60,6 +60,10 @@ def wait_until(condition):
     time.sleep(0.01)
 
 
+def complete(publisher) -> list[int]:
+  return weights_dir.complete_versions(str(publisher._directory), "one")
+
+
 def hold_back(monkeypatch, go: threading.Event):
   """Writes are finished only once `go` is set."""
   finish = weights_dir.Publisher._finish
@@ -69,7 +73,7 @@ def hold_back(monkeypatch, go: threading.Event):
 def test_the_newest_complete_version_within_bounds_comes_back_bit_for_bit(publisher, tmp_path):
   for version in (-1, 0, 1, 2):
     publisher.put(version, tensors(version + 1))
-  wait_until(lambda: publisher.versions() == [-1, 0, 1, 2])
+  wait_until(lambda: complete(publisher) == [-1, 0, 1, 2])
   for low, high, expected in ((0, 1, 1), (-1, -1, -1), (0, 99, 2)):
     version, found = pull(tmp_path / "w", low, high)
     assert version == expected
@@ -82,7 +86,7 @@ def test_a_version_is_read_straight_into_a_sharded_layout(publisher, tmp_path):
   assert len(mesh.devices.flat) == 8
   wanted = {"a/kernel": jax.sharding.NamedSharding(mesh, sharding.spec("embed", "mlp"))}
   publisher.put(0, tensors(0))
-  wait_until(lambda: publisher.versions() == [0])
+  wait_until(lambda: complete(publisher) == [0])
   found = weights_dir.restore(str(tmp_path / "w"), 0, like(tensors(0), wanted))
   assert found["a/kernel"].sharding == wanted["a/kernel"]
   assert {s.data.shape for s in found["a/kernel"].addressable_shards} == {(4, 12)}
@@ -95,7 +99,7 @@ def test_arrays_may_change_once_put_has_returned(publisher, tmp_path):
   for version in range(4):
     publisher.put(version, {"a": jnp.array(array, copy=True)})
     array = change(array)
-  wait_until(lambda: publisher.versions() == [0, 1, 2, 3])
+  wait_until(lambda: complete(publisher) == [0, 1, 2, 3])
   for version in range(4):
     found = weights_dir.restore(str(tmp_path / "w"), version, like({"a": array}))
     assert np.unique(found["a"]).tolist() == [version]
@@ -103,7 +107,7 @@ def test_arrays_may_change_once_put_has_returned(publisher, tmp_path):
 
 def test_a_version_that_is_being_written_is_not_seen(publisher, tmp_path, monkeypatch):
   publisher.put(0, tensors(0))
-  wait_until(lambda: publisher.versions() == [0])
+  wait_until(lambda: complete(publisher) == [0])
   go = threading.Event()
   hold_back(monkeypatch, go)
   publisher.put(1, tensors(1))
@@ -139,7 +143,7 @@ def test_half_a_checkpoint_left_by_a_killed_learner_is_not_seen_and_goes(tmp_pat
 def test_what_is_not_needed_goes(publisher, tmp_path):
   for version in range(4):
     publisher.put(version, tensors(version))
-  wait_until(lambda: len(publisher.versions()) == 4)
+  wait_until(lambda: len(complete(publisher)) == 4)
   publisher.retain(lambda version: version in (1, 3))
   wait_until(lambda: {p.name for p in (tmp_path / "w").iterdir()} == {"1", "3", "index.json"})
   assert json.loads((tmp_path / "w" / "index.json").read_text()) == {
@@ -148,10 +152,20 @@ def test_what_is_not_needed_goes(publisher, tmp_path):
   }
 
 
+def test_the_learner_reads_back_what_it_wrote_and_waits_for_it(publisher, monkeypatch):
+  go = threading.Event()
+  hold_back(monkeypatch, go)
+  publisher.put(5, tensors(5))
+  assert publisher.versions() == [5] and complete(publisher) == []
+  threading.Timer(0.2, go.set).start()
+  assert_same_bits(publisher.tensors(5), tensors(5))
+  assert publisher.versions() == complete(publisher) == [5]
+
+
 def test_a_version_that_goes_while_it_is_read_is_not_used(publisher, tmp_path, monkeypatch):
   publisher.put(0, tensors(0))
   publisher.put(1, tensors(1))
-  wait_until(lambda: publisher.versions() == [0, 1])
+  wait_until(lambda: complete(publisher) == [0, 1])
   restore, reads = weights_dir.restore, []
 
   def slow(directory, version, like):
@@ -170,7 +184,7 @@ def test_a_version_that_goes_while_it_is_read_is_not_used(publisher, tmp_path, m
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_never_used(publisher, tmp_path):
   publisher.put(0, tensors(0))
-  wait_until(lambda: publisher.versions() == [0])
+  wait_until(lambda: complete(publisher) == [0])
   for file in (tmp_path / "w" / "0").rglob("*"):
     if file.is_file() and file.parent.name == "d":
       file.unlink()
@@ -207,7 +221,7 @@ def test_a_directory_with_other_files_is_not_taken_over(tmp_path):
 def test_a_write_that_failed_is_reported(tmp_path):
   publisher = weights_dir.Publisher(str(tmp_path / "w"), "one")
   job = publisher._worker.submit(lambda: 1 / 0)
-  publisher._jobs.append(job)
+  publisher._jobs[7] = job
   wait_until(job.done)
   with pytest.raises(ZeroDivisionError):
     publisher.put(0, tensors(0))

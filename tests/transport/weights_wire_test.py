@@ -41,7 +41,7 @@ class Unreliable:
 
 
 def serve(store, **identity):
-  handlers = server.Handlers(lambda *_: [], lambda *_: None, lambda _: "accepted", lambda: False)
+  handlers = server.Handlers(lambda *_: [], print, print, lambda _: 0, lambda: False)
   who = server.Identity("one", "run", "{}", "print", **identity)
   return server.start("127.0.0.1:0", who, handlers, store, max_samplers=4, max_message_mb=4)
 

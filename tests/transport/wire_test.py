@@ -1,5 +1,6 @@
 """Client and server over real gRPC: joining, refusing, retrying, restarting."""
 
+import concurrent.futures
 import threading
 import time
 
@@ -36,13 +37,19 @@ class Learner:
     handlers = server.Handlers(
       lease=self.book.lease,
       heartbeat=lambda sampler, stats: self.beats.append((sampler, stats)),
-      finish=lambda group: self.book.finish(group, 0).value,
+      finish=self.finish,
+      leave=self.book.release,
       run_finished=lambda: self.finished,
     )
     identity = server.Identity(session, "run", "{}", "print")
     self.server, self.address = server.start(
       listen, identity, handlers, self.store, max_samplers=4, max_message_mb=4
     )
+
+  def finish(self, group):
+    outcome = concurrent.futures.Future()
+    outcome.set_result(self.book.finish(group, 0).value)
+    return outcome
 
   def stop(self):
     self.book.close()
@@ -97,19 +104,22 @@ def test_another_protocol_version_is_refused_clearly(learner):
     with pytest.raises(grpc.RpcError) as error:
       stub.Hello(pb.HelloRequest(protocol=99, sampler_id="old"))
   assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-  assert "the sampler speaks version 99, this learner 1" in error.value.details()
+  assert f"the sampler speaks version 99, this learner {server.PROTOCOL}" in error.value.details()
 
 
 def test_the_client_turns_a_protocol_mismatch_into_one_clear_error(learner, monkeypatch):
   monkeypatch.setattr(client, "PROTOCOL", 99)
-  with pytest.raises(client.Refused, match="the sampler speaks version 99, this learner 1"):
+  with pytest.raises(client.Refused, match=f"speaks version 99, this learner {server.PROTOCOL}"):
     connect(learner.address)
 
 
-def test_an_unknown_ticket_and_a_missing_version_are_refused_by_name(learner):
+def test_an_unknown_ticket_is_dropped_and_a_missing_version_refused_by_name(learner):
   wire = connect(learner.address)
-  with pytest.raises(client.Refused, match="group.ticket_id: 'zzz' is no open ticket"):
-    wire.push([answer("zzz")])
+  [ack] = wire.push([answer("zzz")])
+  assert (ack.verdict, ack.reason) == (
+    pb.VERDICT_UNKNOWN,
+    "group.ticket_id: 'zzz' is no open ticket",
+  )
   with pytest.raises(client.Refused, match=r"no version in \[3, 4\], there are \[0\]"):
     wire.pull_weights(3, 4, receiver.Receiver({}))
 

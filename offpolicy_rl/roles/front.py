@@ -1,0 +1,117 @@
+"""The learner's front desk: everything a sampler can ask for, and what it may not."""
+
+import concurrent.futures
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+
+from offpolicy_rl import types
+from offpolicy_rl.model import policy
+from offpolicy_rl.replay import admission, lag, ledger, store
+from offpolicy_rl.transport import codec, server, weights
+
+_LOG = logging.getLogger(__name__)
+_RECENT_SECONDS = 10.0
+
+
+@dataclasses.dataclass
+class Front:
+  """Tickets out, groups in, weights by version. Called from the wire's threads."""
+
+  book: ledger.Ledger
+  groups: store.GroupStore
+  weights: weights.WeightStore  # or weights_dir.Publisher
+  weights_dtype: str  # what samplers get
+  vocab_size: int
+  max_tokens: int  # of a completion
+  control: lag.LagControl
+  admit: admission.Admission | None = None  # None until training begins
+  version: int = types.RAW_VERSION  # newest published in this session
+  newest_ever: int = types.RAW_VERSION  # before a restart, samplers may have held newer ones
+  finished: bool = False
+  stats: dict = dataclasses.field(default_factory=dict)  # sampler -> (when, its numbers)
+
+  def handlers(self) -> server.Handlers:
+    """The wire's view of the learner."""
+    return server.Handlers(
+      lease=self.book.lease,
+      heartbeat=self.heartbeat,
+      finish=self.finish,
+      leave=self.leave,
+      run_finished=lambda: self.finished,
+    )
+
+  def heartbeat(self, sampler_id: str, stats: dict[str, float]) -> None:
+    """Keeps leases alive and remembers how the sampler is doing."""
+    self.book.heartbeat(sampler_id)
+    self.stats[sampler_id] = (time.monotonic(), stats)
+
+  def leave(self, sampler_id: str) -> int:
+    """A sampler goes; its tickets are handed out again at once."""
+    self.stats.pop(sampler_id, None)
+    return self.book.release(sampler_id)
+
+  def finish(self, group: types.Group) -> concurrent.futures.Future:
+    """Checks a group and makes it durable -> future of "accepted", "duplicate" or "unknown".
+
+    Raises:
+      codec.WireError: the group is no valid answer to its ticket.
+    """
+    outcome: concurrent.futures.Future = concurrent.futures.Future()
+    ticket = self.book.ticket(group.ticket_id)
+    if ticket is None and self.admit is not None:
+      ticket = self.admit.ticket_before_restart(group.ticket_id, self.version)
+    if not isinstance(ticket, types.Ticket):
+      outcome.set_result(ticket or self.book.finish(group, self.version).value)
+      return outcome
+    codec.check_group(
+      group, ticket, vocab_size=self.vocab_size, max_tokens=self.max_tokens,
+      newest_version=max(self.version, self.newest_ever),
+    )  # fmt: skip
+    arrival = self.version
+
+    def durable(written: concurrent.futures.Future) -> None:
+      if written.exception():
+        outcome.set_exception(written.exception())
+        return
+      self.book.finish(group, arrival)  # a ticket not queued yet finds its group in the store
+      outcome.set_result("accepted" if written.result() else "duplicate")
+
+    self.groups.put(ticket, group, arrival).add_done_callback(durable)
+    return outcome
+
+  def publish(self, version: int, params) -> None:
+    """Makes a version available to samplers and queues the steps it admits."""
+    # A real copy: the next step will reuse the memory of these.
+    self.weights.put(version, policy.flatten(policy.copy(params, self.weights_dtype)))
+    self.version = version
+    if self.admit is not None:
+      self.admit.published(version)
+
+  def open(self, admit: admission.Admission) -> None:
+    """Training begins: the newest version admits its first steps."""
+    self.admit = admit
+    admit.published(self.version)
+
+  def forget_old_versions(self) -> None:
+    """Drops weights that neither an open ticket nor a step to come will ask for."""
+    self.weights.retain(self._needed())
+
+  def _needed(self) -> Callable[[int], bool]:
+    open_tickets = self.book.needed_versions(self.version)
+    oldest = self.control.oldest_needed(self.version)
+    return lambda version: version in open_tickets or version >= oldest
+
+  def older_versions(self) -> dict[int, weights.Tensors]:
+    """What a resumed run needs besides its own parameters to answer every open ticket."""
+    self.forget_old_versions()
+    needed = self._needed()  # the store may keep more than that, for deltas
+    older = [v for v in self.weights.versions() if v != self.version and needed(v)]
+    return {v: self.weights.tensors(v) for v in older}
+
+  def sampling_rate(self) -> float:
+    """Completion tokens per second over the samplers heard of lately."""
+    now = time.monotonic()
+    self.stats = {s: entry for s, entry in self.stats.items() if now - entry[0] < _RECENT_SECONDS}
+    return sum(stats.get("tokens_per_second", 0.0) for _, stats in self.stats.values())

@@ -1,0 +1,80 @@
+"""What a run writes for people and for its own continuation: metrics, completions, lag schedule."""
+
+import json
+import pathlib
+
+from offpolicy_rl import metrics, progress, types
+from offpolicy_rl.replay import schedule
+
+_SAMPLE_EVERY = 10  # steps between groups kept as text
+
+
+class Records:
+  """The files of a run directory that grow with every step."""
+
+  def __init__(
+    self, run_dir: pathlib.Path, config_json: str, screen: progress.Progress,
+    *, position: dict | None, first_step: int,
+  ):  # fmt: skip
+    """`position`: what `position()` said when the checkpoint was made; None = a new run."""
+    at = (position or {"metrics": 0, "completions": 0, "schedule": 0}).__getitem__
+    self._screen = screen
+    self._metrics = metrics.MetricsWriter(run_dir, position=at("metrics"), step=first_step)
+    self._completions = metrics.JsonLines(run_dir / "completions.jsonl", at("completions"))
+    self._schedule = metrics.JsonLines(run_dir / schedule.FILE, at("schedule"))
+    if not at("schedule"):
+      self._schedule.append({"config": json.loads(config_json)})
+
+  def position(self) -> dict:
+    """Bytes of each file that are safely on disk; a resumed run continues there."""
+    return {
+      "metrics": self._metrics.position(),
+      "completions": self._completions.position(),
+      "schedule": self._schedule.position(),
+    }
+
+  def warm_start(self, step: int, loss: float) -> None:
+    """Books a step of the supervised phase."""
+    self._metrics.write(metrics.WARM_START, step, {"loss": loss})
+    if (step + 1) % 50 == 0:
+      self._screen.say(f"warm start {step + 1}: loss {loss:.3f}")
+
+  def train(self, step: int, row: dict) -> None:
+    """Books a training step and shows it."""
+    self._metrics.write(metrics.TRAIN, step, row)
+    self._screen.sampler_rate(row["sampler/tokens_per_second"])
+    self._screen.step(step, row)
+
+  def heldout(self, step: int, row: dict) -> None:
+    """Books an evaluation and shows it."""
+    self._metrics.write(metrics.HELDOUT, step, row)
+    self._screen.heldout(row["heldout/pass@1"])
+    if row["phase"] != "during":
+      self._screen.say(
+        f"held-out {row['phase']}: greedy {row['heldout/greedy']:.3f}, "
+        f"pass@1 {row['heldout/pass@1']:.3f} ± {row['heldout/pass@1_stderr']:.3f}, "
+        f"pass@{row['heldout/k']} {row['heldout/pass@k']:.3f} ({row['heldout/problems']} problems)"
+      )
+
+  def consumed(self, step: int, groups: list[types.FinishedGroup], *, last: bool, decode) -> dict:
+    """Books which groups a step uses, now and then one of them as text; returns its row."""
+    row = schedule.row(step, groups)
+    self._schedule.append(row)
+    if step % _SAMPLE_EVERY == 0 or last:
+      self._completions.append(_sample(step, groups[0], decode))
+    return row
+
+  def close(self) -> None:
+    """Everything is on disk afterwards."""
+    for file in (self._metrics, self._completions, self._schedule):
+      file.close()
+
+
+def _sample(step: int, finished: types.FinishedGroup, decode) -> dict:
+  trajectories = finished.group.trajectories
+  return {
+    "step": step,
+    "version": int(trajectories[0].versions[0]),
+    "prompt": decode(finished.ticket.prompt_tokens.tolist()),
+    "completions": [{"text": decode(t.tokens.tolist()), "reward": t.reward} for t in trajectories],
+  }

@@ -1,0 +1,71 @@
+"""The lag schedule: what is written comes back; what no run could follow is refused by name."""
+
+import json
+
+import numpy as np
+import pytest
+
+from offpolicy_rl import types
+from offpolicy_rl.replay import schedule
+
+
+def finished(versions, seed=0) -> types.FinishedGroup:
+  draw = np.random.default_rng(seed)
+  trajectories = tuple(
+    types.Trajectory(
+      draw.integers(0, 9, 3, np.int32),
+      -draw.random(3, np.float32),
+      np.array(v, np.int32),
+      True,
+      1.0,
+    )
+    for v in versions
+  )
+  ticket = types.Ticket("train/0/0", "train", 0, 0, np.array([1], np.int32), "", 0, 9, 2, 1.0)
+  return types.FinishedGroup(ticket, types.Group("train/0/0", trajectories), 1)
+
+
+def write(path, rows, header=True):
+  lines = [{"config": {"seed": 3}}] * header + rows
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return path
+
+
+def test_what_is_written_comes_back(tmp_path):
+  groups = [finished([[0, 0, 0]] * 2), finished([[0, 0, 0]] * 2, seed=1)]
+  later = [finished([[1, 1, 1]] * 2), finished([[0, 0, 0]] * 2)]
+  rows = [schedule.row(0, groups), schedule.row(1, later)]
+  read = schedule.read(write(tmp_path / "f", rows))
+  assert json.loads(read.config_json) == {"seed": 3}
+  assert read.versions == [[0, 0], [1, 0]]
+  assert read.oldest == [0, 0, 2]
+  assert read.digests[0][0] == schedule.digest(groups[0].group) != read.digests[0][1]
+
+
+@pytest.mark.parametrize("field", ["tokens", "logprobs", "versions", "reward"])
+def test_the_digest_sees_every_field(field):
+  first, second = finished([[0, 0, 0]]).group, finished([[0, 0, 0]]).group
+  trajectory = second.trajectories[0]
+  changed = 0.5 if field == "reward" else getattr(trajectory, field) + 1
+  object.__setattr__(trajectory, field, changed)
+  assert schedule.digest(first) != schedule.digest(second)
+
+
+@pytest.mark.parametrize(
+  ("rows", "header", "message"),
+  [
+    ([], False, "is no lag schedule"),
+    ([{"step": 0}], True, "is no lag schedule: KeyError"),
+    ([{"step": 1, "versions": [0], "digests": ["a"]}], True, r"got steps \[1\].*expected 0, 1, 2"),
+    ([{"step": 0, "versions": [1], "digests": ["a"]}], True, r"got version 1, expected one .*0, 0"),
+    ([{"step": 0, "versions": [[0, 1]], "digests": ["a"]}], True, "step 0, group 0: got version"),
+  ],
+)
+def test_a_file_that_no_run_can_follow_is_refused(tmp_path, rows, header, message):
+  with pytest.raises(schedule.ScheduleError, match=message):
+    schedule.read(write(tmp_path / "f", rows, header))
+
+
+def test_a_missing_file_is_named(tmp_path):
+  with pytest.raises(schedule.ScheduleError, match="--replay: no file .*nowhere"):
+    schedule.read(tmp_path / "nowhere")

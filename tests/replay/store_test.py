@@ -1,0 +1,137 @@
+"""Groups on disk: durable before anybody hears of it, found again, forgotten in time."""
+
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from offpolicy_rl import types
+from offpolicy_rl.replay import store
+
+
+def ticket(step: int, index: int = 0, kind: str = "train") -> types.Ticket:
+  name = f"{kind}/{step}/{index}"
+  return types.Ticket(name, kind, step, index, np.array([1], np.int32), "", 0, 9, 1, 1.0)
+
+
+def group(t: types.Ticket, text: str = "") -> types.Group:
+  tokens = np.frombuffer(text.encode() or b"x", np.uint8).astype(np.int32)
+  trajectory = types.Trajectory(tokens, -tokens.astype(np.float32), tokens * 0, True, 1.0)
+  return types.Group(t.ticket_id, (trajectory,))
+
+
+def text_of(finished: types.FinishedGroup) -> str:
+  return bytes(finished.group.trajectories[0].tokens.astype(np.uint8)).decode()
+
+
+def opened(path) -> store.GroupStore:
+  # Tests may pickle; the product hands in the wire's codec.
+  return store.GroupStore(path, encode=pickle.dumps, decode=pickle.loads)
+
+
+@pytest.fixture
+def groups(tmp_path):
+  found = opened(tmp_path / "groups")
+  yield found
+  found.close()
+
+
+def test_the_first_answer_stays(groups):
+  assert groups.put(ticket(3), group(ticket(3), "first"), 2).result() is True
+  assert groups.put(ticket(3), group(ticket(3), "second"), 5).result() is False
+  found = groups.get(ticket(3))
+  assert (text_of(found), found.arrival_version, found.ticket.step) == ("first", 2, 3)
+  assert groups.get(ticket(4)) is None
+  assert len(groups) == 1
+
+
+def test_what_was_written_is_there_after_opening_again(tmp_path):
+  first = opened(tmp_path / "groups")
+  for step in range(5):
+    first.put(ticket(step), group(ticket(step), f"text {step}"), step)
+  first.reached(7, 9)
+  first.close()
+  again = opened(tmp_path / "groups")
+  assert [text_of(again.get(ticket(s))) for s in range(5)] == [f"text {s}" for s in range(5)]
+  assert again.progress() == (7, 9)
+  again.close()
+
+
+def test_progress_never_goes_back(groups):
+  assert groups.progress() == (types.RAW_VERSION, 0)
+  groups.reached(5, 8)
+  groups.reached(3, 9)
+  assert groups.progress() == (5, 9)
+  assert len(groups) == 0
+
+
+def test_pruning_drops_earlier_steps_but_what_is_still_asked_for(groups):
+  for step in (0, 1, 2, 10, 11):
+    groups.put(ticket(step), group(ticket(step)), 0)
+  evaluation = ticket(1, kind="eval")
+  groups.put(evaluation, group(evaluation), 0)
+  groups.reached(1, 1)
+  groups.prune(10, keep=[evaluation.ticket_id])
+  assert [s for s in range(12) if groups.get(ticket(s))] == [10, 11]
+  assert groups.get(evaluation) is not None
+  assert groups.progress() == (1, 1)
+  groups.prune(100)
+  assert len(groups) == 0
+
+
+def test_clear_forgets_all(groups):
+  groups.put(ticket(1), group(ticket(1)), 0).result()
+  groups.reached(4, 4)
+  groups.clear()
+  assert len(groups) == 0 and groups.progress() == (types.RAW_VERSION, 0)
+
+
+def test_a_damaged_group_counts_as_none(tmp_path):
+  first = opened(tmp_path / "groups")
+  first.put(ticket(1), group(ticket(1), "precious" * 2000), 0).result()
+  first.close()
+  file = tmp_path / "groups" / "data.mdb"
+  data = file.read_bytes()
+  place = data.index(b"p\0\0\0r\0\0\0e\0\0\0c")  # int32 tokens
+  file.write_bytes(data[:place] + b"q" + data[place + 1 :])
+  again = opened(tmp_path / "groups")
+  assert again.get(ticket(1)) is None
+  again.close()
+
+
+def test_a_file_that_is_no_store_is_named(tmp_path):
+  (tmp_path / "groups").mkdir()
+  (tmp_path / "groups" / "data.mdb").write_bytes(os.urandom(9000))
+  with pytest.raises(store.StoreError, match="groups: .*move it away"):
+    opened(tmp_path / "groups")
+
+
+def test_every_group_that_was_acknowledged_survives_a_kill(tmp_path):
+  """A process writes, says what is durable, and is killed in the middle of it."""
+  code = f"""
+    import sys
+    sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
+    from tests.replay.store_test import opened, ticket, group
+    groups = opened({str(tmp_path / "groups")!r})
+    def tell(step):
+      return lambda future: print(step, flush=True)
+    for step in range(100_000):
+      groups.put(ticket(step), group(ticket(step), "x" * 20_000), 0).add_done_callback(tell(step))
+  """
+  child = subprocess.Popen(
+    [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+  )
+  told = [int(child.stdout.readline()) for _ in range(300)]
+  child.send_signal(signal.SIGKILL)
+  rest, _ = child.communicate()
+  told += [int(line) for line in rest.split("\n")[:-1]]
+  groups = opened(tmp_path / "groups")
+  assert len(told) >= 300 and told == list(range(len(told)))
+  assert all(text_of(groups.get(ticket(step))) == "x" * 20_000 for step in told)
+  groups.close()

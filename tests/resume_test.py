@@ -1,0 +1,126 @@
+"""A run that was killed goes on as if nothing had happened: to the bit where lag is exact."""
+
+import json
+import os
+import random
+import signal
+
+import pytest
+
+from offpolicy_rl import metrics
+from offpolicy_rl.replay import schedule
+from tests.system import (
+  assert_identical,
+  last_parameters,
+  processes,
+  train_rows,
+  wait_for,
+)
+
+STEPS = 60
+SETTINGS = [
+  "--config=configs/test.py", "--config.warm_start.steps=40", f"--config.learner.steps={STEPS}",
+  "--config.checkpoint.every=7", "--config.evaluation.every=13",
+]  # fmt: skip
+
+
+def run_through(run_dir, *settings, samplers=2):
+  """A run that nobody disturbs."""
+  with processes() as launch:
+    local = launch("local", *SETTINGS, *settings, f"--run_dir={run_dir}", f"--samplers={samplers}")
+    output, _ = local.communicate(timeout=200)
+  assert local.returncode == 0, output
+
+
+def run_with_kills(run_dir, settings, kills, seed):
+  """A run whose learner ("l"), samplers ("s") or all processes ("b") are killed on the way.
+
+  kills: {step: who}. Samplers that died are started anew, the learner resumes at its old address.
+  """
+  draw = random.Random(seed)
+  arguments = ["learner", *SETTINGS, *settings, f"--run_dir={run_dir}"]
+  with processes() as launch:
+    learner = launch(*arguments)
+    wait_for((run_dir / "address").exists, 90, "the learner's address")
+    address = (run_dir / "address").read_text()
+    join = lambda i: launch("sampler", f"--learner={address}", f"--name=s{i}")
+    samplers = [join(i) for i in range(2)]
+    for step, who in kills.items():
+      wait_for(lambda step=step: len(train_rows(run_dir)) > step, 120, f"step {step}")
+      if who in "lb":
+        kill(learner)
+      if who in "sb":
+        victims = [0, 1] if who == "b" else [draw.randrange(2)]
+        for i in victims:
+          kill(samplers[i])
+          samplers[i] = join(i)
+      if who in "lb":
+        learner = launch(*arguments, "--resume", f"--listen={address}")
+        wait_for(lambda step=step: len(train_rows(run_dir)) > step, 120, f"step {step} again")
+    output, _ = learner.communicate(timeout=200)
+    assert learner.returncode == 0, output
+    for sampler in samplers:
+      assert sampler.wait(timeout=30) == 0
+
+
+def kill(process):
+  os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+
+
+def schedule_rows(run_dir):
+  return [json.loads(line) for line in (run_dir / schedule.FILE).read_text().splitlines()]
+
+
+def deterministic(row: dict) -> dict:
+  """What of a metrics row does not measure time or how far samplers were."""
+  timing = ("seconds/", "sampler/", "lag/in_", "mismatch/")
+  return {key: value for key, value in row.items() if not key.startswith(timing)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  """Final state and files of an undisturbed run with fixed lag 5."""
+  run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+  run_through(run_dir, "--config.lag.mode=fixed", "--config.lag.max_lag=5")
+  return run_dir
+
+
+@pytest.mark.timeout(600)
+def test_fixed_lag_survives_kills_of_learner_samplers_and_all_to_the_bit(tmp_path, undisturbed):
+  run_dir = tmp_path / "run"
+  settings = ["--config.lag.mode=fixed", "--config.lag.max_lag=5"]
+  run_with_kills(run_dir, settings, {9: "l", 24: "s", 37: "b"}, seed=0)
+  step, state = last_parameters(run_dir)
+  expected_step, expected = last_parameters(undisturbed)
+  assert step == expected_step == STEPS
+  assert_identical(state, expected)
+  rows, expected_rows = metrics.read(run_dir), metrics.read(undisturbed)
+  for kind in ("warm_start", "train"):
+    found = [deterministic(row) for row in rows if row["kind"] == kind]
+    assert found == [deterministic(row) for row in expected_rows if row["kind"] == kind]
+  by_phase = lambda found: {
+    (row["phase"], row["step"]): row["heldout/pass@1"] for row in found if row["kind"] == "heldout"
+  }
+  assert by_phase(rows) == by_phase(expected_rows)
+  digests = lambda run: [row["digests"] for row in schedule_rows(run)[1:]]
+  assert digests(run_dir) == digests(undisturbed)
+
+
+@pytest.mark.timeout(600)
+def test_async_uses_every_group_once_and_can_be_replayed_to_the_bit(tmp_path):
+  run_dir = tmp_path / "run"
+  settings = ["--config.lag.mode=async", "--config.lag.max_lag=6"]
+  run_with_kills(run_dir, settings, {11: "l", 30: "b"}, seed=1)
+  rows = schedule_rows(run_dir)[1:]
+  assert [row["step"] for row in rows] == list(range(STEPS))
+  lags = [row["step"] - v for row in rows for v in row["versions"]]
+  assert min(lags) >= 0 and max(lags) <= 6
+  assert max(row["lag/max"] for row in train_rows(run_dir)) <= 6
+  again = tmp_path / "again"
+  with processes() as launch:
+    local = launch("local", f"--replay={run_dir}/{schedule.FILE}", f"--run_dir={again}")
+    output, _ = local.communicate(timeout=200)
+  assert local.returncode == 0, output
+  assert_identical(last_parameters(again)[1], last_parameters(run_dir)[1])
+  assert [r["digests"] for r in schedule_rows(again)[1:]] == [r["digests"] for r in rows]

@@ -1,0 +1,74 @@
+"""Learners and samplers as real processes: starting, watching, killing, reading what they left."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from offpolicy_rl import metrics
+from tests.conftest import ROOT
+
+
+def start(*arguments: str) -> subprocess.Popen:
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  return subprocess.Popen(
+    [sys.executable, "-m", "offpolicy_rl.main", *arguments], cwd=ROOT, env=env,
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+  )  # fmt: skip
+
+
+@contextlib.contextmanager
+def processes():
+  """Whatever is started through this ends with the test."""
+  started = []
+
+  def launch(*arguments):
+    started.append(start(*arguments))
+    return started[-1]
+
+  try:
+    yield launch
+  finally:
+    for process in started:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
+
+
+def wait_for(condition, seconds: float, what: str):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end, f"waited {seconds} s for {what}"
+    time.sleep(0.05)
+
+
+def train_rows(run_dir):
+  return [row for row in metrics.read(run_dir) if row["kind"] == "train"]
+
+
+def ledger_of(run_dir) -> dict:
+  return json.loads((run_dir / "ledger.json").read_text())
+
+
+def last_parameters(run_dir) -> tuple[int, dict[str, np.ndarray]]:
+  """(step, every array of the state) of the newest checkpoint, whatever wrote it."""
+  steps = run_dir / "checkpoints" / "steps"
+  newest = max(int(p.name) for p in steps.iterdir() if p.name.isdigit())
+  with ocp.StandardCheckpointer() as reader:
+    state = reader.restore(steps / str(newest) / "state")
+  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+  return newest, {str(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_identical(a: dict, b: dict):
+  """The same names and bits."""
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
