@@ -323,7 +323,7 @@ def main() -> None:
   if arguments.only != "learner":
     about["transfer"] = [
       transfer(ml_dtypes.bfloat16, 1, arguments.updates),
-      transfer(np.float32, 4, 2),
+      transfer(np.float32, 4, 3),
     ]
     about["sender_peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
   if arguments.only != "transfer":
