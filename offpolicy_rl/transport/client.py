@@ -9,7 +9,7 @@ from collections.abc import Callable
 import grpc
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import codec, weights
+from offpolicy_rl.transport import codec, seal, weights
 from offpolicy_rl.transport import receiver as receiver_lib
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
@@ -17,7 +17,12 @@ from offpolicy_rl.transport.server import PROTOCOL, Identity
 
 _PULLS = 3  # of one version, when its bytes arrive damaged
 _LOG = logging.getLogger(__name__)
-_RETRY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN}
+_RETRY = {
+  grpc.StatusCode.UNAVAILABLE,
+  grpc.StatusCode.DEADLINE_EXCEEDED,
+  grpc.StatusCode.UNKNOWN,
+  grpc.StatusCode.INTERNAL,  # a message was damaged on the way
+}
 
 
 class SessionLost(Exception):
@@ -51,7 +56,7 @@ class LearnerClient:
       ("grpc.max_reconnect_backoff_ms", 2000),
     ]
     self._channel = grpc.insecure_channel(address, options=options)
-    self._stub = rpc.LearnerStub(self._channel)
+    self._stub = rpc.LearnerStub(seal.SealedChannel(self._channel))
     self._address, self._id = address, sampler_id
     self._patience = reconnect_seconds
     self._session = ""

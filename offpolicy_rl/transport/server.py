@@ -11,7 +11,7 @@ from collections.abc import Callable
 import grpc
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import codec, weights
+from offpolicy_rl.transport import codec, seal, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 
@@ -198,7 +198,7 @@ def start(
     ("grpc.max_send_message_length", limit),
     ("grpc.so_reuseport", 0),  # two learners on one port must be an error
   ]
-  server = grpc.server(pool, options=options)
+  server = grpc.server(pool, options=options, interceptors=[seal.SealedServer()])
   servicer = _Servicer(identity, handlers, store)
   rpc.add_LearnerServicer_to_server(servicer, server)
   # In place of the generated one, whose serializer would copy every byte of the weights twice more.

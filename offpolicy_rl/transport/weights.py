@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import codec, delta
+from offpolicy_rl.transport import codec, delta, seal
 from offpolicy_rl.transport import trajectory_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
@@ -105,11 +105,11 @@ def _data_prefix(size: int) -> bytes:
 
 
 def _chunks(plan: _Plan, offset: int) -> Iterator[bytes]:
-  """Serialized WeightsChunks: the header, then the payloads' bytes from `offset` on.
+  """Serialized WeightsChunks: the sealed header, then the payloads' bytes from `offset` on.
 
   Serialized here because a protobuf message would copy the bytes twice more, at the learner's cost.
   """
-  yield pb.WeightsChunk(header=plan.header, offset=offset).SerializeToString()
+  yield seal.seal(pb.WeightsChunk(header=plan.header, offset=offset).SerializeToString())
   for payload in plan.payloads:
     for start in range(min(offset, len(payload)), len(payload), CHUNK_BYTES):
       data = payload[start : start + CHUNK_BYTES]
@@ -185,7 +185,7 @@ class WeightStore:
       held = None
     if held is new:
       header = pb.WeightsHeader(version=new.number, already_held=True)
-      yield pb.WeightsChunk(header=header).SerializeToString()
+      yield seal.seal(pb.WeightsChunk(header=header).SerializeToString())
       return
     plan = self._plan(new, held)
     same = header_digest(plan.header) == request.resume.header_sha256

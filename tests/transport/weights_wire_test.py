@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from offpolicy_rl.transport import client, codec, receiver, server, weights
+from offpolicy_rl.transport import client, codec, receiver, seal, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from tests.transport.weights_test import (
@@ -146,6 +146,21 @@ def test_damage_three_times_is_an_error_and_nothing_is_applied(learner):
   assert_same_bits(mine, versions[1])
 
 
+def test_a_damaged_header_is_asked_for_again(learner):
+  unreliable, versions, wire = learner
+
+  def damaged(chunks):
+    header = bytearray(next(chunks))
+    header[40] ^= 1
+    yield bytes(header)
+    yield from chunks
+
+  unreliable.change = lambda chunks, number: damaged(chunks) if number == 1 else chunks
+  unreliable._count = lambda chunks: chunks
+  assert_same_bits(wire.pull_weights(4, 4, receiver.Receiver(LAYOUT))[1], versions[4])
+  assert len(unreliable.requests) == 2
+
+
 def test_weights_of_another_model_are_refused_at_once(learner):
   unreliable, _, wire = learner
   other = receiver.Receiver({**LAYOUT, "b": ((71,), LAYOUT["b"][1])})
@@ -175,7 +190,7 @@ def test_four_samplers_that_pull_at_once_all_get_everything(learner):
 def test_the_bytes_on_the_wire_are_messages_of_the_proto(learner):
   """The server writes them itself; whoever has only the .proto must be able to read them."""
   _, versions, wire = learner
-  stub = rpc.LearnerStub(wire._channel)
+  stub = rpc.LearnerStub(seal.SealedChannel(wire._channel))
   request = pb.WeightsRequest(session="one", min_version=4, max_version=4, held_version=-2)
   chunks = list(stub.PullWeights(request))
   assert chunks[0].header.version == 4 and chunks[0].header.total_bytes == TOTAL

@@ -10,7 +10,7 @@ import pytest
 
 from offpolicy_rl import types
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.transport import client, receiver, server, weights
+from offpolicy_rl.transport import client, receiver, seal, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 
@@ -100,7 +100,7 @@ def test_lease_returns_empty_when_there_is_nothing_in_time(learner):
 
 def test_another_protocol_version_is_refused_clearly(learner):
   with grpc.insecure_channel(learner.address) as channel:
-    stub = rpc.LearnerStub(channel)
+    stub = rpc.LearnerStub(seal.SealedChannel(channel))
     with pytest.raises(grpc.RpcError) as error:
       stub.Hello(pb.HelloRequest(protocol=99, sampler_id="old"))
   assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
@@ -130,7 +130,7 @@ def test_a_malformed_group_is_refused_and_does_not_disturb_the_others(learner):
   bad = pb.Group(session="one", sampler_id="me", ticket_id="a", trajectories=[pb.Trajectory()])
   good = client.codec.encode_group(answer("b"), "one", "me")
   with grpc.insecure_channel(learner.address) as channel:
-    acks = list(rpc.LearnerStub(channel).Push(iter([bad, good])))
+    acks = list(rpc.LearnerStub(seal.SealedChannel(channel)).Push(iter([bad, good])))
   assert [a.verdict for a in acks] == [pb.VERDICT_REFUSED, pb.VERDICT_ACCEPTED]
   assert "group.trajectories[0].tokens.dtype" in acks[0].reason
   assert learner.book.audit()["waiting"] == 1
