@@ -76,10 +76,9 @@ class Publisher:
   def retain(self, needed: Callable[[int], bool]) -> None:
     """Removes complete versions for which `needed(version)` is false, in the background.
 
-    The newest complete one stays: a newer one may still be on its way to the disk.
+    They go after the writes begun before have ended, so that there is always one to read.
     """
-    newest = max(self._complete, default=None)
-    going = {v for v in self._complete if not needed(v) and v != newest}
+    going = {v for v in self._complete if not needed(v)}
     if going:
       self._worker.submit(self._remove, going)
 

@@ -114,12 +114,14 @@ def test_a_version_that_is_being_written_is_not_seen(publisher, tmp_path, monkey
   assert pull(tmp_path / "w")[0] == 0
   with pytest.raises(weights_dir.NotFound, match=r"no version in \[1, 1\] in .* after 0 s"):
     pull(tmp_path / "w", 1, 1, seconds=0.3)
-  publisher.retain(lambda version: version == 1)  # the newest complete one must stay meanwhile
+  publisher.retain(lambda version: version == 1)  # 0 must stay until 1 can be read
+  time.sleep(0.1)
   assert pull(tmp_path / "w")[0] == 0
   threading.Timer(0.3, go.set).start()
   version, found = pull(tmp_path / "w", 1, 1)
   assert version == 1
   assert_same_bits(found, tensors(1))
+  wait_until(lambda: complete(publisher) == [1])
 
 
 def test_half_a_checkpoint_left_by_a_killed_learner_is_not_seen_and_goes(tmp_path):

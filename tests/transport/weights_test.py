@@ -118,7 +118,7 @@ def test_an_unknown_base_or_one_with_other_bits_gets_everything():
   store.retain(lambda version: version == 3)
   assert store.versions() == [1, 3]  # 1 was sent, so somebody may hold it
   other = weights.WeightStore()
-  other.put(1, tensors(9))  # the same number in another session
+  other.put(1, updated(versions[1], 9))  # the same number in another session
   for version in (2, 3):
     other.put(version, versions[version])
   chunks = ask(other, held, 2, 2)
