@@ -27,6 +27,7 @@ REQUIRES = [
   "flax>=0.12.12,<0.13",
   "optax>=0.2.8,<0.3",
   "orbax-checkpoint>=0.12.8,<0.13",
+  "etils[epath]>=1.13,<2",
   "ml-collections>=1.1.0,<2",
   "absl-py>=2.3,<3",
   "numpy>=2.1,<3",

@@ -84,6 +84,8 @@ _CHECKS = {
   "transport.reconnect_seconds": _POSITIVE,
   "transport.max_samplers": _at_least(1),
   "transport.max_message_mb": ((lambda x: 1 <= x <= 2000), "1 to 2000"),
+  "transport.weights_dtype": _one_of("float32", "bfloat16"),
+  "transport.delta_bases": _at_least(0),
 }
 
 

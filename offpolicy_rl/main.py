@@ -51,7 +51,12 @@ def _parser() -> argparse.ArgumentParser:
   )
   both = argparse.ArgumentParser(add_help=False)
   both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
-  trains = argparse.ArgumentParser(add_help=False, parents=[both])
+  wired = argparse.ArgumentParser(add_help=False, parents=[both])
+  wired.add_argument(
+    "--weights_dir", metavar="PATH",
+    help="weights go through this directory (local, NFS, gs://), which learner and samplers share",
+  )  # fmt: skip
+  trains = argparse.ArgumentParser(add_help=False, parents=[wired])
   trains.add_argument("--config", help="experiment card, e.g. configs/demo.py")
   trains.add_argument("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
   trains.add_argument("--resume", action="store_true", help="go on from run_dir's last checkpoint")
@@ -63,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
   local = roles.add_parser("local", parents=[trains], help="learner and samplers on this machine")
   local.add_argument("--samplers", type=int, default=1, help="number of sampler processes")
   roles.add_parser("learner", parents=[trains], help="only the learner")
-  sampler = roles.add_parser("sampler", parents=[both], help="only a sampler")
+  sampler = roles.add_parser("sampler", parents=[wired], help="only a sampler")
   sampler.add_argument("--learner", required=True, help="the learner's HOST:PORT")
   sampler.add_argument("--name", help="unique name (default: host and process id)")
   sampler.add_argument(
@@ -148,9 +153,13 @@ def _local(arguments, assignments) -> int:
     f"--{f}={getattr(arguments, f)}" for f in ("config", "replay") if getattr(arguments, f)
   ]
   passed += [f"--{flag}" for flag in ("resume", "insecure", "verbose") if getattr(arguments, flag)]
+  shared = (f"--weights_dir={arguments.weights_dir}",) if arguments.weights_dir else ()
   run_dir.mkdir(parents=True, exist_ok=True)
   stop = _stop_on_signals()
-  code = local.run(passed, run_dir=run_dir, samplers=arguments.samplers, stop=stop)
+  code = local.run(
+    [*passed, *shared], run_dir=run_dir, samplers=arguments.samplers, stop=stop,
+    sampler_args=shared,
+  )  # fmt: skip
   return 130 if stop.is_set() and code == 0 else code
 
 
@@ -164,7 +173,7 @@ def _learner(arguments, assignments) -> int:
   stop = _stop_on_signals()
   learner.run_learner(
     config, run_dir, listen=arguments.listen, insecure=arguments.insecure,
-    resume=arguments.resume, stop=stop,
+    resume=arguments.resume, stop=stop, weights_dir=arguments.weights_dir,
   )  # fmt: skip
   return 0
 
@@ -181,6 +190,7 @@ def _sampler(arguments, assignments) -> int:
     stop=_stop_on_signals(),
     patience=arguments.patience,
     abandon=lambda: os._exit(0),
+    weights_dir=arguments.weights_dir,
   )
   return 0
 

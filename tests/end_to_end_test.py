@@ -1,9 +1,12 @@
 """The whole system over real gRPC: equal to a plain loop, learning, and surviving kills."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,16 +14,18 @@ import jax
 import numpy as np
 import pytest
 
-from offpolicy_rl import metrics, types
+from offpolicy_rl import main, metrics, types
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import policy, sharding
 from offpolicy_rl.replay import admission, batching, lag
 from offpolicy_rl.roles import learner as learner_role
+from offpolicy_rl.roles import local as local_role
 from offpolicy_rl.roles import parts
 from offpolicy_rl.roles import sampler as sampler_role
 from offpolicy_rl.tasks import catalog, scoring, seqio_tasks
 from offpolicy_rl.tasks.stream import PromptStream
+from offpolicy_rl.transport import server
 from tests.conftest import ROOT
 from tests.system import assert_identical, ledger_of, processes, train_rows, wait_for
 
@@ -68,12 +73,14 @@ def plain_loop(config):
   return policy.flatten(jax.tree.map(np.array, state.params))
 
 
-def over_the_wire(config, run_dir: pathlib.Path, samplers: int):
+def over_the_wire(config, run_dir: pathlib.Path, samplers: int, weights_dir: str | None = None):
   """The same run through learner, gRPC and samplers in threads of this process."""
   stop, result = threading.Event(), {}
 
   def learn():
-    result["state"] = learner_role.run_learner(config, run_dir, listen="127.0.0.1:0")
+    result["state"] = learner_role.run_learner(
+      config, run_dir, listen="127.0.0.1:0", weights_dir=weights_dir
+    )
 
   learning = threading.Thread(target=learn)
   learning.start()
@@ -83,7 +90,9 @@ def over_the_wire(config, run_dir: pathlib.Path, samplers: int):
   address = (run_dir / "address").read_text()
   workers = [
     threading.Thread(
-      target=sampler_role.run_sampler, args=(address,), kwargs={"sampler_id": f"s{i}", "stop": stop}
+      target=sampler_role.run_sampler,
+      args=(address,),
+      kwargs={"sampler_id": f"s{i}", "stop": stop, "weights_dir": weights_dir},
     )
     for i in range(samplers)
   ]
@@ -134,6 +143,36 @@ def test_periodic_lag_follows_its_period(tiny_config, tmp_path):
   over_the_wire(config, tmp_path / "run", samplers=1)
   rows = [r for r in metrics.read(tmp_path / "run") if r["kind"] == "train"]
   assert [r["lag/max"] for r in rows] == [s % 5 for s in range(STEPS)]
+
+
+def test_a_directory_gives_what_the_stream_gives_also_in_bfloat16(tiny_config, tmp_path):
+  config = small(tiny_config, lag__mode="fixed", lag__max_lag=3, learner__steps=6)
+  config.transport.weights_dtype = "bfloat16"
+  streamed = over_the_wire(config, tmp_path / "streamed", 1)
+  directory = tmp_path / "weights"
+  assert_identical(streamed, over_the_wire(config, tmp_path / "read", 2, str(directory)))
+  assert json.loads((directory / "index.json").read_text())["versions"][-1] == 6
+  # Sampled from rounded weights, and the audit says so; in float32 it finds less than 1e-4.
+  mismatch = [row.get("mismatch/max", 0.0) for row in train_rows(tmp_path / "read")]
+  assert 1e-4 < max(mismatch) < 0.1
+
+
+@pytest.mark.parametrize("in_directory", [False, True])
+def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_path, in_directory):
+  from offpolicy_rl import config as config_lib
+
+  task = catalog.TASKS[tiny_config.task.name]
+  identity = server.Identity(
+    "s", "run", config_lib.to_json(tiny_config), task.vocabulary.fingerprint, in_directory
+  )
+  handlers = server.Handlers(lambda *_: [], print, print, lambda _: 0, lambda: True)
+  wire, address = server.start(
+    "127.0.0.1:0", identity, handlers, None, max_samplers=1, max_message_mb=4
+  )
+  given, said = (None, "missing; the") if in_directory else (str(tmp_path), "got .*streams its")
+  with pytest.raises(sampler_role.RunMismatch, match=f"--weights_dir: {said}"):
+    sampler_role.run_sampler(address, sampler_id="lost", stop=threading.Event(), weights_dir=given)
+  wire.stop(0).wait()
 
 
 # ---------------------------------------------------------------- separate processes
@@ -218,6 +257,25 @@ def test_a_killed_learner_goes_on_from_its_last_checkpoint(tmp_path):
   assert f"resuming from the checkpoint of step {max(checkpoints)}" in output
   assert [row["step"] for row in train_rows(run_dir)] == list(range(200))
   assert ledger_of(run_dir)["taken"] >= (200 - max(checkpoints)) * 8
+
+
+def test_local_hands_the_directory_to_learner_and_samplers(tmp_path, monkeypatch):
+  started, address = [], tmp_path / "run" / "address"
+
+  def stand_in(arguments, log=None):
+    started.append(arguments)
+    code = f"import pathlib, time; pathlib.Path({str(address)!r}).write_text('x:1'); time.sleep(1)"
+    return subprocess.Popen([sys.executable, "-c", code])
+
+  monkeypatch.setattr(local_role, "_start", stand_in)
+  monkeypatch.setattr(main, "_stop_on_signals", threading.Event)
+  arguments = ["local", "--config=configs/test.py", f"--run_dir={tmp_path}/run"]
+  assert main.main([*arguments, "--weights_dir=/shared/w", "--samplers=2"]) == 0
+  assert [arguments[0] for arguments in started] == ["learner", "sampler", "sampler"]
+  assert all("--weights_dir=/shared/w" in arguments for arguments in started)
+  started.clear()
+  assert main.main(arguments) == 0
+  assert not any("--weights_dir" in argument for call in started for argument in call)
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_resume_finishes(tmp_path):

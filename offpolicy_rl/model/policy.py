@@ -61,6 +61,11 @@ def unflatten(tensors: dict[str, np.ndarray]) -> Params:
   return traverse_util.unflatten_dict(tensors, sep="/")
 
 
+def copy(params: Params, dtype=None) -> Params:
+  """New arrays in the same layout, cast to `dtype` if given; later donation leaves them alone."""
+  return jax.tree.map(lambda x: jnp.array(x, dtype or x.dtype, copy=True), params)
+
+
 class TokenStats(NamedTuple):
   """Per-token results of a forward pass over whole rows; column 0 has no prediction and is 0."""
 

@@ -4,9 +4,7 @@ import concurrent.futures
 import dataclasses
 import logging
 import time
-
-import jax
-import numpy as np
+from collections.abc import Callable
 
 from offpolicy_rl import types
 from offpolicy_rl.model import policy
@@ -23,7 +21,8 @@ class Front:
 
   book: ledger.Ledger
   groups: store.GroupStore
-  weights: weights.WeightStore
+  weights: weights.WeightStore  # or weights_dir.Publisher
+  weights_dtype: str  # what samplers get
   vocab_size: int
   max_tokens: int  # of a completion
   control: lag.LagControl
@@ -90,9 +89,8 @@ class Front:
 
   def publish(self, version: int, params) -> None:
     """Makes a version available to samplers and queues the steps it admits."""
-    # A real copy: on CPU, device_get gives a view of memory that the next step will reuse.
-    host = jax.tree.map(np.array, jax.device_get(params))
-    self.weights.put(version, policy.flatten(host))
+    # A real copy: the next step will reuse the memory of these.
+    self.weights.put(version, policy.flatten(policy.copy(params, self.weights_dtype)))
     self.version = version
     if self.admit is not None:
       self.admit.published(version)
@@ -104,14 +102,19 @@ class Front:
 
   def forget_old_versions(self) -> None:
     """Drops weights that neither an open ticket nor a step to come will ask for."""
-    needed = self.book.needed_versions(self.version)
+    self.weights.retain(self._needed())
+
+  def _needed(self) -> Callable[[int], bool]:
+    open_tickets = self.book.needed_versions(self.version)
     oldest = self.control.oldest_needed(self.version)
-    self.weights.retain(lambda v: v in needed or v >= oldest)
+    return lambda version: version in open_tickets or version >= oldest
 
   def older_versions(self) -> dict[int, weights.Tensors]:
     """What a resumed run needs besides its own parameters to answer every open ticket."""
     self.forget_old_versions()
-    return {v: self.weights.tensors(v) for v in self.weights.versions() if v != self.version}
+    needed = self._needed()  # the store may keep more than that, for deltas
+    older = [v for v in self.weights.versions() if v != self.version and needed(v)]
+    return {v: self.weights.tensors(v) for v in older}
 
   def sampling_rate(self) -> float:
     """Completion tokens per second over the samplers heard of lately."""

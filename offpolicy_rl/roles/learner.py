@@ -23,7 +23,7 @@ from offpolicy_rl.roles.records import Records
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import catalog, stream
 from offpolicy_rl.tasks import vocabulary as vocabulary_lib
-from offpolicy_rl.transport import codec, server, weights
+from offpolicy_rl.transport import codec, server
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,22 +81,27 @@ class _Learner:
 
 def run_learner(
   config, run_dir: pathlib.Path, *, listen: str, insecure: bool = False, resume: bool = False,
-  stop: threading.Event | None = None,
+  stop: threading.Event | None = None, weights_dir: str | None = None,
 ) -> state_lib.TrainState | None:  # fmt: skip
   """Trains to the end of the configuration, or until `stop`; returns the last state.
 
   None when it was stopped before version 0 existed.
 
+  Samplers read the weights from `weights_dir`, or get them streamed when it is None.
+
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/, groups/,
   completions.jsonl, lag_schedule.jsonl, ledger.json, report.html.
   """
   server.check_listen_address(listen, insecure=insecure)
-  me = _make_learner(config, run_dir, stop or threading.Event(), resume)
+  session = uuid.uuid4().hex
+  published = parts.make_store(config, weights_dir, session)
+  me = _make_learner(config, run_dir, stop or threading.Event(), resume, published)
   identity = server.Identity(
-    session=uuid.uuid4().hex,
+    session=session,
     run_id=run_dir.name,
     config_json=config_lib.to_json(config),
     vocabulary_fingerprint=me.vocabulary.fingerprint,
+    weights_in_directory=weights_dir is not None,
   )
   wire, address = server.start(
     listen, identity, me.front.handlers(), me.front.weights,
@@ -110,7 +115,9 @@ def run_learner(
     _shut_down(me, wire)
 
 
-def _make_learner(config, run_dir: pathlib.Path, stop: threading.Event, resume: bool) -> _Learner:
+def _make_learner(
+  config, run_dir: pathlib.Path, stop: threading.Event, resume: bool, published
+) -> _Learner:
   """Reads what there is to resume, then opens the run's files."""
   control = parts.lag_control(config)
   screen = progress.Progress(config.learner.steps)
@@ -150,7 +157,8 @@ def _make_learner(config, run_dir: pathlib.Path, stop: threading.Event, resume: 
         recover=groups.get,
       ),
       groups=groups,
-      weights=weights.WeightStore(),
+      weights=published,
+      weights_dtype=config.transport.weights_dtype,
       vocab_size=vocabulary.size,
       max_tokens=config.task.max_completion_tokens,
       control=control,
@@ -358,6 +366,7 @@ def _shut_down(me: _Learner, wire) -> None:
   audit_row = me.front.book.audit()
   checkpoint.write_durably(me.run_dir / "ledger.json", json.dumps(audit_row))
   me.checkpoints.close()
+  me.front.weights.close()
   me.records.close()
   wire.stop(grace=2.0).wait()
   me.front.groups.close()

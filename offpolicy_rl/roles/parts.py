@@ -11,6 +11,7 @@ from offpolicy_rl.replay import lag, schedule
 from offpolicy_rl.sampler import engine
 from offpolicy_rl.tasks import catalog
 from offpolicy_rl.tasks import vocabulary as vocabulary_lib
+from offpolicy_rl.transport import weights
 
 
 def model_config(config) -> decoder.DecoderConfig:
@@ -70,6 +71,15 @@ def make_engine(config) -> engine.Engine:
     eos=vocabulary_lib.EOS,
     seed=config.seed,
   )
+
+
+def make_store(config, weights_dir: str | None, session: str):
+  """Where the learner publishes: put, retain, versions, close."""
+  if weights_dir is None:
+    return weights.WeightStore(delta_bases=config.transport.delta_bases)
+  from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only where it is used
+
+  return weights_dir_lib.Publisher(weights_dir, session)
 
 
 def row_tokens(config) -> int:

@@ -16,7 +16,7 @@ from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.tasks import catalog, scoring
-from offpolicy_rl.transport import client, codec
+from offpolicy_rl.transport import client, receiver
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,17 +27,18 @@ class RunMismatch(RuntimeError):
 
 def run_sampler(
   address: str, *, sampler_id: str, stop: threading.Event, patience: float = 60.0,
-  abandon: Callable[[], None] = lambda: None,
+  abandon: Callable[[], None] = lambda: None, weights_dir: str | None = None,
 ) -> None:  # fmt: skip
   """Serves the learner at `address` until its run is over or `stop`.
 
-  Everything else comes from the learner's configuration. After `stop`, the groups begun are
+  Everything else comes from the learner's configuration. `weights_dir` is the learner's, as this
+  machine sees it; None when the learner streams its weights. After `stop`, the groups begun are
   finished and pushed; those that would take longer than sampler.grace_seconds are returned, and
   `abandon` is called (a process ends itself there: a running computation can't be interrupted).
 
   Raises:
     client.LearnerGone: nobody answered for `patience` seconds.
-    client.Refused, RunMismatch: wrong protocol, run or vocabulary.
+    client.Refused, RunMismatch: wrong protocol, run, vocabulary or --weights_dir.
   """
   wire = client.LearnerClient(address, sampler_id, reconnect_seconds=patience)
   done = threading.Event()
@@ -51,6 +52,7 @@ def run_sampler(
       f"vocabulary_fingerprint: the learner's is {identity.vocabulary_fingerprint}, this sampler's "
       f"{task.vocabulary.fingerprint}; install the same release of offpolicy-rl on both"
     )
+  _check_weights_dir(weights_dir, identity.weights_in_directory)
   wire.set_patience(config.transport.reconnect_seconds)
   scorer = scoring.Scorer(
     task.verifier, workers=config.task.verifier_processes, time_limit=config.task.verifier_seconds
@@ -60,7 +62,7 @@ def run_sampler(
   _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
   try:
     with scorer:
-      _serve(wire, config, scorer, stats, stop, identity)
+      _serve(wire, config, scorer, stats, stop, identity, weights_dir)
   finally:
     done.set()
   _leave(wire)
@@ -71,7 +73,9 @@ def _in_background(function: Callable) -> None:
   threading.Thread(target=function, daemon=True).start()
 
 
-def _serve(wire: client.LearnerClient, config, scorer, stats, stop, identity) -> None:
+def _serve(
+  wire: client.LearnerClient, config, scorer, stats, stop, identity, weights_dir: str | None
+) -> None:
   """Runs the worker; starts over when the learner was restarted."""
   generator = parts.make_engine(config)
   vocabulary = catalog.TASKS[config.task.name].vocabulary
@@ -79,7 +83,7 @@ def _serve(wire: client.LearnerClient, config, scorer, stats, stop, identity) ->
   while not stop.is_set():
     functions = worker.Parts(
       lease=functools.partial(wire.lease, groups_at_once),
-      pull_weights=_Weights(wire, config).pull,
+      pull_weights=_weights(wire, config, weights_dir).pull,
       generate=generator.generate,
       score=functools.partial(worker.score_groups, scorer, vocabulary.decode),
       push=functools.partial(_push, wire, identity),
@@ -132,26 +136,62 @@ def _leave(wire: client.LearnerClient) -> None:
 class _Weights:
   """The parameters on this sampler's devices, replaced when a ticket asks for another version."""
 
-  def __init__(self, wire: client.LearnerClient, config):
-    self._wire = wire
-    shapes = jax.eval_shape(lambda: policy.init(parts.model_config(config), jax.random.key(0)))
-    self._expected = {name: (x.shape, x.dtype) for name, x in policy.flatten(shapes).items()}
-    self._max_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+  def __init__(self, fetch, shapes):
+    self._fetch = fetch  # (min version, max version, held) -> (version, {path: array} or None)
+    self._shapes = shapes
     self._version, self._params = types.NO_VERSION, None
 
   def pull(self, min_version: int, max_version: int):
     """(version, parameters): the newest there is within the bounds."""
-    version, tensors = self._wire.pull_weights(
-      min_version, max_version, self._version, self._max_bytes
-    )
+    version, tensors = self._fetch(min_version, max_version, self._version)
     if tensors is not None:
-      found = {name: (x.shape, x.dtype) for name, x in tensors.items()}
-      if found != self._expected:
-        wrong = sorted(set(found.items()) ^ set(self._expected.items()))[0]
-        raise codec.WireError(f"weights.tensors: {wrong} differs from this sampler's model")
-      self._params = jax.device_put(policy.unflatten(tensors))
+      # A real copy, also on CPU: the receiver will use its memory again.
+      sent = policy.unflatten(jax.device_put(tensors, may_alias=False))
+      self._params = jax.tree.map(lambda x, own: x.astype(own.dtype), sent, self._shapes)
       self._version = version
     return version, self._params
+
+
+def _weights(wire: client.LearnerClient, config, weights_dir: str | None) -> _Weights:
+  """From the stream, or from a directory."""
+  shapes = jax.eval_shape(lambda: policy.init(parts.model_config(config), jax.random.key(0)))
+  dtype = config.transport.weights_dtype
+  layout = {name: (x.shape, dtype) for name, x in policy.flatten(shapes).items()}
+  if weights_dir is None:
+    held = receiver.Receiver(layout)
+    return _Weights(lambda low, high, _: wire.pull_weights(low, high, held), shapes)
+  from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only when it is used
+
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  like = {k: jax.ShapeDtypeStruct(s, d, sharding=here) for k, (s, d) in layout.items()}
+
+  held_of = None  # a version of another session may have other bits
+
+  def fetch(low, high, held_version):
+    nonlocal held_of
+    session = wire.session
+    found = weights_dir_lib.pull(
+      weights_dir, low, high, session=session, like=like,
+      held_version=held_version if held_of == session else types.NO_VERSION,
+      seconds=config.transport.reconnect_seconds, check=wire.check_session,
+    )  # fmt: skip
+    held_of = session
+    return found
+
+  return _Weights(fetch, shapes)
+
+
+def _check_weights_dir(weights_dir: str | None, in_directory: bool) -> None:
+  if in_directory and weights_dir is None:
+    raise RunMismatch(
+      "--weights_dir: missing; the learner writes its weights to a directory, give the sampler "
+      "the path under which it finds the same one"
+    )
+  if weights_dir is not None and not in_directory:
+    raise RunMismatch(
+      f"--weights_dir: got {weights_dir}, but the learner streams its weights; leave it out, or "
+      "start the learner with --weights_dir, too"
+    )
 
 
 def _beat(wire, stats: worker.Stats, seconds: float, done: threading.Event) -> None:

@@ -1,1 +1,1 @@
-"""The wire: trajectory.proto, codec, server, client, weights. No JAX in here."""
+"""The wire: trajectory.proto, codec, server, client, weights. No JAX but in weights_dir.py."""

@@ -1,5 +1,6 @@
 """The sampler's end of the wire: calls that retry while the learner is away."""
 
+import logging
 import random
 import threading
 import time
@@ -9,10 +10,13 @@ import grpc
 
 from offpolicy_rl import types
 from offpolicy_rl.transport import codec, seal, weights
+from offpolicy_rl.transport import receiver as receiver_lib
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from offpolicy_rl.transport.server import PROTOCOL, Identity
 
+_PULLS = 3  # of one version, when its bytes arrive damaged
+_LOG = logging.getLogger(__name__)
 _RETRY = {
   grpc.StatusCode.UNAVAILABLE,
   grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -67,6 +71,11 @@ class LearnerClient:
     """Ends waiting calls with LearnerGone; safe from a signal handler."""
     self._stopping.set()
 
+  @property
+  def session(self) -> str:
+    """Of the learner that we joined last."""
+    return self._session
+
   def close(self) -> None:
     """Closes the connection."""
     self._channel.close()
@@ -80,7 +89,10 @@ class LearnerClient:
     request = pb.HelloRequest(protocol=PROTOCOL, sampler_id=self._id)
     reply = self._call(lambda: self._stub.Hello(request, timeout=10))
     self._session = reply.session
-    return Identity(reply.session, reply.run_id, reply.config_json, reply.vocabulary_fingerprint)
+    return Identity(
+      reply.session, reply.run_id, reply.config_json, reply.vocabulary_fingerprint,
+      reply.weights_in_directory,
+    )  # fmt: skip
 
   def lease(
     self, limit: int, wait_seconds: float = 5.0, holding: Sequence[str] = ()
@@ -109,15 +121,38 @@ class LearnerClient:
     return self._stub.Leave(request, timeout=5).returned
 
   def pull_weights(
-    self, min_version: int, max_version: int, held_version: int, max_bytes: int
+    self, min_version: int, max_version: int, receiver: receiver_lib.Receiver
   ) -> tuple[int, weights.Tensors | None]:
-    """Newest version within the bounds; tensors None when it is the one we hold."""
+    """Newest version within the bounds; tensors None when it is the one that `receiver` holds.
+
+    A broken stream goes on where it broke. A damaged one is asked for again, in full.
+
+    Raises:
+      codec.WireError: weights of another model, or damaged three times.
+    """
     request = pb.WeightsRequest(
-      session=self._session, sampler_id=self._id,
-      min_version=min_version, max_version=max_version, held_version=held_version,
-    )  # fmt: skip
-    receive = lambda: weights.receive(self._stub.PullWeights(request, timeout=600), max_bytes)
-    return self._call(receive)
+      session=self._session, sampler_id=self._id, min_version=min_version, max_version=max_version
+    )
+
+    def pull():
+      stream = self._stub.PullWeights(receiver.complete(request), timeout=600)
+      try:
+        return receiver.receive(stream)
+      finally:
+        stream.cancel()  # does nothing once it has ended
+
+    for _ in range(_PULLS - 1):
+      try:
+        return self._call(pull, progress=lambda: receiver.received_bytes)
+      except receiver_lib.DamagedError as error:
+        _LOG.warning("%s; pulling it again, in full", error)
+        receiver.forget()
+    return self._call(pull, progress=lambda: receiver.received_bytes)
+
+  def check_session(self) -> None:
+    """Raises SessionLost when the learner was restarted."""
+    request = pb.HeartbeatRequest(session=self._session, sampler_id=self._id)
+    self._call(lambda: self._stub.Heartbeat(request, timeout=10))
 
   def push(self, groups: list[types.Group]) -> list[pb.Ack]:
     """Sends groups until each is acknowledged: durable, or not needed any more.
@@ -133,9 +168,12 @@ class LearnerClient:
         raise Refused(ack.reason)
     return acks
 
-  def _call(self, function: Callable):
-    """Retries with growing, jittered pauses; a call may arrive twice, which the learner notices."""
-    pause, give_up = 0.1, None
+  def _call(self, function: Callable, progress: Callable = lambda: None):
+    """Retries with growing, jittered pauses; a call may arrive twice, which the learner notices.
+
+    As long as `progress()` changes between failures, patience begins anew.
+    """
+    pause, give_up, reached = 0.1, None, progress()
     while True:
       try:
         return function()
@@ -145,6 +183,8 @@ class LearnerClient:
           raise SessionLost(error.details()) from None
         if code not in _RETRY:
           raise Refused(f"{self._address}: {error.details()}") from None
+      if progress() != reached:
+        pause, give_up, reached = 0.1, None, progress()
       now = time.monotonic()
       give_up = give_up or now + self._patience
       if now > give_up or self._stopping.is_set():

@@ -2,6 +2,9 @@
 
 TCP's checksum has 16 bits and ends at the first proxy, and TLS is not always on. The CRC-32 of a
 message follows it as protobuf field 15, so the sealed bytes are still a message of the same type.
+
+Chunks of weights are the exception: SHA-256 digests guard them, and a second checksum would cost
+the learner half as much again as sending them.
 """
 
 import zlib
@@ -10,6 +13,7 @@ from collections.abc import Callable
 import grpc
 
 _TAG = b"\x7d"  # field 15, wire type fixed32
+_CHUNK_DATA = b"\x12"  # what a WeightsChunk with `data` begins with: field 2, length-delimited
 _SERVICE = "/offpolicy_rl.Learner/"
 
 
@@ -30,11 +34,16 @@ def unseal(data: bytes) -> bytes:
   return message
 
 
+def unseal_chunk(data: bytes) -> bytes:
+  """The same for a serialized WeightsChunk, of which only headers are sealed."""
+  return data if data[:1] == _CHUNK_DATA else unseal(data)
+
+
 def _sealing(serialize: Callable) -> Callable:
   return lambda message: seal(serialize(message))
 
 
-def _unsealing(parse: Callable) -> Callable:
+def _unsealing(parse: Callable, unseal: Callable = unseal) -> Callable:
   return lambda data: parse(unseal(data))
 
 
@@ -49,16 +58,16 @@ class SealedChannel:
     return self._sealed(self._channel.unary_unary, args, kwargs)
 
   def unary_stream(self, *args, **kwargs):
-    """As grpc.Channel's."""
-    return self._sealed(self._channel.unary_stream, args, kwargs)
+    """As grpc.Channel's; only PullWeights is of this kind."""
+    return self._sealed(self._channel.unary_stream, args, kwargs, unseal_chunk)
 
   def stream_stream(self, *args, **kwargs):
     """As grpc.Channel's."""
     return self._sealed(self._channel.stream_stream, args, kwargs)
 
-  def _sealed(self, make: Callable, args, kwargs):
+  def _sealed(self, make: Callable, args, kwargs, unseal: Callable = unseal):
     kwargs["request_serializer"] = _sealing(kwargs["request_serializer"])
-    kwargs["response_deserializer"] = _unsealing(kwargs["response_deserializer"])
+    kwargs["response_deserializer"] = _unsealing(kwargs["response_deserializer"], unseal)
     return make(*args, **kwargs)
 
 
@@ -72,5 +81,6 @@ class SealedServer(grpc.ServerInterceptor):
       return handler
     return handler._replace(
       request_deserializer=_unsealing(handler.request_deserializer),
-      response_serializer=_sealing(handler.response_serializer),
+      # None: PullWeights serializes and seals by itself.
+      response_serializer=handler.response_serializer and _sealing(handler.response_serializer),
     )

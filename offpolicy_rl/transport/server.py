@@ -42,6 +42,7 @@ class Identity:
   run_id: str
   config_json: str
   vocabulary_fingerprint: str
+  weights_in_directory: bool = False  # else they are streamed
 
 
 class _WrongSession(Exception):
@@ -152,17 +153,20 @@ class _Servicer(rpc.LearnerServicer):
 
   def PullWeights(self, request, context):
     self._check_session(request, context)
-    version = self._store.newest(request.min_version, request.max_version)
-    if version is None:
+    if self._identity.weights_in_directory:
+      context.abort(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "PullWeights: this learner writes its weights to a directory; give the sampler its path by "
+        "--weights_dir",
+      )
+    chunks = self._store.answer(request)
+    if chunks is None:
       bounds = f"[{request.min_version}, {request.max_version}]"
       context.abort(
         grpc.StatusCode.NOT_FOUND,
         f"min_version, max_version: no version in {bounds}, there are {self._store.versions()}",
       )
-    if version == request.held_version:
-      yield pb.WeightsChunk(header=pb.WeightsHeader(version=version, already_held=True))
-      return
-    yield from self._store.stream(version)
+    yield from chunks
 
 
 def check_listen_address(listen: str, *, insecure: bool) -> None:
@@ -197,7 +201,13 @@ def start(
     ("grpc.so_reuseport", 0),  # two learners on one port must be an error
   ]
   server = grpc.server(pool, options=options, interceptors=[seal.SealedServer()])
-  rpc.add_LearnerServicer_to_server(_Servicer(identity, handlers, store), server)
+  servicer = _Servicer(identity, handlers, store)
+  rpc.add_LearnerServicer_to_server(servicer, server)
+  # In place of the generated one, whose serializer would copy every byte of the weights twice more.
+  serialized = grpc.unary_stream_rpc_method_handler(
+    servicer.PullWeights, pb.WeightsRequest.FromString, response_serializer=None
+  )
+  server.add_registered_method_handlers("offpolicy_rl.Learner", {"PullWeights": serialized})
   port = server.add_insecure_port(listen)
   server.start()
   return server, f"{listen.rpartition(':')[0]}:{port}"

@@ -1,44 +1,155 @@
-"""Parameters on the wire: kept by version, streamed in chunks, checked by a digest."""
+"""The learner's end of the weights: kept by version, streamed in chunks, as a delta where it pays.
 
+`receiver.py` is the other end. What is expensive (digests, deltas) is worked out by the thread that
+first needs it, never by the one that publishes.
+"""
+
+import functools
 import hashlib
-import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from offpolicy_rl.transport import codec
+from offpolicy_rl import types
+from offpolicy_rl.transport import codec, delta, seal
 from offpolicy_rl.transport import trajectory_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
+_CACHED_PLANS = 8
 
 Tensors = dict[str, np.ndarray]  # parameter path -> array
 
 
-def _raw_bytes(array: np.ndarray) -> memoryview:
-  """The bytes of an array without a copy; through uint8 because bfloat16 has no buffer format."""
-  return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+def raw_bytes(array: np.ndarray) -> memoryview:
+  """The bytes of an array, without a copy where it is contiguous."""
+  return delta.bits(array).view(np.uint8).data
+
+
+def digest(array: np.ndarray) -> bytes:
+  """sha256 of the tensor's bytes."""
+  return hashlib.sha256(raw_bytes(array)).digest()
+
+
+def whole_digest(digests: list[bytes]) -> bytes:
+  """One digest for all tensors, without reading their bytes again."""
+  return hashlib.sha256(b"".join(digests)).digest()
+
+
+class _Once:
+  """A value that whoever asks first computes; others wait for it."""
+
+  def __init__(self, compute: Callable):
+    self._lock, self._compute, self._value = threading.Lock(), compute, None
+
+  def get(self):
+    with self._lock:
+      if self._compute is not None:
+        self._value = self._compute()
+        self._compute = None  # and with it what the computation read
+      return self._value
+
+
+class _Version:
+  """One version's tensors and their digests."""
+
+  def __init__(self, number: int, tensors: Tensors):
+    self.number, self.tensors = number, tensors
+    self._digests = _Once(lambda: [digest(array) for array in tensors.values()])
+
+  def digests(self) -> list[bytes]:
+    """Of the tensors, in order."""
+    return self._digests.get()
+
+  def sha256(self) -> bytes:
+    """Of everything."""
+    return whole_digest(self.digests())
+
+
+class _Plan(NamedTuple):
+  """What a stream sends."""
+
+  header: pb.WeightsHeader
+  payloads: list[memoryview]  # one per tensor, in the header's order
+
+
+def _make_plan(new: _Version, base: _Version | None) -> _Plan:
+  """Every tensor as a difference to `base` where that is shorter, else in full."""
+  payloads, infos, base_version = [], [], types.NO_VERSION
+  for (name, array), sha256 in zip(new.tensors.items(), new.digests(), strict=True):
+    old = base.tensors.get(name) if base else None
+    comparable = old is not None and (old.dtype, old.shape) == (array.dtype, array.shape)
+    sparse = delta.encode(old, array) if comparable else None
+    if sparse is not None:
+      base_version = base.number
+    payloads.append(raw_bytes(array) if sparse is None else memoryview(sparse))
+    infos.append(
+      pb.TensorInfo(
+        name=name, dtype=codec.dtype_code(array.dtype), shape=array.shape, sha256=sha256,
+        encoding=pb.ENCODING_FULL if sparse is None else pb.ENCODING_SPARSE,
+        payload_bytes=len(payloads[-1]),
+      )
+    )  # fmt: skip
+  header = pb.WeightsHeader(
+    version=new.number, base_version=base_version, tensors=infos,
+    total_bytes=sum(map(len, payloads)), sha256=new.sha256(),
+  )  # fmt: skip
+  return _Plan(header, payloads)
+
+
+@functools.lru_cache(maxsize=1024)
+def _data_prefix(size: int) -> bytes:
+  """What a serialized WeightsChunk has before `size` bytes of data."""
+  return pb.WeightsChunk(data=bytes(size)).SerializeToString()[:-size]
+
+
+def _chunks(plan: _Plan, offset: int) -> Iterator[bytes]:
+  """Serialized WeightsChunks: the sealed header, then the payloads' bytes from `offset` on.
+
+  Serialized here because a protobuf message would copy the bytes twice more, at the learner's cost.
+  """
+  yield seal.seal(pb.WeightsChunk(header=plan.header, offset=offset).SerializeToString())
+  for payload in plan.payloads:
+    for start in range(min(offset, len(payload)), len(payload), CHUNK_BYTES):
+      data = payload[start : start + CHUNK_BYTES]
+      yield b"".join((_data_prefix(len(data)), data))
+    offset = max(0, offset - len(payload))
+
+
+def header_digest(header: pb.WeightsHeader) -> bytes:
+  """Names a stream: equal digests mean equal bytes, since encoding is deterministic."""
+  return hashlib.sha256(header.SerializeToString(deterministic=True)).digest()
 
 
 class WeightStore:
-  """The versions that a sampler may still ask for. Thread-safe."""
+  """The versions that a sampler may still ask for, or hold. Thread-safe."""
 
-  def __init__(self):
+  def __init__(self, *, delta_bases: int = 4):
+    """`delta_bases`: versions to keep only because they were sent lately, as bases of deltas."""
     self._lock = threading.Lock()
-    self._versions: dict[int, tuple[Tensors, bytes]] = {}
+    self._versions: dict[int, _Version] = {}
+    self._plans: dict[tuple[int, int], _Once] = {}  # (base, version), oldest use first
+    self._sent: dict[int, None] = {}  # versions in the order in which they were last sent
+    self._delta_bases = delta_bases
 
-  def put(self, version: int, tensors: Tensors) -> None:
-    """Adds a version; the arrays must not change afterwards."""
-    digest = hashlib.sha256()
-    for array in tensors.values():
-      digest.update(_raw_bytes(array))
+  def put(self, version: int, tensors) -> None:
+    """Adds a version, {path: array}; the arrays must not change afterwards."""
+    entry = _Version(version, {k: np.asarray(x, order="C") for k, x in tensors.items()})
     with self._lock:
-      self._versions[version] = (tensors, digest.digest())
+      self._versions[version] = entry
 
-  def retain(self, needed) -> None:
-    """Drops every version for which `needed(version)` is false."""
+  def retain(self, needed: Callable[[int], bool]) -> None:
+    """Drops versions for which `needed(version)` is false, but for the newest bases of deltas."""
     with self._lock:
-      self._versions = {v: entry for v, entry in self._versions.items() if needed(v)}
+      self._sent = {v: None for v in self._sent if v in self._versions}
+      bases = list(self._sent)[-self._delta_bases :] if self._delta_bases else []
+      self._versions = {v: e for v, e in self._versions.items() if needed(v) or v in bases}
+      alive = {*self._versions, types.NO_VERSION}
+      self._plans = {pair: plan for pair, plan in self._plans.items() if alive.issuperset(pair)}
+
+  def close(self) -> None:
+    """Nothing to finish; the directory transport has something."""
 
   def versions(self) -> list[int]:
     """The versions held, oldest first."""
@@ -48,71 +159,44 @@ class WeightStore:
   def tensors(self, version: int) -> Tensors:
     """The arrays of a version; KeyError when it is not held."""
     with self._lock:
-      return self._versions[version][0]
+      return self._versions[version].tensors
 
-  def newest(self, min_version: int, max_version: int) -> int | None:
-    """Newest version held within the bounds, or None."""
-    return max((v for v in self.versions() if min_version <= v <= max_version), default=None)
+  def answer(self, request: pb.WeightsRequest) -> Iterator[bytes] | None:
+    """Serialized WeightsChunks that answer a sampler; None when no version is within its bounds.
 
-  def stream(self, version: int) -> Iterator[pb.WeightsChunk]:
-    """One header, then the bytes of all tensors in order; KeyError for a version not held."""
+    It sends the version that a broken stream was sending, else the newest; as a delta when the
+    version that the sampler holds is still here, else in full; from the byte on where a stream of
+    exactly these bytes broke, else from the beginning.
+    """
+    low, high = request.min_version, request.max_version
     with self._lock:
-      tensors, digest = self._versions[version]
-    infos = [
-      pb.TensorInfo(name=name, dtype=codec.dtype_code(array.dtype), shape=array.shape)
-      for name, array in tensors.items()
-    ]
-    total = sum(array.nbytes for array in tensors.values())
-    yield pb.WeightsChunk(
-      header=pb.WeightsHeader(version=version, tensors=infos, total_bytes=total, sha256=digest)
-    )
-    for array in tensors.values():
-      data = _raw_bytes(array)
-      for start in range(0, len(data), CHUNK_BYTES):
-        yield pb.WeightsChunk(data=bytes(data[start : start + CHUNK_BYTES]))
+      within = [v for v in self._versions if low <= v <= high]
+      if not within:
+        return None
+      resumed = bool(request.resume.header_sha256) and request.resume.version in within
+      new = self._versions[request.resume.version if resumed else max(within)]
+      held = self._versions.get(request.held_version)
+      self._sent.pop(new.number, None)
+      self._sent[new.number] = None
+    return self._stream(request, new, held)
 
+  def _stream(self, request, new: _Version, held: _Version | None) -> Iterator[bytes]:
+    if held is not None and held.sha256() != request.held_sha256:
+      held = None
+    if held is new:
+      header = pb.WeightsHeader(version=new.number, already_held=True)
+      yield seal.seal(pb.WeightsChunk(header=header).SerializeToString())
+      return
+    plan = self._plan(new, held)
+    same = header_digest(plan.header) == request.resume.header_sha256
+    yield from _chunks(plan, request.resume.offset if same else 0)
 
-def receive(chunks: Iterable[pb.WeightsChunk], max_bytes: int) -> tuple[int, Tensors | None]:
-  """Reads one stream -> (version, tensors), tensors None when the receiver holds it already.
-
-  Raises:
-    WireError: wrong order, size or digest. Nothing is applied then.
-  """
-  chunks = iter(chunks)
-  first = next(chunks, None)
-  if first is None or first.WhichOneof("part") != "header":
-    raise codec.WireError("weights: the stream does not begin with a header")
-  header = first.header
-  if header.already_held:
-    return header.version, None
-  if header.total_bytes > max_bytes:
-    raise codec.WireError(f"weights.total_bytes: got {header.total_bytes}, expected <= {max_bytes}")
-  buffer, filled, digest = bytearray(header.total_bytes), 0, hashlib.sha256()
-  for chunk in chunks:
-    data = chunk.data
-    if filled + len(data) > len(buffer):
-      raise codec.WireError(f"weights.data: more than the {len(buffer)} bytes of the header")
-    buffer[filled : filled + len(data)] = data
-    digest.update(data)
-    filled += len(data)
-  if filled != len(buffer):
-    raise codec.WireError(f"weights.data: got {filled} bytes, expected {len(buffer)}")
-  if digest.digest() != header.sha256:
-    raise codec.WireError(f"weights.sha256: version {header.version} was damaged on the way")
-  return header.version, _split(buffer, header.tensors)
-
-
-def _split(buffer: bytearray, infos) -> Tensors:
-  """Views of the received bytes, one per tensor."""
-  tensors, offset = {}, 0
-  for info in infos:
-    dtype = codec.dtype_of(info.dtype, f"weights.tensors[{info.name}]")
-    shape = tuple(info.shape)
-    count = math.prod(shape)
-    if offset + count * dtype.itemsize > len(buffer):
-      raise codec.WireError(f"weights.tensors[{info.name}].shape: {shape} exceeds the bytes sent")
-    tensors[info.name] = np.frombuffer(buffer, dtype, count, offset).reshape(shape)
-    offset += count * dtype.itemsize
-  if offset != len(buffer):
-    raise codec.WireError(f"weights.tensors: {offset} bytes described, {len(buffer)} sent")
-  return tensors
+  def _plan(self, new: _Version, base: _Version | None) -> _Plan:
+    """Made once, even when several samplers ask at the same time."""
+    key = (base.number if base else types.NO_VERSION, new.number)
+    with self._lock:
+      plan = self._plans.pop(key, None) or _Once(lambda: _make_plan(new, base))
+      self._plans[key] = plan
+      while len(self._plans) > _CACHED_PLANS:
+        del self._plans[next(iter(self._plans))]
+    return plan.get()

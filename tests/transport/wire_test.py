@@ -10,7 +10,7 @@ import pytest
 
 from offpolicy_rl import types
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.transport import client, seal, server, weights
+from offpolicy_rl.transport import client, receiver, seal, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 
@@ -75,9 +75,10 @@ def test_a_round_of_work(learner):
   learner.book.add([ticket("a"), ticket("b"), ticket("c")])
   leased = wire.lease(2)
   assert [t.ticket_id for t in leased] == ["a", "b"]
-  version, tensors = wire.pull_weights(0, 0, types.NO_VERSION, 10**6)
+  held = receiver.Receiver({"w": ((3,), np.float32)})
+  version, tensors = wire.pull_weights(0, 0, held)
   assert version == 0 and np.array_equal(tensors["w"], [0, 1, 2])
-  assert wire.pull_weights(0, 0, held_version=0, max_bytes=10**6) == (0, None)
+  assert wire.pull_weights(0, 0, held) == (0, None)
   acks = wire.push([answer("a"), answer("b"), answer("a")])
   assert [a.verdict for a in acks] == [
     pb.VERDICT_ACCEPTED,
@@ -121,7 +122,7 @@ def test_an_unknown_ticket_is_dropped_and_a_missing_version_refused_by_name(lear
     "group.ticket_id: 'zzz' is no open ticket",
   )
   with pytest.raises(client.Refused, match=r"no version in \[3, 4\], there are \[0\]"):
-    wire.pull_weights(3, 4, types.NO_VERSION, 10**6)
+    wire.pull_weights(3, 4, receiver.Receiver({}))
 
 
 def test_a_malformed_group_is_refused_and_does_not_disturb_the_others(learner):
@@ -183,8 +184,11 @@ def test_a_restarted_learner_is_noticed_and_joined_again():
   with pytest.raises(client.SessionLost, match="say Hello again"):
     wire.lease(1)
   with pytest.raises(client.SessionLost):
+    wire.check_session()
+  with pytest.raises(client.SessionLost):
     wire.push([answer("a")])  # an answer to the lost session never enters the new ledger
   wire.hello()
+  wire.check_session()
   assert [t.ticket_id for t in wire.lease(1)] == ["a"]
   second.stop()
 

@@ -1,0 +1,195 @@
+"""A sampler's end of the weights: assembled tensor by tensor, verified, never applied by halves.
+
+Host memory: the version held (the base of the next delta), the one being received, one payload.
+The memory of the version before is used again, because fresh memory costs more than the bytes
+that are put into it.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from offpolicy_rl import types
+from offpolicy_rl.transport import codec, delta, weights
+from offpolicy_rl.transport import trajectory_pb2 as pb
+
+Layout = dict[str, tuple[tuple[int, ...], np.dtype]]  # parameter path -> shape, dtype on the wire
+
+
+class DamagedError(codec.WireError):
+  """A stream's bytes are not what its header promises; another stream may be well."""
+
+
+class _Assembly:
+  """The tensors of one header, built as their bytes arrive."""
+
+  def __init__(self, header: pb.WeightsHeader, base: weights.Tensors, spare: weights.Tensors):
+    self.name, self.header, self.received = weights.header_digest(header), header, 0
+    self._base, self._spare = base, spare
+    self._tensors: weights.Tensors = {}
+    self._open()
+    self._close_complete()
+
+  def _open(self) -> None:
+    """Room for the payload of the next tensor; None after the last."""
+    self._payload, self._room, self._filled = None, None, 0
+    if len(self._tensors) == len(self.header.tensors):
+      return
+    info = self.header.tensors[len(self._tensors)]
+    self._room = self._spare.pop(info.name, None)
+    if info.encoding == pb.ENCODING_SPARSE or self._room is None:
+      self._payload = np.empty(info.payload_bytes, np.uint8)
+    else:
+      self._payload = delta.bits(self._room).view(np.uint8)
+
+  def _close_complete(self) -> None:
+    while self._payload is not None and self._filled == self._payload.size:
+      info = self.header.tensors[len(self._tensors)]
+      self._tensors[info.name] = self._verified(info)
+      self._open()
+
+  def _verified(self, info: pb.TensorInfo) -> np.ndarray:
+    field = f"weights.tensors[{info.name}]"
+    if info.encoding == pb.ENCODING_SPARSE:
+      try:
+        tensor = delta.decode(self._base[info.name], self._payload, field, self._room)
+      except codec.WireError as error:
+        raise DamagedError(str(error)) from None
+    else:
+      tensor = self._payload.view(codec.dtype_of(info.dtype, field)).reshape(tuple(info.shape))
+    if weights.digest(tensor) != info.sha256:
+      raise DamagedError(f"{field}.sha256: version {self.header.version} was damaged on the way")
+    return tensor
+
+  def add(self, data: bytes) -> None:
+    """The next bytes; raises DamagedError when they are too many or a tensor is damaged."""
+    rest = np.frombuffer(data, np.uint8)
+    while rest.size:
+      if self._payload is None:
+        raise DamagedError(f"weights.data: more than the {self.header.total_bytes} bytes announced")
+      taken = min(rest.size, self._payload.size - self._filled)
+      self._payload[self._filled : self._filled + taken] = rest[:taken]
+      self._filled += taken
+      self.received += taken
+      rest = rest[taken:]
+      self._close_complete()
+
+  def finished(self) -> weights.Tensors:
+    """Every tensor, verified; raises DamagedError when bytes are missing."""
+    if self._payload is not None:
+      total = self.header.total_bytes
+      raise DamagedError(f"weights.data: got {self.received} bytes, expected {total}")
+    return self._tensors
+
+
+class Receiver:
+  """What one sampler holds, and what a broken stream left. Knows the model, so it checks first."""
+
+  def __init__(self, layout: Layout):
+    self._layout = {name: (tuple(s), np.dtype(d)) for name, (s, d) in layout.items()}
+    self.received_bytes = 0  # of payloads, in all
+    self.forget()
+
+  def forget(self) -> None:
+    """The next pull begins with nothing: in full, from the first byte."""
+    self._version, self._sha256 = types.NO_VERSION, b""
+    self._tensors: weights.Tensors = {}
+    self._spare: weights.Tensors = {}
+    self._assembly: _Assembly | None = None
+
+  def complete(self, request: pb.WeightsRequest) -> pb.WeightsRequest:
+    """The request with what we hold and where to go on."""
+    request.held_version, request.held_sha256 = self._version, self._sha256
+    request.ClearField("resume")
+    if self._assembly is not None:
+      request.resume.header_sha256 = self._assembly.name
+      request.resume.version = self._assembly.header.version
+      request.resume.offset = self._assembly.received
+    return request
+
+  def receive(self, chunks: Iterable[pb.WeightsChunk]) -> tuple[int, weights.Tensors | None]:
+    """Reads one stream -> (version, tensors), None when we hold that version already.
+
+    When `chunks` raises, what has arrived is kept for the next stream. The tensors stay as they
+    are until the next version has been received; the one after that is written over them.
+
+    Raises:
+      DamagedError: too few or too many bytes, or a digest that differs. What we hold stays.
+      codec.WireError: a header that does not fit our model or what we hold.
+    """
+    try:
+      return self._receive(iter(chunks))
+    except codec.WireError:
+      self._assembly = None
+      raise
+
+  def _receive(self, chunks) -> tuple[int, weights.Tensors | None]:
+    first = next(chunks, None)
+    if first is None or first.WhichOneof("part") != "header":
+      raise codec.WireError("weights: the stream does not begin with a header")
+    header = first.header
+    if header.already_held:
+      if header.version != self._version:
+        _refuse("weights.already_held", f"version {header.version}", f"version {self._version}")
+      return header.version, None
+    self._begin(header, first.offset)
+    for chunk in chunks:
+      self._assembly.add(chunk.data)
+      self.received_bytes += len(chunk.data)
+    new = self._assembly.finished()
+    # An unchanged tensor is the same array in both.
+    self._spare = {k: x for k, x in self._tensors.items() if x is not new[k]}
+    self._tensors = new
+    self._version, self._sha256 = header.version, header.sha256
+    self._assembly = None
+    return header.version, dict(self._tensors)
+
+  def _begin(self, header: pb.WeightsHeader, offset: int) -> None:
+    """Goes on with the broken stream if this is the same one, else starts over."""
+    if self._assembly is not None and self._assembly.name != weights.header_digest(header):
+      self._assembly = None
+    expected = self._assembly.received if self._assembly else 0
+    if offset not in (0, expected):
+      _refuse("weights.offset", offset, f"0 or {expected}")
+    if self._assembly is None or offset != expected:
+      self._check(header)
+      spare, self._spare = self._spare, {}
+      self._assembly = _Assembly(header, self._tensors, spare)
+
+  def _check(self, header: pb.WeightsHeader) -> None:
+    """Raises WireError unless the header describes our model, on the base that we hold."""
+    if header.base_version not in (types.NO_VERSION, self._version):
+      _refuse("weights.base_version", header.base_version, f"{self._version}, the version held")
+    found = {
+      i.name: (tuple(i.shape), codec.dtype_of(i.dtype, f"weights.tensors[{i.name}]"))
+      for i in header.tensors
+    }
+    if found != self._layout or len(found) != len(header.tensors):
+      wrong = sorted(set(found) ^ set(self._layout)) or [
+        f"{name} {found[name]}" for name in found if found[name] != self._layout[name]
+      ]
+      _refuse("weights.tensors", wrong[:3], "each tensor of this sampler's model once")
+    for info in header.tensors:
+      self._check_payload(info, header.base_version)
+    if sum(info.payload_bytes for info in header.tensors) != header.total_bytes:
+      _refuse("weights.total_bytes", header.total_bytes, "the sum of payload_bytes")
+    if weights.whole_digest([info.sha256 for info in header.tensors]) != header.sha256:
+      _refuse("weights.sha256", header.sha256.hex(), "the digest of the tensors' digests")
+
+  def _check_payload(self, info: pb.TensorInfo, base_version: int) -> None:
+    field = f"weights.tensors[{info.name}]"
+    shape, dtype = self._layout[info.name]
+    size = math.prod(shape) * dtype.itemsize
+    sparse = info.encoding == pb.ENCODING_SPARSE
+    if not sparse and info.encoding != pb.ENCODING_FULL:
+      _refuse(f"{field}.encoding", info.encoding, "full or sparse")
+    if sparse and base_version == types.NO_VERSION:
+      _refuse(f"{field}.encoding", "sparse", "full, because there is no base_version")
+    if info.payload_bytes > size or (not sparse and info.payload_bytes != size):
+      expected = f"at most {size}" if sparse else str(size)
+      _refuse(f"{field}.payload_bytes", info.payload_bytes, expected)
+
+
+def _refuse(field: str, value, expected: str):
+  raise codec.WireError(f"{field}: got {value!r}, expected {expected}")

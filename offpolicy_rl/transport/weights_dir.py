@@ -1,0 +1,184 @@
+"""Weights through a directory that learner and samplers share: local, NFS, or gs:// on pods.
+
+    <directory>/<version>/    one orbax checkpoint of {path: array}
+    <directory>/index.json    {"session": ..., "versions": [...]}: what is complete and stays
+
+A version enters the index after its checkpoint is complete and leaves it before anything is
+removed. So who finds it there before *and* after reading has read all of it. The path comes from
+a flag on each side, never from the wire. The only file of this folder that needs JAX.
+"""
+
+import concurrent.futures
+import json
+import re
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+_INDEX = "index.json"
+_OURS = re.compile(r"-?\d+(\.orbax-checkpoint-tmp.*)?|index\.json(\.tmp)?")
+_MAX_WRITING = 2  # versions being written at once; more would fill the host's memory
+
+
+class NotFound(ConnectionError):
+  """No version within the bounds appeared in time."""
+
+
+class Publisher:
+  """The learner's side, with the interface of `weights.WeightStore`."""
+
+  def __init__(self, directory: str, session: str):
+    """Takes the directory over: versions of an earlier session are removed.
+
+    Raises:
+      ValueError: there are other files in it.
+    """
+    self._directory, self._session = _path(directory), session
+    self._directory.mkdir(parents=True, exist_ok=True)
+    strange = [p.name for p in self._directory.iterdir() if not _OURS.fullmatch(p.name)]
+    if strange:
+      raise ValueError(
+        f"--weights_dir: {directory} holds {sorted(strange)[:3]}, expected an empty directory or "
+        "the one of an earlier run"
+      )
+    self._complete: set[int] = set()
+    self._write_index()
+    for old in self._directory.iterdir():
+      if old.is_dir():
+        old.rmtree()
+    # One worker, so that index and directory change in order and the caller waits for neither.
+    self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="weights-dir")
+    self._jobs: dict[int, concurrent.futures.Future] = {}  # version -> its write, oldest first
+    self._like: dict[str, jax.ShapeDtypeStruct] = {}
+
+  def put(self, version: int, tensors: dict[str, jax.Array]) -> None:
+    """Starts writing; returns when the arrays are copied to the host.
+
+    Waits when two versions are being written already. Raises what an earlier write has failed with.
+    """
+    while self._jobs:
+      oldest = next(iter(self._jobs))
+      if len(self._jobs) < _MAX_WRITING and not self._jobs[oldest].done():
+        break
+      self._jobs.pop(oldest).result()
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    self._like = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in tensors.items()
+    }
+    writer = ocp.StandardCheckpointer()
+    writer.save(self._directory / str(version), tensors)
+    self._jobs[version] = self._worker.submit(self._finish, writer, version)
+
+  def retain(self, needed: Callable[[int], bool]) -> None:
+    """Removes complete versions for which `needed(version)` is false, in the background.
+
+    They go after the writes begun before have ended, so that there is always one to read.
+    """
+    going = {v for v in self._complete if not needed(v)}
+    if going:
+      self._worker.submit(self._remove, going)
+
+  def versions(self) -> list[int]:
+    """The versions that are complete or being written, oldest first."""
+    writing = {version for version, job in self._jobs.items() if not job.done()}
+    return sorted(writing | self._complete)
+
+  def tensors(self, version: int) -> dict[str, np.ndarray]:
+    """Reads a version back, once it is written: for checkpoints that need an older one."""
+    if version in self._jobs:
+      self._jobs[version].result()
+    found = restore(str(self._directory), version, self._like)
+    return {name: np.asarray(x) for name, x in found.items()}
+
+  def close(self) -> None:
+    """Waits until everything is written."""
+    self._worker.shutdown(wait=True)
+    for job in self._jobs.values():
+      job.result()
+
+  def _finish(self, writer: ocp.StandardCheckpointer, version: int) -> None:
+    writer.wait_until_finished()
+    writer.close()
+    self._complete = self._complete | {version}
+    self._write_index()
+
+  def _remove(self, versions: set[int]) -> None:
+    self._complete = self._complete - versions
+    self._write_index()
+    for version in versions:
+      (self._directory / str(version)).rmtree(missing_ok=True)
+
+  def _write_index(self) -> None:
+    text = json.dumps({"session": self._session, "versions": sorted(self._complete)})
+    temporary = self._directory / f"{_INDEX}.tmp"
+    temporary.write_text(text)
+    temporary.replace(self._directory / _INDEX)
+
+
+def _path(directory: str) -> epath.Path:
+  """Absolute, as orbax wants it; `absolute()` would take gs:// for a relative path."""
+  path = epath.Path(directory)
+  return path if path.is_absolute() else path.absolute()
+
+
+def complete_versions(directory: str, session: str) -> list[int]:
+  """Versions that can be restored now, oldest first; [] when another session wrote them."""
+  try:
+    index = json.loads((_path(directory) / _INDEX).read_text())
+  except FileNotFoundError:
+    return []
+  return index["versions"] if index["session"] == session else []
+
+
+def restore(directory: str, version: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict:
+  """{path: array}, each read straight into the sharding that `like` gives it."""
+  with ocp.StandardCheckpointer() as reader:
+    return reader.restore(_path(directory) / str(version), like)
+
+
+def pull(
+  directory: str, min_version: int, max_version: int, *, session: str, held_version: int,
+  like: dict[str, jax.ShapeDtypeStruct], seconds: float, check: Callable[[], None] = lambda: None,
+) -> tuple[int, dict | None]:  # fmt: skip
+  """Newest complete version within the bounds -> (version, {path: array}), None when it is held.
+
+  Args:
+    seconds: how long to wait for one.
+    check: called while waiting; may raise, e.g. because the learner was restarted.
+
+  Raises:
+    NotFound: none came in time, or none could be read.
+  """
+  deadline, pause, problem = time.monotonic() + seconds, 0.02, "nothing to read"
+  while True:
+    try:
+      found = _try(directory, min_version, max_version, session, held_version, like)
+    except (OSError, ValueError, KeyError) as error:  # removed while we read it, or damaged
+      found, problem = None, error
+    if found is not None:
+      return found
+    check()
+    if time.monotonic() > deadline:
+      raise NotFound(
+        f"--weights_dir: no version in [{min_version}, {max_version}] in {directory} after "
+        f"{seconds:.0f} s ({problem}); is it the learner's directory?"
+      )
+    time.sleep(pause)
+    pause = min(2 * pause, 1.0)
+
+
+def _try(directory, low: int, high: int, session: str, held_version: int, like):
+  """What `pull` returns, or None when it is not there, or went while we read it."""
+  version = max(
+    (v for v in complete_versions(directory, session) if low <= v <= high), default=None
+  )
+  if version is None:
+    return None
+  if version == held_version:
+    return version, None
+  tensors = restore(directory, version, like)
+  return (version, tensors) if version in complete_versions(directory, session) else None
