@@ -9,6 +9,7 @@ are thread-safe; the two that wait take a timeout.
 import collections
 import dataclasses
 import enum
+import itertools
 import math
 import threading
 import time
@@ -148,10 +149,9 @@ class Ledger:
     """Extends every lease of a sampler that is alive."""
     with self._changed:
       deadline = self._clock() + self._lease_seconds
-      for leases in self._leases.values():
-        for lease in leases:
-          if lease.sampler_id == sampler_id:
-            lease.deadline = deadline
+      for lease in itertools.chain.from_iterable(self._leases.values()):
+        if lease.sampler_id == sampler_id:
+          lease.deadline = deadline
 
   def release(self, sampler_id: str) -> int:
     """Takes back every lease of a sampler that leaves; returns how many tickets that queued."""
