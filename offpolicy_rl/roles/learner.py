@@ -19,11 +19,11 @@ from offpolicy_rl.learner import audit, checkpoint, loop, step, warm_start
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import policy, sharding
 from offpolicy_rl.replay import admission, batching, lag, ledger
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import parts, pulse
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import catalog, stream
 from offpolicy_rl.tasks import vocabulary as vocabulary_lib
-from offpolicy_rl.transport import codec, server, weights
+from offpolicy_rl.transport import bounds, codec, security, server, weights
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class _Learner:
   vocabulary: vocabulary_lib.Vocabulary
   version: int = types.RAW_VERSION
   finished: bool = False
-  sampler_stats: dict = dataclasses.field(default_factory=dict)
+  heard: pulse.Pulse = dataclasses.field(default_factory=pulse.Pulse)
 
   # -- what samplers ask for
 
@@ -61,7 +61,7 @@ class _Learner:
   def heartbeat(self, sampler_id: str, stats: dict[str, float]) -> None:
     """Keeps leases alive and remembers how the sampler is doing."""
     self.book.heartbeat(sampler_id)
-    self.sampler_stats[sampler_id] = (time.monotonic(), stats)
+    self.heard.hear(sampler_id, stats)
 
   def finish_group(self, group: types.Group) -> str:
     """Checks a group against its ticket and books it."""
@@ -72,11 +72,6 @@ class _Learner:
         max_tokens=self.config.task.max_completion_tokens,
       )  # fmt: skip
     return self.book.finish(group, self.version).value
-
-  def sampling_rate(self) -> float:
-    """Completion tokens per second over the samplers heard of in the last ten seconds."""
-    recent = [s for at, s in self.sampler_stats.values() if time.monotonic() - at < 10]
-    return sum(stats.get("tokens_per_second", 0.0) for stats in recent)
 
   # -- the loop's functions
 
@@ -124,7 +119,7 @@ class _Learner:
 
   def write(self, at_step: int, row: dict) -> None:
     """Books a training step and shows it."""
-    rate = self.sampling_rate()
+    rate = self.heard.sampling_rate()
     self.writer.write(metrics.TRAIN, at_step, {**row, "sampler/tokens_per_second": rate})
     self.screen.sampler_rate(rate)
     self.screen.step(at_step, row)
@@ -144,6 +139,7 @@ class _Learner:
 def run_learner(
   config, run_dir: pathlib.Path, *, listen: str, insecure: bool = False, resume: bool = False,
   stop: threading.Event | None = None,
+  credentials: security.Credentials = security.NONE, reflection: bool = False,
 ) -> state_lib.TrainState | None:  # fmt: skip
   """Trains to the end of the configuration, or until `stop`; returns the last state.
 
@@ -152,7 +148,8 @@ def run_learner(
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/,
   completions.jsonl, report.html.
   """
-  server.check_listen_address(listen, insecure=insecure)
+  security.check_learner(credentials)
+  security.check_listen_address(listen, credentials, insecure=insecure)
   me = _make_learner(config, run_dir, stop or threading.Event(), resume)
   identity = server.Identity(
     session=uuid.uuid4().hex,
@@ -162,14 +159,23 @@ def run_learner(
   )
   wire, address = server.start(
     listen, identity, me.handlers(), me.store,
-    max_samplers=config.transport.max_samplers, max_message_mb=config.transport.max_message_mb,
+    max_samplers=config.transport.max_samplers, max_message_mb=_largest_request_mb(config),
+    credentials=credentials, reflection=reflection,
   )  # fmt: skip
   _write_atomically(run_dir / "address", address)
-  me.screen.say(f"learner at {address}; run directory {run_dir}")
+  me.screen.say(f"learner at {address} ({security.describe(credentials, listen)})")
+  me.screen.say(f"run directory {run_dir}")
   try:
     return _train(me)
   finally:
     _shut_down(me, wire)
+
+
+def _largest_request_mb(config) -> int:
+  """What the run's largest group can need: parsing a message takes a multiple of its size."""
+  completions = max(config.learner.group_size, config.evaluation.samples)
+  most = bounds.max_group_bytes(completions, config.task.max_completion_tokens)
+  return min(config.transport.max_message_mb, 1 + (most >> 20))
 
 
 def _make_learner(config, run_dir: pathlib.Path, stop: threading.Event, resume: bool) -> _Learner:
@@ -362,6 +368,7 @@ def _shut_down(me: _Learner, wire) -> None:
   """Tells samplers that the run is over, writes what is left, prints where to look."""
   me.screen.stop()
   me.finished = True
+  wire.say_not_serving()
   me.book.close()
   audit_row = me.book.audit()
   _write_atomically(me.run_dir / "ledger.json", json.dumps(audit_row))

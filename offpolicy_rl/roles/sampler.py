@@ -13,7 +13,7 @@ from offpolicy_rl.model import policy
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.tasks import catalog, scoring
-from offpolicy_rl.transport import client, codec
+from offpolicy_rl.transport import client, codec, security
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,17 +23,22 @@ class RunMismatch(RuntimeError):
 
 
 def run_sampler(
-  address: str, *, sampler_id: str, stop: threading.Event, patience: float = 60.0
-) -> None:
+  address: str, *, sampler_id: str, stop: threading.Event, patience: float = 60.0,
+  credentials: security.Credentials = security.NONE,
+) -> None:  # fmt: skip
   """Serves the learner at `address` until its run is over or `stop`.
 
   Everything else comes from the learner's configuration.
 
   Raises:
+    security.CredentialsError: a file of `credentials` is of no use.
     client.LearnerGone: nobody answered for `patience` seconds.
     client.Refused, RunMismatch: wrong protocol, run or vocabulary.
   """
-  wire = client.LearnerClient(address, sampler_id, reconnect_seconds=patience)
+  security.check_sampler(credentials)
+  wire = client.LearnerClient(
+    address, sampler_id, reconnect_seconds=patience, credentials=credentials
+  )
   watcher = threading.Thread(target=lambda: (stop.wait(), wire.stop()), daemon=True)
   watcher.start()
   identity = wire.hello()
@@ -63,9 +68,7 @@ def _serve(wire: client.LearnerClient, config, scorer, stats, stop, run_id: str)
   vocabulary = catalog.TASKS[config.task.name].vocabulary
   while not stop.is_set():
     functions = worker.Parts(
-      lease=functools.partial(
-        wire.lease, max(1, config.sampler.slots // config.learner.group_size)
-      ),
+      lease=functools.partial(_lease, wire, config, vocabulary.size),
       pull_weights=_Weights(wire, config).pull,
       generate=generator.generate,
       score=functools.partial(worker.score_groups, scorer, vocabulary.decode),
@@ -81,6 +84,20 @@ def _serve(wire: client.LearnerClient, config, scorer, stats, stop, run_id: str)
           "start the sampler anew"
         ) from None
       _LOG.warning("the learner was restarted; joined its new session")
+
+
+def _lease(wire: client.LearnerClient, config, vocab_size: int) -> list[types.Ticket] | None:
+  """Tickets that fit this sampler; WireError when the learner sends others."""
+  limit = max(1, config.sampler.slots // config.learner.group_size)
+  tickets = wire.lease(limit)
+  if tickets is not None and len(tickets) > limit:
+    raise codec.WireError(f"tickets: got {len(tickets)}, expected at most the {limit} asked for")
+  for ticket in tickets or ():
+    codec.check_ticket(
+      ticket, vocab_size=vocab_size, max_prompt_tokens=config.task.max_prompt_tokens,
+      max_completions=config.sampler.slots,
+    )  # fmt: skip
+  return tickets
 
 
 class _Weights:

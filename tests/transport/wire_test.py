@@ -198,18 +198,6 @@ def test_many_samplers_share_the_tickets(learner):
   assert learner.book.audit()["duplicates"] == 0
 
 
-@pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:5", "[::1]:0", "127.8.8.8:1"])
-def test_loopback_needs_no_permission(listen):
-  server.check_listen_address(listen, insecure=False)
-
-
-@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "10.0.0.1:5", "learner.example:5", ":5"])
-def test_other_addresses_need_insecure(listen):
-  with pytest.raises(ValueError, match="--listen: got .* add --insecure"):
-    server.check_listen_address(listen, insecure=False)
-  server.check_listen_address(listen, insecure=True)
-
-
 def test_a_taken_port_is_an_error(learner):
   with pytest.raises(RuntimeError, match="bind"):
     Learner(listen=learner.address)
