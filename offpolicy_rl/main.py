@@ -99,9 +99,7 @@ def _add_protection(parser: argparse.ArgumentParser) -> None:
 def _add_names(parser: argparse.ArgumentParser, ca_help: str) -> None:
   """Flags of whoever connects."""
   parser.add_argument("--tls_ca", help=ca_help)
-  parser.add_argument(
-    "--tls_server_name", help="name in that certificate, if not the host"
-  )
+  parser.add_argument("--tls_server_name", help="name in that certificate, if not the host")
 
 
 def _protection(arguments, ca: str | None, server_name: str | None = None):

@@ -148,7 +148,6 @@ def run_learner(
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/,
   completions.jsonl, report.html.
   """
-  security.check_learner(credentials)
   security.check_listen_address(listen, credentials, insecure=insecure)
   me = _make_learner(config, run_dir, stop or threading.Event(), resume)
   identity = server.Identity(

@@ -28,14 +28,13 @@ def run_sampler(
 ) -> None:  # fmt: skip
   """Serves the learner at `address` until its run is over or `stop`.
 
-  Everything else comes from the learner's configuration.
+  Everything else comes from the learner's configuration. `credentials` were checked already
+  (`security.check_sampler`).
 
   Raises:
-    security.CredentialsError: a file of `credentials` is of no use.
     client.LearnerGone: nobody answered for `patience` seconds.
     client.Refused, RunMismatch: wrong protocol, run or vocabulary.
   """
-  security.check_sampler(credentials)
   wire = client.LearnerClient(
     address, sampler_id, reconnect_seconds=patience, credentials=credentials
   )

@@ -120,10 +120,11 @@ def _check_authority(flag: str, path: str) -> None:
 def _check_pair(cert: str, key: str, *, is_server: bool) -> None:
   """Key and certificate belong together, are valid now and meant for this end."""
   _read("--tls_key", key)
-  context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+  server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
   try:
-    # Without a password function OpenSSL would ask the terminal for that of an encrypted key.
-    context.load_cert_chain(cert, key, password=lambda: "")
+    for context in (server, client):
+      # Without a password function OpenSSL would ask the terminal for that of an encrypted key.
+      context.load_cert_chain(cert, key, password=lambda: "")
   except ssl.SSLError as error:
     if error.reason == "KEY_VALUES_MISMATCH":
       expected = f"the private key of the certificate {cert!r}"
@@ -131,7 +132,7 @@ def _check_pair(cert: str, key: str, *, is_server: bool) -> None:
       expected = "a private key in PEM format that is not encrypted"
     raise CredentialsError(f"--tls_key: got {key!r}, expected {expected}") from None
   try:
-    _shake_hands_with_itself(context, cert, is_server=is_server)
+    _shake_hands(server, client, judge=client if is_server else server, cert=cert)
   except ssl.SSLCertVerificationError as error:
     end = "a learner (serverAuth)" if is_server else "a sampler (clientAuth)"
     expected = {
@@ -143,14 +144,14 @@ def _check_pair(cert: str, key: str, *, is_server: bool) -> None:
       raise CredentialsError(f"--tls_cert: got {cert!r}, expected {expected}") from None
 
 
-def _shake_hands_with_itself(server: ssl.SSLContext, cert: str, *, is_server: bool) -> None:
-  """Shows the certificate to an end in memory that trusts it and nothing else.
+def _shake_hands(
+  server: ssl.SSLContext, client: ssl.SSLContext, *, judge: ssl.SSLContext, cert: str
+) -> None:
+  """Shows the certificate, in memory, to an end that trusts it and nothing else.
 
   The standard library reads no dates from a file, but it does judge them in a handshake.
   """
-  client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
   client.check_hostname = False
-  judge = client if is_server else server
   client.verify_mode, server.verify_mode = ssl.CERT_NONE, ssl.CERT_NONE
   judge.verify_mode = ssl.CERT_REQUIRED
   judge.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

@@ -27,7 +27,7 @@ def answer(name: str) -> types.Group:
 class Learner:
   """A server around a ledger, on a port of our choice."""
 
-  def __init__(self, session="one", listen="127.0.0.1:0"):
+  def __init__(self, session="one", listen="127.0.0.1:0", max_samplers=4, **protection):
     self.book = Ledger(lease_seconds=5)
     self.store = weights.WeightStore()
     self.store.put(0, {"w": np.arange(3, dtype=np.float32)})
@@ -41,8 +41,9 @@ class Learner:
     )
     identity = server.Identity(session, "run", "{}", "print")
     self.server, self.address = server.start(
-      listen, identity, handlers, self.store, max_samplers=4, max_message_mb=4
-    )
+      listen, identity, handlers, self.store, max_samplers=max_samplers, max_message_mb=4,
+      **protection,
+    )  # fmt: skip
 
   def stop(self):
     self.book.close()
