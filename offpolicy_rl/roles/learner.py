@@ -374,7 +374,7 @@ def _shut_down(me: _Learner, wire) -> None:
   me.checkpoints.close()
   me.writer.close()
   time.sleep(min(2.0, me.config.transport.heartbeat_seconds))  # samplers hear it from a lease
-  wire.stop(grace=2.0).wait()
+  wire.stop(grace=2.0).wait(10)  # whatever a peer does, the run ends
   me.screen.say(f"ledger: {audit_row}")
   me.screen.say(f"report: {report.write(me.run_dir)}")
 

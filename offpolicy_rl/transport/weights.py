@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from offpolicy_rl.transport import codec
+from offpolicy_rl.transport import bounds, codec
 from offpolicy_rl.transport import trajectory_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
@@ -101,11 +101,13 @@ def _split(buffer: bytearray, infos) -> Tensors:
   """Views of the received bytes, one per tensor."""
   tensors, offset = {}, 0
   for info in infos:
-    dtype = codec.dtype_of(info.dtype, f"weights.tensors[{info.name}]")
+    field = f"weights.tensors[{bounds.shown(info.name)}]"
+    dtype = codec.dtype_of(info.dtype, field)
     shape = tuple(info.shape)
+    bounds.check_shape(shape, field)
     count = math.prod(shape)
     if offset + count * dtype.itemsize > len(buffer):
-      raise codec.WireError(f"weights.tensors[{info.name}].shape: {shape} exceeds the bytes sent")
+      raise codec.WireError(f"{field}.shape: {shape} exceeds the bytes sent")
     tensors[info.name] = np.frombuffer(buffer, dtype, count, offset).reshape(shape)
     offset += count * dtype.itemsize
   if offset != len(buffer):
