@@ -10,6 +10,7 @@ from offpolicy_rl import types
 from offpolicy_rl.transport import bounds, client, codec
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
+from offpolicy_rl.transport.server import PROTOCOL
 from tests.transport import wire_test
 from tests.transport.codec_test import a_group, a_ticket, a_trajectory
 
@@ -31,12 +32,12 @@ BAD_REQUESTS = {
   ),
   "no name": (
     "Hello",
-    pb.HelloRequest(protocol=1),
+    pb.HelloRequest(protocol=PROTOCOL),
     "sampler_id: got '', expected 1 to 128 letters",
   ),
   "a name of lines": (
     "Hello",
-    pb.HelloRequest(protocol=1, sampler_id="a\nINFO all is well"),
+    pb.HelloRequest(protocol=PROTOCOL, sampler_id="a\nINFO all is well"),
     r"sampler_id: got 'a\\nINFO all is well'",
   ),
   "a path as name": (

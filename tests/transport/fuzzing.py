@@ -22,9 +22,16 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 
 SESSION, VOCAB, MAX_TOKENS = "one", 50, 8
 PATH = f"/{server.SERVICE}/"
+SAMPLERS = 2
+PLACES = 3 * SAMPLERS + 2  # threads that the server may start as it needs them
 TEXTS = ["", "me", SESSION, "train/0", "../../etc/passwd", "x" * 5000, "\0\n\x1b[31m", "é" * 200]
 NUMBERS = [0, 1, 2, 3, 7, 255, 4097, 2**31 - 1, 2**32 - 1]
 FLOATS = [0.0, -0.5, 1.0, -1e-9, math.nan, math.inf, -math.inf, 3e38]
+# Four bytes in a tensor, read as float32 or int32.
+WORDS = [
+  *np.array([math.nan, math.inf, -math.inf, 0.25, -0.25, -0.0], np.float32).view(np.int32).tolist(),
+  *(-(2**31), -1, 0, 49, 50, 2**31 - 1),
+]
 VALUES = {
   FieldDescriptor.CPPTYPE_INT32: [-(2**31), -2, -1, *NUMBERS[:-1]],
   FieldDescriptor.CPPTYPE_UINT32: NUMBERS,
@@ -94,6 +101,24 @@ def _value(rng: random.Random, field, depth: int):
   return rng.choice(VALUES[field.cpp_type])
 
 
+def spoil(rng: random.Random, message: message_lib.Message) -> None:
+  """Replaces one value somewhere inside by an odd one of its type; all the rest stays good."""
+  if isinstance(message, pb.Tensor):
+    values = np.frombuffer(message.data, np.int32).copy()
+    values[rng.randrange(values.size)] = rng.choice(WORDS)
+    message.data = values.tobytes()
+    return
+  field, found = rng.choice(message.ListFields())
+  if field.message_type and field.message_type.GetOptions().map_entry:
+    found[rng.choice(TEXTS)] = rng.choice(FLOATS)
+  elif field.message_type:
+    spoil(rng, rng.choice(found) if field.is_repeated else found)
+  elif field.is_repeated:
+    found[rng.randrange(len(found))] = _value(rng, field, 0)
+  else:
+    setattr(message, field.name, _value(rng, field, 0))
+
+
 def damage(rng: random.Random, data: bytes, other: bytes) -> bytes:
   """`data` with flipped bits, cut, spliced with `other`, repeated, or replaced by noise."""
   at = rng.randrange(len(data) + 1)
@@ -114,9 +139,15 @@ def damage(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def request(rng: random.Random, good: list[message_lib.Message]) -> bytes:
-  """One message for a method whose good requests are `good`: nonsense, or damaged."""
-  if rng.random() < 0.4:
+  """One message for a method whose good requests are `good`: nonsense, spoilt or damaged."""
+  way = rng.random()
+  if way < 0.3:
     return random_message(rng, type(good[0])).SerializeToString()
+  if way < 0.6:
+    message = type(good[0])()
+    message.CopyFrom(rng.choice(good))
+    spoil(rng, message)
+    return message.SerializeToString()
   first, second = (rng.choice(good).SerializeToString() for _ in range(2))
   return damage(rng, first, second)
 
@@ -149,21 +180,17 @@ class Target:
     self.book.add(map(ticket, self.names))
     store = weights.WeightStore()
     store.put(0, {"w": np.arange(3, dtype=np.float32)})
-    self.bad_groups, self.accepted, self.beats = 0, 0, 0
+    self.bad_groups, self.accepted, self.other_leased = 0, 0, 0
     handlers = server.Handlers(
       lease=lambda sampler, limit, wait: self.book.lease(sampler, limit, min(wait, 0.01)),
-      heartbeat=self._heartbeat,
+      heartbeat=lambda sampler, stats: self.book.heartbeat(sampler),
       finish=self._finish,
       run_finished=lambda: False,
     )
     identity = server.Identity(SESSION, "run", "{}", "print")
     self.wire, self.address = server.start(
-      "127.0.0.1:0", identity, handlers, store, max_samplers=2, max_message_mb=1
+      "127.0.0.1:0", identity, handlers, store, max_samplers=SAMPLERS, max_message_mb=1
     )
-
-  def _heartbeat(self, sampler_id: str, stats: dict[str, float]) -> None:
-    self.book.heartbeat(sampler_id)
-    self.beats += 1
 
   def _finish(self, group: types.Group) -> str:
     asked = self.book.ticket(group.ticket_id)
@@ -190,13 +217,14 @@ class Target:
     sampler = client.LearnerClient(self.address, "good", reconnect_seconds=5)
     sampler.hello()
     leased = [t.ticket_id for t in sampler.lease(1)]
+    # A ticket that a fuzzed call leased may expire just now; the ledger puts it before all others.
+    self.other_leased += leased != [name]
     version, tensors = sampler.pull_weights(0, 0, types.NO_VERSION, 10**6)
-    acks = sampler.push([answer(name)])
+    acks = sampler.push([answer(ticket_id) for ticket_id in leased])
     sampler.close()
-    taken = self.book.take([name], timeout=0)
-    return leased == [name] and version == 0 and len(tensors) == 1 and (
-      acks[0].verdict == pb.VERDICT_ACCEPTED and taken is not None
-    )  # fmt: skip
+    verdicts = [ack.verdict for ack in acks]
+    taken = self.book.take([name], timeout=0) if leased == [name] else leased
+    return verdicts == [pb.VERDICT_ACCEPTED] and bool(taken) and (version, len(tensors)) == (0, 1)
 
   def close(self) -> bool:
     """Ends the server; False when it hangs."""

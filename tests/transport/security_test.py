@@ -5,6 +5,7 @@ import logging
 import pathlib
 import shutil
 import subprocess
+import time
 
 import grpc
 import pytest
@@ -327,11 +328,11 @@ def test_calls_beyond_the_places_are_refused_and_tried_again():
   learner = Learner(max_samplers=1)  # five places
   with grpc.insecure_channel(learner.address) as channel:
     stub = rpc.LearnerStub(channel)
-    request = pb.LeaseRequest(session="one", sampler_id="slow", credits=1, wait_seconds=1.5)
+    request = pb.LeaseRequest(session="one", sampler_id="slow", credits=1, wait_seconds=3)
     waiting = [stub.Lease.future(request) for _ in range(5)]
+    time.sleep(1)  # all five have arrived by now; a call of ours must not be in their way
     with pytest.raises(grpc.RpcError) as error:
-      while True:
-        stub.Hello(pb.HelloRequest(protocol=server.PROTOCOL, sampler_id="me"))
+      stub.Hello(pb.HelloRequest(protocol=server.PROTOCOL, sampler_id="me"))
     assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     wire = client.LearnerClient(learner.address, "me", reconnect_seconds=20)
     wire.hello()  # waits for a place
