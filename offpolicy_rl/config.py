@@ -33,6 +33,29 @@ def _at_least(low) -> tuple[Callable, str]:
 _POSITIVE = ((lambda x: x > 0), "a number > 0")
 _FRACTION = ((lambda x: 0 <= x < 1), "in [0, 1)")
 
+# The rest are texts, when their check lists texts, switches or integers.
+_FLOATS = {
+  "task.verifier_seconds",
+  "model.rope_theta",
+  "model.norm_eps",
+  "warm_start.stop_loss",
+  "warm_start.learning_rate",
+  "learner.learning_rate",
+  "learner.adam_b1",
+  "learner.adam_b2",
+  "learner.adam_eps",
+  "learner.weight_decay",
+  "learner.max_grad_norm",
+  "sampler.temperature",
+  "sampler.grace_seconds",
+  "transport.lease_seconds",
+  "transport.heartbeat_seconds",
+  "transport.reissue_seconds",
+  "transport.reconnect_seconds",
+}
+_TEXTS = {"task.name", "lag.mode", "lag.schedule", "learner.schedule", "transport.weights_dtype"}
+_SWITCHES = {"model.tied_embeddings"}
+
 _CHECKS = {
   "seed": ((lambda x: 0 <= x < 2**31), "0 to 2147483647"),
   "task.name": _one_of(*sorted(catalog.TASKS)),
@@ -57,6 +80,7 @@ _CHECKS = {
   "warm_start.learning_rate": _POSITIVE,
   "lag.mode": _one_of(*lag.MODES),
   "lag.max_lag": _at_least(0),
+  "lag.schedule": ((lambda x: True), "a file, or '' for none"),
   "learner.steps": _at_least(0),
   "learner.prompts_per_step": _at_least(1),
   "learner.group_size": _at_least(2),  # every advantage compares with the group
@@ -92,9 +116,8 @@ _CHECKS = {
 def validate(config: config_dict.ConfigDict) -> None:
   """Raises ConfigError for the first wrong value."""
   values = flatten(config)
+  _check_keys_and_types(values)
   for key, (is_good, expected) in _CHECKS.items():
-    if key not in values:
-      raise ConfigError(f"{key}: missing, expected {expected}")
     value = values[key]
     if (isinstance(value, float) and not math.isfinite(value)) or not is_good(value):
       raise ConfigError(f"{key}: got {value!r}, expected {expected}")
@@ -105,6 +128,25 @@ def validate(config: config_dict.ConfigDict) -> None:
   for is_good, message in _relations(config):
     if not is_good:
       raise ConfigError(message)
+
+
+def _check_keys_and_types(values: dict) -> None:
+  """A configuration may come from a file or over the wire, so nothing is taken for granted."""
+  kinds = {key: int for key in _CHECKS} | dict.fromkeys(_FLOATS, float)
+  kinds |= dict.fromkeys(_TEXTS, str) | dict.fromkeys(_SWITCHES, bool)
+  choices = {f"objective.{field.name}": field.type for field in losses.choices.OVERRIDABLE}
+  for key in kinds.keys() | choices.keys():
+    if key not in values:
+      expected = _CHECKS[key][1] if key in _CHECKS else "a value"
+      raise ConfigError(f"{key}: missing, expected {expected}")
+  for key, value in values.items():
+    if key not in kinds and key not in choices:
+      raise ConfigError(f"{key[:100]!r}: unknown key")
+    if value is None and key in choices:
+      continue
+    kind = kinds.get(key) or choices[key]
+    if type(value) is not kind and not (kind is float and type(value) is int):
+      raise ConfigError(f"{key}: got {value!r:.100}, expected {kind.__name__}")
 
 
 def _objective_relations(c, rows_per_part: int) -> list[tuple[bool, str]]:
@@ -309,5 +351,16 @@ def to_json(config: config_dict.ConfigDict) -> str:
 
 
 def from_json(text: str) -> config_dict.ConfigDict:
-  """Inverse of `to_json`, locked."""
-  return config_dict.ConfigDict(json.loads(text)).lock()
+  """Inverse of `to_json`, locked; what is in it is for `validate` to judge.
+
+  Raises:
+    ConfigError: no JSON object.
+  """
+  try:
+    found = json.loads(text)
+    if isinstance(found, dict):
+      return config_dict.ConfigDict(found).lock()
+    problem = f"got {type(found).__name__}"
+  except (ValueError, RecursionError) as error:
+    problem = str(error)
+  raise ConfigError(f"configuration: {problem:.200}, expected a JSON object of sections")

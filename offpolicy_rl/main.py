@@ -24,6 +24,9 @@ import time
 from offpolicy_rl import __version__
 from offpolicy_rl import config as config_lib
 
+_LEARNER_FILES = ("tls_cert", "tls_key", "tls_client_ca", "token_file")
+_SWITCHES = ("resume", "insecure", "reflection", "verbose")
+
 
 def main(argv: list[str] | None = None) -> int:
   """Runs a role; returns the exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
@@ -64,9 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     "--replay", metavar="FILE", help="sample each group with the version that this run's did"
   )
   trains.add_argument("--listen", default="127.0.0.1:0", help="address to serve (port 0 = any)")
-  trains.add_argument("--insecure", action="store_true", help="allow --listen beyond loopback")
+  _add_protection(trains)
   local = roles.add_parser("local", parents=[trains], help="learner and samplers on this machine")
   local.add_argument("--samplers", type=int, default=1, help="number of sampler processes")
+  _add_names(local, "authority of --tls_cert (PEM), which the samplers of local trust")
   roles.add_parser("learner", parents=[trains], help="only the learner")
   sampler = roles.add_parser("sampler", parents=[wired], help="only a sampler")
   sampler.add_argument("--learner", required=True, help="the learner's HOST:PORT")
@@ -74,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
   sampler.add_argument(
     "--patience", type=float, default=60.0, help="seconds to look for the learner"
   )
+  sampler.add_argument("--tls_cert", help="certificate that shows who this sampler is (PEM)")
+  sampler.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
+  sampler.add_argument("--token_file", help="file with the learner's token")
+  _add_names(sampler, "authority of the learner's certificate (PEM): speak TLS and trust no other")
   report = roles.add_parser("report", parents=[both], help="write the report of a run")
   report.add_argument("--run_dir", required=True)
   explain = roles.add_parser("explain", parents=[both], help="the target that an objective induces")
@@ -82,6 +90,60 @@ def _parser() -> argparse.ArgumentParser:
   explain.add_argument("--beta", type=float, help="temperature (default: the preset's)")
   explain.add_argument("--png", type=pathlib.Path, help="draw a picture, too")
   return parser
+
+
+def _add_protection(parser: argparse.ArgumentParser) -> None:
+  """Flags of whoever listens."""
+  parser.add_argument("--tls_cert", help="the learner's certificate (PEM): serve TLS only")
+  parser.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
+  parser.add_argument("--tls_client_ca", help="admit only samplers with a certificate of it (PEM)")
+  parser.add_argument("--token_file", help="admit only samplers that know the token in this file")
+  parser.add_argument(
+    "--insecure", action="store_true", help="allow --listen beyond loopback without protection"
+  )
+  parser.add_argument(
+    "--reflection", action="store_true", help="describe the services to tools such as grpcurl"
+  )
+
+
+def _add_names(parser: argparse.ArgumentParser, ca_help: str) -> None:
+  """Flags of whoever connects."""
+  parser.add_argument("--tls_ca", help=ca_help)
+  parser.add_argument("--tls_server_name", help="name in that certificate, if not the host")
+
+
+def _protection(arguments, ca: str | None, server_name: str | None = None):
+  """The credentials that the flags name; not checked yet."""
+  from offpolicy_rl.transport import security  # imports gRPC
+
+  return security.Credentials(
+    arguments.tls_cert, arguments.tls_key, ca, arguments.token_file, server_name
+  )
+
+
+def _learner_protection(arguments):
+  """The learner's checked credentials, good for its address."""
+  from offpolicy_rl.transport import security
+
+  credentials = _protection(arguments, arguments.tls_client_ca)
+  try:
+    security.check_learner(credentials)
+    security.check_listen_address(arguments.listen, credentials, insecure=arguments.insecure)
+  except security.CredentialsError as error:
+    raise config_lib.ConfigError(str(error)) from None
+  return credentials
+
+
+def _sampler_protection(arguments):
+  """A sampler's checked credentials."""
+  from offpolicy_rl.transport import security
+
+  credentials = _protection(arguments, arguments.tls_ca, arguments.tls_server_name)
+  try:
+    security.check_sampler(credentials)
+  except security.CredentialsError as error:
+    raise config_lib.ConfigError(str(error)) from None
+  return credentials
 
 
 def _configuration(arguments, assignments: list[str]):
@@ -148,23 +210,38 @@ def _local(arguments, assignments) -> int:
   if arguments.samplers < 1:
     raise config_lib.ConfigError(f"--samplers: got {arguments.samplers}, expected at least 1")
   _, run_dir = _configuration(arguments, assignments)  # refuse mistakes before starting anything
+  to_sampler = [*_local_protection(arguments), *_given(arguments, ("weights_dir",))]
   passed = [f"--listen={arguments.listen}", *assignments]
-  passed += [
-    f"--{f}={getattr(arguments, f)}" for f in ("config", "replay") if getattr(arguments, f)
-  ]
-  passed += [f"--{flag}" for flag in ("resume", "insecure", "verbose") if getattr(arguments, flag)]
-  shared = (f"--weights_dir={arguments.weights_dir}",) if arguments.weights_dir else ()
+  passed += _given(arguments, ("config", "replay", "weights_dir", *_LEARNER_FILES))
+  passed += [f"--{flag}" for flag in _SWITCHES if getattr(arguments, flag)]
   run_dir.mkdir(parents=True, exist_ok=True)
   stop = _stop_on_signals()
   code = local.run(
-    [*passed, *shared], run_dir=run_dir, samplers=arguments.samplers, stop=stop,
-    sampler_args=shared,
-  )  # fmt: skip
+    passed, run_dir=run_dir, samplers=arguments.samplers, stop=stop, sampler_args=to_sampler
+  )
   return 130 if stop.is_set() and code == 0 else code
+
+
+def _local_protection(arguments) -> list[str]:
+  """The flags of local's samplers: they show the learner's own certificate, as they are its own."""
+  _learner_protection(arguments)
+  if not arguments.tls_cert:
+    return _given(arguments, ("token_file",))
+  if not arguments.tls_ca:
+    raise config_lib.ConfigError("--tls_ca: missing, expected because --tls_cert is given")
+  arguments.tls_server_name = arguments.tls_server_name or "localhost"
+  _sampler_protection(arguments)
+  return _given(arguments, ("tls_cert", "tls_key", "tls_ca", "tls_server_name", "token_file"))
+
+
+def _given(arguments, names: tuple[str, ...]) -> list[str]:
+  """Those flags that were given, as they were given."""
+  return [f"--{name}={getattr(arguments, name)}" for name in names if getattr(arguments, name)]
 
 
 def _learner(arguments, assignments) -> int:
   config, run_dir = _configuration(arguments, assignments)
+  credentials = _learner_protection(arguments)
   for warning in config_lib.warnings(config):
     print(f"warning: {warning}", file=sys.stderr)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads prompts here
@@ -174,6 +251,7 @@ def _learner(arguments, assignments) -> int:
   learner.run_learner(
     config, run_dir, listen=arguments.listen, insecure=arguments.insecure,
     resume=arguments.resume, stop=stop, weights_dir=arguments.weights_dir,
+    credentials=credentials, reflection=arguments.reflection,
   )  # fmt: skip
   return 0
 
@@ -181,17 +259,14 @@ def _learner(arguments, assignments) -> int:
 def _sampler(arguments, assignments) -> int:
   if assignments:
     raise config_lib.ConfigError(f"{assignments[0]}: a sampler is configured by its learner")
+  credentials = _sampler_protection(arguments)
   from offpolicy_rl.roles import sampler  # imports JAX
 
   name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
   sampler.run_sampler(
-    arguments.learner,
-    sampler_id=name,
-    stop=_stop_on_signals(),
-    patience=arguments.patience,
-    abandon=lambda: os._exit(0),
-    weights_dir=arguments.weights_dir,
-  )
+    arguments.learner, sampler_id=name, stop=_stop_on_signals(), patience=arguments.patience,
+    abandon=lambda: os._exit(0), weights_dir=arguments.weights_dir, credentials=credentials,
+  )  # fmt: skip
   return 0
 
 

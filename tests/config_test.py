@@ -1,5 +1,6 @@
 """Configurations: all cards build, wrong keys and values are refused by name."""
 
+import json
 import subprocess
 import sys
 import time
@@ -25,8 +26,7 @@ def test_every_key_of_base_is_checked():
   keys = set(config_lib.flatten(config_lib.load(str(ROOT / "configs" / "base.py"))))
   checked_by_losses = {f"objective.{field.name}" for field in losses.choices.OVERRIDABLE}
   unchecked = keys - set(config_lib._CHECKS) - checked_by_losses
-  # true and false are both good; a schedule goes with its mode
-  assert unchecked == {"model.tied_embeddings", "lag.schedule"}
+  assert unchecked == {"model.tied_embeddings"}  # true and false are both good
   assert set(config_lib._CHECKS) | checked_by_losses <= keys
 
 
@@ -106,6 +106,53 @@ def test_unset_choices_can_be_set_after_a_round_trip_through_json(tiny_config):
   config_lib.override(back, pairs)
   config_lib.validate(back)
   assert (back.objective.kl_coef, back.objective.kl, back.objective.beta1) == (0.5, "k2", 2.0)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("{", "configuration: Expecting property name"),
+    ("[1]", "configuration: got list, expected a JSON object"),
+    ("[" * 100_000, "configuration: "),
+    ('{"a.b": 1}', "configuration: "),
+  ],
+)
+def test_what_is_no_configuration_is_refused(text, message):
+  with pytest.raises(config_lib.ConfigError, match=message) as error:
+    config_lib.from_json(text)
+  assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+  ("section", "key", "value", "message"),
+  [
+    ("learner", "steps", 2.5, "learner.steps: got 2.5, expected int"),
+    ("learner", "steps", True, "learner.steps: got True, expected int"),
+    ("learner", "steps", "x" * 9999, "learner.steps: got 'xxxx"),
+    ("learner", "learning_rate", "1", "learner.learning_rate: got '1', expected float"),
+    ("model", "tied_embeddings", 1, "model.tied_embeddings: got 1, expected bool"),
+    ("objective", "name", 3, "objective.name: got 3, expected str"),
+    ("learner", "stepz", 1, "'learner.stepz': unknown key"),
+    ("task", "name", ["sums"], r"task.name: got \['sums'\], expected str"),
+  ],
+)
+def test_a_configuration_from_the_wire_is_judged_key_by_key(
+  tiny_config, section, key, value, message
+):
+  found = tiny_config.to_dict()
+  found[section][key] = value
+  with pytest.raises(config_lib.ConfigError, match=message) as error:
+    config_lib.validate(config_lib.from_json(json.dumps(found)))
+  assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("key", ["learner.steps", "objective.beta", "model.tied_embeddings"])
+def test_a_missing_key_is_named(tiny_config, key):
+  found = tiny_config.to_dict()
+  section, name = key.split(".")
+  del found[section][name]
+  with pytest.raises(config_lib.ConfigError, match=f"{key}: missing"):
+    config_lib.validate(config_lib.from_json(json.dumps(found)))
 
 
 def command(*arguments: str) -> tuple[subprocess.CompletedProcess, float]:

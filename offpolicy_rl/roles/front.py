@@ -9,10 +9,10 @@ from collections.abc import Callable
 from offpolicy_rl import types
 from offpolicy_rl.model import policy
 from offpolicy_rl.replay import admission, lag, ledger, store
+from offpolicy_rl.roles.pulse import Pulse
 from offpolicy_rl.transport import codec, server, weights
 
 _LOG = logging.getLogger(__name__)
-_RECENT_SECONDS = 10.0
 
 
 @dataclasses.dataclass
@@ -30,7 +30,7 @@ class Front:
   version: int = types.RAW_VERSION  # newest published in this session
   newest_ever: int = types.RAW_VERSION  # before a restart, samplers may have held newer ones
   finished: bool = False
-  stats: dict = dataclasses.field(default_factory=dict)  # sampler -> (last heard of, its numbers)
+  pulse: Pulse = dataclasses.field(default_factory=Pulse)
 
   def handlers(self) -> server.Handlers:
     """The wire's view of the learner."""
@@ -46,16 +46,16 @@ class Front:
   def join(self, sampler_id: str) -> None:
     """A sampler begins with empty hands: it must not keep a dead namesake's leases alive."""
     self.book.release(sampler_id)
-    self.stats[sampler_id] = (time.monotonic(), {})
+    self.pulse.hear(sampler_id, {})
 
   def heartbeat(self, sampler_id: str, stats: dict[str, float]) -> None:
     """Keeps leases alive and remembers how the sampler is doing."""
     self.book.heartbeat(sampler_id)
-    self.stats[sampler_id] = (time.monotonic(), stats)
+    self.pulse.hear(sampler_id, stats)
 
   def leave(self, sampler_id: str) -> int:
     """A sampler goes; its tickets are handed out again at once."""
-    self.stats.pop(sampler_id, None)
+    self.pulse.forget(sampler_id)
     return self.book.release(sampler_id)
 
   def finish(self, group: types.Group) -> concurrent.futures.Future:
@@ -116,19 +116,9 @@ class Front:
     older = [v for v in self.weights.versions() if v != self.version and needed(v)]
     return {v: self.weights.tensors(v) for v in older}
 
-  def sampling_rate(self) -> float:
-    """Completion tokens per second over the samplers heard of lately."""
-    return sum(stats.get("tokens_per_second", 0.0) for stats in self._heard_of(_RECENT_SECONDS))
-
   def dismiss(self, silent_seconds: float) -> None:
     """The run is over: waits until every sampler has left, or was silent for so long."""
     self.finished = True
     self.book.close()
-    while self._heard_of(silent_seconds):
+    while self.pulse.heard_of(silent_seconds):
       time.sleep(0.05)
-
-  def _heard_of(self, seconds: float) -> list[dict[str, float]]:
-    """Numbers of the samplers that are there; forgets the others."""
-    now = time.monotonic()
-    self.stats = {s: entry for s, entry in self.stats.copy().items() if now - entry[0] < seconds}
-    return [stats for _, stats in self.stats.values()]

@@ -23,7 +23,7 @@ from offpolicy_rl.roles.records import Records
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import catalog, stream
 from offpolicy_rl.tasks import vocabulary as vocabulary_lib
-from offpolicy_rl.transport import codec, server
+from offpolicy_rl.transport import bounds, codec, security, server
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class _Learner:
 def run_learner(
   config, run_dir: pathlib.Path, *, listen: str, insecure: bool = False, resume: bool = False,
   stop: threading.Event | None = None, weights_dir: str | None = None,
+  credentials: security.Credentials = security.NONE, reflection: bool = False,
 ) -> state_lib.TrainState | None:  # fmt: skip
   """Trains to the end of the configuration, or until `stop`; returns the last state.
 
@@ -92,7 +93,7 @@ def run_learner(
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/, groups/,
   completions.jsonl, lag_schedule.jsonl, ledger.json, report.html.
   """
-  server.check_listen_address(listen, insecure=insecure)
+  security.check_listen_address(listen, credentials, insecure=insecure)
   session = uuid.uuid4().hex
   published = parts.make_store(config, weights_dir, session)
   me = _make_learner(config, run_dir, stop or threading.Event(), resume, published)
@@ -105,14 +106,23 @@ def run_learner(
   )
   wire, address = server.start(
     listen, identity, me.front.handlers(), me.front.weights,
-    max_samplers=config.transport.max_samplers, max_message_mb=config.transport.max_message_mb,
+    max_samplers=config.transport.max_samplers, max_message_mb=_largest_request_mb(config),
+    credentials=credentials, reflection=reflection,
   )  # fmt: skip
   checkpoint.write_durably(run_dir / "address", address)
-  me.screen.say(f"learner at {address}; run directory {run_dir}")
+  me.screen.say(f"learner at {address} ({security.describe(credentials, listen)})")
+  me.screen.say(f"run directory {run_dir}")
   try:
     return _train(me)
   finally:
     _shut_down(me, wire)
+
+
+def _largest_request_mb(config) -> int:
+  """What the run's largest group can need: parsing a message takes a multiple of its size."""
+  completions = max(config.learner.group_size, config.evaluation.samples)
+  most = bounds.max_group_bytes(completions, config.task.max_completion_tokens)
+  return min(config.transport.max_message_mb, 1 + (most >> 20))
 
 
 def _make_learner(
@@ -332,7 +342,7 @@ def _loop_parts(me: _Learner, reference) -> loop.Parts:
     return state, row | found
 
   def write(at_step, row):
-    me.records.train(at_step, row | {"sampler/tokens_per_second": me.front.sampling_rate()})
+    me.records.train(at_step, row | {"sampler/tokens_per_second": me.front.pulse.sampling_rate()})
 
   def after_step(version, state):
     wanted = config.evaluation.every and version % config.evaluation.every == 0
@@ -361,6 +371,7 @@ def _finish(me: _Learner, state) -> None:
 def _shut_down(me: _Learner, wire) -> None:
   """Tells samplers that the run is over, writes what is left, prints where to look."""
   me.screen.stop()
+  wire.say_not_serving()
   # The next heartbeat comes from whoever is still at work; each leaves when it hears the news.
   me.front.dismiss(silent_seconds=3 * me.config.transport.heartbeat_seconds)
   audit_row = me.front.book.audit()
@@ -368,7 +379,7 @@ def _shut_down(me: _Learner, wire) -> None:
   me.checkpoints.close()
   me.front.weights.close()
   me.records.close()
-  wire.stop(grace=2.0).wait()
+  wire.stop(grace=2.0).wait(10)  # whatever a peer does, the run ends
   me.front.groups.close()
   me.screen.say(f"ledger: {audit_row}")
   me.screen.say(f"report: {report.write(me.run_dir)}")

@@ -12,7 +12,7 @@ _MAX_RESTARTS = 5  # of samplers, in all
 
 def run(
   learner_args: list[str], *, run_dir: pathlib.Path, samplers: int, stop: threading.Event,
-  sampler_args: tuple[str, ...] = (),
+  sampler_args: list[str],
 ) -> int:  # fmt: skip
   """Starts the processes and waits; returns the learner's exit code.
 
@@ -27,8 +27,8 @@ def run(
     restarts = 0
     while learner.poll() is None and not stop.is_set():
       if address_file.exists():
-        arguments = ["sampler", f"--learner={address_file.read_text()}", *sampler_args]
-        children, failed = _keep_alive(children, samplers, arguments, run_dir)
+        found = [f"--learner={address_file.read_text()}", *sampler_args]
+        children, failed = _keep_alive(children, samplers, found, run_dir)
         restarts += failed
       if restarts > _MAX_RESTARTS:
         print(f"samplers died {restarts} times; see {run_dir}/sampler-*.log", file=sys.stderr)
@@ -50,13 +50,13 @@ def _start(arguments: list[str], log: pathlib.Path | None = None) -> subprocess.
   )  # fmt: skip
 
 
-def _keep_alive(children, count: int, arguments: list[str], run_dir: pathlib.Path):
+def _keep_alive(children, count: int, sampler_args: list[str], run_dir: pathlib.Path):
   """(children with the dead ones replaced, number of those that had failed)."""
   failed = [i for i, child in enumerate(children) if child.poll() not in (None, 0)]
   for i in failed:
     print(f"sampler {i} died (exit {children[i].returncode}), starting another", file=sys.stderr)
   for i in [*failed, *range(len(children), count)]:
-    child = _start([*arguments, f"--name=local-{i}"], run_dir / f"sampler-{i}.log")
+    child = _start(["sampler", *sampler_args, f"--name=local-{i}"], run_dir / f"sampler-{i}.log")
     children = [*children[:i], child, *children[i + 1 :]]
   return children, len(failed)
 

@@ -16,7 +16,7 @@ from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.tasks import catalog, scoring
-from offpolicy_rl.transport import client, receiver
+from offpolicy_rl.transport import client, codec, receiver, security
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,19 +28,23 @@ class RunMismatch(RuntimeError):
 def run_sampler(
   address: str, *, sampler_id: str, stop: threading.Event, patience: float = 60.0,
   abandon: Callable[[], None] = lambda: None, weights_dir: str | None = None,
+  credentials: security.Credentials = security.NONE,
 ) -> None:  # fmt: skip
   """Serves the learner at `address` until its run is over or `stop`.
 
   Everything else comes from the learner's configuration. `weights_dir` is the learner's, as this
-  machine sees it; None when the learner streams its weights. After `stop`, the groups begun are
-  finished and pushed; those that would take longer than sampler.grace_seconds are returned, and
-  `abandon` is called (a process ends itself there: a running computation can't be interrupted).
+  machine sees it; None when the learner streams its weights. `credentials` were checked already
+  (`security.check_sampler`). After `stop`, the groups begun are finished and pushed; those that
+  would take longer than sampler.grace_seconds are returned, and `abandon` is called (a process
+  ends itself there: a running computation can't be interrupted).
 
   Raises:
     client.LearnerGone: nobody answered for `patience` seconds.
     client.Refused, RunMismatch: wrong protocol, run, vocabulary or --weights_dir.
   """
-  wire = client.LearnerClient(address, sampler_id, reconnect_seconds=patience)
+  wire = client.LearnerClient(
+    address, sampler_id, reconnect_seconds=patience, credentials=credentials
+  )
   done = threading.Event()
   _in_background(lambda: (stop.wait(), wire.stop()))
   identity = wire.hello()
@@ -79,10 +83,9 @@ def _serve(
   """Runs the worker; starts over when the learner was restarted."""
   generator = parts.make_engine(config)
   vocabulary = catalog.TASKS[config.task.name].vocabulary
-  groups_at_once = max(1, config.sampler.slots // config.learner.group_size)
   while not stop.is_set():
     functions = worker.Parts(
-      lease=functools.partial(wire.lease, groups_at_once),
+      lease=functools.partial(_lease, wire, config, vocabulary.size),
       pull_weights=_weights(wire, config, weights_dir).pull,
       generate=generator.generate,
       score=functools.partial(worker.score_groups, scorer, vocabulary.decode),
@@ -131,6 +134,20 @@ def _leave(wire: client.LearnerClient) -> None:
     wire.leave()
   except grpc.RpcError as error:  # the learner is away; our leases expire there
     _LOG.debug("leave: %s", error)
+
+
+def _lease(wire: client.LearnerClient, config, vocab_size: int) -> list[types.Ticket] | None:
+  """Tickets that fit this sampler; WireError when the learner sends others."""
+  limit = max(1, config.sampler.slots // config.learner.group_size)
+  tickets = wire.lease(limit)
+  if tickets is not None and len(tickets) > limit:
+    raise codec.WireError(f"tickets: got {len(tickets)}, expected at most the {limit} asked for")
+  for ticket in tickets or ():
+    codec.check_ticket(
+      ticket, vocab_size=vocab_size, max_prompt_tokens=config.task.max_prompt_tokens,
+      max_completions=config.sampler.slots,
+    )  # fmt: skip
+  return tickets
 
 
 class _Weights:

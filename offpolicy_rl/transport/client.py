@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import grpc
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import codec, seal, weights
+from offpolicy_rl.transport import bounds, codec, diagnosis, seal, security, weights
 from offpolicy_rl.transport import receiver as receiver_lib
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
-from offpolicy_rl.transport.server import PROTOCOL, Identity
+from offpolicy_rl.transport.server import KEEPALIVE, PROTOCOL, Identity
 
 _PULLS = 3  # of one version, when its bytes arrive damaged
 _LOG = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ _RETRY = {
   grpc.StatusCode.DEADLINE_EXCEEDED,
   grpc.StatusCode.UNKNOWN,
   grpc.StatusCode.INTERNAL,  # a message was damaged on the way
+  grpc.StatusCode.RESOURCE_EXHAUSTED,  # more calls than the learner has places for
 }
 
 
@@ -52,15 +53,19 @@ class LearnerClient:
     *,
     reconnect_seconds: float = 60.0,
     max_message_mb: int = 64,
+    credentials: security.Credentials = security.NONE,
   ):
+    bounds.check_name(sampler_id, "--name")
     limit = max_message_mb << 20
     options = [
       ("grpc.max_receive_message_length", limit),
       ("grpc.max_send_message_length", limit),
       ("grpc.initial_reconnect_backoff_ms", 100),
       ("grpc.max_reconnect_backoff_ms", 2000),
+      *KEEPALIVE,
     ]
-    self._channel = grpc.insecure_channel(address, options=options)
+    self._channel = security.open_channel(address, credentials, options)
+    self._credentials = credentials
     self._stub = rpc.LearnerStub(seal.SealedChannel(self._channel))
     self._address, self._id = address, sampler_id
     self._patience = reconnect_seconds
@@ -168,6 +173,10 @@ class LearnerClient:
         raise Refused(ack.reason)
     return acks
 
+  def _refuse_if_hopeless(self) -> None:
+    if problem := diagnosis.lasting_problem(self._address, self._credentials):
+      raise Refused(f"{self._address}: {problem}") from None
+
   def _call(self, function: Callable, progress: Callable = lambda: None):
     """Retries with growing, jittered pauses; a call may arrive twice, which the learner notices.
 
@@ -181,13 +190,16 @@ class LearnerClient:
         code = error.code()
         if code == grpc.StatusCode.ABORTED:
           raise SessionLost(error.details()) from None
-        if code not in _RETRY:
+        if code not in _RETRY or "larger than max" in error.details():
           raise Refused(f"{self._address}: {error.details()}") from None
+        last = error.details()
+        if code == grpc.StatusCode.UNAVAILABLE:
+          self._refuse_if_hopeless()
       if progress() != reached:
         pause, give_up, reached = 0.1, None, progress()
       now = time.monotonic()
       give_up = give_up or now + self._patience
       if now > give_up or self._stopping.is_set():
-        raise LearnerGone(f"no learner at {self._address} for {self._patience:.0f} s")
+        raise LearnerGone(f"no learner at {self._address} for {self._patience:.0f} s: {last}")
       self._stopping.wait(pause * random.uniform(0.5, 1.5))
       pause = min(2 * pause, 5.0)

@@ -10,7 +10,10 @@ import ml_dtypes
 import numpy as np
 
 from offpolicy_rl import types
+from offpolicy_rl.transport import bounds
 from offpolicy_rl.transport import trajectory_pb2 as pb
+from offpolicy_rl.transport.bounds import WireError as WireError
+from offpolicy_rl.transport.bounds import refuse as _refuse
 
 _DTYPES = {
   pb.DTYPE_INT32: np.dtype("<i4"),
@@ -20,14 +23,6 @@ _DTYPES = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _KINDS = {types.TRAIN: pb.KIND_TRAIN, types.EVAL: pb.KIND_EVAL}
 _KIND_NAMES = {code: name for name, code in _KINDS.items()}
-
-
-class WireError(ValueError):
-  """A message that may not be used: names the field, the value and what was expected."""
-
-
-def _refuse(field: str, value, expected: str):
-  raise WireError(f"{field}: got {value!r}, expected {expected}")
 
 
 def dtype_code(dtype: np.dtype) -> int:
@@ -84,12 +79,13 @@ def decode_ticket(message: pb.Ticket) -> types.Ticket:
   """Message -> Ticket; raises WireError naming the first bad field."""
   if message.kind not in _KIND_NAMES:
     _refuse("ticket.kind", message.kind, f"one of {sorted(_KIND_NAMES)}")
-  if not message.ticket_id:
-    _refuse("ticket.ticket_id", "", "a non-empty string")
-  if message.num_completions < 1:
-    _refuse("ticket.num_completions", message.num_completions, "at least 1")
+  bounds.check_ticket_id(message.ticket_id, "ticket.ticket_id")
+  bounds.check_count(message.num_completions, "ticket.num_completions", bounds.MAX_COMPLETIONS)
   if not (math.isfinite(message.temperature) and message.temperature >= 0):
     _refuse("ticket.temperature", message.temperature, "a finite number >= 0")
+  if len(message.answer) > bounds.MAX_ANSWER:
+    expected = f"at most {bounds.MAX_ANSWER}"
+    _refuse("ticket.answer", f"{len(message.answer)} characters", expected)
   if message.min_version > message.max_version:
     _refuse("ticket.min_version", message.min_version, f"at most {message.max_version}")
   prompt = decode_tensor(message.prompt_tokens, "ticket.prompt_tokens", np.int32, 1)
@@ -109,6 +105,19 @@ def decode_ticket(message: pb.Ticket) -> types.Ticket:
   )
 
 
+def check_ticket(
+  ticket: types.Ticket, *, vocab_size: int, max_prompt_tokens: int, max_completions: int
+) -> None:
+  """Raises WireError when a sampler with these limits cannot answer `ticket`."""
+  prompt = ticket.prompt_tokens
+  if prompt.size > max_prompt_tokens:
+    _refuse("ticket.prompt_tokens", f"{prompt.size} tokens", f"at most {max_prompt_tokens}")
+  if prompt.min() < 0 or prompt.max() >= vocab_size:
+    bad = prompt[(prompt < 0) | (prompt >= vocab_size)][0]
+    _refuse("ticket.prompt_tokens", int(bad), f"token ids in [0, {vocab_size})")
+  bounds.check_count(ticket.num_completions, "ticket.num_completions", max_completions)
+
+
 def _encode_versions(versions: np.ndarray) -> list[pb.VersionRun]:
   """int32 [T] -> run lengths."""
   if not versions.size:
@@ -122,10 +131,14 @@ def _encode_versions(versions: np.ndarray) -> list[pb.VersionRun]:
 
 
 def _decode_versions(runs, length: int, field: str) -> np.ndarray:
-  """Run lengths -> int32 [length]; the sum is checked before anything is allocated."""
+  """Run lengths -> int32 [length]; number and sum are checked before anything is allocated."""
+  if len(runs) > length:
+    _refuse(field, f"{len(runs)} runs", f"at most one per token, {length}")
   total = sum(run.length for run in runs)
   if total != length:
     _refuse(field, f"runs of {total} tokens in all", f"{length} tokens")
+  if any(run.length == 0 for run in runs):
+    _refuse(field, "a run of 0 tokens", "at least 1 token in each")
   return np.repeat(
     np.array([run.version for run in runs], np.int32), np.array([run.length for run in runs], int)
   )
@@ -156,6 +169,9 @@ def decode_group(message: pb.Group) -> types.Group:
 
   What only the learner can judge (ticket, vocabulary, admitted versions) is `check_group`'s work.
   """
+  bounds.check_name(message.sampler_id, "group.sampler_id")
+  bounds.check_ticket_id(message.ticket_id, "group.ticket_id")
+  bounds.check_count(len(message.trajectories), "group.trajectories", bounds.MAX_COMPLETIONS)
   trajectories = []
   for i, t in enumerate(message.trajectories):
     field = f"group.trajectories[{i}]"

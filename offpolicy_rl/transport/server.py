@@ -1,21 +1,32 @@
 """The learner's end of the wire."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
-import ipaddress
 import logging
 import queue
+import re
 import threading
 from collections.abc import Callable
 
 import grpc
+from grpc_health.v1 import health
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import codec, seal, weights
+from offpolicy_rl.transport import bounds, codec, door, seal, security, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 
 PROTOCOL = 2  # raise it with every incompatible change of trajectory.proto
+SERVICE = pb.DESCRIPTOR.services_by_name["Learner"].full_name
+# A peer whose machine or network is gone is noticed after 40 s. Both ends ping; the server allows
+# twice as many pings as the client sends, since too many would end the connection.
+KEEPALIVE = [
+  ("grpc.keepalive_time_ms", 30_000),
+  ("grpc.keepalive_timeout_ms", 10_000),
+  ("grpc.keepalive_permit_without_calls", 1),
+  ("grpc.http2.max_pings_without_data", 0),
+]
 _UNACKNOWLEDGED = 16  # groups of one stream that are checked but not on disk yet
 _LOG = logging.getLogger(__name__)
 
@@ -71,20 +82,37 @@ def _acknowledge(ticket_id: str, judged: concurrent.futures.Future, context) -> 
 
 
 class _Servicer(rpc.LearnerServicer):
-  def __init__(self, identity: Identity, handlers: Handlers, store: weights.WeightStore):
+  def __init__(
+    self, identity: Identity, handlers: Handlers, store: weights.WeightStore, notices: door.Notices
+  ):
     self._identity, self._handlers, self._store = identity, handlers, store
+    self._notices = notices
 
   def _require_session(self, request) -> None:
     if request.session != self._identity.session:
-      raise _WrongSession(
-        f"session: got {request.session!r}, expected {self._identity.session!r} (say Hello again)"
-      )
+      expected = f"{self._identity.session!r} (say Hello again)"
+      raise _WrongSession(f"session: got {bounds.shown(request.session)}, expected {expected}")
+    bounds.check_request(request)
 
-  def _check_session(self, request, context) -> None:
+  def _note(self, peer: str, error: bounds.WireError, detail: str = "") -> None:
+    """Logs a refusal, once per peer and field."""
+    field, _, rest = str(error).partition(": ")
+    self._notices.warn(peer, re.sub(r"\d+", "*", field), f"{detail}{rest}")
+
+  @contextlib.contextmanager
+  def _refusing(self, context):
+    """What is wrong with a request ends its call with a clear error."""
     try:
-      self._require_session(request)
+      yield
     except _WrongSession as error:
       context.abort(grpc.StatusCode.ABORTED, str(error))
+    except bounds.WireError as error:
+      self._note(context.peer(), error)
+      context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+  def _check_session(self, request, context) -> None:
+    with self._refusing(context):
+      self._require_session(request)
 
   def Hello(self, request, context):
     if request.protocol != PROTOCOL:
@@ -93,15 +121,15 @@ class _Servicer(rpc.LearnerServicer):
         f"protocol: the sampler speaks version {request.protocol}, this learner {PROTOCOL}; "
         "install the same release of offpolicy-rl on both",
       )
+    with self._refusing(context):
+      bounds.check_request(request)
     self._handlers.join(request.sampler_id)
     _LOG.info("sampler %s joined from %s", request.sampler_id, context.peer())
     return pb.HelloReply(**dataclasses.asdict(self._identity))
 
   def Lease(self, request, context):
     self._check_session(request, context)
-    if request.credits < 1:
-      context.abort(grpc.StatusCode.INVALID_ARGUMENT, "credits: got 0, expected at least 1")
-    wait = min(max(request.wait_seconds, 0.0), 30.0)
+    wait = min(request.wait_seconds, 30.0)
     holding = set(request.holding)
     tickets = self._handlers.lease(request.sampler_id, request.credits, wait, holding)
     return pb.LeaseReply(
@@ -123,7 +151,8 @@ class _Servicer(rpc.LearnerServicer):
   def Push(self, requests, context):
     """Reads and checks the next groups while those before are written to disk."""
     judged: queue.Queue = queue.Queue(_UNACKNOWLEDGED)
-    threading.Thread(target=self._judge_all, args=(requests, judged), daemon=True).start()
+    peer = context.peer()
+    threading.Thread(target=self._judge_all, args=(requests, judged, peer), daemon=True).start()
     item = None
     try:
       while (item := judged.get()) is not None:
@@ -132,22 +161,25 @@ class _Servicer(rpc.LearnerServicer):
       while item is not None:  # left early: let the reader end
         item = judged.get()
 
-  def _judge_all(self, requests, judged: queue.Queue) -> None:
+  def _judge_all(self, requests, judged: queue.Queue, peer: str) -> None:
     try:
       for message in requests:
-        judged.put((message.ticket_id, self._judge(message)))
-    except grpc.RpcError:
-      pass  # the sampler is gone
+        ticket_id = message.ticket_id[: bounds.MAX_TICKET_ID]
+        judged.put((ticket_id, self._judge(message, peer)))
+    except Exception as error:  # the sampler is gone, or what it sent can't be read: the call ends
+      _LOG.debug("push of %s ended: %r", peer, error)
     finally:
       judged.put(None)
 
-  def _judge(self, message: pb.Group) -> concurrent.futures.Future:
+  def _judge(self, message: pb.Group, peer: str) -> concurrent.futures.Future:
     outcome: concurrent.futures.Future = concurrent.futures.Future()
     try:
       self._require_session(message)
       return self._handlers.finish(codec.decode_group(message))
-    except (codec.WireError, _WrongSession) as error:
-      _LOG.warning("refused %s of %s: %s", message.ticket_id, message.sampler_id, error)
+    except _WrongSession as error:
+      outcome.set_exception(error)
+    except bounds.WireError as error:
+      self._note(peer, error, f"ticket {bounds.shown(message.ticket_id)}, ")
       outcome.set_exception(error)
     return outcome
 
@@ -161,53 +193,66 @@ class _Servicer(rpc.LearnerServicer):
       )
     chunks = self._store.answer(request)
     if chunks is None:
-      bounds = f"[{request.min_version}, {request.max_version}]"
+      wanted = f"[{request.min_version}, {request.max_version}]"
       context.abort(
         grpc.StatusCode.NOT_FOUND,
-        f"min_version, max_version: no version in {bounds}, there are {self._store.versions()}",
+        f"min_version, max_version: no version in {wanted}, there are {self._store.versions()}",
       )
     yield from chunks
 
 
-def check_listen_address(listen: str, *, insecure: bool) -> None:
-  """Without credentials the server stays on loopback, unless the user insists."""
-  host = listen.rpartition(":")[0].strip("[]")
-  try:
-    loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-  except ValueError:
-    loopback = False
-  if not (loopback or insecure):
-    raise ValueError(
-      f"--listen: got {listen!r}, expected a loopback address, because the stream is not "
-      "encrypted; add --insecure to serve it on a network that you trust"
-    )
+class Wire:
+  """The running server."""
+
+  def __init__(self, server: grpc.Server, status: health.HealthServicer):
+    self._server, self._status = server, status
+
+  def say_not_serving(self) -> None:
+    """What health checks hear from now on; calls are still answered."""
+    self._status.enter_graceful_shutdown()
+
+  def stop(self, grace: float) -> threading.Event:
+    """Refuses new calls and ends the open ones after `grace` seconds; the event is set then."""
+    self.say_not_serving()
+    return self._server.stop(grace)
 
 
 def start(
   listen: str, identity: Identity, handlers: Handlers, store: weights.WeightStore,
   *, max_samplers: int, max_message_mb: int,
-) -> tuple[grpc.Server, str]:  # fmt: skip
+  credentials: security.Credentials = security.NONE, reflection: bool = False,
+) -> tuple[Wire, str]:  # fmt: skip
   """Serves in background threads; returns the server and the address it got.
 
   Raises:
     RuntimeError: the address is taken.
+    security.CredentialsError: a file of `credentials` cannot be read.
   """
-  limit = max_message_mb << 20
-  # One long poll, one push and one weight pull or heartbeat per sampler at a time.
-  pool = concurrent.futures.ThreadPoolExecutor(3 * max_samplers + 2, thread_name_prefix="rpc")
+  # One long poll, one push and one weight pull or heartbeat per sampler at a time, and two probes.
+  # A call beyond these is refused (RESOURCE_EXHAUSTED), not queued: the queue would have no bound.
+  calls = 3 * max_samplers + 2
+  pool = concurrent.futures.ThreadPoolExecutor(calls, thread_name_prefix="rpc")
   options = [
-    ("grpc.max_receive_message_length", limit),
-    ("grpc.max_send_message_length", limit),
+    ("grpc.max_receive_message_length", max_message_mb << 20),
+    ("grpc.max_send_message_length", -1),  # our own messages; the samplers have a limit
     ("grpc.so_reuseport", 0),  # two learners on one port must be an error
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
+    *KEEPALIVE,
   ]
-  server = grpc.server(pool, options=options, interceptors=[seal.SealedServer()])
-  servicer = _Servicer(identity, handlers, store)
+  notices = door.Notices()
+  entrance = door.Door(security.read_token(credentials), notices)
+  server = grpc.server(
+    pool, options=options, interceptors=[entrance, seal.SealedServer()],
+    maximum_concurrent_rpcs=calls,
+  )  # fmt: skip
+  servicer = _Servicer(identity, handlers, store, notices)
   rpc.add_LearnerServicer_to_server(servicer, server)
   # In place of the generated one, whose serializer would copy every byte of the weights twice more.
   serialized = grpc.unary_stream_rpc_method_handler(
     servicer.PullWeights, pb.WeightsRequest.FromString, response_serializer=None
   )
-  server.add_registered_method_handlers("offpolicy_rl.Learner", {"PullWeights": serialized})
-  port = server.add_insecure_port(listen)
+  server.add_registered_method_handlers(SERVICE, {"PullWeights": serialized})
+  status = door.add_standard_services(server, SERVICE, with_reflection=reflection)
+  port = security.add_port(server, listen, credentials)
   server.start()
-  return server, f"{listen.rpartition(':')[0]}:{port}"
+  return Wire(server, status), f"{listen.rpartition(':')[0]}:{port}"

@@ -1,0 +1,41 @@
+"""What the samplers last said about themselves."""
+
+import collections
+import threading
+import time
+from collections.abc import Callable
+
+_REMEMBERED = 1024  # samplers
+_RECENT_SECONDS = 10.0
+
+
+class Pulse:
+  """The last heartbeat of each sampler. Thread-safe; forgets those it has not heard of longest."""
+
+  def __init__(self, clock: Callable[[], float] = time.monotonic):
+    self._clock = clock
+    self._lock = threading.Lock()
+    self._last: collections.OrderedDict[str, tuple[float, dict]] = collections.OrderedDict()
+
+  def hear(self, sampler_id: str, stats: dict[str, float]) -> None:
+    """Remembers a heartbeat."""
+    with self._lock:
+      self._last[sampler_id] = (self._clock(), stats)
+      self._last.move_to_end(sampler_id)
+      if len(self._last) > _REMEMBERED:
+        self._last.popitem(last=False)
+
+  def forget(self, sampler_id: str) -> None:
+    """It left."""
+    with self._lock:
+      self._last.pop(sampler_id, None)
+
+  def heard_of(self, seconds: float) -> list[dict[str, float]]:
+    """What those said that gave a sign of life so lately."""
+    with self._lock:
+      since = self._clock() - seconds
+      return [stats for at, stats in self._last.values() if at > since]
+
+  def sampling_rate(self) -> float:
+    """Completion tokens per second over the samplers heard of in the last ten seconds."""
+    return sum(stats.get("tokens_per_second", 0.0) for stats in self.heard_of(_RECENT_SECONDS))

@@ -1,0 +1,93 @@
+"""What may come over the wire at most, and the error that says what was wrong with it.
+
+Everything here is checked before anything of the message's size is allocated, kept or logged.
+"""
+
+import math
+import re
+
+from offpolicy_rl.transport import trajectory_pb2 as pb
+
+MAX_COMPLETIONS = 4096  # of one ticket
+MAX_CREDITS = 4096  # tickets asked for at once
+MAX_TICKET_ID = 256  # characters
+MAX_ANSWER = 1 << 20  # characters of a ticket's answer data
+MAX_STATS = 64  # entries of a heartbeat
+MAX_DIMENSIONS = 8  # of a tensor
+MAX_WAIT_SECONDS = 3600.0  # a sampler may ask for; the server waits 30 s at most
+MIN_REQUEST_BYTES = 1 << 20  # the server accepts messages of this size, however small its groups
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}")
+_NAME_RULE = "1 to 128 letters, digits or any of . _ : @ / + -, a letter or digit first"
+_SHOWN = 160  # characters of a value in an error or a log line
+
+
+class WireError(ValueError):
+  """A message that may not be used: names the field, the value and what was expected."""
+
+
+def shown(value) -> str:
+  """`repr`, cut: safe to log or to send back, whatever came over the wire."""
+  # Long ones are cut before repr: that of 60 MB costs time and memory, too.
+  text = repr(value[: _SHOWN + 1] if isinstance(value, str | bytes | tuple) else value)
+  return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def refuse(field: str, value, expected: str):
+  """Raises WireError."""
+  raise WireError(f"{field}: got {shown(value)}, expected {expected}")
+
+
+def check_name(name: str, field: str) -> None:
+  """Names of samplers and of their numbers: short, printable, no spaces."""
+  if not _NAME.fullmatch(name):
+    refuse(field, name, _NAME_RULE)
+
+
+def check_ticket_id(ticket_id: str, field: str) -> None:
+  """Ids of tickets may hold spaces; the learner makes them, samplers only repeat them."""
+  if not (0 < len(ticket_id) <= MAX_TICKET_ID and ticket_id.isascii() and ticket_id.isprintable()):
+    refuse(field, ticket_id, f"1 to {MAX_TICKET_ID} printable ASCII characters")
+
+
+def check_count(count: int, field: str, most: int) -> None:
+  """A number from 1 to `most`."""
+  if not 1 <= count <= most:
+    refuse(field, count, f"1 to {most}")
+
+
+def check_shape(shape: tuple[int, ...], field: str) -> None:
+  """Few dimensions, none of them empty: what numpy can hold once the bytes are there."""
+  if len(shape) > MAX_DIMENSIONS:
+    refuse(f"{field}.shape", f"{len(shape)} dimensions", f"at most {MAX_DIMENSIONS}")
+  if 0 in shape:
+    refuse(f"{field}.shape", shape, "positive numbers")
+
+
+def check_request(request) -> None:
+  """Raises WireError for the first field of a sampler's request that is out of bounds."""
+  check_name(request.sampler_id, "sampler_id")
+  if isinstance(request, pb.LeaseRequest):
+    check_count(request.credits, "credits", MAX_CREDITS)
+    if not 0 <= request.wait_seconds <= MAX_WAIT_SECONDS:  # false for nan, too
+      refuse("wait_seconds", request.wait_seconds, f"a number in [0, {MAX_WAIT_SECONDS:.0f}]")
+  if isinstance(request, pb.HeartbeatRequest):
+    _check_stats(request.stats)
+
+
+def _check_stats(stats) -> None:
+  if len(stats) > MAX_STATS:
+    refuse("stats", f"{len(stats)} entries", f"at most {MAX_STATS}")
+  for name, value in stats.items():
+    check_name(name, "stats")
+    if not math.isfinite(value):
+      refuse(f"stats[{name}]", value, "a finite number")
+
+
+def max_group_bytes(completions: int, tokens: int) -> int:
+  """Upper bound of an encoded group of `completions` with up to `tokens` tokens each.
+
+  8 bytes per token and logprob, 18 for a version run of its own (the worst case), and room for
+  lengths, ids and the session.
+  """
+  return completions * (26 * tokens + 256) + 4096

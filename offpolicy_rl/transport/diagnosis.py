@@ -1,0 +1,73 @@
+"""Why a connection cannot work, however long one waits.
+
+gRPC reports a refused handshake as UNAVAILABLE, "Socket closed", like a learner that is away for a
+moment. So a sampler that cannot connect knocks once by itself and reads what TLS says.
+"""
+
+import socket
+import ssl
+import time
+
+from offpolicy_rl.transport import security
+
+_SECONDS = 5.0  # for one knock
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty SETTINGS
+_CLOSED = (
+  "the learner closed the connection after the TLS handshake, as it does when the sampler's "
+  "certificate (--tls_cert) is missing, expired or signed by another authority than its "
+  "--tls_client_ca"
+)
+
+
+def lasting_problem(address: str, credentials: security.Credentials) -> str | None:
+  """What a sampler must change before it can connect; None when waiting may help."""
+  host, _, port = address.rpartition(":")
+  if not port.isdecimal():
+    return None
+  place = (host.strip("[]"), int(port))
+  if not credentials.ca:
+    return _plain(place)
+  problem = _encrypted(place, credentials)
+  if problem == _CLOSED:
+    time.sleep(0.5)  # a learner that is just being stopped closes connections, too, but only once
+    problem = _encrypted(place, credentials)
+  return problem
+
+
+def _plain(place: tuple[str, int]) -> str | None:
+  """Does the port speak TLS although we do not?"""
+  context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+  context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+  try:
+    with socket.create_connection(place, _SECONDS) as raw, context.wrap_socket(raw):
+      return "the learner speaks TLS; give the sampler --tls_ca, the authority of its certificate"
+  except OSError:  # ssl.SSLError is one
+    return None
+
+
+def _encrypted(place: tuple[str, int], credentials: security.Credentials) -> str | None:
+  context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+  context.load_verify_locations(credentials.ca)
+  context.set_alpn_protocols(["h2"])
+  if credentials.cert:
+    context.load_cert_chain(credentials.cert, credentials.key)
+  name = credentials.server_name or place[0]
+  try:
+    raw = socket.create_connection(place, _SECONDS)
+    with raw, context.wrap_socket(raw, server_hostname=name) as end:
+      end.sendall(_PREFACE)
+      # A server judges our certificate after we believe the handshake to be over.
+      return None if end.recv(1) else _CLOSED
+  except ssl.SSLCertVerificationError as error:
+    return (
+      f"the learner's certificate is not accepted: {error.verify_message} (--tls_ca="
+      f"{credentials.ca}, expected name {name}; --tls_server_name expects another)"
+    )
+  except (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError):
+    return _CLOSED
+  except ssl.SSLError as error:
+    if error.reason == "WRONG_VERSION_NUMBER":
+      return "the learner does not speak TLS; leave out --tls_ca, or give the learner --tls_cert"
+    return f"TLS: {error.reason}"
+  except OSError:
+    return None

@@ -1,0 +1,169 @@
+"""What comes over the wire is bounded, and refused by field, value and expectation."""
+
+import math
+
+import grpc
+import numpy as np
+import pytest
+
+from offpolicy_rl import types
+from offpolicy_rl.transport import bounds, client, codec
+from offpolicy_rl.transport import trajectory_pb2 as pb
+from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
+from offpolicy_rl.transport.server import PROTOCOL
+from tests.transport import wire_test
+from tests.transport.codec_test import a_group, a_ticket, a_trajectory
+
+learner = wire_test.learner  # the fixture
+WHO = {"session": "one", "sampler_id": "me"}
+TOO_MANY = {f"k{i}": 1.0 for i in range(65)}
+BAD_REQUESTS = {
+  "no credits": ("Lease", pb.LeaseRequest(**WHO), "credits: got 0, expected 1 to 4096"),
+  "too many credits": ("Lease", pb.LeaseRequest(**WHO, credits=4097), "credits: got 4097"),
+  "waiting for nan": (
+    "Lease",
+    pb.LeaseRequest(**WHO, credits=1, wait_seconds=math.nan),
+    r"wait_seconds: got nan, expected a number in \[0, 3600\]",
+  ),
+  "waiting for ever": (
+    "Lease",
+    pb.LeaseRequest(**WHO, credits=1, wait_seconds=math.inf),
+    "wait_seconds: got inf",
+  ),
+  "no name": (
+    "Hello",
+    pb.HelloRequest(protocol=PROTOCOL),
+    "sampler_id: got '', expected 1 to 128 letters",
+  ),
+  "a name of lines": (
+    "Hello",
+    pb.HelloRequest(protocol=PROTOCOL, sampler_id="a\nINFO all is well"),
+    r"sampler_id: got 'a\\nINFO all is well'",
+  ),
+  "a path as name": (
+    "Lease",
+    pb.LeaseRequest(session="one", sampler_id="../../x", credits=1),
+    r"sampler_id: got '../../x'",
+  ),
+  "a long name": (
+    "Heartbeat",
+    pb.HeartbeatRequest(session="one", sampler_id="x" * 129),
+    r"sampler_id: got 'x+', expected",
+  ),
+  "many statistics": (
+    "Heartbeat",
+    pb.HeartbeatRequest(**WHO, stats=TOO_MANY),
+    "stats: got '65 entries', expected at most 64",
+  ),
+  "statistics not finite": (
+    "Heartbeat",
+    pb.HeartbeatRequest(**WHO, stats={"rate": math.inf}),
+    r"stats\[rate\]: got inf, expected a finite number",
+  ),
+  "statistics with odd names": (
+    "Heartbeat",
+    pb.HeartbeatRequest(**WHO, stats={"\x1b[31m": 1.0}),
+    r"stats: got '\\x1b\[31m'",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_requests_out_of_bounds_are_refused_by_field(learner, name):
+  method, request, expected = BAD_REQUESTS[name]
+  channel = grpc.insecure_channel(learner.address)
+  with channel, pytest.raises(grpc.RpcError, match=expected) as error:
+    getattr(rpc.LearnerStub(channel), method)(request)
+  assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+  assert learner.beats == []
+
+
+def test_a_long_session_is_not_sent_back_whole(learner):
+  channel = grpc.insecure_channel(learner.address)
+  with channel, pytest.raises(grpc.RpcError) as error:
+    rpc.LearnerStub(channel).Lease(pb.LeaseRequest(session="s" * 3_000_000))
+  assert error.value.code() == grpc.StatusCode.ABORTED and len(error.value.details()) < 400
+
+
+def test_a_sampler_checks_its_own_name():
+  with pytest.raises(bounds.WireError, match="--name: got 'two words'"):
+    client.LearnerClient("127.0.0.1:1", "two words")
+
+
+def group_with(**changes) -> pb.Group:
+  message = codec.encode_group(a_group(), "one", "me")
+  for name, value in changes.items():
+    setattr(message, name, value)
+  return message
+
+
+def many_runs() -> pb.Group:
+  message = group_with()
+  message.trajectories[0].versions.extend([pb.VersionRun(version=2, length=0)] * 10)
+  return message
+
+
+def empty_run() -> pb.Group:
+  message = group_with()
+  del message.trajectories[0].versions[:]
+  message.trajectories[0].versions.extend(
+    [pb.VersionRun(version=2, length=0), pb.VersionRun(version=2, length=3)]
+  )
+  return message
+
+
+def many_trajectories() -> pb.Group:
+  return pb.Group(sampler_id="me", ticket_id="a", trajectories=[pb.Trajectory()] * 4097)
+
+
+@pytest.mark.parametrize(
+  ("message", "expected"),
+  [
+    (group_with(sampler_id="a b"), "group.sampler_id: got 'a b'"),
+    (group_with(ticket_id="t" * 257), "group.ticket_id: got 't+"),
+    (group_with(ticket_id="a\n"), r"group.ticket_id: got 'a\\n', expected 1 to 256 printable"),
+    (many_trajectories(), "group.trajectories: got 4097, expected 1 to 4096"),
+    (many_runs(), r"\[0\].versions: got '12 runs', expected at most one per token, 3"),
+    (empty_run(), r"\[0\].versions: got 'a run of 0 tokens'"),
+  ],
+)
+def test_groups_out_of_bounds_are_refused_by_field(message, expected):
+  with pytest.raises(bounds.WireError, match=expected) as error:
+    codec.decode_group(message)
+  assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+  ("changes", "expected"),
+  [
+    (
+      {"prompt_tokens": np.arange(9, dtype=np.int32)},
+      "prompt_tokens: got '9 tokens', .* at most 8",
+    ),
+    ({"prompt_tokens": np.array([50], np.int32)}, r"prompt_tokens: got 50, expected .*\[0, 50\)"),
+    ({"prompt_tokens": np.array([-1], np.int32)}, "prompt_tokens: got -1"),
+    ({"num_completions": 5}, "num_completions: got 5, expected 1 to 4"),
+  ],
+)
+def test_tickets_beyond_the_samplers_limits_are_refused(changes, expected):
+  limits = {"vocab_size": 50, "max_prompt_tokens": 8, "max_completions": 4}
+  codec.check_ticket(a_ticket(), **limits)
+  with pytest.raises(bounds.WireError, match=expected):
+    codec.check_ticket(a_ticket(**changes), **limits)
+
+
+def test_an_endless_answer_of_a_ticket_is_refused():
+  message = codec.encode_ticket(a_ticket(answer="x" * (bounds.MAX_ANSWER + 1)))
+  with pytest.raises(bounds.WireError, match="ticket.answer: got '1048577 characters'"):
+    codec.decode_ticket(message)
+
+
+@pytest.mark.parametrize(("completions", "tokens"), [(1, 1), (8, 5), (16, 1000)])
+def test_no_group_is_larger_than_its_bound(completions, tokens):
+  versions = np.arange(tokens, dtype=np.int32) % 2 + (2**31 - 2)  # a long run for every token
+  one = a_trajectory(
+    tokens=np.zeros(tokens, np.int32), logprobs=np.zeros(tokens, np.float32), versions=versions
+  )
+  group = types.Group("t" * 256, (one,) * completions, completions)
+  size = codec.encode_group(group, "s" * 128, "n" * 128).ByteSize()
+  assert size <= bounds.max_group_bytes(completions, tokens)
