@@ -64,12 +64,11 @@ def ticket(index: int) -> types.Ticket:
 
 def serve_learner(folder: str, pipe) -> None:
   """A learner's server with its real ledger, store and checks; tells its address and CPU time."""
-  groups = store.GroupStore(
-    pathlib.Path(folder), encode=codec.group_to_bytes, decode=codec.group_from_bytes
-  )
+  groups = store.GroupStore(pathlib.Path(folder), decode=codec.group_from_bytes)
   front = Front(
     book=ledger.Ledger(60.0), groups=groups, weights=weights.WeightStore(),
-    vocab_size=VOCABULARY, max_tokens=TOKENS, control=lag.LagControl("async", 9), version=0,
+    weights_dtype="float32", vocab_size=VOCABULARY, max_tokens=TOKENS,
+    control=lag.LagControl("async", 9), version=0,
   )  # fmt: skip
   identity = server.Identity("one", "stream", "{}", "none")
   wire, address = server.start(
@@ -117,6 +116,7 @@ class Served:
     context = multiprocessing.get_context("spawn")
     self._process = context.Process(target=function, args=(folder, theirs), daemon=True)
     self._process.start()
+    theirs.close()
     self.address = self._pipe.recv()
 
   def ask(self, request="cpu") -> float:

@@ -31,15 +31,12 @@ class StoreError(OSError):
 class GroupStore:
   """Groups by ticket. The first complete answer to a ticket stays; commits are shared.
 
-  `encode` and `decode` turn a Group into bytes and back. Thread-safe.
+  They are kept as the bytes that came over the wire; `decode` reads them. Thread-safe.
   """
 
-  def __init__(
-    self, path: pathlib.Path, *,
-    encode: Callable[[types.Group], bytes], decode: Callable[[bytes], types.Group],
-  ):  # fmt: skip
+  def __init__(self, path: pathlib.Path, *, decode: Callable[[bytes], types.Group]):
     """Opens or creates the directory `path`; StoreError when what is there can't be read."""
-    self._path, self._encode, self._decode = path, encode, decode
+    self._path, self._decode = path, decode
     self._env = self._open()
     self._inbox: queue.Queue = queue.Queue(_WAITING)
     self._thread = threading.Thread(target=self._write_batches, name="group-store", daemon=True)
@@ -54,13 +51,12 @@ class GroupStore:
       ) from None
 
   def put(
-    self, ticket: types.Ticket, group: types.Group, arrival_version: int
+    self, ticket: types.Ticket, payload: bytes, arrival_version: int
   ) -> concurrent.futures.Future:
     """Starts writing; the future says True: durable now, False: the ticket had an answer before.
 
     It raises StoreError when the disk refuses. Blocks while too many others wait.
     """
-    payload = self._encode(group)
     value = _HEADER.pack(arrival_version, zlib.crc32(payload)) + payload
     future: concurrent.futures.Future = concurrent.futures.Future()
     self._inbox.put((future, _key(ticket.step, ticket.ticket_id), value))

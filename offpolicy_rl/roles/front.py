@@ -58,8 +58,10 @@ class Front:
     self.pulse.forget(sampler_id)
     return self.book.release(sampler_id)
 
-  def finish(self, group: types.Group) -> concurrent.futures.Future:
+  def finish(self, group: types.Group, received: bytes) -> concurrent.futures.Future:
     """Checks a group and makes it durable -> future of "accepted", "duplicate" or "unknown".
+
+    `received`: the message that it was read from.
 
     Raises:
       codec.WireError: the group is no valid answer to its ticket.
@@ -84,7 +86,7 @@ class Front:
       self.book.finish(group, arrival)  # a ticket not queued yet finds its group in the store
       outcome.set_result("accepted" if written.result() else "duplicate")
 
-    self.groups.put(ticket, group, arrival).add_done_callback(durable)
+    self.groups.put(ticket, received, arrival).add_done_callback(durable)
     return outcome
 
   def publish(self, version: int, params) -> None:

@@ -133,9 +133,7 @@ def _make_learner(
   screen = progress.Progress(config.learner.steps)
   choices, mesh = parts.step_choices(config), sharding.make_mesh(**config.mesh)
   run_dir.mkdir(parents=True, exist_ok=True)
-  groups = store.GroupStore(
-    run_dir / "groups", encode=codec.group_to_bytes, decode=codec.group_from_bytes
-  )
+  groups = store.GroupStore(run_dir / "groups", decode=codec.group_from_bytes)
   saved = checkpoint.Checkpoints(
     run_dir / "checkpoints", keep=config.checkpoint.keep, say=screen.say,
     committed=lambda steps: _prune(saved, groups, steps),

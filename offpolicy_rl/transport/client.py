@@ -166,8 +166,8 @@ class LearnerClient:
       SessionLost: say `hello` and push the same groups again.
       Refused: the learner says that one is malformed.
     """
-    messages = [codec.encode_group(group, self._session, self._id) for group in groups]
-    acks = self._call(lambda: list(self._stub.Push(iter(messages), timeout=120)))
+    encode = lambda group: codec.encode_group(group, self._session, self._id)
+    acks = self._call(lambda: list(self._stub.Push(map(encode, groups), timeout=120)))
     for ack in acks:
       if ack.verdict == pb.VERDICT_REFUSED:
         raise Refused(ack.reason)

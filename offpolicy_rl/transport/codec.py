@@ -122,6 +122,8 @@ def _encode_versions(versions: np.ndarray) -> list[pb.VersionRun]:
   """int32 [T] -> run lengths."""
   if not versions.size:
     return []
+  if (versions == versions[0]).all():  # the usual case, and much quicker
+    return [pb.VersionRun(version=int(versions[0]), length=versions.size)]
   starts = np.flatnonzero(np.diff(versions, prepend=versions[0] - 1))
   lengths = np.diff(np.append(starts, versions.size))
   return [
@@ -132,6 +134,8 @@ def _encode_versions(versions: np.ndarray) -> list[pb.VersionRun]:
 
 def _decode_versions(runs, length: int, field: str) -> np.ndarray:
   """Run lengths -> int32 [length]; number and sum are checked before anything is allocated."""
+  if len(runs) == 1 and runs[0].length == length > 0:  # the usual case, and much quicker
+    return np.full(length, runs[0].version, np.int32)
   if len(runs) > length:
     _refuse(field, f"{len(runs)} runs", f"at most one per token, {length}")
   total = sum(run.length for run in runs)
@@ -186,13 +190,8 @@ def decode_group(message: pb.Group) -> types.Group:
   return types.Group(message.ticket_id, tuple(trajectories), message.verifier_failures)
 
 
-def group_to_bytes(group: types.Group) -> bytes:
-  """Group -> bytes for the learner's disk."""
-  return encode_group(group, session="", sampler_id="").SerializeToString()
-
-
 def group_from_bytes(data: bytes) -> types.Group:
-  """Inverse of `group_to_bytes`."""
+  """The group of a serialized message."""
   return decode_group(pb.Group.FromString(data))
 
 
@@ -210,12 +209,12 @@ def check_group(
     if t.tokens.min() < 0 or t.tokens.max() >= vocab_size:
       bad = t.tokens[(t.tokens < 0) | (t.tokens >= vocab_size)][0]
       _refuse(f"{field}.tokens", int(bad), f"token ids in [0, {vocab_size})")
-    good = np.isfinite(t.logprobs) & (t.logprobs <= 0)
-    if not good.all():
+    if not (t.logprobs.min() > -math.inf and t.logprobs.max() <= 0):  # true for nan, too
+      good = np.isfinite(t.logprobs) & (t.logprobs <= 0)
       _refuse(f"{field}.logprobs", float(t.logprobs[~good][0]), "finite numbers <= 0")
     if not math.isfinite(t.reward):
       _refuse(f"{field}.reward", t.reward, "a finite number")
-    for version in np.unique(t.versions):
+    for version in (t.versions.min(), t.versions.max()):
       if not ticket.min_version <= version <= highest:
         expected = f"in [{ticket.min_version}, {highest}]"
         _refuse(f"{field}.versions", int(version), expected)

@@ -39,8 +39,8 @@ class Handlers:
   # (sampler, limit, seconds to wait, tickets that it holds)
   lease: Callable[[str, int, float, set[str]], list[types.Ticket]]
   heartbeat: Callable[[str, dict[str, float]], None]
-  # -> future of "accepted" (durable) | "duplicate" | "unknown"; WireError: not a valid answer
-  finish: Callable[[types.Group], concurrent.futures.Future]
+  # (group, its message) -> future of "accepted" (durable) | "duplicate" | "unknown"; WireError
+  finish: Callable[[types.Group, bytes], concurrent.futures.Future]
   leave: Callable[[str], int]  # -> tickets returned
   run_finished: Callable[[], bool]
 
@@ -175,7 +175,7 @@ class _Servicer(rpc.LearnerServicer):
     outcome: concurrent.futures.Future = concurrent.futures.Future()
     try:
       self._require_session(message)
-      return self._handlers.finish(codec.decode_group(message))
+      return self._handlers.finish(codec.decode_group(message), message.SerializeToString())
     except _WrongSession as error:
       outcome.set_exception(error)
     except bounds.WireError as error:

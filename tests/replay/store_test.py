@@ -20,10 +20,10 @@ def ticket(step: int, index: int = 0, kind: str = "train") -> types.Ticket:
   return types.Ticket(name, kind, step, index, np.array([1], np.int32), "", 0, 9, 1, 1.0)
 
 
-def group(t: types.Ticket, text: str = "") -> types.Group:
+def group(t: types.Ticket, text: str = "") -> bytes:
   tokens = np.frombuffer(text.encode() or b"x", np.uint8).astype(np.int32)
   trajectory = types.Trajectory(tokens, -tokens.astype(np.float32), tokens * 0, True, 1.0)
-  return types.Group(t.ticket_id, (trajectory,))
+  return pickle.dumps(types.Group(t.ticket_id, (trajectory,)))
 
 
 def text_of(finished: types.FinishedGroup) -> str:
@@ -32,7 +32,7 @@ def text_of(finished: types.FinishedGroup) -> str:
 
 def opened(path) -> store.GroupStore:
   # Tests may pickle; the product hands in the wire's codec.
-  return store.GroupStore(path, encode=pickle.dumps, decode=pickle.loads)
+  return store.GroupStore(path, decode=pickle.loads)
 
 
 @pytest.fixture
