@@ -93,6 +93,9 @@ def _serve(
     )
     try:
       return worker.run(functions, stats, stop.is_set)
+    except client.VersionGone as error:
+      _LOG.warning("%s; leaving the tickets to others", error)
+      stop.wait(1.0)
     except client.SessionLost:
       _rejoin(wire, identity)
 

@@ -38,6 +38,10 @@ class Refused(RuntimeError):
   """The learner does not want this sampler, or one of its messages; says why."""
 
 
+class VersionGone(Refused):
+  """No version that the tickets ask for: others have answered them while we hung."""
+
+
 def verdict(ack: pb.Ack) -> str:
   """In words, e.g. "accepted"."""
   return pb.Verdict.Name(ack.verdict).removeprefix("VERDICT_").lower()
@@ -190,6 +194,8 @@ class LearnerClient:
         code = error.code()
         if code == grpc.StatusCode.ABORTED:
           raise SessionLost(error.details()) from None
+        if code == grpc.StatusCode.NOT_FOUND:
+          raise VersionGone(f"{self._address}: {error.details()}") from None
         if code not in _RETRY or "larger than max" in error.details():
           raise Refused(f"{self._address}: {error.details()}") from None
         last = error.details()
