@@ -168,7 +168,9 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
     "s", "run", config_lib.to_json(tiny_config), task.vocabulary.fingerprint, in_directory
   )
   asked = learners.handlers(Ledger(lease_seconds=5), run_finished=lambda: True)
-  wire, address = server.start("127.0.0.1:0", identity, asked, None, max_samplers=1, max_message_mb=4)
+  wire, address = server.start(
+    "127.0.0.1:0", identity, asked, None, max_samplers=1, max_message_mb=4
+  )
   given, said = (None, "missing; the") if in_directory else (str(tmp_path), "got .*streams its")
   with pytest.raises(sampler_role.RunMismatch, match=f"--weights_dir: {said}"):
     sampler_role.run_sampler(address, sampler_id="lost", stop=threading.Event(), weights_dir=given)

@@ -193,7 +193,9 @@ def test_the_bytes_on_the_wire_are_messages_of_the_proto(learner):
   """The server writes them itself; whoever has only the .proto must be able to read them."""
   _, versions, wire = learner
   stub = rpc.LearnerStub(seal.SealedChannel(wire._channel))
-  request = pb.WeightsRequest(session="one", min_version=4, max_version=4, held_version=-2)
+  request = pb.WeightsRequest(
+    session="one", sampler_id="me", min_version=4, max_version=4, held_version=-2
+  )
   chunks = list(stub.PullWeights(request))
   assert chunks[0].header.version == 4 and chunks[0].header.total_bytes == TOTAL
   assert b"".join(c.data for c in chunks[1:]) == b"".join(x.tobytes() for x in versions[4].values())
