@@ -31,24 +31,24 @@ def parsed(held: receiver.Receiver) -> list[pb.WeightsChunk]:
   return list(map(parse, fuzzing.stream(STORE, held)))
 
 
+def holdings(held: receiver.Receiver):
+  """Version, digest and bits of what a sampler has."""
+  request = held.complete(pb.WeightsRequest())
+  tensors = {name: array.tobytes() for name, array in held._tensors.items()}
+  return request.held_version, request.held_sha256, tensors
+
+
 def survives(held: receiver.Receiver, get) -> None:
   """`get()` gives version 1 bit for bit or is refused, and then nothing of it stays behind."""
-  before = held.complete(pb.WeightsRequest()), held._tensors
-  mine = {name: array.tobytes() for name, array in held._tensors.items()}
+  before = holdings(held)
   try:
     version, tensors = get()
   except (codec.WireError, seal.SealError, DecodeError) as error:
     assert len(str(error)) < 1000 and str(error).isprintable()
-    after = held.complete(pb.WeightsRequest())
-    assert (after.held_version, after.held_sha256) == (
-      before[0].held_version,
-      before[0].held_sha256,
-    )
-    assert held._tensors is before[1]
-    assert {name: array.tobytes() for name, array in held._tensors.items()} == mine
+    assert holdings(held) == before
   else:
     if tensors is None:
-      assert mine and version == before[0].held_version
+      assert holdings(held) == before and before[2] and version == before[0]
     else:
       assert tensors["w"].tobytes() == PUBLISHED[1]
   fuzzing.receive(held, fuzzing.stream(STORE, held, 0, 0))
