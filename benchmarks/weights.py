@@ -22,7 +22,9 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.demo_seeds import machine
+from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.transport import client, delta, receiver, server, weights
+from tests.transport import learners
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 RATE, B1, B2, EPS = 1e-6, 0.9, 0.99, 1e-8  # the betas of configs/base.py
@@ -39,12 +41,9 @@ def quartiles(values) -> list[float]:
 
 def serve(store: weights.WeightStore):
   """A learner's server that only gives weights -> (server, address)."""
-  handlers = server.Handlers(
-    lease=lambda *_: [], heartbeat=print, finish=print, leave=lambda _: 0,
-    run_finished=lambda: False,
-  )  # fmt: skip
+  asked = learners.handlers(Ledger(lease_seconds=60))
   identity = server.Identity("session", "run", "{}", "print")
-  return server.start("127.0.0.1:0", identity, handlers, store, max_samplers=8, max_message_mb=64)
+  return server.start("127.0.0.1:0", identity, asked, store, max_samplers=8, max_message_mb=64)
 
 
 def timed(seconds: dict, name: str, function):

@@ -19,6 +19,7 @@ from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import policy, sharding
 from offpolicy_rl.replay import admission, batching, lag
+from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.roles import learner as learner_role
 from offpolicy_rl.roles import local as local_role
 from offpolicy_rl.roles import parts
@@ -28,6 +29,7 @@ from offpolicy_rl.tasks.stream import PromptStream
 from offpolicy_rl.transport import server
 from tests.conftest import ROOT
 from tests.system import assert_identical, ledger_of, processes, train_rows, wait_for
+from tests.transport import learners
 
 STEPS = 20
 
@@ -165,9 +167,9 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
   identity = server.Identity(
     "s", "run", config_lib.to_json(tiny_config), task.vocabulary.fingerprint, in_directory
   )
-  handlers = server.Handlers(lambda *_: [], print, print, lambda _: 0, lambda: True)
+  asked = learners.handlers(Ledger(lease_seconds=5), run_finished=lambda: True)
   wire, address = server.start(
-    "127.0.0.1:0", identity, handlers, None, max_samplers=1, max_message_mb=4
+    "127.0.0.1:0", identity, asked, None, max_samplers=1, max_message_mb=4
   )
   given, said = (None, "missing; the") if in_directory else (str(tmp_path), "got .*streams its")
   with pytest.raises(sampler_role.RunMismatch, match=f"--weights_dir: {said}"):

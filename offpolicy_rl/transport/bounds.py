@@ -9,11 +9,10 @@ import re
 from offpolicy_rl.transport import trajectory_pb2 as pb
 
 MAX_COMPLETIONS = 4096  # of one ticket
-MAX_CREDITS = 4096  # tickets asked for at once
+MAX_CREDITS = 4096  # tickets asked for, or held, at once
 MAX_TICKET_ID = 256  # characters
 MAX_ANSWER = 1 << 20  # characters of a ticket's answer data
 MAX_STATS = 64  # entries of a heartbeat
-MAX_DIMENSIONS = 8  # of a tensor
 MAX_WAIT_SECONDS = 3600.0  # a sampler may ask for; the server waits 30 s at most
 MIN_REQUEST_BYTES = 1 << 20  # the server accepts messages of this size, however small its groups
 
@@ -56,14 +55,6 @@ def check_count(count: int, field: str, most: int) -> None:
     refuse(field, count, f"1 to {most}")
 
 
-def check_shape(shape: tuple[int, ...], field: str) -> None:
-  """Few dimensions, none of them empty: what numpy can hold once the bytes are there."""
-  if len(shape) > MAX_DIMENSIONS:
-    refuse(f"{field}.shape", f"{len(shape)} dimensions", f"at most {MAX_DIMENSIONS}")
-  if 0 in shape:
-    refuse(f"{field}.shape", shape, "positive numbers")
-
-
 def check_request(request) -> None:
   """Raises WireError for the first field of a sampler's request that is out of bounds."""
   check_name(request.sampler_id, "sampler_id")
@@ -71,6 +62,10 @@ def check_request(request) -> None:
     check_count(request.credits, "credits", MAX_CREDITS)
     if not 0 <= request.wait_seconds <= MAX_WAIT_SECONDS:  # false for nan, too
       refuse("wait_seconds", request.wait_seconds, f"a number in [0, {MAX_WAIT_SECONDS:.0f}]")
+    if len(request.holding) > MAX_CREDITS:
+      refuse("holding", f"{len(request.holding)} entries", f"at most {MAX_CREDITS}")
+    for ticket_id in request.holding:
+      check_ticket_id(ticket_id, "holding")
   if isinstance(request, pb.HeartbeatRequest):
     _check_stats(request.stats)
 

@@ -13,6 +13,7 @@ import numpy as np
 from offpolicy_rl import types
 from offpolicy_rl.transport import codec, delta, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
+from offpolicy_rl.transport.bounds import refuse as _refuse
 
 Layout = dict[str, tuple[tuple[int, ...], np.dtype]]  # parameter path -> shape, dtype on the wire
 
@@ -130,8 +131,9 @@ class Receiver:
       raise codec.WireError("weights: the stream does not begin with a header")
     header = first.header
     if header.already_held:
-      if header.version != self._version:
-        _refuse("weights.already_held", f"version {header.version}", f"version {self._version}")
+      mine = f"version {self._version}" if self._tensors else "a stream: nothing is held"
+      if header.version != self._version or not self._tensors:
+        _refuse("weights.already_held", f"version {header.version}", mine)
       return header.version, None
     self._begin(header, first.offset)
     for chunk in chunks:
@@ -161,15 +163,17 @@ class Receiver:
     """Raises WireError unless the header describes our model, on the base that we hold."""
     if header.base_version not in (types.NO_VERSION, self._version):
       _refuse("weights.base_version", header.base_version, f"{self._version}, the version held")
-    found = {
+    names = [info.name for info in header.tensors]
+    expected = "each tensor of this sampler's model once"
+    if sorted(names) != sorted(self._layout):
+      _refuse("weights.tensors", sorted(set(names) ^ set(self._layout))[:3], expected)
+    found = {  # the names are ours from here on: errors may show them as they are
       i.name: (tuple(i.shape), codec.dtype_of(i.dtype, f"weights.tensors[{i.name}]"))
       for i in header.tensors
     }
-    if found != self._layout or len(found) != len(header.tensors):
-      wrong = sorted(set(found) ^ set(self._layout)) or [
-        f"{name} {found[name]}" for name in found if found[name] != self._layout[name]
-      ]
-      _refuse("weights.tensors", wrong[:3], "each tensor of this sampler's model once")
+    wrong = [f"{name} {found[name]}" for name in found if found[name] != self._layout[name]]
+    if wrong:
+      _refuse("weights.tensors", wrong[:3], expected)
     for info in header.tensors:
       self._check_payload(info, header.base_version)
     if sum(info.payload_bytes for info in header.tensors) != header.total_bytes:
@@ -189,7 +193,3 @@ class Receiver:
     if info.payload_bytes > size or (not sparse and info.payload_bytes != size):
       expected = f"at most {size}" if sparse else str(size)
       _refuse(f"{field}.payload_bytes", info.payload_bytes, expected)
-
-
-def _refuse(field: str, value, expected: str):
-  raise codec.WireError(f"{field}: got {value!r}, expected {expected}")

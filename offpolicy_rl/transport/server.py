@@ -172,16 +172,15 @@ class _Servicer(rpc.LearnerServicer):
       judged.put(None)
 
   def _judge(self, message: pb.Group, peer: str) -> concurrent.futures.Future:
-    outcome: concurrent.futures.Future = concurrent.futures.Future()
     try:
       self._require_session(message)
       return self._handlers.finish(codec.decode_group(message), message.SerializeToString())
-    except _WrongSession as error:
+    except Exception as error:  # `_acknowledge` raises it again, where it ends the call
+      if isinstance(error, bounds.WireError):
+        self._note(peer, error, f"ticket {bounds.shown(message.ticket_id)}, ")
+      outcome: concurrent.futures.Future = concurrent.futures.Future()
       outcome.set_exception(error)
-    except bounds.WireError as error:
-      self._note(peer, error, f"ticket {bounds.shown(message.ticket_id)}, ")
-      outcome.set_exception(error)
-    return outcome
+      return outcome
 
   def PullWeights(self, request, context):
     self._check_session(request, context)

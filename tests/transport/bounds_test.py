@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import bounds, client, codec
+from offpolicy_rl.transport import bounds, client, codec, seal
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from offpolicy_rl.transport.server import PROTOCOL
-from tests.transport import wire_test
 from tests.transport.codec_test import a_group, a_ticket, a_trajectory
 
-learner = wire_test.learner  # the fixture
 WHO = {"session": "one", "sampler_id": "me"}
 TOO_MANY = {f"k{i}": 1.0 for i in range(65)}
 BAD_REQUESTS = {
@@ -29,6 +27,31 @@ BAD_REQUESTS = {
     "Lease",
     pb.LeaseRequest(**WHO, credits=1, wait_seconds=math.inf),
     "wait_seconds: got inf",
+  ),
+  "holding too many": (
+    "Lease",
+    pb.LeaseRequest(**WHO, credits=1, holding=["train/0"] * 4097),
+    "holding: got '4097 entries', expected at most 4096",
+  ),
+  "holding no ticket": (
+    "Lease",
+    pb.LeaseRequest(**WHO, credits=1, holding=["train/0", ""]),
+    "holding: got '', expected 1 to 256 printable ASCII characters",
+  ),
+  "holding a long one": (
+    "Lease",
+    pb.LeaseRequest(**WHO, credits=1, holding=["t" * 257]),
+    "holding: got 't+",
+  ),
+  "holding lines": (
+    "Lease",
+    pb.LeaseRequest(**WHO, credits=1, holding=["a\nb"]),
+    r"holding: got 'a\\nb'",
+  ),
+  "leaving without a name": (
+    "Leave",
+    pb.LeaveRequest(session="one"),
+    "sampler_id: got '', expected",
   ),
   "no name": (
     "Hello",
@@ -73,15 +96,20 @@ def test_requests_out_of_bounds_are_refused_by_field(learner, name):
   method, request, expected = BAD_REQUESTS[name]
   channel = grpc.insecure_channel(learner.address)
   with channel, pytest.raises(grpc.RpcError, match=expected) as error:
-    getattr(rpc.LearnerStub(channel), method)(request)
+    getattr(rpc.LearnerStub(seal.SealedChannel(channel)), method)(request)
   assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
   assert learner.beats == []
+
+
+def test_as_many_tickets_may_be_held_as_are_given_at_once():
+  held = [f"train/{i}" for i in range(bounds.MAX_CREDITS)]
+  bounds.check_request(pb.LeaseRequest(**WHO, credits=1, holding=held))
 
 
 def test_a_long_session_is_not_sent_back_whole(learner):
   channel = grpc.insecure_channel(learner.address)
   with channel, pytest.raises(grpc.RpcError) as error:
-    rpc.LearnerStub(channel).Lease(pb.LeaseRequest(session="s" * 3_000_000))
+    rpc.LearnerStub(seal.SealedChannel(channel)).Lease(pb.LeaseRequest(session="s" * 3_000_000))
   assert error.value.code() == grpc.StatusCode.ABORTED and len(error.value.details()) < 400
 
 

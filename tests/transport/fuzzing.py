@@ -7,8 +7,11 @@ one with a seed.
 """
 
 import collections
+import concurrent.futures
+import contextlib
 import math
 import random
+import zlib
 
 import grpc
 import numpy as np
@@ -17,10 +20,22 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from offpolicy_rl import types
 from offpolicy_rl.replay.ledger import Ledger, Verdict
-from offpolicy_rl.transport import client, codec, server, weights
+from offpolicy_rl.transport import client, codec, receiver, seal, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
+from tests.transport import learners
 
 SESSION, VOCAB, MAX_TOKENS = "one", 50, 8
+NEWEST = 1  # version that the learner has published
+LAYOUT: receiver.Layout = {"w": ((40,), np.dtype(np.float32))}  # of its weights
+REPLIES = {
+  "Hello": pb.HelloReply,
+  "Lease": pb.LeaseReply,
+  "Heartbeat": pb.HeartbeatReply,
+  "Leave": pb.LeaveReply,
+  "PullWeights": pb.WeightsChunk,
+  "Push": pb.Ack,
+}
+DAMAGED = "damaged"  # how a call should end of which a message was not sealed, or no more
 PATH = f"/{server.SERVICE}/"
 SAMPLERS = 2
 PLACES = 3 * SAMPLERS + 2  # threads that the server may start as it needs them
@@ -43,7 +58,7 @@ VALUES = {
 
 
 def ticket(name: str) -> types.Ticket:
-  """Two completions, versions 0 to 2."""
+  """Two completions, versions 0 to 2, of which there are 0 and 1 yet."""
   prompt = np.array([3, 4], np.int32)
   return types.Ticket(name, types.TRAIN, 0, 0, prompt, '{"a": 1}', 0, 2, 2, 1.0)
 
@@ -56,14 +71,53 @@ def answer(name: str) -> types.Group:
   return types.Group(name, (one, one))
 
 
+def weight_store() -> weights.WeightStore:
+  """Versions 0 and 1, of which a few values differ: there is a delta."""
+  store = weights.WeightStore()
+  for version in range(NEWEST + 1):
+    array = np.arange(40, dtype=np.float32)
+    array[:3] += version
+    store.put(version, {"w": array})
+  return store
+
+
+def stream(store, held: receiver.Receiver, low: int = 0, high: int = 99) -> list[bytes]:
+  """What a receiver is sent."""
+  request = held.complete(pb.WeightsRequest(min_version=low, max_version=high))
+  return list(store.answer(request))
+
+
+def receive(held: receiver.Receiver, chunks: list[bytes]):
+  """What `LearnerClient.pull_weights` does with the bytes of one stream."""
+  parse = lambda data: pb.WeightsChunk.FromString(seal.unseal_chunk(data))
+  return held.receive(parse(data) for data in chunks)
+
+
+def _pulls(who: dict[str, str]) -> list[pb.WeightsRequest]:
+  """For everything, for what changed since version 0, and for the rest of a broken stream."""
+  store, held, broken = weight_store(), receiver.Receiver(LAYOUT), receiver.Receiver(LAYOUT)
+  receive(held, stream(store, held, high=0))
+  with contextlib.suppress(ConnectionError):
+    broken.receive(_break_off(stream(store, broken)))
+  pull = lambda holder: holder.complete(pb.WeightsRequest(**who, max_version=NEWEST))
+  return [pull(receiver.Receiver(LAYOUT)), pull(held), pull(broken)]
+
+
+def _break_off(chunks: list[bytes]):
+  yield pb.WeightsChunk.FromString(seal.unseal_chunk(chunks[0]))
+  yield pb.WeightsChunk(data=pb.WeightsChunk.FromString(chunks[1]).data[:30])
+  raise ConnectionError
+
+
 def good_requests(names: list[str]) -> dict[str, list[message_lib.Message]]:
   """What a sampler would send, by method."""
   who = {"session": SESSION, "sampler_id": "me"}
   return {
     "Hello": [pb.HelloRequest(protocol=server.PROTOCOL, sampler_id="me")],
-    "Lease": [pb.LeaseRequest(**who, credits=2, wait_seconds=0.01)],
+    "Lease": [pb.LeaseRequest(**who, credits=2, wait_seconds=0.01, holding=names[:2])],
     "Heartbeat": [pb.HeartbeatRequest(**who, stats={"tokens_per_second": 3.0})],
-    "PullWeights": [pb.WeightsRequest(**who, min_version=0, max_version=0, held_version=-2)],
+    "Leave": [pb.LeaveRequest(**who)],
+    "PullWeights": _pulls(who),
     "Push": [codec.encode_group(answer(name), SESSION, "me") for name in names],
   }
 
@@ -159,7 +213,7 @@ def is_good(group: types.Group) -> bool:
     if not (1 <= len(rows) <= MAX_TOKENS and math.isfinite(t.reward)):
       return False
     for token, logprob, version in rows:
-      if not (0 <= token < VOCAB and -math.inf < logprob <= 0 and 0 <= version <= 2):
+      if not (0 <= token < VOCAB and -math.inf < logprob <= 0 and 0 <= version <= NEWEST):
         return False
   return len(group.trajectories) == 2
 
@@ -178,29 +232,27 @@ class Target:
     self.names = [f"train/{i}" for i in range(self.made)]
     self.book = Ledger(lease_seconds=5)
     self.book.add(map(ticket, self.names))
-    store = weights.WeightStore()
-    store.put(0, {"w": np.arange(3, dtype=np.float32)})
     self.bad_groups, self.accepted, self.other_leased = 0, 0, 0
-    handlers = server.Handlers(
-      lease=lambda sampler, limit, wait: self.book.lease(sampler, limit, min(wait, 0.01)),
-      heartbeat=lambda sampler, stats: self.book.heartbeat(sampler),
-      finish=self._finish,
-      run_finished=lambda: False,
-    )
+    handlers = learners.handlers(self.book, lease=self._lease, finish=self._finish)
     identity = server.Identity(SESSION, "run", "{}", "print")
     self.wire, self.address = server.start(
-      "127.0.0.1:0", identity, handlers, store, max_samplers=SAMPLERS, max_message_mb=1
+      "127.0.0.1:0", identity, handlers, weight_store(), max_samplers=SAMPLERS, max_message_mb=1
     )
 
-  def _finish(self, group: types.Group) -> str:
+  def _lease(self, sampler: str, limit: int, wait: float, holding: set[str]):
+    return self.book.lease(sampler, limit, min(wait, 0.01), holding)
+
+  def _finish(self, group: types.Group, _: bytes) -> concurrent.futures.Future:
     asked = self.book.ticket(group.ticket_id)
     if asked is not None:
-      codec.check_group(group, asked, vocab_size=VOCAB, max_tokens=MAX_TOKENS)
-    verdict = self.book.finish(group, 0)
+      codec.check_group(
+        group, asked, vocab_size=VOCAB, max_tokens=MAX_TOKENS, newest_version=NEWEST
+      )
+    verdict = self.book.finish(group, NEWEST)
     if verdict is Verdict.ACCEPTED:
       self.accepted += 1
       self.bad_groups += not is_good(group)
-    return verdict.value
+    return learners.done(verdict.value)
 
   def renew(self) -> None:
     """Replaces the answered tickets, so that there is always something to answer."""
@@ -219,17 +271,32 @@ class Target:
     leased = [t.ticket_id for t in sampler.lease(1)]
     # A ticket that a fuzzed call leased may expire just now; the ledger puts it before all others.
     self.other_leased += leased != [name]
-    version, tensors = sampler.pull_weights(0, 0, types.NO_VERSION, 10**6)
+    held = receiver.Receiver(LAYOUT)
+    pulled = [sampler.pull_weights(version, version, held)[0] for version in (0, NEWEST)]
     acks = sampler.push([answer(ticket_id) for ticket_id in leased])
+    sampler.leave()
     sampler.close()
     verdicts = [ack.verdict for ack in acks]
     taken = self.book.take([name], timeout=0) if leased == [name] else leased
-    return verdicts == [pb.VERDICT_ACCEPTED] and bool(taken) and (version, len(tensors)) == (0, 1)
+    return verdicts == [pb.VERDICT_ACCEPTED] and bool(taken) and pulled == [0, NEWEST]
 
   def close(self) -> bool:
     """Ends the server; False when it hangs."""
     self.book.close()
     return self.wire.stop(0).wait(10)
+
+
+def wrap(rng: random.Random, data: bytes) -> bytes:
+  """As it goes out: sealed, so that it gets past the checksum; some not, or damaged after that."""
+  way = rng.random()
+  if way < 0.06:
+    return data
+  return damage(rng, seal.seal(data), data) if way < 0.12 else seal.seal(data)
+
+
+def is_sealed(data: bytes) -> bool:
+  """Whether the server may look at it; damage need not change anything."""
+  return data[-5:] == b"\x7d" + zlib.crc32(data[:-5]).to_bytes(4, "little")
 
 
 def bombard(target: Target, rng: random.Random, count: int) -> collections.Counter:
@@ -239,22 +306,49 @@ def bombard(target: Target, rng: random.Random, count: int) -> collections.Count
   with grpc.insecure_channel(target.address) as channel:
     for _ in range(count):
       method = rng.choice(list(good))
-      messages = [request(rng, good[method]) for _ in range(rng.choice([1, 1, 3]))]
-      try:
-        outcomes[send(channel, method, messages)] += 1
-      except grpc.RpcError as error:
-        outcomes[error.code().name] += 1
+      number = rng.choice([1, 1, 3]) if method == "Push" else 1
+      messages = [wrap(rng, request(rng, good[method])) for _ in range(number)]
+      outcomes[call(channel, method, messages)] += 1
   return outcomes
+
+
+def unexpected(outcomes: collections.Counter) -> dict[str, int]:
+  """Ends of calls that there must not be."""
+  good = {
+    "OK", "group refused", "INVALID_ARGUMENT", "ABORTED", "FAILED_PRECONDITION", "NOT_FOUND",
+    DAMAGED,
+  }  # fmt: skip
+  return {kind: count for kind, count in outcomes.items() if kind not in good}
+
+
+def call(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
+  """How a call ended, in a word; that a message was not sealed must end it, and as such."""
+  try:
+    ended, said = send(channel, method, messages), ""
+  except grpc.RpcError as error:
+    ended, said = error.code().name, error.details()
+  if all(map(is_sealed, messages)):
+    return ended
+  if ended == "INTERNAL" and said.startswith("a message was damaged on the way"):
+    return DAMAGED
+  # Another message of the stream may have ended it, for a reason of its own.
+  if len(messages) > 1 and ended in ("ABORTED", "INVALID_ARGUMENT"):
+    return ended
+  return f"{DAMAGED}, yet {ended}"
 
 
 def send(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
   """The call's outcome; raw bytes in both directions. Raises grpc.RpcError."""
+  path, unseal = PATH + method, seal.unseal
   if method == "Push":
-    replies = channel.stream_stream(PATH + method)(iter(messages), timeout=10)
-    verdicts = [pb.Ack.FromString(reply).verdict for reply in replies]
-    return "group refused" if pb.VERDICT_REFUSED in verdicts else "OK"
-  if method == "PullWeights":
-    list(channel.unary_stream(PATH + method)(messages[0], timeout=10))
+    replies = channel.stream_stream(path)(iter(messages), timeout=10)
+  elif method == "PullWeights":
+    replies, unseal = channel.unary_stream(path)(messages[0], timeout=10), seal.unseal_chunk
   else:
-    channel.unary_unary(PATH + method)(messages[0], timeout=10)
-  return "OK"
+    replies = [channel.unary_unary(path)(messages[0], timeout=10)]
+  found = [REPLIES[method].FromString(unseal(reply)) for reply in replies]
+  if method != "Push":
+    return "OK"
+  if len(found) != len(messages):
+    return "groups without an answer"
+  return "group refused" if pb.VERDICT_REFUSED in [ack.verdict for ack in found] else "OK"

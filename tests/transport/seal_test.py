@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from offpolicy_rl.transport import seal
 from offpolicy_rl.transport import trajectory_pb2 as pb
-from tests.transport.wire_test import learner  # noqa: F401  (a fixture)
 
 MESSAGE = pb.LeaseRequest(session="one", sampler_id="me", credits=3, wait_seconds=1.5)
 
@@ -38,7 +37,7 @@ def test_sealed_bytes_are_a_message_of_the_same_type():
   assert (parsed.session, parsed.credits) == ("one", 3)
 
 
-def test_the_server_does_not_act_on_an_unsealed_message(learner):  # noqa: F811
+def test_the_server_does_not_act_on_an_unsealed_message(learner):
   with grpc.insecure_channel(learner.address) as channel:
     call = channel.unary_unary("/offpolicy_rl.Learner/Heartbeat")
     good = pb.HeartbeatRequest(session="one", sampler_id="me").SerializeToString()

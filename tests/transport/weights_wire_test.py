@@ -6,9 +6,11 @@ import threading
 import numpy as np
 import pytest
 
+from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.transport import client, codec, receiver, seal, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
+from tests.transport import learners
 from tests.transport.weights_test import (
   LAYOUT,
   TOTAL,
@@ -41,9 +43,9 @@ class Unreliable:
 
 
 def serve(store, **identity):
-  handlers = server.Handlers(lambda *_: [], print, print, lambda _: 0, lambda: False)
+  asked = learners.handlers(Ledger(lease_seconds=5))
   who = server.Identity("one", "run", "{}", "print", **identity)
-  return server.start("127.0.0.1:0", who, handlers, store, max_samplers=4, max_message_mb=4)
+  return server.start("127.0.0.1:0", who, asked, store, max_samplers=4, max_message_mb=4)
 
 
 @pytest.fixture
@@ -191,7 +193,9 @@ def test_the_bytes_on_the_wire_are_messages_of_the_proto(learner):
   """The server writes them itself; whoever has only the .proto must be able to read them."""
   _, versions, wire = learner
   stub = rpc.LearnerStub(seal.SealedChannel(wire._channel))
-  request = pb.WeightsRequest(session="one", min_version=4, max_version=4, held_version=-2)
+  request = pb.WeightsRequest(
+    session="one", sampler_id="me", min_version=4, max_version=4, held_version=-2
+  )
   chunks = list(stub.PullWeights(request))
   assert chunks[0].header.version == 4 and chunks[0].header.total_bytes == TOTAL
   assert b"".join(c.data for c in chunks[1:]) == b"".join(x.tobytes() for x in versions[4].values())

@@ -1,6 +1,7 @@
 """Client and server over real gRPC: joining, refusing, retrying, restarting."""
 
 import concurrent.futures
+import logging
 import threading
 import time
 
@@ -13,62 +14,7 @@ from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.transport import client, receiver, seal, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
-
-
-def ticket(name: str) -> types.Ticket:
-  return types.Ticket(name, types.TRAIN, 0, 0, np.array([3], np.int32), "", 0, 0, 1, 1.0)
-
-
-def answer(name: str) -> types.Group:
-  tokens = np.array([5], np.int32)
-  trajectory = types.Trajectory(tokens, np.array([-1.0], np.float32), tokens * 0, True, 1.0)
-  return types.Group(name, (trajectory,))
-
-
-class Learner:
-  """A server around a ledger, on a port of our choice."""
-
-  def __init__(self, session="one", listen="127.0.0.1:0", max_samplers=4, **protection):
-    self.book = Ledger(lease_seconds=5)
-    self.store = weights.WeightStore()
-    self.store.put(0, {"w": np.arange(3, dtype=np.float32)})
-    self.finished = False
-    self.beats = []
-    handlers = server.Handlers(
-      join=self.book.release,
-      lease=self.book.lease,
-      heartbeat=lambda sampler, stats: self.beats.append((sampler, stats)),
-      finish=self.finish,
-      leave=self.book.release,
-      run_finished=lambda: self.finished,
-    )
-    identity = server.Identity(session, "run", "{}", "print")
-    self.server, self.address = server.start(
-      listen, identity, handlers, self.store, max_samplers=max_samplers, max_message_mb=4,
-      **protection,
-    )  # fmt: skip
-
-  def finish(self, group):
-    outcome = concurrent.futures.Future()
-    outcome.set_result(self.book.finish(group, 0).value)
-    return outcome
-
-  def stop(self):
-    self.book.close()
-    self.server.stop(0).wait()
-
-
-@pytest.fixture
-def learner():
-  learner = Learner()
-  yield learner
-  learner.stop()
-
-
-def connect(address, patience=10.0) -> client.LearnerClient:
-  wire = client.LearnerClient(address, "me", reconnect_seconds=patience)
-  wire.hello()
-  return wire
+from tests.transport.learners import LAYOUT, Learner, answer, connect, done, handlers, ticket
 
 
 def test_a_round_of_work(learner):
@@ -76,7 +22,7 @@ def test_a_round_of_work(learner):
   learner.book.add([ticket("a"), ticket("b"), ticket("c")])
   leased = wire.lease(2)
   assert [t.ticket_id for t in leased] == ["a", "b"]
-  held = receiver.Receiver({"w": ((3,), np.float32)})
+  held = receiver.Receiver(LAYOUT)
   version, tensors = wire.pull_weights(0, 0, held)
   assert version == 0 and np.array_equal(tensors["w"], [0, 1, 2])
   assert wire.pull_weights(0, 0, held) == (0, None)
@@ -137,6 +83,59 @@ def test_a_malformed_group_is_refused_and_does_not_disturb_the_others(learner):
   assert "group.trajectories[0].tokens.dtype" in acks[0].reason
   assert learner.book.audit()["waiting"] == 1
   wire.close()
+
+
+def failing(group):
+  raise KeyError(group.ticket_id)
+
+
+def failing_later(group):
+  outcome = concurrent.futures.Future()
+  outcome.set_exception(KeyError(group.ticket_id))
+  return outcome
+
+
+@pytest.mark.parametrize("finish", [failing, failing_later])
+def test_a_group_that_the_learner_stumbles_over_is_tried_again(finish, caplog):
+  """It must not look as if the learner had answered: groups and acknowledgements pair up."""
+  caplog.set_level(logging.CRITICAL, "grpc")  # it reports our exceptions at length
+  book, failures = Ledger(lease_seconds=5), []
+
+  def finish_at_second(group, _):
+    if not failures:
+      failures.append(group.ticket_id)
+      return finish(group)
+    return done(book.finish(group, 0).value)
+
+  book.add([ticket("a"), ticket("b")])
+  running, address = server.start(
+    "127.0.0.1:0", server.Identity("one", "run", "{}", "print"),
+    handlers(book, finish=finish_at_second), weights.WeightStore(),
+    max_samplers=1, max_message_mb=4,
+  )  # fmt: skip
+  acks = connect(address).push([answer("a"), answer("b")])
+  assert failures == ["a"] and [ack.ticket_id for ack in acks] == ["a", "b"]
+  assert book.audit()["waiting"] == 2
+  running.stop(0).wait()
+
+
+def test_what_a_sampler_does_not_hold_is_handed_out_again(learner):
+  wire = connect(learner.address)
+  learner.book.add([ticket(name) for name in "abc"])
+  assert [t.ticket_id for t in wire.lease(2)] == ["a", "b"]
+  assert [t.ticket_id for t in wire.lease(2, holding=["b"])] == ["a", "c"]
+  assert [t.ticket_id for t in wire.lease(3, holding=["a", "b", "c"], wait_seconds=0)] == []
+
+
+def test_a_sampler_that_leaves_or_joins_anew_gives_its_tickets_back(learner):
+  wire = connect(learner.address)
+  learner.book.add([ticket("a"), ticket("b")])
+  assert len(wire.lease(2)) == 2
+  assert wire.leave() == 2 and wire.leave() == 0
+  assert learner.book.audit()["queued"] == 2
+  assert len(wire.lease(2)) == 2
+  wire.hello()
+  assert learner.book.audit()["queued"] == 2
 
 
 def test_an_oversize_message_is_refused_by_the_server(learner):

@@ -1,0 +1,77 @@
+"""A learner without a model, for whatever talks to one: a server around a ledger."""
+
+import concurrent.futures
+import dataclasses
+
+import numpy as np
+
+from offpolicy_rl import types
+from offpolicy_rl.replay.ledger import Ledger
+from offpolicy_rl.transport import client, receiver, server, weights
+
+LAYOUT: receiver.Layout = {"w": ((3,), np.dtype(np.float32))}  # of its weights
+
+
+def done(outcome: str) -> concurrent.futures.Future:
+  """A future that has this result."""
+  future: concurrent.futures.Future = concurrent.futures.Future()
+  future.set_result(outcome)
+  return future
+
+
+def handlers(book: Ledger, **others) -> server.Handlers:
+  """A learner that knows nothing but its ledger and believes every group; `others` replace some."""
+  plain = server.Handlers(
+    join=book.release,
+    lease=book.lease,
+    heartbeat=lambda sampler, stats: book.heartbeat(sampler),
+    finish=lambda group, _: done(book.finish(group, 0).value),
+    leave=book.release,
+    run_finished=lambda: False,
+  )
+  return dataclasses.replace(plain, **others)
+
+
+def ticket(name: str) -> types.Ticket:
+  """One completion, version 0."""
+  return types.Ticket(name, types.TRAIN, 0, 0, np.array([3], np.int32), "", 0, 0, 1, 1.0)
+
+
+def answer(name: str) -> types.Group:
+  """A good one to `ticket(name)`."""
+  tokens = np.array([5], np.int32)
+  trajectory = types.Trajectory(tokens, np.array([-1.0], np.float32), tokens * 0, True, 1.0)
+  return types.Group(name, (trajectory,))
+
+
+class Learner:
+  """A running server, on a port of our choice."""
+
+  def __init__(self, session="one", listen="127.0.0.1:0", max_samplers=4, **protection):
+    self.book = Ledger(lease_seconds=5)
+    self.store = weights.WeightStore()
+    self.store.put(0, {"w": np.arange(3, dtype=np.float32)})
+    self.finished = False
+    self.beats = []
+    asked = handlers(
+      self.book,
+      heartbeat=lambda sampler, stats: self.beats.append((sampler, stats)),
+      run_finished=lambda: self.finished,
+    )
+    identity = server.Identity(session, "run", "{}", "print")
+    self.server, self.address = server.start(
+      listen, identity, asked, self.store, max_samplers=max_samplers, max_message_mb=4,
+      **protection,
+    )  # fmt: skip
+
+  def stop(self) -> None:
+    """Ends everything."""
+    self.book.close()
+    self.server.stop(0).wait()
+
+
+def connect(address: str, patience: float = 10.0) -> client.LearnerClient:
+  """A sampler that has joined."""
+  wire = client.LearnerClient(address, "me", reconnect_seconds=patience)
+  wire.hello()
+  return wire

@@ -1,0 +1,62 @@
+"""What comes over the wire runs no code and opens no file: judged by the package's source."""
+
+import ast
+
+import pytest
+
+from tests.conftest import ROOT
+
+RUNS_CODE = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
+OPENS = ("open", "memmap", "mkdir", "rmtree")
+OPENS += ("read_bytes", "read_text", "write_bytes", "write_text")
+MAY_OPEN = {
+  "security.py": "certificates, keys and tokens: paths from flags",
+  "weights_dir.py": "the path comes from --weights_dir, never from the wire: see the test below",
+}
+
+
+def calls(tree: ast.AST):
+  """(name, node) of everything that is called."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Call):
+      yield getattr(node.func, "id", getattr(node.func, "attr", "")), node
+
+
+def imports(tree: ast.AST) -> set[str | None]:
+  """Modules, and what is taken out of them."""
+  nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+  taken = {alias.name for node in nodes for alias in node.names}
+  return taken | {getattr(node, "module", None) for node in nodes}
+
+
+@pytest.mark.parametrize(
+  "path", sorted((ROOT / "offpolicy_rl").rglob("*.py")), ids=lambda p: p.stem
+)
+def test_nothing_is_unpickled_or_evaluated_and_the_wire_opens_no_files(path):
+  tree = ast.parse(path.read_text())
+  assert not imports(tree) & set(RUNS_CODE)
+  for name, node in calls(tree):
+    assert not (isinstance(node.func, ast.Name) and name in ("eval", "exec"))
+    assert "allow_pickle" not in {keyword.arg for keyword in node.keywords}
+    assert not (name in OPENS and path.parent.name == "transport" and path.name not in MAY_OPEN)
+
+
+def test_no_path_of_the_weights_directory_comes_from_a_message():
+  """It sees no message, adds only numbers to its path, and gets that from the flag alone."""
+  package = ROOT / "offpolicy_rl"
+  tree = ast.parse((package / "transport" / "weights_dir.py").read_text())
+  assert not [name for name in imports(tree) if name and "offpolicy_rl" in name]
+  joined = [n for n in ast.walk(tree) if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Div)]
+  added = {ast.unparse(node.right) for node in joined}
+  assert added == {"str(version)", "_INDEX", "f'{_INDEX}.tmp'"}
+  assert [ast.unparse(n.args[0]) for name, n in calls(tree) if name == "Path"] == ["directory"]
+  given = [
+    ast.unparse(node.args[0])
+    for path in package.rglob("*.py")
+    for _, node in calls(ast.parse(path.read_text()))
+    if ast.unparse(node.func).startswith(("weights_dir_lib.", "weights_dir."))
+  ]
+  assert given == ["weights_dir"] * 2  # parts.make_store and the sampler's `fetch`
+  main = ast.parse((package / "main.py").read_text())
+  passed = [k for _, n in calls(main) for k in n.keywords if k.arg == "weights_dir"]
+  assert [ast.unparse(k.value) for k in passed] == ["arguments.weights_dir"] * 2
