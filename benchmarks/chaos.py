@@ -39,7 +39,7 @@ SETTINGS = [
   "--config.transport.reissue_seconds=4", "--config.sampler.grace_seconds=2",
   "--config.transport.reconnect_seconds=120",
 ]  # fmt: skip
-STALLED_SECONDS = 180.0
+STALLED_SECONDS = 120.0
 _ACCEPTED = re.compile(r"(train/\d+/\d+) ([0-9a-f]{16}): accepted")
 
 
@@ -50,7 +50,7 @@ class Run:
     self.disk = chaos_faults.SmallDisk(folder / "disk", megabytes=96)
     self.run_dir, self.logs = self.disk.path / "run", folder / "logs"
     self.logs.mkdir()
-    self.proxy = chaos_faults.Proxy(draw)
+    self.proxy = chaos_faults.Proxy(random.Random(draw.random()))  # its own: threads share it
     self.clock = folder / "hook" / "clock"
     self.env = os.environ | chaos_faults.write_clock_hook(folder / "hook")
     self.arguments = [
