@@ -26,7 +26,7 @@ KEEPALIVE = [
   ("grpc.keepalive_permit_without_calls", 1),
   ("grpc.http2.max_pings_without_data", 0),
 ]
-_UNACKNOWLEDGED = 16  # groups of one stream that are checked but not on disk yet
+_UNACKNOWLEDGED = 32
 _LOG = logging.getLogger(__name__)
 
 
