@@ -249,9 +249,8 @@ def _learner(arguments, assignments) -> int:
 
   stop = _stop_on_signals()
   learner.run_learner(
-    config, run_dir, listen=arguments.listen, insecure=arguments.insecure,
-    resume=arguments.resume, stop=stop, weights_dir=arguments.weights_dir,
-    credentials=credentials, reflection=arguments.reflection,
+    config, run_dir, listen=arguments.listen, resume=arguments.resume, stop=stop,
+    weights_dir=arguments.weights_dir, credentials=credentials, reflection=arguments.reflection,
   )  # fmt: skip
   return 0
 

@@ -6,6 +6,7 @@ commits are atomic, synced to disk, and need no repair after a crash. It wants a
 """
 
 import concurrent.futures
+import itertools
 import pathlib
 import queue
 import struct
@@ -92,12 +93,10 @@ class GroupStore:
 
     def work(transaction):
       with transaction.cursor() as cursor:
-        more = cursor.first()
-        while more and cursor.key() < end:
-          if cursor.key().partition(b"/")[2] in kept:
-            more = cursor.next()
-          else:
-            more = cursor.delete() and bool(cursor.key())
+        keys = itertools.takewhile(lambda key: key < end, cursor.iternext(values=False))
+        old = [key for key in keys if key.partition(b"/")[2] not in kept]
+      for key in old:
+        transaction.delete(key)
 
     self._do(work)
 

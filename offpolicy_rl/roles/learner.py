@@ -80,7 +80,7 @@ class _Learner:
 
 
 def run_learner(
-  config, run_dir: pathlib.Path, *, listen: str, insecure: bool = False, resume: bool = False,
+  config, run_dir: pathlib.Path, *, listen: str, resume: bool = False,
   stop: threading.Event | None = None, weights_dir: str | None = None,
   credentials: security.Credentials = security.NONE, reflection: bool = False,
 ) -> state_lib.TrainState | None:  # fmt: skip
@@ -88,12 +88,12 @@ def run_learner(
 
   None when it was stopped before version 0 existed.
 
-  Samplers read the weights from `weights_dir`, or get them streamed when it is None.
+  `listen` and `credentials` were checked already (`security.check_listen_address`). Samplers read
+  the weights from `weights_dir`, or get them streamed when it is None.
 
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/, groups/,
   completions.jsonl, lag_schedule.jsonl, ledger.json, report.html.
   """
-  security.check_listen_address(listen, credentials, insecure=insecure)
   session = uuid.uuid4().hex
   published = parts.make_store(config, weights_dir, session)
   me = _make_learner(config, run_dir, stop or threading.Event(), resume, published)
