@@ -143,7 +143,7 @@ def throughput(learner: Served, bare: Served, groups: list[types.Group]) -> dict
   """MB/s of both, alternating, and their ratio per round."""
   wire = client.LearnerClient(learner.address, "stream")
   wire.hello()
-  payloads = [codec.encode_group(g, "one", "stream").SerializeToString() for g in groups]
+  payloads = [codec.encode_group(g).SerializeToString() for g in groups]
   megabytes = sum(map(len, payloads)) / 1e6
   found = {"ours": [], "bare": [], "ratio": []}
   with grpc.insecure_channel(bare.address) as channel:

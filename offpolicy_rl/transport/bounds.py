@@ -66,6 +66,8 @@ def check_request(request) -> None:
       refuse("holding", f"{len(request.holding)} entries", f"at most {MAX_CREDITS}")
     for ticket_id in request.holding:
       check_ticket_id(ticket_id, "holding")
+  if isinstance(request, pb.PushRequest):
+    check_count(len(request.groups), "groups", MAX_CREDITS)
   if isinstance(request, pb.HeartbeatRequest):
     _check_stats(request.stats)
 

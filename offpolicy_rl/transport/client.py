@@ -170,8 +170,11 @@ class LearnerClient:
       SessionLost: say `hello` and push the same groups again.
       Refused: the learner says that one is malformed.
     """
-    encode = lambda group: codec.encode_group(group, self._session, self._id)
-    acks = self._call(lambda: list(self._stub.Push(map(encode, groups), timeout=120)))
+    requests = lambda: codec.push_requests(groups, self._session, self._id)
+    replies = self._call(lambda: list(self._stub.Push(requests(), timeout=120)))
+    acks = [ack for reply in replies for ack in reply.acks]
+    if [ack.ticket_id for ack in acks] != [group.ticket_id for group in groups]:
+      raise Refused(f"{self._address}: acknowledgements of other groups than those pushed")
     for ack in acks:
       if ack.verdict == pb.VERDICT_REFUSED:
         raise Refused(ack.reason)

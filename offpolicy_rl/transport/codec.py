@@ -5,6 +5,7 @@ code runs on decoding), and arrays cost one copy.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +16,7 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport.bounds import WireError as WireError
 from offpolicy_rl.transport.bounds import refuse as _refuse
 
+_PUSH_BYTES = 1_000_000  # of groups in one message; servers take a full 2^20 at least
 _DTYPES = {
   pb.DTYPE_INT32: np.dtype("<i4"),
   pb.DTYPE_FLOAT32: np.dtype("<f4"),
@@ -148,45 +150,64 @@ def _decode_versions(runs, length: int, field: str) -> np.ndarray:
   )
 
 
-def encode_group(group: types.Group, session: str, sampler_id: str) -> pb.Group:
-  """Group -> message, signed with the session that leased its ticket."""
+def encode_group(group: types.Group) -> pb.Group:
+  """Group -> message."""
+  rows = group.trajectories
   return pb.Group(
-    session=session,
-    sampler_id=sampler_id,
     ticket_id=group.ticket_id,
     verifier_failures=group.verifier_failures,
-    trajectories=[
-      pb.Trajectory(
-        tokens=encode_tensor(t.tokens),
-        logprobs=encode_tensor(t.logprobs),
-        versions=_encode_versions(t.versions),
-        finished=t.finished,
-        reward=t.reward,
-      )
-      for t in group.trajectories
-    ],
+    lengths=[t.tokens.size for t in rows],
+    tokens=encode_tensor(np.concatenate([t.tokens for t in rows])),
+    logprobs=encode_tensor(np.concatenate([t.logprobs for t in rows])),
+    versions=_encode_versions(np.concatenate([t.versions for t in rows])),
+    finished=[t.finished for t in rows],
+    rewards=[t.reward for t in rows],
   )
 
 
+def push_requests(
+  groups: Sequence[types.Group], session: str, sampler_id: str
+) -> Iterator[pb.PushRequest]:
+  """Groups in as few messages as `_PUSH_BYTES` allows, at least one in each."""
+  request, size = pb.PushRequest(session=session, sampler_id=sampler_id), 0
+  for group in groups:
+    message = encode_group(group)
+    if request.groups and size + message.ByteSize() > _PUSH_BYTES:
+      yield request
+      request, size = pb.PushRequest(session=session, sampler_id=sampler_id), 0
+    size += message.ByteSize()
+    request.groups.append(message)
+  if request.groups:
+    yield request
+
+
 def decode_group(message: pb.Group) -> types.Group:
-  """Message -> Group whose arrays have the right dtype, rank and equal lengths.
+  """Message -> Group whose arrays have the right dtype, rank and lengths.
 
   What only the learner can judge (ticket, vocabulary, admitted versions) is `check_group`'s work.
   """
-  bounds.check_name(message.sampler_id, "group.sampler_id")
   bounds.check_ticket_id(message.ticket_id, "group.ticket_id")
-  bounds.check_count(len(message.trajectories), "group.trajectories", bounds.MAX_COMPLETIONS)
-  trajectories = []
-  for i, t in enumerate(message.trajectories):
-    field = f"group.trajectories[{i}]"
-    tokens = decode_tensor(t.tokens, f"{field}.tokens", np.int32, 1)
-    logprobs = decode_tensor(t.logprobs, f"{field}.logprobs", np.float32, 1)
-    if logprobs.shape != tokens.shape:
-      _refuse(f"{field}.logprobs.shape", logprobs.shape, f"{tokens.shape}, that of tokens")
-    versions = _decode_versions(t.versions, tokens.size, f"{field}.versions")
-    trajectories.append(types.Trajectory(tokens, logprobs, versions, t.finished, t.reward))
-  if message.verifier_failures > len(trajectories):
-    _refuse("group.verifier_failures", message.verifier_failures, f"at most {len(trajectories)}")
+  count = len(message.lengths)
+  bounds.check_count(count, "group.lengths", bounds.MAX_COMPLETIONS)
+  for name in ("finished", "rewards"):
+    if len(getattr(message, name)) != count:
+      _refuse(f"group.{name}", f"{len(getattr(message, name))} values", f"{count}, as in lengths")
+  tokens = decode_tensor(message.tokens, "group.tokens", np.int32, 1)
+  logprobs = decode_tensor(message.logprobs, "group.logprobs", np.float32, 1)
+  if logprobs.shape != tokens.shape:
+    _refuse("group.logprobs.shape", logprobs.shape, f"{tokens.shape}, that of tokens")
+  if sum(message.lengths) != tokens.size:
+    _refuse("group.lengths", f"{sum(message.lengths)} tokens in all", f"{tokens.size} tokens")
+  versions = _decode_versions(message.versions, tokens.size, "group.versions")
+  if message.verifier_failures > count:
+    _refuse("group.verifier_failures", message.verifier_failures, f"at most {count}")
+  trajectories, start = [], 0
+  for length, finished, reward in zip(
+    message.lengths, message.finished, message.rewards, strict=True
+  ):
+    at = slice(start, start + length)
+    trajectories.append(types.Trajectory(tokens[at], logprobs[at], versions[at], finished, reward))
+    start += length
   return types.Group(message.ticket_id, tuple(trajectories), message.verifier_failures)
 
 
@@ -199,22 +220,55 @@ def check_group(
   group: types.Group, ticket: types.Ticket, *, vocab_size: int, max_tokens: int, newest_version: int
 ) -> None:
   """Raises WireError when `group` is no valid answer to `ticket`."""
-  highest = min(ticket.max_version, newest_version)
   if len(group.trajectories) != ticket.num_completions:
     _refuse("group.trajectories", len(group.trajectories), f"{ticket.num_completions} completions")
+  arrays = [
+    np.concatenate([getattr(t, name) for t in group.trajectories])
+    for name in ("tokens", "logprobs", "versions")
+  ]
+  low, high = ticket.min_version, min(ticket.max_version, newest_version)
+  if _all_good(*arrays, vocab_size=vocab_size, low=low, high=high) and all(
+    1 <= t.tokens.size <= max_tokens and math.isfinite(t.reward) for t in group.trajectories
+  ):
+    return
   for i, t in enumerate(group.trajectories):
-    field = f"group.trajectories[{i}]"
-    if not 1 <= t.tokens.size <= max_tokens:
-      _refuse(f"{field}.tokens", f"{t.tokens.size} tokens", f"1 to {max_tokens}")
-    if t.tokens.min() < 0 or t.tokens.max() >= vocab_size:
-      bad = t.tokens[(t.tokens < 0) | (t.tokens >= vocab_size)][0]
-      _refuse(f"{field}.tokens", int(bad), f"token ids in [0, {vocab_size})")
-    if not (t.logprobs.min() > -math.inf and t.logprobs.max() <= 0):  # true for nan, too
-      good = np.isfinite(t.logprobs) & (t.logprobs <= 0)
-      _refuse(f"{field}.logprobs", float(t.logprobs[~good][0]), "finite numbers <= 0")
-    if not math.isfinite(t.reward):
-      _refuse(f"{field}.reward", t.reward, "a finite number")
-    for version in (t.versions.min(), t.versions.max()):
-      if not ticket.min_version <= version <= highest:
-        expected = f"in [{ticket.min_version}, {highest}]"
-        _refuse(f"{field}.versions", int(version), expected)
+    _check_trajectory(
+      t,
+      f"group.trajectories[{i}]",
+      vocab_size=vocab_size,
+      max_tokens=max_tokens,
+      low=low,
+      high=high,
+    )
+
+
+def _all_good(tokens, logprobs, versions, *, vocab_size: int, low: int, high: int) -> bool:
+  """Whether every value of a group may be used; all completions at once, which is much quicker."""
+  return bool(
+    tokens.size
+    and tokens.min() >= 0
+    and tokens.max() < vocab_size
+    and logprobs.min() > -math.inf  # false for nan, too
+    and logprobs.max() <= 0
+    and low <= versions.min()
+    and versions.max() <= high
+  )
+
+
+def _check_trajectory(
+  t: types.Trajectory, field: str, *, vocab_size: int, max_tokens: int, low: int, high: int
+) -> None:
+  """Raises WireError for the first value that may not be used."""
+  if not 1 <= t.tokens.size <= max_tokens:
+    _refuse(f"{field}.tokens", f"{t.tokens.size} tokens", f"1 to {max_tokens}")
+  bad = t.tokens[(t.tokens < 0) | (t.tokens >= vocab_size)]
+  if bad.size:
+    _refuse(f"{field}.tokens", int(bad[0]), f"token ids in [0, {vocab_size})")
+  bad = t.logprobs[~(np.isfinite(t.logprobs) & (t.logprobs <= 0))]
+  if bad.size:
+    _refuse(f"{field}.logprobs", float(bad[0]), "finite numbers <= 0")
+  if not math.isfinite(t.reward):
+    _refuse(f"{field}.reward", t.reward, "a finite number")
+  bad = t.versions[(t.versions < low) | (t.versions > high)]
+  if bad.size:
+    _refuse(f"{field}.versions", int(bad[0]), f"in [{low}, {high}]")

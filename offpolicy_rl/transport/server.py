@@ -155,31 +155,31 @@ class _Servicer(rpc.LearnerServicer):
     item = None
     try:
       while (item := judged.get()) is not None:
-        yield _acknowledge(*item, context)
+        yield pb.PushReply(acks=[_acknowledge(*judgement, context) for judgement in item])
     finally:
       while item is not None:  # left early: let the reader end
         item = judged.get()
 
   def _judge_all(self, requests, judged: queue.Queue, peer: str) -> None:
     try:
-      for message in requests:
-        ticket_id = message.ticket_id[: bounds.MAX_TICKET_ID]
-        judged.put((ticket_id, self._judge(message, peer)))
+      for request in requests:
+        judged.put([self._judge(request, message, peer) for message in request.groups])
     except Exception as error:  # the sampler is gone, or what it sent can't be read: the call ends
       _LOG.debug("push of %s ended: %r", peer, error)
     finally:
       judged.put(None)
 
-  def _judge(self, message: pb.Group, peer: str) -> concurrent.futures.Future:
+  def _judge(self, request: pb.PushRequest, message: pb.Group, peer: str):
+    """(ticket id, future of the outcome)."""
+    outcome: concurrent.futures.Future = concurrent.futures.Future()
     try:
-      self._require_session(message)
-      return self._handlers.finish(codec.decode_group(message), message.SerializeToString())
+      self._require_session(request)
+      outcome = self._handlers.finish(codec.decode_group(message), message.SerializeToString())
     except Exception as error:  # `_acknowledge` raises it again, where it ends the call
       if isinstance(error, bounds.WireError):
         self._note(peer, error, f"ticket {bounds.shown(message.ticket_id)}, ")
-      outcome: concurrent.futures.Future = concurrent.futures.Future()
       outcome.set_exception(error)
-      return outcome
+    return message.ticket_id[: bounds.MAX_TICKET_ID], outcome
 
   def PullWeights(self, request, context):
     self._check_session(request, context)

@@ -119,7 +119,7 @@ def test_a_sampler_checks_its_own_name():
 
 
 def group_with(**changes) -> pb.Group:
-  message = codec.encode_group(a_group(), "one", "me")
+  message = codec.encode_group(a_group())
   for name, value in changes.items():
     setattr(message, name, value)
   return message
@@ -127,32 +127,29 @@ def group_with(**changes) -> pb.Group:
 
 def many_runs() -> pb.Group:
   message = group_with()
-  message.trajectories[0].versions.extend([pb.VersionRun(version=2, length=0)] * 10)
+  message.versions.extend([pb.VersionRun(version=2, length=0)] * 10)
   return message
 
 
 def empty_run() -> pb.Group:
   message = group_with()
-  del message.trajectories[0].versions[:]
-  message.trajectories[0].versions.extend(
-    [pb.VersionRun(version=2, length=0), pb.VersionRun(version=2, length=3)]
-  )
+  del message.versions[:]
+  message.versions.extend([pb.VersionRun(version=2, length=0), pb.VersionRun(version=2, length=6)])
   return message
 
 
-def many_trajectories() -> pb.Group:
-  return pb.Group(sampler_id="me", ticket_id="a", trajectories=[pb.Trajectory()] * 4097)
+def many_completions() -> pb.Group:
+  return pb.Group(ticket_id="a", lengths=[1] * 4097)
 
 
 @pytest.mark.parametrize(
   ("message", "expected"),
   [
-    (group_with(sampler_id="a b"), "group.sampler_id: got 'a b'"),
     (group_with(ticket_id="t" * 257), "group.ticket_id: got 't+"),
     (group_with(ticket_id="a\n"), r"group.ticket_id: got 'a\\n', expected 1 to 256 printable"),
-    (many_trajectories(), "group.trajectories: got 4097, expected 1 to 4096"),
-    (many_runs(), r"\[0\].versions: got '12 runs', expected at most one per token, 3"),
-    (empty_run(), r"\[0\].versions: got 'a run of 0 tokens'"),
+    (many_completions(), "group.lengths: got 4097, expected 1 to 4096"),
+    (many_runs(), "group.versions: got '14 runs', expected at most one per token, 6"),
+    (empty_run(), "group.versions: got 'a run of 0 tokens'"),
   ],
 )
 def test_groups_out_of_bounds_are_refused_by_field(message, expected):
@@ -193,5 +190,5 @@ def test_no_group_is_larger_than_its_bound(completions, tokens):
     tokens=np.zeros(tokens, np.int32), logprobs=np.zeros(tokens, np.float32), versions=versions
   )
   group = types.Group("t" * 256, (one,) * completions, completions)
-  size = codec.encode_group(group, "s" * 128, "n" * 128).ByteSize()
+  size = next(codec.push_requests([group], "s" * 128, "n" * 128)).ByteSize()
   assert size <= bounds.max_group_bytes(completions, tokens)

@@ -89,9 +89,38 @@ def test_tickets_come_back_equal(changes):
 
 def test_groups_come_back_equal():
   group = a_group()
-  message = pb.Group.FromString(codec.encode_group(group, "s", "me").SerializeToString())
+  message = pb.Group.FromString(codec.encode_group(group).SerializeToString())
   assert same(codec.decode_group(message), group)
-  assert (message.session, message.sampler_id) == ("s", "me")
+
+
+def test_completions_of_unequal_length_come_back_equal():
+  short = a_trajectory(
+    tokens=np.array([7], np.int32), logprobs=np.array([-2.0], np.float32),
+    versions=np.array([3], np.int32), finished=False, reward=0.25,
+  )  # fmt: skip
+  group = a_group(short, a_trajectory(), short)
+  assert same(codec.decode_group(codec.encode_group(group)), group)
+
+
+@pytest.mark.parametrize(
+  ("tokens", "messages"), [([5] * 7, 1), ([100_000] * 2, 2), ([200_000, 5, 5, 125_000], 3)]
+)
+def test_groups_go_in_few_messages_none_of_them_needlessly_large(tokens, messages):
+  groups = [
+    types.Group(str(i), (a_trajectory(
+      tokens=np.zeros(n, np.int32), logprobs=np.zeros(n, np.float32), versions=np.zeros(n, np.int32)
+    ),))
+    for i, n in enumerate(tokens)
+  ]  # fmt: skip
+  requests = list(codec.push_requests(groups, "s", "me"))
+  assert len(requests) == messages
+  assert {(r.session, r.sampler_id) for r in requests} == {("s", "me")}
+  assert all(len(r.groups) == 1 or r.ByteSize() < 2**20 for r in requests)
+  assert [g.ticket_id for r in requests for g in r.groups] == [g.ticket_id for g in groups]
+
+
+def test_nothing_to_push_is_no_message():
+  assert list(codec.push_requests([], "s", "me")) == []
 
 
 @given(st.lists(st.integers(-2, 3), max_size=40))
@@ -108,24 +137,31 @@ def tensor(values, dtype) -> pb.Tensor:
 
 MALFORMED = {
   "wrong dtype": (
-    lambda t: t.tokens.CopyFrom(tensor([1, 2, 3], np.float32)),
+    lambda g: g.tokens.CopyFrom(tensor([1] * 6, np.float32)),
     "tokens.dtype: got 'float32'",
   ),
-  "unknown dtype": (lambda t: setattr(t.tokens, "dtype", 9), "tokens.dtype: got 9"),
-  "wrong rank": (lambda t: t.tokens.shape.append(1), r"tokens.shape: got \(3, 1\), expected 1 dim"),
+  "unknown dtype": (lambda g: setattr(g.tokens, "dtype", 9), "tokens.dtype: got 9"),
+  "wrong rank": (lambda g: g.tokens.shape.append(1), r"tokens.shape: got \(6, 1\), expected 1 dim"),
   "short data": (
-    lambda t: setattr(t.tokens, "data", b"abc"),
-    "tokens.data: got '3 bytes', expected 12",
+    lambda g: setattr(g.tokens, "data", b"abc"),
+    "tokens.data: got '3 bytes', expected '?24",
   ),
-  "huge shape": (lambda t: t.tokens.shape.__setitem__(0, 2**32 - 1), "tokens.data: got '12 bytes'"),
-  "logprobs missing": (lambda t: t.ClearField("logprobs"), "logprobs.dtype: got 0"),
+  "huge shape": (lambda g: g.tokens.shape.__setitem__(0, 2**32 - 1), "tokens.data: got '24 bytes'"),
+  "logprobs missing": (lambda g: g.ClearField("logprobs"), "logprobs.dtype: got 0"),
   "fewer logprobs": (
-    lambda t: t.logprobs.CopyFrom(tensor([-1.0], np.float32)),
+    lambda g: g.logprobs.CopyFrom(tensor([-1.0], np.float32)),
     r"logprobs.shape: got \(1,\)",
   ),
-  "versions missing": (lambda t: t.ClearField("versions"), "versions: got 'runs of 0 tokens"),
+  "no completion": (lambda g: g.ClearField("lengths"), "lengths: got 0, expected 1 to"),
+  "lengths too long": (
+    lambda g: g.lengths.__setitem__(0, 4),
+    "lengths: got '7 tokens in all', expected 6",
+  ),
+  "a reward missing": (lambda g: g.rewards.pop(), "rewards: got '1 values', expected '?2, as in"),
+  "more ends": (lambda g: g.finished.append(True), "finished: got '3 values', expected '?2, as in"),
+  "versions missing": (lambda g: g.ClearField("versions"), "versions: got 'runs of 0 tokens"),
   "too many versions": (
-    lambda t: t.versions.add(version=1, length=2**31),
+    lambda g: g.versions.add(version=1, length=2**31),
     "versions: got 'runs of",
   ),
 }
@@ -134,9 +170,9 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_groups_are_refused_by_field(name):
   spoil, expected = MALFORMED[name]
-  message = codec.encode_group(a_group(), "s", "me")
-  spoil(message.trajectories[1])
-  with pytest.raises(codec.WireError, match=r"group.trajectories\[1\]." + expected):
+  message = codec.encode_group(a_group())
+  spoil(message)
+  with pytest.raises(codec.WireError, match="group." + expected):
     codec.decode_group(message)
 
 
@@ -220,7 +256,7 @@ def test_a_good_answer_passes():
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400), st.integers(0, 300))
 def test_random_bytes_and_damaged_messages_raise_only_wire_errors(noise, position):
-  whole = codec.encode_group(a_group(), "s", "me").SerializeToString()
+  whole = codec.encode_group(a_group()).SerializeToString()
   for data in (noise, whole[:position] + noise[:3] + whole[position + 3 :]):
     try:
       message = pb.Group.FromString(data)

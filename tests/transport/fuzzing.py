@@ -33,7 +33,7 @@ REPLIES = {
   "Heartbeat": pb.HeartbeatReply,
   "Leave": pb.LeaveReply,
   "PullWeights": pb.WeightsChunk,
-  "Push": pb.Ack,
+  "Push": pb.PushReply,
 }
 DAMAGED = "damaged"  # how a call should end of which a message was not sealed, or no more
 PATH = f"/{server.SERVICE}/"
@@ -118,7 +118,8 @@ def good_requests(names: list[str]) -> dict[str, list[message_lib.Message]]:
     "Heartbeat": [pb.HeartbeatRequest(**who, stats={"tokens_per_second": 3.0})],
     "Leave": [pb.LeaveRequest(**who)],
     "PullWeights": _pulls(who),
-    "Push": [codec.encode_group(answer(name), SESSION, "me") for name in names],
+    "Push": [*codec.push_requests([answer(name) for name in names], SESSION, "me")]
+    + [pb.PushRequest(**who, groups=[codec.encode_group(answer(name))]) for name in names],
   }
 
 
@@ -351,4 +352,8 @@ def send(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
     return "OK"
   if len(found) != len(messages):
     return "groups without an answer"
-  return "group refused" if pb.VERDICT_REFUSED in [ack.verdict for ack in found] else "OK"
+  sent = [len(pb.PushRequest.FromString(seal.unseal(message)).groups) for message in messages]
+  if [len(reply.acks) for reply in found] != sent:
+    return "groups without an answer"
+  verdicts = [ack.verdict for reply in found for ack in reply.acks]
+  return "group refused" if pb.VERDICT_REFUSED in verdicts else "OK"

@@ -75,12 +75,14 @@ def test_an_unknown_ticket_is_dropped_and_a_missing_version_refused_by_name(lear
 def test_a_malformed_group_is_refused_and_does_not_disturb_the_others(learner):
   wire = connect(learner.address)
   learner.book.add([ticket("a"), ticket("b")])
-  bad = pb.Group(session="one", sampler_id="me", ticket_id="a", trajectories=[pb.Trajectory()])
-  good = client.codec.encode_group(answer("b"), "one", "me")
+  bad = pb.Group(ticket_id="a", lengths=[1], finished=[True], rewards=[1.0])
+  good = client.codec.encode_group(answer("b"))
+  request = pb.PushRequest(session="one", sampler_id="me", groups=[bad, good])
   with grpc.insecure_channel(learner.address) as channel:
-    acks = list(rpc.LearnerStub(seal.SealedChannel(channel)).Push(iter([bad, good])))
+    [reply] = rpc.LearnerStub(seal.SealedChannel(channel)).Push(iter([request]))
+  acks = reply.acks
   assert [a.verdict for a in acks] == [pb.VERDICT_REFUSED, pb.VERDICT_ACCEPTED]
-  assert "group.trajectories[0].tokens.dtype" in acks[0].reason
+  assert "group.tokens.dtype" in acks[0].reason
   assert learner.book.audit()["waiting"] == 1
   wire.close()
 
