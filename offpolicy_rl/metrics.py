@@ -1,8 +1,10 @@
 """One writer for every number of a run: metrics.jsonl and TensorBoard."""
 
+import contextlib
 import json
 import os
 import pathlib
+import time
 
 TRAIN, HELDOUT, WARM_START = "train", "heldout", "warm_start"
 FILE = "metrics.jsonl"
@@ -32,6 +34,53 @@ class JsonLines:
     self._file.close()
 
 
+class TensorBoard:
+  """Event files, written in the caller's thread. Expendable: what the disk refuses is left out.
+
+  (tensorboardX's SummaryWriter has a thread of its own, whose death on a full disk blocks the
+  caller for ever.)
+  """
+
+  def __init__(self, folder: pathlib.Path, purge_step: int | None):
+    """`purge_step`: TensorBoard hides what earlier files have from this step on; None = nothing."""
+    self._folder, self._purge_step = folder, purge_step
+    self._writer, self._files = None, 0
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Adds one value per tag."""
+    from tensorboardX.proto import event_pb2, summary_pb2  # the samplers do without it
+
+    values = [summary_pb2.Summary.Value(tag=t, simple_value=v) for t, v in scalars.items()]
+    event = event_pb2.Event(
+      wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values)
+    )
+    try:
+      self._writer = self._writer or self._open(event_pb2)
+      self._writer.write_event(event)
+      self._writer.flush()
+    except OSError:
+      self.close()  # the file ends in a torn record: the next row begins another
+
+  def _open(self, event_pb2):
+    from tensorboardX.event_file_writer import EventsWriter
+
+    self._folder.mkdir(parents=True, exist_ok=True)
+    self._files += 1
+    writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}.{self._files}")
+    if self._purge_step is not None:
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      writer.write_event(event_pb2.Event(step=self._purge_step, session_log=start))
+      self._purge_step = None
+    return writer
+
+  def close(self) -> None:
+    """Closes the file."""
+    writer, self._writer = self._writer, None
+    if writer is not None:
+      with contextlib.suppress(OSError):
+        writer.close()
+
+
 class MetricsWriter:
   """Appends rows to `metrics.jsonl` (all values) and TensorBoard (the scalars).
 
@@ -40,19 +89,16 @@ class MetricsWriter:
 
   def __init__(self, run_dir: pathlib.Path, *, position: int | None = None, step: int = 0):
     """`position`, `step`: where a resumed run stood; None = write on."""
-    from tensorboardX import SummaryWriter  # the samplers do without it
-
     self._rows = JsonLines(run_dir / FILE, position)
-    purge = None if position is None else step  # TensorBoard then hides what came after
-    self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+    self._board = TensorBoard(run_dir / "tensorboard", None if position is None else step)
 
   def write(self, kind: str, step: int, metrics: dict) -> None:
     """Writes one row."""
     self._rows.append({"kind": kind, "step": step, **metrics})
-    for name, value in metrics.items():
-      if isinstance(value, (int, float)):
-        tag = f"{kind}/{name.removeprefix(kind + '/')}".replace("@", "_at_")  # "@" is not allowed
-        self._board.add_scalar(tag, value, step)
+    tag = lambda name: f"{kind}/{name.removeprefix(kind + '/')}"
+    self._board.write(
+      step, {tag(name): v for name, v in metrics.items() if isinstance(v, (int, float))}
+    )
 
   def position(self) -> int:
     """Bytes of metrics.jsonl that are safely on disk."""

@@ -92,17 +92,51 @@ def test_rows_come_back_and_a_cut_line_is_left_out(tmp_path):
 
 
 def test_a_resume_drops_the_rows_of_the_lost_future(tmp_path):
+  """Also a last line that was cut by the crash."""
   writer = metrics.MetricsWriter(tmp_path)
   writer.write(metrics.WARM_START, 50, {"loss": 1.0})
   for step in range(8):
+    if step == 5:
+      position = writer.position()
     writer.write(metrics.TRAIN, step, {"reward": 0.0})
   writer.close()
-  writer = metrics.MetricsWriter(tmp_path, resume_step=5)
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"kind": "train", "st')
+  writer = metrics.MetricsWriter(tmp_path, position=position, step=5)
   writer.write(metrics.TRAIN, 5, {"reward": 1.0})
   writer.close()
   rows = metrics.read(tmp_path)
   assert [r["step"] for r in rows] == [50, 0, 1, 2, 3, 4, 5]
   assert rows[-1]["reward"] == 1.0
+
+
+def scalars(folder) -> list[tuple[int, str, float]]:
+  """(step, tag, value) of every event file, in the order of their making."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  found = []
+  for path in sorted(folder.iterdir(), key=lambda p: int(p.suffix[1:])):
+    data = path.read_bytes()
+    while data:  # a record: length, its checksum, the event, its checksum
+      length = int.from_bytes(data[:8], "little")
+      event = Event.FromString(data[12 : 12 + length])
+      found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+      data = data[16 + length :]
+  return found
+
+
+def test_tensorboard_gets_the_scalars_and_survives_a_disk_that_refuses(tmp_path, monkeypatch):
+  writer = metrics.MetricsWriter(tmp_path)
+  writer.write(metrics.TRAIN, 0, {"reward": 0.5, "lag/histogram": {"1": 3}})
+  refuse = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+  with monkeypatch.context() as full:
+    full.setattr("tensorboardX.event_file_writer.EventsWriter.flush", refuse)
+    writer.write(metrics.TRAIN, 1, {"reward": 0.25})
+  writer.write(metrics.HELDOUT, 2, {"heldout/pass@1": 1.0})
+  writer.close()
+  assert [row["step"] for row in metrics.read(tmp_path)] == [0, 1, 2]
+  found = scalars(tmp_path / "tensorboard")
+  assert found[0] == (0, "train/reward", 0.5) and found[-1] == (2, "heldout/pass@1", 1.0)
 
 
 def test_plain_progress_lines_where_there_is_no_terminal():
