@@ -379,5 +379,6 @@ def _shut_down(me: _Learner, wire) -> None:
   me.records.close()
   wire.stop(grace=2.0).wait(10)  # whatever a peer does, the run ends
   me.front.groups.close()
-  me.screen.say(f"ledger: {audit_row}")
+  counts = ", ".join(f"{count} {name}" for name, count in audit_row.items() if count)
+  me.screen.say(f"tickets: {counts or 'none'}")
   me.screen.say(f"report: {report.write(me.run_dir)}")
