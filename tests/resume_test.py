@@ -7,11 +7,11 @@ import signal
 
 import pytest
 
+from benchmarks import chaos
 from offpolicy_rl import metrics
 from offpolicy_rl.replay import schedule
 from tests.system import (
   assert_identical,
-  last_parameters,
   processes,
   train_rows,
   wait_for,
@@ -91,10 +91,9 @@ def test_fixed_lag_survives_kills_of_learner_samplers_and_all_to_the_bit(tmp_pat
   run_dir = tmp_path / "run"
   settings = ["--config.lag.mode=fixed", "--config.lag.max_lag=5"]
   run_with_kills(run_dir, settings, {9: "l", 24: "s", 37: "b"}, seed=0)
-  step, state = last_parameters(run_dir)
-  expected_step, expected = last_parameters(undisturbed)
-  assert step == expected_step == STEPS
-  assert_identical(state, expected)
+  state = chaos.parameters(run_dir)
+  assert state["['step']"] == STEPS
+  assert_identical(state, chaos.parameters(undisturbed))
   rows, expected_rows = metrics.read(run_dir), metrics.read(undisturbed)
   for kind in ("warm_start", "train"):
     found = [deterministic(row) for row in rows if row["kind"] == kind]
@@ -122,5 +121,5 @@ def test_async_uses_every_group_once_and_can_be_replayed_to_the_bit(tmp_path):
     local = launch("local", f"--replay={run_dir}/{schedule.FILE}", f"--run_dir={again}")
     output, _ = local.communicate(timeout=200)
   assert local.returncode == 0, output
-  assert_identical(last_parameters(again)[1], last_parameters(run_dir)[1])
+  assert_identical(chaos.parameters(again), chaos.parameters(run_dir))
   assert [r["digests"] for r in schedule_rows(again)[1:]] == [r["digests"] for r in rows]

@@ -8,9 +8,7 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from offpolicy_rl import metrics
 from tests.conftest import ROOT
@@ -55,16 +53,6 @@ def train_rows(run_dir):
 
 def ledger_of(run_dir) -> dict:
   return json.loads((run_dir / "ledger.json").read_text())
-
-
-def last_parameters(run_dir) -> tuple[int, dict[str, np.ndarray]]:
-  """(step, every array of the state) of the newest checkpoint, whatever wrote it."""
-  steps = run_dir / "checkpoints" / "steps"
-  newest = max(int(p.name) for p in steps.iterdir() if p.name.isdigit())
-  with ocp.StandardCheckpointer() as reader:
-    state = reader.restore(steps / str(newest) / "state")
-  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-  return newest, {str(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def assert_identical(a: dict, b: dict):

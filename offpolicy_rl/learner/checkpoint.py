@@ -92,11 +92,15 @@ class Checkpoints:
     try:
       self._writer.wait_until_finished()
       _write_commit(self._steps / str(step), position)
+    except Exception as error:
+      self._failed(step, error)
+      return
+    try:
       for old in self.steps()[: -self._keep]:
         _remove(self._steps / str(old))
       self._committed(self.steps())
-    except Exception as error:
-      self._failed(step, error)
+    except Exception as error:  # the new checkpoint counts all the same; the next one tidies up
+      self._say(f"after the checkpoint of step {step}, removing what is old: {_one_line(error)}")
 
   def _failed(self, step: int, error: Exception) -> None:
     for half in self._steps.glob(f"{step}*"):
@@ -120,7 +124,9 @@ class Checkpoints:
         return self._read(step, folder, like, shardings)
       except CheckpointError as error:
         self._say(f"checkpoint of step {step} is damaged: {error}; using the one before")
-        folder.rename(folder.with_name(f"{step}{_DAMAGED}"))
+        aside = folder.with_name(f"{step}{_DAMAGED}")
+        shutil.rmtree(aside, ignore_errors=True)  # an older one of the same step
+        folder.rename(aside)
     if steps:
       raise CheckpointError(f"{self._steps}: every checkpoint of {steps} is damaged")
     return None

@@ -1,7 +1,7 @@
 """Finished groups on the learner's disk: "accepted" means that a crash can not lose the group.
 
 LMDB and not SQLite: groups are written once, read at most once, and are large (100 kB and more).
-SQLite's write-ahead log writes each byte twice; here it reached a third of LMDB's throughput. LMDB
+SQLite's write-ahead log writes each byte twice and is slower (`benchmarks/stores.py`). LMDB
 commits are atomic, synced to disk, and need no repair after a crash. It wants a local disk, no NFS.
 """
 
@@ -141,7 +141,7 @@ class GroupStore:
           what(transaction) if value is None else transaction.put(what, value, overwrite=False)
           for _, what, value in batch
         ]
-    except lmdb.Error as error:
+    except Exception as error:  # nobody may wait for a thread that died
       refusal = StoreError(f"{self._path}: {error} (is the disk full?)")
       for future, _, _ in batch:
         future.set_exception(refusal)

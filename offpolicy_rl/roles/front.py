@@ -118,9 +118,13 @@ class Front:
     older = [v for v in self.weights.versions() if v != self.version and needed(v)]
     return {v: self.weights.tensors(v) for v in older}
 
-  def dismiss(self, silent_seconds: float) -> None:
-    """The run is over: waits until every sampler has left, or was silent for so long."""
+  def dismiss(self, *, silent_seconds: float, at_most_seconds: float) -> None:
+    """The run is over: waits until every sampler has left, or was silent for so long.
+
+    Not for ever: one whose work hangs may go on with its heartbeats.
+    """
     self.finished = True
     self.book.close()
-    while self.pulse.heard_of(silent_seconds):
+    end = time.monotonic() + at_most_seconds
+    while self.pulse.heard_of(silent_seconds) and time.monotonic() < end:
       time.sleep(0.05)

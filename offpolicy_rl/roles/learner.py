@@ -371,7 +371,10 @@ def _shut_down(me: _Learner, wire) -> None:
   me.screen.stop()
   wire.say_not_serving()
   # The next heartbeat comes from whoever is still at work; each leaves when it hears the news.
-  me.front.dismiss(silent_seconds=3 * me.config.transport.heartbeat_seconds)
+  transport = me.config.transport
+  me.front.dismiss(
+    silent_seconds=3 * transport.heartbeat_seconds, at_most_seconds=transport.lease_seconds
+  )
   audit_row = me.front.book.audit()
   checkpoint.write_durably(me.run_dir / "ledger.json", json.dumps(audit_row))
   me.checkpoints.close()

@@ -138,6 +138,26 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_used(
   assert reopened.steps() == [1, 2]
 
 
+def test_the_same_step_may_be_damaged_twice(tmp_path, shardings, state):
+  for _ in range(2):
+    saved = Kept(tmp_path)
+    saved.save_simply(1, state)
+    saved.save_simply(2, state)
+    saved.close()
+    (folder(tmp_path, 2) / "commit.json").write_text("{")
+    assert Kept(tmp_path).restore(SHAPES, shardings).step == 1
+
+
+def test_trouble_with_tidying_up_does_not_cost_the_new_checkpoint(tmp_path, shardings, state):
+  saved = Kept(tmp_path, keep=1)
+  saved.save_simply(1, state)
+  saved._committed = lambda steps: (_ for _ in ()).throw(OSError("disk full"))
+  saved.save_simply(2, state)
+  saved.close()
+  assert saved.steps() == [2] and "step 2, removing what is old: OSError" in saved.said[0]
+  assert Kept(tmp_path).restore(SHAPES, shardings).step == 2
+
+
 def test_when_every_checkpoint_is_damaged_nothing_is_begun_anew(tmp_path, shardings, state):
   saved = Kept(tmp_path)
   saved.save_simply(1, state)

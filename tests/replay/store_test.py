@@ -85,6 +85,12 @@ def test_pruning_drops_earlier_steps_but_what_is_still_asked_for(groups):
   assert len(groups) == 0
 
 
+def test_trouble_in_the_writing_thread_reaches_who_waits_and_ends_nothing(groups):
+  with pytest.raises(store.StoreError, match="is the disk full"):
+    groups._do(lambda transaction: 1 / 0)
+  assert groups.put(ticket(3), group(ticket(3)), 2).result() is True
+
+
 def test_clear_forgets_all(groups):
   groups.put(ticket(1), group(ticket(1)), 0).result()
   groups.reached(4, 4)
