@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import queue
 import statistics
 import tempfile
 import threading
@@ -29,7 +30,8 @@ from offpolicy_rl.transport import client, codec, server, weights
 RESULTS = pathlib.Path(__file__).parent / "results"
 COMPLETIONS, TOKENS, VOCABULARY = 8, 2048, 150_000
 GROUPS = 400  # per round
-ROUNDS = 7
+PER_STEP = 16  # groups that the learner takes at once
+ROUNDS = 15
 SAMPLERS = (1, 4, 16, 64)
 BARE = "/bare/Push"
 
@@ -64,7 +66,7 @@ def ticket(index: int) -> types.Ticket:
 
 def serve_learner(folder: str, pipe) -> None:
   """A learner's server with its real ledger, store and checks; tells its address and CPU time."""
-  groups = store.GroupStore(pathlib.Path(folder), decode=codec.group_from_bytes)
+  groups = store.GroupStore(pathlib.Path(folder), decode=codec.group_of_request)
   front = Front(
     book=ledger.Ledger(60.0), groups=groups, weights=weights.WeightStore(),
     weights_dtype="float32", vocab_size=VOCABULARY, max_tokens=TOKENS,
@@ -75,13 +77,24 @@ def serve_learner(folder: str, pipe) -> None:
     "127.0.0.1:0", identity, front.handlers(), front.weights, max_samplers=80, max_message_mb=64
   )
   pipe.send(address)
+  steps = queue.Queue()
+  threading.Thread(target=take_steps, args=(front.book, steps), daemon=True).start()
   added = 0
   while (request := pipe.recv()) != "stop":
     if isinstance(request, int):  # tickets for so many more groups
-      front.book.add([ticket(added + i) for i in range(request)])
+      tickets = [ticket(added + i) for i in range(request)]
+      front.book.add(tickets)
+      for first in range(0, request, PER_STEP):
+        steps.put([t.ticket_id for t in tickets[first : first + PER_STEP]])
       added += request
     pipe.send(time.process_time())
   wire.stop(0)
+
+
+def take_steps(book: ledger.Ledger, steps: queue.Queue) -> None:
+  """Takes the groups of each step, as a learner does that is never busy."""
+  while True:
+    book.take(steps.get(), timeout=600)
 
 
 def serve_bare(_, pipe) -> None:

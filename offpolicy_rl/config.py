@@ -107,7 +107,7 @@ _CHECKS = {
   "transport.reissue_seconds": _POSITIVE,
   "transport.reconnect_seconds": _POSITIVE,
   "transport.max_samplers": _at_least(1),
-  "transport.max_message_mb": ((lambda x: 1 <= x <= 2000), "1 to 2000"),
+  "transport.max_message_mb": ((lambda x: 2 <= x <= 2000), "2 to 2000"),
   "transport.weights_dtype": _one_of("float32", "bfloat16"),
   "transport.delta_bases": _at_least(0),
 }

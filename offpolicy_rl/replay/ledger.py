@@ -196,21 +196,30 @@ class Ledger:
 
   def finish(self, group: types.Group, arrival_version: int) -> Verdict:
     """Books a checked group; the first complete answer to a ticket wins."""
+    [verdict] = self.finish_all([group], arrival_version)
+    return verdict
+
+  def finish_all(self, groups: Iterable[types.Group], arrival_version: int) -> list[Verdict]:
+    """The same for several; wakes those who wait once."""
     with self._changed:
-      ticket_id = group.ticket_id
-      if ticket_id in self._taken or ticket_id in self._finished:
-        self._counts["duplicates"] += 1
-        return Verdict.DUPLICATE
-      if ticket_id not in self._tickets:
-        self._counts["unknown"] += 1
-        return Verdict.UNKNOWN
-      self._leases.pop(ticket_id, None)
-      self._queue.pop(ticket_id, None)
-      ticket = self._tickets[ticket_id]
-      self._finished[ticket_id] = types.FinishedGroup(ticket, group, arrival_version)
-      self._counts["finished"] += 1
+      verdicts = [self._book(group, arrival_version) for group in groups]
       self._changed.notify_all()
-      return Verdict.ACCEPTED
+      return verdicts
+
+  def _book(self, group: types.Group, arrival_version: int) -> Verdict:
+    ticket_id = group.ticket_id
+    if ticket_id in self._taken or ticket_id in self._finished:
+      self._counts["duplicates"] += 1
+      return Verdict.DUPLICATE
+    if ticket_id not in self._tickets:
+      self._counts["unknown"] += 1
+      return Verdict.UNKNOWN
+    self._leases.pop(ticket_id, None)
+    self._queue.pop(ticket_id, None)
+    ticket = self._tickets[ticket_id]
+    self._finished[ticket_id] = types.FinishedGroup(ticket, group, arrival_version)
+    self._counts["finished"] += 1
+    return Verdict.ACCEPTED
 
   def take(self, ticket_ids: list[str], timeout: float) -> list[types.FinishedGroup] | None:
     """The groups of these tickets, in this order, once all are finished; None on timeout."""

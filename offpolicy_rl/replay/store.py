@@ -1,8 +1,12 @@
 """Finished groups on the learner's disk: "accepted" means that a crash can not lose the group.
 
-LMDB and not SQLite: groups are written once, read at most once, and are large (100 kB and more).
-SQLite's write-ahead log writes each byte twice and is slower (`benchmarks/stores.py`). LMDB
-commits are atomic, synced to disk, and need no repair after a crash. It wants a local disk, no NFS.
+The messages of the wire are kept as they came, with an index of the groups in them: nothing is
+encoded anew and large arrays are not copied once more.
+
+LMDB and not SQLite: messages are written once, groups are read at most once, and long completions
+make them large (100 kB and more). SQLite's write-ahead log writes each byte twice and is slower
+(`benchmarks/stores.py`). LMDB commits are atomic, synced to disk, and need no repair after a crash.
+It wants a local disk, no NFS.
 """
 
 import concurrent.futures
@@ -11,18 +15,18 @@ import pathlib
 import queue
 import struct
 import threading
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import lmdb
 
 from offpolicy_rl import types
 
 _MAP_BYTES = 1 << 40  # address space, not disk: the file grows as it is filled
-_WAITING = 64  # groups between the wire and the disk; more make their senders wait
-_PROGRESS = b"progress"  # key of what `reached` notes; sorts after every group's key
-_HEADER = struct.Struct("<iI")  # arrival version, CRC-32 of the payload
+_WAITING = 16  # messages between the wire and the disk; more make their senders wait
+_PROGRESS = b"progress"  # what `reached` notes
 _NOTE = struct.Struct("<ii")
+_NUMBER = struct.Struct(">Q")  # of a message; sorts
+_PLACE = struct.Struct("<QIi")  # message, index of the group in it, arrival version
 
 
 class StoreError(OSError):
@@ -32,83 +36,103 @@ class StoreError(OSError):
 class GroupStore:
   """Groups by ticket. The first complete answer to a ticket stays; commits are shared.
 
-  They are kept as the bytes that came over the wire; `decode` reads them. Thread-safe.
+  `decode(message, index)` reads one group of a message; ValueError when it is damaged.
+  Thread-safe.
   """
 
-  def __init__(self, path: pathlib.Path, *, decode: Callable[[bytes], types.Group]):
+  def __init__(self, path: pathlib.Path, *, decode: Callable[[bytes, int], types.Group]):
     """Opens or creates the directory `path`; StoreError when what is there can't be read."""
     self._path, self._decode = path, decode
-    self._env = self._open()
+    try:
+      self._env = lmdb.open(str(path), map_size=_MAP_BYTES, max_spare_txns=4, max_dbs=3)
+      self._messages = self._env.open_db(b"messages")  # number -> bytes
+      self._places = self._env.open_db(b"groups")  # step and ticket id -> place
+      self._notes = self._env.open_db(b"notes")
+    except lmdb.Error as error:
+      raise StoreError(f"{path}: {error}; move it away to draw its unused groups anew") from None
     self._inbox: queue.Queue = queue.Queue(_WAITING)
     self._thread = threading.Thread(target=self._write_batches, name="group-store", daemon=True)
     self._thread.start()
 
-  def _open(self) -> lmdb.Environment:
-    try:
-      return lmdb.open(str(self._path), map_size=_MAP_BYTES, max_spare_txns=4)
-    except lmdb.Error as error:
-      raise StoreError(
-        f"{self._path}: {error}; move it away to draw its unused groups anew"
-      ) from None
-
   def put(
-    self, ticket: types.Ticket, payload: bytes, arrival_version: int
+    self, message: bytes, answers: Sequence[tuple[int, types.Ticket]], arrival_version: int
   ) -> concurrent.futures.Future:
-    """Starts writing; the future says True: durable now, False: the ticket had an answer before.
+    """Starts writing a message; `answers`: indices of its groups and the tickets they answer.
 
-    It raises StoreError when the disk refuses. Blocks while too many others wait.
+    The future says of each answer, True: durable now, False: the ticket had one before. It raises
+    StoreError when the disk refuses. Blocks while too many others wait.
     """
-    value = _HEADER.pack(arrival_version, zlib.crc32(payload)) + payload
-    future: concurrent.futures.Future = concurrent.futures.Future()
-    self._inbox.put((future, _key(ticket.step, ticket.ticket_id), value))
-    return future
+    keys = [(index, _key(ticket.step, ticket.ticket_id)) for index, ticket in answers]
+
+    def write(transaction) -> list[bool]:
+      number = self._free_number(transaction)
+      new = [
+        transaction.put(
+          key, _PLACE.pack(number, index, arrival_version), overwrite=False, db=self._places
+        )
+        for index, key in keys
+      ]
+      if any(new):
+        transaction.put(_NUMBER.pack(number), message, append=True, db=self._messages)
+      return new
+
+    return self._enqueue(write)
 
   def get(self, ticket: types.Ticket) -> types.FinishedGroup | None:
     """The durable answer to a ticket; None when there is none, or a damaged one."""
-    with self._env.begin(buffers=True) as transaction:
-      value = transaction.get(_key(ticket.step, ticket.ticket_id))
-      if value is None:
+    with self._env.begin() as transaction:
+      place = transaction.get(_key(ticket.step, ticket.ticket_id), db=self._places)
+      if place is None:
         return None
-      arrival_version, checksum = _HEADER.unpack_from(value)
-      payload = bytes(value[_HEADER.size :])
-    if zlib.crc32(payload) != checksum:
+      number, index, arrival_version = _PLACE.unpack(place)
+      message = transaction.get(_NUMBER.pack(number), b"", db=self._messages)
+    try:
+      return types.FinishedGroup(ticket, self._decode(message, index), arrival_version)
+    except ValueError:
       return None
-    return types.FinishedGroup(ticket, self._decode(payload), arrival_version)
 
   def reached(self, version: int, next_step: int) -> None:
     """Notes durably that `version` was published and tickets of steps < `next_step` handed out."""
     old = self.progress()
     note = _NOTE.pack(max(old[0], version), max(old[1], next_step))
-    self._do(lambda transaction: transaction.put(_PROGRESS, note))
+    self._enqueue(lambda transaction: transaction.put(_PROGRESS, note, db=self._notes)).result()
 
   def progress(self) -> tuple[int, int]:
     """The largest (version, next step) ever noted; (RAW_VERSION, 0) at first."""
     with self._env.begin() as transaction:
-      value = transaction.get(_PROGRESS)
+      value = transaction.get(_PROGRESS, db=self._notes)
     return _NOTE.unpack(value) if value else (types.RAW_VERSION, 0)
 
   def prune(self, before_step: int, keep: Iterable[str] = ()) -> None:
     """Drops the groups of earlier steps, but those of the tickets `keep`."""
     kept, end = {name.encode() for name in keep}, _key(before_step, "")
 
-    def work(transaction):
-      with transaction.cursor() as cursor:
+    def write(transaction) -> None:
+      with transaction.cursor(self._places) as cursor:
         keys = itertools.takewhile(lambda key: key < end, cursor.iternext(values=False))
         old = [key for key in keys if key.partition(b"/")[2] not in kept]
       for key in old:
-        transaction.delete(key)
+        transaction.delete(key, db=self._places)
+      with transaction.cursor(self._places) as cursor:
+        needed = {_PLACE.unpack(place)[0] for place in cursor.iternext(keys=False)}
+      with transaction.cursor(self._messages) as cursor:
+        numbers = list(cursor.iternext(values=False))
+      for number in numbers:
+        if _NUMBER.unpack(number)[0] not in needed:
+          transaction.delete(number, db=self._messages)
 
-    self._do(work)
+    self._enqueue(write).result()
 
   def clear(self) -> None:
     """Forgets everything: a new run begins."""
     with self._env.begin(write=True) as transaction:
-      transaction.drop(self._env.open_db(), delete=False)
+      for table in (self._messages, self._places, self._notes):
+        transaction.drop(table, delete=False)
 
   def __len__(self) -> int:
     """Number of groups."""
     with self._env.begin() as transaction:
-      return transaction.stat()["entries"] - (transaction.get(_PROGRESS) is not None)
+      return transaction.stat(self._places)["entries"]
 
   def close(self) -> None:
     """Writes what waits and closes the file."""
@@ -118,11 +142,11 @@ class GroupStore:
 
   # -- the one thread that writes
 
-  def _do(self, work: Callable) -> None:
-    """Runs `work(transaction)` there and waits."""
+  def _enqueue(self, write: Callable) -> concurrent.futures.Future:
+    """Has `write(transaction)` done there -> future of its result, durable by then."""
     future: concurrent.futures.Future = concurrent.futures.Future()
-    self._inbox.put((future, work, None))
-    future.result()
+    self._inbox.put((future, write))
+    return future
 
   def _write_batches(self) -> None:
     while (first := self._inbox.get()) is not None:
@@ -137,17 +161,18 @@ class GroupStore:
   def _commit(self, batch: list) -> None:
     try:
       with self._env.begin(write=True) as transaction:
-        results = [
-          what(transaction) if value is None else transaction.put(what, value, overwrite=False)
-          for _, what, value in batch
-        ]
+        results = [write(transaction) for _, write in batch]
     except Exception as error:  # nobody may wait for a thread that died
       refusal = StoreError(f"{self._path}: {error} (is the disk full?)")
-      for future, _, _ in batch:
+      for future, _ in batch:
         future.set_exception(refusal)
       return
-    for (future, _, _), result in zip(batch, results, strict=True):
+    for (future, _), result in zip(batch, results, strict=True):
       future.set_result(result)
+
+  def _free_number(self, transaction) -> int:
+    with transaction.cursor(self._messages) as cursor:
+      return _NUMBER.unpack(cursor.key())[0] + 1 if cursor.last() else 0
 
 
 def _key(step: int, ticket_id: str) -> bytes:

@@ -58,36 +58,50 @@ class Front:
     self.pulse.forget(sampler_id)
     return self.book.release(sampler_id)
 
-  def finish(self, group: types.Group, received: bytes) -> concurrent.futures.Future:
-    """Checks a group and makes it durable -> future of "accepted", "duplicate" or "unknown".
+  def finish(
+    self, groups: list[types.Group | codec.WireError], received: bytes
+  ) -> concurrent.futures.Future:
+    """Checks the groups of a message and makes them durable; see `server.Handlers.finish`.
 
-    `received`: the message that it was read from.
-
-    Raises:
-      codec.WireError: the group is no valid answer to its ticket.
+    `received`: the message that they were read from.
     """
-    outcome: concurrent.futures.Future = concurrent.futures.Future()
+    told: concurrent.futures.Future = concurrent.futures.Future()
+    outcomes, arrival = [self._judge(group) for group in groups], self.version
+    answers = [(i, ticket) for i, ticket in enumerate(outcomes) if isinstance(ticket, types.Ticket)]
+    if not answers:
+      told.set_result(outcomes)
+      return told
+
+    def durable(written: concurrent.futures.Future) -> None:
+      if written.exception():
+        told.set_exception(written.exception())
+        return
+      # A ticket that is not queued yet will find its group in the store.
+      self.book.finish_all([groups[i] for i, _ in answers], arrival)
+      for (i, _), new in zip(answers, written.result(), strict=True):
+        outcomes[i] = "accepted" if new else "duplicate"
+      told.set_result(outcomes)
+
+    self.groups.put(received, answers, arrival).add_done_callback(durable)
+    return told
+
+  def _judge(self, group: types.Group | codec.WireError) -> types.Ticket | str | codec.WireError:
+    """The ticket that a good group answers; or what became of a group that need not be kept."""
+    if isinstance(group, codec.WireError):
+      return group
     ticket = self.book.ticket(group.ticket_id)
     if ticket is None and self.admit is not None:
       ticket = self.admit.ticket_before_restart(group.ticket_id, self.version)
     if not isinstance(ticket, types.Ticket):
-      outcome.set_result(ticket or self.book.finish(group, self.version).value)
-      return outcome
-    codec.check_group(
-      group, ticket, vocab_size=self.vocab_size, max_tokens=self.max_tokens,
-      newest_version=max(self.version, self.newest_ever),
-    )  # fmt: skip
-    arrival = self.version
-
-    def durable(written: concurrent.futures.Future) -> None:
-      if written.exception():
-        outcome.set_exception(written.exception())
-        return
-      self.book.finish(group, arrival)  # a ticket not queued yet finds its group in the store
-      outcome.set_result("accepted" if written.result() else "duplicate")
-
-    self.groups.put(ticket, received, arrival).add_done_callback(durable)
-    return outcome
+      return ticket or self.book.finish(group, self.version).value
+    try:
+      codec.check_group(
+        group, ticket, vocab_size=self.vocab_size, max_tokens=self.max_tokens,
+        newest_version=max(self.version, self.newest_ever),
+      )  # fmt: skip
+    except codec.WireError as error:
+      return error
+    return ticket
 
   def publish(self, version: int, params) -> None:
     """Makes a version available to samplers and queues the steps it admits."""

@@ -119,10 +119,10 @@ def run_learner(
 
 
 def _largest_request_mb(config) -> int:
-  """What the run's largest group can need: parsing a message takes a multiple of its size."""
+  """What samplers may need to send: parsing a message takes a multiple of its size."""
   completions = max(config.learner.group_size, config.evaluation.samples)
   most = bounds.max_group_bytes(completions, config.task.max_completion_tokens)
-  return min(config.transport.max_message_mb, 1 + (most >> 20))
+  return min(config.transport.max_message_mb, 1 + (max(most, bounds.PUSH_BYTES) >> 20))
 
 
 def _make_learner(
@@ -133,7 +133,7 @@ def _make_learner(
   screen = progress.Progress(config.learner.steps)
   choices, mesh = parts.step_choices(config), sharding.make_mesh(**config.mesh)
   run_dir.mkdir(parents=True, exist_ok=True)
-  groups = store.GroupStore(run_dir / "groups", decode=codec.group_from_bytes)
+  groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
   saved = checkpoint.Checkpoints(
     run_dir / "checkpoints", keep=config.checkpoint.keep, say=screen.say,
     committed=lambda steps: _prune(saved, groups, steps),

@@ -14,7 +14,7 @@ MAX_TICKET_ID = 256  # characters
 MAX_ANSWER = 1 << 20  # characters of a ticket's answer data
 MAX_STATS = 64  # entries of a heartbeat
 MAX_WAIT_SECONDS = 3600.0  # a sampler may ask for; the server waits 30 s at most
-MIN_REQUEST_BYTES = 1 << 20  # the server accepts messages of this size, however small its groups
+PUSH_BYTES = 2_000_000  # of groups in one message, unless one alone is larger
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}")
 _NAME_RULE = "1 to 128 letters, digits or any of . _ : @ / + -, a letter or digit first"

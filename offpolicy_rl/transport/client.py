@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import grpc
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import bounds, codec, diagnosis, seal, security, weights
+from offpolicy_rl.transport import bounds, codec, diagnosis, memory, seal, security, weights
 from offpolicy_rl.transport import receiver as receiver_lib
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
@@ -60,6 +60,7 @@ class LearnerClient:
     credentials: security.Credentials = security.NONE,
   ):
     bounds.check_name(sampler_id, "--name")
+    memory.keep_freed_blocks()
     limit = max_message_mb << 20
     options = [
       ("grpc.max_receive_message_length", limit),

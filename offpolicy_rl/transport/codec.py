@@ -11,12 +11,11 @@ import ml_dtypes
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import bounds
+from offpolicy_rl.transport import bounds, seal
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport.bounds import WireError as WireError
 from offpolicy_rl.transport.bounds import refuse as _refuse
 
-_PUSH_BYTES = 1_000_000  # of groups in one message; servers take a full 2^20 at least
 _DTYPES = {
   pb.DTYPE_INT32: np.dtype("<i4"),
   pb.DTYPE_FLOAT32: np.dtype("<f4"),
@@ -45,6 +44,14 @@ def dtype_of(code: int, field: str) -> np.dtype:
 def encode_tensor(array: np.ndarray) -> pb.Tensor:
   """Array of any rank -> Tensor message."""
   return pb.Tensor(dtype=dtype_code(array.dtype), shape=array.shape, data=array.tobytes())
+
+
+def _join(message: pb.Tensor, arrays: Sequence[np.ndarray]) -> None:
+  """Fills in a Tensor of rank 1 with arrays of one dtype, one after the other."""
+  [code] = {dtype_code(array.dtype) for array in arrays}
+  message.dtype = code
+  message.shape.append(sum(array.size for array in arrays))
+  message.data = b"".join(map(np.ascontiguousarray, arrays))
 
 
 def decode_tensor(message: pb.Tensor, field: str, dtype, rank: int) -> np.ndarray:
@@ -150,33 +157,33 @@ def _decode_versions(runs, length: int, field: str) -> np.ndarray:
   )
 
 
-def encode_group(group: types.Group) -> pb.Group:
-  """Group -> message."""
+def encode_group(group: types.Group, message: pb.Group | None = None) -> pb.Group:
+  """Group -> message; fills in `message` where it is given, which saves copying its arrays."""
+  message = pb.Group() if message is None else message
   rows = group.trajectories
-  return pb.Group(
-    ticket_id=group.ticket_id,
-    verifier_failures=group.verifier_failures,
-    lengths=[t.tokens.size for t in rows],
-    tokens=encode_tensor(np.concatenate([t.tokens for t in rows])),
-    logprobs=encode_tensor(np.concatenate([t.logprobs for t in rows])),
-    versions=_encode_versions(np.concatenate([t.versions for t in rows])),
-    finished=[t.finished for t in rows],
-    rewards=[t.reward for t in rows],
-  )
+  message.ticket_id = group.ticket_id
+  message.verifier_failures = group.verifier_failures
+  message.lengths.extend(t.tokens.size for t in rows)
+  _join(message.tokens, [t.tokens for t in rows])
+  _join(message.logprobs, [t.logprobs for t in rows])
+  message.versions.extend(_encode_versions(np.concatenate([t.versions for t in rows])))
+  message.finished.extend(t.finished for t in rows)
+  message.rewards.extend(t.reward for t in rows)
+  return message
 
 
 def push_requests(
   groups: Sequence[types.Group], session: str, sampler_id: str
 ) -> Iterator[pb.PushRequest]:
-  """Groups in as few messages as `_PUSH_BYTES` allows, at least one in each."""
-  request, size = pb.PushRequest(session=session, sampler_id=sampler_id), 0
+  """Groups in as few messages as `bounds.PUSH_BYTES` allows, at least one in each."""
+  who = {"session": session, "sampler_id": sampler_id}
+  request, size = pb.PushRequest(**who), 0
   for group in groups:
-    message = encode_group(group)
-    if request.groups and size + message.ByteSize() > _PUSH_BYTES:
+    size += encode_group(group, request.groups.add()).ByteSize()
+    if size > bounds.PUSH_BYTES and len(request.groups) > 1:
+      last = request.groups.pop()
       yield request
-      request, size = pb.PushRequest(session=session, sampler_id=sampler_id), 0
-    size += message.ByteSize()
-    request.groups.append(message)
+      request, size = pb.PushRequest(**who, groups=[last]), last.ByteSize()
   if request.groups:
     yield request
 
@@ -211,9 +218,9 @@ def decode_group(message: pb.Group) -> types.Group:
   return types.Group(message.ticket_id, tuple(trajectories), message.verifier_failures)
 
 
-def group_from_bytes(data: bytes) -> types.Group:
-  """The group of a serialized message."""
-  return decode_group(pb.Group.FromString(data))
+def group_of_request(data: bytes, index: int) -> types.Group:
+  """A group of a serialized and sealed PushRequest; ValueError when the bytes are damaged."""
+  return decode_group(pb.PushRequest.FromString(seal.checked(data)).groups[index])
 
 
 def check_group(

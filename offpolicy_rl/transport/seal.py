@@ -1,7 +1,8 @@
 """A checksum on every message, so that bytes changed on the way are noticed and asked for again.
 
 TCP's checksum has 16 bits and ends at the first proxy, and TLS is not always on. The CRC-32 of a
-message follows it as protobuf field 15, so the sealed bytes are still a message of the same type.
+message follows it as protobuf field 15, so the sealed bytes are still a message of the same type:
+parsing skips the unknown field.
 
 Chunks of weights are the exception: SHA-256 digests guard them, and a second checksum would cost
 the learner half as much again as sending them.
@@ -26,25 +27,25 @@ def seal(data: bytes) -> bytes:
   return data + _TAG + zlib.crc32(data).to_bytes(4, "little")
 
 
-def unseal(data: bytes) -> bytes:
-  """Inverse of `seal`; SealError when the checksum is missing or wrong."""
-  message = data[:-5]
-  if data[-5:-4] != _TAG or zlib.crc32(message).to_bytes(4, "little") != data[-4:]:
+def checked(data: bytes) -> bytes:
+  """The same sealed bytes; SealError when their checksum is missing or wrong."""
+  found = zlib.crc32(memoryview(data)[:-5]).to_bytes(4, "little")
+  if data[-5:-4] != _TAG or data[-4:] != found:
     raise SealError("a message was damaged on the way: its checksum is missing or wrong")
-  return message
+  return data
 
 
-def unseal_chunk(data: bytes) -> bytes:
+def checked_chunk(data: bytes) -> bytes:
   """The same for a serialized WeightsChunk, of which only headers are sealed."""
-  return data if data[:1] == _CHUNK_DATA else unseal(data)
+  return data if data[:1] == _CHUNK_DATA else checked(data)
 
 
 def _sealing(serialize: Callable) -> Callable:
   return lambda message: seal(serialize(message))
 
 
-def _unsealing(parse: Callable, unseal: Callable = unseal) -> Callable:
-  return lambda data: parse(unseal(data))
+def _checking(parse: Callable, checked: Callable = checked) -> Callable:
+  return lambda data: parse(checked(data))
 
 
 class SealedChannel:
@@ -59,20 +60,20 @@ class SealedChannel:
 
   def unary_stream(self, *args, **kwargs):
     """As grpc.Channel's; only PullWeights is of this kind."""
-    return self._sealed(self._channel.unary_stream, args, kwargs, unseal_chunk)
+    return self._sealed(self._channel.unary_stream, args, kwargs, checked_chunk)
 
   def stream_stream(self, *args, **kwargs):
     """As grpc.Channel's."""
     return self._sealed(self._channel.stream_stream, args, kwargs)
 
-  def _sealed(self, make: Callable, args, kwargs, unseal: Callable = unseal):
+  def _sealed(self, make: Callable, args, kwargs, checked: Callable = checked):
     kwargs["request_serializer"] = _sealing(kwargs["request_serializer"])
-    kwargs["response_deserializer"] = _unsealing(kwargs["response_deserializer"], unseal)
+    kwargs["response_deserializer"] = _checking(kwargs["response_deserializer"], checked)
     return make(*args, **kwargs)
 
 
 class SealedServer(grpc.ServerInterceptor):
-  """Unseals the learner's requests and seals its replies; leaves health checks alone."""
+  """Checks the learner's requests and seals its replies; leaves health checks alone."""
 
   def intercept_service(self, continuation, details):
     """As grpc.ServerInterceptor's."""
@@ -80,7 +81,7 @@ class SealedServer(grpc.ServerInterceptor):
     if handler is None or not details.method.startswith(_SERVICE):
       return handler
     return handler._replace(
-      request_deserializer=_unsealing(handler.request_deserializer),
+      request_deserializer=_checking(handler.request_deserializer),
       # None: PullWeights serializes and seals by itself.
       response_serializer=handler.response_serializer and _sealing(handler.response_serializer),
     )

@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import bounds, codec, door, seal, security, weights
+from offpolicy_rl.transport import bounds, codec, door, memory, seal, security, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 
@@ -38,8 +38,9 @@ class Handlers:
   # (sampler, limit, seconds to wait, tickets that it holds)
   lease: Callable[[str, int, float, set[str]], list[types.Ticket]]
   heartbeat: Callable[[str, dict[str, float]], None]
-  # (group, its message) -> future of "accepted" (durable) | "duplicate" | "unknown"; WireError
-  finish: Callable[[types.Group, bytes], concurrent.futures.Future]
+  # (a message's groups, or what is wrong with one; its bytes) -> future of one outcome for each:
+  # "accepted" (durable) | "duplicate" | "unknown" | a WireError
+  finish: Callable[[list[types.Group | bounds.WireError], bytes], concurrent.futures.Future]
   leave: Callable[[str], int]  # -> tickets returned
   run_finished: Callable[[], bool]
 
@@ -66,18 +67,25 @@ _VERDICTS = {
 }
 
 
-def _acknowledge(ticket_id: str, judged: concurrent.futures.Future, context) -> pb.Ack:
-  """Waits until a group is on disk, or for what is wrong with it."""
+def _decoded(message: pb.Group) -> types.Group | bounds.WireError:
   try:
-    outcome = judged.result()
-  except codec.WireError as error:
-    return pb.Ack(ticket_id=ticket_id, verdict=pb.VERDICT_REFUSED, reason=str(error))
-  except _WrongSession as error:
-    context.abort(grpc.StatusCode.ABORTED, str(error))
-  except OSError as error:  # not ours to lose: the sampler keeps the group and tries again
-    context.abort(grpc.StatusCode.UNAVAILABLE, f"the group could not be kept: {error}")
-  reason = f"group.ticket_id: {ticket_id!r} is no open ticket" if outcome == "unknown" else ""
-  return pb.Ack(ticket_id=ticket_id, verdict=_VERDICTS[outcome], reason=reason)
+    return codec.decode_group(message)
+  except bounds.WireError as error:
+    return error
+
+
+def _known(result=None, error: Exception | None = None) -> concurrent.futures.Future:
+  """A future that is done."""
+  future: concurrent.futures.Future = concurrent.futures.Future()
+  if error is None:
+    future.set_result(result)
+  else:
+    future.set_exception(error)
+  return future
+
+
+def _request_and_bytes(data: bytes) -> tuple[pb.PushRequest, bytes]:
+  return pb.PushRequest.FromString(data), data
 
 
 class _Servicer(rpc.LearnerServicer):
@@ -150,36 +158,54 @@ class _Servicer(rpc.LearnerServicer):
   def Push(self, requests, context):
     """Reads and checks the next groups while those before are written to disk."""
     judged: queue.Queue = queue.Queue(_UNACKNOWLEDGED)
-    peer = context.peer()
-    threading.Thread(target=self._judge_all, args=(requests, judged, peer), daemon=True).start()
+    reader = threading.Thread(target=self._judge_all, args=(requests, judged), daemon=True)
+    reader.start()
     item = None
     try:
       while (item := judged.get()) is not None:
-        yield pb.PushReply(acks=[_acknowledge(*judgement, context) for judgement in item])
+        yield self._acknowledge(*item, context)
     finally:
       while item is not None:  # left early: let the reader end
         item = judged.get()
 
-  def _judge_all(self, requests, judged: queue.Queue, peer: str) -> None:
+  def _judge_all(self, requests, judged: queue.Queue) -> None:
     try:
-      for request in requests:
-        judged.put([self._judge(request, message, peer) for message in request.groups])
+      for request, received in requests:
+        judged.put((request, self._judge(request, received)))
     except Exception as error:  # the sampler is gone, or what it sent can't be read: the call ends
-      _LOG.debug("push of %s ended: %r", peer, error)
+      _LOG.debug("push ended: %r", error)
     finally:
       judged.put(None)
 
-  def _judge(self, request: pb.PushRequest, message: pb.Group, peer: str):
-    """(ticket id, future of the outcome)."""
-    outcome: concurrent.futures.Future = concurrent.futures.Future()
+  def _judge(self, request: pb.PushRequest, received: bytes) -> concurrent.futures.Future:
+    """Future of what became of each group: as `Handlers.finish`."""
     try:
       self._require_session(request)
-      outcome = self._handlers.finish(codec.decode_group(message), message.SerializeToString())
+      return self._handlers.finish([_decoded(group) for group in request.groups], received)
+    except bounds.WireError as error:
+      return _known([error] * len(request.groups))
     except Exception as error:  # `_acknowledge` raises it again, where it ends the call
-      if isinstance(error, bounds.WireError):
-        self._note(peer, error, f"ticket {bounds.shown(message.ticket_id)}, ")
-      outcome.set_exception(error)
-    return message.ticket_id[: bounds.MAX_TICKET_ID], outcome
+      return _known(error=error)
+
+  def _acknowledge(self, request: pb.PushRequest, judged: concurrent.futures.Future, context):
+    """Waits until groups are on disk, or for what is wrong with them."""
+    try:
+      outcomes = judged.result()
+    except _WrongSession as error:
+      context.abort(grpc.StatusCode.ABORTED, str(error))
+    except OSError as error:  # not ours to lose: the sampler keeps the groups and tries again
+      context.abort(grpc.StatusCode.UNAVAILABLE, f"the groups could not be kept: {error}")
+    reply = pb.PushReply()
+    for group, outcome in zip(request.groups, outcomes, strict=True):
+      ack = reply.acks.add(ticket_id=group.ticket_id[: bounds.MAX_TICKET_ID])
+      if isinstance(outcome, bounds.WireError):
+        self._note(context.peer(), outcome, f"ticket {bounds.shown(group.ticket_id)}, ")
+        ack.verdict, ack.reason = pb.VERDICT_REFUSED, str(outcome)
+        continue
+      ack.verdict = _VERDICTS[outcome]
+      if outcome == "unknown":
+        ack.reason = f"group.ticket_id: {ack.ticket_id!r} is no open ticket"
+    return reply
 
   def PullWeights(self, request, context):
     self._check_session(request, context)
@@ -215,6 +241,18 @@ class Wire:
     return self._server.stop(grace)
 
 
+def _frugal_handlers(servicer: _Servicer) -> dict[str, grpc.RpcMethodHandler]:
+  """In place of generated ones: large messages are neither serialized nor parsed once more."""
+  return {
+    "PullWeights": grpc.unary_stream_rpc_method_handler(
+      servicer.PullWeights, pb.WeightsRequest.FromString, response_serializer=None
+    ),
+    "Push": grpc.stream_stream_rpc_method_handler(
+      servicer.Push, _request_and_bytes, pb.PushReply.SerializeToString
+    ),
+  }
+
+
 def start(
   listen: str, identity: Identity, handlers: Handlers, store: weights.WeightStore,
   *, max_samplers: int, max_message_mb: int,
@@ -226,6 +264,7 @@ def start(
     RuntimeError: the address is taken.
     security.CredentialsError: a file of `credentials` cannot be read.
   """
+  memory.keep_freed_blocks()
   # One long poll, one push and one weight pull or heartbeat per sampler at a time, and two probes.
   # A call beyond these is refused (RESOURCE_EXHAUSTED), not queued: the queue would have no bound.
   calls = 3 * max_samplers + 2
@@ -246,11 +285,7 @@ def start(
   )  # fmt: skip
   servicer = _Servicer(identity, handlers, store, notices)
   rpc.add_LearnerServicer_to_server(servicer, server)
-  # In place of the generated one, whose serializer would copy every byte of the weights twice more.
-  serialized = grpc.unary_stream_rpc_method_handler(
-    servicer.PullWeights, pb.WeightsRequest.FromString, response_serializer=None
-  )
-  server.add_registered_method_handlers(SERVICE, {"PullWeights": serialized})
+  server.add_registered_method_handlers(SERVICE, _frugal_handlers(servicer))
   status = door.add_standard_services(server, SERVICE, with_reflection=reflection)
   port = security.add_port(server, listen, credentials)
   server.start()

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import pickle
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from offpolicy_rl import types
 from offpolicy_rl.replay import store
+from offpolicy_rl.transport import codec, seal
 
 
 def ticket(step: int, index: int = 0, kind: str = "train") -> types.Ticket:
@@ -20,10 +20,17 @@ def ticket(step: int, index: int = 0, kind: str = "train") -> types.Ticket:
   return types.Ticket(name, kind, step, index, np.array([1], np.int32), "", 0, 9, 1, 1.0)
 
 
-def group(t: types.Ticket, text: str = "") -> bytes:
+def group(t: types.Ticket, text: str = "") -> types.Group:
   tokens = np.frombuffer(text.encode() or b"x", np.uint8).astype(np.int32)
   trajectory = types.Trajectory(tokens, -tokens.astype(np.float32), tokens * 0, True, 1.0)
-  return pickle.dumps(types.Group(t.ticket_id, (trajectory,)))
+  return types.Group(t.ticket_id, (trajectory,))
+
+
+def put(groups: store.GroupStore, arrival: int, *answers: tuple[types.Ticket, str]):
+  """One message with these answers."""
+  message = codec.push_requests([group(t, text) for t, text in answers], "session", "me")
+  data = seal.seal(next(message).SerializeToString())
+  return groups.put(data, [(i, t) for i, (t, _) in enumerate(answers)], arrival)
 
 
 def text_of(finished: types.FinishedGroup) -> str:
@@ -31,8 +38,7 @@ def text_of(finished: types.FinishedGroup) -> str:
 
 
 def opened(path) -> store.GroupStore:
-  # Tests may pickle; the product hands in the wire's codec.
-  return store.GroupStore(path, decode=pickle.loads)
+  return store.GroupStore(path, decode=codec.group_of_request)
 
 
 @pytest.fixture
@@ -43,18 +49,26 @@ def groups(tmp_path):
 
 
 def test_the_first_answer_stays(groups):
-  assert groups.put(ticket(3), group(ticket(3), "first"), 2).result() is True
-  assert groups.put(ticket(3), group(ticket(3), "second"), 5).result() is False
+  assert put(groups, 2, (ticket(3), "first")).result() == [True]
+  assert put(groups, 5, (ticket(3), "second")).result() == [False]
   found = groups.get(ticket(3))
   assert (text_of(found), found.arrival_version, found.ticket.step) == ("first", 2, 3)
   assert groups.get(ticket(4)) is None
   assert len(groups) == 1
 
 
+def test_several_groups_of_one_message_are_kept_and_found_one_by_one(groups):
+  put(groups, 1, (ticket(1), "a")).result()
+  told = put(groups, 2, (ticket(0), "b"), (ticket(1), "c"), (ticket(2), "d"), (ticket(2), "e"))
+  assert told.result() == [True, False, True, False]
+  assert [text_of(groups.get(ticket(step))) for step in range(3)] == ["b", "a", "d"]
+  assert len(groups) == 3
+
+
 def test_what_was_written_is_there_after_opening_again(tmp_path):
   first = opened(tmp_path / "groups")
   for step in range(5):
-    first.put(ticket(step), group(ticket(step), f"text {step}"), step)
+    put(first, step, (ticket(step), f"text {step}"))
   first.reached(7, 9)
   first.close()
   again = opened(tmp_path / "groups")
@@ -72,27 +86,31 @@ def test_progress_never_goes_back(groups):
 
 
 def test_pruning_drops_earlier_steps_but_what_is_still_asked_for(groups):
-  for step in (0, 1, 2, 10, 11):
-    groups.put(ticket(step), group(ticket(step)), 0)
   evaluation = ticket(1, kind="eval")
-  groups.put(evaluation, group(evaluation), 0)
+  put(groups, 0, (ticket(0), ""), (ticket(1), ""), (evaluation, ""))
+  put(groups, 0, (ticket(2), ""), (ticket(10), ""))
+  put(groups, 0, (ticket(11), ""))
   groups.reached(1, 1)
   groups.prune(10, keep=[evaluation.ticket_id])
   assert [s for s in range(12) if groups.get(ticket(s))] == [10, 11]
   assert groups.get(evaluation) is not None
   assert groups.progress() == (1, 1)
+  with groups._env.begin() as transaction:
+    messages = transaction.stat(groups._messages)["entries"]
+  assert messages == 3  # one holds the evaluation's answer, two hold a later step's
   groups.prune(100)
-  assert len(groups) == 0
+  with groups._env.begin() as transaction:
+    assert transaction.stat(groups._messages)["entries"] == len(groups) == 0
 
 
 def test_trouble_in_the_writing_thread_reaches_who_waits_and_ends_nothing(groups):
   with pytest.raises(store.StoreError, match="is the disk full"):
-    groups._do(lambda transaction: 1 / 0)
-  assert groups.put(ticket(3), group(ticket(3)), 2).result() is True
+    groups._enqueue(lambda transaction: 1 / 0).result()
+  assert put(groups, 2, (ticket(3), "")).result() == [True]
 
 
 def test_clear_forgets_all(groups):
-  groups.put(ticket(1), group(ticket(1)), 0).result()
+  put(groups, 0, (ticket(1), "")).result()
   groups.reached(4, 4)
   groups.clear()
   assert len(groups) == 0 and groups.progress() == (types.RAW_VERSION, 0)
@@ -100,7 +118,7 @@ def test_clear_forgets_all(groups):
 
 def test_a_damaged_group_counts_as_none(tmp_path):
   first = opened(tmp_path / "groups")
-  first.put(ticket(1), group(ticket(1), "precious" * 2000), 0).result()
+  put(first, 0, (ticket(1), "precious" * 2000)).result()
   first.close()
   file = tmp_path / "groups" / "data.mdb"
   data = file.read_bytes()
@@ -123,12 +141,12 @@ def test_every_group_that_was_acknowledged_survives_a_kill(tmp_path):
   code = f"""
     import sys
     sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
-    from tests.replay.store_test import opened, ticket, group
+    from tests.replay.store_test import opened, put, ticket
     groups = opened({str(tmp_path / "groups")!r})
     def tell(step):
       return lambda future: print(step, flush=True)
     for step in range(100_000):
-      groups.put(ticket(step), group(ticket(step), "x" * 20_000), 0).add_done_callback(tell(step))
+      put(groups, 0, (ticket(step), "x" * 20_000)).add_done_callback(tell(step))
   """
   child = subprocess.Popen(
     [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True

@@ -103,7 +103,7 @@ def test_completions_of_unequal_length_come_back_equal():
 
 
 @pytest.mark.parametrize(
-  ("tokens", "messages"), [([5] * 7, 1), ([100_000] * 2, 2), ([200_000, 5, 5, 125_000], 3)]
+  ("tokens", "messages"), [([5] * 7, 1), ([200_000] * 2, 2), ([400_000, 5, 5, 249_980], 3)]
 )
 def test_groups_go_in_few_messages_none_of_them_needlessly_large(tokens, messages):
   groups = [
@@ -115,7 +115,7 @@ def test_groups_go_in_few_messages_none_of_them_needlessly_large(tokens, message
   requests = list(codec.push_requests(groups, "s", "me"))
   assert len(requests) == messages
   assert {(r.session, r.sampler_id) for r in requests} == {("s", "me")}
-  assert all(len(r.groups) == 1 or r.ByteSize() < 2**20 for r in requests)
+  assert all(len(r.groups) == 1 or r.ByteSize() < 2 * 2**20 for r in requests)
   assert [g.ticket_id for r in requests for g in r.groups] == [g.ticket_id for g in groups]
 
 

@@ -89,7 +89,7 @@ def stream(store, held: receiver.Receiver, low: int = 0, high: int = 99) -> list
 
 def receive(held: receiver.Receiver, chunks: list[bytes]):
   """What `LearnerClient.pull_weights` does with the bytes of one stream."""
-  parse = lambda data: pb.WeightsChunk.FromString(seal.unseal_chunk(data))
+  parse = lambda data: pb.WeightsChunk.FromString(seal.checked_chunk(data))
   return held.receive(parse(data) for data in chunks)
 
 
@@ -104,7 +104,7 @@ def _pulls(who: dict[str, str]) -> list[pb.WeightsRequest]:
 
 
 def _break_off(chunks: list[bytes]):
-  yield pb.WeightsChunk.FromString(seal.unseal_chunk(chunks[0]))
+  yield pb.WeightsChunk.FromString(seal.checked_chunk(chunks[0]))
   yield pb.WeightsChunk(data=pb.WeightsChunk.FromString(chunks[1]).data[:30])
   raise ConnectionError
 
@@ -243,17 +243,25 @@ class Target:
   def _lease(self, sampler: str, limit: int, wait: float, holding: set[str]):
     return self.book.lease(sampler, limit, min(wait, 0.01), holding)
 
-  def _finish(self, group: types.Group, _: bytes) -> concurrent.futures.Future:
+  def _finish(self, groups: list, _: bytes) -> concurrent.futures.Future:
+    return learners.done([self._finish_one(group) for group in groups])
+
+  def _finish_one(self, group: types.Group | codec.WireError) -> str | codec.WireError:
+    if isinstance(group, codec.WireError):
+      return group
     asked = self.book.ticket(group.ticket_id)
     if asked is not None:
-      codec.check_group(
-        group, asked, vocab_size=VOCAB, max_tokens=MAX_TOKENS, newest_version=NEWEST
-      )
+      try:
+        codec.check_group(
+          group, asked, vocab_size=VOCAB, max_tokens=MAX_TOKENS, newest_version=NEWEST
+        )
+      except codec.WireError as error:
+        return error
     verdict = self.book.finish(group, NEWEST)
     if verdict is Verdict.ACCEPTED:
       self.accepted += 1
       self.bad_groups += not is_good(group)
-    return learners.done(verdict.value)
+    return verdict.value
 
   def renew(self) -> None:
     """Replaces the answered tickets, so that there is always something to answer."""
@@ -340,19 +348,19 @@ def call(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
 
 def send(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
   """The call's outcome; raw bytes in both directions. Raises grpc.RpcError."""
-  path, unseal = PATH + method, seal.unseal
+  path, checked = PATH + method, seal.checked
   if method == "Push":
     replies = channel.stream_stream(path)(iter(messages), timeout=10)
   elif method == "PullWeights":
-    replies, unseal = channel.unary_stream(path)(messages[0], timeout=10), seal.unseal_chunk
+    replies, checked = channel.unary_stream(path)(messages[0], timeout=10), seal.checked_chunk
   else:
     replies = [channel.unary_unary(path)(messages[0], timeout=10)]
-  found = [REPLIES[method].FromString(unseal(reply)) for reply in replies]
+  found = [REPLIES[method].FromString(checked(reply)) for reply in replies]
   if method != "Push":
     return "OK"
   if len(found) != len(messages):
     return "groups without an answer"
-  sent = [len(pb.PushRequest.FromString(seal.unseal(message)).groups) for message in messages]
+  sent = [len(pb.PushRequest.FromString(seal.checked(message)).groups) for message in messages]
   if [len(reply.acks) for reply in found] != sent:
     return "groups without an answer"
   verdicts = [ack.verdict for reply in found for ack in reply.acks]

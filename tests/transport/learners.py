@@ -12,11 +12,17 @@ from offpolicy_rl.transport import client, receiver, server, weights
 LAYOUT: receiver.Layout = {"w": ((3,), np.dtype(np.float32))}  # of its weights
 
 
-def done(outcome: str) -> concurrent.futures.Future:
+def done(outcomes: list) -> concurrent.futures.Future:
   """A future that has this result."""
   future: concurrent.futures.Future = concurrent.futures.Future()
-  future.set_result(outcome)
+  future.set_result(outcomes)
   return future
+
+
+def believed(book: Ledger, groups: list) -> concurrent.futures.Future:
+  """Books every group that could be read; what `server.Handlers.finish` returns."""
+  good = lambda group: isinstance(group, types.Group)
+  return done([book.finish(group, 0).value if good(group) else group for group in groups])
 
 
 def handlers(book: Ledger, **others) -> server.Handlers:
@@ -25,7 +31,7 @@ def handlers(book: Ledger, **others) -> server.Handlers:
     join=book.release,
     lease=book.lease,
     heartbeat=lambda sampler, stats: book.heartbeat(sampler),
-    finish=lambda group, _: done(book.finish(group, 0).value),
+    finish=lambda groups, _: believed(book, groups),
     leave=book.release,
     run_finished=lambda: False,
   )

@@ -14,7 +14,7 @@ from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.transport import client, receiver, seal, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
-from tests.transport.learners import LAYOUT, Learner, answer, connect, done, handlers, ticket
+from tests.transport.learners import LAYOUT, Learner, answer, believed, connect, handlers, ticket
 
 
 def test_a_round_of_work(learner):
@@ -87,14 +87,14 @@ def test_a_malformed_group_is_refused_and_does_not_disturb_the_others(learner):
   wire.close()
 
 
-def failing(group):
-  raise KeyError(group.ticket_id)
+def failing(groups):
+  raise KeyError(groups[0].ticket_id)
 
 
-def failing_later(group):
-  outcome = concurrent.futures.Future()
-  outcome.set_exception(KeyError(group.ticket_id))
-  return outcome
+def failing_later(groups):
+  outcomes = concurrent.futures.Future()
+  outcomes.set_exception(KeyError(groups[0].ticket_id))
+  return outcomes
 
 
 @pytest.mark.parametrize("finish", [failing, failing_later])
@@ -103,11 +103,11 @@ def test_a_group_that_the_learner_stumbles_over_is_tried_again(finish, caplog):
   caplog.set_level(logging.CRITICAL, "grpc")  # it reports our exceptions at length
   book, failures = Ledger(lease_seconds=5), []
 
-  def finish_at_second(group, _):
+  def finish_at_second(groups, _):
     if not failures:
-      failures.append(group.ticket_id)
-      return finish(group)
-    return done(book.finish(group, 0).value)
+      failures.append(groups[0].ticket_id)
+      return finish(groups)
+    return believed(book, groups)
 
   book.add([ticket("a"), ticket("b")])
   running, address = server.start(
