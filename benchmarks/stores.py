@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import sqlite3
-import statistics
 import tempfile
 import time
 from collections.abc import Callable

@@ -71,7 +71,12 @@ def read(path: pathlib.Path) -> Schedule:
     raise ScheduleError(f"--replay: {path} is no lag schedule: {error!r}") from None
   if steps != list(range(len(rows))):
     raise ScheduleError(f"--replay: {path}: got steps {steps[:5]}..., expected 0, 1, 2, ...")
-  for step, used in enumerate(versions):
+  for step, (used, known) in enumerate(zip(versions, digests, strict=True)):
+    if not (isinstance(used, list) and isinstance(known, list) and 0 < len(used) == len(known)):
+      raise ScheduleError(
+        f"--replay: {path}: step {step}: got versions {used!r} and digests {known!r}, expected a "
+        "list of each, one entry per group"
+      )
     for group, version in enumerate(used):
       if not isinstance(version, int) or not 0 <= version <= step:
         raise ScheduleError(

@@ -59,6 +59,8 @@ def test_the_digest_sees_every_field(field):
     ([{"step": 1, "versions": [0], "digests": ["a"]}], True, r"got steps \[1\].*expected 0, 1, 2"),
     ([{"step": 0, "versions": [1], "digests": ["a"]}], True, r"got version 1, expected one .*0, 0"),
     ([{"step": 0, "versions": [[0, 1]], "digests": ["a"]}], True, "step 0, group 0: got version"),
+    ([{"step": 0, "versions": 3, "digests": ["a"]}], True, "step 0: got versions 3 .*a list of"),
+    ([{"step": 0, "versions": [0], "digests": []}], True, "one entry per group"),
   ],
 )
 def test_a_file_that_no_run_can_follow_is_refused(tmp_path, rows, header, message):
