@@ -3,6 +3,7 @@
 # PYTHON=/path/to/python3.12 chooses the interpreter; SAMPLERS=3 and ARGS="--config.seed=1" reach the demo.
 SHELL := /bin/bash
 VENV := .venv
+REFERENCE := .venv-reference
 BIN := $(VENV)/bin
 SAMPLERS ?= 1
 ARGS ?=
@@ -15,7 +16,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 demo: $(VENV)/.installed-gym
 	$(BIN)/offpolicy-rl local --config=configs/demo.py --samplers=$(SAMPLERS) $(ARGS)
 
-test: $(VENV)/.installed-gym-test
+test: $(VENV)/.installed-gym-test $(REFERENCE)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -34,5 +35,12 @@ $(VENV)/.installed-gym-test: $(VENV)/.installed-gym
 	./launch/install.sh $(VENV) gym,test
 	touch $@
 
+# PyTorch and transformers, which models are compared with; nothing else uses them.
+$(REFERENCE)/.installed: tests/reference/requirements.txt
+	@echo "Installing what models are compared with: a minute and about 1 GB the first time ..."
+	python3 -m venv $(REFERENCE)
+	$(REFERENCE)/bin/pip install --quiet --disable-pip-version-check -r tests/reference/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info offpolicy_rl/transport/*_pb2*
+	rm -rf $(VENV) $(REFERENCE) build *.egg-info offpolicy_rl/transport/*_pb2*

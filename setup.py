@@ -42,6 +42,7 @@ REQUIRES = [
   "tensorflow-datasets>=4.9.10,<5",
   "tensorboardX>=2.6.5,<3",
   "pebble>=5.1,<6",
+  "safetensors>=0.6,<0.9",
   "rich>=14,<16",
 ]
 
@@ -50,7 +51,6 @@ EXTRAS = {
   "cuda": ["jax[cuda13]>=0.12.0,<0.13"],
   "aot": ["jax[tpu]>=0.12.0,<0.13"],  # libtpu's compiler, used on machines without a TPU
   "gym": ["reasoning-gym==0.1.25"],  # the demo's task; builds pycosat, so it needs a C compiler
-  "hf": ["tokenizers>=0.22,<0.24", "safetensors>=0.6,<0.9"],
   "bench": ["matplotlib>=3.9,<4"],
   "test": [
     "matplotlib>=3.9,<4",

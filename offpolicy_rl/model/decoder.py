@@ -1,7 +1,10 @@
-"""Decoder-only transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU, scanned layers.
+"""Decoder-only transformer in the forms of Llama 3, Qwen2.5, Qwen3 and Gemma 3.
+
+RMSNorm, RoPE, grouped-query attention, a gated MLP or a mixture of such, scanned layers; what the
+families differ in is configuration.
 
 Dimension suffixes: B rows, T tokens, S cache slots, D width, H query heads, K key/value heads,
-C channels per head, F MLP width, V vocabulary, L layers.
+C channels per head, R = C / 2 rotations, F MLP width, V vocabulary, L layers.
 """
 
 import dataclasses
@@ -11,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from offpolicy_rl.model import mixture, rope
 from offpolicy_rl.model.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """Architecture; one field per key of `config.model` plus the task's vocabulary size."""
+  """Architecture. The fields without a default are keys of `config.model`."""
 
   vocab_size: int
   num_layers: int
@@ -28,6 +32,25 @@ class DecoderConfig:
   rope_theta: float
   norm_eps: float
   tied_embeddings: bool
+  # What published models differ in.
+  scaled_embeddings: bool = True  # embeddings are multiplied by sqrt(width): ours, Gemma
+  activation: str = "silu"  # of the MLP's gate: "silu" (SwiGLU) | "gelu_tanh" (GeGLU)
+  qkv_bias: bool = False  # Qwen2
+  qk_norm: bool = False  # RMSNorm of every query and key: Qwen3, Gemma 3
+  norm_offset: float = 0.0  # added to the scales of norms: 1 in Gemma
+  post_norms: bool = False  # norms after attention and MLP, too: Gemma
+  rope_scaling: rope.Scaling | None = None  # of the layers that see everything
+  local_layers: tuple[bool, ...] = ()  # per layer: sees only the last `sliding_window` tokens
+  sliding_window: int = 0  # tokens, the present one included
+  local_rope_theta: float = 0.0  # of local layers, which are never scaled
+  query_scale: float = 0.0  # of attention scores; 0 = head_dim**-0.5
+  attention_softcap: float = 0.0  # scores become cap * tanh(scores / cap); 0 = not
+  logit_softcap: float = 0.0  # the same for logits
+  # Mixture of experts in place of every MLP; 0 experts = none.
+  num_experts: int = 0
+  experts_per_token: int = 0
+  expert_width: int = 0
+  normalized_router: bool = False  # weights of a token's experts add up to 1
 
 
 class Cache(NamedTuple):
@@ -37,6 +60,13 @@ class Cache(NamedTuple):
   v_LxBxSxKxC: jax.Array
 
 
+class Sight(NamedTuple):
+  """What the tokens of a layer see, and by how much their heads turn."""
+
+  visible_BxTxS: jax.Array  # bool
+  angle_BxTxR: jax.Array
+
+
 # Logical axes of every parameter, by the last part of its path; layers are stacked in front.
 PARAM_AXES = {
   "embedding": ("vocab", "embed"),
@@ -44,31 +74,59 @@ PARAM_AXES = {
   "final_norm": (None,),
   "attention_norm": (None, None),
   "mlp_norm": (None, None),
+  "post_attention_norm": (None, None),
+  "post_mlp_norm": (None, None),
+  "q_norm": (None, None),
+  "k_norm": (None, None),
   "w_q": (None, "embed", "heads", None),
   "w_k": (None, "embed", "kv_heads", None),
   "w_v": (None, "embed", "kv_heads", None),
+  "b_q": (None, "heads", None),
+  "b_k": (None, "kv_heads", None),
+  "b_v": (None, "kv_heads", None),
   "w_o": (None, "heads", None, "embed"),
   "w_gate": (None, "embed", "mlp"),
   "w_up": (None, "embed", "mlp"),
   "w_down": (None, "mlp", "embed"),
+  "router": (None, "embed", None),
+  "experts_gate": (None, "expert", "embed", "mlp"),
+  "experts_up": (None, "expert", "embed", "mlp"),
+  "experts_down": (None, "expert", "mlp", "embed"),
+}
+_ACTIVATIONS = {
+  "silu": jax.nn.silu,
+  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
 
-def rms_norm(x_BxTxD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
-  """x / rms(x) * scale (Zhang & Sennrich, arXiv 1910.07467), in float32."""
-  x32 = x_BxTxD.astype(jnp.float32)
-  inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-  return (x32 * inverse * scale_D[None, None]).astype(x_BxTxD.dtype)
+def rms_norm(x: jax.Array, scale: jax.Array, config: DecoderConfig) -> jax.Array:
+  """x / rms(x) * scale over the last axis (Zhang & Sennrich, arXiv 1910.07467), in float32."""
+  x32 = x.astype(jnp.float32)
+  inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + config.norm_eps)
+  scale = (config.norm_offset + scale).reshape((1,) * (x.ndim - 1) + scale.shape)
+  return (x32 * inverse * scale).astype(x.dtype)
 
 
-def rope(x_BxTxHxC: jax.Array, positions_BxT: jax.Array, theta: float) -> jax.Array:
-  """Rotary position embedding, half-split layout (Su et al., arXiv 2104.09864)."""
-  half = x_BxTxHxC.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions_BxT[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b = jnp.split(x_BxTxHxC.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxTxHxC.dtype)
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+  """cap * tanh(x / cap) (Gemma 2, arXiv 2408.00118); x itself where cap = 0."""
+  return cap * jnp.tanh(x / cap) if cap else x
+
+
+def attend(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, visible_BxTxS, config: DecoderConfig):
+  """Grouped-query attention -> [B, T, H, C]."""
+  scale = config.query_scale or config.head_dim**-0.5
+  if not config.attention_softcap:
+    return jax.nn.dot_product_attention(
+      q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, mask=visible_BxTxS[:, None], scale=scale
+    )
+  rows, length, heads, channels = q_BxTxHxC.shape
+  kv_heads = k_BxSxKxC.shape[2]
+  q_BxTxKxGxC = q_BxTxHxC.reshape(rows, length, kv_heads, heads // kv_heads, channels)
+  scores = jnp.einsum("btkgc,bskc->bkgts", q_BxTxKxGxC, k_BxSxKxC) * scale
+  scores = softcap(scores.astype(jnp.float32), config.attention_softcap)
+  scores = jnp.where(visible_BxTxS[:, None, None], scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores).astype(v_BxSxKxC.dtype)
+  return jnp.einsum("bkgts,bskc->btkgc", weights, v_BxSxKxC).reshape(q_BxTxHxC.shape)
 
 
 def _fan_in(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
@@ -83,43 +141,79 @@ class Block(nnx.Module):
   def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
     c = config
     self.config = config
-    self.attention_norm = nnx.Param(jnp.ones(c.width))
+    unit = (1.0 - c.norm_offset) * jnp.ones(c.width)  # a norm that scales by 1
+    self.attention_norm = nnx.Param(unit)
     self.w_q = _fan_in(rngs, (c.width, c.num_heads, c.head_dim), c.width)
     self.w_k = _fan_in(rngs, (c.width, c.num_kv_heads, c.head_dim), c.width)
     self.w_v = _fan_in(rngs, (c.width, c.num_kv_heads, c.head_dim), c.width)
     self.w_o = _fan_in(rngs, (c.num_heads, c.head_dim, c.width), c.num_heads * c.head_dim)
-    self.mlp_norm = nnx.Param(jnp.ones(c.width))
-    self.w_gate = _fan_in(rngs, (c.width, c.mlp_width), c.width)
-    self.w_up = _fan_in(rngs, (c.width, c.mlp_width), c.width)
-    self.w_down = _fan_in(rngs, (c.mlp_width, c.width), c.mlp_width)
+    self.mlp_norm = nnx.Param(unit)
+    if c.num_experts:
+      wide = (c.num_experts, c.width, c.expert_width)
+      self.router = _fan_in(rngs, (c.width, c.num_experts), c.width)
+      self.experts_gate = _fan_in(rngs, wide, c.width)
+      self.experts_up = _fan_in(rngs, wide, c.width)
+      self.experts_down = _fan_in(rngs, (wide[0], wide[2], wide[1]), c.expert_width)
+    else:
+      self.w_gate = _fan_in(rngs, (c.width, c.mlp_width), c.width)
+      self.w_up = _fan_in(rngs, (c.width, c.mlp_width), c.width)
+      self.w_down = _fan_in(rngs, (c.mlp_width, c.width), c.mlp_width)
+    if c.qkv_bias:
+      self.b_q = nnx.Param(jnp.zeros((c.num_heads, c.head_dim)))
+      self.b_k = nnx.Param(jnp.zeros((c.num_kv_heads, c.head_dim)))
+      self.b_v = nnx.Param(jnp.zeros((c.num_kv_heads, c.head_dim)))
+    if c.qk_norm:
+      self.q_norm = nnx.Param((1.0 - c.norm_offset) * jnp.ones(c.head_dim))
+      self.k_norm = nnx.Param((1.0 - c.norm_offset) * jnp.ones(c.head_dim))
+    if c.post_norms:
+      self.post_attention_norm = nnx.Param(unit)
+      self.post_mlp_norm = nnx.Param(unit)
 
-  def attention(self, x_BxTxD, positions_BxT, mask_Bx1xTxS, cache):
+  def attention(self, x_BxTxD, positions_BxT, sight: Sight, cache):
     """Returns the attention output [B, T, D] and the layer's (k, v), updated if cached."""
-    theta = self.config.rope_theta
-    q_BxTxHxC = rope(jnp.einsum("btd,dhc->bthc", x_BxTxD, self.w_q[...]), positions_BxT, theta)
-    k = rope(jnp.einsum("btd,dkc->btkc", x_BxTxD, self.w_k[...]), positions_BxT, theta)
+    c = self.config
+    q_BxTxHxC = jnp.einsum("btd,dhc->bthc", x_BxTxD, self.w_q[...])
+    k = jnp.einsum("btd,dkc->btkc", x_BxTxD, self.w_k[...])
     v = jnp.einsum("btd,dkc->btkc", x_BxTxD, self.w_v[...])
+    if c.qkv_bias:
+      q_BxTxHxC = q_BxTxHxC + self.b_q[...][None, None]
+      k, v = k + self.b_k[...][None, None], v + self.b_v[...][None, None]
+    if c.qk_norm:
+      q_BxTxHxC = rms_norm(q_BxTxHxC, self.q_norm[...], c)
+      k = rms_norm(k, self.k_norm[...], c)
+    q_BxTxHxC = rope.rotate(q_BxTxHxC, sight.angle_BxTxR)
+    k = rope.rotate(k, sight.angle_BxTxR)
     q_BxTxHxC = constrain(q_BxTxHxC, "batch", None, "heads", None)
     if cache is not None:
       rows = jnp.arange(x_BxTxD.shape[0])[:, None]
       k = cache[0].at[rows, positions_BxT].set(k)
       v = cache[1].at[rows, positions_BxT].set(v)
-    out_BxTxHxC = jax.nn.dot_product_attention(q_BxTxHxC, k, v, mask=mask_Bx1xTxS)
+    out_BxTxHxC = attend(q_BxTxHxC, k, v, sight.visible_BxTxS, c)
     return jnp.einsum("bthc,hcd->btd", out_BxTxHxC, self.w_o[...]), (k, v)
 
   def mlp(self, x_BxTxD):
-    """SwiGLU (Shazeer, arXiv 2002.05202)."""
-    gate = jax.nn.silu(x_BxTxD @ self.w_gate[...])
+    """Gated MLP: SwiGLU or GeGLU (Shazeer, arXiv 2002.05202); or a mixture of such."""
+    c, activation = self.config, _ACTIVATIONS[self.config.activation]
+    if c.num_experts:
+      x_NxD = x_BxTxD.reshape(-1, c.width)
+      chosen = mixture.route(x_NxD, self.router[...], c.experts_per_token, c.normalized_router)
+      experts = (self.experts_gate[...], self.experts_up[...], self.experts_down[...])
+      return mixture.apply(x_NxD, *chosen, *experts, activation).reshape(x_BxTxD.shape)
+    gate = activation(x_BxTxD @ self.w_gate[...])
     h_BxTxF = constrain(gate * (x_BxTxD @ self.w_up[...]), "batch", None, "mlp")
     return h_BxTxF @ self.w_down[...]
 
-  def __call__(self, x_BxTxD, positions_BxT, mask_Bx1xTxS, cache):
-    eps = self.config.norm_eps
-    normed = rms_norm(x_BxTxD, self.attention_norm[...], eps)
-    attended, cache = self.attention(normed, positions_BxT, mask_Bx1xTxS, cache)
+  def __call__(self, x_BxTxD, positions_BxT, sight: Sight, cache):
+    c = self.config
+    normed = rms_norm(x_BxTxD, self.attention_norm[...], c)
+    attended, cache = self.attention(normed, positions_BxT, sight, cache)
+    if c.post_norms:
+      attended = rms_norm(attended, self.post_attention_norm[...], c)
     x_BxTxD = x_BxTxD + attended
-    x_BxTxD = x_BxTxD + self.mlp(rms_norm(x_BxTxD, self.mlp_norm[...], eps))
-    return constrain(x_BxTxD, "batch", None, None), cache
+    changed = self.mlp(rms_norm(x_BxTxD, self.mlp_norm[...], c))
+    if c.post_norms:
+      changed = rms_norm(changed, self.post_mlp_norm[...], c)
+    return constrain(x_BxTxD + changed, "batch", None, None), cache
 
 
 class Decoder(nnx.Module):
@@ -136,7 +230,7 @@ class Decoder(nnx.Module):
       return Block(config, rngs)
 
     self.blocks = stacked(rngs)
-    self.final_norm = nnx.Param(jnp.ones(c.width))
+    self.final_norm = nnx.Param((1.0 - c.norm_offset) * jnp.ones(c.width))
     if not c.tied_embeddings:
       self.unembedding = _fan_in(rngs, (c.width, c.vocab_size), c.width)
 
@@ -153,24 +247,47 @@ class Decoder(nnx.Module):
     Returns:
       float32 logits [B, T, V] of the token after each position, and the cache or None.
     """
+    c = self.config
     x_BxTxD = constrain(self.embedding[...][tokens_BxT], "batch", None, None)
-    x_BxTxD = x_BxTxD * self.config.width**0.5  # unit variance, as the matrix is 1/sqrt(D)
+    if c.scaled_embeddings:
+      x_BxTxD = x_BxTxD * c.width**0.5
     slots = tokens_BxT.shape[1] if cache is None else cache.k_LxBxSxKxC.shape[2]
-    visible = jnp.arange(slots)[None, None, :] <= positions_BxT[:, :, None]
+    everything, near = _sights(c, positions_BxT, slots)
 
     @nnx.scan(in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
-    def layer(block, x_BxTxD, layer_cache):
-      x_BxTxD, kv = block(x_BxTxD, positions_BxT, visible[:, None], layer_cache)
+    def layer(block, x_BxTxD, of_layer):
+      layer_cache, is_local = of_layer
+      sight = everything
+      if is_local is not None:
+        sight = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), near, everything)
+      x_BxTxD, kv = block(x_BxTxD, positions_BxT, sight, layer_cache)
       return x_BxTxD, (kv if layer_cache is not None else None)
 
-    x_BxTxD, new_cache = layer(self.blocks, x_BxTxD, None if cache is None else tuple(cache))
-    x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], self.config.norm_eps)
-    if self.config.tied_embeddings:
+    is_local_L = jnp.array(c.local_layers) if c.local_layers else None
+    of_layers = (None if cache is None else tuple(cache), is_local_L)
+    x_BxTxD, new_cache = layer(self.blocks, x_BxTxD, of_layers)
+    x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], c)
+    if c.tied_embeddings:
       logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, self.embedding[...])
     else:
       logits_BxTxV = jnp.einsum("btd,dv->btv", x_BxTxD, self.unembedding[...])
-    logits_BxTxV = constrain(logits_BxTxV.astype(jnp.float32), "batch", None, "vocab")
+    logits_BxTxV = softcap(logits_BxTxV.astype(jnp.float32), c.logit_softcap)
+    logits_BxTxV = constrain(logits_BxTxV, "batch", None, "vocab")
     return logits_BxTxV, None if new_cache is None else Cache(*new_cache)
+
+
+def _sights(config: DecoderConfig, positions_BxT, slots: int) -> tuple[Sight, Sight | None]:
+  """Of layers that see everything before them, and of local ones where there are any."""
+  c = config
+  slot, position = jnp.arange(slots)[None, None, :], positions_BxT[:, :, None]
+  visible = slot <= position
+  turns = rope.frequencies(c.rope_theta, c.head_dim, c.rope_scaling)
+  everything = Sight(visible, rope.angles(positions_BxT, turns))
+  if not c.local_layers:
+    return everything, None
+  turns = rope.frequencies(c.local_rope_theta, c.head_dim, None)
+  visible = visible & (slot > position - c.sliding_window)
+  return everything, Sight(visible, rope.angles(positions_BxT, turns))
 
 
 def empty_cache(config: DecoderConfig, rows: int, slots: int, dtype=jnp.float32) -> Cache:

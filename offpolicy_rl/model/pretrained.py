@@ -1,0 +1,260 @@
+"""Published checkpoints: config.json and *.safetensors <-> the decoder's parameters.
+
+No host ever holds a whole model: each device's part of each parameter is read from the mapped files
+by itself, and an export goes layer by layer. PyTorch is not needed.
+"""
+
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from offpolicy_rl.model import families, policy
+from offpolicy_rl.model.decoder import DecoderConfig
+
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+_SHARD_BYTES = 4 << 30
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_UNUSED = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that can't be read; names the file or tensor and what was expected."""
+
+
+class _Place(NamedTuple):
+  """Where a parameter lies in a published checkpoint.
+
+  `axes[i]`: the axes of ours, stacked ones aside, that make up axis i of theirs, slowest first.
+  """
+
+  name: str  # with {layer}, perhaps {expert} in it when ours is stacked
+  axes: tuple[tuple[int, ...], ...]
+
+  @property
+  def stacked(self) -> int:
+    """Number of our leading axes that stack tensors of theirs."""
+    return self.name.count("{")
+
+  def names(self, indices: Sequence[Iterable[int]]) -> list[str]:
+    """Of their tensors at these indices of the stacked axes, in order."""
+    every = itertools.product(*indices)
+    return [self.name.format(**dict(zip(("layer", "expert"), at, strict=False))) for at in every]
+
+
+_VECTOR, _MATRIX, _TRANSPOSED = ((0,),), ((0,), (1,)), ((1,), (0,))
+_PER_HEAD = ((1, 2), (0,))  # theirs [(heads, channels), width]
+_ATTENTION = "model.layers.{layer}.self_attn."
+_MLP = "model.layers.{layer}.mlp."
+_EXPERT = _MLP + "experts.{expert}."
+_PLACES = {
+  "embedding": _Place("model.embed_tokens.weight", _MATRIX),
+  "unembedding": _Place("lm_head.weight", _TRANSPOSED),
+  "final_norm": _Place("model.norm.weight", _VECTOR),
+  "blocks/attention_norm": _Place("model.layers.{layer}.input_layernorm.weight", _VECTOR),
+  "blocks/w_q": _Place(_ATTENTION + "q_proj.weight", _PER_HEAD),
+  "blocks/w_k": _Place(_ATTENTION + "k_proj.weight", _PER_HEAD),
+  "blocks/w_v": _Place(_ATTENTION + "v_proj.weight", _PER_HEAD),
+  "blocks/b_q": _Place(_ATTENTION + "q_proj.bias", ((0, 1),)),
+  "blocks/b_k": _Place(_ATTENTION + "k_proj.bias", ((0, 1),)),
+  "blocks/b_v": _Place(_ATTENTION + "v_proj.bias", ((0, 1),)),
+  "blocks/q_norm": _Place(_ATTENTION + "q_norm.weight", _VECTOR),
+  "blocks/k_norm": _Place(_ATTENTION + "k_norm.weight", _VECTOR),
+  "blocks/w_o": _Place(_ATTENTION + "o_proj.weight", ((2,), (0, 1))),
+  "blocks/w_gate": _Place(_MLP + "gate_proj.weight", _TRANSPOSED),
+  "blocks/w_up": _Place(_MLP + "up_proj.weight", _TRANSPOSED),
+  "blocks/w_down": _Place(_MLP + "down_proj.weight", _TRANSPOSED),
+  "blocks/router": _Place(_MLP + "gate.weight", _TRANSPOSED),
+  "blocks/experts_gate": _Place(_EXPERT + "gate_proj.weight", _TRANSPOSED),
+  "blocks/experts_up": _Place(_EXPERT + "up_proj.weight", _TRANSPOSED),
+  "blocks/experts_down": _Place(_EXPERT + "down_proj.weight", _TRANSPOSED),
+  "blocks/mlp_norm": _Place("model.layers.{layer}.post_attention_layernorm.weight", _VECTOR),
+}
+_POST_NORM_PLACES = {  # what the same words mean where there are norms on both sides
+  "blocks/post_attention_norm": _PLACES["blocks/mlp_norm"],
+  "blocks/mlp_norm": _Place("model.layers.{layer}.pre_feedforward_layernorm.weight", _VECTOR),
+  "blocks/post_mlp_norm": _Place("model.layers.{layer}.post_feedforward_layernorm.weight", _VECTOR),
+}
+
+
+def _places(config: DecoderConfig) -> dict[str, tuple[_Place, tuple[int, ...]]]:
+  """Path of every parameter -> its place and our shape, layers in front."""
+  shapes = policy.flatten(jax.eval_shape(lambda: policy.init(config, jax.random.key(0))))
+  places = _PLACES | (_POST_NORM_PLACES if config.post_norms else {})
+  return {path: (places[path], array.shape) for path, array in shapes.items()}
+
+
+def _their_shape(place: _Place, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """`shape`: ours, without stacked axes."""
+  return tuple(math.prod(shape[i] for i in group) for group in place.axes)
+
+
+def _their_index(place: _Place, index: tuple[slice, ...], shape) -> tuple[slice, ...]:
+  """Our slices, stacked axes aside -> theirs. Only the slowest of joined axes may be cut."""
+  found = []
+  for group in place.axes:
+    first, rest = group[0], math.prod(shape[i] for i in group[1:])
+    start, stop, _ = index[first].indices(shape[first])
+    assert all(index[i].indices(shape[i])[:2] == (0, shape[i]) for i in group[1:]), index
+    found.append(slice(start * rest, stop * rest))
+  return tuple(found)
+
+
+def _to_ours(place: _Place, theirs: np.ndarray, index, shape) -> np.ndarray:
+  """A cut of their tensor -> the same cut of ours."""
+  order = [axis for group in place.axes for axis in group]
+  sizes = [len(range(*index[axis].indices(shape[axis]))) for axis in order]
+  return theirs.reshape(sizes).transpose(np.argsort(order))
+
+
+def _to_theirs(place: _Place, ours: np.ndarray) -> np.ndarray:
+  """A part of our parameter without stacked axes -> their tensor."""
+  order = [axis for group in place.axes for axis in group]
+  return np.ascontiguousarray(ours.transpose(order).reshape(_their_shape(place, ours.shape)))
+
+
+class Checkpoint:
+  """An opened checkpoint directory: its architecture, and its tensors by slices."""
+
+  def __init__(self, directory: pathlib.Path, *, ignore: Collection[str] = ()):
+    """Reads the headers of all files and checks every name, shape and dtype.
+
+    Raises:
+      CheckpointError: a file or tensor is missing, left over, or of another shape or dtype.
+      families.UnsupportedModel: the decoder does not compute this architecture.
+    """
+    self.directory = pathlib.Path(directory)
+    self.keys = _read_json(self.directory / CONFIG)
+    self.config = families.read(self.keys, ignore=ignore)
+    files = [safetensors.safe_open(self.directory / name, "np") for name in self._file_names()]
+    self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+    self.dtypes = self._check()
+
+  def _file_names(self) -> list[str]:
+    if (self.directory / INDEX).is_file():
+      names = sorted(set(_read_json(self.directory / INDEX)["weight_map"].values()))
+    else:
+      names = [SINGLE]
+    missing = [name for name in names if not (self.directory / name).is_file()]
+    if missing:
+      raise CheckpointError(f"{self.directory}: files {missing} are missing")
+    return names
+
+  def _check(self) -> dict[str, str]:
+    """Tensor name -> numpy dtype."""
+    expected = dict(_their_tensors(self.config))
+    problems, dtypes = [], {}
+    for name, shape in expected.items():
+      if name not in self._file_of:
+        problems.append(f"{name} missing")
+        continue
+      found = self._file_of[name].get_slice(name)
+      dtypes[name] = _DTYPES.get(found.get_dtype(), "")
+      if tuple(found.get_shape()) != shape or not dtypes[name]:
+        problems.append(
+          f"{name}: got {found.get_dtype()} {found.get_shape()}, expected {list(shape)} of one of "
+          f"{sorted(_DTYPES)}"
+        )
+    left = [n for n in self._file_of if n not in expected and not n.endswith(_UNUSED)]
+    if self.config.tied_embeddings:
+      left = [n for n in left if n != _PLACES["unembedding"].name]  # a copy of the embedding
+    problems += [f"{name} unexpected" for name in sorted(left)]
+    if problems:
+      shown = "; ".join(problems[:8]) + (f"; {len(problems) - 8} more" if problems[8:] else "")
+      raise CheckpointError(f"{self.directory}: {shown}")
+    return dtypes
+
+  def load(self, shardings, dtype=np.float32) -> policy.Params:
+    """Parameters in `dtype`, each device reading its own part; `shardings` is a tree like them."""
+    flat = policy.flatten(shardings)
+    return policy.unflatten(
+      {
+        path: jax.make_array_from_callback(
+          shape, flat[path], lambda index, p=place, s=shape: self._read(p, s, index, dtype)
+        )
+        for path, (place, shape) in _places(self.config).items()
+      }
+    )
+
+  def _read(self, place: _Place, shape, index: tuple[slice, ...], dtype) -> np.ndarray:
+    """A cut of our parameter."""
+    cut = [range(size)[part] for size, part in zip(shape, index, strict=True)]
+    ours = np.empty([len(part) for part in cut], dtype)
+    flat = ours.reshape(-1, *ours.shape[place.stacked :])
+    shape, index = shape[place.stacked :], index[place.stacked :]
+    for i, name in enumerate(place.names(cut[: place.stacked])):
+      theirs = self._file_of[name].get_slice(name)[_their_index(place, index, shape)]
+      flat[i] = _to_ours(place, theirs, index, shape)
+    return ours
+
+
+def _their_tensors(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+  for place, shape in _places(config).values():
+    for name in place.names([range(n) for n in shape[: place.stacked]]):
+      yield name, _their_shape(place, shape[place.stacked :])
+
+
+def save(
+  directory: pathlib.Path, config: DecoderConfig, params: policy.Params, dtypes: dict[str, str]
+) -> None:
+  """Writes *.safetensors and, where there are several, their index.
+
+  Args:
+    dtypes: their name -> numpy dtype of each tensor, e.g. `Checkpoint.dtypes`.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  shards, size = [{}], 0
+  for name, tensor in _their_values(config, params, dtypes):
+    if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
+      _write_shard(directory / f"part-{len(shards)}", shards[-1])
+      shards[-1] = dict.fromkeys(shards[-1])  # the names are enough
+      shards.append({})
+      size = 0
+    shards[-1][name] = tensor
+    size += tensor.nbytes
+  _write_shard(directory / f"part-{len(shards)}", shards[-1])
+  if len(shards) == 1:
+    (directory / "part-1").rename(directory / SINGLE)
+    return
+  weight_map = {}
+  for number, names in enumerate(shards, 1):
+    file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    (directory / f"part-{number}").rename(directory / file)
+    weight_map |= dict.fromkeys(names, file)
+  total = sum(
+    math.prod(shape) * jax.numpy.dtype(dtypes[name]).itemsize
+    for name, shape in _their_tensors(config)
+  )
+  index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+  (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_shard(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+  safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _their_values(
+  config: DecoderConfig, params: policy.Params, dtypes: dict[str, str]
+) -> Iterator[tuple[str, np.ndarray]]:
+  flat = policy.flatten(params)
+  for path, (place, shape) in _places(config).items():
+    stacked = [range(n) for n in shape[: place.stacked]]
+    for at, name in zip(itertools.product(*stacked), place.names(stacked), strict=True):
+      tensor = _to_theirs(place, np.asarray(flat[path][at]))
+      yield name, tensor.astype(jax.numpy.dtype(dtypes[name]))
+
+
+def _read_json(path: pathlib.Path) -> dict:
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise CheckpointError(f"{path}: no such file") from None
+  except ValueError as error:
+    raise CheckpointError(f"{path}: no JSON: {error}") from None
