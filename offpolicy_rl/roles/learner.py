@@ -49,9 +49,11 @@ class _Learner:
     """Waits until every group of the step is back."""
     settings = self.config.learner
     ids = admission.ticket_ids(at_step, settings.prompts_per_step)
-    while (groups := self.front.book.take(ids, timeout=0.5)) is None:
-      if self.stop.is_set():
+    groups = None
+    while groups is None:
+      if self.stop.is_set():  # asked before every batch: there may always be one ready
         raise loop.Stopped
+      groups = self.front.book.take(ids, timeout=0.5)
     row = self.records.consumed(
       at_step, groups, last=at_step + 1 == settings.steps, decode=self.vocabulary.decode
     )

@@ -1,0 +1,23 @@
+"""The learner role's own decisions."""
+
+import threading
+import types
+
+import pytest
+
+from offpolicy_rl.learner import loop
+from offpolicy_rl.roles import learner
+
+
+def test_a_learner_that_never_has_to_wait_still_hears_that_it_is_to_stop():
+  """With quick samplers the next step's groups are always there."""
+  stop = threading.Event()
+  stop.set()
+  always = types.SimpleNamespace(take=lambda ids, timeout: pytest.fail("another batch was taken"))
+  me = types.SimpleNamespace(
+    config=types.SimpleNamespace(learner=types.SimpleNamespace(prompts_per_step=2)),
+    front=types.SimpleNamespace(book=always),
+    stop=stop,
+  )
+  with pytest.raises(loop.Stopped):
+    learner._Learner.next_batch(me, 0)
