@@ -42,7 +42,9 @@ REQUIRES = [
   "tensorflow-datasets>=4.9.10,<5",
   "tensorboardX>=2.6.5,<3",
   "pebble>=5.1,<6",
-  "safetensors>=0.6,<0.9",
+  "safetensors>=0.8,<0.9",
+  "tokenizers>=0.22,<0.24",
+  "jinja2>=3.1.6,<4",
   "rich>=14,<16",
 ]
 
@@ -51,12 +53,14 @@ EXTRAS = {
   "cuda": ["jax[cuda13]>=0.12.0,<0.13"],
   "aot": ["jax[tpu]>=0.12.0,<0.13"],  # libtpu's compiler, used on machines without a TPU
   "gym": ["reasoning-gym==0.1.25"],  # the demo's task; builds pycosat, so it needs a C compiler
+  "gguf": ["gguf>=0.19,<0.20"],  # reads GGUF checkpoints
   "bench": ["matplotlib>=3.9,<4"],
   "test": [
     "matplotlib>=3.9,<4",
     "pytest>=9,<10",
     "pytest-timeout>=2.4,<3",
     "hypothesis>=6.130,<7",
+    "gguf>=0.19,<0.20",
     "ruff>=0.14,<1",
   ],
 }

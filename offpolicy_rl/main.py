@@ -4,6 +4,7 @@
   offpolicy-rl learner --config=configs/demo.py            only the learner; prints its address
   offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
   offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again
+  offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       a published checkpoint, checked
   offpolicy-rl explain --rewards=0,0,1,1 --objective=oapl  the target that an objective induces
 
   offpolicy-rl local   --replay=runs/.../lag_schedule.jsonl  an async run again, to the bit
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument("--version", action="version", version=__version__)
   roles = parser.add_subparsers(
-    dest="role", required=True, metavar="local|learner|sampler|report|explain"
+    dest="role", required=True, metavar="local|learner|sampler|report|import|explain"
   )
   both = argparse.ArgumentParser(add_help=False)
   both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
@@ -84,6 +85,16 @@ def _parser() -> argparse.ArgumentParser:
   _add_names(sampler, "authority of the learner's certificate (PEM): speak TLS and trust no other")
   report = roles.add_parser("report", parents=[both], help="write the report of a run")
   report.add_argument("--run_dir", required=True)
+  taken = roles.add_parser("import", parents=[both], help="check and take a published checkpoint")
+  taken.add_argument(
+    "--from", dest="source", required=True, metavar="DIR|FILE.gguf",
+    help="config.json, *.safetensors and tokenizer files (local or gs://), or a GGUF file",
+  )  # fmt: skip
+  taken.add_argument("--to", required=True, metavar="DIR", help="where to put it")
+  taken.add_argument(
+    "--ignore", action="append", default=[], metavar="KEY",
+    help="an unknown key of config.json that does not change what the model computes",
+  )  # fmt: skip
   explain = roles.add_parser("explain", parents=[both], help="the target that an objective induces")
   explain.add_argument("--rewards", help="of one group, e.g. 0,0,1,1: computes the target")
   explain.add_argument("--objective", help="a preset (without --rewards: shows its choices)")
@@ -276,6 +287,13 @@ def _report(arguments, _) -> int:
   return 0
 
 
+def _import(arguments, _) -> int:
+  from offpolicy_rl.roles import exchange  # imports JAX
+
+  print(exchange.import_checkpoint(arguments.source, arguments.to, ignore=arguments.ignore))
+  return 0
+
+
 def _explain(arguments, assignments) -> int:
   section = config_lib.config_dict.ConfigDict({"objective": config_lib.objective_section()})
   config_lib.override(section, [_key_and_text(a) for a in assignments])
@@ -310,6 +328,7 @@ _ROLES = {
   "learner": _learner,
   "sampler": _sampler,
   "report": _report,
+  "import": _import,
   "explain": _explain,
 }
 

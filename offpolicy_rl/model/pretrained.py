@@ -135,6 +135,7 @@ class Checkpoint:
     self.config = families.read(self.keys, ignore=ignore)
     files = [safetensors.safe_open(self.directory / name, "np") for name in self._file_names()]
     self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+    self.shapes = dict(_their_tensors(self.config))  # their name -> shape
     self.dtypes = self._check()
 
   def _file_names(self) -> list[str]:
@@ -149,9 +150,8 @@ class Checkpoint:
 
   def _check(self) -> dict[str, str]:
     """Tensor name -> numpy dtype."""
-    expected = dict(_their_tensors(self.config))
     problems, dtypes = [], {}
-    for name, shape in expected.items():
+    for name, shape in self.shapes.items():
       if name not in self._file_of:
         problems.append(f"{name} missing")
         continue
@@ -162,7 +162,7 @@ class Checkpoint:
           f"{name}: got {found.get_dtype()} {found.get_shape()}, expected {list(shape)} of one of "
           f"{sorted(_DTYPES)}"
         )
-    left = [n for n in self._file_of if n not in expected and not n.endswith(_UNUSED)]
+    left = [n for n in self._file_of if n not in self.shapes and not n.endswith(_UNUSED)]
     if self.config.tied_embeddings:
       left = [n for n in left if n != _PLACES["unembedding"].name]  # a copy of the embedding
     problems += [f"{name} unexpected" for name in sorted(left)]

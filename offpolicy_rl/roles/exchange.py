@@ -1,0 +1,83 @@
+"""Published checkpoints in: checked, converted where they are GGUF, put where runs find them."""
+
+import json
+import math
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Collection
+
+import safetensors.numpy
+from etils import epath
+
+from offpolicy_rl.model import gguf_files, pretrained
+from offpolicy_rl.tasks import tokenizer
+
+# What of a published checkpoint is taken along; anything else (other formats, pictures) stays.
+_TAKEN = (
+  "*.safetensors", pretrained.INDEX, pretrained.CONFIG, "generation_config.json", "tokenizer*",
+  "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
+  "LICENSE*",
+)  # fmt: skip
+
+
+def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> str:
+  """Checks a published checkpoint and copies it to the directory `to`; returns a summary.
+
+  Args:
+    source: a directory (local or in a bucket) with config.json, *.safetensors and tokenizer files,
+      or a GGUF file.
+    ignore: keys of config.json that are known to change nothing.
+
+  Raises:
+    FileExistsError: `to` is there already.
+    families.UnsupportedModel, pretrained.CheckpointError, gguf_files.GgufError,
+    tokenizer.TokenizerError: it can't be used; nothing is left behind.
+  """
+  target = pathlib.Path(to)
+  if target.exists():
+    raise FileExistsError(f"--to: {to} is there already, expected a new directory")
+  target.parent.mkdir(parents=True, exist_ok=True)
+  half = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+  try:
+    if source.endswith(".gguf"):
+      _convert(pathlib.Path(source), half)
+    else:
+      _copy(epath.Path(source), half)
+    found = _checked(half, ignore)
+    half.chmod(0o755)
+    half.rename(target)
+  except BaseException:
+    shutil.rmtree(half, ignore_errors=True)
+    raise
+  return f"{target}: {found}"
+
+
+def _copy(source: epath.Path, to: pathlib.Path) -> None:
+  if not source.is_dir():
+    raise pretrained.CheckpointError(f"--from: {source} is no directory and no .gguf file")
+  for pattern in _TAKEN:
+    for path in source.glob(pattern):
+      path.copy(to / path.name)
+
+
+def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
+  file = gguf_files.GgufFile(source)
+  (to / pretrained.CONFIG).write_text(json.dumps(file.config_json(), indent=2) + "\n")
+  safetensors.numpy.save_file(dict(file.tensors()), to / pretrained.SINGLE, {"format": "pt"})
+  tokenizer.write_from_gguf(file, to)
+
+
+def _checked(folder: pathlib.Path, ignore: Collection[str]) -> str:
+  """One line about a checkpoint that can be used."""
+  checkpoint = pretrained.Checkpoint(folder, ignore=ignore)
+  words = tokenizer.Tokenizer(folder)
+  size = checkpoint.config.vocab_size
+  if words.size > size:
+    raise tokenizer.TokenizerError(
+      f"{tokenizer.TOKENIZER}: got {words.size} tokens, expected at most vocab_size = {size}"
+    )
+  count = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+  dtypes = ", ".join(sorted(set(checkpoint.dtypes.values())))
+  family = checkpoint.keys["model_type"]
+  return f"{family}, {count / 1e6:,.1f} M parameters ({dtypes}), {words.size:,} tokens"

@@ -1,0 +1,141 @@
+"""The tokenizer and chat template that come with a published checkpoint.
+
+`tokenizer.json` is read by the `tokenizers` package, the chat template by jinja2's sandbox: it is
+code from elsewhere.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import jinja2
+import jinja2.sandbox
+import tokenizers
+
+TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+
+
+class TokenizerError(ValueError):
+  """A tokenizer that can't be used; names the file and what is missing."""
+
+
+class Tokenizer:
+  """Text <-> token ids of a published model."""
+
+  def __init__(self, directory: pathlib.Path):
+    """Reads tokenizer.json, tokenizer_config.json and, where there is one, the chat template."""
+    self._file = directory / TOKENIZER
+    try:
+      self._text = self._file.read_text()
+      self._inner = tokenizers.Tokenizer.from_str(self._text)
+      settings = json.loads((directory / SETTINGS).read_text())
+    except Exception as error:  # tokenizers raises a bare Exception
+      raise TokenizerError(f"{directory}: {error}") from None
+    self.size = self._inner.get_vocab_size()
+    self.eos = self._id(settings, "eos_token")
+    template = directory / TEMPLATE
+    self._template = template.read_text() if template.exists() else settings.get("chat_template")
+    self._special = {
+      name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)
+    }
+
+  def _id(self, settings: dict, name: str) -> int:
+    token = _content(settings.get(name))
+    found = None if token is None else self._inner.token_to_id(token)
+    if found is None:
+      raise TokenizerError(f"{self._file}: {name} {token!r} is no token of it")
+    return found
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Digest of the tokenizer: equal on both sides of the wire or the sampler is refused."""
+    return hashlib.sha256(self._text.encode()).hexdigest()[:16]
+
+  def encode(self, text: str) -> list[int]:
+    """Token ids; special tokens in the text count, none are added."""
+    return self._inner.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text up to the first end-of-sequence token, special tokens left out."""
+    ids = list(ids)
+    end = ids.index(self.eos) if self.eos in ids else len(ids)
+    return self._inner.decode(ids[:end])
+
+  def chat(self, messages: Sequence[dict[str, str]]) -> str:
+    """Messages {"role", "content"} as the model saw them in training, and its turn opened.
+
+    Raises:
+      TokenizerError: there is no template, or it does not accept these messages.
+    """
+    if not self._template:
+      raise TokenizerError(f"{self._file.parent}: no chat template")
+
+    def refuse(message: str):
+      raise TokenizerError(f"{self._file.parent}: chat template: {message}")
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+      trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    try:
+      template = environment.from_string(self._template)
+      return template.render(messages=list(messages), add_generation_prompt=True, **self._special)
+    except jinja2.TemplateError as error:
+      refuse(str(error))
+
+
+def _content(token) -> str | None:
+  """A token is written as a string or as an object."""
+  return token["content"] if isinstance(token, dict) else token
+
+
+_QWEN2_SPLIT = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+  r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens in a GGUF file
+
+
+def _pre_tokenizer(kind: str):
+  """How text is split before pairs are merged, by the name that GGUF files use."""
+  pre, level = tokenizers.pre_tokenizers, tokenizers.pre_tokenizers.ByteLevel
+  if kind == "smollm":
+    return pre.Sequence([pre.Digits(individual_digits=True), level(add_prefix_space=False)])
+  if kind == "qwen2":
+    split = pre.Split(tokenizers.Regex(_QWEN2_SPLIT), "isolated")
+    return pre.Sequence([split, level(add_prefix_space=False, use_regex=False)])
+  raise TokenizerError(f"tokenizer.ggml.pre: got {kind!r}, supported: smollm, qwen2")
+
+
+def write_from_gguf(file, directory: pathlib.Path) -> None:
+  """Writes the tokenizer of an opened GGUF file (`file.get(key, default)`) as published ones are.
+
+  Raises:
+    TokenizerError: it is no byte-level BPE, or splits text in an unknown way.
+  """
+  model = file.get("tokenizer.ggml.model")
+  if model != "gpt2":
+    raise TokenizerError(f"tokenizer.ggml.model: got {model!r}, supported: gpt2 (byte-level BPE)")
+  tokens = file.get("tokenizer.ggml.tokens")
+  merges = [tuple(pair.split(" ", 1)) for pair in file.get("tokenizer.ggml.merges")]
+  inner = tokenizers.Tokenizer(
+    tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, merges)
+  )
+  inner.pre_tokenizer = _pre_tokenizer(file.get("tokenizer.ggml.pre"))
+  inner.decoder = tokenizers.decoders.ByteLevel()
+  kinds = file.get("tokenizer.ggml.token_type")
+  special = [t for t, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _USER_DEFINED)]
+  inner.add_special_tokens([tokenizers.AddedToken(t, special=True) for t in special])
+  settings = {
+    name: tokens[file.get(f"tokenizer.ggml.{key}")]
+    for name, key in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id"))
+    if file.get(f"tokenizer.ggml.{key}", -1) >= 0
+  }
+  directory.mkdir(parents=True, exist_ok=True)
+  inner.save(str(directory / TOKENIZER))
+  (directory / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+  template = file.get("tokenizer.chat_template", "")
+  if template:
+    (directory / TEMPLATE).write_text(template)

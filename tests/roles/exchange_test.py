@@ -1,0 +1,82 @@
+"""`offpolicy-rl import`: what it takes along, what it refuses, and that nothing half is left."""
+
+import json
+
+import jax
+import pytest
+
+from offpolicy_rl import main
+from offpolicy_rl.model import decoder, families, policy, pretrained
+from offpolicy_rl.roles import exchange
+from offpolicy_rl.tasks import tokenizer
+from tests.model.families_test import LLAMA
+from tests.tasks.tokenizer_test import Gguf
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+  """A small checkpoint, made here."""
+  folder = tmp_path_factory.mktemp("published")
+  keys = LLAMA | {"vocab_size": 264}
+  (folder / pretrained.CONFIG).write_text(json.dumps(keys))
+  config: decoder.DecoderConfig = families.read(keys)
+  params = policy.init(config, jax.random.key(0))
+  names = dict(pretrained._their_tensors(config))
+  pretrained.save(folder, config, params, dict.fromkeys(names, "bfloat16"))
+  tokenizer.write_from_gguf(Gguf(), folder)
+  (folder / "README.md").write_text("not taken")
+  return folder
+
+
+def files(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_good_checkpoint_is_taken_as_it_is(published, tmp_path, capsys):
+  to = tmp_path / "deep" / "down"
+  assert main.main(["import", f"--from={published}", f"--to={to}"]) == 0
+  assert "llama, 0.1 M parameters (bfloat16), 261 tokens" in capsys.readouterr().out
+  expected = files(published)
+  del expected["README.md"]
+  assert files(to) == expected
+  assert main.main(["import", f"--from={published}", f"--to={to}"]) == 1
+  assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda d: (d / "config.json").write_text(json.dumps(LLAMA | {"mup": 1})), "--ignore"),
+    (lambda d: (d / "model.safetensors").unlink(), "missing"),
+    (lambda d: (d / "tokenizer.json").unlink(), "No such file"),
+    (
+      lambda d: (d / "config.json").write_text(json.dumps(LLAMA | {"vocab_size": 100})),
+      r"embed_tokens.weight: got BF16 \[264, 64\], expected \[100, 64\]",
+    ),
+  ],
+)
+def test_a_bad_one_is_refused_and_nothing_is_left(published, tmp_path, change, message):
+  source = tmp_path / "source"
+  source.mkdir()
+  for name, data in files(published).items():
+    (source / name).write_bytes(data)
+  change(source)
+  with pytest.raises(ValueError, match=message):
+    exchange.import_checkpoint(str(source), str(tmp_path / "to"))
+  assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_harmless_key_can_be_named(published, tmp_path):
+  source = tmp_path / "source"
+  source.mkdir()
+  for name, data in files(published).items():
+    (source / name).write_bytes(data)
+  keys = LLAMA | {"vocab_size": 264, "mup": 1}
+  (source / "config.json").write_text(json.dumps(keys))
+  exchange.import_checkpoint(str(source), str(tmp_path / "to"), ignore=["mup"])
+  assert (tmp_path / "to" / "config.json").exists()
+
+
+def test_no_directory_is_said(tmp_path):
+  with pytest.raises(pretrained.CheckpointError, match="no directory and no .gguf file"):
+    exchange.import_checkpoint(str(tmp_path / "nowhere"), str(tmp_path / "to"))
