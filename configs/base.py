@@ -58,6 +58,8 @@ def get_config() -> config_dict.ConfigDict:
   c.learner.prompts_per_step = 16  # groups per update
   c.learner.group_size = 8  # completions per prompt, G
   c.learner.microbatches = 1  # the batch is worked off in this many parts; same gradient
+  # Columns of a batch whose logits exist at a time; 0 = all. For large vocabularies.
+  c.learner.logprob_chunk = 0
   c.learner.learning_rate = 3e-4
   c.learner.warmup_steps = 0  # linear from 0
   c.learner.schedule = "constant"  # constant | cosine (to 0 at the last step)

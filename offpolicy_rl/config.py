@@ -85,6 +85,7 @@ _CHECKS = {
   "learner.prompts_per_step": _at_least(1),
   "learner.group_size": _at_least(2),  # every advantage compares with the group
   "learner.microbatches": _at_least(1),
+  "learner.logprob_chunk": _at_least(0),
   "learner.learning_rate": _POSITIVE,
   "learner.warmup_steps": _at_least(0),
   "learner.schedule": _one_of("constant", "cosine"),

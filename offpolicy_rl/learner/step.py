@@ -23,6 +23,13 @@ class StepChoices:
   optimizer: optax.GradientTransformation
   temperature: float
   microbatches: int
+  logprob_chunk: int = 0  # columns whose logits exist at a time; 0 = all
+
+  def token_stats(self, params, tokens) -> policy.TokenStats:
+    """Log-probabilities and entropy under `params` at the sampler's temperature."""
+    return policy.token_stats(
+      self.model, params, tokens, self.temperature, chunk=self.logprob_chunk
+    )
 
 
 def train_step(
@@ -42,7 +49,7 @@ def train_step(
 
   def rows_loss(params, part):
     rows, rows_prepared = part
-    stats = policy.token_stats(choices.model, params, rows.tokens, choices.temperature)
+    stats = choices.token_stats(params, rows.tokens)
     inputs = _loss_inputs(choices, rows, stats.logprobs, reference_params, state.step)
     return objective.loss(inputs, rows_prepared), stats
 
@@ -74,7 +81,7 @@ def supervised_step(
   """One update on demonstrations: mean negative log-likelihood per demonstration token, in nats."""
 
   def loss_of(params):
-    stats = policy.token_stats(choices.model, params, batch.tokens, temperature=1.0)
+    stats = dataclasses.replace(choices, temperature=1.0).token_stats(params, batch.tokens)
     return -masked.masked_mean(stats.logprobs, batch.loss_mask)
 
   loss, gradients = jax.value_and_grad(loss_of)(state.params)
@@ -88,7 +95,7 @@ def logprob_mismatch(
   choices: StepChoices, params, batch: types.Batch, version
 ) -> dict[str, jax.Array]:
   """Largest and mean |learner - sampler| logprob over the tokens that `params` = `version` drew."""
-  logprobs = policy.token_stats(choices.model, params, batch.tokens, choices.temperature).logprobs
+  logprobs = choices.token_stats(params, batch.tokens).logprobs
   same = batch.loss_mask & (batch.versions == version)
   gap = jnp.abs(logprobs - batch.sampler_logprobs)
   return {
@@ -114,7 +121,7 @@ def _loss_inputs(
   wanted = choices.objective.choices
   inputs = _whole_inputs(rows, logprobs)
   if wanted.needs_reference:
-    stats = policy.token_stats(choices.model, reference_params, rows.tokens, choices.temperature)
+    stats = choices.token_stats(reference_params, rows.tokens)
     inputs = inputs._replace(reference_logprobs=jax.lax.stop_gradient(stats.logprobs))
   if wanted.needs_proximal:
     proximal = ratios.proximal_logprobs(

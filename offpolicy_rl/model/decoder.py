@@ -247,6 +247,11 @@ class Decoder(nnx.Module):
     Returns:
       float32 logits [B, T, V] of the token after each position, and the cache or None.
     """
+    x_BxTxD, cache = self.hidden(tokens_BxT, positions_BxT, cache)
+    return self.logits(x_BxTxD), cache
+
+  def hidden(self, tokens_BxT, positions_BxT, cache: Cache | None = None):
+    """As `__call__`, but the last hidden states [B, T, D] in place of logits."""
     c = self.config
     x_BxTxD = constrain(self.embedding[...][tokens_BxT], "batch", None, None)
     if c.scaled_embeddings:
@@ -267,13 +272,16 @@ class Decoder(nnx.Module):
     of_layers = (None if cache is None else tuple(cache), is_local_L)
     x_BxTxD, new_cache = layer(self.blocks, x_BxTxD, of_layers)
     x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], c)
-    if c.tied_embeddings:
+    return x_BxTxD, None if new_cache is None else Cache(*new_cache)
+
+  def logits(self, x_BxTxD):
+    """Last hidden states -> float32 logits [B, T, V]."""
+    if self.config.tied_embeddings:
       logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, self.embedding[...])
     else:
       logits_BxTxV = jnp.einsum("btd,dv->btv", x_BxTxD, self.unembedding[...])
-    logits_BxTxV = softcap(logits_BxTxV.astype(jnp.float32), c.logit_softcap)
-    logits_BxTxV = constrain(logits_BxTxV, "batch", None, "vocab")
-    return logits_BxTxV, None if new_cache is None else Cache(*new_cache)
+    logits_BxTxV = softcap(logits_BxTxV.astype(jnp.float32), self.config.logit_softcap)
+    return constrain(logits_BxTxV, "batch", None, "vocab")
 
 
 def _sights(config: DecoderConfig, positions_BxT, slots: int) -> tuple[Sight, Sight | None]:

@@ -76,7 +76,7 @@ class TokenStats(NamedTuple):
 
 
 def token_stats(
-  config: decoder.DecoderConfig, params: Params, tokens, temperature: float
+  config: decoder.DecoderConfig, params: Params, tokens, temperature: float, *, chunk: int = 0
 ) -> TokenStats:
   """Log-probability and entropy of each token under softmax(logits / temperature).
 
@@ -85,11 +85,31 @@ def token_stats(
   Args:
     tokens: int32 [B, T], left aligned.
     temperature: > 0, that of the sampler.
+    chunk: columns of `tokens` whose logits exist at a time, also in the backward pass, which
+      computes them a second time; 0 = all. Rows stay together, so that a sharded batch does.
   """
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  logits, _ = apply(config, params, tokens, positions)
-  log_p = jax.nn.log_softmax(logits[:, :-1] / temperature)
-  logprobs = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
-  entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
-  first = ((0, 0), (1, 0))
-  return TokenStats(jnp.pad(logprobs, first), jnp.pad(entropy, first))
+  model = nnx.merge(_graph(config), params)
+  hidden, targets = model.hidden(tokens, positions)[0][:, :-1], tokens[:, 1:]
+
+  def stats_of(params, hidden, targets) -> TokenStats:
+    logits = nnx.merge(_graph(config), params).logits(hidden)
+    log_p = jax.nn.log_softmax(logits / temperature)
+    logprobs = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    return TokenStats(logprobs, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
+
+  columns = targets.shape[1]
+  if chunk and chunk < columns:
+    again = jax.checkpoint(stats_of)
+    chunks = (_columns(hidden, chunk), _columns(targets, chunk))
+    _, stats = jax.lax.scan(lambda _, part: (None, again(params, *part)), None, chunks)
+    stats = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :columns], stats)
+  else:
+    stats = stats_of(params, hidden, targets)
+  return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), stats)
+
+
+def _columns(x: jax.Array, chunk: int) -> jax.Array:
+  """[B, T, ...] -> [T / chunk, B, chunk, ...], padded at the end."""
+  padded = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk), *[(0, 0)] * (x.ndim - 2)])
+  return padded.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)

@@ -39,6 +39,7 @@ def step_choices(config) -> step.StepChoices:
     optimizer=optimizer,
     temperature=config.sampler.temperature,
     microbatches=learner.microbatches,
+    logprob_chunk=learner.logprob_chunk,
   )
 
 

@@ -124,6 +124,13 @@ def test_microbatches_give_the_update_of_the_whole_batch(objective, microbatches
   )
 
 
+def test_logits_in_chunks_give_the_same_update():
+  batch, mesh = random_batch(), sharding.make_mesh()
+  plain = choices("oapl", microbatches=2)  # looks at a reference, too
+  in_chunks = dataclasses.replace(plain, logprob_chunk=3)
+  assert_same_update(run_once(plain, mesh, batch), run_once(in_chunks, mesh, batch))
+
+
 def test_rows_are_dealt_to_micro_batches_in_whole_groups_where_asked():
   groups = jnp.arange(24) // 3
   parts = step._split(groups, 4, 3)

@@ -1,0 +1,69 @@
+"""Log-probabilities in chunks: the plain values and gradients, without the memory of all logits."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offpolicy_rl.model import policy, sharding
+from tests.model.decoder_test import CONFIG, random_params, tokens_of
+
+TOKENS = tokens_of((8, 13))
+
+
+def weighted(config, chunk):
+  """A scalar that depends on every log-probability and entropy by another weight."""
+  draw = np.random.default_rng(0)
+  a, b = draw.normal(size=(2, *TOKENS.shape)).astype(np.float32)
+
+  def total(params, tokens):
+    stats = policy.token_stats(config, params, tokens, 0.8, chunk=chunk)
+    return jnp.sum(a * stats.logprobs + b * stats.entropy), stats
+
+  return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 12, 99])
+@pytest.mark.parametrize(
+  "changes", [{}, {"tied_embeddings": False}, {"logit_softcap": 2.0}], ids=str
+)
+def test_chunks_change_neither_values_nor_gradients(chunk, changes):
+  config = dataclasses.replace(CONFIG, **changes)
+  params = random_params(config)
+  (_, plain), plain_gradient = weighted(config, 0)(params, TOKENS)
+  (_, stats), gradient = weighted(config, chunk)(params, TOKENS)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  jax.tree.map(close, stats, plain)
+  jax.tree.map(close, gradient, plain_gradient)
+
+
+def test_chunks_keep_a_sharded_batch_where_it_is():
+  params = random_params(CONFIG)
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  (_, plain), plain_gradient = weighted(CONFIG, 0)(params, TOKENS)
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(params, policy.param_shardings(mesh, params))
+    rows = jax.device_put(TOKENS, sharding.batch_sharding(mesh, 2))
+    (_, stats), gradient = weighted(CONFIG, 4)(placed, rows)
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
+  jax.tree.map(close, stats, plain)
+  jax.tree.map(close, gradient, plain_gradient)
+
+
+def test_the_logits_of_all_tokens_never_exist():
+  """Qwen's vocabulary: what XLA plans to allocate for values and gradients."""
+  config = dataclasses.replace(CONFIG, vocab_size=151_936, num_layers=1)
+  shapes = jax.eval_shape(lambda: policy.init(config, jax.random.key(0)))
+  tokens = jax.ShapeDtypeStruct((2, 1025), jnp.int32)
+
+  def temporary_bytes(chunk):
+    total = lambda p, t: jnp.sum(policy.token_stats(config, p, t, 1.0, chunk=chunk).logprobs)
+    analysis = jax.jit(jax.grad(total)).lower(shapes, tokens).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
+
+  all_logits = 2 * 1024 * config.vocab_size * 4
+  assert temporary_bytes(0) > all_logits
+  assert temporary_bytes(32) < all_logits / 4
