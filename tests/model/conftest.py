@@ -1,24 +1,17 @@
 """Random models of every family, made by transformers in an environment of its own."""
 
 import os
-import pathlib
-import subprocess
 
 import pytest
 
-from tests.conftest import ROOT
-
-PYTHON = pathlib.Path(
-  os.environ.get("REFERENCE_PYTHON", ROOT / ".venv-reference" / "bin" / "python")
-)
-SCRIPT = ROOT / "tests" / "reference" / "transformers_reference.py"
+from benchmarks import parity
 
 
 def run_reference(*arguments) -> None:
   """Runs the reference; skips where `make test` did not install it."""
-  if not PYTHON.exists():
-    pytest.skip(f"no {PYTHON}: `make test` installs PyTorch and transformers there")
-  subprocess.run([PYTHON, SCRIPT, *map(str, arguments)], check=True, timeout=300)
+  if not parity.PYTHON.exists():
+    pytest.skip(f"no {parity.PYTHON}: `make test` installs PyTorch and transformers there")
+  parity.run_reference(*arguments)
 
 
 @pytest.fixture(scope="session")

@@ -10,98 +10,51 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from offpolicy_rl.model import decoder, policy, pretrained, sharding
-from offpolicy_rl.sampler import engine
+from benchmarks.parity import (
+  FAMILIES,
+  TOLERANCE,
+  answers_of,
+  bytes_differ,
+  cached_logits,
+  forward_logits,
+  gap,
+  greedy_differences,
+  open_model,
+  shardings_of,
+  tensors_of,
+)
+from offpolicy_rl.model import pretrained
 from tests.model.conftest import run_reference
-
-FAMILIES = (
-  "llama", "llama-scaled", "llama-linear", "qwen2", "qwen3", "qwen3-moe", "gemma2", "gemma3",
-  "gemma3-linear",
-)  # fmt: skip
-TOLERANCE = 2e-4  # of float32 logits
-
-
-def shardings_of(config, **mesh):
-  shapes = jax.eval_shape(lambda: policy.init(config, jax.random.key(0)))
-  return policy.param_shardings(sharding.make_mesh(**mesh), shapes)
-
-
-def opened(folder):
-  """(configuration, parameters) of a checkpoint."""
-  found = pretrained.Checkpoint(folder)
-  return found.config, found.load(shardings_of(found.config))
-
-
-def answers_of(folder):
-  found = np.load(folder / "answers.npz")
-  return found["tokens"].astype(np.int32), found["lengths"], found["logits"], found
-
-
-def worst(logits, expected, lengths):
-  gaps = [np.abs(np.asarray(logits[i, :n]) - expected[i, :n]).max() for i, n in enumerate(lengths)]
-  return max(gaps)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_equal_those_of_transformers(reference, family):
-  config, params = opened(reference / family / "model")
-  tokens, lengths, expected, _ = answers_of(reference / family)
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  logits, _ = policy.apply(config, params, tokens, positions)
-  assert worst(logits, expected, lengths) < TOLERANCE
+  config, params = open_model(reference / family / "model")
+  answers = answers_of(reference / family)
+  assert gap(forward_logits(config, params, answers["tokens"]), answers) < TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prefill_and_decode_equal_the_full_forward_pass(reference, family):
-  config, params = opened(reference / family / "model")
-  tokens, lengths, expected, _ = answers_of(reference / family)
-  rows, width = tokens.shape
-  half = 4  # shorter than every row
-  cache = decoder.empty_cache(config, rows, width)
-  positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
-  step = jax.jit(lambda *args: policy.apply(config, params, *args))
-  first, cache = step(tokens[:, :half], positions[:, :half], cache)
-  found = [first]
-  for t in range(half, width):
-    logits, cache = step(tokens[:, t : t + 1], positions[:, t : t + 1], cache)
-    found.append(logits)
-  assert worst(jnp.concatenate(found, axis=1), expected, lengths) < TOLERANCE
+  config, params = open_model(reference / family / "model")
+  answers = answers_of(reference / family)
+  assert gap(cached_logits(config, params, answers["tokens"]), answers) < TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_are_those_of_transformers(reference, family):
-  config, params = opened(reference / family / "model")
-  tokens, lengths, _, answers = answers_of(reference / family)
-  rows, new = answers["greedy"].shape
-  requests = engine.Requests(
-    tokens[:rows], lengths[:rows], jnp.arange(rows), jax.random.split(jax.random.key(0), rows),
-    jnp.zeros(rows), jnp.ones(rows, bool),
-  )  # fmt: skip
-  found = engine.generate(config, params, requests, max_tokens=new, eos=-1)
-  for i in range(rows):
-    close = np.flatnonzero(answers["leads"][i] < 2 * TOLERANCE)  # either token would be right
-    until = close[0] if close.size else new
-    np.testing.assert_array_equal(found.tokens[i, :until], answers["greedy"][i, :until])
+  config, params = open_model(reference / family / "model")
+  different, compared = greedy_differences(config, params, answers_of(reference / family))
+  assert different == 0 and compared > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_import_and_export_return_the_same_bytes(reference, family, tmp_path):
-  source = reference / family / "model"
-  checkpoint = pretrained.Checkpoint(source)
-  params = checkpoint.load(shardings_of(checkpoint.config))
-  pretrained.save(tmp_path, checkpoint.config, params, checkpoint.dtypes)
-  assert tensors_of(tmp_path) == tensors_of(source)
+  assert bytes_differ(reference / family / "model", tmp_path) == 0
 
 
-def tensors_of(folder):
-  """Name -> (dtype, shape, bytes) of every tensor of all files."""
-  found = {}
-  for path in folder.glob("*.safetensors"):
-    with safetensors.safe_open(path, "np") as file:
-      for name in file.keys():  # noqa: SIM118
-        array = file.get_tensor(name)
-        found[name] = (array.dtype, array.shape, array.tobytes())
-  return found
+def test_every_family_of_the_reference_is_asked(reference):
+  assert {path.name for path in reference.iterdir()} == FAMILIES.keys()
 
 
 def test_bfloat16_in_several_files_comes_back_as_it_was(reference, tmp_path, monkeypatch):
@@ -119,22 +72,21 @@ def test_bfloat16_in_several_files_comes_back_as_it_was(reference, tmp_path, mon
   assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
   assert tensors_of(tmp_path / "out") == tensors_of(rounded)
   shutil.copy(rounded / pretrained.CONFIG, tmp_path / "out")
-  _, again = opened(tmp_path / "out")
+  _, again = open_model(tmp_path / "out")
   assert jax.tree.all(jax.tree.map(lambda a, b: jnp.all(a == b), params, again))
   index = json.loads((tmp_path / "out" / pretrained.INDEX).read_text())
   assert index["metadata"]["total_size"] == sum(2 * t.size for t in tensors.values())
 
 
 def test_what_we_export_is_read_by_transformers(reference, tmp_path):
-  config, params = opened(reference / "gemma3" / "model")
+  config, params = open_model(reference / "gemma3" / "model")
   params = jax.tree.map(lambda x: x * 1.25, params)
   dtypes = dict.fromkeys(tensors_of(reference / "gemma3" / "model"), "float32")
   pretrained.save(tmp_path / "model", config, params, dtypes)
   shutil.copy(reference / "gemma3" / "model" / pretrained.CONFIG, tmp_path / "model")
   run_reference("answer", tmp_path)
-  tokens, lengths, expected, _ = answers_of(tmp_path)
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  assert worst(policy.apply(config, params, tokens, positions)[0], expected, lengths) < TOLERANCE
+  answers = answers_of(tmp_path)
+  assert gap(forward_logits(config, params, answers["tokens"]), answers) < TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3-moe"])
