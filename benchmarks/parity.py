@@ -47,8 +47,7 @@ def run_reference(*arguments) -> None:
 
 def shardings_of(config: decoder.DecoderConfig, **mesh):
   """Of the parameters, over a mesh with these axes."""
-  shapes = jax.eval_shape(lambda: policy.init(config, jax.random.key(0)))
-  return policy.param_shardings(sharding.make_mesh(**mesh), shapes)
+  return policy.param_shardings(sharding.make_mesh(**mesh), policy.shapes(config))
 
 
 def open_model(folder: pathlib.Path):

@@ -17,6 +17,9 @@ def get_config() -> config_dict.ConfigDict:
   # What is asked, and who judges.
   c.task = config_dict.ConfigDict()
   c.task.name = "sums"  # a task of tasks/catalog.py
+  # How questions are put to a published model (model.checkpoint); fresh models see them plain.
+  c.task.prompt = "{question}"
+  c.task.chat = True  # as the first message of a chat, in the checkpoint's template
   c.task.max_prompt_tokens = 8  # longer prompts are counted and left out
   c.task.max_completion_tokens = 4  # the end-of-sequence token included
   c.task.verifier_processes = 1  # per sampler
@@ -24,6 +27,9 @@ def get_config() -> config_dict.ConfigDict:
 
   # The policy's architecture (configs/models.py has presets).
   c.model = models.preset("tiny")
+  # Directory of a published checkpoint (offpolicy-rl import): its architecture, weights and
+  # tokenizer replace the keys above. "" = fresh weights and the task's own vocabulary.
+  c.model.checkpoint = ""
 
   # Devices per mesh axis of the learner. Rows are split over data x fsdp, weights over fsdp x
   # tensor.

@@ -53,12 +53,16 @@ _FLOATS = {
   "transport.reissue_seconds",
   "transport.reconnect_seconds",
 }
-_TEXTS = {"task.name", "lag.mode", "lag.schedule", "learner.schedule", "transport.weights_dtype"}
-_SWITCHES = {"model.tied_embeddings"}
+_TEXTS = {
+  "task.name", "task.prompt", "model.checkpoint", "lag.mode", "lag.schedule", "learner.schedule",
+  "transport.weights_dtype",
+}  # fmt: skip
+_SWITCHES = {"model.tied_embeddings", "task.chat"}
 
 _CHECKS = {
   "seed": ((lambda x: 0 <= x < 2**31), "0 to 2147483647"),
   "task.name": _one_of(*sorted(catalog.TASKS)),
+  "task.prompt": ((lambda x: "{question}" in x), "a text with {question} in it"),
   "task.max_prompt_tokens": _at_least(1),
   "task.max_completion_tokens": _at_least(1),
   "task.verifier_processes": _at_least(1),
@@ -126,8 +130,13 @@ def validate(config: config_dict.ConfigDict) -> None:
     objective_choices(config)
   except ValueError as error:
     raise ConfigError(str(error)) from None
-  for is_good, message in _relations(config):
-    if not is_good:
+  require(_relations(config))
+
+
+def require(relations: list[tuple[bool, str]]) -> None:
+  """Raises ConfigError for the first that does not hold."""
+  for holds, message in relations:
+    if not holds:
       raise ConfigError(message)
 
 
@@ -191,19 +200,40 @@ def objective_choices(config: config_dict.ConfigDict) -> losses.Choices:
   return losses.choose(**given)
 
 
+def architecture_relations(model: dict, mesh) -> list[tuple[bool, str]]:
+  """Conditions between a decoder's fields and the mesh: (holds, what to say when it does not)."""
+  heads, kv_heads, tensor = model["num_heads"], model["num_kv_heads"], mesh.tensor
+  return [
+    (
+      heads % kv_heads == 0,
+      f"model.num_kv_heads: got {kv_heads}, expected a divisor of model.num_heads = {heads}",
+    ),
+    (
+      kv_heads % tensor == 0 and model["mlp_width"] % tensor == 0,
+      f"mesh.tensor: got {tensor}, expected a divisor of model.num_kv_heads = "
+      f"{kv_heads} and of model.mlp_width = {model['mlp_width']}",
+    ),
+    (
+      model["vocab_size"] % tensor == 0,
+      f"mesh.tensor: got {tensor}, expected a divisor of the vocabulary's {model['vocab_size']} "
+      "ids",
+    ),
+    (
+      model["width"] % mesh.fsdp == 0,
+      f"mesh.fsdp: got {mesh.fsdp}, expected a divisor of model.width = {model['width']}",
+    ),
+  ]
+
+
 def _relations(c) -> list[tuple[bool, str]]:
   """Conditions between keys: (holds, what to say when it does not)."""
   rows = c.learner.prompts_per_step * c.learner.group_size
-  shards, tensor = c.mesh.data * c.mesh.fsdp, c.mesh.tensor
+  shards = c.mesh.data * c.mesh.fsdp
   slots, need = c.sampler.slots, max(c.learner.group_size, c.evaluation.samples)
   micro = c.learner.microbatches
-  vocabulary_size = catalog.TASKS[c.task.name].vocabulary.size
+  own = dict(c.model) | {"vocab_size": catalog.TASKS[c.task.name].vocabulary.size}
   return [
-    (
-      c.model.num_heads % c.model.num_kv_heads == 0,
-      f"model.num_kv_heads: got {c.model.num_kv_heads}, expected a divisor of "
-      f"model.num_heads = {c.model.num_heads}",
-    ),
+    *([] if c.model.checkpoint else architecture_relations(own, c.mesh)),
     (
       rows % (micro * shards) == 0,
       f"mesh.data, mesh.fsdp, learner.microbatches: got {c.mesh.data} x {c.mesh.fsdp} x {micro}, "
@@ -213,19 +243,6 @@ def _relations(c) -> list[tuple[bool, str]]:
     (
       c.warm_start.rows % shards == 0,
       f"warm_start.rows: got {c.warm_start.rows}, expected a multiple of data x fsdp = {shards}",
-    ),
-    (
-      c.model.num_kv_heads % tensor == 0 and c.model.mlp_width % tensor == 0,
-      f"mesh.tensor: got {tensor}, expected a divisor of model.num_kv_heads = "
-      f"{c.model.num_kv_heads} and of model.mlp_width = {c.model.mlp_width}",
-    ),
-    (
-      vocabulary_size % tensor == 0,
-      f"mesh.tensor: got {tensor}, expected a divisor of the vocabulary's {vocabulary_size} ids",
-    ),
-    (
-      c.model.width % c.mesh.fsdp == 0,
-      f"mesh.fsdp: got {c.mesh.fsdp}, expected a divisor of model.width = {c.model.width}",
     ),
     (
       slots >= need,
@@ -249,9 +266,9 @@ def _relations(c) -> list[tuple[bool, str]]:
 
 # What a resumed run may not change: the groups that it has, and those still out, rest on it.
 _FROZEN = (
-  "seed", "task.name", "task.max_prompt_tokens", "task.max_completion_tokens", "model.", "lag.",
-  "learner.prompts_per_step", "learner.group_size", "sampler.temperature", "sampler.slots",
-  "evaluation.problems", "evaluation.samples",
+  "seed", "task.name", "task.prompt", "task.chat", "task.max_prompt_tokens",
+  "task.max_completion_tokens", "model.", "lag.", "learner.prompts_per_step", "learner.group_size",
+  "sampler.temperature", "sampler.slots", "evaluation.problems", "evaluation.samples",
 )  # fmt: skip
 
 

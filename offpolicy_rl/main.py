@@ -5,6 +5,7 @@
   offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
   offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again
   offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       a published checkpoint, checked
+  offpolicy-rl export  --run_dir=runs/... --to=DIR         its policy as a published checkpoint
   offpolicy-rl explain --rewards=0,0,1,1 --objective=oapl  the target that an objective induces
 
   offpolicy-rl local   --replay=runs/.../lag_schedule.jsonl  an async run again, to the bit
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument("--version", action="version", version=__version__)
   roles = parser.add_subparsers(
-    dest="role", required=True, metavar="local|learner|sampler|report|import|explain"
+    dest="role", required=True, metavar="local|learner|sampler|report|import|export|explain"
   )
   both = argparse.ArgumentParser(add_help=False)
   both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
@@ -95,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     "--ignore", action="append", default=[], metavar="KEY",
     help="an unknown key of config.json that does not change what the model computes",
   )  # fmt: skip
+  given = roles.add_parser("export", parents=[both], help="publish the policy of a run")
+  given.add_argument("--run_dir", required=True, help="of a run that began with a published one")
+  given.add_argument("--to", required=True, metavar="DIR", help="where to put it")
+  given.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors")
   explain = roles.add_parser("explain", parents=[both], help="the target that an objective induces")
   explain.add_argument("--rewards", help="of one group, e.g. 0,0,1,1: computes the target")
   explain.add_argument("--objective", help="a preset (without --rewards: shows its choices)")
@@ -294,6 +299,13 @@ def _import(arguments, _) -> int:
   return 0
 
 
+def _export(arguments, _) -> int:
+  from offpolicy_rl.roles import exchange  # imports JAX
+
+  print(exchange.export_checkpoint(arguments.run_dir, arguments.to, dtype=arguments.dtype))
+  return 0
+
+
 def _explain(arguments, assignments) -> int:
   section = config_lib.config_dict.ConfigDict({"objective": config_lib.objective_section()})
   config_lib.override(section, [_key_and_text(a) for a in assignments])
@@ -329,6 +341,7 @@ _ROLES = {
   "sampler": _sampler,
   "report": _report,
   "import": _import,
+  "export": _export,
   "explain": _explain,
 }
 

@@ -69,6 +69,15 @@ class FinishedGroup:
   arrival_version: int  # newest version when it arrived: splits lag into in flight / in queue
 
 
+class ModelFiles(NamedTuple):
+  """The small files of a published checkpoint, as text: what a sampler needs besides weights."""
+
+  config: str  # config.json
+  tokenizer: str  # tokenizer.json
+  tokenizer_config: str  # tokenizer_config.json
+  chat_template: str  # "" = none of its own; tokenizer_config may hold one
+
+
 class Batch(NamedTuple):
   """What one step consumes. Row b holds a prompt and its completion, left aligned."""
 

@@ -44,11 +44,14 @@ def small(config, **changes):
 
 def plain_loop(config):
   """Sample, score, update in one process: no tickets, no wire, no ledger."""
-  mesh, choices = sharding.make_mesh(**config.mesh), parts.step_choices(config)
-  engine = parts.make_engine(config)
+  policy = parts.policy_of(config, None)
+  mesh, choices = sharding.make_mesh(**config.mesh), parts.step_choices(config, policy.model)
+  engine = parts.make_engine(config, policy)
   verify = scoring.resolve(catalog.TASKS[config.task.name].verifier)
-  decode = catalog.TASKS[config.task.name].vocabulary.decode
-  examples, _ = seqio_tasks.load(config.task.name, "train", config.task.max_prompt_tokens)
+  decode = policy.words.decode
+  examples, _ = seqio_tasks.load(
+    config.task.name, "train", policy.words, config.task.max_prompt_tokens
+  )
   stream, control = PromptStream(examples, config.seed), lag.LagControl("fixed", 0)
   with jax.sharding.set_mesh(mesh):
     state = state_lib.create(choices.model, mesh, choices.optimizer, config.seed)

@@ -169,6 +169,33 @@ class Checkpoints:
     self._writer.close()
 
 
+def newest_params(directory: pathlib.Path, like) -> tuple[int, dict]:
+  """(step, parameters) of a run's newest checkpoint; its optimizer state is not read.
+
+  `like`: shapes and dtypes of the parameters.
+
+  Raises:
+    CheckpointError: there is none, or it is damaged.
+  """
+  steps = Checkpoints(directory, keep=1).steps()
+  if not steps:
+    raise CheckpointError(f"{directory}: no checkpoint")
+  folder = directory.resolve() / "steps" / str(steps[-1])
+  _verified_position(folder)
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  wanted = {"params": _abstract(like, jax.tree.map(lambda _: here, like))}
+  with ocp.PyTreeCheckpointer() as reader:
+    found = reader.restore(
+      folder / "state",
+      args=ocp.args.PyTreeRestore(
+        wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+      ),
+    )
+  return steps[-1], found["params"]
+
+
 def _new_writer() -> ocp.AsyncCheckpointer:
   return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 

@@ -58,15 +58,15 @@ def create(config: decoder.DecoderConfig, mesh, optimizer, seed: int) -> TrainSt
   return make(jax.random.key(seed))
 
 
-def restart(state: TrainState, optimizer, mesh) -> TrainState:
-  """The same parameters at step 0 with fresh optimizer state, e.g. after the warm start."""
+def from_params(params, optimizer, mesh) -> TrainState:
+  """These parameters, whose memory is reused, at step 0 with fresh optimizer state."""
   make = jax.jit(
     lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)),
     out_shardings=policy.param_shardings(mesh, jax.eval_shape(
-      lambda p: TrainState(jnp.int32(0), p, optimizer.init(p)), state.params)),
+      lambda p: TrainState(jnp.int32(0), p, optimizer.init(p)), params)),
     donate_argnums=0,
   )  # fmt: skip
-  return make(state.params)
+  return make(params)
 
 
 def _fresh(config: decoder.DecoderConfig, optimizer, key) -> TrainState:

@@ -28,6 +28,11 @@ def init(config: decoder.DecoderConfig, key: jax.Array) -> Params:
   return nnx.to_pure_dict(nnx.split(decoder.Decoder(config, nnx.Rngs(params=key)))[1])
 
 
+def shapes(config: decoder.DecoderConfig) -> Params:
+  """Shape and dtype of every parameter, found without allocating anything."""
+  return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
 def apply(config: decoder.DecoderConfig, params: Params, tokens, positions, cache=None):
   """`Decoder.__call__` with explicit parameters."""
   return nnx.merge(_graph(config), params)(tokens, positions, cache)

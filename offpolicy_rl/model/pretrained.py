@@ -86,7 +86,7 @@ _POST_NORM_PLACES = {  # what the same words mean where there are norms on both 
 
 def _places(config: DecoderConfig) -> dict[str, tuple[_Place, tuple[int, ...]]]:
   """Path of every parameter -> its place and our shape, layers in front."""
-  shapes = policy.flatten(jax.eval_shape(lambda: policy.init(config, jax.random.key(0))))
+  shapes = policy.flatten(policy.shapes(config))
   places = _PLACES | (_POST_NORM_PLACES if config.post_norms else {})
   return {path: (places[path], array.shape) for path, array in shapes.items()}
 
@@ -135,7 +135,7 @@ class Checkpoint:
     self.config = families.read(self.keys, ignore=ignore)
     files = [safetensors.safe_open(self.directory / name, "np") for name in self._file_names()]
     self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-    self.shapes = dict(_their_tensors(self.config))  # their name -> shape
+    self.shapes = tensor_shapes(self.config)  # their name -> shape
     self.dtypes = self._check()
 
   def _file_names(self) -> list[str]:
@@ -195,10 +195,13 @@ class Checkpoint:
     return ours
 
 
-def _their_tensors(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-  for place, shape in _places(config).values():
-    for name in place.names([range(n) for n in shape[: place.stacked]]):
-      yield name, _their_shape(place, shape[place.stacked :])
+def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+  """Name -> shape of every tensor of a published checkpoint of this architecture."""
+  return {
+    name: _their_shape(place, shape[place.stacked :])
+    for place, shape in _places(config).values()
+    for name in place.names([range(n) for n in shape[: place.stacked]])
+  }
 
 
 def save(
@@ -230,7 +233,7 @@ def save(
     weight_map |= dict.fromkeys(names, file)
   total = sum(
     math.prod(shape) * jax.numpy.dtype(dtypes[name]).itemsize
-    for name, shape in _their_tensors(config)
+    for name, shape in tensor_shapes(config).items()
   )
   index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
   (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")

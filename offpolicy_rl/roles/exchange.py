@@ -10,7 +10,8 @@ from collections.abc import Collection
 import safetensors.numpy
 from etils import epath
 
-from offpolicy_rl.model import gguf_files, pretrained
+from offpolicy_rl.learner import checkpoint
+from offpolicy_rl.model import families, gguf_files, policy, pretrained
 from offpolicy_rl.tasks import tokenizer
 
 # What of a published checkpoint is taken along; anything else (other formats, pictures) stays.
@@ -71,7 +72,7 @@ def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
 def _checked(folder: pathlib.Path, ignore: Collection[str]) -> str:
   """One line about a checkpoint that can be used."""
   checkpoint = pretrained.Checkpoint(folder, ignore=ignore)
-  words = tokenizer.Tokenizer(folder)
+  words = tokenizer.Tokenizer(tokenizer.read_files(folder))
   size = checkpoint.config.vocab_size
   if words.size > size:
     raise tokenizer.TokenizerError(
@@ -81,3 +82,32 @@ def _checked(folder: pathlib.Path, ignore: Collection[str]) -> str:
   dtypes = ", ".join(sorted(set(checkpoint.dtypes.values())))
   family = checkpoint.keys["model_type"]
   return f"{family}, {count / 1e6:,.1f} M parameters ({dtypes}), {words.size:,} tokens"
+
+
+def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str:
+  """Writes the policy of a run's newest checkpoint as published ones are; returns a summary.
+
+  Args:
+    dtype: of the tensors, e.g. "bfloat16"; None = what the imported checkpoint says.
+
+  Raises:
+    FileExistsError: `to` is there already.
+    pretrained.CheckpointError: the run did not begin with a published checkpoint, or has none.
+  """
+  run, target = pathlib.Path(run_dir), pathlib.Path(to)
+  if target.exists():
+    raise FileExistsError(f"--to: {to} is there already, expected a new directory")
+  if not (run / "model").is_dir():
+    raise pretrained.CheckpointError(
+      f"--run_dir: {run}/model is missing: only runs that began with a published checkpoint "
+      "(model.checkpoint) can be exported as one"
+    )
+  files = tokenizer.read_files(run / "model")
+  keys = json.loads(files.config)
+  config = families.read(keys)
+  step, params = checkpoint.newest_params(run / "checkpoints", policy.shapes(config))
+  dtype = dtype or keys.get("dtype") or keys.get("torch_dtype") or "float32"
+  names = pretrained.tensor_shapes(config)
+  pretrained.save(target, config, params, dict.fromkeys(names, dtype))
+  tokenizer.write_files(files, target)
+  return f"{target}: step {step} of {run}, {len(names)} tensors, {dtype}"

@@ -15,14 +15,13 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import progress, report, types
 from offpolicy_rl.learner import audit, checkpoint, loop, step, warm_start
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import sharding
+from offpolicy_rl.model import pretrained, sharding
 from offpolicy_rl.replay import admission, batching, ledger, schedule, store
 from offpolicy_rl.roles import parts
 from offpolicy_rl.roles.front import Front
 from offpolicy_rl.roles.records import Records
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import catalog, stream
-from offpolicy_rl.tasks import vocabulary as vocabulary_lib
 from offpolicy_rl.transport import bounds, codec, security, server
 
 _LOG = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class _Learner:
   stop: threading.Event
   choices: step.StepChoices
   mesh: jax.sharding.Mesh
-  vocabulary: vocabulary_lib.Vocabulary
+  policy: parts.Policy
   screen: progress.Progress
   checkpoints: checkpoint.Checkpoints
   restored: checkpoint.Restored | None
@@ -55,7 +54,7 @@ class _Learner:
         raise loop.Stopped
       groups = self.front.book.take(ids, timeout=0.5)
     row = self.records.consumed(
-      at_step, groups, last=at_step + 1 == settings.steps, decode=self.vocabulary.decode
+      at_step, groups, last=at_step + 1 == settings.steps, decode=self.policy.words.decode
     )
     self.compare_with_recording(at_step, row)
     batch = batching.make_batch(groups, num_tokens=parts.row_tokens(self.config))
@@ -103,8 +102,9 @@ def run_learner(
     session=session,
     run_id=run_dir.name,
     config_json=config_lib.to_json(config),
-    vocabulary_fingerprint=me.vocabulary.fingerprint,
+    vocabulary_fingerprint=me.policy.words.fingerprint,
     weights_in_directory=weights_dir is not None,
+    model_files=me.policy.files,
   )
   wire, address = server.start(
     listen, identity, me.front.handlers(), me.front.weights,
@@ -133,8 +133,9 @@ def _make_learner(
   """Reads what there is to resume, then opens the run's files."""
   control = parts.lag_control(config)
   screen = progress.Progress(config.learner.steps)
-  choices, mesh = parts.step_choices(config), sharding.make_mesh(**config.mesh)
   run_dir.mkdir(parents=True, exist_ok=True)
+  policy = parts.policy_of(config, parts.model_files(config, run_dir))
+  choices, mesh = parts.step_choices(config, policy.model), sharding.make_mesh(**config.mesh)
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
   saved = checkpoint.Checkpoints(
     run_dir / "checkpoints", keep=config.checkpoint.keep, say=screen.say,
@@ -146,14 +147,13 @@ def _make_learner(
       screen.say(f"--resume: no checkpoint in {run_dir}, starting from the beginning")
     groups.clear()
   checkpoint.write_durably(run_dir / "config.json", config_lib.to_json(config))
-  vocabulary = catalog.TASKS[config.task.name].vocabulary
   return _Learner(
     config=config,
     run_dir=run_dir,
     stop=stop,
     choices=choices,
     mesh=mesh,
-    vocabulary=vocabulary,
+    policy=policy,
     screen=screen,
     checkpoints=saved,
     restored=restored,
@@ -169,7 +169,7 @@ def _make_learner(
       groups=groups,
       weights=published,
       weights_dtype=config.transport.weights_dtype,
-      vocab_size=vocabulary.size,
+      vocab_size=policy.model.vocab_size,
       max_tokens=config.task.max_completion_tokens,
       control=control,
       newest_ever=groups.progress()[0],
@@ -231,9 +231,9 @@ def _prompts(me: _Learner):
   """(training prompts, held-out prompts)."""
   from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: 7 s and 0.9 GB, only here
 
-  task = me.config.task
-  train, skipped = seqio_tasks.load(task.name, catalog.TRAIN_SPLIT, task.max_prompt_tokens)
-  heldout, _ = seqio_tasks.load(task.name, catalog.HELDOUT_SPLIT, task.max_prompt_tokens)
+  task, words = me.config.task, me.policy.words
+  train, skipped = seqio_tasks.load(task.name, catalog.TRAIN_SPLIT, words, task.max_prompt_tokens)
+  heldout, _ = seqio_tasks.load(task.name, catalog.HELDOUT_SPLIT, words, task.max_prompt_tokens)
   me.screen.say(
     f"task {task.name}: {len(train)} prompts, {len(heldout)} held out, {skipped} too long"
   )
@@ -259,7 +259,10 @@ def _initial_state(me: _Learner, train):
       return restored.state, None
     shardings = state_lib.shardings(choices.model, me.mesh, choices.optimizer).params
     return restored.state, me.checkpoints.restore_initial(restored.state.params, shardings)
-  state = state_lib.create(choices.model, me.mesh, choices.optimizer, me.config.seed)
+  if me.config.model.checkpoint:
+    state = _imported_state(me)
+  else:
+    state = state_lib.create(choices.model, me.mesh, choices.optimizer, me.config.seed)
   if me.config.warm_start.steps:
     me.front.publish(types.RAW_VERSION, state.params)
     me.desk.ask("before warm start", version=types.RAW_VERSION, step=0)
@@ -268,6 +271,14 @@ def _initial_state(me: _Learner, train):
     return state, None
   me.checkpoints.save_initial(state.params)
   return state, jax.tree.map(jnp.copy, state.params)
+
+
+def _imported_state(me: _Learner) -> state_lib.TrainState:
+  """The weights of a published checkpoint, each device reading its own part."""
+  found = pretrained.Checkpoint(pathlib.Path(me.config.model.checkpoint))
+  me.screen.say(f"weights of {found.directory}")
+  shardings = state_lib.shardings(me.choices.model, me.mesh, me.choices.optimizer)
+  return state_lib.from_params(found.load(shardings.params), me.choices.optimizer, me.mesh)
 
 
 def _warm_start(me: _Learner, state, train) -> state_lib.TrainState:
@@ -297,7 +308,7 @@ def _warm_start(me: _Learner, state, train) -> state_lib.TrainState:
 
   state = warm_start.run(
     choices,
-    state_lib.restart(state, optimizer, me.mesh),
+    state_lib.from_params(state.params, optimizer, me.mesh),
     num_steps=settings.steps,
     next_batch=next_batch,
     write=write,
@@ -307,7 +318,7 @@ def _warm_start(me: _Learner, state, train) -> state_lib.TrainState:
   if me.stop.is_set():
     raise loop.Stopped
   me.screen.say(f"warm start ended after {len(losses)} steps, loss {losses[-1]:.3f}")
-  return state_lib.restart(state, me.choices.optimizer, me.mesh)
+  return state_lib.from_params(state.params, me.choices.optimizer, me.mesh)
 
 
 def _make_admission(me: _Learner, train, first_step: int) -> admission.Admission:

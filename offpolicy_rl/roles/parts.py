@@ -1,26 +1,56 @@
 """From the configuration to the parts that both roles share."""
 
+import dataclasses
+import json
 import pathlib
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import losses
+from offpolicy_rl import losses, types
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
-from offpolicy_rl.model import decoder
+from offpolicy_rl.model import decoder, families
 from offpolicy_rl.replay import lag, schedule
 from offpolicy_rl.sampler import engine
-from offpolicy_rl.tasks import catalog
-from offpolicy_rl.tasks import vocabulary as vocabulary_lib
+from offpolicy_rl.tasks import catalog, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
 
 
-def model_config(config) -> decoder.DecoderConfig:
-  """The architecture, with the task's vocabulary."""
-  size = catalog.TASKS[config.task.name].vocabulary.size
-  return decoder.DecoderConfig(vocab_size=size, **config.model)
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """What both roles know about the policy besides its weights."""
+
+  model: decoder.DecoderConfig
+  words: vocabulary.Vocabulary | tokenizer.Tokenizer
+  files: types.ModelFiles | None = None  # of a published model
 
 
-def step_choices(config) -> step.StepChoices:
+def policy_of(config, files: types.ModelFiles | None) -> Policy:
+  """A fresh model with the task's vocabulary, or the published one that `files` belong to.
+
+  Raises:
+    ConfigError, families.UnsupportedModel, tokenizer.TokenizerError: it can't be used.
+  """
+  if files is None:
+    words = catalog.TASKS[config.task.name].vocabulary
+    own = {key: value for key, value in config.model.items() if key != "checkpoint"}
+    return Policy(decoder.DecoderConfig(vocab_size=words.size, **own), words)
+  model = families.read(json.loads(files.config))
+  config_lib.require(config_lib.architecture_relations(dataclasses.asdict(model), config.mesh))
+  words = tokenizer.Tokenizer(files, template=config.task.prompt, chat=config.task.chat)
+  return Policy(model, words, files)
+
+
+def model_files(config, run_dir: pathlib.Path) -> types.ModelFiles | None:
+  """Of the published checkpoint that the run begins with; kept in the run directory."""
+  if not config.model.checkpoint:
+    return None
+  kept = run_dir / "model"
+  if not kept.exists():
+    tokenizer.write_files(tokenizer.read_files(pathlib.Path(config.model.checkpoint)), kept)
+  return tokenizer.read_files(kept)
+
+
+def step_choices(config, model: decoder.DecoderConfig) -> step.StepChoices:
   """What the learner's step is compiled for."""
   learner = config.learner
   optimizer = state_lib.make_optimizer(
@@ -34,7 +64,7 @@ def step_choices(config) -> step.StepChoices:
     max_grad_norm=learner.max_grad_norm,
   )
   return step.StepChoices(
-    model=model_config(config),
+    model=model,
     objective=losses.objective(config_lib.objective_choices(config)),
     optimizer=optimizer,
     temperature=config.sampler.temperature,
@@ -61,15 +91,15 @@ def lag_control(config) -> lag.LagControl:
   return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded)
 
 
-def make_engine(config) -> engine.Engine:
+def make_engine(config, policy: Policy) -> engine.Engine:
   """The generation engine of one sampler."""
   return engine.Engine(
-    model_config(config),
+    policy.model,
     slots=config.sampler.slots,
     prompts=max(1, config.sampler.slots // config.learner.group_size),
     max_prompt_tokens=config.task.max_prompt_tokens,
     max_tokens=config.task.max_completion_tokens,
-    eos=vocabulary_lib.EOS,
+    eos=policy.words.eos,
     seed=config.seed,
   )
 

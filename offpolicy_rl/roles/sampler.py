@@ -11,7 +11,7 @@ import jax
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
-from offpolicy_rl.model import policy
+from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import worker
@@ -50,11 +50,11 @@ def run_sampler(
   identity = wire.hello()
   config = config_lib.from_json(identity.config_json)
   config_lib.validate(config)
-  task = catalog.TASKS[config.task.name]
-  if task.vocabulary.fingerprint != identity.vocabulary_fingerprint:
+  task, policy = catalog.TASKS[config.task.name], parts.policy_of(config, identity.model_files)
+  if policy.words.fingerprint != identity.vocabulary_fingerprint:
     raise RunMismatch(
       f"vocabulary_fingerprint: the learner's is {identity.vocabulary_fingerprint}, this sampler's "
-      f"{task.vocabulary.fingerprint}; install the same release of offpolicy-rl on both"
+      f"{policy.words.fingerprint}; install the same release of offpolicy-rl on both"
     )
   _check_weights_dir(weights_dir, identity.weights_in_directory)
   wire.set_patience(config.transport.reconnect_seconds)
@@ -66,7 +66,7 @@ def run_sampler(
   _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
   try:
     with scorer:
-      _serve(wire, config, scorer, stats, stop, identity, weights_dir)
+      _serve(wire, config, policy, scorer, stats, stop, identity, weights_dir)
   finally:
     done.set()
   _leave(wire)
@@ -78,17 +78,17 @@ def _in_background(function: Callable) -> None:
 
 
 def _serve(
-  wire: client.LearnerClient, config, scorer, stats, stop, identity, weights_dir: str | None
-) -> None:
+  wire: client.LearnerClient, config, policy: parts.Policy, scorer, stats, stop, identity,
+  weights_dir: str | None,
+) -> None:  # fmt: skip
   """Runs the worker; starts over when the learner was restarted."""
-  generator = parts.make_engine(config)
-  vocabulary = catalog.TASKS[config.task.name].vocabulary
+  generator = parts.make_engine(config, policy)
   while not stop.is_set():
     functions = worker.Parts(
-      lease=functools.partial(_lease, wire, config, vocabulary.size),
-      pull_weights=_weights(wire, config, weights_dir).pull,
+      lease=functools.partial(_lease, wire, config, policy.model.vocab_size),
+      pull_weights=_weights(wire, config, policy.model, weights_dir).pull,
       generate=generator.generate,
-      score=functools.partial(worker.score_groups, scorer, vocabulary.decode),
+      score=functools.partial(worker.score_groups, scorer, policy.words.decode),
       push=functools.partial(_push, wire, identity),
     )
     try:
@@ -166,17 +166,17 @@ class _Weights:
     version, tensors = self._fetch(min_version, max_version, self._version)
     if tensors is not None:
       # A real copy, also on CPU: the receiver will use its memory again.
-      sent = policy.unflatten(jax.device_put(tensors, may_alias=False))
+      sent = policy_lib.unflatten(jax.device_put(tensors, may_alias=False))
       self._params = jax.tree.map(lambda x, own: x.astype(own.dtype), sent, self._shapes)
       self._version = version
     return version, self._params
 
 
-def _weights(wire: client.LearnerClient, config, weights_dir: str | None) -> _Weights:
+def _weights(wire: client.LearnerClient, config, model, weights_dir: str | None) -> _Weights:
   """From the stream, or from a directory."""
-  shapes = jax.eval_shape(lambda: policy.init(parts.model_config(config), jax.random.key(0)))
+  shapes = policy_lib.shapes(model)
   dtype = config.transport.weights_dtype
-  layout = {name: (x.shape, dtype) for name, x in policy.flatten(shapes).items()}
+  layout = {name: (x.shape, dtype) for name, x in policy_lib.flatten(shapes).items()}
   if weights_dir is None:
     held = receiver.Receiver(layout)
     return _Weights(lambda low, high, _: wire.pull_weights(low, high, held), shapes)

@@ -14,7 +14,10 @@ import jinja2
 import jinja2.sandbox
 import tokenizers
 
-TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+from offpolicy_rl import types
+
+CONFIG, TOKENIZER, SETTINGS = "config.json", "tokenizer.json", "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
 
 
 class TokenizerError(ValueError):
@@ -24,19 +27,24 @@ class TokenizerError(ValueError):
 class Tokenizer:
   """Text <-> token ids of a published model."""
 
-  def __init__(self, directory: pathlib.Path):
-    """Reads tokenizer.json, tokenizer_config.json and, where there is one, the chat template."""
-    self._file = directory / TOKENIZER
+  def __init__(self, files: types.ModelFiles, *, template: str = "{question}", chat: bool = True):
+    """`template` and `chat`: how questions become prompts, see `prompt`.
+
+    Raises:
+      TokenizerError: a file can't be read, or names no end-of-sequence token that there is.
+    """
+    self._files, self._question, self._chat = files, template, chat
     try:
-      self._text = self._file.read_text()
-      self._inner = tokenizers.Tokenizer.from_str(self._text)
-      settings = json.loads((directory / SETTINGS).read_text())
+      self._inner = tokenizers.Tokenizer.from_str(files.tokenizer)
     except Exception as error:  # tokenizers raises a bare Exception
-      raise TokenizerError(f"{directory}: {error}") from None
+      raise TokenizerError(f"{TOKENIZER}: {error}") from None
+    try:
+      settings = json.loads(files.tokenizer_config)
+    except ValueError as error:
+      raise TokenizerError(f"{SETTINGS}: no JSON: {error}") from None
     self.size = self._inner.get_vocab_size()
     self.eos = self._id(settings, "eos_token")
-    template = directory / TEMPLATE
-    self._template = template.read_text() if template.exists() else settings.get("chat_template")
+    self._template = files.chat_template or settings.get("chat_template")
     self._special = {
       name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)
     }
@@ -45,13 +53,18 @@ class Tokenizer:
     token = _content(settings.get(name))
     found = None if token is None else self._inner.token_to_id(token)
     if found is None:
-      raise TokenizerError(f"{self._file}: {name} {token!r} is no token of it")
+      raise TokenizerError(f"{SETTINGS}: {name} {token!r} is no token of {TOKENIZER}")
     return found
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """Digest of the tokenizer: equal on both sides of the wire or the sampler is refused."""
-    return hashlib.sha256(self._text.encode()).hexdigest()[:16]
+    return hashlib.sha256(self._files.tokenizer.encode()).hexdigest()[:16]
+
+  def prompt(self, question: str) -> list[int]:
+    """Token ids of a question put into the template; as a chat's first message where asked."""
+    text = self._question.replace("{question}", question)
+    return self.encode(self.chat([{"role": "user", "content": text}]) if self._chat else text)
 
   def encode(self, text: str) -> list[int]:
     """Token ids; special tokens in the text count, none are added."""
@@ -70,10 +83,10 @@ class Tokenizer:
       TokenizerError: there is no template, or it does not accept these messages.
     """
     if not self._template:
-      raise TokenizerError(f"{self._file.parent}: no chat template")
+      raise TokenizerError("no chat template in the checkpoint; set task.chat=False")
 
     def refuse(message: str):
-      raise TokenizerError(f"{self._file.parent}: chat template: {message}")
+      raise TokenizerError(f"chat template: {message}")
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
       trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -84,6 +97,25 @@ class Tokenizer:
       return template.render(messages=list(messages), add_generation_prompt=True, **self._special)
     except jinja2.TemplateError as error:
       refuse(str(error))
+
+
+def read_files(directory: pathlib.Path) -> types.ModelFiles:
+  """The small files of a published checkpoint; TokenizerError names the one that is missing."""
+  found = []
+  for name in (CONFIG, TOKENIZER, SETTINGS, TEMPLATE):
+    path = directory / name
+    if not path.is_file() and name != TEMPLATE:
+      raise TokenizerError(f"{path}: no such file")
+    found.append(path.read_text() if path.is_file() else "")
+  return types.ModelFiles(*found)
+
+
+def write_files(files: types.ModelFiles, directory: pathlib.Path) -> None:
+  """Inverse of `read_files`."""
+  directory.mkdir(parents=True, exist_ok=True)
+  for name, text in zip((CONFIG, TOKENIZER, SETTINGS, TEMPLATE), files, strict=True):
+    if text:
+      (directory / name).write_text(text)
 
 
 def _content(token) -> str | None:

@@ -14,6 +14,8 @@ _MULTIPLE = 16  # sizes are rounded up with unused ids, so that a mesh can split
 class Vocabulary:
   """Text <-> token ids."""
 
+  eos = EOS
+
   def __init__(self, phrases: tuple[str, ...] = ()):
     """`phrases`: texts that become one token each, the longest match first."""
     used = _SPECIAL + _CHARACTERS + phrases
@@ -35,6 +37,8 @@ class Vocabulary:
   def encode(self, text: str) -> list[int]:
     """Token ids of a text; a character outside printable ASCII becomes UNKNOWN."""
     return [self._ids.get(piece, UNKNOWN) for piece in self._split.findall(text)]
+
+  prompt = encode  # questions are prompts as they are
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text up to the first end-of-sequence token."""

@@ -97,12 +97,9 @@ class LearnerClient:
   def hello(self) -> Identity:
     """Joins, or joins again after SessionLost."""
     request = pb.HelloRequest(protocol=PROTOCOL, sampler_id=self._id)
-    reply = self._call(lambda: self._stub.Hello(request, timeout=10))
+    reply = self._call(lambda: self._stub.Hello(request, timeout=30))
     self._session = reply.session
-    return Identity(
-      reply.session, reply.run_id, reply.config_json, reply.vocabulary_fingerprint,
-      reply.weights_in_directory,
-    )  # fmt: skip
+    return Identity.of(reply)
 
   def lease(
     self, limit: int, wait_seconds: float = 5.0, holding: Sequence[str] = ()

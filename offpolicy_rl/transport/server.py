@@ -54,6 +54,21 @@ class Identity:
   config_json: str
   vocabulary_fingerprint: str
   weights_in_directory: bool = False  # else they are streamed
+  model_files: types.ModelFiles | None = None  # of a published model
+
+  def message(self) -> pb.HelloReply:
+    """For the wire."""
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    files = fields.pop("model_files")
+    return pb.HelloReply(**fields, model_files=files and pb.ModelFiles(**files._asdict()))
+
+  @classmethod
+  def of(cls, reply: pb.HelloReply) -> "Identity":
+    """Inverse of `message`."""
+    fields = {f.name: getattr(reply, f.name) for f in dataclasses.fields(cls)}
+    files = fields.pop("model_files")
+    texts = types.ModelFiles(*(getattr(files, name) for name in types.ModelFiles._fields))
+    return cls(**fields, model_files=texts if reply.HasField("model_files") else None)
 
 
 class _WrongSession(Exception):
@@ -132,7 +147,7 @@ class _Servicer(rpc.LearnerServicer):
       bounds.check_request(request)
     self._handlers.join(request.sampler_id)
     _LOG.info("sampler %s joined from %s", request.sampler_id, context.peer())
-    return pb.HelloReply(**dataclasses.asdict(self._identity))
+    return self._identity.message()
 
   def Lease(self, request, context):
     self._check_session(request, context)

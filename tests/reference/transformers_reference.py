@@ -16,7 +16,7 @@ import torch
 import transformers
 
 SHAPE = dict(
-  vocab_size=96, hidden_size=48, intermediate_size=80, num_hidden_layers=4,
+  vocab_size=264, hidden_size=48, intermediate_size=80, num_hidden_layers=4,
   num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=512,
 )  # fmt: skip
 LLAMA3_SCALING = {

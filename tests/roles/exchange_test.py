@@ -21,7 +21,7 @@ def published(tmp_path_factory):
   (folder / pretrained.CONFIG).write_text(json.dumps(keys))
   config: decoder.DecoderConfig = families.read(keys)
   params = policy.init(config, jax.random.key(0))
-  names = dict(pretrained._their_tensors(config))
+  names = pretrained.tensor_shapes(config)
   pretrained.save(folder, config, params, dict.fromkeys(names, "bfloat16"))
   tokenizer.write_from_gguf(Gguf(), folder)
   (folder / "README.md").write_text("not taken")
@@ -48,7 +48,7 @@ def test_a_good_checkpoint_is_taken_as_it_is(published, tmp_path, capsys):
   [
     (lambda d: (d / "config.json").write_text(json.dumps(LLAMA | {"mup": 1})), "--ignore"),
     (lambda d: (d / "model.safetensors").unlink(), "missing"),
-    (lambda d: (d / "tokenizer.json").unlink(), "No such file"),
+    (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
     (
       lambda d: (d / "config.json").write_text(json.dumps(LLAMA | {"vocab_size": 100})),
       r"embed_tokens.weight: got BF16 \[264, 64\], expected \[100, 64\]",

@@ -79,7 +79,7 @@ def test_seqio_tasks_yield_what_the_catalog_says():
 
   task = catalog.TASKS["sums"]
   for split in ("train", "heldout"):
-    examples, skipped = seqio_tasks.load("sums", split, max_prompt_tokens=4)
+    examples, skipped = seqio_tasks.load("sums", split, task.vocabulary, max_prompt_tokens=4)
     assert skipped == 0
     for example, problem in zip(examples, task.split(split), strict=True):
       assert task.vocabulary.decode(example.prompt_tokens.tolist()) == problem.question
@@ -91,7 +91,8 @@ def test_seqio_tasks_yield_what_the_catalog_says():
 def test_prompts_that_are_too_long_are_counted_not_cut():
   from offpolicy_rl.tasks import seqio_tasks
 
-  examples, skipped = seqio_tasks.load("sums", "train", max_prompt_tokens=3)
+  words = catalog.TASKS["sums"].vocabulary
+  examples, skipped = seqio_tasks.load("sums", "train", words, max_prompt_tokens=3)
   assert examples == [] and skipped == len(catalog.TASKS["sums"].split("train"))
 
 

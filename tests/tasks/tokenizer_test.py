@@ -32,6 +32,11 @@ class Gguf:
     return self._values.get(key.removeprefix("tokenizer.ggml."), default)
 
 
+def opened(folder, **options):
+  (folder / tokenizer.CONFIG).touch()  # the model's affair
+  return tokenizer.Tokenizer(tokenizer.read_files(folder), **options)
+
+
 @pytest.fixture
 def folder(tmp_path):
   tokenizer.write_from_gguf(Gguf(), tmp_path)
@@ -39,32 +44,32 @@ def folder(tmp_path):
 
 
 def test_text_comes_back_whatever_is_in_it(folder):
-  words = tokenizer.Tokenizer(folder)
+  words = opened(folder)
   for text in ("ab ab", "naïve 漢字 \n\t", "12 a1", ""):
     assert words.decode(words.encode(text)) == text
 
 
 def test_digits_stand_alone_and_letters_merge(folder):
-  words = tokenizer.Tokenizer(folder)
+  words = opened(folder)
   pieces = [words._inner.id_to_token(i) for i in words.encode("ab ab12")]
   assert pieces == ["ab", "Ġab", "1", "2"]
 
 
 def test_qwens_split_keeps_digits_together_with_nothing_else(tmp_path):
   tokenizer.write_from_gguf(Gguf(pre="qwen2"), tmp_path)
-  words = tokenizer.Tokenizer(tmp_path)
+  words = opened(tmp_path)
   assert [words._inner.id_to_token(i) for i in words.encode("ab12")] == ["ab", "1", "2"]
 
 
 def test_special_tokens_are_one_token_and_end_the_text(folder):
-  words = tokenizer.Tokenizer(folder)
+  words = opened(folder)
   ids = words.encode("<|im_start|>ab<|im_end|>ab")
   assert len(ids) == 4 and words.eos == ids[2] == 1
   assert words.decode(ids) == "ab"
 
 
 def test_a_chat_is_written_as_the_template_says(folder):
-  words = tokenizer.Tokenizer(folder)
+  words = opened(folder)
   told = words.chat([{"role": "user", "content": "1+1?"}])
   assert told == "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -81,13 +86,31 @@ def test_a_chat_is_written_as_the_template_says(folder):
 def test_a_template_that_fails_or_reaches_out_is_refused(folder, template, message):
   (folder / tokenizer.TEMPLATE).write_text(template)
   with pytest.raises(tokenizer.TokenizerError, match=message):
-    tokenizer.Tokenizer(folder).chat([{"role": "user", "content": "x"}])
+    opened(folder).chat([{"role": "user", "content": "x"}])
+
+
+def test_a_question_becomes_a_prompt_as_the_task_says(folder):
+  plain = opened(folder, template="Q: {question}\nA:", chat=False)
+  assert plain.decode(plain.prompt("ab?")) == "Q: ab?\nA:"
+  words = opened(folder, template="{question} {x}")
+  assert words.prompt("ab?") == words.encode(words.chat([{"role": "user", "content": "ab? {x}"}]))
+
+
+def test_the_small_files_come_back_as_they_were(folder, tmp_path_factory):
+  other = tmp_path_factory.mktemp("other")
+  (folder / tokenizer.CONFIG).write_text("{}")
+  files = tokenizer.read_files(folder)
+  tokenizer.write_files(files, other)
+  assert tokenizer.read_files(other) == files and files.chat_template == CHAT
+  (folder / tokenizer.SETTINGS).unlink()
+  with pytest.raises(tokenizer.TokenizerError, match="tokenizer_config.json: no such file"):
+    tokenizer.read_files(folder)
 
 
 def test_the_fingerprint_tells_tokenizers_apart(folder, tmp_path_factory):
   other = tmp_path_factory.mktemp("other")
   tokenizer.write_from_gguf(Gguf(merges=MERGES[:2]), other)
-  prints = [tokenizer.Tokenizer(f).fingerprint for f in (folder, folder, other)]
+  prints = [opened(f).fingerprint for f in (folder, folder, other)]
   assert prints[0] == prints[1] != prints[2]
 
 
@@ -95,13 +118,13 @@ def test_bad_files_are_refused_by_name(folder):
   settings = folder / tokenizer.SETTINGS
   settings.write_text(json.dumps({"eos_token": {"content": "<nowhere>"}}))
   with pytest.raises(tokenizer.TokenizerError, match="eos_token '<nowhere>' is no token"):
-    tokenizer.Tokenizer(folder)
+    opened(folder)
   settings.write_text("{}")
   with pytest.raises(tokenizer.TokenizerError, match="eos_token None"):
-    tokenizer.Tokenizer(folder)
+    opened(folder)
   (folder / tokenizer.TOKENIZER).write_text("{}")
-  with pytest.raises(tokenizer.TokenizerError, match=str(folder)):
-    tokenizer.Tokenizer(folder)
+  with pytest.raises(tokenizer.TokenizerError, match="tokenizer.json: "):
+    opened(folder)
 
 
 @pytest.mark.parametrize(("key", "value"), [("model", "llama"), ("pre", "deepseek-coder")])
