@@ -59,6 +59,7 @@ EXTRAS = {
     "matplotlib>=3.9,<4",
     "pytest>=9,<10",
     "pytest-timeout>=2.4,<3",
+    "pytest-xdist>=3.6,<4",
     "hypothesis>=6.130,<7",
     "gguf>=0.19,<0.20",
     "ruff>=0.14,<1",

@@ -229,9 +229,11 @@ def check_group(
   """Raises WireError when `group` is no valid answer to `ticket`."""
   if len(group.trajectories) != ticket.num_completions:
     _refuse("group.trajectories", len(group.trajectories), f"{ticket.num_completions} completions")
+  rows = group.trajectories
   arrays = [
-    np.concatenate([getattr(t, name) for t in group.trajectories])
-    for name in ("tokens", "logprobs", "versions")
+    _all_values([t.tokens for t in rows]),
+    _all_values([t.logprobs for t in rows]),
+    _all_values([t.versions for t in rows]),
   ]
   low, high = ticket.min_version, min(ticket.max_version, newest_version)
   if _all_good(*arrays, vocab_size=vocab_size, low=low, high=high) and all(
@@ -247,6 +249,14 @@ def check_group(
       low=low,
       high=high,
     )
+
+
+def _all_values(arrays: list[np.ndarray]) -> np.ndarray:
+  """At least their values, in any order; no copy where they are parts of one, as decoded ones."""
+  whole = arrays[0].base
+  if isinstance(whole, np.ndarray) and all(array.base is whole for array in arrays):
+    return whole
+  return np.concatenate(arrays)
 
 
 def _all_good(tokens, logprobs, versions, *, vocab_size: int, low: int, high: int) -> bool:
