@@ -44,13 +44,13 @@ def small(config, **changes):
 
 def plain_loop(config):
   """Sample, score, update in one process: no tickets, no wire, no ledger."""
-  policy = parts.policy_of(config, None)
-  mesh, choices = sharding.make_mesh(**config.mesh), parts.step_choices(config, policy.model)
-  engine = parts.make_engine(config, policy)
+  known = parts.policy_of(config, None)
+  mesh, choices = sharding.make_mesh(**config.mesh), parts.step_choices(config, known.model)
+  engine = parts.make_engine(config, known)
   verify = scoring.resolve(catalog.TASKS[config.task.name].verifier)
-  decode = policy.words.decode
+  decode = known.words.decode
   examples, _ = seqio_tasks.load(
-    config.task.name, "train", policy.words, config.task.max_prompt_tokens
+    config.task.name, "train", known.words, config.task.max_prompt_tokens
   )
   stream, control = PromptStream(examples, config.seed), lag.LagControl("fixed", 0)
   with jax.sharding.set_mesh(mesh):
