@@ -1,6 +1,5 @@
 """The learner: owns prompts, ledger, weights and the loop; samplers come and go."""
 
-import dataclasses
 import functools
 import json
 import logging
@@ -9,75 +8,19 @@ import threading
 import uuid
 
 import jax
-import jax.numpy as jnp
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import progress, report, types
-from offpolicy_rl.learner import audit, checkpoint, loop, step, warm_start
+from offpolicy_rl import report
+from offpolicy_rl.learner import audit, checkpoint, loop, step
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import pretrained, sharding
-from offpolicy_rl.replay import admission, batching, ledger, schedule, store
-from offpolicy_rl.roles import parts
-from offpolicy_rl.roles.front import Front
-from offpolicy_rl.roles.records import Records
+from offpolicy_rl.replay import admission
+from offpolicy_rl.roles import beginning, parts
+from offpolicy_rl.roles.assembly import Learner, make_learner
 from offpolicy_rl.sampler import evaluation
-from offpolicy_rl.tasks import catalog, stream
-from offpolicy_rl.transport import bounds, codec, security, server
+from offpolicy_rl.tasks import stream
+from offpolicy_rl.transport import bounds, security, server
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass
-class _Learner:
-  """The learner's parts while it runs."""
-
-  config: object
-  run_dir: pathlib.Path
-  stop: threading.Event
-  choices: step.StepChoices
-  mesh: jax.sharding.Mesh
-  policy: parts.Policy
-  screen: progress.Progress
-  checkpoints: checkpoint.Checkpoints
-  restored: checkpoint.Restored | None
-  records: Records
-  front: Front
-  desk: evaluation.Desk | None = None  # until the prompts are read
-
-  def next_batch(self, at_step: int) -> loop.Consumed:
-    """Waits until every group of the step is back."""
-    settings = self.config.learner
-    ids = admission.ticket_ids(at_step, settings.prompts_per_step)
-    groups = None
-    while groups is None:
-      if self.stop.is_set():  # asked before every batch: there may always be one ready
-        raise loop.Stopped
-      groups = self.front.book.take(ids, timeout=0.5)
-    row = self.records.consumed(
-      at_step, groups, last=at_step + 1 == settings.steps, decode=self.policy.words.decode
-    )
-    self.compare_with_recording(at_step, row)
-    batch = batching.make_batch(groups, num_tokens=parts.row_tokens(self.config))
-    found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
-    return loop.Consumed(batch, ids, found)
-
-  def compare_with_recording(self, at_step: int, row: dict) -> None:
-    """Stops a replay at the first group that differs from the recorded one."""
-    recorded = self.front.control.recorded
-    if recorded is None or row["digests"] == recorded.digests[at_step]:
-      return
-    pairs = zip(row["digests"], recorded.digests[at_step], strict=True)
-    group = next(i for i, (new, old) in enumerate(pairs) if new != old)
-    raise schedule.ScheduleError(
-      f"--replay: step {at_step}, group {group} differs from the recorded one: the two runs do not "
-      "compute the same (another release, machine or number of devices?)"
-    )
-
-  def save(self, version: int, state: state_lib.TrainState) -> None:
-    """Starts a checkpoint: all that `version` needs to go on as if nothing had happened."""
-    position = {"files": self.records.position(), "evaluations": self.desk.open()}
-    versions = self.front.older_versions()
-    self.checkpoints.save(version, state, versions=versions, position=position)
 
 
 def run_learner(
@@ -97,7 +40,7 @@ def run_learner(
   """
   session = uuid.uuid4().hex
   published = parts.make_store(config, weights_dir, session)
-  me = _make_learner(config, run_dir, stop or threading.Event(), resume, published)
+  me = make_learner(config, run_dir, stop or threading.Event(), resume, published)
   identity = server.Identity(
     session=session,
     run_id=run_dir.name,
@@ -127,80 +70,17 @@ def _largest_request_mb(config) -> int:
   return min(config.transport.max_message_mb, 1 + (max(most, bounds.PUSH_BYTES) >> 20))
 
 
-def _make_learner(
-  config, run_dir: pathlib.Path, stop: threading.Event, resume: bool, published
-) -> _Learner:
-  """Reads what there is to resume, then opens the run's files."""
-  control = parts.lag_control(config)
-  screen = progress.Progress(config.learner.steps)
-  run_dir.mkdir(parents=True, exist_ok=True)
-  policy = parts.policy_of(config, parts.model_files(config, run_dir))
-  choices, mesh = parts.step_choices(config, policy.model), sharding.make_mesh(**config.mesh)
-  groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
-  saved = checkpoint.Checkpoints(
-    run_dir / "checkpoints", keep=config.checkpoint.keep, say=screen.say,
-    committed=lambda steps: _prune(saved, groups, steps),
-  )  # fmt: skip
-  restored = _restore(saved, choices, mesh) if resume else None
-  if restored is None:
-    if resume:
-      screen.say(f"--resume: no checkpoint in {run_dir}, starting from the beginning")
-    groups.clear()
-  checkpoint.write_durably(run_dir / "config.json", config_lib.to_json(config))
-  return _Learner(
-    config=config,
-    run_dir=run_dir,
-    stop=stop,
-    choices=choices,
-    mesh=mesh,
-    policy=policy,
-    screen=screen,
-    checkpoints=saved,
-    restored=restored,
-    records=Records(
-      run_dir, config_lib.to_json(config), screen,
-      position=restored and restored.position["files"], first_step=restored.step if restored else 0,
-    ),
-    front=Front(
-      book=ledger.Ledger(
-        config.transport.lease_seconds, reissue_seconds=config.transport.reissue_seconds,
-        recover=groups.get,
-      ),
-      groups=groups,
-      weights=published,
-      weights_dtype=config.transport.weights_dtype,
-      vocab_size=policy.model.vocab_size,
-      max_tokens=config.task.max_completion_tokens,
-      control=control,
-      newest_ever=groups.progress()[0],
-    ),
-  )  # fmt: skip
-
-
-def _restore(saved: checkpoint.Checkpoints, choices, mesh) -> checkpoint.Restored | None:
-  shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
-  shapes = state_lib.shapes(choices.model, choices.optimizer)
-  with jax.sharding.set_mesh(mesh):
-    return saved.restore(shapes, shardings)
-
-
-def _prune(saved: checkpoint.Checkpoints, groups: store.GroupStore, steps: list[int]) -> None:
-  """Forgets the groups that no checkpoint which is kept can ask for."""
-  asked = [row for at in steps for row in saved.position(at)["evaluations"]]
-  groups.prune(steps[0], keep=[ticket_id for row in asked for ticket_id in row["ticket_ids"]])
-
-
-def _train(me: _Learner) -> state_lib.TrainState | None:
+def _train(me: Learner) -> state_lib.TrainState | None:
   """Warm start or restore, the loop, the last evaluation."""
   config = me.config
-  train, heldout = _prompts(me)
+  train, heldout = beginning.prompts(me)
   me.desk = evaluation.Desk(
     me.front.book, heldout[: config.evaluation.problems], samples=config.evaluation.samples,
     temperature=config.sampler.temperature, write=me.records.heldout,
   )  # fmt: skip
   with jax.sharding.set_mesh(me.mesh):
     try:
-      state, reference = _initial_state(me, train)
+      state, reference = beginning.initial_state(me, train)
     except loop.Stopped:
       me.screen.say("stopped during the warm start; --resume will begin anew")
       return None
@@ -217,7 +97,7 @@ def _train(me: _Learner) -> state_lib.TrainState | None:
   return state
 
 
-def _save_first(me: _Learner, state) -> None:
+def _save_first(me: Learner, state) -> None:
   """Before any training ticket goes out: no acknowledged group is without a state to return to."""
   me.save(0, state)
   me.checkpoints.wait()
@@ -227,101 +107,7 @@ def _save_first(me: _Learner, state) -> None:
     )
 
 
-def _prompts(me: _Learner):
-  """(training prompts, held-out prompts)."""
-  from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: 7 s and 0.9 GB, only here
-
-  task, words = me.config.task, me.policy.words
-  train, skipped = seqio_tasks.load(task.name, catalog.TRAIN_SPLIT, words, task.max_prompt_tokens)
-  heldout, _ = seqio_tasks.load(task.name, catalog.HELDOUT_SPLIT, words, task.max_prompt_tokens)
-  me.screen.say(
-    f"task {task.name}: {len(train)} prompts, {len(heldout)} held out, {skipped} too long"
-  )
-  if not train or not heldout:
-    raise ValueError(
-      f"task.max_prompt_tokens: got {task.max_prompt_tokens}, which leaves {len(train)} training "
-      f"and {len(heldout)} held-out prompts of task {task.name}; expected at least one of each"
-    )
-  return train, heldout
-
-
-def _initial_state(me: _Learner, train):
-  """(state, reference parameters or None): restored, or fresh and warm-started."""
-  choices, restored = me.choices, me.restored
-  wants_reference = choices.objective.choices.needs_reference
-  if restored is not None:
-    me.screen.say(f"resuming from the checkpoint of step {restored.step}")
-    for version, tensors in restored.versions.items():
-      me.front.weights.put(version, tensors)
-    for row in restored.position["evaluations"]:
-      me.desk.ask(row["phase"], version=row["version"], step=row["step"])
-    if not wants_reference:
-      return restored.state, None
-    shardings = state_lib.shardings(choices.model, me.mesh, choices.optimizer).params
-    return restored.state, me.checkpoints.restore_initial(restored.state.params, shardings)
-  if me.config.model.checkpoint:
-    state = _imported_state(me)
-  else:
-    state = state_lib.create(choices.model, me.mesh, choices.optimizer, me.config.seed)
-  if me.config.warm_start.steps:
-    me.front.publish(types.RAW_VERSION, state.params)
-    me.desk.ask("before warm start", version=types.RAW_VERSION, step=0)
-    state = _warm_start(me, state, train)
-  if not wants_reference:
-    return state, None
-  me.checkpoints.save_initial(state.params)
-  return state, jax.tree.map(jnp.copy, state.params)
-
-
-def _imported_state(me: _Learner) -> state_lib.TrainState:
-  """The weights of a published checkpoint, each device reading its own part."""
-  found = pretrained.Checkpoint(pathlib.Path(me.config.model.checkpoint))
-  me.screen.say(f"weights of {found.directory}")
-  shardings = state_lib.shardings(me.choices.model, me.mesh, me.choices.optimizer)
-  return state_lib.from_params(found.load(shardings.params), me.choices.optimizer, me.mesh)
-
-
-def _warm_start(me: _Learner, state, train) -> state_lib.TrainState:
-  settings = me.config.warm_start
-  optimizer = state_lib.make_optimizer(
-    learning_rate=settings.learning_rate,
-    num_steps=settings.steps,
-    warmup_steps=settings.steps // 20,
-    # Constant to the end: after a decay to zero, RL's first updates would undo the fine tuning.
-    schedule="constant",
-  )
-  choices = dataclasses.replace(me.choices, optimizer=optimizer)
-  demonstrations = stream.PromptStream(train, me.config.seed + 1)
-
-  def next_batch(at_step: int) -> types.Batch:
-    chosen = [demonstrations[at_step * settings.rows + i] for i in range(settings.rows)]
-    pairs = [(e.prompt_tokens, e.demonstration_tokens) for e in chosen]
-    batch = batching.demonstration_batch(pairs, num_tokens=parts.row_tokens(me.config))
-    return state_lib.place_batch(me.mesh, batch)
-
-  losses = []
-
-  def write(at_step: int, loss: float) -> None:
-    losses.append(loss)
-    me.records.warm_start(at_step, loss)
-    me.desk.collect()
-
-  state = warm_start.run(
-    choices,
-    state_lib.from_params(state.params, optimizer, me.mesh),
-    num_steps=settings.steps,
-    next_batch=next_batch,
-    write=write,
-    stop_loss=settings.stop_loss,
-    should_stop=me.stop.is_set,
-  )
-  if me.stop.is_set():
-    raise loop.Stopped
-  me.screen.say(f"warm start ended after {len(losses)} steps, loss {losses[-1]:.3f}")
-  return state_lib.from_params(state.params, me.choices.optimizer, me.mesh)
-
-
-def _make_admission(me: _Learner, train, first_step: int) -> admission.Admission:
+def _make_admission(me: Learner, train, first_step: int) -> admission.Admission:
   learner, front = me.config.learner, me.front
   make_tickets = functools.partial(
     admission.train_tickets,
@@ -337,7 +123,7 @@ def _make_admission(me: _Learner, train, first_step: int) -> admission.Admission
   )  # fmt: skip
 
 
-def _loop_parts(me: _Learner, reference) -> loop.Parts:
+def _loop_parts(me: Learner, reference) -> loop.Parts:
   """Binds the loop's functions."""
   config = me.config
   compiled = step.compile_step(
@@ -367,7 +153,7 @@ def _loop_parts(me: _Learner, reference) -> loop.Parts:
   return loop.Parts(me.next_batch, train_step, me.front.publish, write, after_step)
 
 
-def _finish(me: _Learner, state) -> None:
+def _finish(me: Learner, state) -> None:
   """Last checkpoint, last evaluation (unless stopped early)."""
   version = int(state.step)
   me.save(version, state)
@@ -379,7 +165,7 @@ def _finish(me: _Learner, state) -> None:
     pass
 
 
-def _shut_down(me: _Learner, wire) -> None:
+def _shut_down(me: Learner, wire) -> None:
   """Tells samplers that the run is over, writes what is left, prints where to look."""
   me.screen.stop()
   wire.say_not_serving()

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from offpolicy_rl.learner import loop
-from offpolicy_rl.roles import learner
+from offpolicy_rl.roles import assembly
 
 
 def test_a_learner_that_never_has_to_wait_still_hears_that_it_is_to_stop():
@@ -20,4 +20,4 @@ def test_a_learner_that_never_has_to_wait_still_hears_that_it_is_to_stop():
     stop=stop,
   )
   with pytest.raises(loop.Stopped):
-    learner._Learner.next_batch(me, 0)
+    assembly.Learner.next_batch(me, 0)

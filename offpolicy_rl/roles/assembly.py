@@ -1,0 +1,135 @@
+"""Puts a learner together: reads what there is to resume, opens the run's files."""
+
+import dataclasses
+import pathlib
+import threading
+
+import jax
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl import progress
+from offpolicy_rl.learner import checkpoint, loop, step
+from offpolicy_rl.learner import state as state_lib
+from offpolicy_rl.model import sharding
+from offpolicy_rl.replay import admission, batching, ledger, schedule, store
+from offpolicy_rl.roles import parts
+from offpolicy_rl.roles.front import Front
+from offpolicy_rl.roles.records import Records
+from offpolicy_rl.sampler import evaluation
+from offpolicy_rl.transport import codec
+
+
+@dataclasses.dataclass
+class Learner:
+  """The learner's parts while it runs."""
+
+  config: object
+  run_dir: pathlib.Path
+  stop: threading.Event
+  choices: step.StepChoices
+  mesh: jax.sharding.Mesh
+  policy: parts.Policy
+  screen: progress.Progress
+  checkpoints: checkpoint.Checkpoints
+  restored: checkpoint.Restored | None
+  records: Records
+  front: Front
+  desk: evaluation.Desk | None = None  # until the prompts are read
+
+  def next_batch(self, at_step: int) -> loop.Consumed:
+    """Waits until every group of the step is back."""
+    settings = self.config.learner
+    ids = admission.ticket_ids(at_step, settings.prompts_per_step)
+    groups = None
+    while groups is None:
+      if self.stop.is_set():  # asked before every batch: there may always be one ready
+        raise loop.Stopped
+      groups = self.front.book.take(ids, timeout=0.5)
+    row = self.records.consumed(
+      at_step, groups, last=at_step + 1 == settings.steps, decode=self.policy.words.decode
+    )
+    self.compare_with_recording(at_step, row)
+    batch = batching.make_batch(groups, num_tokens=parts.row_tokens(self.config))
+    found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
+    return loop.Consumed(batch, ids, found)
+
+  def compare_with_recording(self, at_step: int, row: dict) -> None:
+    """Stops a replay at the first group that differs from the recorded one."""
+    recorded = self.front.control.recorded
+    if recorded is None or row["digests"] == recorded.digests[at_step]:
+      return
+    pairs = zip(row["digests"], recorded.digests[at_step], strict=True)
+    group = next(i for i, (new, old) in enumerate(pairs) if new != old)
+    raise schedule.ScheduleError(
+      f"--replay: step {at_step}, group {group} differs from the recorded one: the two runs do not "
+      "compute the same (another release, machine or number of devices?)"
+    )
+
+  def save(self, version: int, state: state_lib.TrainState) -> None:
+    """Starts a checkpoint: all that `version` needs to go on as if nothing had happened."""
+    position = {"files": self.records.position(), "evaluations": self.desk.open()}
+    versions = self.front.older_versions()
+    self.checkpoints.save(version, state, versions=versions, position=position)
+
+
+def make_learner(
+  config, run_dir: pathlib.Path, stop: threading.Event, resume: bool, published
+) -> Learner:
+  """Reads what there is to resume, then opens the run's files."""
+  control = parts.lag_control(config)
+  screen = progress.Progress(config.learner.steps)
+  run_dir.mkdir(parents=True, exist_ok=True)
+  policy = parts.policy_of(config, parts.model_files(config, run_dir))
+  choices, mesh = parts.step_choices(config, policy.model), sharding.make_mesh(**config.mesh)
+  groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
+  saved = checkpoint.Checkpoints(
+    run_dir / "checkpoints", keep=config.checkpoint.keep, say=screen.say,
+    committed=lambda steps: _prune(saved, groups, steps),
+  )  # fmt: skip
+  restored = _restore(saved, choices, mesh) if resume else None
+  if restored is None:
+    if resume:
+      screen.say(f"--resume: no checkpoint in {run_dir}, starting from the beginning")
+    groups.clear()
+  checkpoint.write_durably(run_dir / "config.json", config_lib.to_json(config))
+  return Learner(
+    config=config,
+    run_dir=run_dir,
+    stop=stop,
+    choices=choices,
+    mesh=mesh,
+    policy=policy,
+    screen=screen,
+    checkpoints=saved,
+    restored=restored,
+    records=Records(
+      run_dir, config_lib.to_json(config), screen,
+      position=restored and restored.position["files"], first_step=restored.step if restored else 0,
+    ),
+    front=Front(
+      book=ledger.Ledger(
+        config.transport.lease_seconds, reissue_seconds=config.transport.reissue_seconds,
+        recover=groups.get,
+      ),
+      groups=groups,
+      weights=published,
+      weights_dtype=config.transport.weights_dtype,
+      vocab_size=policy.model.vocab_size,
+      max_tokens=config.task.max_completion_tokens,
+      control=control,
+      newest_ever=groups.progress()[0],
+    ),
+  )  # fmt: skip
+
+
+def _restore(saved: checkpoint.Checkpoints, choices, mesh) -> checkpoint.Restored | None:
+  shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
+  shapes = state_lib.shapes(choices.model, choices.optimizer)
+  with jax.sharding.set_mesh(mesh):
+    return saved.restore(shapes, shardings)
+
+
+def _prune(saved: checkpoint.Checkpoints, groups: store.GroupStore, steps: list[int]) -> None:
+  """Forgets the groups that no checkpoint which is kept can ask for."""
+  asked = [row for at in steps for row in saved.position(at)["evaluations"]]
+  groups.prune(steps[0], keep=[ticket_id for row in asked for ticket_id in row["ticket_ids"]])
