@@ -64,7 +64,14 @@ def get_config() -> config_dict.ConfigDict:
   c.learner.prompts_per_step = 16  # groups per update
   c.learner.group_size = 8  # completions per prompt, G
   c.learner.microbatches = 1  # the batch is worked off in this many parts; same gradient
-  # Columns of a batch whose logits exist at a time; 0 = all. For large vocabularies.
+  # How completions lie in the rows that the model sees (replay/packing.py); same results:
+  # padded: one per row | packed: as many as fit | shared: one copy of the prompt for its group, too
+  c.learner.layout = "padded"
+  c.learner.row_tokens = 0  # columns of a row; 0 = one completion, or one group where shared
+  # Rows and columns are rounded up to so many-th parts of the largest there can be: more is less
+  # padding, and more compilations at the beginning.
+  c.learner.buckets = 1
+  # Scored tokens per row whose logits exist at a time; 0 = all. For large vocabularies.
   c.learner.logprob_chunk = 0
   c.learner.learning_rate = 3e-4
   c.learner.warmup_steps = 0  # linear from 0

@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from offpolicy_rl import losses
 from offpolicy_rl.losses import group_regime
-from offpolicy_rl.replay import lag
+from offpolicy_rl.replay import lag, packing
 from offpolicy_rl.tasks import catalog
 
 
@@ -54,8 +54,8 @@ _FLOATS = {
   "transport.reconnect_seconds",
 }
 _TEXTS = {
-  "task.name", "task.prompt", "model.checkpoint", "lag.mode", "lag.schedule", "learner.schedule",
-  "transport.weights_dtype",
+  "task.name", "task.prompt", "model.checkpoint", "lag.mode", "lag.schedule", "learner.layout",
+  "learner.schedule", "transport.weights_dtype",
 }  # fmt: skip
 _SWITCHES = {"model.tied_embeddings", "task.chat"}
 
@@ -89,6 +89,9 @@ _CHECKS = {
   "learner.prompts_per_step": _at_least(1),
   "learner.group_size": _at_least(2),  # every advantage compares with the group
   "learner.microbatches": _at_least(1),
+  "learner.layout": _one_of(*packing.LAYOUTS),
+  "learner.row_tokens": _at_least(0),
+  "learner.buckets": ((lambda x: 1 <= x <= 16), "1 to 16"),
   "learner.logprob_chunk": _at_least(0),
   "learner.learning_rate": _POSITIVE,
   "learner.warmup_steps": _at_least(0),
@@ -166,13 +169,30 @@ def _objective_relations(c, rows_per_part: int) -> list[tuple[bool, str]]:
     (
       not objective.couples_rows or rows_per_part % c.learner.group_size == 0,
       f"learner.microbatches: got {c.learner.microbatches}, expected a divisor of "
-      f"learner.prompts_per_step = {c.learner.prompts_per_step} (per shard of the mesh): "
+      f"learner.prompts_per_step = {c.learner.prompts_per_step}: "
       f"objective.fn = {objective.fn} needs whole groups",
     ),
     (
       objective.advantage != "value",
       "objective.advantage: got 'value', expected another: the learner has no values V* of its "
       "prompts; objective.advantage=vhat estimates them from the current group",
+    ),
+  ]
+
+
+def _layout_relations(c) -> list[tuple[bool, str]]:
+  """How rows are filled."""
+  layout, columns = c.learner.layout, c.learner.row_tokens
+  longest = c.task.max_prompt_tokens + c.task.max_completion_tokens
+  return [
+    (
+      columns == 0 or layout != packing.PADDED,
+      f"learner.row_tokens: got {columns}, expected 0 with layout padded: a row is one completion",
+    ),
+    (
+      columns == 0 or columns >= longest,
+      f"learner.row_tokens: got {columns}, expected at least {longest}, the longest prompt and "
+      "completion",
     ),
   ]
 
@@ -239,7 +259,8 @@ def _relations(c) -> list[tuple[bool, str]]:
       f"mesh.data, mesh.fsdp, learner.microbatches: got {c.mesh.data} x {c.mesh.fsdp} x {micro}, "
       f"expected a divisor of the {rows} rows of a batch (prompts_per_step x group_size)",
     ),
-    *_objective_relations(c, rows // (micro * shards)),
+    *_objective_relations(c, rows // micro),
+    *_layout_relations(c),
     (
       c.warm_start.rows % shards == 0,
       f"warm_start.rows: got {c.warm_start.rows}, expected a multiple of data x fsdp = {shards}",

@@ -80,12 +80,13 @@ def _warm_start(me: Learner, state, train) -> state_lib.TrainState:
     schedule="constant",
   )
   choices = dataclasses.replace(me.choices, optimizer=optimizer)
+  limits = parts.limits(me.config)
   demonstrations = stream.PromptStream(train, me.config.seed + 1)
 
   def next_batch(at_step: int) -> types.Batch:
     chosen = [demonstrations[at_step * settings.rows + i] for i in range(settings.rows)]
     pairs = [(e.prompt_tokens, e.demonstration_tokens) for e in chosen]
-    batch = batching.demonstration_batch(pairs, num_tokens=parts.row_tokens(me.config))
+    batch = batching.demonstration_batch(pairs, limits)
     return state_lib.place_batch(me.mesh, batch)
 
   losses = []

@@ -10,7 +10,7 @@ from offpolicy_rl import losses, types
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import decoder, families, pretrained
-from offpolicy_rl.replay import lag, schedule
+from offpolicy_rl.replay import lag, packing, schedule
 from offpolicy_rl.sampler import engine
 from offpolicy_rl.tasks import catalog, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
@@ -81,7 +81,6 @@ def step_choices(config, model: decoder.DecoderConfig) -> step.StepChoices:
     objective=losses.objective(config_lib.objective_choices(config)),
     optimizer=optimizer,
     temperature=config.sampler.temperature,
-    microbatches=learner.microbatches,
     logprob_chunk=learner.logprob_chunk,
   )
 
@@ -126,6 +125,14 @@ def make_store(config, weights_dir: str | None, session: str):
   return weights_dir_lib.Publisher(weights_dir, session)
 
 
-def row_tokens(config) -> int:
-  """Columns of a batch."""
-  return config.task.max_prompt_tokens + config.task.max_completion_tokens
+def limits(config) -> packing.Limits:
+  """How batches are laid out."""
+  learner, task = config.learner, config.task
+  longest = (task.max_prompt_tokens, task.max_completion_tokens)
+  return packing.Limits(
+    learner.layout,
+    *longest,
+    columns=learner.row_tokens or packing.row_columns(learner.layout, *longest, learner.group_size),
+    shards=config.mesh.data * config.mesh.fsdp,
+    buckets=learner.buckets,
+  )
