@@ -40,6 +40,7 @@ REQUIRES = [
   "tensorflow>=2.21,<2.22",
   "tensorflow-text>=2.21,<2.22",
   "tensorflow-datasets>=4.9.10,<5",
+  "importlib-resources>=6,<8",  # tensorflow-datasets imports it and does not say so
   "tensorboardX>=2.6.5,<3",
   "pebble>=5.1,<6",
   "safetensors>=0.8,<0.9",

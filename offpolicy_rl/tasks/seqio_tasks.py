@@ -115,7 +115,7 @@ def load_members(
 
 
 def tfds_rows(name: str, data_dir: str, split: str) -> Iterator[dict[str, str]]:
-  """Rows of a data set that TFDS prepared in `data_dir` before; nothing is downloaded."""
+  """Rows of a data set ("name:version") that TFDS prepared in `data_dir`; nothing is downloaded."""
   source = seqio.TfdsDataSource(
     tfds_name=name, tfds_data_dir=data_dir, splits=[split], read_only=True
   )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 from offpolicy_rl.tasks import extraction, verifiers
 
+_GSM8K = "gsm8k:1.0.0"  # in TFDS
 # Tasks of reasoning-gym 0.1.25 that can't teach, and why.
 REFUSED = {
   "game_of_life_halting": "its scorer gives full marks to junk",
@@ -168,7 +169,7 @@ def gsm8k_rows(data_dir: str, split: str) -> Callable[[], Iterator[tuple[str, di
       return _rows(path)
     from offpolicy_rl.tasks import seqio_tasks  # TensorFlow, only here
 
-    found = seqio_tasks.tfds_rows("gsm8k", str(folder), split)
+    found = seqio_tasks.tfds_rows(_GSM8K, str(folder), split)
     return ((f"{folder}: {split} {i}", row) for i, row in enumerate(found))
 
   return rows
@@ -184,7 +185,7 @@ def check_gsm8k(data_dir: str) -> None:
   """Raises TaskError unless one of the two forms is there."""
   folder = gsm8k_folder(data_dir)
   as_jsonl = all((folder / f"{split}.jsonl").is_file() for split in ("train", "test"))
-  if not as_jsonl and not list(folder.glob("gsm8k/*/dataset_info.json")):
+  if not as_jsonl and not (folder / _GSM8K.replace(":", "/") / "dataset_info.json").is_file():
     raise TaskError(
       f"task.data_dir: {folder} has neither train.jsonl and test.jsonl of GSM8K nor what "
       "`tfds build gsm8k --data_dir=DIR` leaves in a DIR; prepare one and name it there or in "
