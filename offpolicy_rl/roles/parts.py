@@ -32,7 +32,7 @@ def policy_of(config, files: types.ModelFiles | None) -> Policy:
     ConfigError, families.UnsupportedModel, tokenizer.TokenizerError: it can't be used.
   """
   if files is None:
-    words = catalog.TASKS[config.task.name].vocabulary
+    words = catalog.of(config.task).vocabulary
     own = {key: value for key, value in config.model.items() if key != "checkpoint"}
     return Policy(decoder.DecoderConfig(vocab_size=words.size, **own), words)
   model = families.read(json.loads(files.config))
