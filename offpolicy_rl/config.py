@@ -38,6 +38,7 @@ _FLOATS = {
   "task.verifier_seconds",
   "model.rope_theta",
   "model.norm_eps",
+  "model.lora_alpha",
   "warm_start.stop_loss",
   "warm_start.learning_rate",
   "learner.learning_rate",
@@ -54,10 +55,12 @@ _FLOATS = {
   "transport.reconnect_seconds",
 }
 _TEXTS = {
-  "task.name", "task.prompt", "model.checkpoint", "lag.mode", "lag.schedule", "learner.schedule",
-  "transport.weights_dtype",
+  "task.name", "task.prompt", "model.checkpoint", "model.lora_targets", "lag.mode", "lag.schedule",
+  "learner.schedule", "transport.weights_dtype",
 }  # fmt: skip
 _SWITCHES = {"model.tied_embeddings", "task.chat"}
+
+_LORA_TARGETS = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_up", "w_down")
 
 _CHECKS = {
   "seed": ((lambda x: 0 <= x < 2**31), "0 to 2147483647"),
@@ -75,6 +78,12 @@ _CHECKS = {
   "model.mlp_width": _at_least(1),
   "model.rope_theta": _POSITIVE,
   "model.norm_eps": _POSITIVE,
+  "model.lora_rank": _at_least(0),
+  "model.lora_alpha": _POSITIVE,
+  "model.lora_targets": (
+    (lambda x: set(x.split(",")) <= set(_LORA_TARGETS)),
+    "some of " + ",".join(_LORA_TARGETS),
+  ),
   "mesh.data": _at_least(1),
   "mesh.fsdp": _at_least(1),
   "mesh.tensor": _at_least(1),

@@ -11,7 +11,7 @@ import optax
 from offpolicy_rl import types
 from offpolicy_rl.learner.state import TrainState
 from offpolicy_rl.losses import LossInputs, Objective, masked, ratios
-from offpolicy_rl.model import decoder, policy
+from offpolicy_rl.model import decoder, lora, policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,14 @@ class StepChoices:
   temperature: float
   microbatches: int
   logprob_chunk: int = 0  # columns whose logits exist at a time; 0 = all
+
+  def whole(self, params, frozen):
+    """All parameters of the policy: the trained ones, on their base where they are adapters."""
+    return lora.join(frozen, params) if self.model.lora_rank else params
+
+  def reference(self) -> "StepChoices":
+    """For the frozen policy, which has no adapters."""
+    return dataclasses.replace(self, model=lora.plain(self.model))
 
   def token_stats(self, params, tokens) -> policy.TokenStats:
     """Log-probabilities and entropy under `params` at the sampler's temperature."""
@@ -42,14 +50,15 @@ def train_step(
 
   Args:
     reference_params: parameters of the frozen initial policy, or None when the objective does not
-      look at a reference.
+      look at a reference. Adapters are trained on top of it: then it is always given, and serves
+      as base and as reference without a second copy.
   """
   objective = choices.objective
   prepared = objective.prepare(_whole_inputs(batch, None))
 
   def rows_loss(params, part):
     rows, rows_prepared = part
-    stats = choices.token_stats(params, rows.tokens)
+    stats = choices.token_stats(choices.whole(params, reference_params), rows.tokens)
     inputs = _loss_inputs(choices, rows, stats.logprobs, reference_params, state.step)
     return objective.loss(inputs, rows_prepared), stats
 
@@ -92,10 +101,13 @@ def supervised_step(
 
 @functools.partial(jax.jit, static_argnums=0)
 def logprob_mismatch(
-  choices: StepChoices, params, batch: types.Batch, version
+  choices: StepChoices, params, batch: types.Batch, version, frozen=None
 ) -> dict[str, jax.Array]:
-  """Largest and mean |learner - sampler| logprob over the tokens that `params` = `version` drew."""
-  logprobs = choices.token_stats(params, batch.tokens).logprobs
+  """Largest and mean |learner - sampler| logprob over the tokens that `params` = `version` drew.
+
+  `frozen`: the base when `params` are adapters.
+  """
+  logprobs = choices.token_stats(choices.whole(params, frozen), batch.tokens).logprobs
   same = batch.loss_mask & (batch.versions == version)
   gap = jnp.abs(logprobs - batch.sampler_logprobs)
   return {
@@ -121,7 +133,7 @@ def _loss_inputs(
   wanted = choices.objective.choices
   inputs = _whole_inputs(rows, logprobs)
   if wanted.needs_reference:
-    stats = choices.token_stats(reference_params, rows.tokens)
+    stats = choices.reference().token_stats(reference_params, rows.tokens)
     inputs = inputs._replace(reference_logprobs=jax.lax.stop_gradient(stats.logprobs))
   if wanted.needs_proximal:
     proximal = ratios.proximal_logprobs(

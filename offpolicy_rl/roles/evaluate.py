@@ -12,9 +12,8 @@ import rich.progress
 import rich.table
 
 from offpolicy_rl import types
-from offpolicy_rl.learner import checkpoint
+from offpolicy_rl.model import lora, pretrained
 from offpolicy_rl.model import policy as policy_lib
-from offpolicy_rl.model import pretrained
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import engine, evaluation, votes, worker
 from offpolicy_rl.tasks import catalog, scoring, tokenizer
@@ -94,12 +93,11 @@ def _examples(config, policy: parts.Policy, split: str):
 
 def _weights(config, policy: parts.Policy, run_dir: pathlib.Path | None):
   """(step or None, parameters on the first device)."""
-  shapes = policy_lib.shapes(policy.model)
   if run_dir is not None:
-    return checkpoint.newest_params(run_dir / "checkpoints", shapes)
+    return parts.newest_params(run_dir, policy.model)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   published = pretrained.Checkpoint(pathlib.Path(config.model.checkpoint))
-  return None, published.load(jax.tree.map(lambda _: here, shapes))
+  return None, published.load(jax.tree.map(lambda _: here, policy_lib.shapes(published.config)))
 
 
 def _answer(config, policy: parts.Policy, params, examples, console) -> Iterator[dict]:
@@ -134,7 +132,7 @@ def _answer(config, policy: parts.Policy, params, examples, console) -> Iterator
 def _engine(config, policy: parts.Policy, examples, *, prompts: int) -> engine.Engine:
   longest = max(example.prompt_tokens.size for example in examples)
   return engine.Engine(
-    policy.model,
+    lora.plain(policy.model),
     slots=config.sampler.slots,
     prompts=prompts,
     max_prompt_tokens=longest + -longest % _WIDTH_MULTIPLE,
