@@ -79,7 +79,7 @@ def make_learner(
   control = parts.lag_control(config)
   screen = progress.Progress(config.learner.steps)
   run_dir.mkdir(parents=True, exist_ok=True)
-  policy = parts.policy_of(config, parts.model_files(config, run_dir))
+  policy = parts.policy_of(config, parts.model_files(config, run_dir, resume=resume))
   choices, mesh = parts.step_choices(config, policy.model), sharding.make_mesh(**config.mesh)
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
   saved = checkpoint.Checkpoints(

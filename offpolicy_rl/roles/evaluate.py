@@ -73,7 +73,7 @@ def run(
 
 def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
   if run_dir is not None:
-    return parts.model_files(config, run_dir)
+    return parts.model_files(config, run_dir, resume=True)
   return tokenizer.read_files(pathlib.Path(config.model.checkpoint))
 
 

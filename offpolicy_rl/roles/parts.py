@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 
@@ -10,7 +11,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import losses, types
 from offpolicy_rl.learner import checkpoint, step
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import decoder, families, lora
+from offpolicy_rl.model import decoder, families, lora, pretrained
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import lag, schedule
 from offpolicy_rl.sampler import engine
@@ -61,13 +62,25 @@ def _with_adapters(model: decoder.DecoderConfig, wanted) -> decoder.DecoderConfi
   )
 
 
-def model_files(config, run_dir: pathlib.Path) -> types.ModelFiles | None:
-  """Of the published checkpoint that the run begins with; kept in the run directory."""
+def model_files(config, run_dir: pathlib.Path, *, resume: bool) -> types.ModelFiles | None:
+  """Of the published checkpoint that the run begins with; kept in RUN/model for resume and export.
+
+  `resume`: those kept are the run's own, the checkpoint may be gone; else they are copied anew.
+  """
   if not config.model.checkpoint:
     return None
-  kept = run_dir / "model"
-  if not kept.exists():
-    tokenizer.write_files(tokenizer.read_files(pathlib.Path(config.model.checkpoint)), kept)
+  source, kept = pathlib.Path(config.model.checkpoint), run_dir / "model"
+  if not (resume and kept.is_dir()):
+    tokenizer.read_files(source)  # refuses it before anything is touched
+    half = run_dir / ".model-half"
+    for old in (kept, half):
+      shutil.rmtree(old, ignore_errors=True)
+    half.mkdir()
+    for path in (
+      p for name in (pretrained.CONFIG, *pretrained.COMPANIONS) for p in source.glob(name)
+    ):
+      shutil.copy(path, half)
+    half.rename(kept)
   return tokenizer.read_files(kept)
 
 
