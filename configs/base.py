@@ -57,6 +57,11 @@ def get_config() -> config_dict.ConfigDict:
   # Directory of a published checkpoint (offpolicy-rl import): its architecture, weights and
   # tokenizer replace the keys above. "" = fresh weights and the task's own vocabulary.
   c.model.checkpoint = ""
+  # Low-rank adapters (LoRA, model/lora.py) are trained instead of the weights; 0 = the weights.
+  # A warm start before them trains the weights.
+  c.model.lora_rank = 0
+  c.model.lora_alpha = 16.0  # updates are multiplied by alpha / rank
+  c.model.lora_targets = "w_q,w_k,w_v,w_o,w_gate,w_up,w_down"  # matrices of every layer
 
   # Devices per mesh axis of the learner. Rows are split over data x fsdp, weights over fsdp x
   # tensor.

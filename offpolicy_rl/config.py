@@ -50,6 +50,7 @@ _FLOATS = {
   "task.length_weight",
   "model.rope_theta",
   "model.norm_eps",
+  "model.lora_alpha",
   "warm_start.stop_loss",
   "warm_start.learning_rate",
   "learner.learning_rate",
@@ -66,13 +67,15 @@ _FLOATS = {
   "transport.reconnect_seconds",
 }
 _TEXTS = {
-  "task.name", "task.prompt", "model.checkpoint", "lag.mode", "lag.schedule", "learner.layout",
-  "learner.schedule",
-  "transport.weights_dtype", "task.mixture", "task.options", "task.data_dir", "task.train_file",
-  "task.heldout_file", "task.question_column", "task.answer_column", "task.demonstration_column",
-  "task.verifier", "task.failed_reward", "task.format_pattern",
+  "task.name", "task.prompt", "model.checkpoint", "model.lora_targets", "lag.mode", "lag.schedule",
+  "learner.layout", "learner.schedule", "transport.weights_dtype", "task.mixture", "task.options",
+  "task.data_dir", "task.train_file", "task.heldout_file", "task.question_column",
+  "task.answer_column", "task.demonstration_column", "task.verifier", "task.failed_reward",
+  "task.format_pattern",
 }  # fmt: skip
 _SWITCHES = {"model.tied_embeddings", "task.chat"}
+
+_LORA_TARGETS = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_up", "w_down")
 
 _CHECKS = {
   "seed": ((lambda x: 0 <= x < 2**31), "0 to 2147483647"),
@@ -105,6 +108,12 @@ _CHECKS = {
   "model.mlp_width": _at_least(1),
   "model.rope_theta": _POSITIVE,
   "model.norm_eps": _POSITIVE,
+  "model.lora_rank": _at_least(0),
+  "model.lora_alpha": _POSITIVE,
+  "model.lora_targets": (
+    (lambda x: set(x.split(",")) <= set(_LORA_TARGETS)),
+    "some of " + ",".join(_LORA_TARGETS),
+  ),
   "mesh.data": _at_least(1),
   "mesh.fsdp": _at_least(1),
   "mesh.tensor": _at_least(1),

@@ -4,7 +4,8 @@ Sizes: B rows, T tokens, P prompt tokens, G completions per prompt (one group).
 
 A *version* is the number of optimizer updates that made the parameters. Version 0 is the initial
 policy of reinforcement learning; `RAW_VERSION` names the one before the supervised warm start,
-which is only ever evaluated.
+which is only ever evaluated. Where adapters are trained, versions from 0 on are adapters, and
+`BASE_VERSION` is the frozen model they belong to.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import numpy as np
 
 TRAIN, EVAL = "train", "eval"
 RAW_VERSION = -1
+BASE_VERSION = -3
 NO_VERSION = -2  # padding in version arrays; "I hold no weights yet" in a pull
 
 

@@ -11,7 +11,7 @@ import optax
 from offpolicy_rl import types
 from offpolicy_rl.learner.state import TrainState
 from offpolicy_rl.losses import LossInputs, Objective, masked, ratios
-from offpolicy_rl.model import decoder, policy
+from offpolicy_rl.model import decoder, lora, policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,14 @@ class StepChoices:
   optimizer: optax.GradientTransformation
   temperature: float
   logprob_chunk: int = 0  # columns whose logits exist at a time; 0 = all
+
+  def whole(self, params, frozen):
+    """All parameters of the policy: the trained ones, on their base where they are adapters."""
+    return lora.join(frozen, params) if self.model.lora_rank else params
+
+  def reference(self) -> "StepChoices":
+    """For the frozen policy, which has no adapters."""
+    return dataclasses.replace(self, model=lora.plain(self.model))
 
   def token_stats(self, params, part: types.Batch) -> policy.TokenStats:
     """Log-probabilities and entropy [N, M] of one part, under `params` at this temperature."""
@@ -42,7 +50,8 @@ def train_step(
 
   Args:
     reference_params: parameters of the frozen initial policy, or None when the objective does not
-      look at a reference.
+      look at a reference. Adapters are trained on top of it: then it is always given, and serves
+      as base and as reference without a second copy.
   """
   objective = choices.objective
   whole = jax.tree.map(_join, batch._replace(rows=None))
@@ -50,7 +59,7 @@ def train_step(
 
   def part_loss(params, part):
     part, part_prepared = part
-    stats = choices.token_stats(params, part)
+    stats = choices.token_stats(choices.whole(params, reference_params), part)
     inputs = _loss_inputs(choices, part, stats.logprobs, reference_params, state.step)
     return objective.loss(inputs, part_prepared), stats
 
@@ -97,10 +106,14 @@ def supervised_step(
 
 @functools.partial(jax.jit, static_argnums=0)
 def logprob_mismatch(
-  choices: StepChoices, params, batch: types.Batch, version
+  choices: StepChoices, params, batch: types.Batch, version, frozen=None
 ) -> dict[str, jax.Array]:
-  """Largest and mean |learner - sampler| logprob over the tokens that `params` = `version` drew."""
-  logprobs = jax.lax.map(lambda part: choices.token_stats(params, part).logprobs, batch)
+  """Largest and mean |learner - sampler| logprob over the tokens that `params` = `version` drew.
+
+  `frozen`: the base when `params` are adapters.
+  """
+  whole = choices.whole(params, frozen)
+  logprobs = jax.lax.map(lambda part: choices.token_stats(whole, part).logprobs, batch)
   same = batch.loss_mask & (batch.versions == version)
   gap = jnp.abs(logprobs - batch.sampler_logprobs)
   return {
@@ -126,7 +139,7 @@ def _loss_inputs(
   wanted = choices.objective.choices
   inputs = _whole_inputs(part, logprobs)
   if wanted.needs_reference:
-    stats = choices.token_stats(reference_params, part)
+    stats = choices.reference().token_stats(reference_params, part)
     inputs = inputs._replace(reference_logprobs=jax.lax.stop_gradient(stats.logprobs))
   if wanted.needs_proximal:
     proximal = ratios.proximal_logprobs(

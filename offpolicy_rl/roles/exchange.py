@@ -11,8 +11,9 @@ from collections.abc import Collection
 import safetensors.numpy
 from etils import epath
 
-from offpolicy_rl.learner import checkpoint
-from offpolicy_rl.model import families, gguf_files, policy, pretrained
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.model import families, gguf_files, lora, pretrained
+from offpolicy_rl.roles import parts
 from offpolicy_rl.tasks import tokenizer
 
 _TAKEN = ("*.safetensors", pretrained.INDEX, pretrained.CONFIG, *pretrained.COMPANIONS)
@@ -98,6 +99,8 @@ def _checked(folder: pathlib.Path) -> str:
 def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str:
   """Writes the policy of a run's newest checkpoint as published ones are; returns a summary.
 
+  Adapters are merged into the weights.
+
   Args:
     dtype: of the tensors, e.g. "bfloat16"; None = what the imported checkpoint says.
 
@@ -115,8 +118,11 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
     )
   files = tokenizer.read_files(run / "model")
   keys = json.loads(files.config)
-  config = families.read(keys)
-  step, params = checkpoint.newest_params(run / "checkpoints", policy.shapes(config))
+  settings = config_lib.from_json((run / "config.json").read_text())
+  config_lib.validate(settings)
+  model = parts.policy_of(settings, files).model
+  step, params = parts.newest_params(run, model)
+  config = lora.plain(model)
   dtype = dtype or keys.get("dtype") or keys.get("torch_dtype") or "float32"
   names = pretrained.tensor_shapes(config)
   with _whole(target) as half:

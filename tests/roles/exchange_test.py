@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from configs import base
+from offpolicy_rl import config as config_lib
 from offpolicy_rl import main
 from offpolicy_rl.model import decoder, families, policy, pretrained
 from offpolicy_rl.roles import exchange, parts
@@ -109,9 +110,9 @@ def test_a_failed_export_leaves_nothing(published, tmp_path, monkeypatch):
   config = card()
   config.model.checkpoint = str(published)
   parts.model_files(config, run, resume=False)
-  params = pretrained.Checkpoint(published).config
+  (run / "config.json").write_text(config_lib.to_json(config))
   monkeypatch.setattr(
-    exchange.checkpoint, "newest_params", lambda *_: (7, policy.init(params, jax.random.key(1)))
+    parts, "newest_params", lambda _, model: (7, policy.init(model, jax.random.key(1)))
   )
   real = pretrained.save
 
