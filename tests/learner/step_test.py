@@ -24,9 +24,9 @@ def choices(objective="beta_shift", **overrides) -> step.StepChoices:
   return step.StepChoices(CONFIG, made, OPTIMIZER, 0.9)
 
 
-def random_batch(parts=1, room=0) -> types.Batch:
+def random_batch(parts=1, room=0, seed=0) -> types.Batch:
   """Four groups of four, prompts of 3 tokens, completions of 1 to 6; `room`: more padding."""
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   completions, logprobs = [], []
   for b in range(16):
     stop = rng.integers(4, 10)
