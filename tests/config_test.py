@@ -77,7 +77,7 @@ WRONG = [
   ("task.format_pattern=x", "task.format_reward: got 0.0 with task.format_pattern = 'x', expected"),
   (
     "task.format_reward=1",
-    "task.format_reward: got 1.0 with task.format_pattern = '', expected bo",
+    "task.format_reward: got 1.0 with task.format_pattern = '', expected",
   ),
   ("task.length_weight=-1", "task.length_weight: got -1.0, expected at least 0"),
   ("learner.max_refills=-1", "learner.max_refills: got -1, expected at least 0"),
