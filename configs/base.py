@@ -57,6 +57,11 @@ def get_config() -> config_dict.ConfigDict:
   # Directory of a published checkpoint (offpolicy-rl import): its architecture, weights and
   # tokenizer replace the keys above. "" = fresh weights and the task's own vocabulary.
   c.model.checkpoint = ""
+  # Low-rank adapters (LoRA, model/lora.py) are trained instead of the weights; 0 = the weights.
+  # A warm start before them trains the weights.
+  c.model.lora_rank = 0
+  c.model.lora_alpha = 16.0  # updates are multiplied by alpha / rank
+  c.model.lora_targets = "w_q,w_k,w_v,w_o,w_gate,w_up,w_down"  # matrices of every layer
 
   # Devices per mesh axis of the learner. Rows are split over data x fsdp, weights over fsdp x
   # tensor.
@@ -94,7 +99,14 @@ def get_config() -> config_dict.ConfigDict:
   # of another prompt, each at most so many times; 0 = it is used.
   c.learner.max_refills = 0
   c.learner.microbatches = 1  # the batch is worked off in this many parts; same gradient
-  # Columns of a batch whose logits exist at a time; 0 = all. For large vocabularies.
+  # How completions lie in the rows that the model sees (replay/packing.py); same results:
+  # padded: one per row | packed: as many as fit | shared: one copy of the prompt for its group, too
+  c.learner.layout = "padded"
+  c.learner.row_tokens = 0  # columns of a row; 0 = one completion, or one group where shared
+  # Rows and columns are rounded up to so many-th parts of the largest there can be: more is less
+  # padding, and more compilations at the beginning.
+  c.learner.buckets = 1
+  # Scored tokens per row whose logits exist at a time; 0 = all. For large vocabularies.
   c.learner.logprob_chunk = 0
   c.learner.learning_rate = 3e-4
   c.learner.warmup_steps = 0  # linear from 0

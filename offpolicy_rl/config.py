@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from offpolicy_rl import losses
 from offpolicy_rl.config_text import ConfigError, flatten, from_json, load, override, to_json
 from offpolicy_rl.losses import group_regime
-from offpolicy_rl.replay import lag
+from offpolicy_rl.replay import lag, packing
 from offpolicy_rl.tasks import catalog, shaping
 
 __all__ = [
@@ -50,6 +50,7 @@ _FLOATS = {
   "task.length_weight",
   "model.rope_theta",
   "model.norm_eps",
+  "model.lora_alpha",
   "warm_start.stop_loss",
   "warm_start.learning_rate",
   "learner.learning_rate",
@@ -66,12 +67,15 @@ _FLOATS = {
   "transport.reconnect_seconds",
 }
 _TEXTS = {
-  "task.name", "task.prompt", "model.checkpoint", "lag.mode", "lag.schedule", "learner.schedule",
-  "transport.weights_dtype", "task.mixture", "task.options", "task.data_dir", "task.train_file",
-  "task.heldout_file", "task.question_column", "task.answer_column", "task.demonstration_column",
-  "task.verifier", "task.failed_reward", "task.format_pattern",
+  "task.name", "task.prompt", "model.checkpoint", "model.lora_targets", "lag.mode", "lag.schedule",
+  "learner.layout", "learner.schedule", "transport.weights_dtype", "task.mixture", "task.options",
+  "task.data_dir", "task.train_file", "task.heldout_file", "task.question_column",
+  "task.answer_column", "task.demonstration_column", "task.verifier", "task.failed_reward",
+  "task.format_pattern",
 }  # fmt: skip
 _SWITCHES = {"model.tied_embeddings", "task.chat"}
+
+_LORA_TARGETS = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_up", "w_down")
 
 _CHECKS = {
   "seed": ((lambda x: 0 <= x < 2**31), "0 to 2147483647"),
@@ -104,6 +108,12 @@ _CHECKS = {
   "model.mlp_width": _at_least(1),
   "model.rope_theta": _POSITIVE,
   "model.norm_eps": _POSITIVE,
+  "model.lora_rank": _at_least(0),
+  "model.lora_alpha": _POSITIVE,
+  "model.lora_targets": (
+    (lambda x: set(x.split(",")) <= set(_LORA_TARGETS)),
+    "some of " + ",".join(_LORA_TARGETS),
+  ),
   "mesh.data": _at_least(1),
   "mesh.fsdp": _at_least(1),
   "mesh.tensor": _at_least(1),
@@ -119,6 +129,9 @@ _CHECKS = {
   "learner.max_refills": _at_least(0),
   "learner.group_size": _at_least(2),  # every advantage compares with the group
   "learner.microbatches": _at_least(1),
+  "learner.layout": _one_of(*packing.LAYOUTS),
+  "learner.row_tokens": _at_least(0),
+  "learner.buckets": ((lambda x: 1 <= x <= 16), "1 to 16"),
   "learner.logprob_chunk": _at_least(0),
   "learner.learning_rate": _POSITIVE,
   "learner.warmup_steps": _at_least(0),
@@ -205,13 +218,30 @@ def _objective_relations(c, rows_per_part: int) -> list[tuple[bool, str]]:
     (
       not objective.couples_rows or rows_per_part % c.learner.group_size == 0,
       f"learner.microbatches: got {c.learner.microbatches}, expected a divisor of "
-      f"learner.prompts_per_step = {c.learner.prompts_per_step} (per shard of the mesh): "
+      f"learner.prompts_per_step = {c.learner.prompts_per_step}: "
       f"objective.fn = {objective.fn} needs whole groups",
     ),
     (
       objective.advantage != "value",
       "objective.advantage: got 'value', expected another: the learner has no values V* of its "
       "prompts; objective.advantage=vhat estimates them from the current group",
+    ),
+  ]
+
+
+def _layout_relations(c) -> list[tuple[bool, str]]:
+  """How rows are filled."""
+  layout, columns = c.learner.layout, c.learner.row_tokens
+  longest = c.task.max_prompt_tokens + c.task.max_completion_tokens
+  return [
+    (
+      columns == 0 or layout != packing.PADDED,
+      f"learner.row_tokens: got {columns}, expected 0 with layout padded: a row is one completion",
+    ),
+    (
+      columns == 0 or columns >= longest,
+      f"learner.row_tokens: got {columns}, expected at least {longest}, the longest prompt and "
+      "completion",
     ),
   ]
 
@@ -283,7 +313,8 @@ def _relations(c) -> list[tuple[bool, str]]:
       f"mesh.data, mesh.fsdp, learner.microbatches: got {c.mesh.data} x {c.mesh.fsdp} x {micro}, "
       f"expected a divisor of the {rows} rows of a batch (prompts_per_step x group_size)",
     ),
-    *_objective_relations(c, rows // (micro * shards)),
+    *_objective_relations(c, rows // micro),
+    *_layout_relations(c),
     (
       c.warm_start.rows % shards == 0,
       f"warm_start.rows: got {c.warm_start.rows}, expected a multiple of data x fsdp = {shards}",

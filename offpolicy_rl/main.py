@@ -3,6 +3,7 @@
   offpolicy-rl local   --config=configs/demo.py            a learner and a sampler on this machine
   offpolicy-rl learner --config=configs/demo.py            only the learner; prints its address
   offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
+  offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
   offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again
   offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       a published checkpoint, checked
   offpolicy-rl export  --run_dir=runs/... --to=DIR         its policy as a published checkpoint
@@ -13,7 +14,6 @@
 Any key of the configuration: --config.objective.beta=0.2
 """
 
-import argparse
 import logging
 import os
 import pathlib
@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 
-from offpolicy_rl import __version__
+from offpolicy_rl import arguments as arguments_lib
 from offpolicy_rl import config as config_lib
 
 _LEARNER_FILES = ("tls_cert", "tls_key", "tls_client_ca", "token_file")
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
   """Runs a role; returns the exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
   argv = sys.argv[1:] if argv is None else argv
   assignments = [a for a in argv if a.startswith("--config.")]
-  arguments = _parser().parse_args([a for a in argv if not a.startswith("--config.")])
+  others = [a for a in argv if not a.startswith("--config.")]
+  arguments = arguments_lib.parser(__doc__).parse_args(others)
   level = logging.INFO if arguments.verbose else logging.WARNING
   logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
   try:
@@ -44,88 +45,6 @@ def main(argv: list[str] | None = None) -> int:
       raise
     print(f"offpolicy-rl {arguments.role}: {error}", file=sys.stderr)
     return 2 if isinstance(error, config_lib.ConfigError) else 1
-
-
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="offpolicy-rl", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("--version", action="version", version=__version__)
-  roles = parser.add_subparsers(
-    dest="role", required=True, metavar="local|learner|sampler|report|import|export|explain"
-  )
-  both = argparse.ArgumentParser(add_help=False)
-  both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
-  wired = argparse.ArgumentParser(add_help=False, parents=[both])
-  wired.add_argument(
-    "--weights_dir", metavar="PATH",
-    help="weights go through this directory (local, NFS, gs://), which learner and samplers share",
-  )  # fmt: skip
-  trains = argparse.ArgumentParser(add_help=False, parents=[wired])
-  trains.add_argument("--config", help="experiment card, e.g. configs/demo.py")
-  trains.add_argument("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
-  trains.add_argument("--resume", action="store_true", help="go on from run_dir's last checkpoint")
-  trains.add_argument(
-    "--replay", metavar="FILE", help="sample each group with the version that this run's did"
-  )
-  trains.add_argument("--listen", default="127.0.0.1:0", help="address to serve (port 0 = any)")
-  _add_protection(trains)
-  local = roles.add_parser("local", parents=[trains], help="learner and samplers on this machine")
-  local.add_argument("--samplers", type=int, default=1, help="number of sampler processes")
-  _add_names(local, "authority of --tls_cert (PEM), which the samplers of local trust")
-  roles.add_parser("learner", parents=[trains], help="only the learner")
-  sampler = roles.add_parser("sampler", parents=[wired], help="only a sampler")
-  sampler.add_argument("--learner", required=True, help="the learner's HOST:PORT")
-  sampler.add_argument("--name", help="unique name (default: host and process id)")
-  sampler.add_argument(
-    "--patience", type=float, default=60.0, help="seconds to look for the learner"
-  )
-  sampler.add_argument("--tls_cert", help="certificate that shows who this sampler is (PEM)")
-  sampler.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
-  sampler.add_argument("--token_file", help="file with the learner's token")
-  _add_names(sampler, "authority of the learner's certificate (PEM): speak TLS and trust no other")
-  report = roles.add_parser("report", parents=[both], help="write the report of a run")
-  report.add_argument("--run_dir", required=True)
-  taken = roles.add_parser("import", parents=[both], help="check and take a published checkpoint")
-  taken.add_argument(
-    "--from", dest="source", required=True, metavar="DIR|FILE.gguf",
-    help="config.json, *.safetensors and tokenizer files (local or gs://), or a GGUF file",
-  )  # fmt: skip
-  taken.add_argument("--to", required=True, metavar="DIR", help="where to put it")
-  taken.add_argument(
-    "--ignore", action="append", default=[], metavar="KEY",
-    help="an unknown key of config.json that does not change what the model computes",
-  )  # fmt: skip
-  given = roles.add_parser("export", parents=[both], help="publish the policy of a run")
-  given.add_argument("--run_dir", required=True, help="of a run that began with a published one")
-  given.add_argument("--to", required=True, metavar="DIR", help="where to put it")
-  given.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors")
-  explain = roles.add_parser("explain", parents=[both], help="the target that an objective induces")
-  explain.add_argument("--rewards", help="of one group, e.g. 0,0,1,1: computes the target")
-  explain.add_argument("--objective", help="a preset (without --rewards: shows its choices)")
-  explain.add_argument("--beta", type=float, help="temperature (default: the preset's)")
-  explain.add_argument("--png", type=pathlib.Path, help="draw a picture, too")
-  return parser
-
-
-def _add_protection(parser: argparse.ArgumentParser) -> None:
-  """Flags of whoever listens."""
-  parser.add_argument("--tls_cert", help="the learner's certificate (PEM): serve TLS only")
-  parser.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
-  parser.add_argument("--tls_client_ca", help="admit only samplers with a certificate of it (PEM)")
-  parser.add_argument("--token_file", help="admit only samplers that know the token in this file")
-  parser.add_argument(
-    "--insecure", action="store_true", help="allow --listen beyond loopback without protection"
-  )
-  parser.add_argument(
-    "--reflection", action="store_true", help="describe the services to tools such as grpcurl"
-  )
-
-
-def _add_names(parser: argparse.ArgumentParser, ca_help: str) -> None:
-  """Flags of whoever connects."""
-  parser.add_argument("--tls_ca", help=ca_help)
-  parser.add_argument("--tls_server_name", help="name in that certificate, if not the host")
 
 
 def _protection(arguments, ca: str | None, server_name: str | None = None):
@@ -286,6 +205,27 @@ def _sampler(arguments, assignments) -> int:
   return 0
 
 
+def _eval(arguments, assignments) -> int:
+  from offpolicy_rl.roles import evaluation_settings
+
+  ks = evaluation_settings.numbers(arguments.k)
+  pairs = [_key_and_text(a) for a in assignments]
+  config = evaluation_settings.configuration(arguments, pairs, ks)
+  source = pathlib.Path(arguments.run_dir or arguments.checkpoint).resolve()
+  name = f"{source.name}-{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+  out = pathlib.Path(arguments.out or pathlib.Path("evals") / name)
+  if out.exists():
+    raise config_lib.ConfigError(f"--out: {out} is there already, expected a new directory")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads prompts here
+  from offpolicy_rl.roles import evaluate  # imports JAX
+
+  evaluate.run(
+    config, ks=ks, split=arguments.split, problems=arguments.problems, out=out,
+    run_dir=source if arguments.run_dir else None,
+  )  # fmt: skip
+  return 0
+
+
 def _report(arguments, _) -> int:
   from offpolicy_rl import report
 
@@ -340,6 +280,7 @@ _ROLES = {
   "local": _local,
   "learner": _learner,
   "sampler": _sampler,
+  "eval": _eval,
   "report": _report,
   "import": _import,
   "export": _export,

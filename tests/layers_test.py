@@ -17,6 +17,7 @@ ALLOWED = {
   "progress": set(),
   "report": {"metrics"},
   "explain": {"losses"},
+  "arguments": set(),
   "tasks": BASE,
   "model": BASE,
   "losses": BASE,
@@ -97,7 +98,8 @@ def test_a_learner_loads_tensorflow_only_for_its_prompts():
 
 
 def test_checking_a_configuration_loads_no_jax():
-  assert not loaded_after("import offpolicy_rl.main, offpolicy_rl.config") & {"jax", "tensorflow"}
+  modules = "offpolicy_rl.main, offpolicy_rl.config, offpolicy_rl.roles.evaluation_settings"
+  assert not loaded_after(f"import {modules}") & {"jax", "tensorflow"}
 
 
 def test_the_wire_needs_no_jax():

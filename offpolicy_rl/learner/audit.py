@@ -18,9 +18,15 @@ from offpolicy_rl.learner.step import StepChoices, logprob_mismatch
 class LogprobAudit:
   """Call it with the state before each update and that update's batch."""
 
-  def __init__(self, choices: StepChoices, mesh, *, every: int, max_lag: int):
-    """`every`: steps between copies, 0 = never; `max_lag`: when to give up on a version."""
-    self._choices, self._mesh = choices, mesh
+  def __init__(self, choices: StepChoices, mesh, *, every: int, max_lag: int, frozen=None):
+    """Checks a version now and then.
+
+    Args:
+      every: steps between copies, 0 = never.
+      max_lag: when to give up on a version.
+      frozen: the base when the trained parameters are adapters.
+    """
+    self._choices, self._mesh, self._frozen = choices, mesh, frozen
     self._every, self._max_lag = every, max_lag
     self._version, self._params = types.NO_VERSION, None
 
@@ -33,6 +39,6 @@ class LogprobAudit:
     if self._params is None or not np.any(batch.versions == self._version):
       return {}
     on_device = state_lib.place_batch(self._mesh, batch)
-    found = logprob_mismatch(self._choices, self._params, on_device, self._version)
+    found = logprob_mismatch(self._choices, self._params, on_device, self._version, self._frozen)
     self._params = None
     return {key: value.item() for key, value in found.items()}

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from offpolicy_rl.model import decoder, policy, sharding
+from offpolicy_rl.model import decoder, lora, policy, sharding
 
 
 class TrainState(NamedTuple):
   """Everything an update changes."""
 
   step: jax.Array  # int32, number of updates made = version of the parameters
-  params: Any
+  params: Any  # the trained ones: all, or the adapters of a model that has some (model/lora.py)
   opt_state: Any
 
 
@@ -58,6 +58,12 @@ def create(config: decoder.DecoderConfig, mesh, optimizer, seed: int) -> TrainSt
   return make(jax.random.key(seed))
 
 
+def create_params(config: decoder.DecoderConfig, mesh, seed: int):
+  """Fresh parameters, made like those of `create`."""
+  found = policy.param_shardings(mesh, policy.shapes(config))
+  return jax.jit(lambda key: policy.init(config, key), out_shardings=found)(jax.random.key(seed))
+
+
 def from_params(params, optimizer, mesh) -> TrainState:
   """These parameters, whose memory is reused, at step 0 with fresh optimizer state."""
   make = jax.jit(
@@ -70,10 +76,10 @@ def from_params(params, optimizer, mesh) -> TrainState:
 
 
 def _fresh(config: decoder.DecoderConfig, optimizer, key) -> TrainState:
-  params = policy.init(config, key)
+  params = lora.trained(config, policy.init(config, key))
   return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
 def place_batch(mesh, batch):
-  """Host arrays -> device arrays split by rows."""
+  """Host arrays -> device arrays; the rows or completions of each part are split."""
   return jax.tree.map(lambda x: jax.device_put(x, sharding.batch_sharding(mesh, x.ndim)), batch)

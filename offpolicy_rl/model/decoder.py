@@ -8,13 +8,14 @@ C channels per head, R = C / 2 rotations, F MLP width, V vocabulary, L layers.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from offpolicy_rl.model import mixture, rope
+from offpolicy_rl.model import lora, mixture, rope
 from offpolicy_rl.model.sharding import constrain
 
 
@@ -51,6 +52,10 @@ class DecoderConfig:
   experts_per_token: int = 0
   expert_width: int = 0
   normalized_router: bool = False  # weights of a token's experts add up to 1
+  # Adapters (lora.py); rank 0 = none.
+  lora_rank: int = 0
+  lora_alpha: float = 0.0
+  lora_targets: tuple[str, ...] = ()  # of lora.INPUT_AXES
 
 
 class Cache(NamedTuple):
@@ -93,6 +98,7 @@ PARAM_AXES = {
   "experts_up": (None, "expert", "embed", "mlp"),
   "experts_down": (None, "expert", "mlp", "embed"),
 }
+PARAM_AXES |= lora.param_axes(PARAM_AXES)
 _ACTIVATIONS = {
   "silu": jax.nn.silu,
   "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -168,6 +174,17 @@ class Block(nnx.Module):
     if c.post_norms:
       self.post_attention_norm = nnx.Param(unit)
       self.post_mlp_norm = nnx.Param(unit)
+    for name in c.lora_targets:
+      a, b = lora.shapes(name, getattr(self, name).shape, c.lora_rank)
+      setattr(self, name + lora.A, _fan_in(rngs, a, math.prod(a[:-1])))
+      setattr(self, name + lora.B, nnx.Param(jnp.zeros(b)))
+
+  def adapted(self, name: str, x, y):
+    """The product y of x with a matrix, and what its adapter adds where it has one."""
+    if name not in self.config.lora_targets:
+      return y
+    a, b = getattr(self, name + lora.A)[...], getattr(self, name + lora.B)[...]
+    return y + lora.share(x, a, b, self.config)
 
   def attention(self, x_BxTxD, positions_BxT, sight: Sight, cache):
     """Returns the attention output [B, T, D] and the layer's (k, v), updated if cached."""
@@ -175,6 +192,8 @@ class Block(nnx.Module):
     q_BxTxHxC = jnp.einsum("btd,dhc->bthc", x_BxTxD, self.w_q[...])
     k = jnp.einsum("btd,dkc->btkc", x_BxTxD, self.w_k[...])
     v = jnp.einsum("btd,dkc->btkc", x_BxTxD, self.w_v[...])
+    q_BxTxHxC = self.adapted("w_q", x_BxTxD, q_BxTxHxC)
+    k, v = self.adapted("w_k", x_BxTxD, k), self.adapted("w_v", x_BxTxD, v)
     if c.qkv_bias:
       q_BxTxHxC = q_BxTxHxC + self.b_q[...][None, None]
       k, v = k + self.b_k[...][None, None], v + self.b_v[...][None, None]
@@ -189,7 +208,8 @@ class Block(nnx.Module):
       k = cache[0].at[rows, positions_BxT].set(k)
       v = cache[1].at[rows, positions_BxT].set(v)
     out_BxTxHxC = attend(q_BxTxHxC, k, v, sight.visible_BxTxS, c)
-    return jnp.einsum("bthc,hcd->btd", out_BxTxHxC, self.w_o[...]), (k, v)
+    out_BxTxD = jnp.einsum("bthc,hcd->btd", out_BxTxHxC, self.w_o[...])
+    return self.adapted("w_o", out_BxTxHxC, out_BxTxD), (k, v)
 
   def mlp(self, x_BxTxD):
     """Gated MLP: SwiGLU or GeGLU (Shazeer, arXiv 2002.05202); or a mixture of such."""
@@ -199,9 +219,10 @@ class Block(nnx.Module):
       chosen = mixture.route(x_NxD, self.router[...], c.experts_per_token, c.normalized_router)
       experts = (self.experts_gate[...], self.experts_up[...], self.experts_down[...])
       return mixture.apply(x_NxD, *chosen, *experts, activation).reshape(x_BxTxD.shape)
-    gate = activation(x_BxTxD @ self.w_gate[...])
-    h_BxTxF = constrain(gate * (x_BxTxD @ self.w_up[...]), "batch", None, "mlp")
-    return h_BxTxF @ self.w_down[...]
+    gate = activation(self.adapted("w_gate", x_BxTxD, x_BxTxD @ self.w_gate[...]))
+    up = self.adapted("w_up", x_BxTxD, x_BxTxD @ self.w_up[...])
+    h_BxTxF = constrain(gate * up, "batch", None, "mlp")
+    return self.adapted("w_down", h_BxTxF, h_BxTxF @ self.w_down[...])
 
   def __call__(self, x_BxTxD, positions_BxT, sight: Sight, cache):
     c = self.config
@@ -250,14 +271,22 @@ class Decoder(nnx.Module):
     x_BxTxD, cache = self.hidden(tokens_BxT, positions_BxT, cache)
     return self.logits(x_BxTxD), cache
 
-  def hidden(self, tokens_BxT, positions_BxT, cache: Cache | None = None):
-    """As `__call__`, but the last hidden states [B, T, D] in place of logits."""
+  def hidden(self, tokens_BxT, positions_BxT, cache: Cache | None = None, packing=None):
+    """As `__call__`, but the last hidden states [B, T, D] in place of logits.
+
+    `packing`: int32 segments and branches [B, T] of packed rows (`types.PackedRows`), no cache.
+    """
     c = self.config
     x_BxTxD = constrain(self.embedding[...][tokens_BxT], "batch", None, None)
     if c.scaled_embeddings:
       x_BxTxD = x_BxTxD * c.width**0.5
     slots = tokens_BxT.shape[1] if cache is None else cache.k_LxBxSxKxC.shape[2]
-    everything, near = _sights(c, positions_BxT, slots)
+    if packing is None:
+      slot = jnp.arange(slots)[None, None, :]
+      behind = positions_BxT[:, :, None] - slot
+      everything, near = _sights(c, positions_BxT, behind >= 0, behind)
+    else:
+      everything, near = _sights(c, positions_BxT, *_packed_sight(positions_BxT, *packing))
 
     @nnx.scan(in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     def layer(block, x_BxTxD, of_layer):
@@ -284,17 +313,29 @@ class Decoder(nnx.Module):
     return constrain(logits_BxTxV, "batch", None, "vocab")
 
 
-def _sights(config: DecoderConfig, positions_BxT, slots: int) -> tuple[Sight, Sight | None]:
-  """Of layers that see everything before them, and of local ones where there are any."""
+def _packed_sight(positions_BxT, segments_BxT, branches_BxT):
+  """(visible, tokens behind) [B, T, T]: own completion and its prompt, nothing that comes later."""
+  behind = positions_BxT[:, :, None] - positions_BxT[:, None, :]
+  same_prompt = segments_BxT[:, :, None] == segments_BxT[:, None, :]
+  seen = branches_BxT[:, None, :]
+  own = (seen == 0) | (seen == branches_BxT[:, :, None])
+  return same_prompt & own & (behind >= 0), behind
+
+
+def _sights(config: DecoderConfig, positions_BxT, visible, behind) -> tuple[Sight, Sight | None]:
+  """Of layers that see everything before them, and of local ones where there are any.
+
+  Args:
+    visible: bool [B, T, S], who sees whom without a window.
+    behind: int [B, T, S], by how many tokens one lies before the other.
+  """
   c = config
-  slot, position = jnp.arange(slots)[None, None, :], positions_BxT[:, :, None]
-  visible = slot <= position
   turns = rope.frequencies(c.rope_theta, c.head_dim, c.rope_scaling)
   everything = Sight(visible, rope.angles(positions_BxT, turns))
   if not c.local_layers:
     return everything, None
   turns = rope.frequencies(c.local_rope_theta, c.head_dim, None)
-  visible = visible & (slot > position - c.sliding_window)
+  visible = visible & (behind < c.sliding_window)
   return everything, Sight(visible, rope.angles(positions_BxT, turns))
 
 

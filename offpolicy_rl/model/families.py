@@ -5,7 +5,6 @@ would train without an error and never be found out.
 """
 
 import dataclasses
-from collections.abc import Collection
 
 from offpolicy_rl.model import rope
 from offpolicy_rl.model.decoder import DecoderConfig
@@ -35,6 +34,10 @@ _FIXED = {
 }
 
 
+# Key of our own, written by the import: unknown keys that its user knows to change nothing.
+IGNORED = "offpolicy_rl_ignored_keys"
+
+
 class UnsupportedModel(ValueError):
   """Lists everything in a config.json that the decoder does not compute."""
 
@@ -61,11 +64,10 @@ class _Reader:
     self.problems.append(f"{key}: got {value!r}, supported: {expected}")
 
 
-def read(keys: dict, *, ignore: Collection[str] = ()) -> DecoderConfig:
+def read(keys: dict) -> DecoderConfig:
   """The architecture that a parsed config.json describes.
 
-  Args:
-    ignore: unknown keys that the caller knows to be harmless.
+  Unknown keys that the list under `IGNORED` names do not matter.
 
   Raises:
     UnsupportedModel: lists every key that is missing, unknown, or asks for something else.
@@ -112,7 +114,7 @@ def read(keys: dict, *, ignore: Collection[str] = ()) -> DecoderConfig:
   )
   if family == GEMMA3 and config.attention_softcap:  # transformers reads the key and does nothing
     r.refuse("attn_logit_softcapping", config.attention_softcap, "null")
-  _refuse_the_rest(r, ignore)
+  _refuse_the_rest(r)
   if r.problems:
     raise _unsupported(r)
   return config
@@ -131,13 +133,14 @@ def _unsupported(r: _Reader) -> UnsupportedModel:
   return UnsupportedModel("config.json: " + "; ".join(r.problems))
 
 
-def _refuse_the_rest(r: _Reader, ignore: Collection[str]) -> None:
+def _refuse_the_rest(r: _Reader) -> None:
   for key, only in _FIXED.items():
     if r.keys.get(key) not in (None, only):
       r.refuse(key, r.keys[key], str(only))
   if not r.keys.get("use_sliding_window"):
     r.seen.update(("sliding_window", "layer_types"))  # written, but not used
-  unknown = sorted(r.keys.keys() - r.seen - _HARMLESS - _FIXED.keys() - set(ignore))
+  ignored = {IGNORED, *r.get(IGNORED, default=())}
+  unknown = sorted(r.keys.keys() - r.seen - _HARMLESS - _FIXED.keys() - ignored)
   if unknown:
     r.problems.append(
       f"unknown keys {unknown} (--ignore=KEY for those that do not change what the model computes)"

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,6 +22,11 @@ from offpolicy_rl.model.decoder import DecoderConfig
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 _SHARD_BYTES = 4 << 30
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# What belongs to a checkpoint besides config.json and the weights; anything else stays.
+COMPANIONS = (
+  "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+  "vocab.json", "merges.txt", "chat_template*", "LICENSE*",
+)  # fmt: skip
 _UNUSED = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry
 
 
@@ -123,7 +128,7 @@ def _to_theirs(place: _Place, ours: np.ndarray) -> np.ndarray:
 class Checkpoint:
   """An opened checkpoint directory: its architecture, and its tensors by slices."""
 
-  def __init__(self, directory: pathlib.Path, *, ignore: Collection[str] = ()):
+  def __init__(self, directory: pathlib.Path):
     """Reads the headers of all files and checks every name, shape and dtype.
 
     Raises:
@@ -132,7 +137,7 @@ class Checkpoint:
     """
     self.directory = pathlib.Path(directory)
     self.keys = _read_json(self.directory / CONFIG)
-    self.config = families.read(self.keys, ignore=ignore)
+    self.config = families.read(self.keys)
     files = [safetensors.safe_open(self.directory / name, "np") for name in self._file_names()]
     self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
     self.shapes = tensor_shapes(self.config)  # their name -> shape

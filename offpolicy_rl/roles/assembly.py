@@ -50,7 +50,7 @@ class Learner:
       at_step, groups, last=at_step + 1 == settings.steps, decode=self.policy.words.decode
     )
     self.compare_with_recording(at_step, row)
-    batch = batching.make_batch(groups, num_tokens=parts.row_tokens(self.config))
+    batch = batching.make_batch(groups, parts.limits(self.config), settings.microbatches)
     found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
     if self.refills is not None:
       found |= self.refills.metrics(at_step)
@@ -82,7 +82,7 @@ def make_learner(
   control = parts.lag_control(config)
   screen = progress.Progress(config.learner.steps)
   run_dir.mkdir(parents=True, exist_ok=True)
-  policy = parts.policy_of(config, parts.model_files(config, run_dir))
+  policy = parts.policy_of(config, parts.model_files(config, run_dir, resume=resume))
   choices, mesh = parts.step_choices(config, policy.model), sharding.make_mesh(**config.mesh)
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
   saved = checkpoint.Checkpoints(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from offpolicy_rl import types
 from offpolicy_rl.learner import loop, warm_start
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import pretrained
+from offpolicy_rl.model import lora, policy, pretrained
 from offpolicy_rl.replay import batching
 from offpolicy_rl.roles import parts
 from offpolicy_rl.roles.assembly import Learner
@@ -18,13 +18,9 @@ from offpolicy_rl.tasks import catalog, stream
 
 def prompts(me: Learner) -> tuple[list[tuple[float, list]], list]:
   """([(rate, training prompts) of each task], held-out prompts in the order of their use)."""
-  from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: 7 s and 0.9 GB, only here
-
   task, words = me.config.task, me.policy.words
-  name = seqio_tasks.register(catalog.of(task), task.to_json(sort_keys=True))
-  load = lambda split: seqio_tasks.load_members(name, split, words, task.max_prompt_tokens)
-  train, skipped = load(catalog.TRAIN_SPLIT)
-  held, held_skipped = load(catalog.HELDOUT_SPLIT)
+  train, skipped = parts.examples(task, catalog.TRAIN_SPLIT, words)
+  held, held_skipped = parts.examples(task, catalog.HELDOUT_SPLIT, words)
   heldout = stream.in_turn(held)
   for rate, examples in train:
     if not examples or not heldout:
@@ -51,39 +47,56 @@ def prompts(me: Learner) -> tuple[list[tuple[float, list]], list]:
 
 
 def initial_state(me: Learner, train):
-  """(state, reference parameters or None): restored, or fresh and warm-started."""
-  choices, restored = me.choices, me.restored
-  wants_reference = choices.objective.choices.needs_reference
-  if restored is not None:
-    me.screen.say(f"resuming from the checkpoint of step {restored.step}")
-    for version, tensors in restored.versions.items():
-      me.front.weights.put(version, tensors)
-    for row in restored.position["evaluations"]:
-      me.desk.ask(row["phase"], version=row["version"], step=row["step"])
-    if not wants_reference:
-      return restored.state, None
-    shardings = state_lib.shardings(choices.model, me.mesh, choices.optimizer).params
-    return restored.state, me.checkpoints.restore_initial(restored.state.params, shardings)
-  if me.config.model.checkpoint:
-    state = _imported_state(me)
-  else:
-    state = state_lib.create(choices.model, me.mesh, choices.optimizer, me.config.seed)
+  """(state, frozen initial policy or None): restored, or made and warm-started.
+
+  The frozen policy is there when the objective looks at a reference or adapters are trained on it.
+  """
+  choices = me.choices
+  adapters = bool(choices.model.lora_rank)
+  wants_frozen = adapters or choices.objective.choices.needs_reference
+  if me.restored is not None:
+    frozen = _restored_frozen(me) if wants_frozen else None  # published before a ticket asks for it
+    return _restored_state(me), frozen
+  params = _initial_params(me)
   if me.config.warm_start.steps:
-    me.front.publish(types.RAW_VERSION, state.params)
+    me.front.publish(types.RAW_VERSION, params)
     me.desk.ask("before warm start", version=types.RAW_VERSION, step=0)
-    state = _warm_start(me, state, train)
-  if not wants_reference:
-    return state, None
-  me.checkpoints.save_initial(state.params)
-  return state, jax.tree.map(jnp.copy, state.params)
+    params = _warm_start(me, params, train)
+  if wants_frozen:
+    me.checkpoints.save_initial(params)
+  if adapters:
+    me.front.publish_base(params)
+    return state_lib.create(choices.model, me.mesh, choices.optimizer, me.config.seed), params
+  frozen = jax.tree.map(jnp.copy, params) if wants_frozen else None
+  return state_lib.from_params(params, choices.optimizer, me.mesh), frozen
 
 
-def _imported_state(me: Learner) -> state_lib.TrainState:
-  """The weights of a published checkpoint, each device reading its own part."""
+def _restored_state(me: Learner) -> state_lib.TrainState:
+  """Of the last checkpoint; what was open then is asked for again."""
+  me.screen.say(f"resuming from the checkpoint of step {me.restored.step}")
+  for version, tensors in me.restored.versions.items():
+    me.front.weights.put(version, tensors)
+  for row in me.restored.position["evaluations"]:
+    me.desk.ask(row["phase"], version=row["version"], step=row["step"])
+  return me.restored.state
+
+
+def _restored_frozen(me: Learner):
+  shapes = policy.shapes(lora.plain(me.choices.model))
+  params = me.checkpoints.restore_initial(shapes, policy.param_shardings(me.mesh, shapes))
+  if me.choices.model.lora_rank:
+    me.front.publish_base(params)
+  return params
+
+
+def _initial_params(me: Learner):
+  """Fresh, or the weights of a published checkpoint, each device reading its own part."""
+  model = lora.plain(me.choices.model)
+  if not me.config.model.checkpoint:
+    return state_lib.create_params(model, me.mesh, me.config.seed)
   found = pretrained.Checkpoint(pathlib.Path(me.config.model.checkpoint))
   me.screen.say(f"weights of {found.directory}")
-  shardings = state_lib.shardings(me.choices.model, me.mesh, me.choices.optimizer)
-  return state_lib.from_params(found.load(shardings.params), me.choices.optimizer, me.mesh)
+  return found.load(policy.param_shardings(me.mesh, policy.shapes(model)))
 
 
 def _that_fit(me: Learner, train):
@@ -106,7 +119,8 @@ def _check_demonstrations(me: Learner, train) -> None:
     me.screen.say(f"warm start: {left_out} demonstrations of more than {most} tokens are left out")
 
 
-def _warm_start(me: Learner, state, train) -> state_lib.TrainState:
+def _warm_start(me: Learner, params, train):
+  """These parameters, whose memory is reused, after the supervised phase."""
   settings = me.config.warm_start
   optimizer = state_lib.make_optimizer(
     learning_rate=settings.learning_rate,
@@ -115,13 +129,14 @@ def _warm_start(me: Learner, state, train) -> state_lib.TrainState:
     # Constant to the end: after a decay to zero, RL's first updates would undo the fine tuning.
     schedule="constant",
   )
-  choices = dataclasses.replace(me.choices, optimizer=optimizer)
+  choices = dataclasses.replace(me.choices.reference(), optimizer=optimizer)
+  limits = parts.limits(me.config)
   demonstrations = stream.of(_that_fit(me, train), me.config.seed + 1)
 
   def next_batch(at_step: int) -> types.Batch:
     chosen = [demonstrations[at_step * settings.rows + i] for i in range(settings.rows)]
     pairs = [(e.prompt_tokens, e.demonstration_tokens) for e in chosen]
-    batch = batching.demonstration_batch(pairs, num_tokens=parts.row_tokens(me.config))
+    batch = batching.demonstration_batch(pairs, limits)
     return state_lib.place_batch(me.mesh, batch)
 
   losses = []
@@ -133,7 +148,7 @@ def _warm_start(me: Learner, state, train) -> state_lib.TrainState:
 
   state = warm_start.run(
     choices,
-    state_lib.from_params(state.params, optimizer, me.mesh),
+    state_lib.from_params(params, optimizer, me.mesh),
     num_steps=settings.steps,
     next_batch=next_batch,
     write=write,
@@ -143,4 +158,4 @@ def _warm_start(me: Learner, state, train) -> state_lib.TrainState:
   if me.stop.is_set():
     raise loop.Stopped
   me.screen.say(f"warm start ended after {len(losses)} steps, loss {losses[-1]:.3f}")
-  return state_lib.from_params(state.params, me.choices.optimizer, me.mesh)
+  return state.params

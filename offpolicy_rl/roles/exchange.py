@@ -1,5 +1,6 @@
 """Published checkpoints in: checked, converted where they are GGUF, put where runs find them."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -10,16 +11,12 @@ from collections.abc import Collection
 import safetensors.numpy
 from etils import epath
 
-from offpolicy_rl.learner import checkpoint
-from offpolicy_rl.model import families, gguf_files, policy, pretrained
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.model import families, gguf_files, lora, pretrained
+from offpolicy_rl.roles import parts
 from offpolicy_rl.tasks import tokenizer
 
-# What of a published checkpoint is taken along; anything else (other formats, pictures) stays.
-_TAKEN = (
-  "*.safetensors", pretrained.INDEX, pretrained.CONFIG, "generation_config.json", "tokenizer*",
-  "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
-  "LICENSE*",
-)  # fmt: skip
+_TAKEN = ("*.safetensors", pretrained.INDEX, pretrained.CONFIG, *pretrained.COMPANIONS)
 
 
 def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> str:
@@ -38,20 +35,35 @@ def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> 
   target = pathlib.Path(to)
   if target.exists():
     raise FileExistsError(f"--to: {to} is there already, expected a new directory")
-  target.parent.mkdir(parents=True, exist_ok=True)
-  half = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-  try:
+  with _whole(target) as half:
     if source.endswith(".gguf"):
       _convert(pathlib.Path(source), half)
     else:
       _copy(epath.Path(source), half)
-    found = _checked(half, ignore)
+    if ignore:
+      _remember(half / pretrained.CONFIG, ignore)
+    found = _checked(half)
+  return f"{target}: {found}"
+
+
+@contextlib.contextmanager
+def _whole(target: pathlib.Path):
+  """A directory to fill, which becomes `target` at the end, or nothing when that fails."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  half = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+  try:
+    yield half
     half.chmod(0o755)
     half.rename(target)
   except BaseException:
     shutil.rmtree(half, ignore_errors=True)
     raise
-  return f"{target}: {found}"
+
+
+def _remember(path: pathlib.Path, ignore: Collection[str]) -> None:
+  """Notes in config.json which of its keys do not matter: every later reader needs to know."""
+  keys = json.loads(path.read_text())
+  path.write_text(json.dumps(keys | {families.IGNORED: sorted(ignore)}, indent=2) + "\n")
 
 
 def _copy(source: epath.Path, to: pathlib.Path) -> None:
@@ -69,9 +81,9 @@ def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
   tokenizer.write_from_gguf(file, to)
 
 
-def _checked(folder: pathlib.Path, ignore: Collection[str]) -> str:
+def _checked(folder: pathlib.Path) -> str:
   """One line about a checkpoint that can be used."""
-  checkpoint = pretrained.Checkpoint(folder, ignore=ignore)
+  checkpoint = pretrained.Checkpoint(folder)
   words = tokenizer.Tokenizer(tokenizer.read_files(folder))
   size = checkpoint.config.vocab_size
   if words.size > size:
@@ -86,6 +98,8 @@ def _checked(folder: pathlib.Path, ignore: Collection[str]) -> str:
 
 def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str:
   """Writes the policy of a run's newest checkpoint as published ones are; returns a summary.
+
+  Adapters are merged into the weights.
 
   Args:
     dtype: of the tensors, e.g. "bfloat16"; None = what the imported checkpoint says.
@@ -104,10 +118,16 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
     )
   files = tokenizer.read_files(run / "model")
   keys = json.loads(files.config)
-  config = families.read(keys)
-  step, params = checkpoint.newest_params(run / "checkpoints", policy.shapes(config))
+  settings = config_lib.from_json((run / "config.json").read_text())
+  config_lib.validate(settings)
+  model = parts.policy_of(settings, files).model
+  step, params = parts.newest_params(run, model)
+  config = lora.plain(model)
   dtype = dtype or keys.get("dtype") or keys.get("torch_dtype") or "float32"
   names = pretrained.tensor_shapes(config)
-  pretrained.save(target, config, params, dict.fromkeys(names, dtype))
-  tokenizer.write_files(files, target)
+  with _whole(target) as half:
+    pretrained.save(half, config, params, dict.fromkeys(names, dtype))
+    shutil.copytree(run / "model", half, dirs_exist_ok=True)
+    name = "torch_dtype" if "torch_dtype" in keys else "dtype"  # transformers 4 or 5
+    (half / pretrained.CONFIG).write_text(json.dumps(keys | {name: dtype}, indent=2) + "\n")
   return f"{target}: step {step} of {run}, {len(names)} tensors, {dtype}"

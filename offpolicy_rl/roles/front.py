@@ -28,6 +28,7 @@ class Front:
   control: lag.LagControl
   admit: admission.Admission | None = None  # None until training begins
   version: int = types.RAW_VERSION  # newest published in this session
+  version_bytes: int = 0  # of its weights, sent in full
   newest_ever: int = types.RAW_VERSION  # before a restart, samplers may have held newer ones
   finished: bool = False
   pulse: Pulse = dataclasses.field(default_factory=Pulse)
@@ -106,10 +107,19 @@ class Front:
   def publish(self, version: int, params) -> None:
     """Makes a version available to samplers and queues the steps it admits."""
     # A real copy: the next step will reuse the memory of these.
-    self.weights.put(version, policy.flatten(policy.copy(params, self.weights_dtype)))
-    self.version = version
+    tensors = policy.flatten(policy.copy(params, self.weights_dtype))
+    self.weights.put(version, tensors)
+    self.version, self.version_bytes = version, sum(x.nbytes for x in tensors.values())
     if self.admit is not None:
       self.admit.published(version)
+
+  def publish_base(self, params) -> None:
+    """Makes the frozen model available, whose adapters are published from now on.
+
+    Without a copy where the dtype allows: nothing will write over it.
+    """
+    tensors = {k: x.astype(self.weights_dtype) for k, x in policy.flatten(params).items()}
+    self.weights.put(types.BASE_VERSION, tensors)
 
   def open(self, admit: admission.Admission) -> None:
     """Training begins: the newest version admits its first steps."""
@@ -123,13 +133,15 @@ class Front:
   def _needed(self) -> Callable[[int], bool]:
     open_tickets = self.book.needed_versions(self.version)
     oldest = self.control.oldest_needed(self.version)
-    return lambda version: version in open_tickets or version >= oldest
+    kept = open_tickets | {types.BASE_VERSION}
+    return lambda version: version in kept or version >= oldest
 
   def older_versions(self) -> dict[int, weights.Tensors]:
     """What a resumed run needs besides its own parameters to answer every open ticket."""
     self.forget_old_versions()
     needed = self._needed()  # the store may keep more than that, for deltas
-    older = [v for v in self.weights.versions() if v != self.version and needed(v)]
+    kept_elsewhere = (self.version, types.BASE_VERSION)
+    older = [v for v in self.weights.versions() if v not in kept_elsewhere and needed(v)]
     return {v: self.weights.tensors(v) for v in older}
 
   def dismiss(self, *, silent_seconds: float, at_most_seconds: float) -> None:

@@ -132,8 +132,9 @@ def _loop_parts(me: Learner, reference) -> loop.Parts:
     me.choices, state_lib.shardings(me.choices.model, me.mesh, me.choices.optimizer)
   )
   check = audit.LogprobAudit(
-    me.choices, me.mesh, every=config.learner.audit_every, max_lag=config.lag.max_lag
-  )
+    me.choices, me.mesh, every=config.learner.audit_every, max_lag=config.lag.max_lag,
+    frozen=reference,
+  )  # fmt: skip
 
   def train_step(at_step, state, batch):
     found = check(at_step, state, batch)
@@ -141,7 +142,11 @@ def _loop_parts(me: Learner, reference) -> loop.Parts:
     return state, row | found
 
   def write(at_step, row):
-    me.records.train(at_step, row | {"sampler/tokens_per_second": me.front.pulse.sampling_rate()})
+    of_front = {
+      "sampler/tokens_per_second": me.front.pulse.sampling_rate(),
+      "weights/bytes": me.front.version_bytes,
+    }
+    me.records.train(at_step, row | of_front)
 
   def after_step(version, state):
     wanted = config.evaluation.every and version % config.evaluation.every == 0

@@ -3,16 +3,22 @@
 import dataclasses
 import json
 import pathlib
+import shutil
+
+import jax
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import losses, types
+from offpolicy_rl.learner import checkpoint, step
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.learner import step
-from offpolicy_rl.model import decoder, families
-from offpolicy_rl.replay import lag, schedule
+from offpolicy_rl.model import decoder, families, lora, pretrained
+from offpolicy_rl.model import policy as policy_lib
+from offpolicy_rl.replay import lag, packing, schedule
 from offpolicy_rl.sampler import engine
-from offpolicy_rl.tasks import catalog, tokenizer, vocabulary
+from offpolicy_rl.tasks import catalog, scoring, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
+
+_NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +38,67 @@ def policy_of(config, files: types.ModelFiles | None) -> Policy:
   """
   if files is None:
     words = catalog.of(config.task).vocabulary
-    own = {key: value for key, value in config.model.items() if key != "checkpoint"}
-    return Policy(decoder.DecoderConfig(vocab_size=words.size, **own), words)
-  model = families.read(json.loads(files.config))
+    own = {key: value for key, value in config.model.items() if key not in _NO_ARCHITECTURE}
+    model = decoder.DecoderConfig(vocab_size=words.size, **own)
+    return Policy(_with_adapters(model, config.model), words)
+  model = _with_adapters(families.read(json.loads(files.config)), config.model)
   config_lib.require(config_lib.architecture_relations(dataclasses.asdict(model), config.mesh))
   words = tokenizer.Tokenizer(files, template=config.task.prompt, chat=config.task.chat)
   return Policy(model, words, files)
 
 
-def model_files(config, run_dir: pathlib.Path) -> types.ModelFiles | None:
-  """Of the published checkpoint that the run begins with; kept in the run directory."""
+def _with_adapters(model: decoder.DecoderConfig, wanted) -> decoder.DecoderConfig:
+  """With the adapters that `config.model` asks for."""
+  if not wanted.lora_rank:
+    return model
+  targets = tuple(dict.fromkeys(wanted.lora_targets.split(",")))
+  config_lib.require([(
+    not model.num_experts or not set(targets) & {"w_gate", "w_up", "w_down"},
+    f"model.lora_targets: got {wanted.lora_targets}, expected some of w_q,w_k,w_v,w_o: experts "
+    "have no adapters",
+  )])  # fmt: skip
+  return dataclasses.replace(
+    model, lora_rank=wanted.lora_rank, lora_alpha=float(wanted.lora_alpha), lora_targets=targets
+  )
+
+
+def model_files(config, run_dir: pathlib.Path, *, resume: bool) -> types.ModelFiles | None:
+  """Of the published checkpoint that the run begins with; kept in RUN/model for resume and export.
+
+  `resume`: those kept are the run's own, the checkpoint may be gone; else they are copied anew.
+  """
   if not config.model.checkpoint:
     return None
-  kept = run_dir / "model"
-  if not kept.exists():
-    tokenizer.write_files(tokenizer.read_files(pathlib.Path(config.model.checkpoint)), kept)
+  source, kept = pathlib.Path(config.model.checkpoint), run_dir / "model"
+  if not (resume and kept.is_dir()):
+    tokenizer.read_files(source)  # refuses it before anything is touched
+    half = run_dir / ".model-half"
+    for old in (kept, half):
+      shutil.rmtree(old, ignore_errors=True)
+    half.mkdir()
+    for path in (
+      p for name in (pretrained.CONFIG, *pretrained.COMPANIONS) for p in source.glob(name)
+    ):
+      shutil.copy(path, half)
+    half.rename(kept)
   return tokenizer.read_files(kept)
+
+
+def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[int, dict]:
+  """(step, parameters of the plain decoder) of a run's newest checkpoint, on the first device.
+
+  Raises:
+    checkpoint.CheckpointError: there is none, or it is damaged.
+  """
+  saved, shapes = run_dir / "checkpoints", policy_lib.shapes(lora.plain(model))
+  if not model.lora_rank:
+    return checkpoint.newest_params(saved, shapes)
+  step, adapters = checkpoint.newest_params(saved, lora.split(policy_lib.shapes(model))[1])
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  reader = checkpoint.Checkpoints(saved, keep=1)
+  base = reader.restore_initial(shapes, jax.tree.map(lambda _: here, shapes))
+  reader.close()
+  return step, lora.merge(model, base, adapters)
 
 
 def step_choices(config, model: decoder.DecoderConfig) -> step.StepChoices:
@@ -68,7 +119,6 @@ def step_choices(config, model: decoder.DecoderConfig) -> step.StepChoices:
     objective=losses.objective(config_lib.objective_choices(config)),
     optimizer=optimizer,
     temperature=config.sampler.temperature,
-    microbatches=learner.microbatches,
     logprob_chunk=learner.logprob_chunk,
   )
 
@@ -92,9 +142,9 @@ def lag_control(config) -> lag.LagControl:
 
 
 def make_engine(config, policy: Policy) -> engine.Engine:
-  """The generation engine of one sampler."""
+  """The generation engine of one sampler; it computes with adapters merged into their base."""
   return engine.Engine(
-    policy.model,
+    lora.plain(policy.model),
     slots=config.sampler.slots,
     prompts=max(1, config.sampler.slots // config.learner.group_size),
     max_prompt_tokens=config.task.max_prompt_tokens,
@@ -113,6 +163,32 @@ def make_store(config, weights_dir: str | None, session: str):
   return weights_dir_lib.Publisher(weights_dir, session)
 
 
-def row_tokens(config) -> int:
-  """Columns of a batch."""
-  return config.task.max_prompt_tokens + config.task.max_completion_tokens
+def examples(task, split: str, words) -> tuple[list[tuple[float, list]], int]:
+  """([(rate, prompts) of each task that the configuration mixes], number of too long prompts)."""
+  from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: 7 s and 0.9 GB, only here
+
+  name = seqio_tasks.register(catalog.of(task), task.to_json(sort_keys=True))
+  return seqio_tasks.load_members(name, split, words, task.max_prompt_tokens)
+
+
+def scorer(task) -> scoring.Scorer:
+  """The processes that judge answers; ValueError when this machine lacks a verifier."""
+  wanted = catalog.of(task)
+  return scoring.Scorer(
+    wanted.verifier, also=wanted.verifiers, workers=task.verifier_processes,
+    time_limit=task.verifier_seconds, memory_mb=task.verifier_memory_mb,
+    pattern=task.format_pattern,
+  )  # fmt: skip
+
+
+def limits(config) -> packing.Limits:
+  """How batches are laid out."""
+  learner, task = config.learner, config.task
+  longest = (task.max_prompt_tokens, task.max_completion_tokens)
+  return packing.Limits(
+    learner.layout,
+    *longest,
+    columns=learner.row_tokens or packing.row_columns(learner.layout, *longest, learner.group_size),
+    shards=config.mesh.data * config.mesh.fsdp,
+    buckets=learner.buckets,
+  )

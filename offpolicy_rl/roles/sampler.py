@@ -11,11 +11,12 @@ import jax
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
+from offpolicy_rl.model import lora
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import worker
-from offpolicy_rl.tasks import catalog, scoring, shaping
+from offpolicy_rl.tasks import scoring, shaping
 from offpolicy_rl.transport import client, codec, receiver, security
 
 _LOG = logging.getLogger(__name__)
@@ -73,13 +74,8 @@ def run_sampler(
 
 def _scorer(task) -> scoring.Scorer:
   """The verifier processes; RunMismatch when this machine lacks a verifier."""
-  wanted = catalog.of(task)
   try:
-    return scoring.Scorer(
-      wanted.verifier, also=wanted.verifiers, workers=task.verifier_processes,
-      time_limit=task.verifier_seconds, memory_mb=task.verifier_memory_mb,
-      pattern=task.format_pattern,
-    )  # fmt: skip
+    return parts.scorer(task)
   except ValueError as error:
     raise RunMismatch(f"the learner's task can't be judged here: {error}") from None
 
@@ -169,9 +165,9 @@ def _lease(wire: client.LearnerClient, config, vocab_size: int) -> list[types.Ti
 class _Weights:
   """The parameters on this sampler's devices, replaced when a ticket asks for another version."""
 
-  def __init__(self, fetch, shapes):
+  def __init__(self, fetch, shapes, forget: Callable[[], None] = lambda: None):
     self._fetch = fetch  # (min version, max version, held) -> (version, {path: array} or None)
-    self._shapes = shapes
+    self._shapes, self._forget = shapes, forget
     self._version, self._params = types.NO_VERSION, None
 
   def pull(self, min_version: int, max_version: int):
@@ -184,18 +180,60 @@ class _Weights:
       self._version = version
     return version, self._params
 
+  def forget(self) -> None:
+    """Frees the host's memory; the next pull begins with nothing."""
+    self._version, self._params = types.NO_VERSION, None
+    self._forget()
 
-def _weights(wire: client.LearnerClient, config, model, weights_dir: str | None) -> _Weights:
-  """From the stream, or from a directory."""
-  shapes = policy_lib.shapes(model)
+
+class _Adapted:
+  """As `_Weights` where adapters are sent: joins them, once per version, with their base.
+
+  The base comes once. What has a negative version is a whole model (`types.RAW_VERSION`).
+  """
+
+  def __init__(self, model, whole: _Weights, adapters: _Weights):
+    self._model, self._whole, self._adapters = model, whole, adapters
+    self._base, self._merged = None, (types.NO_VERSION, None)
+
+  def pull(self, min_version: int, max_version: int):
+    """(version, parameters of the plain model)."""
+    if max_version < 0:
+      return self._whole.pull(min_version, max_version)
+    if self._base is None:
+      _, self._base = self._whole.pull(types.BASE_VERSION, types.BASE_VERSION)
+      self._whole.forget()
+    version, adapters = self._adapters.pull(min_version, max_version)
+    if version != self._merged[0]:
+      self._merged = types.NO_VERSION, None  # frees its memory before more is taken
+      self._merged = version, lora.merge(self._model, self._base, adapters)
+    return self._merged
+
+
+def _weights(wire: client.LearnerClient, config, model, weights_dir: str | None):
+  """Whole models, or adapters and the base that they belong to."""
+  make = _from_stream if weights_dir is None else functools.partial(_from_directory, weights_dir)
+  whole = make(wire, config, policy_lib.shapes(lora.plain(model)))
+  if not model.lora_rank:
+    return whole
+  return _Adapted(model, whole, make(wire, config, lora.split(policy_lib.shapes(model))[1]))
+
+
+def _layout(config, shapes) -> receiver.Layout:
   dtype = config.transport.weights_dtype
-  layout = {name: (x.shape, dtype) for name, x in policy_lib.flatten(shapes).items()}
-  if weights_dir is None:
-    held = receiver.Receiver(layout)
-    return _Weights(lambda low, high, _: wire.pull_weights(low, high, held), shapes)
+  return {name: (x.shape, dtype) for name, x in policy_lib.flatten(shapes).items()}
+
+
+def _from_stream(wire: client.LearnerClient, config, shapes) -> _Weights:
+  held = receiver.Receiver(_layout(config, shapes))
+  return _Weights(lambda low, high, _: wire.pull_weights(low, high, held), shapes, held.forget)
+
+
+def _from_directory(weights_dir: str, wire: client.LearnerClient, config, shapes) -> _Weights:
   from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only when it is used
 
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  layout = _layout(config, shapes)
   like = {k: jax.ShapeDtypeStruct(s, d, sharding=here) for k, (s, d) in layout.items()}
 
   held_of = None  # a version of another session may have other bits

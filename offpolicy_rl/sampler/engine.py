@@ -73,8 +73,9 @@ def prefill(config: decoder.DecoderConfig, params, requests: Requests, max_token
   positions = jnp.broadcast_to(jnp.arange(width), (num_prompts, width))
   # Padding also writes keys and values, beyond the prompt; decoding overwrites each such slot
   # before any token can see it.
-  logits, cache = policy.apply(config, params, requests.prompts, positions, cache)
-  last = jnp.take_along_axis(logits, requests.prompt_lengths[:, None, None] - 1, axis=1)[:, 0]
+  last, cache = policy.logits_at(
+    config, params, requests.prompts, positions, cache, columns=requests.prompt_lengths - 1
+  )
   return last[requests.slot_prompt], jax.tree.map(lambda x: x[:, requests.slot_prompt], cache)
 
 

@@ -2,11 +2,13 @@
 
 import collections
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from offpolicy_rl import types
+from offpolicy_rl.sampler import votes
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -61,6 +63,66 @@ def summarise(groups: list[types.FinishedGroup], k: int) -> dict[str, float]:
     "heldout/problems": len(sampled),
     "heldout/verifier_failures": sum(g.group.verifier_failures for g in groups),
   }
+
+
+class Answered(NamedTuple):
+  """One problem with the verdicts on its completions."""
+
+  greedy: bool  # the greedy completion is right
+  correct: Sequence[bool]  # sampled completions
+  answers: Sequence[str | None]  # what they say, see `votes.final_answer`
+
+
+class Estimate(NamedTuple):
+  """A mean over problems with its 95 % interval."""
+
+  name: str
+  value: float
+  low: float
+  high: float
+
+
+def estimates(problems: Sequence[Answered], ks: Sequence[int], *, seed: int) -> list[Estimate]:
+  """greedy, pass@k of every k, and maj@k of every k > 1, with `intervals` over problems."""
+  per_problem = {"greedy": [float(p.greedy) for p in problems]}
+  for k in ks:
+    per_problem[f"pass@{k}"] = [pass_at_k(len(p.correct), sum(p.correct), k) for p in problems]
+  for k in ks:
+    if k > 1:
+      per_problem[f"maj@{k}"] = [votes.majority_at_k(p.answers, p.correct, k) for p in problems]
+  values = np.array(list(per_problem.values()))
+  found = zip(per_problem, values.mean(axis=1), *intervals(values, seed=seed).T, strict=True)
+  return [Estimate(name, *map(float, numbers)) for name, *numbers in found]
+
+
+def intervals(
+  values: np.ndarray, *, level: float = 0.95, draws: int = 4000, seed: int = 0
+) -> np.ndarray:
+  """Intervals of means over problems drawn from a larger set, by the Bayesian bootstrap.
+
+  Every draw weighs the problems by a Dirichlet distribution (Rubin, "The Bayesian Bootstrap",
+  1981) to which half a problem of value 0 and half a one of value 1 are added. For values that are
+  0 or 1 this is the interval of Jeffreys (Brown, Cai & DasGupta, "Interval Estimation for a
+  Binomial Proportion", 2001). So it has a width also where every problem was solved, or none, and
+  stays in [0, 1]; it always holds the mean itself.
+
+  Args:
+    values: [M, N] in [0, 1]: M statistics of the same N problems.
+    draws: the same for all M statistics.
+
+  Returns:
+    float64 [M, 2]: low, high.
+  """
+  prior = np.tile([0.0, 1.0], (len(values), 1))
+  widened = np.concatenate([values, prior], axis=1)
+  shape = np.append(np.ones(values.shape[1]), [0.5, 0.5])
+  rng, means = np.random.default_rng(seed), np.empty((draws, len(values)))
+  for draw in range(draws):
+    weights = rng.standard_gamma(shape)
+    means[draw] = widened @ weights / weights.sum()
+  low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+  mean = values.mean(axis=1)
+  return np.stack([np.minimum(low, mean), np.maximum(high, mean)], axis=1)
 
 
 class Desk:

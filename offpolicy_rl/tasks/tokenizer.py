@@ -110,14 +110,6 @@ def read_files(directory: pathlib.Path) -> types.ModelFiles:
   return types.ModelFiles(*found)
 
 
-def write_files(files: types.ModelFiles, directory: pathlib.Path) -> None:
-  """Inverse of `read_files`."""
-  directory.mkdir(parents=True, exist_ok=True)
-  for name, text in zip((CONFIG, TOKENIZER, SETTINGS, TEMPLATE), files, strict=True):
-    if text:
-      (directory / name).write_text(text)
-
-
 def _content(token) -> str | None:
   """A token is written as a string or as an object."""
   return token["content"] if isinstance(token, dict) else token

@@ -186,7 +186,8 @@ class _Servicer(rpc.LearnerServicer):
   def _judge_all(self, requests, judged: queue.Queue) -> None:
     try:
       for request, received in requests:
-        judged.put((request, self._judge(request, received)))
+        ticket_ids = [group.ticket_id for group in request.groups]  # all that an answer needs
+        judged.put((ticket_ids, self._judge(request, received)))
     except Exception as error:  # the sampler is gone, or what it sent can't be read: the call ends
       _LOG.debug("push ended: %r", error)
     finally:
@@ -202,7 +203,7 @@ class _Servicer(rpc.LearnerServicer):
     except Exception as error:  # `_acknowledge` raises it again, where it ends the call
       return _known(error=error)
 
-  def _acknowledge(self, request: pb.PushRequest, judged: concurrent.futures.Future, context):
+  def _acknowledge(self, ticket_ids: list[str], judged: concurrent.futures.Future, context):
     """Waits until groups are on disk, or for what is wrong with them."""
     try:
       outcomes = judged.result()
@@ -211,10 +212,10 @@ class _Servicer(rpc.LearnerServicer):
     except OSError as error:  # not ours to lose: the sampler keeps the groups and tries again
       context.abort(grpc.StatusCode.UNAVAILABLE, f"the groups could not be kept: {error}")
     reply = pb.PushReply()
-    for group, outcome in zip(request.groups, outcomes, strict=True):
-      ack = reply.acks.add(ticket_id=group.ticket_id[: bounds.MAX_TICKET_ID])
+    for ticket_id, outcome in zip(ticket_ids, outcomes, strict=True):
+      ack = reply.acks.add(ticket_id=ticket_id[: bounds.MAX_TICKET_ID])
       if isinstance(outcome, bounds.WireError):
-        self._note(context.peer(), outcome, f"ticket {bounds.shown(group.ticket_id)}, ")
+        self._note(context.peer(), outcome, f"ticket {bounds.shown(ticket_id)}, ")
         ack.verdict, ack.reason = pb.VERDICT_REFUSED, str(outcome)
         continue
       ack.verdict = _VERDICTS[outcome]

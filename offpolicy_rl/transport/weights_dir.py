@@ -53,7 +53,7 @@ class Publisher:
     # One worker, so that index and directory change in order and the caller waits for neither.
     self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="weights-dir")
     self._jobs: dict[int, concurrent.futures.Future] = {}  # version -> its write, oldest first
-    self._like: dict[str, jax.ShapeDtypeStruct] = {}
+    self._like: dict[int, dict[str, jax.ShapeDtypeStruct]] = {}  # of every version
 
   def put(self, version: int, tensors: dict[str, jax.Array]) -> None:
     """Starts writing; returns when the arrays are copied to the host.
@@ -66,7 +66,7 @@ class Publisher:
         break
       self._jobs.pop(oldest).result()
     here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    self._like = {
+    self._like[version] = {
       name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in tensors.items()
     }
     writer = ocp.StandardCheckpointer()
@@ -91,7 +91,7 @@ class Publisher:
     """Reads a version back, once it is written: for checkpoints that need an older one."""
     if version in self._jobs:
       self._jobs[version].result()
-    found = restore(str(self._directory), version, self._like)
+    found = restore(str(self._directory), version, self._like[version])
     return {name: np.asarray(x) for name, x in found.items()}
 
   def close(self) -> None:
@@ -110,6 +110,7 @@ class Publisher:
     self._complete = self._complete - versions
     self._write_index()
     for version in versions:
+      self._like.pop(version, None)
       (self._directory / str(version)).rmtree(missing_ok=True)
 
   def _write_index(self) -> None:

@@ -79,7 +79,7 @@ def test_what_the_decoder_does_not_compute_is_refused(change, message):
 def test_all_problems_are_listed_at_once_and_harmless_keys_can_be_named():
   with pytest.raises(families.UnsupportedModel, match=r"hidden_act.*mlp_bias.*\['mup'\]"):
     families.read({**LLAMA, "hidden_act": "relu", "mlp_bias": True, "mup": 2})
-  assert families.read({**LLAMA, "mup": 2}, ignore=["mup"]) == families.read(LLAMA)
+  assert families.read({**LLAMA, "mup": 2, families.IGNORED: ["mup"]}) == families.read(LLAMA)
 
 
 def test_a_softcap_that_transformers_ignores_is_refused():

@@ -45,7 +45,7 @@ def test_prefill_and_decode_equal_the_full_forward_pass(reference, family):
 def test_greedy_tokens_are_those_of_transformers(reference, family):
   config, params = open_model(reference / family / "model")
   different, compared = greedy_differences(config, params, answers_of(reference / family))
-  assert different == 0 and compared > 0
+  assert different == 0 and compared >= 64
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -69,7 +69,7 @@ CONFIGS = {
   ),
 }
 ROWS, LONGEST = 5, 40
-GREEDY_ROWS, GREEDY_TOKENS = 2, 64
+GREEDY_ROWS, GREEDY_TOKENS = 4, 64
 
 
 def greedy(model, row: list[int]) -> tuple[list[int], list[float]]:

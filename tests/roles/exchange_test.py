@@ -5,9 +5,11 @@ import json
 import jax
 import pytest
 
+from configs import base
+from offpolicy_rl import config as config_lib
 from offpolicy_rl import main
 from offpolicy_rl.model import decoder, families, policy, pretrained
-from offpolicy_rl.roles import exchange
+from offpolicy_rl.roles import exchange, parts
 from offpolicy_rl.tasks import tokenizer
 from tests.model.families_test import LLAMA
 from tests.tasks.tokenizer_test import Gguf
@@ -66,7 +68,7 @@ def test_a_bad_one_is_refused_and_nothing_is_left(published, tmp_path, change, m
   assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_harmless_key_can_be_named(published, tmp_path):
+def test_a_harmless_key_can_be_named_once_and_for_all(published, tmp_path):
   source = tmp_path / "source"
   source.mkdir()
   for name, data in files(published).items():
@@ -74,7 +76,57 @@ def test_a_harmless_key_can_be_named(published, tmp_path):
   keys = LLAMA | {"vocab_size": 264, "mup": 1}
   (source / "config.json").write_text(json.dumps(keys))
   exchange.import_checkpoint(str(source), str(tmp_path / "to"), ignore=["mup"])
-  assert (tmp_path / "to" / "config.json").exists()
+  assert pretrained.Checkpoint(tmp_path / "to").keys["mup"] == 1
+  config = card()
+  config.model.checkpoint = str(tmp_path / "to")
+  small = parts.model_files(config, tmp_path, resume=False)
+  assert parts.policy_of(config, small).model.vocab_size == 264
+
+
+def card():
+  config = base.get_config()
+  config.mesh.tensor = 1
+  return config
+
+
+def test_a_new_run_takes_its_own_small_files_and_a_resumed_one_keeps_them(published, tmp_path):
+  config = card()
+  config.model.checkpoint = str(published)
+  stale = tmp_path / "model"  # of a run that died before its first checkpoint
+  stale.mkdir()
+  (stale / "config.json").write_text("{}")
+  files = parts.model_files(config, tmp_path, resume=False)
+  assert files == tokenizer.read_files(published)
+  config.model.checkpoint = str(tmp_path / "gone")
+  assert parts.model_files(config, tmp_path, resume=True) == files
+  with pytest.raises(tokenizer.TokenizerError, match="no such file"):
+    parts.model_files(config, tmp_path, resume=False)
+  assert tokenizer.read_files(stale) == files  # nothing was lost
+
+
+def test_a_failed_export_leaves_nothing(published, tmp_path, monkeypatch):
+  run = tmp_path / "run"
+  run.mkdir()
+  config = card()
+  config.model.checkpoint = str(published)
+  parts.model_files(config, run, resume=False)
+  (run / "config.json").write_text(config_lib.to_json(config))
+  monkeypatch.setattr(
+    parts, "newest_params", lambda _, model: (7, policy.init(model, jax.random.key(1)))
+  )
+  real = pretrained.save
+
+  def fails_at_the_end(*arguments):
+    real(*arguments)
+    raise OSError("disk full")
+
+  monkeypatch.setattr(pretrained, "save", fails_at_the_end)
+  with pytest.raises(OSError, match="disk full"):
+    exchange.export_checkpoint(str(run), str(tmp_path / "out"))
+  assert [path.name for path in tmp_path.iterdir()] == ["run"]
+  monkeypatch.setattr(pretrained, "save", real)
+  exchange.export_checkpoint(str(run), str(tmp_path / "out"))
+  assert files(tmp_path / "out").keys() == files(published).keys() - {"README.md"}
 
 
 def test_no_directory_is_said(tmp_path):

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from offpolicy_rl import types
 from offpolicy_rl.replay.ledger import Ledger
@@ -22,6 +23,54 @@ def test_pass_at_k_is_the_share_of_all_k_subsets_with_a_success(n, c, k):
 def test_pass_at_k_needs_k_samples():
   with pytest.raises(ValueError, match="k: 5, expected 1 to num_samples = 4"):
     evaluation.pass_at_k(4, 1, 5)
+
+
+def test_estimates_are_means_over_problems():
+  problems = [
+    evaluation.Answered(True, [True, True, False, False], ["1", "1", "2", "1"]),
+    evaluation.Answered(False, [False] * 4, ["3", None, None, None]),
+    evaluation.Answered(True, [True] * 4, ["5"] * 4),
+  ]
+  found = {e.name: e for e in evaluation.estimates(problems, (1, 2, 4), seed=0)}
+  assert {name: e.value for name, e in found.items()} == pytest.approx({
+    "greedy": 2 / 3, "pass@1": 0.5, "pass@2": (5 / 6 + 0 + 1) / 3, "pass@4": 2 / 3,
+    # Votes of the first problem: "1", "1" is right; "2", "1" a tie of two wrong ones. Of all four:
+    # "1" has three votes of which two were judged right.
+    "maj@2": (0.5 + 0 + 1) / 3, "maj@4": (2 / 3 + 0 + 1) / 3,
+  })  # fmt: skip
+  assert all(0 <= e.low < e.value < e.high <= 1 for e in found.values())
+  assert found == {e.name: e for e in evaluation.estimates(problems, (1, 2, 4), seed=0)}
+  assert found["greedy"].low != evaluation.estimates(problems, (1,), seed=1)[0].low
+
+
+@pytest.mark.parametrize(("solved", "problems"), [(0, 30), (3, 30), (15, 30), (30, 30), (90, 400)])
+def test_of_zeros_and_ones_it_is_the_interval_of_jeffreys(solved, problems):
+  values = np.zeros((1, problems))
+  values[0, :solved] = 1
+  [[low, high]] = evaluation.intervals(values, draws=20_000)
+  beta = scipy.stats.beta(solved + 0.5, problems - solved + 0.5)
+  exact = (0.0 if solved == 0 else beta.ppf(0.025), 1.0 if solved == problems else beta.ppf(0.975))
+  assert (low, high) == pytest.approx(exact, abs=4e-3)
+  assert high - low > 0.01
+
+
+@pytest.mark.parametrize("problems", [40, 200])
+@pytest.mark.parametrize("alpha_beta", [(0.3, 0.7), (0.2, 6.0), (8.0, 2.0)])
+@pytest.mark.parametrize("k", [1, 4])
+def test_intervals_cover_the_truth(problems, alpha_beta, k):
+  """Problems whose success rates are Beta(a, b), eight samples each: pass@k = E[1 - (1 - p)^k]."""
+  a, b = alpha_beta
+  truth = 1 - np.prod([(b + i) / (a + b + i) for i in range(k)])
+  rng, runs, covered, widths = np.random.default_rng(5), 300, 0, []
+  solved = rng.binomial(8, rng.beta(a, b, (runs, problems)))
+  table = np.array([evaluation.pass_at_k(8, c, k) for c in range(9)])
+  for found in evaluation.intervals(table[solved], draws=800):
+    covered += found[0] <= truth <= found[1]
+    widths.append(found[1] - found[0])
+  assert 0.91 <= covered / runs <= 0.985
+  # Not by being wide: the usual four standard errors, and what the prior adds.
+  error = np.std(table[solved], axis=1).mean() / np.sqrt(problems)
+  assert np.mean(widths) < 4.3 * error + 3 / problems
 
 
 class Example:

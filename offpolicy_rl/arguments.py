@@ -1,0 +1,116 @@
+"""The command line's flags, by role."""
+
+import argparse
+import pathlib
+
+from offpolicy_rl import __version__
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+  """The flags of every role; `description` is shown by --help."""
+  parser = argparse.ArgumentParser(
+    prog="offpolicy-rl",
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--version", action="version", version=__version__)
+  roles = parser.add_subparsers(
+    dest="role", required=True, metavar="local|learner|sampler|eval|report|import|export|explain"
+  )
+  both = argparse.ArgumentParser(add_help=False)
+  both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
+  wired = argparse.ArgumentParser(add_help=False, parents=[both])
+  wired.add_argument(
+    "--weights_dir", metavar="PATH",
+    help="weights go through this directory (local, NFS, gs://), which learner and samplers share",
+  )  # fmt: skip
+  trains = argparse.ArgumentParser(add_help=False, parents=[wired])
+  trains.add_argument("--config", help="experiment card, e.g. configs/demo.py")
+  trains.add_argument("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
+  trains.add_argument("--resume", action="store_true", help="go on from run_dir's last checkpoint")
+  trains.add_argument(
+    "--replay", metavar="FILE", help="sample each group with the version that this run's did"
+  )
+  trains.add_argument("--listen", default="127.0.0.1:0", help="address to serve (port 0 = any)")
+  _add_protection(trains)
+  local = roles.add_parser("local", parents=[trains], help="learner and samplers on this machine")
+  local.add_argument("--samplers", type=int, default=1, help="number of sampler processes")
+  _add_names(local, "authority of --tls_cert (PEM), which the samplers of local trust")
+  roles.add_parser("learner", parents=[trains], help="only the learner")
+  sampler = roles.add_parser("sampler", parents=[wired], help="only a sampler")
+  sampler.add_argument("--learner", required=True, help="the learner's HOST:PORT")
+  sampler.add_argument("--name", help="unique name (default: host and process id)")
+  sampler.add_argument(
+    "--patience", type=float, default=60.0, help="seconds to look for the learner"
+  )
+  sampler.add_argument("--tls_cert", help="certificate that shows who this sampler is (PEM)")
+  sampler.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
+  sampler.add_argument("--token_file", help="file with the learner's token")
+  _add_names(sampler, "authority of the learner's certificate (PEM): speak TLS and trust no other")
+  _add_eval(roles, both)
+  _add_files(roles, both)
+  return parser
+
+
+def _add_eval(roles, both: argparse.ArgumentParser) -> None:
+  """The role that evaluates; flags without a default leave the configuration's value."""
+  measured = roles.add_parser("eval", parents=[both], help="pass@k of a checkpoint or of a run")
+  measured.add_argument("--checkpoint", metavar="DIR", help="a published checkpoint (import)")
+  measured.add_argument("--run_dir", metavar="DIR", help="a run; its newest checkpoint counts")
+  measured.add_argument("--config", help="experiment card (default: configs/base.py, see README)")
+  measured.add_argument("--task", help="name of a task")
+  measured.add_argument("--k", default="1", help="of pass@k and maj@k, e.g. 1,4,16")
+  measured.add_argument("--samples", type=int, help="completions per problem (default: largest k)")
+  measured.add_argument("--split", choices=("heldout", "train"), default="heldout")
+  measured.add_argument("--problems", type=int, help="the first so many (default: all)")
+  measured.add_argument("--temperature", type=float, help="of the sampled completions")
+  measured.add_argument("--max_prompt_tokens", type=int, help="longer prompts are left out")
+  measured.add_argument("--max_completion_tokens", type=int, help="where completions are cut")
+  measured.add_argument("--slots", type=int, help="completions decoded side by side")
+  measured.add_argument("--seed", type=int, help="of the samples and the intervals")
+  measured.add_argument("--out", metavar="DIR", help="new directory (default: evals/NAME-TIME)")
+
+
+def _add_files(roles, both: argparse.ArgumentParser) -> None:
+  """The roles that read and write files, and the one that only computes."""
+  report = roles.add_parser("report", parents=[both], help="write the report of a run")
+  report.add_argument("--run_dir", required=True)
+  taken = roles.add_parser("import", parents=[both], help="check and take a published checkpoint")
+  taken.add_argument(
+    "--from", dest="source", required=True, metavar="DIR|FILE.gguf",
+    help="config.json, *.safetensors and tokenizer files (local or gs://), or a GGUF file",
+  )  # fmt: skip
+  taken.add_argument("--to", required=True, metavar="DIR", help="where to put it")
+  taken.add_argument(
+    "--ignore", action="append", default=[], metavar="KEY",
+    help="an unknown key of config.json that does not change what the model computes",
+  )  # fmt: skip
+  given = roles.add_parser("export", parents=[both], help="publish the policy of a run")
+  given.add_argument("--run_dir", required=True, help="of a run that began with a published one")
+  given.add_argument("--to", required=True, metavar="DIR", help="where to put it")
+  given.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors")
+  explain = roles.add_parser("explain", parents=[both], help="the target that an objective induces")
+  explain.add_argument("--rewards", help="of one group, e.g. 0,0,1,1: computes the target")
+  explain.add_argument("--objective", help="a preset (without --rewards: shows its choices)")
+  explain.add_argument("--beta", type=float, help="temperature (default: the preset's)")
+  explain.add_argument("--png", type=pathlib.Path, help="draw a picture, too")
+
+
+def _add_protection(parser: argparse.ArgumentParser) -> None:
+  """Flags of whoever listens."""
+  parser.add_argument("--tls_cert", help="the learner's certificate (PEM): serve TLS only")
+  parser.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
+  parser.add_argument("--tls_client_ca", help="admit only samplers with a certificate of it (PEM)")
+  parser.add_argument("--token_file", help="admit only samplers that know the token in this file")
+  parser.add_argument(
+    "--insecure", action="store_true", help="allow --listen beyond loopback without protection"
+  )
+  parser.add_argument(
+    "--reflection", action="store_true", help="describe the services to tools such as grpcurl"
+  )
+
+
+def _add_names(parser: argparse.ArgumentParser, ca_help: str) -> None:
+  """Flags of whoever connects."""
+  parser.add_argument("--tls_ca", help=ca_help)
+  parser.add_argument("--tls_server_name", help="name in that certificate, if not the host")

@@ -1,0 +1,92 @@
+"""Low-rank adapters: a frozen matrix W works as W + (alpha / rank) A B, and only A, B are trained.
+
+Hu et al., "LoRA", arXiv 2106.09685. An adapter of the parameter `w` is the pair `w_lora_a`
+[layers, inputs of w, rank] and `w_lora_b` [layers, rank, outputs of w] beside it. B begins at 0, so
+that fresh adapters change nothing.
+
+A *whole* tree has base and adapters in it; `plain` is the configuration of the base alone.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+# Matrices of a block that can have an adapter -> how many of their leading axes are inputs.
+INPUT_AXES = {"w_q": 1, "w_k": 1, "w_v": 1, "w_o": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
+A, B = "_lora_a", "_lora_b"
+
+
+def shapes(name: str, shape: tuple[int, ...], rank: int) -> tuple[tuple, tuple]:
+  """Shapes of A and B of a layer's matrix `name` of this shape."""
+  inputs = INPUT_AXES[name]
+  return (*shape[:inputs], rank), (rank, *shape[inputs:])
+
+
+def param_axes(axes: dict[str, tuple]) -> dict[str, tuple]:
+  """Logical axes of adapters from those of the matrices (layers in front); ranks are whole."""
+  found = {}
+  for name, inputs in INPUT_AXES.items():
+    layer, *own = axes[name]
+    found[name + A] = (layer, *own[:inputs], None)
+    found[name + B] = (layer, None, *own[inputs:])
+  return found
+
+
+def scale(config) -> float:
+  """What A B is multiplied by."""
+  return config.lora_alpha / config.lora_rank
+
+
+def share(x, a, b, config):
+  """What an adapter adds to a layer's product: x [..., inputs], A, B -> [..., outputs]."""
+  low = jnp.tensordot(x, a, axes=a.ndim - 1)
+  return scale(config) * jnp.tensordot(low, b, axes=1)
+
+
+def plain(config):
+  """The same decoder without adapters."""
+  return dataclasses.replace(config, lora_rank=0, lora_alpha=0.0, lora_targets=())
+
+
+def split(params: dict) -> tuple[dict, dict]:
+  """A whole tree -> (base, adapters); nothing is copied."""
+  blocks = params["blocks"]
+  adapters = {name: x for name, x in blocks.items() if name.endswith((A, B))}
+  base = {name: x for name, x in blocks.items() if name not in adapters}
+  return params | {"blocks": base}, {"blocks": adapters}
+
+
+def join(base: dict, adapters: dict) -> dict:
+  """Inverse of `split`; nothing is copied."""
+  return base | {"blocks": base["blocks"] | adapters["blocks"]}
+
+
+def trained(config, params: dict) -> dict:
+  """What of a whole tree is trained: the adapters, or everything where there are none."""
+  return split(params)[1] if config.lora_rank else params
+
+
+def merge(config, base: dict, adapters: dict) -> dict:
+  """Parameters of the plain decoder that computes the same; untouched ones are those of `base`.
+
+  Args:
+    config: with adapters.
+    base: parameters of `plain(config)`.
+  """
+  blocks, pairs = base["blocks"], adapters["blocks"]
+  merged = {
+    name: _merged(blocks[name], pairs[name + A], pairs[name + B], scale(config))
+    for name in config.lora_targets
+  }
+  return base | {"blocks": blocks | merged}
+
+
+@jax.jit
+def _merged(w, a, b, factor):
+  layers, rank = b.shape[:2]
+  # In full precision: where a product of float32 is rounded to bfloat16, small updates would go.
+  product = jnp.matmul(
+    a.reshape(layers, -1, rank), b.reshape(layers, rank, -1), precision=jax.lax.Precision.HIGHEST
+  )
+  return (w + factor * product.reshape(w.shape)).astype(w.dtype)

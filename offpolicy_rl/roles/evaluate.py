@@ -1,0 +1,223 @@
+"""Evaluates a published checkpoint, or the newest one of a run, on this machine alone."""
+
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+
+from offpolicy_rl import types
+from offpolicy_rl.model import lora, pretrained
+from offpolicy_rl.model import policy as policy_lib
+from offpolicy_rl.roles import parts
+from offpolicy_rl.sampler import engine, evaluation, votes, worker
+from offpolicy_rl.tasks import stream, tokenizer
+
+_WIDTH_MULTIPLE = 16  # prompt columns: few shapes to compile, little padding
+
+
+def run(
+  config, *, ks: tuple[int, ...], split: str, problems: int | None, out: pathlib.Path,
+  run_dir: pathlib.Path | None,
+) -> dict:  # fmt: skip
+  """Answers problems greedily and by sampling; prints a table, writes `out`, returns eval.json.
+
+  `out`/problems.jsonl holds every problem with its completions, `out`/eval.json the estimates. Both
+  are functions of the weights, the configuration and the seed.
+
+  Args:
+    config: checked; the weights are those of `config.model.checkpoint` when `run_dir` is None.
+    ks: ascending, none above `config.evaluation.samples`.
+    split: "heldout" or "train".
+    problems: how many, from the beginning; None = all.
+
+  Raises:
+    ValueError: no prompt is short enough.
+    RuntimeError, ValueError, OSError: the weights or the tokenizer can't be read.
+  """
+  console = rich.console.Console(highlight=False, soft_wrap=True)
+  policy = parts.policy_of(config, _files(config, run_dir))
+  examples, skipped = _examples(config, policy, split)
+  examples = examples[:problems]
+  step, params = _weights(config, policy, run_dir)
+  out.mkdir(parents=True)
+  started, answered, rows = time.perf_counter(), [], []
+  with (out / "problems.jsonl").open("w") as file:
+    for row in _answer(config, policy, params, examples, console):
+      file.write(json.dumps(row, ensure_ascii=False) + "\n")
+      answered.append(_verdicts(row))
+      rows.append(_counts(row))
+  seconds = time.perf_counter() - started
+  found = {
+    "weights": str(run_dir or config.model.checkpoint),
+    "step": step,
+    "task": config.task.to_dict(),
+    "split": split,
+    "problems": len(examples),
+    "prompts_too_long": skipped,
+    "samples": config.evaluation.samples,
+    "temperature": config.sampler.temperature,
+    "seed": config.seed,
+    "estimates": [e._asdict() for e in evaluation.estimates(answered, ks, seed=config.seed)],
+    **_totals(rows),
+  }
+  (out / "eval.json").write_text(json.dumps(found, indent=2) + "\n")
+  _show(console, found, seconds=seconds, out=out)
+  return found
+
+
+def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
+  if run_dir is not None:
+    return parts.model_files(config, run_dir, resume=True)
+  return tokenizer.read_files(pathlib.Path(config.model.checkpoint))
+
+
+def _examples(config, policy: parts.Policy, split: str):
+  task = config.task
+  members, skipped = parts.examples(task, split, policy.words)
+  examples = stream.in_turn(members)
+  if not examples:
+    raise ValueError(
+      f"task.max_prompt_tokens: got {task.max_prompt_tokens}, but all {skipped} prompts of task "
+      f"{task.name}, split {split}, are longer"
+    )
+  return examples, skipped
+
+
+def _weights(config, policy: parts.Policy, run_dir: pathlib.Path | None):
+  """(step or None, parameters on the first device)."""
+  if run_dir is not None:
+    return parts.newest_params(run_dir, policy.model)
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  published = pretrained.Checkpoint(pathlib.Path(config.model.checkpoint))
+  return None, published.load(jax.tree.map(lambda _: here, policy_lib.shapes(published.config)))
+
+
+def _answer(config, policy: parts.Policy, params, examples, console) -> Iterator[dict]:
+  """One row of problems.jsonl per example, in order."""
+  slots, samples = config.sampler.slots, config.evaluation.samples
+  greedy = _engine(config, policy, examples, prompts=slots)
+  sampled = _engine(config, policy, examples, prompts=slots // samples)
+  made = evaluation.tickets(
+    examples, name="eval", version=0, step=0, num_samples=samples,
+    temperature=config.sampler.temperature,
+  )  # fmt: skip
+  starts = range(0, len(made), 2 * slots)
+  with parts.scorer(config.task) as scorer:
+    for start in rich.progress.track(starts, "problems", console=console, transient=True):
+      tickets = made[start : start + 2 * slots]
+      groups = [
+        group
+        for ask, of_kind in ((greedy, tickets[::2]), (sampled, tickets[1::2]))
+        for group in worker.score_groups(
+          scorer, policy.words.decode, of_kind, ask.generate(params, 0, of_kind)
+        )
+      ]
+      half = len(groups) // 2
+      for ticket, one, many in zip(tickets[::2], groups[:half], groups[half:], strict=True):
+        yield _row(policy.words, ticket, one, many)
+
+
+def _engine(config, policy: parts.Policy, examples, *, prompts: int) -> engine.Engine:
+  longest = max(example.prompt_tokens.size for example in examples)
+  return engine.Engine(
+    lora.plain(policy.model),
+    slots=config.sampler.slots,
+    prompts=prompts,
+    max_prompt_tokens=longest + -longest % _WIDTH_MULTIPLE,
+    max_tokens=config.task.max_completion_tokens,
+    eos=policy.words.eos,
+    seed=config.seed,
+  )
+
+
+def _row(words, ticket: types.Ticket, greedy: types.Group, sampled: types.Group) -> dict:
+  return {
+    "index": ticket.group_index,
+    "prompt": _whole_text(words, ticket.prompt_tokens.tolist()),
+    "answer": ticket.answer,
+    "greedy": _completion(words, greedy.trajectories[0]),
+    "samples": [_completion(words, trajectory) for trajectory in sampled.trajectories],
+    "verifier_failures": greedy.verifier_failures + sampled.verifier_failures,
+  }
+
+
+def _completion(words, trajectory: types.Trajectory) -> dict:
+  """`logprob`: of the whole completion, in nats, under what it was drawn from; 0 when greedy."""
+  text = words.decode(trajectory.tokens.tolist())
+  return {
+    "text": text,
+    "final_answer": votes.final_answer(text, finished=trajectory.finished),
+    "reward": trajectory.reward,
+    "finished": trajectory.finished,
+    "tokens": trajectory.tokens.size,
+    "logprob": float(trajectory.logprobs.sum(dtype=np.float64)),
+  }
+
+
+def _whole_text(words, tokens: list[int]) -> str:
+  """`words.decode` ends at an end-of-sequence token, which chats have between their messages."""
+  texts, start = [], 0
+  for i, token in enumerate([*tokens, words.eos]):
+    if token == words.eos:
+      texts.append(words.decode(tokens[start:i]))
+      start = i + 1
+  return "".join(texts)
+
+
+def _verdicts(row: dict) -> evaluation.Answered:
+  return evaluation.Answered(
+    greedy=row["greedy"]["reward"] == 1.0,
+    correct=[sample["reward"] == 1.0 for sample in row["samples"]],
+    answers=[sample["final_answer"] for sample in row["samples"]],
+  )
+
+
+def _counts(row: dict) -> dict:
+  """What the totals need of a problem."""
+  samples = row["samples"]
+  return {
+    "tokens": sum(sample["tokens"] for sample in samples),
+    "cut": sum(not sample["finished"] for sample in samples),
+    "greedy_tokens": row["greedy"]["tokens"],
+    "greedy_cut": int(not row["greedy"]["finished"]),
+    "completions": len(samples),
+    "failures": row["verifier_failures"],
+  }
+
+
+def _totals(rows: list[dict]) -> dict:
+  total = {key: sum(row[key] for row in rows) for key in rows[0]}
+  return {
+    "mean_tokens": total["tokens"] / total["completions"],
+    "cut_fraction": total["cut"] / total["completions"],
+    "greedy_mean_tokens": total["greedy_tokens"] / len(rows),
+    "greedy_cut_fraction": total["greedy_cut"] / len(rows),
+    "verifier_failures": total["failures"],
+  }
+
+
+def _show(console, found: dict, *, seconds: float, out: pathlib.Path) -> None:
+  at = "" if found["step"] is None else f", step {found['step']}"
+  table = rich.table.Table(title=f"{found['task']['name']} ({found['split']}){at}")
+  for column in ("", "estimate", "95 % interval"):
+    table.add_column(column, justify="left" if not column else "right")
+  for row in found["estimates"]:
+    table.add_row(row["name"], f"{row['value']:.3f}", f"{row['low']:.3f} – {row['high']:.3f}")
+  console.print(table)
+  completions = found["problems"] * (found["samples"] + 1)
+  tokens = found["problems"] * (
+    found["samples"] * found["mean_tokens"] + found["greedy_mean_tokens"]
+  )
+  console.print(
+    f"{found['problems']} problems, {found['samples']} samples at temperature "
+    f"{found['temperature']:g}: {found['mean_tokens']:.1f} tokens on average, "
+    f"{found['cut_fraction']:.1%} cut; {found['verifier_failures']} verifier failures; "
+    f"{found['prompts_too_long']} prompts too long"
+  )
+  console.print(f"{completions} completions, {tokens / seconds:,.0f} tokens/s; written to {out}")
