@@ -40,6 +40,7 @@ REQUIRES = [
   "tensorflow>=2.21,<2.22",
   "tensorflow-text>=2.21,<2.22",
   "tensorflow-datasets>=4.9.10,<5",
+  "importlib-resources>=6,<8",  # tensorflow-datasets imports it and does not say so
   "tensorboardX>=2.6.5,<3",
   "pebble>=5.1,<6",
   "safetensors>=0.8,<0.9",
@@ -54,6 +55,7 @@ EXTRAS = {
   "aot": ["jax[tpu]>=0.12.0,<0.13"],  # libtpu's compiler, used on machines without a TPU
   "gym": ["reasoning-gym==0.1.25"],  # the demo's task; builds pycosat, so it needs a C compiler
   "gguf": ["gguf>=0.19,<0.20"],  # reads GGUF checkpoints
+  "math": ["math-verify>=0.9.0,<0.10"],  # the verifier math_verify
   "bench": ["matplotlib>=3.9,<4"],
   "test": [
     "matplotlib>=3.9,<4",
@@ -62,6 +64,7 @@ EXTRAS = {
     "pytest-xdist>=3.6,<4",
     "hypothesis>=6.130,<7",
     "gguf>=0.19,<0.20",
+    "math-verify>=0.9.0,<0.10",
     "ruff>=0.14,<1",
   ],
 }

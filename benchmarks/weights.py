@@ -28,6 +28,7 @@ from tests.transport import learners
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 RATE, B1, B2, EPS = 1e-6, 0.9, 0.99, 1e-8  # the betas of configs/base.py
+PROMPT = 8  # tokens
 SIGNAL = 0.1  # persistent mean of a gradient element / standard deviation of its noise
 
 
@@ -196,11 +197,29 @@ def one_version(store: weights.WeightStore, version: int, copies: dict, pipe) ->
 # ---------------------------------------------------------------- 2: what the learner pays
 
 
+def random_batch(rng, rows: int, columns: int):
+  """Groups of 8 completions that fill their rows."""
+  from offpolicy_rl import types
+  from offpolicy_rl.replay import batching, packing
+
+  size = columns - PROMPT
+  ticket = types.Ticket("", types.TRAIN, 0, 0, np.arange(PROMPT, dtype=np.int32), "", 0, 0, 8, 1.0)
+
+  def completion():
+    logprobs = -rng.exponential(1, size).astype(np.float32)
+    tokens, versions = rng.integers(0, 1024, size, np.int32), np.zeros(size, np.int32)
+    return types.Trajectory(tokens, logprobs, versions, True, float(rng.integers(2)))
+
+  made = [types.Group("", tuple(completion() for _ in range(8))) for _ in range(rows // 8)]
+  limits = packing.Limits(packing.PADDED, PROMPT, size, columns)
+  return batching.make_batch([types.FinishedGroup(ticket, group, 0) for group in made], limits)
+
+
 def make_learner(dtype: str, rows: int, columns: int):
   """(function that makes a step and publishes, store, parameters' layout, their number)."""
   import jax
 
-  from offpolicy_rl import losses, types
+  from offpolicy_rl import losses
   from offpolicy_rl.learner import state as state_lib
   from offpolicy_rl.learner import step
   from offpolicy_rl.model import decoder, policy, sharding
@@ -211,23 +230,17 @@ def make_learner(dtype: str, rows: int, columns: int):
   )  # fmt: skip
   optimizer = state_lib.make_optimizer(learning_rate=RATE, num_steps=10**6, betas=(B1, B2))
   objective = losses.objective("beta_shift", beta=0.5, kappa=0.2)
-  choices = step.StepChoices(config, objective, optimizer, 1.0, 1)
+  choices = step.StepChoices(config, objective, optimizer, 1.0)
   mesh = sharding.make_mesh()
   jax.sharding.set_mesh(mesh)
   state = state_lib.create(config, mesh, optimizer, 0)
   update = step.compile_step(choices, state_lib.shardings(config, mesh, optimizer))
   rng = np.random.default_rng(0)
-  mask = np.ones((rows, columns), bool)
   store = weights.WeightStore()
   box = {"state": state, "version": 0}
 
   def advance() -> None:
-    logprobs = -rng.exponential(1, (rows, columns)).astype(np.float32)
-    batch = types.Batch(
-      rng.integers(0, 1024, (rows, columns), np.int32), mask, mask & (np.arange(columns) > 7),
-      logprobs, np.zeros((rows, columns), np.int32), rng.integers(0, 2, rows).astype(np.float32),
-      np.repeat(np.arange(rows // 8, dtype=np.int32), 8),
-    )  # fmt: skip
+    batch = random_batch(rng, rows, columns)
     box["state"], metrics = update(box["state"], state_lib.place_batch(mesh, batch), None)
     float(metrics["loss"])  # waits, as the loop does
     box["version"] += 1

@@ -16,14 +16,41 @@ def get_config() -> config_dict.ConfigDict:
 
   # What is asked, and who judges.
   c.task = config_dict.ConfigDict()
-  c.task.name = "sums"  # a task of tasks/catalog.py
+  # A task of tasks/catalog.py, gsm8k, math, jsonl, reasoning_gym:NAME, or mixture.
+  c.task.name = "sums"
+  # mixture: JSON object, task name -> rate, or -> {"rate": 0.3, and keys of this section that
+  # differ for it}, e.g. '{"gsm8k": 0.7, "jsonl": {"rate": 0.3, "train_file": "my.jsonl"}}'.
+  # The name jsonl:LABEL tells several files apart.
+  c.task.mixture = ""
+  # gsm8k: directory with train.jsonl and test.jsonl, or one that `tfds build gsm8k` prepared;
+  # "" = the environment's GSM8K_DIR, or TFDS's own. math: with train.jsonl and test.jsonl.
+  c.task.data_dir = ""
+  c.task.train_file = ""  # jsonl: one object per line
+  c.task.heldout_file = ""  # jsonl; "" = one question in eight of train_file, by its hash
+  c.task.question_column = "question"  # jsonl
+  c.task.answer_column = "answer"  # jsonl
+  c.task.demonstration_column = ""  # jsonl: what a warm start imitates; "" = the answer
+  c.task.size = 10_000  # reasoning_gym:NAME: problems drawn, the held-out eighth included
+  c.task.options = ""  # reasoning_gym:NAME: its options as a JSON object, e.g. '{"min_terms": 2}'
   # How questions are put to a published model (model.checkpoint); fresh models see them plain.
   c.task.prompt = "{question}"
   c.task.chat = True  # as the first message of a chat, in the checkpoint's template
   c.task.max_prompt_tokens = 8  # longer prompts are counted and left out
   c.task.max_completion_tokens = 4  # the end-of-sequence token included
+  # exact | numeric | math_verify | reasoning_gym | module:function; "" = the task's own.
+  c.task.verifier = ""
   c.task.verifier_processes = 1  # per sampler
   c.task.verifier_seconds = 10.0  # time limit of one call
+  # Address space a verifier may take beyond its imports, in MiB; 0 = no limit. Linux only.
+  c.task.verifier_memory_mb = 4096
+  # zero | mean (of the group's other rewards): what a completion is worth in training when its
+  # verifier failed. Failures are counted either way; in evaluation they are wrong.
+  c.task.failed_reward = "zero"
+  # Training only, beside the verdict (tasks/shaping.py). Overlong completions: see
+  # objective.overlong_cache.
+  c.task.format_pattern = ""  # regular expression, searched in the completion; . matches newlines
+  c.task.format_reward = 0.0  # added where it is found
+  c.task.length_weight = 0.0  # times Kimi's length reward in [-0.5, 0.5]: shorter is better
 
   # The policy's architecture (configs/models.py has presets).
   c.model = models.preset("tiny")
@@ -68,8 +95,18 @@ def get_config() -> config_dict.ConfigDict:
   c.learner.steps = 100
   c.learner.prompts_per_step = 16  # groups per update
   c.learner.group_size = 8  # completions per prompt, G
+  # A group whose completions all have the same reward teaches nothing: it is replaced by a group
+  # of another prompt, each at most so many times; 0 = it is used.
+  c.learner.max_refills = 0
   c.learner.microbatches = 1  # the batch is worked off in this many parts; same gradient
-  # Columns of a batch whose logits exist at a time; 0 = all. For large vocabularies.
+  # How completions lie in the rows that the model sees (replay/packing.py); same results:
+  # padded: one per row | packed: as many as fit | shared: one copy of the prompt for its group, too
+  c.learner.layout = "padded"
+  c.learner.row_tokens = 0  # columns of a row; 0 = one completion, or one group where shared
+  # Rows and columns are rounded up to so many-th parts of the largest there can be: more is less
+  # padding, and more compilations at the beginning.
+  c.learner.buckets = 1
+  # Scored tokens per row whose logits exist at a time; 0 = all. For large vocabularies.
   c.learner.logprob_chunk = 0
   c.learner.learning_rate = 3e-4
   c.learner.warmup_steps = 0  # linear from 0

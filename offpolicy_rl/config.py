@@ -3,23 +3,23 @@
 `configs/base.py` lists every key; this file says which values make sense.
 """
 
-import importlib.util
-import json
 import math
-import pathlib
-import sys
+import re
 from collections.abc import Callable
 
 from ml_collections import config_dict
 
 from offpolicy_rl import losses
+from offpolicy_rl.config_text import ConfigError, flatten, from_json, load, override, to_json
 from offpolicy_rl.losses import group_regime
-from offpolicy_rl.replay import lag
-from offpolicy_rl.tasks import catalog
+from offpolicy_rl.replay import lag, packing
+from offpolicy_rl.tasks import catalog, shaping
 
-
-class ConfigError(ValueError):
-  """Names the key, its value and what was expected."""
+__all__ = [
+  "ConfigError", "architecture_relations", "check_data", "check_resume", "flatten", "from_json",
+  "load", "objective_choices", "objective_section", "override", "require", "to_json", "validate",
+  "warnings",
+]  # fmt: skip
 
 
 def _one_of(*allowed) -> tuple[Callable, str]:
@@ -30,12 +30,24 @@ def _at_least(low) -> tuple[Callable, str]:
   return (lambda x: x >= low), f"at least {low}"
 
 
+def _is_pattern(text: str) -> bool:
+  try:
+    re.compile(text)
+  except (re.error, RecursionError, OverflowError):
+    return False
+  return True
+
+
 _POSITIVE = ((lambda x: x > 0), "a number > 0")
 _FRACTION = ((lambda x: 0 <= x < 1), "in [0, 1)")
+_NAME = ((lambda x: bool(x)), "the name of a column")
+_ANY_TEXT = ((lambda x: True), "a text")  # judged together with other keys
 
 # The rest are texts, when their check lists texts, switches or integers.
 _FLOATS = {
   "task.verifier_seconds",
+  "task.format_reward",
+  "task.length_weight",
   "model.rope_theta",
   "model.norm_eps",
   "model.lora_alpha",
@@ -56,7 +68,10 @@ _FLOATS = {
 }
 _TEXTS = {
   "task.name", "task.prompt", "model.checkpoint", "model.lora_targets", "lag.mode", "lag.schedule",
-  "learner.schedule", "transport.weights_dtype",
+  "learner.layout", "learner.schedule", "transport.weights_dtype", "task.mixture", "task.options",
+  "task.data_dir", "task.train_file", "task.heldout_file", "task.question_column",
+  "task.answer_column", "task.demonstration_column", "task.verifier", "task.failed_reward",
+  "task.format_pattern",
 }  # fmt: skip
 _SWITCHES = {"model.tied_embeddings", "task.chat"}
 
@@ -64,12 +79,27 @@ _LORA_TARGETS = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_up", "w_down")
 
 _CHECKS = {
   "seed": ((lambda x: 0 <= x < 2**31), "0 to 2147483647"),
-  "task.name": _one_of(*sorted(catalog.TASKS)),
+  "task.name": _ANY_TEXT,
+  "task.mixture": _ANY_TEXT,
+  "task.data_dir": _ANY_TEXT,
+  "task.train_file": _ANY_TEXT,
+  "task.heldout_file": _ANY_TEXT,
+  "task.question_column": _NAME,
+  "task.answer_column": _NAME,
+  "task.demonstration_column": _ANY_TEXT,
+  "task.size": _at_least(1),
+  "task.options": _ANY_TEXT,
   "task.prompt": ((lambda x: "{question}" in x), "a text with {question} in it"),
   "task.max_prompt_tokens": _at_least(1),
   "task.max_completion_tokens": _at_least(1),
+  "task.verifier": _ANY_TEXT,
   "task.verifier_processes": _at_least(1),
   "task.verifier_seconds": _POSITIVE,
+  "task.verifier_memory_mb": _at_least(0),
+  "task.failed_reward": _one_of(shaping.ZERO, shaping.MEAN),
+  "task.format_pattern": (_is_pattern, "a regular expression of Python, or '' for none"),
+  "task.format_reward": _at_least(0),
+  "task.length_weight": _at_least(0),
   "model.num_layers": _at_least(1),
   "model.width": _at_least(1),
   "model.num_heads": _at_least(1),
@@ -96,8 +126,12 @@ _CHECKS = {
   "lag.schedule": ((lambda x: True), "a file, or '' for none"),
   "learner.steps": _at_least(0),
   "learner.prompts_per_step": _at_least(1),
+  "learner.max_refills": _at_least(0),
   "learner.group_size": _at_least(2),  # every advantage compares with the group
   "learner.microbatches": _at_least(1),
+  "learner.layout": _one_of(*packing.LAYOUTS),
+  "learner.row_tokens": _at_least(0),
+  "learner.buckets": ((lambda x: 1 <= x <= 16), "1 to 16"),
   "learner.logprob_chunk": _at_least(0),
   "learner.learning_rate": _POSITIVE,
   "learner.warmup_steps": _at_least(0),
@@ -137,9 +171,18 @@ def validate(config: config_dict.ConfigDict) -> None:
       raise ConfigError(f"{key}: got {value!r}, expected {expected}")
   try:
     objective_choices(config)
+    catalog.of(config.task)
   except ValueError as error:
     raise ConfigError(str(error)) from None
   require(_relations(config))
+
+
+def check_data(config: config_dict.ConfigDict) -> None:
+  """Raises ConfigError when the task's problems can't be had on this machine: the learner's."""
+  try:
+    catalog.of(config.task).check()
+  except catalog.TaskError as error:
+    raise ConfigError(str(error)) from None
 
 
 def require(relations: list[tuple[bool, str]]) -> None:
@@ -175,13 +218,30 @@ def _objective_relations(c, rows_per_part: int) -> list[tuple[bool, str]]:
     (
       not objective.couples_rows or rows_per_part % c.learner.group_size == 0,
       f"learner.microbatches: got {c.learner.microbatches}, expected a divisor of "
-      f"learner.prompts_per_step = {c.learner.prompts_per_step} (per shard of the mesh): "
+      f"learner.prompts_per_step = {c.learner.prompts_per_step}: "
       f"objective.fn = {objective.fn} needs whole groups",
     ),
     (
       objective.advantage != "value",
       "objective.advantage: got 'value', expected another: the learner has no values V* of its "
       "prompts; objective.advantage=vhat estimates them from the current group",
+    ),
+  ]
+
+
+def _layout_relations(c) -> list[tuple[bool, str]]:
+  """How rows are filled."""
+  layout, columns = c.learner.layout, c.learner.row_tokens
+  longest = c.task.max_prompt_tokens + c.task.max_completion_tokens
+  return [
+    (
+      columns == 0 or layout != packing.PADDED,
+      f"learner.row_tokens: got {columns}, expected 0 with layout padded: a row is one completion",
+    ),
+    (
+      columns == 0 or columns >= longest,
+      f"learner.row_tokens: got {columns}, expected at least {longest}, the longest prompt and "
+      "completion",
     ),
   ]
 
@@ -240,15 +300,21 @@ def _relations(c) -> list[tuple[bool, str]]:
   shards = c.mesh.data * c.mesh.fsdp
   slots, need = c.sampler.slots, max(c.learner.group_size, c.evaluation.samples)
   micro = c.learner.microbatches
-  own = dict(c.model) | {"vocab_size": catalog.TASKS[c.task.name].vocabulary.size}
+  own = dict(c.model) | {"vocab_size": catalog.of(c.task).vocabulary.size}
   return [
+    (
+      bool(c.task.format_pattern) == (c.task.format_reward > 0),
+      f"task.format_reward: got {c.task.format_reward} with task.format_pattern = "
+      f"{c.task.format_pattern!r}, expected both or neither",
+    ),
     *([] if c.model.checkpoint else architecture_relations(own, c.mesh)),
     (
       rows % (micro * shards) == 0,
       f"mesh.data, mesh.fsdp, learner.microbatches: got {c.mesh.data} x {c.mesh.fsdp} x {micro}, "
       f"expected a divisor of the {rows} rows of a batch (prompts_per_step x group_size)",
     ),
-    *_objective_relations(c, rows // (micro * shards)),
+    *_objective_relations(c, rows // micro),
+    *_layout_relations(c),
     (
       c.warm_start.rows % shards == 0,
       f"warm_start.rows: got {c.warm_start.rows}, expected a multiple of data x fsdp = {shards}",
@@ -275,9 +341,14 @@ def _relations(c) -> list[tuple[bool, str]]:
 
 # What a resumed run may not change: the groups that it has, and those still out, rest on it.
 _FROZEN = (
-  "seed", "task.name", "task.prompt", "task.chat", "task.max_prompt_tokens",
-  "task.max_completion_tokens", "model.", "lag.", "learner.prompts_per_step", "learner.group_size",
-  "sampler.temperature", "sampler.slots", "evaluation.problems", "evaluation.samples",
+  "seed", "task.", "model.", "lag.", "learner.prompts_per_step", "learner.group_size",
+  "learner.max_refills", "sampler.temperature", "sampler.slots", "evaluation.problems",
+  "evaluation.samples",
+)  # fmt: skip
+# But these may: where files lie now, and how verifiers are run.
+_FREE = (
+  "task.data_dir", "task.train_file", "task.heldout_file", "task.verifier_processes",
+  "task.verifier_seconds", "task.verifier_memory_mb",
 )  # fmt: skip
 
 
@@ -285,7 +356,7 @@ def check_resume(saved: config_dict.ConfigDict, now: config_dict.ConfigDict) -> 
   """Raises ConfigError for the first key that a resumed run must keep and does not."""
   before = flatten(saved)
   for key, value in flatten(now).items():
-    if key.startswith(_FROZEN) and value != before.get(key):
+    if key.startswith(_FROZEN) and key not in _FREE and value != before.get(key):
       raise ConfigError(
         f"{key}: got {value!r}, expected {before.get(key)!r} as the run to resume; its groups were "
         "sampled with that (choose another --run_dir for a new run)"
@@ -295,7 +366,7 @@ def check_resume(saved: config_dict.ConfigDict, now: config_dict.ConfigDict) -> 
 def warnings(config: config_dict.ConfigDict) -> list[str]:
   """What is allowed but will probably disappoint: choice and consequence, one line each."""
   objective = objective_choices(config)
-  found = []
+  found = catalog.warnings(catalog.of(config.task))
   if objective.fn == "regression" and objective.advantage in group_regime.BASELINES:
     found.append(
       group_regime.regime_warning(
@@ -304,90 +375,3 @@ def warnings(config: config_dict.ConfigDict) -> list[str]:
       )
     )  # fmt: skip
   return [warning for warning in found if warning]
-
-
-def flatten(config: config_dict.ConfigDict) -> dict:
-  """{"section.key": value}."""
-  found = {}
-  for key, value in config.items():
-    if isinstance(value, config_dict.ConfigDict):
-      found |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
-    else:
-      found[key] = value
-  return found
-
-
-def load(path: str) -> config_dict.ConfigDict:
-  """The `get_config()` of an experiment card; ConfigError when there is none."""
-  file = pathlib.Path(path).resolve()
-  if not file.is_file():
-    raise ConfigError(f"--config: no file {path}")
-  # A card imports its siblings as `configs.base`, wherever the repository lies.
-  root = str(file.parent.parent)
-  if root not in sys.path:
-    sys.path.insert(0, root)
-  spec = importlib.util.spec_from_file_location(f"_card_{file.stem}", file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise ConfigError(f"--config: {path} has no function get_config")
-  return module.get_config()
-
-
-def override(config: config_dict.ConfigDict, assignments: list[tuple[str, str]]) -> None:
-  """Sets keys from command-line text, e.g. ("objective.beta", "0.2"); the type stays the key's.
-
-  Raises:
-    ConfigError: unknown key, or text that is no value of its type.
-  """
-  for key, text in assignments:
-    *sections, name = key.split(".")
-    node = config
-    for section in sections:
-      node = node[section] if isinstance(node, config_dict.ConfigDict) and section in node else {}
-    if name not in node or isinstance(node[name], config_dict.ConfigDict):
-      raise ConfigError(f"--config.{key}: unknown key, expected one of: {_siblings(config, key)}")
-    node[name] = _parse(key, text, node.get_type(name))
-
-
-def _siblings(config: config_dict.ConfigDict, key: str) -> str:
-  """The keys of the section that `key` seems to be in."""
-  keys = list(flatten(config))
-  same = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
-  return ", ".join(same or keys)
-
-
-def _parse(key: str, text: str, kind: type):
-  if text.lower() == "none" and key.startswith("objective."):
-    return None
-  if kind is type(None):  # an unset choice of a configuration that was read from JSON
-    kind = {f.name: f.type for f in losses.choices.OVERRIDABLE}[key.split(".")[1]]
-  if kind is bool:
-    if text.lower() not in ("true", "false"):
-      raise ConfigError(f"--config.{key}: got {text!r}, expected true or false")
-    return text.lower() == "true"
-  try:
-    return kind(text)
-  except ValueError:
-    raise ConfigError(f"--config.{key}: got {text!r}, expected {kind.__name__}") from None
-
-
-def to_json(config: config_dict.ConfigDict) -> str:
-  """The whole configuration as text, keys sorted."""
-  return json.dumps(config.to_dict(), sort_keys=True, indent=2)
-
-
-def from_json(text: str) -> config_dict.ConfigDict:
-  """Inverse of `to_json`, locked; what is in it is for `validate` to judge.
-
-  Raises:
-    ConfigError: no JSON object.
-  """
-  try:
-    found = json.loads(text)
-    if isinstance(found, dict):
-      return config_dict.ConfigDict(found).lock()
-    problem = f"got {type(found).__name__}"
-  except (ValueError, RecursionError) as error:
-    problem = str(error)
-  raise ConfigError(f"configuration: {problem:.200}, expected a JSON object of sections")

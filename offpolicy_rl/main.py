@@ -91,6 +91,7 @@ def _configuration(arguments, assignments: list[str]):
     config.lag.mode, config.lag.schedule = "replay", str(pathlib.Path(arguments.replay).resolve())
   config_lib.override(config, [_key_and_text(a) for a in assignments])
   config_lib.validate(config)
+  config_lib.check_data(config)
   if run_dir is None:
     name = pathlib.Path(arguments.config).stem if arguments.config else "replay"
     run_dir = pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -6,7 +6,7 @@ import os
 import pathlib
 import time
 
-TRAIN, HELDOUT, WARM_START = "train", "heldout", "warm_start"
+TASK, TRAIN, HELDOUT, WARM_START = "task", "train", "heldout", "warm_start"
 FILE = "metrics.jsonl"
 
 

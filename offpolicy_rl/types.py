@@ -80,13 +80,33 @@ class ModelFiles(NamedTuple):
   chat_template: str  # "" = none of its own; tokenizer_config may hold one
 
 
-class Batch(NamedTuple):
-  """What one step consumes. Row b holds a prompt and its completion, left aligned."""
+class PackedRows(NamedTuple):
+  """What the model sees of a batch: prompts and completions in R rows of L columns.
 
-  tokens: Any  # int32 [B, T]
-  valid_mask: Any  # bool [B, T], True = not padding
-  loss_mask: Any  # bool [B, T], True = a completion token that contributes to the loss
-  sampler_logprobs: Any  # float32 [B, T], 0 where loss_mask is False
-  versions: Any  # int32 [B, T], NO_VERSION where loss_mask is False
-  rewards: Any  # float32 [B]
-  group_ids: Any  # int32 [B], rows with the same id answer the same prompt
+  A token sees the tokens before it in its own completion, and the prompt of its segment. So several
+  completions share a row, and even one copy of their prompt, without seeing one another
+  (`replay/packing.py` has the layouts). S tokens of each row are scored: their log-probability
+  under the policy is wanted.
+  """
+
+  tokens: Any  # int32 [R, L]
+  positions: Any  # int32 [R, L], the place of a token in its prompt plus completion
+  segments: Any  # int32 [R, L], which prompt of the row a token belongs to, from 1; 0 = padding
+  branches: Any  # int32 [R, L], which completion of the row, from 1; 0 = a prompt
+  sources: Any  # int32 [R, S], the column whose next token is scored
+  targets: Any  # int32 [R, S], that next token
+
+
+class Batch(NamedTuple):
+  """What one step consumes: N completions of M tokens, worked off in P equal parts.
+
+  Every array has P in front: rows of part p hold the tokens of its N completions and of no other.
+  """
+
+  rows: PackedRows  # [P, R, ...]
+  places: Any  # int32 [P, N, M], where a completion's token is among the R * S scored ones
+  loss_mask: Any  # bool [P, N, M], True = a completion token that contributes to the loss
+  sampler_logprobs: Any  # float32 [P, N, M], 0 where loss_mask is False
+  versions: Any  # int32 [P, N, M], NO_VERSION where loss_mask is False
+  rewards: Any  # float32 [P, N]
+  group_ids: Any  # int32 [P, N], the same for completions that answer the same prompt

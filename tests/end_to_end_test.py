@@ -69,7 +69,7 @@ def plain_loop(config):
           for t in found
         )
         groups.append(types.FinishedGroup(ticket, types.Group(ticket.ticket_id, scored), at))
-      batch = batching.make_batch(groups, num_tokens=parts.row_tokens(config))
+      batch = batching.make_batch(groups, parts.limits(config))
       state, _ = update(state, state_lib.place_batch(mesh, batch), None)
   return policy.flatten(jax.tree.map(np.array, state.params))
 

@@ -23,7 +23,8 @@ ALLOWED = {
   "losses": BASE,
   "replay": BASE,
   "transport": BASE,
-  "config": {"losses", "replay", "tasks"},
+  "config": {"config_text", "losses", "replay", "tasks"},
+  "config_text": {"losses"},
   "sampler": BASE | {"model", "tasks"},
   "learner": BASE | {"model", "losses", "replay"},
   "roles": None,  # everything

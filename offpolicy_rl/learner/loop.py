@@ -73,7 +73,8 @@ def check_finite(step: int, metrics: dict, consumed: Consumed) -> None:
   row = metrics["first_nonfinite_row"]
   where = "every log-probability is finite"
   if row >= 0:
-    where = f"first in row {row}, group {consumed.ticket_ids[int(consumed.batch.group_ids[row])]}"
+    group = consumed.batch.group_ids.reshape(-1)[row]
+    where = f"first in row {row}, group {consumed.ticket_ids[int(group)]}"
   raise NonFiniteError(
     f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; {where}"
   )

@@ -81,5 +81,5 @@ def _fresh(config: decoder.DecoderConfig, optimizer, key) -> TrainState:
 
 
 def place_batch(mesh, batch):
-  """Host arrays -> device arrays split by rows."""
+  """Host arrays -> device arrays; the rows or completions of each part are split."""
   return jax.tree.map(lambda x: jax.device_put(x, sharding.batch_sharding(mesh, x.ndim)), batch)

@@ -22,7 +22,6 @@ class StepChoices:
   objective: Objective
   optimizer: optax.GradientTransformation
   temperature: float
-  microbatches: int
   logprob_chunk: int = 0  # columns whose logits exist at a time; 0 = all
 
   def whole(self, params, frozen):
@@ -33,11 +32,12 @@ class StepChoices:
     """For the frozen policy, which has no adapters."""
     return dataclasses.replace(self, model=lora.plain(self.model))
 
-  def token_stats(self, params, tokens) -> policy.TokenStats:
-    """Log-probabilities and entropy under `params` at the sampler's temperature."""
-    return policy.token_stats(
-      self.model, params, tokens, self.temperature, chunk=self.logprob_chunk
+  def token_stats(self, params, part: types.Batch) -> policy.TokenStats:
+    """Log-probabilities and entropy [N, M] of one part, under `params` at this temperature."""
+    stats = policy.token_stats(
+      self.model, params, part.rows, self.temperature, chunk=self.logprob_chunk
     )
+    return jax.tree.map(lambda x: jnp.where(part.loss_mask, x.reshape(-1)[part.places], 0.0), stats)
 
 
 def train_step(
@@ -45,8 +45,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Batch -> new state and metrics (scalars).
 
-  Advantages and denominators come from the whole batch; the rows are then worked off in
-  `choices.microbatches` parts whose gradients add up, so the split changes nothing but memory.
+  Advantages and denominators come from the whole batch; its parts are then worked off one after
+  the other and their gradients add up, so the split changes nothing but memory.
 
   Args:
     reference_params: parameters of the frozen initial policy, or None when the objective does not
@@ -54,32 +54,35 @@ def train_step(
       as base and as reference without a second copy.
   """
   objective = choices.objective
-  prepared = objective.prepare(_whole_inputs(batch, None))
+  whole = jax.tree.map(_join, batch._replace(rows=None))
+  prepared = objective.prepare(_whole_inputs(whole, None))
 
-  def rows_loss(params, part):
-    rows, rows_prepared = part
-    stats = choices.token_stats(choices.whole(params, reference_params), rows.tokens)
-    inputs = _loss_inputs(choices, rows, stats.logprobs, reference_params, state.step)
-    return objective.loss(inputs, rows_prepared), stats
+  def part_loss(params, part):
+    part, part_prepared = part
+    stats = choices.token_stats(choices.whole(params, reference_params), part)
+    inputs = _loss_inputs(choices, part, stats.logprobs, reference_params, state.step)
+    return objective.loss(inputs, part_prepared), stats
 
   def add_part(gradients, part):
-    (loss, stats), gradient = jax.value_and_grad(rows_loss, has_aux=True)(state.params, part)
+    (loss, stats), gradient = jax.value_and_grad(part_loss, has_aux=True)(state.params, part)
     return jax.tree.map(jnp.add, gradients, gradient), (loss, stats)
 
-  together = objective.choices.group_size if objective.choices.couples_rows else 1
-  parts = jax.tree.map(lambda x: _split(x, choices.microbatches, together), (batch, prepared))
+  split = lambda x: x.reshape(*batch.rewards.shape, *x.shape[1:])
   zeros = jax.tree.map(jnp.zeros_like, state.params)
+  parts = (batch, jax.tree.map(split, prepared))
   gradients, (losses, stats) = jax.lax.scan(add_part, zeros, parts)
-  stats = jax.tree.map(lambda x: _join(x, together), stats)
+  stats = jax.tree.map(_join, stats)
 
   updates, opt_state = choices.optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics = {
     "loss": jnp.sum(losses),
     "grad_norm": optax.global_norm(gradients),
-    "entropy": masked.masked_mean(stats.entropy, batch.loss_mask),
-    **objective.metrics(_whole_inputs(batch, stats.logprobs), prepared),
-    **_batch_metrics(batch, stats, state.step),
+    "entropy": masked.masked_mean(stats.entropy, whole.loss_mask),
+    **objective.metrics(_whole_inputs(whole, stats.logprobs), prepared),
+    **_batch_metrics(whole, stats, state.step),
+    "tokens": jnp.sum(batch.rows.segments > 0),
+    "filled_fraction": jnp.mean(batch.rows.segments > 0),
   }
   return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -89,9 +92,11 @@ def supervised_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update on demonstrations: mean negative log-likelihood per demonstration token, in nats."""
 
+  part = jax.tree.map(lambda x: x[0], batch)
+
   def loss_of(params):
-    stats = dataclasses.replace(choices, temperature=1.0).token_stats(params, batch.tokens)
-    return -masked.masked_mean(stats.logprobs, batch.loss_mask)
+    stats = dataclasses.replace(choices, temperature=1.0).token_stats(params, part)
+    return -masked.masked_mean(stats.logprobs, part.loss_mask)
 
   loss, gradients = jax.value_and_grad(loss_of)(state.params)
   updates, opt_state = choices.optimizer.update(gradients, state.opt_state, state.params)
@@ -107,7 +112,8 @@ def logprob_mismatch(
 
   `frozen`: the base when `params` are adapters.
   """
-  logprobs = choices.token_stats(choices.whole(params, frozen), batch.tokens).logprobs
+  whole = choices.whole(params, frozen)
+  logprobs = jax.lax.map(lambda part: choices.token_stats(whole, part).logprobs, batch)
   same = batch.loss_mask & (batch.versions == version)
   gap = jnp.abs(logprobs - batch.sampler_logprobs)
   return {
@@ -127,17 +133,17 @@ def compile_step(choices: StepChoices, state_shardings):
 
 
 def _loss_inputs(
-  choices: StepChoices, rows: types.Batch, logprobs, reference_params, version
+  choices: StepChoices, part: types.Batch, logprobs, reference_params, version
 ) -> LossInputs:
-  """A micro-batch's inputs, with the log-probs of further policies where the objective asks."""
+  """A part's inputs, with the log-probs of further policies where the objective asks."""
   wanted = choices.objective.choices
-  inputs = _whole_inputs(rows, logprobs)
+  inputs = _whole_inputs(part, logprobs)
   if wanted.needs_reference:
-    stats = choices.reference().token_stats(reference_params, rows.tokens)
+    stats = choices.reference().token_stats(reference_params, part)
     inputs = inputs._replace(reference_logprobs=jax.lax.stop_gradient(stats.logprobs))
   if wanted.needs_proximal:
     proximal = ratios.proximal_logprobs(
-      wanted.proximal, logprobs, rows.sampler_logprobs, rows.versions, version
+      wanted.proximal, logprobs, part.sampler_logprobs, part.versions, version
     )
     inputs = inputs._replace(proximal_logprobs=proximal)
   return inputs
@@ -165,23 +171,12 @@ def _batch_metrics(batch: types.Batch, stats: policy.TokenStats, step) -> dict[s
     "reward": jnp.mean(batch.rewards),
     "groups_without_signal": jnp.mean(spread == 0),
     "completion_tokens": jnp.mean(jnp.sum(batch.loss_mask, axis=-1)),
-    "tokens": jnp.sum(batch.valid_mask),
     "on_policy_fraction": jnp.sum(on_policy) / jnp.maximum(jnp.sum(batch.loss_mask), 1),
     "entropy_correct": masked.masked_mean(entropy, batch.loss_mask & correct),
     "first_nonfinite_row": jnp.where(jnp.all(finite), -1, jnp.argmin(finite)),
   }
 
 
-def _split(x, parts: int, together: int):
-  """[B, ...] -> [parts, B / parts, ...], `together` neighbouring rows staying so.
-
-  Dealing them out in turn keeps a sharded batch in place.
-  """
-  dealt = x.reshape(-1, parts, together, *x.shape[1:]).swapaxes(0, 1)
-  return dealt.reshape(parts, -1, *x.shape[1:])
-
-
-def _join(x, together: int):
-  """Inverse of `_split`."""
-  dealt = x.reshape(x.shape[0], -1, together, *x.shape[2:]).swapaxes(0, 1)
-  return dealt.reshape(-1, *x.shape[2:])
+def _join(x):
+  """[P, N, ...] -> [P * N, ...]: of all parts."""
+  return x.reshape(-1, *x.shape[2:])

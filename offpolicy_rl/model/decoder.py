@@ -271,14 +271,22 @@ class Decoder(nnx.Module):
     x_BxTxD, cache = self.hidden(tokens_BxT, positions_BxT, cache)
     return self.logits(x_BxTxD), cache
 
-  def hidden(self, tokens_BxT, positions_BxT, cache: Cache | None = None):
-    """As `__call__`, but the last hidden states [B, T, D] in place of logits."""
+  def hidden(self, tokens_BxT, positions_BxT, cache: Cache | None = None, packing=None):
+    """As `__call__`, but the last hidden states [B, T, D] in place of logits.
+
+    `packing`: int32 segments and branches [B, T] of packed rows (`types.PackedRows`), no cache.
+    """
     c = self.config
     x_BxTxD = constrain(self.embedding[...][tokens_BxT], "batch", None, None)
     if c.scaled_embeddings:
       x_BxTxD = x_BxTxD * c.width**0.5
     slots = tokens_BxT.shape[1] if cache is None else cache.k_LxBxSxKxC.shape[2]
-    everything, near = _sights(c, positions_BxT, slots)
+    if packing is None:
+      slot = jnp.arange(slots)[None, None, :]
+      behind = positions_BxT[:, :, None] - slot
+      everything, near = _sights(c, positions_BxT, behind >= 0, behind)
+    else:
+      everything, near = _sights(c, positions_BxT, *_packed_sight(positions_BxT, *packing))
 
     @nnx.scan(in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     def layer(block, x_BxTxD, of_layer):
@@ -305,17 +313,29 @@ class Decoder(nnx.Module):
     return constrain(logits_BxTxV, "batch", None, "vocab")
 
 
-def _sights(config: DecoderConfig, positions_BxT, slots: int) -> tuple[Sight, Sight | None]:
-  """Of layers that see everything before them, and of local ones where there are any."""
+def _packed_sight(positions_BxT, segments_BxT, branches_BxT):
+  """(visible, tokens behind) [B, T, T]: own completion and its prompt, nothing that comes later."""
+  behind = positions_BxT[:, :, None] - positions_BxT[:, None, :]
+  same_prompt = segments_BxT[:, :, None] == segments_BxT[:, None, :]
+  seen = branches_BxT[:, None, :]
+  own = (seen == 0) | (seen == branches_BxT[:, :, None])
+  return same_prompt & own & (behind >= 0), behind
+
+
+def _sights(config: DecoderConfig, positions_BxT, visible, behind) -> tuple[Sight, Sight | None]:
+  """Of layers that see everything before them, and of local ones where there are any.
+
+  Args:
+    visible: bool [B, T, S], who sees whom without a window.
+    behind: int [B, T, S], by how many tokens one lies before the other.
+  """
   c = config
-  slot, position = jnp.arange(slots)[None, None, :], positions_BxT[:, :, None]
-  visible = slot <= position
   turns = rope.frequencies(c.rope_theta, c.head_dim, c.rope_scaling)
   everything = Sight(visible, rope.angles(positions_BxT, turns))
   if not c.local_layers:
     return everything, None
   turns = rope.frequencies(c.local_rope_theta, c.head_dim, None)
-  visible = visible & (slot > position - c.sliding_window)
+  visible = visible & (behind < c.sliding_window)
   return everything, Sight(visible, rope.angles(positions_BxT, turns))
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
+from offpolicy_rl import types
 from offpolicy_rl.model import decoder, sharding
 
 Params = dict
@@ -83,30 +84,30 @@ def copy(params: Params, dtype=None) -> Params:
 
 
 class TokenStats(NamedTuple):
-  """Per-token results of a forward pass over whole rows; column 0 has no prediction and is 0."""
+  """Results per scored token."""
 
-  logprobs: jax.Array  # float32 [B, T], log p(token t | tokens < t)
-  entropy: (
-    jax.Array
-  )  # float32 [B, T], entropy in nats of the distribution that token t was drawn from
+  logprobs: jax.Array  # float32, log p(token | those before it)
+  entropy: jax.Array  # float32, in nats, of the distribution that the token was drawn from
 
 
 def token_stats(
-  config: decoder.DecoderConfig, params: Params, tokens, temperature: float, *, chunk: int = 0
-) -> TokenStats:
-  """Log-probability and entropy of each token under softmax(logits / temperature).
+  config: decoder.DecoderConfig, params: Params, rows: types.PackedRows, temperature: float, *,
+  chunk: int = 0,
+) -> TokenStats:  # fmt: skip
+  """Log-probability and entropy [R, S] of the scored tokens under softmax(logits / temperature).
 
-  The shift by one between a logit and the token it predicts happens here and nowhere else.
+  Logits are computed for these tokens only. The shift by one between a logit and the token that it
+  predicts is in `rows.sources` and nowhere else.
 
   Args:
-    tokens: int32 [B, T], left aligned.
     temperature: > 0, that of the sampler.
-    chunk: columns of `tokens` whose logits exist at a time, also in the backward pass, which
-      computes them a second time; 0 = all. Rows stay together, so that a sharded batch does.
+    chunk: scored columns whose logits exist at a time, also in the backward pass, which computes
+      them a second time; 0 = all. Rows stay together, so that a sharded batch does.
   """
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   model = nnx.merge(_graph(config), params)
-  hidden, targets = model.hidden(tokens, positions)[0][:, :-1], tokens[:, 1:]
+  packing = (rows.segments, rows.branches)
+  hidden = model.hidden(rows.tokens, rows.positions, packing=packing)[0]
+  hidden = jnp.take_along_axis(hidden, rows.sources[..., None], axis=1)
 
   def stats_of(params, hidden, targets) -> TokenStats:
     logits = nnx.merge(_graph(config), params).logits(hidden)
@@ -114,15 +115,13 @@ def token_stats(
     logprobs = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
     return TokenStats(logprobs, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
 
-  columns = targets.shape[1]
-  if chunk and chunk < columns:
-    again = jax.checkpoint(stats_of)
-    chunks = (_columns(hidden, chunk), _columns(targets, chunk))
-    _, stats = jax.lax.scan(lambda _, part: (None, again(params, *part)), None, chunks)
-    stats = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :columns], stats)
-  else:
-    stats = stats_of(params, hidden, targets)
-  return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), stats)
+  columns = rows.targets.shape[1]
+  if not chunk or chunk >= columns:
+    return stats_of(params, hidden, rows.targets)
+  again = jax.checkpoint(stats_of)
+  chunks = (_columns(hidden, chunk), _columns(rows.targets, chunk))
+  _, stats = jax.lax.scan(lambda _, part: (None, again(params, *part)), None, chunks)
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :columns], stats)
 
 
 def _columns(x: jax.Array, chunk: int) -> jax.Array:

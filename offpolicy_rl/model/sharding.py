@@ -58,5 +58,5 @@ def tree_shardings(mesh: Mesh, tree, axes_of):
 
 
 def batch_sharding(mesh: Mesh, rank: int) -> NamedSharding:
-  """Sharding of an array whose first axis is the batch."""
-  return NamedSharding(mesh, spec("batch", *(None,) * (rank - 1)))
+  """Sharding of an array of a batch: [parts, rows, ...]."""
+  return NamedSharding(mesh, spec(None, "batch", *(None,) * (rank - 2)))

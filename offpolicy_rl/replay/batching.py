@@ -1,61 +1,52 @@
-"""Groups -> one rectangular batch: prompt and completion left aligned, padding on the right."""
+"""Groups -> the arrays of one step."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from offpolicy_rl import types
+from offpolicy_rl.replay import packing
+from offpolicy_rl.replay.packing import Completion, Limits
 
 
-def make_batch(groups: list[types.FinishedGroup], *, num_tokens: int) -> types.Batch:
-  """Pads whole groups to a batch of `num_tokens` columns; padding tokens are 0.
+def make_batch(groups: list[types.FinishedGroup], limits: Limits, parts: int = 1) -> types.Batch:
+  """Lays out whole groups, in order, as `parts` equal parts.
 
   Raises:
-    ValueError: a row does not fit.
+    ValueError: a prompt or completion does not fit.
   """
   rows = [(g, t) for g, group in enumerate(groups) for t in group.group.trajectories]
-  batch = empty_batch(len(rows), num_tokens)
-  for b, (g, trajectory) in enumerate(rows):
-    prompt = groups[g].ticket.prompt_tokens
-    start, stop = prompt.size, prompt.size + trajectory.tokens.size
-    if stop > num_tokens:
-      raise ValueError(f"{groups[g].ticket.ticket_id}: {stop} tokens, the batch has {num_tokens}")
-    batch.tokens[b, :start] = prompt
-    batch.tokens[b, start:stop] = trajectory.tokens
-    batch.valid_mask[b, :stop] = True
-    batch.loss_mask[b, start:stop] = True
-    batch.sampler_logprobs[b, start:stop] = trajectory.logprobs
-    batch.versions[b, start:stop] = trajectory.versions
-    batch.rewards[b] = trajectory.reward
-    batch.group_ids[b] = g
+  prompts = [group.ticket.prompt_tokens for group in groups]
+  batch = _batch([Completion(g, prompts[g], t.tokens) for g, t in rows], limits, parts)
+  for n, (_, trajectory) in enumerate(rows):
+    at, size = divmod(n, batch.rewards.shape[1]), trajectory.tokens.size
+    batch.sampler_logprobs[at][:size] = trajectory.logprobs
+    batch.versions[at][:size] = trajectory.versions
+    batch.rewards[at] = trajectory.reward
   return batch
 
 
 def demonstration_batch(
-  pairs: list[tuple[np.ndarray, np.ndarray]], *, num_tokens: int
+  pairs: Sequence[tuple[np.ndarray, np.ndarray]], limits: Limits
 ) -> types.Batch:
   """(prompt, demonstration) token pairs -> a batch for the supervised warm start."""
-  batch = empty_batch(len(pairs), num_tokens)
-  for b, (prompt, target) in enumerate(pairs):
-    start, stop = prompt.size, prompt.size + target.size
-    if stop > num_tokens:
-      raise ValueError(f"demonstration {b}: {stop} tokens, the batch has {num_tokens}")
-    batch.tokens[b, :start] = prompt
-    batch.tokens[b, start:stop] = target
-    batch.valid_mask[b, :stop] = True
-    batch.loss_mask[b, start:stop] = True
-  return batch
+  return _batch([Completion(n, *pair) for n, pair in enumerate(pairs)], limits, parts=1)
 
 
-def empty_batch(num_rows: int, num_tokens: int) -> types.Batch:
-  """A batch of padding only."""
-  shape = (num_rows, num_tokens)
+def _batch(completions: list[Completion], limits: Limits, parts: int) -> types.Batch:
+  """Rows and masks; what was recorded when sampling is not in yet."""
+  count = len(completions) // parts
+  dealt = [completions[p * count : (p + 1) * count] for p in range(parts)]
+  rows, places = packing.lay_out(dealt, limits)
+  lengths = np.array([[c.tokens.size for c in part] for part in dealt])
   return types.Batch(
-    tokens=np.zeros(shape, np.int32),
-    valid_mask=np.zeros(shape, bool),
-    loss_mask=np.zeros(shape, bool),
-    sampler_logprobs=np.zeros(shape, np.float32),
-    versions=np.full(shape, types.NO_VERSION, np.int32),
-    rewards=np.zeros(num_rows, np.float32),
-    group_ids=np.zeros(num_rows, np.int32),
+    rows=rows,
+    places=places,
+    loss_mask=np.arange(places.shape[-1]) < lengths[..., None],
+    sampler_logprobs=np.zeros(places.shape, np.float32),
+    versions=np.full(places.shape, types.NO_VERSION, np.int32),
+    rewards=np.zeros(places.shape[:2], np.float32),
+    group_ids=np.array([[c.group for c in part] for part in dealt], np.int32),
   )
 
 

@@ -49,7 +49,7 @@ class Learner:
       at_step, groups, last=at_step + 1 == settings.steps, decode=self.policy.words.decode
     )
     self.compare_with_recording(at_step, row)
-    batch = batching.make_batch(groups, num_tokens=parts.row_tokens(self.config))
+    batch = batching.make_batch(groups, parts.limits(self.config), settings.microbatches)
     found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
     return loop.Consumed(batch, ids, found)
 

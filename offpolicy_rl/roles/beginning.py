@@ -16,21 +16,31 @@ from offpolicy_rl.roles.assembly import Learner
 from offpolicy_rl.tasks import catalog, stream
 
 
-def prompts(me: Learner):
-  """(training prompts, held-out prompts)."""
-  from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: 7 s and 0.9 GB, only here
-
+def prompts(me: Learner) -> tuple[list[tuple[float, list]], list]:
+  """([(rate, training prompts) of each task], held-out prompts in the order of their use)."""
   task, words = me.config.task, me.policy.words
-  train, skipped = seqio_tasks.load(task.name, catalog.TRAIN_SPLIT, words, task.max_prompt_tokens)
-  heldout, _ = seqio_tasks.load(task.name, catalog.HELDOUT_SPLIT, words, task.max_prompt_tokens)
+  train, skipped = parts.examples(task, catalog.TRAIN_SPLIT, words)
+  held, held_skipped = parts.examples(task, catalog.HELDOUT_SPLIT, words)
+  heldout = stream.in_turn(held)
+  for rate, examples in train:
+    if not examples or not heldout:
+      raise ValueError(
+        f"task.max_prompt_tokens: got {task.max_prompt_tokens}, which leaves {len(examples)} "
+        f"training prompts (at rate {rate:g}; {skipped} are too long) and {len(heldout)} held-out "
+        f"ones ({held_skipped} are too long) of task {task.name}; expected at least one of each"
+      )
+  counts = {
+    "prompts": sum(len(examples) for _, examples in train),
+    "heldout_prompts": len(heldout),
+    "prompts_too_long": skipped,
+    "heldout_prompts_too_long": held_skipped,
+  }
+  if me.restored is None:
+    me.records.task(counts)
   me.screen.say(
-    f"task {task.name}: {len(train)} prompts, {len(heldout)} held out, {skipped} too long"
+    f"task {task.name}: {counts['prompts']} prompts, {len(heldout)} held out, {skipped} and "
+    f"{held_skipped} too long"
   )
-  if not train or not heldout:
-    raise ValueError(
-      f"task.max_prompt_tokens: got {task.max_prompt_tokens}, which leaves {len(train)} training "
-      f"and {len(heldout)} held-out prompts of task {task.name}; expected at least one of each"
-    )
   return train, heldout
 
 
@@ -87,6 +97,22 @@ def _initial_params(me: Learner):
   return found.load(policy.param_shardings(me.mesh, policy.shapes(model)))
 
 
+def _demonstrations(me: Learner, train):
+  """The training prompts whose demonstration fits a completion; the rest is counted."""
+  most = me.config.task.max_completion_tokens
+  kept = [(rate, [e for e in es if e.demonstration_tokens.size <= most]) for rate, es in train]
+  left_out = sum(len(es) for _, es in train) - sum(len(es) for _, es in kept)
+  if left_out:
+    me.screen.say(f"warm start: {left_out} demonstrations of more than {most} tokens are left out")
+  for (rate, examples), (_, before) in zip(kept, train, strict=True):
+    if not examples:
+      raise ValueError(
+        f"task.max_completion_tokens: got {most}, which none of the {len(before)} demonstrations "
+        f"(at rate {rate:g}) fits in; raise it, or set warm_start.steps=0"
+      )
+  return kept
+
+
 def _warm_start(me: Learner, params, train):
   """These parameters, whose memory is reused, after the supervised phase."""
   settings = me.config.warm_start
@@ -98,12 +124,13 @@ def _warm_start(me: Learner, params, train):
     schedule="constant",
   )
   choices = dataclasses.replace(me.choices.reference(), optimizer=optimizer)
-  demonstrations = stream.PromptStream(train, me.config.seed + 1)
+  limits = parts.limits(me.config)
+  demonstrations = stream.of(_demonstrations(me, train), me.config.seed + 1)
 
   def next_batch(at_step: int) -> types.Batch:
     chosen = [demonstrations[at_step * settings.rows + i] for i in range(settings.rows)]
     pairs = [(e.prompt_tokens, e.demonstration_tokens) for e in chosen]
-    batch = batching.demonstration_batch(pairs, num_tokens=parts.row_tokens(me.config))
+    batch = batching.demonstration_batch(pairs, limits)
     return state_lib.place_batch(me.mesh, batch)
 
   losses = []

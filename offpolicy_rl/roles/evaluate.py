@@ -16,7 +16,7 @@ from offpolicy_rl.model import lora, pretrained
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import engine, evaluation, votes, worker
-from offpolicy_rl.tasks import catalog, scoring, tokenizer
+from offpolicy_rl.tasks import stream, tokenizer
 
 _WIDTH_MULTIPLE = 16  # prompt columns: few shapes to compile, little padding
 
@@ -78,11 +78,9 @@ def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
 
 
 def _examples(config, policy: parts.Policy, split: str):
-  from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: 7 s and 0.9 GB, only here
-
   task = config.task
-  name = {"heldout": catalog.HELDOUT_SPLIT, "train": catalog.TRAIN_SPLIT}[split]
-  examples, skipped = seqio_tasks.load(task.name, name, policy.words, task.max_prompt_tokens)
+  members, skipped = parts.examples(task, split, policy.words)
+  examples = stream.in_turn(members)
   if not examples:
     raise ValueError(
       f"task.max_prompt_tokens: got {task.max_prompt_tokens}, but all {skipped} prompts of task "
@@ -109,12 +107,8 @@ def _answer(config, policy: parts.Policy, params, examples, console) -> Iterator
     examples, name="eval", version=0, step=0, num_samples=samples,
     temperature=config.sampler.temperature,
   )  # fmt: skip
-  scorer = scoring.Scorer(
-    catalog.TASKS[config.task.name].verifier,
-    workers=config.task.verifier_processes, time_limit=config.task.verifier_seconds,
-  )  # fmt: skip
   starts = range(0, len(made), 2 * slots)
-  with scorer:
+  with parts.scorer(config.task) as scorer:
     for start in rich.progress.track(starts, "problems", console=console, transient=True):
       tickets = made[start : start + 2 * slots]
       groups = [

@@ -111,7 +111,7 @@ def _make_admission(me: Learner, train, first_step: int) -> admission.Admission:
   learner, front = me.config.learner, me.front
   make_tickets = functools.partial(
     admission.train_tickets,
-    stream=stream.PromptStream(train, me.config.seed),
+    stream=stream.of(train, me.config.seed),
     lag=front.control,
     prompts_per_step=learner.prompts_per_step,
     group_size=learner.group_size,

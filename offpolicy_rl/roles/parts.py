@@ -13,9 +13,9 @@ from offpolicy_rl.learner import checkpoint, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import decoder, families, lora, pretrained
 from offpolicy_rl.model import policy as policy_lib
-from offpolicy_rl.replay import lag, schedule
+from offpolicy_rl.replay import lag, packing, schedule
 from offpolicy_rl.sampler import engine
-from offpolicy_rl.tasks import catalog, tokenizer, vocabulary
+from offpolicy_rl.tasks import catalog, scoring, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
 
 _NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
@@ -37,7 +37,7 @@ def policy_of(config, files: types.ModelFiles | None) -> Policy:
     ConfigError, families.UnsupportedModel, tokenizer.TokenizerError: it can't be used.
   """
   if files is None:
-    words = catalog.TASKS[config.task.name].vocabulary
+    words = catalog.of(config.task).vocabulary
     own = {key: value for key, value in config.model.items() if key not in _NO_ARCHITECTURE}
     model = decoder.DecoderConfig(vocab_size=words.size, **own)
     return Policy(_with_adapters(model, config.model), words)
@@ -119,7 +119,6 @@ def step_choices(config, model: decoder.DecoderConfig) -> step.StepChoices:
     objective=losses.objective(config_lib.objective_choices(config)),
     optimizer=optimizer,
     temperature=config.sampler.temperature,
-    microbatches=learner.microbatches,
     logprob_chunk=learner.logprob_chunk,
   )
 
@@ -164,6 +163,32 @@ def make_store(config, weights_dir: str | None, session: str):
   return weights_dir_lib.Publisher(weights_dir, session)
 
 
-def row_tokens(config) -> int:
-  """Columns of a batch."""
-  return config.task.max_prompt_tokens + config.task.max_completion_tokens
+def examples(task, split: str, words) -> tuple[list[tuple[float, list]], int]:
+  """([(rate, prompts) of each task that the configuration mixes], number of too long prompts)."""
+  from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: 7 s and 0.9 GB, only here
+
+  name = seqio_tasks.register(catalog.of(task), task.to_json(sort_keys=True))
+  return seqio_tasks.load_members(name, split, words, task.max_prompt_tokens)
+
+
+def scorer(task) -> scoring.Scorer:
+  """The processes that judge answers; ValueError when this machine lacks a verifier."""
+  wanted = catalog.of(task)
+  return scoring.Scorer(
+    wanted.verifier, also=wanted.verifiers, workers=task.verifier_processes,
+    time_limit=task.verifier_seconds, memory_mb=task.verifier_memory_mb,
+    pattern=task.format_pattern,
+  )  # fmt: skip
+
+
+def limits(config) -> packing.Limits:
+  """How batches are laid out."""
+  learner, task = config.learner, config.task
+  longest = (task.max_prompt_tokens, task.max_completion_tokens)
+  return packing.Limits(
+    learner.layout,
+    *longest,
+    columns=learner.row_tokens or packing.row_columns(learner.layout, *longest, learner.group_size),
+    shards=config.mesh.data * config.mesh.fsdp,
+    buckets=learner.buckets,
+  )

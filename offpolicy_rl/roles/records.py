@@ -33,6 +33,10 @@ class Records:
       "schedule": self._schedule.position(),
     }
 
+  def task(self, counts: dict[str, int]) -> None:
+    """Books how many prompts a new run has, and how many were left out."""
+    self._metrics.write(metrics.TASK, 0, counts)
+
   def warm_start(self, step: int, loss: float) -> None:
     """Books a step of the supervised phase."""
     self._metrics.write(metrics.WARM_START, step, {"loss": loss})

@@ -16,7 +16,7 @@ from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import worker
-from offpolicy_rl.tasks import catalog, scoring
+from offpolicy_rl.tasks import scoring, shaping
 from offpolicy_rl.transport import client, codec, receiver, security
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def run_sampler(
   identity = wire.hello()
   config = config_lib.from_json(identity.config_json)
   config_lib.validate(config)
-  task, policy = catalog.TASKS[config.task.name], parts.policy_of(config, identity.model_files)
+  policy = parts.policy_of(config, identity.model_files)
   if policy.words.fingerprint != identity.vocabulary_fingerprint:
     raise RunMismatch(
       f"vocabulary_fingerprint: the learner's is {identity.vocabulary_fingerprint}, this sampler's "
@@ -59,9 +59,7 @@ def run_sampler(
     )
   _check_weights_dir(weights_dir, identity.weights_in_directory)
   wire.set_patience(config.transport.reconnect_seconds)
-  scorer = scoring.Scorer(
-    task.verifier, workers=config.task.verifier_processes, time_limit=config.task.verifier_seconds
-  )
+  scorer = _scorer(config.task)
   stats = worker.Stats()
   _in_background(lambda: _beat(wire, stats, config.transport.heartbeat_seconds, done))
   _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
@@ -74,6 +72,14 @@ def run_sampler(
   wire.close()
 
 
+def _scorer(task) -> scoring.Scorer:
+  """The verifier processes; RunMismatch when this machine lacks a verifier."""
+  try:
+    return parts.scorer(task)
+  except ValueError as error:
+    raise RunMismatch(f"the learner's task can't be judged here: {error}") from None
+
+
 def _in_background(function: Callable) -> None:
   threading.Thread(target=function, daemon=True).start()
 
@@ -84,12 +90,14 @@ def _serve(
 ) -> None:  # fmt: skip
   """Runs the worker; starts over when the learner was restarted."""
   generator = parts.make_engine(config, policy)
+  task = config.task
+  shape = shaping.Shaping(task.format_reward, task.length_weight, task.failed_reward)
   while not stop.is_set():
     functions = worker.Parts(
       lease=functools.partial(_lease, wire, config, policy.model.vocab_size),
       pull_weights=_weights(wire, config, policy.model, weights_dir).pull,
       generate=generator.generate,
-      score=functools.partial(worker.score_groups, scorer, policy.words.decode),
+      score=functools.partial(worker.score_groups, scorer, policy.words.decode, shape=shape),
       push=functools.partial(_push, wire, identity),
     )
     try:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from offpolicy_rl import types
+from offpolicy_rl.tasks import shaping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +62,23 @@ def run(parts: Parts, stats: Stats, should_stop: Callable[[], bool] = lambda: Fa
 def score_groups(
   scorer, decode: Callable[[list[int]], str],
   tickets: list[types.Ticket], groups: list[list[types.Trajectory]],
+  *, shape: shaping.Shaping = shaping.NONE,
 ) -> list[types.Group]:  # fmt: skip
-  """Judges all groups side by side in the scorer's processes."""
+  """Judges all groups side by side in the scorer's processes.
+
+  Rewards of training groups are shaped; those of evaluation are the verifier's.
+  """
   submitted = [
     scorer.submit([decode(t.tokens.tolist()) for t in trajectories], ticket.answer)
     for ticket, trajectories in zip(tickets, groups, strict=True)
   ]
   scored = []
   for ticket, trajectories, handle in zip(tickets, groups, submitted, strict=True):
-    rewards, failures = scorer.rewards(handle)
+    judgements = scorer.judgements(handle)
+    failures = sum(j.failed for j in judgements)
+    rewards = [j.reward for j in judgements]
+    if ticket.kind == types.TRAIN:
+      rewards = shaping.rewards(judgements, [t.tokens.size for t in trajectories], shape)
     rewarded = [
       dataclasses.replace(t, reward=reward) for t, reward in zip(trajectories, rewards, strict=True)
     ]

@@ -1,26 +1,27 @@
 """The tasks by name: where problems come from, how they read as tokens, who judges the answers.
 
-Free of TensorFlow and seqio, because every sampler host imports it. To add a task, write a function
-that lists problems, and add a `Task` to `TASKS`.
+Free of TensorFlow and seqio, because every sampler host imports it. `of(config.task)` says what a
+configuration asks for; nothing is read before problems are asked for.
 """
 
 import dataclasses
 import hashlib
 import json
+import pathlib
+import types
 from collections.abc import Callable
 
+from offpolicy_rl.tasks import sources, verifiers
+from offpolicy_rl.tasks.sources import Problem, TaskError
 from offpolicy_rl.tasks.vocabulary import Vocabulary
 
 TRAIN_SPLIT, HELDOUT_SPLIT = "train", "heldout"
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-  """One question with what the verifier needs to judge an answer to it."""
-
-  question: str
-  answer: str  # JSON
-  demonstration: str  # an answer worth imitating
+MIXTURE, GYM = "mixture", "reasoning_gym"
+# Keys of the section `task` that a member of a mixture may have of its own.
+MEMBER_KEYS = (
+  "data_dir", "train_file", "heldout_file", "question_column", "answer_column",
+  "demonstration_column", "size", "options", "verifier",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +29,11 @@ class Task:
   """A named source of problems."""
 
   name: str
-  problems: Callable[[], list[Problem]]  # deterministic, both splits together
+  problems: Callable[[], list[Problem]]  # deterministic; both splits unless `heldout` is given
   verifier: str  # "module:function", (completion text, answer JSON) -> reward
   phrases: tuple[str, ...] = ()  # texts that every prompt repeats, one token each
+  heldout: Callable[[], list[Problem]] | None = None  # None = one in eight of `problems`
+  check: Callable[[], None] = lambda: None  # raises TaskError when the problems can't be had
 
   @property
   def vocabulary(self) -> Vocabulary:
@@ -40,11 +43,61 @@ class Task:
   def split(self, name: str) -> list[Problem]:
     """Distinct problems of one split.
 
-    A question belongs to the held-out split or to training by its own hash, so the two can not
-    share one, however the problems were drawn.
+    Without a held-out source a question belongs to one split by its own hash, however the problems
+    were drawn. A training problem whose question is held out, white space aside, is left out.
     """
-    distinct = {problem.question: problem for problem in self.problems()}
-    return [p for p in distinct.values() if is_heldout(p.question) == (name == HELDOUT_SPLIT)]
+    distinct = list({p.question: p for p in self.problems()}.values())
+    if self.heldout is None:
+      held = [p for p in distinct if is_heldout(p.question)]
+      distinct = [p for p in distinct if not is_heldout(p.question)]
+    else:
+      held = list({p.question: p for p in self.heldout()}.values())
+    return held if name == HELDOUT_SPLIT else without(distinct, held)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+  """What a run trains on: one task, or several at rates that add up to 1."""
+
+  name: str
+  tasks: tuple[Task, ...]
+  rates: tuple[float, ...] = (1.0,)
+
+  @property
+  def vocabulary(self) -> Vocabulary:
+    """The vocabulary of a fresh model; a published one has its own tokenizer."""
+    return Vocabulary(tuple(dict.fromkeys(p for task in self.tasks for p in task.phrases)))
+
+  @property
+  def verifier(self) -> str:
+    """Who judges; in a mixture every problem names its own verifier in its answer data."""
+    return self.tasks[0].verifier if len(self.tasks) == 1 else verifiers.MIXTURE
+
+  @property
+  def verifiers(self) -> tuple[str, ...]:
+    """Those of the tasks."""
+    return tuple(dict.fromkeys(task.verifier for task in self.tasks))
+
+  def check(self) -> None:
+    """Raises TaskError when a task's problems can't be had; reads little."""
+    for task in self.tasks:
+      task.check()
+
+  def split(self, name: str) -> list[list[Problem]]:
+    """Problems per task; what one task holds out, no other trains on."""
+    found = [task.split(name) for task in self.tasks]
+    if len(self.tasks) == 1:
+      return found
+    if name == TRAIN_SPLIT:
+      held = [problem for task in self.tasks for problem in task.split(HELDOUT_SPLIT)]
+      found = [without(problems, held) for problems in found]
+    return [
+      [
+        dataclasses.replace(p, answer=verifiers.of_mixture(task.verifier, p.answer))
+        for p in problems
+      ]
+      for task, problems in zip(self.tasks, found, strict=True)
+    ]
 
 
 def is_heldout(question: str) -> bool:
@@ -52,29 +105,11 @@ def is_heldout(question: str) -> bool:
   return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
 
 
-def _reasoning_gym(
-  dataset: str, size: int, *, keep: Callable[[dict], bool] = lambda entry: True, **options
-) -> Callable[[], list[Problem]]:
-  """Problems of a reasoning-gym data set, https://github.com/open-thought/reasoning-gym.
-
-  `size` entries are drawn with the package's `options`; `keep` says which of them stay.
-  """
-
-  def problems():
-    import reasoning_gym  # about 2 s to import; only those who need problems pay
-
-    entries = reasoning_gym.create_dataset(dataset, size=size, seed=0, **options)
-    return [
-      Problem(
-        question=entry["question"],
-        answer=json.dumps({"dataset": dataset, "entry": entry}, default=str),
-        demonstration=entry["answer"],
-      )
-      for entry in entries
-      if keep(entry)
-    ]
-
-  return problems
+def without(problems: list[Problem], held: list[Problem]) -> list[Problem]:
+  """Those whose question is not among the held-out ones."""
+  plain = lambda problem: " ".join(problem.question.split())
+  questions = {plain(problem) for problem in held}
+  return [problem for problem in problems if plain(problem) not in questions]
 
 
 def _sums() -> list[Problem]:
@@ -89,7 +124,7 @@ TASKS = {
   for task in (
     Task(
       name="chain_sum",  # a + b with two digits each; the package also draws subtractions
-      problems=_reasoning_gym(
+      problems=sources.reasoning_gym(
         "chain_sum",
         14_000,
         keep=lambda entry: "+" in entry["question"],
@@ -98,19 +133,176 @@ TASKS = {
         min_digits=2,
         max_digits=2,
       ),
-      verifier="offpolicy_rl.tasks.verifiers:reasoning_gym",
+      verifier=verifiers.NAMED["reasoning_gym"],
       phrases=("State the final answer to the following arithmetic problem: ", " + ", " ="),
+      check=sources.check_gym,
     ),
     Task(
       name="spell_backward",
-      problems=_reasoning_gym("spell_backward", 10_000, min_word_len=3, max_word_len=5),
-      verifier="offpolicy_rl.tasks.verifiers:reasoning_gym",
+      problems=sources.reasoning_gym("spell_backward", 10_000, min_word_len=3, max_word_len=5),
+      verifier=verifiers.NAMED["reasoning_gym"],
       phrases=("Spell this word backward (example: sun -> nus): ",),
+      check=sources.check_gym,
     ),
     Task(
       name="sums",
       problems=_sums,
-      verifier="offpolicy_rl.tasks.verifiers:exact",
+      verifier=verifiers.NAMED["exact"],
     ),
   )
 }
+
+
+def _gym_task(settings, label: str) -> Task:
+  if not label:
+    raise TaskError(f"task.name: got {settings.name!r}, expected reasoning_gym:NAME")
+  if label in sources.REFUSED:
+    raise TaskError(
+      f"task.name: got {settings.name!r}, which can't be trained on: {sources.REFUSED[label]}"
+    )
+  options = json_object("task.options", settings.options)
+  return Task(
+    settings.name,
+    sources.reasoning_gym(label, settings.size, **options),
+    verifiers.NAMED["reasoning_gym"],
+    check=lambda: sources.check_gym_options(label, options),
+  )
+
+
+def _gsm8k_task(settings, _) -> Task:
+  part = lambda split: sources.gsm8k(sources.gsm8k_rows(settings.data_dir, split))
+  return Task(
+    settings.name, part("train"), verifiers.NAMED["numeric"], heldout=part("test"),
+    check=lambda: sources.check_gsm8k(settings.data_dir),
+  )  # fmt: skip
+
+
+def _math_task(settings, _) -> Task:
+  train, test = (pathlib.Path(settings.data_dir) / f"{split}.jsonl" for split in ("train", "test"))
+
+  def check():
+    for path in (train, test):
+      sources.check_file("task.data_dir", path)
+
+  return Task(
+    settings.name, sources.math(train), verifiers.NAMED["math_verify"], heldout=sources.math(test),
+    check=check,
+  )  # fmt: skip
+
+
+def _jsonl_task(settings, _) -> Task:
+  columns = sources.Columns(
+    settings.question_column, settings.answer_column, settings.demonstration_column
+  )
+
+  def check():
+    sources.check_file("task.train_file", settings.train_file)
+    if settings.heldout_file:
+      sources.check_file("task.heldout_file", settings.heldout_file)
+
+  return Task(
+    settings.name,
+    sources.jsonl(settings.train_file, columns),
+    verifiers.NAMED["exact"],
+    heldout=sources.jsonl(settings.heldout_file, columns) if settings.heldout_file else None,
+    check=check,
+  )
+
+
+# What comes before the colon of a name -> (section `task`, what comes after) -> Task.
+_KINDS = {GYM: _gym_task, "gsm8k": _gsm8k_task, "math": _math_task, "jsonl": _jsonl_task}
+EXPECTED_NAME = f"one of {', '.join(sorted(TASKS))}, gsm8k, math, jsonl, {GYM}:NAME, {MIXTURE}"
+
+
+def of(settings) -> Selection:
+  """What the section `task` of a configuration asks for; its values by attribute.
+
+  Raises:
+    TaskError: no such task, or a value that makes no sense for it.
+  """
+  if settings.name != MIXTURE:
+    if settings.mixture:
+      raise TaskError(
+        f"task.mixture: got {settings.mixture!r}, expected '' unless task.name=mixture"
+      )
+    return Selection(settings.name, (_task(settings),))
+  if settings.verifier:
+    raise TaskError(
+      f"task.verifier: got {settings.verifier!r}, expected '' in a mixture: its members have theirs"
+    )
+  members = json_object("task.mixture", settings.mixture)
+  if len(members) < 2:
+    raise TaskError(f"task.mixture: got {len(members)} tasks, expected at least 2")
+  rates = [_rate(name, wanted) for name, wanted in members.items()]
+  if min(rates) * 1000 < sum(rates):
+    raise TaskError(f"task.mixture: got rates {rates}, expected each at least 1/1000 of their sum")
+  tasks = tuple(_task(_member(settings, name, wanted)) for name, wanted in members.items())
+  return Selection(MIXTURE, tasks, tuple(rate / sum(rates) for rate in rates))
+
+
+def _task(settings) -> Task:
+  kind, _, label = settings.name.partition(":")
+  if settings.name in TASKS:
+    task = TASKS[settings.name]
+  elif kind in _KINDS and (not label or kind in (GYM, "jsonl")):
+    task = _KINDS[kind](settings, label)
+  else:
+    raise TaskError(f"task.name: got {settings.name!r:.100}, expected {EXPECTED_NAME}")
+  if not settings.verifier:
+    return task
+  name = verifiers.NAMED.get(settings.verifier, settings.verifier)
+  of_gym = task.verifier == verifiers.NAMED["reasoning_gym"]
+  if ":" not in name or (name == verifiers.NAMED["reasoning_gym"] and not of_gym):
+    raise TaskError(
+      f"task.verifier: got {settings.verifier!r:.100} for {settings.name}, expected "
+      f"{', '.join(verifiers.NAMED)} (the last for its own tasks only) or module:function"
+    )
+  return dataclasses.replace(task, verifier=name)
+
+
+def _member(settings, name: str, wanted):
+  """The section as one member of the mixture sees it."""
+  own = {key: value for key, value in wanted.items() if key != "rate"} if _is_object(wanted) else {}
+  for key, value in own.items():
+    inherited = getattr(settings, key) if key in MEMBER_KEYS else None
+    if type(value) is not type(inherited):
+      expected = type(inherited).__name__ if key in MEMBER_KEYS else ", ".join(MEMBER_KEYS)
+      raise TaskError(f"task.mixture: {name}: {key}: got {value!r:.60}, expected {expected}")
+  keys = {key: getattr(settings, key) for key in MEMBER_KEYS}
+  return types.SimpleNamespace(**(keys | own), name=name, mixture="")
+
+
+def _rate(name: str, wanted) -> float:
+  rate = wanted.get("rate") if _is_object(wanted) else wanted
+  if type(rate) not in (int, float) or not 0 < rate < 1e9:
+    raise TaskError(f"task.mixture: {name}: got rate {rate!r:.60}, expected a number > 0")
+  return float(rate)
+
+
+def _is_object(value) -> bool:
+  return isinstance(value, dict)
+
+
+def json_object(key: str, text: str) -> dict:
+  """The JSON object that a key of the configuration holds; "" = {}."""
+  try:
+    found = json.loads(text or "{}")
+  except (ValueError, RecursionError) as error:
+    raise TaskError(f"{key}: got {text!r:.100}, expected a JSON object: {error!s:.100}") from None
+  if not isinstance(found, dict):
+    raise TaskError(f"{key}: got {text!r:.100}, expected a JSON object")
+  return found
+
+
+def warnings(selection: Selection) -> list[str]:
+  """What is allowed but has a catch, one line each."""
+  labels = {task.name.partition(":")[2] for task in selection.tasks if task.name.startswith(GYM)}
+  found = [
+    f"task.name: {GYM}:{x}: {sources.WARNED[x]}" for x in sorted(labels) if x in sources.WARNED
+  ]
+  if "gsm_symbolic" in labels and any(task.name == "gsm8k" for task in selection.tasks):
+    found.append(
+      "task.mixture: gsm_symbolic's templates are questions of GSM8K's test set, so accuracy on "
+      "that set would mean nothing"
+    )
+  return found

@@ -6,6 +6,8 @@ A task may come from anywhere as long as its examples hold three texts: `inputs`
 """
 
 import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -25,8 +27,7 @@ class Example:
   answer: str
 
 
-def _dataset(task: catalog.Task, split: str) -> tf.data.Dataset:
-  problems = task.split(split)
+def _dataset(problems: list[catalog.Problem]) -> tf.data.Dataset:
   columns = {
     "inputs": [p.question for p in problems],
     "targets": [p.demonstration for p in problems],
@@ -35,13 +36,13 @@ def _dataset(task: catalog.Task, split: str) -> tf.data.Dataset:
   return tf.data.Dataset.from_tensor_slices(columns)
 
 
-def register(task: catalog.Task) -> None:
-  """Adds a catalog task to seqio's registry under its name."""
+def _add(name: str, problems: Callable[[str], list[catalog.Problem]]) -> None:
+  """Adds a task to seqio's registry; `problems(split)` lists them."""
   seqio.TaskRegistry.add(
-    task.name,
+    name,
     source=seqio.FunctionDataSource(
       # The order stays ours (a resume must find it again), hence no shuffling here.
-      dataset_fn=lambda split, shuffle_files=False, seed=None: _dataset(task, split),
+      dataset_fn=lambda split, shuffle_files=False, seed=None: _dataset(problems(split)),
       splits=(catalog.TRAIN_SPLIT, catalog.HELDOUT_SPLIT),
     ),
     preprocessors=[],
@@ -51,7 +52,27 @@ def register(task: catalog.Task) -> None:
 
 
 for _task in catalog.TASKS.values():
-  register(_task)
+  _add(_task.name, _task.split)
+
+
+def register(selection: catalog.Selection, settings: str) -> str:
+  """Adds what a configuration asks for to seqio's registries; returns the name there.
+
+  `settings`: everything that decides the problems, as text: equal ones are one entry.
+  """
+  if selection.name in catalog.TASKS:
+    return selection.name
+  name = f"{selection.name}:{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+  if name in (*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()):
+    return name
+  if len(selection.tasks) == 1:
+    _add(name, selection.tasks[0].split)
+    return name
+  members = [f"{name}:{i}" for i in range(len(selection.tasks))]
+  for i, member in enumerate(members):
+    _add(member, lambda split, i=i: selection.split(split)[i])
+  seqio.MixtureRegistry.add(name, list(zip(members, selection.rates, strict=True)))
+  return name
 
 
 def load(name: str, split: str, words, max_prompt_tokens: int) -> tuple[list[Example], int]:
@@ -73,3 +94,31 @@ def load(name: str, split: str, words, max_prompt_tokens: int) -> tuple[list[Exa
       Example(np.array(prompt, np.int32), np.array(target, np.int32), row["answer"].decode())
     )
   return examples, skipped
+
+
+def load_members(
+  name: str, split: str, words, max_prompt_tokens: int
+) -> tuple[list[tuple[float, list[Example]]], int]:
+  """([(rate, examples) of each task of a mixture], number skipped); of a task: one, at rate 1.
+
+  How the members interleave is `stream`'s affair: seqio's own order of a mixture can't be entered
+  in the middle, which a resumed run must do.
+  """
+  found = seqio.get_mixture_or_task(name)
+  if isinstance(found, seqio.Task):
+    examples, skipped = load(name, split, words, max_prompt_tokens)
+    return [(1.0, examples)], skipped
+  loaded = [load(task.name, split, words, max_prompt_tokens) for task in found.tasks]
+  rates = [float(found.get_rate(task)) for task in found.tasks]
+  members = [(rate / sum(rates), e) for rate, (e, _) in zip(rates, loaded, strict=True)]
+  return members, sum(skipped for _, skipped in loaded)
+
+
+def tfds_rows(name: str, data_dir: str, split: str) -> Iterator[dict[str, str]]:
+  """Rows of a data set ("name:version") that TFDS prepared in `data_dir`; nothing is downloaded."""
+  source = seqio.TfdsDataSource(
+    tfds_name=name, tfds_data_dir=data_dir, splits=[split], read_only=True
+  )
+  dataset = source.get_dataset(split, shuffle=False)
+  for row in dataset.as_numpy_iterator():
+    yield {key: value.decode() for key, value in row.items()}

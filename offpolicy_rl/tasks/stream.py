@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_BLOCK = 1000  # items in which the rates of a mixture hold exactly, to a thousandth
+
 
 class PromptStream:
   """Passes over `examples`, each pass in its own order."""
@@ -23,3 +25,63 @@ class PromptStream:
   def __getitem__(self, index: int):
     epoch, place = divmod(index, len(self._examples))
     return self._examples[self._order(epoch)[place]]
+
+
+class MixedStream:
+  """Several streams at given rates, each in its own passes; every block of 1,000 items keeps them.
+
+  `members`: (rate, examples); rates are > 0 and add up to 1.
+  """
+
+  def __init__(self, members: Sequence[tuple[float, Sequence]], seed: int):
+    self._streams = [PromptStream(e, seed + (k << 32)) for k, (_, e) in enumerate(members)]
+    self._counts = _counts([rate for rate, _ in members])
+    self._block = functools.lru_cache(maxsize=2)(lambda block: self._draw(block, seed))
+
+  def _draw(self, block: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """[1000] member of each item of a block, and which of that member's items it is."""
+    whose = np.repeat(np.arange(len(self._counts)), self._counts)
+    whose = np.random.default_rng([seed, block, len(self._counts)]).permutation(whose)
+    place = np.zeros(_BLOCK, np.int64)
+    for k, count in enumerate(self._counts):
+      place[whose == k] = block * count + np.arange(count)
+    return whose, place
+
+  def which(self, index: int) -> tuple[int, int]:
+    """(member, which of its items) that item `index` is."""
+    block, offset = divmod(index, _BLOCK)
+    whose, place = self._block(block)
+    return int(whose[offset]), int(place[offset])
+
+  def __getitem__(self, index: int):
+    member, place = self.which(index)
+    return self._streams[member][place]
+
+
+def _counts(rates: Sequence[float]) -> list[int]:
+  """Items of a block per member: rounded down, what is left to the largest remainders."""
+  exact = np.array(rates) * _BLOCK + 1e-9
+  counts = exact.astype(int)
+  largest = np.argsort(counts - exact, kind="stable")
+  counts[largest[: _BLOCK - counts.sum()]] += 1
+  return counts.tolist()
+
+
+def of(members: Sequence[tuple[float, Sequence]], seed: int) -> PromptStream | MixedStream:
+  """The stream of one task, or of several at rates."""
+  return PromptStream(members[0][1], seed) if len(members) == 1 else MixedStream(members, seed)
+
+
+def in_turn(members: Sequence[tuple[float, Sequence]]) -> list:
+  """All examples once, at the members' rates for as long as each has some; for evaluation."""
+  if len(members) == 1:
+    return list(members[0][1])
+  mixed, found, left = MixedStream(members, 0), [], sum(len(e) for _, e in members)
+  index = 0
+  while left:
+    member, place = mixed.which(index)
+    if place < len(members[member][1]):
+      found.append(members[member][1][place])
+      left -= 1
+    index += 1
+  return found

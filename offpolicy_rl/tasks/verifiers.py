@@ -1,12 +1,50 @@
-"""Verifiers: (completion text, answer JSON) -> reward. They run in worker processes."""
+"""Verifiers: (completion text, answer JSON) -> reward. They run in worker processes.
+
+To bring your own, decorate a function of an importable module and name it in task.verifier as
+"module:function":
+
+    from offpolicy_rl.tasks import verifiers
+
+    @verifiers.verifier
+    def short_and_right(completion: str, answer: str) -> float:
+      return float(json.loads(answer) in completion and len(completion) < 80)
+
+1.0 means right: held-out accuracy counts nothing else.
+"""
 
 import functools
 import json
 
+from offpolicy_rl.tasks import extraction
+from offpolicy_rl.tasks.scoring import resolve, verifier
 
+# Short names for task.verifier.
+NAMED = {
+  "exact": "offpolicy_rl.tasks.verifiers:exact",
+  "numeric": "offpolicy_rl.tasks.verifiers:numeric",
+  "math_verify": "offpolicy_rl.tasks.symbolic:math_verify",
+  "reasoning_gym": "offpolicy_rl.tasks.verifiers:reasoning_gym",
+}
+MIXTURE = "offpolicy_rl.tasks.verifiers:mixture"
+
+
+@verifier
 def exact(completion: str, answer: str) -> float:
-  """1.0 when the completion is the answer, white space at the ends aside."""
-  return float(completion.strip() == json.loads(answer))
+  """1.0 when the completion is the answer, white space at the ends aside.
+
+  Where the completion marks its answer by <answer> tags, only what is inside counts.
+  """
+  tagged = extraction.last_tagged(completion)
+  return float((completion if tagged is None else tagged).strip() == gold(answer).strip())
+
+
+@verifier
+def numeric(completion: str, answer: str) -> float:
+  """1.0 when the completion's number (`extraction.number`) equals the answer's, exactly."""
+  expected = extraction.numbers(gold(answer))
+  if len(expected) != 1:
+    raise ValueError(f"answer: got {gold(answer)!r}, expected one number")
+  return float(extraction.number(completion) == expected[0])
 
 
 @functools.cache
@@ -16,11 +54,52 @@ def _scorer(dataset: str):
   return get_score_answer_fn(dataset)
 
 
+@verifier
 def reasoning_gym(completion: str, answer: str) -> float:
-  """1.0 when the package's own scorer gives full marks.
+  """1.0 when the package's own scorer gives full marks; <answer> tags around it are no matter.
 
   Only full marks count: the package's default scorer gives part of them to any text that contains
   the answer, which would pay for listing every number.
   """
+  data = loads(answer)
+  tagged = extraction.last_tagged(completion)
+  given = completion if tagged is None else tagged
+  return float(_scorer(data["dataset"])(given, data["entry"]) == 1.0)
+
+
+@verifier
+def mixture(completion: str, answer: str) -> float:
+  """The verdict of the verifier that came with this very problem."""
   data = json.loads(answer)
-  return float(_scorer(data["dataset"])(completion, data["entry"]) == 1.0)
+  return resolve(data["verifier"])(completion, data["answer"])
+
+
+def of_mixture(name: str, answer: str) -> str:
+  """Answer data for `mixture`: the problem's own, and the name of its verifier."""
+  return json.dumps({"verifier": name, "answer": answer})
+
+
+def gold(answer: str) -> str:
+  """The right answer as a text, from the answer data of any task here."""
+  data = json.loads(answer)
+  return data["entry"]["answer"] if isinstance(data, dict) else data
+
+
+def dumps(value) -> str:
+  """JSON in which tuples stay tuples: some of reasoning-gym's scorers tell them from lists."""
+
+  def tagged(x):
+    if isinstance(x, dict):
+      return {key: tagged(inner) for key, inner in x.items()}
+    if isinstance(x, list | tuple):
+      inner = [tagged(item) for item in x]
+      return {"__tuple__": inner} if isinstance(x, tuple) else inner
+    return x
+
+  return json.dumps(tagged(value), default=str)
+
+
+def loads(text: str):
+  """Inverse of `dumps`."""
+  untag = lambda x: tuple(x["__tuple__"]) if x.keys() == {"__tuple__"} else x
+  return json.loads(text, object_hook=untag)

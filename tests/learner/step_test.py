@@ -13,31 +13,42 @@ from offpolicy_rl import losses, types
 from offpolicy_rl.learner import audit, loop, step, warm_start
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import policy, sharding
-from offpolicy_rl.replay import batching
+from offpolicy_rl.replay import batching, packing
 from tests.model.decoder_test import CONFIG
 
 OPTIMIZER = state_lib.make_optimizer(learning_rate=1e-2, num_steps=10)
 
 
-def choices(objective="beta_shift", microbatches=1, **overrides) -> step.StepChoices:
-  return step.StepChoices(
-    CONFIG, losses.objective(objective, group_size=4, **overrides), OPTIMIZER, 0.9, microbatches
-  )
+def choices(objective="beta_shift", **overrides) -> step.StepChoices:
+  made = losses.objective(objective, group_size=4, **overrides)
+  return step.StepChoices(CONFIG, made, OPTIMIZER, 0.9)
 
 
-def random_batch(rows=16, columns=9, seed=0) -> types.Batch:
+def random_batch(parts=1, room=0, seed=0) -> types.Batch:
+  """Four groups of four, prompts of 3 tokens, completions of 1 to 6; `room`: more padding."""
   rng = np.random.default_rng(seed)
-  batch = batching.empty_batch(rows, columns)
-  for b in range(rows):
-    start, stop = 3, rng.integers(4, columns + 1)
-    batch.tokens[b, :stop] = rng.integers(0, CONFIG.vocab_size, stop)
-    batch.valid_mask[b, :stop] = True
-    batch.loss_mask[b, start:stop] = True
-    batch.sampler_logprobs[b, start:stop] = -rng.exponential(3, stop - start)
-    batch.versions[b, start:stop] = 0
-  batch.rewards[:] = rng.integers(0, 2, rows)
-  batch.group_ids[:] = np.arange(rows) // 4
+  completions, logprobs = [], []
+  for b in range(16):
+    stop = rng.integers(4, 10)
+    tokens = rng.integers(0, CONFIG.vocab_size, stop)
+    completions.append(packing.Completion(b // 4, tokens[:3], tokens[3:]))
+    logprobs.append(-rng.exponential(3, stop - 3))
+  limits = packing.Limits(packing.PADDED, 3, 6 + room, 9 + room)
+  batch = batching._batch(completions, limits, parts)
+  batch.sampler_logprobs[batch.loss_mask] = np.concatenate(logprobs)
+  batch.versions[batch.loss_mask] = 0
+  batch.rewards.reshape(-1)[:] = rng.integers(0, 2, 16)
   return batch
+
+
+def flat(x):
+  """Of all parts."""
+  return jnp.asarray(x).reshape(-1, *x.shape[2:])
+
+
+def stats_of(params, batch):
+  """Of a batch of one part."""
+  return choices().token_stats(params, jax.tree.map(lambda x: x[0], batch))
 
 
 def run_once(made: step.StepChoices, mesh, batch, reference=None):
@@ -54,8 +65,8 @@ def test_one_step_is_the_objectives_gradient_through_adam(objective):
   params = policy.init(CONFIG, jax.random.key(0))
 
   def loss(p):
-    logprobs = policy.token_stats(CONFIG, p, batch.tokens, 0.9).logprobs
-    inputs = losses.LossInputs(logprobs, *(jnp.asarray(x) for x in (
+    logprobs = stats_of(p, batch).logprobs
+    inputs = losses.LossInputs(logprobs, *(flat(x) for x in (
       batch.sampler_logprobs, batch.loss_mask, batch.rewards, batch.group_ids)))  # fmt: skip
     # Sampled by the version that is updated: the log-linear proximal policy is the sampler's.
     inputs = inputs._replace(proximal_logprobs=inputs.sampler_logprobs)
@@ -117,25 +128,17 @@ def test_eight_devices_give_the_update_of_one(objective):
   [("beta_shift", 2), ("beta_shift", 8), ("dapo", 4), ("tis", 2), ("copg", 4), ("rebel", 2)],
 )
 def test_microbatches_give_the_update_of_the_whole_batch(objective, microbatches):
-  batch, mesh = random_batch(), sharding.make_mesh()
+  made, mesh = choices(objective), sharding.make_mesh()
   assert_same_update(
-    run_once(choices(objective, microbatches=1), mesh, batch),
-    run_once(choices(objective, microbatches=microbatches), mesh, batch),
+    run_once(made, mesh, random_batch()), run_once(made, mesh, random_batch(parts=microbatches))
   )
 
 
 def test_logits_in_chunks_give_the_same_update():
-  batch, mesh = random_batch(), sharding.make_mesh()
-  plain = choices("oapl", microbatches=2)  # looks at a reference, too
+  batch, mesh = random_batch(parts=2), sharding.make_mesh()
+  plain = choices("oapl")  # looks at a reference, too
   in_chunks = dataclasses.replace(plain, logprob_chunk=3)
   assert_same_update(run_once(plain, mesh, batch), run_once(in_chunks, mesh, batch))
-
-
-def test_rows_are_dealt_to_micro_batches_in_whole_groups_where_asked():
-  groups = jnp.arange(24) // 3
-  parts = step._split(groups, 4, 3)
-  assert [sorted(set(part.tolist())) for part in parts] == [[0, 4], [1, 5], [2, 6], [3, 7]]
-  np.testing.assert_array_equal(step._join(parts, 3), groups)
 
 
 PINNED = {
@@ -159,14 +162,35 @@ def test_pinned_metrics_of_one_step():
   assert {key: float(metrics[key]) for key in PINNED} == pytest.approx(PINNED, rel=1e-4)
 
 
+def same_prompts_batch(layout, shards=1) -> types.Batch:
+  """Four groups of four that share their prompts."""
+  rng = np.random.default_rng(5)
+  prompts = rng.integers(0, CONFIG.vocab_size, (4, 3))
+  draw = lambda: rng.integers(0, CONFIG.vocab_size, rng.integers(1, 7))
+  completions = [packing.Completion(g, prompts[g], draw()) for g in np.repeat(np.arange(4), 4)]
+  columns = packing.row_columns(layout, 3, 6, 4) * (2 if layout == packing.PACKED else 1)
+  batch = batching._batch(completions, packing.Limits(layout, 3, 6, columns, shards), parts=2)
+  batch.sampler_logprobs[batch.loss_mask] = -rng.exponential(3, batch.loss_mask.sum())
+  batch.versions[batch.loss_mask] = 0
+  batch.rewards[:] = rng.integers(0, 2, batch.rewards.shape)
+  return batch
+
+
+@pytest.mark.parametrize(("layout", "sides"), [("packed", 1), ("shared", 1), ("shared", 2)])
+def test_how_completions_are_laid_out_does_not_matter(layout, sides):
+  plain = run_once(choices("grpo"), sharding.make_mesh(), same_prompts_batch(packing.PADDED))
+  mesh = sharding.make_mesh(*[sides] * 3)
+  other = run_once(choices("grpo"), mesh, same_prompts_batch(layout, shards=sides**2))
+  assert int(plain[1].pop("tokens")) >= int(other[1].pop("tokens"))
+  plain[1].pop("filled_fraction"), other[1].pop("filled_fraction")
+  assert_same_update(plain, other)
+
+
 def test_padding_does_not_matter():
-  batch, mesh = random_batch(), sharding.make_mesh()
-  wide = types.Batch(*(
-    np.pad(x, ((0, 0), (0, 4)), constant_values=types.NO_VERSION if name == "versions" else 0)
-    if x.ndim == 2 else x
-    for name, x in batch._asdict().items()
-  ))  # fmt: skip
-  assert_same_update(run_once(choices(), mesh, batch), run_once(choices(), mesh, wide))
+  mesh = sharding.make_mesh()
+  narrow, wide = (run_once(choices(), mesh, random_batch(room=room)) for room in (0, 4))
+  assert narrow[1].pop("filled_fraction") > 1.3 * wide[1].pop("filled_fraction")
+  assert_same_update(narrow, wide)
 
 
 def test_a_reference_is_not_differentiated_and_not_free():
@@ -196,8 +220,9 @@ def test_non_finite_steps_stop_with_step_and_group():
 def test_a_nan_in_the_policy_is_traced_to_its_first_row():
   state = state_lib.create(CONFIG, sharding.make_mesh(), OPTIMIZER, seed=0)
   batch = random_batch()
-  batch.tokens[batch.tokens == CONFIG.vocab_size - 1] = 0
-  batch.tokens[6, 2] = CONFIG.vocab_size - 1
+  for tokens in (batch.rows.tokens, batch.rows.targets):
+    tokens[tokens == CONFIG.vocab_size - 1] = 0
+  batch.rows.tokens[0, 6, 2] = CONFIG.vocab_size - 1
   params = dict(state.params, embedding=state.params["embedding"].at[-1].set(jnp.nan))
   untied = dataclasses.replace(CONFIG, tied_embeddings=False)
   params["unembedding"] = jnp.ones((CONFIG.width, CONFIG.vocab_size)) * 0.1
@@ -212,10 +237,7 @@ def test_the_audit_compares_the_version_that_sampled():
   mesh, made = sharding.make_mesh(), choices()
   state = state_lib.create(CONFIG, mesh, OPTIMIZER, seed=0)
   batch = random_batch()
-  stats = policy.token_stats(CONFIG, state.params, batch.tokens, 0.9)
-  batch = batch._replace(
-    sampler_logprobs=np.where(batch.loss_mask, stats.logprobs, 0).astype(np.float32)
-  )
+  batch = batch._replace(sampler_logprobs=np.array(stats_of(state.params, batch).logprobs)[None])
   check = audit.LogprobAudit(made, mesh, every=10, max_lag=3)
   unrelated = batch._replace(versions=np.where(batch.loss_mask, -5, types.NO_VERSION))
   assert check(0, state, unrelated) == {}
@@ -232,7 +254,7 @@ def test_the_audit_compares_the_version_that_sampled():
 def test_the_warm_start_learns_a_constant_answer():
   """Every demonstration is token 5 then 1: the loss falls to almost nothing."""
   pairs = [(np.array([2 + i, 3], np.int32), np.array([5, 1], np.int32)) for i in range(8)]
-  batch = batching.demonstration_batch(pairs, num_tokens=5)
+  batch = batching.demonstration_batch(pairs, packing.Limits(packing.PADDED, 2, 3, 5))
   seen = []
   state = state_lib.create(CONFIG, sharding.make_mesh(), OPTIMIZER, seed=0)
   warm_start.run(
@@ -247,7 +269,7 @@ def test_the_warm_start_learns_a_constant_answer():
 
 def test_the_warm_start_ends_at_the_loss_asked_for():
   pairs = [(np.array([2 + i, 3], np.int32), np.array([5, 1], np.int32)) for i in range(8)]
-  batch = batching.demonstration_batch(pairs, num_tokens=5)
+  batch = batching.demonstration_batch(pairs, packing.Limits(packing.PADDED, 2, 3, 5))
   seen = []
   state = state_lib.create(CONFIG, sharding.make_mesh(), OPTIMIZER, seed=0)
   state = warm_start.run(

@@ -10,6 +10,8 @@ import pytest
 
 from offpolicy_rl.model import policy, sharding
 from tests.model.decoder_test import CONFIG, random_params, tokens_of
+from tests.model.sharding_test import by_rows
+from tests.rows import whole_rows
 
 TOKENS = tokens_of((8, 13))
 
@@ -17,10 +19,10 @@ TOKENS = tokens_of((8, 13))
 def weighted(config, chunk):
   """A scalar that depends on every log-probability and entropy by another weight."""
   draw = np.random.default_rng(0)
-  a, b = draw.normal(size=(2, *TOKENS.shape)).astype(np.float32)
+  a, b = draw.normal(size=(2, 8, 12)).astype(np.float32)
 
   def total(params, tokens):
-    stats = policy.token_stats(config, params, tokens, 0.8, chunk=chunk)
+    stats = policy.token_stats(config, params, whole_rows(tokens), 0.8, chunk=chunk)
     return jnp.sum(a * stats.logprobs + b * stats.entropy), stats
 
   return jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -46,7 +48,7 @@ def test_chunks_keep_a_sharded_batch_where_it_is():
   (_, plain), plain_gradient = weighted(CONFIG, 0)(params, TOKENS)
   with jax.set_mesh(mesh):
     placed = jax.device_put(params, policy.param_shardings(mesh, params))
-    rows = jax.device_put(TOKENS, sharding.batch_sharding(mesh, 2))
+    rows = jax.device_put(TOKENS, by_rows(mesh))
     (_, stats), gradient = weighted(CONFIG, 4)(placed, rows)
   close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
   jax.tree.map(close, stats, plain)
@@ -60,7 +62,9 @@ def test_the_logits_of_all_tokens_never_exist():
   tokens = jax.ShapeDtypeStruct((2, 1025), jnp.int32)
 
   def temporary_bytes(chunk):
-    total = lambda p, t: jnp.sum(policy.token_stats(config, p, t, 1.0, chunk=chunk).logprobs)
+    total = lambda p, t: jnp.sum(
+      policy.token_stats(config, p, whole_rows(t), 1.0, chunk=chunk).logprobs
+    )
     analysis = jax.jit(jax.grad(total)).lower(shapes, tokens).compile().memory_analysis()
     return analysis.temp_size_in_bytes
 

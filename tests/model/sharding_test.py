@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import decoder, policy, sharding
 from tests.model.decoder_test import CONFIG
+from tests.rows import whole_rows
 
 
 def test_a_mesh_that_needs_too_many_devices_is_refused():
@@ -47,16 +48,20 @@ def test_constrain_does_nothing_without_a_mesh():
   assert sharding.constrain(x, "batch", "embed") is x
 
 
+def by_rows(mesh):
+  return jax.sharding.NamedSharding(mesh, sharding.spec("batch", None))
+
+
 def test_a_sharded_forward_pass_equals_the_plain_one():
   params = policy.init(CONFIG, jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (4, 6), 0, CONFIG.vocab_size)
-  plain = policy.token_stats(CONFIG, params, tokens, 1.0)
+  plain = policy.token_stats(CONFIG, params, whole_rows(tokens), 1.0)
   mesh = sharding.make_mesh(2, 2, 2)
   placed = jax.device_put(params, policy.param_shardings(mesh, params))
   with jax.sharding.set_mesh(mesh):
-    rows = jax.device_put(tokens, sharding.batch_sharding(mesh, 2))
+    rows = jax.device_put(whole_rows(tokens), by_rows(mesh))
     stats = jax.jit(policy.token_stats, static_argnums=(0, 3))(CONFIG, placed, rows, 1.0)
-  assert stats.logprobs.sharding.shard_shape((4, 6)) == (1, 6)
+  assert stats.logprobs.sharding.shard_shape((4, 5)) == (1, 5)
   assert jnp.allclose(stats.logprobs, plain.logprobs, atol=1e-5)
   assert jnp.allclose(stats.entropy, plain.entropy, atol=1e-5)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import types
-from offpolicy_rl.replay import admission, batching
+from offpolicy_rl.replay import admission, batching, packing
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 
@@ -31,40 +31,51 @@ GROUPS = [
 ]
 
 
-def test_rows_are_prompt_completion_padding():
-  batch = batching.make_batch(GROUPS, num_tokens=5)
-  x, o = True, False
-  np.testing.assert_array_equal(
-    batch.tokens, [[7, 8, 3, 1, 0], [7, 8, 5, 0, 0], [9, 2, 2, 1, 0], [9, 6, 1, 0, 0]]
-  )
-  np.testing.assert_array_equal(
-    batch.valid_mask, [[x, x, x, x, o], [x, x, x, o, o], [x, x, x, x, o], [x, x, x, o, o]]
-  )
-  np.testing.assert_array_equal(
-    batch.loss_mask, [[o, o, x, x, o], [o, o, x, o, o], [o, x, x, x, o], [o, x, x, o, o]]
-  )
-  n = types.NO_VERSION
-  np.testing.assert_array_equal(
-    batch.versions, [[n, n, 4, 4, n], [n, n, 5, n, n], [n, 4, 5, 6, n], [n, 7, 7, n, n]]
-  )
-  expected = np.where(batch.loss_mask, -batch.tokens.astype(np.float32) / np.float32(10), 0)
-  np.testing.assert_array_equal(batch.sampler_logprobs, expected)
-  np.testing.assert_array_equal(batch.rewards, np.float32([1.0, 0.0, 0.5, 0.0]))
-  np.testing.assert_array_equal(batch.group_ids, [0, 0, 1, 1])
+PADDED = packing.Limits(packing.PADDED, 2, 3, 5)
 
 
-def test_a_row_that_does_not_fit_is_an_error_not_cut():
-  with pytest.raises(ValueError, match="t: 4 tokens, the batch has 3"):
-    batching.make_batch(GROUPS, num_tokens=3)
+def test_a_row_is_prompt_completion_padding():
+  batch = batching.make_batch(GROUPS, PADDED)
+  np.testing.assert_array_equal(
+    batch.rows.tokens, [[[7, 8, 3, 1, 0], [7, 8, 5, 0, 0], [9, 2, 2, 1, 0], [9, 6, 1, 0, 0]]]
+  )
+  np.testing.assert_array_equal(
+    batch.rows.branches, [[[0, 0, 1, 1, 0], [0, 0, 1, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 0, 0]]]
+  )
+  np.testing.assert_array_equal(
+    batch.rows.segments, [[[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]]
+  )
+
+
+def test_what_was_recorded_is_by_completion():
+  batch = batching.make_batch(GROUPS, PADDED)
+  x, o, n = True, False, types.NO_VERSION
+  np.testing.assert_array_equal(batch.loss_mask, [[[x, x, o], [x, o, o], [x, x, x], [x, x, o]]])
+  np.testing.assert_array_equal(batch.versions, [[[4, 4, n], [5, n, n], [4, 5, 6], [7, 7, n]]])
+  np.testing.assert_allclose(
+    batch.sampler_logprobs, [[[-0.3, -0.1, 0], [-0.5, 0, 0], [-0.2, -0.2, -0.1], [-0.6, -0.1, 0]]]
+  )
+  np.testing.assert_array_equal(batch.rewards, np.float32([[1.0, 0.0, 0.5, 0.0]]))
+  np.testing.assert_array_equal(batch.group_ids, [[0, 0, 1, 1]])
+
+
+def test_parts_are_whole_groups_in_order():
+  batch = batching.make_batch(GROUPS, PADDED, parts=2)
+  np.testing.assert_array_equal(batch.group_ids, [[0, 0], [1, 1]])
+  np.testing.assert_array_equal(batch.rewards, np.float32([[1.0, 0.0], [0.5, 0.0]]))
+  assert batch.rows.tokens.shape == (2, 2, 5)
+
+
+def test_a_completion_that_does_not_fit_is_an_error_not_cut():
+  with pytest.raises(ValueError, match=r"group 1: 1 \+ 3 tokens, the batch has room for 2 \+ 2"):
+    batching.make_batch(GROUPS, packing.Limits(packing.PADDED, 2, 2, 4))
 
 
 def test_demonstrations_are_masked_like_completions():
   pair = (np.array([7, 8], np.int32), np.array([3, 1], np.int32))
-  batch = batching.demonstration_batch([pair], num_tokens=5)
-  np.testing.assert_array_equal(batch.tokens, [[7, 8, 3, 1, 0]])
-  np.testing.assert_array_equal(batch.loss_mask, [[False, False, True, True, False]])
-  with pytest.raises(ValueError, match="demonstration 0: 4 tokens, the batch has 3"):
-    batching.demonstration_batch([pair], num_tokens=3)
+  batch = batching.demonstration_batch([pair], PADDED)
+  np.testing.assert_array_equal(batch.rows.tokens, [[[7, 8, 3, 1, 0]]])
+  np.testing.assert_array_equal(batch.loss_mask, [[[True, True, False]]])
 
 
 def test_lag_is_counted_per_token_and_split_at_arrival():

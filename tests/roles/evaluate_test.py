@@ -15,6 +15,7 @@ from offpolicy_rl.model import families, policy, pretrained
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import catalog, tokenizer, verifiers
+from tests.rows import whole_rows
 from tests.tasks.tokenizer_test import Gguf
 
 LLAMA = {
@@ -129,8 +130,8 @@ def test_a_published_checkpoint(published, tmp_path):
     for sample in row["samples"]:
       answer = words.encode(sample["text"]) + [words.eos] * sample["finished"]
       assert len(answer) == sample["tokens"]
-      stats = policy.token_stats(opened.config, params, jnp.array([asked + answer]), temperature)
-      total = stats.logprobs[0, len(asked) :].sum()
+      stats = policy.token_stats(opened.config, params, whole_rows([asked + answer]), temperature)
+      total = stats.logprobs[0, len(asked) - 1 :].sum()
       assert sample["logprob"] == pytest.approx(float(total), rel=1e-4)
 
 

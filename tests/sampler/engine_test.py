@@ -11,6 +11,7 @@ from offpolicy_rl import types
 from offpolicy_rl.model import policy
 from offpolicy_rl.sampler import engine
 from tests.model.decoder_test import CONFIG, random_params
+from tests.rows import whole_rows
 
 EOS = 1
 
@@ -40,9 +41,9 @@ def test_logprobs_are_those_of_a_full_forward_pass():
     for t, group in zip(tickets, make_engine().generate(params, 7, tickets), strict=True):
       for trajectory in group:
         row = np.concatenate([t.prompt_tokens, trajectory.tokens])[None]
-        stats = policy.token_stats(CONFIG, params, jnp.asarray(row), temperature)
+        stats = policy.token_stats(CONFIG, params, whole_rows(row), temperature)
         np.testing.assert_allclose(
-          stats.logprobs[0, t.prompt_tokens.size :], trajectory.logprobs, atol=1e-5
+          stats.logprobs[0, t.prompt_tokens.size - 1 :], trajectory.logprobs, atol=1e-5
         )
         assert set(trajectory.versions) == {7}
 

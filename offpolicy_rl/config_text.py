@@ -1,0 +1,104 @@
+"""Configurations as files, flags and JSON; what their values must be is `config.py`'s affair.
+
+Imports no JAX.
+"""
+
+import importlib.util
+import json
+import pathlib
+import sys
+
+from ml_collections import config_dict
+
+from offpolicy_rl import losses
+
+
+class ConfigError(ValueError):
+  """Names the key, its value and what was expected."""
+
+
+def flatten(config: config_dict.ConfigDict) -> dict:
+  """{"section.key": value}."""
+  found = {}
+  for key, value in config.items():
+    if isinstance(value, config_dict.ConfigDict):
+      found |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+    else:
+      found[key] = value
+  return found
+
+
+def load(path: str) -> config_dict.ConfigDict:
+  """The `get_config()` of an experiment card; ConfigError when there is none."""
+  file = pathlib.Path(path).resolve()
+  if not file.is_file():
+    raise ConfigError(f"--config: no file {path}")
+  # A card imports its siblings as `configs.base`, wherever the repository lies.
+  root = str(file.parent.parent)
+  if root not in sys.path:
+    sys.path.insert(0, root)
+  spec = importlib.util.spec_from_file_location(f"_card_{file.stem}", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"--config: {path} has no function get_config")
+  return module.get_config()
+
+
+def override(config: config_dict.ConfigDict, assignments: list[tuple[str, str]]) -> None:
+  """Sets keys from command-line text, e.g. ("objective.beta", "0.2"); the type stays the key's.
+
+  Raises:
+    ConfigError: unknown key, or text that is no value of its type.
+  """
+  for key, text in assignments:
+    *sections, name = key.split(".")
+    node = config
+    for section in sections:
+      node = node[section] if isinstance(node, config_dict.ConfigDict) and section in node else {}
+    if name not in node or isinstance(node[name], config_dict.ConfigDict):
+      raise ConfigError(f"--config.{key}: unknown key, expected one of: {_siblings(config, key)}")
+    node[name] = _parse(key, text, node.get_type(name))
+
+
+def _siblings(config: config_dict.ConfigDict, key: str) -> str:
+  """The keys of the section that `key` seems to be in."""
+  keys = list(flatten(config))
+  same = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
+  return ", ".join(same or keys)
+
+
+def _parse(key: str, text: str, kind: type):
+  if text.lower() == "none" and key.startswith("objective."):
+    return None
+  if kind is type(None):  # an unset choice of a configuration that was read from JSON
+    kind = {f.name: f.type for f in losses.choices.OVERRIDABLE}[key.split(".")[1]]
+  if kind is bool:
+    if text.lower() not in ("true", "false"):
+      raise ConfigError(f"--config.{key}: got {text!r}, expected true or false")
+    return text.lower() == "true"
+  try:
+    return kind(text)
+  except ValueError:
+    raise ConfigError(f"--config.{key}: got {text!r}, expected {kind.__name__}") from None
+
+
+def to_json(config: config_dict.ConfigDict) -> str:
+  """The whole configuration as text, keys sorted."""
+  return json.dumps(config.to_dict(), sort_keys=True, indent=2)
+
+
+def from_json(text: str) -> config_dict.ConfigDict:
+  """Inverse of `to_json`, locked; what is in it is for `validate` to judge.
+
+  Raises:
+    ConfigError: no JSON object.
+  """
+  try:
+    found = json.loads(text)
+    if isinstance(found, dict):
+      return config_dict.ConfigDict(found).lock()
+    problem = f"got {type(found).__name__}"
+  except (ValueError, RecursionError) as error:
+    problem = str(error)
+  raise ConfigError(f"configuration: {problem:.200}, expected a JSON object of sections")

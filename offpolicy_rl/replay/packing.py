@@ -1,0 +1,196 @@
+"""Which token lies where: prompts and completions laid out in the rows that the model sees.
+
+  padded   one completion per row, behind its prompt
+  packed   as many completions per row as fit, each behind its own copy of the prompt
+  shared   as packed, but completions of a group that lie in one row share one copy of their prompt
+
+The results are the same, the work is not: `Limits` says how many rows and columns there can be, and
+actual sizes are rounded up to a fraction of that, because every new shape is compiled once.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from offpolicy_rl import types
+
+PADDED, PACKED, SHARED = LAYOUTS = ("padded", "packed", "shared")
+
+
+class Completion(NamedTuple):
+  """Tokens to lay out."""
+
+  group: int  # completions of one group have the same prompt
+  prompt: np.ndarray  # int32 [P]
+  tokens: np.ndarray  # int32 [T]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """The largest there can be; what a step is compiled for follows from it."""
+
+  layout: str
+  max_prompt: int  # tokens
+  max_completion: int  # tokens
+  columns: int  # of a row
+  shards: int = 1  # rows are a multiple of this
+  buckets: int = 1  # sizes are rounded up to so many-th parts of the largest
+
+  @property
+  def per_row(self) -> int:
+    """Completions that fit into one row however long they are."""
+    prompts = self.max_prompt if self.layout == SHARED else 0
+    return (self.columns - prompts) // (self.max_prompt + self.max_completion - prompts)
+
+  @property
+  def scored(self) -> int:
+    """Scored tokens per row at most."""
+    return self.per_row * self.max_completion
+
+  def rounded(self, size: int, largest: int) -> int:
+    """`size` or a little more; one of `buckets` sizes."""
+    grid = -(-largest // self.buckets)
+    return min(largest, -(-size // grid) * grid)
+
+
+class _Row:
+  """One row while it is filled."""
+
+  def __init__(self):
+    self.columns = self.scored = 0
+    self.copies: dict = {}  # of a prompt -> numbers of the completions behind it
+
+  def cost(self, copy, completion: Completion) -> int:
+    """Columns that the completion would take behind this copy of its prompt."""
+    return completion.tokens.size + (0 if copy in self.copies else completion.prompt.size)
+
+  def add(self, copy, number: int, completion: Completion) -> None:
+    """Takes the completion, and its prompt where there is no such copy yet."""
+    self.columns += self.cost(copy, completion)
+    self.scored += completion.tokens.size
+    self.copies.setdefault(copy, []).append(number)
+
+
+def row_columns(layout: str, max_prompt: int, max_completion: int, group_size: int) -> int:
+  """Columns of a row that nobody chose: of one completion, or of one group that shares a prompt."""
+  together = group_size if layout == SHARED else 1
+  return max_prompt + together * max_completion
+
+
+def lay_out(
+  parts: Sequence[Sequence[Completion]], limits: Limits
+) -> tuple[types.PackedRows, np.ndarray]:
+  """Equally many completions per part -> rows [P, R, ...] and places [P, N, M] of their tokens.
+
+  Raises:
+    ValueError: a prompt or completion is longer than the limits say.
+  """
+  for c in itertools.chain(*parts):
+    if c.prompt.size > limits.max_prompt or c.tokens.size > limits.max_completion:
+      raise ValueError(
+        f"group {c.group}: {c.prompt.size} + {c.tokens.size} tokens, the batch has room for "
+        f"{limits.max_prompt} + {limits.max_completion}"
+      )
+  filled = [_rows(completions, limits) for completions in parts]
+  most = max(_most_rows(completions, limits) for completions in parts)
+  every = list(itertools.chain(*filled))
+  rounded = limits.rounded(max(map(len, filled)), most)
+  sizes = (
+    -(-rounded // limits.shards) * limits.shards,
+    limits.rounded(max(row.columns for row in every), limits.columns),
+    limits.rounded(max(row.scored for row in every), limits.scored),
+  )
+  written = [
+    _written(rows, completions, sizes, limits.max_completion)
+    for rows, completions in zip(filled, parts, strict=True)
+  ]
+  rows, places = zip(*written, strict=True)
+  return types.PackedRows(*map(np.stack, zip(*rows, strict=True))), np.stack(places)
+
+
+def _rows(completions, limits: Limits) -> list[_Row]:
+  if limits.layout == PADDED:
+    return _in_order(completions, limits)
+  rows = _filled(completions, limits)
+  # Where gaps were filled badly, whole groups in order still fit.
+  return rows if len(rows) <= _most_rows(completions, limits) else _in_order(completions, limits)
+
+
+def _copy(limits: Limits, number: int, completion: Completion) -> tuple[int, int]:
+  """Which copy of its prompt a completion lies behind."""
+  return (completion.group, 0 if limits.layout == SHARED else number)
+
+
+def _most_rows(completions, limits: Limits) -> int:
+  """Rows that are needed when every completion is as long as can be."""
+  if limits.layout != SHARED:
+    return -(-len(completions) // limits.per_row)
+  sizes = np.unique([c.group for c in completions], return_counts=True)[1]
+  return int(sum(-(-sizes // limits.per_row)))
+
+
+def _filled(completions, limits: Limits) -> list[_Row]:
+  """The longest first, each into the first row with room (first-fit decreasing)."""
+  copies = [_copy(limits, number, c) for number, c in enumerate(completions)]
+  together = collections.Counter()  # tokens behind each copy
+  for copy, c in zip(copies, completions, strict=True):
+    together[copy] += c.tokens.size
+  rows: list[_Row] = []
+  last: dict = {}  # copy -> the row that it is in
+  for number in sorted(range(len(copies)), key=lambda n: (-together[copies[n]], n)):
+    copy, c = copies[number], completions[number]
+
+    def has_room(row, copy=copy, c=c) -> bool:
+      scored = row.scored + c.tokens.size
+      return row.columns + row.cost(copy, c) <= limits.columns and scored <= limits.scored
+
+    likely = [last[copy]] if copy in last else []
+    row = next(filter(has_room, likely + rows), None)
+    if row is None:
+      rows.append(row := _Row())
+    row.add(copy, number, c)
+    last[copy] = row
+  return rows
+
+
+def _in_order(completions, limits: Limits) -> list[_Row]:
+  """`per_row` completions of one group per row."""
+  rows: list[_Row] = []
+  for number, c in enumerate(completions):
+    copy = _copy(limits, number, c)
+    if not rows or len(rows[-1].copies.get(copy, range(limits.per_row))) == limits.per_row:
+      rows.append(_Row())
+    rows[-1].add(copy, number, c)
+  return rows
+
+
+def _written(rows, completions, sizes, max_completion: int) -> tuple[types.PackedRows, np.ndarray]:
+  """Arrays of these sizes: rows, columns, scored tokens per row."""
+  count, columns, scored = sizes
+  wide = [np.zeros((count, columns), np.int32) for _ in range(4)]
+  packed = types.PackedRows(*wide, *(np.zeros((count, scored), np.int32) for _ in range(2)))
+  places = np.zeros((len(completions), max_completion), np.int32)
+  for r, row in enumerate(rows):
+    at = score = branch = 0
+    for segment, numbers in enumerate(row.copies.values(), 1):
+      prompt = completions[numbers[0]].prompt
+      trunk = slice(at, at + prompt.size)
+      packed.tokens[r, trunk] = prompt
+      packed.positions[r, trunk] = np.arange(prompt.size)
+      packed.segments[r, trunk] = segment
+      at = trunk.stop
+      for number in numbers:
+        tokens, branch = completions[number].tokens, branch + 1
+        own, asked = slice(at, at + tokens.size), slice(score, score + tokens.size)
+        packed.tokens[r, own] = packed.targets[r, asked] = tokens
+        packed.positions[r, own] = prompt.size + np.arange(tokens.size)
+        packed.segments[r, own], packed.branches[r, own] = segment, branch
+        packed.sources[r, asked] = np.arange(at - 1, own.stop - 1)
+        packed.sources[r, asked.start] = trunk.stop - 1  # the prompt's last token
+        places[number, : tokens.size] = r * scored + np.arange(score, asked.stop)
+        at, score = own.stop, asked.stop
+  return packed, places

@@ -1,0 +1,120 @@
+"""What a configuration's task section asks for: names, verifiers, mixtures."""
+
+import json
+
+import pytest
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.tasks import catalog, verifiers
+from tests.tasks.sources_test import WORDS, settings, write
+
+MIXTURE = json.dumps(
+  {
+    "gsm8k": {"rate": 3, "data_dir": str(WORDS)},
+    "sums": 1,
+    "reasoning_gym:gcd": {"rate": 1, "size": 50, "options": '{"max_value": 20}'},
+  }
+)
+
+
+def test_members_of_a_mixture_have_rates_keys_and_verifiers_of_their_own(tiny_config):
+  asked = catalog.of(settings(tiny_config, name="mixture", mixture=MIXTURE))
+  asked.check()
+  assert [task.name for task in asked.tasks] == ["gsm8k", "sums", "reasoning_gym:gcd"]
+  assert asked.rates == (0.6, 0.2, 0.2)
+  words, sums, gcd = asked.split("train")
+  assert len(words) == 16 and len(sums) + len(asked.split("heldout")[1]) == 100
+  assert 35 <= len(gcd) <= 50
+  for problem in words + sums + gcd:
+    assert verifiers.mixture(problem.demonstration, problem.answer) == 1.0
+    assert verifiers.mixture("-1", problem.answer) == 0.0
+  assert asked.verifier == verifiers.MIXTURE
+  assert set(asked.verifiers) == {verifiers.NAMED[x] for x in ("numeric", "exact", "reasoning_gym")}
+
+
+def test_what_one_member_holds_out_no_other_trains_on(tiny_config, tmp_path):
+  rows = [{"question": f"q{i}", "answer": "1"} for i in range(50)]
+  whole, held = write(tmp_path / "a.jsonl", *rows), write(tmp_path / "b.jsonl", *rows[:5])
+  mixture = {
+    "jsonl:a": {"rate": 1, "train_file": whole},
+    "jsonl:b": {"rate": 1, "train_file": whole, "heldout_file": held},
+  }
+  asked = catalog.of(settings(tiny_config, name="mixture", mixture=json.dumps(mixture)))
+  train, heldout = asked.split("train"), asked.split("heldout")
+  held = {p.question for problems in heldout for p in problems}
+  assert held >= {f"q{i}" for i in range(5)} and len(held) > 5
+  assert not held & {p.question for problems in train for p in problems}
+
+
+def test_a_fresh_models_vocabulary_has_the_phrases_of_every_member(tiny_config):
+  mixture = '{"chain_sum": 1, "spell_backward": 1}'
+  asked = catalog.of(settings(tiny_config, name="mixture", mixture=mixture))
+  single = [catalog.TASKS[name] for name in ("chain_sum", "spell_backward")]
+  for phrase in single[0].phrases + single[1].phrases:
+    assert len(asked.vocabulary.encode(phrase)) == 1
+  assert catalog.of(settings(tiny_config, name="chain_sum", mixture="")).vocabulary.fingerprint == (
+    single[0].vocabulary.fingerprint
+  )
+
+
+@pytest.mark.parametrize("verifier", ["numeric", "math_verify", "exact", "my.module:judge"])
+def test_the_verifier_can_be_chosen(tiny_config, verifier):
+  asked = catalog.of(settings(tiny_config, name="chain_sum", verifier=verifier))
+  assert asked.verifier == verifiers.NAMED.get(verifier, verifier)
+  if verifier in verifiers.NAMED:  # they understand the answers of any task
+    problem = asked.split("heldout")[0][0]
+    assert verifiers.resolve(asked.verifier)(problem.demonstration, problem.answer) == 1.0
+
+
+WRONG = [
+  (
+    {"name": "chess"},
+    "task.name: got 'chess', expected one of chain_sum, spell_backward, sums, ",
+  ),
+  ({"name": "gsm8k:x"}, "task.name: got 'gsm8k:x', expected one of"),
+  ({"name": "reasoning_gym"}, "task.name: got 'reasoning_gym', expected reasoning_gym:NAME"),
+  ({"name": "reasoning_gym:gcd", "options": "{"}, "task.options: got '{', expected a JSON object"),
+  (
+    {"name": "reasoning_gym:gcd", "options": "[]"},
+    r"task.options: got '\[\]', expected a JSON",
+  ),
+  ({"verifier": "best"}, "task.verifier: got 'best' for sums, expected exact, numeric"),
+  ({"verifier": "reasoning_gym"}, "task.verifier: got 'reasoning_gym' for sums"),
+  ({"mixture": '{"sums": 1}'}, "task.mixture: got .*, expected '' unless"),
+  ({"name": "mixture"}, "task.mixture: got 0 tasks, expected at least 2"),
+  ({"name": "mixture", "mixture": '{"sums": 1}'}, "task.mixture: got 1 tasks"),
+  ({"name": "mixture", "mixture": MIXTURE, "verifier": "exact"}, "task.verifier: got 'exact'"),
+  ({"name": "mixture", "mixture": '{"sums": 1, "chess": 1}'}, "task.name: got 'chess'"),
+  ({"name": "mixture", "mixture": '{"sums": 1, "mixture": 1}'}, "task.name: got 'mixture'"),
+  ({"name": "mixture", "mixture": '{"sums": 0, "gsm8k": 1}'}, "task.mixture: sums: got rate 0"),
+  ({"name": "mixture", "mixture": '{"sums": {}, "gsm8k": 1}'}, "task.mixture: sums: got rate None"),
+  (
+    {"name": "mixture", "mixture": '{"sums": true, "gsm8k": 1}'},
+    "task.mixture: sums: got rate T",
+  ),
+  ({"name": "mixture", "mixture": '{"sums": NaN, "gsm8k": 1}'}, "task.mixture: sums: got rate nan"),
+  ({"name": "mixture", "mixture": '{"sums": 1, "gsm8k": 1e4}'}, "got rates .*at least 1/1000"),
+  (
+    {"name": "mixture", "mixture": '{"sums": {"rate": 1, "chat": true}, "gsm8k": 1}'},
+    "task.mixture: sums: chat: got True, expected data_dir, train_file",
+  ),
+  (
+    {"name": "mixture", "mixture": '{"sums": {"rate": 1, "size": "9"}, "gsm8k": 1}'},
+    "task.mixture: sums: size: got '9', expected int",
+  ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG, ids=[str(w[0])[:60] for w in WRONG])
+def test_wrong_tasks_are_refused_by_key(tiny_config, changes, message):
+  settings(tiny_config, **changes)
+  with pytest.raises(config_lib.ConfigError, match=message):
+    config_lib.validate(tiny_config)
+
+
+def test_a_catch_is_warned_of(tiny_config):
+  settings(tiny_config, name="reasoning_gym:prime_factorization")
+  assert any("raises on text without numbers" in line for line in config_lib.warnings(tiny_config))
+  mixture = '{"gsm8k": 1, "reasoning_gym:gsm_symbolic": 1}'
+  settings(tiny_config, name="mixture", mixture=mixture)
+  assert any("GSM8K's test set" in line for line in config_lib.warnings(tiny_config))

@@ -1,0 +1,166 @@
+"""Verifiers that misbehave: each costs only its own completion's reward, and is counted."""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from offpolicy_rl import types
+from offpolicy_rl.sampler import worker
+from offpolicy_rl.tasks import scoring, shaping, verifiers
+
+# Verifiers for the pool's tests; they must live at module level to be found by a worker.
+
+
+class Unpicklable(Exception):
+  def __init__(self, one, two):
+    super().__init__(one)
+
+
+def kill_oneself():
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def allocate():
+  return bytes(10 << 30)
+
+
+def loop():
+  while True:
+    pass
+
+
+def backtrack():
+  """Stays in C, where no signal handler of Python gets a turn."""
+  return re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def raise_that(error):
+  raise error
+
+
+BAD = {
+  "sleeps": lambda: time.sleep(60),
+  "loops": loop,
+  "backtracks": backtrack,
+  "exits": lambda: sys.exit(0),
+  "dies": lambda: os._exit(0),
+  "kills itself": kill_oneself,
+  "interrupts": lambda: raise_that(KeyboardInterrupt()),
+  "takes 10 GiB": allocate,
+  "raises": lambda: raise_that(RuntimeError("no")),
+  "raises what can't be pickled": lambda: raise_that(Unpicklable("a", "b")),
+  "nan": lambda: float("nan"),
+  "infinity": lambda: float("inf"),
+  "text": lambda: "1.0",
+  "nothing": lambda: None,
+}
+
+
+@verifiers.verifier
+def misbehaves(completion: str, answer: str) -> float:
+  if completion in BAD:
+    return BAD[completion]()
+  return float(completion == json.loads(answer))
+
+
+@verifiers.verifier
+def says_its_limit(completion: str, answer: str) -> float:
+  import resource
+
+  return float(resource.getrlimit(resource.RLIMIT_AS)[0])
+
+
+def not_a_verifier(completion: str, answer: str) -> float:
+  return 1.0
+
+
+NAME = f"{__name__}:misbehaves"
+
+
+@pytest.fixture(scope="module")
+def scorer():
+  with scoring.Scorer(NAME, workers=1, time_limit=1.0, memory_mb=512) as made:
+    yield made
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_completion_costs_only_its_own_reward_and_is_counted(scorer, bad):
+  handles = [scorer.submit(["5", bad, "6", "5"], '"5"'), scorer.submit(["5", "6"], '"5"')]
+  assert scorer.rewards(handles[0]) == ([1.0, 0.0, 0.0, 1.0], 1)
+  assert scorer.rewards(handles[1]) == ([1.0, 0.0], 0)
+
+
+def test_a_failure_is_told_apart_from_a_wrong_answer_and_its_reason_is_logged(scorer, caplog):
+  found = scorer.judgements(scorer.submit(["5", "raises", "6"], '"5"'))
+  assert [(j.reward, j.failed) for j in found] == [(1.0, False), (0.0, True), (0.0, False)]
+  assert "verifier failed (VerifierError: RuntimeError: no) on 'raises'" in caplog.text
+
+
+def test_without_a_limit_memory_is_not_limited():
+  name = f"{__name__}:says_its_limit"
+  limits = []
+  for memory_mb in (0, 512):
+    with scoring.Scorer(name, workers=1, time_limit=5.0, memory_mb=memory_mb) as one:
+      [limit], failures = one.rewards(one.submit(["x"], '"5"'))
+      assert failures == 0
+      limits.append(limit)
+  assert limits[0] == -1.0 and 512 << 20 < limits[1] < 4096 << 20
+
+
+def test_formats_are_looked_for_in_the_worker_within_the_limit():
+  pattern = r"^<think>.*</think>\s*<answer>[^<]*</answer>$"
+  texts = ["<think>a\nb</think>\n<answer>5</answer>", "<answer>5</answer>", "sleeps"]
+  with scoring.Scorer(NAME, workers=1, time_limit=1.0, pattern=pattern) as one:
+    found = one.judgements(one.submit(texts, '"5"'))
+  assert [(j.well_formed, j.failed) for j in found] == [
+    (True, False), (False, False), (False, True),
+  ]  # fmt: skip
+
+
+def test_a_pattern_that_never_ends_is_a_failure():
+  with scoring.Scorer(NAME, workers=1, time_limit=1.0, pattern=r"(a+)+$") as one:
+    found = one.judgements(one.submit(["5", "a" * 60 + "b"], '"5"'))
+  assert [(j.reward, j.failed) for j in found] == [(1.0, False), (0.0, True)]
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["nowhere:f", "offpolicy_rl.tasks.verifiers:nothing", "no_colon", "os:system", "json:loads",
+   f"{__name__}:not_a_verifier"],
+)  # fmt: skip
+def test_what_is_no_verifier_is_refused_at_once(name):
+  for asked in ((name,), (NAME, name)):
+    with pytest.raises(ValueError, match=f"verifier: '{name}', expected"):
+      scoring.Scorer(asked[0], also=asked[1:], workers=1, time_limit=1.0)
+
+
+def ticket(kind: str) -> types.Ticket:
+  prompt = np.array([3], np.int32)
+  return types.Ticket(f"{kind}/0/0", kind, 0, 0, prompt, '"5"', 0, 0, 3, 1.0)
+
+
+def trajectory(text: str) -> types.Trajectory:
+  tokens = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+  return types.Trajectory(tokens, np.zeros(len(text), np.float32), np.zeros(len(text), int), True)
+
+
+def test_training_is_shaped_and_evaluation_sees_the_verdict(scorer):
+  """A shaped reward would make 1.0, what evaluation counts, mean something else."""
+  tickets = [ticket(types.TRAIN), ticket(types.EVAL)]
+  texts = ["5", "raises", "666"]
+  shape = shaping.Shaping(format_reward=0.25, length_weight=0.5, failed=shaping.MEAN)
+  groups = worker.score_groups(
+    scorer, lambda ids: bytes(ids).decode(), tickets, [[trajectory(t) for t in texts]] * 2,
+    shape=shape,
+  )  # fmt: skip
+  trained, evaluated = ([t.reward for t in group.trajectories] for group in groups)
+  # l = 1/2 - (length - 1) / 5: 0.5 for "5", min(0, 0.1) for "666".
+  assert trained == [1.5, (1.5 + 0.25) / 2, 0.25]
+  assert evaluated == [1.0, 0.0, 0.0]
+  assert [group.verifier_failures for group in groups] == [1, 1]

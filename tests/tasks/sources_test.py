@@ -1,0 +1,215 @@
+"""Where problems come from: files, generators, and what is wrong with them."""
+
+import json
+import os
+import pathlib
+
+import pytest
+
+from offpolicy_rl.tasks import catalog, scoring, sources, verifiers
+from tests.conftest import ROOT
+
+WORDS = ROOT / "tests" / "data" / "word_problems"  # ours, in GSM8K's format
+
+
+def settings(config, **changes):
+  """The section `task` with some keys changed."""
+  for key, value in changes.items():
+    config.task[key] = value
+  return config.task
+
+
+def write(path: pathlib.Path, *rows) -> str:
+  path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows) + "\n")
+  return str(path)
+
+
+# ---------------------------------------------------------------- GSM8K
+
+
+def test_gsm8k_reads_its_own_files(tiny_config):
+  asked = catalog.of(settings(tiny_config, name="gsm8k", data_dir=str(WORDS)))
+  asked.check()
+  [train], [heldout] = asked.split("train"), asked.split("heldout")
+  assert (len(train), len(heldout)) == (16, 8)
+  assert asked.verifier == verifiers.NAMED["numeric"]
+  assert train[1].answer == json.dumps("1,680")
+  assert "<<" not in train[1].demonstration and train[1].demonstration.endswith("#### 1,680")
+  for problem in train + heldout:
+    assert verifiers.numeric(problem.demonstration, problem.answer) == 1.0
+    assert verifiers.numeric("#### 7", problem.answer) == 0.0
+
+
+def test_the_environment_may_say_where_gsm8k_is(tiny_config, monkeypatch):
+  monkeypatch.setenv("GSM8K_DIR", str(WORDS))
+  assert len(catalog.of(settings(tiny_config, name="gsm8k")).split("train")[0]) == 16
+  monkeypatch.setenv("GSM8K_DIR", str(ROOT / "nowhere"))
+  with pytest.raises(sources.TaskError, match=r"task.data_dir: .*/nowhere has neither train.jsonl"):
+    catalog.of(settings(tiny_config, name="gsm8k")).check()
+
+
+@pytest.mark.skipif("GSM8K_DIR" not in os.environ, reason="GSM8K_DIR names no copy of GSM8K")
+def test_all_of_gsm8k_can_be_judged(tiny_config):
+  asked = catalog.of(settings(tiny_config, name="gsm8k"))
+  [train], [heldout] = asked.split("train"), asked.split("heldout")
+  assert (len(train), len(heldout)) == (7473, 1319)
+  verdicts = [verifiers.numeric(p.demonstration, p.answer) for p in train + heldout]
+  assert verdicts == [1.0] * (7473 + 1319)
+
+
+def test_a_solution_without_an_answer_is_named(tiny_config, tmp_path):
+  for split in ("train", "test"):
+    write(tmp_path / f"{split}.jsonl", {"question": "q", "answer": "no mark"})
+  asked = catalog.of(settings(tiny_config, name="gsm8k", data_dir=str(tmp_path)))
+  with pytest.raises(sources.TaskError, match=r"train.jsonl:1: answer: got 'no mark', expected"):
+    asked.split("train")
+
+
+# ---------------------------------------------------------------- MATH and other files
+
+
+def test_math_takes_the_answer_or_the_last_box(tiny_config, tmp_path):
+  write(
+    tmp_path / "train.jsonl",
+    {"problem": "p1", "solution": r"so \boxed{1}, no: $\boxed{\frac{1}{2}}$.", "level": "Level 5"},
+    {"problem": "p2", "solution": r"\boxed{3}", "answer": "4"},
+  )
+  write(tmp_path / "test.jsonl", {"problem": "p3", "answer": 5})
+  asked = catalog.of(settings(tiny_config, name="math", data_dir=str(tmp_path)))
+  asked.check()
+  [train], [heldout] = asked.split("train"), asked.split("heldout")
+  assert [json.loads(p.answer) for p in train + heldout] == [r"\frac{1}{2}", "4", "5"]
+  assert heldout[0].demonstration == r"\boxed{5}"
+  assert asked.verifier == verifiers.NAMED["math_verify"]
+  verify = scoring.resolve(asked.verifier)
+  assert [verify(p.demonstration, p.answer) for p in (train[0], heldout[0])] == [1.0, 1.0]
+  write(tmp_path / "train.jsonl", {"problem": "p1", "solution": "no box"})
+  again = catalog.of(settings(tiny_config, name="math", data_dir=str(tmp_path)))
+  with pytest.raises(sources.TaskError, match=r"train.jsonl:1: got neither answer nor"):
+    again.split("train")
+  (tmp_path / "test.jsonl").unlink()
+  with pytest.raises(sources.TaskError, match=r"task.data_dir: got .*test.jsonl', expected a file"):
+    again.check()
+
+
+def test_any_file_with_two_columns_is_a_task(tiny_config, tmp_path):
+  rows = [{"ask": f"q{i}", "say": i, "how": f"it is {i}"} for i in range(200)]
+  path = write(tmp_path / "a.jsonl", *rows, "", {"ask": "q7", "say": 8})
+  wanted = dict(name="jsonl", train_file=path, question_column="ask", answer_column="say")
+  asked = catalog.of(settings(tiny_config, **wanted))
+  [train], [heldout] = asked.split("train"), asked.split("heldout")
+  assert len(train) + len(heldout) == 200 and 10 < len(heldout) < 50
+  assert not {p.question for p in train} & {p.question for p in heldout}
+  found = {p.question: p for p in train + heldout}
+  assert json.loads(found["q7"].answer) == "8"  # the last of those that ask the same
+  assert found["q9"].demonstration == "9"
+  asked = catalog.of(settings(tiny_config, demonstration_column="how"))
+  with pytest.raises(sources.TaskError, match=r"a.jsonl:202: how: got only the columns \['ask"):
+    asked.split("train")
+
+
+def test_what_is_held_out_is_not_trained_on(tiny_config, tmp_path):
+  train = write(tmp_path / "a.jsonl", *({"question": f"q {i}", "answer": "1"} for i in range(9)))
+  held = write(
+    tmp_path / "b.jsonl", *({"question": f"q  {i}\n", "answer": "1"} for i in (3, 8, 10))
+  )
+  wanted = settings(tiny_config, name="jsonl", train_file=train, heldout_file=held)
+  asked = catalog.of(wanted)
+  assert [p.question for p in asked.split("train")[0]] == [f"q {i}" for i in (0, 1, 2, 4, 5, 6, 7)]
+  assert len(asked.split("heldout")[0]) == 3
+
+
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    ("{", r"a.jsonl:1: no JSON: "),
+    ("[1]", r"a.jsonl:1: got list, expected an object"),
+    ({"answer": "1"}, r"a.jsonl:1: question: got only the columns \['answer'\], expected a text"),
+    (
+      {"question": "q", "answer": ["1"]},
+      r"a.jsonl:1: answer: got \['1'\], expected a text",
+    ),
+    (
+      {"question": "q", "answer": True},
+      r"a.jsonl:1: answer: got True, expected a text",
+    ),
+  ],
+)
+def test_bad_rows_are_named_by_file_and_line(tiny_config, tmp_path, row, message):
+  path = write(tmp_path / "a.jsonl", row)
+  with pytest.raises(sources.TaskError, match=message):
+    catalog.of(settings(tiny_config, name="jsonl", train_file=path)).split("train")
+
+
+@pytest.mark.parametrize("key", ["train_file", "heldout_file"])
+def test_a_missing_file_is_named_by_key(tiny_config, tmp_path, key):
+  there = write(tmp_path / "a.jsonl", {"question": "q", "answer": "1"})
+  wanted = {"train_file": there, key: str(tmp_path / "nowhere")}
+  with pytest.raises(sources.TaskError, match=f"task.{key}: got .*nowhere', expected a file with"):
+    catalog.of(settings(tiny_config, name="jsonl", **wanted)).check()
+
+
+# ---------------------------------------------------------------- reasoning-gym
+
+# One per family of the package; all 105 were tried, see sources.REFUSED and WARNED.
+NAMES = ["arc_agi", "basic_arithmetic", "caesar_cipher", "gcd", "gsm_symbolic", "letter_counting",
+         "prime_factorization", "rearc", "simple_equations", "syllogism"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_of_reasoning_gym_accepts_its_own_answers(tiny_config, name):
+  asked = catalog.of(settings(tiny_config, name=f"reasoning_gym:{name}", size=20))
+  asked.check()
+  verify = scoring.resolve(asked.verifier)
+  for problem in asked.split("train")[0]:
+    assert verify(problem.demonstration, problem.answer) == 1.0
+    assert verify(f"So: <answer>{problem.demonstration}</answer>", problem.answer) == 1.0
+
+
+def test_options_reach_the_generator(tiny_config):
+  options = '{"min_terms": 5, "max_terms": 5, "min_digits": 1, "max_digits": 1}'
+  wanted = settings(tiny_config, name="reasoning_gym:chain_sum", size=40, options=options)
+  problems = [p for split in ("train", "heldout") for p in catalog.of(wanted).split(split)[0]]
+  assert len(problems) == 40
+  assert all(sum(p.question.count(sign) for sign in (" + ", " - ")) == 4 for p in problems)
+
+
+@pytest.mark.parametrize("name", sorted(sources.REFUSED))
+def test_tasks_that_can_not_teach_are_refused(tiny_config, name):
+  with pytest.raises(sources.TaskError, match=f"reasoning_gym:{name}', which can't be trained on"):
+    catalog.of(settings(tiny_config, name=f"reasoning_gym:{name}"))
+
+
+def test_the_reasons_for_refusing_hold():
+  """The package may mend a scorer; then the list is to be shortened."""
+  import reasoning_gym
+
+  for name in sorted(sources.REFUSED.keys() - {"composite"}):
+    entry = reasoning_gym.create_dataset(name, size=1, seed=0)[0]
+    if name == "game_of_life_halting":
+      assert reasoning_gym.get_score_answer_fn(name)("I do not know.", entry) == 1.0
+    else:
+      assert entry["answer"] is None
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      {"name": "reasoning_gym:chess"},
+      r"task.options: got {} for reasoning_gym:chess: .*not",
+    ),
+    (
+      {"options": '{"min_term": 2}'},
+      r"task.options: got {\"min_term\": 2} for reasoning",
+    ),
+    (
+      {"options": '{"min_terms": -2}'},
+      r"task.options: got {\"min_terms\": -2} .*min_terms",
+    ),
+  ],
+)
+def test_wrong_names_and_options_are_refused_by_the_check(tiny_config, changes, message):
+  wanted = settings(tiny_config, **({"name": "reasoning_gym:chain_sum"} | changes))
+  with pytest.raises(sources.TaskError, match=message):
+    catalog.of(wanted).check()

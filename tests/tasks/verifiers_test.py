@@ -1,0 +1,94 @@
+"""Verifiers: what is right, what is not, and what can't be judged."""
+
+import json
+
+import pytest
+
+from offpolicy_rl.tasks import scoring, symbolic, verifiers
+
+
+@pytest.mark.parametrize(
+  ("completion", "answer", "reward"),
+  [
+    (" 5 ", "5", 1.0),
+    ("5.", "5", 0.0),
+    ("five <answer> 5</answer>", "5", 1.0),
+    ("5 <answer>6</answer>", "5", 0.0),
+  ],
+)
+def test_exact_is_exact(completion, answer, reward):
+  assert verifiers.exact(completion, json.dumps(answer)) == reward
+
+
+@pytest.mark.parametrize(
+  ("completion", "answer", "reward"),
+  [
+    ("That makes 336*5 = 1680 cars.\n#### 1,680", "1,680", 1.0),
+    ("1680.00 cars", "1,680", 1.0),
+    ("1680.01 cars", "1,680", 0.0),
+    (r"\boxed{\$8.75}", "8.75", 1.0),
+    (r"\boxed{35/4}", "8.75", 1.0),
+    ("-4 degrees", "-4", 1.0),
+    ("4 degrees", "-4", 0.0),
+    ("", "5", 0.0),
+    (" ".join(map(str, range(1000))), "5", 0.0),  # listing candidates
+    ("<answer>" + " ".join(map(str, range(1000))) + "</answer>", "5", 0.0),
+  ],
+)
+def test_numbers_are_compared_by_value(completion, answer, reward):
+  assert verifiers.numeric(completion, json.dumps(answer)) == reward
+
+
+def test_a_right_answer_that_is_no_number_can_not_be_judged_as_one():
+  with pytest.raises(ValueError, match="got 'blue', expected one number"):
+    verifiers.numeric("blue", json.dumps("blue"))
+
+
+MATHS = [
+  (r"The answer is $\frac{1}{2}$.", r"\frac{1}{2}", 1.0),
+  (r"\boxed{0.5}", r"\frac{1}{2}", 1.0),
+  ("1/2", r"\frac{1}{2}", 1.0),
+  (r"<answer>\frac{2}{4}</answer>", r"\frac{1}{2}", 1.0),
+  (r"<answer>1/2</answer> or \boxed{7}", r"\frac{1}{2}", 1.0),
+  (r"\boxed{(x+1)^2}", "x^2+2x+1", 1.0),
+  (r"\boxed{\{2, 1\}}", r"\{1,2\}", 1.0),
+  (r"\boxed{[0, 1)}", "[0,1)", 1.0),
+  (r"\boxed{(0, 1)}", "[0,1)", 0.0),
+  (r"\boxed{\frac{1}{3}}", r"\frac{1}{2}", 0.0),
+  ("I do not know.", "5", 0.0),
+  ("", "5", 0.0),
+  ("{{{{ \\frac{", "5", 0.0),
+]
+
+
+@pytest.mark.parametrize(("completion", "answer", "reward"), MATHS)
+def test_mathematics_is_compared_as_such(completion, answer, reward):
+  assert symbolic.math_verify(completion, json.dumps(answer)) == reward
+
+
+def test_mathematics_that_takes_for_ever_is_cut_off_by_the_worker():
+  name = verifiers.NAMED["math_verify"]
+  texts = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{5}"]
+  with scoring.Scorer(name, workers=1, time_limit=3.0, memory_mb=1024) as scorer:
+    rewards, failures = scorer.rewards(scorer.submit(texts, json.dumps("5")))
+  assert rewards == [0.0, 1.0] and failures <= 1
+
+
+def test_in_a_mixture_every_problem_brings_its_verifier():
+  numeric = verifiers.of_mixture(verifiers.NAMED["numeric"], json.dumps("1,680"))
+  exact = verifiers.of_mixture(verifiers.NAMED["exact"], json.dumps("1,680"))
+  assert verifiers.mixture("1680", numeric) == 1.0
+  assert verifiers.mixture("1680", exact) == 0.0
+  with pytest.raises(ValueError, match="'os:system', expected a function decorated"):
+    verifiers.mixture("true", verifiers.of_mixture("os:system", "0"))
+
+
+def test_answer_data_keeps_tuples():
+  """arc_agi and rearc compare grids of tuples: as lists their own answers would be wrong."""
+  value = {"a": ((1, 2), [3, (4,)]), "b": {"c": "x"}}
+  assert verifiers.loads(verifiers.dumps(value)) == value
+
+
+def test_the_answers_of_every_kind_of_task_hold_a_text():
+  assert verifiers.gold(json.dumps("5")) == "5"
+  assert verifiers.gold(verifiers.dumps({"dataset": "x", "entry": {"answer": "7"}})) == "7"
