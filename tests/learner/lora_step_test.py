@@ -13,7 +13,14 @@ from offpolicy_rl import losses
 from offpolicy_rl.learner import audit, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import lora, policy, sharding
-from tests.learner.step_test import OPTIMIZER, assert_same_update, choices, random_batch
+from tests.learner.step_test import (
+  OPTIMIZER,
+  assert_same_update,
+  choices,
+  flat,
+  random_batch,
+  stats_of,
+)
 from tests.model.decoder_test import CONFIG
 from tests.model.lora_test import ADAPTED
 
@@ -43,9 +50,10 @@ def test_one_step_is_the_gradient_of_the_adapters_through_adam():
   state, base = start(mesh)
 
   def loss(adapters):
-    found = policy.token_stats(ADAPTED, lora.join(base, adapters), batch.tokens, 0.9)
-    frozen = policy.token_stats(CONFIG, base, batch.tokens, 0.9)
-    inputs = losses.LossInputs(found.logprobs, *(jnp.asarray(x) for x in (
+    part = jax.tree.map(lambda x: x[0], batch)
+    found = made.token_stats(lora.join(base, adapters), part)
+    frozen = choices().token_stats(base, part)
+    inputs = losses.LossInputs(found.logprobs, *(flat(x) for x in (
       batch.sampler_logprobs, batch.loss_mask, batch.rewards, batch.group_ids)))  # fmt: skip
     return made.objective(inputs._replace(reference_logprobs=frozen.logprobs))[0]
 
@@ -63,10 +71,9 @@ def test_one_step_is_the_gradient_of_the_adapters_through_adam():
 
 
 def test_eight_devices_and_micro_batches_give_the_same_update():
-  batch = random_batch()
-  one = run(adapted("beta_shift", kl_coef=0.3), sharding.make_mesh(), batch)
-  made = adapted("beta_shift", 2, kl_coef=0.3)
-  eight = run(made, sharding.make_mesh(data=2, fsdp=2, tensor=2), batch)
+  made = adapted("beta_shift", kl_coef=0.3)
+  one = run(made, sharding.make_mesh(), random_batch())
+  eight = run(made, sharding.make_mesh(data=2, fsdp=2, tensor=2), random_batch(parts=2))
   assert len(eight[0].params["blocks"]["w_q_lora_a"].sharding.device_set) == 8
   assert_same_update(one, eight)
 
@@ -95,7 +102,7 @@ def memory_of(made, mesh, model, batch, frozen, state):
 
 def test_the_reference_is_the_base_and_there_is_one_of_it():
   """What the compiled step is given and keeps: base once, adapters three times (Adam)."""
-  batch, mesh = random_batch(rows=4), sharding.make_mesh()
+  batch, mesh = random_batch(parts=4), sharding.make_mesh()
   wide = dataclasses.replace(ADAPTED, width=128, mlp_width=2048)
   state, base = start(mesh, wide)
   made = dataclasses.replace(adapted("beta_shift", kl_coef=0.3), model=wide)
@@ -115,9 +122,7 @@ def test_the_audit_joins_the_kept_adapters_with_their_base():
   mesh, made, batch = sharding.make_mesh(), adapted(), random_batch()
   state, base = start(mesh)
   merged = lora.merge(ADAPTED, base, state.params)  # what a sampler computes with
-  stats = policy.token_stats(CONFIG, merged, batch.tokens, 0.9)
-  drawn = np.where(batch.loss_mask, stats.logprobs, 0).astype(np.float32)
-  batch = batch._replace(sampler_logprobs=drawn)
+  batch = batch._replace(sampler_logprobs=np.array(stats_of(merged, batch).logprobs)[None])
   check = audit.LogprobAudit(made, mesh, every=1, max_lag=3, frozen=base)
   found = check(0, state, batch)
   assert found["mismatch/max"] < 2e-5 and found["mismatch/tokens"] == batch.loss_mask.sum()

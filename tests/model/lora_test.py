@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.model import lora, policy, sharding
 from tests.model.decoder_test import CONFIG, random_params
+from tests.model.sharding_test import by_rows
+from tests.rows import whole_rows
 
 RANK = 3
 ADAPTED = dataclasses.replace(
@@ -19,12 +21,10 @@ ADAPTED = dataclasses.replace(
 )
 TOKENS = jax.random.randint(jax.random.key(1), (3, 7), 0, CONFIG.vocab_size)
 VARIANTS = {
-  "all": {},
-  "attention": {"lora_targets": ("w_q", "w_o")},
+  "all": {"qkv_bias": True, "tied_embeddings": False},
   "gemma": {"post_norms": True, "qk_norm": True, "norm_offset": 1.0, "activation": "gelu_tanh"},
-  "qwen2": {"qkv_bias": True, "tied_embeddings": False},
   "experts": {
-    "num_experts": 4, "experts_per_token": 2, "expert_width": 24, "lora_targets": ("w_k", "w_v"),
+    "num_experts": 4, "experts_per_token": 2, "expert_width": 24, "lora_targets": ("w_k", "w_o"),
   },
 }  # fmt: skip
 
@@ -115,10 +115,10 @@ def test_adapters_are_split_like_their_matrices_and_compute_the_same():
   assert specs["blocks/w_o_lora_a"] == P(None, "tensor", None, None)
   assert specs["blocks/w_o_lora_b"] == P(None, None, "fsdp")
   assert specs["blocks/w_down_lora_a"] == P(None, "tensor", None)
-  tokens = jnp.tile(TOKENS[:2], (2, 1))
+  tokens = whole_rows(jnp.tile(TOKENS[:2], (2, 1)))
   plain = policy.token_stats(ADAPTED, whole, tokens, 1.0)
   with jax.sharding.set_mesh(mesh):
-    rows = jax.device_put(tokens, sharding.batch_sharding(mesh, 2))
+    rows = jax.device_put(tokens, by_rows(mesh))
     stats = jax.jit(policy.token_stats, static_argnums=(0, 3))(ADAPTED, placed, rows, 1.0)
   np.testing.assert_allclose(stats.logprobs, plain.logprobs, atol=5e-5)
 
