@@ -57,6 +57,9 @@ def get_config() -> config_dict.ConfigDict:
   # Directory of a published checkpoint (offpolicy-rl import): its architecture, weights and
   # tokenizer replace the keys above. "" = fresh weights and the task's own vocabulary.
   c.model.checkpoint = ""
+  # float32 | bfloat16: of weights, activations and cache while computing, in learner and samplers.
+  # The learner's own weights, its optimizer, losses and log-probabilities stay in float32.
+  c.model.compute_dtype = "float32"
   # Low-rank adapters (LoRA, model/lora.py) are trained instead of the weights; 0 = the weights.
   # A warm start before them trains the weights.
   c.model.lora_rank = 0
@@ -108,6 +111,10 @@ def get_config() -> config_dict.ConfigDict:
   c.learner.buckets = 1
   # Scored tokens per row whose logits exist at a time; 0 = all. For large vocabularies.
   c.learner.logprob_chunk = 0
+  # What the backward pass computes a second time instead of keeping it: none | dots (all but
+  # matrix products) | full (everything inside a layer).
+  c.learner.remat = "none"
+  c.learner.offload_optimizer = False  # Adam's moments rest in the host's memory between updates
   c.learner.learning_rate = 3e-4
   c.learner.warmup_steps = 0  # linear from 0
   c.learner.schedule = "constant"  # constant | cosine (to 0 at the last step)

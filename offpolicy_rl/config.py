@@ -67,13 +67,13 @@ _FLOATS = {
   "transport.reconnect_seconds",
 }
 _TEXTS = {
-  "task.name", "task.prompt", "model.checkpoint", "model.lora_targets", "lag.mode", "lag.schedule",
-  "learner.layout", "learner.schedule", "transport.weights_dtype", "task.mixture", "task.options",
-  "task.data_dir", "task.train_file", "task.heldout_file", "task.question_column",
-  "task.answer_column", "task.demonstration_column", "task.verifier", "task.failed_reward",
-  "task.format_pattern",
+  "task.name", "task.prompt", "model.checkpoint", "model.lora_targets", "lag.mode",
+  "lag.schedule", "model.compute_dtype", "learner.remat", "learner.layout", "learner.schedule",
+  "transport.weights_dtype", "task.mixture", "task.options", "task.data_dir", "task.train_file",
+  "task.heldout_file", "task.question_column", "task.answer_column", "task.demonstration_column",
+  "task.verifier", "task.failed_reward", "task.format_pattern",
 }  # fmt: skip
-_SWITCHES = {"model.tied_embeddings", "task.chat"}
+_SWITCHES = {"learner.offload_optimizer", "model.tied_embeddings", "task.chat"}
 
 _LORA_TARGETS = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_up", "w_down")
 
@@ -108,6 +108,7 @@ _CHECKS = {
   "model.mlp_width": _at_least(1),
   "model.rope_theta": _POSITIVE,
   "model.norm_eps": _POSITIVE,
+  "model.compute_dtype": _one_of("float32", "bfloat16"),
   "model.lora_rank": _at_least(0),
   "model.lora_alpha": _POSITIVE,
   "model.lora_targets": (
@@ -133,6 +134,7 @@ _CHECKS = {
   "learner.row_tokens": _at_least(0),
   "learner.buckets": ((lambda x: 1 <= x <= 16), "1 to 16"),
   "learner.logprob_chunk": _at_least(0),
+  "learner.remat": _one_of("none", "dots", "full"),
   "learner.learning_rate": _POSITIVE,
   "learner.warmup_steps": _at_least(0),
   "learner.schedule": _one_of("constant", "cosine"),

@@ -45,7 +45,8 @@ def small(config, **changes):
 def plain_loop(config):
   """Sample, score, update in one process: no tickets, no wire, no ledger."""
   known = parts.policy_of(config, None)
-  mesh, choices = sharding.make_mesh(**config.mesh), parts.step_choices(config, known.model)
+  mesh = sharding.make_mesh(**config.mesh)
+  choices = parts.step_choices(config, known.model, mesh)
   engine = parts.make_engine(config, known)
   verify = scoring.resolve(catalog.TASKS[config.task.name].verifier)
   decode = known.words.decode

@@ -1,5 +1,6 @@
 """The learner's state, born sharded, and its optimizer."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +18,23 @@ class TrainState(NamedTuple):
   opt_state: Any
 
 
+class Optimizer(NamedTuple):
+  """An `optax.GradientTransformation` that knows where its state rests between updates."""
+
+  init: Callable
+  update: Callable
+  in_host_memory: bool = False
+
+
 def make_optimizer(
   *, learning_rate: float, num_steps: int, warmup_steps: int = 0, schedule: str = "constant",
   betas: tuple[float, float] = (0.9, 0.99), adam_eps: float = 1e-8,
-  weight_decay: float = 0.0, max_grad_norm: float = 1.0,
-) -> optax.GradientTransformation:  # fmt: skip
-  """AdamW (arXiv 1711.05101) behind a clip of the gradient's global norm."""
+  weight_decay: float = 0.0, max_grad_norm: float = 1.0, in_host_memory: bool = False,
+) -> Optimizer:  # fmt: skip
+  """AdamW (arXiv 1711.05101) behind a clip of the gradient's global norm.
+
+  `in_host_memory`: its moments, twice the parameters' size, are on the devices for updates only.
+  """
   if schedule == "cosine":
     rate = optax.warmup_cosine_decay_schedule(
       0.0 if warmup_steps else learning_rate,
@@ -34,10 +46,18 @@ def make_optimizer(
     rate = optax.linear_schedule(
       0.0 if warmup_steps else learning_rate, learning_rate, max(warmup_steps, 1)
     )
-  return optax.chain(
+  made = optax.chain(
     optax.clip_by_global_norm(max_grad_norm),
     optax.adamw(rate, b1=betas[0], b2=betas[1], eps=adam_eps, weight_decay=weight_decay),
   )
+  if not in_host_memory:
+    return Optimizer(made.init, made.update)
+
+  def update(gradients, state, params):
+    updates, state = made.update(gradients, jax.device_put(state, jax.memory.Space.Device), params)
+    return updates, jax.device_put(state, jax.memory.Space.Host)
+
+  return Optimizer(made.init, update, in_host_memory=True)
 
 
 def shapes(config: decoder.DecoderConfig, optimizer) -> TrainState:
@@ -47,7 +67,15 @@ def shapes(config: decoder.DecoderConfig, optimizer) -> TrainState:
 
 def shardings(config: decoder.DecoderConfig, mesh, optimizer) -> TrainState:
   """NamedSharding of every leaf, found without allocating anything."""
-  return policy.param_shardings(mesh, shapes(config, optimizer))
+  return _shardings(shapes(config, optimizer), mesh, optimizer)
+
+
+def _shardings(like: TrainState, mesh, optimizer) -> TrainState:
+  found = policy.param_shardings(mesh, like)
+  if not optimizer.in_host_memory:
+    return found
+  to_host = lambda x: x.with_memory_kind("pinned_host")
+  return found._replace(opt_state=jax.tree.map(to_host, found.opt_state))
 
 
 def create(config: decoder.DecoderConfig, mesh, optimizer, seed: int) -> TrainState:
@@ -66,13 +94,9 @@ def create_params(config: decoder.DecoderConfig, mesh, seed: int):
 
 def from_params(params, optimizer, mesh) -> TrainState:
   """These parameters, whose memory is reused, at step 0 with fresh optimizer state."""
-  make = jax.jit(
-    lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)),
-    out_shardings=policy.param_shardings(mesh, jax.eval_shape(
-      lambda p: TrainState(jnp.int32(0), p, optimizer.init(p)), params)),
-    donate_argnums=0,
-  )  # fmt: skip
-  return make(params)
+  begin = lambda params: TrainState(jnp.int32(0), params, optimizer.init(params))
+  found = _shardings(jax.eval_shape(begin, params), mesh, optimizer)
+  return jax.jit(begin, out_shardings=found, donate_argnums=0)(params)
 
 
 def _fresh(config: decoder.DecoderConfig, optimizer, key) -> TrainState:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from offpolicy_rl import types
-from offpolicy_rl.learner.state import TrainState
+from offpolicy_rl.learner.state import Optimizer, TrainState
 from offpolicy_rl.losses import LossInputs, Objective, masked, ratios
 from offpolicy_rl.model import decoder, lora, policy
 
@@ -20,7 +20,7 @@ class StepChoices:
 
   model: decoder.DecoderConfig
   objective: Objective
-  optimizer: optax.GradientTransformation
+  optimizer: Optimizer
   temperature: float
   logprob_chunk: int = 0  # columns whose logits exist at a time; 0 = all
 

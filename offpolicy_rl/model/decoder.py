@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from offpolicy_rl.model import lora, mixture, rope
+from offpolicy_rl.model.attention import attend, softcap
 from offpolicy_rl.model.sharding import constrain
 
 
@@ -52,6 +53,10 @@ class DecoderConfig:
   experts_per_token: int = 0
   expert_width: int = 0
   normalized_router: bool = False  # weights of a token's experts add up to 1
+  # How it is computed, which is no part of the architecture.
+  compute_dtype: str = "float32"  # of weights, activations and cache; logits are always float32
+  remat: str = "none"  # what the backward pass computes a second time: a key of REMAT
+  attention: str = "plain"  # a form of `attention`
   # Adapters (lora.py); rank 0 = none.
   lora_rank: int = 0
   lora_alpha: float = 0.0
@@ -70,6 +75,8 @@ class Sight(NamedTuple):
 
   visible_BxTxS: jax.Array  # bool
   angle_BxTxR: jax.Array
+  segments_BxT: jax.Array | None  # of packed rows (`types.PackedRows`)
+  is_local: jax.Array | None  # bool, where some layers see a window only
 
 
 # Logical axes of every parameter, by the last part of its path; layers are stacked in front.
@@ -99,6 +106,12 @@ PARAM_AXES = {
   "experts_down": (None, "expert", "mlp", "embed"),
 }
 PARAM_AXES |= lora.param_axes(PARAM_AXES)
+# What is kept of a layer for the backward pass: everything, its matrix products, its input only.
+REMAT = {
+  "none": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
 _ACTIVATIONS = {
   "silu": jax.nn.silu,
   "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -111,28 +124,6 @@ def rms_norm(x: jax.Array, scale: jax.Array, config: DecoderConfig) -> jax.Array
   inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + config.norm_eps)
   scale = (config.norm_offset + scale).reshape((1,) * (x.ndim - 1) + scale.shape)
   return (x32 * inverse * scale).astype(x.dtype)
-
-
-def softcap(x: jax.Array, cap: float) -> jax.Array:
-  """cap * tanh(x / cap) (Gemma 2, arXiv 2408.00118); x itself where cap = 0."""
-  return cap * jnp.tanh(x / cap) if cap else x
-
-
-def attend(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, visible_BxTxS, config: DecoderConfig):
-  """Grouped-query attention -> [B, T, H, C]."""
-  scale = config.query_scale or config.head_dim**-0.5
-  if not config.attention_softcap:
-    return jax.nn.dot_product_attention(
-      q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, mask=visible_BxTxS[:, None], scale=scale
-    )
-  rows, length, heads, channels = q_BxTxHxC.shape
-  kv_heads = k_BxSxKxC.shape[2]
-  q_BxTxKxGxC = q_BxTxHxC.reshape(rows, length, kv_heads, heads // kv_heads, channels)
-  scores = jnp.einsum("btkgc,bskc->bkgts", q_BxTxKxGxC, k_BxSxKxC) * scale
-  scores = softcap(scores.astype(jnp.float32), config.attention_softcap)
-  scores = jnp.where(visible_BxTxS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(scores).astype(v_BxSxKxC.dtype)
-  return jnp.einsum("bkgts,bskc->btkgc", weights, v_BxSxKxC).reshape(q_BxTxHxC.shape)
 
 
 def _fan_in(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
@@ -207,7 +198,7 @@ class Block(nnx.Module):
       rows = jnp.arange(x_BxTxD.shape[0])[:, None]
       k = cache[0].at[rows, positions_BxT].set(k)
       v = cache[1].at[rows, positions_BxT].set(v)
-    out_BxTxHxC = attend(q_BxTxHxC, k, v, sight.visible_BxTxS, c)
+    out_BxTxHxC = attend(q_BxTxHxC, k, v, sight, c)
     out_BxTxD = jnp.einsum("bthc,hcd->btd", out_BxTxHxC, self.w_o[...])
     return self.adapted("w_o", out_BxTxHxC, out_BxTxD), (k, v)
 
@@ -282,18 +273,20 @@ class Decoder(nnx.Module):
       x_BxTxD = x_BxTxD * c.width**0.5
     slots = tokens_BxT.shape[1] if cache is None else cache.k_LxBxSxKxC.shape[2]
     if packing is None:
-      slot = jnp.arange(slots)[None, None, :]
-      behind = positions_BxT[:, :, None] - slot
+      behind = positions_BxT[:, :, None] - jnp.arange(slots)[None, None, :]
       everything, near = _sights(c, positions_BxT, behind >= 0, behind)
     else:
-      everything, near = _sights(c, positions_BxT, *_packed_sight(positions_BxT, *packing))
+      seen = _packed_sight(positions_BxT, *packing)
+      everything, near = _sights(c, positions_BxT, *seen, segments_BxT=packing[0])
 
     @nnx.scan(in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+    @_rematerialised(c.remat)
     def layer(block, x_BxTxD, of_layer):
       layer_cache, is_local = of_layer
       sight = everything
       if is_local is not None:
         sight = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), near, everything)
+        sight = sight._replace(is_local=is_local)
       x_BxTxD, kv = block(x_BxTxD, positions_BxT, sight, layer_cache)
       return x_BxTxD, (kv if layer_cache is not None else None)
 
@@ -306,11 +299,20 @@ class Decoder(nnx.Module):
   def logits(self, x_BxTxD):
     """Last hidden states -> float32 logits [B, T, V]."""
     if self.config.tied_embeddings:
-      logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, self.embedding[...])
+      layout, weights = "btd,vd->btv", self.embedding[...]
     else:
-      logits_BxTxV = jnp.einsum("btd,dv->btv", x_BxTxD, self.unembedding[...])
-    logits_BxTxV = softcap(logits_BxTxV.astype(jnp.float32), self.config.logit_softcap)
+      layout, weights = "btd,dv->btv", self.unembedding[...]
+    logits_BxTxV = jnp.einsum(layout, x_BxTxD, weights, preferred_element_type=jnp.float32)
+    logits_BxTxV = softcap(logits_BxTxV, self.config.logit_softcap)
     return constrain(logits_BxTxV, "batch", None, "vocab")
+
+
+def _rematerialised(name: str):
+  """Decorator of a layer."""
+  if name == "none":
+    return lambda layer: layer
+  # Layers are scanned, so that their repetition can't be optimised away.
+  return lambda layer: nnx.remat(layer, policy=REMAT[name], prevent_cse=False)
 
 
 def _packed_sight(positions_BxT, segments_BxT, branches_BxT):
@@ -322,7 +324,9 @@ def _packed_sight(positions_BxT, segments_BxT, branches_BxT):
   return same_prompt & own & (behind >= 0), behind
 
 
-def _sights(config: DecoderConfig, positions_BxT, visible, behind) -> tuple[Sight, Sight | None]:
+def _sights(
+  config: DecoderConfig, positions_BxT, visible, behind, *, segments_BxT=None
+) -> tuple[Sight, Sight | None]:
   """Of layers that see everything before them, and of local ones where there are any.
 
   Args:
@@ -331,15 +335,17 @@ def _sights(config: DecoderConfig, positions_BxT, visible, behind) -> tuple[Sigh
   """
   c = config
   turns = rope.frequencies(c.rope_theta, c.head_dim, c.rope_scaling)
-  everything = Sight(visible, rope.angles(positions_BxT, turns))
+  everything = Sight(visible, rope.angles(positions_BxT, turns), segments_BxT, None)
   if not c.local_layers:
     return everything, None
   turns = rope.frequencies(c.local_rope_theta, c.head_dim, None)
   visible = visible & (behind < c.sliding_window)
-  return everything, Sight(visible, rope.angles(positions_BxT, turns))
+  return everything, everything._replace(
+    visible_BxTxS=visible, angle_BxTxR=rope.angles(positions_BxT, turns)
+  )
 
 
-def empty_cache(config: DecoderConfig, rows: int, slots: int, dtype=jnp.float32) -> Cache:
+def empty_cache(config: DecoderConfig, rows: int, slots: int) -> Cache:
   """Cache of zeros for `rows` rows of at most `slots` tokens."""
   shape = (config.num_layers, rows, slots, config.num_kv_heads, config.head_dim)
-  return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+  return Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))

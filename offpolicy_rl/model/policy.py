@@ -34,9 +34,24 @@ def shapes(config: decoder.DecoderConfig) -> Params:
   return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
+def cast(config: decoder.DecoderConfig, params: Params) -> Params:
+  """Parameters, or their shapes, in the dtype that the decoder computes in."""
+  return jax.tree.map(lambda x: _with_dtype(x, config.compute_dtype), params)
+
+
+def _with_dtype(x, dtype):
+  is_shape = isinstance(x, jax.ShapeDtypeStruct)
+  return jax.ShapeDtypeStruct(x.shape, dtype) if is_shape else x.astype(dtype)
+
+
+def module(config: decoder.DecoderConfig, params: Params) -> decoder.Decoder:
+  """The decoder with these parameters, cast to what it computes in."""
+  return nnx.merge(_graph(config), cast(config, params))
+
+
 def apply(config: decoder.DecoderConfig, params: Params, tokens, positions, cache=None):
   """`Decoder.__call__` with explicit parameters."""
-  return nnx.merge(_graph(config), params)(tokens, positions, cache)
+  return module(config, params)(tokens, positions, cache)
 
 
 def logits_at(config: decoder.DecoderConfig, params: Params, tokens, positions, cache, *, columns):
@@ -44,7 +59,7 @@ def logits_at(config: decoder.DecoderConfig, params: Params, tokens, positions, 
 
   The logits of a whole prompt would not fit where the vocabulary is large.
   """
-  model = nnx.merge(_graph(config), params)
+  model = module(config, params)
   hidden, cache = model.hidden(tokens, positions, cache)
   hidden = jnp.take_along_axis(hidden, columns[:, None, None], axis=1)
   return model.logits(hidden)[:, 0], cache
@@ -104,13 +119,13 @@ def token_stats(
     chunk: scored columns whose logits exist at a time, also in the backward pass, which computes
       them a second time; 0 = all. Rows stay together, so that a sharded batch does.
   """
-  model = nnx.merge(_graph(config), params)
+  model = module(config, params)
   packing = (rows.segments, rows.branches)
   hidden = model.hidden(rows.tokens, rows.positions, packing=packing)[0]
   hidden = jnp.take_along_axis(hidden, rows.sources[..., None], axis=1)
 
   def stats_of(params, hidden, targets) -> TokenStats:
-    logits = nnx.merge(_graph(config), params).logits(hidden)
+    logits = module(config, params).logits(hidden)
     log_p = jax.nn.log_softmax(logits / temperature)
     logprobs = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
     return TokenStats(logprobs, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))

@@ -80,7 +80,8 @@ def make_learner(
   screen = progress.Progress(config.learner.steps)
   run_dir.mkdir(parents=True, exist_ok=True)
   policy = parts.policy_of(config, parts.model_files(config, run_dir, resume=resume))
-  choices, mesh = parts.step_choices(config, policy.model), sharding.make_mesh(**config.mesh)
+  mesh = sharding.make_mesh(**config.mesh)
+  choices = parts.step_choices(config, policy.model, mesh)
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
   saved = checkpoint.Checkpoints(
     run_dir / "checkpoints", keep=config.checkpoint.keep, say=screen.say,

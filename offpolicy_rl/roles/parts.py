@@ -11,7 +11,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import losses, types
 from offpolicy_rl.learner import checkpoint, step
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import decoder, families, lora, pretrained
+from offpolicy_rl.model import attention, decoder, families, lora, pretrained
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import lag, packing, schedule
 from offpolicy_rl.sampler import engine
@@ -42,6 +42,7 @@ def policy_of(config, files: types.ModelFiles | None) -> Policy:
     model = decoder.DecoderConfig(vocab_size=words.size, **own)
     return Policy(_with_adapters(model, config.model), words)
   model = _with_adapters(families.read(json.loads(files.config)), config.model)
+  model = dataclasses.replace(model, compute_dtype=config.model.compute_dtype)
   config_lib.require(config_lib.architecture_relations(dataclasses.asdict(model), config.mesh))
   words = tokenizer.Tokenizer(files, template=config.task.prompt, chat=config.task.chat)
   return Policy(model, words, files)
@@ -101,9 +102,17 @@ def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[
   return step, lora.merge(model, base, adapters)
 
 
-def step_choices(config, model: decoder.DecoderConfig) -> step.StepChoices:
+def step_choices(config, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh) -> step.StepChoices:
   """What the learner's step is compiled for."""
   learner = config.learner
+  model = dataclasses.replace(
+    model,
+    remat=learner.remat,
+    attention=attention.best(
+      mesh.devices.flat[0].platform, compute_dtype=model.compute_dtype,
+      shares_prompts=learner.layout == packing.SHARED,
+    ),
+  )  # fmt: skip
   optimizer = state_lib.make_optimizer(
     learning_rate=learner.learning_rate,
     num_steps=learner.steps,
@@ -113,6 +122,7 @@ def step_choices(config, model: decoder.DecoderConfig) -> step.StepChoices:
     adam_eps=learner.adam_eps,
     weight_decay=learner.weight_decay,
     max_grad_norm=learner.max_grad_norm,
+    in_host_memory=learner.offload_optimizer,
   )
   return step.StepChoices(
     model=model,

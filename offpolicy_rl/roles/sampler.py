@@ -213,9 +213,10 @@ class _Adapted:
 def _weights(wire: client.LearnerClient, config, model, weights_dir: str | None):
   """Whole models, or adapters and the base that they belong to."""
   make = _from_stream if weights_dir is None else functools.partial(_from_directory, weights_dir)
-  whole = make(wire, config, policy_lib.shapes(lora.plain(model)))
+  shapes = policy_lib.shapes(lora.plain(model))
   if not model.lora_rank:
-    return whole
+    return make(wire, config, policy_lib.cast(model, shapes))
+  whole = make(wire, config, shapes)  # adapters are added in full precision
   return _Adapted(model, whole, make(wire, config, lora.split(policy_lib.shapes(model))[1]))
 
 

@@ -86,6 +86,7 @@ def generate(
   """Samples until every active slot has ended or holds `max_tokens` tokens."""
   slots = requests.slot_prompt.shape[0]
   start = requests.prompt_lengths[requests.slot_prompt]
+  params = policy.cast(config, params)  # once, not in every round of the loop
   logits, cache = prefill(config, params, requests, max_tokens)
   out = Completions(
     tokens=jnp.zeros((slots, max_tokens), jnp.int32),

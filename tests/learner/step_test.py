@@ -193,6 +193,20 @@ def test_padding_does_not_matter():
   assert_same_update(narrow, wide)
 
 
+def test_moments_may_rest_in_the_hosts_memory():
+  mesh, batch = sharding.make_mesh(2, 2, 1), random_batch()
+  plain = run_once(choices(), mesh, batch)
+  optimizer = state_lib.make_optimizer(learning_rate=1e-2, num_steps=10, in_host_memory=True)
+  made = dataclasses.replace(choices(), optimizer=optimizer)
+  state = state_lib.from_params(state_lib.create_params(CONFIG, mesh, seed=0), optimizer, mesh)
+  kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
+  with jax.sharding.set_mesh(mesh):
+    compiled = step.compile_step(made, state_lib.shardings(CONFIG, mesh, optimizer))
+    state, metrics = compiled(state, state_lib.place_batch(mesh, batch), None)
+  assert kinds(state.opt_state) == {"pinned_host"} and kinds(state.params) == {"device"}
+  assert_same_update(plain, (state, metrics))
+
+
 def test_a_reference_is_not_differentiated_and_not_free():
   batch, mesh = random_batch(), sharding.make_mesh()
   same = policy.init(CONFIG, jax.random.key(0))

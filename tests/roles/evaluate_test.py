@@ -11,7 +11,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import main
 from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import families, policy, pretrained
+from offpolicy_rl.model import families, policy, pretrained, sharding
 from offpolicy_rl.roles import parts
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import catalog, tokenizer, verifiers
@@ -43,7 +43,7 @@ def run_dir(tmp_path_factory):
   config.model.tied_embeddings = False
   (folder / "config.json").write_text(config_lib.to_json(config))
   made = parts.policy_of(config, None)
-  optimizer = parts.step_choices(config, made.model).optimizer
+  optimizer = parts.step_choices(config, made.model, sharding.make_mesh()).optimizer
   params = fond_of_7_and_8(policy.init(made.model, jax.random.key(0)), made.words)
   state = state_lib.TrainState(jnp.int32(3), params, optimizer.init(params))
   saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)

@@ -1,0 +1,133 @@
+"""Attention in the forms that the platforms are good at; all compute the same.
+
+  plain    everywhere: scores [H, T, S] of a row exist at once
+  cudnn    GPU, in bfloat16: cuDNN's fused kernel
+  splash   TPU: a fused kernel that skips blocks nobody sees. Not where completions share a prompt:
+           who sees whom is then no partition into segments
+
+Dimension suffixes as in `decoder`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from offpolicy_rl.model import sharding
+
+PLAIN, CUDNN, SPLASH = "plain", "cudnn", "splash"
+SPLASH_INTERPRETED = "splash_interpreted"  # the same kernel on CPU, slowly, for tests
+_LANES = 128  # columns and channels are padded to a multiple of this for the TPU
+
+
+def best(platform: str, *, compute_dtype: str, shares_prompts: bool) -> str:
+  """The form for training on a mesh of this platform ("cpu", "gpu", "tpu")."""
+  if platform == "tpu" and not shares_prompts:
+    return SPLASH
+  if platform in ("gpu", "cuda") and compute_dtype == "bfloat16":
+    return CUDNN
+  return PLAIN
+
+
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+  """cap * tanh(x / cap) (Gemma 2, arXiv 2408.00118); x itself where cap = 0."""
+  return cap * jnp.tanh(x / cap) if cap else x
+
+
+def attend(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight, config):
+  """Grouped-query attention -> [B, T, H, C].
+
+  Args:
+    sight: `decoder.Sight`; its segments are None where there is a cache.
+  """
+  if config.attention in (SPLASH, SPLASH_INTERPRETED) and sight.segments_BxT is not None:
+    return _splash(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight, config)
+  scale = config.query_scale or config.head_dim**-0.5
+  if config.attention_softcap:
+    return _capped(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight.visible_BxTxS, config, scale)
+  fused = config.attention == CUDNN and sight.segments_BxT is not None
+  return jax.nn.dot_product_attention(
+    q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, mask=sight.visible_BxTxS[:, None], scale=scale,
+    implementation="cudnn" if fused else "xla",
+  )  # fmt: skip
+
+
+def _capped(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, visible_BxTxS, config, scale: float):
+  rows, length, heads, channels = q_BxTxHxC.shape
+  kv_heads = k_BxSxKxC.shape[2]
+  q_BxTxKxGxC = q_BxTxHxC.reshape(rows, length, kv_heads, heads // kv_heads, channels)
+  scores = jnp.einsum("btkgc,bskc->bkgts", q_BxTxKxGxC, k_BxSxKxC) * scale
+  scores = softcap(scores.astype(jnp.float32), config.attention_softcap)
+  scores = jnp.where(visible_BxTxS[:, None, None], scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores).astype(v_BxSxKxC.dtype)
+  return jnp.einsum("bkgts,bskc->btkgc", weights, v_BxSxKxC).reshape(q_BxTxHxC.shape)
+
+
+def _splash(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, sight, config):
+  """Rows of several segments, each token seeing those before it in its own."""
+  length, channels = q_BxTxHxC.shape[1], q_BxTxHxC.shape[3]
+  scale = config.query_scale or config.head_dim**-0.5
+  by_head = [_padded(x.swapaxes(1, 2)) for x in (q_BxTxHxC * scale, k_BxTxKxC, v_BxTxKxC)]
+  segments = jnp.pad(sight.segments_BxT, ((0, 0), (0, -length % _LANES)))
+  everything = functools.partial(_kernel, config, 0)
+  if sight.is_local is None:
+    attended = _by_shard(everything, *by_head, segments)
+  else:
+    near = functools.partial(_kernel, config, config.sliding_window)
+    attended = _by_shard(
+      lambda *arrays: jax.lax.cond(arrays[-1], near, everything, *arrays[:-1]),
+      *by_head, segments, sight.is_local,
+    )  # fmt: skip
+  return attended[:, :, :length, :channels].swapaxes(1, 2)
+
+
+def _padded(x_BxHxTxC):
+  """With zeros up to whole lanes; they add nothing to scores, and what they say is cut off."""
+  length, channels = x_BxHxTxC.shape[2:]
+  return jnp.pad(x_BxHxTxC, ((0, 0), (0, 0), (0, -length % _LANES), (0, -channels % _LANES)))
+
+
+def _by_shard(kernel, q, k, v, segments, *more):
+  """Each device works on its own rows and heads: a Pallas kernel is not split by the compiler."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return kernel(q, k, v, segments, *more)
+  heads = sharding.spec("batch", "heads", None, None)
+  kv_heads = sharding.spec("batch", "kv_heads", None, None)
+  specs = (
+    heads,
+    kv_heads,
+    kv_heads,
+    sharding.spec("batch", None),
+    *(sharding.spec() for _ in more),
+  )
+  return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)(
+    q, k, v, segments, *more
+  )
+
+
+def _kernel(config, window: int, q_BxHxTxC, k_BxKxTxC, v_BxKxTxC, segments_BxT):
+  """`window`: tokens that are seen, the present one included; 0 = all before."""
+  # The import registers TPU kernels: only where they are used.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+  heads, length = q_BxHxTxC.shape[1:3]
+  shape = (length, length)
+  mask = masks.LocalMask(shape, (window - 1, 0), 0) if window else masks.CausalMask(shape)
+  block = next(size for size in (512, 256, _LANES) if length % size == 0)
+  kernel = splash.make_splash_mha(
+    masks.MultiHeadMask([mask] * heads),
+    block_sizes=splash.BlockSizes(**dict.fromkeys(_BLOCKS, block)),
+    attn_logits_soft_cap=config.attention_softcap or None,
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=config.attention == SPLASH_INTERPRETED,
+  )
+  one_row = lambda q, k, v, ids: kernel(q, k, v, splash.SegmentIds(ids, ids))
+  return jax.vmap(one_row)(q_BxHxTxC, k_BxKxTxC, v_BxKxTxC, segments_BxT)
+
+
+_BLOCKS = (
+  "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute",
+  "block_q_dq", "block_kv_dq",
+)  # fmt: skip
