@@ -13,6 +13,8 @@ _ALARMS = {
   "exponential; lower the baseline (kappa, shift) or raise beta1 above beta",
   "alarm/memorising": "the mean log-ratio is positive on the batches trained on: the policy "
   "memorises its samples; lower kappa or the learning rate, or use fresher data",
+  "verifier_failures": "the verifier fails on completions of every batch; the samplers' logs say "
+  "why (raise task.verifier_seconds or task.verifier_memory_mb?)",
 }
 
 

@@ -19,6 +19,9 @@ _CHARTS = (
     ("heldout", "heldout/greedy", "greedy"),
     ("heldout", "heldout/pass@k", "pass@k"))),
   ("Reward", "mean over the completions of a batch", (("train", "reward", "reward"),)),
+  ("Groups without signal", "all their completions have the same reward", (
+    ("train", "groups_without_signal", "share of the batch"),)),
+  ("Replaced groups", "per step, for want of signal", (("train", "filtered/groups", "replaced"),)),
   ("Entropy", "nats per completion token", (
     ("train", "entropy", "all"),
     ("train", "entropy_correct", "of right completions"))),

@@ -71,6 +71,18 @@ WRONG = [
   ("sampler.slots=2", "sampler.slots: got 2, expected at least 4"),
   ("sampler.temperature=0", "sampler.temperature: got 0.0"),
   ("task.name=chess", "task.name: got 'chess', expected one of"),
+  ("task.size=0", "task.size: got 0, expected at least 1"),
+  ("task.question_column=", "task.question_column: got '', expected the name of a column"),
+  ("task.verifier_memory_mb=-1", "task.verifier_memory_mb: got -1, expected at least 0"),
+  ("task.failed_reward=half", "task.failed_reward: got 'half', expected one of zero, mean"),
+  ("task.format_pattern=(", "task.format_pattern: got '(', expected a regular expression"),
+  ("task.format_pattern=x", "task.format_reward: got 0.0 with task.format_pattern = 'x', expected"),
+  (
+    "task.format_reward=1",
+    "task.format_reward: got 1.0 with task.format_pattern = '', expected",
+  ),
+  ("task.length_weight=-1", "task.length_weight: got -1.0, expected at least 0"),
+  ("learner.max_refills=-1", "learner.max_refills: got -1, expected at least 0"),
   ("transport.lease_seconds=0.6", "transport.heartbeat_seconds: got 0.5, expected at most half"),
   ("transport.weights_dtype=float16", "weights_dtype: got 'float16', expected one of float32, bf"),
   ("transport.delta_bases=-1", "transport.delta_bases: got -1, expected at least 0"),
@@ -181,8 +193,30 @@ def test_the_command_line_refuses_before_anything_starts(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ("key", "value", "may"),
+  [
+    ("task.options", "{}", False), ("task.failed_reward", "mean", False),
+    ("learner.max_refills", "1", False), ("task.data_dir", "elsewhere", True),
+    ("task.verifier_memory_mb", "9", True), ("learner.steps", "9", True),
+  ],
+)  # fmt: skip
+def test_a_resumed_run_keeps_what_its_groups_rest_on(tiny_config, key, value, may):
+  saved = config_lib.from_json(config_lib.to_json(tiny_config))
+  config_lib.override(tiny_config, [(key, value)])
+  if may:
+    config_lib.check_resume(saved, tiny_config)
+    return
+  with pytest.raises(config_lib.ConfigError, match=f"{key}: got .* as the run to resume"):
+    config_lib.check_resume(saved, tiny_config)
+
+
+@pytest.mark.parametrize(
   ("arguments", "message"),
   [
+    (
+      ["local", "--config=configs/test.py", "--config.task.name=math"],
+      "task.data_dir: got 'train.jsonl', expected a file",
+    ),
     (["learner"], "--config: missing"),
     (["learner", "--config=nowhere.py"], "--config: no file nowhere.py"),
     (["learner", "--config=configs/test.py", "--resume"], "--run_dir: missing"),

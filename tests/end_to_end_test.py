@@ -53,15 +53,16 @@ def plain_loop(config):
   examples, _ = seqio_tasks.load(
     config.task.name, "train", known.words, config.task.max_prompt_tokens
   )
-  stream, control = PromptStream(examples, config.seed), lag.LagControl("fixed", 0)
+  made = admission.Tickets(
+    PromptStream(examples, config.seed), lag.LagControl("fixed", 0),
+    prompts_per_step=config.learner.prompts_per_step, group_size=config.learner.group_size,
+    temperature=config.sampler.temperature,
+  )  # fmt: skip
   with jax.sharding.set_mesh(mesh):
     state = state_lib.create(choices.model, mesh, choices.optimizer, config.seed)
     update = step.compile_step(choices, state_lib.shardings(choices.model, mesh, choices.optimizer))
     for at in range(config.learner.steps):
-      tickets = admission.train_tickets(
-        at, stream, control, prompts_per_step=config.learner.prompts_per_step,
-        group_size=config.learner.group_size, temperature=config.sampler.temperature,
-      )  # fmt: skip
+      tickets = made.of(at)
       params = jax.tree.map(np.array, state.params)
       groups = []
       for ticket, found in zip(tickets, engine.generate(params, at, tickets), strict=True):
@@ -138,6 +139,32 @@ def test_fixed_lag_is_reproducible_and_exact(tiny_config, tmp_path, plain):
   assert any(
     not np.array_equal(first[name], plain[name]) for name in plain
   )  # lag does change the run
+
+
+def test_groups_without_signal_are_replaced_the_same_way_by_any_number_of_samplers(
+  tiny_config, tmp_path
+):
+  config = small(tiny_config, lag__mode="fixed", lag__max_lag=3, learner__max_refills=2)
+  # Less wrong than a fresh policy: all three outcomes occur, signal, none, and spares used up.
+  config.warm_start.steps = 60
+  first = over_the_wire(config, tmp_path / "a", samplers=2)
+  assert_identical(first, over_the_wire(config, tmp_path / "b", samplers=1))
+  rows, others = train_rows(tmp_path / "a"), train_rows(tmp_path / "b")
+  for key in ("filtered/groups", "filtered/by_length", "reward", "groups_without_signal"):
+    assert [row[key] for row in rows] == [row[key] for row in others]
+  assert sum(row["filtered/groups"] for row in rows) > 20
+  assert all(
+    sum(row["filtered/by_length"].values()) == row["filtered/groups"] <= 16 for row in rows
+  )
+  assert [set(r["lag/histogram"]) for r in rows] == [{str(min(s, 3))} for s in range(STEPS)]
+  ledger = json.loads((tmp_path / "a" / "ledger.json").read_text())
+  assert ledger["replaced"] == sum(row["filtered/groups"] for row in rows)
+  assert ledger["added"] == ledger["taken"] + ledger["replaced"]
+  config.learner.max_refills = 0
+  unfiltered = over_the_wire(config, tmp_path / "c", samplers=1)
+  without = np.mean([row["groups_without_signal"] for row in train_rows(tmp_path / "c")])
+  assert np.mean([row["groups_without_signal"] for row in rows]) < without / 1.5
+  assert any(not np.array_equal(first[name], unfiltered[name]) for name in first)
 
 
 def test_periodic_lag_follows_its_period(tiny_config, tmp_path):

@@ -170,13 +170,20 @@ def test_a_terminal_gets_one_live_line():
   assert visible.count("step ") < 15
 
 
-def test_an_alarm_is_told_once_and_only_when_it_lasts():
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("alarm/memorising", "the mean log-ratio is positive"),
+    ("verifier_failures", "the verifier fails on completions of every batch"),
+  ],
+)
+def test_an_alarm_is_told_once_and_only_when_it_lasts(name, message):
   out = io.StringIO()
   screen = progress.Progress(1000, Console(file=out, width=500, highlight=False))
   for step in range(100):  # off every tenth step: never twenty in a row
-    screen.step(step, ROW | {"alarm/memorising": float(step % 10 > 0)})
+    screen.step(step, ROW | {name: float(step % 10 > 0)})
   assert "alarm" not in out.getvalue()
   for step in range(100, 200):
-    screen.step(step, ROW | {"alarm/memorising": 1.0})
+    screen.step(step, ROW | {name: 1.0})
   assert out.getvalue().count("alarm") == 1
-  assert "alarm, steps 92 to 111: the mean log-ratio is positive" in out.getvalue()
+  assert f"alarm, steps 92 to 111: {message}" in out.getvalue()

@@ -1,58 +1,86 @@
 """Turns prompts into tickets, step by step, as soon as lag control admits them."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from offpolicy_rl import types
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 
 
-def ticket_ids(step: int, prompts_per_step: int) -> list[str]:
-  """Ids of the groups that `step` consumes, in the order of its batch."""
-  return [f"{types.TRAIN}/{step}/{i}" for i in range(prompts_per_step)]
+def ticket_ids(step: int, prompts_per_step: int, lag: LagControl) -> list[str]:
+  """Ids of the groups that `step` consumes, in the order of its batch.
 
-
-def train_tickets(
-  step: int, stream, lag: LagControl, *, prompts_per_step: int, group_size: int, temperature: float
-) -> list[types.Ticket]:
-  """The tickets of one step: a pure function of the step, so a resumed run makes the same ones.
-
-  `stream[i]` is the i-th prompt of the run, with `prompt_tokens` and `answer`.
+  Number i + j * prompts_per_step is the j-th replacement of group i; a replay asks at once for the
+  one that the recorded run used in the end.
   """
-  tickets = []
-  for i, ticket_id in enumerate(ticket_ids(step, prompts_per_step)):
-    index = step * prompts_per_step + i
-    example = stream[index]
-    low, high = lag.versions_for(step, i)
-    tickets.append(
-      types.Ticket(
-        ticket_id=ticket_id,
-        kind=types.TRAIN,
-        step=step,
-        group_index=index,
-        prompt_tokens=example.prompt_tokens,
-        answer=example.answer,
-        min_version=low,
-        max_version=high,
-        num_completions=group_size,
-        temperature=temperature,
-      )
+  numbers = (i + lag.attempt(step, i) * prompts_per_step for i in range(prompts_per_step))
+  return [f"{types.TRAIN}/{step}/{number}" for number in numbers]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tickets:
+  """The training tickets of a run: pure functions of the step, so a resumed run makes the same.
+
+  `stream[i]` is the i-th prompt of the run, with `prompt_tokens` and `answer`. Each group of a step
+  has the next 1 + max_refills prompts to itself.
+  """
+
+  stream: Any
+  lag: LagControl
+  prompts_per_step: int
+  group_size: int
+  temperature: float
+  max_refills: int = 0
+
+  def of(self, step: int) -> list[types.Ticket]:
+    """Those that a step begins with."""
+    return [self.named(name) for name in ticket_ids(step, self.prompts_per_step, self.lag)]
+
+  def named(self, ticket_id: str) -> types.Ticket | None:
+    """The ticket of an id; None when there can't be one."""
+    kind, _, rest = ticket_id.partition("/")
+    step, _, number = rest.partition("/")
+    if kind != types.TRAIN or not (step.isdecimal() and number.isdecimal()):
+      return None
+    attempt, slot = divmod(int(number), self.prompts_per_step)
+    if attempt > self.max_refills or ticket_id != f"{types.TRAIN}/{int(step)}/{int(number)}":
+      return None
+    index = (int(step) * self.prompts_per_step + slot) * (1 + self.max_refills) + attempt
+    example = self.stream[index]
+    low, high = self.lag.versions_for(int(step), slot)
+    return types.Ticket(
+      ticket_id=ticket_id,
+      kind=types.TRAIN,
+      step=int(step),
+      group_index=index,
+      prompt_tokens=example.prompt_tokens,
+      answer=example.answer,
+      min_version=low,
+      max_version=high,
+      num_completions=self.group_size,
+      temperature=self.temperature,
     )
-  return tickets
+
+  def after(self, ticket: types.Ticket) -> types.Ticket | None:
+    """The one that replaces a ticket whose group has no signal; None when none is left."""
+    number = int(ticket.ticket_id.rpartition("/")[2]) + self.prompts_per_step
+    return self.named(f"{types.TRAIN}/{ticket.step}/{number}")
 
 
 class Admission:
   """Remembers up to which step tickets were handed to the ledger."""
 
   def __init__(
-    self, ledger: Ledger, lag: LagControl, make_tickets: Callable[[int], list[types.Ticket]],
-    *, first_step: int, num_steps: int, reached: Callable[[int, int], None], known_steps: int = 0,
+    self, ledger: Ledger, lag: LagControl, tickets: Tickets, *, first_step: int, num_steps: int,
+    reached: Callable[[int, int], None], known_steps: int = 0,
   ):  # fmt: skip
     """`reached(version, next step)` notes progress durably before any ticket goes out.
 
     `known_steps`: tickets of earlier steps were out before a restart, so answers may come for them.
     """
-    self._ledger, self._lag, self._make_tickets = ledger, lag, make_tickets
+    self._ledger, self._lag, self._tickets = ledger, lag, tickets
     self._next_step, self._num_steps = first_step, num_steps
     self._reached, self._known_steps = reached, known_steps
 
@@ -64,7 +92,7 @@ class Admission:
     self._known_steps = max(self._known_steps, next_step)
     self._reached(version, next_step)
     for step in range(self._next_step, next_step):
-      self._ledger.add(self._make_tickets(step))
+      self._ledger.add(self._tickets.of(step))
     self._next_step = next_step  # last: until then `ticket_before_restart` still knows them
 
   def ticket_before_restart(self, ticket_id: str, version: int) -> types.Ticket | str | None:
@@ -74,11 +102,11 @@ class Admission:
     consumed: "duplicate". Otherwise None.
     """
     kind, _, rest = ticket_id.partition("/")
-    step, _, index = rest.partition("/")
-    if kind != types.TRAIN or not (step.isdigit() and index.isdigit()):
+    step, _, number = rest.partition("/")
+    if kind != types.TRAIN or not (step.isdecimal() and number.isdecimal()):
       return None
     if int(step) < version:
       return "duplicate"
     if not self._next_step <= int(step) < min(self._known_steps, self._num_steps):
       return None
-    return next((t for t in self._make_tickets(int(step)) if t.ticket_id == ticket_id), None)
+    return self._tickets.named(ticket_id)

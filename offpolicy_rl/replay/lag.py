@@ -38,6 +38,10 @@ class LagControl:
       exact = self.bound * (step // self.bound)
     return exact, exact
 
+  def attempt(self, step: int, group: int) -> int:
+    """Which of a group's tickets to begin with: 0, or in a replay the one that was used."""
+    return self.recorded.attempts[step][group] if self.mode == REPLAY else 0
+
   def admits(self, step: int, newest: int) -> bool:
     """Whether the tickets of `step` may be handed out now that version `newest` exists."""
     if self.mode == REPLAY:

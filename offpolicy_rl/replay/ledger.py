@@ -1,9 +1,10 @@
 """Who holds which ticket, which groups are back, and in which order steps consume them.
 
-A ticket is queued, out (leased), waiting (finished) or taken. Every ticket enters exactly one
-batch, whatever its samplers do: an expired or returned lease puts it back at the front of the
-queue, one held for long is issued once more, and a second answer is a duplicate. All methods
-are thread-safe; the two that wait take a timeout.
+A ticket is queued, out (leased), waiting (finished), taken, or replaced by another when its group
+is not good enough. Every ticket but those enters exactly one batch, whatever its samplers do: an
+expired or returned lease puts it back at the front of the queue, one held for long is issued once
+more, and a second answer is a duplicate. All methods are thread-safe; the two that wait take a
+timeout.
 """
 
 import collections
@@ -21,7 +22,7 @@ from offpolicy_rl import types
 _REMEMBERED = 65_536
 _COUNTS = (
   "added", "recovered", "leased", "expired", "returned", "reissued", "finished", "duplicates",
-  "unknown", "taken",
+  "unknown", "taken", "replaced",
 )  # fmt: skip
 
 
@@ -65,8 +66,19 @@ class Ledger:
     self._leases: dict[str, list[_Lease]] = {}  # more than one when the first takes long
     self._finished: dict[str, types.FinishedGroup] = {}
     self._taken: collections.OrderedDict[str, None] = collections.OrderedDict()
+    self._replace: Callable[[types.FinishedGroup], types.Ticket | None] = lambda finished: None
+    self._instead: dict[str, str] = {}  # id that a step asks for -> id of the ticket in its place
+    self._asked_as: dict[str, str] = {}  # the other way round
     self._closed = False
     self._counts = collections.Counter()
+
+  def replace_by(self, replace: Callable[[types.FinishedGroup], types.Ticket | None]) -> None:
+    """From now on `replace` sees each finished group: None, or the ticket to take its place.
+
+    Must be a function of the group alone, and quick.
+    """
+    with self._changed:
+      self._replace = replace
 
   def add(self, tickets: Iterable[types.Ticket], *, first: bool = False) -> None:
     """Queues tickets in order; `first` puts them before all others (evaluation).
@@ -83,8 +95,8 @@ class Ledger:
         if recovered is None:
           self._queue[ticket.ticket_id] = None
         else:
-          self._finished[ticket.ticket_id] = recovered
           self._counts["recovered"] += 1
+          self._settle(recovered)
       if first:
         self._to_front([t.ticket_id for t in tickets if t.ticket_id in self._queue])
       self._counts["added"] += len(tickets)
@@ -216,25 +228,49 @@ class Ledger:
       return Verdict.UNKNOWN
     self._leases.pop(ticket_id, None)
     self._queue.pop(ticket_id, None)
-    ticket = self._tickets[ticket_id]
-    self._finished[ticket_id] = types.FinishedGroup(ticket, group, arrival_version)
     self._counts["finished"] += 1
+    self._settle(types.FinishedGroup(self._tickets[ticket_id], group, arrival_version))
     return Verdict.ACCEPTED
 
+  def _settle(self, finished: types.FinishedGroup) -> None:
+    """Keeps a finished group until a step takes it, or puts another ticket in its place."""
+    while (ticket := self._replace(finished)) is not None:
+      old, new = finished.ticket.ticket_id, ticket.ticket_id
+      asked = self._asked_as.pop(old, old)
+      self._asked_as[new], self._instead[asked] = asked, new
+      del self._tickets[old]
+      self._remember([old])
+      self._tickets[new] = ticket
+      self._counts.update(("added", "replaced"))
+      recovered = self._recover(ticket)
+      if recovered is None:
+        self._to_front([new])  # its step is waiting, or will be before all others
+        return
+      self._counts["recovered"] += 1
+      finished = recovered
+    self._finished[finished.ticket.ticket_id] = finished
+
   def take(self, ticket_ids: list[str], timeout: float) -> list[types.FinishedGroup] | None:
-    """The groups of these tickets, in this order, once all are finished; None on timeout."""
+    """The groups of these tickets, in this order, once all are finished; None on timeout.
+
+    Where a ticket was replaced, the group of the one in its place.
+    """
     end = self._clock() + timeout
+    in_place = lambda: [self._instead.get(ticket_id, ticket_id) for ticket_id in ticket_ids]
     with self._changed:
-      while not all(ticket_id in self._finished for ticket_id in ticket_ids):
+      while not all(ticket_id in self._finished for ticket_id in in_place()):
         remaining = end - self._clock()
         if remaining <= 0:
           return None
         self._changed.wait(remaining)
-      groups = [self._finished.pop(ticket_id) for ticket_id in ticket_ids]
-      for ticket_id in ticket_ids:
+      used = in_place()
+      groups = [self._finished.pop(ticket_id) for ticket_id in used]
+      for asked, ticket_id in zip(ticket_ids, used, strict=True):
         del self._tickets[ticket_id]
-      self._remember(ticket_ids)
-      self._counts["taken"] += len(ticket_ids)
+        self._instead.pop(asked, None)
+        self._asked_as.pop(ticket_id, None)
+      self._remember(used)
+      self._counts["taken"] += len(used)
       return groups
 
   def _remember(self, ticket_ids: list[str]) -> None:
@@ -258,7 +294,7 @@ class Ledger:
       self._changed.notify_all()
 
   def audit(self) -> dict[str, int]:
-    """Counts since the start; `added` always equals queued + out + waiting + taken."""
+    """Counts since the start; `added` = queued + out + waiting + taken + replaced, always."""
     with self._changed:
       state = {
         "queued": len(self._queue),

@@ -27,6 +27,7 @@ class Schedule(NamedTuple):
   versions: list[list[int]]  # [step][group], the version that sampled it
   digests: list[list[str]]  # [step][group], of the group's content
   oldest: list[int]  # [step + 1], oldest version that this step or a later one needs
+  attempts: list[list[int]]  # [step][group], how often it was replaced (replay/refill.py)
 
 
 def digest(group: types.Group) -> str:
@@ -49,7 +50,13 @@ def row(step: int, groups: list[types.FinishedGroup]) -> dict:
     "versions": versions,
     "arrivals": [finished.arrival_version for finished in groups],
     "digests": [digest(finished.group) for finished in groups],
+    "attempts": [_number(finished.ticket) // len(groups) for finished in groups],
   }
+
+
+def _number(ticket: types.Ticket) -> int:
+  """The last part of its id, see `admission.ticket_ids`."""
+  return int(ticket.ticket_id.rpartition("/")[2])
 
 
 def read(path: pathlib.Path) -> Schedule:
@@ -66,17 +73,23 @@ def read(path: pathlib.Path) -> Schedule:
     config_json = json.dumps(header["config"])
     versions = [r["versions"] for r in rows]
     digests = [r["digests"] for r in rows]
+    attempts = [r["attempts"] for r in rows]
     steps = [r["step"] for r in rows]
   except (ValueError, KeyError, TypeError) as error:
     raise ScheduleError(f"--replay: {path} is no lag schedule: {error!r}") from None
   if steps != list(range(len(rows))):
     raise ScheduleError(f"--replay: {path}: got steps {steps[:5]}..., expected 0, 1, 2, ...")
-  for step, (used, known) in enumerate(zip(versions, digests, strict=True)):
-    if not (isinstance(used, list) and isinstance(known, list) and 0 < len(used) == len(known)):
+  for step, lists in enumerate(zip(versions, digests, attempts, strict=True)):
+    if not (all(isinstance(x, list) and len(x) == len(lists[0]) for x in lists) and lists[0]):
       raise ScheduleError(
-        f"--replay: {path}: step {step}: got versions {used!r} and digests {known!r}, expected a "
-        "list of each, one entry per group"
+        f"--replay: {path}: step {step}: got versions {lists[0]!r}, digests {lists[1]!r}, attempts "
+        f"{lists[2]!r}, expected a list of each, one entry per group"
       )
+    if not all(type(x) is int and x >= 0 for x in lists[2]):
+      raise ScheduleError(
+        f"--replay: {path}: step {step}: got attempts {lists[2]!r}, expected counts"
+      )
+    used = lists[0]
     for group, version in enumerate(used):
       if not isinstance(version, int) or not 0 <= version <= step:
         raise ScheduleError(
@@ -86,4 +99,4 @@ def read(path: pathlib.Path) -> Schedule:
   oldest = [len(versions)]
   for used in reversed(versions):
     oldest.append(min(oldest[-1], *used))
-  return Schedule(config_json, versions, digests, oldest[::-1])
+  return Schedule(config_json, versions, digests, oldest[::-1], attempts)

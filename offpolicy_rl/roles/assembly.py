@@ -11,7 +11,7 @@ from offpolicy_rl import progress
 from offpolicy_rl.learner import checkpoint, loop, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import sharding
-from offpolicy_rl.replay import admission, batching, ledger, schedule, store
+from offpolicy_rl.replay import admission, batching, ledger, refill, schedule, store
 from offpolicy_rl.roles import parts
 from offpolicy_rl.roles.front import Front
 from offpolicy_rl.roles.records import Records
@@ -35,11 +35,12 @@ class Learner:
   records: Records
   front: Front
   desk: evaluation.Desk | None = None  # until the prompts are read
+  refills: refill.Refills | None = None  # where groups without signal are replaced
 
   def next_batch(self, at_step: int) -> loop.Consumed:
     """Waits until every group of the step is back."""
     settings = self.config.learner
-    ids = admission.ticket_ids(at_step, settings.prompts_per_step)
+    ids = admission.ticket_ids(at_step, settings.prompts_per_step, self.front.control)
     groups = None
     while groups is None:
       if self.stop.is_set():  # asked before every batch: there may always be one ready
@@ -51,7 +52,9 @@ class Learner:
     self.compare_with_recording(at_step, row)
     batch = batching.make_batch(groups, parts.limits(self.config), settings.microbatches)
     found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
-    return loop.Consumed(batch, ids, found)
+    if self.refills is not None:
+      found |= self.refills.metrics(at_step)
+    return loop.Consumed(batch, [g.ticket.ticket_id for g in groups], found)
 
   def compare_with_recording(self, at_step: int, row: dict) -> None:
     """Stops a replay at the first group that differs from the recorded one."""

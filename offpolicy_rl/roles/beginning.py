@@ -37,6 +37,8 @@ def prompts(me: Learner) -> tuple[list[tuple[float, list]], list]:
   }
   if me.restored is None:
     me.records.task(counts)
+    if me.config.warm_start.steps:
+      _check_demonstrations(me, train)
   me.screen.say(
     f"task {task.name}: {counts['prompts']} prompts, {len(heldout)} held out, {skipped} and "
     f"{held_skipped} too long"
@@ -97,20 +99,24 @@ def _initial_params(me: Learner):
   return found.load(policy.param_shardings(me.mesh, policy.shapes(model)))
 
 
-def _demonstrations(me: Learner, train):
-  """The training prompts whose demonstration fits a completion; the rest is counted."""
+def _that_fit(me: Learner, train):
+  """The training prompts whose demonstration is no longer than a completion may be."""
   most = me.config.task.max_completion_tokens
-  kept = [(rate, [e for e in es if e.demonstration_tokens.size <= most]) for rate, es in train]
-  left_out = sum(len(es) for _, es in train) - sum(len(es) for _, es in kept)
-  if left_out:
-    me.screen.say(f"warm start: {left_out} demonstrations of more than {most} tokens are left out")
-  for (rate, examples), (_, before) in zip(kept, train, strict=True):
-    if not examples:
+  return [(rate, [e for e in es if e.demonstration_tokens.size <= most]) for rate, es in train]
+
+
+def _check_demonstrations(me: Learner, train) -> None:
+  """Tells how many the warm start will leave out; ValueError when a task keeps none."""
+  most, left_out = me.config.task.max_completion_tokens, 0
+  for (rate, examples), (_, kept) in zip(train, _that_fit(me, train), strict=True):
+    left_out += len(examples) - len(kept)
+    if not kept:
       raise ValueError(
-        f"task.max_completion_tokens: got {most}, which none of the {len(before)} demonstrations "
+        f"task.max_completion_tokens: got {most}, which none of the {len(examples)} demonstrations "
         f"(at rate {rate:g}) fits in; raise it, or set warm_start.steps=0"
       )
-  return kept
+  if left_out:
+    me.screen.say(f"warm start: {left_out} demonstrations of more than {most} tokens are left out")
 
 
 def _warm_start(me: Learner, params, train):
@@ -125,7 +131,7 @@ def _warm_start(me: Learner, params, train):
   )
   choices = dataclasses.replace(me.choices.reference(), optimizer=optimizer)
   limits = parts.limits(me.config)
-  demonstrations = stream.of(_demonstrations(me, train), me.config.seed + 1)
+  demonstrations = stream.of(_that_fit(me, train), me.config.seed + 1)
 
   def next_batch(at_step: int) -> types.Batch:
     chosen = [demonstrations[at_step * settings.rows + i] for i in range(settings.rows)]

@@ -1,6 +1,5 @@
 """The learner: owns prompts, ledger, weights and the loop; samplers come and go."""
 
-import functools
 import json
 import logging
 import pathlib
@@ -13,7 +12,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import report
 from offpolicy_rl.learner import audit, checkpoint, loop, step
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.replay import admission
+from offpolicy_rl.replay import admission, refill
 from offpolicy_rl.roles import beginning, parts
 from offpolicy_rl.roles.assembly import Learner, make_learner
 from offpolicy_rl.sampler import evaluation
@@ -109,16 +108,19 @@ def _save_first(me: Learner, state) -> None:
 
 def _make_admission(me: Learner, train, first_step: int) -> admission.Admission:
   learner, front = me.config.learner, me.front
-  make_tickets = functools.partial(
-    admission.train_tickets,
+  tickets = admission.Tickets(
     stream=stream.of(train, me.config.seed),
     lag=front.control,
     prompts_per_step=learner.prompts_per_step,
     group_size=learner.group_size,
     temperature=me.config.sampler.temperature,
+    max_refills=learner.max_refills,
   )
+  if learner.max_refills and front.control.recorded is None:  # a replay knows what was used
+    me.refills = refill.Refills(tickets.after)
+    front.book.replace_by(me.refills)
   return admission.Admission(
-    front.book, front.control, make_tickets, first_step=first_step, num_steps=learner.steps,
+    front.book, front.control, tickets, first_step=first_step, num_steps=learner.steps,
     reached=front.groups.reached, known_steps=front.groups.progress()[1],
   )  # fmt: skip
 

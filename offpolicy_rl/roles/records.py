@@ -59,6 +59,11 @@ class Records:
         f"pass@1 {row['heldout/pass@1']:.3f} ± {row['heldout/pass@1_stderr']:.3f}, "
         f"pass@{row['heldout/k']} {row['heldout/pass@k']:.3f} ({row['heldout/problems']} problems)"
       )
+    if row["heldout/verifier_failures"]:
+      self._screen.say(
+        f"held-out {row['phase']}: the verifier failed on {row['heldout/verifier_failures']} "
+        "completions, which count as wrong; the samplers' logs say why"
+      )
 
   def consumed(self, step: int, groups: list[types.FinishedGroup], *, last: bool, decode) -> dict:
     """Books which groups a step uses, now and then one of them as text; returns its row."""

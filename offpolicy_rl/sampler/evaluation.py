@@ -47,7 +47,8 @@ def tickets(examples, *, name: str, version: int, step: int, num_samples: int, t
 def summarise(groups: list[types.FinishedGroup], k: int) -> dict[str, float]:
   """Accuracies over problems: greedy, pass@1 and pass@k of the sampled completions.
 
-  `heldout/pass@1_stderr` is the standard error over problems.
+  `heldout/pass@1_stderr` is the standard error over problems. Right is a reward of exactly 1, the
+  verifier's own: nothing is shaped here. A completion whose verifier failed is wrong, and counted.
   """
   correct = lambda g: [t.reward == 1.0 for t in g.group.trajectories]
   greedy = [float(correct(g)[0]) for g in groups if g.ticket.temperature == 0]
@@ -60,6 +61,7 @@ def summarise(groups: list[types.FinishedGroup], k: int) -> dict[str, float]:
     "heldout/pass@k": float(np.mean([pass_at_k(len(c), sum(c), k) for c in sampled])),
     "heldout/k": k,
     "heldout/problems": len(sampled),
+    "heldout/verifier_failures": sum(g.group.verifier_failures for g in groups),
   }
 
 

@@ -28,14 +28,14 @@ def last_tagged(text: str) -> str | None:
 
 def last_boxed(text: str) -> str | None:
   r"""What the last complete \boxed{...} holds; braces inside are matched."""
-  at = len(text)
+  at = end = len(text)
   while (at := text.rfind("\\boxed{", 0, at)) >= 0:
     start, depth = at + len("\\boxed{"), 1
-    for i in range(start, len(text)):
+    for i in range(start, end):
       depth += {"{": 1, "}": -1}.get(text[i], 0)
       if depth == 0:
         return text[start:i].strip()
-    text = text[:at]  # never closed: what is behind it need not be read again
+    end = at  # never closed: what is behind it need not be read again
   return None
 
 

@@ -103,12 +103,9 @@ class Example:
 def test_tickets_of_a_step_are_a_function_of_the_step():
   stream = [Example(i) for i in range(100)]
   lag = LagControl("fixed", 2)
-  made = admission.train_tickets(5, stream, lag, prompts_per_step=3, group_size=4, temperature=0.9)
-  assert (
-    [t.ticket_id for t in made]
-    == admission.ticket_ids(5, 3)
-    == ["train/5/0", "train/5/1", "train/5/2"]
-  )
+  made = admission.Tickets(stream, lag, prompts_per_step=3, group_size=4, temperature=0.9).of(5)
+  assert [t.ticket_id for t in made] == ["train/5/0", "train/5/1", "train/5/2"]
+  assert admission.ticket_ids(5, 3, lag) == [t.ticket_id for t in made]
   assert [t.group_index for t in made] == [15, 16, 17]
   assert [t.answer for t in made] == ["15", "16", "17"]
   assert all(
@@ -118,33 +115,28 @@ def test_tickets_of_a_step_are_a_function_of_the_step():
 
 def test_admission_queues_each_step_once_as_versions_appear():
   book = Ledger(10)
-  make = lambda step: [
-    types.Ticket(f"{step}", types.TRAIN, step, 0, np.array([1], np.int32), "", 0, 9, 2, 1.0)
-  ]
+  made = admission.Tickets([Example(i) for i in range(9)], LagControl("async", 2), 1, 2, 1.0)
   noted = []
   admit = admission.Admission(
-    book, LagControl("async", 2), make, first_step=0, num_steps=5,
+    book, LagControl("async", 2), made, first_step=0, num_steps=5,
     reached=lambda *progress: noted.append((progress, book.audit()["added"])),
   )  # fmt: skip
   seen = []
   for version in range(6):
     admit.published(version)
     seen.append([t.ticket_id for t in book.lease("s", 99, timeout=0)])
-  assert seen == [["0", "1", "2"], ["3"], ["4"], [], [], []]
+  assert seen == [
+    ["train/0/0", "train/1/0", "train/2/0"], ["train/3/0"], ["train/4/0"], [], [], [],
+  ]  # fmt: skip
   # Progress is noted before the tickets it speaks of are there to be leased.
   assert noted[:3] == [((0, 3), 0), ((1, 4), 3), ((2, 5), 4)]
 
 
 def test_answers_to_a_learner_that_died_are_known_by_their_ticket():
   book = Ledger(10)
-  make = lambda step: [
-    types.Ticket(
-      f"train/{step}/{i}", types.TRAIN, step, i, np.array([1], np.int32), "", 0, 9, 2, 1.0
-    )
-    for i in range(2)
-  ]
+  made = admission.Tickets([Example(i) for i in range(99)], LagControl("async", 1), 2, 2, 1.0)
   admit = admission.Admission(
-    book, LagControl("async", 1), make, first_step=4, num_steps=20,
+    book, LagControl("async", 1), made, first_step=4, num_steps=20,
     reached=lambda *_: None, known_steps=9,
   )  # fmt: skip
   admit.published(4)  # queues steps 4 and 5; before the restart tickets of steps up to 8 were out

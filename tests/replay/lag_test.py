@@ -43,7 +43,7 @@ def test_a_step_is_admitted_once_its_oldest_version_exists():
 
 
 def test_a_replay_asks_for_the_recorded_version_of_each_group():
-  recorded = schedule.Schedule("{}", [[0, 0], [1, 0], [0, 2]], [[], [], []], [0, 0, 0, 3])
+  recorded = schedule.Schedule("{}", [[0, 0], [1, 0], [0, 2]], [[], [], []], [0, 0, 0, 3], [])
   lag = LagControl("replay", recorded=recorded)
   assert [[lag.versions_for(s, g) for g in (0, 1)] for s in range(3)] == [
     [(0, 0), (0, 0)], [(1, 1), (0, 0)], [(0, 0), (2, 2)],

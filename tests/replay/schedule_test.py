@@ -1,5 +1,6 @@
 """The lag schedule: what is written comes back; what no run could follow is refused by name."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -33,12 +34,14 @@ def write(path, rows, header=True):
 
 def test_what_is_written_comes_back(tmp_path):
   groups = [finished([[0, 0, 0]] * 2), finished([[0, 0, 0]] * 2, seed=1)]
-  later = [finished([[1, 1, 1]] * 2), finished([[0, 0, 0]] * 2)]
+  replaced = dataclasses.replace(groups[0].ticket, ticket_id="train/1/5")  # 1 + twice 2 groups
+  later = [finished([[1, 1, 1]] * 2), dataclasses.replace(groups[0], ticket=replaced)]
   rows = [schedule.row(0, groups), schedule.row(1, later)]
   read = schedule.read(write(tmp_path / "f", rows))
   assert json.loads(read.config_json) == {"seed": 3}
   assert read.versions == [[0, 0], [1, 0]]
   assert read.oldest == [0, 0, 2]
+  assert read.attempts == [[0, 0], [0, 2]]
   assert read.digests[0][0] == schedule.digest(groups[0].group) != read.digests[0][1]
 
 
@@ -51,16 +54,22 @@ def test_the_digest_sees_every_field(field):
   assert schedule.digest(first) != schedule.digest(second)
 
 
+def a_row(**changes) -> dict:
+  return {"step": 0, "versions": [0], "digests": ["a"], "attempts": [0]} | changes
+
+
 @pytest.mark.parametrize(
   ("rows", "header", "message"),
   [
     ([], False, "is no lag schedule"),
     ([{"step": 0}], True, "is no lag schedule: KeyError"),
-    ([{"step": 1, "versions": [0], "digests": ["a"]}], True, r"got steps \[1\].*expected 0, 1, 2"),
-    ([{"step": 0, "versions": [1], "digests": ["a"]}], True, r"got version 1, expected one .*0, 0"),
-    ([{"step": 0, "versions": [[0, 1]], "digests": ["a"]}], True, "step 0, group 0: got version"),
-    ([{"step": 0, "versions": 3, "digests": ["a"]}], True, "step 0: got versions 3 .*a list of"),
-    ([{"step": 0, "versions": [0], "digests": []}], True, "one entry per group"),
+    ([a_row(step=1)], True, r"got steps \[1\].*expected 0, 1, 2"),
+    ([a_row(versions=[1])], True, r"got version 1, expected one .*0, 0"),
+    ([a_row(versions=[[0, 1]])], True, "step 0, group 0: got version"),
+    ([a_row(versions=3)], True, "step 0: got versions 3, .*a list of"),
+    ([a_row(digests=[])], True, "one entry per group"),
+    ([a_row(attempts=[0, 1])], True, "one entry per group"),
+    ([a_row(attempts=[-1])], True, r"got attempts \[-1\], expected counts"),
   ],
 )
 def test_a_file_that_no_run_can_follow_is_refused(tmp_path, rows, header, message):

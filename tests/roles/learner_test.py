@@ -6,6 +6,7 @@ import types
 import pytest
 
 from offpolicy_rl.learner import loop
+from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.roles import assembly
 
 
@@ -16,7 +17,7 @@ def test_a_learner_that_never_has_to_wait_still_hears_that_it_is_to_stop():
   always = types.SimpleNamespace(take=lambda ids, timeout: pytest.fail("another batch was taken"))
   me = types.SimpleNamespace(
     config=types.SimpleNamespace(learner=types.SimpleNamespace(prompts_per_step=2)),
-    front=types.SimpleNamespace(book=always),
+    front=types.SimpleNamespace(book=always, control=LagControl("async", 1)),
     stop=stop,
   )
   with pytest.raises(loop.Stopped):

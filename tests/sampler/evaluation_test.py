@@ -78,11 +78,12 @@ class Example:
     self.prompt_tokens, self.answer = np.array([token], np.int32), "x"
 
 
-def answer(ticket, rewards):
+def answer(ticket, rewards, failures=0):
   one = np.ones(1, np.int32)
   return types.Group(
     ticket.ticket_id,
     tuple(types.Trajectory(one, -one.astype(np.float32), one, True, r) for r in rewards),
+    failures,
   )
 
 
@@ -104,12 +105,12 @@ def test_the_desk_writes_each_evaluation_once_when_all_its_groups_are_back():
   for ticket in tickets[:3]:
     book.finish(answer(ticket, rewards[ticket.ticket_id]), 21)
   assert not desk.collect() and not written
-  book.finish(answer(tickets[3], rewards[tickets[3].ticket_id]), 21)
+  book.finish(answer(tickets[3], rewards[tickets[3].ticket_id], failures=2), 21)
   assert desk.collect() and desk.collect()
   [(step, row)] = written
   assert step == 20 and row["version"] == 20 and row["phase"] == "during"
   assert row["heldout/greedy"] == 0.5
   assert row["heldout/pass@1"] == pytest.approx(0.125)
   assert row["heldout/pass@k"] == 0.5 and row["heldout/k"] == 4
-  assert row["heldout/problems"] == 2
+  assert row["heldout/problems"] == 2 and row["heldout/verifier_failures"] == 2
   assert row["heldout/pass@1_stderr"] == pytest.approx(np.std([0.25, 0]) / np.sqrt(2))

@@ -89,6 +89,6 @@ def test_braces_inside_a_box_are_matched():
 
 @pytest.mark.parametrize("piece", ["<answer>", r"\boxed{", "####", "1,", "1 / ", "-", "1" * 50])
 def test_reading_takes_time_linear_in_the_text(piece):
-  start = time.perf_counter()
+  start = time.process_time()
   extraction.number(piece * (400_000 // len(piece)))
-  assert time.perf_counter() - start < 2
+  assert time.process_time() - start < 2

@@ -1,6 +1,7 @@
 """Verifiers: what is right, what is not, and what can't be judged."""
 
 import json
+import sys
 
 import pytest
 
@@ -92,3 +93,10 @@ def test_answer_data_keeps_tuples():
 def test_the_answers_of_every_kind_of_task_hold_a_text():
   assert verifiers.gold(json.dumps("5")) == "5"
   assert verifiers.gold(verifiers.dumps({"dataset": "x", "entry": {"answer": "7"}})) == "7"
+
+
+def test_a_verifier_whose_package_is_missing_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "math_verify", None)
+  monkeypatch.delitem(sys.modules, "offpolicy_rl.tasks.symbolic")
+  with pytest.raises(ValueError, match=r"math_verify needs its package: pip install .*\[math\]"):
+    scoring.resolve(verifiers.NAMED["math_verify"])

@@ -1,0 +1,61 @@
+"""Groups that teach nothing give way to groups of other prompts (learner.max_refills).
+
+When all completions of a group have the same reward, every group-relative advantage is 0: DAPO's
+dynamic sampling (arXiv 2503.14476) leaves such groups out and samples more. Here each group of a
+step has spare prompts of its own, so what replaces it depends on its own content only: the order
+in which samplers answer changes nothing, and a resumed run finds the same replacements.
+"""
+
+import collections
+import math
+from collections.abc import Callable
+
+from offpolicy_rl import types
+
+
+def has_signal(group: types.Group) -> bool:
+  """Whether its completions differ in reward, as samplers scored them.
+
+  The objective's penalty of overlong completions comes later and is not looked at.
+  """
+  rewards = [t.reward for t in group.trajectories]
+  return min(rewards) != max(rewards)
+
+
+class Refills:
+  """Says which ticket takes the place of a finished group, and counts what was left out."""
+
+  def __init__(self, next_ticket: Callable[[types.Ticket], types.Ticket | None]):
+    """`next_ticket(ticket)`: the one that replaces it; None when its spares are used up."""
+    self._next_ticket = next_ticket
+    self._left_out = collections.defaultdict(list)  # step -> groups
+
+  def __call__(self, finished: types.FinishedGroup) -> types.Ticket | None:
+    """The replacement of a group without signal; None = the group stands."""
+    ticket = finished.ticket
+    if ticket.kind != types.TRAIN or has_signal(finished.group):
+      return None
+    replacement = self._next_ticket(ticket)
+    if replacement is not None:
+      self._left_out[ticket.step].append(_summary(finished.group))
+    return replacement
+
+  def metrics(self, step: int) -> dict:
+    """filtered/...: groups that `step` did without; to be asked once all its groups are there.
+
+    by_length: groups by the mean length of their completions in tokens, rounded up to a power of 2.
+    """
+    left_out = self._left_out.pop(step, [])
+    lengths = collections.Counter(length for _, length in left_out)
+    return {
+      "filtered/groups": len(left_out),
+      "filtered/reward": sum(reward for reward, _ in left_out) / max(len(left_out), 1),
+      "filtered/by_length": {str(length): lengths[length] for length in sorted(lengths)},
+    }
+
+
+def _summary(group: types.Group) -> tuple[float, int]:
+  """(the reward that all have, mean length as a power of 2)."""
+  rows = group.trajectories
+  mean = sum(t.tokens.size for t in rows) / len(rows)
+  return rows[0].reward, 1 << math.ceil(math.log2(mean))

@@ -1,0 +1,80 @@
+"""Every card with a published model, as it stands, with a small random model of its family: import,
+two steps with a separate sampler, export, and back into transformers.
+"""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from benchmarks.parity import answers_of, forward_logits, gap, open_model
+from offpolicy_rl import config as config_lib
+from offpolicy_rl import main
+from offpolicy_rl.tasks import tokenizer
+from tests.conftest import ROOT
+from tests.model.conftest import reference, run_reference  # noqa: F401 (a fixture)
+from tests.system import processes, train_rows
+from tests.tasks.tokenizer_test import Gguf
+
+CARDS = {  # card -> random model of tests/reference
+  "gsm8k_qwen3_0_6b": "qwen3",
+  "gsm8k_qwen2_5_1_5b": "qwen2",
+  "gsm8k_llama3_2_1b": "llama-scaled",
+  "gsm8k_gemma3_1b": "gemma3",
+  "gsm8k_qwen3_30b_a3b": "qwen3-moe",
+}
+# Sizes only: everything else is the card's.
+SMALL = {
+  "mesh.fsdp": 1, "task.data_dir": "tests/data/word_problems", "task.max_prompt_tokens": 450,
+  "task.max_completion_tokens": 12, "task.verifier_processes": 1, "learner.steps": 2,
+  "learner.prompts_per_step": 4, "learner.group_size": 2, "learner.microbatches": 2,
+  "learner.row_tokens": 1000, "learner.max_refills": 2, "learner.logprob_chunk": 8,
+  "learner.learning_rate": 1e-3, "learner.warmup_steps": 0, "sampler.slots": 8,
+  "evaluation.problems": 2, "evaluation.samples": 2,
+}  # fmt: skip
+
+
+def test_every_card_of_a_published_model_is_tried_here():
+  found = {p.stem for p in (ROOT / "configs").glob("gsm8k_*.py")}
+  assert found == set(CARDS)
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_a_card_is_good_as_it_stands(card):
+  config_lib.validate(config_lib.load(str(ROOT / "configs" / f"{card}.py")))
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("card", "family"), CARDS.items())
+def test_from_import_to_export(tmp_path, reference, card, family):  # noqa: F811
+  source, taken, run = tmp_path / "source", tmp_path / "taken", tmp_path / "run"
+  shutil.copytree(reference / family / "model", source)
+  tokenizer.write_from_gguf(Gguf(), source)
+  assert main.main(["import", f"--from={source}", f"--to={taken}"]) == 0
+  settings = [f"--config.{key}={value}" for key, value in SMALL.items()]
+  with processes() as launch:
+    local = launch(
+      "local", f"--config=configs/{card}.py", f"--config.model.checkpoint={taken}",
+      f"--run_dir={run}", *settings,
+    )  # fmt: skip
+    output, _ = local.communicate(timeout=300)
+  assert local.returncode == 0, output
+  rows = train_rows(run)
+  assert [row["step"] for row in rows] == [0, 1]
+  assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+  assert rows[0]["mismatch/tokens"] > 0 and rows[0]["mismatch/max"] < 0.3  # bfloat16
+  _loads_elsewhere(run, tmp_path / "out", source)
+
+
+def _loads_elsewhere(run: pathlib.Path, out: pathlib.Path, source: pathlib.Path) -> None:
+  """transformers reads what was exported and computes the same; the weights have moved."""
+  assert main.main(["export", f"--run_dir={run}", f"--to={out / 'model'}"]) == 0
+  run_reference("answer", out)
+  config, params = open_model(out / "model")
+  answers = answers_of(out)
+  assert gap(forward_logits(config, params, answers["tokens"]), answers) < 1e-3
+  before = open_model(source)[1]["blocks"]["w_q"]
+  assert np.mean(np.asarray(params["blocks"]["w_q"]) != np.asarray(before)) > 0.5
+  assert json.loads((out / "model" / "config.json").read_text())["dtype"] == "float32"
