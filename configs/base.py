@@ -66,12 +66,13 @@ def get_config() -> config_dict.ConfigDict:
   c.model.lora_alpha = 16.0  # updates are multiplied by alpha / rank
   c.model.lora_targets = "w_q,w_k,w_v,w_o,w_gate,w_up,w_down"  # matrices of every layer
 
-  # Devices per mesh axis of the learner. Rows are split over data x fsdp, weights over fsdp x
-  # tensor.
+  # Devices per mesh axis of the learner. Rows are split over data x fsdp x expert, weights over
+  # fsdp x tensor, those of experts over expert, too.
   c.mesh = config_dict.ConfigDict()
   c.mesh.data = 1
   c.mesh.fsdp = 1
   c.mesh.tensor = 1
+  c.mesh.expert = 1
 
   # Supervised phase on the task's demonstrations before version 0; 0 steps = none.
   c.warm_start = config_dict.ConfigDict()
@@ -123,7 +124,9 @@ def get_config() -> config_dict.ConfigDict:
   c.learner.adam_eps = 1e-8
   c.learner.weight_decay = 0.0
   c.learner.max_grad_norm = 1.0  # global norm
-  c.learner.audit_every = 10  # steps between comparisons of sampler and learner logprobs; 0 = never
+  # Steps between comparisons of sampler and learner logprobs, and between looks at the routers of
+  # a mixture of experts; 0 = never.
+  c.learner.audit_every = 10
 
   # Each sampler.
   c.sampler = config_dict.ConfigDict()

@@ -118,6 +118,7 @@ _CHECKS = {
   "mesh.data": _at_least(1),
   "mesh.fsdp": _at_least(1),
   "mesh.tensor": _at_least(1),
+  "mesh.expert": _at_least(1),
   "warm_start.steps": _at_least(0),
   "warm_start.stop_loss": _at_least(0),
   "warm_start.rows": _at_least(1),
@@ -274,6 +275,7 @@ def objective_choices(config: config_dict.ConfigDict) -> losses.Choices:
 def architecture_relations(model: dict, mesh) -> list[tuple[bool, str]]:
   """Conditions between a decoder's fields and the mesh: (holds, what to say when it does not)."""
   heads, kv_heads, tensor = model["num_heads"], model["num_kv_heads"], mesh.tensor
+  experts = model["num_experts"]
   return [
     (
       heads % kv_heads == 0,
@@ -293,16 +295,28 @@ def architecture_relations(model: dict, mesh) -> list[tuple[bool, str]]:
       model["width"] % mesh.fsdp == 0,
       f"mesh.fsdp: got {mesh.fsdp}, expected a divisor of model.width = {model['width']}",
     ),
+    (
+      (experts or 1) % mesh.expert == 0,
+      f"mesh.expert: got {mesh.expert}, expected a divisor of the model's {experts} experts"
+      if experts
+      else f"mesh.expert: got {mesh.expert}, expected 1: the model has no experts",
+    ),
+    (
+      not experts or model["expert_width"] % tensor == 0,
+      f"mesh.tensor: got {tensor}, expected a divisor of {model['expert_width']}, the width of "
+      "the model's experts",
+    ),
   ]
 
 
 def _relations(c) -> list[tuple[bool, str]]:
   """Conditions between keys: (holds, what to say when it does not)."""
   rows = c.learner.prompts_per_step * c.learner.group_size
-  shards = c.mesh.data * c.mesh.fsdp
+  shards = c.mesh.data * c.mesh.fsdp * c.mesh.expert
   slots, need = c.sampler.slots, max(c.learner.group_size, c.evaluation.samples)
   micro = c.learner.microbatches
-  own = dict(c.model) | {"vocab_size": catalog.of(c.task).vocabulary.size}
+  vocab_size = catalog.of(c.task).vocabulary.size
+  own = dict(c.model) | {"vocab_size": vocab_size, "num_experts": 0, "expert_width": 0}
   return [
     (
       bool(c.task.format_pattern) == (c.task.format_reward > 0),
@@ -312,14 +326,16 @@ def _relations(c) -> list[tuple[bool, str]]:
     *([] if c.model.checkpoint else architecture_relations(own, c.mesh)),
     (
       rows % (micro * shards) == 0,
-      f"mesh.data, mesh.fsdp, learner.microbatches: got {c.mesh.data} x {c.mesh.fsdp} x {micro}, "
-      f"expected a divisor of the {rows} rows of a batch (prompts_per_step x group_size)",
+      f"mesh.data, mesh.fsdp, mesh.expert, learner.microbatches: got {c.mesh.data} x "
+      f"{c.mesh.fsdp} x {c.mesh.expert} x {micro}, expected a divisor of the {rows} rows of a "
+      "batch (prompts_per_step x group_size)",
     ),
     *_objective_relations(c, rows // micro),
     *_layout_relations(c),
     (
       c.warm_start.rows % shards == 0,
-      f"warm_start.rows: got {c.warm_start.rows}, expected a multiple of data x fsdp = {shards}",
+      f"warm_start.rows: got {c.warm_start.rows}, expected a multiple of data x fsdp x "
+      f"expert = {shards}",
     ),
     (
       slots >= need,

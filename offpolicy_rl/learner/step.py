@@ -11,7 +11,7 @@ import optax
 from offpolicy_rl import types
 from offpolicy_rl.learner.state import Optimizer, TrainState
 from offpolicy_rl.losses import LossInputs, Objective, masked, ratios
-from offpolicy_rl.model import decoder, lora, policy
+from offpolicy_rl.model import decoder, lora, mixture, policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +121,16 @@ def logprob_mismatch(
     "mismatch/mean": masked.masked_mean(gap, same),
     "mismatch/tokens": jnp.sum(same),
   }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def router_metrics(
+  choices: StepChoices, params, batch: types.Batch, frozen=None
+) -> dict[str, jax.Array]:
+  """How the routers of a mixture of experts spread the batch: `mixture.load_metrics`."""
+  whole = choices.whole(params, frozen)
+  loads = jax.lax.map(lambda part: policy.router_loads(choices.model, whole, part.rows), batch)
+  return mixture.load_metrics(jax.tree.map(lambda x: jnp.sum(x, axis=0), loads))
 
 
 def compile_step(choices: StepChoices, state_shardings):

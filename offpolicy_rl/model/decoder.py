@@ -215,17 +215,27 @@ class Block(nnx.Module):
     h_BxTxF = constrain(gate * up, "batch", None, "mlp")
     return self.adapted("w_down", h_BxTxF, h_BxTxF @ self.w_down[...])
 
+  def load(self, x_BxTxD, sight: Sight) -> mixture.Load:
+    """How the router spreads the normed tokens [B, T, D] of packed rows; padding is not counted."""
+    c, x_NxD = self.config, x_BxTxD.reshape(-1, self.config.width)
+    _, chosen = mixture.route(x_NxD, self.router[...], c.experts_per_token, c.normalized_router)
+    return mixture.load(x_NxD, self.router[...], chosen, sight.segments_BxT.reshape(-1) > 0)
+
   def __call__(self, x_BxTxD, positions_BxT, sight: Sight, cache):
+    """Returns x, the layer's (k, v), and the router's load (None without experts or packing)."""
     c = self.config
     normed = rms_norm(x_BxTxD, self.attention_norm[...], c)
     attended, cache = self.attention(normed, positions_BxT, sight, cache)
     if c.post_norms:
       attended = rms_norm(attended, self.post_attention_norm[...], c)
     x_BxTxD = x_BxTxD + attended
-    changed = self.mlp(rms_norm(x_BxTxD, self.mlp_norm[...], c))
+    normed = rms_norm(x_BxTxD, self.mlp_norm[...], c)
+    changed = self.mlp(normed)
+    counts = c.num_experts and sight.segments_BxT is not None
+    load = self.load(normed, sight) if counts else None
     if c.post_norms:
       changed = rms_norm(changed, self.post_mlp_norm[...], c)
-    return constrain(x_BxTxD + changed, "batch", None, None), cache
+    return constrain(x_BxTxD + changed, "batch", None, None), cache, load
 
 
 class Decoder(nnx.Module):
@@ -259,13 +269,14 @@ class Decoder(nnx.Module):
     Returns:
       float32 logits [B, T, V] of the token after each position, and the cache or None.
     """
-    x_BxTxD, cache = self.hidden(tokens_BxT, positions_BxT, cache)
+    x_BxTxD, cache, _ = self.hidden(tokens_BxT, positions_BxT, cache)
     return self.logits(x_BxTxD), cache
 
   def hidden(self, tokens_BxT, positions_BxT, cache: Cache | None = None, packing=None):
-    """As `__call__`, but the last hidden states [B, T, D] in place of logits.
+    """As `__call__`, but the last hidden states [B, T, D] in place of logits, and router loads.
 
     `packing`: int32 segments and branches [B, T] of packed rows (`types.PackedRows`), no cache.
+    Loads [L, ...] are there for packed rows and a mixture of experts, else None.
     """
     c = self.config
     x_BxTxD = constrain(self.embedding[...][tokens_BxT], "batch", None, None)
@@ -287,14 +298,14 @@ class Decoder(nnx.Module):
       if is_local is not None:
         sight = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), near, everything)
         sight = sight._replace(is_local=is_local)
-      x_BxTxD, kv = block(x_BxTxD, positions_BxT, sight, layer_cache)
-      return x_BxTxD, (kv if layer_cache is not None else None)
+      x_BxTxD, kv, load = block(x_BxTxD, positions_BxT, sight, layer_cache)
+      return x_BxTxD, (kv if layer_cache is not None else None, load)
 
     is_local_L = jnp.array(c.local_layers) if c.local_layers else None
     of_layers = (None if cache is None else tuple(cache), is_local_L)
-    x_BxTxD, new_cache = layer(self.blocks, x_BxTxD, of_layers)
+    x_BxTxD, (new_cache, loads) = layer(self.blocks, x_BxTxD, of_layers)
     x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], c)
-    return x_BxTxD, None if new_cache is None else Cache(*new_cache)
+    return x_BxTxD, None if new_cache is None else Cache(*new_cache), loads
 
   def logits(self, x_BxTxD):
     """Last hidden states -> float32 logits [B, T, V]."""

@@ -1,10 +1,14 @@
 """Mixture of experts: every token is worked on by the few experts that its router likes best.
 
-Dimension suffixes: N tokens, D width, F expert width, E experts, K experts per token.
+Dimension suffixes: N tokens, D width, F expert width, E experts, K experts per token, L layers.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from offpolicy_rl.model import sharding
 
 
 def route(
@@ -25,14 +29,69 @@ def apply(x_NxD, weights_NxK, chosen_NxK, gate_ExDxF, up_ExDxF, down_ExFxD, acti
   """The experts' gated MLPs, weighted -> [N, D].
 
   Tokens are sorted by expert, so that each expert's are one block of a grouped matrix product; no
-  expert has a capacity, no token is dropped.
+  expert has a capacity, no token is dropped. Where a mesh splits the experts, each shard adds what
+  its own contribute.
   """
-  tokens, per_token = chosen_NxK.shape
-  order = jnp.argsort(chosen_NxK.reshape(-1), stable=True)
-  sizes_E = jnp.bincount(chosen_NxK.reshape(-1), length=gate_ExDxF.shape[0]).astype(jnp.int32)
-  sorted_x = x_NxD[order // per_token]
-  gate = activation(jax.lax.ragged_dot(sorted_x, gate_ExDxF, sizes_E))
-  h = gate * jax.lax.ragged_dot(sorted_x, up_ExDxF, sizes_E)
-  sorted_y = jax.lax.ragged_dot(h, down_ExFxD, sizes_E)
-  y_NxKxD = sorted_y[jnp.argsort(order)].reshape(tokens, per_token, -1)
-  return jnp.einsum("nkd,nk->nd", y_NxKxD, weights_NxK.astype(y_NxKxD.dtype))
+
+  def local(first, x_NxD, weights_NxK, chosen_NxK, gate, up, down):
+    held, (tokens, per_token) = gate.shape[0], chosen_NxK.shape
+    mine_NxK = chosen_NxK - first
+    own_NxK = (mine_NxK >= 0) & (mine_NxK < held)
+    mine = jnp.where(own_NxK, mine_NxK, held).reshape(-1)  # those of other shards come last
+    order = jnp.argsort(mine, stable=True)
+    sizes = jnp.bincount(mine, length=held + 1)[:held].astype(jnp.int32)
+    sorted_x = x_NxD[order // per_token]
+    h = activation(jax.lax.ragged_dot(sorted_x, gate, sizes))
+    h = h * jax.lax.ragged_dot(sorted_x, up, sizes)
+    sorted_y = jax.lax.ragged_dot(h, down, sizes)
+    y_NxKxD = sorted_y[jnp.argsort(order)].reshape(tokens, per_token, -1)
+    # Rows behind the last block are nobody's: their content is not defined.
+    y_NxKxD = jnp.where(own_NxK[..., None], y_NxKxD, 0)
+    return jnp.einsum("nkd,nk->nd", y_NxKxD, weights_NxK.astype(y_NxKxD.dtype))
+
+  given = (x_NxD, weights_NxK, chosen_NxK)
+  return sharding.sum_over_experts(local, given, (gate_ExDxF, up_ExDxF, down_ExFxD))
+
+
+class Load(NamedTuple):
+  """How a layer's router spread the tokens; sums, so that those of several parts add up."""
+
+  assigned_E: jax.Array  # float32, tokens that chose an expert
+  odds_E: jax.Array  # float32, of the router's softmax
+  entropy: jax.Array  # float32, of that softmax, in nats
+  tokens: jax.Array  # float32
+
+
+def load(x_NxD, router_DxE, chosen_NxK, valid_N) -> Load:
+  """Of the tokens that `valid_N` (bool) counts."""
+  log_odds_NxE = jax.nn.log_softmax((x_NxD @ router_DxE).astype(jnp.float32))
+  odds_NxE = jnp.exp(log_odds_NxE)
+  counted_N = valid_N.astype(jnp.float32)
+  chose_NxE = jnp.sum(jax.nn.one_hot(chosen_NxK, odds_NxE.shape[-1]), axis=1)
+  return Load(
+    assigned_E=counted_N @ chose_NxE,
+    odds_E=counted_N @ odds_NxE,
+    entropy=-jnp.sum(counted_N[:, None] * odds_NxE * log_odds_NxE),
+    tokens=jnp.sum(counted_N),
+  )
+
+
+def load_metrics(loads: Load) -> dict[str, jax.Array]:
+  """Router statistics from loads [L, ...] of L layers.
+
+  router/max_load and router/worst_layer: tokens of the busiest expert over the average one, mean
+  and maximum over layers (1 = even). router/unused: share of experts without a token.
+  router/balance: E sum_e f_e P_e with f the shares and P the mean odds (1 = even), the auxiliary
+  loss of Switch Transformers (arXiv 2101.03961), only measured here. router/entropy: nats.
+  """
+  experts = loads.assigned_E.shape[-1]
+  share_LxE = loads.assigned_E / jnp.sum(loads.assigned_E, axis=-1, keepdims=True)
+  odds_LxE = loads.odds_E / loads.tokens[:, None]
+  busiest_L = experts * jnp.max(share_LxE, axis=-1)
+  return {
+    "router/max_load": jnp.mean(busiest_L),
+    "router/worst_layer": jnp.max(busiest_L),
+    "router/unused": jnp.mean(loads.assigned_E == 0),
+    "router/balance": jnp.mean(experts * jnp.sum(share_LxE * odds_LxE, axis=-1)),
+    "router/entropy": jnp.mean(loads.entropy / loads.tokens),
+  }

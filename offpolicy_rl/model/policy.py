@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from offpolicy_rl import types
-from offpolicy_rl.model import decoder, sharding
+from offpolicy_rl.model import decoder, mixture, sharding
 
 Params = dict
 
@@ -60,7 +60,7 @@ def logits_at(config: decoder.DecoderConfig, params: Params, tokens, positions, 
   The logits of a whole prompt would not fit where the vocabulary is large.
   """
   model = module(config, params)
-  hidden, cache = model.hidden(tokens, positions, cache)
+  hidden, cache, _ = model.hidden(tokens, positions, cache)
   hidden = jnp.take_along_axis(hidden, columns[:, None, None], axis=1)
   return model.logits(hidden)[:, 0], cache
 
@@ -137,6 +137,14 @@ def token_stats(
   chunks = (_columns(hidden, chunk), _columns(rows.targets, chunk))
   _, stats = jax.lax.scan(lambda _, part: (None, again(params, *part)), None, chunks)
   return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :columns], stats)
+
+
+def router_loads(
+  config: decoder.DecoderConfig, params: Params, rows: types.PackedRows
+) -> mixture.Load:
+  """Of every layer of a mixture of experts."""
+  packing = (rows.segments, rows.branches)
+  return module(config, params).hidden(rows.tokens, rows.positions, packing=packing)[2]
 
 
 def _columns(x: jax.Array, chunk: int) -> jax.Array:

@@ -10,31 +10,34 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
-AXES = (DATA, FSDP, TENSOR)
+DATA, FSDP, TENSOR, EXPERT = "data", "fsdp", "tensor", "expert"
+AXES = (DATA, FSDP, TENSOR, EXPERT)
 
 RULES = {
-  "batch": (DATA, FSDP),
+  "batch": (DATA, FSDP, EXPERT),
   "embed": FSDP,
   "vocab": TENSOR,
   "heads": TENSOR,
   "kv_heads": TENSOR,
   "mlp": TENSOR,
+  "expert": EXPERT,
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-  """Mesh of shape (data, fsdp, tensor) over the first devices.
+def make_mesh(
+  data: int = 1, fsdp: int = 1, tensor: int = 1, expert: int = 1, *, devices=None
+) -> Mesh:
+  """Mesh of shape (data, fsdp, tensor, expert) over the first devices.
 
   Raises:
     ValueError: more devices asked for than there are.
   """
   devices = jax.devices() if devices is None else devices
-  size = math.prod((data, fsdp, tensor))
+  size = math.prod((data, fsdp, tensor, expert))
   if size > len(devices):
-    shape = f"data={data} x fsdp={fsdp} x tensor={tensor}"
+    shape = f"data={data} x fsdp={fsdp} x tensor={tensor} x expert={expert}"
     raise ValueError(f"mesh: {shape} needs {size} devices, this machine has {len(devices)}")
-  grid = np.array(devices[:size]).reshape(data, fsdp, tensor)
+  grid = np.array(devices[:size]).reshape(data, fsdp, tensor, expert)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -48,6 +51,35 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, spec(*logical_axes))
+
+
+def sum_over_experts(local, tokens: tuple, experts: tuple) -> jax.Array:
+  """Sum of `local(first, *tokens, *experts)` over the shards of the mesh axis `expert`.
+
+  Every shard works on all tokens (as the other axes leave them) with the experts that it holds:
+  tokens are gathered and results added up. No token is sent to a certain shard, so that uneven
+  loads need no capacity.
+
+  Args:
+    local: `first` is the number of the shard's first expert.
+    tokens: arrays that every shard gets whole.
+    experts: arrays with the experts as first axis.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape[EXPERT] == 1:
+    return local(0, *tokens, *experts)
+
+  def shard(tokens, experts):
+    # Said aloud: left to itself, the gradient of ragged_dot misses the sum over shards.
+    tokens = jax.tree.map(lambda x: jax.lax.pcast(x, (EXPERT,), to="varying"), tokens)
+    first = jax.lax.axis_index(EXPERT) * experts[0].shape[0]
+    return jax.lax.psum(local(first, *tokens, *experts), EXPERT)
+
+  split = jax.shard_map(
+    shard, in_specs=(PartitionSpec(), PartitionSpec(EXPERT)), out_specs=PartitionSpec(),
+    axis_names={EXPERT},
+  )  # fmt: skip
+  return split(tokens, experts)
 
 
 def tree_shardings(mesh: Mesh, tree, axes_of):

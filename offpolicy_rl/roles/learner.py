@@ -138,6 +138,10 @@ def _loop_parts(me: Learner, reference) -> loop.Parts:
 
   def train_step(at_step, state, batch):
     found = check(at_step, state, batch)
+    every = config.learner.audit_every
+    if me.choices.model.num_experts and every and at_step % every == 0:
+      placed = state_lib.place_batch(me.mesh, batch)
+      found |= step.router_metrics(me.choices, state.params, placed, reference)
     state, row = compiled(state, state_lib.place_batch(me.mesh, batch), reference)
     return state, row | found
 

@@ -199,6 +199,6 @@ def limits(config) -> packing.Limits:
     learner.layout,
     *longest,
     columns=learner.row_tokens or packing.row_columns(learner.layout, *longest, learner.group_size),
-    shards=config.mesh.data * config.mesh.fsdp,
+    shards=config.mesh.data * config.mesh.fsdp * config.mesh.expert,
     buckets=learner.buckets,
   )

@@ -12,14 +12,13 @@ from tests.rows import whole_rows
 
 
 def test_a_mesh_that_needs_too_many_devices_is_refused():
-  with pytest.raises(
-    ValueError, match="mesh: data=4 x fsdp=4 x tensor=1 needs 16 devices, this machine has 8"
-  ):
+  shape = "data=4 x fsdp=4 x tensor=1 x expert=1"
+  with pytest.raises(ValueError, match=f"mesh: {shape} needs 16 devices, this machine has 8"):
     sharding.make_mesh(4, 4, 1)
 
 
 def test_logical_axes_become_mesh_axes():
-  assert sharding.spec("batch", None, "heads") == P(("data", "fsdp"), None, "tensor")
+  assert sharding.spec("batch", None, "heads") == P(("data", "fsdp", "expert"), None, "tensor")
   assert sharding.spec("vocab", "embed") == P("tensor", "fsdp")
 
 

@@ -1,0 +1,149 @@
+"""Adapters through the whole system: trained, streamed, resumed, evaluated, merged on export."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import chaos
+from benchmarks.parity import answers_of, forward_logits, gap, open_model
+from offpolicy_rl import config as config_lib
+from offpolicy_rl import main, types
+from offpolicy_rl.model import lora, policy
+from offpolicy_rl.replay import lag
+from offpolicy_rl.roles import front, parts, sampler
+from offpolicy_rl.tasks import tokenizer
+from offpolicy_rl.transport import trajectory_pb2 as pb
+from offpolicy_rl.transport import weights
+from tests.model.conftest import reference, run_reference  # noqa: F401 (a fixture)
+from tests.model.families_test import LLAMA
+from tests.model.lora_test import ADAPTED, logits
+from tests.system import assert_identical, processes, train_rows
+from tests.tasks.tokenizer_test import Gguf
+
+TARGETS = "w_q,w_v,w_o,w_down"
+SETTINGS = (
+  "--config=configs/test.py", "--config.task.chat=False", "--config.task.prompt=Add: {question}",
+  "--config.task.max_prompt_tokens=20", "--config.warm_start.steps=30",
+  "--config.evaluation.every=0", "--config.lag.mode=fixed", "--config.lag.max_lag=1",
+  "--config.model.lora_rank=4", f"--config.model.lora_targets={TARGETS}",
+  "--config.objective.kl_coef=0.1", "--config.learner.audit_every=1",
+  "--config.learner.learning_rate=0.01",
+)  # fmt: skip
+
+
+def local(*arguments):
+  with processes() as launch:
+    process = launch("local", *arguments)
+    output, _ = process.communicate(timeout=400)
+  assert process.returncode == 0, output
+
+
+@pytest.mark.timeout(900)
+def test_adapters_from_a_published_checkpoint_to_another_one(tmp_path, reference):  # noqa: F811
+  source, taken, out = tmp_path / "source", tmp_path / "taken", tmp_path / "out"
+  shutil.copytree(reference / "qwen2" / "model", source)
+  tokenizer.write_from_gguf(Gguf(), source)
+  assert main.main(["import", f"--from={source}", f"--to={taken}"]) == 0
+  settings = (*SETTINGS, f"--config.model.checkpoint={taken}")
+  run, straight = tmp_path / "run", tmp_path / "straight"
+  # Without a break, weights through a directory; and with a break, weights streamed.
+  shared = tmp_path / "shared"
+  local(*settings, f"--run_dir={straight}", "--config.learner.steps=4", f"--weights_dir={shared}")
+  local(*settings, f"--run_dir={run}", "--config.learner.steps=2")
+  shutil.rmtree(taken)  # the run keeps what it needs
+  local("--resume", f"--run_dir={run}", "--config.learner.steps=4")
+  assert_identical(chaos.parameters(run), chaos.parameters(straight))
+
+  rows = train_rows(run)
+  assert [row["step"] for row in rows] == [0, 1, 2, 3]
+  # Samplers merge, the learner does not: the same log-probabilities all the same.
+  compared = [row["mismatch/max"] for row in rows if row.get("mismatch/tokens")]
+  assert compared and max(compared) < 1e-4
+  assert {row["weights/bytes"] for row in rows} == {4 * number_of_adapter_weights()}
+
+  assert main.main(["export", f"--run_dir={run}", f"--to={out / 'model'}"]) == 0
+  run_reference("answer", out)  # transformers
+  config, params = open_model(out / "model")
+  answers = answers_of(out)
+  assert gap(forward_logits(config, params, answers["tokens"]), answers) < 1e-3
+  config_of_run = config_lib.from_json((run / "config.json").read_text())
+  model = parts.policy_of(config_of_run, tokenizer.read_files(run / "model")).model
+  step, merged = parts.newest_params(run, model)
+  assert step == 4
+  assert_identical(*(jax.tree.map(np.asarray, policy.flatten(p)) for p in (merged, params)))
+  found = main.main(["eval", f"--run_dir={run}", "--problems=2", f"--out={tmp_path / 'eval'}"])
+  assert found == 0 and json.loads((tmp_path / "eval" / "eval.json").read_text())["step"] == 4
+
+
+def number_of_adapter_weights() -> int:
+  """Of the reference's qwen2: 4 layers, width 48, 6 heads of 8, 2 of them key/value, MLP 80."""
+  inputs_and_outputs = {"w_q": 48 + 48, "w_v": 48 + 16, "w_o": 48 + 48, "w_down": 80 + 48}
+  return 4 * 4 * sum(inputs_and_outputs.values())
+
+
+def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
+  """Learner's store to sampler's receiver, without the wire between them."""
+  store, sent = weights.WeightStore(), []
+  desk = front.Front(
+    book=SimpleNamespace(needed_versions=lambda _: set()), groups=None, weights=store,
+    weights_dtype="float32", vocab_size=9, max_tokens=9, control=lag.LagControl("fixed", 1),
+  )  # fmt: skip
+
+  def pull_weights(low, high, receiver):
+    request = pb.WeightsRequest(min_version=low, max_version=high)
+    before = receiver.received_bytes
+    chunks = map(pb.WeightsChunk.FromString, store.answer(receiver.complete(request)))
+    found = receiver.receive(chunks)
+    sent.append((found[0], receiver.received_bytes - before))
+    return found
+
+  base, _ = lora.split(policy.init(ADAPTED, jax.random.key(0)))
+  desk.publish(types.RAW_VERSION, jax.tree.map(lambda x: x + 1, base))
+  desk.publish_base(base)
+  wire = SimpleNamespace(pull_weights=pull_weights)
+  held = sampler._weights(wire, tiny_config, ADAPTED, weights_dir=None)
+  raw = held.pull(types.RAW_VERSION, types.RAW_VERSION)[1]
+  np.testing.assert_array_equal(raw["embedding"], base["embedding"] + 1)
+  for version in range(3):
+    adapters = stirred(jax.random.key(version))
+    desk.publish(version, adapters)
+    got, params = held.pull(0, version)
+    assert got == version
+    expected = logits(ADAPTED, lora.join(base, adapters))
+    np.testing.assert_allclose(logits(lora.plain(ADAPTED), params), expected, atol=5e-5)
+    assert held.pull(0, version)[1] is params
+    assert desk.older_versions().keys() == {0: set(), 1: {0}, 2: {1}}[version]
+  whole, few = bytes_of(base), bytes_of(adapters)
+  assert desk.version_bytes == few < whole / 3
+  assert sent == [
+    (types.RAW_VERSION, whole), (types.BASE_VERSION, whole),
+    (0, few), (0, 0), (1, few), (1, 0), (2, few), (2, 0),
+  ]  # fmt: skip
+  # Whoever joins late gets the base, too.
+  late = sampler._weights(wire, tiny_config, ADAPTED, weights_dir=None)
+  assert late.pull(0, 2)[0] == 2 and sent[-2:] == [(types.BASE_VERSION, whole), (2, few)]
+
+
+def bytes_of(tree) -> int:
+  return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+def stirred(key):
+  """Adapters as if they had been trained."""
+  _, adapters = lora.split(policy.init(ADAPTED, key))
+  return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), adapters)
+
+
+def test_experts_have_no_adapters(tiny_config):
+  moe = LLAMA | {
+    "model_type": "qwen3_moe", "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+  }  # fmt: skip
+  files = types.ModelFiles(json.dumps(moe), "", "", "")
+  config_lib.override(tiny_config, [("model.lora_rank", "2")])
+  with pytest.raises(config_lib.ConfigError, match="lora_targets: .*experts have no adapters"):
+    parts.policy_of(tiny_config, files)
