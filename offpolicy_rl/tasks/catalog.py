@@ -102,7 +102,11 @@ class Selection:
 
 def is_heldout(question: str) -> bool:
   """One question in eight, by hash."""
-  return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
+  return _digest(question)[0] % 8 == 0
+
+
+def _digest(question: str) -> bytes:
+  return hashlib.sha256(question.encode()).digest()
 
 
 def without(problems: list[Problem], held: list[Problem]) -> list[Problem]:
@@ -161,9 +165,12 @@ def _gym_task(settings, label: str) -> Task:
       f"task.name: got {settings.name!r}, which can't be trained on: {sources.REFUSED[label]}"
     )
   options = json_object("task.options", settings.options)
+  drawn = sources.reasoning_gym(label, settings.size, **options)
   return Task(
     settings.name,
-    sources.reasoning_gym(label, settings.size, **options),
+    # Where there are few easy problems, repeats leave them all at the beginning: the first so many
+    # held-out ones would not be like the rest.
+    lambda: sorted(drawn(), key=lambda problem: _digest(problem.question)),
     verifiers.NAMED["reasoning_gym"],
     check=lambda: sources.check_gym_options(label, options),
   )

@@ -118,3 +118,15 @@ def test_a_catch_is_warned_of(tiny_config):
   mixture = '{"gsm8k": 1, "reasoning_gym:gsm_symbolic": 1}'
   settings(tiny_config, name="mixture", mixture=mixture)
   assert any("GSM8K's test set" in line for line in config_lib.warnings(tiny_config))
+
+
+def test_the_first_held_out_problems_are_like_the_rest(tiny_config):
+  """Sums of two digits are few, so that drawing order would put nearly all of them in front."""
+  options = '{"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}'
+  asked = catalog.of(
+    settings(tiny_config, name="reasoning_gym:chain_sum", size=4000, options=options)
+  )
+  [held] = asked.split("heldout")
+  short = [p.question.count("+") + p.question.count(" - ") == 1 for p in held]
+  overall = sum(short) / len(short)
+  assert 0.02 < overall < 0.15 and sum(short[:60]) / 60 < overall + 0.1
