@@ -228,7 +228,7 @@ def make_learner(dtype: str, rows: int, columns: int):
     vocab_size=1024, num_layers=3, width=256, num_heads=8, num_kv_heads=4, head_dim=32,
     mlp_width=768, rope_theta=1e4, norm_eps=1e-6, tied_embeddings=True,
   )  # fmt: skip
-  optimizer = state_lib.make_optimizer(learning_rate=RATE, num_steps=10**6, betas=(B1, B2))
+  optimizer = state_lib.make_optimizer(learning_rate=RATE, num_steps=10**6, adam=(B1, B2, EPS))
   objective = losses.objective("beta_shift", beta=0.5, kappa=0.2)
   choices = step.StepChoices(config, objective, optimizer, 1.0)
   mesh = sharding.make_mesh()

@@ -28,11 +28,12 @@ class Optimizer(NamedTuple):
 
 def make_optimizer(
   *, learning_rate: float, num_steps: int, warmup_steps: int = 0, schedule: str = "constant",
-  betas: tuple[float, float] = (0.9, 0.99), adam_eps: float = 1e-8,
+  adam: tuple[float, float, float] = (0.9, 0.99, 1e-8),
   weight_decay: float = 0.0, max_grad_norm: float = 1.0, in_host_memory: bool = False,
 ) -> Optimizer:  # fmt: skip
   """AdamW (arXiv 1711.05101) behind a clip of the gradient's global norm.
 
+  `adam`: decay of the first and of the second moment, and epsilon.
   `in_host_memory`: its moments, twice the parameters' size, are on the devices for updates only.
   """
   if schedule == "cosine":
@@ -48,7 +49,7 @@ def make_optimizer(
     )
   made = optax.chain(
     optax.clip_by_global_norm(max_grad_norm),
-    optax.adamw(rate, b1=betas[0], b2=betas[1], eps=adam_eps, weight_decay=weight_decay),
+    optax.adamw(rate, *adam, weight_decay=weight_decay),
   )
   if not in_host_memory:
     return Optimizer(made.init, made.update)

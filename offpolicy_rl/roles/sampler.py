@@ -1,5 +1,6 @@
 """A sampler: serves one learner; its configuration, tickets and weights all come from there."""
 
+import collections
 import functools
 import logging
 import threading
@@ -20,6 +21,7 @@ from offpolicy_rl.tasks import scoring, shaping
 from offpolicy_rl.transport import client, codec, receiver, security
 
 _LOG = logging.getLogger(__name__)
+_RATE_SECONDS = 60.0  # tokens come in bursts, a group's all at once
 
 
 class RunMismatch(RuntimeError):
@@ -268,11 +270,13 @@ def _check_weights_dir(weights_dir: str | None, in_directory: bool) -> None:
 
 def _beat(wire, stats: worker.Stats, seconds: float, done: threading.Event) -> None:
   """Heartbeats until the work is done; a failed one is left to the next."""
-  before, at = 0, time.monotonic()
+  seen = collections.deque([(time.monotonic(), 0)])  # (when, tokens) of the last minute
   while not done.wait(seconds):
-    tokens, now = stats.tokens, time.monotonic()
-    rate = (tokens - before) / (now - at)
-    before, at = tokens, now
+    seen.append((time.monotonic(), stats.tokens))
+    while len(seen) > 2 and seen[1][0] < seen[-1][0] - _RATE_SECONDS:
+      seen.popleft()
+    (start, before), (end, tokens) = seen[0], seen[-1]
+    rate = (tokens - before) / (end - start)
     try:
       wire.heartbeat({"tokens_per_second": rate})
     except Exception as error:  # the main thread's calls report a lasting problem
