@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 
 class LossInputs(NamedTuple):
@@ -27,24 +26,6 @@ class Prepared(NamedTuple):
   advantages: jax.Array  # float [B], without pessimistic shift
   row_weights: jax.Array  # float [B], 0 = the row does not count
   beta: jax.Array  # float [B], the temperature; the same value in every row
-
-
-def unpack(packed: jax.Array, rows: jax.Array, starts: jax.Array, num_tokens: int) -> jax.Array:
-  """Completions out of packed rows, for objectives, which see one completion per row.
-
-  Its gradient goes back into the packed array, so packing changes nothing but the layout.
-
-  Args:
-    packed: [R, L], several completions in each row.
-    rows: int [B], the packed row of each completion.
-    starts: int [B], its first column there.
-    num_tokens: columns of the result.
-
-  Returns:
-    [B, num_tokens]; what lies behind a completion's end is its neighbour: mask it.
-  """
-  columns = jnp.minimum(starts[:, None] + jnp.arange(num_tokens)[None], packed.shape[1] - 1)
-  return packed[rows[:, None], columns]
 
 
 def required(inputs: LossInputs, field: str) -> jax.Array:
