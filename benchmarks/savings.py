@@ -5,8 +5,8 @@ The same 8 completions (2 groups, prompts of 128 tokens, 8 to 64 per completion)
 with the plain step and with each saving alone and with all together. Every variant runs in a
 process of its own. Peak memory is what XLA plans for the step beyond its arguments (`temporary`),
 and what the process's memory grew to (`resident`). Every variant takes its steps in turn with the
-plain one; the ratio is the median of those pairs. A second table gives the step with a shared prompt
-for prompt : completion from 1:4 to 4:1. Writes results/savings.json.
+plain one; the ratio is the median of those pairs. A second table gives the step with a shared
+prompt for prompt : completion from 1:4 to 4:1. Writes results/savings.json.
 """
 
 import argparse
