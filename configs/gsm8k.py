@@ -8,7 +8,7 @@ from configs import base
 
 
 def get_config(checkpoint: str):
-  """One slice of four chips; samplers are separate machines, as many as there are."""
+  """One slice of four chips unless the card says more; samplers are separate machines."""
   c = base.get_config()
   c.model.checkpoint = f"checkpoints/{checkpoint}"  # offpolicy-rl import --to=
   c.model.compute_dtype = "bfloat16"
@@ -45,6 +45,6 @@ def get_config(checkpoint: str):
   c.evaluation.samples = 4
   c.evaluation.every = 25
   c.checkpoint.every = 25
-  c.transport.weights_dtype = "bfloat16"  # what samplers compute in anyway; deltas are small
+  c.transport.weights_dtype = "bfloat16"  # what samplers compute in anyway
   c.transport.lease_seconds = 120.0
   return c

@@ -361,7 +361,7 @@ def _relations(c) -> list[tuple[bool, str]]:
 _FROZEN = (
   "seed", "task.", "model.", "lag.", "learner.prompts_per_step", "learner.group_size",
   "learner.max_refills", "sampler.temperature", "sampler.slots", "evaluation.problems",
-  "evaluation.samples",
+  "evaluation.samples", "transport.weights_dtype",
 )  # fmt: skip
 # But these may: where files lie now, and how verifiers are run.
 _FREE = (

@@ -71,7 +71,9 @@ def plain_loop(config):
           for t in found
         )
         groups.append(types.FinishedGroup(ticket, types.Group(ticket.ticket_id, scored), at))
-      batch = batching.make_batch(groups, parts.limits(config))
+      batch = batching.make_batch(
+        groups, parts.limits(config, group_size=config.learner.group_size)
+      )
       state, _ = update(state, state_lib.place_batch(mesh, batch), None)
   return policy.flatten(jax.tree.map(np.array, state.params))
 

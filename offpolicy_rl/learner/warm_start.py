@@ -27,7 +27,11 @@ def run(
   Ends early when the smoothed loss falls below `stop_loss`. Seeds differ in how many steps they
   need, so a loss, not a number of steps, makes runs start from equally good policies.
   """
-  step_fn = jax.jit(functools.partial(supervised_step, choices), donate_argnums=0)
+  step_fn = jax.jit(
+    functools.partial(supervised_step, choices),
+    donate_argnums=0,
+    out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+  )
   smoothed = None
   for step in range(num_steps):
     if should_stop():

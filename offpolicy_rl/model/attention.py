@@ -20,11 +20,12 @@ SPLASH_INTERPRETED = "splash_interpreted"  # the same kernel on CPU, slowly, for
 _LANES = 128  # columns and channels are padded to a multiple of this for the TPU
 
 
-def best(platform: str, *, compute_dtype: str, shares_prompts: bool) -> str:
+def best(platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bool) -> str:
   """The form for training on a mesh of this platform ("cpu", "gpu", "tpu")."""
   if platform == "tpu" and not shares_prompts:
     return SPLASH
-  if platform in ("gpu", "cuda") and compute_dtype == "bfloat16":
+  fits = head_dim % 8 == 0 and head_dim <= 128  # what cuDNN takes on every GPU that it runs on
+  if platform in ("gpu", "cuda") and compute_dtype == "bfloat16" and fits:
     return CUDNN
   return PLAIN
 
@@ -45,11 +46,28 @@ def attend(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight, config):
   scale = config.query_scale or config.head_dim**-0.5
   if config.attention_softcap:
     return _capped(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight.visible_BxTxS, config, scale)
-  fused = config.attention == CUDNN and sight.segments_BxT is not None
+  if config.attention == CUDNN and sight.segments_BxT is not None:
+    return _even(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight.visible_BxTxS, scale, "cudnn")
   return jax.nn.dot_product_attention(
     q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, mask=sight.visible_BxTxS[:, None], scale=scale,
-    implementation="cudnn" if fused else "xla",
+    implementation="xla",
   )  # fmt: skip
+
+
+def _even(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, visible_BxTxT, scale: float, implementation: str):
+  """With an even number of columns, which cuDNN asks for."""
+  length = q_BxTxHxC.shape[1]
+  one = length % 2
+  q, k, v = (
+    jnp.pad(x, ((0, 0), (0, one), (0, 0), (0, 0))) for x in (q_BxTxHxC, k_BxTxKxC, v_BxTxKxC)
+  )
+  # The new token sees everything, so that its softmax is one; nobody sees it.
+  mask = jnp.pad(visible_BxTxT, ((0, 0), (0, one), (0, 0)), constant_values=True)
+  mask = jnp.pad(mask, ((0, 0), (0, 0), (0, one)))[:, None]
+  attended = jax.nn.dot_product_attention(
+    q, k, v, mask=mask, scale=scale, implementation=implementation
+  )
+  return attended[:, :length]
 
 
 def _capped(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, visible_BxTxS, config, scale: float):

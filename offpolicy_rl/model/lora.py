@@ -72,7 +72,7 @@ def merge(config, base: dict, adapters: dict) -> dict:
 
   Args:
     config: with adapters.
-    base: parameters of `plain(config)`.
+    base: in any dtype, which the result keeps; sums are float32. Parameters of `plain(config)`.
   """
   blocks, pairs = base["blocks"], adapters["blocks"]
   merged = {

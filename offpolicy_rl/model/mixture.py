@@ -40,12 +40,14 @@ def apply(x_NxD, weights_NxK, chosen_NxK, gate_ExDxF, up_ExDxF, down_ExFxD, acti
     mine = jnp.where(own_NxK, mine_NxK, held).reshape(-1)  # those of other shards come last
     order = jnp.argsort(mine, stable=True)
     sizes = jnp.bincount(mine, length=held + 1)[:held].astype(jnp.int32)
-    sorted_x = x_NxD[order // per_token]
+    # Rows behind the last block are nobody's: what a product holds there is not defined, nor is
+    # its gradient. One select keeps it out of the tokens' gradient, another out of the result.
+    in_block = (mine[order] < held)[:, None]
+    sorted_x = jnp.where(in_block, x_NxD[order // per_token], 0)
     h = activation(jax.lax.ragged_dot(sorted_x, gate, sizes))
     h = h * jax.lax.ragged_dot(sorted_x, up, sizes)
     sorted_y = jax.lax.ragged_dot(h, down, sizes)
     y_NxKxD = sorted_y[jnp.argsort(order)].reshape(tokens, per_token, -1)
-    # Rows behind the last block are nobody's: their content is not defined.
     y_NxKxD = jnp.where(own_NxK[..., None], y_NxKxD, 0)
     return jnp.einsum("nkd,nk->nd", y_NxKxD, weights_NxK.astype(y_NxKxD.dtype))
 

@@ -50,7 +50,8 @@ class Learner:
       at_step, groups, last=at_step + 1 == settings.steps, decode=self.policy.words.decode
     )
     self.compare_with_recording(at_step, row)
-    batch = batching.make_batch(groups, parts.limits(self.config), settings.microbatches)
+    limits = parts.limits(self.config, group_size=settings.group_size)
+    batch = batching.make_batch(groups, limits, settings.microbatches)
     found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
     if self.refills is not None:
       found |= self.refills.metrics(at_step)

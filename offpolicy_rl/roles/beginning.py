@@ -128,9 +128,10 @@ def _warm_start(me: Learner, params, train):
     warmup_steps=settings.steps // 20,
     # Constant to the end: after a decay to zero, RL's first updates would undo the fine tuning.
     schedule="constant",
+    in_host_memory=me.config.learner.offload_optimizer,
   )
   choices = dataclasses.replace(me.choices.reference(), optimizer=optimizer)
-  limits = parts.limits(me.config)
+  limits = parts.limits(me.config, group_size=1)
   demonstrations = stream.of(_that_fit(me, train), me.config.seed + 1)
 
   def next_batch(at_step: int) -> types.Batch:

@@ -109,7 +109,7 @@ def step_choices(config, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh) 
     model,
     remat=learner.remat,
     attention=attention.best(
-      mesh.devices.flat[0].platform, compute_dtype=model.compute_dtype,
+      mesh.devices.flat[0].platform, compute_dtype=model.compute_dtype, head_dim=model.head_dim,
       shares_prompts=learner.layout == packing.SHARED,
     ),
   )  # fmt: skip
@@ -190,14 +190,14 @@ def scorer(task) -> scoring.Scorer:
   )  # fmt: skip
 
 
-def limits(config) -> packing.Limits:
-  """How batches are laid out."""
+def limits(config, *, group_size: int) -> packing.Limits:
+  """How batches of groups of this size are laid out."""
   learner, task = config.learner, config.task
   longest = (task.max_prompt_tokens, task.max_completion_tokens)
   return packing.Limits(
     learner.layout,
     *longest,
-    columns=learner.row_tokens or packing.row_columns(learner.layout, *longest, learner.group_size),
+    columns=learner.row_tokens or packing.row_columns(learner.layout, *longest, group_size),
     shards=config.mesh.data * config.mesh.fsdp * config.mesh.expert,
     buckets=learner.buckets,
   )

@@ -196,7 +196,7 @@ class _Adapted:
 
   def __init__(self, model, whole: _Weights, adapters: _Weights):
     self._model, self._whole, self._adapters = model, whole, adapters
-    self._base, self._merged = None, (types.NO_VERSION, None)
+    self._base = self._added = self._merged = None
 
   def pull(self, min_version: int, max_version: int):
     """(version, parameters of the plain model)."""
@@ -206,19 +206,19 @@ class _Adapted:
       _, self._base = self._whole.pull(types.BASE_VERSION, types.BASE_VERSION)
       self._whole.forget()
     version, adapters = self._adapters.pull(min_version, max_version)
-    if version != self._merged[0]:
-      self._merged = types.NO_VERSION, None  # frees its memory before more is taken
-      self._merged = version, lora.merge(self._model, self._base, adapters)
-    return self._merged
+    # Not by version: another session of the learner may have another one of that number.
+    if adapters is not self._added:
+      self._added = self._merged = None  # frees its memory before more is taken
+      self._added, self._merged = adapters, lora.merge(self._model, self._base, adapters)
+    return version, self._merged
 
 
 def _weights(wire: client.LearnerClient, config, model, weights_dir: str | None):
   """Whole models, or adapters and the base that they belong to."""
   make = _from_stream if weights_dir is None else functools.partial(_from_directory, weights_dir)
-  shapes = policy_lib.shapes(lora.plain(model))
+  whole = make(wire, config, policy_lib.cast(model, policy_lib.shapes(lora.plain(model))))
   if not model.lora_rank:
-    return make(wire, config, policy_lib.cast(model, shapes))
-  whole = make(wire, config, shapes)  # adapters are added in full precision
+    return whole
   return _Adapted(model, whole, make(wire, config, lora.split(policy_lib.shapes(model))[1]))
 
 

@@ -1,6 +1,7 @@
 """Kernels and savings: the same values and gradients, however they are computed."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -62,12 +63,27 @@ def test_the_kernel_works_on_every_shard_by_itself():
 
 
 def test_the_mesh_decides_which_kernel_is_used():
-  best = attention.best
+  best = functools.partial(attention.best, head_dim=64)
   assert best("cpu", compute_dtype="bfloat16", shares_prompts=False) == "plain"
   assert best("tpu", compute_dtype="float32", shares_prompts=False) == "splash"
   assert best("tpu", compute_dtype="bfloat16", shares_prompts=True) == "plain"
   assert best("gpu", compute_dtype="bfloat16", shares_prompts=True) == "cudnn"
   assert best("gpu", compute_dtype="float32", shares_prompts=False) == "plain"
+  for size in (20, 256):  # cuDNN refuses them on some GPU
+    assert best("gpu", compute_dtype="bfloat16", head_dim=size, shares_prompts=True) == "plain"
+
+
+@pytest.mark.parametrize("length", [12, 13])
+def test_an_even_number_of_columns_changes_nothing(length):
+  draw = np.random.default_rng(0)
+  q = jnp.asarray(draw.normal(size=(2, length, 4, 8)), jnp.float32)
+  k, v = jnp.asarray(draw.normal(size=(2, 2, length, 2, 8)), jnp.float32)
+  visible = jnp.asarray(draw.random((2, length, length)) < 0.5) | jnp.eye(length, dtype=bool)[None]
+  plain = lambda *x: jnp.sum(
+    jnp.sin(jax.nn.dot_product_attention(*x, mask=visible[:, None], scale=0.3))
+  )
+  even = lambda *x: jnp.sum(jnp.sin(attention._even(*x, visible, 0.3, "xla")))
+  assert_same(*(jax.value_and_grad(f, argnums=(0, 1, 2))(q, k, v) for f in (even, plain)))
 
 
 @pytest.mark.parametrize("name", ["dots", "full"])

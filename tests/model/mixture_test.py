@@ -66,6 +66,41 @@ def test_the_gradient_is_that_of_the_values():
     np.testing.assert_allclose(np.sum(np.asarray(gradient) * ahead), slope, rtol=1e-3)
 
 
+def test_what_a_product_leaves_undefined_reaches_nobody(monkeypatch):
+  """Behind its last block a grouped product may hold anything, and so may its gradient."""
+  real = jax.lax.ragged_dot
+
+  def spoiled(x, sizes):
+    return jnp.where((jnp.arange(x.shape[0]) < sizes.sum())[:, None], x, jnp.nan)
+
+  @jax.custom_vjp
+  def undefined(x, w, sizes):
+    return spoiled(real(x, w, sizes), sizes)
+
+  def backward(kept, gradient):
+    x, w, sizes = kept
+    clean = lambda y: jnp.where((jnp.arange(y.shape[0]) < sizes.sum())[:, None], y, 0)
+    dx, dw = jax.vjp(lambda x, w: real(clean(x), w, sizes), x, w)[1](clean(gradient))
+    return spoiled(dx, sizes), dw, None
+
+  undefined.defvjp(lambda *given: (undefined(*given), given), backward)
+
+  def two_shards(local, tokens, experts):
+    half = experts[0].shape[0] // 2
+    first, second = ([e[:half] for e in experts], [e[half:] for e in experts])
+    return local(0, *tokens, *first) + local(half, *tokens, *second)
+
+  given = weights(2)
+  loss = lambda *args: jnp.sum(jnp.sin(ours(*args, 2, True)))
+  both = jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4))
+  expected = both(*given)
+  monkeypatch.setattr(mixture.sharding, "sum_over_experts", two_shards)
+  monkeypatch.setattr(jax.lax, "ragged_dot", undefined)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), both(*given), expected
+  )
+
+
 WIDE = dict(experts=8, tokens=64, width=32, inner=16)  # divisible by every mesh below
 MESHES = [dict(expert=8), dict(expert=4, data=2), dict(expert=2, fsdp=2, tensor=2)]
 

@@ -1,0 +1,64 @@
+"""The sampler role's own decisions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base
+from offpolicy_rl import types
+from offpolicy_rl.model import lora, policy
+from offpolicy_rl.replay import batching
+from offpolicy_rl.roles import parts
+from offpolicy_rl.roles.sampler import _Adapted, _Weights
+from tests.model.decoder_test import CONFIG
+
+ADAPTED = dataclasses.replace(CONFIG, lora_rank=2, lora_alpha=4.0, lora_targets=("w_q",))
+
+
+def test_adapters_of_another_session_with_the_same_number_are_not_mixed_up():
+  base_params = policy.init(CONFIG, jax.random.key(0))
+  shapes = lora.split(policy.shapes(ADAPTED))[1]
+  sent = {"value": 1.0}
+
+  def fetch(low, high, held):
+    if sent["value"] is None:
+      return 3, None  # nothing new
+    made = jax.tree.map(lambda x: np.full(x.shape, sent["value"], np.float32), shapes)
+    sent["value"] = None
+    return 3, policy.flatten(made)
+
+  whole = _Weights(lambda *_: (types.BASE_VERSION, policy.flatten(base_params)), base_params)
+  adapted = _Adapted(ADAPTED, whole, _Weights(fetch, shapes))
+  first = adapted.pull(3, 3)
+  assert adapted.pull(3, 3)[1] is first[1]  # merged once
+  sent["value"] = 2.0  # the learner was restarted and came to version 3 again
+  second = adapted.pull(3, 3)
+  assert first[0] == second[0] == 3
+  added = lambda pulled: np.asarray(pulled[1]["blocks"]["w_q"] - base_params["blocks"]["w_q"])
+  np.testing.assert_allclose(added(second), 4 * added(first), rtol=1e-3)
+
+
+def test_a_bfloat16_sampler_holds_a_bfloat16_base():
+  coarse = dataclasses.replace(ADAPTED, compute_dtype="bfloat16")
+  exact = policy.init(CONFIG, jax.random.key(0))
+  kept = policy.cast(coarse, exact)
+  adapters = jax.tree.map(lambda x: jnp.full(x.shape, 0.01), lora.split(policy.shapes(ADAPTED))[1])
+  merged = lora.merge(coarse, kept, adapters)
+  assert {x.dtype for x in jax.tree.leaves(merged)} == {jnp.dtype("bfloat16")}
+  wide = jax.tree.map(lambda x: x.astype(jnp.float32), kept)
+  again = policy.cast(coarse, lora.merge(coarse, wide, adapters))
+  for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(again), strict=True):
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    np.testing.assert_allclose(a, b, rtol=2**-7, atol=1e-6)  # the last bit of bfloat16
+
+
+def test_demonstrations_take_rows_of_their_own_size():
+  """A demonstration is no group: with shared prompts it needs no room for a group's completions."""
+  config = base.get_config()
+  config.learner.layout = "shared"
+  pairs = [(np.array([2, 3], np.int32), np.array([5, 1], np.int32))] * 4
+  batch = batching.demonstration_batch(pairs, parts.limits(config, group_size=1))
+  longest = config.task.max_prompt_tokens + config.task.max_completion_tokens
+  assert batch.rows.tokens.shape == (1, 4, longest)
