@@ -160,9 +160,9 @@ TASKS = {
 def _gym_task(settings, label: str) -> Task:
   if not label:
     raise TaskError(f"task.name: got {settings.name!r}, expected reasoning_gym:NAME")
-  if label in sources.REFUSED:
+  if label in verifiers.REFUSED:
     raise TaskError(
-      f"task.name: got {settings.name!r}, which can't be trained on: {sources.REFUSED[label]}"
+      f"task.name: got {settings.name!r}, which can't be trained on: {verifiers.REFUSED[label]}"
     )
   options = json_object("task.options", settings.options)
   drawn = sources.reasoning_gym(label, settings.size, **options)
