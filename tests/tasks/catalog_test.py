@@ -72,6 +72,8 @@ WRONG = [
     "task.name: got 'chess', expected one of chain_sum, spell_backward, sums, ",
   ),
   ({"name": "gsm8k:x"}, "task.name: got 'gsm8k:x', expected one of"),
+  ({"name": "jsonl:my-label"}, "task.name: got 'jsonl:my-label', expected only letters, digits"),
+  ({"name": "jsonl:../x"}, "task.name: got 'jsonl:../x', expected only letters, digits"),
   ({"name": "reasoning_gym"}, "task.name: got 'reasoning_gym', expected reasoning_gym:NAME"),
   ({"name": "reasoning_gym:gcd", "options": "{"}, "task.options: got '{', expected a JSON object"),
   (
