@@ -16,7 +16,7 @@ import functools
 import json
 
 from offpolicy_rl.tasks import extraction
-from offpolicy_rl.tasks.scoring import resolve, verifier
+from offpolicy_rl.tasks.scoring import allowed, verifier
 
 # Short names for task.verifier.
 NAMED = {
@@ -103,9 +103,9 @@ def reasoning_gym(completion: str, answer: str) -> float:
 
 @verifier
 def mixture(completion: str, answer: str) -> float:
-  """The verdict of the verifier that came with this very problem."""
+  """The verdict of the verifier that came with this very problem, one of the configured."""
   data = json.loads(answer)
-  return resolve(data["verifier"])(completion, data["answer"])
+  return allowed(data["verifier"])(completion, data["answer"])
 
 
 def of_mixture(name: str, answer: str) -> str:
