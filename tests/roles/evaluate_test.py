@@ -1,6 +1,7 @@
 """The eval role on a run and on a published checkpoint; its completions are judged anew."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -192,3 +193,28 @@ def test_prompts_that_are_all_too_long(run_dir, tmp_path, capsys):
   assert main.main(["eval", *flags]) == 1
   assert "task.max_prompt_tokens: got 2, but all 8 prompts" in capsys.readouterr().err
   assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_midway_leaves_nothing(run_dir, tmp_path, monkeypatch):
+  """Else the next call would refuse its --out."""
+
+  def answers(*_):
+    assert len(list(tmp_path.iterdir())) == 1  # the half of it
+    yield {"greedy": {"text": "\ud83d"}}  # half a pair: no UTF-8
+    pytest.fail("it was written")
+
+  monkeypatch.setattr(evaluate, "_answer", answers)
+  assert main.main(["eval", f"--run_dir={run_dir}", f"--out={tmp_path}/out"]) == 1
+  assert not list(tmp_path.iterdir())
+
+
+def test_texts_are_written_as_utf_8(tmp_path, monkeypatch):
+  """Whatever the locale says."""
+  opened, path = pathlib.Path.open, tmp_path / "problems.jsonl"
+  latin = lambda self, mode="r", **given: opened(self, mode, **({"encoding": "latin-1"} | given))
+  monkeypatch.setattr(evaluate, "_verdicts", len)
+  monkeypatch.setattr(evaluate, "_counts", len)
+  with monkeypatch.context() as elsewhere:
+    elsewhere.setattr(pathlib.Path, "open", latin)
+    evaluate._write_answers(path, iter([{"text": "½ €"}]))
+  assert "½ €" in path.read_bytes().decode("utf-8")
