@@ -4,6 +4,7 @@ Imports no JAX.
 """
 
 import importlib.util
+import inspect
 import json
 import pathlib
 import sys
@@ -40,9 +41,17 @@ def load(path: str) -> config_dict.ConfigDict:
   spec = importlib.util.spec_from_file_location(f"_card_{file.stem}", file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
+  get_config = getattr(module, "get_config", None)
+  if not callable(get_config):
     raise ConfigError(f"--config: {path} has no function get_config")
-  return module.get_config()
+  try:
+    inspect.signature(get_config).bind()
+  except TypeError as error:
+    raise ConfigError(
+      f"--config: {path} is no card, it is for cards to build on: its get_config needs arguments "
+      f"({error})"
+    ) from None
+  return get_config()
 
 
 def override(config: config_dict.ConfigDict, assignments: list[tuple[str, str]]) -> None:

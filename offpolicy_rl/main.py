@@ -210,7 +210,8 @@ def _eval(arguments, assignments) -> int:
 
   ks = evaluation_settings.numbers(arguments.k)
   pairs = [_key_and_text(a) for a in assignments]
-  config = evaluation_settings.configuration(arguments, pairs, ks)
+  config, problems = evaluation_settings.configuration(arguments, pairs, ks)
+  config_lib.check_data(config)
   source = pathlib.Path(arguments.run_dir or arguments.checkpoint).resolve()
   name = f"{source.name}-{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
   out = pathlib.Path(arguments.out or pathlib.Path("evals") / name)
@@ -220,7 +221,7 @@ def _eval(arguments, assignments) -> int:
   from offpolicy_rl.roles import evaluate  # imports JAX
 
   evaluate.run(
-    config, ks=ks, split=arguments.split, problems=arguments.problems, out=out,
+    config, ks=ks, split=arguments.split, problems=problems, out=out,
     run_dir=source if arguments.run_dir else None,
   )  # fmt: skip
   return 0

@@ -14,7 +14,7 @@ import rich.table
 from offpolicy_rl import types
 from offpolicy_rl.model import lora, pretrained
 from offpolicy_rl.model import policy as policy_lib
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import folders, parts
 from offpolicy_rl.sampler import engine, evaluation, votes, worker
 from offpolicy_rl.tasks import stream, tokenizer
 
@@ -28,7 +28,7 @@ def run(
   """Answers problems greedily and by sampling; prints a table, writes `out`, returns eval.json.
 
   `out`/problems.jsonl holds every problem with its completions, `out`/eval.json the estimates. Both
-  are functions of the weights, the configuration and the seed.
+  are functions of the weights, the configuration and the seed. When it fails, `out` is not there.
 
   Args:
     config: checked; the weights are those of `config.model.checkpoint` when `run_dir` is None.
@@ -45,30 +45,39 @@ def run(
   examples, skipped = _examples(config, policy, split)
   examples = examples[:problems]
   step, params = _weights(config, policy, run_dir)
-  out.mkdir(parents=True)
-  started, answered, rows = time.perf_counter(), [], []
-  with (out / "problems.jsonl").open("w") as file:
-    for row in _answer(config, policy, params, examples, console):
-      file.write(json.dumps(row, ensure_ascii=False) + "\n")
-      answered.append(_verdicts(row))
-      rows.append(_counts(row))
-  seconds = time.perf_counter() - started
-  found = {
-    "weights": str(run_dir or config.model.checkpoint),
-    "step": step,
-    "task": config.task.to_dict(),
-    "split": split,
-    "problems": len(examples),
-    "prompts_too_long": skipped,
-    "samples": config.evaluation.samples,
-    "temperature": config.sampler.temperature,
-    "seed": config.seed,
-    "estimates": [e._asdict() for e in evaluation.estimates(answered, ks, seed=config.seed)],
-    **_totals(rows),
-  }
-  (out / "eval.json").write_text(json.dumps(found, indent=2) + "\n")
+  started = time.perf_counter()
+  with folders.whole(out) as half:
+    answered, counts = _write_answers(
+      half / "problems.jsonl", _answer(config, policy, params, examples, console)
+    )
+    seconds = time.perf_counter() - started
+    found = {
+      "weights": str(run_dir or config.model.checkpoint),
+      "step": step,
+      "task": config.task.to_dict(),
+      "split": split,
+      "problems": len(examples),
+      "prompts_too_long": skipped,
+      "samples": config.evaluation.samples,
+      "temperature": config.sampler.temperature,
+      "seed": config.seed,
+      "estimates": [e._asdict() for e in evaluation.estimates(answered, ks, seed=config.seed)],
+      **_totals(counts),
+    }
+    (half / "eval.json").write_text(json.dumps(found, indent=2) + "\n")
   _show(console, found, seconds=seconds, out=out)
   return found
+
+
+def _write_answers(path: pathlib.Path, rows: Iterator[dict]):
+  """(verdicts, counts) of each row, which goes into the file; all texts at once would be many."""
+  answered, counts = [], []
+  with path.open("w", encoding="utf-8") as file:
+    for row in rows:
+      file.write(json.dumps(row, ensure_ascii=False) + "\n")
+      answered.append(_verdicts(row))
+      counts.append(_counts(row))
+  return answered, counts
 
 
 def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:

@@ -13,6 +13,8 @@ _EVAL_KEYS = {
   "temperature": "sampler.temperature",
   "max_prompt_tokens": "task.max_prompt_tokens",
   "max_completion_tokens": "task.max_completion_tokens",
+  "samples": "evaluation.samples",
+  "problems": "evaluation.problems",
   "slots": "sampler.slots",
   "seed": "seed",
 }
@@ -27,7 +29,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def configuration(arguments, assignments: list[tuple[str, str]], ks: tuple[int, ...]):
-  """The checked configuration of an evaluation: that of the run or card, changed by the flags.
+  """(configuration of the run or card, changed by the flags; problems, None = all), checked.
 
   Args:
     arguments: of the role eval.
@@ -43,19 +45,22 @@ def configuration(arguments, assignments: list[tuple[str, str]], ks: tuple[int, 
   flags = {key: getattr(arguments, flag) for flag, key in _EVAL_KEYS.items()}
   given = [(key, str(value)) for key, value in flags.items() if value is not None] + assignments
   config_lib.override(config, given)
-  samples = config.evaluation.samples = ks[-1] if arguments.samples is None else arguments.samples
-  if "sampler.slots" not in dict(given):
+  asked = dict(given)
+  if "evaluation.samples" not in asked:
+    config.evaluation.samples = ks[-1]
+  samples = config.evaluation.samples
+  if "sampler.slots" not in asked:
     config.sampler.slots = max(config.sampler.slots, samples)
   config_lib.validate(config)
   now = config_lib.flatten(config)
   config_lib.require([
-    (samples >= ks[-1], f"--samples: got {samples}, expected at least {ks[-1]}, the largest --k"),
-    (arguments.problems is None or arguments.problems >= 1,
-     f"--problems: got {arguments.problems}, expected at least 1"),
+    (samples >= ks[-1],
+     f"evaluation.samples: got {samples}, expected at least {ks[-1]}, the largest --k"),
     *((now[key] == before[key], f"{key}: got {now[key]!r}, expected {before[key]!r}, which the "
        "weights were made with") for key in now if _is_of_the_weights(key, config)),
   ])  # fmt: skip
-  return config
+  # What a run or card says is for its own evaluations, which are many.
+  return config, config.evaluation.problems if "evaluation.problems" in asked else None
 
 
 def _is_of_the_weights(key: str, config) -> bool:

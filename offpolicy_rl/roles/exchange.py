@@ -1,11 +1,9 @@
 """Published checkpoints in: checked, converted where they are GGUF, put where runs find them."""
 
-import contextlib
 import json
 import math
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Collection
 
 import safetensors.numpy
@@ -13,7 +11,7 @@ from etils import epath
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.model import families, gguf_files, lora, pretrained
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import folders, parts
 from offpolicy_rl.tasks import tokenizer
 
 _TAKEN = ("*.safetensors", pretrained.INDEX, pretrained.CONFIG, *pretrained.COMPANIONS)
@@ -35,7 +33,7 @@ def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> 
   target = pathlib.Path(to)
   if target.exists():
     raise FileExistsError(f"--to: {to} is there already, expected a new directory")
-  with _whole(target) as half:
+  with folders.whole(target) as half:
     if source.endswith(".gguf"):
       _convert(pathlib.Path(source), half)
     else:
@@ -44,20 +42,6 @@ def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> 
       _remember(half / pretrained.CONFIG, ignore)
     found = _checked(half)
   return f"{target}: {found}"
-
-
-@contextlib.contextmanager
-def _whole(target: pathlib.Path):
-  """A directory to fill, which becomes `target` at the end, or nothing when that fails."""
-  target.parent.mkdir(parents=True, exist_ok=True)
-  half = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-  try:
-    yield half
-    half.chmod(0o755)
-    half.rename(target)
-  except BaseException:
-    shutil.rmtree(half, ignore_errors=True)
-    raise
 
 
 def _remember(path: pathlib.Path, ignore: Collection[str]) -> None:
@@ -125,7 +109,7 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
   config = lora.plain(model)
   dtype = dtype or keys.get("dtype") or keys.get("torch_dtype") or "float32"
   names = pretrained.tensor_shapes(config)
-  with _whole(target) as half:
+  with folders.whole(target) as half:
     pretrained.save(half, config, params, dict.fromkeys(names, dtype))
     shutil.copytree(run / "model", half, dirs_exist_ok=True)
     name = "torch_dtype" if "torch_dtype" in keys else "dtype"  # transformers 4 or 5

@@ -19,6 +19,7 @@ from offpolicy_rl.tasks import catalog, scoring, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
 
 _NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
+_MAX_REFILLS = "learner.max_refills"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +147,12 @@ def lag_control(config) -> lag.LagControl:
       raise schedule.ScheduleError(
         f"learner.prompts_per_step: got {config.learner.prompts_per_step}, but "
         f"{config.lag.schedule} recorded {len(recorded.versions[0])} groups per step"
+      )
+    refills = config_lib.flatten(config_lib.from_json(recorded.config_json)).get(_MAX_REFILLS)
+    if refills != config.learner.max_refills:  # spare prompts are numbered by it
+      raise schedule.ScheduleError(
+        f"{_MAX_REFILLS}: got {config.learner.max_refills}, but {config.lag.schedule} recorded "
+        f"{refills}"
       )
   return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded)
 

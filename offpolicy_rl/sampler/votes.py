@@ -1,63 +1,31 @@
 """What completions say their answer is, and which answer most of them give."""
 
 import collections
-import fractions
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_HASHES = re.compile(r"####\s*(.+)")
-_SAID = re.compile(r"answer\s*(?:is|:|=)\s*:?\s*(.+)", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![\w.,])[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?!\w)")
+from offpolicy_rl.tasks import extraction
+
 _AROUND = " \t\n.,:;!$*`'\""
-_BOXED = "\\boxed{"
 
 
 def final_answer(text: str, *, finished: bool) -> str | None:
   """The answer of a completion, in a form in which equal answers are equal texts.
 
-  The last that is marked counts: <answer> tags, else \\boxed{}, else `####`, else "answer is". With
-  no mark it is the last number, else the last line. Numbers are written as reduced fractions, other
-  texts in lower case, without spaces and punctuation around them. None = no answer: nothing was
-  said, or nothing marked before the completion was cut (`finished` = False).
+  As verifiers read it (`tasks/extraction.py`): the only number of what is marked as the answer;
+  without a mark the last number. Where there is none, the marked text or else the last line, in
+  lower case, without spaces and punctuation around it. Numbers are written as reduced fractions.
+  None = no answer: nothing was said, or nothing marked before the completion was cut (`finished` =
+  False).
   """
-  marked = _marked(text)
-  if marked is not None:
-    numbers = _NUMBER.findall(marked)
-    return _number(numbers[0]) if len(numbers) == 1 else _plain(marked)
-  if not finished:
+  marked = extraction.marked(text)
+  if marked is None and not finished:
     return None
-  numbers = _NUMBER.findall(text)
-  return _number(numbers[-1]) if numbers else _plain((text.strip().splitlines() or [""])[-1])
-
-
-def _marked(text: str) -> str | None:
-  tagged = _TAGGED.findall(text)
-  if tagged:
-    return tagged[-1]
-  if _BOXED in text:
-    return _in_braces(text[text.rindex(_BOXED) + len(_BOXED) :])
-  said = _HASHES.findall(text) or _SAID.findall(text)
-  return said[-1] if said else None
-
-
-def _in_braces(text: str) -> str:
-  """Up to the brace that closes one opened before `text`."""
-  depth = 1
-  for i, character in enumerate(text):
-    depth += {"{": 1, "}": -1}.get(character, 0)
-    if not depth:
-      return text[:i]
-  return text
-
-
-def _number(text: str) -> str:
-  try:
-    return str(fractions.Fraction(text.replace(",", "")))
-  except (ValueError, ZeroDivisionError):  # thousands of digits, or x/0
-    return text
+  number = extraction.number(text)
+  if number is not None:
+    return str(number)
+  return _plain((text.strip().splitlines() or [""])[-1] if marked is None else marked)
 
 
 def _plain(text: str) -> str | None:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 import types
 from collections.abc import Callable
 
@@ -160,9 +161,9 @@ TASKS = {
 def _gym_task(settings, label: str) -> Task:
   if not label:
     raise TaskError(f"task.name: got {settings.name!r}, expected reasoning_gym:NAME")
-  if label in sources.REFUSED:
+  if label in verifiers.REFUSED:
     raise TaskError(
-      f"task.name: got {settings.name!r}, which can't be trained on: {sources.REFUSED[label]}"
+      f"task.name: got {settings.name!r}, which can't be trained on: {verifiers.REFUSED[label]}"
     )
   options = json_object("task.options", settings.options)
   drawn = sources.reasoning_gym(label, settings.size, **options)
@@ -197,7 +198,12 @@ def _math_task(settings, _) -> Task:
   )  # fmt: skip
 
 
-def _jsonl_task(settings, _) -> Task:
+def _jsonl_task(settings, label: str) -> Task:
+  if not re.fullmatch(r"[\w.#]*", label, re.ASCII):  # a name in seqio's registry, and of a folder
+    raise TaskError(
+      f"task.name: got {settings.name!r:.100}, expected only letters, digits, '_', '.' and '#' "
+      "after the colon"
+    )
   columns = sources.Columns(
     settings.question_column, settings.answer_column, settings.demonstration_column
   )

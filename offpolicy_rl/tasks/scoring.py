@@ -57,13 +57,32 @@ def resolve(name: str) -> Callable[[str, str], float]:
   return found
 
 
+_ALLOWED: dict[str, Callable[[str, str], float]] = {}  # filled once, when a worker starts
+
+
+def allow(names: Sequence[str]) -> None:
+  """Lets answer data name these verifiers in this process; ValueError as `resolve`."""
+  _ALLOWED.update((name, resolve(name)) for name in names)
+
+
+def allowed(name: str) -> Callable[[str, str], float]:
+  """The verifier that answer data name; ValueError unless it was allowed.
+
+  Answer data come over the wire: what they name is not imported.
+  """
+  if name not in _ALLOWED:
+    raise ValueError(
+      f"verifier: {name!r:.100}, expected one of the configured {', '.join(_ALLOWED) or '(none)'}"
+    )
+  return _ALLOWED[name]
+
+
 def _prepare(names: Sequence[str], memory_mb: int) -> None:
   """Runs once in each worker: imports, then the limit, which is beyond what they took.
 
   Address space can be limited on Linux only; elsewhere there is no limit.
   """
-  for name in names:
-    resolve(name)
+  allow(names)
   if memory_mb and _STATM.exists():
     import resource  # not on every system
 
@@ -107,7 +126,7 @@ class Scorer:
     Args:
       time_limit: seconds for one call of a worker, importing the verifier not counted.
       memory_mb: address space that a worker may take beyond its imports; 0 = no limit.
-      also: verifiers that `verifier` itself calls, imported before the limits hold.
+      also: verifiers that `verifier` itself may call by `allowed`, imported before the limits hold.
       pattern: regular expression that well-formed completions match somewhere.
     """
     names = (verifier, *also)

@@ -16,15 +16,7 @@ from collections.abc import Callable, Iterator
 from offpolicy_rl.tasks import extraction, verifiers
 
 _GSM8K = "gsm8k:1.0.0"  # in TFDS
-# Tasks of reasoning-gym 0.1.25 that can't teach, and why.
-REFUSED = {
-  "game_of_life_halting": "its scorer gives full marks to junk",
-  "composite": "it is a mixture of others; list them in task.mixture",
-} | dict.fromkeys(
-  ("boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"),
-  "it has no answers of its own to check its scorer with",
-)
-# Those that can, with a catch.
+# Tasks of reasoning-gym 0.1.25 with a catch; those that are no use: verifiers.REFUSED.
 WARNED = {
   "prime_factorization": "its scorer raises on text without numbers; those count as failures",
 } | dict.fromkeys(

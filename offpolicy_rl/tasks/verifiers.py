@@ -16,7 +16,7 @@ import functools
 import json
 
 from offpolicy_rl.tasks import extraction
-from offpolicy_rl.tasks.scoring import resolve, verifier
+from offpolicy_rl.tasks.scoring import allowed, verifier
 
 # Short names for task.verifier.
 NAMED = {
@@ -26,6 +26,30 @@ NAMED = {
   "reasoning_gym": "offpolicy_rl.tasks.verifiers:reasoning_gym",
 }
 MIXTURE = "offpolicy_rl.tasks.verifiers:mixture"
+# Tasks of reasoning-gym 0.1.25 that can't be trained on, and why.
+REFUSED = (
+  {
+    "game_of_life_halting": "its scorer gives full marks to junk",
+    "composite": "it is a mixture of others; list them in task.mixture",
+  }
+  | dict.fromkeys(
+    ("boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"),
+    "it has no answers of its own to check its scorer with",
+  )
+  | dict.fromkeys(
+    (
+      "countdown", "puzzle24", "simple_integration", "intermediate_integration",
+      "polynomial_multiplication",
+    ),
+    "its scorer runs the completion as Python",
+  )
+  | dict.fromkeys(
+    ("bitwise_arithmetic", "number_sorting"),
+    "its scorer runs the problem, which comes over the wire, as Python",
+  )
+)  # fmt: skip
+# The scorers of these run the completion as Python, too, but only to give part of the marks.
+JUDGED_BY_EQUALITY = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 
 
 @verifier
@@ -49,9 +73,19 @@ def numeric(completion: str, answer: str) -> float:
 
 @functools.cache
 def _scorer(dataset: str):
+  if dataset in JUDGED_BY_EQUALITY:
+    return _equals
+  if dataset in REFUSED:  # the problem comes from a learner that may not have looked
+    raise ValueError(f"reasoning_gym:{dataset} can't be judged: {REFUSED[dataset]}")
   from reasoning_gym import get_score_answer_fn  # heavy, and only this verifier needs it
 
   return get_score_answer_fn(dataset)
+
+
+def _equals(given: str, entry: dict) -> float:
+  """1.0 for one of the right answers, white space at the ends aside."""
+  right = entry["metadata"].get("valid_answers", [entry["answer"]])
+  return float(given.strip() in [answer.strip() for answer in right])
 
 
 @verifier
@@ -69,9 +103,9 @@ def reasoning_gym(completion: str, answer: str) -> float:
 
 @verifier
 def mixture(completion: str, answer: str) -> float:
-  """The verdict of the verifier that came with this very problem."""
+  """The verdict of the verifier that came with this very problem, one of the configured."""
   data = json.loads(answer)
-  return resolve(data["verifier"])(completion, data["answer"])
+  return allowed(data["verifier"])(completion, data["answer"])
 
 
 def of_mixture(name: str, answer: str) -> str:

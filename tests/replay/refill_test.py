@@ -1,5 +1,7 @@
 """Groups without signal are replaced: by content only, at most so often, and counted."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -88,6 +90,16 @@ def test_a_group_without_signal_makes_way_for_one_of_the_next_prompt():
   }  # fmt: skip
   assert refills.metrics(6)["filtered/groups"] == 0
   assert balance(book)["taken"] == 3
+
+
+def test_the_order_of_arrival_leaves_no_trace():
+  found = []
+  for order in itertools.permutations(enumerate((0.1, 0.2, 0.3))):
+    book, refills, _ = opened()
+    for number, reward in order:
+      book.finish(group(f"train/5/{number}", reward, reward), 5)
+    found.append(refills.metrics(5)["filtered/reward"])
+  assert len(found) == 6 and len(set(found)) == 1 and found[0] == pytest.approx(0.2)
 
 
 def test_late_answers_to_any_of_them_are_duplicates():

@@ -1,6 +1,7 @@
 """The eval role on a run and on a published checkpoint; its completions are judged anew."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from offpolicy_rl import main
 from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import families, policy, pretrained, sharding
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import evaluate, parts
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import catalog, tokenizer, verifiers
 from tests.rows import whole_rows
@@ -142,23 +143,47 @@ WRONG = {
   "--config: the run has its own": "--run_dir=RUN --config=configs/test.py",
   "--k: got '0', expected numbers >= 1": "--run_dir=RUN --k=0",
   "--k: got '1,x'": "--run_dir=RUN --k=1,x",
-  "--samples: got 3, expected at least 4": "--run_dir=RUN --k=4 --samples=3",
+  "evaluation.samples: got 3, expected at least 4": "--run_dir=RUN --k=4 --samples=3",
   "evaluation.samples: got 0, expected at least 1": "--run_dir=RUN --samples=0",
-  "--problems: got 0, expected at least 1": "--run_dir=RUN --problems=0",
+  "evaluation.problems: got 0, expected at least 1": "--run_dir=RUN --problems=0",
   "sampler.slots: got 4, expected at least 9": "--run_dir=RUN --k=9 --slots=4",
   "sampler.temperature: got -1.0": "--run_dir=RUN --temperature=-1",
   "task.name: got 'chess', expected one of": "--run_dir=RUN --task=chess",
   "task.name: got 'chain_sum', expected 'sums', which": "--run_dir=RUN --task=chain_sum",
   "model.width: got 64, expected 32, which": "--run_dir=RUN --config.model.width=64",
+  "task.train_file: got 'nowhere', expected a file": (
+    "--checkpoint=MODEL --task=jsonl --config.task.train_file=nowhere"
+  ),
   "--config.task.nam: unknown key": "--run_dir=RUN --config.task.nam=x",
   "--out: configs is there already": "--run_dir=RUN --out=configs",
 }
 
 
+@pytest.mark.parametrize(
+  ("flags", "samples", "problems"),
+  [
+    ("--k=1,4", 4, None),
+    ("--k=4 --config.evaluation.samples=16", 16, None),
+    ("--samples=8 --config.evaluation.samples=16", 16, None),
+    ("--samples=8 --problems=3", 8, 3),
+    ("--config.evaluation.problems=5", 1, 5),
+    ("--problems=3 --config.evaluation.problems=5", 1, 5),
+  ],
+)
+def test_keys_come_after_flags(run_dir, monkeypatch, flags, samples, problems):
+  def run(config, *, problems, **_):
+    asked.update(samples=config.evaluation.samples, problems=problems)
+
+  asked = {}
+  monkeypatch.setattr(evaluate, "run", run)
+  assert main.main(["eval", f"--run_dir={run_dir}", *flags.split()]) == 0
+  assert asked == {"samples": samples, "problems": problems}
+
+
 @pytest.mark.parametrize("message", WRONG)
-def test_wrong_flags_are_refused(run_dir, capsys, message, monkeypatch):
+def test_wrong_flags_are_refused(run_dir, published, capsys, message, monkeypatch):
   monkeypatch.setattr(parts, "policy_of", lambda *_: pytest.fail("too late"))
-  flags = WRONG[message].replace("RUN", str(run_dir)).split()
+  flags = WRONG[message].replace("RUN", str(run_dir)).replace("MODEL", str(published)).split()
   assert main.main(["eval", *flags]) == 2
   assert message in capsys.readouterr().err
 
@@ -168,3 +193,28 @@ def test_prompts_that_are_all_too_long(run_dir, tmp_path, capsys):
   assert main.main(["eval", *flags]) == 1
   assert "task.max_prompt_tokens: got 2, but all 8 prompts" in capsys.readouterr().err
   assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_midway_leaves_nothing(run_dir, tmp_path, monkeypatch):
+  """Else the next call would refuse its --out."""
+
+  def answers(*_):
+    assert len(list(tmp_path.iterdir())) == 1  # the half of it
+    yield {"greedy": {"text": "\ud83d"}}  # half a pair: no UTF-8
+    pytest.fail("it was written")
+
+  monkeypatch.setattr(evaluate, "_answer", answers)
+  assert main.main(["eval", f"--run_dir={run_dir}", f"--out={tmp_path}/out"]) == 1
+  assert not list(tmp_path.iterdir())
+
+
+def test_texts_are_written_as_utf_8(tmp_path, monkeypatch):
+  """Whatever the locale says."""
+  opened, path = pathlib.Path.open, tmp_path / "problems.jsonl"
+  latin = lambda self, mode="r", **given: opened(self, mode, **({"encoding": "latin-1"} | given))
+  monkeypatch.setattr(evaluate, "_verdicts", len)
+  monkeypatch.setattr(evaluate, "_counts", len)
+  with monkeypatch.context() as elsewhere:
+    elsewhere.setattr(pathlib.Path, "open", latin)
+    evaluate._write_answers(path, iter([{"text": "½ €"}]))
+  assert "½ €" in path.read_bytes().decode("utf-8")

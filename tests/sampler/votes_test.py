@@ -6,15 +6,21 @@ import numpy as np
 import pytest
 
 from offpolicy_rl.sampler import votes
+from offpolicy_rl.tasks import extraction
 
 ANSWERS = [
   ("so 3 + 4 = 7.", "7"),
   ("<answer> 12 </answer> or <answer>1,300.50</answer> and 9", "2601/2"),
-  (r"\boxed{1} no, \boxed{\frac{3}{4}} of 8", r"\frac{3}{4}"),
+  (r"\boxed{1} no, \boxed{\frac{3}{4}} of 8", "3/4"),
+  (r"\boxed{0.75}", "3/4"),
+  (r"\boxed{\{A, b\}}", r"\{a, b\}"),
+  (r"\boxed{(0, 1]}", "(0, 1]"),
+  ("The answer is 12, since 3*4=12.", "12"),
+  ("so 72km", "72"),
   (r"Thus $\boxed{x = -5}$.", "-5"),
   ("He pays 5 * 2 = 10 dollars\n#### 10\n", "10"),
   ("The answer is: $18 per day.", "18"),
-  ("The answer is 2x.", "2x"),
+  ("The answer is Blue!", "the answer is blue"),
   ("3/4", "3/4"),
   ("0.75", "3/4"),
   ("+7", "7"),
@@ -24,13 +30,24 @@ ANSWERS = [
   ("  \n", None),
   ("", None),
   ("<answer></answer> 5", None),
-  ("9" * 9999, "9" * 9999),
+  ("9" * 9999, "9" * 9999),  # too long for a number,
 ]
 
 
 @pytest.mark.parametrize(("text", "answer"), ANSWERS, ids=lambda x: repr(x)[:20])
 def test_final_answer(text, answer):
   assert votes.final_answer(text, finished=True) == answer
+
+
+@pytest.mark.parametrize("text", [text for text, _ in ANSWERS], ids=lambda x: repr(x)[:20])
+def test_votes_are_for_the_number_that_is_judged(text):
+  number = extraction.number(text)
+  assert number is None or votes.final_answer(text, finished=True) == str(number)
+
+
+def test_many_open_tags_take_no_time():
+  """A search for each one's end would be quadratic: half an hour for this text."""
+  assert votes.final_answer("<answer>" * 100_000 + "5", finished=True) == "5"
 
 
 def test_a_cut_completion_has_only_a_marked_answer():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.tasks import catalog, verifiers
+from offpolicy_rl.tasks import catalog, scoring, verifiers
 from tests.tasks.sources_test import WORDS, settings, write
 
 MIXTURE = json.dumps(
@@ -25,6 +25,7 @@ def test_members_of_a_mixture_have_rates_keys_and_verifiers_of_their_own(tiny_co
   words, sums, gcd = asked.split("train")
   assert len(words) == 16 and len(sums) + len(asked.split("heldout")[1]) == 100
   assert 35 <= len(gcd) <= 50
+  scoring.allow(asked.verifiers)
   for problem in words + sums + gcd:
     assert verifiers.mixture(problem.demonstration, problem.answer) == 1.0
     assert verifiers.mixture("-1", problem.answer) == 0.0
@@ -63,7 +64,7 @@ def test_the_verifier_can_be_chosen(tiny_config, verifier):
   assert asked.verifier == verifiers.NAMED.get(verifier, verifier)
   if verifier in verifiers.NAMED:  # they understand the answers of any task
     problem = asked.split("heldout")[0][0]
-    assert verifiers.resolve(asked.verifier)(problem.demonstration, problem.answer) == 1.0
+    assert scoring.resolve(asked.verifier)(problem.demonstration, problem.answer) == 1.0
 
 
 WRONG = [
@@ -72,6 +73,8 @@ WRONG = [
     "task.name: got 'chess', expected one of chain_sum, spell_backward, sums, ",
   ),
   ({"name": "gsm8k:x"}, "task.name: got 'gsm8k:x', expected one of"),
+  ({"name": "jsonl:my-label"}, "task.name: got 'jsonl:my-label', expected only letters, digits"),
+  ({"name": "jsonl:../x"}, "task.name: got 'jsonl:../x', expected only letters, digits"),
   ({"name": "reasoning_gym"}, "task.name: got 'reasoning_gym', expected reasoning_gym:NAME"),
   ({"name": "reasoning_gym:gcd", "options": "{"}, "task.options: got '{', expected a JSON object"),
   (

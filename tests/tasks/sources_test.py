@@ -1,8 +1,10 @@
 """Where problems come from: files, generators, and what is wrong with them."""
 
+import importlib.util
 import json
 import os
 import pathlib
+import re
 
 import pytest
 
@@ -151,9 +153,10 @@ def test_a_missing_file_is_named_by_key(tiny_config, tmp_path, key):
 
 # ---------------------------------------------------------------- reasoning-gym
 
-# One per family of the package; all 105 were tried, see sources.REFUSED and WARNED.
-NAMES = ["arc_agi", "basic_arithmetic", "caesar_cipher", "gcd", "gsm_symbolic", "letter_counting",
-         "prime_factorization", "rearc", "simple_equations", "syllogism"]  # fmt: skip
+# One per family of the package; all 105 were tried, see verifiers.REFUSED and sources.WARNED.
+NAMES = ["arc_agi", "basic_arithmetic", "binary_matrix", "caesar_cipher", "gcd", "gsm_symbolic",
+         "letter_counting", "n_queens", "prime_factorization", "rearc", "simple_equations",
+         "spiral_matrix", "string_insertion", "syllogism"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,7 +177,7 @@ def test_options_reach_the_generator(tiny_config):
   assert all(sum(p.question.count(sign) for sign in (" + ", " - ")) == 4 for p in problems)
 
 
-@pytest.mark.parametrize("name", sorted(sources.REFUSED))
+@pytest.mark.parametrize("name", sorted(verifiers.REFUSED))
 def test_tasks_that_can_not_teach_are_refused(tiny_config, name):
   with pytest.raises(sources.TaskError, match=f"reasoning_gym:{name}', which can't be trained on"):
     catalog.of(settings(tiny_config, name=f"reasoning_gym:{name}"))
@@ -184,12 +187,53 @@ def test_the_reasons_for_refusing_hold():
   """The package may mend a scorer; then the list is to be shortened."""
   import reasoning_gym
 
-  for name in sorted(sources.REFUSED.keys() - {"composite"}):
+  for name, reason in verifiers.REFUSED.items():
+    if name == "composite" or "as Python" in reason:
+      continue
     entry = reasoning_gym.create_dataset(name, size=1, seed=0)[0]
     if name == "game_of_life_halting":
       assert reasoning_gym.get_score_answer_fn(name)("I do not know.", entry) == 1.0
     else:
       assert entry["answer"] is None
+
+
+# Files of the package that run text of their own making: to draw problems, not to judge them.
+HARMLESS = {
+  "basic_arithmetic", "codeio", "generators_00_49", "generators_50_99",
+  "propositional_logic",  # a parser of its own
+}  # fmt: skip
+
+
+def test_no_other_scorer_runs_text_as_python():
+  """A new release that adds one is to be noticed."""
+  [root] = importlib.util.find_spec("reasoning_gym").submodule_search_locations
+  runs = re.compile(r"(?<!def )\b(eval|exec|parse_expr|sympify)\(")
+  found = {p.stem for p in pathlib.Path(root).rglob("*.py") if runs.search(p.read_text("utf-8"))}
+  refused = {name for name, reason in verifiers.REFUSED.items() if "as Python" in reason}
+  assert found == refused | set(verifiers.JUDGED_BY_EQUALITY) | HARMLESS
+
+
+@pytest.mark.parametrize("name", verifiers.JUDGED_BY_EQUALITY)
+def test_a_completion_is_not_run(name, tmp_path):
+  """The package itself would; what it gives full marks, has them here."""
+  import reasoning_gym
+
+  theirs = reasoning_gym.get_score_answer_fn(name)
+  file = tmp_path / "run"
+  for entry in reasoning_gym.create_dataset(name, size=10, seed=0):
+    answer = verifiers.dumps({"dataset": name, "entry": entry})
+    for text in (entry["answer"], entry["answer"][1:], str(list(entry["answer"])), "", "[]"):
+      assert verifiers.reasoning_gym(text, answer) == (theirs(text, entry) == 1.0)
+    assert verifiers.reasoning_gym(f"[open({str(file)!r}, 'w')]", answer) == 0.0
+  assert not file.exists()
+
+
+@pytest.mark.parametrize("name", sorted(verifiers.REFUSED))
+def test_a_refused_task_is_not_judged_either(name):
+  """The learner of a sampler may be another release, or none of ours."""
+  answer = verifiers.dumps({"dataset": name, "entry": {"answer": "1", "metadata": {}}})
+  with pytest.raises(ValueError, match=f"reasoning_gym:{name} can't be judged: it"):
+    verifiers.reasoning_gym("1", answer)
 
 
 @pytest.mark.parametrize(

@@ -75,13 +75,33 @@ def test_mathematics_that_takes_for_ever_is_cut_off_by_the_worker():
   assert rewards == [0.0, 1.0] and failures <= 1
 
 
-def test_in_a_mixture_every_problem_brings_its_verifier():
+def test_in_a_mixture_every_problem_brings_its_verifier(monkeypatch):
+  monkeypatch.setattr(scoring, "_ALLOWED", {})
+  scoring.allow([verifiers.NAMED["numeric"], verifiers.NAMED["exact"]])
   numeric = verifiers.of_mixture(verifiers.NAMED["numeric"], json.dumps("1,680"))
   exact = verifiers.of_mixture(verifiers.NAMED["exact"], json.dumps("1,680"))
   assert verifiers.mixture("1680", numeric) == 1.0
   assert verifiers.mixture("1680", exact) == 0.0
-  with pytest.raises(ValueError, match="'os:system', expected a function decorated"):
-    verifiers.mixture("true", verifiers.of_mixture("os:system", "0"))
+
+
+def test_answer_data_can_not_have_a_module_imported(monkeypatch):
+  monkeypatch.setattr(scoring, "_ALLOWED", {})
+  monkeypatch.delitem(sys.modules, "tests.tasks.own_verifier", raising=False)
+  scoring.allow([verifiers.NAMED["numeric"]])
+  for name in ("tests.tasks.own_verifier:fails_on_even", "os:system", verifiers.NAMED["exact"]):
+    with pytest.raises(ValueError, match=f"'{name}', expected one of the configured .*:numeric$"):
+      verifiers.mixture("true", verifiers.of_mixture(name, "0"))
+  assert "tests.tasks.own_verifier" not in sys.modules
+
+
+def test_a_worker_of_a_mixture_knows_the_configured_verifiers_only():
+  numeric, exact = (
+    verifiers.of_mixture(verifiers.NAMED[name], json.dumps("5")) for name in ("numeric", "exact")
+  )
+  also = [verifiers.NAMED["numeric"]]
+  with scoring.Scorer(verifiers.MIXTURE, also=also, workers=1, time_limit=10.0) as scorer:
+    assert scorer.rewards(scorer.submit(["5"], numeric)) == ([1.0], 0)
+    assert scorer.rewards(scorer.submit(["5"], exact)) == ([0.0], 1)
 
 
 def test_answer_data_keeps_tuples():
