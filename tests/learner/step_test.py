@@ -58,7 +58,7 @@ def run_once(made: step.StepChoices, mesh, batch, reference=None):
     return compiled(state, state_lib.place_batch(mesh, batch), reference)
 
 
-@pytest.mark.parametrize("objective", ["beta_shift", "oapl", "grpo", "copg", "decoupled_ppo"])
+@pytest.mark.parametrize("objective", ["oapl", "grpo", "copg", "decoupled_ppo"])
 def test_one_step_is_the_objectives_gradient_through_adam(objective):
   """The same update from its parts: jax.grad of the loss of the whole batch, clip, Adam."""
   made, batch = choices(objective), random_batch()
@@ -110,9 +110,8 @@ def assert_same_update(a, b):
     np.testing.assert_allclose(new[decided], other[decided], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("objective", ["beta_shift", "grpo"])
-def test_eight_devices_give_the_update_of_one(objective):
-  made, batch = choices(objective, kl_coef=0.1), random_batch()
+def test_eight_devices_give_the_update_of_one():
+  made, batch = choices("grpo", kl_coef=0.1), random_batch()
   reference = policy.init(CONFIG, jax.random.key(7))
   one = run_once(made, sharding.make_mesh(), batch, reference)
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
@@ -125,7 +124,7 @@ def test_eight_devices_give_the_update_of_one(objective):
 
 @pytest.mark.parametrize(
   ("objective", "microbatches"),
-  [("beta_shift", 2), ("beta_shift", 8), ("dapo", 4), ("tis", 2), ("copg", 4), ("rebel", 2)],
+  [("beta_shift", 8), ("dapo", 4), ("copg", 4)],
 )
 def test_microbatches_give_the_update_of_the_whole_batch(objective, microbatches):
   made, mesh = choices(objective), sharding.make_mesh()

@@ -108,8 +108,7 @@ def test_sizes_come_from_a_short_list():
   assert found == {(1, 6, 33)}
 
 
-@pytest.mark.parametrize("layout", [packing.PACKED, packing.SHARED])
-@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize(("layout", "window"), [(packing.PACKED, 0), (packing.SHARED, 3)])
 def test_the_model_says_the_same_of_all_layouts(layout, window):
   """Values and gradients, up to rounding; with local layers, too."""
   config = CONFIG
