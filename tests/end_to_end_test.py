@@ -47,7 +47,10 @@ def plain_loop(config):
   known = parts.policy_of(config, None)
   mesh = sharding.make_mesh(**config.mesh)
   choices = parts.step_choices(config, known.model, mesh)
-  engine = parts.make_engine(config, known)
+  engine = parts.make_engine(
+    config, known, group_size=config.learner.group_size,
+    max_prompt_tokens=config.task.max_prompt_tokens,
+  )  # fmt: skip
   verify = scoring.resolve(catalog.TASKS[config.task.name].verifier)
   decode = known.words.decode
   examples, _ = seqio_tasks.load(

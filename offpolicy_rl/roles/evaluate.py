@@ -12,10 +12,10 @@ import rich.progress
 import rich.table
 
 from offpolicy_rl import types
-from offpolicy_rl.model import lora, pretrained
 from offpolicy_rl.model import policy as policy_lib
+from offpolicy_rl.model import pretrained
 from offpolicy_rl.roles import folders, parts
-from offpolicy_rl.sampler import engine, evaluation, votes, worker
+from offpolicy_rl.sampler import evaluation, votes, worker
 from offpolicy_rl.tasks import stream, tokenizer
 
 _WIDTH_MULTIPLE = 16  # prompt columns: few shapes to compile, little padding
@@ -110,8 +110,12 @@ def _weights(config, policy: parts.Policy, run_dir: pathlib.Path | None):
 def _answer(config, policy: parts.Policy, params, examples, console) -> Iterator[dict]:
   """One row of problems.jsonl per example, in order."""
   slots, samples = config.sampler.slots, config.evaluation.samples
-  greedy = _engine(config, policy, examples, prompts=slots)
-  sampled = _engine(config, policy, examples, prompts=slots // samples)
+  longest = max(example.prompt_tokens.size for example in examples)
+  columns = longest + -longest % _WIDTH_MULTIPLE
+  greedy, sampled = (
+    parts.make_engine(config, policy, group_size=size, max_prompt_tokens=columns)
+    for size in (1, samples)
+  )
   made = evaluation.tickets(
     examples, name="eval", version=0, step=0, num_samples=samples,
     temperature=config.sampler.temperature,
@@ -130,19 +134,6 @@ def _answer(config, policy: parts.Policy, params, examples, console) -> Iterator
       half = len(groups) // 2
       for ticket, one, many in zip(tickets[::2], groups[:half], groups[half:], strict=True):
         yield _row(policy.words, ticket, one, many)
-
-
-def _engine(config, policy: parts.Policy, examples, *, prompts: int) -> engine.Engine:
-  longest = max(example.prompt_tokens.size for example in examples)
-  return engine.Engine(
-    lora.plain(policy.model),
-    slots=config.sampler.slots,
-    prompts=prompts,
-    max_prompt_tokens=longest + -longest % _WIDTH_MULTIPLE,
-    max_tokens=config.task.max_completion_tokens,
-    eos=policy.words.eos,
-    seed=config.seed,
-  )
 
 
 def _row(words, ticket: types.Ticket, greedy: types.Group, sampled: types.Group) -> dict:

@@ -53,9 +53,7 @@ def _remember(path: pathlib.Path, ignore: Collection[str]) -> None:
 def _copy(source: epath.Path, to: pathlib.Path) -> None:
   if not source.is_dir():
     raise pretrained.CheckpointError(f"--from: {source} is no directory and no .gguf file")
-  for pattern in _TAKEN:
-    for path in source.glob(pattern):
-      path.copy(to / path.name)
+  folders.copy_matching(source, to, _TAKEN)
 
 
 def _convert(source: pathlib.Path, to: pathlib.Path) -> None:

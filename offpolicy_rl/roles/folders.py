@@ -4,6 +4,16 @@ import contextlib
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterable
+
+from etils import epath
+
+
+def copy_matching(source, to: pathlib.Path, patterns: Iterable[str]) -> None:
+  """Copies the files directly in `source`, local or in a bucket, that match one of the patterns."""
+  for pattern in patterns:
+    for path in epath.Path(source).glob(pattern):
+      path.copy(to / path.name)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import attention, decoder, families, lora, pretrained
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import lag, packing, schedule
+from offpolicy_rl.roles import folders
 from offpolicy_rl.sampler import engine
 from offpolicy_rl.tasks import catalog, scoring, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
@@ -74,15 +75,9 @@ def model_files(config, run_dir: pathlib.Path, *, resume: bool) -> types.ModelFi
   source, kept = pathlib.Path(config.model.checkpoint), run_dir / "model"
   if not (resume and kept.is_dir()):
     tokenizer.read_files(source)  # refuses it before anything is touched
-    half = run_dir / ".model-half"
-    for old in (kept, half):
-      shutil.rmtree(old, ignore_errors=True)
-    half.mkdir()
-    for path in (
-      p for name in (pretrained.CONFIG, *pretrained.COMPANIONS) for p in source.glob(name)
-    ):
-      shutil.copy(path, half)
-    half.rename(kept)
+    shutil.rmtree(kept, ignore_errors=True)
+    with folders.whole(kept) as half:
+      folders.copy_matching(source, half, (pretrained.CONFIG, *pretrained.COMPANIONS))
   return tokenizer.read_files(kept)
 
 
@@ -157,13 +152,18 @@ def lag_control(config) -> lag.LagControl:
   return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded)
 
 
-def make_engine(config, policy: Policy) -> engine.Engine:
-  """The generation engine of one sampler; it computes with adapters merged into their base."""
+def make_engine(
+  config, policy: Policy, *, group_size: int, max_prompt_tokens: int
+) -> engine.Engine:
+  """The generation engine of one sampler; it computes with adapters merged into their base.
+
+  `group_size`: completions per prompt.
+  """
   return engine.Engine(
     lora.plain(policy.model),
     slots=config.sampler.slots,
-    prompts=max(1, config.sampler.slots // config.learner.group_size),
-    max_prompt_tokens=config.task.max_prompt_tokens,
+    prompts=max(1, config.sampler.slots // group_size),
+    max_prompt_tokens=max_prompt_tokens,
     max_tokens=config.task.max_completion_tokens,
     eos=policy.words.eos,
     seed=config.seed,

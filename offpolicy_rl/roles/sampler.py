@@ -91,7 +91,10 @@ def _serve(
   weights_dir: str | None,
 ) -> None:  # fmt: skip
   """Runs the worker; starts over when the learner was restarted."""
-  generator = parts.make_engine(config, policy)
+  generator = parts.make_engine(
+    config, policy, group_size=config.learner.group_size,
+    max_prompt_tokens=config.task.max_prompt_tokens,
+  )  # fmt: skip
   task = config.task
   shape = shaping.Shaping(task.format_reward, task.length_weight, task.failed_reward)
   while not stop.is_set():
