@@ -65,6 +65,7 @@ def test_from_import_to_export(tmp_path, reference, card, family):  # noqa: F811
   assert [row["step"] for row in rows] == [0, 1]
   assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
   assert rows[0]["mismatch/tokens"] > 0 and rows[0]["mismatch/max"] < 0.3  # bfloat16
+  assert any("router/max_load" in row for row in rows) == (family == "qwen3-moe")
   _loads_elsewhere(run, tmp_path / "out", source)
 
 
@@ -78,3 +79,9 @@ def _loads_elsewhere(run: pathlib.Path, out: pathlib.Path, source: pathlib.Path)
   before = open_model(source)[1]["blocks"]["w_q"]
   assert np.mean(np.asarray(params["blocks"]["w_q"]) != np.asarray(before)) > 0.5
   assert json.loads((out / "model" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_a_run_that_began_with_fresh_weights_is_not_exported(tmp_path, capsys):
+  (tmp_path / "run").mkdir()
+  assert main.main(["export", f"--run_dir={tmp_path}/run", f"--to={tmp_path}/out"]) == 1
+  assert "only runs that began with a published checkpoint" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import chaos
 from benchmarks.parity import answers_of, forward_logits, gap, open_model
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import main, types
+from offpolicy_rl import main, metrics, types
 from offpolicy_rl.model import lora, policy
 from offpolicy_rl.replay import lag
 from offpolicy_rl.roles import front, parts, sampler
@@ -58,6 +58,8 @@ def test_adapters_from_a_published_checkpoint_to_another_one(tmp_path, reference
   local("--resume", f"--run_dir={run}", "--config.learner.steps=4")
   assert_identical(chaos.parameters(run), chaos.parameters(straight))
 
+  losses = [row["loss"] for row in metrics.read(run) if row["kind"] == metrics.WARM_START]
+  assert losses[-1] < 0.8 * losses[0]
   rows = train_rows(run)
   assert [row["step"] for row in rows] == [0, 1, 2, 3]
   # Samplers merge, the learner does not: the same log-probabilities all the same.
