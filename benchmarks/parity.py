@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from offpolicy_rl.model import decoder, policy, pretrained, sharding
+from offpolicy_rl import types
+from offpolicy_rl.model import decoder, paging, policy, pretrained, sharding
 from offpolicy_rl.sampler import engine
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -77,7 +78,7 @@ def forward_logits(config, params, tokens):
 def cached_logits(config, params, tokens, *, prefill: int = 4):
   """The same, a few tokens first and then one at a time through the cache."""
   rows, width = tokens.shape
-  cache = decoder.empty_cache(config, rows, width)
+  cache = paging.contiguous(config, rows, width)
   positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
   step = jax.jit(lambda *args: policy.apply(config, params, *args))
   first, cache = step(tokens[:, :prefill], positions[:, :prefill], cache)
@@ -94,16 +95,21 @@ def greedy_differences(config, params, answers: dict[str, np.ndarray]) -> tuple[
   A row is compared until two tokens were so close that either would be right.
   """
   rows, new = answers["greedy"].shape
-  requests = engine.Requests(
-    answers["tokens"][:rows], answers["lengths"][:rows], jnp.arange(rows),
-    jax.random.split(jax.random.key(0), rows), jnp.zeros(rows), jnp.ones(rows, bool),
-  )  # fmt: skip
-  found = engine.generate(config, params, requests, max_tokens=new, eos=-1)
+  prompts = [t[:n] for t, n in zip(answers["tokens"], answers["lengths"], strict=True)]
+  tickets = [
+    types.Ticket(str(i), types.EVAL, 0, i, prompt, "", 0, 0, 1, 0.0)
+    for i, prompt in enumerate(prompts[:rows])
+  ]
+  longest = max(prompt.size for prompt in prompts)
+  sizes = engine.Sizes(
+    slots=rows, group_size=1, max_prompt_tokens=longest, max_tokens=new, page_tokens=8
+  )
+  found = engine.Engine(config, sizes, eos=-1, seed=0).generate(params, 0, tickets)
   different = compared = 0
-  for ours, theirs, leads in zip(found.tokens, answers["greedy"], answers["leads"], strict=True):
+  for ours, theirs, leads in zip(found, answers["greedy"], answers["leads"], strict=True):
     close = np.flatnonzero(leads < 2 * TOLERANCE)
     until = close[0] if close.size else new
-    different += int(np.sum(np.asarray(ours[:until]) != theirs[:until]))
+    different += int(np.sum(ours[0].tokens[:until] != theirs[:until]))
     compared += int(until)
   return different, compared
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from offpolicy_rl.model import lora, mixture, rope
+from offpolicy_rl.model import lora, mixture, paging, rope
 from offpolicy_rl.model.attention import attend, softcap
 from offpolicy_rl.model.sharding import constrain
 
@@ -63,17 +63,10 @@ class DecoderConfig:
   lora_targets: tuple[str, ...] = ()  # of lora.INPUT_AXES
 
 
-class Cache(NamedTuple):
-  """Keys and values of the tokens seen so far."""
-
-  k_LxBxSxKxC: jax.Array
-  v_LxBxSxKxC: jax.Array
-
-
 class Sight(NamedTuple):
   """What the tokens of a layer see, and by how much their heads turn."""
 
-  visible_BxTxS: jax.Array  # bool
+  visible_BxTxS: jax.Array | None  # bool; with a cache, `paging.attend` knows
   angle_BxTxR: jax.Array
   segments_BxT: jax.Array | None  # of packed rows (`types.PackedRows`)
   is_local: jax.Array | None  # bool, where some layers see a window only
@@ -177,8 +170,8 @@ class Block(nnx.Module):
     a, b = getattr(self, name + lora.A)[...], getattr(self, name + lora.B)[...]
     return y + lora.share(x, a, b, self.config)
 
-  def attention(self, x_BxTxD, positions_BxT, sight: Sight, cache):
-    """Returns the attention output [B, T, D] and the layer's (k, v), updated if cached."""
+  def attention(self, x_BxTxD, positions_BxT, sight: Sight, cache: paging.OfLayer | None):
+    """Returns the attention output [B, T, D] and the cache with these tokens."""
     c = self.config
     q_BxTxHxC = jnp.einsum("btd,dhc->bthc", x_BxTxD, self.w_q[...])
     k = jnp.einsum("btd,dkc->btkc", x_BxTxD, self.w_k[...])
@@ -194,13 +187,13 @@ class Block(nnx.Module):
     q_BxTxHxC = rope.rotate(q_BxTxHxC, sight.angle_BxTxR)
     k = rope.rotate(k, sight.angle_BxTxR)
     q_BxTxHxC = constrain(q_BxTxHxC, "batch", None, "heads", None)
-    if cache is not None:
-      rows = jnp.arange(x_BxTxD.shape[0])[:, None]
-      k = cache[0].at[rows, positions_BxT].set(k)
-      v = cache[1].at[rows, positions_BxT].set(v)
-    out_BxTxHxC = attend(q_BxTxHxC, k, v, sight, c)
+    if cache is None:
+      out_BxTxHxC = attend(q_BxTxHxC, k, v, sight, c)
+    else:
+      cache = paging.extend(cache, k, v, positions_BxT)
+      out_BxTxHxC = paging.attend(q_BxTxHxC, cache, positions_BxT, sight.is_local, c)
     out_BxTxD = jnp.einsum("bthc,hcd->btd", out_BxTxHxC, self.w_o[...])
-    return self.adapted("w_o", out_BxTxHxC, out_BxTxD), (k, v)
+    return self.adapted("w_o", out_BxTxHxC, out_BxTxD), cache
 
   def mlp(self, x_BxTxD):
     """Gated MLP: SwiGLU or GeGLU (Shazeer, arXiv 2002.05202); or a mixture of such."""
@@ -222,7 +215,7 @@ class Block(nnx.Module):
     return mixture.load(x_NxD, self.router[...], chosen, sight.segments_BxT.reshape(-1) > 0)
 
   def __call__(self, x_BxTxD, positions_BxT, sight: Sight, cache):
-    """Returns x, the layer's (k, v), and the router's load (None without experts or packing)."""
+    """Returns x, the cache, and the router's load (None without experts or packing)."""
     c = self.config
     normed = rms_norm(x_BxTxD, self.attention_norm[...], c)
     attended, cache = self.attention(normed, positions_BxT, sight, cache)
@@ -256,15 +249,14 @@ class Decoder(nnx.Module):
     if not c.tied_embeddings:
       self.unembedding = _fan_in(rngs, (c.width, c.vocab_size), c.width)
 
-  def __call__(self, tokens_BxT, positions_BxT, cache: Cache | None = None):
+  def __call__(self, tokens_BxT, positions_BxT, cache: paging.Cache | None = None):
     """Logits and the updated cache.
 
     Args:
       tokens_BxT: int32 token ids.
-      positions_BxT: int32 place of each token in its row; with a cache, also the slot that its
-        key and value are written to.
+      positions_BxT: int32 place of each token in its row.
       cache: None for a forward pass over whole rows (causal), else the state to extend; a token
-        sees the slots up to its own.
+        sees the positions up to its own.
 
     Returns:
       float32 logits [B, T, V] of the token after each position, and the cache or None.
@@ -272,7 +264,7 @@ class Decoder(nnx.Module):
     x_BxTxD, cache, _ = self.hidden(tokens_BxT, positions_BxT, cache)
     return self.logits(x_BxTxD), cache
 
-  def hidden(self, tokens_BxT, positions_BxT, cache: Cache | None = None, packing=None):
+  def hidden(self, tokens_BxT, positions_BxT, cache: paging.Cache | None = None, packing=None):
     """As `__call__`, but the last hidden states [B, T, D] in place of logits, and router loads.
 
     `packing`: int32 segments and branches [B, T] of packed rows (`types.PackedRows`), no cache.
@@ -282,9 +274,10 @@ class Decoder(nnx.Module):
     x_BxTxD = constrain(self.embedding[...][tokens_BxT], "batch", None, None)
     if c.scaled_embeddings:
       x_BxTxD = x_BxTxD * c.width**0.5
-    slots = tokens_BxT.shape[1] if cache is None else cache.k_LxBxSxKxC.shape[2]
-    if packing is None:
-      behind = positions_BxT[:, :, None] - jnp.arange(slots)[None, None, :]
+    if cache is not None:
+      everything, near = _sights(c, positions_BxT, None, None)
+    elif packing is None:
+      behind = positions_BxT[:, :, None] - jnp.arange(tokens_BxT.shape[1])[None, None, :]
       everything, near = _sights(c, positions_BxT, behind >= 0, behind)
     else:
       seen = _packed_sight(positions_BxT, *packing)
@@ -292,20 +285,21 @@ class Decoder(nnx.Module):
 
     @nnx.scan(in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     @_rematerialised(c.remat)
-    def layer(block, x_BxTxD, of_layer):
-      layer_cache, is_local = of_layer
+    def layer(block, carried, of_layer):
+      (x_BxTxD, pool), (number, is_local) = carried, of_layer
       sight = everything
       if is_local is not None:
         sight = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), near, everything)
         sight = sight._replace(is_local=is_local)
-      x_BxTxD, kv, load = block(x_BxTxD, positions_BxT, sight, layer_cache)
-      return x_BxTxD, (kv if layer_cache is not None else None, load)
+      here = cache and paging.OfLayer(pool, number, cache.tables_BxP, cache.span)
+      x_BxTxD, here, load = block(x_BxTxD, positions_BxT, sight, here)
+      return (x_BxTxD, here and here.pool), load
 
     is_local_L = jnp.array(c.local_layers) if c.local_layers else None
-    of_layers = (None if cache is None else tuple(cache), is_local_L)
-    x_BxTxD, (new_cache, loads) = layer(self.blocks, x_BxTxD, of_layers)
+    carried = (x_BxTxD, cache and cache.pool)
+    (x_BxTxD, pool), loads = layer(self.blocks, carried, (jnp.arange(c.num_layers), is_local_L))
     x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], c)
-    return x_BxTxD, None if new_cache is None else Cache(*new_cache), loads
+    return x_BxTxD, cache and dataclasses.replace(cache, pool=pool), loads
 
   def logits(self, x_BxTxD):
     """Last hidden states -> float32 logits [B, T, V]."""
@@ -341,7 +335,7 @@ def _sights(
   """Of layers that see everything before them, and of local ones where there are any.
 
   Args:
-    visible: bool [B, T, S], who sees whom without a window.
+    visible: bool [B, T, S], who sees whom without a window; None with a cache.
     behind: int [B, T, S], by how many tokens one lies before the other.
   """
   c = config
@@ -350,13 +344,7 @@ def _sights(
   if not c.local_layers:
     return everything, None
   turns = rope.frequencies(c.local_rope_theta, c.head_dim, None)
-  visible = visible & (behind < c.sliding_window)
+  visible = visible if visible is None else visible & (behind < c.sliding_window)
   return everything, everything._replace(
     visible_BxTxS=visible, angle_BxTxR=rope.angles(positions_BxT, turns)
   )
-
-
-def empty_cache(config: DecoderConfig, rows: int, slots: int) -> Cache:
-  """Cache of zeros for `rows` rows of at most `slots` tokens."""
-  shape = (config.num_layers, rows, slots, config.num_kv_heads, config.head_dim)
-  return Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))

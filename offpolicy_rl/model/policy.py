@@ -54,17 +54,6 @@ def apply(config: decoder.DecoderConfig, params: Params, tokens, positions, cach
   return module(config, params)(tokens, positions, cache)
 
 
-def logits_at(config: decoder.DecoderConfig, params: Params, tokens, positions, cache, *, columns):
-  """As `apply`, but float32 logits [B, V] of one column per row; `columns`: int32 [B].
-
-  The logits of a whole prompt would not fit where the vocabulary is large.
-  """
-  model = module(config, params)
-  hidden, cache, _ = model.hidden(tokens, positions, cache)
-  hidden = jnp.take_along_axis(hidden, columns[:, None, None], axis=1)
-  return model.logits(hidden)[:, 0], cache
-
-
 def param_axes(path, leaf) -> tuple[str | None, ...]:
   """Logical axes of a parameter, found by the last name in its path.
 

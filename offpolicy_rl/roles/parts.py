@@ -159,15 +159,11 @@ def make_engine(
 
   `group_size`: completions per prompt.
   """
-  return engine.Engine(
-    lora.plain(policy.model),
-    slots=config.sampler.slots,
-    prompts=max(1, config.sampler.slots // group_size),
-    max_prompt_tokens=max_prompt_tokens,
+  sizes = engine.Sizes(
+    slots=config.sampler.slots, group_size=group_size, max_prompt_tokens=max_prompt_tokens,
     max_tokens=config.task.max_completion_tokens,
-    eos=policy.words.eos,
-    seed=config.seed,
-  )
+  )  # fmt: skip
+  return engine.Engine(lora.plain(policy.model), sizes, eos=policy.words.eos, seed=config.seed)
 
 
 def make_store(config, weights_dir: str | None, session: str):

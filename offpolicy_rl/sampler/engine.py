@@ -1,194 +1,296 @@
-"""Generation: prefill the prompts, decode with a KV cache, record what was really sampled from.
+"""Continuous batching: which completion sits in which slot, and whose pages are whose.
 
-A fixed number of slots decodes in lockstep; each slot continues one prompt. Shapes never change, so
-there is one compilation, and a completion depends on its own prompt, parameters and key only, not
-on the slot or on its neighbours.
+Tickets wait; the prompt of a group is prefilled once, in pieces between the decoding of others; its
+completions take slots as they get free, and share the prompt's pages. This file keeps the books;
+the devices' work is in `generation`.
 """
 
-import functools
-from typing import NamedTuple
+import collections
+import dataclasses
+import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.model import decoder, policy
-
-_STREAMS = {types.TRAIN: 0, types.EVAL: 1}
-
-
-class Requests(NamedTuple):
-  """What to generate. N prompts, S slots, P prompt tokens."""
-
-  prompts: jax.Array  # int32 [N, P], right padded
-  prompt_lengths: jax.Array  # int32 [N]
-  slot_prompt: jax.Array  # int32 [S], which prompt a slot continues
-  keys: jax.Array  # PRNG keys [S]
-  temperature: jax.Array  # float32 [S], 0 = greedy
-  active: jax.Array  # bool [S], False = the slot is not used
+from offpolicy_rl.model import decoder, paging
+from offpolicy_rl.sampler import generation
 
 
-class Completions(NamedTuple):
-  """What was generated. M completion tokens at most."""
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """Of an engine."""
 
-  tokens: jax.Array  # int32 [S, M]
-  logprobs: jax.Array  # float32 [S, M]; 0 for a greedy token, which had probability 1
-  lengths: jax.Array  # int32 [S], the end-of-sequence token included
-  finished: jax.Array  # bool [S], True = ended by itself
+  slots: int  # completions decoded side by side
+  group_size: int  # completions of a prompt, as a rule
+  max_prompt_tokens: int
+  max_tokens: int  # of a completion
+  page_tokens: int = 32
+  cache_tokens: int = 0  # of all rows together; 0 = enough for full slots of the longest rows
+  prefill_rows: int = 4  # prompts prefilled at a time
+  prefill_tokens: int = 128  # of each
+  steps: int = 8  # tokens decoded before the slots are looked at
 
+  @property
+  def row_pages(self) -> int:
+    """Of the longest prompt and completion."""
+    return math.ceil((self.max_prompt_tokens + self.max_tokens) / self.page_tokens)
 
-@jax.jit
-def completion_keys(seed, streams, group_indices, completion_indices) -> jax.Array:
-  """Keys of completions: of the run, the group and the completion, never of who samples them."""
-
-  def one(stream, group, completion):
-    key = jax.random.fold_in(jax.random.key(seed), stream)
-    return jax.random.fold_in(jax.random.fold_in(key, group), completion)
-
-  return jax.vmap(one)(streams, group_indices, completion_indices)
-
-
-def sample_token(logits: jax.Array, key: jax.Array, temperature: jax.Array):
-  """One draw from softmax(logits [V] / temperature) -> (token, its logprob); greedy at 0."""
-  greedy = temperature == 0
-  log_p = jax.nn.log_softmax(logits / jnp.where(greedy, 1.0, temperature))
-  drawn = jnp.argmax(log_p + jax.random.gumbel(key, log_p.shape))
-  token = jnp.where(greedy, jnp.argmax(logits), drawn)
-  return token.astype(jnp.int32), jnp.where(greedy, 0.0, log_p[token])
-
-
-class _Decoding(NamedTuple):
-  step: jax.Array
-  logits: jax.Array  # float32 [S, V], of the next token
-  cache: decoder.Cache
-  done: jax.Array  # bool [S]
-  out: Completions
+  @property
+  def pages(self) -> int:
+    """In the pool, page 0 included."""
+    if self.cache_tokens:
+      return 1 + self.cache_tokens // self.page_tokens
+    shared = (self.max_prompt_tokens - 1) // self.page_tokens
+    prompts = 2 * math.ceil(self.slots / self.group_size) + self.prefill_rows
+    return 1 + self.slots * (self.row_pages - shared) + prompts * (shared + 1)
 
 
-def prefill(config: decoder.DecoderConfig, params, requests: Requests, max_tokens: int):
-  """Runs each prompt once -> logits [S, V] of the first completion token, cache of the slots."""
-  num_prompts, width = requests.prompts.shape
-  cache = decoder.empty_cache(config, num_prompts, width + max_tokens)
-  positions = jnp.broadcast_to(jnp.arange(width), (num_prompts, width))
-  # Padding also writes keys and values, beyond the prompt; decoding overwrites each such slot
-  # before any token can see it.
-  last, cache = policy.logits_at(
-    config, params, requests.prompts, positions, cache, columns=requests.prompt_lengths - 1
-  )
-  return last[requests.slot_prompt], jax.tree.map(lambda x: x[:, requests.slot_prompt], cache)
+@dataclasses.dataclass(eq=False)
+class _Prompt:
+  """A prompt in the cache: all but its last token, which each completion sees for itself."""
+
+  tokens: np.ndarray
+  pages: list[int]
+  filled: int = 0  # tokens
+  users: int = 0  # completions that are not done
+
+  @property
+  def missing(self) -> int:
+    """Tokens."""
+    return self.tokens.size - 1 - self.filled
 
 
-@functools.partial(jax.jit, static_argnames=("config", "max_tokens", "eos"))
-def generate(
-  config: decoder.DecoderConfig, params, requests: Requests, *, max_tokens: int, eos: int
-) -> Completions:
-  """Samples until every active slot has ended or holds `max_tokens` tokens."""
-  slots = requests.slot_prompt.shape[0]
-  start = requests.prompt_lengths[requests.slot_prompt]
-  params = policy.cast(config, params)  # once, not in every round of the loop
-  logits, cache = prefill(config, params, requests, max_tokens)
-  out = Completions(
-    tokens=jnp.zeros((slots, max_tokens), jnp.int32),
-    logprobs=jnp.zeros((slots, max_tokens)),
-    lengths=jnp.zeros(slots, jnp.int32),
-    finished=jnp.zeros(slots, bool),
-  )
+@dataclasses.dataclass(eq=False)
+class _Group:
+  """A ticket being answered."""
 
-  def decode(state: _Decoding) -> _Decoding:
-    keys = jax.vmap(jax.random.fold_in, (0, None))(requests.keys, state.step)
-    token, logprob = jax.vmap(sample_token)(state.logits, keys, requests.temperature)
-    running = ~state.done
-    finished = state.out.finished | (running & (token == eos))
-    out = Completions(
-      tokens=state.out.tokens.at[:, state.step].set(jnp.where(running, token, 0)),
-      logprobs=state.out.logprobs.at[:, state.step].set(jnp.where(running, logprob, 0.0)),
-      lengths=state.out.lengths + running,
-      finished=finished,
-    )
-    position = (start + state.step)[:, None]
-    logits, cache = policy.apply(config, params, token[:, None], position, state.cache)
-    return _Decoding(state.step + 1, logits[:, 0], cache, state.done | finished, out)
+  ticket: types.Ticket
+  done: dict[int, types.Trajectory] = dataclasses.field(default_factory=dict)
 
-  state = _Decoding(jnp.int32(0), logits, cache, ~requests.active, out)
-  unfinished = lambda s: (s.step < max_tokens) & ~jnp.all(s.done)
-  return jax.lax.while_loop(unfinished, decode, state).out
+
+@dataclasses.dataclass(eq=False)
+class _Completion:
+  group: _Group
+  index: int  # in its group
+  prompt: _Prompt
+  pages: list[int] = dataclasses.field(default_factory=list)  # its own
+  versions: list[int] = dataclasses.field(default_factory=list)  # of its tokens
 
 
 class Engine:
-  """Answers tickets in one `generate` call: packs them into slots and unpacks the completions."""
+  """Answers tickets, a few tokens of all slots per `step`."""
 
-  def __init__(
-    self, config: decoder.DecoderConfig, *, slots: int, prompts: int,
-    max_prompt_tokens: int, max_tokens: int, eos: int, seed: int,
-  ):  # fmt: skip
-    self._config = config
-    self._slots, self._prompts = slots, prompts
-    self._max_prompt_tokens, self._max_tokens = max_prompt_tokens, max_tokens
-    self._eos, self._seed = eos, seed
+  def __init__(self, config: decoder.DecoderConfig, sizes: Sizes, *, eos: int, seed: int):
+    """Allocates the cache.
+
+    Raises:
+      ValueError: the cache is too small for a single completion.
+    """
+    least = 2 * sizes.row_pages * sizes.page_tokens
+    if sizes.cache_tokens and sizes.cache_tokens < least:
+      raise ValueError(f"cache_tokens: got {sizes.cache_tokens}, expected at least {least}")
+    self._config, self._sizes, self._eos, self._seed = config, sizes, eos, seed
+    self._pool = paging.empty(config, sizes.pages, sizes.page_tokens)
+    self._slots = generation.empty(sizes.slots, sizes.max_tokens)
+    self._tables = np.zeros((sizes.slots, sizes.row_pages), np.int32)
+    self._pages = list(range(sizes.pages - 1, 0, -1))  # nobody's
+    self._tickets: collections.deque[_Group] = collections.deque()
+    self._filling: list[tuple[_Prompt, list[_Completion]]] = []
+    self._ready: collections.deque[_Completion] = collections.deque()
+    self._seated: dict[int, _Completion] = {}  # by slot, in the order in which they sat down
+
+  @property
+  def idle(self) -> bool:
+    """Nothing is being answered."""
+    return not (self._tickets or self._filling or self._ready or self._seated)
+
+  @property
+  def room(self) -> int:
+    """Completions that would find a slot at once, were their prompts there."""
+    waiting = sum(group.ticket.num_completions for group in self._tickets)
+    filling = sum(len(completions) for _, completions in self._filling)
+    return self._sizes.slots - len(self._seated) - len(self._ready) - filling - waiting
+
+  def add(self, tickets: list[types.Ticket]) -> None:
+    """Answers these, too.
+
+    Raises:
+      ValueError: a prompt is too long.
+    """
+    for ticket in tickets:
+      size = ticket.prompt_tokens.size
+      if not 0 < size <= self._sizes.max_prompt_tokens:
+        raise ValueError(
+          f"{ticket.ticket_id}: prompt of {size} tokens, expected 1 to "
+          f"{self._sizes.max_prompt_tokens}"
+        )
+    self._tickets.extend(map(_Group, tickets))
 
   def generate(
     self, params, version: int, tickets: list[types.Ticket]
   ) -> list[list[types.Trajectory]]:
-    """Unscored trajectories, one list per ticket, in as many calls as the slots ask for.
+    """All of these, unscored, in this order; nothing else may be under way."""
+    self.add(tickets)
+    found = {}
+    while not self.idle:
+      for ticket, trajectories in self.step(params, version):
+        found[id(ticket)] = trajectories
+    return [found[id(ticket)] for ticket in tickets]
 
-    Raises:
-      ValueError: a ticket asks for more completions than slots, or its prompt is too long.
-    """
-    groups, start = [], 0
-    while start < len(tickets):
-      stop = start + 1
-      while stop < len(tickets) and self._fits(tickets[start : stop + 1]):
-        stop += 1
-      groups += self._generate_once(params, version, tickets[start:stop])
-      start = stop
-    return groups
+  def step(self, params, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
+    """Prefills and decodes a little -> the groups that got complete, unscored."""
+    self._prefill(params)
+    self._seat()
+    if not self._seated:
+      return []
+    self._reserve()
+    before = {slot: len(completion.versions) for slot, completion in self._seated.items()}
+    self._slots, self._pool = generation.decode(
+      self._config, params, self._slots, self._pool, self._tables,
+      steps=self._sizes.steps, eos=self._eos,
+    )  # fmt: skip
+    running, lengths = jax.device_get((self._slots.running, self._slots.lengths))
+    for slot, completion in self._seated.items():
+      completion.versions += [version] * (int(lengths[slot]) - before[slot])
+    return self._collect([slot for slot in self._seated if not running[slot]])
 
-  def _fits(self, tickets: list[types.Ticket]) -> bool:
-    completions = sum(ticket.num_completions for ticket in tickets)
-    return len(tickets) <= self._prompts and completions <= self._slots
+  def _prefill(self, params) -> None:
+    """Pieces of prompts: one while others decode, else until somebody can."""
+    sizes = self._sizes
+    while self._wanted() > 0:
+      self._begin()
+      if not self._filling:
+        return
+      tokens = np.zeros((sizes.prefill_rows, sizes.prefill_tokens), np.int32)
+      tables = np.zeros((sizes.prefill_rows, sizes.row_pages), np.int32)
+      start = np.zeros(sizes.prefill_rows, np.int32)
+      for row, (prompt, _) in enumerate(self._filling):
+        piece = prompt.tokens[prompt.filled : -1][: sizes.prefill_tokens]
+        tokens[row, : piece.size] = piece
+        tables[row, : len(prompt.pages)] = prompt.pages
+        start[row] = prompt.filled
+        prompt.filled += piece.size
+      self._pool = generation.prefill(self._config, params, self._pool, tables, tokens, start)
+      for prompt, completions in self._filling:
+        if not prompt.missing:
+          self._ready.extend(completions)
+      self._filling = [item for item in self._filling if item[0].missing]
+      if self._seated:
+        return
 
-  def _generate_once(self, params, version, tickets) -> list[list[types.Trajectory]]:
-    completions = generate(
-      self._config, params, self._requests(tickets), max_tokens=self._max_tokens, eos=self._eos
-    )
-    completions = jax.device_get(completions)
-    groups, slot = [], 0
-    for ticket in tickets:
-      stop = slot + ticket.num_completions
-      groups.append([_trajectory(completions, s, version) for s in range(slot, stop)])
-      slot = stop
-    return groups
+  def _wanted(self) -> int:
+    """Slots for which no completion is ready."""
+    return self._sizes.slots - len(self._seated) - len(self._ready)
 
-  def _requests(self, tickets: list[types.Ticket]) -> Requests:
-    if not self._fits(tickets):
-      raise ValueError(
-        f"tickets: {len(tickets)} do not fit {self._prompts} prompts, {self._slots} slots"
+  def _begin(self) -> None:
+    """Gives the prompts of the next tickets their pages, as many as slots will want."""
+    sizes = self._sizes
+    coming = sum(len(completions) for _, completions in self._filling)
+    while self._tickets and len(self._filling) < sizes.prefill_rows and coming < self._wanted():
+      tokens = self._tickets[0].ticket.prompt_tokens
+      needed = math.ceil((tokens.size - 1) / sizes.page_tokens)
+      # What is left is enough for the completion that has sat longest, so that one always goes on.
+      if len(self._pages) < needed + sizes.row_pages:
+        return
+      group = self._tickets.popleft()
+      prompt = _Prompt(tokens, self._take(needed), users=group.ticket.num_completions)
+      completions = [_Completion(group, i, prompt) for i in range(prompt.users)]
+      if prompt.missing:
+        self._filling.append((prompt, completions))
+        coming += len(completions)
+      else:
+        self._ready.extend(completions)
+
+  def _take(self, number: int) -> list[int]:
+    """So many pages of nobody; there must be."""
+    return [self._pages.pop() for _ in range(number)]
+
+  def _shared(self, prompt: _Prompt) -> int:
+    """Pages that completions read where they are: the full ones."""
+    return (prompt.tokens.size - 1) // self._sizes.page_tokens
+
+  def _seat(self) -> None:
+    """Completions that are ready take the free slots."""
+    sizes = self._sizes
+    free = [slot for slot in range(sizes.slots) if slot not in self._seated]
+    free = free[: min(len(self._ready), len(self._pages))]
+    if not free:
+      return
+    numbers = np.zeros((4, sizes.slots), np.int32)  # token, position, page from, page to
+    fresh, temperature = np.zeros(sizes.slots, bool), np.ones(sizes.slots, np.float32)
+    keys = np.zeros((sizes.slots, 3), np.uint32)
+    for slot in free:
+      completion = self._ready.popleft()
+      prompt, ticket = completion.prompt, completion.group.ticket
+      shared = self._shared(prompt)
+      completion.pages = self._take(1)
+      self._tables[slot] = 0
+      self._tables[slot, :shared] = prompt.pages[:shared]
+      self._tables[slot, shared] = completion.pages[0]
+      begun = prompt.pages[shared:]  # a page that is not full
+      numbers[:, slot] = (
+        prompt.tokens[-1],
+        prompt.tokens.size - 1,
+        *((begun[0], completion.pages[0]) if begun else (0, 0)),
       )
-    prompts = np.zeros((self._prompts, self._max_prompt_tokens), np.int32)
-    lengths = np.ones(self._prompts, np.int32)
-    slots = np.zeros((4, self._slots), np.int32)  # prompt, stream, group index, completion index
-    temperature = np.ones(self._slots, np.float32)
-    slot = 0
-    for n, ticket in enumerate(tickets):
-      if ticket.prompt_tokens.size > self._max_prompt_tokens:
-        size = ticket.prompt_tokens.size
-        raise ValueError(f"{ticket.ticket_id}: prompt of {size} > {self._max_prompt_tokens} tokens")
-      prompts[n, : ticket.prompt_tokens.size] = ticket.prompt_tokens
-      lengths[n] = ticket.prompt_tokens.size
-      for completion in range(ticket.num_completions):
-        slots[:, slot] = n, _STREAMS[ticket.kind], ticket.group_index, completion
-        temperature[slot] = ticket.temperature
-        slot += 1
-    keys = completion_keys(self._seed, slots[1], slots[2], slots[3])
-    return Requests(prompts, lengths, slots[0], keys, temperature, np.arange(self._slots) < slot)
+      fresh[slot], temperature[slot] = True, ticket.temperature
+      keys[slot] = generation.key_numbers(ticket, completion.index)
+      self._seated[slot] = completion
+    token, position, page_from, page_to = numbers
+    seats = generation.Seats(fresh, token, position, keys, temperature, page_from, page_to)
+    self._slots, self._pool = generation.seat(self._slots, self._pool, seats, self._seed)
 
+  def _reserve(self) -> None:
+    """Pages for the next tokens; who sat down last begins again where there are none."""
+    sizes, gone = self._sizes, []
+    for slot, completion in list(self._seated.items()):
+      if completion is not self._seated.get(slot):
+        continue  # it had to leave
+      prompt, made = completion.prompt, len(completion.versions)
+      tokens = prompt.tokens.size - 1 + min(made + sizes.steps, sizes.max_tokens)
+      shared = self._shared(prompt)
+      while len(completion.pages) < math.ceil(tokens / sizes.page_tokens) - shared:
+        if not self._pages:
+          last = next(reversed(self._seated))
+          self._ready.appendleft(self._stand_up(last))
+          gone.append(last)
+          if last == slot:
+            break
+        completion.pages += self._take(1)
+        self._tables[slot, shared + len(completion.pages) - 1] = completion.pages[-1]
+    if gone:
+      stays = np.ones(sizes.slots, bool)
+      stays[gone] = False
+      self._slots = generation.leave(self._slots, stays)
 
-def _trajectory(completions: Completions, slot: int, version: int) -> types.Trajectory:
-  length = int(completions.lengths[slot])
-  return types.Trajectory(
-    tokens=completions.tokens[slot, :length],
-    logprobs=completions.logprobs[slot, :length],
-    versions=np.full(length, version, np.int32),
-    finished=bool(completions.finished[slot]),
-  )
+  def _stand_up(self, slot: int) -> _Completion:
+    """Frees a slot and its pages; what was made there is forgotten."""
+    completion = self._seated.pop(slot)
+    self._pages += completion.pages
+    completion.pages, completion.versions = [], []
+    return completion
+
+  def _collect(self, slots: list[int]) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
+    """Takes what is complete out of these slots -> the groups that are, too."""
+    if not slots:
+      return []
+    made = jax.device_get(self._slots._asdict() | {"keys": None})
+    groups = []
+    for slot in slots:
+      versions = np.array(self._seated[slot].versions, np.int32)
+      completion = self._stand_up(slot)
+      group, prompt, length = completion.group, completion.prompt, versions.size
+      group.done[completion.index] = types.Trajectory(
+        tokens=made["tokens"][slot, :length].copy(),
+        logprobs=made["logprobs"][slot, :length].copy(),
+        versions=versions,
+        finished=bool(made["finished"][slot]),
+      )
+      prompt.users -= 1
+      if not prompt.users:
+        self._pages += prompt.pages
+      if len(group.done) == group.ticket.num_completions:
+        in_order = [group.done[i] for i in range(len(group.done))]
+        groups.append((group.ticket, in_order))
+    return groups

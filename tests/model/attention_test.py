@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offpolicy_rl.model import attention, decoder, policy, sharding
+from offpolicy_rl.model import attention, decoder, paging, policy, sharding
 from offpolicy_rl.replay import packing
 from tests.model.decoder_test import CONFIG, random_params
 from tests.replay.packing_test import COMPLETION, PROMPT, completions_of
@@ -120,5 +120,5 @@ def test_bfloat16_is_used_inside_and_float32_comes_out():
   flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
   a, b = flat(gradient), flat(exact_gradient)
   assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
-  cache = decoder.empty_cache(coarse, 2, 4)
-  assert cache.k_LxBxSxKxC.dtype == "bfloat16"
+  cache = paging.contiguous(coarse, 2, 4)
+  assert cache.pool.k_LxNxSxKxC.dtype == "bfloat16"

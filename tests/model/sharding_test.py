@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import decoder, policy, sharding
+from offpolicy_rl.model import paging, policy, sharding
 from tests.model.decoder_test import CONFIG
 from tests.rows import whole_rows
 
@@ -66,5 +66,5 @@ def test_a_sharded_forward_pass_equals_the_plain_one():
 
 
 def test_the_cache_has_the_shape_of_the_configuration():
-  cache = decoder.empty_cache(CONFIG, rows=5, slots=9)
-  assert cache.k_LxBxSxKxC.shape == cache.v_LxBxSxKxC.shape == (3, 5, 9, 2, 8)
+  pool = paging.empty(CONFIG, pages=5, page_tokens=9)
+  assert pool.k_LxNxSxKxC.shape == pool.v_LxNxSxKxC.shape == (3, 5, 9, 2, 8)

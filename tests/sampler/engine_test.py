@@ -9,23 +9,16 @@ import pytest
 
 from offpolicy_rl import types
 from offpolicy_rl.model import policy
-from offpolicy_rl.sampler import engine
+from offpolicy_rl.sampler import engine, generation
 from tests.model.decoder_test import CONFIG, random_params
 from tests.rows import whole_rows
 
 EOS = 1
 
 
-def make_engine(seed=0, slots=12, prompts=6, max_tokens=6) -> engine.Engine:
-  return engine.Engine(
-    CONFIG,
-    slots=slots,
-    prompts=prompts,
-    max_prompt_tokens=5,
-    max_tokens=max_tokens,
-    eos=EOS,
-    seed=seed,
-  )
+def make_engine(seed=0, **sizes) -> engine.Engine:
+  few = dict(slots=12, group_size=3, max_prompt_tokens=5, max_tokens=6, page_tokens=4, steps=4)
+  return engine.Engine(CONFIG, engine.Sizes(**few | sizes), eos=EOS, seed=seed)
 
 
 def ticket(index: int, count=3, temperature=1.0, kind=types.TRAIN) -> types.Ticket:
@@ -101,9 +94,8 @@ def test_samples_follow_the_distribution_that_is_recorded():
   logits = jnp.array([2.0, 1.0, 0.0, -1.0, 0.5])
   temperature = 0.8
   keys = jax.random.split(jax.random.key(0), 4000)
-  token, logprob = jax.vmap(lambda k: engine.sample_token(logits, k, jnp.float32(temperature)))(
-    keys
-  )
+  draw = lambda key: generation.sample_token(logits, key, jnp.float32(temperature))
+  token, logprob = jax.vmap(draw)(keys)
   p = jax.nn.softmax(logits / temperature)
   np.testing.assert_allclose(logprob, jnp.log(p)[token], rtol=1e-5)
   counts = np.bincount(token, minlength=5)
@@ -111,27 +103,64 @@ def test_samples_follow_the_distribution_that_is_recorded():
   assert chi_square < 18.5  # 0.1 % quantile of chi-square with 4 degrees of freedom
 
 
-def test_tickets_beyond_the_slots_are_answered_in_several_calls():
+def tokens_of(groups) -> list:
+  return [[t.tokens.tolist() for t in group] for group in groups]
+
+
+def assert_same(groups, others):
+  assert tokens_of(groups) == tokens_of(others)
+  for group, other in zip(groups, others, strict=True):
+    for a, b in zip(group, other, strict=True):
+      np.testing.assert_array_equal(a.logprobs, b.logprobs)
+      assert a.finished == b.finished
+
+
+COUNTS = [12, 1, 1, 1, 1, 1, 1, 20, 5, 5, 5]  # completions of tickets
+
+
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    {"steps": 1},
+    {"slots": 7},
+    {"slots": 1},
+    {"prefill_rows": 1},
+    {"prefill_tokens": 2},
+    {"page_tokens": 2},
+    {"page_tokens": 64},
+    {"page_tokens": 2, "cache_tokens": 32},
+  ],
+)
+def test_what_is_generated_does_not_depend_on_the_sizes(sizes):
+  """Slots are used again, completions wait, leave for want of pages and begin again."""
   params = random_params(CONFIG)
-  tickets = [ticket(i, count=count) for i, count in enumerate([12, 1, 1, 1, 1, 1, 1, 1, 5, 5, 5])]
-  groups = make_engine().generate(params, 0, tickets)
-  assert [len(g) for g in groups] == [t.num_completions for t in tickets]
-  single = make_engine().generate(params, 0, [tickets[9]])[0]
-  assert [t.tokens.tolist() for t in groups[9]] == [t.tokens.tolist() for t in single]
+  params["embedding"] = params["embedding"].at[EOS].multiply(3.0)  # some end early
+  tickets = [ticket(i, count=count) for i, count in enumerate(COUNTS)]
+  expected = make_engine(slots=60).generate(params, 0, tickets)
+  assert [len(group) for group in expected] == COUNTS
+  machine = make_engine(**sizes)
+  for found in (
+    machine.generate(params, 0, tickets),
+    machine.generate(params, 0, tickets[::-1])[::-1],
+  ):
+    assert tokens_of(found) == tokens_of(expected)
+    for group, other in zip(found, expected, strict=True):
+      for a, b in zip(group, other, strict=True):
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+  assert len(machine._pages) == machine._sizes.pages - 1  # none is lost
 
 
 def test_what_can_not_fit_is_refused_by_name():
-  params = random_params(CONFIG)
   long = dataclasses.replace(ticket(0), prompt_tokens=np.ones(6, np.int32))
-  with pytest.raises(ValueError, match=r"train/0: prompt of 6 > 5 tokens"):
-    make_engine().generate(params, 0, [long])
-  with pytest.raises(ValueError, match="do not fit"):
-    make_engine().generate(params, 0, [ticket(0, count=13)])
+  with pytest.raises(ValueError, match=r"train/0: prompt of 6 tokens, expected 1 to 5"):
+    make_engine().add([long])
+  with pytest.raises(ValueError, match="cache_tokens: got 20, expected at least 24"):
+    make_engine(cache_tokens=20)
 
 
 def test_new_weights_do_not_compile_again():
   machine = make_engine()
   machine.generate(random_params(CONFIG, 0), 0, [ticket(0)])
-  before = engine.generate._cache_size()
+  before = generation.decode._cache_size()
   machine.generate(random_params(CONFIG, 5), 1, [ticket(1), ticket(2)])
-  assert engine.generate._cache_size() == before
+  assert generation.decode._cache_size() == before
