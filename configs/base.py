@@ -132,6 +132,9 @@ def get_config() -> config_dict.ConfigDict:
   c.sampler = config_dict.ConfigDict()
   c.sampler.slots = 128  # completions decoded side by side; at least one group
   c.sampler.temperature = 1.0
+  # between_groups: completions that run finish before newer weights are taken | in_flight: they go
+  # on with them, each token tagged with the version that sampled it (lag.mode async only).
+  c.sampler.weight_update = "between_groups"
   c.sampler.grace_seconds = 20.0  # to finish groups after SIGTERM; then their tickets go back
 
   # Held-out evaluation, done by the samplers.

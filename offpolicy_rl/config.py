@@ -1,19 +1,19 @@
 """Refuses a wrong configuration before anything expensive starts. Imports no JAX.
 
-`configs/base.py` lists every key; this file says which values make sense.
+`configs/base.py` lists every key, `config_keys` says which values make sense, and this file which
+of them go together.
 """
 
 import math
-import re
-from collections.abc import Callable
 
 from ml_collections import config_dict
 
 from offpolicy_rl import losses
+from offpolicy_rl.config_keys import KEYS
 from offpolicy_rl.config_text import ConfigError, flatten, from_json, load, override, to_json
 from offpolicy_rl.losses import group_regime
 from offpolicy_rl.replay import lag, packing
-from offpolicy_rl.tasks import catalog, shaping
+from offpolicy_rl.tasks import catalog
 
 __all__ = [
   "ConfigError", "architecture_relations", "check_data", "check_resume", "flatten", "from_json",
@@ -22,156 +22,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _one_of(*allowed) -> tuple[Callable, str]:
-  return (lambda x: x in allowed), "one of " + ", ".join(map(str, allowed))
-
-
-def _at_least(low) -> tuple[Callable, str]:
-  return (lambda x: x >= low), f"at least {low}"
-
-
-def _is_pattern(text: str) -> bool:
-  try:
-    re.compile(text)
-  except (re.error, RecursionError, OverflowError):
-    return False
-  return True
-
-
-_POSITIVE = ((lambda x: x > 0), "a number > 0")
-_FRACTION = ((lambda x: 0 <= x < 1), "in [0, 1)")
-_NAME = ((lambda x: bool(x)), "the name of a column")
-_ANY_TEXT = ((lambda x: True), "a text")  # judged together with other keys
-
-# The rest are texts, when their check lists texts, switches or integers.
-_FLOATS = {
-  "task.verifier_seconds",
-  "task.format_reward",
-  "task.length_weight",
-  "model.rope_theta",
-  "model.norm_eps",
-  "model.lora_alpha",
-  "warm_start.stop_loss",
-  "warm_start.learning_rate",
-  "learner.learning_rate",
-  "learner.adam_b1",
-  "learner.adam_b2",
-  "learner.adam_eps",
-  "learner.weight_decay",
-  "learner.max_grad_norm",
-  "sampler.temperature",
-  "sampler.grace_seconds",
-  "transport.lease_seconds",
-  "transport.heartbeat_seconds",
-  "transport.reissue_seconds",
-  "transport.reconnect_seconds",
-}
-_TEXTS = {
-  "task.name", "task.prompt", "model.checkpoint", "model.lora_targets", "lag.mode",
-  "lag.schedule", "model.compute_dtype", "learner.remat", "learner.layout", "learner.schedule",
-  "transport.weights_dtype", "task.mixture", "task.options", "task.data_dir", "task.train_file",
-  "task.heldout_file", "task.question_column", "task.answer_column", "task.demonstration_column",
-  "task.verifier", "task.failed_reward", "task.format_pattern",
-}  # fmt: skip
-_SWITCHES = {"learner.offload_optimizer", "model.tied_embeddings", "task.chat"}
-
-_LORA_TARGETS = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_up", "w_down")
-
-_CHECKS = {
-  "seed": ((lambda x: 0 <= x < 2**31), "0 to 2147483647"),
-  "task.name": _ANY_TEXT,
-  "task.mixture": _ANY_TEXT,
-  "task.data_dir": _ANY_TEXT,
-  "task.train_file": _ANY_TEXT,
-  "task.heldout_file": _ANY_TEXT,
-  "task.question_column": _NAME,
-  "task.answer_column": _NAME,
-  "task.demonstration_column": _ANY_TEXT,
-  "task.size": _at_least(1),
-  "task.options": _ANY_TEXT,
-  "task.prompt": ((lambda x: "{question}" in x), "a text with {question} in it"),
-  "task.max_prompt_tokens": _at_least(1),
-  "task.max_completion_tokens": _at_least(1),
-  "task.verifier": _ANY_TEXT,
-  "task.verifier_processes": _at_least(1),
-  "task.verifier_seconds": _POSITIVE,
-  "task.verifier_memory_mb": _at_least(0),
-  "task.failed_reward": _one_of(shaping.ZERO, shaping.MEAN),
-  "task.format_pattern": (_is_pattern, "a regular expression of Python, or '' for none"),
-  "task.format_reward": _at_least(0),
-  "task.length_weight": _at_least(0),
-  "model.num_layers": _at_least(1),
-  "model.width": _at_least(1),
-  "model.num_heads": _at_least(1),
-  "model.num_kv_heads": _at_least(1),
-  "model.head_dim": ((lambda x: x > 0 and x % 2 == 0), "a positive even number"),
-  "model.mlp_width": _at_least(1),
-  "model.rope_theta": _POSITIVE,
-  "model.norm_eps": _POSITIVE,
-  "model.compute_dtype": _one_of("float32", "bfloat16"),
-  "model.lora_rank": _at_least(0),
-  "model.lora_alpha": _POSITIVE,
-  "model.lora_targets": (
-    (lambda x: set(x.split(",")) <= set(_LORA_TARGETS)),
-    "some of " + ",".join(_LORA_TARGETS),
-  ),
-  "mesh.data": _at_least(1),
-  "mesh.fsdp": _at_least(1),
-  "mesh.tensor": _at_least(1),
-  "mesh.expert": _at_least(1),
-  "warm_start.steps": _at_least(0),
-  "warm_start.stop_loss": _at_least(0),
-  "warm_start.rows": _at_least(1),
-  "warm_start.learning_rate": _POSITIVE,
-  "lag.mode": _one_of(*lag.MODES),
-  "lag.max_lag": _at_least(0),
-  "lag.schedule": ((lambda x: True), "a file, or '' for none"),
-  "learner.steps": _at_least(0),
-  "learner.prompts_per_step": _at_least(1),
-  "learner.max_refills": _at_least(0),
-  "learner.group_size": _at_least(2),  # every advantage compares with the group
-  "learner.microbatches": _at_least(1),
-  "learner.layout": _one_of(*packing.LAYOUTS),
-  "learner.row_tokens": _at_least(0),
-  "learner.buckets": ((lambda x: 1 <= x <= 16), "1 to 16"),
-  "learner.logprob_chunk": _at_least(0),
-  "learner.remat": _one_of("none", "dots", "full"),
-  "learner.learning_rate": _POSITIVE,
-  "learner.warmup_steps": _at_least(0),
-  "learner.schedule": _one_of("constant", "cosine"),
-  "learner.adam_b1": _FRACTION,
-  "learner.adam_b2": _FRACTION,
-  "learner.adam_eps": _POSITIVE,
-  "learner.weight_decay": _at_least(0),
-  "learner.max_grad_norm": _POSITIVE,
-  "learner.audit_every": _at_least(0),
-  "sampler.slots": _at_least(1),
-  "sampler.temperature": _POSITIVE,
-  "sampler.grace_seconds": _at_least(0),
-  "evaluation.every": _at_least(0),
-  "evaluation.problems": _at_least(1),
-  "evaluation.samples": _at_least(1),
-  "checkpoint.every": _at_least(1),
-  "checkpoint.keep": _at_least(1),
-  "transport.lease_seconds": _POSITIVE,
-  "transport.heartbeat_seconds": _POSITIVE,
-  "transport.reissue_seconds": _POSITIVE,
-  "transport.reconnect_seconds": _POSITIVE,
-  "transport.max_samplers": _at_least(1),
-  "transport.max_message_mb": ((lambda x: 2 <= x <= 2000), "2 to 2000"),
-  "transport.weights_dtype": _one_of("float32", "bfloat16"),
-  "transport.delta_bases": _at_least(0),
-}
-
-
 def validate(config: config_dict.ConfigDict) -> None:
   """Raises ConfigError for the first wrong value."""
   values = flatten(config)
   _check_keys_and_types(values)
-  for key, (is_good, expected) in _CHECKS.items():
-    value = values[key]
-    if (isinstance(value, float) and not math.isfinite(value)) or not is_good(value):
-      raise ConfigError(f"{key}: got {value!r}, expected {expected}")
+  for name, key in KEYS.items():
+    value = values[name]
+    if (isinstance(value, float) and not math.isfinite(value)) or not key.is_good(value):
+      raise ConfigError(f"{name}: got {value!r}, expected {key.expected}")
   try:
     objective_choices(config)
     catalog.of(config.task)
@@ -197,12 +55,11 @@ def require(relations: list[tuple[bool, str]]) -> None:
 
 def _check_keys_and_types(values: dict) -> None:
   """A configuration may come from a file or over the wire, so nothing is taken for granted."""
-  kinds = {key: int for key in _CHECKS} | dict.fromkeys(_FLOATS, float)
-  kinds |= dict.fromkeys(_TEXTS, str) | dict.fromkeys(_SWITCHES, bool)
+  kinds = {name: key.kind for name, key in KEYS.items()}
   choices = {f"objective.{field.name}": field.type for field in losses.choices.OVERRIDABLE}
   for key in kinds.keys() | choices.keys():
     if key not in values:
-      expected = _CHECKS[key][1] if key in _CHECKS else "a value"
+      expected = KEYS[key].expected if key in KEYS else "a value"
       raise ConfigError(f"{key}: missing, expected {expected}")
   for key, value in values.items():
     if key not in kinds and key not in choices:
@@ -348,6 +205,11 @@ def _relations(c) -> list[tuple[bool, str]]:
     (
       (c.lag.mode == lag.REPLAY) == bool(c.lag.schedule),
       f"lag.schedule: got {c.lag.schedule!r}, expected a file in mode replay and '' in every other",
+    ),
+    (
+      c.sampler.weight_update == "between_groups" or c.lag.mode == lag.ASYNC,
+      f"sampler.weight_update: got {c.sampler.weight_update}, expected between_groups with "
+      f"lag.mode = {c.lag.mode}: its groups are of exactly one version",
     ),
     (
       c.transport.heartbeat_seconds * 2 <= c.transport.lease_seconds,

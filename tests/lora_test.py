@@ -14,7 +14,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import main, metrics, types
 from offpolicy_rl.model import lora, policy
 from offpolicy_rl.replay import lag
-from offpolicy_rl.roles import front, parts, sampler
+from offpolicy_rl.roles import front, parts, pulling
 from offpolicy_rl.tasks import tokenizer
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import weights
@@ -107,7 +107,7 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
   desk.publish(types.RAW_VERSION, jax.tree.map(lambda x: x + 1, base))
   desk.publish_base(base)
   wire = SimpleNamespace(pull_weights=pull_weights)
-  held = sampler._weights(wire, tiny_config, ADAPTED, weights_dir=None)
+  held = pulling.weights(wire, tiny_config, ADAPTED, weights_dir=None)
   raw = held.pull(types.RAW_VERSION, types.RAW_VERSION)[1]
   np.testing.assert_array_equal(raw["embedding"], base["embedding"] + 1)
   for version in range(3):
@@ -126,7 +126,7 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
     (0, few), (0, 0), (1, few), (1, 0), (2, few), (2, 0),
   ]  # fmt: skip
   # Whoever joins late gets the base, too.
-  late = sampler._weights(wire, tiny_config, ADAPTED, weights_dir=None)
+  late = pulling.weights(wire, tiny_config, ADAPTED, weights_dir=None)
   assert late.pull(0, 2)[0] == 2 and sent[-2:] == [(types.BASE_VERSION, whole), (2, few)]
 
 

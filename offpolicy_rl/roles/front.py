@@ -42,6 +42,7 @@ class Front:
       finish=self.finish,
       leave=self.leave,
       run_finished=lambda: self.finished,
+      newest_version=lambda: self.version,
     )
 
   def join(self, sampler_id: str) -> None:

@@ -3,22 +3,20 @@
 import collections
 import functools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 
 import grpc
-import jax
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
-from offpolicy_rl.model import lora
-from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import schedule
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import parts, pulling
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.tasks import scoring, shaping
-from offpolicy_rl.transport import client, codec, receiver, security
+from offpolicy_rl.transport import client, codec, security
 
 _LOG = logging.getLogger(__name__)
 _RATE_SECONDS = 60.0  # tokens come in bursts, a group's all at once
@@ -67,7 +65,8 @@ def run_sampler(
   _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
   try:
     with scorer:
-      _serve(wire, config, policy, scorer, stats, stop, identity, weights_dir)
+      link = _Link(wire, identity, stop)
+      worker.run(_parts(link, config, policy, scorer, weights_dir), stats, stop.is_set)
   finally:
     done.set()
   _leave(wire)
@@ -86,56 +85,83 @@ def _in_background(function: Callable) -> None:
   threading.Thread(target=function, daemon=True).start()
 
 
-def _serve(
-  wire: client.LearnerClient, config, policy: parts.Policy, scorer, stats, stop, identity,
-  weights_dir: str | None,
-) -> None:  # fmt: skip
-  """Runs the worker; starts over when the learner was restarted."""
-  generator = parts.make_engine(
+class _Link:
+  """The wire, joined again whenever the learner was restarted; used by several threads."""
+
+  def __init__(self, wire: client.LearnerClient, identity, stop: threading.Event):
+    self.wire, self._identity, self._stop = wire, identity, stop
+    self._joining = threading.Lock()
+
+  def keep_trying(self, call: Callable, *arguments):
+    """What `call` returns, in whatever session."""
+    while True:
+      session = self.wire.session
+      try:
+        return call(*arguments)
+      except client.SessionLost:
+        self._rejoin(session)
+
+  def _rejoin(self, lost: str) -> None:
+    """Once per lost session; RunMismatch when the learner runs something else now."""
+    with self._joining:
+      if self.wire.session != lost:
+        return
+      new, old = self.wire.hello(), self._identity
+      if (new.run_id, new.config_json) != (old.run_id, old.config_json):
+        raise RunMismatch(
+          f"run_id: the learner now runs {new.run_id} with another configuration, this sampler "
+          f"served {old.run_id}; start the sampler anew"
+        )
+      _LOG.warning("the learner was restarted; joined its new session")
+
+  def lease(self, config, vocab_size: int, room: int, have: list[str]):
+    """Tickets that fit this sampler, None when the run is over; WireError for others."""
+    limit = math.ceil(room / config.learner.group_size)
+    tickets = self.keep_trying(lambda: self.wire.lease(limit, holding=have))
+    if tickets is not None and len(tickets) > limit:
+      raise codec.WireError(f"tickets: got {len(tickets)}, expected at most the {limit} asked for")
+    for ticket in tickets or ():
+      codec.check_ticket(
+        ticket, vocab_size=vocab_size, max_prompt_tokens=config.task.max_prompt_tokens,
+        max_completions=config.sampler.slots,
+      )  # fmt: skip
+    return tickets
+
+  def pull(self, held: pulling.PerSession, low: int, high: int):
+    """(version, parameters), or None where the learner has none of these any more."""
+    try:
+      return self.keep_trying(lambda: held.pull(self.wire.session, low, high))
+    except client.VersionGone as error:
+      _LOG.warning("%s; leaving the tickets to others", error)
+      self._stop.wait(1.0)
+      return None
+
+  def push(self, groups: list[types.Group]) -> None:
+    """Until every group is acknowledged, also by a learner that was restarted meanwhile."""
+    acks = self.keep_trying(self.wire.push, groups)
+    for ack, group in zip(acks, groups, strict=True):
+      _LOG.info("%s %s: %s", ack.ticket_id, schedule.digest(group), client.verdict(ack))
+
+
+def _parts(link: _Link, config, policy: parts.Policy, scorer, weights_dir) -> worker.Parts:
+  shape = shaping.Shaping(
+    config.task.format_reward, config.task.length_weight, config.task.failed_reward
+  )
+  held = pulling.PerSession(lambda: pulling.weights(link.wire, config, policy.model, weights_dir))
+  engine = parts.make_engine(
     config, policy, group_size=config.learner.group_size,
     max_prompt_tokens=config.task.max_prompt_tokens,
   )  # fmt: skip
-  task = config.task
-  shape = shaping.Shaping(task.format_reward, task.length_weight, task.failed_reward)
-  while not stop.is_set():
-    functions = worker.Parts(
-      lease=functools.partial(_lease, wire, config, policy.model.vocab_size),
-      pull_weights=_weights(wire, config, policy.model, weights_dir).pull,
-      generate=generator.generate,
-      score=functools.partial(worker.score_groups, scorer, policy.words.decode, shape=shape),
-      push=functools.partial(_push, wire, identity),
-    )
-    try:
-      return worker.run(functions, stats, stop.is_set)
-    except client.VersionGone as error:
-      _LOG.warning("%s; leaving the tickets to others", error)
-      stop.wait(1.0)
-    except client.SessionLost:
-      _rejoin(wire, identity)
-
-
-def _push(wire: client.LearnerClient, identity, groups: list[types.Group]) -> None:
-  """Until every group is acknowledged, also by a learner that was restarted meanwhile."""
-  while True:
-    try:
-      acks = wire.push(groups)
-    except client.SessionLost:
-      _rejoin(wire, identity)
-      continue
-    for ack, group in zip(acks, groups, strict=True):
-      _LOG.info("%s %s: %s", ack.ticket_id, schedule.digest(group), client.verdict(ack))
-    return
-
-
-def _rejoin(wire: client.LearnerClient, identity) -> None:
-  """Joins the session of a restarted learner; RunMismatch when it runs something else now."""
-  new = wire.hello()
-  if (new.run_id, new.config_json) != (identity.run_id, identity.config_json):
-    raise RunMismatch(
-      f"run_id: the learner now runs {new.run_id} with another configuration, this sampler served "
-      f"{identity.run_id}; start the sampler anew"
-    )
-  _LOG.warning("the learner was restarted; joined its new session")
+  return worker.Parts(
+    engine=engine,
+    session=lambda: link.wire.session,
+    newest_version=lambda: link.wire.newest_version,
+    lease=functools.partial(link.lease, config, policy.model.vocab_size),
+    pull_weights=functools.partial(link.pull, held),
+    score=functools.partial(worker.score_groups, scorer, policy.words.decode, shape=shape),
+    push=link.push,
+    weight_update=config.sampler.weight_update,
+  )
 
 
 def _leave_in_time(wire, stop, done, grace_seconds: float, abandon: Callable[[], None]) -> None:
@@ -151,111 +177,6 @@ def _leave(wire: client.LearnerClient) -> None:
     wire.leave()
   except grpc.RpcError as error:  # the learner is away; our leases expire there
     _LOG.debug("leave: %s", error)
-
-
-def _lease(wire: client.LearnerClient, config, vocab_size: int) -> list[types.Ticket] | None:
-  """Tickets that fit this sampler; WireError when the learner sends others."""
-  limit = max(1, config.sampler.slots // config.learner.group_size)
-  tickets = wire.lease(limit)
-  if tickets is not None and len(tickets) > limit:
-    raise codec.WireError(f"tickets: got {len(tickets)}, expected at most the {limit} asked for")
-  for ticket in tickets or ():
-    codec.check_ticket(
-      ticket, vocab_size=vocab_size, max_prompt_tokens=config.task.max_prompt_tokens,
-      max_completions=config.sampler.slots,
-    )  # fmt: skip
-  return tickets
-
-
-class _Weights:
-  """The parameters on this sampler's devices, replaced when a ticket asks for another version."""
-
-  def __init__(self, fetch, shapes, forget: Callable[[], None] = lambda: None):
-    self._fetch = fetch  # (min version, max version, held) -> (version, {path: array} or None)
-    self._shapes, self._forget = shapes, forget
-    self._version, self._params = types.NO_VERSION, None
-
-  def pull(self, min_version: int, max_version: int):
-    """(version, parameters): the newest there is within the bounds."""
-    version, tensors = self._fetch(min_version, max_version, self._version)
-    if tensors is not None:
-      # A real copy, also on CPU: the receiver will use its memory again.
-      sent = policy_lib.unflatten(jax.device_put(tensors, may_alias=False))
-      self._params = jax.tree.map(lambda x, own: x.astype(own.dtype), sent, self._shapes)
-      self._version = version
-    return version, self._params
-
-  def forget(self) -> None:
-    """Frees the host's memory; the next pull begins with nothing."""
-    self._version, self._params = types.NO_VERSION, None
-    self._forget()
-
-
-class _Adapted:
-  """As `_Weights` where adapters are sent: joins them, once per version, with their base.
-
-  The base comes once. What has a negative version is a whole model (`types.RAW_VERSION`).
-  """
-
-  def __init__(self, model, whole: _Weights, adapters: _Weights):
-    self._model, self._whole, self._adapters = model, whole, adapters
-    self._base = self._added = self._merged = None
-
-  def pull(self, min_version: int, max_version: int):
-    """(version, parameters of the plain model)."""
-    if max_version < 0:
-      return self._whole.pull(min_version, max_version)
-    if self._base is None:
-      _, self._base = self._whole.pull(types.BASE_VERSION, types.BASE_VERSION)
-      self._whole.forget()
-    version, adapters = self._adapters.pull(min_version, max_version)
-    # Not by version: another session of the learner may have another one of that number.
-    if adapters is not self._added:
-      self._added = self._merged = None  # frees its memory before more is taken
-      self._added, self._merged = adapters, lora.merge(self._model, self._base, adapters)
-    return version, self._merged
-
-
-def _weights(wire: client.LearnerClient, config, model, weights_dir: str | None):
-  """Whole models, or adapters and the base that they belong to."""
-  make = _from_stream if weights_dir is None else functools.partial(_from_directory, weights_dir)
-  whole = make(wire, config, policy_lib.cast(model, policy_lib.shapes(lora.plain(model))))
-  if not model.lora_rank:
-    return whole
-  return _Adapted(model, whole, make(wire, config, lora.split(policy_lib.shapes(model))[1]))
-
-
-def _layout(config, shapes) -> receiver.Layout:
-  dtype = config.transport.weights_dtype
-  return {name: (x.shape, dtype) for name, x in policy_lib.flatten(shapes).items()}
-
-
-def _from_stream(wire: client.LearnerClient, config, shapes) -> _Weights:
-  held = receiver.Receiver(_layout(config, shapes))
-  return _Weights(lambda low, high, _: wire.pull_weights(low, high, held), shapes, held.forget)
-
-
-def _from_directory(weights_dir: str, wire: client.LearnerClient, config, shapes) -> _Weights:
-  from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only when it is used
-
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  layout = _layout(config, shapes)
-  like = {k: jax.ShapeDtypeStruct(s, d, sharding=here) for k, (s, d) in layout.items()}
-
-  held_of = None  # a version of another session may have other bits
-
-  def fetch(low, high, held_version):
-    nonlocal held_of
-    session = wire.session
-    found = weights_dir_lib.pull(
-      weights_dir, low, high, session=session, like=like,
-      held_version=held_version if held_of == session else types.NO_VERSION,
-      seconds=config.transport.reconnect_seconds, check=wire.check_session,
-    )  # fmt: skip
-    held_of = session
-    return found
-
-  return _Weights(fetch, shapes)
 
 
 def _check_weights_dir(weights_dir: str | None, in_directory: bool) -> None:

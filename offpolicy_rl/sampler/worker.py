@@ -1,22 +1,36 @@
-"""The sampler's loop: lease tickets, take the weights they ask for, generate, score, push."""
+"""The sampler's loop: lease tickets, take the weights they ask for, generate, score, push.
 
+Generation goes on while the next tickets are leased and finished groups are scored and pushed.
+"""
+
+import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 from offpolicy_rl import types
+from offpolicy_rl.sampler import engine as engine_lib
 from offpolicy_rl.tasks import shaping
+
+BETWEEN_GROUPS, IN_FLIGHT = "between_groups", "in_flight"
+_LOOK_SECONDS = 0.2  # how often a worker that waits looks whether it is to stop
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-  """The functions a sampler is made of; the wire, or plain Python in a test, is behind them."""
+  """What a sampler is made of; the wire, or plain Python in a test, is behind the functions."""
 
-  lease: Callable[[], list[types.Ticket] | None]  # None = the run is over
-  pull_weights: Callable[[int, int], tuple[int, dict]]  # (min, max version) -> (version, params)
-  generate: Callable[[dict, int, list[types.Ticket]], list[list[types.Trajectory]]]
+  engine: engine_lib.Engine
+  # (room for completions, ids of all tickets that we have) -> tickets; None = the run is over
+  lease: Callable[[int, list[str]], list[types.Ticket] | None]
+  session: Callable[[], str]  # the learner's; weights of another one are void
+  newest_version: Callable[[], int]  # of this session, that we have heard of
+  # (min, max version) -> (version, params): the newest there is; None = there is none any more
+  pull_weights: Callable[[int, int], tuple[int, Any] | None]
   score: Callable[[list[types.Ticket], list[list[types.Trajectory]]], list[types.Group]]
   push: Callable[[list[types.Group]], None]  # returns once all are acknowledged
+  weight_update: str = BETWEEN_GROUPS  # or IN_FLIGHT: completions go on with newer weights
 
 
 @dataclasses.dataclass
@@ -42,21 +56,107 @@ class Stats:
 
 
 def run(parts: Parts, stats: Stats, should_stop: Callable[[], bool] = lambda: False) -> None:
-  """Answers tickets until the run is over or `should_stop`."""
-  while not should_stop():
-    tickets = stats.timed("waiting", parts.lease)
-    if tickets is None:
+  """Answers tickets until the run is over or `should_stop`; what was begun is finished."""
+  with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    work = _Work(parts, stats, pool)
+    while work.turn(should_stop()):
+      pass
+
+
+class _Work:
+  """Tickets on their way through one sampler; one call of each kind is under way at most."""
+
+  def __init__(self, parts: Parts, stats: Stats, pool: concurrent.futures.Executor):
+    self._parts, self._stats, self._pool = parts, stats, pool
+    self._leasing = self._pulling = self._delivering = None  # futures
+    self._over = False  # no more tickets will come
+    self._waiting: list[types.Ticket] = []  # leased, not begun
+    self._active: dict[str, types.Ticket] = {}  # begun
+    self._done: list[tuple[types.Ticket, list[types.Trajectory]]] = []  # not delivered
+    self._session, self._version, self._params = "", types.NO_VERSION, None
+
+  def turn(self, stopping: bool) -> bool:
+    """A little of everything; False once nothing is left to do."""
+    if stopping:
+      self._over, self._waiting = True, []
+    self._lease()
+    self._renew()
+    if self._active:
+      self._generate()
+    self._deliver()
+    if self._active:
+      return True
+    left = [f for f in (self._leasing, self._pulling, self._delivering) if f]
+    if left:
+      wait = lambda: concurrent.futures.wait(left, _LOOK_SECONDS, "FIRST_COMPLETED")
+      self._stats.timed("waiting", wait)
+    return not self._over or bool(self._waiting or self._done or self._delivering)
+
+  def _lease(self) -> None:
+    """Takes the tickets that came; asks for more where slots would take them."""
+    if self._leasing and self._leasing.done():
+      tickets, self._leasing = self._leasing.result(), None
+      self._over |= tickets is None
+      self._waiting = [] if self._over else tickets
+    room = self._parts.engine.room
+    if not (self._leasing or self._over or self._waiting) and room > 0:
+      have = [*self._active, *(ticket.ticket_id for ticket, _ in self._done)]
+      self._leasing = self._pool.submit(self._parts.lease, room, have)
+
+  def _renew(self) -> None:
+    """Begins the tickets that came, with newer weights where there are any.
+
+    Between groups, completions that run finish first. In flight, they go on with the new weights
+    if their tickets allow it.
+    """
+    came = bool(self._pulling and self._pulling.done())
+    if came:
+      pulled, self._pulling = self._pulling.result(), None
+      if pulled is None:
+        self._waiting = []  # others have answered them
+      else:
+        self._session, (self._version, self._params) = pulled
+    in_flight = self._parts.weight_update == IN_FLIGHT
+    concerned = self._waiting + (list(self._active.values()) if in_flight else [])
+    if self._pulling or not concerned:
       return
-    if not tickets:
-      continue
-    low = max(ticket.min_version for ticket in tickets)
-    high = min(ticket.max_version for ticket in tickets)
-    version, params = stats.timed("weights", parts.pull_weights, low, high)
-    trajectories = stats.timed("generating", parts.generate, params, version, tickets)
-    groups = stats.timed("scoring", parts.score, tickets, trajectories)
-    stats.timed("pushing", parts.push, groups)
-    stats.groups += len(groups)
-    stats.tokens += sum(t.tokens.size for group in trajectories for t in group)
+    low = max(ticket.min_version for ticket in concerned)
+    high = min(ticket.max_version for ticket in concerned)
+    serves = low <= self._version <= high and self._session == self._parts.session()
+    newest = came or self._version >= min(high, self._parts.newest_version())
+    if serves and newest:
+      self._parts.engine.add(self._waiting)
+      self._active |= {ticket.ticket_id: ticket for ticket in self._waiting}
+      self._waiting = []
+    elif low <= high and (in_flight or not self._active):
+      self._pulling = self._pool.submit(self._pull, low, high)
+
+  def _pull(self, low: int, high: int):
+    session = self._parts.session()
+    pulled = self._stats.timed("weights", self._parts.pull_weights, low, high)
+    return pulled and (session, pulled)
+
+  def _generate(self) -> None:
+    step = self._parts.engine.step
+    for ticket, found in self._stats.timed("generating", step, self._params, self._version):
+      self._done.append((self._active.pop(ticket.ticket_id), found))
+
+  def _deliver(self) -> None:
+    """Scores and pushes what is done, everything that gathered meanwhile at once."""
+    if self._delivering and self._delivering.done():
+      number = self._delivering.result()
+      self._delivering, self._done = None, self._done[number:]
+    if self._done and not self._delivering:
+      self._delivering = self._pool.submit(self._deliver_now, list(self._done))
+
+  def _deliver_now(self, done) -> int:
+    """How many."""
+    tickets, trajectories = map(list, zip(*done, strict=True))
+    groups = self._stats.timed("scoring", self._parts.score, tickets, trajectories)
+    self._stats.timed("pushing", self._parts.push, groups)
+    self._stats.groups += len(groups)
+    self._stats.tokens += sum(t.tokens.size for group in trajectories for t in group)
+    return len(done)
 
 
 def score_groups(

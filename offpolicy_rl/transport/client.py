@@ -75,6 +75,7 @@ class LearnerClient:
     self._address, self._id = address, sampler_id
     self._patience = reconnect_seconds
     self._session = ""
+    self._newest_version = types.NO_VERSION
     self._stopping = threading.Event()
 
   def stop(self) -> None:
@@ -85,6 +86,11 @@ class LearnerClient:
   def session(self) -> str:
     """Of the learner that we joined last."""
     return self._session
+
+  @property
+  def newest_version(self) -> int:
+    """That the learner of this session told us of."""
+    return self._newest_version
 
   def close(self) -> None:
     """Closes the connection."""
@@ -98,7 +104,7 @@ class LearnerClient:
     """Joins, or joins again after SessionLost."""
     request = pb.HelloRequest(protocol=PROTOCOL, sampler_id=self._id)
     reply = self._call(lambda: self._stub.Hello(request, timeout=30))
-    self._session = reply.session
+    self._session, self._newest_version = reply.session, types.NO_VERSION
     return Identity.of(reply)
 
   def lease(
@@ -113,6 +119,7 @@ class LearnerClient:
       credits=limit, wait_seconds=wait_seconds, holding=holding,
     )  # fmt: skip
     reply = self._call(lambda: self._stub.Lease(request, timeout=wait_seconds + 10))
+    self._hear_of(request.session, reply.newest_version)
     if reply.run_finished:
       return None
     return [codec.decode_ticket(ticket) for ticket in reply.tickets]
@@ -120,7 +127,12 @@ class LearnerClient:
   def heartbeat(self, stats: dict[str, float]) -> None:
     """Keeps our leases alive. Raises grpc.RpcError; the next beat is the retry."""
     request = pb.HeartbeatRequest(session=self._session, sampler_id=self._id, stats=stats)
-    self._stub.Heartbeat(request, timeout=10)
+    reply = self._stub.Heartbeat(request, timeout=10)
+    self._hear_of(request.session, reply.newest_version)
+
+  def _hear_of(self, session: str, version: int) -> None:
+    if session == self._session:
+      self._newest_version = max(self._newest_version, version)
 
   def leave(self) -> int:
     """Returns our open tickets to the learner; how many. Tried once: leases expire anyway."""

@@ -43,6 +43,7 @@ class Handlers:
   finish: Callable[[list[types.Group | bounds.WireError], bytes], concurrent.futures.Future]
   leave: Callable[[str], int]  # -> tickets returned
   run_finished: Callable[[], bool]
+  newest_version: Callable[[], int]  # that can be pulled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +158,16 @@ class _Servicer(rpc.LearnerServicer):
     return pb.LeaseReply(
       tickets=[codec.encode_ticket(ticket) for ticket in tickets],
       run_finished=self._handlers.run_finished(),
+      newest_version=self._handlers.newest_version(),
     )
 
   def Heartbeat(self, request, context):
     self._check_session(request, context)
     self._handlers.heartbeat(request.sampler_id, dict(request.stats))
-    return pb.HeartbeatReply(run_finished=self._handlers.run_finished())
+    return pb.HeartbeatReply(
+      run_finished=self._handlers.run_finished(),
+      newest_version=self._handlers.newest_version(),
+    )
 
   def Leave(self, request, context):
     self._check_session(request, context)

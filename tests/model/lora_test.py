@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import config_keys
 from offpolicy_rl.model import lora, policy, sharding
 from tests.model.decoder_test import CONFIG, random_params
 from tests.model.sharding_test import by_rows
@@ -124,7 +125,7 @@ def test_adapters_are_split_like_their_matrices_and_compute_the_same():
 
 
 def test_the_configuration_knows_every_target(tiny_config):
-  assert set(config_lib._LORA_TARGETS) == set(lora.INPUT_AXES)
+  assert set(config_keys.LORA_TARGETS) == set(lora.INPUT_AXES)
   for wrong in ("", "w_q,w_x", "w_q, w_k"):
     config_lib.override(tiny_config, [("model.lora_targets", wrong)])
     with pytest.raises(config_lib.ConfigError, match=r"model.lora_targets: got .*, expected some"):

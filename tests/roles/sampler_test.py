@@ -11,7 +11,7 @@ from offpolicy_rl import types
 from offpolicy_rl.model import lora, policy
 from offpolicy_rl.replay import batching
 from offpolicy_rl.roles import parts
-from offpolicy_rl.roles.sampler import _Adapted, _Weights
+from offpolicy_rl.roles.pulling import Adapted, Weights
 from tests.model.decoder_test import CONFIG
 
 ADAPTED = dataclasses.replace(CONFIG, lora_rank=2, lora_alpha=4.0, lora_targets=("w_q",))
@@ -29,8 +29,8 @@ def test_adapters_of_another_session_with_the_same_number_are_not_mixed_up():
     sent["value"] = None
     return 3, policy.flatten(made)
 
-  whole = _Weights(lambda *_: (types.BASE_VERSION, policy.flatten(base_params)), base_params)
-  adapted = _Adapted(ADAPTED, whole, _Weights(fetch, shapes))
+  whole = Weights(lambda *_: (types.BASE_VERSION, policy.flatten(base_params)), base_params)
+  adapted = Adapted(ADAPTED, whole, Weights(fetch, shapes))
   first = adapted.pull(3, 3)
   assert adapted.pull(3, 3)[1] is first[1]  # merged once
   sent["value"] = 2.0  # the learner was restarted and came to version 3 again
