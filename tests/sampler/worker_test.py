@@ -1,0 +1,204 @@
+"""The worker's decisions, with an engine and a learner of plain Python."""
+
+import collections
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from offpolicy_rl import types
+from offpolicy_rl.sampler import worker
+
+
+def ticket(name: str, low=0, high=9) -> types.Ticket:
+  return types.Ticket(name, types.TRAIN, 0, 0, np.zeros(1, np.int32), "", low, high, 1, 1.0)
+
+
+class Engine:
+  """Every ticket takes `steps` steps and as many tokens."""
+
+  def __init__(self, slots=2, steps=3):
+    self._slots, self._steps = slots, steps
+    self._open: dict[str, tuple[types.Ticket, list[int]]] = {}
+    self.log = []  # (params, version, ids that are open) of every step
+
+  @property
+  def idle(self):
+    return not self._open
+
+  @property
+  def room(self):
+    return self._slots - len(self._open)
+
+  def add(self, tickets):
+    self._open |= {t.ticket_id: (t, []) for t in tickets}
+
+  def step(self, params, version):
+    self.log.append((params, version, tuple(self._open)))
+    time.sleep(0.002)
+    for _, versions in self._open.values():
+      versions.append(version)
+    done = [name for name, (_, v) in self._open.items() if len(v) == self._steps]
+    return [(t, [trajectory(v)]) for t, v in (self._open.pop(name) for name in done)]
+
+
+def trajectory(versions) -> types.Trajectory:
+  zeros = np.zeros(len(versions))
+  return types.Trajectory(zeros.astype(np.int32), zeros, np.array(versions), True)
+
+
+class Learner:
+  """Hands out tickets, takes groups; a version can be published at any moment."""
+
+  def __init__(self, tickets, newest=0):
+    self.tickets = collections.deque(tickets)
+    self.newest, self.session = newest, "one"
+    self.pushed, self.pulls, self.had = [], [], []
+    self.pushing = threading.Event()
+    self.pushing.set()
+
+  def lease(self, room, have):
+    self.had.append(tuple(have))
+    if len(have) == 5:
+      self.pushing.set()
+    if not self.tickets:
+      return None
+    return [self.tickets.popleft() for _ in range(min(room, len(self.tickets)))]
+
+  def pull(self, low, high):
+    version = min(high, self.newest)
+    if version < low:
+      return None
+    self.pulls.append(version)
+    return version, f"{self.session}/{version}"
+
+  def push(self, groups):
+    self.pushing.wait(30)
+    self.pushed += groups
+
+  def parts(self, engine, **others) -> worker.Parts:
+    score = lambda tickets, found: [
+      types.Group(t.ticket_id, tuple(f)) for t, f in zip(tickets, found, strict=True)
+    ]
+    return worker.Parts(
+      engine=engine, lease=self.lease, session=lambda: self.session,
+      newest_version=lambda: self.newest, pull_weights=self.pull, score=score, push=self.push,
+      **others,
+    )  # fmt: skip
+
+
+def names(groups) -> list[str]:
+  return sorted(group.ticket_id for group in groups)
+
+
+def test_every_ticket_is_answered_once_and_held_until_it_is_pushed():
+  learner, engine = Learner([ticket(f"{i}") for i in range(9)]), Engine()
+  stats = worker.Stats()
+  worker.run(learner.parts(engine), stats)
+  assert names(learner.pushed) == [f"{i}" for i in range(9)]
+  assert (stats.groups, stats.tokens) == (9, 27)
+  assert learner.pulls == [0]  # nothing newer: not asked again
+  running = {name for _, _, names in engine.log for name in names}
+  assert running == {f"{i}" for i in range(9)}
+  assert learner.had[0] == () and any(learner.had)
+
+
+def test_generation_goes_on_while_groups_are_pushed():
+  learner, engine = Learner([ticket(f"{i}") for i in range(6)]), Engine(slots=1)
+  learner.pushing.clear()  # until five are held
+  worker.run(learner.parts(engine), worker.Stats())
+  assert names(learner.pushed) == [f"{i}" for i in range(6)]
+  assert max(map(len, learner.had)) >= 5  # generated, and not acknowledged yet
+
+
+def publishing(engine, learner, version, at):
+  """Publishes `version` at the engine's step number `at`."""
+  step, count = engine.step, itertools.count()
+
+  def counted(*args):
+    if next(count) == at:
+      learner.newest = version
+    return step(*args)
+
+  engine.step = counted
+
+
+def test_between_groups_what_runs_is_finished_with_the_weights_it_began_with():
+  learner, engine = Learner([ticket(f"{i}") for i in range(8)]), Engine(slots=2, steps=3)
+  publishing(engine, learner, 4, at=1)
+  worker.run(learner.parts(engine), worker.Stats())
+  assert learner.pulls == [0, 4]
+  for group in learner.pushed:
+    assert len(set(group.trajectories[0].versions)) == 1
+  assert {g.trajectories[0].versions[0] for g in learner.pushed} == {0, 4}
+  assert all(params == f"one/{version}" for params, version, _ in engine.log)
+
+
+def test_in_flight_completions_go_on_with_newer_weights_that_their_tickets_allow():
+  tickets = [ticket("a"), ticket("b", high=2)]
+  learner, engine = Learner(tickets), Engine(slots=2, steps=30)
+  publishing(engine, learner, 4, at=5)
+  worker.run(learner.parts(engine, weight_update=worker.IN_FLIGHT), worker.Stats())
+  for group in learner.pushed:
+    versions = group.trajectories[0].versions
+    assert set(versions) == {0, 2} and (np.diff(versions) >= 0).all()
+
+
+def test_exact_versions_are_waited_for():
+  """A ticket that asks for version 1 is not begun while one of version 0 runs."""
+  tickets = [ticket("a", 0, 0), ticket("b", 1, 1)]
+  for update in (worker.BETWEEN_GROUPS, worker.IN_FLIGHT):
+    learner, engine = Learner([tickets[0]], newest=1), Engine(slots=2, steps=4)
+    later = collections.deque([[tickets[1]], None])
+    first = learner.lease
+
+    def lease(room, have, first=first, later=later, learner=learner):
+      return first(room, have) if learner.tickets else later.popleft()
+
+    learner.lease = lease
+    worker.run(learner.parts(engine, weight_update=update), worker.Stats())
+    assert {g.ticket_id: set(g.trajectories[0].versions) for g in learner.pushed} == {
+      "a": {0}, "b": {1},
+    }  # fmt: skip
+
+
+def test_weights_of_another_session_are_pulled_again():
+  learner, engine = Learner([ticket(f"{i}") for i in range(6)], newest=3), Engine(slots=1)
+  step, count = engine.step, itertools.count()
+
+  def restarted(*args):
+    if next(count) == 4:
+      learner.session = "two"
+    return step(*args)
+
+  engine.step = restarted
+  worker.run(learner.parts(engine), worker.Stats())
+  assert learner.pulls == [3, 3]
+  assert {params for params, _, _ in engine.log} == {"one/3", "two/3"}
+
+
+def test_tickets_of_versions_that_are_gone_are_left_to_others():
+  learner, engine = Learner([ticket("a", 5, 6), ticket("b")]), Engine(slots=1)
+  worker.run(learner.parts(engine), worker.Stats())
+  assert names(learner.pushed) == ["b"]
+
+
+def test_a_request_to_stop_finishes_what_was_begun():
+  learner, engine = Learner([ticket(f"{i}") for i in range(50)]), Engine(slots=2, steps=3)
+  worker.run(learner.parts(engine), worker.Stats(), lambda: len(engine.log) > 4)
+  begun = {name for _, _, names in engine.log for name in names}
+  assert names(learner.pushed) == sorted(begun) and len(begun) < 50
+
+
+@pytest.mark.parametrize("where", ["lease", "pull", "push"])
+def test_what_goes_wrong_in_the_background_ends_the_worker(where):
+  learner = Learner([ticket(f"{i}") for i in range(4)])
+
+  def broken(*_):
+    raise OSError(f"{where} broke")
+
+  setattr(learner, where, broken)
+  with pytest.raises(OSError, match=f"{where} broke"):
+    worker.run(learner.parts(Engine()), worker.Stats())
