@@ -18,7 +18,7 @@ import safetensors
 
 from offpolicy_rl import types
 from offpolicy_rl.model import decoder, paging, policy, pretrained, sharding
-from offpolicy_rl.sampler import engine
+from offpolicy_rl.sampler import engine, stopping
 
 ROOT = pathlib.Path(__file__).parent.parent
 PYTHON = pathlib.Path(
@@ -104,7 +104,9 @@ def greedy_differences(config, params, answers: dict[str, np.ndarray]) -> tuple[
   sizes = engine.Sizes(
     slots=rows, group_size=1, max_prompt_tokens=longest, max_tokens=new, page_tokens=8
   )
-  found = engine.Engine(config, sizes, eos=-1, seed=0).generate(params, 0, tickets)
+  found = engine.Engine(config, sizes, stops=stopping.Stops((-1,)), seed=0).generate(
+    params, 0, tickets
+  )
   different = compared = 0
   for ours, theirs, leads in zip(found, answers["greedy"], answers["leads"], strict=True):
     close = np.flatnonzero(leads < 2 * TOLERANCE)

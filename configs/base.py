@@ -132,6 +132,14 @@ def get_config() -> config_dict.ConfigDict:
   c.sampler = config_dict.ConfigDict()
   c.sampler.slots = 128  # completions decoded side by side; at least one group
   c.sampler.temperature = 1.0
+  # Unlikely tokens can be left out (sampler/sampling.py). The recorded log-probabilities are then
+  # those of what is left, the learner's are not.
+  c.sampler.top_k = 0  # 0 = all
+  c.sampler.top_p = 1.0
+  c.sampler.min_p = 0.0
+  # What ends a completion besides the end-of-sequence token: JSON list of special tokens of the
+  # checkpoint and of other texts, e.g. '["<|endoftext|>", "\\n\\n"]'; "" = nothing.
+  c.sampler.stop = ""
   # between_groups: completions that run finish before newer weights are taken | in_flight: they go
   # on with them, each token tagged with the version that sampled it (lag.mode async only).
   c.sampler.weight_update = "between_groups"

@@ -222,7 +222,8 @@ def _relations(c) -> list[tuple[bool, str]]:
 # What a resumed run may not change: the groups that it has, and those still out, rest on it.
 _FROZEN = (
   "seed", "task.", "model.", "lag.", "learner.prompts_per_step", "learner.group_size",
-  "learner.max_refills", "sampler.temperature", "sampler.slots", "evaluation.problems",
+  "learner.max_refills", "sampler.temperature", "sampler.top_k", "sampler.top_p", "sampler.min_p",
+  "sampler.stop", "sampler.slots", "evaluation.problems",
   "evaluation.samples", "transport.weights_dtype",
 )  # fmt: skip
 # But these may: where files lie now, and how verifiers are run.
@@ -247,6 +248,13 @@ def warnings(config: config_dict.ConfigDict) -> list[str]:
   """What is allowed but will probably disappoint: choice and consequence, one line each."""
   objective = objective_choices(config)
   found = catalog.warnings(catalog.of(config.task))
+  truncation = {key: config.sampler[key] for key in ("top_k", "top_p", "min_p")}
+  if truncation != {"top_k": 0, "top_p": 1.0, "min_p": 0.0}:
+    found.append(
+      f"sampler.top_k, top_p, min_p: got {', '.join(map(str, truncation.values()))}; samples come "
+      "from a truncated distribution, the learner's log-probabilities are of the full one: every "
+      "log-ratio has a bias (mismatch/max shows it)"
+    )
   if objective.fn == "regression" and objective.advantage in group_regime.BASELINES:
     found.append(
       group_regime.regime_warning(

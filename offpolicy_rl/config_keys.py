@@ -1,5 +1,6 @@
 """Every key of a configuration but those of `objective`: its type, and which values make sense."""
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -42,6 +43,14 @@ def _is_pattern(text: str) -> bool:
   except (re.error, RecursionError, OverflowError):
     return False
   return True
+
+
+def _is_list_of_texts(text: str) -> bool:
+  try:
+    found = json.loads(text or "[]")
+  except ValueError:
+    return False
+  return isinstance(found, list) and all(isinstance(x, str) and x for x in found)
 
 
 _POSITIVE = Key(float, lambda x: x > 0, "a number > 0")
@@ -121,6 +130,10 @@ KEYS = {
   "learner.audit_every": _at_least(0),
   "sampler.slots": _at_least(1),
   "sampler.temperature": _POSITIVE,
+  "sampler.top_k": _at_least(0),
+  "sampler.top_p": Key(float, lambda x: 0 < x <= 1, "in (0, 1]"),
+  "sampler.min_p": _FRACTION,
+  "sampler.stop": _text("a JSON list of texts, or '' for none", _is_list_of_texts),
   "sampler.weight_update": _one_of("between_groups", "in_flight"),
   "sampler.grace_seconds": _from(0),
   "evaluation.every": _at_least(0),

@@ -15,7 +15,7 @@ from offpolicy_rl.model import attention, decoder, families, lora, pretrained
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import lag, packing, schedule
 from offpolicy_rl.roles import folders
-from offpolicy_rl.sampler import engine
+from offpolicy_rl.sampler import engine, sampling, stopping
 from offpolicy_rl.tasks import catalog, scoring, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
 
@@ -163,7 +163,13 @@ def make_engine(
     slots=config.sampler.slots, group_size=group_size, max_prompt_tokens=max_prompt_tokens,
     max_tokens=config.task.max_completion_tokens,
   )  # fmt: skip
-  return engine.Engine(lora.plain(policy.model), sizes, eos=policy.words.eos, seed=config.seed)
+  sampler = config.sampler
+  tokens, texts = policy.words.stops(json.loads(sampler.stop or "[]"))
+  return engine.Engine(
+    lora.plain(policy.model), sizes, seed=config.seed,
+    stops=stopping.Stops((policy.words.eos, *tokens), texts, policy.words.decode),
+    truncation=sampling.Truncation(sampler.top_k, sampler.top_p, sampler.min_p),
+  )  # fmt: skip
 
 
 def make_store(config, weights_dir: str | None, session: str):

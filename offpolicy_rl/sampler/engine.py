@@ -14,7 +14,7 @@ import numpy as np
 
 from offpolicy_rl import types
 from offpolicy_rl.model import decoder, paging
-from offpolicy_rl.sampler import generation
+from offpolicy_rl.sampler import generation, sampling, stopping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,10 @@ class _Completion:
 class Engine:
   """Answers tickets, a few tokens of all slots per `step`."""
 
-  def __init__(self, config: decoder.DecoderConfig, sizes: Sizes, *, eos: int, seed: int):
+  def __init__(
+    self, config: decoder.DecoderConfig, sizes: Sizes, *, stops: stopping.Stops, seed: int,
+    truncation: sampling.Truncation = sampling.NONE,
+  ):  # fmt: skip
     """Allocates the cache.
 
     Raises:
@@ -90,7 +93,8 @@ class Engine:
     least = 2 * sizes.row_pages * sizes.page_tokens
     if sizes.cache_tokens and sizes.cache_tokens < least:
       raise ValueError(f"cache_tokens: got {sizes.cache_tokens}, expected at least {least}")
-    self._config, self._sizes, self._eos, self._seed = config, sizes, eos, seed
+    self._config, self._sizes, self._seed = config, sizes, seed
+    self._stops, self._truncation = stops, truncation
     self._pool = paging.empty(config, sizes.pages, sizes.page_tokens)
     self._slots = generation.empty(sizes.slots, sizes.max_tokens)
     self._tables = np.zeros((sizes.slots, sizes.row_pages), np.int32)
@@ -148,12 +152,27 @@ class Engine:
     before = {slot: len(completion.versions) for slot, completion in self._seated.items()}
     self._slots, self._pool = generation.decode(
       self._config, params, self._slots, self._pool, self._tables,
-      steps=self._sizes.steps, eos=self._eos,
+      steps=self._sizes.steps, ends=self._stops.tokens, truncation=self._truncation,
     )  # fmt: skip
-    running, lengths = jax.device_get((self._slots.running, self._slots.lengths))
+    running, lengths = map(np.array, jax.device_get((self._slots.running, self._slots.lengths)))
+    cut = self._cut(before, lengths, running)
     for slot, completion in self._seated.items():
       completion.versions += [version] * (int(lengths[slot]) - before[slot])
-    return self._collect([slot for slot in self._seated if not running[slot]])
+    return self._collect([slot for slot in self._seated if not running[slot]], cut)
+
+  def _cut(self, before: dict[int, int], lengths, running) -> set[int]:
+    """Ends completions in which a stop text appeared, changing both arrays -> their slots."""
+    if not self._stops.texts:
+      return set()
+    tokens, cut = jax.device_get(self._slots.tokens), set()
+    for slot, looked_at in before.items():
+      length = self._stops.found(tokens[slot, : lengths[slot]].tolist(), looked_at)
+      if length is not None:
+        lengths[slot], running[slot] = length, False
+        cut.add(slot)
+    if cut:
+      self._slots = generation.leave(self._slots, running)
+    return cut
 
   def _prefill(self, params) -> None:
     """Pieces of prompts: one while others decode, else until somebody can."""
@@ -271,7 +290,7 @@ class Engine:
     completion.pages, completion.versions = [], []
     return completion
 
-  def _collect(self, slots: list[int]) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
+  def _collect(self, slots: list[int], cut: set[int]):
     """Takes what is complete out of these slots -> the groups that are, too."""
     if not slots:
       return []
@@ -285,7 +304,7 @@ class Engine:
         tokens=made["tokens"][slot, :length].copy(),
         logprobs=made["logprobs"][slot, :length].copy(),
         versions=versions,
-        finished=bool(made["finished"][slot]),
+        finished=slot in cut or bool(made["finished"][slot]),
       )
       prompt.users -= 1
       if not prompt.users:

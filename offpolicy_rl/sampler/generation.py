@@ -1,4 +1,4 @@
-"""What the devices do while generating: prefill prompts, seat completions, decode, sample.
+"""What the devices do while generating: prefill prompts, seat completions, decode.
 
 A fixed number of slots decodes in lockstep; each slot continues one prompt. Shapes never change, so
 each program is compiled once, and a completion depends on its own prompt, parameters and key only,
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from offpolicy_rl import types
 from offpolicy_rl.model import decoder, paging, policy
+from offpolicy_rl.sampler import sampling
 
 _STREAMS = {types.TRAIN: 0, types.EVAL: 1}
 
@@ -109,23 +110,21 @@ def leave(slots: Slots, stays: jax.Array) -> Slots:
   return slots._replace(running=slots.running & stays)
 
 
-def sample_token(logits: jax.Array, key: jax.Array, temperature: jax.Array):
-  """One draw from softmax(logits [V] / temperature) -> (token, its logprob); greedy at 0."""
-  greedy = temperature == 0
-  log_p = jax.nn.log_softmax(logits / jnp.where(greedy, 1.0, temperature))
-  drawn = jnp.argmax(log_p + jax.random.gumbel(key, log_p.shape))
-  token = jnp.where(greedy, jnp.argmax(logits), drawn)
-  return token.astype(jnp.int32), jnp.where(greedy, 0.0, log_p[token])
-
-
 @functools.partial(
-  jax.jit, static_argnames=("config", "steps", "eos"), donate_argnames=("slots", "pool")
+  jax.jit,
+  static_argnames=("config", "steps", "ends", "truncation"),
+  donate_argnames=("slots", "pool"),
 )
 def decode(
   config: decoder.DecoderConfig, params, slots: Slots, pool: paging.Pool, tables, *,
-  steps: int, eos: int,
+  steps: int, ends: tuple[int, ...], truncation: sampling.Truncation = sampling.NONE,
 ) -> tuple[Slots, paging.Pool]:  # fmt: skip
-  """At most `steps` tokens for every running slot; `tables`, int32 [S, P], has room for them."""
+  """At most `steps` tokens for every running slot.
+
+  Args:
+    tables: int32 [S, P], pages of every slot, with room for these tokens.
+    ends: tokens that end a completion.
+  """
   max_tokens = slots.tokens.shape[1]
   rows = jnp.arange(slots.token.size)
 
@@ -136,10 +135,11 @@ def decode(
     position = jnp.where(slots.running, slots.position, 0)
     logits, cache = policy.apply(config, params, slots.token[:, None], position[:, None], cache)
     keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.lengths)
-    token, logprob = jax.vmap(sample_token)(logits[:, 0], keys, slots.temperature)
+    draw = functools.partial(sampling.sample_token, truncation=truncation)
+    token, logprob = jax.vmap(draw)(logits[:, 0], keys, slots.temperature)
     column = jnp.where(slots.running, slots.lengths, max_tokens)  # past the end: nothing written
     lengths = slots.lengths + slots.running
-    ended = slots.running & (token == eos)
+    ended = slots.running & jnp.isin(token, jnp.array(ends))
     slots = slots._replace(
       token=token,
       position=slots.position + slots.running,

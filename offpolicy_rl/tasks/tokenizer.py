@@ -66,6 +66,12 @@ class Tokenizer:
     text = self._question.replace("{question}", question)
     return self.encode(self.chat([{"role": "user", "content": text}]) if self._chat else text)
 
+  def stops(self, texts: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """(ids of those that are special tokens, the others)."""
+    special = {t.content: i for i, t in self._inner.get_added_tokens_decoder().items() if t.special}
+    ids = tuple(special[text] for text in texts if text in special)
+    return ids, tuple(text for text in texts if text not in special)
+
   def encode(self, text: str) -> list[int]:
     """Token ids; special tokens in the text count, none are added."""
     return self._inner.encode(text, add_special_tokens=False).ids

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 _SPECIAL = ("<pad>", "<eos>", "<unk>")
@@ -39,6 +39,10 @@ class Vocabulary:
     return [self._ids.get(piece, UNKNOWN) for piece in self._split.findall(text)]
 
   prompt = encode  # questions are prompts as they are
+
+  def stops(self, texts: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """(ids of those that are special tokens, the others): `eos` is the only one."""
+    return (), tuple(texts)
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text up to the first end-of-sequence token."""

@@ -2,23 +2,26 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from offpolicy_rl import types
 from offpolicy_rl.model import policy
-from offpolicy_rl.sampler import engine, generation
+from offpolicy_rl.sampler import engine, generation, sampling, stopping
 from tests.model.decoder_test import CONFIG, random_params
 from tests.rows import whole_rows
 
 EOS = 1
 
 
-def make_engine(seed=0, **sizes) -> engine.Engine:
+STOPS = stopping.Stops((EOS,))
+
+
+def make_engine(seed=0, stops=STOPS, truncation=sampling.NONE, **sizes) -> engine.Engine:
   few = dict(slots=12, group_size=3, max_prompt_tokens=5, max_tokens=6, page_tokens=4, steps=4)
-  return engine.Engine(CONFIG, engine.Sizes(**few | sizes), eos=EOS, seed=seed)
+  of = engine.Sizes(**few | sizes)
+  return engine.Engine(CONFIG, of, stops=stops, seed=seed, truncation=truncation)
 
 
 def ticket(index: int, count=3, temperature=1.0, kind=types.TRAIN) -> types.Ticket:
@@ -89,20 +92,6 @@ def test_greedy_takes_the_likeliest_token():
   np.testing.assert_array_equal(found.logprobs, 0)
 
 
-def test_samples_follow_the_distribution_that_is_recorded():
-  """Chi-square of 4,000 draws against softmax(logits / temperature)."""
-  logits = jnp.array([2.0, 1.0, 0.0, -1.0, 0.5])
-  temperature = 0.8
-  keys = jax.random.split(jax.random.key(0), 4000)
-  draw = lambda key: generation.sample_token(logits, key, jnp.float32(temperature))
-  token, logprob = jax.vmap(draw)(keys)
-  p = jax.nn.softmax(logits / temperature)
-  np.testing.assert_allclose(logprob, jnp.log(p)[token], rtol=1e-5)
-  counts = np.bincount(token, minlength=5)
-  chi_square = (((counts - 4000 * p) ** 2) / (4000 * p)).sum()
-  assert chi_square < 18.5  # 0.1 % quantile of chi-square with 4 degrees of freedom
-
-
 def tokens_of(groups) -> list:
   return [[t.tokens.tolist() for t in group] for group in groups]
 
@@ -164,3 +153,49 @@ def test_new_weights_do_not_compile_again():
   before = generation.decode._cache_size()
   machine.generate(random_params(CONFIG, 5), 1, [ticket(1), ticket(2)])
   assert generation.decode._cache_size() == before
+
+
+def letters(tokens) -> str:
+  return "".join(chr(ord("a") + token % 26) for token in tokens)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_completion_ends_where_a_stop_text_appears(steps):
+  params, tickets = random_params(CONFIG), [ticket(i) for i in range(8)]
+  whole = make_engine().generate(params, 0, tickets)
+  text = letters(whole[0][0].tokens[2:4])
+  stops = stopping.Stops((EOS,), (text, "never"), letters)
+  found = make_engine(stops=stops, slots=5, steps=steps).generate(params, 0, tickets)
+  ended = 0
+  for group, full in zip(found, whole, strict=True):
+    for a, b in zip(group, full, strict=True):
+      at = letters(b.tokens).find(text)
+      length = b.tokens.size if at < 0 else at + len(text)
+      np.testing.assert_array_equal(a.tokens, b.tokens[:length])
+      np.testing.assert_allclose(a.logprobs, b.logprobs[:length], atol=1e-5)
+      assert a.versions.size == length and a.finished == (b.finished or at >= 0)
+      ended += at >= 0
+  assert ended
+
+
+def test_several_tokens_can_end_a_completion():
+  params, tickets = random_params(CONFIG), [ticket(i) for i in range(8)]
+  other = int(make_engine().generate(params, 0, tickets)[0][0].tokens[1])
+  found = make_engine(stops=stopping.Stops((EOS, other))).generate(params, 0, tickets)
+  assert found[0][0].tokens[-1] == other and found[0][0].finished
+  for trajectory in (t for group in found for t in group):
+    assert not {EOS, other} & set(trajectory.tokens[:-1].tolist())
+
+
+def test_the_recorded_logprob_is_that_of_the_truncated_distribution():
+  params = random_params(CONFIG)
+  how = sampling.Truncation(top_k=3)
+  [group] = make_engine(truncation=how).generate(params, 0, [ticket(2)])
+  for trajectory in group:
+    row = list(ticket(2).prompt_tokens)
+    for token, logprob in zip(trajectory.tokens, trajectory.logprobs, strict=True):
+      logits = policy.apply(CONFIG, params, jnp.array([row]), jnp.arange(len(row))[None])[0][0, -1]
+      best = np.sort(np.array(logits, np.float64))[-3:]
+      assert logits[token] >= best[0]
+      assert logprob == pytest.approx(float(logits[token]) - np.log(np.exp(best).sum()), abs=1e-5)
+      row.append(int(token))

@@ -1,0 +1,57 @@
+"""From logits to a token: temperature and truncation, and what really was sampled from."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Truncation(NamedTuple):
+  """Unlikely tokens are left out; the rest is normalised again. Off by default.
+
+  What a learner computes is the probability of the full distribution, so truncation makes sampler
+  and learner differ.
+  """
+
+  top_k: int = 0  # keeps the k likeliest; 0 = all (Fan et al., arXiv 1805.04833)
+  top_p: float = 1.0  # keeps the fewest that hold p together (Holtzman et al., arXiv 1904.09751)
+  min_p: float = 0.0  # keeps p >= min_p times the largest p (Nguyen et al., arXiv 2407.01082)
+
+
+NONE = Truncation()
+
+
+def truncate(log_p: jax.Array, how: Truncation) -> jax.Array:
+  """Log-probabilities [V] -> those of the distribution that is left, -inf for what is out.
+
+  In this order: min_p, top_k, top_p of what these leave. Of equally likely tokens all are kept.
+  """
+  if how.min_p > 0:
+    log_p = _kept(log_p, jnp.max(log_p) + jnp.log(how.min_p))
+  if how.top_k:
+    log_p = _kept(log_p, jax.lax.top_k(log_p, min(how.top_k, log_p.size))[0][-1])
+  if how.top_p < 1:
+    ordered = -jnp.sort(-log_p)
+    before = jnp.cumsum(jnp.exp(ordered)) - jnp.exp(ordered)  # what likelier ones hold
+    last = jnp.sum(before < how.top_p) - 1
+    log_p = _kept(log_p, ordered[last])
+  return log_p
+
+
+def _kept(log_p: jax.Array, least) -> jax.Array:
+  return jax.nn.log_softmax(jnp.where(log_p >= least, log_p, -jnp.inf))
+
+
+def sample_token(
+  logits: jax.Array, key: jax.Array, temperature: jax.Array, truncation: Truncation = NONE
+):
+  """One draw from softmax(logits [V] / temperature), truncated -> (token, its logprob).
+
+  Greedy at temperature 0, with logprob 0: it had probability 1.
+  """
+  greedy = temperature == 0
+  log_p = jax.nn.log_softmax(logits / jnp.where(greedy, 1.0, temperature))
+  log_p = truncate(log_p, truncation)
+  drawn = jnp.argmax(log_p + jax.random.gumbel(key, log_p.shape))
+  token = jnp.where(greedy, jnp.argmax(logits), drawn)
+  return token.astype(jnp.int32), jnp.where(greedy, 0.0, log_p[token])
