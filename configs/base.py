@@ -143,6 +143,15 @@ def get_config() -> config_dict.ConfigDict:
   # between_groups: completions that run finish before newer weights are taken | in_flight: they go
   # on with them, each token tagged with the version that sampled it (lag.mode async only).
   c.sampler.weight_update = "between_groups"
+  # in_flight: keep | recompute the keys and values of what was sampled with older weights.
+  c.sampler.cache_after_update = "keep"
+  # The cache (model/paging.py): pages of so many tokens; completions share those of their prompt.
+  c.sampler.page_tokens = 32
+  # Tokens in the cache; 0 = enough for all slots at full length. With less, completions that find
+  # no page wait, or begin again, which changes nothing but time.
+  c.sampler.cache_tokens = 0
+  c.sampler.prefill_tokens = 128  # of a prompt at a time, between the decoding of others
+  c.sampler.decode_steps = 8  # tokens per slot before finished completions make room for others
   c.sampler.grace_seconds = 20.0  # to finish groups after SIGTERM; then their tickets go back
 
   # Held-out evaluation, done by the samplers.

@@ -172,6 +172,7 @@ def _relations(c) -> list[tuple[bool, str]]:
   shards = c.mesh.data * c.mesh.fsdp * c.mesh.expert
   slots, need = c.sampler.slots, max(c.learner.group_size, c.evaluation.samples)
   micro = c.learner.microbatches
+  longest = c.task.max_prompt_tokens + c.task.max_completion_tokens
   vocab_size = catalog.of(c.task).vocabulary.size
   own = dict(c.model) | {"vocab_size": vocab_size, "num_experts": 0, "expert_width": 0}
   return [
@@ -205,6 +206,11 @@ def _relations(c) -> list[tuple[bool, str]]:
     (
       (c.lag.mode == lag.REPLAY) == bool(c.lag.schedule),
       f"lag.schedule: got {c.lag.schedule!r}, expected a file in mode replay and '' in every other",
+    ),
+    (
+      not c.sampler.cache_tokens or c.sampler.cache_tokens >= 2 * (longest + c.sampler.page_tokens),
+      f"sampler.cache_tokens: got {c.sampler.cache_tokens}, expected 0 or at least "
+      f"{2 * (longest + c.sampler.page_tokens)}: two of the longest rows, in whole pages",
     ),
     (
       c.sampler.weight_update == "between_groups" or c.lag.mode == lag.ASYNC,

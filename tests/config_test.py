@@ -72,6 +72,11 @@ WRONG = [
   ("sampler.min_p=1", "sampler.min_p: got 1.0, expected in [0, 1)"),
   ("sampler.stop=end", "sampler.stop: got 'end', expected a JSON list of texts"),
   ('sampler.stop=[""]', "expected a JSON list of texts"),
+  ("sampler.cache_after_update=never", "got 'never', expected one of keep, recompute"),
+  ("sampler.page_tokens=0", "sampler.page_tokens: got 0, expected at least 1"),
+  ("sampler.cache_tokens=12", "sampler.cache_tokens: got 12, expected 0 or at least"),
+  ("sampler.prefill_tokens=0", "sampler.prefill_tokens: got 0, expected at least 1"),
+  ("sampler.decode_steps=0", "sampler.decode_steps: got 0, expected at least 1"),
   ("sampler.weight_update=never", "sampler.weight_update: got 'never', expected one of between"),
   ("task.name=chess", "task.name: got 'chess', expected one of"),
   ("task.size=0", "task.size: got 0, expected at least 1"),
@@ -102,6 +107,14 @@ def test_wrong_values_are_refused_by_name(tiny_config, assignment, message):
     config_lib.override(tiny_config, [tuple(assignment.split("="))])
     config_lib.validate(tiny_config)
   assert message in str(error.value)
+
+
+def test_weights_change_in_flight_only_where_versions_may_differ(tiny_config):
+  config_lib.override(tiny_config, [("sampler.weight_update", "in_flight")])
+  config_lib.validate(tiny_config)
+  config_lib.override(tiny_config, [("lag.mode", "fixed")])
+  with pytest.raises(config_lib.ConfigError, match="weight_update: got in_flight, .* = fixed"):
+    config_lib.validate(tiny_config)
 
 
 def test_periodic_mode_needs_a_period(tiny_config):

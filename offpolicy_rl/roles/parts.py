@@ -159,11 +159,13 @@ def make_engine(
 
   `group_size`: completions per prompt.
   """
-  sizes = engine.Sizes(
-    slots=config.sampler.slots, group_size=group_size, max_prompt_tokens=max_prompt_tokens,
-    max_tokens=config.task.max_completion_tokens,
-  )  # fmt: skip
   sampler = config.sampler
+  sizes = engine.Sizes(
+    slots=sampler.slots, group_size=group_size, max_prompt_tokens=max_prompt_tokens,
+    max_tokens=config.task.max_completion_tokens, page_tokens=sampler.page_tokens,
+    cache_tokens=sampler.cache_tokens, prefill_tokens=sampler.prefill_tokens,
+    steps=sampler.decode_steps,
+  )  # fmt: skip
   tokens, texts = policy.words.stops(json.loads(sampler.stop or "[]"))
   return engine.Engine(
     lora.plain(policy.model), sizes, seed=config.seed,

@@ -161,6 +161,7 @@ def _parts(link: _Link, config, policy: parts.Policy, scorer, weights_dir) -> wo
     score=functools.partial(worker.score_groups, scorer, policy.words.decode, shape=shape),
     push=link.push,
     weight_update=config.sampler.weight_update,
+    refresh_cache=config.sampler.cache_after_update == "recompute",
   )
 
 

@@ -8,6 +8,7 @@ the devices' work is in `generation`.
 import collections
 import dataclasses
 import math
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -181,22 +182,52 @@ class Engine:
       self._begin()
       if not self._filling:
         return
-      tokens = np.zeros((sizes.prefill_rows, sizes.prefill_tokens), np.int32)
-      tables = np.zeros((sizes.prefill_rows, sizes.row_pages), np.int32)
-      start = np.zeros(sizes.prefill_rows, np.int32)
-      for row, (prompt, _) in enumerate(self._filling):
-        piece = prompt.tokens[prompt.filled : -1][: sizes.prefill_tokens]
-        tokens[row, : piece.size] = piece
-        tables[row, : len(prompt.pages)] = prompt.pages
-        start[row] = prompt.filled
-        prompt.filled += piece.size
-      self._pool = generation.prefill(self._config, params, self._pool, tables, tokens, start)
+      pieces = []
       for prompt, completions in self._filling:
+        piece = prompt.tokens[prompt.filled : -1][: sizes.prefill_tokens]
+        pieces.append((prompt.pages, piece, prompt.filled))
+        prompt.filled += piece.size
         if not prompt.missing:
           self._ready.extend(completions)
+      self._write(params, pieces)
       self._filling = [item for item in self._filling if item[0].missing]
       if self._seated:
         return
+
+  def _write(self, params, pieces: list[tuple[Sequence[int], np.ndarray, int]]) -> None:
+    """Keys and values of (a row's pages, some of its tokens, place of the first); few rows."""
+    sizes = self._sizes
+    tokens = np.zeros((sizes.prefill_rows, sizes.prefill_tokens), np.int32)
+    tables = np.zeros((sizes.prefill_rows, sizes.row_pages), np.int32)
+    start = np.zeros(sizes.prefill_rows, np.int32)
+    for row, (pages, piece, first) in enumerate(pieces):
+      tokens[row, : piece.size] = piece
+      tables[row, : len(pages)] = pages
+      start[row] = first
+    self._pool = generation.prefill(self._config, params, self._pool, tables, tokens, start)
+
+  def refresh(self, params) -> None:
+    """Computes the keys and values of everything under way again, with other parameters."""
+    made = jax.device_get(self._slots.tokens)
+    prompts = {c.prompt for c in (*self._seated.values(), *self._ready)}
+    prompts |= {prompt for prompt, _ in self._filling}
+    self._write_all(params, [(p.pages, p.tokens[: p.filled], 0) for p in prompts])
+    rows = []
+    for slot, completion in self._seated.items():
+      prompt, length = completion.prompt, len(completion.versions)
+      row = np.concatenate([prompt.tokens, made[slot, :length]])[:-1]
+      begin = self._shared(prompt) * self._sizes.page_tokens
+      rows.append((self._tables[slot], row[begin:], begin))
+    self._write_all(params, rows)
+
+  def _write_all(self, params, rows: Iterable[tuple[Sequence[int], np.ndarray, int]]) -> None:
+    """As `_write`, for rows of any number and length that do not depend on one another."""
+    size, left = self._sizes.prefill_tokens, collections.deque(row for row in rows if row[1].size)
+    while left:
+      now = [left.popleft() for _ in range(min(len(left), self._sizes.prefill_rows))]
+      self._write(params, [(pages, tokens[:size], first) for pages, tokens, first in now])
+      rest = ((pages, tokens[size:], first + size) for pages, tokens, first in now)
+      left.extend(row for row in rest if row[1].size)
 
   def _wanted(self) -> int:
     """Slots for which no completion is ready."""

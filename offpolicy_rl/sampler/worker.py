@@ -31,6 +31,7 @@ class Parts:
   score: Callable[[list[types.Ticket], list[list[types.Trajectory]]], list[types.Group]]
   push: Callable[[list[types.Group]], None]  # returns once all are acknowledged
   weight_update: str = BETWEEN_GROUPS  # or IN_FLIGHT: completions go on with newer weights
+  refresh_cache: bool = False  # then: what they have seen is computed again with these
 
 
 @dataclasses.dataclass
@@ -116,6 +117,8 @@ class _Work:
         self._waiting = []  # others have answered them
       else:
         self._session, (self._version, self._params) = pulled
+        if self._active and self._parts.refresh_cache:
+          self._parts.engine.refresh(self._params)
     in_flight = self._parts.weight_update == IN_FLIGHT
     concerned = self._waiting + (list(self._active.values()) if in_flight else [])
     if self._pulling or not concerned:

@@ -199,3 +199,30 @@ def test_the_recorded_logprob_is_that_of_the_truncated_distribution():
       assert logits[token] >= best[0]
       assert logprob == pytest.approx(float(logits[token]) - np.log(np.exp(best).sum()), abs=1e-5)
       row.append(int(token))
+
+
+@pytest.mark.parametrize("refreshed", [True, False])
+def test_completions_go_on_with_other_parameters(refreshed):
+  """With a cache computed again, as if the new parameters had read all that came before."""
+  old, new = random_params(CONFIG, 0), random_params(CONFIG, 1)
+  machine = make_engine(slots=5, steps=2, max_tokens=9, prefill_tokens=3)
+  tickets = {t.ticket_id: t for t in (ticket(i) for i in range(5))}
+  machine.add(list(tickets.values()))
+  found = machine.step(old, 0) + machine.step(old, 0)
+  if refreshed:
+    machine.refresh(new)
+  while not machine.idle:
+    found += machine.step(new, 1)
+  gaps, mixed = [], 0
+  for t, group in found:
+    for trajectory in group:
+      row = whole_rows(np.concatenate([t.prompt_tokens, trajectory.tokens])[None])
+      by_old, by_new = (
+        policy.token_stats(CONFIG, params, row, 1.0).logprobs[0, -trajectory.tokens.size :]
+        for params in (old, new)
+      )
+      expected = np.where(trajectory.versions, by_new, by_old)
+      gaps.append(np.abs(expected - trajectory.logprobs).max())
+      mixed += len(set(trajectory.versions)) == 2
+  assert mixed > 2 and len(found) == 5
+  assert (max(gaps) < 1e-5) == refreshed
