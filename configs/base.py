@@ -140,6 +140,9 @@ def get_config() -> config_dict.ConfigDict:
   # What ends a completion besides the end-of-sequence token: JSON list of special tokens of the
   # checkpoint and of other texts, e.g. '["<|endoftext|>", "\\n\\n"]'; "" = nothing.
   c.sampler.stop = ""
+  # The matrices of the layers as 8-bit integers with scales (model/int8.py): a quarter of their
+  # memory, and a policy that differs a little from the learner's; mismatch/max says how much.
+  c.sampler.int8_weights = False
   # between_groups: completions that run finish before newer weights are taken | in_flight: they go
   # on with them, each token tagged with the version that sampled it (lag.mode async only).
   c.sampler.weight_update = "between_groups"

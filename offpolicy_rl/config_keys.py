@@ -134,6 +134,7 @@ KEYS = {
   "sampler.top_p": Key(float, lambda x: 0 < x <= 1, "in (0, 1]"),
   "sampler.min_p": _FRACTION,
   "sampler.stop": _text("a JSON list of texts, or '' for none", _is_list_of_texts),
+  "sampler.int8_weights": _SWITCH,
   "sampler.weight_update": _one_of("between_groups", "in_flight"),
   "sampler.cache_after_update": _one_of("keep", "recompute"),
   "sampler.page_tokens": _at_least(1),

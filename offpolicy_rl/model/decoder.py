@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from offpolicy_rl.model import lora, mixture, paging, rope
+from offpolicy_rl.model import int8, lora, mixture, paging, rope
 from offpolicy_rl.model.attention import attend, softcap
 from offpolicy_rl.model.sharding import constrain
 
@@ -57,6 +57,7 @@ class DecoderConfig:
   compute_dtype: str = "float32"  # of weights, activations and cache; logits are always float32
   remat: str = "none"  # what the backward pass computes a second time: a key of REMAT
   attention: str = "plain"  # a form of `attention`
+  int8_weights: bool = False  # matrices of the layers are held as integers (int8.py)
   # Adapters (lora.py); rank 0 = none.
   lora_rank: int = 0
   lora_alpha: float = 0.0
@@ -98,7 +99,7 @@ PARAM_AXES = {
   "experts_up": (None, "expert", "embed", "mlp"),
   "experts_down": (None, "expert", "mlp", "embed"),
 }
-PARAM_AXES |= lora.param_axes(PARAM_AXES)
+PARAM_AXES |= lora.param_axes(PARAM_AXES) | int8.param_axes(PARAM_AXES)
 # What is kept of a layer for the backward pass: everything, its matrix products, its input only.
 REMAT = {
   "none": None,
@@ -162,6 +163,20 @@ class Block(nnx.Module):
       a, b = lora.shapes(name, getattr(self, name).shape, c.lora_rank)
       setattr(self, name + lora.A, _fan_in(rngs, a, math.prod(a[:-1])))
       setattr(self, name + lora.B, nnx.Param(jnp.zeros(b)))
+    if c.int8_weights:
+      for name, summed in int8.SUMMED_AXES.items():
+        if hasattr(self, name):
+          integers, scale = int8.pair(getattr(self, name)[...], summed)
+          setattr(self, name, nnx.Param(integers))
+          setattr(self, name + int8.SCALE, nnx.Param(scale))
+
+  def matrix(self, name: str):
+    """In the dtype that is computed in."""
+    w = getattr(self, name)[...]
+    if not self.config.int8_weights:
+      return w
+    scale = getattr(self, name + int8.SCALE)[...]
+    return w.astype(scale.dtype) * scale
 
   def adapted(self, name: str, x, y):
     """The product y of x with a matrix, and what its adapter adds where it has one."""
@@ -173,9 +188,9 @@ class Block(nnx.Module):
   def attention(self, x_BxTxD, positions_BxT, sight: Sight, cache: paging.OfLayer | None):
     """Returns the attention output [B, T, D] and the cache with these tokens."""
     c = self.config
-    q_BxTxHxC = jnp.einsum("btd,dhc->bthc", x_BxTxD, self.w_q[...])
-    k = jnp.einsum("btd,dkc->btkc", x_BxTxD, self.w_k[...])
-    v = jnp.einsum("btd,dkc->btkc", x_BxTxD, self.w_v[...])
+    q_BxTxHxC = jnp.einsum("btd,dhc->bthc", x_BxTxD, self.matrix("w_q"))
+    k = jnp.einsum("btd,dkc->btkc", x_BxTxD, self.matrix("w_k"))
+    v = jnp.einsum("btd,dkc->btkc", x_BxTxD, self.matrix("w_v"))
     q_BxTxHxC = self.adapted("w_q", x_BxTxD, q_BxTxHxC)
     k, v = self.adapted("w_k", x_BxTxD, k), self.adapted("w_v", x_BxTxD, v)
     if c.qkv_bias:
@@ -192,7 +207,7 @@ class Block(nnx.Module):
     else:
       cache = paging.extend(cache, k, v, positions_BxT)
       out_BxTxHxC = paging.attend(q_BxTxHxC, cache, positions_BxT, sight.is_local, c)
-    out_BxTxD = jnp.einsum("bthc,hcd->btd", out_BxTxHxC, self.w_o[...])
+    out_BxTxD = jnp.einsum("bthc,hcd->btd", out_BxTxHxC, self.matrix("w_o"))
     return self.adapted("w_o", out_BxTxHxC, out_BxTxD), cache
 
   def mlp(self, x_BxTxD):
@@ -201,12 +216,12 @@ class Block(nnx.Module):
     if c.num_experts:
       x_NxD = x_BxTxD.reshape(-1, c.width)
       chosen = mixture.route(x_NxD, self.router[...], c.experts_per_token, c.normalized_router)
-      experts = (self.experts_gate[...], self.experts_up[...], self.experts_down[...])
+      experts = map(self.matrix, ("experts_gate", "experts_up", "experts_down"))
       return mixture.apply(x_NxD, *chosen, *experts, activation).reshape(x_BxTxD.shape)
-    gate = activation(self.adapted("w_gate", x_BxTxD, x_BxTxD @ self.w_gate[...]))
-    up = self.adapted("w_up", x_BxTxD, x_BxTxD @ self.w_up[...])
+    gate = activation(self.adapted("w_gate", x_BxTxD, x_BxTxD @ self.matrix("w_gate")))
+    up = self.adapted("w_up", x_BxTxD, x_BxTxD @ self.matrix("w_up"))
     h_BxTxF = constrain(gate * up, "batch", None, "mlp")
-    return self.adapted("w_down", h_BxTxF, h_BxTxF @ self.w_down[...])
+    return self.adapted("w_down", h_BxTxF, h_BxTxF @ self.matrix("w_down"))
 
   def load(self, x_BxTxD, sight: Sight) -> mixture.Load:
     """How the router spreads the normed tokens [B, T, D] of packed rows; padding is not counted."""

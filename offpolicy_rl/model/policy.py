@@ -35,11 +35,13 @@ def shapes(config: decoder.DecoderConfig) -> Params:
 
 
 def cast(config: decoder.DecoderConfig, params: Params) -> Params:
-  """Parameters, or their shapes, in the dtype that the decoder computes in."""
+  """Parameters, or their shapes, in the dtype that the decoder computes in; integers stay."""
   return jax.tree.map(lambda x: _with_dtype(x, config.compute_dtype), params)
 
 
 def _with_dtype(x, dtype):
+  if x.dtype == jnp.int8:
+    return x
   is_shape = isinstance(x, jax.ShapeDtypeStruct)
   return jax.ShapeDtypeStruct(x.shape, dtype) if is_shape else x.astype(dtype)
 

@@ -153,11 +153,13 @@ def lag_control(config) -> lag.LagControl:
 
 
 def make_engine(
-  config, policy: Policy, *, group_size: int, max_prompt_tokens: int
+  config, policy: Policy, *, group_size: int, max_prompt_tokens: int, int8_weights: bool = False
 ) -> engine.Engine:
   """The generation engine of one sampler; it computes with adapters merged into their base.
 
-  `group_size`: completions per prompt.
+  Args:
+    group_size: completions per prompt.
+    int8_weights: its parameters will be quantized ones.
   """
   sampler = config.sampler
   sizes = engine.Sizes(
@@ -167,8 +169,9 @@ def make_engine(
     steps=sampler.decode_steps,
   )  # fmt: skip
   tokens, texts = policy.words.stops(json.loads(sampler.stop or "[]"))
+  model = dataclasses.replace(lora.plain(policy.model), int8_weights=int8_weights)
   return engine.Engine(
-    lora.plain(policy.model), sizes, seed=config.seed,
+    model, sizes, seed=config.seed,
     stops=stopping.Stops((policy.words.eos, *tokens), texts, policy.words.decode),
     truncation=sampling.Truncation(sampler.top_k, sampler.top_p, sampler.min_p),
   )  # fmt: skip

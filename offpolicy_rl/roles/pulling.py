@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 
 from offpolicy_rl import types
-from offpolicy_rl.model import lora
+from offpolicy_rl.model import int8, lora
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.transport import client, receiver
 
@@ -29,9 +29,10 @@ class PerSession:
 class Weights:
   """The parameters on this sampler's devices, replaced when a ticket asks for another version."""
 
-  def __init__(self, fetch, shapes, forget: Callable[[], None] = lambda: None):
+  def __init__(self, fetch, shapes, forget=lambda: None, *, prepare=lambda params: params):
+    """`prepare`: from the parameters that were sent to those that are used."""
     self._fetch = fetch  # (min version, max version, held) -> (version, {path: array} or None)
-    self._shapes, self._forget = shapes, forget
+    self._shapes, self._forget, self._prepare = shapes, forget, prepare
     self._version, self._params = types.NO_VERSION, None
 
   def pull(self, min_version: int, max_version: int):
@@ -40,7 +41,8 @@ class Weights:
     if tensors is not None:
       # A real copy, also on CPU: the receiver will use its memory again.
       sent = policy_lib.unflatten(jax.device_put(tensors, may_alias=False))
-      self._params = jax.tree.map(lambda x, own: x.astype(own.dtype), sent, self._shapes)
+      sent = jax.tree.map(lambda x, own: x.astype(own.dtype), sent, self._shapes)
+      self._params = self._prepare(sent)
       self._version = version
     return version, self._params
 
@@ -56,14 +58,15 @@ class Adapted:
   The base comes once. What has a negative version is a whole model (`types.RAW_VERSION`).
   """
 
-  def __init__(self, model, whole: Weights, adapters: Weights):
-    self._model, self._whole, self._adapters = model, whole, adapters
+  def __init__(self, model, whole: Weights, adapters: Weights, *, prepare=lambda params: params):
+    self._model, self._whole, self._adapters, self._prepare = model, whole, adapters, prepare
     self._base = self._added = self._merged = None
 
   def pull(self, min_version: int, max_version: int):
     """(version, parameters of the plain model)."""
     if max_version < 0:
-      return self._whole.pull(min_version, max_version)
+      version, params = self._whole.pull(min_version, max_version)
+      return version, self._prepare(params)
     if self._base is None:
       _, self._base = self._whole.pull(types.BASE_VERSION, types.BASE_VERSION)
       self._whole.forget()
@@ -71,17 +74,21 @@ class Adapted:
     # Not by version: another session of the learner may have another one of that number.
     if adapters is not self._added:
       self._added = self._merged = None  # frees its memory before more is taken
-      self._added, self._merged = adapters, lora.merge(self._model, self._base, adapters)
+      merged = lora.merge(self._model, self._base, adapters)
+      self._added, self._merged = adapters, self._prepare(merged)
     return version, self._merged
 
 
 def weights(wire: client.LearnerClient, config, model, weights_dir: str | None):
   """Whole models, or adapters and the base that they belong to."""
-  make = _from_stream if weights_dir is None else functools.partial(_from_directory, weights_dir)
-  whole = make(wire, config, policy_lib.cast(model, policy_lib.shapes(lora.plain(model))))
+  sent = _streamed if weights_dir is None else functools.partial(_in_directory, weights_dir)
+  make = lambda shapes, **how: Weights(*sent(wire, config, shapes), **how)
+  prepare = int8.quantize if config.sampler.int8_weights else lambda params: params
+  plain = policy_lib.cast(model, policy_lib.shapes(lora.plain(model)))
   if not model.lora_rank:
-    return whole
-  return Adapted(model, whole, make(wire, config, lora.split(policy_lib.shapes(model))[1]))
+    return make(plain, prepare=prepare)
+  adapters = make(lora.split(policy_lib.shapes(model))[1])
+  return Adapted(model, make(plain), adapters, prepare=prepare)
 
 
 def _layout(config, shapes) -> receiver.Layout:
@@ -89,12 +96,14 @@ def _layout(config, shapes) -> receiver.Layout:
   return {name: (x.shape, dtype) for name, x in policy_lib.flatten(shapes).items()}
 
 
-def _from_stream(wire: client.LearnerClient, config, shapes) -> Weights:
+def _streamed(wire: client.LearnerClient, config, shapes):
+  """What `Weights` needs to pull them."""
   held = receiver.Receiver(_layout(config, shapes))
-  return Weights(lambda low, high, _: wire.pull_weights(low, high, held), shapes, held.forget)
+  return lambda low, high, _: wire.pull_weights(low, high, held), shapes, held.forget
 
 
-def _from_directory(weights_dir: str, wire: client.LearnerClient, config, shapes) -> Weights:
+def _in_directory(weights_dir: str, wire: client.LearnerClient, config, shapes):
+  """What `Weights` needs to read them."""
   from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only when it is used
 
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -114,4 +123,4 @@ def _from_directory(weights_dir: str, wire: client.LearnerClient, config, shapes
     held_of = session
     return found
 
-  return Weights(fetch, shapes)
+  return fetch, shapes

@@ -150,7 +150,7 @@ def _parts(link: _Link, config, policy: parts.Policy, scorer, weights_dir) -> wo
   held = pulling.PerSession(lambda: pulling.weights(link.wire, config, policy.model, weights_dir))
   engine = parts.make_engine(
     config, policy, group_size=config.learner.group_size,
-    max_prompt_tokens=config.task.max_prompt_tokens,
+    max_prompt_tokens=config.task.max_prompt_tokens, int8_weights=config.sampler.int8_weights,
   )  # fmt: skip
   return worker.Parts(
     engine=engine,

@@ -293,26 +293,28 @@ class Engine:
 
   def _reserve(self) -> None:
     """Pages for the next tokens; who sat down last begins again where there are none."""
-    sizes, gone = self._sizes, []
-    for slot, completion in list(self._seated.items()):
-      if completion is not self._seated.get(slot):
-        continue  # it had to leave
-      prompt, made = completion.prompt, len(completion.versions)
-      tokens = prompt.tokens.size - 1 + min(made + sizes.steps, sizes.max_tokens)
-      shared = self._shared(prompt)
-      while len(completion.pages) < math.ceil(tokens / sizes.page_tokens) - shared:
+    stays = np.ones(self._sizes.slots, bool)
+    for slot in list(self._seated):
+      while slot in self._seated and self._lacks_a_page(slot):
         if not self._pages:
           last = next(reversed(self._seated))
           self._ready.appendleft(self._stand_up(last))
-          gone.append(last)
-          if last == slot:
-            break
+          stays[last] = False
+          continue
+        completion = self._seated[slot]
         completion.pages += self._take(1)
-        self._tables[slot, shared + len(completion.pages) - 1] = completion.pages[-1]
-    if gone:
-      stays = np.ones(sizes.slots, bool)
-      stays[gone] = False
+        at = self._shared(completion.prompt) + len(completion.pages) - 1
+        self._tables[slot, at] = completion.pages[-1]
+    if not stays.all():
       self._slots = generation.leave(self._slots, stays)
+
+  def _lacks_a_page(self, slot: int) -> bool:
+    """For the tokens of the next decoding."""
+    completion, sizes = self._seated[slot], self._sizes
+    made = min(len(completion.versions) + sizes.steps, sizes.max_tokens)
+    tokens = completion.prompt.tokens.size - 1 + made
+    held = self._shared(completion.prompt) + len(completion.pages)
+    return held * sizes.page_tokens < tokens
 
   def _stand_up(self, slot: int) -> _Completion:
     """Frees a slot and its pages; what was made there is forgotten."""
