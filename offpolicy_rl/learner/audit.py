@@ -10,15 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner.state import TrainState
 from offpolicy_rl.learner.step import StepChoices, logprob_mismatch
 
 
 class LogprobAudit:
-  """Call it with the state before each update and that update's batch."""
+  """Call it with the state before each update and that update's batch, on host and devices."""
 
-  def __init__(self, choices: StepChoices, mesh, *, every: int, max_lag: int, frozen=None):
+  def __init__(self, choices: StepChoices, *, every: int, max_lag: int, frozen=None):
     """Checks a version now and then.
 
     Args:
@@ -26,19 +25,20 @@ class LogprobAudit:
       max_lag: when to give up on a version.
       frozen: the base when the trained parameters are adapters.
     """
-    self._choices, self._mesh, self._frozen = choices, mesh, frozen
+    self._choices, self._frozen = choices, frozen
     self._every, self._max_lag = every, max_lag
     self._version, self._params = types.NO_VERSION, None
 
-  def __call__(self, step: int, state: TrainState, batch: types.Batch) -> dict[str, float]:
-    """mismatch/max, mismatch/mean, mismatch/tokens of a host batch, or {} in most steps."""
+  def __call__(
+    self, step: int, state: TrainState, batch: types.Batch, placed: types.Batch
+  ) -> dict[str, float]:
+    """mismatch/max, mismatch/mean, mismatch/tokens of a batch, or {} in most steps."""
     if self._params is not None and step > self._version + self._max_lag:
       self._params = None  # no sampler used that version
     if self._every and self._params is None and step % self._every == 0:
       self._version, self._params = step, jax.tree.map(jnp.copy, state.params)
     if self._params is None or not np.any(batch.versions == self._version):
       return {}
-    on_device = state_lib.place_batch(self._mesh, batch)
-    found = logprob_mismatch(self._choices, self._params, on_device, self._version, self._frozen)
+    found = logprob_mismatch(self._choices, self._params, placed, self._version, self._frozen)
     self._params = None
     return {key: value.item() for key, value in found.items()}

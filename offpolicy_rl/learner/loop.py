@@ -1,7 +1,9 @@
 """The learner's loop: batch -> update -> publish -> write."""
 
+import concurrent.futures
 import dataclasses
 import math
+import threading
 import time
 from collections.abc import Callable
 
@@ -23,8 +25,9 @@ class Stopped(Exception):
 class Consumed:
   """One step's groups, assembled."""
 
-  batch: types.Batch
-  ticket_ids: list[str]  # one per group, in the order of batch.group_ids
+  groups: list[types.FinishedGroup]
+  batch: types.Batch  # on the host
+  placed: types.Batch  # the same on the devices
   metrics: dict  # what the host knows: lag, lengths
 
 
@@ -32,37 +35,51 @@ class Consumed:
 class Parts:
   """The functions a learner is made of; the wire, or plain Python in a test, is behind them."""
 
-  next_batch: Callable[[int], Consumed]  # step -> its groups; blocks; may raise Stopped
-  train_step: Callable  # (step, state, host batch) -> (state, metrics)
-  publish: Callable[[int, dict], None]  # (version, params)
+  # (step, whether anybody still wants it) -> its groups. Blocks; runs a step ahead in a thread of
+  # its own; raises Stopped
+  next_batch: Callable[[int, Callable[[], bool]], Consumed]
+  begin: Callable[[int, Consumed], None]  # books what the step uses; raises Stopped
+  train_step: Callable  # (step, state, Consumed) -> (state, metrics)
+  publish: Callable[[int, dict], None]  # (version, params); may go on in the background
   write: Callable[[int, dict], None]  # (step, metrics)
   after_step: Callable[[int, TrainState], None]  # (version, state): checkpoints, evaluation
 
 
 def run(state: TrainState, parts: Parts, *, first_step: int, num_steps: int) -> TrainState:
-  """Updates until `num_steps` are done; returns the last state, also when stopped early."""
-  for step in range(first_step, num_steps):
-    started = time.perf_counter()
+  """Updates until `num_steps` are done; returns the last state, also when stopped early.
+
+  The next batch is waited for, assembled and copied to the devices while a step runs.
+  """
+  over = threading.Event()
+  wanted = lambda: not over.is_set()
+  with concurrent.futures.ThreadPoolExecutor(1) as ahead:
     try:
-      consumed = parts.next_batch(step)
+      upcoming = ahead.submit(parts.next_batch, first_step, wanted)
+      for step in range(first_step, num_steps):
+        started = time.perf_counter()
+        consumed = upcoming.result()
+        parts.begin(step, consumed)
+        batched = time.perf_counter()
+        if step + 1 < num_steps:
+          upcoming = ahead.submit(parts.next_batch, step + 1, wanted)
+        state, metrics = parts.train_step(step, state, consumed)
+        # Waits for the device.
+        metrics = {key: np.asarray(value).item() for key, value in metrics.items()}
+        check_finite(step, metrics, consumed)
+        stepped = time.perf_counter()
+        parts.publish(step + 1, state.params)
+        published = time.perf_counter()
+        times = {
+          "seconds/waiting": batched - started,
+          "seconds/step": stepped - batched,
+          "seconds/publishing": published - stepped,
+        }
+        parts.write(step, metrics | consumed.metrics | times)
+        parts.after_step(step + 1, state)
     except Stopped:
-      return state
-    batched = time.perf_counter()
-    state, metrics = parts.train_step(step, state, consumed.batch)
-    metrics = {
-      key: np.asarray(value).item() for key, value in metrics.items()
-    }  # waits for the device
-    check_finite(step, metrics, consumed)
-    stepped = time.perf_counter()
-    parts.publish(step + 1, state.params)
-    published = time.perf_counter()
-    times = {
-      "seconds/waiting": batched - started,
-      "seconds/step": stepped - batched,
-      "seconds/publishing": published - stepped,
-    }
-    parts.write(step, metrics | consumed.metrics | times)
-    parts.after_step(step + 1, state)
+      pass
+    finally:
+      over.set()
   return state
 
 
@@ -73,8 +90,8 @@ def check_finite(step: int, metrics: dict, consumed: Consumed) -> None:
   row = metrics["first_nonfinite_row"]
   where = "every log-probability is finite"
   if row >= 0:
-    group = consumed.batch.group_ids.reshape(-1)[row]
-    where = f"first in row {row}, group {consumed.ticket_ids[int(group)]}"
+    group = consumed.groups[int(consumed.batch.group_ids.reshape(-1)[row])]
+    where = f"first in row {row}, group {group.ticket.ticket_id}"
   raise NonFiniteError(
     f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; {where}"
   )

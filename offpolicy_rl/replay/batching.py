@@ -71,6 +71,13 @@ def lag_metrics(groups: list[types.FinishedGroup], step: int) -> dict:
   }
 
 
+def lengths(groups: list[types.FinishedGroup]) -> list[tuple[int, list[int]]]:
+  """(tokens of the prompt, tokens of each completion) of every group."""
+  return [
+    (g.ticket.prompt_tokens.size, [t.tokens.size for t in g.group.trajectories]) for g in groups
+  ]
+
+
 def completion_metrics(groups: list[types.FinishedGroup]) -> dict:
   """What only the host knows about a step's completions."""
   trajectories = [t for g in groups for t in g.group.trajectories]

@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 import threading
+import time
+from collections.abc import Callable
 
 import jax
 
@@ -10,8 +12,8 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import progress
 from offpolicy_rl.learner import checkpoint, loop, step
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import sharding
-from offpolicy_rl.replay import admission, batching, ledger, refill, schedule, store
+from offpolicy_rl.model import cost, sharding
+from offpolicy_rl.replay import admission, batching, ledger, packing, refill, schedule, store
 from offpolicy_rl.roles import parts
 from offpolicy_rl.roles.front import Front
 from offpolicy_rl.roles.records import Records
@@ -37,25 +39,36 @@ class Learner:
   desk: evaluation.Desk | None = None  # until the prompts are read
   refills: refill.Refills | None = None  # where groups without signal are replaced
 
-  def next_batch(self, at_step: int) -> loop.Consumed:
-    """Waits until every group of the step is back."""
-    settings = self.config.learner
+  def next_batch(self, at_step: int, wanted: Callable[[], bool]) -> loop.Consumed:
+    """Waits until every group of the step is back; nothing is booked yet."""
+    settings, model = self.config.learner, self.choices.model
     ids = admission.ticket_ids(at_step, settings.prompts_per_step, self.front.control)
     groups = None
     while groups is None:
-      if self.stop.is_set():  # asked before every batch: there may always be one ready
+      if self.stop.is_set() or not wanted():
         raise loop.Stopped
       groups = self.front.book.take(ids, timeout=0.5)
-    row = self.records.consumed(
-      at_step, groups, last=at_step + 1 == settings.steps, decode=self.policy.words.decode
-    )
-    self.compare_with_recording(at_step, row)
+    started = time.perf_counter()
     limits = parts.limits(self.config, group_size=settings.group_size)
     batch = batching.make_batch(groups, limits, settings.microbatches)
+    placed = jax.block_until_ready(state_lib.place_batch(self.mesh, batch))
     found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
     if self.refills is not None:
       found |= self.refills.metrics(at_step)
-    return loop.Consumed(batch, [g.ticket.ticket_id for g in groups], found)
+    work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
+    found["flops"] = cost.train_flops(model, work)
+    found["seconds/assembling"] = time.perf_counter() - started
+    return loop.Consumed(groups, batch, placed, found)
+
+  def begin(self, at_step: int, consumed: loop.Consumed) -> None:
+    """Books what a step is going to use."""
+    if self.stop.is_set():  # asked before every step: there may always be a batch ready
+      raise loop.Stopped
+    last = at_step + 1 == self.config.learner.steps
+    row = self.records.consumed(
+      at_step, consumed.groups, last=last, decode=self.policy.words.decode
+    )
+    self.compare_with_recording(at_step, row)
 
   def compare_with_recording(self, at_step: int, row: dict) -> None:
     """Stops a replay at the first group that differs from the recorded one."""
@@ -72,6 +85,7 @@ class Learner:
   def save(self, version: int, state: state_lib.TrainState) -> None:
     """Starts a checkpoint: all that `version` needs to go on as if nothing had happened."""
     position = {"files": self.records.position(), "evaluations": self.desk.open()}
+    self.front.settle()
     versions = self.front.older_versions()
     self.checkpoints.save(version, state, versions=versions, position=position)
 

@@ -32,6 +32,10 @@ class Front:
   newest_ever: int = types.RAW_VERSION  # before a restart, samplers may have held newer ones
   finished: bool = False
   pulse: Pulse = dataclasses.field(default_factory=Pulse)
+  publishing: concurrent.futures.Future | None = None
+  publisher: concurrent.futures.Executor = dataclasses.field(
+    default_factory=lambda: concurrent.futures.ThreadPoolExecutor(1)
+  )
 
   def handlers(self) -> server.Handlers:
     """The wire's view of the learner."""
@@ -107,12 +111,28 @@ class Front:
 
   def publish(self, version: int, params) -> None:
     """Makes a version available to samplers and queues the steps it admits."""
+    self.publish_soon(version, params)
+    self.settle()
+
+  def publish_soon(self, version: int, params) -> None:
+    """The same in the background, but for those before it, which are waited for."""
     # A real copy: the next step will reuse the memory of these.
     tensors = policy.flatten(policy.copy(params, self.weights_dtype))
+    self.settle()
+    self.publishing = self.publisher.submit(self._publish, version, tensors)
+
+  def settle(self) -> None:
+    """Waits until what was published last is available; raises what went wrong."""
+    if self.publishing is not None:
+      publishing, self.publishing = self.publishing, None
+      publishing.result()
+
+  def _publish(self, version: int, tensors) -> None:
     self.weights.put(version, tensors)
     self.version, self.version_bytes = version, sum(x.nbytes for x in tensors.values())
     if self.admit is not None:
       self.admit.published(version)
+      self.forget_old_versions()
 
   def publish_base(self, params) -> None:
     """Makes the frozen model available, whose adapters are published from now on.

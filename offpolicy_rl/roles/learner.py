@@ -1,5 +1,6 @@
 """The learner: owns prompts, ledger, weights and the loop; samplers come and go."""
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -10,7 +11,7 @@ import jax
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import report
-from offpolicy_rl.learner import audit, checkpoint, loop, step
+from offpolicy_rl.learner import audit, checkpoint, hardware, loop, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.replay import admission, refill
 from offpolicy_rl.roles import beginning, parts
@@ -89,8 +90,9 @@ def _train(me: Learner) -> state_lib.TrainState | None:
       me.desk.ask("after warm start" if config.warm_start.steps else "before", version=0, step=0)
       _save_first(me, state)
     me.front.open(_make_admission(me, train, first_step))
-    functions = _loop_parts(me, reference)
-    state = loop.run(state, functions, first_step=first_step, num_steps=config.learner.steps)
+    with contextlib.closing(hardware.Speed(me.mesh)) as speed:
+      functions = _loop_parts(me, reference, speed)
+      state = loop.run(state, functions, first_step=first_step, num_steps=config.learner.steps)
   me.screen.stop()
   _finish(me, state)
   return state
@@ -125,24 +127,22 @@ def _make_admission(me: Learner, train, first_step: int) -> admission.Admission:
   )  # fmt: skip
 
 
-def _loop_parts(me: Learner, reference) -> loop.Parts:
+def _loop_parts(me: Learner, reference, speed: hardware.Speed) -> loop.Parts:
   """Binds the loop's functions."""
   config = me.config
   compiled = step.compile_step(
     me.choices, state_lib.shardings(me.choices.model, me.mesh, me.choices.optimizer)
   )
   check = audit.LogprobAudit(
-    me.choices, me.mesh, every=config.learner.audit_every, max_lag=config.lag.max_lag,
-    frozen=reference,
-  )  # fmt: skip
+    me.choices, every=config.learner.audit_every, max_lag=config.lag.max_lag, frozen=reference
+  )
 
-  def train_step(at_step, state, batch):
-    found = check(at_step, state, batch)
+  def train_step(at_step, state, consumed):
+    found = check(at_step, state, consumed.batch, consumed.placed)
     every = config.learner.audit_every
     if me.choices.model.num_experts and every and at_step % every == 0:
-      placed = state_lib.place_batch(me.mesh, batch)
-      found |= step.router_metrics(me.choices, state.params, placed, reference)
-    state, row = compiled(state, state_lib.place_batch(me.mesh, batch), reference)
+      found |= step.router_metrics(me.choices, state.params, consumed.placed, reference)
+    state, row = compiled(state, consumed.placed, reference)
     return state, row | found
 
   def write(at_step, row):
@@ -150,18 +150,18 @@ def _loop_parts(me: Learner, reference) -> loop.Parts:
       "sampler/tokens_per_second": me.front.pulse.sampling_rate(),
       "weights/bytes": me.front.version_bytes,
     }
-    me.records.train(at_step, row | of_front)
+    me.records.train(at_step, row | of_front | speed.metrics(row))
 
   def after_step(version, state):
     wanted = config.evaluation.every and version % config.evaluation.every == 0
     if wanted and version < config.learner.steps:
+      me.front.settle()
       me.desk.ask("during", version=version, step=version)
     me.desk.collect()
-    me.front.forget_old_versions()
     if version % config.checkpoint.every == 0:
       me.save(version, state)
 
-  return loop.Parts(me.next_batch, train_step, me.front.publish, write, after_step)
+  return loop.Parts(me.next_batch, me.begin, train_step, me.front.publish_soon, write, after_step)
 
 
 def _finish(me: Learner, state) -> None:
