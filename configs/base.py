@@ -130,7 +130,10 @@ def get_config() -> config_dict.ConfigDict:
 
   # Each sampler.
   c.sampler = config_dict.ConfigDict()
-  c.sampler.slots = 128  # completions decoded side by side; at least one group
+  c.sampler.slots = 128  # completions decoded side by side by an engine; at least one group
+  # Engines of a sampler, and devices per engine, over which heads and MLPs are split.
+  c.sampler.data = 1
+  c.sampler.tensor = 1
   c.sampler.temperature = 1.0
   # Unlikely tokens can be left out (sampler/sampling.py). The recorded log-probabilities are then
   # those of what is left, the learner's are not.

@@ -129,25 +129,37 @@ def objective_choices(config: config_dict.ConfigDict) -> losses.Choices:
   return losses.choose(**given)
 
 
-def architecture_relations(model: dict, mesh) -> list[tuple[bool, str]]:
-  """Conditions between a decoder's fields and the mesh: (holds, what to say when it does not)."""
-  heads, kv_heads, tensor = model["num_heads"], model["num_kv_heads"], mesh.tensor
+def _tensor_relations(model: dict, key: str, tensor: int) -> list[tuple[bool, str]]:
+  """What can't be split over so many devices."""
+  kv_heads, expert_width = model["num_kv_heads"], model["expert_width"]
+  got = f"{key}: got {tensor}, expected a divisor of"
+  return [
+    (
+      kv_heads % tensor == 0 and model["mlp_width"] % tensor == 0,
+      f"{got} model.num_kv_heads = {kv_heads} and of model.mlp_width = {model['mlp_width']}",
+    ),
+    (
+      model["vocab_size"] % tensor == 0,
+      f"{got} the vocabulary's {model['vocab_size']} ids",
+    ),
+    (
+      not model["num_experts"] or expert_width % tensor == 0,
+      f"{got} {expert_width}, the width of the model's experts",
+    ),
+  ]
+
+
+def architecture_relations(config: config_dict.ConfigDict, model: dict) -> list[tuple[bool, str]]:
+  """Conditions between a decoder's fields and the meshes: (holds, what to say when it doesn't)."""
+  heads, kv_heads, mesh = model["num_heads"], model["num_kv_heads"], config.mesh
   experts = model["num_experts"]
   return [
     (
       heads % kv_heads == 0,
       f"model.num_kv_heads: got {kv_heads}, expected a divisor of model.num_heads = {heads}",
     ),
-    (
-      kv_heads % tensor == 0 and model["mlp_width"] % tensor == 0,
-      f"mesh.tensor: got {tensor}, expected a divisor of model.num_kv_heads = "
-      f"{kv_heads} and of model.mlp_width = {model['mlp_width']}",
-    ),
-    (
-      model["vocab_size"] % tensor == 0,
-      f"mesh.tensor: got {tensor}, expected a divisor of the vocabulary's {model['vocab_size']} "
-      "ids",
-    ),
+    *_tensor_relations(model, "mesh.tensor", mesh.tensor),
+    *_tensor_relations(model, "sampler.tensor", config.sampler.tensor),
     (
       model["width"] % mesh.fsdp == 0,
       f"mesh.fsdp: got {mesh.fsdp}, expected a divisor of model.width = {model['width']}",
@@ -157,11 +169,6 @@ def architecture_relations(model: dict, mesh) -> list[tuple[bool, str]]:
       f"mesh.expert: got {mesh.expert}, expected a divisor of the model's {experts} experts"
       if experts
       else f"mesh.expert: got {mesh.expert}, expected 1: the model has no experts",
-    ),
-    (
-      not experts or model["expert_width"] % tensor == 0,
-      f"mesh.tensor: got {tensor}, expected a divisor of {model['expert_width']}, the width of "
-      "the model's experts",
     ),
   ]
 
@@ -181,7 +188,7 @@ def _relations(c) -> list[tuple[bool, str]]:
       f"task.format_reward: got {c.task.format_reward} with task.format_pattern = "
       f"{c.task.format_pattern!r}, expected both or neither",
     ),
-    *([] if c.model.checkpoint else architecture_relations(own, c.mesh)),
+    *([] if c.model.checkpoint else architecture_relations(c, own)),
     (
       rows % (micro * shards) == 0,
       f"mesh.data, mesh.fsdp, mesh.expert, learner.microbatches: got {c.mesh.data} x "

@@ -129,6 +129,8 @@ KEYS = {
   "learner.max_grad_norm": _POSITIVE,
   "learner.audit_every": _at_least(0),
   "sampler.slots": _at_least(1),
+  "sampler.data": _at_least(1),
+  "sampler.tensor": _at_least(1),
   "sampler.temperature": _POSITIVE,
   "sampler.top_k": _at_least(0),
   "sampler.top_p": Key(float, lambda x: 0 < x <= 1, "in (0, 1]"),

@@ -67,6 +67,8 @@ WRONG = [
   ("learner.group_size=1", "learner.group_size: got 1, expected at least 2"),
   ("sampler.slots=2", "sampler.slots: got 2, expected at least 4"),
   ("sampler.temperature=0", "sampler.temperature: got 0.0"),
+  ("sampler.data=0", "sampler.data: got 0, expected at least 1"),
+  ("sampler.tensor=2", "sampler.tensor: got 2, expected a divisor of model.num_kv_heads = 1"),
   ("sampler.top_k=-1", "sampler.top_k: got -1, expected at least 0"),
   ("sampler.top_p=0", "sampler.top_p: got 0.0, expected in (0, 1]"),
   ("sampler.min_p=1", "sampler.min_p: got 1.0, expected in [0, 1)"),

@@ -12,7 +12,7 @@ from benchmarks import chaos
 from benchmarks.parity import answers_of, forward_logits, gap, open_model
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import main, metrics, types
-from offpolicy_rl.model import lora, policy
+from offpolicy_rl.model import lora, policy, sharding
 from offpolicy_rl.replay import lag
 from offpolicy_rl.roles import front, parts, pulling
 from offpolicy_rl.tasks import tokenizer
@@ -107,8 +107,8 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
   desk.publish(types.RAW_VERSION, jax.tree.map(lambda x: x + 1, base))
   desk.publish_base(base)
   wire = SimpleNamespace(pull_weights=pull_weights)
-  held = pulling.weights(wire, tiny_config, ADAPTED, weights_dir=None)
-  raw = held.pull(types.RAW_VERSION, types.RAW_VERSION)[1]
+  held = pulling.weights(wire, tiny_config, ADAPTED, None, [sharding.make_mesh()])
+  [raw] = held.pull(types.RAW_VERSION, types.RAW_VERSION)[1]
   np.testing.assert_array_equal(raw["embedding"], base["embedding"] + 1)
   for version in range(3):
     adapters = stirred(jax.random.key(version))
@@ -116,7 +116,7 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
     got, params = held.pull(0, version)
     assert got == version
     expected = logits(ADAPTED, lora.join(base, adapters))
-    np.testing.assert_allclose(logits(lora.plain(ADAPTED), params), expected, atol=5e-5)
+    np.testing.assert_allclose(logits(lora.plain(ADAPTED), params[0]), expected, atol=5e-5)
     assert held.pull(0, version)[1] is params
     assert desk.older_versions().keys() == {0: set(), 1: {0}, 2: {1}}[version]
   whole, few = bytes_of(base), bytes_of(adapters)
@@ -126,7 +126,7 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
     (0, few), (0, 0), (1, few), (1, 0), (2, few), (2, 0),
   ]  # fmt: skip
   # Whoever joins late gets the base, too.
-  late = pulling.weights(wire, tiny_config, ADAPTED, weights_dir=None)
+  late = pulling.weights(wire, tiny_config, ADAPTED, None, [sharding.make_mesh()])
   assert late.pull(0, 2)[0] == 2 and sent[-2:] == [(types.BASE_VERSION, whole), (2, few)]
 
 

@@ -11,7 +11,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import losses, types
 from offpolicy_rl.learner import checkpoint, step
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import attention, decoder, families, lora, pretrained
+from offpolicy_rl.model import attention, decoder, families, lora, pretrained, sharding
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import lag, packing, schedule
 from offpolicy_rl.roles import folders
@@ -45,7 +45,7 @@ def policy_of(config, files: types.ModelFiles | None) -> Policy:
     return Policy(_with_adapters(model, config.model), words)
   model = _with_adapters(families.read(json.loads(files.config)), config.model)
   model = dataclasses.replace(model, compute_dtype=config.model.compute_dtype)
-  config_lib.require(config_lib.architecture_relations(dataclasses.asdict(model), config.mesh))
+  config_lib.require(config_lib.architecture_relations(config, dataclasses.asdict(model)))
   words = tokenizer.Tokenizer(files, template=config.task.prompt, chat=config.task.chat)
   return Policy(model, words, files)
 
@@ -153,13 +153,15 @@ def lag_control(config) -> lag.LagControl:
 
 
 def make_engine(
-  config, policy: Policy, *, group_size: int, max_prompt_tokens: int, int8_weights: bool = False
-) -> engine.Engine:
-  """The generation engine of one sampler; it computes with adapters merged into their base.
+  config, policy: Policy, *, group_size: int, max_prompt_tokens: int, int8_weights: bool = False,
+  mesh: jax.sharding.Mesh | None = None,
+) -> engine.Engine:  # fmt: skip
+  """A generation engine; it computes with adapters merged into their base.
 
   Args:
     group_size: completions per prompt.
     int8_weights: its parameters will be quantized ones.
+    mesh: that its parameters will be laid out on; None = the first device.
   """
   sampler = config.sampler
   sizes = engine.Sizes(
@@ -173,8 +175,24 @@ def make_engine(
   return engine.Engine(
     model, sizes, seed=config.seed,
     stops=stopping.Stops((policy.words.eos, *tokens), texts, policy.words.decode),
-    truncation=sampling.Truncation(sampler.top_k, sampler.top_p, sampler.min_p),
+    truncation=sampling.Truncation(sampler.top_k, sampler.top_p, sampler.min_p), mesh=mesh,
   )  # fmt: skip
+
+
+def sampler_meshes(config) -> list[jax.sharding.Mesh]:
+  """One per engine of a sampler, over the devices of its machine.
+
+  Raises:
+    ValueError: it has too few.
+  """
+  number, size, devices = config.sampler.data, config.sampler.tensor, jax.local_devices()
+  if number * size > len(devices):
+    raise ValueError(
+      f"sampler.data, sampler.tensor: got {number} x {size}, but this machine has {len(devices)} "
+      "devices"
+    )
+  own = [devices[i * size : (i + 1) * size] for i in range(number)]
+  return [sharding.make_mesh(tensor=size, devices=some) for some in own]
 
 
 def make_store(config, weights_dir: str | None, session: str):

@@ -29,22 +29,32 @@ class PerSession:
 class Weights:
   """The parameters on this sampler's devices, replaced when a ticket asks for another version."""
 
-  def __init__(self, fetch, shapes, forget=lambda: None, *, prepare=lambda params: params):
-    """`prepare`: from the parameters that were sent to those that are used."""
-    self._fetch = fetch  # (min version, max version, held) -> (version, {path: array} or None)
-    self._shapes, self._forget, self._prepare = shapes, forget, prepare
+  def __init__(self, fetch, shapes, meshes, forget=lambda: None, *, prepare=lambda params: params):
+    """Nothing is held at first.
+
+    Args:
+      fetch: (min version, max version, held) -> (version, {path: array} or None).
+      shapes: of the parameters, in the dtypes that they are used in.
+      meshes: a copy is laid out on each.
+      forget: frees what `fetch` holds.
+      prepare: from the parameters that were sent to those that are used.
+    """
+    self._fetch, self._shapes, self._forget, self._prepare = fetch, shapes, forget, prepare
+    self._places = [policy_lib.flatten(policy_lib.param_shardings(m, shapes)) for m in meshes]
     self._version, self._params = types.NO_VERSION, None
 
   def pull(self, min_version: int, max_version: int):
-    """(version, parameters): the newest there is within the bounds."""
+    """(version, parameters on each mesh): the newest there is within the bounds."""
     version, tensors = self._fetch(min_version, max_version, self._version)
     if tensors is not None:
-      # A real copy, also on CPU: the receiver will use its memory again.
-      sent = policy_lib.unflatten(jax.device_put(tensors, may_alias=False))
-      sent = jax.tree.map(lambda x, own: x.astype(own.dtype), sent, self._shapes)
-      self._params = self._prepare(sent)
+      self._params = [self._laid_out(tensors, places) for places in self._places]
       self._version = version
     return version, self._params
+
+  def _laid_out(self, tensors, places):
+    # A real copy, also on CPU: the receiver will use its memory again.
+    sent = policy_lib.unflatten(jax.device_put(tensors, places, may_alias=False))
+    return self._prepare(jax.tree.map(lambda x, own: x.astype(own.dtype), sent, self._shapes))
 
   def forget(self) -> None:
     """Frees the host's memory; the next pull begins with nothing."""
@@ -63,10 +73,10 @@ class Adapted:
     self._base = self._added = self._merged = None
 
   def pull(self, min_version: int, max_version: int):
-    """(version, parameters of the plain model)."""
+    """(version, parameters of the plain model on each mesh)."""
     if max_version < 0:
       version, params = self._whole.pull(min_version, max_version)
-      return version, self._prepare(params)
+      return version, [self._prepare(whole) for whole in params]
     if self._base is None:
       _, self._base = self._whole.pull(types.BASE_VERSION, types.BASE_VERSION)
       self._whole.forget()
@@ -74,15 +84,23 @@ class Adapted:
     # Not by version: another session of the learner may have another one of that number.
     if adapters is not self._added:
       self._added = self._merged = None  # frees its memory before more is taken
-      merged = lora.merge(self._model, self._base, adapters)
-      self._added, self._merged = adapters, self._prepare(merged)
+      self._merged = [
+        self._prepare(lora.merge(self._model, *both))
+        for both in zip(self._base, adapters, strict=True)
+      ]
+      self._added = adapters
     return version, self._merged
 
 
-def weights(wire: client.LearnerClient, config, model, weights_dir: str | None):
-  """Whole models, or adapters and the base that they belong to."""
+def weights(wire: client.LearnerClient, config, model, weights_dir: str | None, meshes):
+  """Whole models, or adapters and the base that they belong to, on each of these meshes."""
   sent = _streamed if weights_dir is None else functools.partial(_in_directory, weights_dir)
-  make = lambda shapes, **how: Weights(*sent(wire, config, shapes), **how)
+
+  def make(shapes, **how) -> Weights:
+    layout = _layout(config, shapes, meshes[0])
+    fetch, forget = sent(wire, config, layout)
+    return Weights(fetch, shapes, meshes, forget, **how)
+
   prepare = int8.quantize if config.sampler.int8_weights else lambda params: params
   plain = policy_lib.cast(model, policy_lib.shapes(lora.plain(model)))
   if not model.lora_rank:
@@ -91,24 +109,24 @@ def weights(wire: client.LearnerClient, config, model, weights_dir: str | None):
   return Adapted(model, make(plain), adapters, prepare=prepare)
 
 
-def _layout(config, shapes) -> receiver.Layout:
+def _layout(config, shapes, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """What is sent, and where the first copy goes."""
   dtype = config.transport.weights_dtype
-  return {name: (x.shape, dtype) for name, x in policy_lib.flatten(shapes).items()}
+  places = policy_lib.param_shardings(mesh, shapes)
+  like = lambda x, place: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place)
+  return policy_lib.flatten(jax.tree.map(like, shapes, places))
 
 
-def _streamed(wire: client.LearnerClient, config, shapes):
-  """What `Weights` needs to pull them."""
-  held = receiver.Receiver(_layout(config, shapes))
-  return lambda low, high, _: wire.pull_weights(low, high, held), shapes, held.forget
+def _streamed(wire: client.LearnerClient, config, layout):
+  """How to get and to forget them."""
+  dtype = config.transport.weights_dtype
+  held = receiver.Receiver({name: (x.shape, dtype) for name, x in layout.items()})
+  return lambda low, high, _: wire.pull_weights(low, high, held), held.forget
 
 
-def _in_directory(weights_dir: str, wire: client.LearnerClient, config, shapes):
-  """What `Weights` needs to read them."""
+def _in_directory(weights_dir: str, wire: client.LearnerClient, config, layout):
+  """The same, each device reading its own part."""
   from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only when it is used
-
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  layout = _layout(config, shapes)
-  like = {k: jax.ShapeDtypeStruct(s, d, sharding=here) for k, (s, d) in layout.items()}
 
   held_of = None  # a version of another session may have other bits
 
@@ -116,11 +134,11 @@ def _in_directory(weights_dir: str, wire: client.LearnerClient, config, shapes):
     nonlocal held_of
     session = wire.session
     found = weights_dir_lib.pull(
-      weights_dir, low, high, session=session, like=like,
+      weights_dir, low, high, session=session, like=layout,
       held_version=held_version if held_of == session else types.NO_VERSION,
       seconds=config.transport.reconnect_seconds, check=wire.check_session,
     )  # fmt: skip
     held_of = session
     return found
 
-  return fetch, shapes
+  return fetch, lambda: None

@@ -14,7 +14,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles import parts, pulling
-from offpolicy_rl.sampler import worker
+from offpolicy_rl.sampler import engines, worker
 from offpolicy_rl.tasks import scoring, shaping
 from offpolicy_rl.transport import client, codec, security
 
@@ -147,13 +147,19 @@ def _parts(link: _Link, config, policy: parts.Policy, scorer, weights_dir) -> wo
   shape = shaping.Shaping(
     config.task.format_reward, config.task.length_weight, config.task.failed_reward
   )
-  held = pulling.PerSession(lambda: pulling.weights(link.wire, config, policy.model, weights_dir))
-  engine = parts.make_engine(
-    config, policy, group_size=config.learner.group_size,
-    max_prompt_tokens=config.task.max_prompt_tokens, int8_weights=config.sampler.int8_weights,
-  )  # fmt: skip
+  meshes = parts.sampler_meshes(config)
+  held = pulling.PerSession(
+    lambda: pulling.weights(link.wire, config, policy.model, weights_dir, meshes)
+  )
+  each = [
+    parts.make_engine(
+      config, policy, group_size=config.learner.group_size, mesh=mesh,
+      max_prompt_tokens=config.task.max_prompt_tokens, int8_weights=config.sampler.int8_weights,
+    )
+    for mesh in meshes
+  ]  # fmt: skip
   return worker.Parts(
-    engine=engine,
+    engine=engines.Engines(each),
     session=lambda: link.wire.session,
     newest_version=lambda: link.wire.newest_version,
     lease=functools.partial(link.lease, config, policy.model.vocab_size),

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.model import decoder, paging
+from offpolicy_rl.model import decoder, sharding
 from offpolicy_rl.sampler import generation, sampling, stopping
 
 
@@ -84,9 +84,13 @@ class Engine:
 
   def __init__(
     self, config: decoder.DecoderConfig, sizes: Sizes, *, stops: stopping.Stops, seed: int,
-    truncation: sampling.Truncation = sampling.NONE,
+    truncation: sampling.Truncation = sampling.NONE, mesh: jax.sharding.Mesh | None = None,
   ):  # fmt: skip
     """Allocates the cache.
+
+    Args:
+      mesh: that the parameters are laid out on; the cache is split like key and value heads. None
+        = the first device.
 
     Raises:
       ValueError: the cache is too small for a single completion.
@@ -96,8 +100,10 @@ class Engine:
       raise ValueError(f"cache_tokens: got {sizes.cache_tokens}, expected at least {least}")
     self._config, self._sizes, self._seed = config, sizes, seed
     self._stops, self._truncation = stops, truncation
-    self._pool = paging.empty(config, sizes.pages, sizes.page_tokens)
-    self._slots = generation.empty(sizes.slots, sizes.max_tokens)
+    self._mesh = mesh or sharding.make_mesh()
+    with jax.sharding.set_mesh(self._mesh):
+      self._pool = generation.empty_pool(config, sizes.pages, sizes.page_tokens)
+      self._slots = generation.empty(sizes.slots, sizes.max_tokens)
     self._tables = np.zeros((sizes.slots, sizes.row_pages), np.int32)
     self._pages = list(range(sizes.pages - 1, 0, -1))  # nobody's
     self._tickets: collections.deque[_Group] = collections.deque()
@@ -145,10 +151,13 @@ class Engine:
 
   def step(self, params, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
     """Prefills and decodes a little -> the groups that got complete, unscored."""
-    self._prefill(params)
-    self._seat()
-    if not self._seated:
-      return []
+    with jax.sharding.set_mesh(self._mesh):
+      self._prefill(params)
+      self._seat()
+      return self._decode(params, version) if self._seated else []
+
+  def _decode(self, params, version: int):
+    """A few tokens in every slot -> the groups that got complete."""
     self._reserve()
     before = {slot: len(completion.versions) for slot, completion in self._seated.items()}
     self._slots, self._pool = generation.decode(
@@ -208,6 +217,10 @@ class Engine:
 
   def refresh(self, params) -> None:
     """Computes the keys and values of everything under way again, with other parameters."""
+    with jax.sharding.set_mesh(self._mesh):
+      self._refresh(params)
+
+  def _refresh(self, params) -> None:
     made = jax.device_get(self._slots.tokens)
     prompts = {c.prompt for c in (*self._seated.values(), *self._ready)}
     prompts |= {prompt for prompt, _ in self._filling}

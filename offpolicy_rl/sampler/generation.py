@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from offpolicy_rl import types
-from offpolicy_rl.model import decoder, paging, policy
+from offpolicy_rl.model import decoder, paging, policy, sharding
 from offpolicy_rl.sampler import sampling
 
 _STREAMS = {types.TRAIN: 0, types.EVAL: 1}
@@ -44,6 +44,15 @@ class Seats(NamedTuple):
   temperature: jax.Array  # float32 [S]
   page_from: jax.Array  # int32 [S], the last page of the prompt where it is not full; 0 = none
   page_to: jax.Array  # int32 [S], the completion's own, which begins as a copy of it
+
+
+def empty_pool(config: decoder.DecoderConfig, pages: int, page_tokens: int) -> paging.Pool:
+  """Born where it stays: split over the mesh like key and value heads."""
+  axes = (None, None, None, "kv_heads", None)
+  make = lambda: jax.tree.map(
+    lambda x: sharding.constrain(x, *axes), paging.empty(config, pages, page_tokens)
+  )
+  return jax.jit(make)()
 
 
 def empty(slots: int, max_tokens: int) -> Slots:

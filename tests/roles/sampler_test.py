@@ -8,7 +8,7 @@ import numpy as np
 
 from configs import base
 from offpolicy_rl import types
-from offpolicy_rl.model import lora, policy
+from offpolicy_rl.model import lora, policy, sharding
 from offpolicy_rl.replay import batching
 from offpolicy_rl.roles import parts
 from offpolicy_rl.roles.pulling import Adapted, Weights
@@ -29,15 +29,20 @@ def test_adapters_of_another_session_with_the_same_number_are_not_mixed_up():
     sent["value"] = None
     return 3, policy.flatten(made)
 
-  whole = Weights(lambda *_: (types.BASE_VERSION, policy.flatten(base_params)), base_params)
-  adapted = Adapted(ADAPTED, whole, Weights(fetch, shapes))
+  meshes = [sharding.make_mesh(devices=[device]) for device in jax.devices()[:2]]
+  sent_base = lambda *_: (types.BASE_VERSION, policy.flatten(base_params))
+  whole = Weights(sent_base, base_params, meshes)
+  adapted = Adapted(ADAPTED, whole, Weights(fetch, shapes, meshes))
   first = adapted.pull(3, 3)
   assert adapted.pull(3, 3)[1] is first[1]  # merged once
   sent["value"] = 2.0  # the learner was restarted and came to version 3 again
   second = adapted.pull(3, 3)
   assert first[0] == second[0] == 3
-  added = lambda pulled: np.asarray(pulled[1]["blocks"]["w_q"] - base_params["blocks"]["w_q"])
-  np.testing.assert_allclose(added(second), 4 * added(first), rtol=1e-3)
+  own = base_params["blocks"]["w_q"]
+  added = lambda pulled, at: np.asarray(pulled[1][at]["blocks"]["w_q"]) - np.asarray(own)
+  for at, device in enumerate(jax.devices()[:2]):  # a copy on each mesh
+    assert second[1][at]["blocks"]["w_q"].devices() == {device}
+    np.testing.assert_allclose(added(second, at), 4 * added(first, at), rtol=1e-3)
 
 
 def test_a_bfloat16_sampler_holds_a_bfloat16_base():

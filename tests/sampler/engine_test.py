@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import types
-from offpolicy_rl.model import policy
-from offpolicy_rl.sampler import engine, generation, sampling, stopping
+from offpolicy_rl.model import policy, sharding
+from offpolicy_rl.sampler import engine, engines, generation, sampling, stopping
 from tests.model.decoder_test import CONFIG, random_params
 from tests.rows import whole_rows
 
@@ -18,10 +18,10 @@ EOS = 1
 STOPS = stopping.Stops((EOS,))
 
 
-def make_engine(seed=0, stops=STOPS, truncation=sampling.NONE, **sizes) -> engine.Engine:
+def make_engine(seed=0, stops=STOPS, truncation=sampling.NONE, mesh=None, **sizes) -> engine.Engine:
   few = dict(slots=12, group_size=3, max_prompt_tokens=5, max_tokens=6, page_tokens=4, steps=4)
   of = engine.Sizes(**few | sizes)
-  return engine.Engine(CONFIG, of, stops=stops, seed=seed, truncation=truncation)
+  return engine.Engine(CONFIG, of, stops=stops, seed=seed, truncation=truncation, mesh=mesh)
 
 
 def ticket(index: int, count=3, temperature=1.0, kind=types.TRAIN) -> types.Ticket:
@@ -226,3 +226,25 @@ def test_completions_go_on_with_other_parameters(refreshed):
       mixed += len(set(trajectory.versions)) == 2
   assert mixed > 2 and len(found) == 5
   assert (max(gaps) < 1e-5) == refreshed
+
+
+def test_an_engine_over_two_devices_and_two_engines_sample_the_same():
+  params, tickets = random_params(CONFIG), [ticket(i) for i in range(9)]
+  expected = make_engine().generate(params, 0, tickets)
+  meshes = [sharding.make_mesh(tensor=2, devices=jax.devices()[at : at + 2]) for at in (0, 2)]
+  each = [make_engine(mesh=mesh, slots=6) for mesh in meshes]
+  own = [jax.device_put(params, policy.param_shardings(mesh, params)) for mesh in meshes]
+  assert own[1]["blocks"]["w_q"].sharding.shard_shape((3, 32, 4, 8)) == (3, 32, 2, 8)
+  assert each[1]._pool.k_LxNxSxKxC.sharding.shard_shape((3, 9, 4, 2, 8)) == (3, 9, 4, 1, 8)
+  both = engines.Engines(each)
+  both.add(tickets)
+  assert both.room == 0
+  assert all(not one.idle for one in each)  # the work was dealt out
+  found = []
+  while not both.idle:
+    found += both.step(own, 0)
+  by_id = {t.ticket_id: group for t, group in found}
+  assert tokens_of(by_id[t.ticket_id] for t in tickets) == tokens_of(expected)
+  for t, group in zip(tickets, expected, strict=True):
+    for a, b in zip(by_id[t.ticket_id], group, strict=True):
+      np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)

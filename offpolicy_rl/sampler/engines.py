@@ -1,0 +1,40 @@
+"""Several engines side by side, each on devices of its own, used like one."""
+
+import concurrent.futures
+import itertools
+from collections.abc import Sequence
+
+from offpolicy_rl import types
+from offpolicy_rl.sampler.engine import Engine
+
+
+class Engines:
+  """The interface of `Engine`; parameters come as one tree per engine."""
+
+  def __init__(self, engines: Sequence[Engine]):
+    self._engines = engines
+    self._pool = concurrent.futures.ThreadPoolExecutor(len(engines))
+
+  @property
+  def idle(self) -> bool:
+    """Nothing is being answered."""
+    return all(engine.idle for engine in self._engines)
+
+  @property
+  def room(self) -> int:
+    """Completions that would find a slot at once."""
+    return sum(max(engine.room, 0) for engine in self._engines)
+
+  def add(self, tickets: list[types.Ticket]) -> None:
+    """Each goes where there is most room."""
+    for ticket in tickets:
+      max(self._engines, key=lambda engine: engine.room).add([ticket])
+
+  def step(self, params: Sequence, version: int) -> list:
+    """As `Engine.step`, all at the same time."""
+    stepped = self._pool.map(lambda engine, own: engine.step(own, version), self._engines, params)
+    return list(itertools.chain.from_iterable(stepped))
+
+  def refresh(self, params: Sequence) -> None:
+    """As `Engine.refresh`."""
+    list(self._pool.map(lambda engine, own: engine.refresh(own), self._engines, params))
