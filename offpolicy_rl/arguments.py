@@ -15,7 +15,9 @@ def parser(description: str) -> argparse.ArgumentParser:
   )
   parser.add_argument("--version", action="version", version=__version__)
   roles = parser.add_subparsers(
-    dest="role", required=True, metavar="local|learner|sampler|eval|report|import|export|explain"
+    dest="role",
+    required=True,
+    metavar="local|learner|sampler|eval|plan|report|import|export|explain",
   )
   both = argparse.ArgumentParser(add_help=False)
   both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
@@ -48,6 +50,7 @@ def parser(description: str) -> argparse.ArgumentParser:
   sampler.add_argument("--token_file", help="file with the learner's token")
   _add_names(sampler, "authority of the learner's certificate (PEM): speak TLS and trust no other")
   _add_eval(roles, both)
+  _add_plan(roles, both)
   _add_files(roles, both)
   return parser
 
@@ -69,6 +72,21 @@ def _add_eval(roles, both: argparse.ArgumentParser) -> None:
   measured.add_argument("--slots", type=int, help="completions decoded side by side")
   measured.add_argument("--seed", type=int, help="of the samples and the intervals")
   measured.add_argument("--out", metavar="DIR", help="new directory (default: evals/NAME-TIME)")
+
+
+def _add_plan(roles, both: argparse.ArgumentParser) -> None:
+  """The role that compiles for a pod which is not there."""
+  planned = roles.add_parser("plan", parents=[both], help="does a card fit on a TPU pod?")
+  planned.add_argument("--config", required=True, help="experiment card")
+  planned.add_argument("--topology", required=True, help="e.g. v5e:4x4, v5p:4x4x4, v6e:16x16")
+  planned.add_argument(
+    "--architecture", metavar="FILE",
+    help="config.json of the model (default: the checkpoint's, or what is known of its name)",
+  )  # fmt: skip
+  planned.add_argument("--json", type=pathlib.Path, help="write what was found, too")
+  planned.add_argument(
+    "--cache", default=".cache/plans", metavar="DIR", help="where answers are kept"
+  )
 
 
 def _add_files(roles, both: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@
   offpolicy-rl learner --config=configs/demo.py            only the learner; prints its address
   offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
   offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
+  offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
   offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again
   offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       a published checkpoint, checked
   offpolicy-rl export  --run_dir=runs/... --to=DIR         its policy as a published checkpoint
@@ -14,6 +15,7 @@
 Any key of the configuration: --config.objective.beta=0.2
 """
 
+import json
 import logging
 import os
 import pathlib
@@ -31,7 +33,7 @@ _SWITCHES = ("resume", "insecure", "reflection", "verbose")
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs a role; returns the exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+  """Runs a role; returns the exit code: 0 done, 1 failed, 2 wrong arguments, 3 no fit, 130 interrupted."""
   argv = sys.argv[1:] if argv is None else argv
   assignments = [a for a in argv if a.startswith("--config.")]
   others = [a for a in argv if not a.startswith("--config.")]
@@ -227,6 +229,44 @@ def _eval(arguments, assignments) -> int:
   return 0
 
 
+def _plan(arguments, assignments) -> int:
+  from offpolicy_rl.planning import topology
+
+  topology.kind(arguments.topology)
+  config = config_lib.load(arguments.config)
+  config_lib.override(config, [_key_and_text(a) for a in assignments])
+  config_lib.validate(config)
+  architecture = _architecture(arguments, config)
+  topology.prepare_environment()
+  from offpolicy_rl.planning import plan  # imports JAX
+
+  found = plan.run(
+    config, arguments.topology, architecture=architecture, cache=pathlib.Path(arguments.cache)
+  )
+  plan.show(found)
+  if arguments.json:
+    arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+  return 0 if all(program["fits"] for program in found["programs"]) else 3
+
+
+def _architecture(arguments, config) -> dict:
+  """config.json of the card's published model: from the checkpoint, or as it is known to be."""
+  if not config.model.checkpoint:
+    raise config_lib.ConfigError("model.checkpoint: got '', expected a published model to plan for")
+  from configs import architectures
+
+  path = pathlib.Path(arguments.architecture or config.model.checkpoint)
+  file = path / "config.json" if path.is_dir() else path
+  if file.is_file():
+    return json.loads(file.read_text())
+  if path.name in architectures.KNOWN:
+    return architectures.KNOWN[path.name]
+  raise config_lib.ConfigError(
+    f"--architecture: no file {file}, expected config.json of the model or one of "
+    f"{', '.join(architectures.KNOWN)}"
+  )
+
+
 def _report(arguments, _) -> int:
   from offpolicy_rl import report
 
@@ -282,6 +322,7 @@ _ROLES = {
   "learner": _learner,
   "sampler": _sampler,
   "eval": _eval,
+  "plan": _plan,
   "report": _report,
   "import": _import,
   "export": _export,

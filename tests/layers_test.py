@@ -29,6 +29,7 @@ ALLOWED = {
   "sampler": BASE | {"model", "tasks"},
   "learner": BASE | {"model", "losses", "replay"},
   "roles": None,  # everything
+  "planning": None,
   "main": None,
 }
 

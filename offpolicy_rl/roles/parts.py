@@ -43,11 +43,21 @@ def policy_of(config, files: types.ModelFiles | None) -> Policy:
     own = {key: value for key, value in config.model.items() if key not in _NO_ARCHITECTURE}
     model = decoder.DecoderConfig(vocab_size=words.size, **own)
     return Policy(_with_adapters(model, config.model), words)
-  model = _with_adapters(families.read(json.loads(files.config)), config.model)
-  model = dataclasses.replace(model, compute_dtype=config.model.compute_dtype)
-  config_lib.require(config_lib.architecture_relations(config, dataclasses.asdict(model)))
+  model = published_model(config, json.loads(files.config))
   words = tokenizer.Tokenizer(files, template=config.task.prompt, chat=config.task.chat)
   return Policy(model, words, files)
+
+
+def published_model(config, architecture: dict) -> decoder.DecoderConfig:
+  """From config.json of a published model, as the configuration wants it computed.
+
+  Raises:
+    ConfigError, families.UnsupportedModel: it can't be used.
+  """
+  model = _with_adapters(families.read(architecture), config.model)
+  model = dataclasses.replace(model, compute_dtype=config.model.compute_dtype)
+  config_lib.require(config_lib.architecture_relations(config, dataclasses.asdict(model)))
+  return model
 
 
 def _with_adapters(model: decoder.DecoderConfig, wanted) -> decoder.DecoderConfig:
@@ -152,6 +162,17 @@ def lag_control(config) -> lag.LagControl:
   return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded)
 
 
+def engine_sizes(config, *, group_size: int, max_prompt_tokens: int) -> engine.Sizes:
+  """Of a generation engine; arguments as for `make_engine`."""
+  sampler = config.sampler
+  return engine.Sizes(
+    slots=sampler.slots, group_size=group_size, max_prompt_tokens=max_prompt_tokens,
+    max_tokens=config.task.max_completion_tokens, page_tokens=sampler.page_tokens,
+    cache_tokens=sampler.cache_tokens, prefill_tokens=sampler.prefill_tokens,
+    steps=sampler.decode_steps,
+  )  # fmt: skip
+
+
 def make_engine(
   config, policy: Policy, *, group_size: int, max_prompt_tokens: int, int8_weights: bool = False,
   mesh: jax.sharding.Mesh | None = None,
@@ -164,12 +185,7 @@ def make_engine(
     mesh: that its parameters will be laid out on; None = the first device.
   """
   sampler = config.sampler
-  sizes = engine.Sizes(
-    slots=sampler.slots, group_size=group_size, max_prompt_tokens=max_prompt_tokens,
-    max_tokens=config.task.max_completion_tokens, page_tokens=sampler.page_tokens,
-    cache_tokens=sampler.cache_tokens, prefill_tokens=sampler.prefill_tokens,
-    steps=sampler.decode_steps,
-  )  # fmt: skip
+  sizes = engine_sizes(config, group_size=group_size, max_prompt_tokens=max_prompt_tokens)
   tokens, texts = policy.words.stops(json.loads(sampler.stop or "[]"))
   model = dataclasses.replace(lora.plain(policy.model), int8_weights=int8_weights)
   return engine.Engine(

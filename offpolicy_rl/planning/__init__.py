@@ -1,0 +1,1 @@
+"""What a run needs on a pod, found without one."""

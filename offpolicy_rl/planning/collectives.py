@@ -1,0 +1,79 @@
+"""What devices say to one another in a compiled program: collectives by kind, number and bytes."""
+
+import collections
+import re
+from typing import NamedTuple
+
+KINDS = (
+  "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
+  "ragged-all-to-all", "collective-broadcast",
+)  # fmt: skip
+_BITS = {
+  "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "f16": 16, "bf16": 16,
+  "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64,
+}  # fmt: skip
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_OPERATION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
+_CALLED = re.compile(
+  r"(?:to_apply|calls|condition|body|branch_computations)=\{?([^,}]+(?:, %[^,}]+)*)"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
+
+
+class Traffic(NamedTuple):
+  """Of one kind of collective, in one execution of the program on one device."""
+
+  number: int
+  bytes: int  # of the results
+
+
+def of_program(text: str) -> dict[str, Traffic]:
+  """Optimized HLO -> traffic by kind; bodies of loops count as often as they run."""
+  bodies, entry = _computations(text)
+  found: dict[str, Traffic] = collections.defaultdict(lambda: Traffic(0, 0))
+  _visit(bodies, entry, 1, found)
+  return dict(found)
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+  """({name: its lines}, name of the entry)."""
+  bodies, entry, current = {}, "", []
+  for line in text.splitlines():
+    if head := _COMPUTATION.match(line.strip()):
+      current = bodies.setdefault(head[2], [])
+      entry = head[2] if head[1] else entry
+    else:
+      current.append(line.strip())
+  return bodies, entry
+
+
+def _visit(bodies, name: str, times: int, found) -> None:
+  for line in bodies.get(name, ()):
+    operation = _OPERATION.match(line)
+    if not operation:
+      continue
+    kind = operation[2].removesuffix("-start")
+    if kind in KINDS:
+      before = found[kind]
+      size = _bytes(operation[1], last_only=operation[2].endswith("-start"))
+      found[kind] = Traffic(before.number + times, before.bytes + times * size)
+    trips = _TRIPS.search(line) if operation[2] == "while" else None
+    for called in _CALLED.findall(line):
+      for callee in called.split(","):
+        _visit(bodies, callee.strip().lstrip("%"), times * int(trips[1] if trips else 1), found)
+
+
+def _bytes(shape: str, *, last_only: bool) -> int:
+  """Of an array or a tuple of arrays; an asynchronous start has operands and results in it."""
+  arrays = [(kind, dims) for kind, dims in _ARRAY.findall(shape) if kind in _BITS]
+  if last_only and len(arrays) > 1:
+    arrays = arrays[len(arrays) // 2 :]
+  return sum(_size(*array) for array in arrays)
+
+
+def _size(kind: str, dims: str) -> int:
+  number = 1
+  for dim in filter(None, dims.split(",")):
+    number *= int(dim)
+  return number * _BITS[kind] // 8

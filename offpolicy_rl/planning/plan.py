@@ -1,0 +1,136 @@
+"""`offpolicy-rl plan`: does a card fit on a pod, and what would its devices say to one another?"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from importlib import metadata
+
+import rich.console
+import rich.table
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.model import decoder
+from offpolicy_rl.planning import programs, topology
+from offpolicy_rl.roles import parts
+
+_GIB = 2**30
+_PACKAGE = pathlib.Path(__file__).parent.parent
+
+
+def run(config, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
+  """Compiles both programs of a configuration for a topology -> what is known, ready for JSON.
+
+  Args:
+    config: checked.
+    name: of the topology, e.g. "v5e:4x4".
+    architecture: config.json of the published model.
+    cache: directory where results are kept; the same question is answered from there.
+
+  Raises:
+    ConfigError: topology and mesh do not go together, or can't be had.
+  """
+  model = parts.published_model(config, architecture)
+  kept = cache / f"{_digest(config, architecture, name)}.json"
+  if kept.is_file():
+    return json.loads(kept.read_text())
+  devices = topology.devices(name)
+  mesh = dict(config.mesh)
+  size = mesh["data"] * mesh["fsdp"] * mesh["tensor"] * mesh["expert"]
+  if size != len(devices):
+    shape = " x ".join(f"{axis} {count}" for axis, count in mesh.items())
+    raise config_lib.ConfigError(
+      f"mesh: got {shape} = {size} devices, expected the {len(devices)} of --topology={name}"
+    )
+  capacity = topology.memory_bytes(name)
+  learner = programs.train(config, model, programs.mesh_of(mesh, devices), capacity)
+  sampler = programs.decode(config, model, devices[: config.sampler.tensor], capacity)
+  found = {
+    "topology": name,
+    "mesh": mesh,
+    "parameters": _parameters(model),
+    "capacity_bytes": capacity,
+    "programs": [dataclasses.asdict(program) for program in (learner, sampler)],
+    "advice": advice(config, learner, sampler, capacity),
+  }
+  cache.mkdir(parents=True, exist_ok=True)
+  kept.write_text(json.dumps(found, indent=1) + "\n")
+  return found
+
+
+def _parameters(model: decoder.DecoderConfig) -> int:
+  import jax
+
+  from offpolicy_rl.model import policy
+
+  return sum(x.size for x in jax.tree.leaves(policy.shapes(model)))
+
+
+def _digest(config, architecture: dict, name: str) -> str:
+  """Of everything that the answer rests on: question, this package's source, the compiler."""
+  sources = [path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))]
+  versions = [_version(package) for package in ("jax", "jaxlib", "libtpu")]
+  texts = [config_lib.to_json(config), json.dumps(architecture, sort_keys=True), name, *versions]
+  return hashlib.sha256(b"\0".join([*map(str.encode, texts), *sources])).hexdigest()[:24]
+
+
+def _version(package: str) -> str:
+  try:
+    return metadata.version(package)
+  except metadata.PackageNotFoundError:
+    return "none"
+
+
+def advice(
+  config, learner: programs.Program, sampler: programs.Program, capacity: int
+) -> list[str]:
+  """What to change where a program does not fit, what costs least first."""
+  found = []
+  if not learner.fits:
+    settings, rows = config.learner, config.learner.prompts_per_step * config.learner.group_size
+    shards = learner.devices // config.mesh.tensor
+    if settings.remat != "full":
+      found.append("learner.remat=full: layers keep their input only")
+    if not settings.logprob_chunk:
+      found.append("learner.logprob_chunk=256: the logits of a row never exist at once")
+    if settings.microbatches * shards * 2 <= rows:
+      found.append(f"learner.microbatches={2 * settings.microbatches}: half the rows at a time")
+    if config.mesh.data > 1:
+      found.append(f"mesh.fsdp={config.mesh.fsdp * config.mesh.data}, mesh.data=1: state is split")
+    if learner.argument_bytes > 0.8 * capacity:
+      found.append("more devices, model.lora_rank, or learner.offload_optimizer=True: state alone "
+                   f"takes {learner.argument_bytes / _GIB:.1f} GiB of each device")  # fmt: skip
+  if not sampler.fits:
+    found.append(f"sampler.tensor={2 * config.sampler.tensor}: weights and cache are split")
+    found.append("sampler.slots or sampler.cache_tokens: less cache")
+    if not config.sampler.int8_weights:
+      found.append("sampler.int8_weights=True: weights take half as much as in bfloat16")
+  return found
+
+
+def show(found: dict, console: rich.console.Console | None = None) -> None:
+  """Tables for people."""
+  console = console or rich.console.Console(highlight=False, soft_wrap=True)
+  mesh = ", ".join(f"{axis} {count}" for axis, count in found["mesh"].items() if count > 1)
+  capacity = found["capacity_bytes"]
+  console.print(
+    f"{found['topology']}: mesh {mesh or 'of one device'}, {found['parameters'] / 1e9:.2f} B "
+    f"parameters, {capacity / _GIB:.0f} GiB per device"
+  )
+  table = rich.table.Table("program", "", "peak GiB", "free", "arguments", "temporary", "TFLOP",
+                           "compiled in")  # fmt: skip
+  for program in found["programs"]:
+    table.add_row(
+      program["name"], "fits" if program["fits"] else "does not fit",
+      f"{program['peak_bytes'] / _GIB:.2f}", f"{(capacity - program['peak_bytes']) / _GIB:.2f}",
+      f"{program['argument_bytes'] / _GIB:.2f}", f"{program['temporary_bytes'] / _GIB:.2f}",
+      f"{program['flops'] / 1e12:.1f}", f"{program['compile_seconds']:.0f} s",
+    )  # fmt: skip
+  console.print(table)
+  for program in found["programs"]:
+    for kind, (number, size) in program["traffic"].items():
+      console.print(f"{program['name']}: {number} x {kind}, {size / _GIB:.3f} GiB per device")
+    largest = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in program["largest"][:4])
+    console.print(f"{program['name']}: largest arguments (GiB per device): {largest}")
+  for line in found["advice"]:
+    console.print(f"try {line}")

@@ -1,0 +1,161 @@
+"""The learner's step and the sampler's decoding, compiled for devices that need not be there."""
+
+import dataclasses
+import math
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from offpolicy_rl import types
+from offpolicy_rl.learner import state as state_lib
+from offpolicy_rl.learner import step
+from offpolicy_rl.model import cost, decoder, lora, paging, policy, sharding
+from offpolicy_rl.planning import collectives
+from offpolicy_rl.replay import batching, packing
+from offpolicy_rl.roles import parts
+from offpolicy_rl.sampler import generation
+
+_USED = re.compile(r"Used ([\d.]+)([KMG])i?B? of ([\d.]+)([KMG])i?B?")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What is known of a program on every device."""
+
+  name: str
+  devices: int
+  compile_seconds: float
+  peak_bytes: int  # at once, arguments included
+  argument_bytes: int
+  temporary_bytes: int
+  fits: bool
+  flops: int  # of the model, all devices together (`model/cost.py`)
+  traffic: dict  # collective -> (number, bytes)
+  largest: list[tuple[str, int]]  # arguments by size: (name, bytes on a device)
+
+
+def mesh_of(shape: dict[str, int], devices) -> Mesh:
+  """A mesh that follows the torus where it can."""
+  sizes = [shape[axis] for axis in sharding.AXES]
+  grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  return Mesh(grid, sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def train(config, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Program:
+  """The update that the learner would run, with the largest batch that there can be."""
+  choices = parts.step_choices(config, model, mesh)
+  groups = _longest_groups(config)
+  limits = parts.limits(config, group_size=config.learner.group_size)
+  batch = batching.make_batch(groups, limits, config.learner.microbatches)
+  place = lambda x: _struct(x, sharding.batch_sharding(mesh, x.ndim))
+  shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
+  state = jax.tree.map(_struct, state_lib.shapes(choices.model, choices.optimizer), shardings)
+  reference = None
+  if model.lora_rank or choices.objective.choices.needs_reference:
+    shapes = policy.shapes(lora.plain(choices.model))
+    reference = jax.tree.map(_struct, shapes, policy.param_shardings(mesh, shapes))
+  arguments = (state, jax.tree.map(place, batch), reference)
+  work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
+  jitted = step.compile_step(choices, shardings)
+  return _compiled("train step", jitted, arguments, mesh, capacity, cost.train_flops(model, work))
+
+
+def decode(config, model: decoder.DecoderConfig, devices, capacity: int) -> Program:
+  """The decoding of one engine of a sampler, all slots in use and at their longest."""
+  sampler, task = config.sampler, config.task
+  mesh = mesh_of({axis: 1 for axis in sharding.AXES} | {"tensor": sampler.tensor}, devices)
+  model = dataclasses.replace(lora.plain(model), int8_weights=sampler.int8_weights)
+  sizes = parts.engine_sizes(
+    config, group_size=config.learner.group_size, max_prompt_tokens=task.max_prompt_tokens
+  )
+  whole = NamedSharding(mesh, PartitionSpec())
+  heads = NamedSharding(mesh, sharding.spec(None, None, None, "kv_heads", None))
+  shapes = policy.cast(model, policy.shapes(model))
+  params = jax.tree.map(_struct, shapes, policy.param_shardings(mesh, shapes))
+  pool = jax.eval_shape(lambda: paging.empty(model, sizes.pages, sizes.page_tokens))
+  slots = jax.eval_shape(lambda: generation.empty(sizes.slots, sizes.max_tokens))
+  tables = jax.ShapeDtypeStruct((sizes.slots, sizes.row_pages), jnp.int32, sharding=whole)
+  arguments = (
+    params, jax.tree.map(lambda x: _struct(x, whole), slots),
+    jax.tree.map(lambda x: _struct(x, heads), pool), tables,
+  )  # fmt: skip
+  jitted = jax.jit(
+    lambda params, *others: generation.decode(model, params, *others, steps=sizes.steps, ends=(0,)),
+    donate_argnums=(1, 2),
+  )
+  longest = task.max_prompt_tokens + task.max_completion_tokens
+  flops = cost.decode_step(model, [longest] * sizes.slots).flops * sizes.steps
+  return _compiled("decode", jitted, arguments, mesh, capacity, flops)
+
+
+def _longest_groups(config) -> list[types.FinishedGroup]:
+  """A step's groups, every prompt and completion as long as can be."""
+  task, learner = config.task, config.learner
+  prompt = np.zeros(task.max_prompt_tokens, np.int32)
+  tokens = np.zeros(task.max_completion_tokens, np.int32)
+  one = types.Trajectory(tokens, np.zeros(tokens.size, np.float32), tokens, False, 0.0)
+  made = []
+  for g in range(learner.prompts_per_step):
+    ticket = types.Ticket(
+      str(g), types.TRAIN, 0, g, prompt, "", 0, 0, learner.group_size, 1.0
+    )  # fmt: skip
+    group = types.Group(str(g), (one,) * learner.group_size)
+    made.append(types.FinishedGroup(ticket, group, 0))
+  return made
+
+
+def _struct(x, place) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
+def _compiled(name: str, jitted, arguments, mesh: Mesh, capacity: int, flops: int) -> Program:
+  started = time.perf_counter()
+  known = {"name": name, "devices": mesh.size, "flops": flops, "largest": _largest(arguments)}
+  given = sum(_bytes_on_device(x) for x in jax.tree.leaves(arguments))
+  try:
+    with jax.sharding.set_mesh(mesh):
+      compiled = jitted.lower(*arguments).compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    peak = _used(str(error)) or capacity + 1
+    return Program(
+      compile_seconds=time.perf_counter() - started, peak_bytes=peak, argument_bytes=given,
+      temporary_bytes=peak - given, fits=False, traffic={}, **known,
+    )  # fmt: skip
+  memory = compiled.memory_analysis()
+  peak = memory.peak_memory_in_bytes
+  return Program(
+    compile_seconds=time.perf_counter() - started,
+    peak_bytes=peak,
+    argument_bytes=memory.argument_size_in_bytes,
+    temporary_bytes=memory.temp_size_in_bytes,
+    fits=peak <= capacity,
+    traffic=collectives.of_program(compiled.as_text()),
+    **known,
+  )
+
+
+def _used(message: str) -> int | None:
+  """Bytes that a program would have taken, from the compiler's refusal."""
+  found = _USED.search(message)
+  return found and round(float(found[1]) * _UNITS[found[2]])
+
+
+def _largest(arguments, most: int = 8) -> list[tuple[str, int]]:
+  """(path, bytes on one device) of the largest arguments."""
+  leaves = jax.tree_util.tree_flatten_with_path(arguments)[0]
+  sized = [(jax.tree_util.keystr(path), _bytes_on_device(x)) for path, x in leaves]
+  return sorted(sized, key=lambda row: -row[1])[:most]
+
+
+def _bytes_on_device(x: jax.ShapeDtypeStruct) -> int:
+  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    return 8 * math.prod(x.shape)
+  return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize

@@ -1,0 +1,58 @@
+"""TPU devices that are not there: libtpu's compiler knows what they are like."""
+
+import os
+import re
+
+from offpolicy_rl import config as config_lib
+
+# Kind -> (GiB of memory per device, devices per chip); vendor's documentation of each TPU version.
+MEMORY_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 96}
+_NAME = re.compile(r"(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+){1,2})")
+_ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def kind(name: str) -> str:
+  """ "v5e:4x4" -> "v5e"; ConfigError for what is no topology."""
+  found = _NAME.fullmatch(name)
+  if not found:
+    raise config_lib.ConfigError(
+      f"--topology: got {name!r}, expected KIND:SHAPE, e.g. v5e:4x4 or v5p:4x4x4 "
+      f"(kinds: {', '.join(MEMORY_GIB)})"
+    )
+  return found[1]
+
+
+def memory_bytes(name: str) -> int:
+  """Of one device."""
+  return MEMORY_GIB[kind(name)] << 30
+
+
+def prepare_environment() -> None:
+  """For a machine without TPUs; before JAX starts."""
+  os.environ.update(_ENVIRONMENT)
+
+
+def devices(name: str) -> list:
+  """The devices of a topology.
+
+  Raises:
+    ConfigError: libtpu is not installed, or knows no such topology.
+  """
+  import jax.experimental.topologies
+
+  kind(name)
+  try:
+    found = jax.experimental.topologies.get_topology_desc(platform="tpu", topology_name=name)
+  except Exception as error:  # of several kinds, by what is wrong
+    raise config_lib.ConfigError(
+      f"--topology: {name} can't be had: {error} (is libtpu installed? pip install "
+      "offpolicy-rl[plan])"
+    ) from None
+  return list(found.devices)

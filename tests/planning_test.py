@@ -1,0 +1,66 @@
+"""Counting collectives, on text made by hand and on programs compiled for eight virtual devices."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.model import sharding
+from offpolicy_rl.planning import collectives, topology
+
+HLO = """HloModule jit_f
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body.1 (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %gather = bf16[16,8]{1,0} all-gather(%x), dimensions={0}
+  %started = (bf16[4,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%x), dimensions={0}
+  %done = bf16[16,8]{1,0} all-gather-done(%started)
+  ROOT %t = (s32[], bf16[4,8]) tuple(%i, %y)
+}
+
+%condition.1 (p: (s32[], bf16[4,8])) -> pred[] {
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main.2 (x: bf16[4,8]) -> f32[3] {
+  %loop = (s32[], bf16[4,8]) while(%init), condition=%condition.1, body=%body.1, backend_config={"known_trip_count":{"n":"28"}}
+  ROOT %reduced = f32[3]{0} all-reduce(%z), to_apply=%add
+}
+"""
+
+
+def test_what_a_loop_says_counts_as_often_as_it_runs():
+  assert collectives.of_program(HLO) == {
+    "all-gather": (2 * 28, 2 * 28 * 16 * 8 * 2),
+    "all-reduce": (1, 12),
+  }
+
+
+def test_collectives_of_a_compiled_program_are_found():
+  mesh = sharding.make_mesh(fsdp=8)
+  split = NamedSharding(mesh, P("fsdp"))
+
+  def layers(w, x):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+  w = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp")))
+  x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=split)
+  text = jax.jit(layers, out_shardings=split).lower(w, x).compile().as_text()
+  found = collectives.of_program(text)
+  assert found["all-gather"] == (5, 5 * 64 * 64 * 4)  # each layer's matrix, whole
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:4", "v9:2x2", "v5e:4x4x4x4", "v5e:axb", ""])
+def test_what_is_no_topology_is_refused(name):
+  with pytest.raises(config_lib.ConfigError, match="--topology: got .*expected KIND:SHAPE"):
+    topology.kind(name)
+
+
+def test_memory_is_that_of_one_device():
+  assert topology.memory_bytes("v5e:4x4") == 16 * 2**30
+  assert topology.memory_bytes("v5p:2x2x1") == 95 * 2**30
