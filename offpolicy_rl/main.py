@@ -33,7 +33,10 @@ _SWITCHES = ("resume", "insecure", "reflection", "verbose")
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs a role; returns the exit code: 0 done, 1 failed, 2 wrong arguments, 3 no fit, 130 interrupted."""
+  """Runs a role; returns the exit code.
+
+  0 done, 1 failed, 2 wrong arguments, 3 a plan that does not fit, 130 interrupted.
+  """
   argv = sys.argv[1:] if argv is None else argv
   assignments = [a for a in argv if a.startswith("--config.")]
   others = [a for a in argv if not a.startswith("--config.")]

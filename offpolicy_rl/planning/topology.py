@@ -53,6 +53,6 @@ def devices(name: str) -> list:
   except Exception as error:  # of several kinds, by what is wrong
     raise config_lib.ConfigError(
       f"--topology: {name} can't be had: {error} (is libtpu installed? pip install "
-      "offpolicy-rl[plan])"
+      "offpolicy-rl[aot])"
     ) from None
   return list(found.devices)
