@@ -28,14 +28,15 @@ HLO = """HloModule jit_f
 }
 
 ENTRY %main.2 (x: bf16[4,8]) -> f32[3] {
-  %loop = (s32[], bf16[4,8]) while(%init), condition=%condition.1, body=%body.1, backend_config={"known_trip_count":{"n":"28"}}
+  %loop = (s32[], bf16[4,8]) while(%init), condition=%condition.1, body=%body.1, TRIPS
   ROOT %reduced = f32[3]{0} all-reduce(%z), to_apply=%add
 }
 """
 
 
 def test_what_a_loop_says_counts_as_often_as_it_runs():
-  assert collectives.of_program(HLO) == {
+  text = HLO.replace("TRIPS", 'backend_config={"known_trip_count":{"n":"28"}}')
+  assert collectives.of_program(text) == {
     "all-gather": (2 * 28, 2 * 28 * 16 * 8 * 2),
     "all-reduce": (1, 12),
   }
