@@ -1,0 +1,177 @@
+"""How fast does the sampler decode, how far is that from the floor, and what does refilling bring?
+
+Command:  python -m benchmarks.sampler            (--quick: a small model, half a minute)
+A model with 135 M random parameters (SmolLM2's shape), float32, 64 slots. First table: time of one
+decoding step with every slot in use, beside what its products and its bytes take at the rates that
+this machine reaches on a plain matrix product of the same shape and on a plain copy, measured in
+turn with it. Second: completions of ragged lengths, slots refilled as they get free against whole
+batches that wait for their longest row, in turn. Writes results/sampler.json.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.demo_seeds import machine
+from offpolicy_rl import types
+from offpolicy_rl.model import cost, decoder, policy
+from offpolicy_rl.sampler import engine as engine_lib
+from offpolicy_rl.sampler import stopping
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+PROMPT, COMPLETION, GROUP_SIZE = 64, 64, 8
+
+
+def model(quick: bool) -> decoder.DecoderConfig:
+  """SmolLM2's shape, or a small one."""
+  size = dict(num_layers=30, width=576, num_heads=9, num_kv_heads=3, head_dim=64, mlp_width=1536)
+  if quick:
+    size = dict(num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384)
+  vocabulary = 4096 if quick else 49_152
+  return decoder.DecoderConfig(
+    vocab_size=vocabulary, rope_theta=1e5, norm_eps=1e-5, tied_embeddings=True,
+    scaled_embeddings=False, **size,
+  )  # fmt: skip
+
+
+def make_engine(config, ends: tuple[int, ...], *, slots: int, max_tokens: int):
+  """Prompts of 64 tokens in groups of 8."""
+  sizes = engine_lib.Sizes(
+    slots=slots, group_size=GROUP_SIZE, max_prompt_tokens=PROMPT, max_tokens=max_tokens
+  )
+  return engine_lib.Engine(config, sizes, stops=stopping.Stops(ends), seed=0)
+
+
+def tickets(config, number: int, first: int = 0) -> list[types.Ticket]:
+  """Random prompts; others with another `first`."""
+  rng = np.random.default_rng(first)
+  return [
+    types.Ticket(
+      f"{i}", types.TRAIN, 0, i, rng.integers(0, config.vocab_size, PROMPT).astype(np.int32),
+      "", 0, 0, GROUP_SIZE, 1.0,
+    )
+    for i in range(first, first + number)
+  ]  # fmt: skip
+
+
+def seconds(function, *arguments) -> float:
+  """Of one call."""
+  start = time.perf_counter()
+  jax.block_until_ready(function(*arguments))
+  return time.perf_counter() - start
+
+
+def rates(config, slots: int) -> tuple:
+  """Functions that take one matrix product and one copy, with their flops and bytes."""
+  x = jnp.ones((slots, config.width))
+  w = jnp.ones((config.width, 8 * config.mlp_width))
+  large = jnp.ones(64 << 20, jnp.float32)
+  product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
+  jax.block_until_ready((product(x, w), copy(large)))
+  many = lambda: [product(x, w) for _ in range(20)]
+  return many, 20 * 2 * x.size * w.shape[1], lambda: copy(large), 2 * large.nbytes
+
+
+def decoding(config, params, slots: int, rounds: int) -> dict:
+  """One decoding step, and its floor."""
+  product, flops, copy, moved = rates(config, slots)
+  steps = engine_lib.Sizes.steps
+  machine_ = make_engine(config, (-1,), slots=slots, max_tokens=(rounds + 3) * steps)
+  machine_.add(tickets(config, slots // GROUP_SIZE))
+  machine_.step(params, 0)  # prefills, compiles
+  took, rate, bandwidth = [], [], []
+  for _ in range(rounds):
+    took.append(seconds(lambda: machine_.step(params, 0)) / steps)
+    rate.append(flops / seconds(product))
+    bandwidth.append(moved / seconds(copy))
+  length = PROMPT + (rounds // 2 + 1) * steps
+  work = cost.decode_step(config, [length] * slots)
+  floors = {
+    "products": work.flops / statistics.median(rate),
+    "bytes": work.bytes / statistics.median(bandwidth),
+  }
+  step = statistics.median(took)
+  return {
+    "slots": slots, "tokens_in_cache": length, "step_seconds": step,
+    "spread": [min(took), max(took)], "tokens_per_second": slots / step,
+    "gflops": statistics.median(rate) / 1e9, "gb_per_second": statistics.median(bandwidth) / 1e9,
+    "floor_seconds": floors, "of_floor": max(floors.values()) / step,
+  }  # fmt: skip
+
+
+def static(machine_, params, asked) -> int:
+  """Whole batches that fill the slots, each until its longest row is done -> tokens."""
+  made, left = 0, list(asked)
+  while left:
+    some, left = left[: machine_.room // GROUP_SIZE], left[machine_.room // GROUP_SIZE :]
+    made += tokens_of(machine_.generate(params, 0, some))
+  return made
+
+
+def refilled(machine_, params, asked) -> int:
+  """Slots are filled as they get free -> tokens."""
+  return tokens_of(machine_.generate(params, 0, list(asked)))
+
+
+def tokens_of(groups) -> int:
+  return sum(t.tokens.size for group in groups for t in group)
+
+
+def ragged(config, params, slots: int, rounds: int) -> dict:
+  """Lengths as they come when one token in 40 ends a completion, 256 at most."""
+  ends = tuple(range(config.vocab_size // 40))
+  ways = {"static batches": static, "refilled": refilled}
+  machines = {name: make_engine(config, ends, slots=slots, max_tokens=256) for name in ways}
+  number = 4 * slots // GROUP_SIZE
+  rates_ = {name: [] for name in ways}
+  for turn in range(rounds + 1):  # the first compiles
+    asked = tickets(config, number, first=turn * number)
+    for name, way in ways.items():
+      start = time.perf_counter()
+      made = way(machines[name], params, asked)
+      rates_[name].append(made / (time.perf_counter() - start))
+  rates_ = {name: found[1:] for name, found in rates_.items()}
+  pairs = zip(*(rates_[name] for name in ("refilled", "static batches")), strict=True)
+  return {
+    "completions": number * GROUP_SIZE,
+    "tokens_per_second": {name: statistics.median(found) for name, found in rates_.items()},
+    "ratio": statistics.median(a / b for a, b in pairs),
+  }
+
+
+def main() -> None:
+  """Measures, prints, writes."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--quick", action="store_true")
+  parser.add_argument("--rounds", type=int, default=5)
+  arguments = parser.parse_args()
+  config, slots = model(arguments.quick), 16 if arguments.quick else 64
+  params = policy.init(config, jax.random.key(0))
+  found = {
+    "machine": machine(),
+    "parameters": sum(x.size for x in jax.tree.leaves(params)),
+    "decoding": decoding(config, params, slots, arguments.rounds),
+    "ragged": ragged(config, params, slots, max(1, arguments.rounds // 2)),
+  }
+  one, many = found["decoding"], found["ragged"]
+  print(f"{found['machine']}, {found['parameters'] / 1e6:.0f} M parameters")
+  print(
+    f"decoding: {one['step_seconds'] * 1e3:.0f} ms per step of {slots} slots, "
+    f"{one['tokens_per_second']:.0f} tokens/s; floor: products "
+    f"{one['floor_seconds']['products'] * 1e3:.0f} ms at {one['gflops']:.0f} GFLOP/s, bytes "
+    f"{one['floor_seconds']['bytes'] * 1e3:.0f} ms at {one['gb_per_second']:.0f} GB/s; "
+    f"{one['of_floor']:.0%} of the floor's speed"
+  )
+  print(f"ragged: {many['tokens_per_second']} tokens/s, ratio {many['ratio']:.2f}")
+  if not arguments.quick:
+    (RESULTS / "sampler.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()
