@@ -4,6 +4,7 @@ import json
 
 import jax
 import pytest
+from etils.epath import gpath, testing
 
 from configs import base
 from offpolicy_rl import config as config_lib
@@ -43,6 +44,23 @@ def test_a_good_checkpoint_is_taken_as_it_is(published, tmp_path, capsys):
   assert files(to) == expected
   assert main.main(["import", f"--from={published}", f"--to={to}"]) == 1
   assert "is there already" in capsys.readouterr().err
+
+
+def test_a_bucket_is_read(published, tmp_path, monkeypatch):
+  """`gs://somewhere` stands for a local directory; real storage is etils' business."""
+  monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # else past what is replaced here
+  local, bucket = str(published), "gs://somewhere"
+  with testing.mock_epath(
+    isdir=lambda real, path: real(str(path).replace(bucket, local)),
+    glob=lambda real, path: [
+      found.replace(local, bucket) for found in real(str(path).replace(bucket, local))
+    ],
+    copy=lambda real, path, to, **how: real(str(path).replace(bucket, local), to, **how),
+  ):
+    exchange.import_checkpoint(bucket, str(tmp_path / "to"))
+    with pytest.raises(pretrained.CheckpointError, match="gs://somewhere/else is no directory"):
+      exchange.import_checkpoint(f"{bucket}/else", str(tmp_path / "again"))
+  assert files(tmp_path / "to").keys() == files(published).keys() - {"README.md"}
 
 
 @pytest.mark.parametrize(
