@@ -29,7 +29,7 @@ lint: $(VENV)/.installed-gym-test
 proto: $(VENV)/.installed-gym
 	$(BIN)/pip install --quiet --no-deps --editable .
 
-$(VENV)/.installed-gym: setup.py pyproject.toml offpolicy_rl/transport/trajectory.proto
+$(VENV)/.installed-gym: setup.py pyproject.toml $(wildcard offpolicy_rl/transport/*.proto)
 	./launch/install.sh $(VENV) gym
 	touch $@
 

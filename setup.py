@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
-PROTO = "offpolicy_rl/transport/trajectory.proto"
+PROTOS = ["offpolicy_rl/transport/trajectory.proto", "offpolicy_rl/transport/hosts.proto"]
 
 
 class BuildWithProto(build_py):
@@ -15,9 +15,9 @@ class BuildWithProto(build_py):
   def run(self):
     from grpc_tools import protoc
 
-    arguments = ["protoc", "-I.", "--python_out=.", "--pyi_out=.", "--grpc_python_out=.", PROTO]
-    if protoc.main(arguments) != 0:
-      raise SystemExit(f"protoc could not compile {PROTO}")
+    arguments = ["protoc", "-I.", "--python_out=.", "--pyi_out=.", "--grpc_python_out=."]
+    if protoc.main(arguments + PROTOS) != 0:
+      raise SystemExit(f"protoc could not compile {PROTOS}")
     super().run()
 
 

@@ -38,7 +38,14 @@ def parser(description: str) -> argparse.ArgumentParser:
   local = roles.add_parser("local", parents=[trains], help="learner and samplers on this machine")
   local.add_argument("--samplers", type=int, default=1, help="number of sampler processes")
   _add_names(local, "authority of --tls_cert (PEM), which the samplers of local trust")
-  roles.add_parser("learner", parents=[trains], help="only the learner")
+  learner = roles.add_parser("learner", parents=[trains], help="only the learner")
+  learner.add_argument(
+    "--coordinator", metavar="HOST:PORT",
+    help="several processes train together, one per host, each started with the same flags: where "
+    "the first one is; auto = ask the TPU pod or the cluster",
+  )  # fmt: skip
+  learner.add_argument("--num_processes", type=int, help="of them (not with auto)")
+  learner.add_argument("--process_id", type=int, help="of this one, from 0 (not with auto)")
   sampler = roles.add_parser("sampler", parents=[wired], help="only a sampler")
   sampler.add_argument("--learner", required=True, help="the learner's HOST:PORT")
   sampler.add_argument("--name", help="unique name (default: host and process id)")

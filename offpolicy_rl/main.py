@@ -186,13 +186,39 @@ def _learner(arguments, assignments) -> int:
   for warning in config_lib.warnings(config):
     print(f"warning: {warning}", file=sys.stderr)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads prompts here
+  stop = _stop_on_signals()
+  if arguments.coordinator:
+    return _learner_of_several(arguments, config, run_dir, stop, credentials)
   from offpolicy_rl.roles import learner  # imports JAX
 
-  stop = _stop_on_signals()
   learner.run_learner(
     config, run_dir, listen=arguments.listen, resume=arguments.resume, stop=stop,
     weights_dir=arguments.weights_dir, credentials=credentials, reflection=arguments.reflection,
   )  # fmt: skip
+  return 0
+
+
+def _learner_of_several(arguments, config, run_dir: pathlib.Path, stop, credentials) -> int:
+  """One process of several: the first leads, the others follow it."""
+  for flag in ("run_dir", "weights_dir"):
+    if not getattr(arguments, flag):
+      raise config_lib.ConfigError(
+        f"--{flag}: missing, expected a directory that all processes share, because --coordinator "
+        "is given"
+      )
+  from offpolicy_rl.roles import follower, learner, processes  # imports JAX
+
+  group = processes.Group(arguments.coordinator, arguments.num_processes, arguments.process_id)
+  processes.join(group)
+  with processes.ending_together():
+    leader, followed = processes.meet(group, config, stop=stop, lost=processes.abandon)
+    if followed:
+      follower.run_follower(config, run_dir, follower=followed, weights_dir=arguments.weights_dir)
+      return 0
+    learner.run_learner(
+      config, run_dir, listen=arguments.listen, resume=arguments.resume, stop=stop, leader=leader,
+      weights_dir=arguments.weights_dir, credentials=credentials, reflection=arguments.reflection,
+    )  # fmt: skip
   return 0
 
 

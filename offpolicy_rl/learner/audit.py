@@ -5,9 +5,10 @@ the row). A comparison needs the version that sampled, which the learner has lef
 time the tokens arrive; so now and then it keeps a copy of its parameters until they do.
 """
 
+from collections.abc import Collection
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from offpolicy_rl import types
 from offpolicy_rl.learner.state import TrainState
@@ -15,7 +16,7 @@ from offpolicy_rl.learner.step import StepChoices, logprob_mismatch
 
 
 class LogprobAudit:
-  """Call it with the state before each update and that update's batch, on host and devices."""
+  """Call it with the state before each update, that update's batch, and what sampled its tokens."""
 
   def __init__(self, choices: StepChoices, *, every: int, max_lag: int, frozen=None):
     """Checks a version now and then.
@@ -30,14 +31,14 @@ class LogprobAudit:
     self._version, self._params = types.NO_VERSION, None
 
   def __call__(
-    self, step: int, state: TrainState, batch: types.Batch, placed: types.Batch
+    self, step: int, state: TrainState, versions: Collection[int], placed: types.Batch
   ) -> dict[str, float]:
     """mismatch/max, mismatch/mean, mismatch/tokens of a batch, or {} in most steps."""
     if self._params is not None and step > self._version + self._max_lag:
       self._params = None  # no sampler used that version
     if self._every and self._params is None and step % self._every == 0:
       self._version, self._params = step, jax.tree.map(jnp.copy, state.params)
-    if self._params is None or not np.any(batch.versions == self._version):
+    if self._params is None or self._version not in versions:
       return {}
     found = logprob_mismatch(self._choices, self._params, placed, self._version, self._frozen)
     self._params = None

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from offpolicy_rl import saving
 from offpolicy_rl.learner.state import TrainState
 from offpolicy_rl.model import policy
 
@@ -24,7 +25,7 @@ _COMMIT = "commit.json"
 _DAMAGED = ".damaged"
 _BLOCK = 1 << 22
 
-Tensors = dict[str, np.ndarray]  # parameter path -> array
+Tensors = dict[str, np.ndarray]  # parameter path -> array; of several processes, a jax.Array
 
 
 class CheckpointError(RuntimeError):
@@ -47,12 +48,17 @@ class Checkpoints:
     self, directory: pathlib.Path, *, keep: int, say: Callable[[str], None] = print,
     committed: Callable[[list[int]], None] = lambda steps: None,
   ):  # fmt: skip
-    """`say` tells people what failed; `committed(steps)` is called after each new commit."""
+    """`say` tells people what failed; `committed(steps)` is called after each new commit.
+
+    Several processes on one directory call the same methods in the same order; each writes and
+    reads what its devices hold, the first one commits and tidies up.
+    """
     self._steps = directory.resolve() / "steps"
     self._initial = directory.resolve() / "initial"
     self._keep, self._say, self._committed = keep, say, committed
-    self._writer = _new_writer()
+    self._writer = saving.composite_writer("checkpoint")
     self._thread: threading.Thread | None = None
+    self._saved = set(self.steps())
 
   def steps(self) -> list[int]:
     """Committed steps, oldest first; whether their bytes are still right only `restore` finds."""
@@ -71,8 +77,9 @@ class Checkpoints:
     A failure (disk full) is said and leaves the checkpoints before as they are.
     """
     self.wait()
-    if step in self.steps():
+    if step in self._saved:
       return
+    self._saved.add(step)
     folder = self._steps / str(step)
     items = {"state": ocp.args.StandardSave(state._asdict())}
     if versions:
@@ -90,7 +97,9 @@ class Checkpoints:
 
   def _commit(self, step: int, position: dict) -> None:
     try:
-      self._writer.wait_until_finished()
+      self._writer.wait_until_finished()  # of several processes: until all have written
+      if jax.process_index():
+        return
       _write_commit(self._steps / str(step), position)
     except Exception as error:
       self._failed(step, error)
@@ -106,13 +115,14 @@ class Checkpoints:
     for half in self._steps.glob(f"{step}*"):
       if half.name.partition(".")[0] == str(step) and not half.name.endswith(_DAMAGED):
         shutil.rmtree(half, ignore_errors=True)
-    self._writer = _new_writer()  # the old one would raise this error again
+    self._saved.discard(step)
+    self._writer = saving.composite_writer("checkpoint")  # the old one would raise this error again
     self._say(f"checkpoint of step {step} failed, the run goes on: {_one_line(error)}")
 
-  def restore(self, like: TrainState, shardings: TrainState) -> Restored | None:
-    """The newest checkpoint whose bytes are all right; None when none was ever committed.
+  def newest(self) -> int | None:
+    """The newest committed step whose bytes are all right; None when none was ever committed.
 
-    Damaged ones are said and moved aside. `like` gives shapes and dtypes.
+    Damaged ones are said and moved aside.
 
     Raises:
       CheckpointError: there are checkpoints, and every one is damaged.
@@ -121,40 +131,50 @@ class Checkpoints:
     for step in reversed(steps):
       folder = self._steps / str(step)
       try:
-        return self._read(step, folder, like, shardings)
+        _verified_position(folder)
+        return step
       except CheckpointError as error:
         self._say(f"checkpoint of step {step} is damaged: {error}; using the one before")
         aside = folder.with_name(f"{step}{_DAMAGED}")
         shutil.rmtree(aside, ignore_errors=True)  # an older one of the same step
         folder.rename(aside)
+        self._saved.discard(step)
     if steps:
       raise CheckpointError(f"{self._steps}: every checkpoint of {steps} is damaged")
     return None
 
-  def _read(self, step: int, folder: pathlib.Path, like, shardings) -> Restored:
-    position = _verified_position(folder)
+  def restore(self, step: int, like: TrainState, shardings: TrainState) -> Restored:
+    """The checkpoint of a step that `newest` found; `like` gives shapes and dtypes.
+
+    Raises:
+      CheckpointError: it does not fit `like`.
+    """
+    folder, position = self._steps / str(step), self.position(step)
     items = {"state": ocp.args.StandardRestore(_abstract(like._asdict(), shardings._asdict()))}
     if position["versions"]:
       items["versions"] = ocp.args.StandardRestore()
     try:
       found = self._writer.restore(folder, args=ocp.args.Composite(**items))
-    except Exception as error:  # whatever Orbax makes of it, the checkpoint before may do
+    except Exception as error:  # Orbax raises whatever it likes
       raise CheckpointError(f"{folder}: {_one_line(error)}") from None
     older = found["versions"] if position["versions"] else {}
-    versions = {int(v): policy.flatten(jax.tree.map(np.asarray, tree)) for v, tree in older.items()}
+    if jax.process_count() == 1:
+      older = jax.tree.map(np.asarray, older)
+    versions = {int(v): policy.flatten(tree) for v, tree in older.items()}
     return Restored(step, TrainState(**found["state"]), versions, position)
 
   def save_initial(self, params) -> None:
     """Keeps version 0, the reference of objectives with a KL term."""
-    shutil.rmtree(self._initial, ignore_errors=True)
-    with ocp.StandardCheckpointer() as writer:
-      writer.save(self._initial, params)
-    _write_commit(self._initial, {})
+    with saving.standard("initial") as writer:
+      writer.save(self._initial, params, force=True)
+    if not jax.process_index():
+      _write_commit(self._initial, {})
 
   def restore_initial(self, like, shardings):
     """Inverse of `save_initial`; CheckpointError when it is damaged or missing."""
-    _verified_position(self._initial)
-    with ocp.StandardCheckpointer() as reader:
+    if not jax.process_index():
+      _verified_position(self._initial)
+    with saving.standard("initial") as reader:
       return reader.restore(self._initial, _abstract(like, shardings))
 
   def wait(self) -> None:
@@ -194,10 +214,6 @@ def newest_params(directory: pathlib.Path, like) -> tuple[int, dict]:
       ),
     )
   return steps[-1], found["params"]
-
-
-def _new_writer() -> ocp.AsyncCheckpointer:
-  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
 
 def write_durably(path: pathlib.Path, text: str) -> None:

@@ -25,10 +25,11 @@ class Stopped(Exception):
 class Consumed:
   """One step's groups, assembled."""
 
-  groups: list[types.FinishedGroup]
-  batch: types.Batch  # on the host
-  placed: types.Batch  # the same on the devices
-  metrics: dict  # what the host knows: lag, lengths
+  placed: types.Batch  # on the devices
+  versions: frozenset[int]  # that sampled its tokens
+  # What the first process of a learner knows; empty in the others.
+  groups: list[types.FinishedGroup] = dataclasses.field(default_factory=list)
+  metrics: dict = dataclasses.field(default_factory=dict)  # lag, lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +88,11 @@ def check_finite(step: int, metrics: dict, consumed: Consumed) -> None:
   """Raises NonFiniteError for a loss or gradient norm that is NaN or infinite."""
   if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
     return
-  row = metrics["first_nonfinite_row"]
-  where = "every log-probability is finite"
-  if row >= 0:
-    group = consumed.groups[int(consumed.batch.group_ids.reshape(-1)[row])]
-    where = f"first in row {row}, group {group.ticket.ticket_id}"
+  row = int(metrics["first_nonfinite_row"])
+  where = "every log-probability is finite" if row < 0 else f"first in row {row}"
+  if row >= 0 and consumed.groups:
+    each = [g.ticket.ticket_id for g in consumed.groups for _ in g.group.trajectories]
+    where += f", group {each[row]}"
   raise NonFiniteError(
     f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; {where}"
   )

@@ -106,5 +106,13 @@ def _fresh(config: decoder.DecoderConfig, optimizer, key) -> TrainState:
 
 
 def place_batch(mesh, batch):
-  """Host arrays -> device arrays; the rows or completions of each part are split."""
-  return jax.tree.map(lambda x: jax.device_put(x, sharding.batch_sharding(mesh, x.ndim)), batch)
+  """Host arrays -> device arrays; the rows or completions of each part are split.
+
+  Of several processes, each has the whole batch or `sharding.from_share`.
+  """
+
+  def place(x):
+    split = sharding.batch_sharding(mesh, x.ndim)
+    return jax.make_array_from_callback(x.shape, split, lambda index: x[index])
+
+  return jax.tree.map(place, batch)

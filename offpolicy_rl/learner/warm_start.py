@@ -20,7 +20,6 @@ def run(
   next_batch: Callable[[int], types.Batch],
   write: Callable[[int, float], None],
   stop_loss: float = 0.0,
-  should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
   """Imitates demonstrations for at most `num_steps`; `write` gets the loss of each step.
 
@@ -34,8 +33,6 @@ def run(
   )
   smoothed = None
   for step in range(num_steps):
-    if should_stop():
-      break
     state, metrics = step_fn(state, next_batch(step))
     loss = metrics["loss"].item()
     write(step, loss)

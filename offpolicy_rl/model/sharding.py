@@ -89,6 +89,33 @@ def tree_shardings(mesh: Mesh, tree, axes_of):
   )
 
 
+def batch_shards(mesh: Mesh) -> int:
+  """In how many parts the rows of a batch are split."""
+  return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def local_batch_shards(mesh: Mesh) -> list[int]:
+  """Which of these parts the devices of this process hold."""
+  shards = batch_shards(mesh)
+  held = batch_sharding(mesh, 2).addressable_devices_indices_map((1, shards))
+  return sorted({rows.indices(shards)[0] for _, rows in held.values()})
+
+
+def from_share(mesh: Mesh, share: np.ndarray, held: list[int]) -> jax.Array:
+  """An array of a batch [parts, rows, ...] on all devices.
+
+  `share`: its rows that belong to the parts `held`, one after the other; see `local_batch_shards`.
+  """
+  size = share.shape[1] // len(held)
+  shape = (share.shape[0], size * batch_shards(mesh), *share.shape[2:])
+
+  def part(index):
+    at = held.index((index[1].start or 0) // size) * size
+    return share[:, at : at + size]
+
+  return jax.make_array_from_callback(shape, batch_sharding(mesh, share.ndim), part)
+
+
 def batch_sharding(mesh: Mesh, rank: int) -> NamedSharding:
   """Sharding of an array of a batch: [parts, rows, ...]."""
   return NamedSharding(mesh, spec(None, "batch", *(None,) * (rank - 2)))

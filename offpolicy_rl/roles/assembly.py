@@ -4,21 +4,22 @@ import dataclasses
 import pathlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import jax
+import numpy as np
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import progress
+from offpolicy_rl import progress, types
 from offpolicy_rl.learner import checkpoint, loop, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import cost, sharding
 from offpolicy_rl.replay import admission, batching, ledger, packing, refill, schedule, store
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import parts, processes, publishing
 from offpolicy_rl.roles.front import Front
 from offpolicy_rl.roles.records import Records
 from offpolicy_rl.sampler import evaluation
-from offpolicy_rl.transport import codec
+from offpolicy_rl.transport import codec, hosts
 
 
 @dataclasses.dataclass
@@ -36,8 +37,42 @@ class Learner:
   restored: checkpoint.Restored | None
   records: Records
   front: Front
+  publishing: publishing.Publishing
+  hosts: hosts.Leader | None = None  # where other processes follow this one
   desk: evaluation.Desk | None = None  # until the prompts are read
+  shown: Callable[[int], types.Batch] | None = None  # the warm start's batches; as `desk`
   refills: refill.Refills | None = None  # where groups without signal are replaced
+
+  def say(self, text: str) -> None:
+    """A line on the screen."""
+    self.screen.say(text)
+
+  def ask(self, phase: str, *, version: int, step: int) -> None:
+    """Asks the samplers for an evaluation; its result is booked when it is there."""
+    self.desk.ask(phase, version=version, step=step)
+
+  def demonstrations(self, at_step: int) -> types.Batch:
+    """Of a step of the warm start, on the devices; raises loop.Stopped."""
+    if self.stop.is_set():
+      raise loop.Stopped
+    return self._share(at_step, self.shown(at_step), ())
+
+  def warmed(self, at_step: int, loss: float) -> None:
+    """Books a step of the warm start."""
+    self.records.warm_start(at_step, loss)
+    self.desk.collect()
+
+  def order(self, what: int, at_step: int, versions: Sequence[int] = ()) -> None:
+    """What comes next, for the processes that follow."""
+    if self.hosts is not None:
+      self.hosts.order(what, at_step, versions)
+
+  def _share(self, at_step: int, batch: types.Batch, versions: Collection[int]) -> types.Batch:
+    """A batch on the devices; the processes that follow get what theirs hold."""
+    if self.hosts is not None:
+      arrays = processes.leaves(batch)
+      self.hosts.order(hosts.BATCH, at_step, sorted(versions), arrays)
+    return jax.block_until_ready(state_lib.place_batch(self.mesh, batch))
 
   def next_batch(self, at_step: int, wanted: Callable[[], bool]) -> loop.Consumed:
     """Waits until every group of the step is back; nothing is booked yet."""
@@ -51,14 +86,15 @@ class Learner:
     started = time.perf_counter()
     limits = parts.limits(self.config, group_size=settings.group_size)
     batch = batching.make_batch(groups, limits, settings.microbatches)
-    placed = jax.block_until_ready(state_lib.place_batch(self.mesh, batch))
+    versions = frozenset(np.unique(batch.versions).tolist()) - {types.NO_VERSION}
+    placed = self._share(at_step, batch, versions)
     found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
     if self.refills is not None:
       found |= self.refills.metrics(at_step)
     work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
     found["flops"] = cost.train_flops(model, work)
     found["seconds/assembling"] = time.perf_counter() - started
-    return loop.Consumed(groups, batch, placed, found)
+    return loop.Consumed(placed, versions, groups, found)
 
   def begin(self, at_step: int, consumed: loop.Consumed) -> None:
     """Books what a step is going to use."""
@@ -69,6 +105,7 @@ class Learner:
       at_step, consumed.groups, last=last, decode=self.policy.words.decode
     )
     self.compare_with_recording(at_step, row)
+    self.order(hosts.STEP, at_step)
 
   def compare_with_recording(self, at_step: int, row: dict) -> None:
     """Stops a replay at the first group that differs from the recorded one."""
@@ -85,14 +122,17 @@ class Learner:
   def save(self, version: int, state: state_lib.TrainState) -> None:
     """Starts a checkpoint: all that `version` needs to go on as if nothing had happened."""
     position = {"files": self.records.position(), "evaluations": self.desk.open()}
-    self.front.settle()
-    versions = self.front.older_versions()
+    self.publishing.settle()
+    older = self.front.older_versions()
+    self.order(hosts.SAVE, version, older)
+    versions = {v: self.front.weights.tensors(v) for v in older}
     self.checkpoints.save(version, state, versions=versions, position=position)
 
 
 def make_learner(
-  config, run_dir: pathlib.Path, stop: threading.Event, resume: bool, published
-) -> Learner:
+  config, run_dir: pathlib.Path, stop: threading.Event, resume: bool, published,
+  leader: hosts.Leader | None = None,
+) -> Learner:  # fmt: skip
   """Reads what there is to resume, then opens the run's files."""
   control = parts.lag_control(config)
   screen = progress.Progress(config.learner.steps)
@@ -105,12 +145,27 @@ def make_learner(
     run_dir / "checkpoints", keep=config.checkpoint.keep, say=screen.say,
     committed=lambda steps: _prune(saved, groups, steps),
   )  # fmt: skip
-  restored = _restore(saved, choices, mesh) if resume else None
+  newest = saved.newest() if resume else None
+  if leader is not None:
+    leader.order(hosts.BEGIN, -1 if newest is None else newest)
+  restored = None if newest is None else restore(saved, newest, choices, mesh)
   if restored is None:
     if resume:
       screen.say(f"--resume: no checkpoint in {run_dir}, starting from the beginning")
     groups.clear()
   checkpoint.write_durably(run_dir / "config.json", config_lib.to_json(config))
+  front = Front(
+    book=ledger.Ledger(
+      config.transport.lease_seconds, reissue_seconds=config.transport.reissue_seconds,
+      recover=groups.get,
+    ),
+    groups=groups,
+    weights=published,
+    vocab_size=policy.model.vocab_size,
+    max_tokens=config.task.max_completion_tokens,
+    control=control,
+    newest_ever=groups.progress()[0],
+  )  # fmt: skip
   return Learner(
     config=config,
     run_dir=run_dir,
@@ -125,27 +180,20 @@ def make_learner(
       run_dir, config_lib.to_json(config), screen,
       position=restored and restored.position["files"], first_step=restored.step if restored else 0,
     ),
-    front=Front(
-      book=ledger.Ledger(
-        config.transport.lease_seconds, reissue_seconds=config.transport.reissue_seconds,
-        recover=groups.get,
-      ),
-      groups=groups,
-      weights=published,
-      weights_dtype=config.transport.weights_dtype,
-      vocab_size=policy.model.vocab_size,
-      max_tokens=config.task.max_completion_tokens,
-      control=control,
-      newest_ever=groups.progress()[0],
-    ),
+    front=front,
+    publishing=publishing.Publishing(published, config.transport.weights_dtype, front.published),
+    hosts=leader,
   )  # fmt: skip
 
 
-def _restore(saved: checkpoint.Checkpoints, choices, mesh) -> checkpoint.Restored | None:
+def restore(
+  saved: checkpoint.Checkpoints, at_step: int, choices: step.StepChoices, mesh: jax.sharding.Mesh
+) -> checkpoint.Restored:
+  """The checkpoint of a step, laid out on the mesh."""
   shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
   shapes = state_lib.shapes(choices.model, choices.optimizer)
   with jax.sharding.set_mesh(mesh):
-    return saved.restore(shapes, shardings)
+    return saved.restore(at_step, shapes, shardings)
 
 
 def _prune(saved: checkpoint.Checkpoints, groups: store.GroupStore, steps: list[int]) -> None:

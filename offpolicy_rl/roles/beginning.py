@@ -1,19 +1,49 @@
-"""How a run begins: its prompts, and the policy of version 0 or of the last checkpoint."""
+"""How a run begins: its prompts, and the policy of version 0 or of the last checkpoint.
+
+`initial_state` runs in every process of a learner, in step; what only the first one does is behind
+the methods of `Process`.
+"""
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from offpolicy_rl import types
-from offpolicy_rl.learner import loop, warm_start
+from offpolicy_rl.learner import checkpoint, step, warm_start
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import lora, policy, pretrained
 from offpolicy_rl.replay import batching
 from offpolicy_rl.roles import parts
 from offpolicy_rl.roles.assembly import Learner
+from offpolicy_rl.roles.publishing import Publishing
 from offpolicy_rl.tasks import catalog, stream
+
+
+class Process(Protocol):
+  """What the beginning needs of a process: the learner's first one, or one that follows it."""
+
+  config: object
+  choices: step.StepChoices
+  mesh: jax.sharding.Mesh
+  checkpoints: checkpoint.Checkpoints
+  restored: checkpoint.Restored | None
+  publishing: Publishing
+
+  def say(self, text: str) -> None:
+    """Tells people, once for all processes."""
+
+  def ask(self, phase: str, *, version: int, step: int) -> None:
+    """Asks the samplers for an evaluation."""
+
+  def demonstrations(self, at_step: int) -> types.Batch:
+    """Of a step of the warm start, on the devices; raises loop.Stopped."""
+
+  def warmed(self, at_step: int, loss: float) -> None:
+    """Books a step of the warm start."""
 
 
 def prompts(me: Learner) -> tuple[list[tuple[float, list]], list]:
@@ -46,7 +76,7 @@ def prompts(me: Learner) -> tuple[list[tuple[float, list]], list]:
   return train, heldout
 
 
-def initial_state(me: Learner, train):
+def initial_state(me: Process):
   """(state, frozen initial policy or None): restored, or made and warm-started.
 
   The frozen policy is there when the objective looks at a reference or adapters are trained on it.
@@ -59,43 +89,43 @@ def initial_state(me: Learner, train):
     return _restored_state(me), frozen
   params = _initial_params(me)
   if me.config.warm_start.steps:
-    me.front.publish(types.RAW_VERSION, params)
-    me.desk.ask("before warm start", version=types.RAW_VERSION, step=0)
-    params = _warm_start(me, params, train)
+    me.publishing.now(types.RAW_VERSION, params)
+    me.ask("before warm start", version=types.RAW_VERSION, step=0)
+    params = _warm_start(me, params)
   if wants_frozen:
     me.checkpoints.save_initial(params)
   if adapters:
-    me.front.publish_base(params)
+    me.publishing.base(params)
     return state_lib.create(choices.model, me.mesh, choices.optimizer, me.config.seed), params
   frozen = jax.tree.map(jnp.copy, params) if wants_frozen else None
   return state_lib.from_params(params, choices.optimizer, me.mesh), frozen
 
 
-def _restored_state(me: Learner) -> state_lib.TrainState:
+def _restored_state(me: Process) -> state_lib.TrainState:
   """Of the last checkpoint; what was open then is asked for again."""
-  me.screen.say(f"resuming from the checkpoint of step {me.restored.step}")
+  me.say(f"resuming from the checkpoint of step {me.restored.step}")
   for version, tensors in me.restored.versions.items():
-    me.front.weights.put(version, tensors)
+    me.publishing.store.put(version, tensors)
   for row in me.restored.position["evaluations"]:
-    me.desk.ask(row["phase"], version=row["version"], step=row["step"])
+    me.ask(row["phase"], version=row["version"], step=row["step"])
   return me.restored.state
 
 
-def _restored_frozen(me: Learner):
+def _restored_frozen(me: Process):
   shapes = policy.shapes(lora.plain(me.choices.model))
   params = me.checkpoints.restore_initial(shapes, policy.param_shardings(me.mesh, shapes))
   if me.choices.model.lora_rank:
-    me.front.publish_base(params)
+    me.publishing.base(params)
   return params
 
 
-def _initial_params(me: Learner):
+def _initial_params(me: Process):
   """Fresh, or the weights of a published checkpoint, each device reading its own part."""
   model = lora.plain(me.choices.model)
   if not me.config.model.checkpoint:
     return state_lib.create_params(model, me.mesh, me.config.seed)
   found = pretrained.Checkpoint(pathlib.Path(me.config.model.checkpoint))
-  me.screen.say(f"weights of {found.directory}")
+  me.say(f"weights of {found.directory}")
   return found.load(policy.param_shardings(me.mesh, policy.shapes(model)))
 
 
@@ -119,7 +149,21 @@ def _check_demonstrations(me: Learner, train) -> None:
     me.screen.say(f"warm start: {left_out} demonstrations of more than {most} tokens are left out")
 
 
-def _warm_start(me: Learner, params, train):
+def demonstrations(me: Learner, train) -> Callable[[int], types.Batch]:
+  """Step of the warm start -> its batch, on the host."""
+  rows = me.config.warm_start.rows
+  limits = parts.limits(me.config, group_size=1)
+  shown = stream.of(_that_fit(me, train), me.config.seed + 1)
+
+  def batch(at_step: int) -> types.Batch:
+    chosen = [shown[at_step * rows + i] for i in range(rows)]
+    pairs = [(e.prompt_tokens, e.demonstration_tokens) for e in chosen]
+    return batching.demonstration_batch(pairs, limits)
+
+  return batch
+
+
+def _warm_start(me: Process, params):
   """These parameters, whose memory is reused, after the supervised phase."""
   settings = me.config.warm_start
   optimizer = state_lib.make_optimizer(
@@ -130,33 +174,19 @@ def _warm_start(me: Learner, params, train):
     schedule="constant",
     in_host_memory=me.config.learner.offload_optimizer,
   )
-  choices = dataclasses.replace(me.choices.reference(), optimizer=optimizer)
-  limits = parts.limits(me.config, group_size=1)
-  demonstrations = stream.of(_that_fit(me, train), me.config.seed + 1)
-
-  def next_batch(at_step: int) -> types.Batch:
-    chosen = [demonstrations[at_step * settings.rows + i] for i in range(settings.rows)]
-    pairs = [(e.prompt_tokens, e.demonstration_tokens) for e in chosen]
-    batch = batching.demonstration_batch(pairs, limits)
-    return state_lib.place_batch(me.mesh, batch)
-
   losses = []
 
   def write(at_step: int, loss: float) -> None:
     losses.append(loss)
-    me.records.warm_start(at_step, loss)
-    me.desk.collect()
+    me.warmed(at_step, loss)
 
   state = warm_start.run(
-    choices,
+    dataclasses.replace(me.choices.reference(), optimizer=optimizer),
     state_lib.from_params(params, optimizer, me.mesh),
     num_steps=settings.steps,
-    next_batch=next_batch,
+    next_batch=me.demonstrations,
     write=write,
     stop_loss=settings.stop_loss,
-    should_stop=me.stop.is_set,
   )
-  if me.stop.is_set():
-    raise loop.Stopped
-  me.screen.say(f"warm start ended after {len(losses)} steps, loss {losses[-1]:.3f}")
+  me.say(f"warm start ended after {len(losses)} steps, loss {losses[-1]:.3f}")
   return state.params

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 
 from offpolicy_rl import types
-from offpolicy_rl.model import policy
 from offpolicy_rl.replay import admission, lag, ledger, store
 from offpolicy_rl.roles.pulse import Pulse
 from offpolicy_rl.transport import codec, server, weights
@@ -22,7 +21,6 @@ class Front:
   book: ledger.Ledger
   groups: store.GroupStore
   weights: weights.WeightStore  # or weights_dir.Publisher
-  weights_dtype: str  # what samplers get
   vocab_size: int
   max_tokens: int  # of a completion
   control: lag.LagControl
@@ -32,10 +30,6 @@ class Front:
   newest_ever: int = types.RAW_VERSION  # before a restart, samplers may have held newer ones
   finished: bool = False
   pulse: Pulse = dataclasses.field(default_factory=Pulse)
-  publishing: concurrent.futures.Future | None = None
-  publisher: concurrent.futures.Executor = dataclasses.field(
-    default_factory=lambda: concurrent.futures.ThreadPoolExecutor(1)
-  )
 
   def handlers(self) -> server.Handlers:
     """The wire's view of the learner."""
@@ -109,38 +103,12 @@ class Front:
       return error
     return ticket
 
-  def publish(self, version: int, params) -> None:
-    """Makes a version available to samplers and queues the steps it admits."""
-    self.publish_soon(version, params)
-    self.settle()
-
-  def publish_soon(self, version: int, params) -> None:
-    """The same in the background, but for those before it, which are waited for."""
-    # A real copy: the next step will reuse the memory of these.
-    tensors = policy.flatten(policy.copy(params, self.weights_dtype))
-    self.settle()
-    self.publishing = self.publisher.submit(self._publish, version, tensors)
-
-  def settle(self) -> None:
-    """Waits until what was published last is available; raises what went wrong."""
-    if self.publishing is not None:
-      publishing, self.publishing = self.publishing, None
-      publishing.result()
-
-  def _publish(self, version: int, tensors) -> None:
-    self.weights.put(version, tensors)
-    self.version, self.version_bytes = version, sum(x.nbytes for x in tensors.values())
+  def published(self, version: int, size: int) -> None:
+    """A version of `size` bytes is available from now on: the steps that it admits are queued."""
+    self.version, self.version_bytes = version, size
     if self.admit is not None:
       self.admit.published(version)
       self.forget_old_versions()
-
-  def publish_base(self, params) -> None:
-    """Makes the frozen model available, whose adapters are published from now on.
-
-    Without a copy where the dtype allows: nothing will write over it.
-    """
-    tensors = {k: x.astype(self.weights_dtype) for k, x in policy.flatten(params).items()}
-    self.weights.put(types.BASE_VERSION, tensors)
 
   def open(self, admit: admission.Admission) -> None:
     """Training begins: the newest version admits its first steps."""
@@ -157,13 +125,12 @@ class Front:
     kept = open_tickets | {types.BASE_VERSION}
     return lambda version: version in kept or version >= oldest
 
-  def older_versions(self) -> dict[int, weights.Tensors]:
+  def older_versions(self) -> list[int]:
     """What a resumed run needs besides its own parameters to answer every open ticket."""
     self.forget_old_versions()
     needed = self._needed()  # the store may keep more than that, for deltas
     kept_elsewhere = (self.version, types.BASE_VERSION)
-    older = [v for v in self.weights.versions() if v not in kept_elsewhere and needed(v)]
-    return {v: self.weights.tensors(v) for v in older}
+    return [v for v in self.weights.versions() if v not in kept_elsewhere and needed(v)]
 
   def dismiss(self, *, silent_seconds: float, at_most_seconds: float) -> None:
     """The run is over: waits until every sampler has left, or was silent for so long.

@@ -6,6 +6,7 @@ import logging
 import pathlib
 import threading
 import uuid
+from collections.abc import Callable
 
 import jax
 
@@ -18,7 +19,7 @@ from offpolicy_rl.roles import beginning, parts
 from offpolicy_rl.roles.assembly import Learner, make_learner
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import stream
-from offpolicy_rl.transport import bounds, security, server
+from offpolicy_rl.transport import bounds, hosts, security, server
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,20 +28,22 @@ def run_learner(
   config, run_dir: pathlib.Path, *, listen: str, resume: bool = False,
   stop: threading.Event | None = None, weights_dir: str | None = None,
   credentials: security.Credentials = security.NONE, reflection: bool = False,
+  leader: hosts.Leader | None = None,
 ) -> state_lib.TrainState | None:  # fmt: skip
   """Trains to the end of the configuration, or until `stop`; returns the last state.
 
   None when it was stopped before version 0 existed.
 
   `listen` and `credentials` were checked already (`security.check_listen_address`). Samplers read
-  the weights from `weights_dir`, or get them streamed when it is None.
+  the weights from `weights_dir`, or get them streamed when it is None. `leader`: of the processes
+  that follow this one (roles/follower.py).
 
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/, groups/,
   completions.jsonl, lag_schedule.jsonl, ledger.json, report.html.
   """
   session = uuid.uuid4().hex
   published = parts.make_store(config, weights_dir, session)
-  me = make_learner(config, run_dir, stop or threading.Event(), resume, published)
+  me = make_learner(config, run_dir, stop or threading.Event(), resume, published, leader)
   identity = server.Identity(
     session=session,
     run_id=run_dir.name,
@@ -78,21 +81,25 @@ def _train(me: Learner) -> state_lib.TrainState | None:
     me.front.book, heldout[: config.evaluation.problems], samples=config.evaluation.samples,
     temperature=config.sampler.temperature, write=me.records.heldout,
   )  # fmt: skip
+  me.shown = beginning.demonstrations(me, train)
   with jax.sharding.set_mesh(me.mesh):
     try:
-      state, reference = beginning.initial_state(me, train)
+      state, reference = beginning.initial_state(me)
     except loop.Stopped:
-      me.screen.say("stopped during the warm start; --resume will begin anew")
+      me.order(hosts.STOP, 0)
+      me.say("stopped during the warm start; --resume will begin anew")
       return None
     first_step = int(state.step)
-    me.front.publish(first_step, state.params)
+    me.publishing.now(first_step, state.params)
     if me.restored is None:
-      me.desk.ask("after warm start" if config.warm_start.steps else "before", version=0, step=0)
+      me.ask("after warm start" if config.warm_start.steps else "before", version=0, step=0)
       _save_first(me, state)
     me.front.open(_make_admission(me, train, first_step))
     with contextlib.closing(hardware.Speed(me.mesh)) as speed:
       functions = _loop_parts(me, reference, speed)
       state = loop.run(state, functions, first_step=first_step, num_steps=config.learner.steps)
+    if int(state.step) < config.learner.steps:
+      me.order(hosts.STOP, int(state.step))
   me.screen.stop()
   _finish(me, state)
   return state
@@ -127,23 +134,29 @@ def _make_admission(me: Learner, train, first_step: int) -> admission.Admission:
   )  # fmt: skip
 
 
-def _loop_parts(me: Learner, reference, speed: hardware.Speed) -> loop.Parts:
-  """Binds the loop's functions."""
-  config = me.config
+def train_step(me, reference) -> Callable:
+  """What every process of a learner does with a batch; see `loop.Parts.train_step`."""
   compiled = step.compile_step(
     me.choices, state_lib.shardings(me.choices.model, me.mesh, me.choices.optimizer)
   )
+  every = me.config.learner.audit_every
   check = audit.LogprobAudit(
-    me.choices, every=config.learner.audit_every, max_lag=config.lag.max_lag, frozen=reference
+    me.choices, every=every, max_lag=me.config.lag.max_lag, frozen=reference
   )
 
-  def train_step(at_step, state, consumed):
-    found = check(at_step, state, consumed.batch, consumed.placed)
-    every = config.learner.audit_every
+  def run(at_step, state, consumed):
+    found = check(at_step, state, consumed.versions, consumed.placed)
     if me.choices.model.num_experts and every and at_step % every == 0:
       found |= step.router_metrics(me.choices, state.params, consumed.placed, reference)
     state, row = compiled(state, consumed.placed, reference)
     return state, row | found
+
+  return run
+
+
+def _loop_parts(me: Learner, reference, speed: hardware.Speed) -> loop.Parts:
+  """Binds the loop's functions."""
+  config = me.config
 
   def write(at_step, row):
     of_front = {
@@ -155,13 +168,15 @@ def _loop_parts(me: Learner, reference, speed: hardware.Speed) -> loop.Parts:
   def after_step(version, state):
     wanted = config.evaluation.every and version % config.evaluation.every == 0
     if wanted and version < config.learner.steps:
-      me.front.settle()
-      me.desk.ask("during", version=version, step=version)
+      me.publishing.settle()
+      me.ask("during", version=version, step=version)
     me.desk.collect()
     if version % config.checkpoint.every == 0:
       me.save(version, state)
 
-  return loop.Parts(me.next_batch, me.begin, train_step, me.front.publish_soon, write, after_step)
+  return loop.Parts(
+    me.next_batch, me.begin, train_step(me, reference), me.publishing.soon, write, after_step
+  )
 
 
 def _finish(me: Learner, state) -> None:
@@ -171,7 +186,7 @@ def _finish(me: Learner, state) -> None:
   if me.stop.is_set():
     me.screen.say(f"stopped after step {version}; continue with --resume --run_dir={me.run_dir}")
     return
-  me.desk.ask("after", version=version, step=version)
+  me.ask("after", version=version, step=version)
   while not me.desk.collect(timeout=0.5) and not me.stop.is_set():
     pass
 
@@ -188,9 +203,12 @@ def _shut_down(me: Learner, wire) -> None:
   audit_row = me.front.book.audit()
   checkpoint.write_durably(me.run_dir / "ledger.json", json.dumps(audit_row))
   me.checkpoints.close()
+  me.publishing.settle()
   me.front.weights.close()
   me.records.close()
   wire.stop(grace=2.0).wait(10)  # whatever a peer does, the run ends
+  if me.hosts is not None:
+    me.hosts.end()
   me.front.groups.close()
   counts = ", ".join(f"{count} {name}" for name, count in audit_row.items() if count)
   me.screen.say(f"tickets: {counts or 'none'}")

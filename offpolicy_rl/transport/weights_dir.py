@@ -19,6 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from offpolicy_rl import saving
+
 _INDEX = "index.json"
 _OURS = re.compile(r"-?\d+(\.orbax-checkpoint-tmp.*)?|index\.json(\.tmp)?")
 _MAX_WRITING = 2  # versions being written at once; more would fill the host's memory
@@ -29,7 +31,11 @@ class NotFound(ConnectionError):
 
 
 class Publisher:
-  """The learner's side, with the interface of `weights.WeightStore`."""
+  """The learner's side, with the interface of `weights.WeightStore`.
+
+  Of a learner of several processes each has one: all write what their devices hold, the first one
+  keeps the index and removes what is old.
+  """
 
   def __init__(self, directory: str, session: str):
     """Takes the directory over: versions of an earlier session are removed.
@@ -38,6 +44,16 @@ class Publisher:
       ValueError: there are other files in it.
     """
     self._directory, self._session = _path(directory), session
+    self._leads = jax.process_index() == 0
+    self._complete: set[int] = set()
+    # One worker, so that index and directory change in order and the caller waits for neither.
+    self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="weights-dir")
+    self._jobs: dict[int, concurrent.futures.Future] = {}  # version -> its write, oldest first
+    self._like: dict[int, dict[str, jax.ShapeDtypeStruct]] = {}  # of every version
+    if self._leads:
+      self._take_over(directory)
+
+  def _take_over(self, directory: str) -> None:
     self._directory.mkdir(parents=True, exist_ok=True)
     strange = [p.name for p in self._directory.iterdir() if not _OURS.fullmatch(p.name)]
     if strange:
@@ -45,15 +61,10 @@ class Publisher:
         f"--weights_dir: {directory} holds {sorted(strange)[:3]}, expected an empty directory or "
         "the one of an earlier run"
       )
-    self._complete: set[int] = set()
     self._write_index()
     for old in self._directory.iterdir():
       if old.is_dir():
         old.rmtree()
-    # One worker, so that index and directory change in order and the caller waits for neither.
-    self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="weights-dir")
-    self._jobs: dict[int, concurrent.futures.Future] = {}  # version -> its write, oldest first
-    self._like: dict[int, dict[str, jax.ShapeDtypeStruct]] = {}  # of every version
 
   def put(self, version: int, tensors: dict[str, jax.Array]) -> None:
     """Starts writing; returns when the arrays are copied to the host.
@@ -65,11 +76,11 @@ class Publisher:
       if len(self._jobs) < _MAX_WRITING and not self._jobs[oldest].done():
         break
       self._jobs.pop(oldest).result()
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     self._like[version] = {
-      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in tensors.items()
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_where_read_back(x))
+      for name, x in tensors.items()
     }
-    writer = ocp.StandardCheckpointer()
+    writer = saving.standard(f"weights-{version}")
     writer.save(self._directory / str(version), tensors)
     self._jobs[version] = self._worker.submit(self._finish, writer, version)
 
@@ -87,12 +98,15 @@ class Publisher:
     writing = {version for version, job in self._jobs.items() if not job.done()}
     return sorted(writing | self._complete)
 
-  def tensors(self, version: int) -> dict[str, np.ndarray]:
-    """Reads a version back, once it is written: for checkpoints that need an older one."""
+  def tensors(self, version: int) -> dict[str, np.ndarray | jax.Array]:
+    """Reads a version back, once it is written: for checkpoints that need an older one.
+
+    Several processes read, each its part, into arrays of their devices.
+    """
     if version in self._jobs:
       self._jobs[version].result()
     found = restore(str(self._directory), version, self._like[version])
-    return {name: np.asarray(x) for name, x in found.items()}
+    return found if jax.process_count() > 1 else {k: np.asarray(x) for k, x in found.items()}
 
   def close(self) -> None:
     """Waits until everything is written."""
@@ -103,8 +117,9 @@ class Publisher:
   def _finish(self, writer: ocp.StandardCheckpointer, version: int) -> None:
     writer.wait_until_finished()
     writer.close()
-    self._complete = self._complete | {version}
-    self._write_index()
+    if self._leads:
+      self._complete = self._complete | {version}
+      self._write_index()
 
   def _remove(self, versions: set[int]) -> None:
     self._complete = self._complete - versions
@@ -118,6 +133,13 @@ class Publisher:
     temporary = self._directory / f"{_INDEX}.tmp"
     temporary.write_text(text)
     temporary.replace(self._directory / _INDEX)
+
+
+def _where_read_back(x) -> jax.sharding.Sharding:
+  """To the host; but several processes read what each had written."""
+  if jax.process_count() > 1:
+    return x.sharding
+  return jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
 
 
 def _path(directory: str) -> epath.Path:
@@ -137,7 +159,7 @@ def complete_versions(directory: str, session: str) -> list[int]:
 
 def restore(directory: str, version: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict:
   """{path: array}, each read straight into the sharding that `like` gives it."""
-  with ocp.StandardCheckpointer() as reader:
+  with saving.standard(f"reads-{version}") as reader:
     return reader.restore(_path(directory) / str(version), like)
 
 

@@ -1,0 +1,142 @@
+"""A learner of several processes: how they find one another, and what one does with an order.
+
+Every process runs the same command. `jax.distributed` makes one set of devices of all of theirs;
+then the first one tells the others, by a collective of these devices, where it can be asked.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl import types
+from offpolicy_rl.model import sharding
+from offpolicy_rl.transport import hosts
+
+_SECRET_BYTES, _ADDRESS_BYTES = 32, 256
+_HEARTBEAT_SECONDS = 40  # without one from a process, jax.distributed ends all others
+LOST = 4  # exit code
+FOUND = "auto"  # --coordinator: a TPU pod's or a cluster's environment says who is who
+
+
+class Group(NamedTuple):
+  """The processes that belong together, as the command line names them."""
+
+  coordinator: str  # HOST:PORT of the first process, or FOUND
+  processes: int | None = None
+  process: int | None = None
+
+
+def join(group: Group) -> None:
+  """Makes the devices of all processes visible; before anything else uses JAX.
+
+  Raises:
+    HostsError: the others were not found.
+  """
+  address = None if group.coordinator == FOUND else group.coordinator
+  try:
+    jax.distributed.initialize(
+      address, group.processes, group.process, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+    )
+  except (RuntimeError, ValueError) as error:
+    raise hosts.HostsError(
+      f"--coordinator: the processes of {group.coordinator} did not find one another: {error}"
+    ) from None
+
+
+def meet(
+  group: Group, config, *, stop: threading.Event, lost: Callable[[str], None]
+) -> tuple[hosts.Leader | None, hosts.Follower | None]:
+  """(leader, None) in the first process, (None, follower) in the others.
+
+  `stop`, `lost`: as in `hosts.Leader`. A follower that is to stop tells the leader and goes on until
+  that one says so.
+
+  Raises:
+    HostsError: they do not fit together.
+    ValueError: the mesh of the configuration does not cover all devices.
+  """
+  mesh = sharding.make_mesh(**config.mesh)
+  if mesh.size != jax.device_count():
+    raise ValueError(
+      f"mesh: {dict(mesh.shape)} has {mesh.size} devices, expected all {jax.device_count()} of the "
+      f"{jax.process_count()} processes"
+    )
+  shards = sharding.batch_shards(mesh)
+  digest = hashlib.sha256(config_lib.to_json(config).encode()).digest()
+  secret, leader = secrets.token_bytes(_SECRET_BYTES), None
+  if jax.process_index() == 0:
+    leader = hosts.Leader(
+      _own_host(group.coordinator), followers=jax.process_count() - 1, shards=shards,
+      secret=secret, config_sha256=digest, lost=lost, stop=stop,
+    )  # fmt: skip
+  told = _tell_all(secret + (leader.address.encode() if leader else b""))
+  if leader is not None:
+    leader.wait_for_all()
+    return leader, None
+  follower = hosts.Follower(
+    told[_SECRET_BYTES:].decode(), process=jax.process_index(),
+    shards=sharding.local_batch_shards(mesh), secret=told[:_SECRET_BYTES],
+    config_sha256=digest, lost=lost,
+  )  # fmt: skip
+  _pass_on(stop, follower)
+  return None, follower
+
+
+def _tell_all(message: bytes) -> bytes:
+  """The first process's message, in every process."""
+  padded = message.ljust(_SECRET_BYTES + _ADDRESS_BYTES, b" ")
+  told = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
+  return np.asarray(told, np.uint8).tobytes().rstrip(b" ")
+
+
+def _own_host(coordinator: str) -> str:
+  """The address of this machine that the others can reach."""
+  if coordinator != FOUND:
+    return coordinator.rpartition(":")[0]
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    probe.connect(("10.255.255.255", 1))  # sends nothing: asks which interface would be used
+    return probe.getsockname()[0]
+
+
+def placed(mesh: jax.sharding.Mesh, share: hosts.Order) -> types.Batch:
+  """A batch on the devices of all processes, from this one's share of its rows."""
+  held = sharding.local_batch_shards(mesh)
+  rows = len(types.PackedRows._fields)
+  arrays = [sharding.from_share(mesh, x, held) for x in share.arrays]
+  return types.Batch(types.PackedRows(*arrays[:rows]), *arrays[rows:])
+
+
+def leaves(batch: types.Batch) -> list[np.ndarray]:
+  """The arrays of a batch in the order in which `placed` takes them."""
+  return [*batch.rows, *batch[1:]]
+
+
+def abandon(reason: str) -> None:
+  """Another process is gone: ends this one at once, since no program can end without all of them.
+
+  Nothing is lost that the checkpoints and the stored groups do not hold.
+  """
+  print(
+    f"offpolicy-rl learner: {reason}; start all again with --resume", file=sys.stderr, flush=True
+  )
+  os._exit(LOST)
+
+
+def _pass_on(stop: threading.Event, follower: hosts.Follower) -> None:
+  def watch():
+    stop.wait()
+    follower.ask_to_stop()
+
+  threading.Thread(target=watch, daemon=True, name="asks-to-stop").start()
