@@ -56,7 +56,7 @@ class Checkpoints:
     self._steps = directory.resolve() / "steps"
     self._initial = directory.resolve() / "initial"
     self._keep, self._say, self._committed = keep, say, committed
-    self._writer = saving.composite_writer("checkpoint")
+    self._writer = saving.composite("checkpoint")
     self._thread: threading.Thread | None = None
     self._saved = set(self.steps())
 
@@ -116,7 +116,7 @@ class Checkpoints:
       if half.name.partition(".")[0] == str(step) and not half.name.endswith(_DAMAGED):
         shutil.rmtree(half, ignore_errors=True)
     self._saved.discard(step)
-    self._writer = saving.composite_writer("checkpoint")  # the old one would raise this error again
+    self._writer = saving.composite("checkpoint")  # the old one would raise this error again
     self._say(f"checkpoint of step {step} failed, the run goes on: {_one_line(error)}")
 
   def newest(self) -> int | None:

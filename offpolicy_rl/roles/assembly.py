@@ -15,8 +15,9 @@ from offpolicy_rl.learner import checkpoint, loop, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import cost, sharding
 from offpolicy_rl.replay import admission, batching, ledger, packing, refill, schedule, store
-from offpolicy_rl.roles import parts, processes, publishing
+from offpolicy_rl.roles import parts, processes
 from offpolicy_rl.roles.front import Front
+from offpolicy_rl.roles.publishing import Publishing
 from offpolicy_rl.roles.records import Records
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.transport import codec, hosts
@@ -37,8 +38,8 @@ class Learner:
   restored: checkpoint.Restored | None
   records: Records
   front: Front
-  publishing: publishing.Publishing
-  hosts: hosts.Leader | None = None  # where other processes follow this one
+  publishing: Publishing
+  followers: hosts.Leader | None = None  # where other processes follow this one
   desk: evaluation.Desk | None = None  # until the prompts are read
   shown: Callable[[int], types.Batch] | None = None  # the warm start's batches; as `desk`
   refills: refill.Refills | None = None  # where groups without signal are replaced
@@ -64,14 +65,14 @@ class Learner:
 
   def order(self, what: int, at_step: int, versions: Sequence[int] = ()) -> None:
     """What comes next, for the processes that follow."""
-    if self.hosts is not None:
-      self.hosts.order(what, at_step, versions)
+    if self.followers is not None:
+      self.followers.order(what, at_step, versions)
 
   def _share(self, at_step: int, batch: types.Batch, versions: Collection[int]) -> types.Batch:
     """A batch on the devices; the processes that follow get what theirs hold."""
-    if self.hosts is not None:
+    if self.followers is not None:
       arrays = processes.leaves(batch)
-      self.hosts.order(hosts.BATCH, at_step, sorted(versions), arrays)
+      self.followers.order(hosts.BATCH, at_step, sorted(versions), arrays)
     return jax.block_until_ready(state_lib.place_batch(self.mesh, batch))
 
   def next_batch(self, at_step: int, wanted: Callable[[], bool]) -> loop.Consumed:
@@ -181,8 +182,8 @@ def make_learner(
       position=restored and restored.position["files"], first_step=restored.step if restored else 0,
     ),
     front=front,
-    publishing=publishing.Publishing(published, config.transport.weights_dtype, front.published),
-    hosts=leader,
+    publishing=Publishing(published, config.transport.weights_dtype, front.published),
+    followers=leader,
   )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ class Process:
   checkpoints: checkpoint.Checkpoints
   restored: checkpoint.Restored | None
   publishing: Publishing
-  hosts: hosts.Follower
+  leader: hosts.Follower
 
   def say(self, text: str) -> None:
     """The first process says it."""
@@ -48,19 +48,19 @@ class Process:
 
   def next_batch(self, at_step: int, wanted=None) -> loop.Consumed:
     """See `loop.Parts`; an end of this process ends the wait for the first one."""
-    order = self.hosts.batch(at_step)
+    order = self.leader.batch(at_step)
     if order is None:
       raise loop.Stopped
     return loop.Consumed(processes.placed(self.mesh, order), frozenset(order.versions))
 
   def begin(self, at_step: int, consumed: loop.Consumed) -> None:
     """See `loop.Parts`."""
-    if self.hosts.next(hosts.STEP, at_step) is None:
+    if self.leader.next(hosts.STEP, at_step) is None:
       raise loop.Stopped
 
   def save(self, version: int, state) -> None:
     """This process's part of a checkpoint."""
-    older = self.hosts.next(hosts.SAVE, version).versions
+    older = self.leader.next(hosts.SAVE, version).versions
     self.publishing.settle()
     versions = {v: self.publishing.store.tensors(v) for v in older}
     self.checkpoints.save(version, state, versions=versions, position={})
@@ -99,7 +99,7 @@ def _make(config, run_dir, follower: hosts.Follower, weights_dir: str, begun: in
     publishing=Publishing(
       parts.make_store(config, weights_dir, session=""), config.transport.weights_dtype
     ),
-    hosts=follower,
+    leader=follower,
   )
 
 

@@ -207,8 +207,8 @@ def _shut_down(me: Learner, wire) -> None:
   me.front.weights.close()
   me.records.close()
   wire.stop(grace=2.0).wait(10)  # whatever a peer does, the run ends
-  if me.hosts is not None:
-    me.hosts.end()
+  if me.followers is not None:
+    me.followers.end()
   me.front.groups.close()
   counts = ", ".join(f"{count} {name}" for name, count in audit_row.items() if count)
   me.screen.say(f"tickets: {counts or 'none'}")

@@ -60,8 +60,8 @@ def meet(
 ) -> tuple[hosts.Leader | None, hosts.Follower | None]:
   """(leader, None) in the first process, (None, follower) in the others.
 
-  `stop`, `lost`: as in `hosts.Leader`. A follower that is to stop tells the leader and goes on until
-  that one says so.
+  `stop`, `lost`: as in `hosts.Leader`. A follower that is to stop tells the leader and goes on
+  until that one says so.
 
   Raises:
     HostsError: they do not fit together.
@@ -128,10 +128,20 @@ def abandon(reason: str) -> None:
 
   Nothing is lost that the checkpoints and the stored groups do not hold.
   """
-  print(
-    f"offpolicy-rl learner: {reason}; start all again with --resume", file=sys.stderr, flush=True
-  )
+  message = f"offpolicy-rl learner: {reason}; start all again with --resume"
+  print(message, file=sys.stderr, flush=True)
   os._exit(LOST)
+
+
+@contextlib.contextmanager
+def ending_together():
+  """An error in one process ends it at once: at its exit JAX would wait for all others."""
+  try:
+    yield
+  except Exception as error:
+    traceback.print_exc()
+    print(f"offpolicy-rl learner: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _pass_on(stop: threading.Event, follower: hosts.Follower) -> None:
