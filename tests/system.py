@@ -14,8 +14,8 @@ from offpolicy_rl import metrics
 from tests.conftest import ROOT
 
 
-def start(*arguments: str) -> subprocess.Popen:
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+def start(*arguments: str, **environment: str) -> subprocess.Popen:
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | environment
   return subprocess.Popen(
     [sys.executable, "-m", "offpolicy_rl.main", *arguments], cwd=ROOT, env=env,
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -27,8 +27,8 @@ def processes():
   """Whatever is started through this ends with the test."""
   started = []
 
-  def launch(*arguments):
-    started.append(start(*arguments))
+  def launch(*arguments, **environment):
+    started.append(start(*arguments, **environment))
     return started[-1]
 
   try:

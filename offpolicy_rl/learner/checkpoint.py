@@ -152,7 +152,7 @@ class Checkpoints:
     folder, position = self._steps / str(step), self.position(step)
     items = {"state": ocp.args.StandardRestore(_abstract(like._asdict(), shardings._asdict()))}
     if position["versions"]:
-      items["versions"] = ocp.args.StandardRestore()
+      items["versions"] = ocp.args.StandardRestore(_older(folder, shardings.step.mesh))
     try:
       found = self._writer.restore(folder, args=ocp.args.Composite(**items))
     except Exception as error:  # Orbax raises whatever it likes
@@ -281,6 +281,18 @@ def _sha256(path: pathlib.Path) -> str:
 
 def _one_line(error: Exception) -> str:
   return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+def _older(folder: pathlib.Path, mesh) -> dict | None:
+  """How to lay out the older versions of a checkpoint: None = as they are; or among processes."""
+  if jax.process_count() == 1:
+    return None
+  found = ocp.StandardCheckpointHandler().metadata(folder / "versions").tree
+  return _abstract(found, policy.param_shardings(mesh, jax.tree.map(_shape, found)))
+
+
+def _shape(x) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _abstract(tree, shardings):

@@ -155,6 +155,7 @@ class Follower:
     self._stub, self._secret, self._lost = rpc.HostsStub(self._channel), secret, lost
     self._batches: queue.SimpleQueue = queue.SimpleQueue()
     self._next: queue.SimpleQueue = queue.SimpleQueue()
+    self._refused = ""
     request = pb.FollowRequest(
       secret=secret, process=process, shards=shards, config_sha256=config_sha256
     )
@@ -176,22 +177,32 @@ class Follower:
           return
       self._lost("process 0 of the learner is gone")
     except grpc.RpcError as error:
-      self._lost(f"process 0 of the learner is gone: {error.details()}")
+      if error.code() != grpc.StatusCode.FAILED_PRECONDITION:
+        self._lost(f"process 0 of the learner is gone: {error.details()}")
+      self._refused = error.details()
+      self._batches.put(None)
+      self._next.put(None)
+
+  def _get(self, waiting: queue.SimpleQueue) -> Order:
+    order = waiting.get()
+    if order is None:
+      raise HostsError(self._refused)
+    return order
 
   def batch(self, step: int) -> Order | None:
     """This process's share of the batch of `step`; None when there is no such step any more."""
-    order = self._batches.get()
+    order = self._get(self._batches)
     if order.what == STOP:
       return None
     return _expected(order, BATCH, step)
 
   def next(self, what: int, step: int | None = None) -> Order | None:
     """Waits for the leader's next order, which must be this one; None = no step any more."""
-    order = self._next.get()
+    order = self._get(self._next)
     if order.what == STOP:
       if what == STEP:
         return None
-      order = self._next.get()
+      order = self._get(self._next)
     return _expected(order, what, order.step if step is None else step)
 
   def ask_to_stop(self) -> None:

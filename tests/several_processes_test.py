@@ -1,0 +1,148 @@
+"""A learner of several processes computes what one process does, and survives the loss of one."""
+
+import shutil
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.model import policy
+from offpolicy_rl.roles import parts
+from tests import system
+
+STEPS = 16
+DEVICES = 2
+KEPT = 5  # the step from which the run of one process is gone on with by four
+SETTINGS = [
+  "--config=configs/test.py", "--config.warm_start.steps=40", f"--config.learner.steps={STEPS}",
+  "--config.evaluation.every=0", "--config.evaluation.problems=2",
+  f"--config.checkpoint.every={KEPT}", "--config.checkpoint.keep=9",
+  "--config.lag.mode=fixed", "--config.lag.max_lag=2", f"--config.mesh.data={DEVICES}",
+  # Adam divides by the size of a gradient: noise in tiny ones must not become a whole step.
+  "--config.learner.adam_eps=1e-3",
+]  # fmt: skip
+
+
+def free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
+
+
+def start_learner(launch, run_dir, count: int, *more: str, devices: int = DEVICES) -> list:
+  """The processes of one learner, each with its part of the devices."""
+  shared = ["learner", *SETTINGS, f"--run_dir={run_dir}", f"--weights_dir={run_dir}-weights", *more]
+  flags = f"--xla_force_host_platform_device_count={devices // count}"
+  if count > 1:
+    shared += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
+  own = lambda i: [f"--process_id={i}"] if count > 1 else []
+  return [launch(*shared, *own(i), XLA_FLAGS=flags) for i in range(count)]
+
+
+def start_sampler(launch, run_dir):
+  system.wait_for((run_dir / "address").exists, 90, "the learner's address")
+  address = (run_dir / "address").read_text()
+  return launch("sampler", f"--learner={address}", f"--weights_dir={run_dir}-weights")
+
+
+def finish(processes) -> None:
+  for process in processes:
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, output
+
+
+def outcome(run_dir) -> tuple[dict, dict]:
+  """(what was sampled and learned in each step, the parameters after the last one)."""
+  rows = system.train_rows(run_dir)
+  course = {name: [row[name] for row in rows] for name in ("reward", "tokens", "entropy")}
+  config = config_lib.from_json((run_dir / "config.json").read_text())
+  step, params = parts.newest_params(run_dir, parts.policy_of(config, None).model)
+  assert step == STEPS
+  return course, policy.flatten(params)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  """The directory of a run of one process with all devices."""
+  run_dir = tmp_path_factory.mktemp("alone") / "run"
+  with system.processes() as launch:
+    finish([*start_learner(launch, run_dir, 1), start_sampler(launch, run_dir)])
+  return run_dir
+
+
+def assert_same_bits(run_dir, alone):
+  """Two devices have one sum only, whoever they belong to."""
+  (course, params), (expected_course, expected) = outcome(run_dir), outcome(alone)
+  assert len(course["reward"]) == STEPS and sum(course["reward"]) > 0
+  assert course == expected_course
+  system.assert_identical(params, expected)
+
+
+def test_four_processes_go_on_with_the_run_of_one(tmp_path, alone):
+  """From a checkpoint of it, with the groups that it had: only the order of sums differs."""
+  run_dir = tmp_path / "run"
+  shutil.copytree(alone, run_dir)
+  (run_dir / "address").unlink()
+  for folder in (run_dir / "checkpoints" / "steps").iterdir():
+    if int(folder.name) > KEPT:
+      shutil.rmtree(folder)
+  with system.processes() as launch:
+    learner = start_learner(launch, run_dir, 4, "--resume", "--config.mesh.data=4", devices=4)
+    finish([*learner, start_sampler(launch, run_dir)])
+  (course, params), (expected_course, expected) = outcome(run_dir), outcome(alone)
+  assert course["reward"] == expected_course["reward"]
+  np.testing.assert_allclose(course["entropy"], expected_course["entropy"], rtol=1e-5)
+  for name, array in expected.items():
+    tolerance = 1e-5 * np.abs(array).max()
+    np.testing.assert_allclose(params[name], array, rtol=1e-5, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_killed_all_stop_and_go_on_together(tmp_path, alone, victim):
+  run_dir = tmp_path / "run"
+  with system.processes() as launch:
+    learner = start_learner(launch, run_dir, 2)
+    first = start_sampler(launch, run_dir)
+    system.wait_for(lambda: len(system.train_rows(run_dir)) > 7, 120, "step 8")
+    learner[victim].kill()
+    output, _ = learner[1 - victim].communicate(timeout=60)
+    assert learner[1 - victim].returncode not in (0, None), output
+    first.kill()
+    (run_dir / "address").unlink()
+    again = start_learner(launch, run_dir, 2, "--resume")
+    finish([*again, start_sampler(launch, run_dir)])
+  assert_same_bits(run_dir, alone)
+
+
+def test_one_that_is_to_stop_stops_all_in_order(tmp_path, alone):
+  run_dir = tmp_path / "run"
+  with system.processes() as launch:
+    learner = start_learner(launch, run_dir, 2)
+    sampler = start_sampler(launch, run_dir)
+    system.wait_for(lambda: len(system.train_rows(run_dir)) > 3, 120, "step 4")
+    learner[1].send_signal(signal.SIGTERM)
+    finish([*learner, sampler])
+    assert len(system.train_rows(run_dir)) < STEPS
+    (run_dir / "address").unlink()
+    finish([*start_learner(launch, run_dir, 2, "--resume"), start_sampler(launch, run_dir)])
+  assert_same_bits(run_dir, alone)
+
+
+def test_different_configurations_are_refused(tmp_path):
+  run_dir = tmp_path / "run"
+  port = free_port()
+  shared = [
+    "learner", *SETTINGS, f"--run_dir={run_dir}", f"--weights_dir={run_dir}-weights",
+    f"--coordinator=127.0.0.1:{port}", "--num_processes=2",
+  ]  # fmt: skip
+  flags = f"--xla_force_host_platform_device_count={DEVICES // 2}"
+  with system.processes() as launch:
+    both = [
+      launch(*shared, f"--process_id={i}", f"--config.seed={i}", XLA_FLAGS=flags) for i in (0, 1)
+    ]
+    for process in both:
+      output, _ = process.communicate(timeout=90)
+      assert process.returncode == 1 and "process 1 has another configuration" in output, output
+  assert not (run_dir / "checkpoints").exists()
