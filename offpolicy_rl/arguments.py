@@ -52,6 +52,7 @@ def parser(description: str) -> argparse.ArgumentParser:
   sampler.add_argument(
     "--patience", type=float, default=60.0, help="seconds to look for the learner"
   )
+  _add_vllm(sampler)
   sampler.add_argument("--tls_cert", help="certificate that shows who this sampler is (PEM)")
   sampler.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
   sampler.add_argument("--token_file", help="file with the learner's token")
@@ -60,6 +61,21 @@ def parser(description: str) -> argparse.ArgumentParser:
   _add_plan(roles, both)
   _add_files(roles, both)
   return parser
+
+
+def _add_vllm(sampler: argparse.ArgumentParser) -> None:
+  """Flags of a sampler whose completions a server makes."""
+  sampler.add_argument(
+    "--vllm", metavar="URL", help="a vLLM server generates, started as sampler/served.py says"
+  )
+  sampler.add_argument(
+    "--vllm_dir", metavar="DIR", type=pathlib.Path,
+    help="the published checkpoint that it was started with; its weights are replaced",
+  )  # fmt: skip
+  sampler.add_argument(
+    "--vllm_tolerance", type=float, default=0.1, metavar="NATS",
+    help="how far its log-probabilities may be from those of the weights it was told to load",
+  )  # fmt: skip
 
 
 def _add_eval(roles, both: argparse.ArgumentParser) -> None:

@@ -228,10 +228,16 @@ def _sampler(arguments, assignments) -> int:
   credentials = _sampler_protection(arguments)
   from offpolicy_rl.roles import sampler  # imports JAX
 
+  served = None
+  if arguments.vllm:
+    if not arguments.vllm_dir:
+      raise config_lib.ConfigError("--vllm_dir: missing, expected because --vllm is given")
+    served = sampler.Served(arguments.vllm, arguments.vllm_dir, arguments.vllm_tolerance)
   name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
   sampler.run_sampler(
     arguments.learner, sampler_id=name, stop=_stop_on_signals(), patience=arguments.patience,
     abandon=lambda: os._exit(0), weights_dir=arguments.weights_dir, credentials=credentials,
+    served=served,
   )  # fmt: skip
   return 0
 

@@ -189,15 +189,23 @@ def make_engine(
     int8_weights: its parameters will be quantized ones.
     mesh: that its parameters will be laid out on; None = the first device.
   """
-  sampler = config.sampler
   sizes = engine_sizes(config, group_size=group_size, max_prompt_tokens=max_prompt_tokens)
-  tokens, texts = policy.words.stops(json.loads(sampler.stop or "[]"))
   model = dataclasses.replace(lora.plain(policy.model), int8_weights=int8_weights)
   return engine.Engine(
-    model, sizes, seed=config.seed,
-    stops=stopping.Stops((policy.words.eos, *tokens), texts, policy.words.decode),
-    truncation=sampling.Truncation(sampler.top_k, sampler.top_p, sampler.min_p), mesh=mesh,
+    model, sizes, seed=config.seed, stops=stops(config, policy), truncation=truncation(config),
+    mesh=mesh,
   )  # fmt: skip
+
+
+def stops(config, policy: Policy) -> stopping.Stops:
+  """What ends a completion."""
+  tokens, texts = policy.words.stops(json.loads(config.sampler.stop or "[]"))
+  return stopping.Stops((policy.words.eos, *tokens), texts, policy.words.decode)
+
+
+def truncation(config) -> sampling.Truncation:
+  """Of the distribution that is sampled from."""
+  return sampling.Truncation(config.sampler.top_k, config.sampler.top_p, config.sampler.min_p)
 
 
 def sampler_meshes(config) -> list[jax.sharding.Mesh]:

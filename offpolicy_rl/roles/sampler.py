@@ -4,17 +4,21 @@ import collections
 import functools
 import logging
 import math
+import pathlib
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import grpc
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
+from offpolicy_rl.model import lora, sharding
 from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles import parts, pulling
 from offpolicy_rl.sampler import engines, worker
+from offpolicy_rl.sampler import served as served_lib
 from offpolicy_rl.tasks import scoring, shaping
 from offpolicy_rl.transport import client, codec, security
 
@@ -26,10 +30,18 @@ class RunMismatch(RuntimeError):
   """The learner at this address is not one that this sampler can serve."""
 
 
+class Served(NamedTuple):
+  """A vLLM server that generates in place of our own engine (sampler/served.py)."""
+
+  url: str
+  directory: pathlib.Path  # that it reads its weights from, as this machine sees it
+  tolerance: float  # of log-probabilities, in nats
+
+
 def run_sampler(
   address: str, *, sampler_id: str, stop: threading.Event, patience: float = 60.0,
   abandon: Callable[[], None] = lambda: None, weights_dir: str | None = None,
-  credentials: security.Credentials = security.NONE,
+  credentials: security.Credentials = security.NONE, served: Served | None = None,
 ) -> None:  # fmt: skip
   """Serves the learner at `address` until its run is over or `stop`.
 
@@ -37,7 +49,7 @@ def run_sampler(
   machine sees it; None when the learner streams its weights. `credentials` were checked already
   (`security.check_sampler`). After `stop`, the groups begun are finished and pushed; those that
   would take longer than sampler.grace_seconds are returned, and `abandon` is called (a process
-  ends itself there: a running computation can't be interrupted).
+  ends itself there: a running computation can't be interrupted). `served`: generates instead of us.
 
   Raises:
     client.LearnerGone: nobody answered for `patience` seconds.
@@ -66,7 +78,7 @@ def run_sampler(
   try:
     with scorer:
       link = _Link(wire, identity, stop)
-      worker.run(_parts(link, config, policy, scorer, weights_dir), stats, stop.is_set)
+      worker.run(_parts(link, config, policy, scorer, weights_dir, served), stats, stop.is_set)
   finally:
     done.set()
   _leave(wire)
@@ -143,23 +155,16 @@ class _Link:
       _LOG.info("%s %s: %s", ack.ticket_id, schedule.digest(group), client.verdict(ack))
 
 
-def _parts(link: _Link, config, policy: parts.Policy, scorer, weights_dir) -> worker.Parts:
+def _parts(link: _Link, config, policy: parts.Policy, scorer, weights_dir, served) -> worker.Parts:
   shape = shaping.Shaping(
     config.task.format_reward, config.task.length_weight, config.task.failed_reward
   )
-  meshes = parts.sampler_meshes(config)
+  meshes = parts.sampler_meshes(config) if served is None else [sharding.make_mesh()]
   held = pulling.PerSession(
     lambda: pulling.weights(link.wire, config, policy.model, weights_dir, meshes)
   )
-  each = [
-    parts.make_engine(
-      config, policy, group_size=config.learner.group_size, mesh=mesh,
-      max_prompt_tokens=config.task.max_prompt_tokens, int8_weights=config.sampler.int8_weights,
-    )
-    for mesh in meshes
-  ]  # fmt: skip
   return worker.Parts(
-    engine=engines.Engines(each),
+    engine=engines.Engines(_engines(config, policy, meshes, served)),
     session=lambda: link.wire.session,
     newest_version=lambda: link.wire.newest_version,
     lease=functools.partial(link.lease, config, policy.model.vocab_size),
@@ -169,6 +174,39 @@ def _parts(link: _Link, config, policy: parts.Policy, scorer, weights_dir) -> wo
     weight_update=config.sampler.weight_update,
     refresh_cache=config.sampler.cache_after_update == "recompute",
   )
+
+
+def _engines(config, policy: parts.Policy, meshes, served: Served | None) -> list:
+  """Our own, one per mesh, or the server's."""
+  if served is not None:
+    return [_served_engine(config, policy, served)]
+  return [
+    parts.make_engine(
+      config, policy, group_size=config.learner.group_size, mesh=mesh,
+      max_prompt_tokens=config.task.max_prompt_tokens, int8_weights=config.sampler.int8_weights,
+    )
+    for mesh in meshes
+  ]  # fmt: skip
+
+
+def _served_engine(config, policy: parts.Policy, served: Served) -> served_lib.ServedEngine:
+  if policy.files is None:
+    raise RunMismatch(
+      "--vllm: the learner's policy is no published model, which a server could run"
+    )
+  if config.sampler.int8_weights or config.sampler.weight_update != worker.BETWEEN_GROUPS:
+    raise RunMismatch(
+      "--vllm: a server takes weights between groups, in their own dtype; set "
+      "sampler.weight_update=between_groups and sampler.int8_weights=False"
+    )
+  wanted = served_lib.Wanted(
+    config.task.max_completion_tokens, parts.stops(config, policy), parts.truncation(config),
+    config.seed,
+  )  # fmt: skip
+  return served_lib.ServedEngine(
+    served_lib.Server(served.url, wanted), lora.plain(policy.model), directory=served.directory,
+    slots=config.sampler.slots, most=served.tolerance,
+  )  # fmt: skip
 
 
 def _leave_in_time(wire, stop, done, grace_seconds: float, abandon: Callable[[], None]) -> None:

@@ -1,0 +1,189 @@
+"""A server in place of our engine: against a stub that speaks vLLM's dialect and can misbehave."""
+
+import http.server
+import json
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from offpolicy_rl import types
+from offpolicy_rl.model import families, policy, pretrained
+from offpolicy_rl.sampler import sampling, served, stopping
+from tests.model.families_test import LLAMA
+
+END = 1
+CONFIG = families.read(LLAMA | {"vocab_size": 264})
+WANTED = served.Wanted(5, stopping.Stops((END,)), sampling.NONE, seed=3)
+
+
+class Stub:
+  """Loads what is in the directory and samples from it, one token after the other."""
+
+  def __init__(self, directory):
+    self.directory, self.keeps_old, self.mangle = directory, False, lambda choice: choice
+    self.requests, self.params = [], None
+    stub = self
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+      def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        stub.requests.append((self.path, body))
+        answer = stub.answer(self.path, body)
+        self.send_response(200 if answer is not None else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+      def log_message(self, *_):
+        pass
+
+    self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    self.url = f"http://127.0.0.1:{self.server.server_port}"
+    threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+  def answer(self, path, body):
+    if path == "/collective_rpc" and body["method"] == "load_again":
+      if not (self.keeps_old and self.params):
+        found = pretrained.Checkpoint(self.directory)
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = policy.shapes(CONFIG)
+        self.params = found.load(jax.tree.map(lambda _: here, shapes))
+      return {"results": [None]}
+    if path == "/v1/completions":
+      return {"choices": [self.mangle(self.choice(body, i)) for i in reversed(range(body["n"]))]}
+    return None
+
+  def choice(self, body, index: int) -> dict:
+    draw = np.random.default_rng((body["seed"], index))
+    tokens, logprobs = [], []
+    while len(tokens) < body["max_tokens"] and END not in tokens:
+      row = np.array([body["prompt"] + tokens], np.int32)
+      positions = np.arange(row.size, dtype=np.int32)[None]
+      logits = policy.apply(CONFIG, self.params, row, positions)[0][0, -1]
+      log_p = np.asarray(jax.nn.log_softmax(logits / body["temperature"]), np.float64)
+      tokens.append(int(draw.choice(log_p.size, p=np.exp(log_p) / np.exp(log_p).sum())))
+      logprobs.append(float(log_p[tokens[-1]]))
+    reason = "stop" if END in tokens else "length"
+    return {
+      "index": index, "token_ids": tokens, "logprobs": {"token_logprobs": logprobs},
+      "finish_reason": reason,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def directory(tmp_path):
+  (tmp_path / pretrained.CONFIG).write_text(json.dumps(LLAMA | {"vocab_size": 264}))
+  names = pretrained.tensor_shapes(CONFIG)
+  pretrained.save(tmp_path, CONFIG, weights(0), dict.fromkeys(names, "float32"))
+  return tmp_path
+
+
+@pytest.fixture
+def stub(directory):
+  made = Stub(directory)
+  yield made
+  made.server.shutdown()
+
+
+def weights(seed: int):
+  return policy.init(CONFIG, jax.random.key(seed))
+
+
+def ticket(index: int, number: int = 2, temperature: float = 0.7) -> types.Ticket:
+  prompt = np.array([5, 6, 7 + index], np.int32)
+  return types.Ticket(
+    f"train/0/{index}", types.TRAIN, 0, index, prompt, "", 0, 9, number, temperature
+  )
+
+
+def engine(stub, **changes) -> served.ServedEngine:
+  how = {"directory": stub.directory, "slots": 4, "most": 1e-3} | changes
+  return served.ServedEngine(served.Server(stub.url, WANTED, seconds=20), CONFIG, **how)
+
+
+def answers(engine, params, version):
+  found = {}
+  while not engine.idle:
+    found |= {t.ticket_id: group for t, group in engine.step(params, version)}
+  return found
+
+
+def test_tickets_are_answered_with_the_servers_tokens_and_logprobs(stub):
+  made, params = engine(stub), weights(1)
+  assert made.room == 4
+  made.add([ticket(0), ticket(1)])
+  assert made.room == 0
+  found = answers(made, params, version=3)
+  assert list(found) and {len(group) for group in found.values()} == {2}
+  for index in (0, 1):
+    for trajectory in found[f"train/0/{index}"]:
+      expected = served.logprobs(CONFIG, params, ticket(index), trajectory.tokens)
+      np.testing.assert_allclose(trajectory.logprobs, expected, atol=1e-4)
+      assert set(trajectory.versions) == {3}
+      assert trajectory.finished == (END in trajectory.tokens)
+  sent = [body for path, body in stub.requests if path == "/v1/completions" and body["n"] == 2]
+  assert len({body["seed"] for body in sent}) == 2
+  assert all(body["return_token_ids"] and body["stop_token_ids"] == [END] for body in sent)
+
+
+def test_new_weights_are_written_loaded_and_seen_to_be_used(stub):
+  made = engine(stub)
+  for version, params in enumerate((weights(1), weights(2))):
+    made.add([ticket(0)])
+    answers(made, params, version)
+  assert [path for path, _ in stub.requests].count("/collective_rpc") == 2
+  assert not list(stub.directory.glob("tmp*"))
+
+
+def test_a_server_that_keeps_old_weights_is_found_out(stub):
+  made = engine(stub)
+  made.add([ticket(0)])
+  answers(made, weights(1), 0)
+  stub.keeps_old = True
+  made.add([ticket(1)])
+  with pytest.raises(served.StaleWeights, match="keeps old weights"):
+    made.step(weights(2), 1)
+
+
+def test_weights_stay_while_anything_is_under_way(stub):
+  made, first = engine(stub), weights(1)
+  made.add([ticket(0)])
+  loads = lambda: [path for path, _ in stub.requests].count("/collective_rpc")
+  done = made.step(first, 0)
+  made.add([ticket(1)])
+  if not done:
+    made.step(weights(2), 1)
+    assert loads() == 1
+  answers(made, weights(2), 1)
+
+
+@pytest.mark.parametrize(
+  ("mangle", "message"),
+  [
+    (lambda c: c | {"token_ids": None}, "got 0 token_ids"),
+    (lambda c: c | {"logprobs": None}, "and 0 logprobs"),
+    (
+      lambda c: c | {"logprobs": {"token_logprobs": c["logprobs"]["token_logprobs"][1:]}},
+      "as many",
+    ),
+    (
+      lambda c: c | {"logprobs": {"token_logprobs": [float("nan") for _ in c["token_ids"]]}},
+      "not finite",
+    ),
+  ],
+)
+def test_half_an_answer_is_refused(stub, mangle, message):
+  stub.mangle = mangle
+  made = engine(stub)
+  made.add([ticket(0)])
+  with pytest.raises(served.ServerError, match=message):
+    answers(made, weights(1), 0)
+
+
+def test_a_server_that_is_not_there_or_is_another_is_named(stub):
+  with pytest.raises(served.ServerError, match="127.0.0.1:9/collective_rpc"):
+    served.Server("http://127.0.0.1:9", WANTED, seconds=2).load()
+  stub.answer = lambda *_: None
+  with pytest.raises(served.ServerError, match="/v1/completions: 404"):
+    served.Server(stub.url, WANTED).complete(ticket(0), number=1)
