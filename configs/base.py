@@ -127,6 +127,7 @@ def get_config() -> config_dict.ConfigDict:
   # Steps between comparisons of sampler and learner logprobs, and between looks at the routers of
   # a mixture of experts; 0 = never.
   c.learner.audit_every = 10
+  c.learner.mismatch_alarm = 0.02  # mean nats per token, above which people are told; 0 = never
 
   # Each sampler.
   c.sampler = config_dict.ConfigDict()

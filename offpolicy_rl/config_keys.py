@@ -128,6 +128,7 @@ KEYS = {
   "learner.weight_decay": _from(0),
   "learner.max_grad_norm": _POSITIVE,
   "learner.audit_every": _at_least(0),
+  "learner.mismatch_alarm": _from(0),
   "sampler.slots": _at_least(1),
   "sampler.data": _at_least(1),
   "sampler.tensor": _at_least(1),

@@ -8,7 +8,11 @@ from rich.text import Text
 
 PLAIN_SECONDS = 5.0  # between lines where there is no terminal
 ALARM_STEPS = 20  # in a row, before an alarm is spoken of; one batch alone is noisy
+_AT_ONCE = {"alarm/mismatch"}  # but these are not
 _ALARMS = {
+  "alarm/mismatch": "samplers and learner disagree on the log-probability of a token by more than "
+  "learner.mismatch_alarm nats in the mean: every log-ratio is off by that (other kernels, a "
+  "narrower dtype, int8 weights or truncated sampling; a server with old weights?)",
   "alarm/lambda_negative": "lambda = mean(A - beta u) is negative: the target is sharper than "
   "exponential; lower the baseline (kappa, shift) or raise beta1 above beta",
   "alarm/memorising": "the mean log-ratio is positive on the batches trained on: the policy "
@@ -72,11 +76,12 @@ class Progress:
 
   def _tell_alarms(self, step: int, row: dict) -> None:
     for name, meaning in _ALARMS.items():
-      if self._alarms[name] >= ALARM_STEPS:
+      needed = 1 if name in _AT_ONCE else ALARM_STEPS
+      if name not in row or self._alarms[name] >= needed:
         continue
-      self._alarms[name] = self._alarms[name] + 1 if row.get(name) else 0
-      if self._alarms[name] == ALARM_STEPS:
-        self.say(f"alarm, steps {step - ALARM_STEPS + 2} to {step + 1}: {meaning}")
+      self._alarms[name] = self._alarms[name] + 1 if row[name] else 0
+      if self._alarms[name] == needed:
+        self.say(f"alarm, steps {step - needed + 2} to {step + 1}: {meaning}")
 
   def _seconds_left(self, now: float, step: int) -> float:
     started, first = self._started

@@ -8,6 +8,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA, FSDP, TENSOR, EXPERT = "data", "fsdp", "tensor", "expert"
@@ -29,15 +30,21 @@ def make_mesh(
 ) -> Mesh:
   """Mesh of shape (data, fsdp, tensor, expert) over the first devices.
 
+  Where all devices of a TPU are used, neighbours in the mesh are neighbours in its torus.
+
   Raises:
     ValueError: more devices asked for than there are.
   """
   devices = jax.devices() if devices is None else devices
-  size = math.prod((data, fsdp, tensor, expert))
+  sizes = (data, fsdp, tensor, expert)
+  size = math.prod(sizes)
   if size > len(devices):
     shape = f"data={data} x fsdp={fsdp} x tensor={tensor} x expert={expert}"
     raise ValueError(f"mesh: {shape} needs {size} devices, this machine has {len(devices)}")
-  grid = np.array(devices[:size]).reshape(data, fsdp, tensor, expert)
+  if size == len(devices):
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  else:
+    grid = np.array(devices[:size]).reshape(sizes)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

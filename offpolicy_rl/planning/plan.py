@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.model import decoder
+from offpolicy_rl.model import decoder, sharding
 from offpolicy_rl.planning import programs, topology
 from offpolicy_rl.roles import parts
 
@@ -43,7 +43,7 @@ def run(config, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
       f"mesh: got {shape} = {size} devices, expected the {len(devices)} of --topology={name}"
     )
   capacity = topology.memory_bytes(name)
-  learner = programs.train(config, model, programs.mesh_of(mesh, devices), capacity)
+  learner = programs.train(config, model, sharding.make_mesh(**mesh, devices=devices), capacity)
   sampler = programs.decode(config, model, devices[: config.sampler.tensor], capacity)
   found = {
     "topology": name,

@@ -8,8 +8,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from offpolicy_rl import types
 from offpolicy_rl.learner import state as state_lib
@@ -40,13 +39,6 @@ class Program:
   largest: list[tuple[str, int]]  # arguments by size: (name, bytes on a device)
 
 
-def mesh_of(shape: dict[str, int], devices) -> Mesh:
-  """A mesh that follows the torus where it can."""
-  sizes = [shape[axis] for axis in sharding.AXES]
-  grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-  return Mesh(grid, sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
-
-
 def train(config, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Program:
   """The update that the learner would run, with the largest batch that there can be."""
   choices = parts.step_choices(config, model, mesh)
@@ -69,7 +61,7 @@ def train(config, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Pr
 def decode(config, model: decoder.DecoderConfig, devices, capacity: int) -> Program:
   """The decoding of one engine of a sampler, all slots in use and at their longest."""
   sampler, task = config.sampler, config.task
-  mesh = mesh_of({axis: 1 for axis in sharding.AXES} | {"tensor": sampler.tensor}, devices)
+  mesh = sharding.make_mesh(tensor=sampler.tensor, devices=devices)
   model = dataclasses.replace(lora.plain(model), int8_weights=sampler.int8_weights)
   sizes = parts.engine_sizes(
     config, group_size=config.learner.group_size, max_prompt_tokens=task.max_prompt_tokens

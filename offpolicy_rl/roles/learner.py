@@ -148,6 +148,8 @@ def train_step(me, reference) -> Callable:
     found = check(at_step, state, consumed.versions, consumed.placed)
     if me.choices.model.num_experts and every and at_step % every == 0:
       found |= step.router_metrics(me.choices, state.params, consumed.placed, reference)
+    if "mismatch/mean" in found and me.config.learner.mismatch_alarm:
+      found["alarm/mismatch"] = float(found["mismatch/mean"] > me.config.learner.mismatch_alarm)
     state, row = compiled(state, consumed.placed, reference)
     return state, row | found
 
