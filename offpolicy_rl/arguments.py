@@ -44,6 +44,11 @@ def parser(description: str) -> argparse.ArgumentParser:
     help="several processes train together, one per host, each started with the same flags: where "
     "the first one is; auto = ask the TPU pod or the cluster",
   )  # fmt: skip
+  learner.add_argument(
+    "--checkpoint_dir", metavar="PATH",
+    help="checkpoints go there, RUN/checkpoints is a link to it; with --coordinator a directory "
+    "that all processes share, while RUN need only be a local disk of the first one",
+  )  # fmt: skip
   learner.add_argument("--num_processes", type=int, help="of them (not with auto)")
   learner.add_argument("--process_id", type=int, help="of this one, from 0 (not with auto)")
   sampler = roles.add_parser("sampler", parents=[wired], help="only a sampler")

@@ -189,6 +189,7 @@ def _learner(arguments, assignments) -> int:
   stop = _stop_on_signals()
   if arguments.coordinator:
     return _learner_of_several(arguments, config, run_dir, stop, credentials)
+  _link_checkpoints(arguments, run_dir)
   from offpolicy_rl.roles import learner  # imports JAX
 
   learner.run_learner(
@@ -198,13 +199,20 @@ def _learner(arguments, assignments) -> int:
   return 0
 
 
+def _link_checkpoints(arguments, run_dir: pathlib.Path) -> None:
+  from offpolicy_rl.roles import folders
+
+  if arguments.checkpoint_dir:
+    target = pathlib.Path(arguments.checkpoint_dir)
+    folders.link(run_dir / "checkpoints", target, empty=not arguments.resume)
+
+
 def _learner_of_several(arguments, config, run_dir: pathlib.Path, stop, credentials) -> int:
   """One process of several: the first leads, the others follow it."""
   for flag in ("run_dir", "weights_dir"):
     if not getattr(arguments, flag):
       raise config_lib.ConfigError(
-        f"--{flag}: missing, expected a directory that all processes share, because --coordinator "
-        "is given"
+        f"--{flag}: missing, expected because --coordinator is given: the processes share it"
       )
   from offpolicy_rl.roles import follower, learner, processes  # imports JAX
 
@@ -213,8 +221,12 @@ def _learner_of_several(arguments, config, run_dir: pathlib.Path, stop, credenti
   with processes.ending_together():
     leader, followed = processes.meet(group, config, stop=stop, lost=processes.abandon)
     if followed:
-      follower.run_follower(config, run_dir, follower=followed, weights_dir=arguments.weights_dir)
+      checkpoints = pathlib.Path(arguments.checkpoint_dir or run_dir / "checkpoints")
+      follower.run_follower(
+        config, checkpoints, follower=followed, weights_dir=arguments.weights_dir
+      )
       return 0
+    _link_checkpoints(arguments, run_dir)
     learner.run_learner(
       config, run_dir, listen=arguments.listen, resume=arguments.resume, stop=stop, leader=leader,
       weights_dir=arguments.weights_dir, credentials=credentials, reflection=arguments.reflection,

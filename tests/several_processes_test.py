@@ -37,7 +37,11 @@ def start_learner(launch, run_dir, count: int, *more: str, devices: int = DEVICE
   shared = ["learner", *SETTINGS, f"--run_dir={run_dir}", f"--weights_dir={run_dir}-weights", *more]
   flags = f"--xla_force_host_platform_device_count={devices // count}"
   if count > 1:
-    shared += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
+    shared += [
+      f"--checkpoint_dir={run_dir}-checkpoints",
+      f"--coordinator=127.0.0.1:{free_port()}",
+      f"--num_processes={count}",
+    ]
   own = lambda i: [f"--process_id={i}"] if count > 1 else []
   return [launch(*shared, *own(i), XLA_FLAGS=flags) for i in range(count)]
 
@@ -83,10 +87,11 @@ def assert_same_bits(run_dir, alone):
 
 def test_four_processes_go_on_with_the_run_of_one(tmp_path, alone):
   """From a checkpoint of it, with the groups that it had: only the order of sums differs."""
-  run_dir = tmp_path / "run"
+  run_dir, checkpoints = tmp_path / "run", tmp_path / "run-checkpoints"
   shutil.copytree(alone, run_dir)
   (run_dir / "address").unlink()
-  for folder in (run_dir / "checkpoints" / "steps").iterdir():
+  (run_dir / "checkpoints").rename(checkpoints)
+  for folder in (checkpoints / "steps").iterdir():
     if int(folder.name) > KEPT:
       shutil.rmtree(folder)
   with system.processes() as launch:

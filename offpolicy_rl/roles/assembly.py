@@ -66,13 +66,13 @@ class Learner:
   def order(self, what: int, at_step: int, versions: Sequence[int] = ()) -> None:
     """What comes next, for the processes that follow."""
     if self.followers is not None:
-      self.followers.order(what, at_step, versions)
+      self.followers.order(hosts.Order(what, at_step, tuple(versions)))
 
   def _share(self, at_step: int, batch: types.Batch, versions: Collection[int]) -> types.Batch:
     """A batch on the devices; the processes that follow get what theirs hold."""
     if self.followers is not None:
-      arrays = processes.leaves(batch)
-      self.followers.order(hosts.BATCH, at_step, sorted(versions), arrays)
+      arrays = tuple(processes.leaves(batch))
+      self.followers.order(hosts.Order(hosts.BATCH, at_step, tuple(sorted(versions)), arrays))
     return jax.block_until_ready(state_lib.place_batch(self.mesh, batch))
 
   def next_batch(self, at_step: int, wanted: Callable[[], bool]) -> loop.Consumed:
@@ -148,7 +148,9 @@ def make_learner(
   )  # fmt: skip
   newest = saved.newest() if resume else None
   if leader is not None:
-    leader.order(hosts.BEGIN, -1 if newest is None else newest)
+    leader.order(
+      hosts.Order(hosts.BEGIN, -1 if newest is None else newest, model_files=policy.files)
+    )
   restored = None if newest is None else restore(saved, newest, choices, mesh)
   if restored is None:
     if resume:

@@ -16,6 +16,24 @@ def copy_matching(source, to: pathlib.Path, patterns: Iterable[str]) -> None:
       path.copy(to / path.name)
 
 
+def link(name: pathlib.Path, to: pathlib.Path, *, empty: bool) -> None:
+  """Makes `name` a link to the directory `to`, which is made where it is not there.
+
+  Raises:
+    FileExistsError: `name` is something else already, or `to` is to be empty and is not.
+  """
+  to = to.resolve()
+  to.mkdir(parents=True, exist_ok=True)
+  if name.is_symlink() and name.resolve() == to:
+    return
+  if name.exists() or name.is_symlink():
+    raise FileExistsError(f"{name}: is there already, expected no such name or a link to {to}")
+  if empty and any(to.iterdir()):
+    raise FileExistsError(f"{to}: holds files of another run, expected an empty directory")
+  name.parent.mkdir(parents=True, exist_ok=True)
+  name.symlink_to(to)
+
+
 @contextlib.contextmanager
 def whole(target: pathlib.Path):
   """A directory to fill, which becomes `target` at the end, or nothing when that fails."""

@@ -67,11 +67,13 @@ class Process:
 
 
 def run_follower(
-  config, run_dir: pathlib.Path, *, follower: hosts.Follower, weights_dir: str
+  config, checkpoints: pathlib.Path, *, follower: hosts.Follower, weights_dir: str
 ) -> None:
-  """Follows the first process to the end of its run; arguments as for `run_learner`."""
-  begun = follower.next(hosts.BEGIN).step
-  me = _make(config, run_dir, follower, weights_dir, begun)
+  """Follows the first process to the end of its run.
+
+  `checkpoints`, `weights_dir`: directories that all processes share.
+  """
+  me = _make(config, checkpoints, follower, weights_dir)
   try:
     _train(me)
   finally:
@@ -82,20 +84,18 @@ def run_follower(
   follower.close()
 
 
-def _make(config, run_dir, follower: hosts.Follower, weights_dir: str, begun: int) -> Process:
-  """`begun`: the step to restore, negative = none."""
-  policy = parts.policy_of(config, parts.kept_model_files(config, run_dir))
+def _make(config, checkpoints, follower: hosts.Follower, weights_dir: str) -> Process:
+  begun = follower.next(hosts.BEGIN)
+  policy = parts.policy_of(config, begun.model_files)
   mesh = sharding.make_mesh(**config.mesh)
   choices = parts.step_choices(config, policy.model, mesh)
-  saved = checkpoint.Checkpoints(
-    run_dir / "checkpoints", keep=config.checkpoint.keep, say=_LOG.warning
-  )
+  saved = checkpoint.Checkpoints(checkpoints, keep=config.checkpoint.keep, say=_LOG.warning)
   return Process(
     config=config,
     choices=choices,
     mesh=mesh,
     checkpoints=saved,
-    restored=assembly.restore(saved, begun, choices, mesh) if begun >= 0 else None,
+    restored=assembly.restore(saved, begun.step, choices, mesh) if begun.step >= 0 else None,
     publishing=Publishing(
       parts.make_store(config, weights_dir, session=""), config.transport.weights_dtype
     ),

@@ -91,11 +91,6 @@ def model_files(config, run_dir: pathlib.Path, *, resume: bool) -> types.ModelFi
   return tokenizer.read_files(kept)
 
 
-def kept_model_files(config, run_dir: pathlib.Path) -> types.ModelFiles | None:
-  """Those that `model_files` kept in the run, of another process."""
-  return tokenizer.read_files(run_dir / "model") if config.model.checkpoint else None
-
-
 def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[int, dict]:
   """(step, parameters of the plain decoder) of a run's newest checkpoint, on the first device.
 

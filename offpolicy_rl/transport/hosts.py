@@ -7,6 +7,7 @@ again from the last checkpoint.
 
 import concurrent.futures
 import hmac
+import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import grpc
 import numpy as np
 
+from offpolicy_rl import types
 from offpolicy_rl.transport import hosts_pb2 as pb
 from offpolicy_rl.transport import hosts_pb2_grpc as rpc
 from offpolicy_rl.transport.server import KEEPALIVE
@@ -37,6 +39,7 @@ class Order(NamedTuple):
   step: int
   versions: tuple[int, ...] = ()
   arrays: tuple[np.ndarray, ...] = ()
+  model_files: types.ModelFiles | None = None
 
 
 class Leader:
@@ -81,13 +84,17 @@ class Leader:
         missing = sorted(set(range(1, self._followers + 1)) - set(self._queues))
         raise HostsError(f"--process_id: {missing} did not come within {_JOIN_SECONDS} s")
 
-  def order(
-    self, what: int, step: int, versions: Sequence[int] = (), arrays: Sequence[np.ndarray] = ()
-  ) -> None:
+  def order(self, order: Order) -> None:
     """Tells every follower; of `arrays` [parts, rows, ...] each gets the rows that it holds."""
+    files = json.dumps(order.model_files._asdict()) if order.model_files else ""
     for waiting, shards in self._queues.values():
-      shares = [_message(self._share(x, shards)) for x in arrays]
-      waiting.put(pb.Order(what=what, step=step, versions=versions, arrays=shares))
+      shares = [_message(self._share(x, shards)) for x in order.arrays]
+      waiting.put(
+        pb.Order(
+          what=order.what, step=order.step, versions=order.versions, arrays=shares,
+          model_files=files,
+        )
+      )  # fmt: skip
 
   def _share(self, array: np.ndarray, shards: list[int]) -> np.ndarray:
     size = array.shape[1] // self._shards
@@ -96,7 +103,7 @@ class Leader:
   def end(self) -> None:
     """All is done; returns when the followers know."""
     self._ended = True
-    self.order(END, 0)
+    self.order(Order(END, 0))
     self._server.stop(grace=10).wait()
 
   def orders_for(self, request: pb.FollowRequest, context: grpc.ServicerContext):
@@ -168,7 +175,8 @@ class Follower:
     try:
       for message in orders:
         arrays = tuple(_array(array) for array in message.arrays)
-        order = Order(message.what, message.step, tuple(message.versions), arrays)
+        files = message.model_files and types.ModelFiles(**json.loads(message.model_files))
+        order = Order(message.what, message.step, tuple(message.versions), arrays, files or None)
         if order.what in (BATCH, STOP):
           self._batches.put(order)
         if order.what != BATCH:

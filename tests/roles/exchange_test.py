@@ -10,7 +10,7 @@ from configs import base
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import main
 from offpolicy_rl.model import decoder, families, policy, pretrained
-from offpolicy_rl.roles import exchange, parts
+from offpolicy_rl.roles import exchange, folders, parts
 from offpolicy_rl.tasks import tokenizer
 from tests.model.families_test import LLAMA
 from tests.tasks.tokenizer_test import Gguf
@@ -150,3 +150,15 @@ def test_a_failed_export_leaves_nothing(published, tmp_path, monkeypatch):
 def test_no_directory_is_said(tmp_path):
   with pytest.raises(pretrained.CheckpointError, match="no directory and no .gguf file"):
     exchange.import_checkpoint(str(tmp_path / "nowhere"), str(tmp_path / "to"))
+
+
+def test_a_link_is_made_once_and_never_over_something(tmp_path):
+  name, target = tmp_path / "run" / "checkpoints", tmp_path / "shared"
+  for _ in range(2):
+    folders.link(name, target, empty=True)
+    (target / "file").write_text("")
+  assert (name / "file").exists()
+  with pytest.raises(FileExistsError, match="holds files of another run"):
+    folders.link(tmp_path / "other", target, empty=True)
+  with pytest.raises(FileExistsError, match="expected no such name or a link"):
+    folders.link(tmp_path / "shared", tmp_path / "elsewhere", empty=False)
