@@ -1,0 +1,96 @@
+"""How much faster is a run whose learner and sampler do not wait for one another?
+
+Command:  python -m benchmarks.async_overlap      (--quick: one short pair)
+The same card twice per round, in turn: synchronous (`lag.mode=fixed`, lag 0: nothing is sampled
+while a step runs, no step runs while something is sampled) and asynchronous (lag at most 4). One
+learner and one sampler, each a process held to a core of its own; the same number of prompts and
+completions per step. The policy stays as random as it was made, so completions are as long in both.
+Time is counted from step 20 on, without compilation. Writes results/async_overlap.json.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.demo_seeds import machine
+from offpolicy_rl import metrics
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+WARM_UP = 20  # steps
+LAG = {"synchronous": ("fixed", 0), "asynchronous": ("async", 4)}
+CARD = {
+  "task.name": "chain_sum", "task.max_prompt_tokens": 7, "task.max_completion_tokens": 16,
+  "warm_start.steps": 0, "evaluation.every": 0, "evaluation.problems": 1, "evaluation.samples": 1,
+  "model.num_layers": 4, "model.width": 128, "model.mlp_width": 512, "model.num_heads": 4,
+  "learner.prompts_per_step": 16, "learner.group_size": 8, "learner.audit_every": 0,
+  "learner.learning_rate": 1e-9, "sampler.slots": 128, "checkpoint.every": 10_000,
+}  # fmt: skip
+
+
+def start(core: int, *arguments: str) -> subprocess.Popen:
+  """A role on one core."""
+  command = ["taskset", "-c", str(core), sys.executable, "-m", "offpolicy_rl.main", *arguments]
+  return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"XLA_FLAGS": ""})
+
+
+def run(name: str, steps: int) -> dict:
+  """Seconds per step of one run, and what the learner did with them."""
+  mode, lag = LAG[name]
+  settings = CARD | {"learner.steps": steps, "lag.mode": mode, "lag.max_lag": lag}
+  with tempfile.TemporaryDirectory() as folder:
+    run_dir = pathlib.Path(folder) / "run"
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    learner = start(0, "learner", "--config=configs/base.py", f"--run_dir={run_dir}", *flags)
+    while not (run_dir / "address").exists():
+      time.sleep(0.2)
+      if learner.poll() is not None:
+        raise SystemExit("the learner ended before it had an address")
+    sampler = start(1, "sampler", f"--learner={(run_dir / 'address').read_text()}")
+    if learner.wait() or sampler.wait():
+      raise SystemExit("a process failed")
+    rows = [row for row in metrics.read(run_dir) if row["kind"] == metrics.TRAIN][WARM_UP:]
+  mean = lambda key: statistics.fmean(row[f"seconds/{key}"] for row in rows)
+  parts = {key: round(mean(key), 4) for key in ("waiting", "step", "publishing")}
+  tokens = statistics.fmean(row["completion_tokens"] for row in rows)
+  return {"seconds_per_step": round(sum(parts.values()), 4), **parts, "tokens": round(tokens, 2)}
+
+
+def main() -> None:
+  """Rounds of both, their ratio."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--steps", type=int, default=150)
+  parser.add_argument("--quick", action="store_true")
+  arguments = parser.parse_args()
+  rounds, steps = (1, 60) if arguments.quick else (arguments.rounds, arguments.steps)
+  found = {name: [] for name in LAG}
+  ratios = []
+  for number in range(rounds):
+    for name in list(LAG)[:: 1 if number % 2 == 0 else -1]:
+      found[name].append(run(name, steps))
+      print(f"round {number + 1}, {name}: {found[name][-1]}", flush=True)
+    both = [found[name][-1]["seconds_per_step"] for name in LAG]
+    ratios.append(round(both[0] / both[1], 3))
+  per_hour = {
+    name: round(3600 / statistics.median(row["seconds_per_step"] for row in rows))
+    for name, rows in found.items()
+  }
+  asked = " ".join(["python -m benchmarks.async_overlap", *sys.argv[1:]])
+  result = {
+    "machine": machine(), "command": asked,
+    "card": CARD, "steps_per_hour": per_hour, "ratio": statistics.median(ratios),
+    "ratios": ratios, "runs": found,
+  }  # fmt: skip
+  print(f"steps per hour: {per_hour}; ratio {result['ratio']} {ratios}")
+  if not arguments.quick:
+    (RESULTS / "async_overlap.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,19 @@
+"""Qwen3-8B learns GSM8K from lagged trajectories.
+
+  offpolicy-rl import --from=PATH --to=checkpoints/qwen3-8b
+  offpolicy-rl learner --config=configs/gsm8k_qwen3_8b.py --listen=0.0.0.0:50051 ...
+  offpolicy-rl sampler --learner=HOST:50051 ...
+
+PATH: a copy of Qwen/Qwen3-8B.
+8 B parameters.
+"""
+
+from configs import gsm8k
+
+
+def get_config():
+  """configs/gsm8k.py with this model."""
+  c = gsm8k.get_config("qwen3-8b")
+  c.mesh.fsdp = 64
+  c.sampler.tensor = 4
+  return c
