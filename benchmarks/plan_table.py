@@ -1,7 +1,7 @@
 """Do the Qwen3 cards fit on TPU pods, and what would their devices say to one another?
 
 Command:  python -m benchmarks.plan_table         (needs `pip install offpolicy-rl[aot]`; an hour)
-Every card is compiled by libtpu for topologies none of which is there: the learner's train step over
+Every card is compiled by libtpu for topologies that are not there: the learner's train step over
 the whole of one, and the decoding of a sampler's engine on `sampler.tensor` of its devices. Writes
 results/plan_table.json, and the table in the project's README.
 """

@@ -71,7 +71,7 @@ def serve_learner(folder: str, pipe) -> None:
   groups = store.GroupStore(pathlib.Path(folder), decode=codec.group_of_request)
   front = Front(
     book=ledger.Ledger(60.0), groups=groups, weights=weights.WeightStore(),
-    weights_dtype="float32", vocab_size=VOCABULARY, max_tokens=TOKENS,
+    vocab_size=VOCABULARY, max_tokens=TOKENS,
     control=lag.LagControl("async", 9), version=0,
   )  # fmt: skip
   identity = server.Identity("one", "stream", "{}", "none")

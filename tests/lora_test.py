@@ -14,7 +14,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import main, metrics, types
 from offpolicy_rl.model import lora, policy, sharding
 from offpolicy_rl.replay import lag
-from offpolicy_rl.roles import front, parts, pulling
+from offpolicy_rl.roles import front, parts, publishing, pulling
 from offpolicy_rl.tasks import tokenizer
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import weights
@@ -92,7 +92,7 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
   store, sent = weights.WeightStore(), []
   desk = front.Front(
     book=SimpleNamespace(needed_versions=lambda _: set()), groups=None, weights=store,
-    weights_dtype="float32", vocab_size=9, max_tokens=9, control=lag.LagControl("fixed", 1),
+    vocab_size=9, max_tokens=9, control=lag.LagControl("fixed", 1),
   )  # fmt: skip
 
   def pull_weights(low, high, receiver):
@@ -104,21 +104,22 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
     return found
 
   base, _ = lora.split(policy.init(ADAPTED, jax.random.key(0)))
-  desk.publish(types.RAW_VERSION, jax.tree.map(lambda x: x + 1, base))
-  desk.publish_base(base)
+  published = publishing.Publishing(store, "float32", desk.published)
+  published.now(types.RAW_VERSION, jax.tree.map(lambda x: x + 1, base))
+  published.base(base)
   wire = SimpleNamespace(pull_weights=pull_weights)
   held = pulling.weights(wire, tiny_config, ADAPTED, None, [sharding.make_mesh()])
   [raw] = held.pull(types.RAW_VERSION, types.RAW_VERSION)[1]
   np.testing.assert_array_equal(raw["embedding"], base["embedding"] + 1)
   for version in range(3):
     adapters = stirred(jax.random.key(version))
-    desk.publish(version, adapters)
+    published.now(version, adapters)
     got, params = held.pull(0, version)
     assert got == version
     expected = logits(ADAPTED, lora.join(base, adapters))
     np.testing.assert_allclose(logits(lora.plain(ADAPTED), params[0]), expected, atol=5e-5)
     assert held.pull(0, version)[1] is params
-    assert desk.older_versions().keys() == {0: set(), 1: {0}, 2: {1}}[version]
+    assert desk.older_versions() == {0: [], 1: [0], 2: [1]}[version]
   whole, few = bytes_of(base), bytes_of(adapters)
   assert desk.version_bytes == few < whole / 3
   assert sent == [

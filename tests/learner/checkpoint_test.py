@@ -52,6 +52,10 @@ class Kept(checkpoint.Checkpoints):
     self.save(number, state, versions={}, position=position)
     self.wait()
 
+  def restore_newest(self, shardings):
+    step = self.newest()
+    return None if step is None else self.restore(step, SHAPES, shardings)
+
 
 def folder(tmp_path, number):
   return tmp_path / "steps" / str(number)
@@ -68,7 +72,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(tmp_path, mesh, 
         at_three = host(state)
       state, _ = compiled(state, state_lib.place_batch(mesh, random_batch(seed=i)), None)
     saved.close()
-    restored = Kept(tmp_path).restore(SHAPES, shardings)
+    restored = Kept(tmp_path).restore_newest(shardings)
     assert restored.step == 3
     assert equal(host(restored.state), at_three)
     same = lambda x, s: x.sharding.is_equivalent_to(s, x.ndim)
@@ -85,7 +89,7 @@ def test_position_and_older_versions_come_back(tmp_path, shardings, state):
   older = {-1: tensors, 7: {name: x + 1 for name, x in tensors.items()}}
   saved.save(9, state, versions=older, position={"files": {"metrics": 12}})
   saved.close()
-  restored = Kept(tmp_path).restore(SHAPES, shardings)
+  restored = Kept(tmp_path).restore_newest(shardings)
   assert restored.position["files"] == {"metrics": 12}
   assert restored.versions.keys() == older.keys()
   for version, expected in older.items():
@@ -130,7 +134,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_used(
   harm, message = DAMAGE[damage]
   harm(victim)
   reopened = Kept(tmp_path)
-  restored = reopened.restore(SHAPES, shardings)
+  restored = reopened.restore_newest(shardings)
   assert (restored.step, restored.position["place"]) == (1, "one")
   assert str(victim) in reopened.said[0] and message in reopened.said[0]
   assert folder(tmp_path, "2.damaged").exists()  # for whoever wants to look
@@ -145,7 +149,7 @@ def test_the_same_step_may_be_damaged_twice(tmp_path, shardings, state):
     saved.save_simply(2, state)
     saved.close()
     (folder(tmp_path, 2) / "commit.json").write_text("{")
-    assert Kept(tmp_path).restore(SHAPES, shardings).step == 1
+    assert Kept(tmp_path).restore_newest(shardings).step == 1
 
 
 def test_trouble_with_tidying_up_does_not_cost_the_new_checkpoint(tmp_path, shardings, state):
@@ -155,7 +159,7 @@ def test_trouble_with_tidying_up_does_not_cost_the_new_checkpoint(tmp_path, shar
   saved.save_simply(2, state)
   saved.close()
   assert saved.steps() == [2] and "step 2, removing what is old: OSError" in saved.said[0]
-  assert Kept(tmp_path).restore(SHAPES, shardings).step == 2
+  assert Kept(tmp_path).restore_newest(shardings).step == 2
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_begun_anew(tmp_path, shardings, state):
@@ -164,7 +168,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_begun_anew(tmp_path, shardi
   saved.close()
   (folder(tmp_path, 1) / "commit.json").write_text("{")
   with pytest.raises(checkpoint.CheckpointError, match=r"every checkpoint of \[1\] is damaged"):
-    Kept(tmp_path).restore(SHAPES, shardings)
+    Kept(tmp_path).restore_newest(shardings)
 
 
 def test_an_uncommitted_checkpoint_does_not_count(tmp_path, shardings, state):
@@ -176,7 +180,7 @@ def test_an_uncommitted_checkpoint_does_not_count(tmp_path, shardings, state):
   saved.close()
   reopened = Kept(tmp_path)
   assert reopened.steps() == [5]
-  assert reopened.restore(SHAPES, shardings).step == 5
+  assert reopened.restore_newest(shardings).step == 5
   reopened.save_simply(6, state)
   assert reopened.steps() == [5, 6]
 
@@ -215,7 +219,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stays(tmp_path, shardings
     saved.save_simply(3, state)
     assert saved.steps() == [1, 3]
     saved.close()
-    assert Kept(tmp_path / "disk").restore(SHAPES, shardings).step == 3
+    assert Kept(tmp_path / "disk").restore_newest(shardings).step == 3
 
 
 def test_the_initial_policy_is_kept_apart_and_checked(tmp_path, mesh, shardings, state):
@@ -231,7 +235,7 @@ def test_the_initial_policy_is_kept_apart_and_checked(tmp_path, mesh, shardings,
 
 
 def test_no_checkpoint_is_none(tmp_path, shardings):
-  assert Kept(tmp_path).restore(SHAPES, shardings) is None
+  assert Kept(tmp_path).restore_newest(shardings) is None
 
 
 def test_equal_can_fail():

@@ -220,8 +220,10 @@ def test_a_reference_is_not_differentiated_and_not_free():
 
 def test_non_finite_steps_stop_with_step_and_group():
   batch = random_batch()
-  groups = [SimpleNamespace(ticket=SimpleNamespace(ticket_id=f"train/7/{i}")) for i in range(4)]
-  consumed = loop.Consumed(groups, batch, batch, {})
+  group = lambda i: SimpleNamespace(
+    ticket=SimpleNamespace(ticket_id=f"train/7/{i}"), group=SimpleNamespace(trajectories=range(4))
+  )
+  consumed = loop.Consumed(batch, frozenset(), [group(i) for i in range(4)])
   bad = {"loss": float("nan"), "grad_norm": 1.0, "first_nonfinite_row": 9}
   with pytest.raises(loop.NonFiniteError, match=r"step 7: loss nan.*row 9, group train/7/2"):
     loop.check_finite(7, bad, consumed)
@@ -230,6 +232,9 @@ def test_non_finite_steps_stop_with_step_and_group():
       7, {"loss": 1.0, "grad_norm": float("inf"), "first_nonfinite_row": -1}, consumed
     )
   loop.check_finite(7, {"loss": 1.0, "grad_norm": 1.0, "first_nonfinite_row": -1}, consumed)
+  following = loop.Consumed(batch, frozenset())  # a process that does not know the groups
+  with pytest.raises(loop.NonFiniteError, match=r"first in row 9$"):
+    loop.check_finite(7, bad, following)
 
 
 def test_a_nan_in_the_policy_is_traced_to_its_first_row():
@@ -255,15 +260,15 @@ def test_the_audit_compares_the_version_that_sampled():
   batch = batch._replace(sampler_logprobs=np.array(stats_of(state.params, batch).logprobs)[None])
   check = audit.LogprobAudit(made, every=10, max_lag=3)
   unrelated = batch._replace(versions=np.where(batch.loss_mask, -5, types.NO_VERSION))
-  assert check(0, state, unrelated, unrelated) == {}
+  assert check(0, state, {-5}, unrelated) == {}
   compiled = jax.jit(functools.partial(step.train_step, made))
   for _ in range(2):
     state, _ = compiled(state, batch, None)
-  found = check(2, state, batch, batch)
+  found = check(2, state, {0}, batch)
   assert found["mismatch/max"] < 1e-5 and found["mismatch/tokens"] == batch.loss_mask.sum()
   direct = step.logprob_mismatch(made, state.params, batch, 0)
   assert direct["mismatch/max"] > 1e-3
-  assert check(3, state, batch, batch) == {}  # the copy was used up
+  assert check(3, state, {0}, batch) == {}  # the copy was used up
 
 
 def test_the_warm_start_learns_a_constant_answer():

@@ -9,8 +9,8 @@ from offpolicy_rl.roles.front import Front
 
 def front() -> Front:
   return Front(
-    book=Ledger(10), groups=None, weights=None, weights_dtype="float32", vocab_size=9,
-    max_tokens=9, control=LagControl("async", 1),
+    book=Ledger(10), groups=None, weights=None, vocab_size=9, max_tokens=9,
+    control=LagControl("async", 1),
   )  # fmt: skip
 
 
