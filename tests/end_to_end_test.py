@@ -231,6 +231,7 @@ def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):
   assert max(row["lag/max"] for row in rows) == 4
   assert max(row.get("mismatch/max", 0.0) for row in rows) <= 1e-4
   assert sum(row.get("mismatch/tokens", 0) for row in rows) > 0
+  assert rows[0]["compilations"] > 0 and not any(row["compilations"] for row in rows[20:])
   phases = [row["phase"] for row in metrics.read(tmp_path / "run") if row["kind"] == "heldout"]
   assert [p for p in phases if p != "during"] == ["before warm start", "after warm start", "after"]
   report = (tmp_path / "run" / "report.html").read_text()
