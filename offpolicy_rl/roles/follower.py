@@ -7,6 +7,7 @@ the first process (transport/hosts.py), in the order in which that one makes its
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -46,9 +47,9 @@ class Process:
   def warmed(self, at_step: int, loss: float) -> None:
     """The first process books it."""
 
-  def next_batch(self, at_step: int, wanted=None) -> loop.Consumed:
-    """See `loop.Parts`; an end of this process ends the wait for the first one."""
-    order = self.leader.batch(at_step)
+  def next_batch(self, at_step: int, wanted: Callable[[], bool] = lambda: True) -> loop.Consumed:
+    """See `loop.Parts`."""
+    order = self.leader.batch(at_step, wanted)
     if order is None:
       raise loop.Stopped
     return loop.Consumed(processes.placed(self.mesh, order), frozenset(order.versions))
@@ -74,12 +75,11 @@ def run_follower(
   `checkpoints`, `weights_dir`: directories that all processes share.
   """
   me = _make(config, checkpoints, follower, weights_dir)
-  try:
-    _train(me)
-  finally:
-    me.checkpoints.close()
-    me.publishing.settle()
-    me.publishing.store.close()
+  _train(me)
+  # Not after an error: what is being written waits for the other processes.
+  me.checkpoints.close()
+  me.publishing.settle()
+  me.publishing.store.close()
   follower.next(hosts.END)
   follower.close()
 

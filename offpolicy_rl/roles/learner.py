@@ -60,10 +60,14 @@ def run_learner(
   checkpoint.write_durably(run_dir / "address", address)
   me.screen.say(f"learner at {address} ({security.describe(credentials, listen)})")
   me.screen.say(f"run directory {run_dir}")
+  orderly = leader is None  # else an error ends the process: nothing can be written without all
   try:
-    return _train(me)
+    state = _train(me)
+    orderly = True
+    return state
   finally:
-    _shut_down(me, wire)
+    if orderly:
+      _shut_down(me, wire)
 
 
 def _largest_request_mb(config) -> int:

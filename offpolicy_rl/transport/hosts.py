@@ -6,6 +6,7 @@ again from the last checkpoint.
 """
 
 import concurrent.futures
+import contextlib
 import hmac
 import json
 import queue
@@ -25,6 +26,7 @@ from offpolicy_rl.transport.server import KEEPALIVE
 BEGIN, BATCH, STEP = pb.WHAT_BEGIN, pb.WHAT_BATCH, pb.WHAT_STEP
 SAVE, STOP, END = pb.WHAT_SAVE, pb.WHAT_STOP, pb.WHAT_END
 _JOIN_SECONDS = 300  # for the last process to come up, as `jax.distributed` waits
+_LOOK_SECONDS = 0.5  # how often one that waits for a batch looks whether it is wanted
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -191,26 +193,29 @@ class Follower:
       self._batches.put(None)
       self._next.put(None)
 
-  def _get(self, waiting: queue.SimpleQueue) -> Order:
-    order = waiting.get()
+  def _told(self, order: Order | None) -> Order:
     if order is None:
       raise HostsError(self._refused)
     return order
 
-  def batch(self, step: int) -> Order | None:
-    """This process's share of the batch of `step`; None when there is no such step any more."""
-    order = self._get(self._batches)
-    if order.what == STOP:
-      return None
-    return _expected(order, BATCH, step)
+  def batch(self, step: int, wanted: Callable[[], bool]) -> Order | None:
+    """This process's share of the batch of `step`.
+
+    None when there is no such step any more, or nobody wants it.
+    """
+    while wanted():
+      with contextlib.suppress(queue.Empty):
+        order = self._told(self._batches.get(timeout=_LOOK_SECONDS))
+        return None if order.what == STOP else _expected(order, BATCH, step)
+    return None
 
   def next(self, what: int, step: int | None = None) -> Order | None:
     """Waits for the leader's next order, which must be this one; None = no step any more."""
-    order = self._get(self._next)
+    order = self._told(self._next.get())
     if order.what == STOP:
       if what == STEP:
         return None
-      order = self._get(self._next)
+      order = self._told(self._next.get())
     return _expected(order, what, order.step if step is None else step)
 
   def ask_to_stop(self) -> None:
