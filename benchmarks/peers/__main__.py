@@ -1,0 +1,99 @@
+"""How do sampling and training compare with other systems on this machine?
+
+Command:  python -m benchmarks.peers              (--shape=tiny: a minute)
+Both sides have the same architecture with random weights in float32, the same prompts and rows, and
+stay alive side by side; they work in turn, one round each. Sampling: 192 completions of ragged
+lengths (one token in 40 ends one, 256 at most) in 64 rows, the peer in whole batches of 64, as its
+`generate` works. Training: one update on 8 rows of 192 tokens. Writes results/peers.json.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+
+from benchmarks.demo_seeds import machine
+from benchmarks.peers import work
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+RESULTS = HERE.parent / "results"
+PEERS = {"transformers": (ROOT / ".venv-reference" / "bin" / "python", "transformers_side.py")}
+JOBS = ("generate", "train")
+
+
+class Side:
+  """A program that answers requests."""
+
+  def __init__(self, command: list[str]):
+    self._process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+
+  def do(self, job: str, turn: int) -> dict:
+    """What `work.serve` answers."""
+    self._process.stdin.write(json.dumps({"do": job, "turn": turn}) + "\n")
+    self._process.stdin.flush()
+    return json.loads(self._process.stdout.readline())
+
+  def end(self) -> None:
+    """Frees its memory."""
+    self._process.stdin.close()
+    self._process.wait()
+
+
+def compare(peer: str, shape: str, job: str, rounds: int) -> dict:
+  """Tokens per second of both sides in turn."""
+  python, file = PEERS[peer]
+  sides = {
+    "ours": Side([sys.executable, "-m", "benchmarks.peers.ours", shape, job]),
+    peer: Side([str(python), str(HERE / file), shape, job]),
+  }
+  rates = {name: [] for name in sides}
+  for turn in range(rounds + 1):  # the first compiles
+    for name, side in sides.items():
+      found = side.do(job, turn)
+      rates[name].append(found["tokens"] / found["seconds"])
+      peak = found["peak_mb"]
+      rates.setdefault(f"{name} peak MB", []).append(peak)
+  for side in sides.values():
+    side.end()
+  own, other = rates["ours"][1:], rates[peer][1:]
+  ratios = [a / b for a, b in zip(own, other, strict=True)]
+  return {
+    "peer": peer, "shape": shape, "job": job,
+    "tokens_per_second": {"ours": statistics.median(own), peer: statistics.median(other)},
+    "ratio": statistics.median(ratios), "ratio_spread": [min(ratios), max(ratios)],
+    "peak_mb": {name: round(rates[f"{name} peak MB"][-1]) for name in sides},
+  }  # fmt: skip
+
+
+def main() -> None:
+  """All comparisons."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+  parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+  parser.add_argument("--shape", choices=work.SHAPES, default="135m")
+  parser.add_argument("--rounds", type=int, default=3)
+  arguments = parser.parse_args()
+  found = []
+  for peer in arguments.peers:
+    for job in arguments.jobs:
+      row = compare(peer, arguments.shape, job, arguments.rounds)
+      print(
+        f"{job}: ours {row['tokens_per_second']['ours']:.0f} tokens/s, {peer} "
+        f"{row['tokens_per_second'][peer]:.0f}; ratio {row['ratio']:.2f} "
+        f"[{row['ratio_spread'][0]:.2f}, {row['ratio_spread'][1]:.2f}]; peak MB {row['peak_mb']}",
+        flush=True,
+      )
+      found.append(row)
+  if arguments.shape == "135m":
+    asked = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
+    text = json.dumps({"machine": machine(), "command": asked, "rows": found}, indent=1)
+    (RESULTS / "peers.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+  main()
