@@ -1,4 +1,4 @@
-"""What does each saving of memory or work save in a train step of a model with 118 M parameters?
+"""What does each saving of memory or work save in a train step of a model with 116 M parameters?
 
 Command:  python -m benchmarks.savings            (--quick: a small model, half a minute)
 The same 8 completions (2 groups, prompts of 128 tokens, 8 to 64 per completion) are trained on
