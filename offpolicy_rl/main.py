@@ -131,9 +131,9 @@ def _key_and_text(assignment: str) -> tuple[str, str]:
   return assignment.removeprefix("--config.").partition("=")[::2]
 
 
-def _stop_on_signals() -> threading.Event:
+def _stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
   """First SIGINT or SIGTERM: end in order. Second: end at once."""
-  stop = threading.Event()
+  stop = stop or threading.Event()
 
   def handle(number, _):
     if stop.is_set():
@@ -218,6 +218,7 @@ def _learner_of_several(arguments, config, run_dir: pathlib.Path, stop, credenti
 
   group = processes.Group(arguments.coordinator, arguments.num_processes, arguments.process_id)
   processes.join(group)
+  _stop_on_signals(stop)  # JAX has put its own handler in place of ours
   with processes.ending_together():
     leader, followed = processes.meet(group, config, stop=stop, lost=processes.abandon)
     if followed:
