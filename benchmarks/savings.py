@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import pathlib
 import statistics
+import sys
 import time
 
 import numpy as np
@@ -204,7 +205,8 @@ def main() -> None:
       flush=True,
     )
   if not arguments.quick:
-    found = {"machine": machine(), "variants": rows, "shared_prompt": ratios}
+    asked = " ".join(["python -m benchmarks.savings", *sys.argv[1:]])
+    found = {"machine": machine(), "command": asked, "variants": rows, "shared_prompt": ratios}
     (RESULTS / "savings.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
