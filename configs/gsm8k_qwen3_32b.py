@@ -15,6 +15,7 @@ def get_config():
   """configs/gsm8k.py with this model."""
   c = gsm8k.get_config("qwen3-32b")
   c.mesh.fsdp = 64
+  c.learner.microbatches = 4
   c.mesh.tensor = 4
   c.sampler.tensor = 8
   return c

@@ -15,5 +15,6 @@ def get_config():
   """configs/gsm8k.py with this model."""
   c = gsm8k.get_config("qwen3-8b")
   c.mesh.fsdp = 64
+  c.learner.microbatches = 4
   c.sampler.tensor = 4
   return c

@@ -301,7 +301,7 @@ def _architecture(arguments, config) -> dict:
   """config.json of the card's published model: from the checkpoint, or as it is known to be."""
   if not config.model.checkpoint:
     raise config_lib.ConfigError("model.checkpoint: got '', expected a published model to plan for")
-  from configs import architectures
+  from offpolicy_rl.planning import architectures
 
   path = pathlib.Path(arguments.architecture or config.model.checkpoint)
   file = path / "config.json" if path.is_dir() else path

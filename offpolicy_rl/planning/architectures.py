@@ -1,4 +1,4 @@
-"""config.json of published models that cards name, as published on huggingface.co (facts, 2025).
+"""config.json of published models that cards name, as on huggingface.co (facts, 2025).
 
 `offpolicy-rl plan` needs no weights, so it needs no checkpoint either.
 """
