@@ -116,5 +116,6 @@ def attend(q_BxTxHxC, cache: OfLayer, positions_BxT, is_local, config):
   nothing = (jnp.full(shape, _NEVER), jnp.zeros(shape), jnp.zeros((*shape, channels)))
   spans = jnp.minimum(jnp.max(positions_BxT) // tokens + 1, cache.tables_BxP.shape[1] // cache.span)
   _, total, values = jax.lax.fori_loop(0, spans, visit, nothing)
-  attended = (values / total[..., None]).astype(q_BxTxHxC.dtype)
+  # Padding past the end may see nothing; what is written for it must not be nan.
+  attended = (values / jnp.maximum(total, 1e-30)[..., None]).astype(q_BxTxHxC.dtype)
   return attended.transpose(0, 3, 1, 2, 4).reshape(q_BxTxHxC.shape)

@@ -85,7 +85,8 @@ def _train(me: Learner) -> state_lib.TrainState | None:
     me.front.book, heldout[: config.evaluation.problems], samples=config.evaluation.samples,
     temperature=config.sampler.temperature, write=me.records.heldout,
   )  # fmt: skip
-  me.shown = beginning.demonstrations(me, train)
+  if config.warm_start.steps:
+    me.shown = beginning.demonstrations(me, train)
   with jax.sharding.set_mesh(me.mesh):
     try:
       state, reference = beginning.initial_state(me)

@@ -10,7 +10,7 @@ import pytest
 
 from offpolicy_rl import main, types
 from offpolicy_rl.model import policy, pretrained, sharding
-from offpolicy_rl.sampler import engine
+from offpolicy_rl.sampler import engine, stopping
 from offpolicy_rl.tasks import tokenizer
 
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -59,9 +59,8 @@ def test_it_expects_what_it_is_known_to_expect(smollm2, text):
 
 def test_it_writes_sensible_text(smollm2):
   config, params, words = smollm2
-  made = engine.Engine(
-    config, slots=1, prompts=1, max_prompt_tokens=48, max_tokens=24, eos=words.eos, seed=0
-  )
+  sizes = engine.Sizes(slots=1, group_size=1, max_prompt_tokens=48, max_tokens=24)
+  made = engine.Engine(config, sizes, stops=stopping.Stops((words.eos,)), seed=0)
   prompt = np.array(words.prompt("What is the capital of France?"), np.int32)
   ticket = types.Ticket("t", types.EVAL, 0, 0, prompt, "", 0, 0, 1, temperature=0.0)
   [[trajectory]] = made.generate(params, 0, [ticket])

@@ -69,3 +69,28 @@ def test_greedy_is_the_likeliest_token_whatever_is_left_out():
   for how in WAYS:
     token, logprob = sampling.sample_token(logits, jax.random.key(1), jnp.float32(0), how)
     assert (token, logprob) == (1, 0)
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
+def test_every_number_is_a_token_that_has_probability(size):
+  """Also where rounding makes the last sums fall short, and with most tokens left out."""
+  rng = np.random.default_rng(size)
+  log_p = jax.nn.log_softmax(jnp.where(rng.random(size) < 0.7, -jnp.inf, 3 * rng.normal(size)))
+  log_p = jnp.where(jnp.isnan(log_p), 0.0, log_p)  # none was kept of one token
+  numbers = jnp.concatenate([jnp.linspace(0, 1, 500), jnp.array([np.nextafter(1, 0, dtype="f4")])])
+  tokens = jax.vmap(lambda u: sampling._draw(log_p, u))(numbers)
+  assert np.all(np.isfinite(log_p[tokens])) and tokens.min() >= 0 and tokens.max() < size
+  held = np.cumsum(np.exp(np.float64(log_p)))
+  expected = np.minimum(np.searchsorted(held, np.float64(numbers), side="right"), size - 1)
+  near = np.abs(held[:, None] - np.float64(numbers)).min(0) < 1e-5  # either side is right
+  np.testing.assert_array_equal(np.asarray(tokens)[~near], expected[~near])
+
+
+def test_draws_from_a_large_vocabulary_follow_its_blocks_and_their_tokens():
+  """Chi-square over 20 bins of tokens from different blocks."""
+  log_p = jax.nn.log_softmax(jax.random.normal(jax.random.key(1), (5000,)))
+  keys = jax.random.split(jax.random.key(2), 20_000)
+  tokens, _ = jax.vmap(lambda key: sampling.sample_token(log_p, key, jnp.float32(1)))(keys)
+  expected = np.bincount(np.arange(5000) % 20, np.exp(log_p)) * 20_000
+  found = np.bincount(np.asarray(tokens) % 20)
+  assert ((found - expected) ** 2 / expected).sum() < 43.8  # 0.1 % quantile, 19 degrees

@@ -15,6 +15,7 @@ from tests.model.families_test import LLAMA
 
 END = 1
 CONFIG = families.read(LLAMA | {"vocab_size": 264})
+NEXT = jax.jit(policy.apply, static_argnums=0)
 WANTED = served.Wanted(5, stopping.Stops((END,)), sampling.NONE, seed=3)
 
 
@@ -58,9 +59,9 @@ class Stub:
     draw = np.random.default_rng((body["seed"], index))
     tokens, logprobs = [], []
     while len(tokens) < body["max_tokens"] and END not in tokens:
-      row = np.array([body["prompt"] + tokens], np.int32)
-      positions = np.arange(row.size, dtype=np.int32)[None]
-      logits = policy.apply(CONFIG, self.params, row, positions)[0][0, -1]
+      row = body["prompt"] + tokens
+      padded = np.array([row + [0] * (48 - len(row))], np.int32)  # compiled once
+      logits = NEXT(CONFIG, self.params, padded, np.arange(48)[None])[0][0, len(row) - 1]
       log_p = np.asarray(jax.nn.log_softmax(logits / body["temperature"]), np.float64)
       tokens.append(int(draw.choice(log_p.size, p=np.exp(log_p) / np.exp(log_p).sum())))
       logprobs.append(float(log_p[tokens[-1]]))
