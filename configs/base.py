@@ -157,7 +157,8 @@ def get_config() -> config_dict.ConfigDict:
   # Tokens in the cache; 0 = enough for all slots at full length. With less, completions that find
   # no page wait, or begin again, which changes nothing but time.
   c.sampler.cache_tokens = 0
-  c.sampler.prefill_tokens = 128  # of a prompt at a time, between the decoding of others
+  # Prefilled at a time, between the decoding of others: of one long prompt or several short ones.
+  c.sampler.prefill_tokens = 128
   c.sampler.decode_steps = 8  # tokens per slot before finished completions make room for others
   c.sampler.grace_seconds = 20.0  # to finish groups after SIGTERM; then their tickets go back
 

@@ -306,7 +306,7 @@ class Decoder(nnx.Module):
       if is_local is not None:
         sight = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), near, everything)
         sight = sight._replace(is_local=is_local)
-      here = cache and paging.OfLayer(pool, number, cache.tables_BxP, cache.span)
+      here = cache and paging.OfLayer(pool, number, cache.tables_BxP)
       x_BxTxD, here, load = block(x_BxTxD, positions_BxT, sight, here)
       return (x_BxTxD, here and here.pool), load
 
@@ -314,7 +314,7 @@ class Decoder(nnx.Module):
     carried = (x_BxTxD, cache and cache.pool)
     (x_BxTxD, pool), loads = layer(self.blocks, carried, (jnp.arange(c.num_layers), is_local_L))
     x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], c)
-    return x_BxTxD, cache and dataclasses.replace(cache, pool=pool), loads
+    return x_BxTxD, cache and cache._replace(pool=pool), loads
 
   def logits(self, x_BxTxD):
     """Last hidden states -> float32 logits [B, T, V]."""

@@ -4,15 +4,16 @@ A row's tokens lie in the pages that its table lists, position p in page table[p
 Rows may list the same pages: completions of a group share those of their prompt. Page 0 belongs to
 nobody; a table is filled up with it, and what is not wanted is written there.
 
-Attention visits pages in spans, as far as the longest row reaches (online softmax, Milakov &
-Gimelshein, arXiv 1805.02867). A span that a row sees nothing of leaves its result as it is, to the
-bit: what a row gets does not depend on how long others are.
+Attention visits one page of a block of rows at a time, as far as the longest of them reaches
+(online softmax, Milakov & Gimelshein, arXiv 1805.02867); rows are put in order of length before.
+A page that a row sees nothing of leaves its result as it is, to the bit: what a row gets does not
+depend on which others there are, nor on how long they are.
 
 Dimension suffixes as in `decoder`; N pages of S tokens, P pages in a table.
 """
 
-import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -20,26 +21,22 @@ import jax.numpy as jnp
 
 from offpolicy_rl.model.attention import softcap
 
+_BLOCKS = 4  # of rows; more follow the rows' lengths more closely, fewer are larger products
 _NEVER = -1e30  # score of what is not seen; finite, so that nothing becomes nan
 
 
 class Pool(NamedTuple):
   """Keys and values of all layers."""
 
-  k_LxNxSxKxC: jax.Array
-  v_LxNxSxKxC: jax.Array
+  k_LxNxKxSxC: jax.Array
+  v_LxNxKxSxC: jax.Array
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass, data_fields=("pool", "tables_BxP"), meta_fields=("span",)
-)
-@dataclasses.dataclass(frozen=True)
-class Cache:
+class Cache(NamedTuple):
   """What the rows of a forward pass read and extend."""
 
   pool: Pool
   tables_BxP: jax.Array  # int32, page numbers
-  span: int = 1  # pages visited at a time; P is a multiple of it
 
 
 class OfLayer(NamedTuple):
@@ -48,12 +45,11 @@ class OfLayer(NamedTuple):
   pool: Pool
   layer: jax.Array  # int32 []
   tables_BxP: jax.Array
-  span: int
 
 
 def empty(config, pages: int, page_tokens: int) -> Pool:
   """Pool of zeros."""
-  shape = (config.num_layers, pages, page_tokens, config.num_kv_heads, config.head_dim)
+  shape = (config.num_layers, pages, config.num_kv_heads, page_tokens, config.head_dim)
   return Pool(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
 
 
@@ -69,12 +65,12 @@ def copy(pool: Pool, sources: jax.Array, targets: jax.Array) -> Pool:
 
 def extend(cache: OfLayer, k_BxTxKxC, v_BxTxKxC, positions_BxT) -> OfLayer:
   """With the keys and values of new tokens."""
-  tables, size = cache.tables_BxP, cache.pool.k_LxNxSxKxC.shape[2]
+  tables, size = cache.tables_BxP, cache.pool.k_LxNxKxSxC.shape[3]
   at = positions_BxT // size
   # Padding may lie beyond the table.
   page_BxT = jnp.take_along_axis(tables, jnp.minimum(at, tables.shape[1] - 1), axis=1)
   page_BxT = jnp.where(at < tables.shape[1], page_BxT, 0)
-  at = (cache.layer, page_BxT, positions_BxT % size)
+  at = (cache.layer, page_BxT, slice(None), positions_BxT % size)
   k, v = cache.pool
   return cache._replace(pool=Pool(k.at[at].set(k_BxTxKxC), v.at[at].set(v_BxTxKxC)))
 
@@ -85,37 +81,63 @@ def attend(q_BxTxHxC, cache: OfLayer, positions_BxT, is_local, config):
   `is_local`: bool [] or None, whether this layer sees `config.sliding_window` tokens only.
   """
   rows, length, heads, channels = q_BxTxHxC.shape
-  kv_heads, size = config.num_kv_heads, cache.pool.k_LxNxSxKxC.shape[2]
+  kv_heads, size = config.num_kv_heads, cache.pool.k_LxNxKxSxC.shape[3]
   scale = config.query_scale or config.head_dim**-0.5
   q = (q_BxTxHxC * scale).reshape(rows, length, kv_heads, heads // kv_heads, channels)
-  tokens = cache.span * size
+  # Rows that reach far first: page i is visited for the blocks of rows that have so many.
+  reach_B = jnp.minimum(jnp.max(positions_BxT, axis=1) // size + 1, cache.tables_BxP.shape[1])
+  order_B = jnp.argsort(-reach_B)
+  block = math.ceil(rows / _BLOCKS)
+  padded = lambda x: jnp.pad(x[order_B], [(0, -rows % block)] + [(0, 0)] * (x.ndim - 1))
+  q, positions, tables = map(padded, (q, positions_BxT, cache.tables_BxP))
+  shape = (q.shape[0], kv_heads, heads // kv_heads, length)
+  nothing = _Found(jnp.full(shape, _NEVER), jnp.zeros(shape), jnp.zeros((*shape, channels)))
 
-  def visit(i, found):
-    """`found`: largest score, sum of exponentials [B, K, G, T], weighted values [..., C]."""
-    top, total, values = found
-    pages = jax.lax.dynamic_slice_in_dim(cache.tables_BxP, i * cache.span, cache.span, axis=1)
-    k, v = (x[cache.layer, pages].reshape(rows, tokens, kv_heads, channels) for x in cache.pool)
-    scores = jnp.einsum("btkgc,bskc->bkgts", q, k, preferred_element_type=jnp.float32)
-    scores = softcap(scores, config.attention_softcap)
-    behind_BxTxS = positions_BxT[:, :, None] - (i * tokens + jnp.arange(tokens))[None, None]
+  def visit(page, number, found: _Found) -> _Found:
+    """One page of each of a block of rows."""
+    own = lambda x: jax.lax.dynamic_slice_in_dim(x, number * block, block)
+    at = jax.lax.dynamic_index_in_dim(own(tables), page, axis=1, keepdims=False)
+    behind_BxTxS = own(positions)[:, :, None] - (page * size + jnp.arange(size))[None, None]
     seen = behind_BxTxS >= 0
     if is_local is not None:
       seen &= ~is_local | (behind_BxTxS < config.sliding_window)
-    seen = seen[:, None, None]
-    scores = jnp.where(seen, scores, _NEVER)
-    new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
-    weights = jnp.where(seen, jnp.exp(scores - new_top[..., None]), 0.0)
-    kept = jnp.exp(top - new_top)
-    total = total * kept + jnp.sum(weights, axis=-1)
-    added = jnp.einsum(
-      "bkgts,bskc->bkgtc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    return new_top, total, values * kept[..., None] + added
+    k_BxKxSxC, v_BxKxSxC = (x[cache.layer, at] for x in cache.pool)
+    more = _seeing(own(q), k_BxKxSxC, v_BxKxSxC, seen, jax.tree.map(own, found), config)
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * block)
+    return jax.tree.map(lambda x, new: write(x, new, axis=0), found, more)
 
-  shape = (rows, kv_heads, heads // kv_heads, length)
-  nothing = (jnp.full(shape, _NEVER), jnp.zeros(shape), jnp.zeros((*shape, channels)))
-  spans = jnp.minimum(jnp.max(positions_BxT) // tokens + 1, cache.tables_BxP.shape[1] // cache.span)
-  _, total, values = jax.lax.fori_loop(0, spans, visit, nothing)
+  def page_of_all(page, found: _Found) -> _Found:
+    blocks = (jnp.sum(reach_B > page) + block - 1) // block
+    return jax.lax.fori_loop(0, blocks, functools.partial(visit, page), found)
+
+  found = jax.lax.fori_loop(0, reach_B[order_B[0]], page_of_all, nothing)
   # Padding past the end may see nothing; what is written for it must not be nan.
-  attended = (values / jnp.maximum(total, 1e-30)[..., None]).astype(q_BxTxHxC.dtype)
+  attended = (found.values / jnp.maximum(found.total, 1e-30)[..., None]).astype(q_BxTxHxC.dtype)
+  attended = attended[jnp.argsort(order_B)]
   return attended.transpose(0, 3, 1, 2, 4).reshape(q_BxTxHxC.shape)
+
+
+class _Found(NamedTuple):
+  """Of the pages that were visited so far; G query heads per key head."""
+
+  top: jax.Array  # [B, K, G, T], the largest score
+  total: jax.Array  # [B, K, G, T], sum of exp(score - top)
+  values: jax.Array  # [B, K, G, T, C], weighted by these
+
+
+def _seeing(q_BxTxKxGxC, k_BxKxSxC, v_BxKxSxC, seen_BxTxS, found: _Found, config) -> _Found:
+  """With the tokens of another page."""
+  scores = jnp.einsum(
+    "btkgc,bksc->bkgts", q_BxTxKxGxC, k_BxKxSxC, preferred_element_type=jnp.float32
+  )
+  seen = seen_BxTxS[:, None, None]
+  scores = jnp.where(seen, softcap(scores, config.attention_softcap), _NEVER)
+  top = jnp.maximum(found.top, jnp.max(scores, axis=-1))
+  weights = jnp.where(seen, jnp.exp(scores - top[..., None]), 0.0)
+  kept = jnp.exp(found.top - top)
+  added = jnp.einsum(
+    "bkgts,bksc->bkgtc", weights.astype(v_BxKxSxC.dtype), v_BxKxSxC,
+    preferred_element_type=jnp.float32,
+  )  # fmt: skip
+  total = found.total * kept + jnp.sum(weights, axis=-1)
+  return _Found(top, total, found.values * kept[..., None] + added)

@@ -67,7 +67,7 @@ def decode(config, model: decoder.DecoderConfig, devices, capacity: int) -> Prog
     config, group_size=config.learner.group_size, max_prompt_tokens=task.max_prompt_tokens
   )
   whole = NamedSharding(mesh, PartitionSpec())
-  heads = NamedSharding(mesh, sharding.spec(None, None, None, "kv_heads", None))
+  heads = NamedSharding(mesh, sharding.spec(None, None, "kv_heads", None, None))
   shapes = policy.cast(model, policy.shapes(model))
   params = jax.tree.map(_struct, shapes, policy.param_shardings(mesh, shapes))
   pool = jax.eval_shape(lambda: paging.empty(model, sizes.pages, sizes.page_tokens))

@@ -28,9 +28,18 @@ class Sizes:
   max_tokens: int  # of a completion
   page_tokens: int = 32
   cache_tokens: int = 0  # of all rows together; 0 = enough for full slots of the longest rows
-  prefill_rows: int = 4  # prompts prefilled at a time
-  prefill_tokens: int = 128  # of each
+  prefill_tokens: int = 128  # at a time, of one long prompt or of several short ones
   steps: int = 8  # tokens decoded before the slots are looked at
+
+  @property
+  def piece_tokens(self) -> int:
+    """Of a prompt, prefilled at a time; its last token is left to the completions."""
+    return max(1, min(self.prefill_tokens, self.max_prompt_tokens - 1))
+
+  @property
+  def prefill_rows(self) -> int:
+    """Prompts prefilled at a time: never more than slots could want."""
+    return max(1, min(self.prefill_tokens // self.piece_tokens, self.slots // self.group_size))
 
   @property
   def row_pages(self) -> int:
@@ -193,7 +202,7 @@ class Engine:
         return
       pieces = []
       for prompt, completions in self._filling:
-        piece = prompt.tokens[prompt.filled : -1][: sizes.prefill_tokens]
+        piece = prompt.tokens[prompt.filled : -1][: sizes.piece_tokens]
         pieces.append((prompt.pages, piece, prompt.filled))
         prompt.filled += piece.size
         if not prompt.missing:
@@ -206,7 +215,7 @@ class Engine:
   def _write(self, params, pieces: list[tuple[Sequence[int], np.ndarray, int]]) -> None:
     """Keys and values of (a row's pages, some of its tokens, place of the first); few rows."""
     sizes = self._sizes
-    tokens = np.zeros((sizes.prefill_rows, sizes.prefill_tokens), np.int32)
+    tokens = np.zeros((sizes.prefill_rows, sizes.piece_tokens), np.int32)
     tables = np.zeros((sizes.prefill_rows, sizes.row_pages), np.int32)
     start = np.zeros(sizes.prefill_rows, np.int32)
     for row, (pages, piece, first) in enumerate(pieces):
@@ -235,7 +244,7 @@ class Engine:
 
   def _write_all(self, params, rows: Iterable[tuple[Sequence[int], np.ndarray, int]]) -> None:
     """As `_write`, for rows of any number and length that do not depend on one another."""
-    size, left = self._sizes.prefill_tokens, collections.deque(row for row in rows if row[1].size)
+    size, left = self._sizes.piece_tokens, collections.deque(row for row in rows if row[1].size)
     while left:
       now = [left.popleft() for _ in range(min(len(left), self._sizes.prefill_rows))]
       self._write(params, [(pages, tokens[:size], first) for pages, tokens, first in now])

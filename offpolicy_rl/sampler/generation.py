@@ -48,7 +48,7 @@ class Seats(NamedTuple):
 
 def empty_pool(config: decoder.DecoderConfig, pages: int, page_tokens: int) -> paging.Pool:
   """Born where it stays: split over the mesh like key and value heads."""
-  axes = (None, None, None, "kv_heads", None)
+  axes = (None, None, "kv_heads", None, None)
   make = lambda: jax.tree.map(
     lambda x: sharding.constrain(x, *axes), paging.empty(config, pages, page_tokens)
   )

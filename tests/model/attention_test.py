@@ -121,4 +121,4 @@ def test_bfloat16_is_used_inside_and_float32_comes_out():
   a, b = flat(gradient), flat(exact_gradient)
   assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
   cache = paging.contiguous(coarse, 2, 4)
-  assert cache.pool.k_LxNxSxKxC.dtype == "bfloat16"
+  assert cache.pool.k_LxNxKxSxC.dtype == "bfloat16"

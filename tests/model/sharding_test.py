@@ -67,4 +67,4 @@ def test_a_sharded_forward_pass_equals_the_plain_one():
 
 def test_the_cache_has_the_shape_of_the_configuration():
   pool = paging.empty(CONFIG, pages=5, page_tokens=9)
-  assert pool.k_LxNxSxKxC.shape == pool.v_LxNxSxKxC.shape == (3, 5, 9, 2, 8)
+  assert pool.k_LxNxKxSxC.shape == pool.v_LxNxKxSxC.shape == (3, 5, 2, 9, 8)
