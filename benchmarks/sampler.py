@@ -5,7 +5,9 @@ A model with 135 M random parameters (SmolLM2's shape), float32, 64 slots. First
 decoding step with every slot in use, beside what its products and its bytes take at the rates that
 this machine reaches on a plain matrix product of that many rows and on reading an array, measured
 in turn with it. Second: completions of ragged lengths, slots refilled as they get free against
-whole batches that wait for their longest row, in turn. Writes results/sampler.json.
+whole batches that wait for their longest row, in turn. Third: what new weights cost, once in
+`UPDATE_EVERY` dispatches: waiting until what runs has ended, or swapped in flight, the cache kept
+or computed again. Writes results/sampler.json.
 """
 
 import argparse
@@ -26,6 +28,8 @@ from offpolicy_rl.sampler import stopping
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 PROMPT, COMPLETION, GROUP_SIZE = 64, 64, 8
+UPDATE_EVERY = 10  # dispatches
+UPDATES = ("none", "between_groups", "in_flight, keep", "in_flight, recompute")
 
 
 def model(quick: bool) -> decoder.DecoderConfig:
@@ -147,6 +151,58 @@ def ragged(config, params, slots: int, rounds: int) -> dict:
   }
 
 
+class Steady:
+  """An engine that never lacks tickets, and gets new weights in one of the ways of `UPDATES`."""
+
+  def __init__(self, config, versions, slots: int, ends: tuple[int, ...], update: str):
+    self._config, self._versions, self._slots, self._update = config, versions, slots, update
+    self._engine = make_engine(config, ends, slots=slots, max_tokens=256)
+    self._asked = self._dispatches = 0
+    self.run(2 * UPDATE_EVERY)  # compiles; rows are of all ages
+
+  def run(self, dispatches: int) -> float:
+    """Tokens per second of completions that ended meanwhile."""
+    start, made = time.perf_counter(), 0
+    for _ in range(dispatches):
+      self._dispatches += 1
+      version = self._dispatches // UPDATE_EVERY if self._update != "none" else 0
+      made += self._dispatch(version, fresh=self._dispatches % UPDATE_EVERY == 0)
+    return made / (time.perf_counter() - start)
+
+  def _dispatch(self, version: int, *, fresh: bool) -> int:
+    engine, made = self._engine, 0
+    params = self._versions[version % len(self._versions)]
+    if fresh and self._update == "between_groups":
+      before = self._versions[(version - 1) % len(self._versions)]
+      while not engine.idle:
+        made += tokens_of(group for _, group in engine.step(before, version - 1))
+    if fresh and self._update == "in_flight, recompute":
+      engine.refresh(params)
+    while engine.room >= GROUP_SIZE:
+      engine.add(tickets(self._config, 1, first=self._asked))
+      self._asked += 1
+    return made + tokens_of(group for _, group in engine.step(params, version))
+
+
+def updating(config, params, slots: int, rounds: int) -> dict:
+  """Tokens per second under each way, and their ratio to a sampler without updates."""
+  ends = tuple(range(config.vocab_size // 40))
+  versions = [params, policy.copy(params)]
+  ways = {name: Steady(config, versions, slots, ends, name) for name in UPDATES}
+  rates_ = {name: [] for name in ways}
+  for _ in range(rounds):
+    for name, way in ways.items():
+      rates_[name].append(way.run(3 * UPDATE_EVERY))
+  ratio = lambda name: statistics.median(
+    a / b for a, b in zip(rates_[name], rates_["none"], strict=True)
+  )
+  return {
+    "dispatches_per_update": UPDATE_EVERY,
+    "tokens_per_second": {name: statistics.median(found) for name, found in rates_.items()},
+    "ratio": {name: ratio(name) for name in ways},
+  }
+
+
 def main() -> None:
   """Measures, prints, writes."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -168,8 +224,11 @@ def main() -> None:
   )
   many = ragged(config, params, slots, max(1, arguments.rounds // 2))
   print(f"ragged: {many['tokens_per_second']} tokens/s, ratio {many['ratio']:.2f}")
+  bubble = updating(config, params, slots, max(1, arguments.rounds // 2))
+  print(f"new weights: tokens/s against none: {bubble['ratio']}")
   if not arguments.quick:
-    found = {"machine": machine(), "parameters": parameters, "decoding": one, "ragged": many}
+    found = {"machine": machine(), "parameters": parameters, "decoding": one}
+    found |= {"ragged": many, "updates": bubble}
     (RESULTS / "sampler.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -20,7 +20,7 @@ from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.roles import learner as learner_role
 from offpolicy_rl.roles import parts
 from offpolicy_rl.roles import sampler as sampler_role
-from offpolicy_rl.tasks import catalog, scoring, seqio_tasks
+from offpolicy_rl.tasks import catalog, scoring
 from offpolicy_rl.tasks.stream import PromptStream
 from offpolicy_rl.transport import server
 from tests.conftest import ROOT
@@ -53,9 +53,7 @@ def plain_loop(config):
   )  # fmt: skip
   verify = scoring.resolve(catalog.TASKS[config.task.name].verifier)
   decode = known.words.decode
-  examples, _ = seqio_tasks.load(
-    config.task.name, "train", known.words, config.task.max_prompt_tokens
-  )
+  [(_, examples)], _ = parts.examples(config.task, "train", known.words)
   made = admission.Tickets(
     PromptStream(examples, config.seed), lag.LagControl("fixed", 0),
     prompts_per_step=config.learner.prompts_per_step, group_size=config.learner.group_size,

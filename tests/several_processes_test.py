@@ -13,13 +13,13 @@ from offpolicy_rl.model import policy
 from offpolicy_rl.roles import parts
 from tests import system
 
-STEPS = 16
+STEPS = 60
 DEVICES = 2
 KEPT = 5  # the step from which the run of one process is gone on with by four
 SETTINGS = [
   "--config=configs/test.py", "--config.warm_start.steps=40", f"--config.learner.steps={STEPS}",
   "--config.evaluation.every=0", "--config.evaluation.problems=2",
-  f"--config.checkpoint.every={KEPT}", "--config.checkpoint.keep=9",
+  f"--config.checkpoint.every={KEPT}", "--config.checkpoint.keep=20",
   "--config.lag.mode=fixed", "--config.lag.max_lag=2", f"--config.mesh.data={DEVICES}",
   # Adam divides by the size of a gradient: noise in tiny ones must not become a whole step.
   "--config.learner.adam_eps=1e-3",
@@ -105,34 +105,33 @@ def test_four_processes_go_on_with_the_run_of_one(tmp_path, alone):
     np.testing.assert_allclose(params[name], array, rtol=1e-5, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_is_killed_all_stop_and_go_on_together(tmp_path, alone, victim):
+def begun(launch, run_dir, rows: int, *more: str):
+  """(processes of a learner, its sampler) once so many steps are made."""
+  (run_dir / "address").unlink(missing_ok=True)
+  learner = start_learner(launch, run_dir, 2, *more)
+  sampler = start_sampler(launch, run_dir)
+  system.wait_for(lambda: len(system.train_rows(run_dir)) >= rows, 120, f"{rows} steps")
+  return learner, sampler
+
+
+def test_whoever_is_killed_or_told_to_stop_all_stop_and_go_on_together(tmp_path, alone):
   run_dir = tmp_path / "run"
   with system.processes() as launch:
-    learner = start_learner(launch, run_dir, 2)
-    first = start_sampler(launch, run_dir)
-    system.wait_for(lambda: len(system.train_rows(run_dir)) > 7, 120, "step 8")
-    learner[victim].kill()
-    output, _ = learner[1 - victim].communicate(timeout=60)
-    assert learner[1 - victim].returncode not in (0, None), output
-    first.kill()
-    (run_dir / "address").unlink()
-    again = start_learner(launch, run_dir, 2, "--resume")
-    finish([*again, start_sampler(launch, run_dir)])
-  assert_same_bits(run_dir, alone)
-
-
-def test_one_that_is_to_stop_stops_all_in_order(tmp_path):
-  run_dir, many = tmp_path / "run", 5000
-  with system.processes() as launch:
-    learner = start_learner(launch, run_dir, 2, f"--config.learner.steps={many}")
-    sampler = start_sampler(launch, run_dir)
-    system.wait_for(lambda: len(system.train_rows(run_dir)) > 3, 120, "step 4")
+    for rows, victim in ((7, 1), (17, 0)):
+      learner, sampler = begun(launch, run_dir, rows, *(["--resume"] if rows > 7 else []))
+      learner[victim].kill()
+      output, _ = learner[1 - victim].communicate(timeout=60)
+      assert learner[1 - victim].returncode not in (0, None), output
+      sampler.kill()
+    learner, sampler = begun(launch, run_dir, 27, "--resume")
     learner[1].send_signal(signal.SIGTERM)
     finish([*learner, sampler])
-  made = len(system.train_rows(run_dir))
-  assert 3 < made < many
-  assert checkpoint.Checkpoints(run_dir / "checkpoints", keep=1).steps()[-1] == made
+    made = len(system.train_rows(run_dir))
+    assert 27 <= made < STEPS
+    assert checkpoint.Checkpoints(run_dir / "checkpoints", keep=9).steps()[-1] == made
+    learner, sampler = begun(launch, run_dir, made, "--resume")
+    finish([*learner, sampler])
+  assert_same_bits(run_dir, alone)
 
 
 def test_different_configurations_are_refused(tmp_path):

@@ -16,7 +16,7 @@ from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import lag, packing, schedule
 from offpolicy_rl.roles import folders
 from offpolicy_rl.sampler import engine, sampling, stopping
-from offpolicy_rl.tasks import catalog, scoring, tokenizer, vocabulary
+from offpolicy_rl.tasks import catalog, prompts, scoring, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
 
 _NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
@@ -230,10 +230,7 @@ def make_store(config, weights_dir: str | None, session: str):
 
 def examples(task, split: str, words) -> tuple[list[tuple[float, list]], int]:
   """([(rate, prompts) of each task that the configuration mixes], number of too long prompts)."""
-  from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: 7 s and 0.9 GB, only here
-
-  name = seqio_tasks.register(catalog.of(task), task.to_json(sort_keys=True))
-  return seqio_tasks.load_members(name, split, words, task.max_prompt_tokens)
+  return prompts.members(catalog.of(task), split, words, task.max_prompt_tokens)
 
 
 def scorer(task) -> scoring.Scorer:

@@ -1,30 +1,18 @@
-"""The catalog as seqio tasks, and reading any seqio task or mixture into memory.
+"""The catalog in seqio's registries, for pipelines elsewhere; and what only seqio can read: TFDS.
 
-The only file that imports seqio and TensorFlow (7 s and 0.9 GB): import it where it is needed.
-A task may come from anywhere as long as its examples hold three texts: `inputs` (the question),
-`targets` (an answer worth imitating) and `answer` (JSON for the verifier).
+The only file that imports seqio and TensorFlow (7 s and 0.9 GB): import it where it is needed. A
+run does not need it, unless TFDS prepared its data. Examples hold three texts: `inputs` (the
+question), `targets` (an answer worth imitating) and `answer` (JSON for the verifier).
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
-
-import numpy as np
 
 from offpolicy_rl.tasks import catalog, quiet
 
 with quiet.stderr_only_on_failure():  # TensorFlow reports missing CUDA drivers, twice
   import seqio
   import tensorflow as tf
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """One prompt, ready for a ticket or for the supervised warm start."""
-
-  prompt_tokens: np.ndarray  # int32 [P]
-  demonstration_tokens: np.ndarray  # int32 [T], ends with the end-of-sequence token
-  answer: str
 
 
 def _dataset(problems: list[catalog.Problem]) -> tf.data.Dataset:
@@ -75,43 +63,16 @@ def register(selection: catalog.Selection, settings: str) -> str:
   return name
 
 
-def load(name: str, split: str, words, max_prompt_tokens: int) -> tuple[list[Example], int]:
-  """(examples of a registered task or mixture, number skipped because the prompt is too long).
-
-  `words`: the policy's Vocabulary or Tokenizer.
-  """
+def problems(name: str, split: str) -> list[catalog.Problem]:
+  """Of a registered task, in its order."""
   dataset = seqio.get_mixture_or_task(name).get_dataset(
     sequence_length=None, split=split, shuffle=False
   )
-  examples, skipped = [], 0
-  for row in dataset.as_numpy_iterator():
-    prompt = words.prompt(row["inputs"].decode())
-    if len(prompt) > max_prompt_tokens:
-      skipped += 1
-      continue
-    target = [*words.encode(row["targets"].decode()), words.eos]
-    examples.append(
-      Example(np.array(prompt, np.int32), np.array(target, np.int32), row["answer"].decode())
-    )
-  return examples, skipped
-
-
-def load_members(
-  name: str, split: str, words, max_prompt_tokens: int
-) -> tuple[list[tuple[float, list[Example]]], int]:
-  """([(rate, examples) of each task of a mixture], number skipped); of a task: one, at rate 1.
-
-  How the members interleave is `stream`'s affair: seqio's own order of a mixture can't be entered
-  in the middle, which a resumed run must do.
-  """
-  found = seqio.get_mixture_or_task(name)
-  if isinstance(found, seqio.Task):
-    examples, skipped = load(name, split, words, max_prompt_tokens)
-    return [(1.0, examples)], skipped
-  loaded = [load(task.name, split, words, max_prompt_tokens) for task in found.tasks]
-  rates = [float(found.get_rate(task)) for task in found.tasks]
-  members = [(rate / sum(rates), e) for rate, (e, _) in zip(rates, loaded, strict=True)]
-  return members, sum(skipped for _, skipped in loaded)
+  rows = dataset.as_numpy_iterator()
+  return [
+    catalog.Problem(*(row[column].decode() for column in ("inputs", "answer", "targets")))
+    for row in rows
+  ]
 
 
 def tfds_rows(name: str, data_dir: str, split: str) -> Iterator[dict[str, str]]:

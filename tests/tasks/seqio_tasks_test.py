@@ -4,53 +4,61 @@ import shutil
 
 import pytest
 
-from offpolicy_rl.tasks import catalog, seqio_tasks
+from offpolicy_rl.tasks import catalog, prompts, seqio_tasks
 from offpolicy_rl.tasks import stream as streams
 from tests.tasks.catalog_test import MIXTURE
 from tests.tasks.sources_test import WORDS, settings
 
 
-def loaded(task, split="train", limit=300):
-  asked = catalog.of(task)
-  name = seqio_tasks.register(asked, task.to_json(sort_keys=True))
-  return name, seqio_tasks.load_members(name, split, asked.vocabulary, limit)
+def registered(task) -> str:
+  return seqio_tasks.register(catalog.of(task), task.to_json(sort_keys=True))
 
 
-def test_a_mixture_is_one_of_seqios_at_our_rates(tiny_config):
+def test_a_mixture_is_one_of_seqios_at_our_rates_and_with_our_problems(tiny_config):
   import seqio
 
   task = settings(tiny_config, name="mixture", mixture=MIXTURE)
-  name, (members, skipped) = loaded(task)
+  name = registered(task)
   found = seqio.get_mixture_or_task(name)
   assert isinstance(found, seqio.Mixture)
   assert [found.get_rate(t) for t in found.tasks] == [0.6, 0.2, 0.2]
-  assert [rate for rate, _ in members] == [0.6, 0.2, 0.2] and skipped == 0
-  problems = catalog.of(task).split("train")
-  assert [[e.answer for e in examples] for _, examples in members] == [
-    [p.answer for p in part] for part in problems
-  ]
+  for split in ("train", "heldout"):
+    expected = catalog.of(task).split(split)
+    assert [seqio_tasks.problems(t.name, split) for t in found.tasks] == expected
   # Once more, and with other options: neither collides with the first.
-  assert loaded(task)[0] == name
-  assert loaded(settings(tiny_config, size=60))[0] != name
+  assert registered(task) == name
+  assert registered(settings(tiny_config, size=60)) != name
+
+
+@pytest.mark.parametrize("name", ["sums", "spell_backward"])
+def test_a_task_is_registered_under_its_name(name):
+  assert seqio_tasks.problems(name, "heldout") == catalog.TASKS[name].split("heldout")
+
+
+def test_a_mixture_becomes_examples_at_its_rates(tiny_config):
+  asked = catalog.of(settings(tiny_config, name="mixture", mixture=MIXTURE))
+  members, skipped = prompts.members(asked, "train", asked.vocabulary, 300)
+  assert [rate for rate, _ in members] == [0.6, 0.2, 0.2] and skipped == 0
+  assert [[e.answer for e in examples] for _, examples in members] == [
+    [p.answer for p in part] for part in asked.split("train")
+  ]
 
 
 def test_long_prompts_of_every_member_are_counted(tiny_config):
-  task = settings(tiny_config, name="mixture", mixture=MIXTURE)
-  _, (members, skipped) = loaded(task, limit=100)
-  everything = catalog.of(task).split("train")
-  long = [len(p.question) > 100 for part in everything for p in part]
+  asked = catalog.of(settings(tiny_config, name="mixture", mixture=MIXTURE))
+  members, skipped = prompts.members(asked, "train", asked.vocabulary, 100)
+  long = [len(p.question) > 100 for part in asked.split("train") for p in part]
   assert 0 < skipped == sum(long) < len(long)
   assert sum(len(e) for _, e in members) + skipped == len(long)
 
 
 def test_a_file_becomes_a_stream_of_prompts(tiny_config):
-  task = settings(tiny_config, name="gsm8k", data_dir=str(WORDS))
-  _, (members, skipped) = loaded(task)
-  words = catalog.of(task).vocabulary
+  asked = catalog.of(settings(tiny_config, name="gsm8k", data_dir=str(WORDS)))
+  members, skipped = prompts.members(asked, "train", asked.vocabulary, 300)
   stream = streams.of(members, seed=0)
-  seen = {words.decode(stream[i].prompt_tokens.tolist()) for i in range(16)}
+  seen = {asked.vocabulary.decode(stream[i].prompt_tokens.tolist()) for i in range(16)}
   assert skipped == 0
-  assert seen == {p.question for p in catalog.of(task).split("train")[0]}
+  assert seen == {p.question for p in asked.split("train")[0]}
 
 
 @pytest.fixture(scope="module")

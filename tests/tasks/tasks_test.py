@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offpolicy_rl.tasks import catalog, scoring, verifiers
+from offpolicy_rl.tasks import catalog, prompts, scoring, verifiers
 from offpolicy_rl.tasks.vocabulary import EOS, PAD, UNKNOWN, Vocabulary
 
 PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126) | st.just("\n"), max_size=80)
@@ -71,12 +71,10 @@ def test_listing_candidates_earns_nothing():
   assert verifiers.reasoning_gym(everything, problem.answer) == 0.0
 
 
-def test_seqio_tasks_yield_what_the_catalog_says():
-  from offpolicy_rl.tasks import seqio_tasks
-
+def test_examples_are_the_problems_of_the_catalog():
   task = catalog.TASKS["sums"]
   for split in ("train", "heldout"):
-    examples, skipped = seqio_tasks.load("sums", split, task.vocabulary, max_prompt_tokens=4)
+    examples, skipped = prompts.tokenized(task.split(split), task.vocabulary, 4)
     assert skipped == 0
     for example, problem in zip(examples, task.split(split), strict=True):
       assert task.vocabulary.decode(example.prompt_tokens.tolist()) == problem.question
@@ -86,11 +84,9 @@ def test_seqio_tasks_yield_what_the_catalog_says():
 
 
 def test_prompts_that_are_too_long_are_counted_not_cut():
-  from offpolicy_rl.tasks import seqio_tasks
-
-  words = catalog.TASKS["sums"].vocabulary
-  examples, skipped = seqio_tasks.load("sums", "train", words, max_prompt_tokens=3)
-  assert examples == [] and skipped == len(catalog.TASKS["sums"].split("train"))
+  problems = catalog.TASKS["sums"].split("train")
+  examples, skipped = prompts.tokenized(problems, catalog.TASKS["sums"].vocabulary, 3)
+  assert examples == [] and skipped == len(problems)
 
 
 def test_native_noise_is_held_back_unless_something_fails(capfd):
