@@ -59,14 +59,15 @@ def server(tmp_path_factory):
   wanted = {"VLLM_SERVER_DEV_MODE": "1", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT),
             "VLLM_CPU_KVCACHE_SPACE": "1"}  # fmt: skip
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | wanted
-  log = (directory.parent / "vllm.log").open("w")
-  process = subprocess.Popen(
-    command, cwd=directory.parent, env=environment, stdout=log, stderr=log, start_new_session=True
-  )
+  log = directory.parent / "vllm.log"
+  with log.open("w") as out:
+    process = subprocess.Popen(
+      command, cwd=directory.parent, env=environment, stdout=out, stderr=out, start_new_session=True
+    )
   try:
     end = time.monotonic() + 280
     while not healthy(f"http://127.0.0.1:{port}/health"):
-      assert process.poll() is None and time.monotonic() < end, open(log.name).read()[-3000:]
+      assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
       time.sleep(1)
     yield f"http://127.0.0.1:{port}", directory
   finally:
