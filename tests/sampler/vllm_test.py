@@ -4,6 +4,7 @@
     -o addopts= tests/sampler/vllm_test.py
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -71,7 +72,8 @@ def server(tmp_path_factory):
       time.sleep(1)
     yield f"http://127.0.0.1:{port}", directory
   finally:
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
