@@ -27,7 +27,8 @@ LAG = {"synchronous": ("fixed", 0), "asynchronous": ("async", 4)}
 CARD = {
   "task.name": "chain_sum", "task.max_prompt_tokens": 7, "task.max_completion_tokens": 16,
   "warm_start.steps": 0, "evaluation.every": 0, "evaluation.problems": 1, "evaluation.samples": 1,
-  "model.num_layers": 4, "model.width": 128, "model.mlp_width": 512, "model.num_heads": 4,
+  "model.num_layers": 4, "model.width": 128, "model.mlp_width": 512,
+  "model.num_heads": 4, "model.num_kv_heads": 4,
   "learner.prompts_per_step": 16, "learner.group_size": 8, "learner.audit_every": 0,
   "learner.learning_rate": 1e-9, "sampler.slots": 128, "checkpoint.every": 10_000,
 }  # fmt: skip
