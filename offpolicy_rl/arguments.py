@@ -160,3 +160,8 @@ def _add_names(parser: argparse.ArgumentParser, ca_help: str) -> None:
   """Flags of whoever connects."""
   parser.add_argument("--tls_ca", help=ca_help)
   parser.add_argument("--tls_server_name", help="name in that certificate, if not the host")
+
+
+def key_and_text(assignment: str) -> tuple[str, str]:
+  """--config.objective.beta=0.2 -> ("objective.beta", "0.2")."""
+  return assignment.removeprefix("--config.").partition("=")[::2]

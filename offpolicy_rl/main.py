@@ -15,7 +15,6 @@
 Any key of the configuration: --config.objective.beta=0.2
 """
 
-import json
 import logging
 import os
 import pathlib
@@ -26,6 +25,7 @@ import threading
 import time
 
 from offpolicy_rl import arguments as arguments_lib
+from offpolicy_rl import commands
 from offpolicy_rl import config as config_lib
 
 _LEARNER_FILES = ("tls_cert", "tls_key", "tls_client_ca", "token_file")
@@ -94,7 +94,7 @@ def _configuration(arguments, assignments: list[str]):
   config = _base_configuration(arguments, run_dir)
   if arguments.replay:
     config.lag.mode, config.lag.schedule = "replay", str(pathlib.Path(arguments.replay).resolve())
-  config_lib.override(config, [_key_and_text(a) for a in assignments])
+  config_lib.override(config, [arguments_lib.key_and_text(a) for a in assignments])
   config_lib.validate(config)
   config_lib.check_data(config)
   if run_dir is None:
@@ -124,11 +124,6 @@ def _base_configuration(arguments, run_dir: pathlib.Path | None):
 
     return config_lib.from_json(schedule.read(pathlib.Path(arguments.replay)).config_json)
   raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
-
-
-def _key_and_text(assignment: str) -> tuple[str, str]:
-  """--config.objective.beta=0.2 -> ("objective.beta", "0.2")."""
-  return assignment.removeprefix("--config.").partition("=")[::2]
 
 
 def _stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
@@ -185,17 +180,17 @@ def _learner(arguments, assignments) -> int:
   credentials = _learner_protection(arguments)
   for warning in config_lib.warnings(config):
     print(f"warning: {warning}", file=sys.stderr)
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads prompts here
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
   stop = _stop_on_signals()
   if arguments.coordinator:
     return _learner_of_several(arguments, config, run_dir, stop, credentials)
   _link_checkpoints(arguments, run_dir)
   from offpolicy_rl.roles import learner  # imports JAX
 
-  learner.run_learner(
-    config, run_dir, listen=arguments.listen, resume=arguments.resume, stop=stop,
-    weights_dir=arguments.weights_dir, credentials=credentials, reflection=arguments.reflection,
-  )  # fmt: skip
+  serving = learner.Serving(
+    arguments.listen, credentials, arguments.reflection, arguments.weights_dir
+  )
+  learner.run_learner(config, run_dir, serving, resume=arguments.resume, stop=stop)
   return 0
 
 
@@ -228,10 +223,10 @@ def _learner_of_several(arguments, config, run_dir: pathlib.Path, stop, credenti
       )
       return 0
     _link_checkpoints(arguments, run_dir)
-    learner.run_learner(
-      config, run_dir, listen=arguments.listen, resume=arguments.resume, stop=stop, leader=leader,
-      weights_dir=arguments.weights_dir, credentials=credentials, reflection=arguments.reflection,
-    )  # fmt: skip
+    serving = learner.Serving(
+      arguments.listen, credentials, arguments.reflection, arguments.weights_dir
+    )
+    learner.run_learner(config, run_dir, serving, resume=arguments.resume, stop=stop, leader=leader)
   return 0
 
 
@@ -255,126 +250,16 @@ def _sampler(arguments, assignments) -> int:
   return 0
 
 
-def _eval(arguments, assignments) -> int:
-  from offpolicy_rl.roles import evaluation_settings
-
-  ks = evaluation_settings.numbers(arguments.k)
-  pairs = [_key_and_text(a) for a in assignments]
-  config, problems = evaluation_settings.configuration(arguments, pairs, ks)
-  config_lib.check_data(config)
-  source = pathlib.Path(arguments.run_dir or arguments.checkpoint).resolve()
-  name = f"{source.name}-{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-  out = pathlib.Path(arguments.out or pathlib.Path("evals") / name)
-  if out.exists():
-    raise config_lib.ConfigError(f"--out: {out} is there already, expected a new directory")
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads prompts here
-  from offpolicy_rl.roles import evaluate  # imports JAX
-
-  evaluate.run(
-    config, ks=ks, split=arguments.split, problems=problems, out=out,
-    run_dir=source if arguments.run_dir else None,
-  )  # fmt: skip
-  return 0
-
-
-def _plan(arguments, assignments) -> int:
-  from offpolicy_rl.planning import topology
-
-  topology.kind(arguments.topology)
-  config = config_lib.load(arguments.config)
-  config_lib.override(config, [_key_and_text(a) for a in assignments])
-  config_lib.validate(config)
-  architecture = _architecture(arguments, config)
-  topology.prepare_environment()
-  from offpolicy_rl.planning import plan  # imports JAX
-
-  found = plan.run(
-    config, arguments.topology, architecture=architecture, cache=pathlib.Path(arguments.cache)
-  )
-  plan.show(found)
-  if arguments.json:
-    arguments.json.write_text(json.dumps(found, indent=1) + "\n")
-  return 0 if all(program["fits"] for program in found["programs"]) else 3
-
-
-def _architecture(arguments, config) -> dict:
-  """config.json of the card's published model: from the checkpoint, or as it is known to be."""
-  if not config.model.checkpoint:
-    raise config_lib.ConfigError("model.checkpoint: got '', expected a published model to plan for")
-  from offpolicy_rl.planning import architectures
-
-  path = pathlib.Path(arguments.architecture or config.model.checkpoint)
-  file = path / "config.json" if path.is_dir() else path
-  if file.is_file():
-    return json.loads(file.read_text())
-  if path.name in architectures.KNOWN:
-    return architectures.KNOWN[path.name]
-  raise config_lib.ConfigError(
-    f"--architecture: no file {file}, expected config.json of the model or one of "
-    f"{', '.join(architectures.KNOWN)}"
-  )
-
-
-def _report(arguments, _) -> int:
-  from offpolicy_rl import report
-
-  print(report.write(pathlib.Path(arguments.run_dir)))
-  return 0
-
-
-def _import(arguments, _) -> int:
-  from offpolicy_rl.roles import exchange  # imports JAX
-
-  print(exchange.import_checkpoint(arguments.source, arguments.to, ignore=arguments.ignore))
-  return 0
-
-
-def _export(arguments, _) -> int:
-  from offpolicy_rl.roles import exchange  # imports JAX
-
-  print(exchange.export_checkpoint(arguments.run_dir, arguments.to, dtype=arguments.dtype))
-  return 0
-
-
-def _explain(arguments, assignments) -> int:
-  section = config_lib.config_dict.ConfigDict({"objective": config_lib.objective_section()})
-  config_lib.override(section, [_key_and_text(a) for a in assignments])
-  given = section.objective.to_dict() | {"name": arguments.objective or "beta_shift"}
-  if arguments.beta is not None:
-    given["beta"] = arguments.beta
-  from offpolicy_rl import explain, losses  # imports JAX
-
-  if not arguments.rewards:
-    if arguments.objective:
-      explain.card(losses.PRESETS.get(arguments.objective) or losses.choose(arguments.objective))
-    else:
-      explain.presets()
-    return 0
-  try:
-    rewards = [float(text) for text in arguments.rewards.split(",")]
-  except ValueError:
-    raise config_lib.ConfigError(
-      f"--rewards: got {arguments.rewards!r}, expected numbers such as 0,0,1,1"
-    ) from None
-  choices = losses.choose(**given)
-  own, targets = explain.explain(rewards, choices)
-  explain.show(rewards, own, targets, choices.beta)
-  if arguments.png:
-    explain.draw(rewards, targets, choices.beta, arguments.png)
-    print(f"picture: {arguments.png}")
-  return 0
-
-
 _ROLES = {
   "local": _local,
   "learner": _learner,
   "sampler": _sampler,
-  "eval": _eval,
-  "plan": _plan,
-  "report": _report,
-  "import": _import,
-  "export": _export,
-  "explain": _explain,
+  "eval": commands.eval_,
+  "plan": commands.plan,
+  "report": commands.report,
+  "import": commands.import_,
+  "export": commands.export,
+  "explain": commands.explain,
 }
 
 if __name__ == "__main__":

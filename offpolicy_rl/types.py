@@ -37,10 +37,6 @@ class Ticket:
   num_completions: int  # G
   temperature: float  # 0 = greedy
 
-  def accepts(self, version: int) -> bool:
-    """Whether this ticket may be sampled with `version`."""
-    return self.min_version <= version <= self.max_version
-
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:

@@ -50,7 +50,7 @@ def test_a_preempted_sampler_finishes_its_groups_and_another_joins_late(tmp_path
     audit = finished(learner, tmp_path)
     assert late.wait(timeout=20) == 0
   assert audit["expired"] == audit["duplicates"] == 0
-  assert audit["returned"] <= 8  # leased, but not begun when the signal came
+  assert audit["returned"] <= 4  # 16 slots of it, leased but not begun when the signal came
 
 
 def test_a_preempted_sampler_without_grace_returns_its_tickets(tmp_path):

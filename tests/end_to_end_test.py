@@ -85,7 +85,7 @@ def over_the_wire(config, run_dir: pathlib.Path, samplers: int, weights_dir: str
 
   def learn():
     result["state"] = learner_role.run_learner(
-      config, run_dir, listen="127.0.0.1:0", weights_dir=weights_dir
+      config, run_dir, learner_role.Serving("127.0.0.1:0", weights_dir=weights_dir)
     )
 
   learning = threading.Thread(target=learn)

@@ -32,6 +32,7 @@ ALLOWED = {
   "roles": None,  # everything
   "planning": None,
   "main": None,
+  "commands": None,
 }
 
 

@@ -43,7 +43,7 @@ def over_the_wire_alone(config, run_dir):
   """A learner that is refused before it waits for anybody."""
   from offpolicy_rl.roles import learner
 
-  learner.run_learner(config, run_dir, listen="127.0.0.1:0")
+  learner.run_learner(config, run_dir, learner.Serving("127.0.0.1:0"))
 
 
 def test_a_verifier_that_fails_is_seen_and_loses_no_group(tiny_config, tmp_path):

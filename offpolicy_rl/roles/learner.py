@@ -7,6 +7,7 @@ import pathlib
 import threading
 import uuid
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
@@ -24,41 +25,46 @@ from offpolicy_rl.transport import bounds, hosts, security, server
 _LOG = logging.getLogger(__name__)
 
 
+class Serving(NamedTuple):
+  """Where samplers find the learner, and who may. Checked (`security.check_listen_address`)."""
+
+  listen: str
+  credentials: security.Credentials = security.NONE
+  reflection: bool = False
+  weights_dir: str | None = None  # samplers read the weights there; None = they are streamed
+
+
 def run_learner(
-  config, run_dir: pathlib.Path, *, listen: str, resume: bool = False,
-  stop: threading.Event | None = None, weights_dir: str | None = None,
-  credentials: security.Credentials = security.NONE, reflection: bool = False,
-  leader: hosts.Leader | None = None,
+  config, run_dir: pathlib.Path, serving: Serving, *, resume: bool = False,
+  stop: threading.Event | None = None, leader: hosts.Leader | None = None,
 ) -> state_lib.TrainState | None:  # fmt: skip
   """Trains to the end of the configuration, or until `stop`; returns the last state.
 
   None when it was stopped before version 0 existed.
 
-  `listen` and `credentials` were checked already (`security.check_listen_address`). Samplers read
-  the weights from `weights_dir`, or get them streamed when it is None. `leader`: of the processes
-  that follow this one (roles/follower.py).
+  `leader`: of the processes that follow this one (roles/follower.py).
 
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/, groups/,
   completions.jsonl, lag_schedule.jsonl, ledger.json, report.html.
   """
   session = uuid.uuid4().hex
-  published = parts.make_store(config, weights_dir, session)
+  published = parts.make_store(config, serving.weights_dir, session)
   me = make_learner(config, run_dir, stop or threading.Event(), resume, published, leader)
   identity = server.Identity(
     session=session,
     run_id=run_dir.name,
     config_json=config_lib.to_json(config),
     vocabulary_fingerprint=me.policy.words.fingerprint,
-    weights_in_directory=weights_dir is not None,
+    weights_in_directory=serving.weights_dir is not None,
     model_files=me.policy.files,
   )
   wire, address = server.start(
-    listen, identity, me.front.handlers(), me.front.weights,
+    serving.listen, identity, me.front.handlers(), me.front.weights,
     max_samplers=config.transport.max_samplers, max_message_mb=_largest_request_mb(config),
-    credentials=credentials, reflection=reflection,
+    credentials=serving.credentials, reflection=serving.reflection,
   )  # fmt: skip
   checkpoint.write_durably(run_dir / "address", address)
-  me.screen.say(f"learner at {address} ({security.describe(credentials, listen)})")
+  me.screen.say(f"learner at {address} ({security.describe(serving.credentials, serving.listen)})")
   me.screen.say(f"run directory {run_dir}")
   orderly = leader is None  # else an error ends the process: nothing can be written without all
   try:

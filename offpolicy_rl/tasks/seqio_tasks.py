@@ -1,6 +1,6 @@
 """The catalog in seqio's registries, for pipelines elsewhere; and what only seqio can read: TFDS.
 
-The only file that imports seqio and TensorFlow (7 s and 0.9 GB): import it where it is needed. A
+The only file that imports seqio and TensorFlow (5 s and 0.9 GB): import it where it is needed. A
 run does not need it, unless TFDS prepared its data. Examples hold three texts: `inputs` (the
 question), `targets` (an answer worth imitating) and `answer` (JSON for the verifier).
 """

@@ -1,0 +1,126 @@
+"""The commands that neither train nor sample: arguments and assignments in, exit code out."""
+
+import json
+import os
+import pathlib
+import time
+
+from offpolicy_rl import arguments as arguments_lib
+from offpolicy_rl import config as config_lib
+
+
+def eval_(arguments, assignments) -> int:
+  """Greedy accuracy, pass@k and majority vote of a checkpoint or of a run."""
+  from offpolicy_rl.roles import evaluation_settings
+
+  ks = evaluation_settings.numbers(arguments.k)
+  pairs = [arguments_lib.key_and_text(a) for a in assignments]
+  config, problems = evaluation_settings.configuration(arguments, pairs, ks)
+  config_lib.check_data(config)
+  source = pathlib.Path(arguments.run_dir or arguments.checkpoint).resolve()
+  name = f"{source.name}-{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+  out = pathlib.Path(arguments.out or pathlib.Path("evals") / name)
+  if out.exists():
+    raise config_lib.ConfigError(f"--out: {out} is there already, expected a new directory")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
+  from offpolicy_rl.roles import evaluate  # imports JAX
+
+  evaluate.run(
+    config, ks=ks, split=arguments.split, problems=problems, out=out,
+    run_dir=source if arguments.run_dir else None,
+  )  # fmt: skip
+  return 0
+
+
+def plan(arguments, assignments) -> int:
+  """Compiles a card for a topology; 3 when it does not fit."""
+  from offpolicy_rl.planning import topology
+
+  topology.kind(arguments.topology)
+  config = config_lib.load(arguments.config)
+  config_lib.override(config, [arguments_lib.key_and_text(a) for a in assignments])
+  config_lib.validate(config)
+  architecture = _architecture(arguments, config)
+  topology.prepare_environment()
+  from offpolicy_rl.planning import plan as planner  # imports JAX
+
+  found = planner.run(
+    config, arguments.topology, architecture=architecture, cache=pathlib.Path(arguments.cache)
+  )
+  planner.show(found)
+  if arguments.json:
+    arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+  return 0 if all(program["fits"] for program in found["programs"]) else 3
+
+
+def _architecture(arguments, config) -> dict:
+  """config.json of the card's published model: from the checkpoint, or as it is known to be."""
+  if not config.model.checkpoint:
+    raise config_lib.ConfigError("model.checkpoint: got '', expected a published model to plan for")
+  from offpolicy_rl.planning import architectures
+
+  path = pathlib.Path(arguments.architecture or config.model.checkpoint)
+  file = path / "config.json" if path.is_dir() else path
+  if file.is_file():
+    return json.loads(file.read_text())
+  if path.name in architectures.KNOWN:
+    return architectures.KNOWN[path.name]
+  raise config_lib.ConfigError(
+    f"--architecture: no file {file}, expected config.json of the model or one of "
+    f"{', '.join(architectures.KNOWN)}"
+  )
+
+
+def report(arguments, _) -> int:
+  """Writes the report of a run."""
+  from offpolicy_rl import report as page
+
+  print(page.write(pathlib.Path(arguments.run_dir)))
+  return 0
+
+
+def import_(arguments, _) -> int:
+  """Checks and takes a published checkpoint."""
+  from offpolicy_rl.roles import exchange  # imports JAX
+
+  print(exchange.import_checkpoint(arguments.source, arguments.to, ignore=arguments.ignore))
+  return 0
+
+
+def export(arguments, _) -> int:
+  """Publishes the policy of a run."""
+  from offpolicy_rl.roles import exchange  # imports JAX
+
+  print(exchange.export_checkpoint(arguments.run_dir, arguments.to, dtype=arguments.dtype))
+  return 0
+
+
+def explain(arguments, assignments) -> int:
+  """Objectives and the targets that they induce."""
+  section = config_lib.config_dict.ConfigDict({"objective": config_lib.objective_section()})
+  config_lib.override(section, [arguments_lib.key_and_text(a) for a in assignments])
+  given = section.objective.to_dict() | {"name": arguments.objective or "beta_shift"}
+  if arguments.beta is not None:
+    given["beta"] = arguments.beta
+  from offpolicy_rl import explain as target
+  from offpolicy_rl import losses  # imports JAX
+
+  if not arguments.rewards:
+    if arguments.objective:
+      target.card(losses.PRESETS.get(arguments.objective) or losses.choose(arguments.objective))
+    else:
+      target.presets()
+    return 0
+  try:
+    rewards = [float(text) for text in arguments.rewards.split(",")]
+  except ValueError:
+    raise config_lib.ConfigError(
+      f"--rewards: got {arguments.rewards!r}, expected numbers such as 0,0,1,1"
+    ) from None
+  choices = losses.choose(**given)
+  own, targets = target.explain(rewards, choices)
+  target.show(rewards, own, targets, choices.beta)
+  if arguments.png:
+    target.draw(rewards, targets, choices.beta, arguments.png)
+    print(f"picture: {arguments.png}")
+  return 0
