@@ -42,6 +42,40 @@ def test_what_a_loop_says_counts_as_often_as_it_runs():
   }
 
 
+# As libtpu writes a loop: nobody notes how often it runs.
+UNNOTED = """HloModule jit_g
+
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %p = (s32[], bf16[4,8]) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = bf16[4,8]{1,0} get-tuple-element(%p), index=1
+  %step = s32[]{:T(128)} constant(STEP)
+  %gather = bf16[16,8]{1,0} all-gather(%x), dimensions={0}
+  %after = s32[]{:T(128)} add(%i, %step)
+  ROOT %t = (s32[], bf16[4,8]) tuple(%after, %y)
+}
+
+%condition (p: (s32[], bf16[4,8])) -> pred[] {
+  %most = s32[]{:T(128)} constant(36)
+  %p = (s32[], bf16[4,8]) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %less = pred[] compare(%i, LIMIT), direction=LT
+}
+
+ENTRY %main (x: bf16[4,8]) -> (s32[], bf16[4,8]) {
+  ROOT %loop = (s32[], bf16[4,8]) while(%init), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(
+  ("step", "limit", "times"), [("1", "%most", 36), ("2", "%most", 18), ("1", "%i", 1)]
+)
+def test_loops_are_counted_by_their_conditions(step, limit, times):
+  text = UNNOTED.replace("STEP", step).replace("LIMIT", limit)
+  assert collectives.of_program(text) == {"all-gather": (times, times * 16 * 8 * 2)}
+
+
 def test_collectives_of_a_compiled_program_are_found():
   mesh = sharding.make_mesh(fsdp=8)
   split = NamedSharding(mesh, P("fsdp"))

@@ -70,7 +70,10 @@ def extend(cache: OfLayer, k_BxTxKxC, v_BxTxKxC, positions_BxT) -> OfLayer:
   # Padding may lie beyond the table.
   page_BxT = jnp.take_along_axis(tables, jnp.minimum(at, tables.shape[1] - 1), axis=1)
   page_BxT = jnp.where(at < tables.shape[1], page_BxT, 0)
-  at = (cache.layer, page_BxT, slice(None), positions_BxT % size)
+  # One row [C] per head and token: the compiler then keeps the order of the pool's axes, where
+  # writing [K, C] at once makes a TPU copy the pool into another order and back, layer by layer.
+  heads_K = jnp.arange(k_BxTxKxC.shape[2])[None, None]
+  at = (cache.layer, page_BxT[..., None], heads_K, (positions_BxT % size)[..., None])
   k, v = cache.pool
   return cache._replace(pool=Pool(k.at[at].set(k_BxTxKxC), v.at[at].set(v_BxTxKxC)))
 

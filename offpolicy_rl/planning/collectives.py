@@ -18,6 +18,9 @@ _CALLED = re.compile(
   r"(?:to_apply|calls|condition|body|branch_computations)=\{?([^,}]+(?:, %[^,}]+)*)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_LIMIT = re.compile(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
+_BELOW = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT")
 _ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 
 
@@ -58,10 +61,47 @@ def _visit(bodies, name: str, times: int, found) -> None:
       before = found[kind]
       size = _bytes(operation[1], last_only=operation[2].endswith("-start"))
       found[kind] = Traffic(before.number + times, before.bytes + times * size)
-    trips = _TRIPS.search(line) if operation[2] == "while" else None
+    inner = times * (_trips(bodies, line) if operation[2] == "while" else 1)
     for called in _CALLED.findall(line):
       for callee in called.split(","):
-        _visit(bodies, callee.strip().lstrip("%"), times * int(trips[1] if trips else 1), found)
+        _visit(bodies, callee.strip().lstrip("%"), inner, found)
+
+
+def _trips(bodies, line: str) -> int:
+  """How often a loop runs: as the compiler notes it, else by the number its condition counts to.
+
+  At most so often where it may end before; once where only the data knows.
+  """
+  if noted := _TRIPS.search(line):
+    return int(noted[1])
+  condition, body = _LOOP.search(line).groups()
+  numbers = _constants(bodies[condition])
+  for compared in map(_BELOW.search, bodies[condition]):
+    if compared and compared[2] in numbers:
+      return -(-numbers[compared[2]] // _stride(bodies, condition, body, compared[1]))
+  return 1
+
+
+def _constants(lines: list[str]) -> dict[str, int]:
+  """{name: value} of the integers in a computation."""
+  return {found[1]: int(found[2]) for found in map(_LIMIT.search, lines) if found}
+
+
+def _stride(bodies, condition: str, body: str, counter: str) -> int:
+  """What a loop adds to its counter; more than 1 where the compiler has unrolled it."""
+  place = re.search(r"index=(\d+)", _definition(bodies[condition], counter))
+  root = next(line for line in bodies[body] if line.startswith("ROOT "))
+  carried = re.search(r" tuple\((.*?)\)", root)
+  if place and carried:
+    after = re.findall(r"%([\w.\-]+)", carried[1])[int(place[1])]
+    added = re.search(r" add\(%?\S+, %?([\w.\-]+)\)", _definition(bodies[body], after))
+    return _constants(bodies[body]).get(added[1], 1) if added else 1
+  return 1
+
+
+def _definition(lines: list[str], name: str) -> str:
+  """The line that computes `name`; "" where there is none."""
+  return next((line for line in lines if line.removeprefix("ROOT ").startswith(f"%{name} = ")), "")
 
 
 def _bytes(shape: str, *, last_only: bool) -> int:
