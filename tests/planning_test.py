@@ -76,6 +76,37 @@ def test_loops_are_counted_by_their_conditions(step, limit, times):
   assert collectives.of_program(text) == {"all-gather": (times, times * 16 * 8 * 2)}
 
 
+ASYNCHRONOUS = """HloModule jit_h
+
+%started (x: bf16[4,8]) -> bf16[16,8] {
+  ROOT %gather = bf16[16,8]{1,0} all-gather(%x), dimensions={0}
+}
+
+%meanwhile (x: bf16[4,8]) -> bf16[16,8] {
+  ROOT %gather = bf16[16,8]{1,0} all-gather(%x), dimensions={0}
+}
+
+%async_collective_fusion.1 (x: bf16[4,8]) -> bf16[16,8] {
+  ROOT %gather = bf16[16,8]{1,0} all-gather(%x), dimensions={0}
+}
+
+ENTRY %main (x: bf16[4,8]) -> bf16[16,8] {
+  %async-collective-start = (bf16[16,8], u32[]) fusion(%x), kind=kCustom, calls=%started
+  %fusion.1 = (bf16[16,8], u32[]) fusion(%a, %b), kind=kOutput, calls=%async_collective_fusion.1
+  %async-collective-done = bf16[16,8] fusion(%c), kind=kCustom, calls=%meanwhile
+  %sent = (f32[64,96]{1,0:T(8)}, f32[64,96]{1,0}, u32[]{:S(2)}, u32[]) collective-permute-start(%y)
+  ROOT %arrived = f32[64,96]{1,0} collective-permute-done(%sent)
+}
+"""
+
+
+def test_an_asynchronous_collective_counts_once_and_without_its_contexts():
+  assert collectives.of_program(ASYNCHRONOUS) == {
+    "all-gather": (1, 16 * 8 * 2),
+    "collective-permute": (1, 64 * 96 * 4),
+  }
+
+
 def test_collectives_of_a_compiled_program_are_found():
   mesh = sharding.make_mesh(fsdp=8)
   split = NamedSharding(mesh, P("fsdp"))

@@ -318,13 +318,22 @@ class Decoder(nnx.Module):
 
   def logits(self, x_BxTxD):
     """Last hidden states -> float32 logits [B, T, V]."""
-    if self.config.tied_embeddings:
-      layout, weights = "btd,vd->btv", self.embedding[...]
-    else:
-      layout, weights = "btd,dv->btv", self.unembedding[...]
-    logits_BxTxV = jnp.einsum(layout, x_BxTxD, weights, preferred_element_type=jnp.float32)
-    logits_BxTxV = softcap(logits_BxTxV, self.config.logit_softcap)
-    return constrain(logits_BxTxV, "batch", None, "vocab")
+    output = getattr(self, output_name(self.config))[...]
+    return constrain(logits(self.config, output, x_BxTxD), "batch", None, "vocab")
+
+
+def output_name(config: DecoderConfig) -> str:
+  """The parameter that last hidden states are multiplied by."""
+  return "embedding" if config.tied_embeddings else "unembedding"
+
+
+def logits(config: DecoderConfig, output, x_BxTxD):
+  """`Decoder.logits` with the parameter `output_name` as an argument."""
+  layout = "btd,vd->btv" if config.tied_embeddings else "btd,dv->btv"
+  logits_BxTxV = jnp.einsum(
+    layout, x_BxTxD, output.astype(x_BxTxD.dtype), preferred_element_type=jnp.float32
+  )
+  return softcap(logits_BxTxV, config.logit_softcap)
 
 
 def _rematerialised(name: str):

@@ -115,19 +115,28 @@ def token_stats(
   hidden = model.hidden(rows.tokens, rows.positions, packing=packing)[0]
   hidden = jnp.take_along_axis(hidden, rows.sources[..., None], axis=1)
 
-  def stats_of(params, hidden, targets) -> TokenStats:
-    logits = module(config, params).logits(hidden)
-    log_p = jax.nn.log_softmax(logits / temperature)
-    logprobs = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
-    return TokenStats(logprobs, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
-
   columns = rows.targets.shape[1]
   if not chunk or chunk >= columns:
-    return stats_of(params, hidden, rows.targets)
-  again = jax.checkpoint(stats_of)
-  chunks = (_columns(hidden, chunk), _columns(rows.targets, chunk))
-  _, stats = jax.lax.scan(lambda _, part: (None, again(params, *part)), None, chunks)
-  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :columns], stats)
+    return _stats(model.logits(hidden), rows.targets, temperature)
+
+  def stats_of(output, hidden, targets) -> TokenStats:
+    return _stats(decoder.logits(config, output, hidden), targets, temperature)
+
+  def of_own_rows(output, hidden, targets) -> TokenStats:
+    again = jax.checkpoint(stats_of)
+    parts = (_columns(hidden, chunk), _columns(targets, chunk))
+    _, stats = jax.lax.scan(lambda _, part: (None, again(output, *part)), None, parts)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :columns], stats)
+
+  # In float32, as the gradients of all chunks are added up in what it is here.
+  output = params[decoder.output_name(config)]
+  return sharding.by_rows(of_own_rows, output, (hidden, rows.targets))
+
+
+def _stats(logits, targets, temperature: float) -> TokenStats:
+  log_p = jax.nn.log_softmax(logits / temperature)
+  logprobs = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+  return TokenStats(logprobs, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
 
 
 def router_loads(

@@ -89,6 +89,30 @@ def sum_over_experts(local, tokens: tuple, experts: tuple) -> jax.Array:
   return split(tokens, experts)
 
 
+def by_rows(local, whole, rows: tuple):
+  """`local(whole, *rows)` on every shard of a batch by itself, `whole` being there in full.
+
+  So `whole` is gathered once, and its gradient added up over the shards once, however often
+  `local` uses it in a loop.
+
+  Args:
+    local: arrays whose first axis is the batch -> such arrays.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = RULES["batch"]
+  if mesh.empty or all(mesh.shape[axis] == 1 for axis in axes):
+    return local(whole, *rows)
+
+  def shard(whole, *rows):
+    return local(jax.lax.pcast(whole, axes, to="varying"), *rows)
+
+  split = PartitionSpec(axes)
+  return jax.shard_map(
+    shard, in_specs=(PartitionSpec(), *(split for _ in rows)), out_specs=split,
+    axis_names=set(axes),
+  )(whole, *rows)  # fmt: skip
+
+
 def tree_shardings(mesh: Mesh, tree, axes_of):
   """NamedSharding for every leaf; `axes_of(path, leaf)` gives its logical axes."""
   return jax.tree_util.tree_map_with_path(

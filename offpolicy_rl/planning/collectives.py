@@ -21,6 +21,9 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _LIMIT = re.compile(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
 _BELOW = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT")
+# The compiler puts an asynchronous collective into the fusion that starts it, into those that work
+# meanwhile and into the one that ends it: the first counts.
+_GOES_ON = re.compile(r"^%async-collective-done|.* calls=%async_collective_fusion")
 _ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 
 
@@ -61,6 +64,8 @@ def _visit(bodies, name: str, times: int, found) -> None:
       before = found[kind]
       size = _bytes(operation[1], last_only=operation[2].endswith("-start"))
       found[kind] = Traffic(before.number + times, before.bytes + times * size)
+    if _GOES_ON.match(line):
+      continue
     inner = times * (_trips(bodies, line) if operation[2] == "while" else 1)
     for called in _CALLED.findall(line):
       for callee in called.split(","):
@@ -107,7 +112,8 @@ def _definition(lines: list[str], name: str) -> str:
 def _bytes(shape: str, *, last_only: bool) -> int:
   """Of an array or a tuple of arrays; an asynchronous start has operands and results in it."""
   arrays = [(kind, dims) for kind, dims in _ARRAY.findall(shape) if kind in _BITS]
-  if last_only and len(arrays) > 1:
+  if last_only:
+    arrays = [array for array in arrays if array != ("u32", "")]  # contexts
     arrays = arrays[len(arrays) // 2 :]
   return sum(_size(*array) for array in arrays)
 

@@ -44,7 +44,8 @@ def run(config, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
     )
   capacity = topology.memory_bytes(name)
   learner = programs.train(config, model, sharding.make_mesh(**mesh, devices=devices), capacity)
-  sampler = programs.decode(config, model, devices[: config.sampler.tensor], capacity)
+  engine = topology.of_engine(name, config.sampler.tensor)
+  sampler = programs.decode(config, model, engine, capacity)
   found = {
     "topology": name,
     "mesh": mesh,
@@ -117,16 +118,17 @@ def show(found: dict, console: rich.console.Console | None = None) -> None:
     f"{found['topology']}: mesh {mesh or 'of one device'}, {found['parameters'] / 1e9:.2f} B "
     f"parameters, {capacity / _GIB:.0f} GiB per device"
   )
-  table = rich.table.Table("program", "", "peak GiB", "free", "arguments", "temporary", "TFLOP",
-                           "compiled in")  # fmt: skip
+  table = rich.table.Table("GiB per device", "", "peak", "free", "given", "temporary", "TFLOP", "s")
   for program in found["programs"]:
+    numbers = [program["peak_bytes"], capacity - program["peak_bytes"], program["argument_bytes"],
+               program["temporary_bytes"]]  # fmt: skip
     table.add_row(
-      program["name"], "fits" if program["fits"] else "does not fit",
-      f"{program['peak_bytes'] / _GIB:.2f}", f"{(capacity - program['peak_bytes']) / _GIB:.2f}",
-      f"{program['argument_bytes'] / _GIB:.2f}", f"{program['temporary_bytes'] / _GIB:.2f}",
-      f"{program['flops'] / 1e12:.1f}", f"{program['compile_seconds']:.0f} s",
+      program["name"], "fits" if program["fits"] else "too large",
+      *(f"{number / _GIB:.2f}" for number in numbers),
+      f"{program['flops'] / 1e12:.1f}", f"{program['compile_seconds']:.0f}",
     )  # fmt: skip
   console.print(table)
+  console.print("(given: state and batch, or weights and cache; s: of compiling)")
   for program in found["programs"]:
     for kind, (number, size) in program["traffic"].items():
       console.print(f"{program['name']}: {number} x {kind}, {size / _GIB:.3f} GiB per device")

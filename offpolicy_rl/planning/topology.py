@@ -56,3 +56,14 @@ def devices(name: str) -> list:
       "offpolicy-rl[aot])"
     ) from None
   return list(found.devices)
+
+
+def of_engine(name: str, size: int) -> list:
+  """So many devices of the same kind, as a slice of their own: a sampler is another machine."""
+  shape = [1] * len(name.partition(":")[2].split("x"))
+  while True:
+    found = devices(f"{kind(name)}:{'x'.join(map(str, shape))}")
+    if len(found) >= size:
+      return found[:size]
+    smallest = shape.index(min(shape))
+    shape[smallest] *= 2

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from offpolicy_rl.model import policy, sharding
+from offpolicy_rl.planning import collectives
 from tests.model.decoder_test import CONFIG, random_params, tokens_of
 from tests.model.sharding_test import by_rows
 from tests.rows import whole_rows
@@ -53,6 +54,23 @@ def test_chunks_keep_a_sharded_batch_where_it_is():
   close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
   jax.tree.map(close, stats, plain)
   jax.tree.map(close, gradient, plain_gradient)
+
+
+def test_more_chunks_say_no_more_between_devices():
+  params = policy.shapes(CONFIG)
+  mesh = sharding.make_mesh(fsdp=8)
+  place = lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
+  with jax.set_mesh(mesh):
+    placed = jax.tree.map(place, params, policy.param_shardings(mesh, params))
+    rows = place(TOKENS, by_rows(mesh))
+    said = {
+      chunk: collectives.of_program(weighted(CONFIG, chunk).lower(placed, rows).compile().as_text())
+      for chunk in (2, 6)
+    }
+  assert said[2] == said[6]
+  assert (
+    said[2]["all-gather"].bytes >= CONFIG.vocab_size * CONFIG.width * 4
+  )  # the unembedding, whole
 
 
 def test_the_logits_of_all_tokens_never_exist():
