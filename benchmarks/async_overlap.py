@@ -5,7 +5,9 @@ The same card twice per round, in turn: synchronous (`lag.mode=fixed`, lag 0: no
 while a step runs, no step runs while something is sampled) and asynchronous (lag at most 4). One
 learner and one sampler, each a process held to a core of its own; the same number of prompts and
 completions per step. The policy stays as random as it was made, so completions are as long in both.
-Time is counted from step 20 on, without compilation. Writes results/async_overlap.json.
+Time is counted from step 20 on, without compilation. What two cores of this machine do at once,
+next to what one does alone, bounds any overlap: that is measured, too. Writes
+results/async_overlap.json.
 """
 
 import argparse
@@ -38,6 +40,31 @@ def start(core: int, *arguments: str) -> subprocess.Popen:
   """A role on one core."""
   command = ["taskset", "-c", str(core), sys.executable, "-m", "offpolicy_rl.main", *arguments]
   return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"XLA_FLAGS": ""})
+
+
+_PRODUCTS = """
+import time, numpy as np
+x = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)
+end, done = time.time() + 5, 0
+while time.time() < end:
+  x @ x
+  done += 1
+print(done)
+"""
+
+
+def both_cores() -> float:
+  """Products that two processes on a core each get done, over those of one alone; 2 at best."""
+  one_thread = os.environ | {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+
+  def together(cores) -> float:
+    command = lambda core: ["taskset", "-c", str(core), sys.executable, "-c", _PRODUCTS]
+    processes = [
+      subprocess.Popen(command(core), stdout=subprocess.PIPE, env=one_thread) for core in cores
+    ]
+    return sum(int(process.communicate()[0]) for process in processes)
+
+  return round(statistics.median(together((0, 1)) / together((0,)) for _ in range(3)), 3)
 
 
 def run(name: str, steps: int) -> dict:
@@ -82,13 +109,17 @@ def main() -> None:
     name: round(3600 / statistics.median(row["seconds_per_step"] for row in rows))
     for name, rows in found.items()
   }
+  cores = both_cores()
   asked = " ".join(["python -m benchmarks.async_overlap", *sys.argv[1:]])
   result = {
     "machine": machine(), "command": asked,
     "card": CARD, "steps_per_hour": per_hour, "ratio": statistics.median(ratios),
-    "ratios": ratios, "runs": found,
+    "ratios": ratios, "both_cores": cores, "runs": found,
   }  # fmt: skip
-  print(f"steps per hour: {per_hour}; ratio {result['ratio']} {ratios}")
+  print(
+    f"steps per hour: {per_hour}; ratio {result['ratio']} {ratios}; "
+    f"both cores do {cores} times the work of one"
+  )
   if not arguments.quick:
     (RESULTS / "async_overlap.json").write_text(json.dumps(result, indent=1) + "\n")
 

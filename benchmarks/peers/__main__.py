@@ -1,11 +1,12 @@
 """How do sampling and training compare with other systems on this machine?
 
-Command:  make .venv-reference/.installed .venv-tunix/.installed && python -m benchmarks.peers
-(--shape=tiny: a few minutes)
+Command:  make .venv-reference/.installed .venv-tunix/.installed .venv-vllm/.installed
+          python -m benchmarks.peers              (40 minutes; --shape=tiny: a few)
 Both sides have the same architecture with random weights in float32, the same prompts and rows, and
 stay alive side by side; they work in turn, one round each. Sampling: 192 completions of ragged
 lengths (one token in 40 ends one, 256 at most) in 64 rows, the peer in whole batches of 64, as its
-`generate` works. Training: one update on 8 rows of 192 tokens. Writes results/peers.json.
+`generate` works; vLLM refills them, too. Training: one update on 8 rows of 192 tokens. Writes
+results/peers.json.
 """
 
 import argparse
@@ -25,9 +26,11 @@ RESULTS = HERE.parent / "results"
 PEERS = {  # name -> its environment, its side
   "transformers": (ROOT / ".venv-reference", "transformers_side.py"),
   "tunix": (ROOT / ".venv-tunix", "tunix_side.py"),
+  "vllm": (ROOT / ".venv-vllm", "vllm_side.py"),
 }
-WARM_UP = 2  # rounds: compilation, and whatever is compiled again
+WARM_UP = {"generate": 1, "train": 2}  # rounds: compilation, and whatever is compiled again
 JOBS = ("generate", "train")
+ONLY_GENERATES = "vllm"
 
 
 class Side:
@@ -59,7 +62,7 @@ def compare(peer: str, shape: str, job: str, rounds: int) -> dict:
     peer: Side([str(environment / "bin" / "python"), str(HERE / file), shape, job]),
   }
   rates = {name: [] for name in sides}
-  for turn in range(WARM_UP + rounds):
+  for turn in range(WARM_UP[job] + rounds):
     for name, side in sides.items():
       found = side.do(job, turn)
       rates[name].append(found["tokens"] / found["seconds"])
@@ -67,7 +70,7 @@ def compare(peer: str, shape: str, job: str, rounds: int) -> dict:
       rates.setdefault(f"{name} peak MB", []).append(peak)
   for side in sides.values():
     side.end()
-  own, other = rates["ours"][WARM_UP:], rates[peer][WARM_UP:]
+  own, other = rates["ours"][WARM_UP[job] :], rates[peer][WARM_UP[job] :]
   ratios = [a / b for a, b in zip(own, other, strict=True)]
   return {
     "peer": peer, "shape": shape, "job": job,
@@ -88,6 +91,8 @@ def main() -> None:
   found = []
   for peer in arguments.peers:
     for job in arguments.jobs:
+      if peer == ONLY_GENERATES and job != "generate":
+        continue
       row = compare(peer, arguments.shape, job, arguments.rounds)
       print(
         f"{job}: ours {row['tokens_per_second']['ours']:.0f} tokens/s, {peer} "

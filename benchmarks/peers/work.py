@@ -31,9 +31,10 @@ def ends(vocabulary: int) -> list[int]:
 
 
 def prompts(vocabulary: int, turn: int) -> np.ndarray:
-  """int32 [groups, prompt tokens], the same on both sides."""
+  """int32 [groups, prompt tokens], the same on both sides; of turn 0, which warms up, few."""
   rng = np.random.default_rng(turn)
-  return rng.integers(0, vocabulary, (GROUPS, PROMPT)).astype(np.int32)
+  groups = GROUPS if turn else SLOTS // GROUP_SIZE
+  return rng.integers(0, vocabulary, (groups, PROMPT)).astype(np.int32)
 
 
 def rows(vocabulary: int, turn: int) -> np.ndarray:
