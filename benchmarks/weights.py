@@ -66,7 +66,7 @@ def puller(pipe, address: str, layout: receiver.Layout, core: int | None) -> Non
     os.sched_setaffinity(0, {core})
   seconds: dict = {}
   weights.digest = timed(seconds, "verify", weights.digest)
-  delta.decode = timed(seconds, "apply", delta.decode)
+  delta.apply = timed(seconds, "apply", delta.apply)
   wire = client.LearnerClient(address, f"puller-{os.getpid()}")
   wire.hello()
   keeps = receiver.Receiver(layout)

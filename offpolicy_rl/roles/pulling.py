@@ -52,8 +52,9 @@ class Weights:
     return version, self._params
 
   def _laid_out(self, tensors, places):
-    # A real copy, also on CPU: the receiver will use its memory again.
-    sent = policy_lib.unflatten(jax.device_put(tensors, places, may_alias=False))
+    # A real copy, also on CPU: the receiver will write over its memory.
+    put = jax.block_until_ready(jax.device_put(tensors, places, may_alias=False))
+    sent = policy_lib.unflatten(put)
     return self._prepare(jax.tree.map(lambda x, own: x.astype(own.dtype), sent, self._shapes))
 
   def forget(self) -> None:

@@ -52,40 +52,36 @@ def _encode_gaps(gaps: np.ndarray) -> bytes:
   return coded.tobytes()
 
 
-def decode(
-  old: np.ndarray, payload: np.ndarray, field: str, out: np.ndarray | None = None
-) -> np.ndarray:
-  """Inverse of `encode`; returns `old` itself when nothing changed.
+def apply(tensor: np.ndarray, payload: np.ndarray, field: str) -> None:
+  """Turns the old tensor of `encode` into the new one, in place.
 
   Args:
+    tensor: contiguous.
     payload: uint8 [bytes], from the wire.
     field: how errors call it.
-    out: memory for the result, like `old`; None = fresh.
 
   Raises:
-    codec.WireError: lengths that do not fit each other, or an index outside of the tensor.
+    codec.WireError: lengths that do not fit each other, or an index outside of the tensor; it may
+      be half changed then.
   """
   if payload.size < _COUNT_BYTES:
     raise codec.WireError(f"{field}: got {payload.size} bytes, expected at least {_COUNT_BYTES}")
   count = int.from_bytes(payload[:_COUNT_BYTES].tobytes(), "little")
   body = payload[_COUNT_BYTES:]
-  num_gap_bytes = body.size - count * old.dtype.itemsize
-  if count > old.size or num_gap_bytes < count:
+  num_gap_bytes = body.size - count * tensor.dtype.itemsize
+  if count > tensor.size or num_gap_bytes < count:
     raise codec.WireError(
-      f"{field}.count: got {count}, expected one that fits {old.size} elements and "
+      f"{field}.count: got {count}, expected one that fits {tensor.size} elements and "
       f"{body.size} bytes"
     )
   if not count:
     if num_gap_bytes:
       raise codec.WireError(f"{field}.gaps: got {num_gap_bytes} bytes, expected none")
-    return old
+    return
   gaps, values = body[:num_gap_bytes], body[num_gap_bytes:]
   if np.count_nonzero(gaps != _ESCAPE) != count or gaps[-1] == _ESCAPE:
     raise codec.WireError(f"{field}.gaps: expected the places of {count} elements")
-  new = np.empty_like(old) if out is None else out
-  np.copyto(new, old)
-  _scatter(bits(new), gaps, np.frombuffer(values, f"<u{old.dtype.itemsize}"), field)
-  return new
+  _scatter(bits(tensor), gaps, np.frombuffer(values, f"<u{tensor.dtype.itemsize}"), field)
 
 
 def _scatter(target: np.ndarray, gaps: np.ndarray, values: np.ndarray, field: str) -> None:

@@ -1,8 +1,8 @@
-"""A sampler's end of the weights: assembled tensor by tensor, verified, never applied by halves.
+"""A sampler's end of the weights: assembled tensor by tensor, verified, never handed out by halves.
 
-Host memory: the version held (the base of the next delta), the one being received, one payload.
-The memory of the version before is used again, because fresh memory costs more than the bytes
-that are put into it.
+Host memory: one copy of the weights, and the payload of one tensor. What arrives is written over
+the version that is held. So when a stream turns out to be damaged, or is given up for another one,
+what is held is neither version: it is forgotten, and the next pull brings everything.
 """
 
 import math
@@ -23,26 +23,25 @@ class DamagedError(codec.WireError):
 
 
 class _Assembly:
-  """The tensors of one header, built as their bytes arrive."""
+  """The tensors of one header, built as their bytes arrive, in the memory of those held."""
 
-  def __init__(self, header: pb.WeightsHeader, base: weights.Tensors, spare: weights.Tensors):
+  def __init__(self, header: pb.WeightsHeader, held: weights.Tensors):
     self.name, self.header, self.received = weights.header_digest(header), header, 0
-    self._base, self._spare = base, spare
+    self._held = held
     self._tensors: weights.Tensors = {}
     self._open()
     self._close_complete()
 
   def _open(self) -> None:
     """Room for the payload of the next tensor; None after the last."""
-    self._payload, self._room, self._filled = None, None, 0
+    self._payload, self._filled = None, 0
     if len(self._tensors) == len(self.header.tensors):
       return
     info = self.header.tensors[len(self._tensors)]
-    self._room = self._spare.pop(info.name, None)
-    if info.encoding == pb.ENCODING_SPARSE or self._room is None:
+    if info.encoding == pb.ENCODING_SPARSE or info.name not in self._held:
       self._payload = np.empty(info.payload_bytes, np.uint8)
     else:
-      self._payload = delta.bits(self._room).view(np.uint8)
+      self._payload = delta.bits(self._held[info.name]).view(np.uint8)
 
   def _close_complete(self) -> None:
     while self._payload is not None and self._filled == self._payload.size:
@@ -54,7 +53,8 @@ class _Assembly:
     field = f"weights.tensors[{info.name}]"
     if info.encoding == pb.ENCODING_SPARSE:
       try:
-        tensor = delta.decode(self._base[info.name], self._payload, field, self._room)
+        tensor = self._held[info.name]
+        delta.apply(tensor, self._payload, field)
       except codec.WireError as error:
         raise DamagedError(str(error)) from None
     else:
@@ -96,7 +96,6 @@ class Receiver:
     """The next pull begins with nothing: in full, from the first byte."""
     self._version, self._sha256 = types.NO_VERSION, b""
     self._tensors: weights.Tensors = {}
-    self._spare: weights.Tensors = {}
     self._assembly: _Assembly | None = None
 
   def complete(self, request: pb.WeightsRequest) -> pb.WeightsRequest:
@@ -112,17 +111,19 @@ class Receiver:
   def receive(self, chunks: Iterable[pb.WeightsChunk]) -> tuple[int, weights.Tensors | None]:
     """Reads one stream -> (version, tensors), None when we hold that version already.
 
-    When `chunks` raises, what has arrived is kept for the next stream. The tensors stay as they
-    are until the next version has been received; the one after that is written over them.
+    When `chunks` raises, what has arrived is kept for the next stream. The tensors are the caller's
+    until the next call: the next version is written over them.
 
     Raises:
-      DamagedError: too few or too many bytes, or a digest that differs. What we hold stays.
-      codec.WireError: a header that does not fit our model or what we hold.
+      DamagedError: too few or too many bytes, or a digest that differs; or a delta to what a stream
+        that broke has half written over. Nothing is held afterwards.
+      codec.WireError: a header that does not fit our model or what we hold. What we hold stays.
     """
     try:
       return self._receive(iter(chunks))
     except codec.WireError:
-      self._assembly = None
+      if self._assembly is not None:
+        self.forget()
       raise
 
   def _receive(self, chunks) -> tuple[int, weights.Tensors | None]:
@@ -139,25 +140,24 @@ class Receiver:
     for chunk in chunks:
       self._assembly.add(chunk.data)
       self.received_bytes += len(chunk.data)
-    new = self._assembly.finished()
-    # An unchanged tensor is the same array in both.
-    self._spare = {k: x for k, x in self._tensors.items() if x is not new[k]}
-    self._tensors = new
+    self._tensors = self._assembly.finished()
     self._version, self._sha256 = header.version, header.sha256
     self._assembly = None
     return header.version, dict(self._tensors)
 
   def _begin(self, header: pb.WeightsHeader, offset: int) -> None:
     """Goes on with the broken stream if this is the same one, else starts over."""
-    if self._assembly is not None and self._assembly.name != weights.header_digest(header):
-      self._assembly = None
-    expected = self._assembly.received if self._assembly else 0
+    begun = self._assembly
+    same = begun is not None and begun.name == weights.header_digest(header)
+    expected = begun.received if same else 0
     if offset not in (0, expected):
       _refuse("weights.offset", offset, f"0 or {expected}")
-    if self._assembly is None or offset != expected:
-      self._check(header)
-      spare, self._spare = self._spare, {}
-      self._assembly = _Assembly(header, self._tensors, spare)
+    if same and offset == expected:
+      return
+    self._check(header)
+    if begun is not None and header.base_version != types.NO_VERSION:
+      raise DamagedError(f"version {self._version} is half written over by a stream that broke")
+    self._assembly = _Assembly(header, self._tensors)
 
   def _check(self, header: pb.WeightsHeader) -> None:
     """Raises WireError unless the header describes our model, on the base that we hold."""

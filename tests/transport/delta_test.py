@@ -26,7 +26,9 @@ def changed(rng, old: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def decoded(old: np.ndarray, payload: bytes) -> np.ndarray:
-  return delta.decode(old, np.frombuffer(payload, np.uint8), "x")
+  tensor = old.copy()
+  delta.apply(tensor, np.frombuffer(payload, np.uint8), "x")
+  return tensor
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -41,7 +43,6 @@ def test_every_bit_comes_back(seed, dtype, shape, fraction, block):
   rng = np.random.default_rng(seed)
   old = random_bits(rng, dtype, shape)
   new = changed(rng, old, fraction)
-  before = old.tobytes()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(delta, "_BLOCK", block)
     payload = delta.encode(old, new)
@@ -51,7 +52,7 @@ def test_every_bit_comes_back(seed, dtype, shape, fraction, block):
       return
     assert len(payload) < new.nbytes
     result = decoded(old, payload)
-  assert result.tobytes() == new.tobytes() and old.tobytes() == before
+  assert result.tobytes() == new.tobytes()
   assert (result.dtype, result.shape) == (new.dtype, new.shape)
 
 
@@ -76,10 +77,10 @@ def test_gaps_of_every_length_around_the_escape(gap):
   assert decoded(old, payload).tobytes() == new.tobytes()
 
 
-def test_what_did_not_change_costs_eight_bytes_and_no_memory():
+def test_what_did_not_change_costs_eight_bytes():
   old = np.arange(1000, dtype=np.float32)
   assert len(delta.encode(old, old.copy())) == 8
-  assert decoded(old, delta.encode(old, old.copy())) is old
+  assert decoded(old, delta.encode(old, old.copy())).tobytes() == old.tobytes()
 
 
 def a_delta() -> tuple[np.ndarray, bytearray]:
@@ -110,4 +111,3 @@ def test_nonsense_is_refused_by_name(damage, message):
   with pytest.raises(codec.WireError) as error:
     decoded(old, damage(bytes(payload)))
   assert message in str(error.value)
-  assert not old.any()

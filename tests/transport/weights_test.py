@@ -86,15 +86,15 @@ def test_a_full_stream_brings_back_every_bit():
 
 def test_deltas_equal_full_transfers_bit_for_bit_over_several_versions():
   store, versions = history(6)
-  held, before = receiver.Receiver(LAYOUT), None
+  held, memory = receiver.Receiver(LAYOUT), None
   for low in (0, 1, 2, 5, 3, 4):  # one after the other, a jump, back and forth
     chunks = ask(store, held, low, low)
     version, received = held.receive(chunks)
     assert version == low
     assert_same_bits(received, versions[low])
-    if before is not None:  # what was received last is still what it was
-      assert_same_bits(before[1], versions[before[0]])
-    before = (version, received)
+    if memory is not None:  # one copy: a version is written over the one before
+      assert all(np.shares_memory(received[name], memory[name]) for name in ("a/kernel", "b"))
+    memory = received
     assert (payload_bytes(chunks) == TOTAL) if low == 0 else (payload_bytes(chunks) < TOTAL / 8)
   assert held.receive(ask(store, held, 0, 4)) == (4, None)
 
@@ -180,11 +180,11 @@ def test_publishing_reads_nothing_and_several_samplers_share_one_computation(mon
 
 
 @pytest.mark.parametrize("base", [None, 0])
-def test_every_flipped_bit_is_noticed_and_what_is_held_stays(base):
+def test_every_flipped_bit_is_noticed_and_nothing_is_held_then(base):
   store, versions = history()
   rng = np.random.default_rng(0)
-  held = receiver.Receiver(LAYOUT) if base is None else holding(store, base)
-  chunks = ask(store, held)
+  make = lambda: receiver.Receiver(LAYOUT) if base is None else holding(store, base)
+  chunks = ask(store, make())
   bodies = [i for i, chunk in enumerate(chunks) if chunk.data]
   for _ in range(60):
     damaged = [pb.WeightsChunk.FromString(chunk.SerializeToString()) for chunk in chunks]
@@ -192,8 +192,11 @@ def test_every_flipped_bit_is_noticed_and_what_is_held_stays(base):
     data = bytearray(damaged[at].data)
     data[rng.integers(len(data))] ^= 1 << rng.integers(8)
     damaged[at].data = bytes(data)
+    held = make()
     with pytest.raises(receiver.DamagedError, match=r"weights.tensors\["):
       held.receive(damaged)
+    request = held.complete(pb.WeightsRequest())
+    assert (request.held_version, request.held_sha256) == (types.NO_VERSION, b"")
   assert_same_bits(held.receive(ask(store, held))[1], versions[3])
   assert base is None or payload_bytes(chunks) < TOTAL / 8
 
@@ -317,6 +320,20 @@ def test_a_stream_that_cannot_go_on_starts_over(low):
   assert chunks[0].offset == 0 and payload_bytes(chunks) == TOTAL
   version, received = held.receive(chunks)
   assert_same_bits(received, versions[version])
+
+
+def test_a_delta_to_what_is_half_written_over_is_refused_and_everything_pulled():
+  store, versions = history(3)
+  held = holding(store, 0)
+  with pytest.raises(Cut):
+    held.receive(cut_after(ask(store, held, 1, 1), 2))
+  chunks = ask(store, held, 2, 2)
+  assert chunks[0].header.base_version == 0
+  with pytest.raises(receiver.DamagedError, match="version 0 is half written over by a stream"):
+    held.receive(chunks)
+  chunks = ask(store, held, 2, 2)
+  assert payload_bytes(chunks) == TOTAL
+  assert_same_bits(held.receive(chunks)[1], versions[2])
 
 
 def test_an_offset_we_did_not_ask_for_is_refused():
