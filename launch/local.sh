@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# local.sh [--learners=N] [--samplers=N] [--port=PORT] --run_dir=DIR FLAG...: one run on this machine,
+# the learner split over N processes (default 2) that serve N samplers (default 2).
+#
+# FLAGs are the learner's, e.g. --config=configs/test.py --config.mesh.data=2: the mesh has as many
+# devices as all processes together, one each on CPU. PORT (default 50051) is the learner's, PORT+1
+# the coordinator's. DIR/logs has one file per process; DIR-checkpoints and DIR-weights are shared.
+# Ctrl-C ends all in order (a checkpoint stays; go on with --resume), a second one at once. When a
+# process fails, so does the script, and the others end.
+#
+# For one learner process, `offpolicy-rl local` is enough.
+set -euo pipefail
+usage() { sed -n '2,12s/^# \?//p' "$0"; }
+
+learners=2 samplers=2 port=50051 run_dir='' flags=()
+for argument in "$@"; do
+  case $argument in
+    --help) usage; exit ;;
+    --learners=*) learners=${argument#*=} ;;
+    --samplers=*) samplers=${argument#*=} ;;
+    --port=*) port=${argument#*=} ;;
+    --run_dir=*) run_dir=${argument#*=} ;;
+    *) flags+=("$argument") ;;
+  esac
+done
+for pair in "learners $learners" "samplers $samplers" "port $port"; do
+  [[ $pair =~ \ [1-9][0-9]*$ ]] || { echo "--${pair/ /: got }, expected a number from 1" >&2; exit 2; }
+done
+[ -n "$run_dir" ] || { echo "--run_dir: missing, expected the directory of the run" >&2; exit 2; }
+mkdir -p "$run_dir/logs"
+
+set -m # every process in a group of its own: Ctrl-C reaches this script only, which passes it on once
+pids=()
+start() { # NAME ARGUMENT...
+  offpolicy-rl "${@:2}" >> "$run_dir/logs/$1.log" 2>&1 &
+  pids+=($!)
+  echo "$1: process $!, $run_dir/logs/$1.log"
+}
+end() { # CODE
+  trap 'kill -KILL "${pids[@]}" 2> /dev/null' INT TERM
+  kill -TERM "${pids[@]}" 2> /dev/null || true # those that are there
+  wait
+  exit "$1"
+}
+trap 'end 130' INT TERM
+
+for ((i = 0; i < learners; i++)); do
+  start "learner-$i" learner --run_dir="$run_dir" --listen="127.0.0.1:$port" \
+    --coordinator="127.0.0.1:$((port + 1))" --num_processes="$learners" --process_id="$i" \
+    --checkpoint_dir="$run_dir-checkpoints" --weights_dir="$run_dir-weights" "${flags[@]}"
+done
+for ((i = 0; i < samplers; i++)); do
+  start "sampler-$i" sampler --learner="127.0.0.1:$port" --weights_dir="$run_dir-weights" \
+    --name="local-$i" --patience=600
+done
+for ((left = ${#pids[@]}; left > 0; left--)); do
+  wait -n && continue
+  code=$?
+  echo "A process ended with exit code $code; see $run_dir/logs. Ending the others." >&2
+  end "$code"
+done
+echo "done: $run_dir"

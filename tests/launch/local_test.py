@@ -1,0 +1,103 @@
+"""launch/local.sh with a program that only waits, and notes its arguments and its signals."""
+
+import os
+import shlex
+import signal
+import subprocess
+
+import pytest
+
+from tests import system
+from tests.launch.desk import LAUNCH, accepted
+
+# Ends with the code in ROLE.exit once that file is there.
+PROGRAM = """#!/usr/bin/env bash
+name=$NOTES/$1-$$
+trap 'echo TERM >> "$name.signals"; exit 0' TERM
+trap 'echo INT >> "$name.signals"' INT
+echo "$@" > "$name.new" && mv "$name.new" "$name.arguments"
+until [ -e "$NOTES/$1.exit" ]; do sleep 0.05; done
+exit "$(cat "$NOTES/$1.exit")"
+"""
+
+
+@pytest.fixture
+def local(tmp_path):
+  """Starts the script; whatever is left of it ends with the test."""
+  folder = tmp_path / "bin"
+  folder.mkdir()
+  (folder / "offpolicy-rl").write_text(PROGRAM)
+  (folder / "offpolicy-rl").chmod(0o755)
+  env = {"PATH": f"{folder}:{os.environ['PATH']}", "NOTES": str(tmp_path)}
+  begun = []
+
+  def start(*arguments: str):
+    begun.append(
+      subprocess.Popen(
+        [LAUNCH / "local.sh", f"--run_dir={tmp_path}/run", *arguments], text=True, env=env,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      )
+    )  # fmt: skip
+    return begun[-1]
+
+  yield start
+  for role in ("learner", "sampler"):
+    (tmp_path / f"{role}.exit").write_text("0")
+  for script in begun:
+    script.communicate(timeout=20)
+
+
+def started(tmp_path, count: int) -> list:
+  """What each process was told, once so many are there."""
+  files = lambda: sorted(tmp_path.glob("*.arguments"))
+  system.wait_for(lambda: len(files()) == count, 20, f"{count} processes")
+  return [accepted(shlex.split(file.read_text())) for file in files()]
+
+
+def test_all_are_started_and_the_script_ends_with_them(local, tmp_path):
+  script = local("--learners=2", "--samplers=3", "--port=6000", "--config=configs/test.py")
+  roles = started(tmp_path, 5)
+  learners = [role for role in roles if role.role == "learner"]
+  samplers = [role for role in roles if role.role == "sampler"]
+  assert sorted(role.process_id for role in learners) == [0, 1] and len(samplers) == 3
+  for role in learners:
+    assert (role.coordinator, role.num_processes) == ("127.0.0.1:6001", 2)
+    assert (role.listen, role.config) == ("127.0.0.1:6000", "configs/test.py")
+  assert {role.learner for role in samplers} == {"127.0.0.1:6000"}
+  assert {role.weights_dir for role in roles} == {f"{tmp_path}/run-weights"}
+  assert len({role.name for role in samplers}) == 3
+  for role in ("learner", "sampler"):
+    (tmp_path / f"{role}.exit").write_text("0")
+  output, _ = script.communicate(timeout=20)
+  assert script.returncode == 0 and f"done: {tmp_path}/run" in output
+
+
+def test_a_process_that_fails_ends_the_others_and_the_script(local, tmp_path):
+  script = local("--config=configs/test.py")
+  started(tmp_path, 4)
+  (tmp_path / "sampler.exit").write_text("3")
+  output, _ = script.communicate(timeout=20)
+  assert script.returncode == 3 and "ended with exit code 3" in output
+  assert len(list(tmp_path.glob("learner-*.signals"))) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_reaches_each_process_once_and_as_sigterm(local, tmp_path, number):
+  """A second signal would end them without a checkpoint."""
+  script = local("--config=configs/test.py")
+  started(tmp_path, 4)
+  os.killpg(script.pid, number)  # as a terminal does
+  script.communicate(timeout=20)
+  assert script.returncode == 130
+  assert [file.read_text() for file in tmp_path.glob("*.signals")] == ["TERM\n"] * 4
+
+
+def test_wrong_arguments_are_named(local):
+  for arguments, message in (
+    (["--learners=two"], "--learners: got two, expected a number from 1"),
+    (["--samplers=0"], "--samplers: got 0, expected a number from 1"),
+    (["--run_dir="], "--run_dir: missing, expected the directory"),
+  ):
+    script = local(*arguments)
+    output, _ = script.communicate(timeout=20)
+    assert script.returncode == 2 and message in output

@@ -1,0 +1,44 @@
+"""All scripts of launch/: clean, and they explain themselves."""
+
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+from tests.launch.desk import LAUNCH, ok
+
+SCRIPTS = [*sorted(LAUNCH.rglob("*.sh"))]
+EXPLAINED = ["gke/gke.sh", "local.sh", "slurm.sh", "tpu_host.sh", "tpu_vm.sh"]
+
+
+@pytest.mark.parametrize(
+  "command", [["shellcheck", *SCRIPTS], ["hadolint", LAUNCH / "Dockerfile"]], ids=lambda c: c[0]
+)
+def test_linters_have_nothing_to_say(command):
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_scripts_stop_at_the_first_error():
+  for script in SCRIPTS:
+    assert "\nset -euo pipefail\n" in script.read_text(), script
+
+
+@pytest.mark.parametrize("script", EXPLAINED)
+def test_help_is_the_comment_at_the_top(desk, script):
+  text = ok(desk.run(script, "--help"))
+  assert re.match(rf"(sbatch .*launch/)?{pathlib.Path(script).name} ", text), text
+  comment = (LAUNCH / script).read_text().split("\nset -euo pipefail")[0].splitlines()
+  assert text.splitlines()[-1] == comment[-1].removeprefix("# "), "all of it"
+
+
+def test_the_image_has_no_keys_and_no_root():
+  dockerfile = (LAUNCH / "Dockerfile").read_text()
+  assert "\nUSER 1000:1000\n" in dockerfile and 'ENTRYPOINT ["offpolicy-rl"]' in dockerfile
+  kept = [line for line in (LAUNCH.parent / ".dockerignore").read_text().splitlines() if line]
+  assert kept[1] == "*", "everything is left out but"
+  copied = re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile, re.MULTILINE)
+  assert {f"!{name}" for line in copied for name in line.split()} == {
+    line for line in kept if line.startswith("!")
+  }
