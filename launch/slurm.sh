@@ -44,8 +44,9 @@ certs=${CERTS:-certs} program=${VENV:-.venv}/bin/offpolicy-rl
 gpus=${SLURM_GPUS_ON_NODE:-0}
 [ "$gpus" -ge 1 ] || fail "the job has no GPUs, expected --gpus-per-node=N for sbatch"
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-groups=${LOCAL:-/tmp}/offpolicy-rl-$(basename "$run_dir")/groups
 mkdir -p "$run_dir"
+full=$(cd "$run_dir" && pwd)
+groups=${LOCAL:-/tmp}/offpolicy-rl${full//\//-} # no other run's
 srun --nodes=1 --ntasks=1 --relative=0 mkdir -p "$groups"
 [ -e "$run_dir/groups" ] && [ ! -L "$run_dir/groups" ] || ln -sfn "$groups" "$run_dir/groups"
 

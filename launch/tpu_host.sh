@@ -50,7 +50,12 @@ case $1 in
     need_mount "$3" && mounted "$3" ;;
   learner)
     mounted "$2" && mkdir -p "$shared/$3"
-    start learner 600 --run_dir="$HOME/run-$3" --checkpoint_dir="$shared/$3/checkpoints" \
+    run=$HOME/run-$3 # a bucket is no place for files that grow
+    if [[ $2 == *:/* ]]; then # NFS: the run outlives this machine, all but the groups that wait
+      run=$shared/$3/run
+      mkdir -p "$run" "$HOME/groups-$3" && { ln -sn "$HOME/groups-$3" "$run/groups" 2> /dev/null || [ -L "$run/groups" ]; }
+    fi
+    start learner 600 --run_dir="$run" --checkpoint_dir="$shared/$3/checkpoints" \
       --weights_dir="$shared/$3/weights" --coordinator=auto --resume --tls_cert="$certs/server.pem" \
       --tls_key="$certs/server.key" --tls_client_ca="$certs/ca.pem" --token_file="$certs/token" "${@:4}" ;;
   sampler)

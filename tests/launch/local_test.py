@@ -4,20 +4,35 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 
 import pytest
 
 from tests import system
 from tests.launch.desk import LAUNCH, accepted
 
-# Ends with the code in ROLE.exit once that file is there.
-PROGRAM = """#!/usr/bin/env bash
-name=$NOTES/$1-$$
-trap 'echo TERM >> "$name.signals"; exit 0' TERM
-trap 'echo INT >> "$name.signals"' INT
-echo "$@" > "$name.new" && mv "$name.new" "$name.arguments"
-until [ -e "$NOTES/$1.exit" ]; do sleep 0.05; done
-exit "$(cat "$NOTES/$1.exit")"
+# Notes its arguments and its signals, and ends with the code in ROLE.exit once that file is there.
+# Like the real one it hears SIGINT even where the shell had it ignored.
+PROGRAM = f"""#!{sys.executable} -IS
+import os, pathlib, signal, sys, time
+
+notes, role = pathlib.Path(os.environ["NOTES"]), sys.argv[1]
+name, code = f"{{role}}-{{os.getpid()}}", notes / f"{{role}}.exit"
+
+def note(number, _):
+  with (notes / f"{{name}}.signals").open("a") as file:
+    file.write(signal.Signals(number).name + " ")
+  if number == signal.SIGTERM:
+    time.sleep(0.3)  # where a second signal would be heard
+    sys.exit(0)
+
+for number in (signal.SIGINT, signal.SIGTERM):
+  signal.signal(number, note)
+(notes / f"{{name}}.new").write_text(" ".join(sys.argv[1:]))
+(notes / f"{{name}}.new").rename(notes / f"{{name}}.arguments")
+while not code.exists():
+  time.sleep(0.05)
+sys.exit(int(code.read_text()))
 """
 
 
@@ -44,13 +59,13 @@ def local(tmp_path):
   for role in ("learner", "sampler"):
     (tmp_path / f"{role}.exit").write_text("0")
   for script in begun:
-    script.communicate(timeout=20)
+    script.communicate(timeout=60)
 
 
 def started(tmp_path, count: int) -> list:
   """What each process was told, once so many are there."""
   files = lambda: sorted(tmp_path.glob("*.arguments"))
-  system.wait_for(lambda: len(files()) == count, 20, f"{count} processes")
+  system.wait_for(lambda: len(files()) == count, 60, f"{count} processes")
   return [accepted(shlex.split(file.read_text())) for file in files()]
 
 
@@ -68,7 +83,7 @@ def test_all_are_started_and_the_script_ends_with_them(local, tmp_path):
   assert len({role.name for role in samplers}) == 3
   for role in ("learner", "sampler"):
     (tmp_path / f"{role}.exit").write_text("0")
-  output, _ = script.communicate(timeout=20)
+  output, _ = script.communicate(timeout=60)
   assert script.returncode == 0 and f"done: {tmp_path}/run" in output
 
 
@@ -76,7 +91,7 @@ def test_a_process_that_fails_ends_the_others_and_the_script(local, tmp_path):
   script = local("--config=configs/test.py")
   started(tmp_path, 4)
   (tmp_path / "sampler.exit").write_text("3")
-  output, _ = script.communicate(timeout=20)
+  output, _ = script.communicate(timeout=60)
   assert script.returncode == 3 and "ended with exit code 3" in output
   assert len(list(tmp_path.glob("learner-*.signals"))) == 2
 
@@ -87,9 +102,9 @@ def test_ctrl_c_reaches_each_process_once_and_as_sigterm(local, tmp_path, number
   script = local("--config=configs/test.py")
   started(tmp_path, 4)
   os.killpg(script.pid, number)  # as a terminal does
-  script.communicate(timeout=20)
+  script.communicate(timeout=60)
   assert script.returncode == 130
-  assert [file.read_text() for file in tmp_path.glob("*.signals")] == ["TERM\n"] * 4
+  assert [file.read_text() for file in tmp_path.glob("*.signals")] == ["SIGTERM "] * 4
 
 
 def test_wrong_arguments_are_named(local):
@@ -99,5 +114,5 @@ def test_wrong_arguments_are_named(local):
     (["--run_dir="], "--run_dir: missing, expected the directory"),
   ):
     script = local(*arguments)
-    output, _ = script.communicate(timeout=20)
+    output, _ = script.communicate(timeout=60)
     assert script.returncode == 2 and message in output

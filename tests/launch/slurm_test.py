@@ -37,7 +37,7 @@ def test_steps_of_a_job(desk, slurm, tmp_path):
   done = slurm(*words)
   assert done.returncode == 0, done.stderr
   first, *steps = desk.argvs("srun")
-  disk = f"{tmp_path}/disk/offpolicy-rl-run/groups"
+  disk = f"{tmp_path}/disk/offpolicy-rl{str(run_dir).replace('/', '-')}"
   assert first == ["--nodes=1", "--ntasks=1", "--relative=0", "mkdir", "-p", disk]
   assert os.readlink(run_dir / "groups") == disk
   ats = [step.index(PROGRAM) for step in steps]
