@@ -14,10 +14,13 @@ class JsonLines:
   """A file of one JSON object per line that a resumed run continues exactly where it stood."""
 
   def __init__(self, path: pathlib.Path, position: int | None = None):
-    """`position`: bytes to keep, what follows belongs to a lost future; None = all."""
+    """`position`: bytes to keep, what follows belongs to a lost future; None = all.
+
+    A file that is shorter (lost, while the checkpoint was elsewhere) is written on as it is.
+    """
     self._file = path.open("a")
     if position is not None:
-      self._file.truncate(position)
+      self._file.truncate(min(position, os.fstat(self._file.fileno()).st_size))
 
   def append(self, row: dict) -> None:
     """Writes one line and flushes it, so that others can follow the run."""
