@@ -127,34 +127,32 @@ def against_lag(reports: list[dict], field: str, title: str, path: pathlib.Path)
   figure = Figure(figsize=(13, 7), layout="constrained")
   axes = figure.subplots(2, len(FAMILIES), sharex=True, sharey=True)
   for column, (family, labels) in enumerate(FAMILIES.items()):
-    for row, periodic in enumerate((False, True)):
-      axis = axes[row, column]
-      for label, color in zip(labels, _COLORS, strict=False):
-        if label not in known:
-          continue
-        rows = [
-          r
-          for r in known[label]["tuned_per_lag"]
-          if r["setting"][1] == periodic or not r["setting"][0]
-        ]
-        lags = [r["setting"][0] for r in rows]
-        values = np.array([mean_and_half_width(r[field]) for r in rows])
-        places = np.log2(np.maximum(lags, 1)) + (0 if min(lags) else 1) * (np.array(lags) > 0)
-        axis.plot(places, values[:, 0], "o-", color=color, label=label, ms=3.5, lw=1.4)
-        axis.fill_between(
-          places, values[:, 0] - values[:, 1], values[:, 0] + values[:, 1], color=color, alpha=0.12
-        )
-        axis.set_xticks(places, [str(lag) for lag in lags])
-      if row == 0:
-        axis.set_title(family, fontsize=10)
-        axis.legend(fontsize=8, frameon=False, loc="lower left")
+    shown = [(label, c) for label, c in zip(labels, _COLORS, strict=False) if label in known]
+    for axis, periodic in zip(axes[:, column], (False, True), strict=True):
+      for label, color in shown:
+        _line(axis, known[label]["tuned_per_lag"], periodic, field, label, color)
       axis.spines[["top", "right"]].set_visible(False)
       axis.grid(alpha=0.2)
+    axes[0, column].set_title(family, fontsize=10)
+    axes[0, column].legend(fontsize=8, frameon=False, loc="lower left")
     axes[0, column].set_xlabel("")
     axes[1, column].set_xlabel("lag (updates)")
   axes[0, 0].set_ylabel(f"{title}\nfixed lag")
   axes[1, 0].set_ylabel(f"{title}\nperiodic lag")
   figure.savefig(path, dpi=110)
+
+
+def _line(axis, rows: list[dict], periodic: bool, field: str, label: str, color: str) -> None:
+  """One objective's final values against lag, which is 0 in both rows of plots."""
+  rows = [r for r in rows if r["setting"][1] == periodic or not r["setting"][0]]
+  lags = [r["setting"][0] for r in rows]
+  values = np.array([mean_and_half_width(r[field]) for r in rows])
+  places = np.log2(np.maximum(lags, 1)) + (0 if min(lags) else 1) * (np.array(lags) > 0)
+  axis.plot(places, values[:, 0], "o-", color=color, label=label, ms=3.5, lw=1.4)
+  axis.fill_between(
+    places, values[:, 0] - values[:, 1], values[:, 0] + values[:, 1], color=color, alpha=0.12
+  )
+  axis.set_xticks(places, [str(lag) for lag in lags])
 
 
 def curves(reports: list[dict], every: int, path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ disk before the next. The kinds alternate. A plain file has no index and no way 
 floor, not a choice.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -66,14 +67,13 @@ def main() -> None:
   rates, costs = {kind: [] for kind in KINDS}, {kind: [] for kind in KINDS}
   with tempfile.TemporaryDirectory(prefix="stores-") as folder:
     commits = {kind: opened(folder) for kind, opened in KINDS.items()}
-    for turn in range(ROUNDS + 1):
-      for kind, commit in commits.items():
-        started, cpu = time.perf_counter(), time.process_time()
-        for i in range(COMMITS):
-          commit(turn * COMMITS + i, data)
-        if turn:  # the first warms up
-          rates[kind].append(megabytes / (time.perf_counter() - started))
-          costs[kind].append(1e3 * (time.process_time() - cpu) / megabytes)
+    for turn, kind in itertools.product(range(ROUNDS + 1), KINDS):
+      started, cpu = time.perf_counter(), time.process_time()
+      for i in range(COMMITS):
+        commits[kind](turn * COMMITS + i, data)
+      if turn:  # the first warms up
+        rates[kind].append(megabytes / (time.perf_counter() - started))
+        costs[kind].append(1e3 * (time.process_time() - cpu) / megabytes)
   report = {
     "command": "python -m benchmarks.stores",
     "megabytes_per_commit": round(len(data) / 1e6, 2),

@@ -16,7 +16,8 @@ def get_config() -> config_dict.ConfigDict:
 
   # What is asked, and who judges.
   c.task = config_dict.ConfigDict()
-  # A task of tasks/catalog.py, gsm8k, math, jsonl, reasoning_gym:NAME, or mixture.
+  # A task of tasks/catalog.py, gsm8k, math, jsonl, reasoning_gym:NAME, mixture, or your own
+  # module:function.
   c.task.name = "sums"
   # mixture: JSON object, task name -> rate, or -> {"rate": 0.3, and keys of this section that
   # differ for it}, e.g. '{"gsm8k": 0.7, "jsonl": {"rate": 0.3, "train_file": "my.jsonl"}}'.

@@ -61,8 +61,8 @@ def run(state: TrainState, parts: Parts, *, first_step: int, num_steps: int) -> 
         consumed = upcoming.result()
         parts.begin(step, consumed)
         batched = time.perf_counter()
-        if step + 1 < num_steps:
-          upcoming = ahead.submit(parts.next_batch, step + 1, wanted)
+        more = step + 1 < num_steps
+        upcoming = ahead.submit(parts.next_batch, step + 1, wanted) if more else None
         state, metrics = parts.train_step(step, state, consumed)
         # Waits for the device.
         metrics = {key: np.asarray(value).item() for key, value in metrics.items()}

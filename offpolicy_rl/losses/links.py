@@ -164,15 +164,18 @@ def find(fn: str) -> Callable:
   """The function of that name here, or of a module of yours ("module:function").
 
   Raises:
-    ValueError: no such module or function.
+    ValueError: no such module, or nothing in it that can be called.
   """
   if ":" not in fn:
     return globals()[fn]
   module, _, name = fn.partition(":")
   try:
-    return getattr(importlib.import_module(module), name)
+    found = getattr(importlib.import_module(module), name)
   except (ImportError, AttributeError, TypeError, ValueError) as error:
     raise ValueError(f"objective.fn: got {fn!r}: {error}") from None
+  if not callable(found):
+    raise ValueError(f"objective.fn: got {fn!r}, which is {found!r:.60}, expected a function")
+  return found
 
 
 def _gap(choices: Choices, inputs: LossInputs) -> jax.Array:

@@ -5,13 +5,31 @@ would train without an error and never be found out.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 from offpolicy_rl.model import rope
 from offpolicy_rl.model.decoder import DecoderConfig
 
-LLAMA, QWEN2, QWEN3, QWEN3_MOE = "llama", "qwen2", "qwen3", "qwen3_moe"
-GEMMA2, GEMMA3 = "gemma2", "gemma3_text"
-FAMILIES = (LLAMA, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3)
+
+class Family(NamedTuple):
+  """What models of one model_type compute differently from Llama, whatever their config.json."""
+
+  qkv_bias: bool = False  # biases at queries, keys and values
+  qk_norm: bool = False  # RMSNorm of every query and key
+  experts: bool = False  # in place of every MLP
+  gemma: int = 0  # 2 | 3: norms on both sides, scaled embeddings, local layers, GeGLU
+  window_switch: bool = False  # use_sliding_window says whether sliding_window means anything
+
+
+# model_type -> Family
+FAMILIES = {
+  "llama": Family(),
+  "qwen2": Family(qkv_bias=True, window_switch=True),
+  "qwen3": Family(qk_norm=True, window_switch=True),
+  "qwen3_moe": Family(qk_norm=True, experts=True, window_switch=True),
+  "gemma2": Family(gemma=2),
+  "gemma3_text": Family(gemma=3, qk_norm=True),
+}
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 # Keys that do not change what a forward pass computes.
 _HARMLESS = {
@@ -73,19 +91,19 @@ def read(keys: dict) -> DecoderConfig:
     UnsupportedModel: lists every key that is missing, unknown, or asks for something else.
   """
   r = _Reader(keys, {"model_type"}, [])
-  family = keys.get("model_type")
-  if family not in FAMILIES:
-    r.refuse("model_type", family, ", ".join(FAMILIES))
+  if str(keys.get("model_type")) not in FAMILIES:
+    r.refuse("model_type", keys.get("model_type"), ", ".join(FAMILIES))
     raise _unsupported(r)
-  gemma = family in (GEMMA2, GEMMA3)
+  family = FAMILIES[keys["model_type"]]
+  gemma = bool(family.gemma)
   width, heads = r.get("hidden_size"), r.get("num_attention_heads")
   head_dim = r.get("head_dim", default=width // heads)
   layers = r.get("num_hidden_layers")
   activation = r.get("hidden_activation" if gemma else "hidden_act")
   if activation not in _ACTIVATIONS:
     r.refuse("hidden_act", activation, ", ".join(_ACTIVATIONS))
-  local_layers, window = _local_layers(r, layers, family) if gemma else ((), 0)
-  theta, scaling, local_theta = _rotations(r, family)
+  local_layers, window = _local_layers(r, layers, family.gemma) if gemma else ((), 0)
+  theta, scaling, local_theta = _rotations(r, family.gemma)
   config = DecoderConfig(
     vocab_size=r.get("vocab_size"),
     num_layers=layers,
@@ -99,8 +117,8 @@ def read(keys: dict) -> DecoderConfig:
     tied_embeddings=bool(r.get("tie_word_embeddings", default=gemma)),
     scaled_embeddings=gemma,
     activation=_ACTIVATIONS.get(activation, "silu"),
-    qkv_bias=family == QWEN2,
-    qk_norm=family in (QWEN3, QWEN3_MOE, GEMMA3),
+    qkv_bias=family.qkv_bias,
+    qk_norm=family.qk_norm,
     norm_offset=1.0 if gemma else 0.0,
     post_norms=gemma,
     rope_scaling=scaling,
@@ -110,11 +128,11 @@ def read(keys: dict) -> DecoderConfig:
     query_scale=r.get("query_pre_attn_scalar", default=head_dim) ** -0.5 if gemma else 0.0,
     attention_softcap=float(r.get("attn_logit_softcapping", default=0.0)),
     logit_softcap=float(r.get("final_logit_softcapping", default=0.0)),
-    **(_experts(r) if family == QWEN3_MOE else {}),
+    **(_experts(r) if family.experts else {}),
   )
-  if family == GEMMA3 and config.attention_softcap:  # transformers reads the key and does nothing
+  if family.gemma == 3 and config.attention_softcap:  # transformers reads the key and does nothing
     r.refuse("attn_logit_softcapping", config.attention_softcap, "null")
-  _refuse_the_rest(r)
+  _refuse_the_rest(r, family)
   if r.problems:
     raise _unsupported(r)
   return config
@@ -133,11 +151,11 @@ def _unsupported(r: _Reader) -> UnsupportedModel:
   return UnsupportedModel("config.json: " + "; ".join(r.problems))
 
 
-def _refuse_the_rest(r: _Reader) -> None:
+def _refuse_the_rest(r: _Reader, family: Family) -> None:
   for key, only in _FIXED.items():
     if r.keys.get(key) not in (None, only):
       r.refuse(key, r.keys[key], str(only))
-  if not r.keys.get("use_sliding_window"):
+  if family.window_switch or r.keys.get("sliding_window") is None:
     r.seen.update(("sliding_window", "layer_types"))  # written, but not used
   ignored = {IGNORED, *r.get(IGNORED, default=())}
   unknown = sorted(r.keys.keys() - r.seen - _HARMLESS - _FIXED.keys() - ignored)
@@ -147,9 +165,9 @@ def _refuse_the_rest(r: _Reader) -> None:
     )
 
 
-def _local_layers(r: _Reader, layers: int, family: str) -> tuple[tuple[bool, ...], int]:
+def _local_layers(r: _Reader, layers: int, gemma: int) -> tuple[tuple[bool, ...], int]:
   """Which layers see a window only, and its size: as a list, or every n-th one sees everything."""
-  usual = 2 if family == GEMMA2 else 6
+  usual = 2 if gemma == 2 else 6
   every = r.get("_sliding_window_pattern", "sliding_window_pattern", default=usual)
   plain = ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)]
   kinds = r.get("layer_types", default=plain)
@@ -158,7 +176,7 @@ def _local_layers(r: _Reader, layers: int, family: str) -> tuple[tuple[bool, ...
   return tuple(kind == "sliding_attention" for kind in kinds), r.get("sliding_window")
 
 
-def _rotations(r: _Reader, family: str) -> tuple[float, rope.Scaling | None, float]:
+def _rotations(r: _Reader, gemma: int) -> tuple[float, rope.Scaling | None, float]:
   """(theta, its scaling, theta of local layers), in the spelling of transformers 4 or 5."""
   new = r.get("rope_parameters", default={})
   old_theta = r.get("rope_theta", default=0.0)
@@ -167,7 +185,7 @@ def _rotations(r: _Reader, family: str) -> tuple[float, rope.Scaling | None, flo
   if not new:
     if not old_theta:
       r.problems.append("rope_theta: missing")
-    local = {GEMMA2: old_theta, GEMMA3: old_local}.get(family, 0.0)
+    local = {0: 0.0, 2: old_theta, 3: old_local}[gemma]
     return old_theta, _scaling(r, "rope_scaling", old_scaling), local
   whole = new.get("full_attention", new)
   theta = whole.get("rope_theta", old_theta)
@@ -175,7 +193,7 @@ def _rotations(r: _Reader, family: str) -> tuple[float, rope.Scaling | None, flo
   if _scaling(r, "rope_parameters.sliding_attention", local) is not None:
     r.refuse("rope_parameters.sliding_attention", local, "rope_type default")
   scaling = _scaling(r, "rope_parameters", whole)
-  return theta, scaling, local["rope_theta"] if family in (GEMMA2, GEMMA3) else 0.0
+  return theta, scaling, local["rope_theta"] if gemma else 0.0
 
 
 def _scaling(r: _Reader, key: str, given: dict) -> rope.Scaling | None:

@@ -19,6 +19,17 @@ def ticket_ids(step: int, prompts_per_step: int, lag: LagControl) -> list[str]:
   return [f"{types.TRAIN}/{step}/{number}" for number in numbers]
 
 
+def _step_and_number(ticket_id: str) -> tuple[int, int] | None:
+  """Of a training ticket's id; None for what `ticket_ids` would not write."""
+  kind, _, rest = ticket_id.partition("/")
+  step, _, number = rest.partition("/")
+  if kind != types.TRAIN or not (step.isdecimal() and number.isdecimal()):
+    return None
+  if ticket_id != f"{types.TRAIN}/{int(step)}/{int(number)}":
+    return None
+  return int(step), int(number)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tickets:
   """The training tickets of a run: pure functions of the step, so a resumed run makes the same.
@@ -40,20 +51,20 @@ class Tickets:
 
   def named(self, ticket_id: str) -> types.Ticket | None:
     """The ticket of an id; None when there can't be one."""
-    kind, _, rest = ticket_id.partition("/")
-    step, _, number = rest.partition("/")
-    if kind != types.TRAIN or not (step.isdecimal() and number.isdecimal()):
+    found = _step_and_number(ticket_id)
+    if found is None:
       return None
-    attempt, slot = divmod(int(number), self.prompts_per_step)
-    if attempt > self.max_refills or ticket_id != f"{types.TRAIN}/{int(step)}/{int(number)}":
+    step, number = found
+    attempt, slot = divmod(number, self.prompts_per_step)
+    if attempt > self.max_refills:
       return None
-    index = (int(step) * self.prompts_per_step + slot) * (1 + self.max_refills) + attempt
+    index = (step * self.prompts_per_step + slot) * (1 + self.max_refills) + attempt
     example = self.stream[index]
-    low, high = self.lag.versions_for(int(step), slot)
+    low, high = self.lag.versions_for(step, slot)
     return types.Ticket(
       ticket_id=ticket_id,
       kind=types.TRAIN,
-      step=int(step),
+      step=step,
       group_index=index,
       prompt_tokens=example.prompt_tokens,
       answer=example.answer,
@@ -101,12 +112,11 @@ class Admission:
     Not queued yet in this session but known to be out: the ticket. Of a step that `version` has
     consumed: "duplicate". Otherwise None.
     """
-    kind, _, rest = ticket_id.partition("/")
-    step, _, number = rest.partition("/")
-    if kind != types.TRAIN or not (step.isdecimal() and number.isdecimal()):
+    found = _step_and_number(ticket_id)
+    if found is None:
       return None
-    if int(step) < version:
+    if found[0] < version:
       return "duplicate"
-    if not self._next_step <= int(step) < min(self._known_steps, self._num_steps):
+    if not self._next_step <= found[0] < min(self._known_steps, self._num_steps):
       return None
     return self._tickets.named(ticket_id)

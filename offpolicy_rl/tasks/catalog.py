@@ -5,6 +5,7 @@ configuration asks for; nothing is read before problems are asked for.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -12,7 +13,7 @@ import re
 import types
 from collections.abc import Callable
 
-from offpolicy_rl.tasks import sources, verifiers
+from offpolicy_rl.tasks import named, sources, verifiers
 from offpolicy_rl.tasks.sources import Problem, TaskError
 from offpolicy_rl.tasks.vocabulary import Vocabulary
 
@@ -224,7 +225,27 @@ def _jsonl_task(settings, label: str) -> Task:
 
 # What comes before the colon of a name -> (section `task`, what comes after) -> Task.
 _KINDS = {GYM: _gym_task, "gsm8k": _gsm8k_task, "math": _math_task, "jsonl": _jsonl_task}
-EXPECTED_NAME = f"one of {', '.join(sorted(TASKS))}, gsm8k, math, jsonl, {GYM}:NAME, {MIXTURE}"
+EXPECTED_NAME = (
+  f"one of {', '.join(sorted(TASKS))}, gsm8k, math, jsonl, {GYM}:NAME, {MIXTURE}, or your own "
+  "module:function"
+)
+
+
+def task(function: Callable[[], Task]) -> Callable[[], Task]:
+  """Marks a function that returns a task; no other of yours can be named in task.name."""
+  return named.mark(function, "task")
+
+
+@functools.cache
+def _own_task(name: str) -> Task:
+  """What a marked function returns, asked once per process; its name is "module:function"."""
+  try:
+    found = named.resolve(name, "task", "catalog.task (offpolicy_rl.tasks.catalog)")()
+  except ValueError as error:
+    raise TaskError(f"task.name: {error}") from None
+  if not isinstance(found, Task):
+    raise TaskError(f"task.name: {name} returned {found!r:.60}, expected a catalog.Task")
+  return dataclasses.replace(found, name=name)
 
 
 def of(settings) -> Selection:
@@ -259,6 +280,8 @@ def _task(settings) -> Task:
     task = TASKS[settings.name]
   elif kind in _KINDS and (not label or kind in (GYM, "jsonl")):
     task = _KINDS[kind](settings, label)
+  elif label and kind not in _KINDS:
+    task = _own_task(settings.name)
   else:
     raise TaskError(f"task.name: got {settings.name!r:.100}, expected {EXPECTED_NAME}")
   if not settings.verifier:

@@ -3,7 +3,6 @@ its worker.
 """
 
 import concurrent.futures
-import importlib
 import logging
 import math
 import multiprocessing
@@ -13,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pebble
+
+from offpolicy_rl.tasks import named
 
 _LOG = logging.getLogger(__name__)
 _STATM = pathlib.Path("/proc/self/statm")
@@ -31,30 +32,13 @@ class Judgement(NamedTuple):
 
 
 def verifier(function: Callable[[str, str], float]) -> Callable[[str, str], float]:
-  """Marks a function as a verifier; no other can be named in task.verifier.
-
-  A sampler takes the name from its learner, which must not get to call whatever is installed.
-  """
-  function.is_verifier = True
-  return function
+  """Marks a function as a verifier; no other can be named in task.verifier."""
+  return named.mark(function, "verifier")
 
 
 def resolve(name: str) -> Callable[[str, str], float]:
   """ "module:function" -> the function; ValueError when it can not be found or is no verifier."""
-  module, _, attribute = name.partition(":")
-  try:
-    found = getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError, ValueError) as error:
-    reason = f" ({error})" if isinstance(error, ValueError) else ""
-    raise ValueError(
-      f"verifier: {name!r}, expected an importable module:function{reason}"
-    ) from error
-  if getattr(found, "is_verifier", None) is not True:
-    raise ValueError(
-      f"verifier: {name!r}, expected a function decorated with @verifiers.verifier "
-      "(offpolicy_rl.tasks.verifiers)"
-    )
-  return found
+  return named.resolve(name, "verifier", "verifiers.verifier (offpolicy_rl.tasks.verifiers)")
 
 
 _ALLOWED: dict[str, Callable[[str, str], float]] = {}  # filled once, when a worker starts

@@ -34,11 +34,6 @@ class Credentials:
   token_file: str | None = None  # text: the bearer token
   server_name: str | None = None  # sampler: the name in the learner's certificate, if not its host
 
-  @property
-  def tls(self) -> bool:
-    """Whether the wire is encrypted: a learner shows `cert`, a sampler trusts `ca`."""
-    return self.cert is not None or self.ca is not None
-
 
 NONE = Credentials()
 

@@ -69,6 +69,8 @@ def test_what_only_qwen2_and_qwen3_have():
     ({"rope_scaling": {"type": "linear", "factor": 4, "x": 1}}, r"unknown keys \['x'\]"),
     ({"attention_sinks": 4, "mup": 1}, r"unknown keys \['attention_sinks', 'mup'\] \(--ignore"),
     ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window: got True"),
+    ({"sliding_window": 4096}, r"unknown keys \['sliding_window'\]"),
+    ({"model_type": ["llama"]}, r"model_type: got \['llama'\], supported: llama, qwen2"),
   ],
 )
 def test_what_the_decoder_does_not_compute_is_refused(change, message):

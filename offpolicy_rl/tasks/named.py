@@ -1,0 +1,37 @@
+"""Functions of yours that a configuration names as "module:function".
+
+A sampler takes such names from its learner, which must not get to call whatever is installed: only
+functions that were marked for what they are named for are called.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import TypeVar
+
+_MARK = "offpolicy_rl_use"
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def mark(function: _Function, use: str) -> _Function:
+  """Says what a function may be named for, e.g. "verifier"."""
+  setattr(function, _MARK, use)
+  return function
+
+
+def resolve(name: str, use: str, decorator: str) -> Callable:
+  """ "module:function" -> the function.
+
+  Raises:
+    ValueError: it can not be found, or is not marked for this use, as `decorator` does.
+  """
+  module, _, attribute = name.partition(":")
+  try:
+    found = getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError, TypeError, ValueError) as error:
+    reason = f" ({error})" if isinstance(error, ValueError) else ""
+    raise ValueError(
+      f"{use}: {name!r:.100}, expected an importable module:function{reason}"
+    ) from error
+  if getattr(found, _MARK, None) != use:
+    raise ValueError(f"{use}: {name!r:.100}, expected a function decorated with @{decorator}")
+  return found
