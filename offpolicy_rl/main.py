@@ -131,6 +131,7 @@ def _stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
   stop = stop or threading.Event()
 
   def handle(number, _):
+    """In order at first, then at once."""
     if stop.is_set():
       os._exit(130)
     stop.set()

@@ -55,6 +55,7 @@ def make_optimizer(
     return Optimizer(made.init, made.update)
 
   def update(gradients, state, params):
+    """Adam's own, with its state on the device for as long as it takes."""
     updates, state = made.update(gradients, jax.device_put(state, jax.memory.Space.Device), params)
     return updates, jax.device_put(state, jax.memory.Space.Host)
 
@@ -112,6 +113,7 @@ def place_batch(mesh, batch):
   """
 
   def place(x):
+    """One array: each device gets its rows."""
     split = sharding.batch_sharding(mesh, x.ndim)
     return jax.make_array_from_callback(x.shape, split, lambda index: x[index])
 

@@ -58,12 +58,14 @@ def train_step(
   prepared = objective.prepare(_whole_inputs(whole, None))
 
   def part_loss(params, part):
+    """(the part's share of the loss, its TokenStats)."""
     part, part_prepared = part
     stats = choices.token_stats(choices.whole(params, reference_params), part)
     inputs = _loss_inputs(choices, part, stats.logprobs, reference_params, state.step)
     return objective.loss(inputs, part_prepared), stats
 
   def add_part(gradients, part):
+    """Adds the gradient of one part; keeps its loss and stats."""
     (loss, stats), gradient = jax.value_and_grad(part_loss, has_aux=True)(state.params, part)
     return jax.tree.map(jnp.add, gradients, gradient), (loss, stats)
 
@@ -95,6 +97,7 @@ def supervised_step(
   part = jax.tree.map(lambda x: x[0], batch)
 
   def loss_of(params):
+    """Nats per demonstration token."""
     stats = dataclasses.replace(choices, temperature=1.0).token_stats(params, part)
     return -masked.masked_mean(stats.logprobs, part.loss_mask)
 

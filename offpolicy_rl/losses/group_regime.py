@@ -94,6 +94,7 @@ def required_beta1(
   """
 
   def worst(beta1):
+    """The lowest regime statistic over the rates; rises with beta1."""
     return _worst("vhat", group_size, rates, beta=beta, beta1=beta1, kappa=kappa, dv=dv)[0]
 
   low, high = 1e-3 * beta, 1e6 * max(beta, 1.0)

@@ -225,6 +225,7 @@ def beta_for_kl(rewards, weights, target_kl, *, kappa, baseline="mean") -> Match
   centre = jnp.where(jnp.any(varied), centre, 0.0)
 
   def mean_kl(log_beta):
+    """KL(target || sampler) in nats, mean over the groups whose rewards differ."""
     beta = jnp.exp(log_beta)
     value = beta * lambert.log_mean_exp(centred / beta, mu) if baseline == "value" else 0.0 * spread
     target = solve(centred - value[..., None] + kappa * beta, beta, mu)
@@ -232,6 +233,7 @@ def beta_for_kl(rewards, weights, target_kl, *, kappa, baseline="mean") -> Match
     return jnp.sum(kl) / jnp.maximum(jnp.sum(varied), 1)
 
   def halve(_, state):
+    """One bisection of log beta: the KL falls as beta rises."""
     low, high, _, _ = state
     middle = (low + high) / 2
     kl = mean_kl(middle)
@@ -311,6 +313,7 @@ def _bisect(low, high, rising, best, a, mu, *, output: int) -> jax.Array:
   """Root [1] of one output of `_curve` between low and high [1]."""
 
   def halve(_, bracket):
+    """One bisection of the curve's argument."""
     low, high = bracket
     middle = (low + high) / 2
     before = (_curve(middle, best, a, mu)[output] < 0) == rising
@@ -328,6 +331,7 @@ def _rising_roots(best: np.ndarray, a: np.ndarray, mu: np.ndarray) -> list[float
     return []
 
   def roots(points, values, output, falling_too):
+    """The curve's sign changes between these points, refined."""
     crossed = (values[:-1] < 0) != (values[1:] < 0)
     crossed &= falling_too | (values[:-1] < 0)
     found = [

@@ -149,6 +149,7 @@ def positive_multiplier(
   tiny = jnp.finfo(a.dtype).tiny
 
   def step(_, state):
+    """Newton's bounds from both forms; on to their middle."""
     low, high, log_c, _ = state
     w = wright_omega(a + log_c[..., None])
     large = w > 1  # there a - w cancels, and log w - log c does not
@@ -202,6 +203,7 @@ def negative_multiplier(
   largest = -jnp.log(jnp.where(mu_top > 0, mu_top, 1.0))
 
   def step(i, state):
+    """A Newton step where it stays between the bounds, else their middle."""
     low, high, q, collapsed, _ = state
     t, u_top = jnp.where(collapsed, q - a_top, q), jnp.where(collapsed, q, a_top + q)
     f, slope, u, log_c = negative_curve(t, u_top, best, a, mu)

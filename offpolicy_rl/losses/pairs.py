@@ -27,6 +27,7 @@ def extremes(rewards: jax.Array, group_ids: jax.Array) -> tuple[jax.Array, jax.A
   groups = masked.renumbered(group_ids)
 
   def first(of: jax.Array) -> jax.Array:
+    """The first row of its group that has the group's largest value."""
     is_top = of == masked.group_max(of, groups)
     candidates = jnp.where(is_top, rows, len(rows))
     return jax.ops.segment_min(candidates, groups, len(rows))[groups]

@@ -257,6 +257,7 @@ class Decoder(nnx.Module):
     @nnx.split_rngs(splits=c.num_layers)
     @nnx.vmap(in_axes=(0,), out_axes=0)
     def stacked(rngs):
+      """All layers as one, their parameters stacked in front."""
       return Block(config, rngs)
 
     self.blocks = stacked(rngs)
@@ -301,6 +302,7 @@ class Decoder(nnx.Module):
     @nnx.scan(in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     @_rematerialised(c.remat)
     def layer(block, carried, of_layer):
+      """One layer of the scan: its number, and whether it sees a window only."""
       (x_BxTxD, pool), (number, is_local) = carried, of_layer
       sight = everything
       if is_local is not None:

@@ -34,6 +34,7 @@ def apply(x_NxD, weights_NxK, chosen_NxK, gate_ExDxF, up_ExDxF, down_ExFxD, acti
   """
 
   def local(first, x_NxD, weights_NxK, chosen_NxK, gate, up, down):
+    """What the experts of one shard, from number `first` on, add to the tokens [N, D]."""
     held, (tokens, per_token) = gate.shape[0], chosen_NxK.shape
     mine_NxK = chosen_NxK - first
     own_NxK = (mine_NxK >= 0) & (mine_NxK < held)

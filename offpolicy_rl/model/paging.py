@@ -110,6 +110,7 @@ def attend(q_BxTxHxC, cache: OfLayer, positions_BxT, is_local, config):
     return jax.tree.map(lambda x, new: write(x, new, axis=0), found, more)
 
   def page_of_all(page, found: _Found) -> _Found:
+    """Goes on with page `page` of those rows that reach so far: the first blocks."""
     blocks = (jnp.sum(reach_B > page) + block - 1) // block
     return jax.lax.fori_loop(0, blocks, functools.partial(visit, page), found)
 

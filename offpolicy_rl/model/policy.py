@@ -120,9 +120,11 @@ def token_stats(
     return _stats(model.logits(hidden), rows.targets, temperature)
 
   def stats_of(output, hidden, targets) -> TokenStats:
+    """Of some columns: their logits exist in here only."""
     return _stats(decoder.logits(config, output, hidden), targets, temperature)
 
   def of_own_rows(output, hidden, targets) -> TokenStats:
+    """Chunk by chunk, of the rows that a device holds."""
     again = jax.checkpoint(stats_of)
     parts = (_columns(hidden, chunk), _columns(targets, chunk))
     _, stats = jax.lax.scan(lambda _, part: (None, again(output, *part)), None, parts)

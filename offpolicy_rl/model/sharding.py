@@ -77,6 +77,7 @@ def sum_over_experts(local, tokens: tuple, experts: tuple) -> jax.Array:
     return local(0, *tokens, *experts)
 
   def shard(tokens, experts):
+    """One shard's experts, and the sum over all shards."""
     # Said aloud: left to itself, the gradient of ragged_dot misses the sum over shards.
     tokens = jax.tree.map(lambda x: jax.lax.pcast(x, (EXPERT,), to="varying"), tokens)
     first = jax.lax.axis_index(EXPERT) * experts[0].shape[0]
@@ -141,6 +142,7 @@ def from_share(mesh: Mesh, share: np.ndarray, held: list[int]) -> jax.Array:
   shape = (share.shape[0], size * batch_shards(mesh), *share.shape[2:])
 
   def part(index):
+    """What of the share a device holds."""
     at = held.index((index[1].start or 0) // size) * size
     return share[:, at : at + size]
 

@@ -145,6 +145,7 @@ def _filled(completions, limits: Limits) -> list[_Row]:
     copy, c = copies[number], completions[number]
 
     def has_room(row, copy=copy, c=c) -> bool:
+      """Whether the completion fits behind what the row holds."""
       scored = row.scored + c.tokens.size
       return row.columns + row.cost(copy, c) <= limits.columns and scored <= limits.scored
 

@@ -156,6 +156,7 @@ def demonstrations(me: Learner, train) -> Callable[[int], types.Batch]:
   shown = stream.of(_that_fit(me, train), me.config.seed + 1)
 
   def batch(at_step: int) -> types.Batch:
+    """The next `rows` demonstrations of the stream."""
     chosen = [shown[at_step * rows + i] for i in range(rows)]
     pairs = [(e.prompt_tokens, e.demonstration_tokens) for e in chosen]
     return batching.demonstration_batch(pairs, limits)
@@ -177,6 +178,7 @@ def _warm_start(me: Process, params):
   losses = []
 
   def write(at_step: int, loss: float) -> None:
+    """Remembers the loss for the end, and books it."""
     losses.append(loss)
     me.warmed(at_step, loss)
 

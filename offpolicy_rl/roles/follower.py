@@ -118,6 +118,7 @@ def _train(me: Process) -> None:
       me.checkpoints.wait()
 
     def after_step(version, state):
+      """A checkpoint when the first process makes one."""
       if version % every == 0:
         me.save(version, state)
 

@@ -73,6 +73,7 @@ class Front:
       return told
 
     def durable(written: concurrent.futures.Future) -> None:
+      """The groups are on disk: books them, then tells the sampler."""
       if written.exception():
         told.set_exception(written.exception())
         return

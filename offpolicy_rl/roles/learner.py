@@ -156,6 +156,7 @@ def train_step(me, reference) -> Callable:
   )
 
   def run(at_step, state, consumed):
+    """See `loop.Parts.train_step`."""
     found = check(at_step, state, consumed.versions, consumed.placed)
     if me.choices.model.num_experts and every and at_step % every == 0:
       found |= step.router_metrics(me.choices, state.params, consumed.placed, reference)
@@ -172,6 +173,7 @@ def _loop_parts(me: Learner, reference, speed: hardware.Speed) -> loop.Parts:
   config = me.config
 
   def write(at_step, row):
+    """See `loop.Parts.write`."""
     of_front = {
       "sampler/tokens_per_second": me.front.pulse.sampling_rate(),
       "weights/bytes": me.front.version_bytes,
@@ -179,6 +181,7 @@ def _loop_parts(me: Learner, reference, speed: hardware.Speed) -> loop.Parts:
     me.records.train(at_step, row | of_front | speed.metrics(row))
 
   def after_step(version, state):
+    """See `loop.Parts.after_step`."""
     wanted = config.evaluation.every and version % config.evaluation.every == 0
     if wanted and version < config.learner.steps:
       me.publishing.settle()

@@ -146,6 +146,7 @@ def ending_together():
 
 def _pass_on(stop: threading.Event, follower: hosts.Follower) -> None:
   def watch():
+    """Tells the first process once `stop` is set."""
     stop.wait()
     follower.ask_to_stop()
 

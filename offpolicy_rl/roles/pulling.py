@@ -98,6 +98,7 @@ def weights(wire: client.LearnerClient, config, model, weights_dir: str | None, 
   sent = _streamed if weights_dir is None else functools.partial(_in_directory, weights_dir)
 
   def make(shapes, **how) -> Weights:
+    """Of one kind of version: whole models, or adapters."""
     layout = _layout(config, shapes, meshes[0])
     fetch, forget = sent(wire, config, layout)
     return Weights(fetch, shapes, meshes, forget, **how)
@@ -132,6 +133,7 @@ def _in_directory(weights_dir: str, wire: client.LearnerClient, config, layout):
   held_of = None  # a version of another session may have other bits
 
   def fetch(low, high, held_version):
+    """As `weights_dir.pull`; what is held of another session does not count."""
     nonlocal held_of
     session = wire.session
     found = weights_dir_lib.pull(

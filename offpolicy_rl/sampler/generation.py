@@ -138,6 +138,7 @@ def decode(
   rows = jnp.arange(slots.token.size)
 
   def one(carried):
+    """One token for every slot that runs."""
     step, slots, pool = carried
     # Those that do not run write to page 0.
     cache = paging.Cache(pool, jnp.where(slots.running[:, None], tables, 0))

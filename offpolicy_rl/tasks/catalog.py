@@ -190,6 +190,7 @@ def _math_task(settings, _) -> Task:
   train, test = (pathlib.Path(settings.data_dir) / f"{split}.jsonl" for split in ("train", "test"))
 
   def check():
+    """See `Task.check`."""
     for path in (train, test):
       sources.check_file("task.data_dir", path)
 
@@ -210,6 +211,7 @@ def _jsonl_task(settings, label: str) -> Task:
   )
 
   def check():
+    """See `Task.check`."""
     sources.check_file("task.train_file", settings.train_file)
     if settings.heldout_file:
       sources.check_file("task.heldout_file", settings.heldout_file)

@@ -56,6 +56,7 @@ def reasoning_gym(
 
   @functools.cache
   def problems():
+    """Draws them, once."""
     return [
       Problem(
         question=entry["question"],
@@ -97,6 +98,7 @@ def jsonl(path: str, columns: Columns) -> Callable[[], list[Problem]]:
 
   @functools.cache
   def problems():
+    """Reads them, once."""
     return [
       Problem(
         question=_text(row, columns.question, where),
@@ -117,6 +119,7 @@ def gsm8k(rows: Callable[[], Iterator[tuple[str, dict]]]) -> Callable[[], list[P
 
   @functools.cache
   def problems():
+    """Reads them, once."""
     found = []
     for where, row in rows():
       solution = _text(row, "answer", where)
@@ -137,6 +140,7 @@ def math(path: pathlib.Path) -> Callable[[], list[Problem]]:
 
   @functools.cache
   def problems():
+    """Reads them, once."""
     found = []
     for where, row in _rows(path):
       solution = str(row.get("solution", ""))
@@ -156,6 +160,7 @@ def gsm8k_rows(data_dir: str, split: str) -> Callable[[], Iterator[tuple[str, di
   folder = gsm8k_folder(data_dir)
 
   def rows():
+    """("file:line", row) of the split."""
     path = folder / f"{split}.jsonl"
     if path.is_file():
       return _rows(path)

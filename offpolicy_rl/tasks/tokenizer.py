@@ -92,6 +92,7 @@ class Tokenizer:
       raise TokenizerError("no chat template in the checkpoint; set task.chat=False")
 
     def refuse(message: str):
+      """What templates call `raise_exception`."""
       raise TokenizerError(f"chat template: {message}")
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(

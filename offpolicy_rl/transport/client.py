@@ -154,6 +154,7 @@ class LearnerClient:
     )
 
     def pull():
+      """One stream, from where the last one broke."""
       stream = self._stub.PullWeights(receiver.complete(request), timeout=600)
       try:
         return receiver.receive(stream)

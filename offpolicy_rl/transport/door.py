@@ -68,6 +68,7 @@ class Door(grpc.ServerInterceptor):
 
   def _refusal(self, reason: str) -> grpc.RpcMethodHandler:
     def refuse(_, context):
+      """Ends the call."""
       self._notices.warn(context.peer(), reason)
       context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
 
@@ -87,6 +88,7 @@ class Door(grpc.ServerInterceptor):
       return handler
 
     def read(data: bytes, context):
+      """A message, or the end of the call with the reason."""
       try:
         return parse(data)
       except seal.SealError as error:  # the sender tries again
@@ -98,6 +100,7 @@ class Door(grpc.ServerInterceptor):
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
 
     def read_and_behave(sent, context):
+      """The handler, on messages that were read here."""
       if handler.request_streaming:
         return behave((read(data, context) for data in sent), context)
       return behave(read(sent, context), context)

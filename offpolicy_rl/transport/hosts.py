@@ -144,9 +144,11 @@ class _Servicer(rpc.HostsServicer):
     self._leader = leader
 
   def Follow(self, request, context):
+    """See hosts.proto."""
     return self._leader.orders_for(request, context)
 
   def AskToStop(self, request, context):
+    """See hosts.proto."""
     self._leader.check_secret(request.secret, context)
     self._leader.stop.set()
     return pb.StopReply()

@@ -138,6 +138,7 @@ class _Servicer(rpc.LearnerServicer):
       self._require_session(request)
 
   def Hello(self, request, context):
+    """See trajectory.proto."""
     if request.protocol != PROTOCOL:
       context.abort(
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -151,6 +152,7 @@ class _Servicer(rpc.LearnerServicer):
     return self._identity.message()
 
   def Lease(self, request, context):
+    """See trajectory.proto."""
     self._check_session(request, context)
     wait = min(request.wait_seconds, 30.0)
     holding = set(request.holding)
@@ -162,6 +164,7 @@ class _Servicer(rpc.LearnerServicer):
     )
 
   def Heartbeat(self, request, context):
+    """See trajectory.proto."""
     self._check_session(request, context)
     self._handlers.heartbeat(request.sampler_id, dict(request.stats))
     return pb.HeartbeatReply(
@@ -170,6 +173,7 @@ class _Servicer(rpc.LearnerServicer):
     )
 
   def Leave(self, request, context):
+    """See trajectory.proto."""
     self._check_session(request, context)
     returned = self._handlers.leave(request.sampler_id)
     _LOG.info("sampler %s left, %d tickets returned", request.sampler_id, returned)
@@ -229,6 +233,7 @@ class _Servicer(rpc.LearnerServicer):
     return reply
 
   def PullWeights(self, request, context):
+    """See trajectory.proto."""
     self._check_session(request, context)
     if self._identity.weights_in_directory:
       context.abort(

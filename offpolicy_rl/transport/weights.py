@@ -44,6 +44,7 @@ class _Once:
     self._lock, self._compute, self._value = threading.Lock(), compute, None
 
   def get(self):
+    """The value; whoever asks first works it out."""
     with self._lock:
       if self._compute is not None:
         self._value = self._compute()

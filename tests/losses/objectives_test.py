@@ -4,7 +4,6 @@ import functools
 import pathlib
 import re
 import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import pytest
 
 from offpolicy_rl import losses
 from offpolicy_rl.losses import ratios
+from tests import pages
 from tests.losses import slow_reference
 from tests.losses.slow_reference import EMPTY_ROW, random_inputs
 
@@ -336,13 +336,12 @@ def test_none_keeps_what_the_preset_says():
 
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
   """The module in losses/README.md, taken from the page, through the flag that it names."""
-  page = (pathlib.Path(losses.__file__).parent / "README.md").read_text()
-  block = page[page.index("    # my_module.py") : page.index("    offpolicy-rl local")]
-  (tmp_path / "my_module.py").write_text(textwrap.dedent(block))
+  page = pathlib.Path(losses.__file__).parent / "README.md"
+  (tmp_path / "my_objective.py").write_text(pages.files(page)["my_objective.py"])
   monkeypatch.syspath_prepend(tmp_path)
-  assert "--config.objective.fn=my_module:tempered" in page
+  assert "--config.objective.fn=my_objective:tempered" in page.read_text()
   x = random_inputs(0)
-  loss, _ = losses.objective("beta_shift", fn="my_module:tempered")(arrays(x))
+  loss, _ = losses.objective("beta_shift", fn="my_objective:tempered")(arrays(x))
   rows = [n for n in range(12) if x.loss_mask[n].any()]
   expected = 0.0
   for n in rows:
