@@ -192,26 +192,33 @@ def test_a_run_with_everything_ones_own(examples):
     local = launch(
       "local", f"--config={examples}/configs/my_model.py", f"--run_dir={run}",
       "--config.objective.fn=my_objective:tempered", "--config.task.name=my_task:doubles",
-      "--config.task.verifier=my_verifier:close", "--config.task.max_completion_tokens=4",
-      "--config.warm_start.steps=250", "--config.learner.steps=3",
+      "--config.task.verifier=my_verifier:in_place", "--config.task.max_prompt_tokens=5",
+      "--config.task.max_completion_tokens=4", "--config.warm_start.steps=40",
+      "--config.learner.steps=2", "--config.learner.audit_every=0",
       PYTHONPATH=f"{examples}:{ROOT}",
     )  # fmt: skip
     output, _ = local.communicate(timeout=280)
   assert local.returncode == 0, output
   rows = train_rows(run)
-  assert [row["step"] for row in rows] == [0, 1, 2]
+  assert [row["step"] for row in rows] == [0, 1]
   assert all(np.isfinite(row["loss"]) and row["verifier_failures"] == 0 for row in rows)
   assert any(row["grad_norm"] > 0 for row in rows)
   shown = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
   assert all(re.fullmatch(r"\d+\*2=", row["prompt"]) for row in shown)
-  assert {c["reward"] for row in shown for c in row["completions"]} <= {0.0, 0.5, 1.0}
+  judged = [
+    (c["text"], c["reward"], int(row["prompt"][:-3])) for row in shown for c in row["completions"]
+  ]
+  right = lambda text, n: sum(a == b for a, b in zip(text.strip(), str(2 * n), strict=False))
+  assert all(
+    reward == right(text, n) / max(len(text.strip()), len(str(2 * n))) for text, reward, n in judged
+  )
   assert json.loads((run / "config.json").read_text())["model"]["num_layers"] == 3
 
 
 def test_the_verifier_of_the_page_judges(examples):
-  judge = scoring.resolve("my_verifier:close")
-  found = [judge(text, '"14"') for text in ("14", " 15", "12", "fourteen", "")]
-  assert found == [1.0, 0.5, 0.0, 0.0, 0.0]
+  judge = scoring.resolve("my_verifier:in_place")
+  found = [judge(text, '"14"') for text in (" 14", "15", "41", "14.0", "")]
+  assert found == [1.0, 0.5, 0.0, 0.5, 0.0]
 
 
 def test_the_task_of_the_page_has_both_splits(examples, tiny_config):
