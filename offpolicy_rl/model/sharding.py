@@ -105,6 +105,7 @@ def by_rows(local, whole, rows: tuple):
     return local(whole, *rows)
 
   def shard(whole, *rows):
+    """One shard's rows; `pcast` is where its gradient of `whole` joins the others'."""
     return local(jax.lax.pcast(whole, axes, to="varying"), *rows)
 
   split = PartitionSpec(axes)

@@ -241,10 +241,12 @@ def task(function: Callable[[], Task]) -> Callable[[], Task]:
 @functools.cache
 def _own_task(name: str) -> Task:
   """What a marked function returns, asked once per process; its name is "module:function"."""
+  decorator = "catalog.task (offpolicy_rl.tasks.catalog)"
   try:
-    found = named.resolve(name, "task", "catalog.task (offpolicy_rl.tasks.catalog)")()
+    make = named.resolve(name, "task", key="task.name", decorator=decorator)
   except ValueError as error:
-    raise TaskError(f"task.name: {error}") from None
+    raise TaskError(str(error)) from None
+  found = make()
   if not isinstance(found, Task):
     raise TaskError(f"task.name: {name} returned {found!r:.60}, expected a catalog.Task")
   return dataclasses.replace(found, name=name)

@@ -18,11 +18,13 @@ def mark(function: _Function, use: str) -> _Function:
   return function
 
 
-def resolve(name: str, use: str, decorator: str) -> Callable:
+def resolve(name: str, use: str, *, key: str, decorator: str) -> Callable:
   """ "module:function" -> the function.
 
+  `key` names it in errors, `decorator` is what marks for this use.
+
   Raises:
-    ValueError: it can not be found, or is not marked for this use, as `decorator` does.
+    ValueError: it can not be found, or is not marked.
   """
   module, _, attribute = name.partition(":")
   try:
@@ -30,8 +32,8 @@ def resolve(name: str, use: str, decorator: str) -> Callable:
   except (ImportError, AttributeError, TypeError, ValueError) as error:
     reason = f" ({error})" if isinstance(error, ValueError) else ""
     raise ValueError(
-      f"{use}: {name!r:.100}, expected an importable module:function{reason}"
+      f"{key}: {name!r:.100}, expected an importable module:function{reason}"
     ) from error
   if getattr(found, _MARK, None) != use:
-    raise ValueError(f"{use}: {name!r:.100}, expected a function decorated with @{decorator}")
+    raise ValueError(f"{key}: {name!r:.100}, expected a function decorated with @{decorator}")
   return found

@@ -38,7 +38,8 @@ def verifier(function: Callable[[str, str], float]) -> Callable[[str, str], floa
 
 def resolve(name: str) -> Callable[[str, str], float]:
   """ "module:function" -> the function; ValueError when it can not be found or is no verifier."""
-  return named.resolve(name, "verifier", "verifiers.verifier (offpolicy_rl.tasks.verifiers)")
+  decorator = "verifiers.verifier (offpolicy_rl.tasks.verifiers)"
+  return named.resolve(name, "verifier", key="verifier", decorator=decorator)
 
 
 _ALLOWED: dict[str, Callable[[str, str], float]] = {}  # filled once, when a worker starts

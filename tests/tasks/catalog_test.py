@@ -67,12 +67,29 @@ def test_the_verifier_can_be_chosen(tiny_config, verifier):
     assert scoring.resolve(asked.verifier)(problem.demonstration, problem.answer) == 1.0
 
 
+def test_a_task_of_ones_own_is_asked_once_and_mixes_with_others(tiny_config):
+  name = "tests.tasks.own_task:letters"
+  alone = catalog.of(settings(tiny_config, name=name))
+  assert alone.name == alone.tasks[0].name == name
+  assert alone.tasks[0] is catalog.of(settings(tiny_config, name=name)).tasks[0]
+  assert {p.question for split in ("train", "heldout") for p in alone.split(split)[0]} == set("abc")
+  both = catalog.of(settings(tiny_config, name="mixture", mixture=f'{{"{name}": 3, "sums": 1}}'))
+  assert [task.name for task in both.tasks] == [name, "sums"] and both.rates == (0.75, 0.25)
+  judged = catalog.of(settings(tiny_config, name=name, mixture="", verifier="numeric"))
+  assert judged.verifier == verifiers.NAMED["numeric"]
+
+
 WRONG = [
   (
     {"name": "chess"},
     "task.name: got 'chess', expected one of chain_sum, spell_backward, sums, ",
   ),
   ({"name": "gsm8k:x"}, "task.name: got 'gsm8k:x', expected one of"),
+  ({"name": "no_such_module:f"}, "task.name: 'no_such_module:f', expected an importable module"),
+  ({"name": "..:f"}, r"task.name: '..:f', expected an importable module"),
+  ({"name": "os:getpid"}, "task.name: 'os:getpid', expected a function decorated with @catalog"),
+  ({"name": "tests.tasks.own_verifier:fails_on_even"}, "expected a function decorated with @cat"),
+  ({"name": "tests.tasks.own_task:none"}, "tests.tasks.own_task:none returned None, expected a c"),
   ({"name": "jsonl:my-label"}, "task.name: got 'jsonl:my-label', expected only letters, digits"),
   ({"name": "jsonl:../x"}, "task.name: got 'jsonl:../x', expected only letters, digits"),
   ({"name": "reasoning_gym"}, "task.name: got 'reasoning_gym', expected reasoning_gym:NAME"),
