@@ -173,7 +173,6 @@ def _loop_parts(me: Learner, reference, speed: hardware.Speed) -> loop.Parts:
   config = me.config
 
   def write(at_step, row):
-    """See `loop.Parts.write`."""
     of_front = {
       "sampler/tokens_per_second": me.front.pulse.sampling_rate(),
       "weights/bytes": me.front.version_bytes,
