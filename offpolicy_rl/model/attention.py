@@ -4,6 +4,8 @@
   cudnn    GPU, in bfloat16: cuDNN's fused kernel
   splash   TPU: a fused kernel that skips blocks nobody sees. Not where completions share a prompt:
            who sees whom is then no partition into segments
+  paged    TPU, decoding from a cache: a fused kernel that reads the pages of each row
+           (`paged_kernel`); whatever else is done with it in plain XLA
 
 Dimension suffixes as in `decoder`.
 """
@@ -16,7 +18,9 @@ import jax.numpy as jnp
 from offpolicy_rl.model import sharding
 
 PLAIN, CUDNN, SPLASH = "plain", "cudnn", "splash"
-SPLASH_INTERPRETED = "splash_interpreted"  # the same kernel on CPU, slowly, for tests
+PAGED = "paged"
+# The same kernels on CPU, slowly, for tests.
+SPLASH_INTERPRETED, PAGED_INTERPRETED = "splash_interpreted", "paged_interpreted"
 _LANES = 128  # columns and channels are padded to a multiple of this for the TPU
 
 

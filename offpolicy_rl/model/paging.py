@@ -19,7 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from offpolicy_rl.model.attention import softcap
+from offpolicy_rl.model import paged_kernel
+from offpolicy_rl.model.attention import PAGED, PAGED_INTERPRETED, softcap
 
 _BLOCKS = 4  # of rows; more follow the rows' lengths more closely, fewer are larger products
 _NEVER = -1e30  # score of what is not seen; finite, so that nothing becomes nan
@@ -84,6 +85,9 @@ def attend(q_BxTxHxC, cache: OfLayer, positions_BxT, is_local, config):
   `is_local`: bool [] or None, whether this layer sees `config.sliding_window` tokens only.
   """
   rows, length, heads, channels = q_BxTxHxC.shape
+  if config.attention in (PAGED, PAGED_INTERPRETED) and length == 1:
+    one = paged_kernel.attend(q_BxTxHxC[:, 0], cache, positions_BxT[:, 0], is_local, config)
+    return one[:, None]
   kv_heads, size = config.num_kv_heads, cache.pool.k_LxNxKxSxC.shape[3]
   scale = config.query_scale or config.head_dim**-0.5
   q = (q_BxTxHxC * scale).reshape(rows, length, kv_heads, heads // kv_heads, channels)
