@@ -22,6 +22,9 @@ PAGED = "paged"
 # The same kernels on CPU, slowly, for tests.
 SPLASH_INTERPRETED, PAGED_INTERPRETED = "splash_interpreted", "paged_interpreted"
 _LANES = 128  # columns and channels are padded to a multiple of this for the TPU
+_TILE = 16  # tokens; pages or channels of other sizes have a TPU keep the cache in another order
+_PAGE_BYTES = 2**20  # of keys; the kernel holds two pages of keys and of values
+_TABLE_BYTES = 2**19  # of pages of all rows, in scalar memory, which has 1 MiB
 
 
 def best(platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bool) -> str:
@@ -32,6 +35,26 @@ def best(platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bo
   if platform in ("gpu", "cuda") and compute_dtype == "bfloat16" and fits:
     return CUDNN
   return PLAIN
+
+
+def best_for_decoding(
+  platform: str, config, *, page_tokens: int, table_entries: int, shards: int
+) -> str:
+  """The form for decoding from a cache on a mesh of this platform.
+
+  Args:
+    config: `decoder.DecoderConfig`.
+    table_entries: of all rows.
+    shards: over which key heads are split.
+  """
+  heads, itemsize = config.num_kv_heads // shards, jnp.dtype(config.compute_dtype).itemsize
+  fits = (
+    config.head_dim % _LANES == 0
+    and page_tokens % _TILE == 0
+    and heads * page_tokens * config.head_dim * itemsize <= _PAGE_BYTES
+    and 4 * table_entries <= _TABLE_BYTES
+  )
+  return PAGED if platform == "tpu" and fits else PLAIN
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:

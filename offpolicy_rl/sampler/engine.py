@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.model import attention, decoder, paged_kernel, sharding
+from offpolicy_rl.model import attention, decoder, sharding
 from offpolicy_rl.sampler import generation, sampling, stopping
 
 
@@ -60,11 +60,11 @@ def computed_on(
   config: decoder.DecoderConfig, sizes: Sizes, mesh: jax.sharding.Mesh
 ) -> decoder.DecoderConfig:
   """With the form of attention that an engine on this mesh decodes with."""
-  fused = mesh.devices.flat[0].platform == "tpu" and paged_kernel.fits(
-    config, page_tokens=sizes.page_tokens, table_entries=sizes.slots * sizes.row_pages,
-    shards=mesh.shape[sharding.RULES["kv_heads"]],
+  form = attention.best_for_decoding(
+    mesh.devices.flat[0].platform, config, page_tokens=sizes.page_tokens,
+    table_entries=sizes.slots * sizes.row_pages, shards=mesh.shape[sharding.RULES["kv_heads"]],
   )  # fmt: skip
-  return dataclasses.replace(config, attention=attention.PAGED if fused else attention.PLAIN)
+  return dataclasses.replace(config, attention=form)
 
 
 @dataclasses.dataclass(eq=False)
