@@ -4,6 +4,8 @@
   cudnn    GPU, in bfloat16: cuDNN's fused kernel
   splash   TPU: a fused kernel that skips blocks nobody sees. Not where completions share a prompt:
            who sees whom is then no partition into segments
+  paged    TPU, decoding from a cache: a fused kernel that reads the pages of each row
+           (`paged_kernel`); whatever else is done with it in plain XLA
 
 Dimension suffixes as in `decoder`.
 """
@@ -16,8 +18,13 @@ import jax.numpy as jnp
 from offpolicy_rl.model import sharding
 
 PLAIN, CUDNN, SPLASH = "plain", "cudnn", "splash"
-SPLASH_INTERPRETED = "splash_interpreted"  # the same kernel on CPU, slowly, for tests
+PAGED = "paged"
+# The same kernels on CPU, slowly, for tests.
+SPLASH_INTERPRETED, PAGED_INTERPRETED = "splash_interpreted", "paged_interpreted"
 _LANES = 128  # columns and channels are padded to a multiple of this for the TPU
+_TILE = 16  # tokens; pages or channels of other sizes have a TPU keep the cache in another order
+_PAGE_BYTES = 2**20  # of keys; the kernel holds two pages of keys and of values
+_TABLE_BYTES = 2**19  # of pages of all rows, in scalar memory, which has 1 MiB
 
 
 def best(platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bool) -> str:
@@ -28,6 +35,26 @@ def best(platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bo
   if platform in ("gpu", "cuda") and compute_dtype == "bfloat16" and fits:
     return CUDNN
   return PLAIN
+
+
+def best_for_decoding(
+  platform: str, config, *, page_tokens: int, table_entries: int, shards: int
+) -> str:
+  """The form for decoding from a cache on a mesh of this platform.
+
+  Args:
+    config: `decoder.DecoderConfig`.
+    table_entries: of all rows.
+    shards: over which key heads are split.
+  """
+  heads, itemsize = config.num_kv_heads // shards, jnp.dtype(config.compute_dtype).itemsize
+  fits = (
+    config.head_dim % _LANES == 0
+    and page_tokens % _TILE == 0
+    and heads * page_tokens * config.head_dim * itemsize <= _PAGE_BYTES
+    and 4 * table_entries <= _TABLE_BYTES
+  )
+  return PAGED if platform == "tpu" and fits else PLAIN
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:

@@ -205,8 +205,9 @@ class Block(nnx.Module):
     if cache is None:
       out_BxTxHxC = attend(q_BxTxHxC, k, v, sight, c)
     else:
-      cache = paging.extend(cache, k, v, positions_BxT)
-      out_BxTxHxC = paging.attend(q_BxTxHxC, cache, positions_BxT, sight.is_local, c)
+      out_BxTxHxC, cache = paging.extend_and_attend(
+        q_BxTxHxC, k, v, cache, positions_BxT, sight.is_local, c
+      )
     out_BxTxD = jnp.einsum("bthc,hcd->btd", out_BxTxHxC, self.matrix("w_o"))
     return self.adapted("w_o", out_BxTxHxC, out_BxTxD), cache
 

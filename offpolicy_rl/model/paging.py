@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from offpolicy_rl.model.attention import softcap
+from offpolicy_rl.model.attention import PAGED, PAGED_INTERPRETED, softcap
 
 _BLOCKS = 4  # of rows; more follow the rows' lengths more closely, fewer are larger products
 _NEVER = -1e30  # score of what is not seen; finite, so that nothing becomes nan
@@ -76,6 +76,23 @@ def extend(cache: OfLayer, k_BxTxKxC, v_BxTxKxC, positions_BxT) -> OfLayer:
   at = (cache.layer, page_BxT[..., None], heads_K, (positions_BxT % size)[..., None])
   k, v = cache.pool
   return cache._replace(pool=Pool(k.at[at].set(k_BxTxKxC), v.at[at].set(v_BxTxKxC)))
+
+
+def extend_and_attend(
+  q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, cache: OfLayer, positions_BxT, is_local, config
+):
+  """What `attend` gives after `extend`, and the cache; one kernel where the config says so."""
+  if config.attention in (PAGED, PAGED_INTERPRETED) and q_BxTxHxC.shape[1] == 1:
+    # The import registers TPU kernels: only where they are used.
+    from offpolicy_rl.model import paged_kernel
+
+    one = (x[:, 0] for x in (q_BxTxHxC, k_BxTxKxC, v_BxTxKxC))
+    attended, *pool = paged_kernel.extend_and_attend(
+      *one, cache, positions_BxT[:, 0], is_local, config
+    )
+    return attended[:, None], cache._replace(pool=Pool(*pool))
+  cache = extend(cache, k_BxTxKxC, v_BxTxKxC, positions_BxT)
+  return attend(q_BxTxHxC, cache, positions_BxT, is_local, config), cache
 
 
 def attend(q_BxTxHxC, cache: OfLayer, positions_BxT, is_local, config):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.model import decoder, sharding
+from offpolicy_rl.model import attention, decoder, sharding
 from offpolicy_rl.sampler import generation, sampling, stopping
 
 
@@ -54,6 +54,17 @@ class Sizes:
     shared = (self.max_prompt_tokens - 1) // self.page_tokens
     prompts = 2 * math.ceil(self.slots / self.group_size) + self.prefill_rows
     return 1 + self.slots * (self.row_pages - shared) + prompts * (shared + 1)
+
+
+def computed_on(
+  config: decoder.DecoderConfig, sizes: Sizes, mesh: jax.sharding.Mesh
+) -> decoder.DecoderConfig:
+  """With the form of attention that an engine on this mesh decodes with."""
+  form = attention.best_for_decoding(
+    mesh.devices.flat[0].platform, config, page_tokens=sizes.page_tokens,
+    table_entries=sizes.slots * sizes.row_pages, shards=mesh.shape[sharding.RULES["kv_heads"]],
+  )  # fmt: skip
+  return dataclasses.replace(config, attention=form)
 
 
 @dataclasses.dataclass(eq=False)
@@ -107,9 +118,9 @@ class Engine:
     least = 2 * sizes.row_pages * sizes.page_tokens
     if sizes.cache_tokens and sizes.cache_tokens < least:
       raise ValueError(f"cache_tokens: got {sizes.cache_tokens}, expected at least {least}")
-    self._config, self._sizes, self._seed = config, sizes, seed
-    self._stops, self._truncation = stops, truncation
     self._mesh = mesh or sharding.make_mesh()
+    self._config, self._sizes = computed_on(config, sizes, self._mesh), sizes
+    self._seed, self._stops, self._truncation = seed, stops, truncation
     with jax.sharding.set_mesh(self._mesh):
       self._pool = generation.empty_pool(config, sizes.pages, sizes.page_tokens)
       self._slots = generation.empty(sizes.slots, sizes.max_tokens)
