@@ -26,7 +26,6 @@ def run(arguments, assignments: list[str], stop_on_signals) -> int:
     print(summary.write(sweep, out, x=arguments.x, series=arguments.series))
     return 0
   with running.alone(out):
-    sweep = runs.reconcile(sweep, out)
     runs.write(sweep, out)
     stop = stop_on_signals()
     status = running.execute(
@@ -34,10 +33,11 @@ def run(arguments, assignments: list[str], stop_on_signals) -> int:
       retry_failed=arguments.retry_failed, samplers=arguments.samplers,
     )  # fmt: skip
   print(summary.write(sweep, out, x=arguments.x, series=arguments.series))
+  if set(status.values()) == {runs.FINISHED}:
+    return 0
   if stop.is_set():
     print("interrupted; the same command goes on")
-    return 130
-  return 0 if set(status.values()) == {runs.FINISHED} else 1
+  return 130 if stop.is_set() else 1
 
 
 def _sweep(arguments, assignments: list[str]) -> tuple[runs.Sweep, pathlib.Path]:

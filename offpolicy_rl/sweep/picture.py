@@ -13,6 +13,7 @@ _COLORS = (
 _MARKERS = "osD^vP"
 _MOST_PLACES = 12  # values of the horizontal axis that still get a place each, and lines between
 _FEWEST = 3  # runs that an interval is drawn for; of two it would be wider than the axis
+_LEAST_SPAN = 0.1  # of a panel of scores: less is noise, enlarged
 _TITLES = {
   "final": "held-out pass@1, final",
   "mean": "held-out pass@1, mean over the run",
@@ -23,6 +24,11 @@ _TITLES = {
 def draw(
   rows: summary.Rows, x: str, series: list[str], pooled: list[str], path: pathlib.Path
 ) -> None:
+  """Writes the picture of `compose` to a file; its ending says which format."""
+  compose(rows, x, series, pooled).savefig(path, dpi=110)
+
+
+def compose(rows: summary.Rows, x: str, series: list[str], pooled: list[str]) -> Figure:
   """One panel per figure: finished runs as dots, their means and 95 % intervals per series."""
   rows = [row for row in rows if row["status"] == FINISHED]
   values = list(dict.fromkeys(row["settings"][x] for row in rows))
@@ -51,7 +57,7 @@ def draw(
       handles, labels, loc="outside lower center", ncols=min(len(lines), 6), frameon=False
     )
   figure.suptitle(_subtitle(pooled, len(rows)), fontsize=10, color="#66707d")
-  figure.savefig(path, dpi=110)
+  return figure
 
 
 def _points(group: summary.Rows, x: str, name: str, places: dict) -> dict[float, list[float]]:
@@ -90,7 +96,8 @@ def _dress(axis, name: str, values: list, placed: bool) -> None:
   if name == "entropy":
     axis.set_ylim(bottom=max(low, 0))
   else:
-    axis.set_ylim(max(low, -0.03), min(high, 1.03))
+    more = max(0.0, _LEAST_SPAN - (high - low)) / 2
+    axis.set_ylim(max(low - more, -0.03), min(high + more, 1.03))
 
 
 def _label(key: str, value) -> str:
@@ -99,7 +106,7 @@ def _label(key: str, value) -> str:
 
 
 def _axis_label(key: str) -> str:
-  return "lag (updates), lag.max_lag" if key == "lag.max_lag" else short(key)
+  return "lag, in updates" if key == "lag.max_lag" else short(key)
 
 
 def _subtitle(pooled: list[str], count: int) -> str:

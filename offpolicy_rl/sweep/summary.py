@@ -1,9 +1,4 @@
-"""What the runs of a sweep came to: summary.json, summary.md, and a picture (picture.py).
-
-A run's figures: `final`, held-out pass@1 after the last step; `mean`, over its evaluations from
-version 0 on, which shows how fast it got there; `entropy`, nats per token, mean of the last 20
-steps. Of resumed runs `steps/h` counts the compiling, too.
-"""
+"""What the runs of a sweep came to: summary.json, summary.md, and a picture (picture.py)."""
 
 import json
 import math
@@ -17,7 +12,13 @@ from offpolicy_rl.config_text import ConfigError
 from offpolicy_rl.sweep import running
 from offpolicy_rl.sweep import runs as runs_lib
 
-FIGURES = {"final": "held-out pass@1, final", "mean": "mean over the run", "entropy": "entropy"}
+FIGURES = ("final", "mean", "entropy")
+_MEANING = (
+  "Of a run: `final`, held-out pass@1 after the last step; `mean`, over its evaluations from "
+  "version 0 on, which shows how fast it got there; `entropy`, nats per token, mean of the last 20 "
+  "steps. `steps/h` leaves the first step out, which compiles; what resumed runs compile again "
+  "is in it."
+)
 _LAST = 20  # steps that the entropy is the mean of
 _MOST_SERIES = 8  # values of a key that is still drawn as one series each
 _NEEDS = "it needs matplotlib, pip install 'offpolicy-rl[bench]'"
@@ -39,7 +40,6 @@ def figures(run_dir: pathlib.Path) -> dict[str, float | None]:
   train = [row for row in rows if row["kind"] == metrics.TRAIN]
   heldout = [r for r in rows if r["kind"] == metrics.HELDOUT and r["version"] >= 0]
   final = [row["heldout/pass@1"] for row in heldout if row["phase"] == "after"]
-  # The first step compiles. What a resumed run compiles again is counted.
   times = ("seconds/waiting", "seconds/step", "seconds/publishing")
   seconds = sum(row[name] for row in train[1:] for name in times)
   mean = lambda values: statistics.fmean(values) if values else None
@@ -150,11 +150,11 @@ def chosen_axes(rows: Rows, x: str | None, series: str | None) -> tuple[str, lis
     ranked = sorted(numbers or others, key=lambda key: -count([key]))
     x = "lag.max_lag" if "lag.max_lag" in numbers else next(iter(ranked), "seed")
   apart = [series] if series else []
-  candidates = sorted(
-    others, key=lambda key: key != "objective.name"
-  )  # names the rest follows from
+  candidates = sorted(others, key=lambda key: key != "objective.name")  # others follow from it
   for key in [] if series else candidates:
-    if key != x and count([key]) <= _MOST_SERIES and count([*apart, key]) > max(count(apart), 1):
+    follows = count([x]) <= _MOST_SERIES and count([x, key]) == count([x])
+    few = count([key]) <= _MOST_SERIES
+    if key != x and few and not follows and count([*apart, key]) > max(count(apart), 1):
       apart.append(key)
   pooled = [key for key in keys if count([x, *apart, key]) > count([x, *apart])]
   return x, apart, pooled
@@ -188,9 +188,9 @@ def write(
       "Mean ± half of the 95 % interval (Student's t).",
       seeds_table(groups),
     ]
-  tables += ["## Runs", __doc__.split("\n\n")[1].strip(), table(rows), *_failures(rows, out)]
+  tables += ["## Runs", table(rows), *_failures(rows, out)]
   shown = [f"![scores]({picture.name})"] if picture else []
-  head = [f"# {out.name}", f"Card `{sweep.card}`, {len(rows)} runs."]
+  head = [f"# {out.name}", f"Card `{sweep.card}`, {len(rows)} runs.", _MEANING]
   (out / "summary.md").write_text("\n\n".join([*head, *shown, *tables]) + "\n")
   return "\n\n".join([*tables, "\n".join(said)])
 
