@@ -73,7 +73,7 @@ def _series(axis, points: dict[float, list[float]], style: dict, *, joined: bool
   """Dots of the runs, faint, and means with intervals."""
   several = {at: found for at, found in points.items() if len(found) > 1}
   for at, found in several.items():
-    axis.plot([at] * len(found), found, "o", color=style["color"], ms=2.5, alpha=0.45, mew=0)
+    axis.plot([at] * len(found), found, "o", color=style["color"], ms=3.5, alpha=0.5, mew=0)
   means = [summary.mean_and_half_width(found) for found in points.values()]
   axis.plot(
     list(points), [mean for mean, _ in means], ls="-" if joined else "", lw=1.4, ms=5, **style

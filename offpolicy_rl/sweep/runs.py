@@ -159,14 +159,14 @@ def reconcile(sweep: Sweep, out: pathlib.Path) -> Sweep:
   """The sweep with the names that its runs have in `out`; runs that are new there are added.
 
   Raises:
-    ConfigError: `out` has a run that the sweep no longer has; names the difference.
+    ConfigError: `out` has begun a run that the sweep no longer has; names the difference.
   """
   if not (out / FILE).exists():
     return sweep
   known = {_identity(run.values): run.name for run in read(out).runs}
   wanted = {_identity(run.values) for run in sweep.runs}
   for identity, name in known.items():
-    if identity not in wanted:
+    if identity not in wanted and (out / name).exists():
       gaps = [_difference(json.loads(identity), run.values) for run in sweep.runs]
       gap = "; ".join(f"{key}: {a!r} then, {b!r} now" for key, a, b in min(gaps, key=len))
       raise config_lib.ConfigError(

@@ -8,7 +8,6 @@ import statistics
 from scipy import special
 
 from offpolicy_rl import metrics
-from offpolicy_rl.config_text import ConfigError
 from offpolicy_rl.sweep import running
 from offpolicy_rl.sweep import runs as runs_lib
 
@@ -135,14 +134,8 @@ def chosen_axes(rows: Rows, x: str | None, series: str | None) -> tuple[str, lis
 
   Without `x`: lag.max_lag, or else the number with most values. Without `series`: every other key
   with few values, but those that follow from the ones before.
-
-  Raises:
-    ConfigError: a key that does not differ between runs.
   """
   keys = list(rows[0]["settings"])
-  for flag, key in (("--x", x), ("--series", series)):
-    if key is not None and key not in keys:
-      raise ConfigError(f"{flag}: got {key!r}, expected a key that differs: {', '.join(keys)}")
   count = lambda names: len({repr([row["settings"][k] for k in names]) for row in rows})
   others = [key for key in keys if key != "seed"] or keys
   if x is None:
@@ -170,8 +163,7 @@ def write(
 ) -> str:
   """Writes summary.json, summary.md and scores.png; returns what a terminal should show.
 
-  Raises:
-    ConfigError: `x` or `series` does not differ between runs.
+  `x`, `series`: keys that differ between runs, for the picture; None = as `chosen_axes` says.
   """
   rows = collect(sweep, out)
   groups = over_seeds(rows)
