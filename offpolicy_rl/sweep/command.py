@@ -19,12 +19,17 @@ def run(arguments, assignments: list[str], stop_on_signals) -> int:
       line = runs.arguments(sweep, one, out, role=arguments.print, samplers=arguments.samplers)
       print(runs.command(line))
     return 0
-  if not arguments.summarize:
-    runs.check_data(sweep)
   _check_axes(arguments, sweep)
-  if arguments.summarize:
-    print(summary.write(sweep, out, x=arguments.x, series=arguments.series))
-    return 0
+  code = 0 if arguments.summarize else _execute(arguments, sweep, out, stop_on_signals)
+  print(summary.write(sweep, out, x=arguments.x, series=arguments.series))
+  if code == 130:
+    print("interrupted; the same command goes on")
+  return code
+
+
+def _execute(arguments, sweep: runs.Sweep, out: pathlib.Path, stop_on_signals) -> int:
+  """Makes the runs; the exit code."""
+  runs.check_data(sweep)
   with running.alone(out):
     runs.write(sweep, out)
     stop = stop_on_signals()
@@ -32,11 +37,8 @@ def run(arguments, assignments: list[str], stop_on_signals) -> int:
       sweep, out, parallel=arguments.parallel, stop=stop, screen=Screen(arguments.parallel),
       retry_failed=arguments.retry_failed, samplers=arguments.samplers,
     )  # fmt: skip
-  print(summary.write(sweep, out, x=arguments.x, series=arguments.series))
   if set(status.values()) == {runs.FINISHED}:
     return 0
-  if stop.is_set():
-    print("interrupted; the same command goes on")
   return 130 if stop.is_set() else 1
 
 

@@ -72,10 +72,10 @@ def _is_locked(path: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def alone(out: pathlib.Path):
-  """Nobody else works on this sweep meanwhile, nor do processes that an earlier command left.
+  """No other command works on this sweep meanwhile.
 
   Raises:
-    ConfigError: somebody does.
+    ConfigError: one does.
   """
   out.mkdir(parents=True, exist_ok=True)
   with (out / ".lock").open("ab") as file:
@@ -133,26 +133,31 @@ def execute(
     line = runs_lib.arguments(sweep, run, out, role="local", samplers=samplers)
     return _attempt(run, out, line, stop=stop, run_one=run_one)
 
-  told = False
   with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
-    waiting = {pool.submit(attempt, run): run for run in todo}
+    attempts = {pool.submit(attempt, run): run for run in todo}
     try:
-      while waiting:
-        done, _ = concurrent.futures.wait(waiting, timeout=_LOOK_SECONDS)
-        if stop.is_set() and not told:
-          told = True
-          screen.say("ending the runs at work, each with a checkpoint ...")
-        for future in done:
-          run = waiting.pop(future)
-          found[run.name] = future.result()
-          screen.ended(run, found[run.name], out / run.name)
-        screen.show({run.name: newest(out / run.name) for run in waiting.values()})
+      return found | _until_ended(attempts, out, stop=stop, screen=screen)
     except BaseException:
       stop.set()  # the pool waits for the others, which end in order
       raise
     finally:
       screen.stop()
-  return found
+
+
+def _until_ended(attempts: dict, out: pathlib.Path, *, stop: threading.Event, screen: Screen):
+  """Shows how far the runs are; name of each, its status in the end."""
+  ended, told = {}, False
+  while attempts:
+    done, _ = concurrent.futures.wait(attempts, timeout=_LOOK_SECONDS)
+    if stop.is_set() and not told:
+      told = True
+      screen.say("ending the runs at work, each with a checkpoint ...")
+    for future in done:
+      run = attempts.pop(future)
+      ended[run.name] = future.result()
+      screen.ended(run, ended[run.name], out / run.name)
+    screen.show({run.name: newest(out / run.name) for run in attempts.values()})
+  return ended
 
 
 def _attempt(

@@ -12,7 +12,7 @@ from rich.text import Text
 from offpolicy_rl import metrics
 from offpolicy_rl.sweep.runs import FINISHED
 
-PLAIN_SECONDS = 30.0  # between the lines of a run where there is no terminal
+PLAIN_SECONDS = 60.0  # between the lines of a run where there is no terminal
 
 
 class Screen:
