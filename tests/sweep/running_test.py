@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import re
 import signal
 import threading
 
@@ -19,24 +20,21 @@ from tests.system import processes, train_rows, wait_for
 class Stub:
   """Stands for `running.run_process`: what was asked of it, and what happens to each run."""
 
-  def __init__(self, **fates):
-    self.asked, self.at_once, self._fates, self._now = [], 0, fates, 0
-    self._lock = threading.Lock()
+  def __init__(self, meet=lambda: None, **fates):
+    """`fates`: run002=... an exit code without being done, "wait" for the stop, or "finish".
+    `meet`: called by every run that waits for the stop.
+    """
+    self.asked, self._meet, self._fates = [], meet, fates
 
   def __call__(self, line, run_dir, stop):
-    with self._lock:
-      self.asked.append((run_dir.name[:3], "--resume" in line))
-      self._now += 1
-      self.at_once = max(self.at_once, self._now)
+    self.asked.append((run_dir.name[:3], "--resume" in line))
+    (run_dir / running.LOG).write_text("first\nlast words\n")
     fate = self._fates.get(f"run{run_dir.name[:3]}", "finish")
     if fate == "wait":
-      assert stop.wait(30)
+      self._meet()
+      assert stop.wait(60)
     if fate == "finish":
-      threading.Event().wait(0.02)  # long enough for another to begin
       finish(run_dir)
-    (run_dir / running.LOG).write_text("first\nlast words\n")
-    with self._lock:
-      self._now -= 1
     return fate if isinstance(fate, int) else 0
 
 
@@ -58,10 +56,10 @@ def test_finished_runs_are_skipped_and_failed_ones_wait_to_be_retried(tmp_path):
   out = tmp_path / "out"
   first = Stub(run001=7, run002=-9)
   found, said = execute(made, out, first)
-  assert found == ["finished", "failed", "failed", "finished"] and first.at_once == 2
+  assert found == ["finished", "failed", "failed", "finished"]
   assert sorted(first.asked) == [("000", False), ("001", False), ("002", False), ("003", False)]
   assert "4 runs: 4 waiting; 4 to do, 2 at a time" in said
-  assert f"failed in 0:00  001-seed=1 ({out}/001-seed=1/log.txt)" in said
+  assert re.search(rf"failed in 0:\d\d  001-seed=1 \({out}/001-seed=1/log.txt\)", said)
   page = summary.write(made, out)
   assert "`001-seed=1`: exit code 7 at 20" in page and "    last words" in page
   assert "`002-seed=2`: killed by SIGKILL at 20" in page
@@ -74,11 +72,28 @@ def test_finished_runs_are_skipped_and_failed_ones_wait_to_be_retried(tmp_path):
   assert "Failed" not in summary.write(made, out)
 
 
+def test_so_many_runs_are_at_work_at_a_time(tmp_path):
+  made = expand(tmp_path, "sweep.seeds(6)")
+  three, now, most = threading.Barrier(3, timeout=60), set(), []
+
+  def stub(line, run_dir, stop):
+    now.add(run_dir)
+    three.wait()  # fewer would wait in vain
+    most.append(len(now))
+    three.wait()
+    now.remove(run_dir)
+    finish(run_dir)
+    return 0
+
+  assert execute(made, tmp_path / "out", stub, parallel=3)[0] == ["finished"] * 6
+  assert most == [3] * 6
+
+
 def test_stopping_ends_what_runs_begins_nothing_more_and_goes_on_later(tmp_path):
   made = expand(tmp_path, "sweep.seeds(5)")
-  stop, stub = threading.Event(), Stub(run001="wait", run002="wait")
-  timer = threading.Timer(0.5, stop.set)
-  timer.start()
+  stop = threading.Event()
+  both = threading.Barrier(2, action=stop.set, timeout=60)
+  stub = Stub(both.wait, run001="wait", run002="wait")
   found, said = execute(made, tmp_path / "out", stub, stop=stop)
   assert found == ["finished", "interrupted", "interrupted", "waiting", "waiting"]
   assert said.count("ending the runs at work") == 1 and "003" not in said
@@ -89,12 +104,14 @@ def test_stopping_ends_what_runs_begins_nothing_more_and_goes_on_later(tmp_path)
 
 def test_a_run_that_breaks_the_sweep_ends_the_others_in_order(tmp_path):
   made = expand(tmp_path, "sweep.seeds(3)")
-  ended = []
+  ended, begun = [], threading.Event()
 
   def stub(line, run_dir, stop):
     if run_dir.name.startswith("000"):
+      assert begun.wait(60)
       raise OSError("disk full")
-    ended.append(stop.wait(30))
+    begun.set()
+    ended.append(stop.wait(60))
     return 0
 
   with pytest.raises(OSError, match="disk full"):
