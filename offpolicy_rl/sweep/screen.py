@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import statistics
 import time
 from collections import Counter
 
@@ -97,8 +98,8 @@ class Screen:
   def _left(self) -> str:
     if not self._seconds or not self._todo:
       return ""
-    mean = sum(self._seconds) / len(self._seconds)
-    return f"; about {_clock(mean * math.ceil(len(self._todo) / self._parallel))} left"
+    rounds = math.ceil(len(self._todo) / self._parallel)
+    return f"; about {_clock(statistics.median(self._seconds) * rounds)} left"
 
 
 def _clock(seconds: float) -> str:
