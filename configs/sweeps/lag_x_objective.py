@@ -1,12 +1,12 @@
-"""What lag does to objectives with and without importance ratios.
+r"""What lag does to objectives with and without importance ratios.
 
-Command:  offpolicy-rl sweep --config=configs/test.py --sweep=configs/sweeps/lag_x_objective.py \\
-            --parallel=2 --config.learner.steps=200 --config.learner.prompts_per_step=16 \\
-            --config.learner.group_size=8 --config.learner.learning_rate=2e-3 \\
-            --config.sampler.slots=128 --config.warm_start.stop_loss=0.7 \\
+Command:  offpolicy-rl sweep --config=configs/test.py --sweep=configs/sweeps/lag_x_objective.py \
+            --parallel=2 --config.learner.steps=200 --config.learner.prompts_per_step=16 \
+            --config.learner.group_size=8 --config.learner.learning_rate=2e-3 \
+            --config.sampler.slots=128 --config.warm_start.stop_loss=0.7 \
             --config.evaluation.samples=32
-Time:     about a minute per run, two at a time on 2 cores (0:55 to 1:09 of the first eight; the
-          others shared the cores with other work); interrupted once and gone on with
+Time:     0:55 to 1:09 for each of the first eight, two at a time on 2 cores of AMD EPYC; up to
+          8:33 for the others, beside much other work; interrupted once and gone on with
 Reached:  nothing that tells the objectives apart in accuracy: held-out pass@1 0.08 to 0.16, every
           95 % interval over three seeds wider than the gaps. That card has 92 sums to train on and
           8 held out; take one with more, such as configs/demo.py, to learn about accuracy.
