@@ -31,6 +31,7 @@ REQUIRES = [
   "ml-collections>=1.1.0,<2",
   "absl-py>=2.3,<3",
   "numpy>=2.1,<3",
+  "scipy>=1.18,<2",
   "grpcio>=1.85.1,<2",
   "grpcio-health-checking>=1.85.1,<2",
   "grpcio-reflection>=1.85.1,<2",

@@ -1,11 +1,12 @@
 """Tables and plots of benchmarks/lag_lab.py: what was measured, nothing is run here."""
 
 import json
-import math
 import pathlib
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from offpolicy_rl.sweep.summary import mean_and_half_width
 
 FAMILIES = {
   "with importance ratios": ("grpo", "dapo", "tis", "decoupled_ppo", "cispo", "topr"),
@@ -16,15 +17,6 @@ FAMILIES = {
 }  # fmt: skip
 CURVES = ("grpo", "tis", "reinforce", "oapl", "oapl_coupled", "mean", "shift_1")
 _COLORS = ("#3266ad", "#c4622d", "#3d8a52", "#8a5aa8", "#b2373f", "#6b6b6b", "#1a9c9c")
-# two-sided 95 % quantile of Student's t for 4 and 7 degrees of freedom, else the normal one
-_T95 = {4: 2.776, 7: 2.365}
-
-
-def mean_and_half_width(values: list[float]) -> tuple[float, float]:
-  """Mean over seeds and half of its 95 % interval (Student's t)."""
-  count = len(values)
-  spread = np.std(values, ddof=1) / math.sqrt(count) if count > 1 else math.nan
-  return float(np.mean(values)), float(_T95.get(count - 1, 1.96) * spread)
 
 
 def name_of(setting) -> str:

@@ -17,7 +17,7 @@ def parser(description: str) -> argparse.ArgumentParser:
   roles = parser.add_subparsers(
     dest="role",
     required=True,
-    metavar="local|learner|sampler|eval|plan|report|import|export|explain",
+    metavar="local|learner|sampler|sweep|eval|plan|report|import|export|explain",
   )
   both = argparse.ArgumentParser(add_help=False)
   both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
@@ -62,6 +62,7 @@ def parser(description: str) -> argparse.ArgumentParser:
   sampler.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
   sampler.add_argument("--token_file", help="file with the learner's token")
   _add_names(sampler, "authority of the learner's certificate (PEM): speak TLS and trust no other")
+  _add_sweep(roles, both)
   _add_eval(roles, both)
   _add_plan(roles, both)
   _add_files(roles, both)
@@ -81,6 +82,24 @@ def _add_vllm(sampler: argparse.ArgumentParser) -> None:
     "--vllm_tolerance", type=float, default=0.1, metavar="NATS",
     help="how far its log-probabilities may be from those of the weights it was told to load",
   )  # fmt: skip
+
+
+def _add_sweep(roles, both: argparse.ArgumentParser) -> None:
+  """The role that makes many runs."""
+  sweep = roles.add_parser("sweep", parents=[both], help="many runs of a card, from one file")
+  sweep.add_argument("--config", help="experiment card that all runs share")
+  sweep.add_argument("--sweep", metavar="FILE", help="e.g. configs/sweeps/lag_x_objective.py")
+  sweep.add_argument("--out", metavar="DIR", help="of the runs (default: sweeps/CARD-FILE)")
+  sweep.add_argument("--parallel", type=int, default=1, help="runs at a time")
+  sweep.add_argument("--samplers", type=int, default=1, help="sampler processes of each run")
+  sweep.add_argument("--retry_failed", action="store_true", help="failed runs go on, too")
+  sweep.add_argument(
+    "--print", nargs="?", const="local", choices=("local", "learner"), metavar="local|learner",
+    help="only print a command line for every run, for pods and schedulers",
+  )  # fmt: skip
+  sweep.add_argument("--summarize", action="store_true", help="only write the summary again")
+  sweep.add_argument("--x", metavar="KEY", help="horizontal axis of the picture")
+  sweep.add_argument("--series", metavar="KEY", help="what its lines stand for")
 
 
 def _add_eval(roles, both: argparse.ArgumentParser) -> None:

@@ -9,6 +9,13 @@ from offpolicy_rl import arguments as arguments_lib
 from offpolicy_rl import config as config_lib
 
 
+def sweep(arguments, assignments, stop_on_signals) -> int:
+  """Many runs of a card; 1 when some are not finished. `stop_on_signals` makes an event."""
+  from offpolicy_rl.sweep import command
+
+  return command.run(arguments, assignments, stop_on_signals)
+
+
 def eval_(arguments, assignments) -> int:
   """Greedy accuracy, pass@k and majority vote of a checkpoint or of a run."""
   from offpolicy_rl.roles import evaluation_settings

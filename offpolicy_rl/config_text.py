@@ -31,27 +31,31 @@ def flatten(config: config_dict.ConfigDict) -> dict:
 
 def load(path: str) -> config_dict.ConfigDict:
   """The `get_config()` of an experiment card; ConfigError when there is none."""
-  file = pathlib.Path(path).resolve()
-  if not file.is_file():
-    raise ConfigError(f"--config: no file {path}")
   # A card imports its siblings as `configs.base`, wherever the repository lies.
-  root = str(file.parent.parent)
+  root = str(pathlib.Path(path).resolve().parent.parent)
   if root not in sys.path:
     sys.path.insert(0, root)
+  return call(path, "get_config", "--config")
+
+
+def call(path: str, function: str, flag: str):
+  """What a function of a Python file returns; ConfigError, naming the flag, when there is none."""
+  file = pathlib.Path(path).resolve()
+  if not file.is_file():
+    raise ConfigError(f"{flag}: no file {path}")
   spec = importlib.util.spec_from_file_location(f"_card_{file.stem}", file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  get_config = getattr(module, "get_config", None)
-  if not callable(get_config):
-    raise ConfigError(f"--config: {path} has no function get_config")
+  found = getattr(module, function, None)
+  if not callable(found):
+    raise ConfigError(f"{flag}: {path} has no function {function}")
   try:
-    inspect.signature(get_config).bind()
+    inspect.signature(found).bind()
   except TypeError as error:
     raise ConfigError(
-      f"--config: {path} is no card, it is for cards to build on: its get_config needs arguments "
-      f"({error})"
+      f"{flag}: {path} is for other files to build on: its {function} needs arguments ({error})"
     ) from None
-  return get_config()
+  return found()
 
 
 def override(config: config_dict.ConfigDict, assignments: list[tuple[str, str]]) -> None:

@@ -3,6 +3,7 @@
   offpolicy-rl local   --config=configs/demo.py            a learner and a sampler on this machine
   offpolicy-rl learner --config=configs/demo.py            only the learner; prints its address
   offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
+  offpolicy-rl sweep   --config=... --sweep=FILE.py        many runs of a card, and their summary
   offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
   offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
   offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again
@@ -15,6 +16,7 @@
 Any key of the configuration: --config.objective.beta=0.2
 """
 
+import functools
 import logging
 import os
 import pathlib
@@ -255,6 +257,7 @@ _ROLES = {
   "local": _local,
   "learner": _learner,
   "sampler": _sampler,
+  "sweep": functools.partial(commands.sweep, stop_on_signals=_stop_on_signals),
   "eval": commands.eval_,
   "plan": commands.plan,
   "report": commands.report,

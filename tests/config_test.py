@@ -238,7 +238,7 @@ def test_a_resumed_run_keeps_what_its_groups_rest_on(tiny_config, key, value, ma
       "task.data_dir: got 'train.jsonl', expected a file",
     ),
     (["learner"], "--config: missing"),
-    (["learner", "--config=configs/gsm8k.py"], "--config: configs/gsm8k.py is no card"),
+    (["learner", "--config=configs/gsm8k.py"], "--config: configs/gsm8k.py is for other files"),
     (["learner", "--config=nowhere.py"], "--config: no file nowhere.py"),
     (["learner", "--config=configs/test.py", "--resume"], "--run_dir: missing"),
     (["local", "--config=configs/test.py", "--samplers=0"], "--samplers: got 0"),

@@ -29,6 +29,7 @@ ALLOWED = {
   "config_text": {"losses"},
   "sampler": BASE | {"model", "tasks"},
   "learner": BASE | {"model", "losses", "replay", "saving"},
+  "sweep": {"arguments", "config", "config_text", "metrics"},
   "roles": None,  # everything
   "planning": None,
   "main": None,

@@ -1,0 +1,69 @@
+"""The command `sweep`: refuses mistakes, runs what is to be run, says what came out."""
+
+import pathlib
+
+from offpolicy_rl import arguments as arguments_lib
+from offpolicy_rl.config_text import ConfigError
+from offpolicy_rl.sweep import running, runs, summary
+from offpolicy_rl.sweep.screen import Screen
+
+
+def run(arguments, assignments: list[str], stop_on_signals) -> int:
+  """Returns 0 when every run is finished, 1 when not, 130 when interrupted."""
+  for flag in ("parallel", "samplers"):
+    if getattr(arguments, flag) < 1:
+      raise ConfigError(f"--{flag}: got {getattr(arguments, flag)}, expected at least 1")
+  sweep, out = _sweep(arguments, assignments)
+  if arguments.print:
+    for one in sweep.runs:
+      line = runs.arguments(sweep, one, out, role=arguments.print, samplers=arguments.samplers)
+      print(runs.command(line))
+    return 0
+  _check_axes(arguments, sweep)
+  code = 0 if arguments.summarize else _execute(arguments, sweep, out, stop_on_signals)
+  print(summary.write(sweep, out, x=arguments.x, series=arguments.series))
+  if code == 130:
+    print("interrupted; the same command goes on")
+  return code
+
+
+def _execute(arguments, sweep: runs.Sweep, out: pathlib.Path, stop_on_signals) -> int:
+  """Makes the runs; the exit code."""
+  runs.check_data(sweep)
+  with running.alone(out):
+    runs.write(sweep, out)
+    stop = stop_on_signals()
+    status = running.execute(
+      sweep, out, parallel=arguments.parallel, stop=stop, screen=Screen(arguments.parallel),
+      retry_failed=arguments.retry_failed, samplers=arguments.samplers,
+    )  # fmt: skip
+  if set(status.values()) == {runs.FINISHED}:
+    return 0
+  return 130 if stop.is_set() else 1
+
+
+def _sweep(arguments, assignments: list[str]) -> tuple[runs.Sweep, pathlib.Path]:
+  """(the sweep with the names its runs have, its directory)."""
+  if arguments.summarize and not arguments.sweep:
+    if not arguments.out:
+      raise ConfigError("--out: missing, expected the directory of the sweep to summarize")
+    return runs.read(pathlib.Path(arguments.out)), pathlib.Path(arguments.out)
+  for flag, example in (("config", "configs/test.py"), ("sweep", "configs/sweeps/tiny.py")):
+    if not getattr(arguments, flag):
+      raise ConfigError(f"--{flag}: missing, expected a file such as {example}")
+  pairs = [arguments_lib.key_and_text(a) for a in assignments]
+  sweep = runs.expand(arguments.sweep, arguments.config, pairs)
+  stems = [pathlib.Path(path).stem for path in (arguments.config, arguments.sweep)]
+  out = pathlib.Path(arguments.out or pathlib.Path("sweeps") / "-".join(stems))
+  return runs.reconcile(sweep, out), out
+
+
+def _check_axes(arguments, sweep: runs.Sweep) -> None:
+  """Refuses axes of the picture that do not differ, before hours have passed."""
+  differ = runs.varying(sweep.runs)
+  for flag in ("x", "series"):
+    key = getattr(arguments, flag)
+    if key and key not in differ:
+      raise ConfigError(
+        f"--{flag}: got {key!r}, expected a key that differs between runs: {', '.join(differ)}"
+      )

@@ -1,0 +1,195 @@
+"""Runs of a sweep, some at a time. How far each one is, its directory says.
+
+log.txt      its output; locked by its processes for as long as one of them lives
+failed.txt   why it ended without being done; gone once it is tried again
+"""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from offpolicy_rl import metrics
+from offpolicy_rl.config_text import ConfigError
+from offpolicy_rl.sweep import runs as runs_lib
+from offpolicy_rl.sweep.runs import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING
+from offpolicy_rl.sweep.screen import Screen
+
+LOG = "log.txt"
+_FAILED = "failed.txt"
+_TAIL_BYTES = 64 * 1024  # of metrics.jsonl: the newest rows are there
+_LOOK_SECONDS = 0.5
+
+# (command line behind offpolicy-rl, run directory, stop) -> exit code; ends in order once `stop`
+# is set.
+RunOne = Callable[[list[str], pathlib.Path, threading.Event], int]
+
+
+def status(run: runs_lib.Run, out: pathlib.Path) -> str:
+  """How far a run is."""
+  run_dir = out / run.name
+  if not run_dir.exists():
+    return WAITING
+  if _is_locked(run_dir / LOG):
+    return RUNNING
+  if _is_done(run_dir, run.values["learner.steps"]):
+    return FINISHED
+  return FAILED if (run_dir / _FAILED).exists() else INTERRUPTED
+
+
+def why_failed(run_dir: pathlib.Path, lines: int = 5) -> tuple[str, list[str]]:
+  """(reason, last lines of the log) of a failed run."""
+  log = run_dir / LOG
+  text = log.read_text(errors="replace") if log.exists() else ""
+  return (run_dir / _FAILED).read_text().strip(), text.splitlines()[-lines:]
+
+
+def _is_done(run_dir: pathlib.Path, steps: int) -> bool:
+  """Whether the last evaluation is booked, the last thing that training does."""
+  return any(
+    row["kind"] == metrics.HELDOUT and row["phase"] == "after" and row["version"] == steps
+    for row in metrics.read(run_dir)
+  )
+
+
+def _is_locked(path: pathlib.Path) -> bool:
+  if not path.exists():
+    return False
+  with path.open("ab") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return True
+  return False
+
+
+@contextlib.contextmanager
+def alone(out: pathlib.Path):
+  """No other command works on this sweep meanwhile.
+
+  Raises:
+    ConfigError: one does.
+  """
+  out.mkdir(parents=True, exist_ok=True)
+  with (out / ".lock").open("ab") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ConfigError(f"--out: another sweep command is at work in {out}") from None
+    yield
+
+
+def run_process(line: list[str], run_dir: pathlib.Path, stop: threading.Event) -> int:
+  """`offpolicy-rl LINE` as a process of its own, its output in the run's log; the exit code."""
+  with (run_dir / LOG).open("ab") as log:
+    fcntl.flock(log, fcntl.LOCK_SH)  # the processes inherit the file, and the lock with it
+    log.write(f"$ {runs_lib.command(line)}\n".encode())
+    log.flush()
+    # A session of its own: Ctrl-C reaches only us, and we pass it on in order.
+    child = subprocess.Popen(
+      [sys.executable, "-m", "offpolicy_rl.main", *line],
+      stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+  while child.poll() is None and not stop.wait(0.1):
+    pass
+  if child.poll() is None:
+    child.send_signal(signal.SIGTERM)
+  return child.wait()
+
+
+def execute(
+  sweep: runs_lib.Sweep, out: pathlib.Path, *, parallel: int, stop: threading.Event,
+  screen: Screen, retry_failed: bool = False, samplers: int = 1, run_one: RunOne = run_process,
+) -> dict[str, str]:  # fmt: skip
+  """Brings every run to its end, `parallel` of them at a time -> name of each run, its status.
+
+  Finished runs are skipped, interrupted ones resumed; failed ones too with `retry_failed`.
+
+  Raises:
+    ConfigError: a run is at work already.
+  """
+  found = {run.name: status(run, out) for run in sweep.runs}
+  at_work = [name for name, state in found.items() if state == RUNNING]
+  if at_work:
+    raise ConfigError(
+      f"--out: {out / at_work[0]}: is at work already, left by a sweep that was killed? Wait for "
+      "its processes, or end them"
+    )
+  skipped = {FINISHED} if retry_failed else {FINISHED, FAILED}
+  todo = [run for run in sweep.runs if found[run.name] not in skipped]
+  screen.begin(found, todo)
+
+  def attempt(run: runs_lib.Run) -> str:
+    if stop.is_set():
+      return found[run.name]
+    screen.started(run)
+    line = runs_lib.arguments(sweep, run, out, role="local", samplers=samplers)
+    return _attempt(run, out, line, stop=stop, run_one=run_one)
+
+  with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+    attempts = {pool.submit(attempt, run): run for run in todo}
+    try:
+      return found | _until_ended(attempts, out, stop=stop, screen=screen)
+    except BaseException:
+      stop.set()  # the pool waits for the others, which end in order
+      raise
+    finally:
+      screen.stop()
+
+
+def _until_ended(attempts: dict, out: pathlib.Path, *, stop: threading.Event, screen: Screen):
+  """Shows how far the runs are; name of each, its status in the end."""
+  ended, told = {}, False
+  while attempts:
+    done, _ = concurrent.futures.wait(attempts, timeout=_LOOK_SECONDS)
+    if stop.is_set() and not told:
+      told = True
+      screen.say("ending the runs at work, each with a checkpoint ...")
+    for future in done:
+      run = attempts.pop(future)
+      ended[run.name] = future.result()
+      screen.ended(run, ended[run.name], out / run.name)
+    screen.show({run.name: newest(out / run.name) for run in attempts.values()})
+  return ended
+
+
+def _attempt(
+  run: runs_lib.Run, out: pathlib.Path, line: list[str], *, stop: threading.Event, run_one: RunOne
+) -> str:
+  """One run from where it is -> its status afterwards."""
+  run_dir = out / run.name
+  if run_dir.exists():
+    line = [*line, "--resume"]
+  run_dir.mkdir(exist_ok=True)
+  (run_dir / _FAILED).unlink(missing_ok=True)
+  code = run_one(line, run_dir, stop)
+  if _is_done(run_dir, run.values["learner.steps"]):
+    return FINISHED
+  if stop.is_set() or code in (0, 130):  # 130: somebody else asked it to end
+    return INTERRUPTED
+  reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+  (run_dir / _FAILED).write_text(f"{reason} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+  return FAILED
+
+
+def newest(run_dir: pathlib.Path) -> dict[str, dict]:
+  """The last row of each kind among the newest of a run; little is read."""
+  path = run_dir / metrics.FILE
+  if not path.exists():
+    return {}
+  with path.open("rb") as file:
+    file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+    lines = file.read().split(b"\n")[:-1]  # what follows the last newline is being written
+  found = {}
+  for line in lines:
+    with contextlib.suppress(ValueError):  # the first one may be cut
+      row = json.loads(line)
+      found[row["kind"]] = row
+  return found

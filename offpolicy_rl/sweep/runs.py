@@ -1,0 +1,197 @@
+"""From a sweep file to runs: each a checked configuration with a name that says what is its own."""
+
+import json
+import pathlib
+import re
+import shlex
+from typing import NamedTuple
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl import config_text
+
+FILE = "sweep.json"
+WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = (
+  "waiting", "running", "interrupted", "failed", "finished",
+)  # fmt: skip
+_NAME_LENGTH = 160  # of a directory; file systems take 255
+
+
+class Run(NamedTuple):
+  """One run of a sweep."""
+
+  name: str  # its directory in the sweep's
+  settings: dict[str, object]  # what the sweep sets, as the configuration holds it
+  values: dict[str, object]  # the whole configuration, flat
+
+
+class Sweep(NamedTuple):
+  """What is to be run. `card` and `assignments` are shared by all runs."""
+
+  card: str
+  assignments: list[tuple[str, str]]
+  base: dict[str, object]  # the configuration without what the sweep sets, flat
+  runs: list[Run]
+
+
+def short(key: str) -> str:
+  """objective.name -> objective: how tables and file names call it."""
+  return key.removesuffix(".name")
+
+
+def varying(runs: list[Run]) -> list[str]:
+  """Keys that differ between runs, in the order in which the sweep names them."""
+  keys = dict.fromkeys(key for run in runs for key in run.settings)
+  return [key for key in keys if len({repr(run.values[key]) for run in runs}) > 1]
+
+
+def expand(path: str, card: str, assignments: list[tuple[str, str]]) -> Sweep:
+  """The runs of a sweep file on a card; nothing is started.
+
+  Raises:
+    ConfigError: an unknown key, a wrong value, two runs that are the same; names the run.
+  """
+  base = config_lib.load(card)
+  config_lib.override(base, assignments)
+  config_lib.validate(base)
+  found, first_of = [], {}
+  for i, settings in enumerate(_settings(path)):
+    try:
+      config = _config(card, assignments, settings)
+      config_lib.validate(config)
+    except config_lib.ConfigError as error:
+      raise config_lib.ConfigError(f"--sweep: run {i} ({_label(settings)}): {error}") from None
+    values = config_lib.flatten(config)
+    before = first_of.setdefault(_identity(values), i)
+    if before != i:
+      raise config_lib.ConfigError(
+        f"--sweep: run {i} ({_label(settings)}): the same configuration as run {before}, expected "
+        "every run once"
+      )
+    found.append(Run("", {key: values[key] for key in settings}, values))
+  return Sweep(card, assignments, config_lib.flatten(base), _named(found, {}))
+
+
+def check_data(sweep: Sweep) -> None:
+  """Raises ConfigError when the problems of a run can't be had on this machine."""
+  checked = set()
+  for run in sweep.runs:
+    config = _config(sweep.card, sweep.assignments, run.settings)
+    task = _identity(config.task.to_dict())
+    if task not in checked:
+      config_lib.check_data(config)
+    checked.add(task)
+
+
+def _settings(path: str) -> list[dict]:
+  """What the file's get_sweep() returns, numbers of numpy as Python's."""
+  found = config_text.call(path, "get_sweep", "--sweep")
+  if not isinstance(found, list) or not found:
+    raise config_lib.ConfigError(
+      f"--sweep: {path}: get_sweep returned {found!r:.100}, expected a list of settings"
+    )
+  for i, settings in enumerate(found):
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+      raise config_lib.ConfigError(
+        f"--sweep: run {i}: got {settings!r:.100}, expected a dict of keys and values"
+      )
+  return [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in found]
+
+
+def _config(card: str, assignments: list[tuple[str, str]], settings: dict):
+  given = [key for key, _ in assignments if key in settings]
+  if given:
+    raise config_lib.ConfigError(f"--config.{given[0]}: the sweep sets it, expected another key")
+  for key, value in settings.items():
+    if not isinstance(value, (str, bool, int, float, type(None))):
+      raise config_lib.ConfigError(f"{key}: got {value!r:.100}, expected a single value")
+  config = config_lib.load(card)
+  config_lib.override(config, assignments)
+  config_lib.override(config, [(key, str(value)) for key, value in settings.items()])
+  return config
+
+
+def _identity(values: dict) -> str:
+  return json.dumps(values, sort_keys=True)
+
+
+def _label(settings: dict) -> str:
+  return ",".join(f"{short(key)}={value}" for key, value in settings.items())
+
+
+def _named(runs: list[Run], known: dict[str, str]) -> list[Run]:
+  """Runs with names: that of their identity in `known`, else the next number and what differs."""
+  differs = varying(runs)
+  number = 1 + max((int(name.partition("-")[0]) for name in known.values()), default=-1)
+  named = []
+  for run in runs:
+    name = known.get(_identity(run.values))
+    if name is None:
+      label = _label({key: value for key, value in run.settings.items() if key in differs})
+      safe = re.sub(r"[^\w.=,+-]+", "_", label, flags=re.ASCII)[:_NAME_LENGTH]
+      name, number = f"{number:03d}-{safe}".rstrip("-"), number + 1
+    named.append(run._replace(name=name))
+  return named
+
+
+def read(out: pathlib.Path) -> Sweep:
+  """The sweep that a directory was made for.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  if not (out / FILE).is_file():
+    raise config_lib.ConfigError(f"--out: no file {out / FILE}, expected the directory of a sweep")
+  found = json.loads((out / FILE).read_text())
+  runs = [Run(name, own, found["base"] | own) for name, own in found["runs"].items()]
+  return Sweep(found["card"], [], found["base"], runs)
+
+
+def write(sweep: Sweep, out: pathlib.Path) -> None:
+  """Inverse of `read`, assignments left out: they are in `base`."""
+  runs = {run.name: run.settings for run in sweep.runs}
+  text = json.dumps({"card": sweep.card, "base": sweep.base, "runs": runs}, indent=1)
+  half = out / f".{FILE}"
+  half.write_text(text + "\n")
+  half.replace(out / FILE)
+
+
+def reconcile(sweep: Sweep, out: pathlib.Path) -> Sweep:
+  """The sweep with the names that its runs have in `out`; runs that are new there are added.
+
+  Raises:
+    ConfigError: `out` has begun a run that the sweep no longer has; names the difference.
+  """
+  if not (out / FILE).exists():
+    return sweep
+  known = {_identity(run.values): run.name for run in read(out).runs}
+  wanted = {_identity(run.values) for run in sweep.runs}
+  for identity, name in known.items():
+    if identity not in wanted and (out / name).exists():
+      gaps = [_difference(json.loads(identity), run.values) for run in sweep.runs]
+      gap = "; ".join(f"{key}: {a!r} then, {b!r} now" for key, a, b in min(gaps, key=len))
+      raise config_lib.ConfigError(
+        f"--out: {out} is another sweep: its run {name} is not in this one; the closest differs in "
+        f"{gap} (runs may be added; for other changes choose another --out)"
+      )
+  return sweep._replace(runs=_named(sweep.runs, known))
+
+
+def _difference(then: dict, now: dict) -> list[tuple]:
+  """(key, value then, value now) where they differ."""
+  keys = dict.fromkeys([*then, *now])
+  return [(k, then.get(k), now.get(k)) for k in keys if then.get(k) != now.get(k)]
+
+
+def arguments(sweep: Sweep, run: Run, out: pathlib.Path, *, role: str, samplers: int) -> list[str]:
+  """The command line of one run, behind `offpolicy-rl`."""
+  own = [(key, str(value)) for key, value in run.settings.items()]
+  return [
+    role, f"--config={sweep.card}", f"--run_dir={out / run.name}",
+    *([f"--samplers={samplers}"] if role == "local" and samplers > 1 else []),
+    *(f"--config.{key}={text}" for key, text in [*sweep.assignments, *own]),
+  ]  # fmt: skip
+
+
+def command(line: list[str]) -> str:
+  """A command line as a shell takes it."""
+  return shlex.join(["offpolicy-rl", *line])
