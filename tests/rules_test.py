@@ -27,6 +27,7 @@ USED_ELSEWHERE = {
   "losses/induced_target.py:minima": "every minimum of a regime in which there are several",
   "losses/induced_target.py:forward_kl": "the divergence that the pessimistic regularizer adds",
   "sampler/vllm_worker.py:Worker": "named by vLLM's --worker-extension-cls",
+  "sweep/axes.py": "what sweep files are written with",
   "tasks/seqio_tasks.py:register": "for pipelines elsewhere",
   "tasks/symbolic.py:math_verify": "named by task.verifier",
   "tasks/verifiers.py:numeric": "named by task.verifier",
