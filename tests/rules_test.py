@@ -30,7 +30,6 @@ USED_ELSEWHERE = {
   "sweep/axes.py": "what sweep files are written with",
   "tasks/seqio_tasks.py:register": "for pipelines elsewhere",
   "tasks/symbolic.py:math_verify": "named by task.verifier",
-  "tasks/verifiers.py:numeric": "named by task.verifier",
 }
 
 
