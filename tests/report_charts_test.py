@@ -125,7 +125,8 @@ def test_cells_are_drawn_from_the_bottom():
 @pytest.mark.parametrize(
   ("value", "text"),
   [(0.12345, "0.123"), (1234.5, "1,234"), (22.2e9, "22.2G"), (12_345, "12.3k"), (0, "0"),
-   (1.234e-5, "1.23e-5"), (-3.0, "-3"), (5e13, "50T")],
+   (1.234e-5, "1.23e-5"), (-3.0, "-3"), (5e13, "50T"),
+   (999.9, "1,000"), (999_990, "1M"), (9_999, "10k")],
 )  # fmt: skip
 def test_numbers_are_short(value, text):
   assert charts.number(value) == text

@@ -159,6 +159,7 @@ def test_a_long_run_makes_a_small_page(tmp_path):
   reward = charts_of(page)["Reward"]["lines"][0]
   assert len(reward["x"]) <= 300
   width = reward["x"][1] - reward["x"][0]
+  assert reward["x"][-1] == reward["x"][-2] + width == 10_000 // width * width + (width - 1) / 2
   assert reward["y"][0] == pytest.approx((width - 1) / 2 / 100, rel=1e-3)  # the mean of its bin
   steps = [group["step"] for group in data_of(page)["completions"]["groups"]]
   assert len(steps) <= 80 and (steps[0], steps[-1]) == (0, 9960)

@@ -51,9 +51,9 @@ def number(value: float) -> str:
   """Three or four digits, for people."""
   size = abs(value)
   for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-    if size >= limit:
+    if size >= 0.9995 * limit:  # what would be rounded to it
       return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"
-  if size >= 1000:
+  if size >= 999.5:
     return f"{value:,.0f}"
   text = f"{value:.3g}"
   return text.replace("e-0", "e-").replace("e+0", "e")

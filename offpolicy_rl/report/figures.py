@@ -70,7 +70,7 @@ def _figure(chart: Chart, sources: Sequence[_Source], last_step: int, most: int)
   else:
     at = charts.frame([c.series for c in curves], x_range, log=chart.log)
     drawn = charts.lines(curves, at, chart.unit)
-  lines = [{"x": _short(c.series.x), "y": _short(c.series.values)} for c in curves]
+  lines = [{"x": _steps(c.series.x), "y": _short(c.series.values)} for c in curves]
   keys = "".join(
     f'<span class="key {c.css}"><i class="c{c.color}"></i>{html.escape(c.label)} '
     f"<b>{charts.number(c.series.values[-1])}</b></span>"
@@ -94,7 +94,9 @@ def _curves(chart: Chart, sources: Sequence[_Source], width: int) -> list[charts
   return found
 
 
-def heat_of_run(name: str, title: str, meaning: str, run: runs.Run, last_step: int):
+def heat_of_run(
+  name: str, title: str, meaning: str, run: runs.Run, last_step: int
+) -> Figure | None:  # fmt: skip
   """Shares of tokens by lag over steps, from the histograms `name`; None where there are none."""
   rows = [row for row in run.rows[metrics.TRAIN] if row.get(name)]
   if not rows:
@@ -107,7 +109,7 @@ def heat_of_run(name: str, title: str, meaning: str, run: runs.Run, last_step: i
   drawn = charts.heat(cells, (0.0, float(last_step)), "versions")
   middle = [(a + b) / 2 for a, b in itertools.pairwise(cells.edges)]
   data = {
-    "high": max(last_step, 1), "linked": True, "x": _short(middle), "labels": cells.labels,
+    "high": max(last_step, 1), "linked": True, "x": _steps(middle), "labels": cells.labels,
     "columns": [_short(column) for column in cells.columns],
   }  # fmt: skip
   return Figure(_framed(title, meaning, keys, drawn), data)
@@ -141,6 +143,10 @@ def _framed(title: str, meaning: str, keys: str, drawn: str) -> str:
     f'<div class="plot" tabindex="0" role="slider" aria-label="{name}" aria-valuenow="0" '
     f'aria-valuemin="0" aria-valuetext="arrow keys read values">{drawn}</div></figure>'
   )
+
+
+def _steps(middles: Sequence[float]) -> list[float]:
+  return [round(x, 2) if x % 1 else int(x) for x in middles]
 
 
 def _short(values: Sequence[float]) -> list[float]:
