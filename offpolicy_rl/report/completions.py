@@ -35,7 +35,8 @@ def spread(samples: Sequence[dict], most: int) -> list[dict]:
 
 
 def _tokens(sample: dict) -> int:
-  return sum(min(len(c.get("pieces", "")), _HEAD + _TAIL) for c in sample["completions"])
+  pieces = [completion.get("pieces", ()) for completion in sample["completions"]]
+  return sum(min(len(row), _HEAD + _TAIL) for row in pieces)
 
 
 def _group(sample: dict) -> dict:

@@ -24,7 +24,7 @@ def differences(flat: Sequence[dict]) -> list[tuple[str, ...]]:
   """(key, value in each) as text, of every key in which they are not all the same, by name."""
   found = []
   for key in sorted(set().union(*flat)):
-    values = [config.get(key, _ABSENT) for config in flat]
+    values = [keys.get(key, _ABSENT) for keys in flat]
     if any(value != values[0] for value in values):
       found.append((key, *map(_text, values)))
   return found

@@ -79,8 +79,7 @@ def _parts(run: Run) -> list[_Part]:
 def _tiles(run: Run) -> str:
   """The few numbers one looks for first."""
   train, heldout = run.rows[metrics.TRAIN], run.rows[metrics.HELDOUT]
-  wanted = run.config["learner"].get("steps", len(train))
-  tiles = [("steps", f"{len(train):,} of {wanted:,}")]
+  tiles = [("steps", f"{len(train):,} of {run.config['learner']['steps']:,}")]
   own = [row for row in heldout if row["version"] >= 0]
   if own:
     ends = [own[0]["heldout/pass@1"], own[-1]["heldout/pass@1"]]
