@@ -83,7 +83,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.12",
   packages=find_packages(include=["offpolicy_rl", "offpolicy_rl.*"]),
-  package_data={"offpolicy_rl.transport": ["*.proto"]},
+  package_data={"offpolicy_rl.transport": ["*.proto"], "offpolicy_rl.report": ["*.css", "*.js"]},
   install_requires=REQUIRES,
   extras_require=EXTRAS,
   entry_points={"console_scripts": ["offpolicy-rl = offpolicy_rl.main:main"]},

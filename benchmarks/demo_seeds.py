@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 
-from offpolicy_rl import metrics, report
+from offpolicy_rl import metrics
+from offpolicy_rl.report import charts, series
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -56,13 +57,13 @@ def machine() -> str:
 
 def picture(curves: list[tuple[str, list]]) -> str:
   """The report's chart of named curves as a file of its own: with size, background, text style."""
-  chart = report.chart(curves)
+  found = [series.of([series.Point(x, y, y, y) for x, y in points], 1) for _, points in curves]
+  drawn = [charts.Curve(curves[n][0], s, n) for n, s in enumerate(found)]
+  last = max(s.x[-1] for s in found)
+  chart = charts.lines(drawn, charts.frame(found, (0, last)), "held-out pass@1")
   style = "text { font: 11px sans-serif; fill: #66707d } .axis { stroke: #d9dee5 }"
-  return chart.replace(
-    'role="img">',
-    'xmlns="http://www.w3.org/2000/svg" width="630" role="img">'
-    f'<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>',
-    1,
+  return chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="630" ', 1).replace(
+    ">", f'><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>', 1
   )
 
 

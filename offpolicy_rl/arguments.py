@@ -138,8 +138,14 @@ def _add_plan(roles, both: argparse.ArgumentParser) -> None:
 
 def _add_files(roles, both: argparse.ArgumentParser) -> None:
   """The roles that read and write files, and the one that only computes."""
-  report = roles.add_parser("report", parents=[both], help="write the report of a run")
-  report.add_argument("--run_dir", required=True)
+  report = roles.add_parser("report", parents=[both], help="write the report of a run, or several")
+  report.add_argument(
+    "--run_dir", required=True, action="append", help="given several times: one page about all"
+  )
+  report.add_argument(
+    "--to", type=pathlib.Path, metavar="FILE",
+    help="the page about several runs (default: comparison.html beside the first run)",
+  )  # fmt: skip
   taken = roles.add_parser("import", parents=[both], help="check and take a published checkpoint")
   taken.add_argument(
     "--from", dest="source", required=True, metavar="DIR|FILE.gguf",

@@ -79,10 +79,18 @@ def _architecture(arguments, config) -> dict:
 
 
 def report(arguments, _) -> int:
-  """Writes the report of a run."""
-  from offpolicy_rl import report as page
+  """Writes the report of a run, or a page about several."""
+  from offpolicy_rl import report as pages
 
-  print(page.write(pathlib.Path(arguments.run_dir)))
+  run_dirs = [pathlib.Path(path) for path in arguments.run_dir]
+  if len(run_dirs) > 1:
+    print(pages.compare(run_dirs, arguments.to or run_dirs[0].parent / "comparison.html"))
+  elif arguments.to:
+    raise config_lib.ConfigError(
+      "--to: expected with several --run_dir only: one run keeps its own"
+    )
+  else:
+    print(pages.write(run_dirs[0]))
   return 0
 
 

@@ -6,7 +6,8 @@
   offpolicy-rl sweep   --config=... --sweep=FILE.py        many runs of a card, and their summary
   offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
   offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
-  offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again
+  offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again, or
+                                                           with several --run_dir a comparison
   offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       a published checkpoint, checked
   offpolicy-rl export  --run_dir=runs/... --to=DIR         its policy as a published checkpoint
   offpolicy-rl explain --rewards=0,0,1,1 --objective=oapl  the target that an objective induces

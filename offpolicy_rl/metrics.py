@@ -115,7 +115,11 @@ class MetricsWriter:
 
 def read(run_dir: pathlib.Path) -> list[dict]:
   """The rows of a run; a last line cut short by a crash is left out."""
-  path = pathlib.Path(run_dir) / FILE
+  return read_lines(pathlib.Path(run_dir) / FILE)
+
+
+def read_lines(path: pathlib.Path) -> list[dict]:
+  """The rows of a file of JsonLines, [] where there is none; as `read`."""
   rows = []
   for line in path.read_text().splitlines() if path.exists() else []:
     try:

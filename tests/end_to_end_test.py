@@ -232,6 +232,10 @@ def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):
   assert rows[0]["compilations"] > 0 and not any(row["compilations"] for row in rows[20:])
   phases = [row["phase"] for row in metrics.read(tmp_path / "run") if row["kind"] == "heldout"]
   assert [p for p in phases if p != "during"] == ["before warm start", "after warm start", "after"]
+  groups = metrics.read_lines(tmp_path / "run" / "completions.jsonl")
+  assert [group["step"] for group in groups] == [*range(0, 150, 10), 149]
+  ratios = lambda group: [abs(x) for c in group["completions"] for x in c["log_ratios"]]
+  assert max(ratios(groups[0])) < 1e-3 < max(max(ratios(group)) for group in groups)  # lag 0, more
   report = (tmp_path / "run" / "report.html").read_text()
   assert "Held-out accuracy" in report and "polyline" in report
   assert f"report: {tmp_path}/run/report.html" in output

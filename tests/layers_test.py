@@ -15,7 +15,7 @@ ALLOWED = {
   "types": set(),
   "metrics": set(),
   "progress": set(),
-  "report": {"metrics"},
+  "report": {"metrics", "config_text"},
   "explain": {"losses"},
   "arguments": set(),
   "tasks": BASE,

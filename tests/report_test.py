@@ -1,189 +1,268 @@
-"""The report, the metrics file and the progress line."""
+"""The pages about runs say what the runs wrote, and nothing that these say becomes code."""
 
-import io
+import html
+import html.parser
 import json
 import re
-import xml.etree.ElementTree as ElementTree
+import time
 
-import numpy as np
 import pytest
-from rich.console import Console
 
-from offpolicy_rl import metrics, progress, report
-
-ROW = {
-  "reward": 0.5, "entropy": 0.25, "lag/mean": 3.0, "tokens": 600,
-  "seconds/waiting": 0.1, "seconds/step": 0.2, "seconds/publishing": 0.0,
-}  # fmt: skip
+from offpolicy_rl import main, metrics, report
+from offpolicy_rl.report import completions, configuration, document
+from tests import report_runs
+from tests.conftest import ROOT
+from tests.report_runs import ATTACK, CONFIG, evaluation, sample, train_row
 
 
-CONFIG = {
-  "task": {"name": "<task>"}, "objective": {"name": "beta_shift"}, "seed": 1,
-  "lag": {"mode": "fixed", "max_lag": 3}, "learner": {"prompts_per_step": 2, "group_size": 4},
-}  # fmt: skip
+class Outline(html.parser.HTMLParser):
+  """Elements with their attributes, and all text outside scripts and styles."""
+
+  def __init__(self, page: str):
+    super().__init__()
+    self.elements, self.text = [], ""
+    self._within = []
+    self.feed(page)
+
+  def handle_starttag(self, tag, attrs):
+    self.elements.append((tag, dict(attrs)))
+    self._within.append(tag)
+
+  def handle_endtag(self, tag):
+    self._within.append("/" + tag)
+
+  def handle_data(self, data):
+    if self._within and self._within[-1] not in ("script", "style"):
+      self.text += data + " "
+
+  def has(self, *words: str) -> bool:
+    return all(" ".join(word.split()) in " ".join(self.text.split()) for word in words)
 
 
-def write_run(run_dir, steps: int):
-  """A run directory as the learner leaves it, with text that must be escaped."""
-  (run_dir / "config.json").write_text(json.dumps(CONFIG))
-  writer = metrics.MetricsWriter(run_dir)
-  accuracy = {"heldout/pass@1": 0.1, "heldout/pass@1_stderr": 0.01, "heldout/greedy": 0.2}
-  writer.write(metrics.HELDOUT, 0, {"phase": "before", "version": 0, **accuracy})
-  for step in range(steps):
-    writer.write(metrics.TRAIN, step, {**ROW, "reward": step / steps})
-  writer.close()
-  completions = [{"text": "<b>&", "reward": 1.0}]
-  sample = {"step": 0, "version": 0, "prompt": "1<2?", "completions": completions}
-  (run_dir / "completions.jsonl").write_text(json.dumps(sample) + "\n")
+def data_of(page: str) -> dict:
+  return json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', page)[1])
 
 
-def test_the_report_shows_the_run_and_escapes_its_text(tmp_path):
-  write_run(tmp_path, steps=30)
+def charts_of(page: str) -> dict:
+  """Values of every chart by its title."""
+  titles = map(html.unescape, re.findall(r"<figure><figcaption><b>(.*?)</b>", page))
+  return dict(zip(titles, data_of(page)["charts"], strict=True))
+
+
+def test_the_page_says_what_the_run_wrote(tmp_path):
+  report_runs.write(
+    tmp_path, train=[(s, train_row(s)) for s in range(30)], samples=[sample(0, "a")],
+    heldout=[(0, evaluation("before", 0, 0.125)), (30, evaluation("after", 30, 0.75))],
+    others=[(metrics.TASK, 0, {"prompts": 1234, "prompts_too_long": 5})],
+  )  # fmt: skip
   page = report.write(tmp_path).read_text()
-  assert "&lt;task&gt;" in page and "<task>" not in page
-  assert "1&lt;2?" in page and "&lt;b&gt;&amp;" in page
-  assert "fixed 3" in page and "30 steps of 2 prompts x 4 completions" in page
-  assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # nothing from elsewhere
-  assert (
-    len(re.findall("<figure>", page)) == 5
-  )  # accuracy, reward, entropy, lag, time: what was logged
+  outline, charts = Outline(page), charts_of(page)
+  assert outline.has("fixed 3", "2 prompts x 4 completions", "30 of 40", "0.125 → 0.750")
+  assert outline.has("before 0 0.125 0.125 0.225 4 64", "after 30 0.750 0.750 0.850 4 64")
+  assert outline.has("prompts 1,234", "prompts too long 5", "12 s")
+  assert charts["Reward"]["lines"] == [{"x": [*range(30)], "y": [s / 100 for s in range(30)]}]
+  assert charts["Held-out accuracy"]["lines"][0] == {"x": [0, 30], "y": [0.125, 0.75]}
+  assert charts["Learner's utilisation"]["lines"][0]["y"] == [0.75] * 29  # without the first
+  assert charts["Tokens per second"]["lines"][0]["y"] == [1500] * 29
+  regimes = [line["y"][0] for line in charts["Regimes"]["lines"]]
+  assert regimes == [0.75, 0.25, 0]
+  in_flight = charts["Lag in flight"]
+  assert in_flight["labels"] == ["0", "1"] and in_flight["columns"] == [[0.75, 0.25]] * 30
+  assert charts["Lag in queue"]["columns"][7] == [0, 0, 1]
 
 
-def test_a_run_that_has_only_begun_has_a_report(tmp_path):
-  (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+def test_text_of_a_run_stays_text(tmp_path):
+  run_dir = tmp_path / "<i>run"
+  config = CONFIG | {"task": {"name": ATTACK}, ATTACK: {ATTACK: ATTACK}}
+  report_runs.write(
+    run_dir, config=config, samples=[sample(0, ATTACK)], others=[(metrics.TASK, 0, {ATTACK: 1})],
+    train=[(0, train_row(0))], heldout=[(0, evaluation(ATTACK, 0, 0.5))],
+  )  # fmt: skip
+  (run_dir / "ledger.json").write_text(json.dumps({ATTACK: 3}))
+  other = report_runs.write(tmp_path / "other", train=[(0, train_row(0))])
+  one = report.write(run_dir).read_text()
+  both = report.compare([run_dir, other], tmp_path / "both.html").read_text()
+  for page in (one, both):
+    outline = Outline(page)
+    tags = [tag for tag, _ in outline.elements]
+    assert tags.count("script") == 3 and "img" not in tags  # data, charts.js, browser.js
+    assert outline.text.count(ATTACK) >= 3 and not {"onerror", "i-run"} & set(tags)
+    assert "<i>run" not in page and "&lt;i&gt;run" in page
+  assert ATTACK in data_of(one)["completions"]["groups"][0]["completions"][0]["pieces"][0]
+
+
+def test_nothing_comes_from_elsewhere_and_no_script_but_our_own_may_run(tmp_path):
+  page = report.write(report_runs.write(tmp_path, samples=[sample(0, "a")])).read_text()
+  assert not re.search(r"https?://", page.replace("http://www.w3.org/2000/svg", ""))
+  attributes = [dict(attrs) for _, attrs in Outline(page).elements]
+  assert not any({"src", "onclick", "onload", "style"} & attrs.keys() for attrs in attributes)
+  policy = next(a["content"] for a in attributes if a.get("http-equiv"))
+  assert policy.startswith("default-src 'none'") and policy.count("sha256-") == 2
+  scripts = policy.partition("script-src")[2]
+  assert "unsafe-inline" not in scripts
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path):
+  page = report.write(report_runs.write(tmp_path)).read_text()
+  assert Outline(page).has("No evaluation has finished", "0 of 40", "None were recorded yet")
+  assert charts_of(page) == {} and 'id="objective"' not in page
+  half = report_runs.write(tmp_path, train=[(0, train_row(0))])
+  assert charts_of(report.write(half).read_text())["Reward"]["lines"] == [{"x": [0], "y": [0]}]
+
+
+def test_files_of_older_runs_and_cut_ones_are_read(tmp_path):
+  row = train_row(0) | {"lag/histogram": {"3": 8}}
+  old = {k: v for k, v in row.items() if not k.startswith(("lag/in_", "filtered", "regime"))}
+  group = {"step": 0, "version": 7, "prompt": "p", "completions": [{"text": "ab", "reward": 0.5}]}
+  report_runs.write(tmp_path, train=[(0, old)], samples=[group])
+  with (tmp_path / "completions.jsonl").open("a") as file:
+    file.write('{"step": 10, "ver')
   page = report.write(tmp_path).read_text()
-  assert "No evaluation has finished" in page and "0 steps" in page
+  assert charts_of(page)["Lag of every token"]["columns"] == [[0, 0, 0, 1]]
+  [shown] = data_of(page)["completions"]["groups"]
+  [completion] = shown["completions"]
+  assert completion["pieces"] == ["ab"] and completion["versions"] == [[7, 1]]
+  assert completion["ratios"] == [] and completion["tokens"] is None
 
 
-def test_charts_place_points_and_ticks():
-  svg = ElementTree.fromstring(report.chart([("a", [(0, 0.0), (10, 1.0)]), ("b", [(5, 0.5)])]))
-  lines = [e.attrib["points"] for e in svg.iter("polyline")]
-  (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in lines[0].split())
-  [(xm, ym)] = [map(float, p.split(",")) for p in lines[1].split()]
-  assert x0 < x1 and y0 > y1  # time to the right, larger values higher
-  assert xm == pytest.approx((x0 + x1) / 2, abs=0.2) and ym == pytest.approx((y0 + y1) / 2, abs=0.2)
-  labels = [e.text for e in svg.iter("text")]
-  assert {"0", "0.5", "1", "10"} <= set(labels)
+def test_replaced_groups_are_counted_by_length(tmp_path):
+  lengths = [{"8": 2}, {}, {"8": 1, "16": 4}]
+  rows = [train_row(s, filtered__by_length=found) for s, found in enumerate(lengths)]
+  page = report.write(report_runs.write(tmp_path, train=list(enumerate(rows)))).read_text()
+  lines = charts_of(page)["Replaced groups"]["lines"]
+  assert [line["y"] for line in lines] == [[2, 0, 1], [0, 0, 4]]
+  assert Outline(page).has("5 to 8 tokens 3", "9 to 16 tokens 4")
 
 
-@pytest.mark.parametrize(
-  ("low", "high"), [(0, 1), (-3.2, 7.7), (0.4131, 0.4132), (5, 5), (0, 0), (-1e6, 1e-6)]
-)
-def test_ticks_are_round_and_enclose_the_data(low, high):
-  ticks = report._ticks(low, high)
-  steps = np.diff(ticks)
-  slack = 1e-8 * steps[0]  # far less than a pixel
-  assert ticks[0] <= low + slack and ticks[-1] >= high - slack and 2 <= len(ticks) <= 8
-  np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
-  leading = float(f"{steps[0]:e}".split("e")[0])
-  assert leading == pytest.approx(round(leading), abs=1e-3)
+def test_alarms_are_counted(tmp_path):
+  rows = [(s, train_row(s, alarm__memorising=float(s < 3))) for s in range(5)]
+  page = report.write(report_runs.write(tmp_path, train=rows)).read_text()
+  assert Outline(page).has("the mean log-ratio is positive 3 of 5")
 
 
-def test_rows_come_back_and_a_cut_line_is_left_out(tmp_path):
-  writer = metrics.MetricsWriter(tmp_path)
-  writer.write(metrics.TRAIN, 0, {"reward": 0.5, "lag/histogram": {"1": 3}})
-  writer.close()
-  with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"kind": "train", "st')
-  assert metrics.read(tmp_path) == [
-    {"kind": "train", "step": 0, "reward": 0.5, "lag/histogram": {"1": 3}}
+def test_values_that_are_no_numbers_leave_a_gap(tmp_path):
+  rows = [(s, train_row(s, entropy=float("nan") if s == 1 else 0.5)) for s in range(3)]
+  group = sample(0, "a")
+  group["completions"][0]["log_ratios"][0] = float("-inf")
+  page = report.write(report_runs.write(tmp_path, train=rows, samples=[group])).read_text()
+  assert charts_of(page)["Entropy"]["lines"][0] == {"x": [0, 2], "y": [0.5, 0.5]}
+  assert data_of(page)["completions"]["groups"][0]["completions"][0]["ratios"] == [None, -125]
+
+
+def test_a_long_run_makes_a_small_page(tmp_path):
+  rows = [(s, train_row(s, **{f"extra__{i}": s / 7 for i in range(20)})) for s in range(10_000)]
+  many = [sample(s, "abc", "def", tokens=60) for s in range(0, 10_000, 40)]
+  report_runs.write(tmp_path, train=rows, samples=many)
+  start = time.process_time()
+  page = report.write(tmp_path).read_text()
+  assert len(page) < 3e6 and time.process_time() - start < 20
+  reward = charts_of(page)["Reward"]["lines"][0]
+  assert len(reward["x"]) <= 300
+  width = reward["x"][1] - reward["x"][0]
+  assert reward["x"][-1] == reward["x"][-2] + width == 10_000 // width * width + (width - 1) / 2
+  assert reward["y"][0] == pytest.approx((width - 1) / 2 / 100, rel=1e-3)  # the mean of its bin
+  steps = [group["step"] for group in data_of(page)["completions"]["groups"]]
+  assert len(steps) <= 80 and (steps[0], steps[-1]) == (0, 9960)
+
+
+def test_what_is_shown_of_a_completion():
+  found = completions.shown([sample(4, "a", tokens=1)])
+  assert found["range"] == 0.25
+  [completion] = found["groups"][0]["completions"]
+  assert completion == {
+    "reward": 1.0, "finished": True, "tokens": 3, "pieces": ["a", "t0 ", "<eos>"], "gap": 0,
+    "versions": [[4, 1], [5, 2]], "sampler": [-500] * 3, "ratios": [250, -125, -125],
+  }  # fmt: skip
+
+
+def test_the_middle_of_a_long_completion_is_left_out():
+  [completion] = completions.shown([sample(0, "a", tokens=1998)])["groups"][0]["completions"]
+  assert completion["tokens"] == 2000 and completion["gap"] == 1000
+  assert len(completion["pieces"]) == len(completion["ratios"]) == 1000
+  assert completion["pieces"][699:701] == ["t698 ", "t1699 "]
+  assert completion["versions"] == [[0, 700], [1, 300]]
+
+
+def test_long_completions_make_fewer_groups():
+  samples = [sample(s, *"abcdefgh", tokens=1500) for s in range(9)]
+  found = completions.shown(samples)["groups"]
+  assert [group["step"] for group in found] == [0, 2, 4, 6, 8]
+  assert len(document.embedded(found)) < 2e6
+
+
+def test_a_configuration_is_compared_with_the_base(tiny_config):
+  changed = {key: values for key, *values in configuration.changes(tiny_config.to_dict())}
+  assert changed["learner.steps"] == ["100", "40"]
+  assert changed["objective.beta"] == ["None", "0.5"] and "seed" not in changed
+  assert configuration.changes({"seed": 0, "new": {"key": "x"}})[-1][0] == "warm_start.stop_loss"
+  strange = configuration.differences([{"a": 1, "b": 2}, {"a": 1, "c": "x"}])
+  assert strange == [("b", "2", "not there"), ("c", "not there", "'x'")]
+
+
+def test_the_scripts_and_styles_are_part_of_the_package():
+  listed = (ROOT / "setup.py").read_text()
+  assert '"offpolicy_rl.report": ["*.css", "*.js"]' in listed
+
+
+def two_runs(tmp_path):
+  """Runs of different length, one key apart."""
+  config = CONFIG | {"objective": {"name": "grpo"}}
+  first = report_runs.write(
+    tmp_path / "first", train=[(s, train_row(s, reward=0.25)) for s in range(20)],
+    heldout=[(0, evaluation("before", 0, 0.1)), (20, evaluation("after", 20, 0.5))],
+  )  # fmt: skip
+  rows = [(s, train_row(s, reward=s / 10, mismatch__max=1e-5 * (s + 1))) for s in range(10)]
+  return first, report_runs.write(tmp_path / "second", config=config, train=rows)
+
+
+def test_runs_are_laid_over_one_another(tmp_path, capsys):
+  first, second = two_runs(tmp_path)
+  assert main.main(["report", f"--run_dir={first}", f"--run_dir={second}"]) == 0
+  path = tmp_path / "comparison.html"
+  assert capsys.readouterr().out == f"{path}\n"
+  page = path.read_text()
+  outline, charts = Outline(page), charts_of(page)
+  assert [line["x"] for line in charts["Reward"]["lines"]] == [[*range(20)], [*range(10)]]
+  assert charts["Reward"]["lines"][1]["y"][-1] == 0.9
+  assert charts["Mismatch"]["lines"] == [  # the second run keeps its colour
+    {"x": [*range(10)], "y": [pytest.approx(1e-5 * (s + 1)) for s in range(10)]}
   ]
-  assert metrics.read(tmp_path / "nowhere") == []
+  [mismatch] = re.findall("<b>Mismatch</b>.*?</figure>", page)
+  assert 'class="c1 r1' in mismatch and "c0" not in mismatch
+  assert outline.has("objective.name 'beta_shift' 'grpo'") and not outline.has("lag.mode")
+  assert outline.has("first 20 0.500 0.020 0.500 0.600 0.25", "second 10 0.9")
+  boxes = [attrs["data-run"] for tag, attrs in outline.elements if attrs.get("class") == "shown"]
+  assert boxes == ["r0", "r1"]
 
 
-def test_a_resume_drops_the_rows_of_the_lost_future(tmp_path):
-  """Also a last line that was cut by the crash."""
-  writer = metrics.MetricsWriter(tmp_path)
-  writer.write(metrics.WARM_START, 50, {"loss": 1.0})
-  for step in range(8):
-    if step == 5:
-      position = writer.position()
-    writer.write(metrics.TRAIN, step, {"reward": 0.0})
-  writer.close()
-  with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"kind": "train", "st')
-  writer = metrics.MetricsWriter(tmp_path, position=position, step=5)
-  writer.write(metrics.TRAIN, 5, {"reward": 1.0})
-  writer.close()
-  rows = metrics.read(tmp_path)
-  assert [r["step"] for r in rows] == [50, 0, 1, 2, 3, 4, 5]
-  assert rows[-1]["reward"] == 1.0
-
-
-def scalars(folder) -> list[tuple[int, str, float]]:
-  """(step, tag, value) of every event file, in the order of their making."""
-  from tensorboardX.proto.event_pb2 import Event
-
-  found = []
-  for path in sorted(folder.iterdir(), key=lambda p: int(p.suffix[1:])):
-    data = path.read_bytes()
-    while data:  # a record: length, its checksum, the event, its checksum
-      length = int.from_bytes(data[:8], "little")
-      event = Event.FromString(data[12 : 12 + length])
-      found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-      data = data[16 + length :]
-  return found
-
-
-def test_tensorboard_gets_the_scalars_and_survives_a_disk_that_refuses(tmp_path, monkeypatch):
-  writer = metrics.MetricsWriter(tmp_path)
-  writer.write(metrics.TRAIN, 0, {"reward": 0.5, "lag/histogram": {"1": 3}})
-  refuse = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-  with monkeypatch.context() as full:
-    full.setattr("tensorboardX.event_file_writer.EventsWriter.flush", refuse)
-    writer.write(metrics.TRAIN, 1, {"reward": 0.25})
-  writer.write(metrics.HELDOUT, 2, {"heldout/pass@1": 1.0})
-  writer.close()
-  assert [row["step"] for row in metrics.read(tmp_path)] == [0, 1, 2]
-  found = scalars(tmp_path / "tensorboard")
-  assert found[0] == (0, "train/reward", 0.5) and found[-1] == (2, "heldout/pass@1", 1.0)
-
-
-def test_plain_progress_lines_where_there_is_no_terminal():
-  out = io.StringIO()
-  screen = progress.Progress(100, Console(file=out, width=200, highlight=False))
-  screen.heldout(0.75)
-  screen.sampler_rate(1234.0)
-  for step in (0, 1, 2, 99):
-    screen.step(step, ROW)
-  screen.stop()
-  lines = out.getvalue().splitlines()
-  assert len(lines) == 2  # the first, and the last; those in between came within five seconds
-  assert lines[0] == (
-    "step 1/100  left 0:00  reward 0.500  held-out 0.750  entropy 0.250  lag 3.0  "
-    "tokens/s: learner 2,000  sampler 1,234"
-  )
-  assert lines[1].startswith("step 100/100")
-
-
-def test_a_terminal_gets_one_live_line():
-  out = io.StringIO()
-  screen = progress.Progress(
-    100, Console(file=out, width=200, force_terminal=True, highlight=False)
-  )
-  for step in range(50):
-    screen.step(step, ROW)
-  screen.say("a line that stays")
-  screen.stop()
-  visible = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n")
-  assert "a line that stays" in visible and "step 50/100" in visible
-  assert visible.count("step ") < 15
+def test_runs_of_the_same_name_are_told_apart(tmp_path):
+  for parent in ("a", "b"):
+    (tmp_path / parent).mkdir()
+  dirs = [report_runs.write(tmp_path / parent / "run") for parent in ("a", "b")]
+  page = report.compare(dirs, tmp_path / "both.html").read_text()
+  assert Outline(page).has(str(dirs[0]), str(dirs[1]), "All keys are the same", "No step was made")
 
 
 @pytest.mark.parametrize(
-  ("name", "message"),
+  ("arguments", "message"),
   [
-    ("alarm/memorising", "the mean log-ratio is positive"),
-    ("verifier_failures", "the verifier fails on completions of every batch"),
+    (["--run_dir=first", "--run_dir=first"], "--run_dir: got the same run twice"),
+    (["--run_dir=first", "--run_dir=nowhere"], "nowhere/config.json, expected the directory of a"),
+    (["--run_dir=nowhere"], "nowhere/config.json, expected the directory of a run"),
+    (["--run_dir=first", "--to=x.html"], "--to: expected with several --run_dir only"),
+    ([f"--run_dir={i}" for i in range(9)], "--run_dir: got 9 runs, expected at most 8"),
   ],
 )
-def test_an_alarm_is_told_once_and_only_when_it_lasts(name, message):
-  out = io.StringIO()
-  screen = progress.Progress(1000, Console(file=out, width=500, highlight=False))
-  for step in range(100):  # off every tenth step: never twenty in a row
-    screen.step(step, ROW | {name: float(step % 10 > 0)})
-  assert "alarm" not in out.getvalue()
-  for step in range(100, 200):
-    screen.step(step, ROW | {name: 1.0})
-  assert out.getvalue().count("alarm") == 1
-  assert f"alarm, steps 92 to 111: {message}" in out.getvalue()
+def test_wrong_arguments_are_refused(tmp_path, monkeypatch, capsys, arguments, message):
+  monkeypatch.chdir(tmp_path)
+  two_runs(tmp_path)
+  assert main.main(["report", *arguments]) == 2
+  assert message in capsys.readouterr().err
+  assert not list(tmp_path.glob("*.html"))
+
+
+def test_a_comparison_goes_where_it_is_told(tmp_path):
+  first, second = two_runs(tmp_path)
+  target = tmp_path / "x.html"
+  main.main(["report", f"--run_dir={first}", f"--run_dir={second}", f"--to={target}"])
+  assert "first" in target.read_text()

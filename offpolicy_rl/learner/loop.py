@@ -64,8 +64,8 @@ def run(state: TrainState, parts: Parts, *, first_step: int, num_steps: int) -> 
         more = step + 1 < num_steps
         upcoming = ahead.submit(parts.next_batch, step + 1, wanted) if more else None
         state, metrics = parts.train_step(step, state, consumed)
-        # Waits for the device.
-        metrics = {key: np.asarray(value).item() for key, value in metrics.items()}
+        # Waits for the device, where arrays stay until somebody looks at them.
+        metrics = {k: v if np.ndim(v) else np.asarray(v).item() for k, v in metrics.items()}
         check_finite(step, metrics, consumed)
         stepped = time.perf_counter()
         parts.publish(step + 1, state.params)

@@ -11,7 +11,7 @@ import optax
 from offpolicy_rl import types
 from offpolicy_rl.learner.state import Optimizer, TrainState
 from offpolicy_rl.losses import LossInputs, Objective, masked, ratios
-from offpolicy_rl.model import decoder, lora, mixture, policy
+from offpolicy_rl.model import decoder, lora, mixture, policy, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class StepChoices:
   optimizer: Optimizer
   temperature: float
   logprob_chunk: int = 0  # columns whose logits exist at a time; 0 = all
+  shown: int = 0  # completions whose log-probabilities are among the metrics
 
   def whole(self, params, frozen):
     """All parameters of the policy: the trained ones, on their base where they are adapters."""
@@ -43,7 +44,10 @@ class StepChoices:
 def train_step(
   choices: StepChoices, state: TrainState, batch: types.Batch, reference_params
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Batch -> new state and metrics (scalars).
+  """Batch -> new state and metrics.
+
+  Metrics are scalars, and where choices.shown asks for them `policy_logprobs` [shown, M]: those of
+  the batch's first completions under the policy before the update.
 
   Advantages and denominators come from the whole batch; its parts are then worked off one after
   the other and their gradients add up, so the split changes nothing but memory.
@@ -86,6 +90,8 @@ def train_step(
     "tokens": jnp.sum(batch.rows.segments > 0),
     "filled_fraction": jnp.mean(batch.rows.segments > 0),
   }
+  if choices.shown:  # in every process of a learner: small, and one of them writes it down
+    metrics["policy_logprobs"] = sharding.constrain(stats.logprobs[: choices.shown])
   return TrainState(state.step + 1, params, opt_state), metrics
 
 

@@ -61,14 +61,21 @@ def lag_metrics(groups: list[types.FinishedGroup], step: int) -> dict:
   queue = np.concatenate(
     [np.full(v.size, step - g.arrival_version) for v, g in zip(versions, groups, strict=True)]
   )
-  values, counts = np.unique(lags, return_counts=True)
   return {
     "lag/mean": float(lags.mean()),
     "lag/max": int(lags.max()),
     "lag/in_flight_mean": float((lags - queue).mean()),
     "lag/in_queue_mean": float(queue.mean()),
-    "lag/histogram": {str(v): int(c) for v, c in zip(values, counts, strict=True)},
+    "lag/histogram": _histogram(lags),
+    "lag/in_flight_histogram": _histogram(lags - queue),
+    "lag/in_queue_histogram": _histogram(queue),
   }
+
+
+def _histogram(lags: np.ndarray) -> dict[str, int]:
+  """Tokens per number of versions."""
+  values, counts = np.unique(lags, return_counts=True)
+  return {str(v): int(c) for v, c in zip(values, counts, strict=True)}
 
 
 def lengths(groups: list[types.FinishedGroup]) -> list[tuple[int, list[int]]]:

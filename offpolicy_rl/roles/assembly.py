@@ -102,9 +102,7 @@ class Learner:
     if self.stop.is_set():  # asked before every step: there may always be a batch ready
       raise loop.Stopped
     last = at_step + 1 == self.config.learner.steps
-    row = self.records.consumed(
-      at_step, consumed.groups, last=last, decode=self.policy.words.decode
-    )
+    row = self.records.consumed(at_step, consumed.groups, last=last, words=self.policy.words)
     self.compare_with_recording(at_step, row)
     self.order(hosts.STEP, at_step)
 

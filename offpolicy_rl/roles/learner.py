@@ -173,11 +173,9 @@ def _loop_parts(me: Learner, reference, speed: hardware.Speed) -> loop.Parts:
   config = me.config
 
   def write(at_step, row):
-    of_front = {
-      "sampler/tokens_per_second": me.front.pulse.sampling_rate(),
-      "weights/bytes": me.front.version_bytes,
-    }
-    me.records.train(at_step, row | of_front | speed.metrics(row))
+    logprobs = row.pop("policy_logprobs")
+    of_front = me.front.pulse.metrics() | {"weights/bytes": me.front.version_bytes}
+    me.records.train(at_step, row | of_front | speed.metrics(row), logprobs)
 
   def after_step(version, state):
     """See `loop.Parts.after_step`."""

@@ -135,6 +135,7 @@ def step_choices(config, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh) 
     optimizer=optimizer,
     temperature=config.sampler.temperature,
     logprob_chunk=learner.logprob_chunk,
+    shown=learner.group_size,
   )
 
 

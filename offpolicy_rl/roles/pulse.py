@@ -36,6 +36,16 @@ class Pulse:
       since = self._clock() - seconds
       return [stats for at, stats in self._last.values() if at > since]
 
-  def sampling_rate(self) -> float:
-    """Completion tokens per second over the samplers heard of in the last ten seconds."""
-    return sum(stats.get("tokens_per_second", 0.0) for stats in self.heard_of(_RECENT_SECONDS))
+  def metrics(self) -> dict[str, float]:
+    """Over the samplers heard of in the last ten seconds.
+
+    sampler/count; sampler/tokens_per_second, completion tokens of all of them; sampler/waiting,
+    share of their time in which they have nothing to generate, where any of them says so.
+    """
+    heard = self.heard_of(_RECENT_SECONDS)
+    waiting = [stats["waiting"] for stats in heard if "waiting" in stats]
+    return {
+      "sampler/count": len(heard),
+      "sampler/tokens_per_second": sum(stats.get("tokens_per_second", 0.0) for stats in heard),
+      **({"sampler/waiting": sum(waiting) / len(waiting)} if waiting else {}),
+    }

@@ -1,7 +1,10 @@
 """What a run writes for people and for its own continuation: metrics, completions, lag schedule."""
 
+import itertools
 import json
 import pathlib
+
+import numpy as np
 
 from offpolicy_rl import metrics, progress, types
 from offpolicy_rl.replay import schedule
@@ -22,6 +25,7 @@ class Records:
     self._metrics = metrics.MetricsWriter(run_dir, position=at("metrics"), step=first_step)
     self._completions = metrics.JsonLines(run_dir / "completions.jsonl", at("completions"))
     self._schedule = metrics.JsonLines(run_dir / schedule.FILE, at("schedule"))
+    self._sample: dict | None = None  # of the step under way
     if not at("schedule"):
       self._schedule.append({"config": json.loads(config_json)})
 
@@ -43,9 +47,14 @@ class Records:
     if (step + 1) % 50 == 0:
       self._screen.say(f"warm start {step + 1}: loss {loss:.3f}")
 
-  def train(self, step: int, row: dict) -> None:
-    """Books a training step and shows it."""
+  def train(self, step: int, row: dict, logprobs) -> None:
+    """Books a training step and shows it.
+
+    `logprobs`: [G, M] of the tokens of its first group under the policy before the update.
+    """
     self._metrics.write(metrics.TRAIN, step, row)
+    if self._sample is not None:
+      self._completions.append(_compared(self._sample, np.asarray(logprobs)))
     self._screen.sampler_rate(row["sampler/tokens_per_second"])
     self._screen.step(step, row)
 
@@ -65,12 +74,15 @@ class Records:
         "completions, which count as wrong; the samplers' logs say why"
       )
 
-  def consumed(self, step: int, groups: list[types.FinishedGroup], *, last: bool, decode) -> dict:
-    """Books which groups a step uses, now and then one of them as text; returns its row."""
+  def consumed(self, step: int, groups: list[types.FinishedGroup], *, last: bool, words) -> dict:
+    """Books which groups a step uses, now and then one of them as text; returns its row.
+
+    The text waits for what the step says about it (`train`).
+    """
     row = schedule.row(step, groups)
     self._schedule.append(row)
-    if step % _SAMPLE_EVERY == 0 or last:
-      self._completions.append(_sample(step, groups[0], decode))
+    wanted = step % _SAMPLE_EVERY == 0 or last
+    self._sample = _sample(step, groups[0], words) if wanted else None
     return row
 
   def close(self) -> None:
@@ -79,11 +91,41 @@ class Records:
       file.close()
 
 
-def _sample(step: int, finished: types.FinishedGroup, decode) -> dict:
+def _sample(step: int, finished: types.FinishedGroup, words) -> dict:
+  """A group for people, as it was sampled."""
   trajectories = finished.group.trajectories
   return {
     "step": step,
     "version": int(trajectories[0].versions[0]),
-    "prompt": decode(finished.ticket.prompt_tokens.tolist()),
-    "completions": [{"text": decode(t.tokens.tolist()), "reward": t.reward} for t in trajectories],
+    "arrival": finished.arrival_version,
+    "prompt": words.decode(finished.ticket.prompt_tokens.tolist()),
+    "completions": [_completion(t, words) for t in trajectories],
   }
+
+
+def _completion(trajectory: types.Trajectory, words) -> dict:
+  tokens = trajectory.tokens.tolist()
+  runs = itertools.groupby(trajectory.versions.tolist())
+  return {
+    "text": words.decode(tokens),
+    "reward": trajectory.reward,
+    "finished": trajectory.finished,
+    "pieces": words.texts(tokens),
+    "versions": [[version, len(list(same))] for version, same in runs],  # [version, tokens]
+    "sampler_logprobs": _rounded(trajectory.logprobs),
+  }
+
+
+def _compared(sample: dict, logprobs: np.ndarray) -> dict:
+  """With log-ratios per token: learner at consumption - sampler, nats."""
+  completions = []
+  for completion, of_learner in zip(sample["completions"], logprobs, strict=True):
+    of_sampler = np.array(completion["sampler_logprobs"])
+    ratios = _rounded(of_learner[: of_sampler.size] - of_sampler)
+    completions.append(completion | {"log_ratios": ratios})
+  return sample | {"completions": completions}
+
+
+def _rounded(nats: np.ndarray) -> list[float]:
+  """For people: rounding keeps the file small."""
+  return [round(x, 4) + 0.0 for x in nats.tolist()]  # + 0.0: no -0.0

@@ -239,14 +239,15 @@ def _check_weights_dir(weights_dir: str | None, in_directory: bool) -> None:
 
 def _beat(wire, stats: worker.Stats, seconds: float, done: threading.Event) -> None:
   """Heartbeats until the work is done; a failed one is left to the next."""
-  seen = collections.deque([(time.monotonic(), 0)])  # (when, tokens) of the last minute
+  # (when, tokens, seconds of waiting) of the last minute
+  seen = collections.deque([(time.monotonic(), 0, 0.0)])
   while not done.wait(seconds):
-    seen.append((time.monotonic(), stats.tokens))
+    seen.append((time.monotonic(), stats.tokens, stats.seconds_waiting))
     while len(seen) > 2 and seen[1][0] < seen[-1][0] - _RATE_SECONDS:
       seen.popleft()
-    (start, before), (end, tokens) = seen[0], seen[-1]
-    rate = (tokens - before) / (end - start)
+    elapsed, tokens, waited = (new - old for old, new in zip(seen[0], seen[-1], strict=True))
+    told = {"tokens_per_second": tokens / elapsed, "waiting": waited / elapsed}
     try:
-      wire.heartbeat({"tokens_per_second": rate})
+      wire.heartbeat(told)
     except Exception as error:  # the main thread's calls report a lasting problem
       _LOG.debug("heartbeat: %s", error)

@@ -18,6 +18,7 @@ from offpolicy_rl import types
 
 CONFIG, TOKENIZER, SETTINGS = "config.json", "tokenizer.json", "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
+_LONGEST_CHARACTER = 4  # bytes in UTF-8, each a token at worst
 
 
 class TokenizerError(ValueError):
@@ -81,6 +82,19 @@ class Tokenizer:
     ids = list(ids)
     end = ids.index(self.eos) if self.eos in ids else len(ids)
     return self._inner.decode(ids[:end])
+
+  def texts(self, ids: Sequence[int]) -> list[str]:
+    """What each token adds, special ones by name; a character of several tokens is the last's."""
+    text = lambda part: self._inner.decode(part, skip_special_tokens=False)
+    found, start, end = [], 0, 0  # ids[start:end]: the token before; it decides about spaces
+    for i in range(len(ids)):
+      before, now = text(ids[start:end]), text(ids[start : i + 1])
+      if now.endswith("\ufffd") and i + 1 - end < _LONGEST_CHARACTER:
+        found.append("")
+      else:
+        found.append(now[len(before) :])
+        start, end = end, i + 1
+    return found
 
   def chat(self, messages: Sequence[dict[str, str]]) -> str:
     """Messages {"role", "content"} as the model saw them in training, and its turn opened.

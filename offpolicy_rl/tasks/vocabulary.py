@@ -44,6 +44,10 @@ class Vocabulary:
     """(ids of those that are special tokens, the others): `eos` is the only one."""
     return (), tuple(texts)
 
+  def texts(self, ids: Iterable[int]) -> list[str]:
+    """What each token says; special ones by name."""
+    return [self.pieces[i] for i in ids]
+
   def decode(self, ids: Iterable[int]) -> str:
     """Text up to the first end-of-sequence token."""
     pieces = []

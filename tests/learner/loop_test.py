@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 
 from offpolicy_rl.learner import loop
@@ -43,6 +44,17 @@ def test_every_step_is_booked_made_published_and_written_in_order():
   late = {"publish": 1, "after": 1}  # what these get is the version that the step has made
   assert own_thread == [(n, s + late.get(n, 0)) for s in (2, 3, 4) for n in names]
   assert of(calls, "batch") == [2, 3, 4]
+
+
+def test_scalars_become_numbers_and_arrays_stay_where_they_are():
+  array, rows = np.ones((2, 3)), []
+  row = FINE | {"loss": np.float32(0.5), "policy_logprobs": array}
+  made = lambda step, state, consumed: (state, row)
+  loop.run(
+    BEGIN, parts([], train_step=made, write=lambda _, row: rows.append(row)),
+    first_step=0, num_steps=1,
+  )  # fmt: skip
+  assert type(rows[0]["loss"]) is float and rows[0]["policy_logprobs"] is array
 
 
 def test_the_next_batch_is_made_while_a_step_runs():

@@ -112,7 +112,7 @@ def assert_same_update(a, b):
 
 
 def test_eight_devices_give_the_update_of_one():
-  made, batch = choices("grpo", kl_coef=0.1), random_batch()
+  made, batch = dataclasses.replace(choices("grpo", kl_coef=0.1), shown=4), random_batch()
   reference = policy.init(CONFIG, jax.random.key(7))
   one = run_once(made, sharding.make_mesh(), batch, reference)
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
@@ -121,6 +121,10 @@ def test_eight_devices_give_the_update_of_one():
   )
   assert len(eight[0].params["blocks"]["w_q"].sharding.device_set) == 8
   assert_same_update(one, eight)
+  before = stats_of(policy.init(CONFIG, jax.random.key(0)), batch).logprobs
+  for _, metrics in (one, eight):  # whole on every device, so that any process can read them
+    assert metrics["policy_logprobs"].sharding.is_fully_replicated
+    np.testing.assert_allclose(metrics["policy_logprobs"], before[:4], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

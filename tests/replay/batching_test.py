@@ -85,6 +85,8 @@ def test_lag_is_counted_per_token_and_split_at_arrival():
   assert found["lag/mean"] == pytest.approx((2 * 2 + 3 + 4 * 2 + 5 * 3) / 8)
   assert found["lag/max"] == 5
   assert found["lag/in_queue_mean"] == pytest.approx((3 * 3 + 5 * 2) / 8)
+  assert found["lag/in_flight_histogram"] == {"0": 2, "1": 2, "2": 3, "3": 1}
+  assert found["lag/in_queue_histogram"] == {"2": 5, "3": 3}
   assert found["lag/in_flight_mean"] + found["lag/in_queue_mean"] == pytest.approx(
     found["lag/mean"]
   )

@@ -31,6 +31,12 @@ def test_decoding_stops_at_the_end_token_and_skips_padding():
   assert vocabulary.decode(ids) == "7"
 
 
+def test_every_token_has_a_text():
+  vocabulary = Vocabulary(("Add: ",))
+  ids = [*vocabulary.encode("Add: 7é"), EOS, PAD]
+  assert vocabulary.texts(ids) == ["Add: ", "7", "<unk>", "<eos>", "<pad>"]
+
+
 def test_unknown_characters_are_one_token_each():
   assert Vocabulary().encode("é∀") == [UNKNOWN, UNKNOWN]
 

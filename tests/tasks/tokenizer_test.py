@@ -5,6 +5,7 @@ import json
 import pytest
 import tokenizers
 
+from offpolicy_rl import types
 from offpolicy_rl.tasks import tokenizer
 
 CHAT = (
@@ -47,6 +48,24 @@ def test_text_comes_back_whatever_is_in_it(folder):
   words = opened(folder)
   for text in ("ab ab", "naïve 漢字 \n\t", "12 a1", ""):
     assert words.decode(words.encode(text)) == text
+
+
+def test_every_token_has_the_text_that_it_adds(folder):
+  words = opened(folder)
+  assert words.texts(words.encode("ab ab12<|im_end|>")) == ["ab", " ab", "1", "2", "<|im_end|>"]
+  assert words.texts(words.encode("é漢")) == ["", "é", "", "", "漢"]  # bytes of a character
+  half = words.encode("漢")[:2]
+  for ids in (half * 9, [*half, *words.encode("ab")]):  # no characters at all: still in pieces
+    assert len(words.texts(ids)) == len(ids) and "".join(words.texts(ids))
+  assert "".join(words.texts([*half, *words.encode("ab")])).endswith("ab")
+
+
+def test_words_that_begin_with_a_space_keep_it(tmp_path):
+  """SentencePiece's way: what a token says depends on whether it is the first."""
+  inner = tokenizers.Tokenizer(tokenizers.models.BPE({"▁a": 0, "▁b": 1, "c": 2, "<s>": 3}, []))
+  inner.decoder = tokenizers.decoders.Metaspace()
+  files = types.ModelFiles("", inner.to_str(), json.dumps({"eos_token": "<s>"}), "")
+  assert tokenizer.Tokenizer(files).texts([0, 1, 2, 0]) == ["a", " b", "c", " a"]
 
 
 def test_digits_stand_alone_and_letters_merge(folder):

@@ -1,0 +1,67 @@
+"""Recorded completions for browser.js: what fits into a page, spread over the run."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+_GROUPS = 80  # at most
+_TOKENS = 40_000  # of all shown groups together
+_HEAD, _TAIL = 700, 300  # tokens shown of a longer completion
+
+
+def shown(samples: Sequence[dict]) -> dict:
+  """{"groups": [...], "range": nats}: lists of tokens, texts as they are; nothing is escaped here.
+
+  A completion: reward, finished, pieces [n], gap (tokens left out after piece `_HEAD`, 0 = none),
+  versions [[version, tokens], ...], sampler and ratios [n] in thousandths of a nat; [] where the
+  run did not write them (pieces is then the whole text). range: what the strongest colour stands
+  for.
+  """
+  if not samples:
+    return {"groups": [], "range": 1.0}
+  most = max(2, min(_GROUPS, _TOKENS // max(1, max(_tokens(s) for s in samples))))
+  groups = [_group(sample) for sample in spread(samples, most)]
+  known = [r for g in groups for c in g["completions"] for r in c["ratios"] if r is not None]
+  ratios = sorted(map(abs, known))
+  strongest = ratios[len(ratios) * 98 // 100] / 1000 if ratios else 1.0
+  return {"groups": groups, "range": max(0.01, float(f"{strongest:.2g}"))}
+
+
+def spread(samples: Sequence[dict], most: int) -> list[dict]:
+  """At most so many, at equal distances, the first and the last among them."""
+  if len(samples) <= most:
+    return list(samples)
+  return [samples[round(i * (len(samples) - 1) / (most - 1))] for i in range(most)]
+
+
+def _tokens(sample: dict) -> int:
+  pieces = [completion.get("pieces", ()) for completion in sample["completions"]]
+  return sum(min(len(row), _HEAD + _TAIL) for row in pieces)
+
+
+def _group(sample: dict) -> dict:
+  return {
+    "step": sample["step"],
+    "arrival": sample.get("arrival"),
+    "prompt": sample["prompt"],
+    "completions": [_completion(c, sample["version"]) for c in sample["completions"]],
+  }
+
+
+def _completion(completion: dict, version: int) -> dict:
+  pieces = completion.get("pieces", [completion["text"]])
+  left_out = max(0, len(pieces) - _HEAD - _TAIL)
+  cut = lambda row: [*row[:_HEAD], *row[_HEAD + left_out :]]
+  thousandths = lambda row: [round(1000 * x) if math.isfinite(x) else None for x in cut(row)]
+  runs = completion.get("versions", [[version, len(pieces)]])
+  versions = cut(list(itertools.chain.from_iterable([v] * n for v, n in runs)))
+  return {
+    "reward": completion["reward"] if math.isfinite(completion["reward"]) else None,
+    "finished": completion.get("finished"),
+    "tokens": len(pieces) if "pieces" in completion else None,
+    "pieces": cut(pieces),
+    "gap": left_out,
+    "versions": [[v, len(list(same))] for v, same in itertools.groupby(versions)],
+    "sampler": thousandths(completion.get("sampler_logprobs", [])),
+    "ratios": thousandths(completion.get("log_ratios", [])),
+  }

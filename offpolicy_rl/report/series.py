@@ -1,0 +1,103 @@
+"""Points of a curve: thinned out, smoothed, and round numbers around them."""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+POINTS = 300  # of a curve at most
+_FLATTENED = 3  # times the range of nearly all values
+_SLACK = 1e-3  # of the distance of two ticks: less than a pixel
+_SMOOTHED_FROM = 40  # points; fewer can be read as they are
+
+
+class Point(NamedTuple):
+  """A value at a step, with what it spreads over."""
+
+  x: float
+  value: float
+  low: float
+  high: float
+
+
+class Series(NamedTuple):
+  """Lists of equal length. A point stands for a bin of steps: their mean, lowest and highest."""
+
+  x: list[float]
+  values: list[float]
+  lows: list[float]
+  highs: list[float]
+  smooth: list[float]  # [] = there is no need to
+
+
+def bin_width(last_step: float, most: int = POINTS) -> int:
+  """Steps per bin, so that steps 0 to `last_step` make `most` bins at most."""
+  return max(1, math.ceil((last_step + 1) / most))
+
+
+def points(rows: Iterable[dict], name: str, low: str = "", high: str = "") -> list[Point]:
+  """(step, value) of every row that has a finite one, by step; `low`, `high`: names of a spread.
+
+  Rows of versions before the first step of reinforcement learning are left out.
+  """
+  found = []
+  for row in rows:
+    value = row.get(name)
+    if value is None or not math.isfinite(value) or row.get("version", 0) < 0:
+      continue
+    found.append(Point(row["step"], value, row.get(low, value), row.get(high, value)))
+  return sorted(found)
+
+
+def of(found: Sequence[Point], width: int) -> Series:
+  """Points, sorted by x, in bins of `width` steps."""
+  bins = [list(same) for _, same in itertools.groupby(found, key=lambda p: p.x // width)]
+  middle = lambda x: x if width == 1 else x // width * width + (width - 1) / 2
+  values = [sum(p.value for p in same) / len(same) for same in bins]
+  return Series(
+    x=[middle(same[0].x) for same in bins],
+    values=values,
+    lows=[min(p.low for p in same) for same in bins],
+    highs=[max(p.high for p in same) for same in bins],
+    smooth=smoothed(values) if len(values) >= _SMOOTHED_FROM else [],
+  )
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+  """Means over a window of a fifteenth of all values around each, smaller at the ends."""
+  half = max(1, len(values) // 30)
+  sums = [0.0, *itertools.accumulate(values)]
+  found = []
+  for i in range(len(values)):
+    reach = min(half, i, len(values) - 1 - i)
+    found.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
+  return found
+
+
+def extent(curves: Sequence[Series]) -> tuple[float, float]:
+  """(low, high) of what should be seen: all, unless a few outliers would flatten the rest."""
+  lows = sorted(v for s in curves for v in (*s.values, *s.lows))
+  highs = sorted(v for s in curves for v in (*s.values, *s.highs))
+  cut = len(lows) // 50
+  most = _FLATTENED * (highs[-1 - cut] - lows[cut])
+  if highs[-1] - lows[0] > most > 0:
+    return lows[cut], highs[-1 - cut]
+  return lows[0], highs[-1]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+  """About `count` round numbers whose first and last enclose [low, high]."""
+  span = high - low or abs(high) or 1.0
+  raw = span / count
+  power = 10.0 ** math.floor(math.log10(raw))
+  step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+  first, last = math.floor(low / step + _SLACK), math.ceil(high / step - _SLACK)
+  return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+  """Powers of ten that enclose [low, high], both above 0; six at most."""
+  first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+  last = max(last, first + 1)
+  stride = math.ceil((last - first) / 5)
+  return [10.0**i for i in range(first, last + stride, stride)]
