@@ -17,7 +17,7 @@ def parser(description: str) -> argparse.ArgumentParser:
   roles = parser.add_subparsers(
     dest="role",
     required=True,
-    metavar="local|learner|sampler|sweep|eval|plan|report|import|export|explain",
+    metavar="local|learner|sampler|watch|sweep|eval|plan|report|import|export|explain",
   )
   both = argparse.ArgumentParser(add_help=False)
   both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
@@ -54,14 +54,14 @@ def parser(description: str) -> argparse.ArgumentParser:
   sampler = roles.add_parser("sampler", parents=[wired], help="only a sampler")
   sampler.add_argument("--learner", required=True, help="the learner's HOST:PORT")
   sampler.add_argument("--name", help="unique name (default: host and process id)")
-  sampler.add_argument(
-    "--patience", type=float, default=60.0, help="seconds to look for the learner"
-  )
+  _add_patience(sampler)
   _add_vllm(sampler)
-  sampler.add_argument("--tls_cert", help="certificate that shows who this sampler is (PEM)")
-  sampler.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
-  sampler.add_argument("--token_file", help="file with the learner's token")
-  _add_names(sampler, "authority of the learner's certificate (PEM): speak TLS and trust no other")
+  _add_own_protection(sampler)
+  watch = roles.add_parser("watch", parents=[both], help="a live run on this terminal")
+  watch.add_argument("run", metavar="RUN", help="a run's directory, or its learner's HOST:PORT")
+  watch.add_argument("--once", action="store_true", help="show one frame and end")
+  _add_patience(watch)
+  _add_own_protection(watch)
   _add_sweep(roles, both)
   _add_eval(roles, both)
   _add_plan(roles, both)
@@ -173,6 +173,20 @@ def _add_protection(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--reflection", action="store_true", help="describe the services to tools such as grpcurl"
   )
+
+
+def _add_patience(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--patience", type=float, default=60.0, help="seconds to look for the learner"
+  )
+
+
+def _add_own_protection(parser: argparse.ArgumentParser) -> None:
+  """Credentials of whoever connects."""
+  parser.add_argument("--tls_cert", help="certificate that shows who this is (PEM)")
+  parser.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
+  parser.add_argument("--token_file", help="file with the learner's token")
+  _add_names(parser, "authority of the learner's certificate (PEM): speak TLS and trust no other")
 
 
 def _add_names(parser: argparse.ArgumentParser, ca_help: str) -> None:

@@ -3,6 +3,7 @@
   offpolicy-rl local   --config=configs/demo.py            a learner and a sampler on this machine
   offpolicy-rl learner --config=configs/demo.py            only the learner; prints its address
   offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
+  offpolicy-rl watch   RUN|HOST:PORT                       a live run, here or elsewhere
   offpolicy-rl sweep   --config=... --sweep=FILE.py        many runs of a card, and their summary
   offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
   offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
@@ -253,10 +254,15 @@ def _sampler(arguments, assignments) -> int:
   return 0
 
 
+def _watch(arguments, _) -> int:
+  return commands.watch(arguments, lambda: _sampler_protection(arguments))
+
+
 _ROLES = {
   "local": _local,
   "learner": _learner,
   "sampler": _sampler,
+  "watch": _watch,
   "sweep": functools.partial(commands.sweep, stop_on_signals=_stop_on_signals),
   "eval": commands.eval_,
   "plan": commands.plan,

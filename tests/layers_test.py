@@ -13,8 +13,10 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "offpolicy_rl"
 BASE = {"types"}
 ALLOWED = {
   "types": set(),
-  "metrics": set(),
-  "progress": set(),
+  "metrics": BASE,
+  "progress": {"metrics"},
+  "frame": BASE | {"metrics", "progress"},
+  "watch": BASE | {"frame", "metrics", "progress"},
   "report": {"metrics"},
   "explain": {"losses"},
   "arguments": set(),

@@ -1,6 +1,7 @@
 """The learner: owns prompts, ledger, weights and the loop; samplers come and go."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import pathlib
@@ -18,6 +19,7 @@ from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.replay import admission, refill
 from offpolicy_rl.roles import beginning, parts
 from offpolicy_rl.roles.assembly import Learner, make_learner
+from offpolicy_rl.roles.live import Live
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import stream
 from offpolicy_rl.transport import bounds, hosts, security, server
@@ -45,7 +47,7 @@ def run_learner(
   `leader`: of the processes that follow this one (roles/follower.py).
 
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/, groups/,
-  completions.jsonl, lag_schedule.jsonl, ledger.json, report.html.
+  completions.jsonl, lag_schedule.jsonl, live.json, ledger.json, report.html.
   """
   session = uuid.uuid4().hex
   published = parts.make_store(config, serving.weights_dir, session)
@@ -58,21 +60,26 @@ def run_learner(
     weights_in_directory=serving.weights_dir is not None,
     model_files=me.policy.files,
   )
+  live = Live(run_dir, session, config, me.front)
+  handlers = dataclasses.replace(me.front.handlers(), watch=live.news)
   wire, address = server.start(
-    serving.listen, identity, me.front.handlers(), me.front.weights,
+    serving.listen, identity, handlers, me.front.weights,
     max_samplers=config.transport.max_samplers, max_message_mb=_largest_request_mb(config),
     credentials=serving.credentials, reflection=serving.reflection,
   )  # fmt: skip
+  live.begin()
   checkpoint.write_durably(run_dir / "address", address)
   me.screen.say(f"learner at {address} ({security.describe(serving.credentials, serving.listen)})")
   me.screen.say(f"run directory {run_dir}")
-  orderly = leader is None  # else an error ends the process: nothing can be written without all
+  ended = "failed"
   try:
     state = _train(me)
-    orderly = True
+    ended = "stopped" if me.stop.is_set() else "finished"
     return state
   finally:
-    if orderly:
+    live.end(ended)
+    # After an error among several the process ends: nothing can be written without all of them.
+    if leader is None or ended != "failed":
       _shut_down(me, wire)
 
 

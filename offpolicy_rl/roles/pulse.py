@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from offpolicy_rl import types
+
 _REMEMBERED = 1024  # samplers
 _RECENT_SECONDS = 10.0
 
@@ -35,6 +37,12 @@ class Pulse:
     with self._lock:
       since = self._clock() - seconds
       return [stats for at, stats in self._last.values() if at > since]
+
+  def each(self) -> list[types.SamplerStatus]:
+    """The last word of every sampler that is remembered."""
+    with self._lock:
+      now = self._clock()
+      return [types.SamplerStatus(name, now - at, s) for name, (at, s) in self._last.items()]
 
   def sampling_rate(self) -> float:
     """Completion tokens per second over the samplers heard of in the last ten seconds."""

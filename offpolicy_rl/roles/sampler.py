@@ -73,7 +73,8 @@ def run_sampler(
   wire.set_patience(config.transport.reconnect_seconds)
   scorer = _scorer(config.task)
   stats = worker.Stats()
-  _in_background(lambda: _beat(wire, stats, config.transport.heartbeat_seconds, done))
+  slots = config.sampler.slots * (config.sampler.data if served is None else 1)
+  _in_background(lambda: _beat(wire, stats, slots, config.transport.heartbeat_seconds, done))
   _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
   try:
     with scorer:
@@ -237,7 +238,18 @@ def _check_weights_dir(weights_dir: str | None, in_directory: bool) -> None:
     )
 
 
-def _beat(wire, stats: worker.Stats, seconds: float, done: threading.Event) -> None:
+def standing(stats: worker.Stats, slots: int) -> dict[str, float]:
+  """How a sampler with so many slots stands."""
+  return {
+    "version": stats.version,
+    "slots": slots,
+    "slots_busy": min(slots, slots - stats.room),
+    "groups": stats.groups,
+    "tokens": stats.tokens,
+  }
+
+
+def _beat(wire, stats: worker.Stats, slots: int, seconds: float, done: threading.Event) -> None:
   """Heartbeats until the work is done; a failed one is left to the next."""
   seen = collections.deque([(time.monotonic(), 0)])  # (when, tokens) of the last minute
   while not done.wait(seconds):
@@ -247,6 +259,6 @@ def _beat(wire, stats: worker.Stats, seconds: float, done: threading.Event) -> N
     (start, before), (end, tokens) = seen[0], seen[-1]
     rate = (tokens - before) / (end - start)
     try:
-      wire.heartbeat({"tokens_per_second": rate})
+      wire.heartbeat({"tokens_per_second": rate, **standing(stats, slots)})
     except Exception as error:  # the main thread's calls report a lasting problem
       _LOG.debug("heartbeat: %s", error)
