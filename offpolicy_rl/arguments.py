@@ -26,6 +26,12 @@ def parser(description: str) -> argparse.ArgumentParser:
     "--weights_dir", metavar="PATH",
     help="weights go through this directory (local, NFS, gs://), which learner and samplers share",
   )  # fmt: skip
+  wired.add_argument(
+    "--metrics_port", type=int, help="serve figures for Prometheus there (0 = any free port)"
+  )
+  wired.add_argument(
+    "--metrics_host", default="127.0.0.1", help="address of --metrics_port; others may read it"
+  )
   trains = argparse.ArgumentParser(add_help=False, parents=[wired])
   trains.add_argument("--config", help="experiment card, e.g. configs/demo.py")
   trains.add_argument("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
@@ -33,6 +39,14 @@ def parser(description: str) -> argparse.ArgumentParser:
   trains.add_argument(
     "--replay", metavar="FILE", help="sample each group with the version that this run's did"
   )
+  trains.add_argument(
+    "--profile", metavar="START-END",
+    help="trace the updates that make version END out of START, into RUN/profile",
+  )  # fmt: skip
+  trains.add_argument(
+    "--profile_memory", type=int, metavar="VERSION",
+    help="write what the devices' memory holds after so many updates, into RUN/profile",
+  )  # fmt: skip
   trains.add_argument("--listen", default="127.0.0.1:0", help="address to serve (port 0 = any)")
   _add_protection(trains)
   local = roles.add_parser("local", parents=[trains], help="learner and samplers on this machine")

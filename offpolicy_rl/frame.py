@@ -217,7 +217,7 @@ def _samplers(status: types.RunStatus) -> Table:
   for name in ("version", "tokens/s", "slots busy", "groups", "heartbeat"):
     table.add_column(name, justify="right")
   for sampler in status.samplers[:_SAMPLERS]:
-    said = lambda name, s=sampler: f"{s.stats[name]:,.0f}" if s.stats.get(name, -1) >= 0 else "-"
+    said = lambda name, s=sampler: f"{s.stats[name]:,.0f}" if name in s.stats else "-"
     lost = sampler.silent_seconds > _SILENT_SECONDS
     table.add_row(
       Text(sampler.name), said("version"), said("tokens_per_second"),

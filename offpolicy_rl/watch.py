@@ -79,10 +79,9 @@ def update(view: View | None, news: types.News) -> View:
   """What is known after the news."""
   before, known = ([], {}) if view is None or news.anew else (view.rows, view.newest)
   rows = before + news.rows
-  if len(rows) > _KEPT:
+  while len(rows) > _KEPT:
     half = len(rows) // 2
-    stays = lambda i, row: i % 2 or i > half or row.kind == metrics.HELDOUT
-    rows = [row for i, row in enumerate(rows) if stays(i, row)]
+    rows = rows[:half:2] + rows[half:]
   return View(news.status, news.position, metrics.newest(known, news), rows)
 
 

@@ -17,6 +17,7 @@ ALLOWED = {
   "progress": {"metrics"},
   "frame": BASE | {"metrics", "progress"},
   "watch": BASE | {"frame", "metrics", "progress"},
+  "prometheus": BASE | {"metrics"},
   "report": {"metrics"},
   "explain": {"losses"},
   "arguments": set(),

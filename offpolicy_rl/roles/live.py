@@ -37,6 +37,10 @@ class Live:
   def news(self, session: str, position: int, wait_seconds: float) -> types.News:
     """See `server.Handlers.watch`: waits, but not longer than the run."""
     self._over.wait(wait_seconds)
+    return self.look(session, position)
+
+  def look(self, session: str, position: int) -> types.News:
+    """The same, now."""
     return metrics.news(self._run_dir, self.status(), session, position)
 
   def end(self, how: str) -> None:

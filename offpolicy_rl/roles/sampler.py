@@ -38,25 +38,33 @@ class Served(NamedTuple):
   tolerance: float  # of log-probabilities, in nats
 
 
+class Joining(NamedTuple):
+  """Where the learner is and how to get in."""
+
+  address: str
+  credentials: security.Credentials = security.NONE  # checked (`security.check_sampler`)
+  patience: float = 60.0  # seconds to look for it
+
+
 def run_sampler(
-  address: str, *, sampler_id: str, stop: threading.Event, patience: float = 60.0,
+  joining: Joining, *, sampler_id: str, stop: threading.Event,
   abandon: Callable[[], None] = lambda: None, weights_dir: str | None = None,
-  credentials: security.Credentials = security.NONE, served: Served | None = None,
+  served: Served | None = None, registry: object | None = None,
 ) -> None:  # fmt: skip
-  """Serves the learner at `address` until its run is over or `stop`.
+  """Serves a learner until its run is over or `stop`.
 
   Everything else comes from the learner's configuration. `weights_dir` is the learner's, as this
-  machine sees it; None when the learner streams its weights. `credentials` were checked already
-  (`security.check_sampler`). After `stop`, the groups begun are finished and pushed; those that
-  would take longer than sampler.grace_seconds are returned, and `abandon` is called (a process
-  ends itself there: a running computation can't be interrupted). `served`: generates instead of us.
+  machine sees it; None when the learner streams its weights. After `stop`, the groups begun are
+  finished and pushed; those that would take longer than sampler.grace_seconds are returned, and
+  `abandon` is called (a process ends itself there: a running computation can't be interrupted).
+  `served`: generates instead of us. `registry`: of prometheus.serve.
 
   Raises:
-    client.LearnerGone: nobody answered for `patience` seconds.
+    client.LearnerGone: nobody answered for `joining.patience` seconds.
     client.Refused, RunMismatch: wrong protocol, run, vocabulary or --weights_dir.
   """
   wire = client.LearnerClient(
-    address, sampler_id, reconnect_seconds=patience, credentials=credentials
+    joining.address, sampler_id, reconnect_seconds=joining.patience, credentials=joining.credentials
   )
   done = threading.Event()
   _in_background(lambda: (stop.wait(), wire.stop()))
@@ -74,6 +82,11 @@ def run_sampler(
   scorer = _scorer(config.task)
   stats = worker.Stats()
   slots = config.sampler.slots * (config.sampler.data if served is None else 1)
+  if registry is not None:
+    from offpolicy_rl import prometheus  # who is not asked for figures does without
+
+    collector = prometheus.SamplerCollector(stats, lambda: standing(stats, slots))
+    registry.register(collector)
   _in_background(lambda: _beat(wire, stats, slots, config.transport.heartbeat_seconds, done))
   _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
   try:
@@ -240,8 +253,8 @@ def _check_weights_dir(weights_dir: str | None, in_directory: bool) -> None:
 
 def standing(stats: worker.Stats, slots: int) -> dict[str, float]:
   """How a sampler with so many slots stands."""
-  return {
-    "version": stats.version,
+  version = {} if stats.version == types.NO_VERSION else {"version": stats.version}
+  return version | {
     "slots": slots,
     "slots_busy": min(slots, slots - stats.room),
     "groups": stats.groups,
