@@ -147,7 +147,7 @@ def test_a_frame_has_everything():
   assert ["host-1", "21", "1,234", "12/16", "60", "0.5", "s", "ago"] in lines
   assert ["new", "-", "-", "-/-", "-", "99.0", "s", "ago"] in lines
   assert "▁▁▂▂▂▃▃▄▄▄▅▅▅▆▆▇▇▇██" in text  # the reward's
-  assert re.search(r"held-out +0\.500 +▁█ *\n", text)  # held-out, without the first: before the warm start
+  assert re.search(r"held-out +0\.500 +▁█ *\n", text)  # without that before the warm start
   assert "alarm" not in text
   assert max(map(len, shown(STATUS, rows, width=80).splitlines())) <= 80
   assert "12.5%" in shown(STATUS, [train(0, mfu=0.125)])

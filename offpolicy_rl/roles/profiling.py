@@ -56,8 +56,8 @@ def check_start(asked: Plan | None, first_step: int) -> None:
   """Raises ConfigError when a resumed run begins too late for its plan."""
   if asked is not None and asked.first() <= first_step:
     raise config_lib.ConfigError(
-      f"--profile, --profile_memory: got version {asked.first()}, expected one after "
-      f"{first_step + 1}, as the run goes on from version {first_step} and first compiles"
+      f"--profile, --profile_memory: got version {asked.first()}, expected {first_step + 1} or "
+      f"later: the run goes on from version {first_step}, and its first update compiles"
     )
 
 
