@@ -80,8 +80,8 @@ def run_sampler(
   _check_weights_dir(weights_dir, identity.weights_in_directory)
   wire.set_patience(config.transport.reconnect_seconds)
   scorer = _scorer(config.task)
-  stats = worker.Stats()
   slots = config.sampler.slots * (config.sampler.data if served is None else 1)
+  stats = worker.Stats(room=slots)
   if registry is not None:
     from offpolicy_rl import prometheus  # who is not asked for figures does without
 
