@@ -213,15 +213,11 @@ def _metrics(arguments):
   """Serves figures where asked to, before anything expensive; the registry for them or None."""
   if arguments.metrics_port is None:
     return None
-  if not 0 <= arguments.metrics_port < 1 << 16:
-    raise config_lib.ConfigError(
-      f"--metrics_port: got {arguments.metrics_port}, expected 0 to 65535"
-    )
   from offpolicy_rl import prometheus
 
   try:
     registry, url = prometheus.serve(arguments.metrics_host, arguments.metrics_port)
-  except prometheus.Taken as error:
+  except prometheus.AddressError as error:
     raise config_lib.ConfigError(str(error)) from None
   print(f"metrics at {url}", flush=True)
   return registry

@@ -198,7 +198,7 @@ class SamplerCollector:
     yield seconds
 
 
-class Taken(OSError):
+class AddressError(ValueError):
   """The address of --metrics_port can't be had."""
 
 
@@ -209,14 +209,18 @@ def serve(host: str, port: int) -> tuple[prometheus_client.CollectorRegistry, st
     (registry for collectors to come, URL); until then there is this process's CPU and memory.
 
   Raises:
-    Taken: somebody else serves there, or it is no address of this machine.
+    AddressError: somebody else serves there, or it is no address of this machine.
   """
+  if not 0 <= port < 1 << 16:
+    raise AddressError(f"--metrics_port: got {port}, expected 0 to 65535")
   registry = prometheus_client.CollectorRegistry()
   prometheus_client.ProcessCollector(registry=registry)
   try:
     server, _ = prometheus_client.start_http_server(port, host, registry)
   except OSError as error:
     why = "it is taken" if error.errno == errno.EADDRINUSE else error.strerror
-    raise Taken(f"--metrics_port: got {port} on {host}, expected a free port: {why}") from None
+    raise AddressError(
+      f"--metrics_port: got {port} on {host}, expected a free port: {why}"
+    ) from None
   atexit.register(server.shutdown)  # who asks while the process ends would get it a traceback
   return registry, f"http://{host}:{server.server_port}/metrics"

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from offpolicy_rl import metrics, types
+from offpolicy_rl import metrics, types, watch
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import policy, sharding
@@ -254,9 +254,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_finishes(tmp_path):
     assert f"stopped after step {done}" in output and "Traceback" not in output
     assert (run_dir / "checkpoints" / "steps" / str(done)).exists()
     assert (run_dir / "report.html").exists()
+    assert watch.read_status(run_dir).ended == "stopped"
     more = launch(
       "local", "--resume", f"--run_dir={run_dir}", f"--config.learner.steps={done + 10}"
     )
     output, _ = more.communicate(timeout=120)
   assert more.returncode == 0, output
   assert len(train_rows(run_dir)) == done + 10
+  assert watch.read_status(run_dir).ended == "finished"
