@@ -21,34 +21,8 @@ def parser(description: str) -> argparse.ArgumentParser:
   )
   both = argparse.ArgumentParser(add_help=False)
   both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
-  wired = argparse.ArgumentParser(add_help=False, parents=[both])
-  wired.add_argument(
-    "--weights_dir", metavar="PATH",
-    help="weights go through this directory (local, NFS, gs://), which learner and samplers share",
-  )  # fmt: skip
-  wired.add_argument(
-    "--metrics_port", type=int, help="serve figures for Prometheus there (0 = any free port)"
-  )
-  wired.add_argument(
-    "--metrics_host", default="127.0.0.1", help="address of --metrics_port; others may read it"
-  )
-  trains = argparse.ArgumentParser(add_help=False, parents=[wired])
-  trains.add_argument("--config", help="experiment card, e.g. configs/demo.py")
-  trains.add_argument("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
-  trains.add_argument("--resume", action="store_true", help="go on from run_dir's last checkpoint")
-  trains.add_argument(
-    "--replay", metavar="FILE", help="sample each group with the version that this run's did"
-  )
-  trains.add_argument(
-    "--profile", metavar="START-END",
-    help="trace the updates that make version END out of START, into RUN/profile",
-  )  # fmt: skip
-  trains.add_argument(
-    "--profile_memory", type=int, metavar="VERSION",
-    help="write what the devices' memory holds after so many updates, into RUN/profile",
-  )  # fmt: skip
-  trains.add_argument("--listen", default="127.0.0.1:0", help="address to serve (port 0 = any)")
-  _add_protection(trains)
+  wired = _wired(both)
+  trains = _trains(wired)
   local = roles.add_parser("local", parents=[trains], help="learner and samplers on this machine")
   local.add_argument("--samplers", type=int, default=1, help="number of sampler processes")
   _add_names(local, "authority of --tls_cert (PEM), which the samplers of local trust")
@@ -81,6 +55,44 @@ def parser(description: str) -> argparse.ArgumentParser:
   _add_plan(roles, both)
   _add_files(roles, both)
   return parser
+
+
+def _wired(both: argparse.ArgumentParser) -> argparse.ArgumentParser:
+  """Flags of learner and sampler."""
+  wired = argparse.ArgumentParser(add_help=False, parents=[both])
+  wired.add_argument(
+    "--weights_dir", metavar="PATH",
+    help="weights go through this directory (local, NFS, gs://), which learner and samplers share",
+  )  # fmt: skip
+  wired.add_argument(
+    "--metrics_port", type=int, help="serve figures for Prometheus there (0 = any free port)"
+  )
+  wired.add_argument(
+    "--metrics_host", default="127.0.0.1", help="address of --metrics_port; others may read it"
+  )
+  return wired
+
+
+def _trains(wired: argparse.ArgumentParser) -> argparse.ArgumentParser:
+  """Flags of whoever trains."""
+  trains = argparse.ArgumentParser(add_help=False, parents=[wired])
+  trains.add_argument("--config", help="experiment card, e.g. configs/demo.py")
+  trains.add_argument("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
+  trains.add_argument("--resume", action="store_true", help="go on from run_dir's last checkpoint")
+  trains.add_argument(
+    "--replay", metavar="FILE", help="sample each group with the version that this run's did"
+  )
+  trains.add_argument(
+    "--profile", metavar="START-END",
+    help="trace the updates that make version END out of START, into RUN/profile",
+  )  # fmt: skip
+  trains.add_argument(
+    "--profile_memory", type=int, metavar="VERSION",
+    help="write what the devices' memory holds after so many updates, into RUN/profile",
+  )  # fmt: skip
+  trains.add_argument("--listen", default="127.0.0.1:0", help="address to serve (port 0 = any)")
+  _add_protection(trains)
+  return trains
 
 
 def _add_vllm(sampler: argparse.ArgumentParser) -> None:

@@ -98,6 +98,7 @@ class _Profiler:
     self._tracing, self._annotation = False, None
 
   def step_begins(self, step: int) -> None:
+    """Names a step in a trace that is being made."""
     if self._tracing:
       from jax import profiler
 
@@ -105,11 +106,13 @@ class _Profiler:
       self._annotation.__enter__()
 
   def step_ends(self) -> None:
+    """The step named last is over."""
     annotation, self._annotation = self._annotation, None
     if annotation is not None:
       annotation.__exit__(None, None, None)
 
   def version(self, version: int) -> None:
+    """Does what was asked for once so many updates are made."""
     traced = self._asked.traced
     if traced and version == traced.start:
       self._begin_trace()
@@ -128,6 +131,7 @@ class _Profiler:
       self._tracing = True
 
   def end_trace(self) -> None:
+    """Writes the trace, if one is being made."""
     if not self._tracing:
       return
     from jax import profiler
