@@ -54,7 +54,7 @@ def run_learner(
   session = uuid.uuid4().hex
   published = parts.make_store(config, serving.weights_dir, session)
   me = make_learner(config, run_dir, stop or threading.Event(), resume, published, leader)
-  profiling.check_start(profile, me.restored.step if me.restored else 0)
+  profile = profiling.left(profile, me.restored.step if me.restored else 0, me.say)
   identity = server.Identity(
     session=session,
     run_id=run_dir.name,

@@ -22,11 +22,6 @@ class Plan(NamedTuple):
   traced: range  # the updates between two versions; empty = none
   memory_at: int | None  # version
 
-  def first(self) -> int:
-    """The version by which this run must have begun, and made an update, for the compilation."""
-    starts = [*self.traced[:1], *([] if self.memory_at is None else [self.memory_at])]
-    return min(starts)
-
 
 def plan(trace: str | None, memory_at: int | None, num_steps: int) -> Plan | None:
   """--profile=10-12 and --profile_memory=10 -> a plan; None where nothing is asked for.
@@ -52,13 +47,20 @@ def plan(trace: str | None, memory_at: int | None, num_steps: int) -> Plan | Non
   return Plan(traced, memory_at)
 
 
-def check_start(asked: Plan | None, first_step: int) -> None:
-  """Raises ConfigError when a resumed run begins too late for its plan."""
-  if asked is not None and asked.first() <= first_step:
-    raise config_lib.ConfigError(
-      f"--profile, --profile_memory: got version {asked.first()}, expected {first_step + 1} or "
-      f"later: the run goes on from version {first_step}, and its first update compiles"
-    )
+def left(asked: Plan | None, first_step: int, say: Callable[[str], None]) -> Plan | None:
+  """What a run that goes on from a version can still do; the update after it compiles.
+
+  No error: who resumes, maybe by a script, gives the flags of the beginning again.
+  """
+  if asked is None:
+    return None
+  found = Plan(
+    asked.traced if asked.traced.start > first_step else range(0),
+    asked.memory_at if (asked.memory_at or 0) > first_step else None,
+  )
+  if found != asked:
+    say(f"profile: the run goes on from version {first_step}, too late for some of what was asked")
+  return found if found.traced or found.memory_at is not None else None
 
 
 @contextlib.contextmanager

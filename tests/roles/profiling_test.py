@@ -111,9 +111,13 @@ def test_bad_versions_are_refused(version):
     profiling.plan(None, version, 8)
 
 
-def test_a_resumed_run_must_begin_before_what_it_traces():
-  profiling.check_start(None, 100)
-  profiling.check_start(profiling.plan("1-8", 8, 8), 0)
-  profiling.check_start(profiling.plan("5-8", None, 8), 4)
-  with pytest.raises(config_lib.ConfigError, match="got version 4, expected 5 or later"):
-    profiling.check_start(profiling.plan("5-8", 4, 8), 4)
+def test_a_resumed_run_does_what_it_still_can():
+  said = []
+  left = lambda plan, at: profiling.left(plan, at, said.append)
+  both = profiling.plan("5-8", 4, 8)
+  assert left(None, 100) is None and left(both, 3) == both and not said
+  assert left(both, 4) == profiling.plan("5-8", None, 8)
+  assert left(profiling.plan("2-5", 7, 8), 2) == profiling.plan(None, 7, 8)
+  assert len(said) == 2 and "goes on from version 2" in said[1]
+  assert left(both, 5) is None
+  assert left(profiling.plan("2-5", None, 8), 4) is None
