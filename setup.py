@@ -36,6 +36,7 @@ REQUIRES = [
   "grpcio-health-checking>=1.85.1,<2",
   "grpcio-reflection>=1.85.1,<2",
   "lmdb>=1.7,<4",
+  "prometheus-client>=0.26,<1",
   "protobuf>=7.36.2,<8",
   "seqio>=0.0.20,<0.1",
   "tensorflow>=2.21,<2.22",

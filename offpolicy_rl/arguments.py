@@ -17,24 +17,12 @@ def parser(description: str) -> argparse.ArgumentParser:
   roles = parser.add_subparsers(
     dest="role",
     required=True,
-    metavar="local|learner|sampler|sweep|eval|plan|report|import|export|explain",
+    metavar="local|learner|sampler|watch|sweep|eval|plan|report|import|export|explain",
   )
   both = argparse.ArgumentParser(add_help=False)
   both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
-  wired = argparse.ArgumentParser(add_help=False, parents=[both])
-  wired.add_argument(
-    "--weights_dir", metavar="PATH",
-    help="weights go through this directory (local, NFS, gs://), which learner and samplers share",
-  )  # fmt: skip
-  trains = argparse.ArgumentParser(add_help=False, parents=[wired])
-  trains.add_argument("--config", help="experiment card, e.g. configs/demo.py")
-  trains.add_argument("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
-  trains.add_argument("--resume", action="store_true", help="go on from run_dir's last checkpoint")
-  trains.add_argument(
-    "--replay", metavar="FILE", help="sample each group with the version that this run's did"
-  )
-  trains.add_argument("--listen", default="127.0.0.1:0", help="address to serve (port 0 = any)")
-  _add_protection(trains)
+  wired = _wired(both)
+  trains = _trains(wired)
   local = roles.add_parser("local", parents=[trains], help="learner and samplers on this machine")
   local.add_argument("--samplers", type=int, default=1, help="number of sampler processes")
   _add_names(local, "authority of --tls_cert (PEM), which the samplers of local trust")
@@ -54,19 +42,57 @@ def parser(description: str) -> argparse.ArgumentParser:
   sampler = roles.add_parser("sampler", parents=[wired], help="only a sampler")
   sampler.add_argument("--learner", required=True, help="the learner's HOST:PORT")
   sampler.add_argument("--name", help="unique name (default: host and process id)")
-  sampler.add_argument(
-    "--patience", type=float, default=60.0, help="seconds to look for the learner"
-  )
+  _add_patience(sampler)
   _add_vllm(sampler)
-  sampler.add_argument("--tls_cert", help="certificate that shows who this sampler is (PEM)")
-  sampler.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
-  sampler.add_argument("--token_file", help="file with the learner's token")
-  _add_names(sampler, "authority of the learner's certificate (PEM): speak TLS and trust no other")
+  _add_own_protection(sampler)
+  watch = roles.add_parser("watch", parents=[both], help="a live run on this terminal")
+  watch.add_argument("run", metavar="RUN", help="a run's directory, or its learner's HOST:PORT")
+  watch.add_argument("--once", action="store_true", help="show one frame and end")
+  _add_patience(watch)
+  _add_own_protection(watch)
   _add_sweep(roles, both)
   _add_eval(roles, both)
   _add_plan(roles, both)
   _add_files(roles, both)
   return parser
+
+
+def _wired(both: argparse.ArgumentParser) -> argparse.ArgumentParser:
+  """Flags of learner and sampler."""
+  wired = argparse.ArgumentParser(add_help=False, parents=[both])
+  wired.add_argument(
+    "--weights_dir", metavar="PATH",
+    help="weights go through this directory (local, NFS, gs://), which learner and samplers share",
+  )  # fmt: skip
+  wired.add_argument(
+    "--metrics_port", type=int, help="serve figures for Prometheus there (0 = any free port)"
+  )
+  wired.add_argument(
+    "--metrics_host", default="127.0.0.1", help="address of --metrics_port; others may read it"
+  )
+  return wired
+
+
+def _trains(wired: argparse.ArgumentParser) -> argparse.ArgumentParser:
+  """Flags of whoever trains."""
+  trains = argparse.ArgumentParser(add_help=False, parents=[wired])
+  trains.add_argument("--config", help="experiment card, e.g. configs/demo.py")
+  trains.add_argument("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
+  trains.add_argument("--resume", action="store_true", help="go on from run_dir's last checkpoint")
+  trains.add_argument(
+    "--replay", metavar="FILE", help="sample each group with the version that this run's did"
+  )
+  trains.add_argument(
+    "--profile", metavar="START-END",
+    help="trace the updates that make version END out of START, into RUN/profile",
+  )  # fmt: skip
+  trains.add_argument(
+    "--profile_memory", type=int, metavar="VERSION",
+    help="write what the devices' memory holds after so many updates, into RUN/profile",
+  )  # fmt: skip
+  trains.add_argument("--listen", default="127.0.0.1:0", help="address to serve (port 0 = any)")
+  _add_protection(trains)
+  return trains
 
 
 def _add_vllm(sampler: argparse.ArgumentParser) -> None:
@@ -179,6 +205,20 @@ def _add_protection(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--reflection", action="store_true", help="describe the services to tools such as grpcurl"
   )
+
+
+def _add_patience(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--patience", type=float, default=60.0, help="seconds to look for the learner"
+  )
+
+
+def _add_own_protection(parser: argparse.ArgumentParser) -> None:
+  """Credentials of whoever connects."""
+  parser.add_argument("--tls_cert", help="certificate that shows who this is (PEM)")
+  parser.add_argument("--tls_key", help="private key of --tls_cert (PEM)")
+  parser.add_argument("--token_file", help="file with the learner's token")
+  _add_names(parser, "authority of the learner's certificate (PEM): speak TLS and trust no other")
 
 
 def _add_names(parser: argparse.ArgumentParser, ca_help: str) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import sys
 import time
 
 from offpolicy_rl import arguments as arguments_lib
@@ -76,6 +78,40 @@ def _architecture(arguments, config) -> dict:
     f"--architecture: no file {file}, expected config.json of the model or one of "
     f"{', '.join(architectures.KNOWN)}"
   )
+
+
+def watch(arguments, credentials) -> int:
+  """Shows a live run; 130 when interrupted. `credentials()`: checked ones, for an address."""
+  from rich.console import Console
+
+  from offpolicy_rl import watch as screen
+
+  console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+  try:
+    screen.run(_watched(arguments, credentials), console, once=arguments.once)
+  except KeyboardInterrupt:
+    return 130
+  return 0
+
+
+def _watched(arguments, credentials):
+  """The source of news that RUN names."""
+  from offpolicy_rl import watch as screen
+
+  run_dir = pathlib.Path(arguments.run)
+  if (run_dir / "config.json").is_file():
+    return screen.of_directory(run_dir)
+  if run_dir.is_dir() or not re.fullmatch(r".+:\d+", arguments.run):
+    raise config_lib.ConfigError(
+      f"RUN: got {arguments.run!r}, expected a directory with the config.json of a run, or the "
+      "HOST:PORT of a learner"
+    )
+  from offpolicy_rl.transport import client  # imports gRPC
+
+  wire = client.LearnerClient(
+    arguments.run, "watch", reconnect_seconds=arguments.patience, credentials=credentials()
+  )
+  return wire.watch
 
 
 def report(arguments, _) -> int:

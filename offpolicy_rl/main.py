@@ -3,6 +3,7 @@
   offpolicy-rl local   --config=configs/demo.py            a learner and a sampler on this machine
   offpolicy-rl learner --config=configs/demo.py            only the learner; prints its address
   offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
+  offpolicy-rl watch   RUN|HOST:PORT                       a live run, here or elsewhere
   offpolicy-rl sweep   --config=... --sweep=FILE.py        many runs of a card, and their summary
   offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
   offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
@@ -32,6 +33,7 @@ from offpolicy_rl import commands
 from offpolicy_rl import config as config_lib
 
 _LEARNER_FILES = ("tls_cert", "tls_key", "tls_client_ca", "token_file")
+_LOOKED_AT = ("metrics_port", "metrics_host", "profile", "profile_memory")
 _SWITCHES = ("resume", "insecure", "reflection", "verbose")
 
 
@@ -149,10 +151,11 @@ def _local(arguments, assignments) -> int:
 
   if arguments.samplers < 1:
     raise config_lib.ConfigError(f"--samplers: got {arguments.samplers}, expected at least 1")
-  _, run_dir = _configuration(arguments, assignments)  # refuse mistakes before starting anything
+  config, run_dir = _configuration(arguments, assignments)
+  _profile(arguments, config)  # refuse mistakes before starting anything
   to_sampler = [*_local_protection(arguments), *_given(arguments, ("weights_dir",))]
   passed = [f"--listen={arguments.listen}", *assignments]
-  passed += _given(arguments, ("config", "replay", "weights_dir", *_LEARNER_FILES))
+  passed += _given(arguments, ("config", "replay", "weights_dir", *_LEARNER_FILES, *_LOOKED_AT))
   passed += [f"--{flag}" for flag in _SWITCHES if getattr(arguments, flag)]
   run_dir.mkdir(parents=True, exist_ok=True)
   stop = _stop_on_signals()
@@ -176,7 +179,8 @@ def _local_protection(arguments) -> list[str]:
 
 def _given(arguments, names: tuple[str, ...]) -> list[str]:
   """Those flags that were given, as they were given."""
-  return [f"--{name}={getattr(arguments, name)}" for name in names if getattr(arguments, name)]
+  given = ((name, getattr(arguments, name)) for name in names)
+  return [f"--{name}={value}" for name, value in given if value not in (None, "")]
 
 
 def _learner(arguments, assignments) -> int:
@@ -185,17 +189,39 @@ def _learner(arguments, assignments) -> int:
   for warning in config_lib.warnings(config):
     print(f"warning: {warning}", file=sys.stderr)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
-  stop = _stop_on_signals()
+  stop, profile = _stop_on_signals(), _profile(arguments, config)
   if arguments.coordinator:
     return _learner_of_several(arguments, config, run_dir, stop, credentials)
+  registry = _metrics(arguments)
   _link_checkpoints(arguments, run_dir)
   from offpolicy_rl.roles import learner  # imports JAX
 
   serving = learner.Serving(
-    arguments.listen, credentials, arguments.reflection, arguments.weights_dir
+    arguments.listen, credentials, arguments.reflection, arguments.weights_dir, registry
   )
-  learner.run_learner(config, run_dir, serving, resume=arguments.resume, stop=stop)
+  learner.run_learner(config, run_dir, serving, resume=arguments.resume, stop=stop, profile=profile)
   return 0
+
+
+def _profile(arguments, config):
+  """What to profile, checked."""
+  from offpolicy_rl.roles import profiling
+
+  return profiling.plan(arguments.profile, arguments.profile_memory, config.learner.steps)
+
+
+def _metrics(arguments):
+  """Serves figures where asked to, before anything expensive; the registry for them or None."""
+  if arguments.metrics_port is None:
+    return None
+  from offpolicy_rl import prometheus
+
+  try:
+    registry, url = prometheus.serve(arguments.metrics_host, arguments.metrics_port)
+  except prometheus.AddressError as error:
+    raise config_lib.ConfigError(str(error)) from None
+  print(f"metrics at {url}", flush=True)
+  return registry
 
 
 def _link_checkpoints(arguments, run_dir: pathlib.Path) -> None:
@@ -228,16 +254,20 @@ def _learner_of_several(arguments, config, run_dir: pathlib.Path, stop, credenti
       return 0
     _link_checkpoints(arguments, run_dir)
     serving = learner.Serving(
-      arguments.listen, credentials, arguments.reflection, arguments.weights_dir
-    )
-    learner.run_learner(config, run_dir, serving, resume=arguments.resume, stop=stop, leader=leader)
+      arguments.listen, credentials, arguments.reflection, arguments.weights_dir,
+      _metrics(arguments),  # of the first process only
+    )  # fmt: skip
+    learner.run_learner(
+      config, run_dir, serving, resume=arguments.resume, stop=stop, leader=leader,
+      profile=_profile(arguments, config),
+    )  # fmt: skip
   return 0
 
 
 def _sampler(arguments, assignments) -> int:
   if assignments:
     raise config_lib.ConfigError(f"{assignments[0]}: a sampler is configured by its learner")
-  credentials = _sampler_protection(arguments)
+  credentials, registry = _sampler_protection(arguments), _metrics(arguments)
   from offpolicy_rl.roles import sampler  # imports JAX
 
   served = None
@@ -246,18 +276,23 @@ def _sampler(arguments, assignments) -> int:
       raise config_lib.ConfigError("--vllm_dir: missing, expected because --vllm is given")
     served = sampler.Served(arguments.vllm, arguments.vllm_dir, arguments.vllm_tolerance)
   name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
+  joining = sampler.Joining(arguments.learner, credentials, arguments.patience)
   sampler.run_sampler(
-    arguments.learner, sampler_id=name, stop=_stop_on_signals(), patience=arguments.patience,
-    abandon=lambda: os._exit(0), weights_dir=arguments.weights_dir, credentials=credentials,
-    served=served,
+    joining, sampler_id=name, stop=_stop_on_signals(), abandon=lambda: os._exit(0),
+    weights_dir=arguments.weights_dir, served=served, registry=registry,
   )  # fmt: skip
   return 0
+
+
+def _watch(arguments, _) -> int:
+  return commands.watch(arguments, lambda: _sampler_protection(arguments))
 
 
 _ROLES = {
   "local": _local,
   "learner": _learner,
   "sampler": _sampler,
+  "watch": _watch,
   "sweep": functools.partial(commands.sweep, stop_on_signals=_stop_on_signals),
   "eval": commands.eval_,
   "plan": commands.plan,

@@ -1,13 +1,18 @@
 """One writer for every number of a run: metrics.jsonl and TensorBoard."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
 import time
 
+from offpolicy_rl import types
+
 TASK, TRAIN, HELDOUT, WARM_START = "task", "train", "heldout", "warm_start"
 FILE = "metrics.jsonl"
+_NEWEST_BYTES = 1 << 26  # of a file that somebody looks at who does not know it yet
+_SPREAD, _NEWEST = 200, 32  # rows of these that are kept: evenly spread ones, the last ones
 
 
 class JsonLines:
@@ -127,3 +132,56 @@ def read_lines(path: pathlib.Path) -> list[dict]:
     except json.JSONDecodeError:
       break
   return rows
+
+
+def news(run_dir: pathlib.Path, status: types.RunStatus, session: str, position: int) -> types.News:
+  """What somebody does not know yet who was told, in `session`, of the rows up to `position`."""
+  path = pathlib.Path(run_dir) / FILE
+  size = path.stat().st_size if path.exists() else 0
+  anew = session != status.session or position > size
+  start = max(0, size - _NEWEST_BYTES) if anew else position
+  with path.open("rb") if size else contextlib.nullcontext(io.BytesIO()) as file:
+    file.seek(start)
+    text = file.read().rpartition(b"\n")[0]
+  lines = text.splitlines()
+  rows = [row for row in map(_numbers, _thinned(lines)) if row is not None]
+  return types.News(status, anew, start + len(text) + bool(text), rows)
+
+
+def _thinned(lines: list[bytes]) -> list[bytes]:
+  """Few of many, in order: every so many-th, the last ones, and what evaluations found."""
+  stride = -(-len(lines) // _SPREAD) or 1
+  heldout = b'{"kind": "%s"' % HELDOUT.encode()
+  found = [i for i, line in enumerate(lines) if line.startswith(heldout)][-_SPREAD:]
+  newest = range(max(0, len(lines) - _NEWEST), len(lines))
+  return [lines[i] for i in sorted({*range(0, len(lines), stride), *newest, *found})]
+
+
+def _numbers(line: bytes) -> types.MetricsRow | None:
+  """None for the rest of a line of which a part was read before a resumed run cut the file."""
+  try:
+    row = json.loads(line)
+    kind, step = row.pop("kind"), row.pop("step")
+  except (ValueError, KeyError, AttributeError):
+    return None
+  numbers = {name: float(v) for name, v in row.items() if isinstance(v, (int, float))}
+  return types.MetricsRow(kind, step, numbers)
+
+
+def newest(known: dict[str, dict], news: types.News) -> dict[str, dict]:
+  """kind -> name -> its newest value, and "step": `known`, brought up to date."""
+  found = {} if news.anew else dict(known)
+  for row in news.rows:
+    found[row.kind] = found.get(row.kind, {}) | row.values | {"step": row.step}
+  return found
+
+
+def pace(row: dict) -> dict[str, float]:
+  """Of a training step: its seconds, tokens_per_second, and waiting, the share of its time."""
+  seconds = sum(row[f"seconds/{part}"] for part in ("waiting", "step", "publishing"))
+  seconds = max(seconds, 1e-9)
+  return {
+    "seconds": seconds,
+    "tokens_per_second": row["tokens"] / seconds,
+    "waiting": row["seconds/waiting"] / seconds,
+  }

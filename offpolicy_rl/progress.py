@@ -6,10 +6,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from offpolicy_rl import metrics
+
 PLAIN_SECONDS = 5.0  # between lines where there is no terminal
 ALARM_STEPS = 20  # in a row, before an alarm is spoken of; one batch alone is noisy
 _AT_ONCE = {"alarm/mismatch"}  # but these are not
-_ALARMS = {
+ALARMS = {
   "alarm/mismatch": "samplers and learner disagree on the log-probability of a token by more than "
   "learner.mismatch_alarm nats in the mean: every log-ratio is off by that (other kernels, a "
   "narrower dtype, int8 weights or truncated sampling; a server with old weights?)",
@@ -20,6 +22,11 @@ _ALARMS = {
   "verifier_failures": "the verifier fails on completions of every batch; the samplers' logs say "
   "why (raise task.verifier_seconds or task.verifier_memory_mb?)",
 }
+
+
+def needed(alarm: str) -> int:
+  """Steps in a row before an alarm is spoken of."""
+  return 1 if alarm in _AT_ONCE else ALARM_STEPS
 
 
 class Progress:
@@ -33,7 +40,7 @@ class Progress:
     self._started: tuple[float, int] | None = None  # (time, step) of the first update seen
     self._heldout = float("nan")
     self._sampler_rate = float("nan")
-    self._alarms = dict.fromkeys(_ALARMS, 0)  # steps in a row; each is told once
+    self._alarms = dict.fromkeys(ALARMS, 0)  # steps in a row; each is told once
 
   def say(self, text: str) -> None:
     """A line that stays."""
@@ -65,23 +72,23 @@ class Progress:
 
   def line(self, step: int, row: dict, seconds_left: float) -> str:
     """The text of one step."""
-    busy = max(sum(row[k] for k in ("seconds/waiting", "seconds/step", "seconds/publishing")), 1e-9)
     minutes, seconds = divmod(int(seconds_left), 60)
+    learner = metrics.pace(row)["tokens_per_second"]
     return (
       f"step {step + 1}/{self._num_steps}  left {minutes}:{seconds:02d}  "  # first: lines get cut
       f"reward {row['reward']:.3f}  "
       f"held-out {self._heldout:.3f}  entropy {row['entropy']:.3f}  lag {row['lag/mean']:.1f}  "
-      f"tokens/s: learner {row['tokens'] / busy:,.0f}  sampler {self._sampler_rate:,.0f}"
+      f"tokens/s: learner {learner:,.0f}  sampler {self._sampler_rate:,.0f}"
     )
 
   def _tell_alarms(self, step: int, row: dict) -> None:
-    for name, meaning in _ALARMS.items():
-      needed = 1 if name in _AT_ONCE else ALARM_STEPS
-      if name not in row or self._alarms[name] >= needed:
+    for name, meaning in ALARMS.items():
+      steps = needed(name)
+      if name not in row or self._alarms[name] >= steps:
         continue
       self._alarms[name] = self._alarms[name] + 1 if row[name] else 0
-      if self._alarms[name] == needed:
-        self.say(f"alarm, steps {step - needed + 2} to {step + 1}: {meaning}")
+      if self._alarms[name] == steps:
+        self.say(f"alarm, steps {step - steps + 2} to {step + 1}: {meaning}")
 
   def _seconds_left(self, now: float, step: int) -> float:
     started, first = self._started

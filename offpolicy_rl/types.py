@@ -106,3 +106,41 @@ class Batch(NamedTuple):
   versions: Any  # int32 [P, N, M], NO_VERSION where loss_mask is False
   rewards: Any  # float32 [P, N]
   group_ids: Any  # int32 [P, N], the same for completions that answer the same prompt
+
+
+class SamplerStatus(NamedTuple):
+  """What a sampler last said about itself."""
+
+  name: str
+  silent_seconds: float  # since its last sign of life
+  stats: dict[str, float]  # of its last heartbeat: tokens_per_second, version, slots, ...
+
+
+class RunStatus(NamedTuple):
+  """How a run stands, beside its metrics; `live.json` and the wire carry it."""
+
+  session: str  # of the learner; "" = unknown
+  run_id: str
+  about: str  # the run in a few words
+  at: float  # Unix time of this; nan = unknown
+  ended: str  # "finished" | "stopped" | "failed"; "" = it goes on, as far as known
+  num_steps: int
+  tickets: dict[str, int]  # the ledger's counts
+  samplers: tuple[SamplerStatus, ...]
+
+
+class MetricsRow(NamedTuple):
+  """The numbers of one row of metrics.jsonl."""
+
+  kind: str
+  step: int
+  values: dict[str, float]
+
+
+class News(NamedTuple):
+  """What somebody who watches a run did not know yet."""
+
+  status: RunStatus
+  anew: bool  # `rows` begin at the run's beginning: those known before are void
+  position: int  # in metrics.jsonl, behind `rows`
+  rows: list[MetricsRow]  # thinned where there are many

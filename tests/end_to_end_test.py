@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from offpolicy_rl import metrics, types
+from offpolicy_rl import metrics, types, watch
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import policy, sharding
@@ -97,7 +97,7 @@ def over_the_wire(config, run_dir: pathlib.Path, samplers: int, weights_dir: str
   workers = [
     threading.Thread(
       target=sampler_role.run_sampler,
-      args=(address,),
+      args=(sampler_role.Joining(address),),
       kwargs={"sampler_id": f"s{i}", "stop": stop, "weights_dir": weights_dir},
     )
     for i in range(samplers)
@@ -204,7 +204,9 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
   )
   given, said = (None, "missing; the") if in_directory else (str(tmp_path), "got .*streams its")
   with pytest.raises(sampler_role.RunMismatch, match=f"--weights_dir: {said}"):
-    sampler_role.run_sampler(address, sampler_id="lost", stop=threading.Event(), weights_dir=given)
+    sampler_role.run_sampler(
+      sampler_role.Joining(address), sampler_id="lost", stop=threading.Event(), weights_dir=given
+    )
   wire.stop(0).wait()
 
 
@@ -256,9 +258,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_finishes(tmp_path):
     assert f"stopped after step {done}" in output and "Traceback" not in output
     assert (run_dir / "checkpoints" / "steps" / str(done)).exists()
     assert (run_dir / "report.html").exists()
+    assert watch.read_status(run_dir).ended == "stopped"
     more = launch(
       "local", "--resume", f"--run_dir={run_dir}", f"--config.learner.steps={done + 10}"
     )
     output, _ = more.communicate(timeout=120)
   assert more.returncode == 0, output
   assert len(train_rows(run_dir)) == done + 10
+  assert watch.read_status(run_dir).ended == "finished"

@@ -13,8 +13,11 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "offpolicy_rl"
 BASE = {"types"}
 ALLOWED = {
   "types": set(),
-  "metrics": set(),
-  "progress": set(),
+  "metrics": BASE,
+  "progress": {"metrics"},
+  "frame": BASE | {"metrics", "progress"},
+  "watch": BASE | {"frame", "metrics", "progress"},
+  "prometheus": BASE | {"metrics"},
   "report": {"metrics", "config_text"},
   "explain": {"losses"},
   "arguments": set(),

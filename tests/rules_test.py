@@ -28,7 +28,6 @@ USED_ELSEWHERE = {
   "losses/induced_target.py:forward_kl": "the divergence that the pessimistic regularizer adds",
   "sampler/vllm_worker.py:Worker": "named by vLLM's --worker-extension-cls",
   "sweep/axes.py": "what sweep files are written with",
-  "tasks/seqio_tasks.py:register": "for pipelines elsewhere",
   "tasks/symbolic.py:math_verify": "named by task.verifier",
 }
 

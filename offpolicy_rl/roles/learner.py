@@ -1,6 +1,7 @@
 """The learner: owns prompts, ledger, weights and the loop; samplers come and go."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import pathlib
@@ -16,8 +17,9 @@ from offpolicy_rl import report
 from offpolicy_rl.learner import audit, checkpoint, hardware, loop, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.replay import admission, refill
-from offpolicy_rl.roles import beginning, parts
+from offpolicy_rl.roles import beginning, parts, profiling
 from offpolicy_rl.roles.assembly import Learner, make_learner
+from offpolicy_rl.roles.live import Live
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import stream
 from offpolicy_rl.transport import bounds, hosts, security, server
@@ -32,24 +34,27 @@ class Serving(NamedTuple):
   credentials: security.Credentials = security.NONE
   reflection: bool = False
   weights_dir: str | None = None  # samplers read the weights there; None = they are streamed
+  registry: object | None = None  # of prometheus.serve: figures are asked for
 
 
 def run_learner(
   config, run_dir: pathlib.Path, serving: Serving, *, resume: bool = False,
   stop: threading.Event | None = None, leader: hosts.Leader | None = None,
+  profile: profiling.Plan | None = None,
 ) -> state_lib.TrainState | None:  # fmt: skip
   """Trains to the end of the configuration, or until `stop`; returns the last state.
 
   None when it was stopped before version 0 existed.
 
-  `leader`: of the processes that follow this one (roles/follower.py).
+  `leader`: of the processes that follow this one (roles/follower.py). `profile`: what to look at.
 
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/, groups/,
-  completions.jsonl, lag_schedule.jsonl, ledger.json, report.html.
+  completions.jsonl, lag_schedule.jsonl, live.json, ledger.json, report.html, profile/.
   """
   session = uuid.uuid4().hex
   published = parts.make_store(config, serving.weights_dir, session)
   me = make_learner(config, run_dir, stop or threading.Event(), resume, published, leader)
+  profile = profiling.left(profile, me.restored.step if me.restored else 0, me.say)
   identity = server.Identity(
     session=session,
     run_id=run_dir.name,
@@ -58,21 +63,30 @@ def run_learner(
     weights_in_directory=serving.weights_dir is not None,
     model_files=me.policy.files,
   )
+  live = Live(run_dir, session, config, me.front)
+  if serving.registry is not None:
+    from offpolicy_rl import prometheus  # who is not asked for figures does without
+
+    serving.registry.register(prometheus.LearnerCollector(live.look))
+  handlers = dataclasses.replace(me.front.handlers(), watch=live.news)
   wire, address = server.start(
-    serving.listen, identity, me.front.handlers(), me.front.weights,
+    serving.listen, identity, handlers, me.front.weights,
     max_samplers=config.transport.max_samplers, max_message_mb=_largest_request_mb(config),
     credentials=serving.credentials, reflection=serving.reflection,
   )  # fmt: skip
+  live.begin()
   checkpoint.write_durably(run_dir / "address", address)
   me.screen.say(f"learner at {address} ({security.describe(serving.credentials, serving.listen)})")
   me.screen.say(f"run directory {run_dir}")
-  orderly = leader is None  # else an error ends the process: nothing can be written without all
+  ended = "failed"
   try:
-    state = _train(me)
-    orderly = True
+    state = _train(me, profile)
+    ended = "stopped" if me.stop.is_set() else "finished"
     return state
   finally:
-    if orderly:
+    live.end(ended)
+    # After an error among several the process ends: nothing can be written without all of them.
+    if leader is None or ended != "failed":
       _shut_down(me, wire)
 
 
@@ -83,7 +97,7 @@ def _largest_request_mb(config) -> int:
   return min(config.transport.max_message_mb, 1 + (max(most, bounds.PUSH_BYTES) >> 20))
 
 
-def _train(me: Learner) -> state_lib.TrainState | None:
+def _train(me: Learner, profile: profiling.Plan | None) -> state_lib.TrainState | None:
   """Warm start or restore, the loop, the last evaluation."""
   config = me.config
   train, heldout = beginning.prompts(me)
@@ -107,8 +121,9 @@ def _train(me: Learner) -> state_lib.TrainState | None:
       _save_first(me, state)
     me.front.open(_make_admission(me, train, first_step))
     with contextlib.closing(hardware.Speed(me.mesh)) as speed:
-      functions = _loop_parts(me, reference, speed)
-      state = loop.run(state, functions, first_step=first_step, num_steps=config.learner.steps)
+      plain = _loop_parts(me, reference, speed)
+      with profiling.profiled(plain, profile, me.run_dir, me.say) as functions:
+        state = loop.run(state, functions, first_step=first_step, num_steps=config.learner.steps)
     if int(state.step) < config.learner.steps:
       me.order(hosts.STOP, int(state.step))
   me.screen.stop()

@@ -38,25 +38,33 @@ class Served(NamedTuple):
   tolerance: float  # of log-probabilities, in nats
 
 
+class Joining(NamedTuple):
+  """Where the learner is and how to get in."""
+
+  address: str
+  credentials: security.Credentials = security.NONE  # checked (`security.check_sampler`)
+  patience: float = 60.0  # seconds to look for it
+
+
 def run_sampler(
-  address: str, *, sampler_id: str, stop: threading.Event, patience: float = 60.0,
+  joining: Joining, *, sampler_id: str, stop: threading.Event,
   abandon: Callable[[], None] = lambda: None, weights_dir: str | None = None,
-  credentials: security.Credentials = security.NONE, served: Served | None = None,
+  served: Served | None = None, registry: object | None = None,
 ) -> None:  # fmt: skip
-  """Serves the learner at `address` until its run is over or `stop`.
+  """Serves a learner until its run is over or `stop`.
 
   Everything else comes from the learner's configuration. `weights_dir` is the learner's, as this
-  machine sees it; None when the learner streams its weights. `credentials` were checked already
-  (`security.check_sampler`). After `stop`, the groups begun are finished and pushed; those that
-  would take longer than sampler.grace_seconds are returned, and `abandon` is called (a process
-  ends itself there: a running computation can't be interrupted). `served`: generates instead of us.
+  machine sees it; None when the learner streams its weights. After `stop`, the groups begun are
+  finished and pushed; those that would take longer than sampler.grace_seconds are returned, and
+  `abandon` is called (a process ends itself there: a running computation can't be interrupted).
+  `served`: generates instead of us. `registry`: of prometheus.serve.
 
   Raises:
-    client.LearnerGone: nobody answered for `patience` seconds.
+    client.LearnerGone: nobody answered for `joining.patience` seconds.
     client.Refused, RunMismatch: wrong protocol, run, vocabulary or --weights_dir.
   """
   wire = client.LearnerClient(
-    address, sampler_id, reconnect_seconds=patience, credentials=credentials
+    joining.address, sampler_id, reconnect_seconds=joining.patience, credentials=joining.credentials
   )
   done = threading.Event()
   _in_background(lambda: (stop.wait(), wire.stop()))
@@ -72,8 +80,14 @@ def run_sampler(
   _check_weights_dir(weights_dir, identity.weights_in_directory)
   wire.set_patience(config.transport.reconnect_seconds)
   scorer = _scorer(config.task)
-  stats = worker.Stats()
-  _in_background(lambda: _beat(wire, stats, config.transport.heartbeat_seconds, done))
+  slots = config.sampler.slots * (config.sampler.data if served is None else 1)
+  stats = worker.Stats(room=slots)
+  if registry is not None:
+    from offpolicy_rl import prometheus  # who is not asked for figures does without
+
+    collector = prometheus.SamplerCollector(stats, lambda: standing(stats, slots))
+    registry.register(collector)
+  _in_background(lambda: _beat(wire, stats, slots, config.transport.heartbeat_seconds, done))
   _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
   try:
     with scorer:
@@ -237,7 +251,18 @@ def _check_weights_dir(weights_dir: str | None, in_directory: bool) -> None:
     )
 
 
-def _beat(wire, stats: worker.Stats, seconds: float, done: threading.Event) -> None:
+def standing(stats: worker.Stats, slots: int) -> dict[str, float]:
+  """How a sampler with so many slots stands."""
+  version = {} if stats.version == types.NO_VERSION else {"version": stats.version}
+  return version | {
+    "slots": slots,
+    "slots_busy": min(slots, slots - stats.room),
+    "groups": stats.groups,
+    "tokens": stats.tokens,
+  }
+
+
+def _beat(wire, stats: worker.Stats, slots: int, seconds: float, done: threading.Event) -> None:
   """Heartbeats until the work is done; a failed one is left to the next."""
   # (when, tokens, seconds of waiting) of the last minute
   seen = collections.deque([(time.monotonic(), 0, 0.0)])
@@ -248,6 +273,10 @@ def _beat(wire, stats: worker.Stats, seconds: float, done: threading.Event) -> N
     elapsed, tokens, waited = (new - old for old, new in zip(seen[0], seen[-1], strict=True))
     told = {"tokens_per_second": tokens / elapsed, "waiting": waited / elapsed}
     try:
+<<<<<<< HEAD
       wire.heartbeat(told)
+=======
+      wire.heartbeat({"tokens_per_second": rate, **standing(stats, slots)})
+>>>>>>> watch
     except Exception as error:  # the main thread's calls report a lasting problem
       _LOG.debug("heartbeat: %s", error)

@@ -36,8 +36,10 @@ class Parts:
 
 @dataclasses.dataclass
 class Stats:
-  """Running totals since the start, in seconds and tokens; sent to the learner."""
+  """Running totals since the start, in seconds and tokens, and how the worker stands."""
 
+  room: int = 0  # completions that would find a slot; below 0 some wait for one
+  version: int = types.NO_VERSION  # of the weights
   tokens: int = 0
   groups: int = 0
   seconds_waiting: float = 0.0
@@ -85,6 +87,7 @@ class _Work:
     if self._active:
       self._generate()
     self._deliver()
+    self._stats.room, self._stats.version = self._parts.engine.room, self._version
     if self._active:
       return True
     left = [f for f in (self._leasing, self._pulling, self._delivering) if f]

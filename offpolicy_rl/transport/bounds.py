@@ -13,7 +13,11 @@ MAX_CREDITS = 4096  # tickets asked for, or held, at once
 MAX_TICKET_ID = 256  # characters
 MAX_ANSWER = 1 << 20  # characters of a ticket's answer data
 MAX_STATS = 64  # entries of a heartbeat
-MAX_WAIT_SECONDS = 3600.0  # a sampler may ask for; the server waits 30 s at most
+MAX_WAIT_SECONDS = 3600.0  # a caller may ask for; the server waits 30 s at most
+MAX_ROWS = 1024  # of metrics in one reply to a watcher
+MAX_VALUES = 256  # of such a row; of ticket counts
+MAX_SAMPLERS = 256  # a watcher is told of
+MAX_TEXT = 256  # characters of what a watcher is told in words
 PUSH_BYTES = 2_000_000  # of groups in one message, unless one alone is larger
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}")
@@ -60,8 +64,7 @@ def check_request(request) -> None:
   check_name(request.sampler_id, "sampler_id")
   if isinstance(request, pb.LeaseRequest):
     check_count(request.credits, "credits", MAX_CREDITS)
-    if not 0 <= request.wait_seconds <= MAX_WAIT_SECONDS:  # false for nan, too
-      refuse("wait_seconds", request.wait_seconds, f"a number in [0, {MAX_WAIT_SECONDS:.0f}]")
+    _check_wait(request.wait_seconds)
     if len(request.holding) > MAX_CREDITS:
       refuse("holding", f"{len(request.holding)} entries", f"at most {MAX_CREDITS}")
     for ticket_id in request.holding:
@@ -69,10 +72,29 @@ def check_request(request) -> None:
   if isinstance(request, pb.PushRequest):
     check_count(len(request.groups), "groups", MAX_CREDITS)
   if isinstance(request, pb.HeartbeatRequest):
-    _check_stats(request.stats)
+    check_stats(request.stats)
 
 
-def _check_stats(stats) -> None:
+def check_watch(request: pb.WatchRequest) -> None:
+  """The same for a watcher's request."""
+  if request.session:
+    check_name(request.session, "session")
+  _check_wait(request.wait_seconds)
+
+
+def _check_wait(seconds: float) -> None:
+  if not 0 <= seconds <= MAX_WAIT_SECONDS:  # false for nan, too
+    refuse("wait_seconds", seconds, f"a number in [0, {MAX_WAIT_SECONDS:.0f}]")
+
+
+def check_text(text: str, field: str) -> None:
+  """Words for a person's terminal: short, and nothing that would steer it."""
+  if len(text) > MAX_TEXT or not text.isprintable():
+    refuse(field, text, f"at most {MAX_TEXT} printable characters")
+
+
+def check_stats(stats) -> None:
+  """What a sampler says about itself: few finite numbers with names."""
   if len(stats) > MAX_STATS:
     refuse("stats", f"{len(stats)} entries", f"at most {MAX_STATS}")
   for name, value in stats.items():

@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 import grpc
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import bounds, codec, diagnosis, memory, seal, security, weights
+from offpolicy_rl.transport import (
+  bounds,
+  codec,
+  diagnosis,
+  memory,
+  seal,
+  security,
+  watching,
+  weights,
+)  # fmt: skip
 from offpolicy_rl.transport import receiver as receiver_lib
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
@@ -190,6 +199,20 @@ class LearnerClient:
       if ack.verdict == pb.VERDICT_REFUSED:
         raise Refused(ack.reason)
     return acks
+
+  def watch(self, session: str, position: int, wait_seconds: float) -> types.News:
+    """What is new after `wait_seconds`, or when the run is over; needs no `hello`.
+
+    `session`, `position`: of the news before; "" and 0 at first.
+
+    Raises:
+      codec.WireError: a reply that no learner of this release would send.
+    """
+    request = pb.WatchRequest(
+      protocol=PROTOCOL, session=session, position=position, wait_seconds=wait_seconds
+    )
+    reply = self._call(lambda: self._stub.Watch(request, timeout=wait_seconds + 10))
+    return watching.decode_news(reply)
 
   def _refuse_if_hopeless(self) -> None:
     if problem := diagnosis.lasting_problem(self._address, self._credentials):

@@ -13,7 +13,16 @@ import grpc
 from grpc_health.v1 import health
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import bounds, codec, door, memory, seal, security, weights
+from offpolicy_rl.transport import (
+  bounds,
+  codec,
+  door,
+  memory,
+  seal,
+  security,
+  watching,
+  weights,
+)  # fmt: skip
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 
@@ -27,6 +36,7 @@ KEEPALIVE = [
   ("grpc.http2.max_pings_without_data", 0),
 ]
 _UNACKNOWLEDGED = 32
+WATCHERS = 8  # calls of theirs at once; they have places of their own
 _LOG = logging.getLogger(__name__)
 
 
@@ -44,6 +54,8 @@ class Handlers:
   leave: Callable[[str], int]  # -> tickets returned
   run_finished: Callable[[], bool]
   newest_version: Callable[[], int]  # that can be pulled
+  # (a watcher's session, its position in the metrics, seconds to wait); None: there is no watching
+  watch: Callable[[str, int, float], types.News] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +122,7 @@ class _Servicer(rpc.LearnerServicer):
   ):
     self._identity, self._handlers, self._store = identity, handlers, store
     self._notices = notices
+    self._watching = threading.Semaphore(WATCHERS)
 
   def _require_session(self, request) -> None:
     if request.session != self._identity.session:
@@ -137,14 +150,17 @@ class _Servicer(rpc.LearnerServicer):
     with self._refusing(context):
       self._require_session(request)
 
-  def Hello(self, request, context):
-    """See trajectory.proto."""
+  def _check_protocol(self, request, context, who: str) -> None:
     if request.protocol != PROTOCOL:
       context.abort(
         grpc.StatusCode.FAILED_PRECONDITION,
-        f"protocol: the sampler speaks version {request.protocol}, this learner {PROTOCOL}; "
+        f"protocol: the {who} speaks version {request.protocol}, this learner {PROTOCOL}; "
         "install the same release of offpolicy-rl on both",
       )
+
+  def Hello(self, request, context):
+    """See trajectory.proto."""
+    self._check_protocol(request, context, "sampler")
     with self._refusing(context):
       bounds.check_request(request)
     self._handlers.join(request.sampler_id)
@@ -250,6 +266,23 @@ class _Servicer(rpc.LearnerServicer):
       )
     yield from chunks
 
+  def Watch(self, request, context):
+    """See trajectory.proto."""
+    self._check_protocol(request, context, "watcher")
+    with self._refusing(context):
+      bounds.check_watch(request)
+    if self._handlers.watch is None:
+      context.abort(grpc.StatusCode.UNIMPLEMENTED, "Watch: this learner can't be watched")
+    if not self._watching.acquire(blocking=False):
+      context.abort(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, f"Watch: {WATCHERS} watchers look at this run already"
+      )
+    try:
+      wait = min(request.wait_seconds, 30.0)
+      return watching.encode_news(self._handlers.watch(request.session, request.position, wait))
+    finally:
+      self._watching.release()
+
 
 class Wire:
   """The running server."""
@@ -292,8 +325,9 @@ def start(
   """
   memory.keep_freed_blocks()
   # One long poll, one push and one weight pull or heartbeat per sampler at a time, and two probes.
-  # A call beyond these is refused (RESOURCE_EXHAUSTED), not queued: the queue would have no bound.
-  calls = 3 * max_samplers + 2
+  # Whoever watches takes none of these. A call beyond them all is refused (RESOURCE_EXHAUSTED), not
+  # queued: the queue would have no bound.
+  calls = 3 * max_samplers + 2 + WATCHERS
   pool = concurrent.futures.ThreadPoolExecutor(calls, thread_name_prefix="rpc")
   options = [
     ("grpc.max_receive_message_length", max_message_mb << 20),

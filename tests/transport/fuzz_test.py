@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offpolicy_rl.transport import codec, seal, server
+from offpolicy_rl.transport import codec, seal, server, watching
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from tests.transport import fuzzing
 
@@ -49,6 +49,13 @@ def test_groups_are_decoded_or_refused(rng):
 def test_tickets_are_decoded_or_refused(rng):
   good = [codec.encode_ticket(fuzzing.ticket("train/0"))]
   survives(codec.decode_ticket, pb.Ticket, fuzzing.request(rng, good))
+
+
+@settings(max_examples=60, deadline=None)
+@given(RANDOMS)
+def test_news_are_decoded_or_refused(rng):
+  good = [watching.encode_news(fuzzing.news())]
+  survives(watching.decode_news, pb.WatchReply, fuzzing.request(rng, good))
 
 
 @pytest.fixture(scope="module")

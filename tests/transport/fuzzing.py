@@ -34,11 +34,12 @@ REPLIES = {
   "Leave": pb.LeaveReply,
   "PullWeights": pb.WeightsChunk,
   "Push": pb.PushReply,
+  "Watch": pb.WatchReply,
 }
 DAMAGED = "damaged"  # how a call should end of which a message was not sealed, or no more
 PATH = f"/{server.SERVICE}/"
 SAMPLERS = 2
-PLACES = 3 * SAMPLERS + 2  # threads that the server may start as it needs them
+PLACES = 3 * SAMPLERS + 2 + server.WATCHERS  # threads that the server may start as it needs them
 TEXTS = ["", "me", SESSION, "train/0", "../../etc/passwd", "x" * 5000, "\0\n\x1b[31m", "é" * 200]
 NUMBERS = [0, 1, 2, 3, 7, 255, 4097, 2**31 - 1, 2**32 - 1]
 FLOATS = [0.0, -0.5, 1.0, -1e-9, math.nan, math.inf, -math.inf, 3e38]
@@ -69,6 +70,14 @@ def answer(name: str) -> types.Group:
   logprobs = np.array([-0.5, -1e-9, -30.0], np.float32)
   one = types.Trajectory(tokens, logprobs, np.array([0, 0, 1], np.int32), True, 1.0)
   return types.Group(name, (one, one))
+
+
+def news() -> types.News:
+  """Of a run that two samplers serve."""
+  samplers = tuple(types.SamplerStatus(name, 0.5, {"version": 3.0}) for name in ("a", "b"))
+  status = types.RunStatus(SESSION, "run", "sums", 1.5e9, "", 40, {"queued": 2}, samplers)
+  rows = [types.MetricsRow("train", step, {"reward": 0.5, "loss": math.nan}) for step in (3, 4)]
+  return types.News(status, True, 2**40, rows)
 
 
 def weight_store() -> weights.WeightStore:
@@ -118,6 +127,9 @@ def good_requests(names: list[str]) -> dict[str, list[message_lib.Message]]:
     "Heartbeat": [pb.HeartbeatRequest(**who, stats={"tokens_per_second": 3.0})],
     "Leave": [pb.LeaveRequest(**who)],
     "PullWeights": _pulls(who),
+    "Watch": [
+      pb.WatchRequest(protocol=server.PROTOCOL, session=SESSION, position=9, wait_seconds=0.01)
+    ],
     "Push": [*codec.push_requests([answer(name) for name in names], SESSION, "me")]
     + [pb.PushRequest(**who, groups=[codec.encode_group(answer(name))]) for name in names],
   }
@@ -130,7 +142,7 @@ def random_message(rng: random.Random, kind: type, depth: int = 0) -> message_li
     if rng.random() < 0.3:
       continue
     if field.message_type and field.message_type.GetOptions().map_entry:
-      getattr(made, field.name)[rng.choice(TEXTS)] = rng.choice(FLOATS)
+      getattr(made, field.name)[rng.choice(TEXTS)] = _map_value(rng, field)
     elif field.is_repeated:
       values = [_value(rng, field, depth) for _ in range(rng.choice([0, 1, 2, 3, 70]))]
       getattr(made, field.name).extend(values)
@@ -143,6 +155,10 @@ def random_message(rng: random.Random, kind: type, depth: int = 0) -> message_li
   if hasattr(made, "sampler_id") and rng.random() < 0.8:
     made.sampler_id = "me"
   return made
+
+
+def _map_value(rng: random.Random, field):
+  return _value(rng, field.message_type.fields_by_name["value"], 0)
 
 
 def _value(rng: random.Random, field, depth: int):
@@ -165,7 +181,7 @@ def spoil(rng: random.Random, message: message_lib.Message) -> None:
     return
   field, found = rng.choice(message.ListFields())
   if field.message_type and field.message_type.GetOptions().map_entry:
-    found[rng.choice(TEXTS)] = rng.choice(FLOATS)
+    found[rng.choice(TEXTS)] = _map_value(rng, field)
   elif field.message_type:
     spoil(rng, rng.choice(found) if field.is_repeated else found)
   elif field.is_repeated:
@@ -234,7 +250,9 @@ class Target:
     self.book = Ledger(lease_seconds=5)
     self.book.add(map(ticket, self.names))
     self.bad_groups, self.accepted, self.other_leased = 0, 0, 0
-    handlers = learners.handlers(self.book, lease=self._lease, finish=self._finish)
+    handlers = learners.handlers(
+      self.book, lease=self._lease, finish=self._finish, watch=lambda *_: news()
+    )
     identity = server.Identity(SESSION, "run", "{}", "print")
     self.wire, self.address = server.start(
       "127.0.0.1:0", identity, handlers, weight_store(), max_samplers=SAMPLERS, max_message_mb=1

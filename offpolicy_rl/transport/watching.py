@@ -1,0 +1,73 @@
+"""What a watcher is told, as a message and back. Both ends keep to the bounds."""
+
+import time
+
+from offpolicy_rl import types
+from offpolicy_rl.transport import bounds
+from offpolicy_rl.transport import trajectory_pb2 as pb
+
+_ENDS = ("", "finished", "stopped", "failed")
+
+
+def _words(text: str) -> str:
+  """Any text (a run's folder may have any name), cut and made safe to show."""
+  return "".join(c if c.isprintable() else "?" for c in text[: bounds.MAX_TEXT])
+
+
+def encode_news(news: types.News) -> pb.WatchReply:
+  """For the wire; what would be too much is left out: the oldest rows, the last samplers."""
+  status = news.status
+  reply = pb.WatchReply(
+    session=status.session, run_id=_words(status.run_id), about=_words(status.about),
+    ended=status.ended, num_steps=status.num_steps, tickets=status.tickets,
+    anew=news.anew, position=news.position,
+  )  # fmt: skip
+  for sampler in status.samplers[: bounds.MAX_SAMPLERS]:
+    reply.samplers.add(**sampler._asdict())
+  for row in news.rows[-bounds.MAX_ROWS :]:
+    values = dict(list(row.values.items())[: bounds.MAX_VALUES])
+    reply.rows.add(kind=row.kind, step=row.step, values=values)
+  return reply
+
+
+def decode_news(reply: pb.WatchReply) -> types.News:
+  """Inverse of `encode_news`, as of now; raises WireError for what is out of bounds."""
+  bounds.check_name(reply.session, "session")
+  bounds.check_text(reply.run_id, "run_id")
+  bounds.check_text(reply.about, "about")
+  if reply.ended not in _ENDS:
+    bounds.refuse("ended", reply.ended, f"one of {_ENDS}")
+  _check_most(reply.samplers, "samplers", bounds.MAX_SAMPLERS)
+  _check_most(reply.rows, "rows", bounds.MAX_ROWS)
+  _check_names(reply.tickets, "tickets")
+  status = types.RunStatus(
+    session=reply.session, run_id=reply.run_id, about=reply.about, at=time.time(),
+    ended=reply.ended, num_steps=reply.num_steps, tickets=dict(reply.tickets),
+    samplers=tuple(map(_decode_sampler, reply.samplers)),
+  )  # fmt: skip
+  return types.News(status, reply.anew, reply.position, [_decode_row(row) for row in reply.rows])
+
+
+def _check_most(entries, field: str, most: int) -> None:
+  if len(entries) > most:
+    bounds.refuse(field, f"{len(entries)} entries", f"at most {most}")
+
+
+def _check_names(entries, field: str) -> None:
+  _check_most(entries, field, bounds.MAX_VALUES)
+  for name in entries:
+    bounds.check_name(name, field)
+
+
+def _decode_sampler(message: pb.SamplerStatus) -> types.SamplerStatus:
+  bounds.check_name(message.name, "samplers.name")
+  bounds.check_stats(message.stats)
+  if not message.silent_seconds >= 0:
+    bounds.refuse("samplers.silent_seconds", message.silent_seconds, "a number >= 0")
+  return types.SamplerStatus(message.name, message.silent_seconds, dict(message.stats))
+
+
+def _decode_row(message: pb.MetricsRow) -> types.MetricsRow:
+  bounds.check_name(message.kind, "rows.kind")
+  _check_names(message.values, "rows.values")
+  return types.MetricsRow(message.kind, message.step, dict(message.values))

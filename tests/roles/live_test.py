@@ -1,0 +1,89 @@
+"""How a learner tells of itself while it runs."""
+
+import threading
+import time
+
+from offpolicy_rl import metrics, watch
+from offpolicy_rl.replay.lag import LagControl
+from offpolicy_rl.replay.ledger import Ledger
+from offpolicy_rl.roles import live as live_lib
+from offpolicy_rl.roles.front import Front
+from offpolicy_rl.transport import client, server, weights
+
+
+def make(tiny_config, run_dir) -> tuple[Front, live_lib.Live]:
+  run_dir.mkdir(exist_ok=True)
+  front = Front(
+    book=Ledger(10), groups=None, weights=weights.WeightStore(), vocab_size=9, max_tokens=9,
+    control=LagControl("async", 1),
+  )  # fmt: skip
+  return front, live_lib.Live(run_dir, "one", tiny_config, front)
+
+
+def test_the_file_is_kept_up_to_date_until_the_end(tiny_config, tmp_path, monkeypatch):
+  monkeypatch.setattr(live_lib, "_SECONDS", 0.02)
+  front, live = make(tiny_config, tmp_path / "run")
+  live.begin()
+  front.join("a")
+  front.heartbeat("a", {"version": 3.0})
+  end = time.monotonic() + 10
+  while time.monotonic() < end and not (
+    (tmp_path / "run" / watch.FILE).exists() and watch.read_status(tmp_path / "run").samplers
+  ):
+    time.sleep(0.01)
+  found = watch.read_status(tmp_path / "run")
+  assert (found.run_id, found.session, found.num_steps) == ("run", "one", 40)
+  assert found.about == "sums, beta_shift, lag async 8, seed 0" and found.ended == ""
+  assert [(s.name, s.stats) for s in found.samplers] == [("a", {"version": 3.0})]
+  assert found.tickets["queued"] == 0
+  live.end("finished")
+  assert watch.read_status(tmp_path / "run").ended == "finished"
+
+
+def test_a_full_disk_ends_no_run(tiny_config, tmp_path, monkeypatch):
+  monkeypatch.setattr(live_lib, "_SECONDS", 0.01)
+  asked = threading.Event()
+
+  def refuse(*_):
+    asked.set()
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(watch, "write_status", refuse)
+  _, live = make(tiny_config, tmp_path / "run")
+  live.begin()
+  assert asked.wait(5)
+  live.end("stopped")
+  assert live.status().ended == "stopped"
+
+
+def test_who_watches_is_no_sampler_and_keeps_no_run_waiting(tiny_config, tmp_path):
+  front, live = make(tiny_config, tmp_path / "run")
+  live.begin()
+  asked = front.handlers().__class__(**{**vars(front.handlers()), "watch": live.news})
+  wire, address = server.start(
+    "127.0.0.1:0", server.Identity("one", "run", "{}", "p"), asked, front.weights,
+    max_samplers=1, max_message_mb=1,
+  )  # fmt: skip
+  writer = metrics.MetricsWriter(tmp_path / "run")
+  writer.write(metrics.WARM_START, 0, {"loss": 2.5})
+  watcher = client.LearnerClient(address, "watch")
+  first = watcher.watch("", 0, 0.0)
+  assert first.anew and [row.values for row in first.rows] == [{"loss": 2.5}]
+  later = []
+  looking = threading.Thread(
+    target=lambda: later.append(watcher.watch("one", first.position, 30.0))
+  )
+  looking.start()
+  writer.write(metrics.WARM_START, 1, {"loss": 2.25})
+  time.sleep(0.1)
+  assert live.status().samplers == () and not later
+  start = time.monotonic()
+  live.end("finished")
+  front.dismiss(silent_seconds=60, at_most_seconds=60)
+  wire.stop(0).wait(10)
+  looking.join(10)
+  assert time.monotonic() - start < 8
+  [news] = later  # the last word arrived although the learner went
+  assert news.status.ended == "finished" and not news.anew
+  assert [row.step for row in news.rows] == [1]
+  writer.close()
