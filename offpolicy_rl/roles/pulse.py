@@ -38,7 +38,6 @@ class Pulse:
       since = self._clock() - seconds
       return [stats for at, stats in self._last.values() if at > since]
 
-<<<<<<< HEAD
   def metrics(self) -> dict[str, float]:
     """Over the samplers heard of in the last ten seconds.
 
@@ -52,14 +51,9 @@ class Pulse:
       "sampler/tokens_per_second": sum(stats.get("tokens_per_second", 0.0) for stats in heard),
       **({"sampler/waiting": sum(waiting) / len(waiting)} if waiting else {}),
     }
-=======
+
   def each(self) -> list[types.SamplerStatus]:
     """The last word of every sampler that is remembered."""
     with self._lock:
       now = self._clock()
       return [types.SamplerStatus(name, now - at, s) for name, (at, s) in self._last.items()]
-
-  def sampling_rate(self) -> float:
-    """Completion tokens per second over the samplers heard of in the last ten seconds."""
-    return sum(stats.get("tokens_per_second", 0.0) for stats in self.heard_of(_RECENT_SECONDS))
->>>>>>> watch

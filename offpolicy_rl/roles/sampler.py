@@ -273,10 +273,6 @@ def _beat(wire, stats: worker.Stats, slots: int, seconds: float, done: threading
     elapsed, tokens, waited = (new - old for old, new in zip(seen[0], seen[-1], strict=True))
     told = {"tokens_per_second": tokens / elapsed, "waiting": waited / elapsed}
     try:
-<<<<<<< HEAD
-      wire.heartbeat(told)
-=======
-      wire.heartbeat({"tokens_per_second": rate, **standing(stats, slots)})
->>>>>>> watch
+      wire.heartbeat(told | standing(stats, slots))
     except Exception as error:  # the main thread's calls report a lasting problem
       _LOG.debug("heartbeat: %s", error)
