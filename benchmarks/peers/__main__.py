@@ -5,8 +5,9 @@ Command:  make .venv-reference/.installed .venv-tunix/.installed .venv-vllm/.ins
 Both sides have the same architecture with random weights in float32, the same prompts and rows, and
 stay alive side by side; they work in turn, one round each. Sampling: 192 completions of ragged
 lengths (one token in 40 ends one, 256 at most) in 64 rows, the peer in whole batches of 64, as its
-`generate` works; vLLM refills them, too. Training: one update on 8 rows of 192 tokens. Writes
-results/peers.json.
+`generate` works; vLLM refills them, too. Decoding, next to vLLM only: every row in use until the
+end. Training: one update on 8 rows of 192 tokens. What was measured before for other peers and jobs
+stays in results/peers.json.
 """
 
 import argparse
@@ -28,9 +29,13 @@ PEERS = {  # name -> its environment, its side
   "tunix": (ROOT / ".venv-tunix", "tunix_side.py"),
   "vllm": (ROOT / ".venv-vllm", "vllm_side.py"),
 }
-WARM_UP = {"generate": 1, "train": 2}  # rounds: compilation, and whatever is compiled again
-JOBS = ("generate", "train")
-ONLY_GENERATES = "vllm"
+WARM_UP = {
+  "generate": 1,
+  "decode": 1,
+  "train": 2,
+}  # rounds: compilation, and whatever is compiled again
+JOBS = {"transformers": ("generate", "train"), "tunix": ("generate", "train"),
+        "vllm": ("generate", "decode")}  # fmt: skip
 
 
 class Side:
@@ -84,15 +89,12 @@ def main() -> None:
   """All comparisons."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-  parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+  parser.add_argument("--jobs", nargs="+", choices=WARM_UP, default=list(WARM_UP))
   parser.add_argument("--shape", choices=work.SHAPES, default="135m")
   parser.add_argument("--rounds", type=int, default=3)
   arguments = parser.parse_args()
-  found = []
   for peer in arguments.peers:
-    for job in arguments.jobs:
-      if peer == ONLY_GENERATES and job != "generate":
-        continue
+    for job in (job for job in JOBS[peer] if job in arguments.jobs):
       row = compare(peer, arguments.shape, job, arguments.rounds)
       print(
         f"{job}: ours {row['tokens_per_second']['ours']:.0f} tokens/s, {peer} "
@@ -100,11 +102,18 @@ def main() -> None:
         f"[{row['ratio_spread'][0]:.2f}, {row['ratio_spread'][1]:.2f}]; peak MB {row['peak_mb']}",
         flush=True,
       )
-      found.append(row)
-  if arguments.shape == "135m":
-    asked = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
-    text = json.dumps({"machine": machine(), "command": asked, "rows": found}, indent=1)
-    (RESULTS / "peers.json").write_text(text + "\n")
+      if arguments.shape == "135m":
+        keep(row)
+
+
+def keep(row: dict) -> None:
+  """In place of what was measured before of this peer and job."""
+  file = RESULTS / "peers.json"
+  rows = json.loads(file.read_text()) if file.exists() else []
+  others = [old for old in rows if (old["peer"], old["job"]) != (row["peer"], row["job"])]
+  asked = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
+  rows = [*others, {"machine": machine(), "command": asked, **row}]
+  file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

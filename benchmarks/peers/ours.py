@@ -25,10 +25,10 @@ def model(shape: dict) -> decoder.DecoderConfig:
   )  # fmt: skip
 
 
-def generator(config):
+def generator(config, *, most: int = work.MOST, ends=None, chosen=lambda prompts: prompts):
   """Turn -> tokens made."""
-  sizes = engine.Sizes(work.SLOTS, work.GROUP_SIZE, work.PROMPT, work.MOST)
-  stops = stopping.Stops(tuple(work.ends(config.vocab_size)))
+  sizes = engine.Sizes(work.SLOTS, work.GROUP_SIZE, work.PROMPT, most)
+  stops = stopping.Stops(tuple(work.ends(config.vocab_size) if ends is None else ends))
   machine = engine.Engine(config, sizes, stops=stops, seed=0)
   params = policy.init(config, jax.random.key(0))
 
@@ -36,12 +36,17 @@ def generator(config):
     tickets = [
       types.Ticket(f"{turn}/{i}", types.TRAIN, turn, turn * work.GROUPS + i, prompt, "", 0, 0,
                    work.GROUP_SIZE, 1.0)
-      for i, prompt in enumerate(work.prompts(config.vocab_size, turn))
+      for i, prompt in enumerate(chosen(work.prompts(config.vocab_size, turn)))
     ]  # fmt: skip
     groups = machine.generate(params, 0, tickets)
     return sum(t.tokens.size for group in groups for t in group)
 
   return generate
+
+
+def decoder_only(config):
+  """Turn -> tokens made, every slot in use until the end."""
+  return generator(config, most=work.FULL, ends=(-1,), chosen=work.filling)
 
 
 def trainer(config):
@@ -77,9 +82,9 @@ def trainer(config):
 
 
 def main() -> None:
-  """ours.py SHAPE generate|train"""
+  """ours.py SHAPE generate|decode|train"""
   config = model(work.SHAPES[sys.argv[1]])
-  job = {"generate": generator, "train": trainer}[sys.argv[2]]
+  job = {"generate": generator, "decode": decoder_only, "train": trainer}[sys.argv[2]]
   work.serve({sys.argv[2]: job(config)})
 
 

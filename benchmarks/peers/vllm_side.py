@@ -37,27 +37,33 @@ def engine(shape: dict, directory: pathlib.Path) -> vllm.LLM:
   )  # fmt: skip
 
 
-def generator(llm: vllm.LLM, vocabulary: int):
+def jobs(llm: vllm.LLM, vocabulary: int) -> dict:
   """Turn -> tokens made, each with its log-probability."""
 
-  def generate(turn: int) -> int:
+  def run(prompts, seed: int, **how) -> int:
     wanted = vllm.SamplingParams(
-      n=work.GROUP_SIZE, temperature=1.0, max_tokens=work.MOST, seed=turn, logprobs=0,
-      stop_token_ids=work.ends(vocabulary), detokenize=False,
-    )  # fmt: skip
-    prompts = [{"prompt_token_ids": row.tolist()} for row in work.prompts(vocabulary, turn)]
-    answers = llm.generate(prompts, wanted, use_tqdm=False)
+      n=work.GROUP_SIZE, temperature=1.0, seed=seed, logprobs=0, detokenize=False, **how
+    )
+    asked = [{"prompt_token_ids": row.tolist()} for row in prompts]
+    answers = llm.generate(asked, wanted, use_tqdm=False)
     return sum(len(one.token_ids) for answer in answers for one in answer.outputs)
 
-  return generate
+  def generate(turn: int) -> int:
+    ends = work.ends(vocabulary)
+    return run(work.prompts(vocabulary, turn), turn, max_tokens=work.MOST, stop_token_ids=ends)
+
+  def decode(turn: int) -> int:
+    prompts = work.filling(work.prompts(vocabulary, turn))
+    return run(prompts, turn, max_tokens=work.FULL, ignore_eos=True)
+
+  return {"generate": generate, "decode": decode}
 
 
 def main() -> None:
-  """vllm_side.py SHAPE generate"""
+  """vllm_side.py SHAPE generate|decode"""
   shape = work.SHAPES[sys.argv[1]]
   with tempfile.TemporaryDirectory() as folder:
-    made_by = generator(engine(shape, pathlib.Path(folder)), shape["vocabulary"])
-    work.serve({"generate": made_by})
+    work.serve(jobs(engine(shape, pathlib.Path(folder)), shape["vocabulary"]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 A side is a program that reads one request per line and answers with one line of JSON:
   {"do": "generate", "turn": 3}  -> {"seconds": ..., "tokens": ...}   completions of that turn
+  {"do": "decode", "turn": 3}    -> the same, as many completions as slots, `FULL` tokens each
   {"do": "train", "turn": 3}     -> {"seconds": ..., "tokens": ...}   one update
 The first request of a kind compiles, or whatever takes its place.
 """
@@ -22,6 +23,7 @@ SHAPES = {  # of Llama: SmolLM2's, and a small one
 PROMPT, MOST = 64, 256  # tokens of a prompt, of a completion at most
 GROUPS, GROUP_SIZE, SLOTS = 24, 8, 64  # completions per turn: 192, in 64 rows at a time
 ONE_IN = 40  # tokens that end a completion: lengths are ragged, about 40 in the mean
+FULL = 128  # tokens of each completion where all slots are in use throughout
 ROWS, COLUMNS = 8, 192  # of a training batch, of prompts and completions together
 
 
@@ -32,9 +34,13 @@ def ends(vocabulary: int) -> list[int]:
 
 def prompts(vocabulary: int, turn: int) -> np.ndarray:
   """int32 [groups, prompt tokens], the same on both sides; of turn 0, which warms up, few."""
-  rng = np.random.default_rng(turn)
-  groups = GROUPS if turn else SLOTS // GROUP_SIZE
-  return rng.integers(0, vocabulary, (groups, PROMPT)).astype(np.int32)
+  made = np.random.default_rng(turn).integers(0, vocabulary, (GROUPS, PROMPT)).astype(np.int32)
+  return made if turn else filling(made)
+
+
+def filling(prompts: np.ndarray) -> np.ndarray:
+  """Those whose completions take all slots once."""
+  return prompts[: SLOTS // GROUP_SIZE]
 
 
 def rows(vocabulary: int, turn: int) -> np.ndarray:
