@@ -75,7 +75,7 @@ def table(rows: list[dict]) -> str:
   """Markdown."""
   names = (
     "card", "topology", "mesh", "train step, GiB per device", "of it state and batch",
-    "PFLOP per step", "GiB in collectives", "decoding, GiB x devices", "compiled in",
+    "PFLOP per step", "GiB in collectives", "decoding, GiB x devices", "compiled in CPU",
   )  # fmt: skip
   head = f"| {' | '.join(names)} |\n{'| --- ' * len(names)}|"
   return "\n".join([head, *map(line, rows)]) + "\n"

@@ -128,7 +128,7 @@ def show(found: dict, console: rich.console.Console | None = None) -> None:
       f"{program['flops'] / 1e12:.1f}", f"{program['compile_seconds']:.0f}",
     )  # fmt: skip
   console.print(table)
-  console.print("(given: state and batch, or weights and cache; s: of compiling)")
+  console.print("(given: state and batch, or weights and cache; s: CPU time of compiling)")
   for program in found["programs"]:
     for kind, (number, size) in program["traffic"].items():
       console.print(f"{program['name']}: {number} x {kind}, {size / _GIB:.3f} GiB per device")
