@@ -4,7 +4,8 @@ Command:  python -m benchmarks.async_overlap      (--quick: one short pair)
 The same card twice per round, in turn: synchronous (`lag.mode=fixed`, lag 0: nothing is sampled
 while a step runs, no step runs while something is sampled) and asynchronous (lag at most 4). One
 learner and one sampler, each a process held to a core of its own; the same number of prompts and
-completions per step. The policy stays as random as it was made, so completions are as long in both.
+completions per step, of sizes that take both about as long. The policy stays as random as it was
+made, so completions are as long in both.
 Time is counted from step 20 on, without compilation. What two cores of this machine do at once,
 next to what one does alone, bounds any overlap: that is measured, too. Writes
 results/async_overlap.json.
@@ -29,10 +30,10 @@ LAG = {"synchronous": ("fixed", 0), "asynchronous": ("async", 4)}
 CARD = {
   "task.name": "chain_sum", "task.max_prompt_tokens": 7, "task.max_completion_tokens": 16,
   "warm_start.steps": 0, "evaluation.every": 0, "evaluation.problems": 1, "evaluation.samples": 1,
-  "model.num_layers": 4, "model.width": 128, "model.mlp_width": 512,
+  "model.num_layers": 2, "model.width": 256, "model.mlp_width": 1024,
   "model.num_heads": 4, "model.num_kv_heads": 4,
   "learner.prompts_per_step": 16, "learner.group_size": 8, "learner.audit_every": 0,
-  "learner.learning_rate": 1e-9, "sampler.slots": 128, "checkpoint.every": 10_000,
+  "learner.learning_rate": 1e-9, "sampler.slots": 8, "checkpoint.every": 10_000,
 }  # fmt: skip
 
 
@@ -92,8 +93,8 @@ def run(name: str, steps: int) -> dict:
 def main() -> None:
   """Rounds of both, their ratio."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--steps", type=int, default=150)
+  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--steps", type=int, default=80)
   parser.add_argument("--quick", action="store_true")
   arguments = parser.parse_args()
   rounds, steps = (1, 60) if arguments.quick else (arguments.rounds, arguments.steps)

@@ -5,6 +5,7 @@ nothing, nor does what is computed a second time to save memory or for padding. 
 numbers that model-flops utilisation (PaLM, arXiv 2204.02311, appendix B) is defined with.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -58,6 +59,7 @@ def _pairs(prompt: int, ends: Sequence[int], copies: int, window: int) -> int:
   return copies * of_prompt + sum(causal_pairs(end, window) - of_prompt for end in ends)
 
 
+@functools.cache  # finding the shapes takes as long as a small step
 def matrix_weights(config: decoder.DecoderConfig) -> int:
   """Weights of all layers that one token is multiplied by; of a mixture, its own experts'."""
   blocks = policy.shapes(lora.plain(config))["blocks"]
