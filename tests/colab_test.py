@@ -1,7 +1,6 @@
 """launch/colab's notebook: clean in the repository, names what exists, runs from top to bottom."""
 
 import glob
-import importlib.metadata
 import re
 import shlex
 import subprocess
@@ -135,7 +134,7 @@ def install(monkeypatch, tmp_path):
   called = []
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, "path", sys.path[:])
-  monkeypatch.setattr(importlib.metadata, "distributions", list)
+  monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))  # nothing beside it
   monkeypatch.setattr(
     glob, "glob", lambda pattern: ["/dev/vfio/0"] * pattern.startswith("/dev/vfio")
   )
