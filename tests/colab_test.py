@@ -24,7 +24,7 @@ SMALL = f"""
 CARD = "configs/test.py"
 STEPS, LAG, LAG_STEPS = {STEPS}, {LAG}, {LAG_STEPS}
 RUNS = {{runs!r}}
-FLAGS = ["--config.warm_start.steps=20", "--config.warm_start.stop_loss=0.0"]
+LAG_LEARNING_RATE = 1e-2
 """
 
 
@@ -95,6 +95,7 @@ def test_the_accuracies_it_prints_are_those_of_its_runs(executed):
       if row["kind"] == metrics.HELDOUT
     }
     assert (before, after) == (measured["after warm start"], measured["after"])
+    assert name == "demo" or before != after, "or nothing was tested"  # the demo is asynchronous
 
 
 def test_the_runs_at_lag_differ_in_the_objective_only(executed):
