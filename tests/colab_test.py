@@ -1,0 +1,174 @@
+"""launch/colab's notebook: clean in the repository, names what exists, runs from top to bottom."""
+
+import glob
+import re
+import shlex
+import subprocess
+import sys
+
+import nbclient
+import nbformat
+import pytest
+
+from configs import base
+from offpolicy_rl import arguments, metrics
+from offpolicy_rl import config as config_lib
+from tests.conftest import ROOT
+
+NOTEBOOK = ROOT / "launch" / "colab" / "offpolicy_rl_demo.ipynb"
+STEPS, LAG, LAG_STEPS = 12, 3, 8
+OTHERS = {"--depth", "--editable", "--python", "--quiet", "--without-pip"}  # of git, venv and pip
+pytestmark = pytest.mark.timeout(900)  # of processes one after another, on busy machines, too
+SMALL = f"""
+
+CARD = "configs/test.py"
+STEPS, LAG, LAG_STEPS = {STEPS}, {LAG}, {LAG_STEPS}
+RUNS = {{runs!r}}
+LAG_LEARNING_RATE = 1e-2
+"""
+
+
+def read() -> nbformat.NotebookNode:
+  return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def cells(notebook, kind: str) -> list[nbformat.NotebookNode]:
+  return [cell for cell in notebook.cells if cell.cell_type == kind]
+
+
+def settings(notebook) -> nbformat.NotebookNode:
+  (found,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
+  return found
+
+
+def printed(notebook) -> str:
+  return "".join(output.get("text", "") for c in cells(notebook, "code") for output in c.outputs)
+
+
+def outputs(notebook, mime: str) -> list[str]:
+  """Whatever was shown in this form."""
+  shown = [output for cell in cells(notebook, "code") for output in cell.outputs]
+  return [output.data[mime] for output in shown if mime in output.get("data", {})]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+  """(the notebook with its outputs, the directory of its runs); a cell that fails raises."""
+  runs = tmp_path_factory.mktemp("notebook")
+  notebook = read()
+  cell = settings(notebook)
+  small = SMALL.format(runs=str(runs))
+  names = lambda code: set(re.findall(r"\b[A-Z_]+\b(?=[^=\n]*=)", code))
+  assert names(small) <= names(cell.source), "every setting of the test is one of the notebook"
+  cell.source += small
+  client = nbclient.NotebookClient(
+    notebook, timeout=600, kernel_name="python3",
+    resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+  )  # fmt: skip
+  client.execute()
+  return notebook, runs
+
+
+def test_every_cell_runs_and_shows_what_it_should(executed):
+  notebook, _ = executed
+  code = cells(notebook, "code")
+  assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+  assert len(outputs(notebook, "image/png")) == 3  # the demo, the target, the lag experiment
+  (page,) = (shown for shown in outputs(notebook, "text/html") if "<iframe" in shown)
+  assert "srcdoc=" in page and "held-out" in page
+  assert "\nstep 1/12 " in printed(notebook) and "\x1b" not in printed(notebook)  # plain lines
+
+
+def test_the_accuracies_it_prints_are_those_of_its_runs(executed):
+  notebook, runs = executed
+  said = re.findall(
+    r"(\S+)(?: at lag \d+)?: held-out pass@1 (\S+) before RL, (\S+) after (\d+) steps",
+    printed(notebook),
+  )
+  assert [row[0] for row in said] == ["demo", "beta_shift", "grpo"]
+  for name, before, after, steps in said:
+    (run,) = runs.glob(f"{name}-*")
+    assert int(steps) == (STEPS if name == "demo" else LAG_STEPS)
+    measured = {
+      row["phase"]: f"{row['heldout/pass@1']:.3f}"
+      for row in metrics.read(run)
+      if row["kind"] == metrics.HELDOUT
+    }
+    assert (before, after) == (measured["after warm start"], measured["after"])
+    assert name == "demo" or before != after, "or nothing was tested"  # the demo is asynchronous
+
+
+def test_the_runs_at_lag_differ_in_the_objective_only(executed):
+  _, runs = executed
+  found = {}
+  for name in ("beta_shift", "grpo"):
+    (run,) = runs.glob(f"{name}-*")
+    found[name] = config_lib.flatten(config_lib.from_json((run / "config.json").read_text()))
+    lags = [row["lag/max"] for row in metrics.read(run) if row["kind"] == metrics.TRAIN]
+    assert lags == [min(step, LAG) for step in range(LAG_STEPS)]
+  different = {k for k, v in found["grpo"].items() if v != found["beta_shift"][k]}
+  assert different == {"objective.name"}
+
+
+def test_the_repository_has_it_without_outputs():
+  notebook = read()
+  nbformat.validate(notebook)
+  for cell in cells(notebook, "code"):
+    assert not cell.outputs and cell.execution_count is None
+  assert set(notebook.metadata) == {"accelerator", "colab", "kernelspec", "language_info"}
+
+
+def test_flags_and_files_that_it_names_exist():
+  notebook = read()
+  text = "\n".join(cell.source for cell in notebook.cells)
+  parser = arguments.parser("")
+  (roles,) = (a.choices for a in parser._actions if a.dest == "role")
+  known = {flag for role in roles.values() for flag in role._option_string_actions}
+  keys = set(config_lib.flatten(base.get_config()))
+  flags = set(re.findall(r"(?<!\S)[\"'f`]*(--[a-z][\w.-]*)", text)) - OTHERS
+  assert len(flags) > 12
+  for flag in flags:
+    assert flag.removeprefix("--config.") in keys or flag in known, flag
+  for command in re.findall(r"^ {4}offpolicy-rl (.*)$", text, re.MULTILINE):
+    parser.parse_args([w for w in shlex.split(command) if not w.startswith("--config.")])
+  for name in re.findall(r"`((?:\w+/)*\w*(?:/|\.md|\.py))`", text):
+    assert (ROOT / name).exists(), name
+
+
+@pytest.fixture
+def install(monkeypatch, tmp_path):
+  """Runs the settings and the installation in an empty folder of a TPU host; what was called."""
+  called = []
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "path", sys.path[:])
+  monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))  # nothing beside it
+  monkeypatch.setattr(
+    glob, "glob", lambda pattern: ["/dev/vfio/0"] * pattern.startswith("/dev/vfio")
+  )
+  monkeypatch.setattr(subprocess, "run", lambda args, **how: called.append((args, how)))
+  monkeypatch.setenv("PIP_CONSTRAINT", "pins.txt")
+
+  def run(**values) -> list:
+    first, second = cells(read(), "code")[:2]
+    scope = {}
+    exec(first.source, scope)
+    exec(second.source, scope | values)
+    return called
+
+  return run
+
+
+def test_elsewhere_it_asks_where_to_clone_from(install):
+  with pytest.raises(ValueError, match="REPOSITORY: got ''"):
+    install()
+
+
+def test_elsewhere_it_clones_and_installs_for_the_tpu(install, tmp_path):
+  (clone, _), (venv, _), (pip, how) = install(REPOSITORY="https://example/it.git")
+  project = tmp_path / "offpolicy_rl"
+  assert clone[:2] == ["git", "clone"] and clone[-2:] == ["https://example/it.git", project]
+  assert venv[1:] == ["-m", "venv", "--without-pip", project / ".venv"]
+  assert pip[pip.index("--python") + 1] == str(project / ".venv" / "bin" / "python")
+  assert pip[-1] == ".[gym,bench,tpu]" and how["cwd"] == project
+  assert "PIP_CONSTRAINT" not in how["env"]
+  assert {"gym", "bench", "tpu"} <= set(re.findall(r'"(\w+)": \[', (ROOT / "setup.py").read_text()))
