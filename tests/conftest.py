@@ -34,6 +34,20 @@ def tiny_config():
   return config_lib.load(str(ROOT / "configs" / "test.py"))
 
 
+# Files of minutes, which are begun first, so that no worker is left alone with one at the end.
+LONG = (
+  "several_processes_test.py", "resume_test.py", "end_to_end_test.py", "elastic_test.py",
+  "lora_test.py", "step_test.py", "colab_test.py", "running_test.py", "chaos_test.py",
+  "cards_test.py", "docs_test.py", "exchange_test.py", "evaluate_test.py", "local_test.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+  """Long files first; the others in their order."""
+  place = {name: number for number, name in enumerate(LONG)}
+  items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
 def pytest_sessionfinish():
   """The compiled programs go when the session ends."""
   shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
