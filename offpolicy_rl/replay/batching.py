@@ -54,12 +54,16 @@ def lag_metrics(groups: list[types.FinishedGroup], step: int) -> dict:
   """Lag of every token consumed at `step`, split into in flight and in queue.
 
   in flight = versions published between sampling a token and its group's arrival;
-  in queue = versions published between arrival and use. Their sum is the lag.
+  in queue = versions published between arrival and use. Their sum is the lag. A group that arrived
+  before its learner was killed may have seen newer versions than there are now: it did not wait.
   """
   versions = [np.concatenate([t.versions for t in g.group.trajectories]) for g in groups]
   lags = step - np.concatenate(versions)
   queue = np.concatenate(
-    [np.full(v.size, step - g.arrival_version) for v, g in zip(versions, groups, strict=True)]
+    [
+      np.full(v.size, max(step - g.arrival_version, 0))
+      for v, g in zip(versions, groups, strict=True)
+    ]
   )
   return {
     "lag/mean": float(lags.mean()),

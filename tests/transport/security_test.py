@@ -325,12 +325,12 @@ def test_notices_are_given_once_and_their_memory_is_bounded(caplog):
 
 
 def test_calls_beyond_the_places_are_refused_and_tried_again():
-  learner = Learner(max_samplers=1)  # five places
+  learner, places = Learner(max_samplers=1), 5 + server.WATCHERS
   with grpc.insecure_channel(learner.address) as channel:
     stub = rpc.LearnerStub(seal.SealedChannel(channel))
     request = pb.LeaseRequest(session="one", sampler_id="slow", credits=1, wait_seconds=3)
-    waiting = [stub.Lease.future(request) for _ in range(5)]
-    time.sleep(1)  # all five have arrived by now; a call of ours must not be in their way
+    waiting = [stub.Lease.future(request) for _ in range(places)]
+    time.sleep(1)  # all have arrived by now; a call of ours must not be in their way
     with pytest.raises(grpc.RpcError) as error:
       stub.Hello(pb.HelloRequest(protocol=server.PROTOCOL, sampler_id="me"))
     assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
