@@ -106,7 +106,7 @@ MESHES = [dict(expert=8), dict(expert=4, data=2), dict(expert=2, fsdp=2, tensor=
 
 
 def wide_weights():
-  """Tokens, router and experts. Outputs are of size 1: the sine of large ones is mostly rounding."""
+  """Tokens, router, experts. Outputs are of size 1: the sine of large ones is mostly rounding."""
   keys = iter(jax.random.split(jax.random.key(3), 5))
   draw = lambda *shape: jax.random.normal(next(keys), shape)
   e, n, d, f = WIDE.values()

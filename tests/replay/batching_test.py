@@ -92,6 +92,14 @@ def test_lag_is_counted_per_token_and_split_at_arrival():
   )
 
 
+def test_a_group_that_arrived_before_its_learner_was_killed_did_not_wait():
+  """It came at version 12, the run went on from an older checkpoint, and uses it at step 9."""
+  group = finished([7], [trajectory([3, 1], [4, 5], 1.0)], arrival=12)
+  found = batching.lag_metrics([group], step=9)
+  assert found["lag/in_queue_histogram"] == {"0": 2}
+  assert found["lag/in_flight_histogram"] == found["lag/histogram"] == {"4": 1, "5": 1}
+
+
 def test_what_the_host_knows_of_completions():
   found = batching.completion_metrics(GROUPS)
   assert found == {"finished_fraction": 1.0, "verifier_failures": 2}
