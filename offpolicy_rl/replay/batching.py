@@ -54,17 +54,16 @@ def lag_metrics(groups: list[types.FinishedGroup], step: int) -> dict:
   """Lag of every token consumed at `step`, split into in flight and in queue.
 
   in flight = versions published between sampling a token and its group's arrival;
-  in queue = versions published between arrival and use. Their sum is the lag. A group that arrived
-  before its learner was killed may have seen newer versions than there are now: it did not wait.
+  in queue = versions published between arrival and use. Their sum is the lag. Where its learner was
+  killed, a group may have arrived at a version that is yet to come, or before there was any: what
+  is counted begins with the version that sampled it and ends with `step`.
   """
   versions = [np.concatenate([t.versions for t in g.group.trajectories]) for g in groups]
   lags = step - np.concatenate(versions)
-  queue = np.concatenate(
-    [
-      np.full(v.size, max(step - g.arrival_version, 0))
-      for v, g in zip(versions, groups, strict=True)
-    ]
-  )
+  arrivals = [
+    min(max(g.arrival_version, v.max()), step) for v, g in zip(versions, groups, strict=True)
+  ]
+  queue = step - np.repeat(arrivals, [v.size for v in versions])
   return {
     "lag/mean": float(lags.mean()),
     "lag/max": int(lags.max()),

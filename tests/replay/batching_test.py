@@ -92,12 +92,14 @@ def test_lag_is_counted_per_token_and_split_at_arrival():
   )
 
 
-def test_a_group_that_arrived_before_its_learner_was_killed_did_not_wait():
-  """It came at version 12, the run went on from an older checkpoint, and uses it at step 9."""
-  group = finished([7], [trajectory([3, 1], [4, 5], 1.0)], arrival=12)
+@pytest.mark.parametrize(("arrival", "in_queue"), [(12, 0), (-1, 4)])
+def test_a_group_that_arrived_around_a_kill_waited_at_most_its_lag(arrival, in_queue):
+  """Used at step 9. It came at version 12, which is lost; or before there was one again."""
+  group = finished([7], [trajectory([3, 1], [4, 5], 1.0)], arrival=arrival)
   found = batching.lag_metrics([group], step=9)
-  assert found["lag/in_queue_histogram"] == {"0": 2}
-  assert found["lag/in_flight_histogram"] == found["lag/histogram"] == {"4": 1, "5": 1}
+  assert found["lag/in_queue_histogram"] == {str(in_queue): 2}
+  in_flight = {4 - in_queue: 1, 5 - in_queue: 1}
+  assert found["lag/in_flight_histogram"] == {str(lag): n for lag, n in in_flight.items()}
 
 
 def test_what_the_host_knows_of_completions():
