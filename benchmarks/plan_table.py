@@ -81,19 +81,30 @@ def table(rows: list[dict]) -> str:
   return "\n".join([head, *map(line, rows)]) + "\n"
 
 
+def keep(row: dict) -> list[dict]:
+  """In place of what was found before for this card and topology -> all rows, in order."""
+  file = RESULTS / "plan_table.json"
+  rows = json.loads(file.read_text()) if file.exists() else []
+  name = lambda row: (row["card"], row["topology"])
+  found = {name(old): old for old in rows} | {name(row): row}
+  order = [(card, case[0]) for card in CASES for case in CASES[card]]
+  rows = [found[one] for one in order if one in found]
+  file.write_text(json.dumps(rows, indent=1) + "\n")
+  return rows
+
+
 def main() -> None:
-  """All cases, or those of some cards."""
+  """All cases, or those of some cards; what was found before for the others stays."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--cards", nargs="+", choices=CASES, default=list(CASES))
   arguments = parser.parse_args()
-  rows = [plan(card, *case) for card in arguments.cards for case in CASES[card]]
+  for card in arguments.cards:
+    for case in CASES[card]:
+      rows = keep(plan(card, *case))
+      text = README.read_text()
+      begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+      README.write_text(text[:begin] + table(rows) + text[end:])
   print(table(rows))
-  if arguments.cards != list(CASES):
-    return
-  (RESULTS / "plan_table.json").write_text(json.dumps(rows, indent=1) + "\n")
-  text = README.read_text()
-  begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-  README.write_text(text[:begin] + table(rows) + text[end:])
 
 
 if __name__ == "__main__":

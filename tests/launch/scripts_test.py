@@ -3,6 +3,7 @@
 import pathlib
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -16,7 +17,8 @@ EXPLAINED = ["gke/gke.sh", "local.sh", "slurm.sh", "tpu_host.sh", "tpu_vm.sh"]
   "command", [["shellcheck", *SCRIPTS], ["hadolint", LAUNCH / "Dockerfile"]], ids=lambda c: c[0]
 )
 def test_linters_have_nothing_to_say(command):
-  done = subprocess.run(command, capture_output=True, text=True)
+  program = pathlib.Path(sys.executable).with_name(command[0])  # as the extra `test` installs it
+  done = subprocess.run([program, *command[1:]], capture_output=True, text=True)
   assert done.returncode == 0, done.stdout + done.stderr
 
 
