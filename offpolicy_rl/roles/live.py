@@ -9,6 +9,7 @@ from offpolicy_rl import metrics, types, watch
 from offpolicy_rl.roles.front import Front
 
 _SECONDS = 2.0  # between two versions of the file
+_LAST_SECONDS = 5.0  # for the last version: a hung disk must not keep a run from ending
 _SHOWN_SECONDS = 300.0  # samplers silent for longer are not spoken of
 
 
@@ -47,12 +48,13 @@ class Live:
     """The run is over: "finished", "stopped" or "failed"."""
     self._ended = how
     self._over.set()
-    self._writer.join(_SECONDS)  # a hung disk must not keep a run from ending
+    self._writer.join(_LAST_SECONDS)
 
   def _keep_writing(self) -> None:
     while True:
+      status = self.status()
       with contextlib.suppress(OSError):  # a full disk must not end a run for this
-        watch.write_status(self._run_dir, self.status())
-      if self._ended:
+        watch.write_status(self._run_dir, status)
+      if status.ended:
         return
       self._over.wait(_SECONDS)

@@ -40,6 +40,25 @@ def test_the_file_is_kept_up_to_date_until_the_end(tiny_config, tmp_path, monkey
   assert watch.read_status(tmp_path / "run").ended == "finished"
 
 
+def test_a_run_that_ends_while_the_file_is_written_is_said_to_have_ended(
+  tiny_config, tmp_path, monkeypatch
+):
+  write, writing, go_on = watch.write_status, threading.Event(), threading.Event()
+
+  def write_slowly(run_dir, status):
+    writing.set()
+    go_on.wait(5)
+    write(run_dir, status)
+
+  monkeypatch.setattr(watch, "write_status", write_slowly)
+  _, live = make(tiny_config, tmp_path / "run")
+  live.begin()
+  assert writing.wait(5)
+  threading.Timer(0.2, go_on.set).start()
+  live.end("finished")
+  assert watch.read_status(tmp_path / "run").ended == "finished"
+
+
 def test_a_full_disk_ends_no_run(tiny_config, tmp_path, monkeypatch):
   monkeypatch.setattr(live_lib, "_SECONDS", 0.01)
   asked = threading.Event()
