@@ -99,7 +99,7 @@ def test_who_watches_is_no_sampler_and_keeps_no_run_waiting(tiny_config, tmp_pat
   start = time.monotonic()
   live.end("finished")
   front.dismiss(silent_seconds=60, at_most_seconds=60)
-  wire.stop(0).wait(10)
+  wire.stop(grace=2.0).wait(10)  # as the learner does
   looking.join(10)
   assert time.monotonic() - start < 8
   [news] = later  # the last word arrived although the learner went
