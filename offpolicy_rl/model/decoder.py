@@ -188,9 +188,9 @@ class Block(nnx.Module):
   def attention(self, x_BxTxD, positions_BxT, sight: Sight, cache: paging.OfLayer | None):
     """Returns the attention output [B, T, D] and the cache with these tokens."""
     c = self.config
-    q_BxTxHxC = project(x_BxTxD, self.matrix("w_q"))
-    k = project(x_BxTxD, self.matrix("w_k"))
-    v = project(x_BxTxD, self.matrix("w_v"))
+    q_BxTxHxC = jnp.einsum("btd,dhc->bthc", x_BxTxD, self.matrix("w_q"))
+    k = jnp.einsum("btd,dkc->btkc", x_BxTxD, self.matrix("w_k"))
+    v = jnp.einsum("btd,dkc->btkc", x_BxTxD, self.matrix("w_v"))
     q_BxTxHxC = self.adapted("w_q", x_BxTxD, q_BxTxHxC)
     k, v = self.adapted("w_k", x_BxTxD, k), self.adapted("w_v", x_BxTxD, v)
     if c.qkv_bias:
@@ -208,7 +208,7 @@ class Block(nnx.Module):
       out_BxTxHxC, cache = paging.extend_and_attend(
         q_BxTxHxC, k, v, cache, positions_BxT, sight.is_local, c
       )
-    out_BxTxD = project(out_BxTxHxC, self.matrix("w_o"), axes=2)
+    out_BxTxD = jnp.einsum("bthc,hcd->btd", out_BxTxHxC, self.matrix("w_o"))
     return self.adapted("w_o", out_BxTxHxC, out_BxTxD), cache
 
   def mlp(self, x_BxTxD):
@@ -340,15 +340,14 @@ def logits(config: DecoderConfig, output, x_BxTxD):
   return softcap(logits_NxV.reshape(*x_BxTxD.shape[:-1], -1), config.logit_softcap)
 
 
-def project(x, w, *, axes: int = 1):
-  """x [..., *D] times w [*D, ...] over their `axes` common axes, as a product of two matrices.
+def project(x_BxTxD, w_DxF):
+  """[B, T, F], as a product of two matrices.
 
-  The same as `jnp.tensordot`. But where tokens have two axes, XLA for CPU writes them transposed,
-  an element at a time, for the gradient of `w`: a quarter of a training step's time.
+  The same as `x @ w`, where XLA for CPU, because tokens have two axes, writes them transposed, an
+  element at a time, for the gradient of `w`: a quarter of a training step's time.
   """
-  before, after = x.shape[: x.ndim - axes], w.shape[axes:]
-  x_NxD = x.reshape(math.prod(before), -1)
-  return (x_NxD @ w.reshape(x_NxD.shape[1], -1)).reshape(before + after)
+  x_NxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
+  return (x_NxD @ w_DxF).reshape(*x_BxTxD.shape[:-1], -1)
 
 
 def _rematerialised(name: str):
