@@ -28,7 +28,8 @@ CARDS = {  # card -> random model of tests/reference
 OTHER_SIZES = {"gsm8k_qwen3_1_7b", "gsm8k_qwen3_8b", "gsm8k_qwen3_32b"}  # of a card above
 # Sizes only: everything else is the card's.
 SMALL = {
-  "mesh.fsdp": 1, "task.data_dir": "tests/data/word_problems", "task.max_prompt_tokens": 450,
+  "mesh.fsdp": 1, "sampler.tensor": 1,
+  "task.data_dir": "tests/data/word_problems", "task.max_prompt_tokens": 450,
   "task.max_completion_tokens": 12, "task.verifier_processes": 1, "learner.steps": 2,
   "learner.prompts_per_step": 4, "learner.group_size": 2, "learner.microbatches": 2,
   "learner.row_tokens": 1000, "learner.max_refills": 2, "learner.logprob_chunk": 8,
