@@ -59,6 +59,7 @@ def of_directory(run_dir: pathlib.Path) -> Source:
   """Looks at a run's files; the directory may be another machine's, mounted."""
 
   def look(session: str, position: int, wait_seconds: float) -> types.News:
+    """As `client.LearnerClient.watch`."""
     time.sleep(wait_seconds)
     return metrics.news(run_dir, read_status(run_dir), session, position)
 

@@ -144,6 +144,7 @@ def _copy_block(r: _Refs, row, *, number, side, act):
   begin += number * block
 
   def of_page(i, _):
+    """Keys and values of the block's page `i`."""
     source = (r.layer[0], _number(r, row, begin + i))
     for kind, pool in enumerate((r.k_pool, r.v_pool)):
       target = r.buffers[kind].at[side, i]
@@ -204,6 +205,7 @@ def _row(*refs, cap: float):
   before = r.turn[0]
 
   def visit(number, found):
+    """Has the next block copied, takes this one into the softmax so far."""
     side = _rem(before + number, 2)
     done = number + 1 == blocks
     after = (jnp.where(done, row + 1, row), jnp.where(done, 0, number + 1))

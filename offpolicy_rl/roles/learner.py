@@ -188,6 +188,7 @@ def _loop_parts(me: Learner, reference, speed: hardware.Speed) -> loop.Parts:
   config = me.config
 
   def write(at_step, row):
+    """The row of a step, with what the other threads count."""
     logprobs = row.pop("policy_logprobs")
     of_front = me.front.pulse.metrics() | {"weights/bytes": me.front.version_bytes}
     me.records.train(at_step, row | of_front | speed.metrics(row), logprobs)

@@ -77,10 +77,12 @@ def profiled(
   watching = _Profiler(asked, run_dir / FOLDER, say)
 
   def begin(step, consumed):
+    """See `loop.Parts.begin`."""
     functions.begin(step, consumed)
     watching.step_begins(step)
 
   def after_step(version, state):
+    """See `loop.Parts.after_step`."""
     watching.step_ends()
     functions.after_step(version, state)
     watching.version(version)

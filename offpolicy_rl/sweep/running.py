@@ -127,6 +127,7 @@ def execute(
   screen.begin(found, todo)
 
   def attempt(run: runs_lib.Run) -> str:
+    """How this run ended, or stood when we were told to stop."""
     if stop.is_set():
       return found[run.name]
     screen.started(run)
