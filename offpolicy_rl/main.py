@@ -31,6 +31,7 @@ import time
 from offpolicy_rl import arguments as arguments_lib
 from offpolicy_rl import commands
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import memory
 
 _LEARNER_FILES = ("tls_cert", "tls_key", "tls_client_ca", "token_file")
 _LOOKED_AT = ("metrics_port", "metrics_host", "profile", "profile_memory")
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
   0 done, 1 failed, 2 wrong arguments, 3 a plan that does not fit, 130 interrupted.
   """
+  memory.keep_freed_memory()
   argv = sys.argv[1:] if argv is None else argv
   assignments = [a for a in argv if a.startswith("--config.")]
   others = [a for a in argv if not a.startswith("--config.")]

@@ -13,7 +13,6 @@ from offpolicy_rl.transport import (
   bounds,
   codec,
   diagnosis,
-  memory,
   seal,
   security,
   watching,
@@ -69,7 +68,6 @@ class LearnerClient:
     credentials: security.Credentials = security.NONE,
   ):
     bounds.check_name(sampler_id, "--name")
-    memory.keep_freed_blocks()
     limit = max_message_mb << 20
     options = [
       ("grpc.max_receive_message_length", limit),

@@ -17,7 +17,6 @@ from offpolicy_rl.transport import (
   bounds,
   codec,
   door,
-  memory,
   seal,
   security,
   watching,
@@ -323,7 +322,6 @@ def start(
     RuntimeError: the address is taken.
     security.CredentialsError: a file of `credentials` cannot be read.
   """
-  memory.keep_freed_blocks()
   # One long poll, one push and one weight pull or heartbeat per sampler at a time, and two probes.
   # Whoever watches takes none of these. A call beyond them all is refused (RESOURCE_EXHAUSTED), not
   # queued: the queue would have no bound.
