@@ -29,9 +29,8 @@ import threading
 import time
 
 from offpolicy_rl import arguments as arguments_lib
-from offpolicy_rl import commands
+from offpolicy_rl import commands, memory
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import memory
 
 _LEARNER_FILES = ("tls_cert", "tls_key", "tls_client_ca", "token_file")
 _LOOKED_AT = ("metrics_port", "metrics_host", "profile", "profile_memory")
