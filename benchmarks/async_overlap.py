@@ -36,8 +36,8 @@ CARD = {
   "warm_start.steps": 0, "evaluation.every": 0, "evaluation.problems": 1, "evaluation.samples": 1,
   "model.num_layers": 2, "model.width": 512, "model.mlp_width": 2048,
   "model.num_heads": 4, "model.num_kv_heads": 4,
-  "learner.prompts_per_step": 14, "learner.group_size": 6, "learner.audit_every": 0,
-  "learner.learning_rate": 1e-6, "sampler.slots": 6, "checkpoint.every": 10_000,
+  "learner.prompts_per_step": 14, "learner.group_size": 7, "learner.audit_every": 0,
+  "learner.learning_rate": 1e-6, "sampler.slots": 7, "checkpoint.every": 10_000,
 }  # fmt: skip
 
 

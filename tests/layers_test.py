@@ -21,6 +21,7 @@ ALLOWED = {
   "report": {"metrics", "config_text"},
   "explain": {"losses"},
   "arguments": set(),
+  "memory": set(),
   "tasks": BASE,
   "model": BASE,
   "losses": BASE,

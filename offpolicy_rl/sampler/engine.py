@@ -143,6 +143,12 @@ class Engine:
     filling = sum(len(completions) for _, completions in self._filling)
     return self._sizes.slots - len(self._seated) - len(self._ready) - filling - waiting
 
+  @property
+  def room_soon(self) -> int:
+    """The same after the next step, as far as it is certain: the longest completions end in it."""
+    last = self._sizes.max_tokens - self._sizes.steps
+    return self.room + sum(len(c.versions) >= last for c in self._seated.values())
+
   def add(self, tickets: list[types.Ticket]) -> None:
     """Answers these, too.
 

@@ -25,6 +25,11 @@ class Engines:
     """Completions that would find a slot at once."""
     return sum(max(engine.room, 0) for engine in self._engines)
 
+  @property
+  def room_soon(self) -> int:
+    """The same after the next step, as far as it is certain."""
+    return sum(max(engine.room_soon, 0) for engine in self._engines)
+
   def add(self, tickets: list[types.Ticket]) -> None:
     """Each goes where there is most room."""
     for ticket in tickets:

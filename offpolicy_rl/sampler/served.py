@@ -168,6 +168,8 @@ class ServedEngine:
     under_way = [*self._waiting, *self._asked.values()]
     return self._slots - sum(ticket.num_completions for ticket in under_way)
 
+  room_soon = room  # nothing is known of what will end when
+
   def add(self, tickets: list[types.Ticket]) -> None:
     """Answers these, too."""
     self._waiting.extend(tickets)

@@ -97,12 +97,12 @@ class _Work:
     return not self._over or bool(self._waiting or self._done or self._delivering)
 
   def _lease(self) -> None:
-    """Takes the tickets that came; asks for more where slots would take them."""
+    """Takes the tickets that came; asks for more where slots would take them, or will in a step."""
     if self._leasing and self._leasing.done():
       tickets, self._leasing = self._leasing.result(), None
       self._over |= tickets is None
       self._waiting = [] if self._over else tickets
-    room = self._parts.engine.room
+    room = self._parts.engine.room_soon
     if not (self._leasing or self._over or self._waiting) and room > 0:
       have = [*self._active, *(ticket.ticket_id for ticket, _ in self._done)]
       self._leasing = self._pool.submit(self._parts.lease, room, have)

@@ -228,6 +228,18 @@ def test_completions_go_on_with_other_parameters(refreshed):
   assert (max(gaps) < 1e-5) == refreshed
 
 
+def test_room_is_foreseen_where_completions_reach_their_limit():
+  made, params = make_engine(), random_params(CONFIG)
+  made.add([ticket(i) for i in range(4)])
+  assert (made.room, made.room_soon) == (0, 0)
+  made.step(params, 0)
+  assert made.room < made.room_soon == 12  # four of six tokens are there
+  made.step(params, 0)
+  assert made.room == 12
+  made.add([ticket(4), ticket(5)])
+  assert made.room == made.room_soon == 6  # two to come, no token made
+
+
 def test_an_engine_over_two_devices_and_two_engines_sample_the_same():
   params, tickets = random_params(CONFIG), [ticket(i) for i in range(9)]
   expected = make_engine().generate(params, 0, tickets)

@@ -32,6 +32,10 @@ class Engine:
   def room(self):
     return self._slots - len(self._open)
 
+  @property
+  def room_soon(self):
+    return self.room
+
   def add(self, tickets):
     self._open |= {t.ticket_id: (t, []) for t in tickets}
 
@@ -111,6 +115,20 @@ def test_generation_goes_on_while_groups_are_pushed():
   worker.run(learner.parts(engine), worker.Stats())
   assert names(learner.pushed) == [f"{i}" for i in range(6)]
   assert max(map(len, learner.had)) >= 5  # generated, and not acknowledged yet
+
+
+def test_the_next_tickets_are_leased_before_the_slots_are_free():
+  class Foreseeing(Engine):
+    @property
+    def room_soon(self):
+      return self.room + sum(len(v) == self._steps - 1 for _, v in self._open.values())
+
+  learner, engine = Learner([ticket(f"{i}") for i in range(4)]), Foreseeing(slots=1)
+  lease, begun = learner.lease, []
+  learner.lease = lambda *args: begun.append(tuple(engine._open)) or lease(*args)
+  worker.run(learner.parts(engine), worker.Stats())
+  assert names(learner.pushed) == [f"{i}" for i in range(4)]
+  assert begun == [(), ("0",), ("1",), ("2",), ("3",)]
 
 
 def publishing(engine, learner, version, at):
