@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.demo_seeds import machine
 from benchmarks.sampler import model as sampler_model
-from offpolicy_rl import losses, types
+from offpolicy_rl import losses, memory, types
 from offpolicy_rl.learner import hardware, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import attention, cost, policy, sharding
@@ -150,6 +150,7 @@ def measure(config, rows: int, rounds: int, remat: str) -> dict:
 
 def main() -> None:
   """Measures, prints, writes."""
+  memory.keep_freed_memory()
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--quick", action="store_true")
   parser.add_argument("--rounds", type=int, default=7)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.demo_seeds import machine
-from offpolicy_rl import types
+from offpolicy_rl import memory, types
 from offpolicy_rl.model import cost, decoder, policy
 from offpolicy_rl.sampler import engine as engine_lib
 from offpolicy_rl.sampler import stopping
@@ -205,6 +205,7 @@ def updating(config, params, slots: int, rounds: int) -> dict:
 
 def main() -> None:
   """Measures, prints, writes."""
+  memory.keep_freed_memory()
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--quick", action="store_true")
   parser.add_argument("--rounds", type=int, default=5)

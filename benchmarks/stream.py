@@ -24,7 +24,7 @@ import time
 import grpc
 import numpy as np
 
-from offpolicy_rl import types
+from offpolicy_rl import memory, types
 from offpolicy_rl.replay import lag, ledger, store
 from offpolicy_rl.roles.front import Front
 from offpolicy_rl.transport import client, codec, server, weights
@@ -68,6 +68,7 @@ def ticket(index: int) -> types.Ticket:
 
 def serve_learner(folder: str, pipe) -> None:
   """A learner's server with its real ledger, store and checks; tells its address and CPU time."""
+  memory.keep_freed_memory()
   groups = store.GroupStore(pathlib.Path(folder), decode=codec.group_of_request)
   front = Front(
     book=ledger.Ledger(60.0), groups=groups, weights=weights.WeightStore(),
@@ -101,6 +102,7 @@ def take_steps(book: ledger.Ledger, steps: queue.Queue) -> None:
 
 def serve_bare(_, pipe) -> None:
   """A gRPC server that answers each message of a stream with an empty one."""
+  memory.keep_freed_memory()
 
   def push(requests, context):
     for _ in requests:
@@ -254,6 +256,7 @@ def run_all(functions: list) -> None:
 
 def main() -> None:
   """Prints and writes the study."""
+  memory.keep_freed_memory()
   groups = [group(i) for i in range(GROUPS)]
   with tempfile.TemporaryDirectory(prefix="stream-") as folder:
     learner, bare = Served(serve_learner, os.path.join(folder, "groups")), Served(serve_bare)

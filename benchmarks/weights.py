@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.demo_seeds import machine
+from offpolicy_rl import memory
 from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.transport import client, delta, receiver, server, weights
 from tests.transport import learners
@@ -62,6 +63,7 @@ def timed(seconds: dict, name: str, function):
 
 def puller(pipe, address: str, layout: receiver.Layout, core: int | None) -> None:
   """A sampler that only pulls: "delta", "full" or None to end -> figures of that pull."""
+  memory.keep_freed_memory()
   if core is not None:
     os.sched_setaffinity(0, {core})
   seconds: dict = {}
@@ -321,6 +323,7 @@ def learner_row(pullers: int, values: np.ndarray, none: np.ndarray) -> dict:
 
 def main() -> None:
   """Measures both and writes."""
+  memory.keep_freed_memory()
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--only", choices=["transfer", "learner"])
   parser.add_argument("--updates", type=int, default=5)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from benchmarks.peers import work
-from offpolicy_rl import losses, types
+from offpolicy_rl import losses, memory, types
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import decoder, policy, sharding
@@ -83,6 +83,7 @@ def trainer(config):
 
 def main() -> None:
   """ours.py SHAPE generate|decode|train"""
+  memory.keep_freed_memory()
   config = model(work.SHAPES[sys.argv[1]])
   job = {"generate": generator, "decode": decoder_only, "train": trainer}[sys.argv[2]]
   work.serve({sys.argv[2]: job(config)})
