@@ -55,7 +55,10 @@ def test_from_import_to_export(tmp_path, reference, card, family):  # noqa: F811
   shutil.copytree(reference / family / "model", source)
   tokenizer.write_from_gguf(Gguf(), source)
   assert main.main(["import", f"--from={source}", f"--to={taken}"]) == 0
-  settings = [f"--config.{key}={value}" for key, value in SMALL.items()]
+  # In bfloat16 a router's near ties go another way in the learner: other experts, any mismatch.
+  exact = {"model.compute_dtype": "float32", "transport.weights_dtype": "float32"}
+  small = SMALL | (exact if family == "qwen3-moe" else {})
+  settings = [f"--config.{key}={value}" for key, value in small.items()]
   with processes() as launch:
     local = launch(
       "local", f"--config=configs/{card}.py", f"--config.model.checkpoint={taken}",
@@ -66,7 +69,8 @@ def test_from_import_to_export(tmp_path, reference, card, family):  # noqa: F811
   rows = train_rows(run)
   assert [row["step"] for row in rows] == [0, 1]
   assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
-  assert rows[0]["mismatch/tokens"] > 0 and rows[0]["mismatch/max"] < 0.3  # bfloat16
+  assert rows[0]["mismatch/tokens"] > 0
+  assert rows[0]["mismatch/max"] < (1e-4 if family == "qwen3-moe" else 0.3)  # else bfloat16
   assert any("router/max_load" in row for row in rows) == (family == "qwen3-moe")
   _loads_elsewhere(run, tmp_path / "out", source)
 
