@@ -51,24 +51,36 @@ def sample_token(
   Greedy at temperature 0, with logprob 0: it had probability 1.
   """
   greedy = temperature == 0
-  log_p = jax.nn.log_softmax(logits / jnp.where(greedy, 1.0, temperature))
-  log_p = truncate(log_p, truncation)
-  drawn = _draw(log_p, jax.random.uniform(key))
-  token = jnp.where(greedy, jnp.argmax(logits), drawn)
-  return token.astype(jnp.int32), jnp.where(greedy, 0.0, log_p[token])
+  scores = logits / jnp.where(greedy, 1.0, temperature)
+  if truncation != NONE:
+    scores = truncate(jax.nn.log_softmax(scores), truncation)
+  scores = _in_blocks(scores, -jnp.inf)
+  highest = jnp.max(scores, axis=1)
+  top = jnp.max(highest)
+  p = jnp.exp(scores - top)  # not normalised: the vocabulary is gone through only once
+  drawn, total = _draw(p, jax.random.uniform(key))
+  block = jnp.argmax(highest)
+  token = jnp.where(greedy, block * _BLOCK + jnp.argmax(scores[block]), drawn)
+  logprob = scores.reshape(-1)[token] - top - jnp.log(total)
+  return token.astype(jnp.int32), jnp.where(greedy, 0.0, logprob)
 
 
-def _draw(log_p: jax.Array, uniform: jax.Array) -> jax.Array:
-  """Inverse of the cumulative distribution at a number in [0, 1): first a block, then in it.
+def _in_blocks(x: jax.Array, filling: float) -> jax.Array:
+  """[V] -> [blocks, _BLOCK]."""
+  return jnp.pad(x, (0, -x.size % _BLOCK), constant_values=filling).reshape(-1, _BLOCK)
 
-  One random number per token, where adding Gumbel noise to every logit takes one per entry of the
+
+def _draw(p: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """A token with a probability proportional to p [blocks, _BLOCK] -> (token, sum of all).
+
+  Inverse of the cumulative distribution at a number in [0, 1): first a block, then in it. One
+  random number per token, where adding Gumbel noise to every logit takes one per entry of the
   vocabulary, which is most of the time of a small model's step on CPU.
   """
-  padding = (0, -log_p.size % _BLOCK)
-  p = jnp.exp(jnp.pad(log_p, padding, constant_values=-jnp.inf)).reshape(-1, _BLOCK)
   blocks = jnp.sum(p, axis=1)
-  block, left = _reaches(blocks, uniform * jnp.sum(blocks))
-  return block * _BLOCK + _reaches(p[block], left)[0]
+  total = jnp.sum(blocks)
+  block, left = _reaches(blocks, uniform * total)
+  return block * _BLOCK + _reaches(p[block], left)[0], total
 
 
 def _reaches(p: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -72,13 +72,35 @@ def test_greedy_is_the_likeliest_token_whatever_is_left_out():
 
 
 @pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
+def test_greedy_in_a_large_vocabulary_is_the_first_of_the_likeliest(size):
+  rng = np.random.default_rng(size)
+  for _ in range(20):
+    logits = jnp.array(rng.integers(-8, 5, size), jnp.float32)  # many are equally likely
+    token, logprob = sampling.sample_token(logits, jax.random.key(0), jnp.float32(0))
+    assert (token, logprob) == (np.argmax(logits), 0)
+
+
+@pytest.mark.parametrize("size", [1, 257, 1000])
+def test_the_logprob_is_that_of_float64(size):
+  """Also far from zero, where exponentials overflow."""
+  rng = np.random.default_rng(size)
+  for far in (0.0, 1000.0, -1000.0):
+    logits = (far + 3 * rng.normal(size=size)).astype(np.float32)
+    token, logprob = sampling.sample_token(jnp.array(logits), jax.random.key(0), jnp.float32(1))
+    exact = logits.astype(np.float64) - logits.max()
+    exact -= np.log(np.exp(exact).sum())
+    np.testing.assert_allclose(logprob, exact[token], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
 def test_every_number_is_a_token_that_has_probability(size):
   """Also where rounding makes the last sums fall short, and with most tokens left out."""
   rng = np.random.default_rng(size)
-  log_p = jax.nn.log_softmax(jnp.where(rng.random(size) < 0.7, -jnp.inf, 3 * rng.normal(size)))
+  log_p = jax.nn.log_softmax(jnp.where(rng.random(size) < 0.7, -jnp.inf, 3 * rng.normal(size=size)))
   log_p = jnp.where(jnp.isnan(log_p), 0.0, log_p)  # none was kept of one token
   numbers = jnp.concatenate([jnp.linspace(0, 1, 500), jnp.array([np.nextafter(1, 0, dtype="f4")])])
-  tokens = jax.vmap(lambda u: sampling._draw(log_p, u))(numbers)
+  p = sampling._in_blocks(jnp.exp(log_p), 0.0)
+  tokens = jax.vmap(lambda u: sampling._draw(p, u)[0])(numbers)
   assert np.all(np.isfinite(log_p[tokens])) and tokens.min() >= 0 and tokens.max() < size
   held = np.cumsum(np.exp(np.float64(log_p)))
   expected = np.minimum(np.searchsorted(held, np.float64(numbers), side="right"), size - 1)
