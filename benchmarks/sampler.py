@@ -1,6 +1,6 @@
 """How fast does the sampler decode, how far is that from the floor, and what does refilling bring?
 
-Command:  python -m benchmarks.sampler            (--quick: a small model, half a minute)
+Command:  python -m benchmarks.sampler            (25 minutes; --quick: a small model)
 A model with 135 M random parameters (SmolLM2's shape), float32, 64 slots. First table: time of one
 decoding step with every slot in use, beside what its products and its bytes take at the rates that
 this machine reaches on a plain matrix product of that many rows and on reading an array, measured
@@ -203,6 +203,11 @@ def updating(config, params, slots: int, rounds: int) -> dict:
   }
 
 
+def listed(numbers: dict[str, float], form: str) -> str:
+  """In words."""
+  return "; ".join(f"{name}: {number:{form}}" for name, number in numbers.items())
+
+
 def main() -> None:
   """Measures, prints, writes."""
   memory.keep_freed_memory()
@@ -224,9 +229,13 @@ def main() -> None:
     flush=True,
   )
   many = ragged(config, params, slots, max(1, arguments.rounds // 2))
-  print(f"ragged: {many['tokens_per_second']} tokens/s, ratio {many['ratio']:.2f}")
+  print(
+    f"ragged lengths: {listed(many['tokens_per_second'], '.0f')} tokens/s; "
+    f"ratio {many['ratio']:.2f}",
+    flush=True,
+  )
   bubble = updating(config, params, slots, max(1, arguments.rounds // 2))
-  print(f"new weights: tokens/s against none: {bubble['ratio']}")
+  print(f"new weights, tokens/s against none: {listed(bubble['ratio'], '.2f')}")
   if not arguments.quick:
     found = {"machine": machine(), "parameters": parameters, "decoding": one}
     found |= {"ragged": many, "updates": bubble}
