@@ -27,7 +27,7 @@ def model(shape: dict) -> decoder.DecoderConfig:
 
 def generator(config, *, most: int = work.MOST, ends=None, chosen=lambda prompts: prompts):
   """Turn -> tokens made."""
-  sizes = engine.Sizes(work.SLOTS, work.GROUP_SIZE, work.PROMPT, most)
+  sizes = engine.Sizes(work.SLOTS, work.GROUP_SIZE, work.PROMPT, most, page_tokens=64)
   stops = stopping.Stops(tuple(work.ends(config.vocab_size) if ends is None else ends))
   machine = engine.Engine(config, sizes, stops=stops, seed=0)
   params = policy.init(config, jax.random.key(0))
