@@ -19,7 +19,8 @@ class Truncation(NamedTuple):
 
 
 NONE = Truncation()
-_BLOCK = 256  # tokens whose probabilities are added up first
+_BLOCKS = (256, 128, 64, 32, 16)  # tokens whose probabilities are added up first
+_DEVICES = 8  # over which a vocabulary is split without cutting a block, where it can be
 
 
 def truncate(log_p: jax.Array, how: Truncation) -> jax.Array:
@@ -60,18 +61,23 @@ def sample_token(
   p = jnp.exp(scores - top)  # not normalised: the vocabulary is gone through only once
   drawn, total = _draw(p, jax.random.uniform(key))
   block = jnp.argmax(highest)
-  token = jnp.where(greedy, block * _BLOCK + jnp.argmax(scores[block]), drawn)
+  token = jnp.where(greedy, block * scores.shape[1] + jnp.argmax(scores[block]), drawn)
   logprob = scores.reshape(-1)[token] - top - jnp.log(total)
   return token.astype(jnp.int32), jnp.where(greedy, 0.0, logprob)
 
 
 def _in_blocks(x: jax.Array, filling: float) -> jax.Array:
-  """[V] -> [blocks, _BLOCK]."""
-  return jnp.pad(x, (0, -x.size % _BLOCK), constant_values=filling).reshape(-1, _BLOCK)
+  """[V] -> [blocks, tokens of a block].
+
+  Were blocks cut, devices that hold parts of a vocabulary would send one another all of it for each
+  token: Qwen's 151,936 entries are 593.5 blocks of 256.
+  """
+  size = next((size for size in _BLOCKS if x.size % (_DEVICES * size) == 0), _BLOCKS[0])
+  return jnp.pad(x, (0, -x.size % size), constant_values=filling).reshape(-1, size)
 
 
 def _draw(p: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """A token with a probability proportional to p [blocks, _BLOCK] -> (token, sum of all).
+  """A token with a probability proportional to p [blocks, tokens] -> (token, sum of all).
 
   Inverse of the cumulative distribution at a number in [0, 1): first a block, then in it. One
   random number per token, where adding Gumbel noise to every logit takes one per entry of the
@@ -80,7 +86,7 @@ def _draw(p: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
   blocks = jnp.sum(p, axis=1)
   total = jnp.sum(blocks)
   block, left = _reaches(blocks, uniform * total)
-  return block * _BLOCK + _reaches(p[block], left)[0], total
+  return block * p.shape[1] + _reaches(p[block], left)[0], total
 
 
 def _reaches(p: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,7 @@
 """Sampling against slow numpy and against the frequencies of draws."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,7 @@ def test_greedy_is_the_likeliest_token_whatever_is_left_out():
     assert (token, logprob) == (1, 0)
 
 
-@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000, 1024])
 def test_greedy_in_a_large_vocabulary_is_the_first_of_the_likeliest(size):
   rng = np.random.default_rng(size)
   for _ in range(20):
@@ -92,7 +94,7 @@ def test_the_logprob_is_that_of_float64(size):
     np.testing.assert_allclose(logprob, exact[token], rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000, 1024])
 def test_every_number_is_a_token_that_has_probability(size):
   """Also where rounding makes the last sums fall short, and with most tokens left out."""
   rng = np.random.default_rng(size)
@@ -116,3 +118,21 @@ def test_draws_from_a_large_vocabulary_follow_its_blocks_and_their_tokens():
   expected = np.bincount(np.arange(5000) % 20, np.exp(log_p)) * 20_000
   found = np.bincount(np.asarray(tokens) % 20)
   assert ((found - expected) ** 2 / expected).sum() < 43.8  # 0.1 % quantile, 19 degrees
+
+
+@pytest.mark.parametrize("vocabulary", [151_936, 128_256, 49_152])  # Qwen, Llama 3, SmolLM2
+@pytest.mark.parametrize("devices", [4, 8])
+def test_devices_that_split_a_vocabulary_keep_their_logits(vocabulary, devices):
+  """They send one another sums of blocks at most."""
+  mesh = jax.make_mesh(
+    (devices,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,),
+    devices=jax.devices()[:devices],
+  )  # fmt: skip
+  layout = jax.NamedSharding(mesh, jax.P(None, "tensor"))
+  logits = jax.ShapeDtypeStruct((4, vocabulary), jnp.float32, sharding=layout)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
+  temperature = jax.ShapeDtypeStruct((4,), jnp.float32)
+  compiled = jax.jit(jax.vmap(sampling.sample_token)).lower(logits, keys, temperature).compile()
+  sent = re.findall(r"= (.*?) (?:all-|collective-|reduce-scatter)[a-z-]*\(", compiled.as_text())
+  sizes = [int(n) for shapes in sent for n in re.findall(r"\[4,(\d+)\]", shapes)]
+  assert sizes and max(sizes) <= vocabulary // 16
