@@ -5,8 +5,9 @@
 # FLAGs are the learner's, e.g. --config=configs/test.py --config.mesh.data=2: the mesh has as many
 # devices as all processes together, one each on CPU. PORT (default 50051) is the learner's, PORT+1
 # the coordinator's. DIR/logs has one file per process; DIR-checkpoints and DIR-weights are shared.
-# Ctrl-C ends all in order (a checkpoint stays; go on with --resume), a second one at once. When a
-# process fails, so does the script, and the others end.
+# Ctrl-C (in the background, SIGTERM: shells ignore Ctrl-C's signal there) ends all in order (a
+# checkpoint stays; go on with --resume), a second one at once. When a process fails, so does the
+# script, and the others end.
 #
 # For one learner process, `offpolicy-rl local` is enough.
 set -euo pipefail

@@ -37,7 +37,15 @@ sys.exit(int(code.read_text()))
 
 
 @pytest.fixture
-def local(tmp_path):
+def heard_sigint():
+  """As at a terminal: no shell traps what it inherits ignored, as it does in the background."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def local(tmp_path, heard_sigint):
   """Starts the script; whatever is left of it ends with the test."""
   folder = tmp_path / "bin"
   folder.mkdir()
