@@ -35,7 +35,7 @@ def free_port() -> int:
 def start_learner(launch, run_dir, count: int, *more: str, devices: int = DEVICES) -> list:
   """The processes of one learner, each with its part of the devices."""
   shared = ["learner", *SETTINGS, f"--run_dir={run_dir}", f"--weights_dir={run_dir}-weights", *more]
-  flags = f"--xla_force_host_platform_device_count={devices // count}"
+  flags = f"{system.XLA_FLAGS} --xla_force_host_platform_device_count={devices // count}"
   if count > 1:
     shared += [
       f"--checkpoint_dir={run_dir}-checkpoints",
@@ -141,7 +141,7 @@ def test_different_configurations_are_refused(tmp_path):
     "learner", *SETTINGS, f"--run_dir={run_dir}", f"--weights_dir={run_dir}-weights",
     f"--coordinator=127.0.0.1:{port}", "--num_processes=2",
   ]  # fmt: skip
-  flags = f"--xla_force_host_platform_device_count={DEVICES // 2}"
+  flags = f"{system.XLA_FLAGS} --xla_force_host_platform_device_count={DEVICES // 2}"
   with system.processes() as launch:
     both = [
       launch(*shared, f"--process_id={i}", f"--config.seed={i}", XLA_FLAGS=flags) for i in (0, 1)

@@ -82,16 +82,21 @@ def _shardings(like: TrainState, mesh, optimizer) -> TrainState:
 
 def create(config: decoder.DecoderConfig, mesh, optimizer, seed: int) -> TrainState:
   """A fresh state; every array is made on the devices that keep it."""
-  make = jax.jit(
-    lambda key: _fresh(config, optimizer, key), out_shardings=shardings(config, mesh, optimizer)
-  )
-  return make(jax.random.key(seed))
+  found = shardings(config, mesh, optimizer)
+  return _drawn(lambda key: _fresh(config, optimizer, key), mesh, found, seed)
 
 
 def create_params(config: decoder.DecoderConfig, mesh, seed: int):
   """Fresh parameters, made like those of `create`."""
   found = policy.param_shardings(mesh, policy.shapes(config))
-  return jax.jit(lambda key: policy.init(config, key), out_shardings=found)(jax.random.key(seed))
+  return _drawn(lambda key: policy.init(config, key), mesh, found, seed)
+
+
+def _drawn(make, mesh, found, seed: int):
+  """make(key), which runs once: on CPU compiled in a quarter of the time, to the same bits."""
+  quick = {"xla_backend_optimization_level": 2}
+  options = quick if mesh.devices.flat[0].platform == "cpu" else None
+  return jax.jit(make, out_shardings=found, compiler_options=options)(jax.random.key(seed))
 
 
 def from_params(params, optimizer, mesh) -> TrainState:
