@@ -220,7 +220,7 @@ def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):
       "--config.warm_start.stop_loss=0.7", "--config.learner.steps=150",
       "--config.learner.prompts_per_step=16", "--config.learner.group_size=8",
       "--config.sampler.slots=128", "--config.learner.learning_rate=2e-3",
-      "--config.learner.schedule=cosine",
+      "--config.learner.schedule=cosine", XLA_FLAGS="",
     )  # fmt: skip
     output, _ = local.communicate(timeout=200)
   assert local.returncode == 0, output

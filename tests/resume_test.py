@@ -17,7 +17,7 @@ from tests.system import (
   wait_for,
 )
 
-STEPS = 60
+STEPS = 45
 SETTINGS = [
   "--config=configs/test.py", "--config.warm_start.steps=40", f"--config.learner.steps={STEPS}",
   "--config.checkpoint.every=7", "--config.evaluation.every=13",
@@ -81,48 +81,25 @@ def deterministic(row: dict) -> dict:
   return {key: value for key, value in row.items() if not key.startswith(timing)}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-  """Final state and files of an undisturbed run with fixed lag 5."""
-  run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-  run_through(run_dir, "--config.lag.mode=fixed", "--config.lag.max_lag=5")
-  return run_dir
-
-
 @pytest.mark.timeout(600)
-def test_fixed_lag_survives_kills_of_learner_samplers_and_all_to_the_bit(tmp_path, undisturbed):
-  run_dir = tmp_path / "run"
-  settings = ["--config.lag.mode=fixed", "--config.lag.max_lag=5"]
-  run_with_kills(run_dir, settings, {9: "l", 24: "s", 37: "b"}, seed=0)
-  state = chaos.parameters(run_dir)
+def test_fixed_lag_survives_kills_of_learner_samplers_and_all_to_the_bit(tmp_path):
+  """What replaces a group without signal depends on that group only, before and after a kill."""
+  settings = ["--config.lag.mode=fixed", "--config.lag.max_lag=5", "--config.learner.max_refills=2"]
+  found, expected = tmp_path / "run", tmp_path / "undisturbed"
+  run_through(expected, *settings)
+  run_with_kills(found, settings, {9: "l", 24: "s", 33: "b"}, seed=0)
+  state = chaos.parameters(found)
   assert state["['step']"] == STEPS
-  assert_identical(state, chaos.parameters(undisturbed))
-  rows, expected_rows = metrics.read(run_dir), metrics.read(undisturbed)
+  assert_identical(state, chaos.parameters(expected))
+  rows, expected_rows = metrics.read(found), metrics.read(expected)
   for kind in ("warm_start", "train"):
-    found = [deterministic(row) for row in rows if row["kind"] == kind]
-    assert found == [deterministic(row) for row in expected_rows if row["kind"] == kind]
+    given = [deterministic(row) for row in rows if row["kind"] == kind]
+    assert given == [deterministic(row) for row in expected_rows if row["kind"] == kind]
   by_phase = lambda found: {
     (row["phase"], row["step"]): row["heldout/pass@1"] for row in found if row["kind"] == "heldout"
   }
   assert by_phase(rows) == by_phase(expected_rows)
-  digests = lambda run: [row["digests"] for row in schedule_rows(run)[1:]]
-  assert digests(run_dir) == digests(undisturbed)
-
-
-@pytest.mark.timeout(600)
-def test_replaced_groups_survive_kills_to_the_bit(tmp_path):
-  """What replaces a group without signal depends on that group only, before and after a kill."""
-  settings = [
-    "--config.lag.mode=fixed", "--config.lag.max_lag=5", "--config.learner.max_refills=2",
-    "--config.learner.steps=40",
-  ]  # fmt: skip
-  run_through(tmp_path / "undisturbed", *settings)
-  run_with_kills(tmp_path / "run", settings, {12: "l", 25: "b"}, seed=2)
-  found, expected = tmp_path / "run", tmp_path / "undisturbed"
-  assert_identical(chaos.parameters(found), chaos.parameters(expected))
-  rows = [[deterministic(row) for row in train_rows(run)] for run in (found, expected)]
-  assert rows[0] == rows[1]
-  assert sum(row["filtered/groups"] for row in rows[0]) > 20
+  assert sum(row["filtered/groups"] for row in train_rows(found)) > 20
   assert schedule_of(found) == schedule_of(expected)
 
 
@@ -137,7 +114,7 @@ def test_async_uses_every_group_once_and_can_be_replayed_to_the_bit(tmp_path):
   settings = [
     "--config.lag.mode=async", "--config.lag.max_lag=6", "--config.learner.max_refills=1",
   ]  # fmt: skip
-  run_with_kills(run_dir, settings, {11: "l", 30: "b"}, seed=1)
+  run_with_kills(run_dir, settings, {11: "l", 25: "b"}, seed=1)
   rows = schedule_rows(run_dir)[1:]
   assert [row["step"] for row in rows] == list(range(STEPS))
   lags = [row["step"] - v for row in rows for v in row["versions"]]

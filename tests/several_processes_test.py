@@ -13,7 +13,7 @@ from offpolicy_rl.model import policy
 from offpolicy_rl.roles import parts
 from tests import system
 
-STEPS = 60
+STEPS = 30
 DEVICES = 2
 KEPT = 5  # the step from which the run of one process is gone on with by four
 SETTINGS = [
@@ -117,17 +117,17 @@ def begun(launch, run_dir, rows: int, *more: str):
 def test_whoever_is_killed_or_told_to_stop_all_stop_and_go_on_together(tmp_path, alone):
   run_dir = tmp_path / "run"
   with system.processes() as launch:
-    for rows, victim in ((7, 1), (17, 0)):
-      learner, sampler = begun(launch, run_dir, rows, *(["--resume"] if rows > 7 else []))
+    for rows, victim in ((6, 1), (12, 0)):
+      learner, sampler = begun(launch, run_dir, rows, *(["--resume"] if rows > 6 else []))
       learner[victim].kill()
       output, _ = learner[1 - victim].communicate(timeout=60)
       assert learner[1 - victim].returncode not in (0, None), output
       sampler.kill()
-    learner, sampler = begun(launch, run_dir, 27, "--resume")
+    learner, sampler = begun(launch, run_dir, 18, "--resume")
     learner[1].send_signal(signal.SIGTERM)
     finish([*learner, sampler])
     made = len(system.train_rows(run_dir))
-    assert 27 <= made < STEPS
+    assert 18 <= made < STEPS
     assert checkpoint.Checkpoints(run_dir / "checkpoints", keep=9).steps()[-1] == made
     learner, sampler = begun(launch, run_dir, made, "--resume")
     finish([*learner, sampler])

@@ -13,8 +13,7 @@ import numpy as np
 from offpolicy_rl import metrics
 from tests.conftest import ROOT
 
-
-# Most of a short run's time goes into compiling; what is optimised runs in the demo's tests.
+# Most of a short run's time goes into compiling. end_to_end_test.py has one as users compile it.
 XLA_FLAGS = "--xla_backend_optimization_level=0"
 
 

@@ -49,7 +49,8 @@ def flat(x):
 
 def stats_of(params, batch):
   """Of a batch of one part."""
-  return choices().token_stats(params, jax.tree.map(lambda x: x[0], batch))
+  part = jax.tree.map(lambda x: x[0], batch)
+  return jax.jit(choices().token_stats)(params, part)
 
 
 def run_once(made: step.StepChoices, mesh, batch, reference=None):
@@ -73,10 +74,14 @@ def test_one_step_is_the_objectives_gradient_through_adam(objective):
     inputs = inputs._replace(proximal_logprobs=inputs.sampler_logprobs)
     return made.objective(inputs)[0]
 
-  value, gradient = jax.value_and_grad(loss)(params)
-  updates, _ = OPTIMIZER.update(gradient, OPTIMIZER.init(params), params)
-  expected = optax.apply_updates(params, updates)
-  state, metrics = run_once(made, sharding.make_mesh(), batch)
+  @jax.jit
+  def update(p):
+    value, gradient = jax.value_and_grad(loss)(p)
+    updates, _ = OPTIMIZER.update(gradient, OPTIMIZER.init(p), p)
+    return value, gradient, optax.apply_updates(p, updates)
+
+  value, gradient, expected = jax.device_get(update(params))
+  state, metrics = jax.device_get(run_once(made, sharding.make_mesh(), batch))
   np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
   np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(gradient), rtol=1e-5)
   assert int(state.step) == 1
@@ -89,7 +94,7 @@ def test_one_step_is_the_objectives_gradient_through_adam(objective):
 
 
 def assert_same_update(a, b):
-  (state_a, metrics_a), (state_b, metrics_b) = a, b
+  (state_a, metrics_a), (state_b, metrics_b) = jax.device_get((a, b))
   for key in metrics_a:
     np.testing.assert_allclose(metrics_a[key], metrics_b[key], rtol=1e-5, atol=1e-6, err_msg=key)
   moments_a, moments_b = (
