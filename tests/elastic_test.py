@@ -6,7 +6,7 @@ import time
 
 from tests.system import ledger_of, processes, train_rows, wait_for
 
-STEPS = 150
+STEPS = 100
 SETTINGS = [
   "--config=configs/test.py", "--config.warm_start.steps=0", "--config.evaluation.every=0",
   f"--config.learner.steps={STEPS}", "--config.lag.mode=async", "--config.lag.max_lag=3",

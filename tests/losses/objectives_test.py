@@ -78,10 +78,10 @@ def arrays(x: losses.LossInputs) -> losses.LossInputs:
   return losses.LossInputs(*(None if v is None else jnp.asarray(v) for v in x))
 
 
-def value_and_gradient(objective: losses.Objective, x: losses.LossInputs):
+def value_and_gradient(objective: losses.Objective, x: losses.LossInputs, *, metrics: bool = True):
   """(loss, gradient) in numpy; where nobody gives the proximal policy, as the learner does it.
 
-  The metrics are computed beside them, as in a step: they must neither stop nor change a gradient.
+  `metrics`: computed beside them, as in a step; they must neither stop nor change a gradient.
   """
   choices, inputs = objective.choices, arrays(x)
   prepared = objective.prepare(inputs._replace(policy_logprobs=None))
@@ -93,7 +93,7 @@ def value_and_gradient(objective: losses.Objective, x: losses.LossInputs):
         choices.proximal, policy, given.sampler_logprobs, given.versions, NOW
       )
       given = given._replace(proximal_logprobs=lq)
-    return objective.loss(given, prepared), objective.metrics(given, prepared)
+    return objective.loss(given, prepared), metrics and objective.metrics(given, prepared)
 
   (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(inputs.policy_logprobs)
   return np.asarray(value), np.asarray(gradient)

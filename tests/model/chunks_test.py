@@ -29,7 +29,7 @@ def weighted(config, chunk):
   return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 5, 12, 99])
+@pytest.mark.parametrize("chunk", [1, 5, 12, 99])
 @pytest.mark.parametrize(
   "changes", [{}, {"tied_embeddings": False}, {"logit_softcap": 2.0}], ids=str
 )
