@@ -3,7 +3,6 @@ two steps with a separate sampler, export, and back into transformers.
 """
 
 import json
-import pathlib
 import shutil
 
 import numpy as np
@@ -48,9 +47,15 @@ def test_a_card_is_good_as_it_stands(card):
   config_lib.validate(config_lib.load(str(ROOT / "configs" / f"{card}.py")))
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+  """CARD/model in here, once its run has ended."""
+  return tmp_path_factory.mktemp("exported")
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("card", "family"), CARDS.items())
-def test_from_import_to_export(tmp_path, reference, card, family):  # noqa: F811
+def test_from_import_to_export(tmp_path, reference, exported, card, family):  # noqa: F811
   source, taken, run = tmp_path / "source", tmp_path / "taken", tmp_path / "run"
   shutil.copytree(reference / family / "model", source)
   tokenizer.write_from_gguf(Gguf(), source)
@@ -72,19 +77,22 @@ def test_from_import_to_export(tmp_path, reference, card, family):  # noqa: F811
   assert rows[0]["mismatch/tokens"] > 0
   assert rows[0]["mismatch/max"] < (1e-4 if family == "qwen3-moe" else 0.3)  # else bfloat16
   assert any("router/max_load" in row for row in rows) == (family == "qwen3-moe")
-  _loads_elsewhere(run, tmp_path / "out", source)
+  out = exported / card / "model"
+  assert main.main(["export", f"--run_dir={run}", f"--to={out}"]) == 0
+  before, after = (np.asarray(open_model(x)[1]["blocks"]["w_q"]) for x in (source, out))
+  assert np.mean(before != after) > 0.5
+  assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
 
 
-def _loads_elsewhere(run: pathlib.Path, out: pathlib.Path, source: pathlib.Path) -> None:
-  """transformers reads what was exported and computes the same; the weights have moved."""
-  assert main.main(["export", f"--run_dir={run}", f"--to={out / 'model'}"]) == 0
-  run_reference("answer", out)
-  config, params = open_model(out / "model")
-  answers = answers_of(out)
-  assert gap(forward_logits(config, params, answers["tokens"]), answers) < 1e-3
-  before = open_model(source)[1]["blocks"]["w_q"]
-  assert np.mean(np.asarray(params["blocks"]["w_q"]) != np.asarray(before)) > 0.5
-  assert json.loads((out / "model" / "config.json").read_text())["dtype"] == "float32"
+def test_transformers_computes_the_same_with_what_was_exported(exported):
+  """After the runs above; all at once, as importing PyTorch takes longer than the comparison."""
+  assert {folder.name for folder in exported.iterdir()} == CARDS.keys()
+  run_reference("answer", *exported.iterdir())
+  for folder in exported.iterdir():
+    config, params = open_model(folder / "model")
+    answers = answers_of(folder)
+    found = gap(forward_logits(config, params, answers["tokens"]), answers)
+    assert found < 1e-3, (folder.name, found)
 
 
 def test_a_run_that_began_with_fresh_weights_is_not_exported(tmp_path, capsys):

@@ -119,4 +119,5 @@ if __name__ == "__main__":
   if sys.argv[1] == "make":
     make(int(sys.argv[2]), pathlib.Path(sys.argv[3]))
   else:
-    answer(pathlib.Path(sys.argv[2]), 0)
+    for name in sys.argv[2:]:
+      answer(pathlib.Path(name), 0)
