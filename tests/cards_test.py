@@ -84,7 +84,7 @@ def test_from_import_to_export(tmp_path, reference, exported, card, family):  # 
   assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
 
 
-def test_transformers_computes_the_same_with_what_was_exported(exported):
+def test_transformers_computes_the_same_with_what_was_exported(reference, exported):  # noqa: F811
   """After the runs above; all at once, as importing PyTorch takes longer than the comparison."""
   assert {folder.name for folder in exported.iterdir()} == CARDS.keys()
   run_reference("answer", *exported.iterdir())

@@ -170,10 +170,9 @@ def test_a_real_run_is_interrupted_and_goes_on_beside_another(tmp_path):
   }  # fmt: skip
   flags = ["sweep", f"--config={CARD}", f"--sweep={sweep_file(tmp_path, 'sweep.seeds(2)')}"]
   flags += [f"--out={out}", *(f"--config.{key}={value}" for key, value in small.items())]
-  fast = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # of compilation
   first, second = out / "000-seed=0", out / "001-seed=1"
   with processes() as launch:
-    begun = launch(*flags, **fast)
+    begun = launch(*flags)
     wait_for(lambda: len(train_rows(first)) >= 3, 120, "3 steps")
     begun.send_signal(signal.SIGINT)
     output, _ = begun.communicate(timeout=100)
@@ -181,7 +180,7 @@ def test_a_real_run_is_interrupted_and_goes_on_beside_another(tmp_path):
     assert "1 interrupted, 1 waiting" in output and "the same command goes on" in output
     steps = len(train_rows(first))
     assert steps < 60 and (first / "checkpoints" / "steps" / str(steps)).exists()
-    more = launch(*flags, "--parallel=2", **fast)
+    more = launch(*flags, "--parallel=2")
     output, _ = more.communicate(timeout=120)
   assert more.returncode == 0, output
   assert "1 interrupted, 1 waiting; 2 to do, 2 at a time" in output and "2 finished" in output
