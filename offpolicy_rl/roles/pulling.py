@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from offpolicy_rl import types
 from offpolicy_rl.model import int8, lora
@@ -52,15 +53,24 @@ class Weights:
     return version, self._params
 
   def _laid_out(self, tensors, places):
-    # A real copy, also on CPU: the receiver will write over its memory.
-    put = jax.block_until_ready(jax.device_put(tensors, places, may_alias=False))
-    sent = policy_lib.unflatten(put)
+    sent = policy_lib.unflatten({name: _placed(x, places[name]) for name, x in tensors.items()})
     return self._prepare(jax.tree.map(lambda x, own: x.astype(own.dtype), sent, self._shapes))
 
   def forget(self) -> None:
     """Frees the host's memory; the next pull begins with nothing."""
     self._version, self._params = types.NO_VERSION, None
     self._forget()
+
+
+def _placed(tensor: np.ndarray | jax.Array, place: jax.sharding.Sharding) -> jax.Array:
+  """A tensor on its devices, sharing no memory with a host array.
+
+  The receiver writes the next version over its arrays while these are sampled from. The copy is
+  made here: on CPU JAX keeps using a host array that is aligned to 64 bytes, may_alias=False or not
+  (0.12.0.1). One tensor at a time, so that the host holds one more than the receiver does.
+  """
+  ours = tensor.copy() if isinstance(tensor, np.ndarray) else tensor
+  return jax.block_until_ready(jax.device_put(ours, place))
 
 
 class Adapted:

@@ -190,6 +190,7 @@ class Engine:
       self._config, params, self._slots, self._pool, self._tables,
       steps=self._sizes.steps, ends=self._stops.tokens, truncation=self._truncation,
     )  # fmt: skip
+    # Waits for the devices: on CPU they read the tables where they are, and we will change them.
     running, lengths = map(np.array, jax.device_get((self._slots.running, self._slots.lengths)))
     cut = self._cut(before, lengths, running)
     for slot, completion in self._seated.items():

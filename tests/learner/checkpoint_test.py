@@ -61,6 +61,19 @@ def folder(tmp_path, number):
   return tmp_path / "steps" / str(number)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_the_host_looks_at_stays_when_its_array_is_donated(devices):
+  """On CPU a saved or published array is read in place, while the next step reuses donated ones."""
+  mesh = sharding.make_mesh(fsdp=devices, devices=jax.devices()[:devices])
+  split = jax.sharding.NamedSharding(mesh, sharding.spec("embed"))
+  made = jax.block_until_ready(jax.device_put(np.arange(4096.0, dtype=np.float32), split) + 0)
+  views = [np.asarray(shard.data) for shard in made.addressable_shards]
+  before = [view.copy() for view in views]
+  jax.block_until_ready(jax.jit(lambda x: x - 1, donate_argnums=0)(made))
+  for view, expected in zip(views, before, strict=True):
+    np.testing.assert_array_equal(view, expected)
+
+
 def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(tmp_path, mesh, shardings, state):
   """Saves while training goes on with donated buffers; the restored run repeats the rest."""
   saved = Kept(tmp_path)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from configs import base
 from offpolicy_rl import types
@@ -43,6 +44,33 @@ def test_adapters_of_another_session_with_the_same_number_are_not_mixed_up():
   for at, device in enumerate(jax.devices()[:2]):  # a copy on each mesh
     assert second[1][at]["blocks"]["w_q"].devices() == {device}
     np.testing.assert_allclose(added(second, at), 4 * added(first, at), rtol=1e-3)
+
+
+def placed_at(offset: int, values: np.ndarray) -> np.ndarray:
+  """A copy that begins so many bytes after an address divisible by 64."""
+  room = np.zeros(values.nbytes + 128, np.uint8)
+  start = -room.ctypes.data % 64 + offset
+  made = room[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+  made[...] = values
+  return made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("offset", [0, 4, 16, 32])
+def test_the_next_version_is_not_written_over_the_one_in_use(offset, dtype):
+  """The receiver reuses its memory; on CPU JAX uses it, too, where it is aligned to 64 bytes."""
+  values = np.arange(64 * 48).reshape(64, 48).astype(jnp.dtype(dtype))
+  received = {"embedding": placed_at(offset, values), "other": placed_at(offset, values[0])}
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), received)
+  meshes = [sharding.make_mesh(), sharding.make_mesh(devices=jax.devices()[1:2])]
+  meshes.append(sharding.make_mesh(fsdp=2))
+  held = Weights(lambda *_: (1, received), shapes, meshes)
+  _, in_use = held.pull(1, 1)
+  for tensor in received.values():
+    tensor[...] = -1
+  for params in in_use:
+    np.testing.assert_array_equal(np.asarray(params["embedding"]), values)
+    np.testing.assert_array_equal(np.asarray(params["other"]), values[0])
 
 
 def test_a_bfloat16_sampler_holds_a_bfloat16_base():
