@@ -1,9 +1,10 @@
 """Generation by a vLLM server, behind the interface of `engine.Engine`.
 
 The server reads its weights from a directory, which is written anew for every version; then it is
-told to load them. What it answers is not believed: after each update the log-probabilities of one
-completion are compared with those that these weights really give, because a server can keep old
-ones without saying so.
+told to load them and to forget the keys and values of prompts that older weights computed. What it
+answers is not believed: after each update the log-probabilities of one completion are compared with
+those that these weights really give, because a server can keep old ones without saying so. The
+prompt is one that it has seen before the update, so that a cache which was kept is noticed, too.
 
 Start it so that it loads what we write, gives the log-probabilities of the distribution sampled
 from, and can be told to load (`vllm_worker.py`), on an address that nobody else reaches:
@@ -15,6 +16,7 @@ from, and can be told to load (`vllm_worker.py`), on an address that nobody else
 import collections
 import concurrent.futures
 import functools
+import http.client
 import json
 import logging
 import pathlib
@@ -53,6 +55,10 @@ class Wanted(NamedTuple):
   seed: int
 
 
+# Not through a proxy, whatever the environment says: the server is on a private address.
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 class Server:
   """An OpenAI-compatible server with vLLM's extensions."""
 
@@ -61,8 +67,9 @@ class Server:
     self._url, self._wanted, self._seconds = url.rstrip("/"), wanted, seconds
 
   def load(self) -> None:
-    """Makes it read its weights again."""
+    """Makes it read its weights again, and forget what it has cached of prompts."""
     self._post("/collective_rpc", {"method": "load_again"})
+    self._post("/reset_prefix_cache?reset_running_requests=true&reset_external=true", {})
 
   def complete(
     self, ticket: types.Ticket, *, number: int, max_tokens: int | None = None
@@ -94,14 +101,14 @@ class Server:
       self._url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     try:
-      with urllib.request.urlopen(request, timeout=self._seconds) as answer:
+      with _DIRECTLY.open(request, timeout=self._seconds) as answer:
         text = answer.read()
+      return json.loads(text) if text.strip() else {}
     except urllib.error.HTTPError as error:
       detail = error.read(300).decode(errors="replace")
       raise ServerError(f"{self._url}{path}: {error.code} {detail}") from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
       raise ServerError(f"{self._url}{path}: {error}") from None
-    return json.loads(text) if text.strip() else {}
 
 
 def _seed(seed: int, ticket: types.Ticket) -> int:
@@ -155,6 +162,7 @@ class ServedEngine:
     self._pool = concurrent.futures.ThreadPoolExecutor(slots, thread_name_prefix="served")
     self._waiting: collections.deque[types.Ticket] = collections.deque()
     self._asked: dict[concurrent.futures.Future, types.Ticket] = {}
+    self._probe: types.Ticket | None = None  # the longest prompt so far: caches hold whole blocks
     self._params = None
 
   @property
@@ -173,6 +181,8 @@ class ServedEngine:
   def add(self, tickets: list[types.Ticket]) -> None:
     """Answers these, too."""
     self._waiting.extend(tickets)
+    prompts = [ticket for ticket in (self._probe, *tickets) if ticket is not None]
+    self._probe = max(prompts, key=lambda ticket: ticket.prompt_tokens.size, default=None)
 
   def step(self, params, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
     """Asks for what waits -> the groups that got complete, unscored.
@@ -181,7 +191,7 @@ class ServedEngine:
       StaleWeights, ServerError: the server can't be used.
     """
     if params is not self._params and self._waiting and not self._asked:
-      self._load(params, self._waiting[0])
+      self._load(params, self._probe)
       self._params = params
     while self._waiting and params is self._params:
       ticket = self._waiting.popleft()
@@ -198,6 +208,7 @@ class ServedEngine:
 
   def _load(self, params, probe: types.Ticket) -> None:
     """Makes the server use these parameters, and sees that it does."""
+    self._server.complete(probe, number=1, max_tokens=1)  # so the old weights have seen the prompt
     self._write(params)
     self._server.load()
     gap = self._gap(params, probe)
@@ -205,7 +216,8 @@ class ServedEngine:
     if not gap <= self._most:
       raise StaleWeights(
         f"the server's log-probabilities differ by {gap:.3g} nats from those of its weights, "
-        f"expected at most {self._most:g}: it keeps old weights, or computes otherwise"
+        f"expected at most {self._most:g}: it keeps old weights or what they computed of prompts, or "
+        "computes otherwise"
       )
 
   def _write(self, params) -> None:

@@ -1,5 +1,6 @@
 """A server in place of our engine: against a stub that speaks vLLM's dialect and can misbehave."""
 
+import dataclasses
 import http.server
 import json
 import threading
@@ -20,10 +21,16 @@ WANTED = served.Wanted(5, stopping.Stops((END,)), sampling.NONE, seed=3)
 
 
 class Stub:
-  """Loads what is in the directory and samples from it, one token after the other."""
+  """Loads what is in the directory and samples from it, one token after the other.
+
+  As vLLM, it keeps what it computed of a prompt's full blocks until it is told to forget that.
+  """
+
+  BLOCK = 2  # tokens
 
   def __init__(self, directory):
     self.directory, self.keeps_old, self.mangle = directory, False, lambda choice: choice
+    self.keeps_prompts, self.cached = False, {}  # blocks of a prompt -> the weights that read them
     self.requests, self.params = [], None
     stub = self
 
@@ -51,17 +58,23 @@ class Stub:
         shapes = policy.shapes(CONFIG)
         self.params = found.load(jax.tree.map(lambda _: here, shapes))
       return {"results": [None]}
+    if path.partition("?")[0] == "/reset_prefix_cache":
+      if not self.keeps_prompts:
+        self.cached.clear()
+      return {}
     if path == "/v1/completions":
       return {"choices": [self.mangle(self.choice(body, i)) for i in reversed(range(body["n"]))]}
     return None
 
   def choice(self, body, index: int) -> dict:
     draw = np.random.default_rng((body["seed"], index))
+    blocks = body["prompt"][: len(body["prompt"]) // self.BLOCK * self.BLOCK]
+    params = self.cached.setdefault(tuple(blocks), self.params) if blocks else self.params
     tokens, logprobs = [], []
     while len(tokens) < body["max_tokens"] and END not in tokens:
       row = body["prompt"] + tokens
       padded = np.array([row + [0] * (48 - len(row))], np.int32)  # compiled once
-      logits = NEXT(CONFIG, self.params, padded, np.arange(48)[None])[0][0, len(row) - 1]
+      logits = NEXT(CONFIG, params, padded, np.arange(48)[None])[0][0, len(row) - 1]
       log_p = np.asarray(jax.nn.log_softmax(logits / body["temperature"]), np.float64)
       tokens.append(int(draw.choice(log_p.size, p=np.exp(log_p) / np.exp(log_p).sum())))
       logprobs.append(float(log_p[tokens[-1]]))
@@ -83,6 +96,7 @@ def directory(tmp_path):
 @pytest.fixture
 def stub(directory):
   made = Stub(directory)
+  made.answer("/collective_rpc", {"method": "load_again"})  # as a server that was started
   yield made
   made.server.shutdown()
 
@@ -96,6 +110,10 @@ def ticket(index: int, number: int = 2, temperature: float = 0.7) -> types.Ticke
   return types.Ticket(
     f"train/0/{index}", types.TRAIN, 0, index, prompt, "", 0, 9, number, temperature
   )
+
+
+def completion_request(index: int) -> dict:
+  return {"prompt": [5, 6, 7 + index], "n": 1, "seed": 0, "max_tokens": 1, "temperature": 1.0}
 
 
 def engine(stub, **changes) -> served.ServedEngine:
@@ -145,6 +163,42 @@ def test_a_server_that_keeps_old_weights_is_found_out(stub):
   made.add([ticket(1)])
   with pytest.raises(served.StaleWeights, match="keeps old weights"):
     made.step(weights(2), 1)
+
+
+def test_prompts_that_old_weights_have_read_are_forgotten(stub):
+  """Known prompts, also those of a sampler that was here before, get the new weights' values."""
+  stub.answer("/v1/completions", completion_request(0))
+  made = engine(stub, most=float("inf"))  # not even the probe's doing
+  for version, params in enumerate((weights(1), weights(2))):
+    made.add([ticket(0)])
+    for trajectory in answers(made, params, version)["train/0/0"]:
+      expected = served.logprobs(CONFIG, params, ticket(0), trajectory.tokens)
+      np.testing.assert_allclose(trajectory.logprobs, expected, atol=1e-4)
+
+
+def test_a_server_that_keeps_what_old_weights_computed_is_noticed(stub):
+  """At the first update: the probe's prompt was read by the weights before it."""
+  stub.keeps_prompts = True
+  made = engine(stub)
+  made.add([ticket(0)])
+  with pytest.raises(served.StaleWeights, match="what they computed of prompts"):
+    made.step(weights(1), 0)
+
+
+def test_the_probe_is_the_longest_prompt_so_far(stub):
+  made = engine(stub)
+  made.add([ticket(0), long := dataclasses.replace(ticket(1), prompt_tokens=np.arange(2, 9))])
+  answers(made, weights(1), 0)
+  made.add([ticket(2)])
+  answers(made, weights(2), 1)
+  probes = [body["prompt"] for path, body in stub.requests if body.get("max_tokens") == 16]
+  assert probes == [long.prompt_tokens.tolist()] * 2
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_the_environments_proxy_is_not_asked(stub, monkeypatch, variable):
+  monkeypatch.setenv(variable, "http://127.0.0.1:9")
+  assert served.Server(stub.url, WANTED, seconds=20).complete(ticket(0), number=1)
 
 
 def test_weights_stay_while_anything_is_under_way(stub):
