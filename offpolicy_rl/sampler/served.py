@@ -216,8 +216,8 @@ class ServedEngine:
     if not gap <= self._most:
       raise StaleWeights(
         f"the server's log-probabilities differ by {gap:.3g} nats from those of its weights, "
-        f"expected at most {self._most:g}: it keeps old weights or what they computed of prompts, or "
-        "computes otherwise"
+        f"expected at most {self._most:g}: it keeps old weights, or what they computed of prompts, "
+        "or computes otherwise"
       )
 
   def _write(self, params) -> None:
