@@ -41,7 +41,7 @@ def get_config() -> config_dict.ConfigDict:
   # exact | numeric | math_verify | reasoning_gym | module:function; "" = the task's own.
   c.task.verifier = ""
   c.task.verifier_processes = 1  # per sampler
-  c.task.verifier_seconds = 10.0  # time limit of one call
+  c.task.verifier_seconds = 10.0  # time limit of one completion, the verifier's imports aside
   # Address space a verifier may take beyond its imports, in MiB; 0 = no limit. Linux only.
   c.task.verifier_memory_mb = 4096
   # zero | mean (of the group's other rewards): what a completion is worth in training when its

@@ -2,25 +2,17 @@
 its worker.
 """
 
-import concurrent.futures
+import functools
 import logging
 import math
-import multiprocessing
-import pathlib
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import pebble
-
-from offpolicy_rl.tasks import named
+from offpolicy_rl.tasks import named, pool
 
 _LOG = logging.getLogger(__name__)
-_STATM = pathlib.Path("/proc/self/statm")
-
-
-class VerifierError(RuntimeError):
-  """What went wrong in a worker, as text: its own exceptions need not survive the way back."""
+_PREPARE = "offpolicy_rl_prepare"
 
 
 class Judgement(NamedTuple):
@@ -34,6 +26,20 @@ class Judgement(NamedTuple):
 def verifier(function: Callable[[str, str], float]) -> Callable[[str, str], float]:
   """Marks a function as a verifier; no other can be named in task.verifier."""
   return named.mark(function, "verifier")
+
+
+def prepared_by(function: Callable[[], object]) -> Callable[[Callable], Callable]:
+  """Decorates a verifier with what is called once in every worker, before its limits hold.
+
+  For imports that only this verifier needs: those at the top of its module don't count either.
+  """
+
+  def mark(judge: Callable) -> Callable:
+    """Remembers it."""
+    setattr(judge, _PREPARE, function)
+    return judge
+
+  return mark
 
 
 def resolve(name: str) -> Callable[[str, str], float]:
@@ -62,31 +68,17 @@ def allowed(name: str) -> Callable[[str, str], float]:
   return _ALLOWED[name]
 
 
-def _prepare(names: Sequence[str], memory_mb: int) -> None:
-  """Runs once in each worker: imports, then the limit, which is beyond what they took.
-
-  Address space can be limited on Linux only; elsewhere there is no limit.
-  """
+def prepare(names: Sequence[str]) -> None:
+  """Allows verifiers in this process and lets them prepare themselves; ValueError as `resolve`."""
   allow(names)
-  if memory_mb and _STATM.exists():
-    import resource  # not on every system
-
-    taken = int(_STATM.read_text().split()[0]) * resource.getpagesize()
-    limit = taken + (memory_mb << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+  for name in names:
+    getattr(allowed(name), _PREPARE, lambda: None)()
 
 
-def _judge(
-  name: str, completions: list[str], answer: str, pattern: str
-) -> list[tuple[float, bool]]:
-  """Runs in a worker: (reward, well formed) of each completion."""
-  function = resolve(name)
-  try:
-    rewards = [_finite(function(completion, answer)) for completion in completions]
-  except BaseException as error:  # SystemExit, too: it would end the sampler when raised there
-    raise VerifierError(f"{type(error).__name__}: {error!s:.200}") from None
-  formed = [re.search(pattern, completion, re.DOTALL) is not None for completion in completions]
-  return list(zip(rewards, formed, strict=True))
+def _judge(name: str, pattern: str, completion: str, answer: str) -> tuple[float, bool]:
+  """Runs in a worker: (reward, well formed) of a completion."""
+  reward = _finite(allowed(name)(completion, answer))
+  return reward, re.search(pattern, completion, re.DOTALL) is not None
 
 
 def _finite(reward) -> float:
@@ -96,11 +88,7 @@ def _finite(reward) -> float:
 
 
 class Scorer:
-  """A pool of verifier processes.
-
-  A group is judged in one call. When that call crashes or exceeds a limit, its completions are
-  judged again one by one, so that a single bad one costs only its own reward.
-  """
+  """Judges completions in worker processes; one that fails costs only its own reward."""
 
   def __init__(
     self, verifier: str, *, workers: int, time_limit: float, memory_mb: int = 0,
@@ -109,7 +97,7 @@ class Scorer:
     """Checks that all verifiers can be imported; ValueError names the one that can't.
 
     Args:
-      time_limit: seconds for one call of a worker, importing the verifier not counted.
+      time_limit: seconds for one completion, importing the verifier not counted.
       memory_mb: address space that a worker may take beyond its imports; 0 = no limit.
       also: verifiers that `verifier` itself may call by `allowed`, imported before the limits hold.
       pattern: regular expression that well-formed completions match somewhere.
@@ -118,23 +106,21 @@ class Scorer:
     for name in names:  # a wrong one fails here, not in a worker
       resolve(name)
     self._verifier, self._pattern = verifier, pattern
-    self._time_limit = time_limit
-    # "spawn": forking a process that runs JAX threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    self._pool = pebble.ProcessPool(
-      max_workers=workers, context=context, initializer=_prepare, initargs=(names, memory_mb)
-    )
+    self._pool = pool.Pool(
+      workers, prepare=functools.partial(prepare, names), time_limit=time_limit,
+      memory_mb=memory_mb,
+    )  # fmt: skip
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    self._pool.stop()
-    self._pool.join()
+    self._pool.close()
 
   def submit(self, completions: list[str], answer: str):
     """Starts judging a group; hand the result to `judgements` or `rewards`."""
-    return completions, answer, self._schedule(completions, answer)
+    calls = [(self._verifier, self._pattern, completion, answer) for completion in completions]
+    return completions, self._pool.submit(_judge, calls)
 
   def rewards(self, submitted) -> tuple[list[float], int]:
     """(the verifier's reward per completion, number of failures); a failure is worth 0."""
@@ -142,27 +128,16 @@ class Scorer:
     return [j.reward for j in found], sum(j.failed for j in found)
 
   def judgements(self, submitted) -> list[Judgement]:
-    """Waits for a group's judgements, one per completion."""
-    completions, answer, future = submitted
-    try:
-      return [Judgement(reward, formed, failed=False) for reward, formed in future.result()]
-    except Exception:  # whatever the verifier raised, or its process's death
-      return self._one_by_one(completions, answer)
+    """Waits for a group's judgements, one per completion; pool.PoolError when no worker starts."""
+    completions, future = submitted
+    return [
+      _judgement(completion, found)
+      for completion, found in zip(completions, future.result(), strict=True)
+    ]
 
-  def _schedule(self, completions: list[str], answer: str):
-    arguments = [self._verifier, completions, answer, self._pattern]
-    return self._pool.schedule(_judge, args=arguments, timeout=self._time_limit)
 
-  def _one_by_one(self, completions: list[str], answer: str) -> list[Judgement]:
-    futures = [self._schedule([completion], answer) for completion in completions]
-    concurrent.futures.wait(futures)
-    found = []
-    for completion, future in zip(completions, futures, strict=True):
-      error = future.exception()
-      if error is None:
-        [(reward, formed)] = future.result()
-        found.append(Judgement(reward, formed, failed=False))
-      else:
-        _LOG.warning("verifier failed (%s: %s) on %.80r", type(error).__name__, error, completion)
-        found.append(Judgement(0.0, well_formed=False, failed=True))
-    return found
+def _judgement(completion: str, found: tuple[float, bool] | pool.Failed) -> Judgement:
+  if isinstance(found, pool.Failed):
+    _LOG.warning("verifier failed (%s) on %.80r", found.reason, completion)
+    return Judgement(0.0, well_formed=False, failed=True)
+  return Judgement(*found, failed=False)

@@ -13,10 +13,11 @@ To bring your own, decorate a function of an importable module and name it in ta
 """
 
 import functools
+import importlib
 import json
 
 from offpolicy_rl.tasks import extraction
-from offpolicy_rl.tasks.scoring import allowed, verifier
+from offpolicy_rl.tasks.scoring import allowed, prepared_by, verifier
 
 # Short names for task.verifier.
 NAMED = {
@@ -89,6 +90,7 @@ def _equals(given: str, entry: dict) -> float:
 
 
 @verifier
+@prepared_by(lambda: importlib.import_module("reasoning_gym"))
 def reasoning_gym(completion: str, answer: str) -> float:
   """1.0 when the package's own scorer gives full marks; <answer> tags around it are no matter.
 

@@ -1,86 +1,14 @@
 """Verifiers that misbehave: each costs only its own completion's reward, and is counted."""
 
-import json
-import os
-import re
-import signal
-import sys
-import time
-
 import numpy as np
 import pytest
 
 from offpolicy_rl import types
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.tasks import scoring, shaping, verifiers
+from tests.tasks import misbehaving
 
-# Verifiers for the pool's tests; they must live at module level to be found by a worker.
-
-
-class Unpicklable(Exception):
-  def __init__(self, one, two):
-    super().__init__(one)
-
-
-def kill_oneself():
-  os.kill(os.getpid(), signal.SIGKILL)
-
-
-def allocate():
-  return bytes(10 << 30)
-
-
-def loop():
-  while True:
-    pass
-
-
-def backtrack():
-  """Stays in C, where no signal handler of Python gets a turn."""
-  return re.match(r"(a+)+$", "a" * 60 + "b")
-
-
-def raise_that(error):
-  raise error
-
-
-BAD = {
-  "sleeps": lambda: time.sleep(60),
-  "loops": loop,
-  "backtracks": backtrack,
-  "exits": lambda: sys.exit(0),
-  "dies": lambda: os._exit(0),
-  "kills itself": kill_oneself,
-  "interrupts": lambda: raise_that(KeyboardInterrupt()),
-  "takes 10 GiB": allocate,
-  "raises": lambda: raise_that(RuntimeError("no")),
-  "raises what can't be pickled": lambda: raise_that(Unpicklable("a", "b")),
-  "nan": lambda: float("nan"),
-  "infinity": lambda: float("inf"),
-  "text": lambda: "1.0",
-  "nothing": lambda: None,
-}
-
-
-@verifiers.verifier
-def misbehaves(completion: str, answer: str) -> float:
-  if completion in BAD:
-    return BAD[completion]()
-  return float(completion == json.loads(answer))
-
-
-@verifiers.verifier
-def says_its_limit(completion: str, answer: str) -> float:
-  import resource
-
-  return float(resource.getrlimit(resource.RLIMIT_AS)[0])
-
-
-def not_a_verifier(completion: str, answer: str) -> float:
-  return 1.0
-
-
-NAME = f"{__name__}:misbehaves"
+NAME = "tests.tasks.misbehaving:misbehaves"
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +17,7 @@ def scorer():
     yield made
 
 
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("bad", misbehaving.BAD)
 def test_a_bad_completion_costs_only_its_own_reward_and_is_counted(scorer, bad):
   handles = [scorer.submit(["5", bad, "6", "5"], '"5"'), scorer.submit(["5", "6"], '"5"')]
   assert scorer.rewards(handles[0]) == ([1.0, 0.0, 0.0, 1.0], 1)
@@ -99,11 +27,11 @@ def test_a_bad_completion_costs_only_its_own_reward_and_is_counted(scorer, bad):
 def test_a_failure_is_told_apart_from_a_wrong_answer_and_its_reason_is_logged(scorer, caplog):
   found = scorer.judgements(scorer.submit(["5", "raises", "6"], '"5"'))
   assert [(j.reward, j.failed) for j in found] == [(1.0, False), (0.0, True), (0.0, False)]
-  assert "verifier failed (VerifierError: RuntimeError: no) on 'raises'" in caplog.text
+  assert "verifier failed (RuntimeError: no) on 'raises'" in caplog.text
 
 
 def test_without_a_limit_memory_is_not_limited():
-  name = f"{__name__}:says_its_limit"
+  name = "tests.tasks.misbehaving:says_its_limit"
   limits = []
   for memory_mb in (0, 512):
     with scoring.Scorer(name, workers=1, time_limit=5.0, memory_mb=memory_mb) as one:
@@ -111,6 +39,15 @@ def test_without_a_limit_memory_is_not_limited():
       assert failures == 0
       limits.append(limit)
   assert limits[0] == -1.0 and 512 << 20 < limits[1] < 4096 << 20
+
+
+def test_the_import_of_a_package_counts_in_no_limit():
+  """reasoning-gym takes 2 s and 300 MB; counted, no completion would ever be judged."""
+  entry = {"answer": "6", "metadata": {}}
+  answer = verifiers.dumps({"dataset": "gcd", "entry": entry})
+  name = verifiers.NAMED["reasoning_gym"]
+  with scoring.Scorer(name, workers=1, time_limit=1.0, memory_mb=64) as one:
+    assert one.rewards(one.submit(["6", "7"], answer)) == ([1.0, 0.0], 0)
 
 
 def test_formats_are_looked_for_in_the_worker_within_the_limit():
@@ -132,7 +69,7 @@ def test_a_pattern_that_never_ends_is_a_failure():
 @pytest.mark.parametrize(
   "name",
   ["nowhere:f", "offpolicy_rl.tasks.verifiers:nothing", "no_colon", "os:system", "json:loads",
-   f"{__name__}:not_a_verifier"],
+   "tests.tasks.misbehaving:not_a_verifier"],
 )  # fmt: skip
 def test_what_is_no_verifier_is_refused_at_once(name):
   for asked in ((name,), (NAME, name)):

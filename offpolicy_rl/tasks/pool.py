@@ -1,0 +1,239 @@
+"""Worker processes for calls that may hang, crash or hoard memory.
+
+Such a call costs its own answer and nobody else's: its process is killed with everything that it
+started, and a fresh one takes over. What a worker imports counts in no limit.
+"""
+
+import concurrent.futures
+import contextlib
+import math
+import multiprocessing
+import os
+import pathlib
+import queue
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+_START_SECONDS = 300.0  # to import and prepare; a machine may be busy
+_PROC = pathlib.Path("/proc")
+# Why a process has to be replaced: its memory is used up or it died, which may be the work of
+# earlier calls; or the call itself is to blame.
+_BY_OTHERS, _BY_ITSELF = "others", "itself"
+
+
+class PoolError(RuntimeError):
+  """No worker can be had: it can't prepare itself, or the pool is closed."""
+
+
+class Failed(NamedTuple):
+  """In place of the answer of a call that gave none."""
+
+  reason: str
+
+
+class Pool:
+  """Calls functions in worker processes."""
+
+  def __init__(
+    self, workers: int, *, prepare: Callable[[], object], time_limit: float, memory_mb: int = 0
+  ):
+    """Starts the processes, and does not wait for them.
+
+    Args:
+      prepare: called once in every process, before the limits hold; has to be picklable.
+      time_limit: seconds for one call.
+      memory_mb: address space that a process may take beyond what it has when it is prepared; 0 =
+        no limit. It can be limited on Linux only.
+    """
+    self._all = [_Worker(prepare, time_limit, memory_mb) for _ in range(workers)]
+    self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    for worker in self._all:
+      self._idle.put(worker)
+    self._threads = concurrent.futures.ThreadPoolExecutor(workers)
+
+  def submit(self, function: Callable, calls: Sequence[tuple]) -> concurrent.futures.Future:
+    """Starts `function(*call)` for each call, one after the other in the same worker.
+
+    The future's result is a list of what they return, or Failed; PoolError when there is no worker.
+    """
+    return self._threads.submit(self._answers, function, calls)
+
+  def _answers(self, function: Callable, calls: Sequence[tuple]) -> list:
+    worker = self._idle.get()
+    try:
+      return [worker.answer(function, call) for call in calls]
+    finally:
+      self._idle.put(worker)
+
+  def close(self) -> None:
+    """Ends all processes, and what they started, at once."""
+    for worker in self._all:
+      worker.close()
+    self._threads.shutdown(cancel_futures=True)
+
+
+class _Worker:
+  """One process at a time."""
+
+  def __init__(self, prepare: Callable[[], object], time_limit: float, memory_mb: int):
+    self._prepare, self._time_limit, self._memory_mb = prepare, time_limit, memory_mb
+    self._lock, self._closed = threading.Lock(), False
+    self._process = self._pipe = None
+    self._ready = self._fresh = False
+    self._start()
+
+  def answer(self, function: Callable, call: tuple):
+    """What the function returns, or Failed.
+
+    A call that runs out of memory, or whose process dies, is made again if the process had served
+    others: it may be their leak. A call that runs out of time is not.
+    """
+    while True:
+      self._wait_until_ready()
+      fresh, self._fresh = self._fresh, False
+      found, spent = self._exchange((function, call))
+      if not spent:
+        return found
+      self._kill()
+      self._start()
+      if fresh or spent != _BY_OTHERS or not isinstance(found, Failed):
+        return found
+
+  def _exchange(self, message):
+    """(answer, whether and why the process has to be replaced)."""
+    try:
+      self._pipe.send(message)
+      if self._pipe.poll(self._time_limit):
+        return self._pipe.recv()
+      return Failed(f"not done after {self._time_limit:g} s"), _BY_ITSELF
+    except (EOFError, OSError):
+      return Failed(f"its process died{self._exit_code()}"), _BY_OTHERS
+
+  def _exit_code(self) -> str:
+    self._process.join(1.0)
+    code = self._process.exitcode
+    return "" if code is None else f", exit code {code}"
+
+  def _start(self) -> None:
+    # "spawn": forking a process that runs JAX threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    with self._lock:
+      if self._closed:
+        raise PoolError("the pool is closed")
+      self._pipe, theirs = context.Pipe()
+      arguments = (theirs, self._prepare, self._memory_mb)
+      self._process = context.Process(target=_serve, args=arguments, daemon=True)
+      self._process.start()
+      theirs.close()
+    self._ready, self._fresh = False, True
+
+  def _wait_until_ready(self) -> None:
+    if self._ready:
+      return
+    try:
+      done = self._pipe.poll(_START_SECONDS)
+      problem = self._pipe.recv() if done else f"not done after {_START_SECONDS:g} s"
+    except (EOFError, OSError):
+      problem = f"its process died{self._exit_code()}"
+    if problem is not None:
+      raise PoolError(f"a worker process can't prepare itself: {problem}")
+    self._ready = True
+
+  def _kill(self) -> None:
+    _kill_all(self._process.pid)
+    self._process.kill()
+    self._process.join()
+
+  def close(self) -> None:
+    """For ever; a call that is under way fails."""
+    with self._lock:
+      self._closed = True
+      self._kill()
+
+
+def _serve(pipe, prepare: Callable[[], object], memory_mb: int) -> None:
+  """Runs in the process: prepares, says None or what went wrong, answers until it is killed."""
+  _end_with_parent()
+  try:
+    prepare()
+  except BaseException as error:
+    pipe.send(_told(error))
+    return
+  spare = _limit_memory(memory_mb)
+  pipe.send(None)
+  while True:
+    function, call = pipe.recv()
+    found, spent = _attempt(function, call)
+    pipe.send((found, spent or (_BY_OTHERS if _taken() > spare else "")))
+
+
+def _attempt(function: Callable, call: tuple):
+  """(answer, why the process has to be replaced or "")."""
+  try:
+    return function(*call), ""
+  except MemoryError as error:
+    return Failed(_told(error)), _BY_OTHERS
+  except BaseException as error:  # SystemExit, too; as text: exceptions need not survive the way
+    return Failed(_told(error)), ""
+
+
+def _told(error: BaseException) -> str:
+  return f"{type(error).__name__}: {error!s:.200}"
+
+
+def _limit_memory(memory_mb: int) -> float:
+  """Limits the address space; the bytes above which calls to come would have too little left."""
+  if not memory_mb or not (_PROC / "self/statm").exists():
+    return math.inf
+  import resource  # not on every system
+
+  taken, more = _taken(), memory_mb << 20
+  resource.setrlimit(resource.RLIMIT_AS, (taken + more, taken + more))
+  return taken + more / 2
+
+
+def _taken() -> int:
+  """Address space of this process in bytes; 0 where the system doesn't tell."""
+  with contextlib.suppress(FileNotFoundError):
+    return int((_PROC / "self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+  return 0
+
+
+def _end_with_parent() -> None:
+  """This process and all that it starts end when its parent does, even by SIGKILL.
+
+  A small child of it waits for that: this process itself may be in C code when it happens.
+  """
+  os.setsid()
+  mine, parent = os.getpid(), multiprocessing.parent_process().sentinel
+  with warnings.catch_warnings(action="ignore"):  # of threads; the child runs nothing of theirs
+    if os.fork():
+      return
+  os.closerange(0, parent)  # above all the pipes: their ends tell that this process died
+  os.closerange(parent + 1, os.sysconf("SC_OPEN_MAX"))
+  os.read(parent, 1)
+  _kill_all(mine)
+
+
+def _kill_all(leader: int) -> None:
+  """Kills a process that leads its group, and what it started, in whatever group."""
+  for pid in _descendants(leader) - {os.getpid()}:
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(pid, signal.SIGKILL)
+  with contextlib.suppress(ProcessLookupError, PermissionError):
+    os.killpg(leader, signal.SIGKILL)
+
+
+def _descendants(ancestor: int) -> set[int]:
+  """Children, and theirs; none where /proc doesn't tell."""
+  parents = {}
+  for file in _PROC.glob("[0-9]*/stat"):
+    with contextlib.suppress(OSError, ValueError, IndexError):  # it may end meanwhile
+      parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
+  found = {ancestor}
+  while more := {pid for pid, parent in parents.items() if parent in found} - found:
+    found |= more
+  return found - {ancestor}

@@ -1,0 +1,177 @@
+"""Calls that hang, crash or hoard cost their own answer only, and leave nothing behind."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from offpolicy_rl.tasks import pool
+
+HOARD = []
+
+
+def nothing():
+  """Nothing to prepare."""
+
+
+def takes_long_and_much():
+  time.sleep(1.0)
+  HOARD.append(bytearray(300 << 20))
+
+
+def is_missing():
+  raise ModuleNotFoundError("no such package")
+
+
+def plus_one(x):
+  return x + 1
+
+
+def leak(mb):
+  HOARD.append(bytearray(mb << 20))
+  return mb
+
+
+def leak_in_secret(mb):
+  """As a verifier does that takes every exception for a wrong answer."""
+  try:
+    return leak(mb)
+  except MemoryError:
+    return 0
+
+
+def note_and_sleep(path):
+  with open(path, "a") as file:
+    file.write("called\n")
+  time.sleep(60)
+
+
+def note_and_die(path):
+  with open(path, "a") as file:
+    file.write("called\n")
+  os._exit(3)
+
+
+def start_and_hang(path):
+  """Two programs, one of them in a session of its own; then stays in C."""
+  found = [subprocess.Popen(["sleep", "97"], start_new_session=new) for new in (False, True)]
+  pathlib.Path(path).write_text(
+    " ".join(str(pid) for pid in [os.getpid(), *(p.pid for p in found)])
+  )
+  return re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def made(*, time_limit=10.0, memory_mb=0, prepare=nothing):
+  return pool.Pool(1, prepare=prepare, time_limit=time_limit, memory_mb=memory_mb)
+
+
+@pytest.fixture
+def a_pool(request):
+  one = made(**request.param)
+  yield one
+  one.close()
+
+
+def with_limits(**limits):
+  return pytest.mark.parametrize("a_pool", [limits], indirect=True)
+
+
+def alive(pid: int) -> bool:
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except FileNotFoundError:
+    return False
+
+
+def wait_for(holds, seconds=20.0):
+  end = time.monotonic() + seconds
+  while not holds() and time.monotonic() < end:
+    time.sleep(0.05)
+  assert holds()
+
+
+@with_limits(prepare=takes_long_and_much, time_limit=0.5, memory_mb=64)
+def test_preparing_counts_in_no_limit(a_pool):
+  assert a_pool.submit(plus_one, [(1,), (2,)]).result() == [2, 3]
+
+
+@with_limits(prepare=is_missing)
+def test_what_cant_prepare_itself_is_no_failure_of_the_call(a_pool):
+  with pytest.raises(pool.PoolError, match="can't prepare itself: ModuleNotFoundError: no such pa"):
+    a_pool.submit(plus_one, [(1,)]).result()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+@pytest.mark.parametrize("function", [leak, leak_in_secret])
+@with_limits(memory_mb=256)
+def test_what_earlier_calls_hoarded_costs_no_later_one(a_pool, function):
+  """Each has enough; a worker that kept what they left would serve six of them."""
+  assert a_pool.submit(function, [(40,)] * 9).result() == [40] * 9
+  assert a_pool.submit(function, [(90,)] * 5).result() == [90] * 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+@with_limits(memory_mb=256)
+def test_a_call_that_takes_too_much_fails_alone(a_pool):
+  found = a_pool.submit(leak, [(40,), (400,), (40,)]).result()
+  assert found == [40, pool.Failed("MemoryError: "), 40]
+
+
+@with_limits(time_limit=1.0)
+def test_a_hang_is_waited_for_once(a_pool, tmp_path):
+  started = time.monotonic()
+  found = a_pool.submit(note_and_sleep, [(tmp_path / "log",)]).result()
+  assert found == [pool.Failed("not done after 1 s")]
+  assert (tmp_path / "log").read_text() == "called\n"
+  assert a_pool.submit(plus_one, [(1,)]).result() == [2]
+  assert time.monotonic() - started < 30  # two starts of a process on a busy machine
+
+
+@with_limits()
+def test_a_call_whose_process_dies_is_made_again_only_after_others(a_pool, tmp_path):
+  """The others may have left the process in a state that it dies of."""
+  found = a_pool.submit(note_and_die, [(tmp_path / "fresh",)]).result()
+  assert found == [pool.Failed("its process died, exit code 3")]
+  assert (tmp_path / "fresh").read_text().count("called") == 1
+  calls = a_pool.submit(plus_one, [(1,)]), a_pool.submit(note_and_die, [(tmp_path / "used",)])
+  assert [call.result() for call in calls] == [[2], found]
+  assert (tmp_path / "used").read_text().count("called") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("ending", ["time", "close"])
+def test_what_a_killed_worker_started_ends_with_it(tmp_path, ending):
+  one, file = made(time_limit=2.0 if ending == "time" else 60.0), tmp_path / "pids"
+  call = one.submit(start_and_hang, [(file,)])
+  if ending == "time":
+    assert call.result() == [pool.Failed("not done after 2 s")]
+  wait_for(lambda: file.exists() and len(file.read_text().split()) == 3)
+  one.close()
+  pids = [int(pid) for pid in file.read_text().split()]
+  wait_for(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_and_what_they_started_end_when_their_sampler_is_killed(tmp_path):
+  file = tmp_path / "pids"
+  program = (
+    "from tests.tasks import pool_test\n"
+    "if __name__ == '__main__':\n"
+    "  one = pool_test.made(time_limit=600.0)\n"
+    f"  one.submit(pool_test.start_and_hang, [({str(file)!r},)]).result()"
+  )
+  script = tmp_path / "sampler.py"
+  script.write_text(program)
+  sampler = subprocess.Popen(
+    [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+  )
+  wait_for(lambda: file.exists() and len(file.read_text().split()) == 3)
+  sampler.send_signal(signal.SIGKILL)
+  sampler.wait()
+  pids = [int(pid) for pid in file.read_text().split()]
+  wait_for(lambda: not any(alive(pid) for pid in pids))
