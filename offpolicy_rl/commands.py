@@ -9,6 +9,7 @@ import time
 
 from offpolicy_rl import arguments as arguments_lib
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import output
 
 
 def sweep(arguments, assignments, stop_on_signals) -> int:
@@ -82,11 +83,9 @@ def _architecture(arguments, config) -> dict:
 
 def watch(arguments, credentials) -> int:
   """Shows a live run; 130 when interrupted. `credentials()`: checked ones, for an address."""
-  from rich.console import Console
-
   from offpolicy_rl import watch as screen
 
-  console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+  console = output.console(soft_wrap=not sys.stdout.isatty())
   try:
     screen.run(_watched(arguments, credentials), console, once=arguments.once)
   except KeyboardInterrupt:

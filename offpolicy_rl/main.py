@@ -29,7 +29,7 @@ import threading
 import time
 
 from offpolicy_rl import arguments as arguments_lib
-from offpolicy_rl import commands, memory
+from offpolicy_rl import commands, memory, output
 from offpolicy_rl import config as config_lib
 
 _LEARNER_FILES = ("tls_cert", "tls_key", "tls_client_ca", "token_file")
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
   0 done, 1 failed, 2 wrong arguments, 3 a plan that does not fit, 130 interrupted.
   """
+  output.guard()
   memory.keep_freed_memory()
   argv = sys.argv[1:] if argv is None else argv
   assignments = [a for a in argv if a.startswith("--config.")]
@@ -49,13 +50,31 @@ def main(argv: list[str] | None = None) -> int:
   arguments = arguments_lib.parser(__doc__).parse_args(others)
   level = logging.INFO if arguments.verbose else logging.WARNING
   logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+  works = _print_beside_the_work(arguments)
   try:
-    return _ROLES[arguments.role](arguments, assignments)
+    code = _ROLES[arguments.role](arguments, assignments)
+  except BrokenPipeError:  # of `watch | head`
+    return 1
   except (config_lib.ConfigError, ValueError, OSError, RuntimeError) as error:
     if arguments.verbose:
       raise
     print(f"offpolicy-rl {arguments.role}: {error}", file=sys.stderr)
     return 2 if isinstance(error, config_lib.ConfigError) else 1
+  if not works and (problem := output.problem()):
+    print(f"offpolicy-rl {arguments.role}: standard output: {problem}", file=sys.stderr)
+    return code or 1
+  return code
+
+
+def _print_beside_the_work(arguments) -> bool:
+  """Whether a command does more than show something: then nobody's reading keeps it waiting."""
+  only_shows = arguments.role == "sweep" and (arguments.print or arguments.summarize)
+  works = arguments.role in ("local", "learner", "sampler", "sweep", "eval") and not only_shows
+  if works:
+    output.in_background()
+  elif arguments.role == "watch":
+    output.strict()
+  return works
 
 
 def _protection(arguments, ca: str | None, server_name: str | None = None):
@@ -132,6 +151,12 @@ def _base_configuration(arguments, run_dir: pathlib.Path | None):
   raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
 
 
+def _exit(code: int) -> None:
+  """At once, but for what is printed already."""
+  output.drain()
+  os._exit(code)
+
+
 def _stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
   """First SIGINT or SIGTERM: end in order. Second: end at once."""
   stop = stop or threading.Event()
@@ -139,7 +164,7 @@ def _stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
   def handle(number, _):
     """In order at first, then at once."""
     if stop.is_set():
-      os._exit(130)
+      _exit(130)
     stop.set()
 
   for number in (signal.SIGINT, signal.SIGTERM):
@@ -279,7 +304,7 @@ def _sampler(arguments, assignments) -> int:
   name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
   joining = sampler.Joining(arguments.learner, credentials, arguments.patience)
   sampler.run_sampler(
-    joining, sampler_id=name, stop=_stop_on_signals(), abandon=lambda: os._exit(0),
+    joining, sampler_id=name, stop=_stop_on_signals(), abandon=lambda: _exit(0),
     weights_dir=arguments.weights_dir, served=served, registry=registry,
   )  # fmt: skip
   return 0

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from offpolicy_rl import metrics
+from offpolicy_rl import metrics, output
 
 PLAIN_SECONDS = 5.0  # between lines where there is no terminal
 ALARM_STEPS = 20  # in a row, before an alarm is spoken of; one batch alone is noisy
@@ -33,7 +33,7 @@ class Progress:
   """Collects the newest numbers and shows them."""
 
   def __init__(self, num_steps: int, console: Console | None = None):
-    self._console = console or Console(highlight=False, soft_wrap=True)
+    self._console = console or output.console()
     self._num_steps = num_steps
     self._live: Live | None = None
     self._shown = -1e9
@@ -44,7 +44,7 @@ class Progress:
 
   def say(self, text: str) -> None:
     """A line that stays."""
-    self._console.print(text)
+    self._console.print(Text(text))
 
   def heldout(self, accuracy: float) -> None:
     """Held-out pass@1 of the newest evaluation."""
@@ -67,7 +67,7 @@ class Progress:
         self._live.start()
       self._live.update(Text(line, overflow="ellipsis", no_wrap=True))
     elif now - self._shown >= PLAIN_SECONDS or step + 1 == self._num_steps:
-      self._console.print(line)
+      self._console.print(Text(line))
       self._shown = now
 
   def line(self, step: int, row: dict, seconds_left: float) -> str:

@@ -14,7 +14,8 @@ BASE = {"types"}
 ALLOWED = {
   "types": set(),
   "metrics": BASE,
-  "progress": {"metrics"},
+  "output": set(),
+  "progress": {"metrics", "output"},
   "frame": BASE | {"metrics", "progress"},
   "watch": BASE | {"frame", "metrics", "progress"},
   "prometheus": BASE | {"metrics"},
@@ -33,7 +34,7 @@ ALLOWED = {
   "config_text": {"losses"},
   "sampler": BASE | {"model", "tasks"},
   "learner": BASE | {"model", "losses", "replay", "saving"},
-  "sweep": {"arguments", "config", "config_text", "metrics"},
+  "sweep": {"arguments", "config", "config_text", "metrics", "output"},
   "roles": None,  # everything
   "planning": None,
   "main": None,

@@ -10,6 +10,7 @@ import rich.console
 import rich.table
 
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import output
 from offpolicy_rl.model import decoder, sharding
 from offpolicy_rl.planning import programs, topology
 from offpolicy_rl.roles import parts
@@ -111,7 +112,7 @@ def advice(
 
 def show(found: dict, console: rich.console.Console | None = None) -> None:
   """Tables for people."""
-  console = console or rich.console.Console(highlight=False, soft_wrap=True)
+  console = console or output.console()
   mesh = ", ".join(f"{axis} {count}" for axis, count in found["mesh"].items() if count > 1)
   capacity = found["capacity_bytes"]
   console.print(

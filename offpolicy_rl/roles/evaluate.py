@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-import rich.console
 import rich.progress
 import rich.table
 
-from offpolicy_rl import types
+from offpolicy_rl import output, types
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.model import pretrained
 from offpolicy_rl.roles import folders, parts
@@ -40,7 +39,7 @@ def run(
     ValueError: no prompt is short enough.
     RuntimeError, ValueError, OSError: the weights or the tokenizer can't be read.
   """
-  console = rich.console.Console(highlight=False, soft_wrap=True)
+  console = output.console()
   policy = parts.policy_of(config, _files(config, run_dir))
   examples, skipped = _examples(config, policy, split)
   examples = examples[:problems]

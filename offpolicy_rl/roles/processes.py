@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import types
+from offpolicy_rl import output, types
 from offpolicy_rl.model import sharding
 from offpolicy_rl.transport import hosts
 
@@ -130,6 +130,7 @@ def abandon(reason: str) -> None:
   """
   message = f"offpolicy-rl learner: {reason}; start all again with --resume"
   print(message, file=sys.stderr, flush=True)
+  output.drain()
   os._exit(LOST)
 
 
@@ -141,6 +142,7 @@ def ending_together():
   except Exception as error:
     traceback.print_exc()
     print(f"offpolicy-rl learner: {error}", file=sys.stderr, flush=True)
+    output.drain()
     os._exit(1)
 
 

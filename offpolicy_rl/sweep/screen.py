@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from offpolicy_rl import metrics
+from offpolicy_rl import metrics, output
 from offpolicy_rl.sweep.runs import FINISHED
 
 PLAIN_SECONDS = 60.0  # between the lines of a run where there is no terminal
@@ -20,7 +20,7 @@ class Screen:
   """Remembers when runs began and what was last known of them."""
 
   def __init__(self, parallel: int, console: Console | None = None):
-    self._console = console or Console(highlight=False, soft_wrap=True)
+    self._console = console or output.console()
     self._parallel = parallel
     self._status: dict[str, str] = {}
     self._todo: dict[str, object] = {}  # not ended yet
@@ -32,7 +32,7 @@ class Screen:
 
   def say(self, text: str) -> None:
     """A line that stays."""
-    self._console.print(text)
+    self._console.print(Text(text))
 
   def begin(self, status: dict[str, str], todo: list) -> None:
     """What is there, and what is going to be done."""

@@ -1,0 +1,233 @@
+"""Standard output and error that can't stop, hang or change what a program does.
+
+A reader may go away (`| head`, a closed terminal), stop reading (Ctrl-S, a dead collector), or its
+disk may be full; a stream may be closed from the start, or know ASCII only. None of that is a
+reason to lose a run. What can't be written is dropped, what can't be encoded is written as \\u....
+"""
+
+import atexit
+import collections
+import contextlib
+import io
+import os
+import select
+import signal
+import sys
+import threading
+import time
+
+from rich.console import Console
+
+_MAX_BYTES = 1 << 20  # waiting for a slow reader; what comes then is dropped
+_STALLED_SECONDS = 2.0  # at the end, without a byte taken: then the reader is given up
+_LONGEST_WRITE = 4096  # what a pipe that has room takes at once
+
+
+def console(*, soft_wrap: bool = True) -> Console:
+  """Where a command prints: text is taken as it is, whatever brackets and colons are in it."""
+  return Console(highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap)
+
+
+def guard() -> None:
+  """Descriptors 0 to 2 exist, nothing printed raises; for whoever works, and prints beside it.
+
+  `in_background` and `strict` say more. Leaves streams alone that are not the process's own.
+  """
+  _open_closed()
+  with contextlib.suppress(ValueError, AttributeError):  # another thread's; not on Windows
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # `stty tostop` would stop a background job
+  for name in ("stdout", "stderr"):
+    stream = getattr(sys, name)
+    if stream is not None and stream is getattr(sys, f"__{name}__"):
+      with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+      setattr(sys, name, _text(_Raw(stream.fileno()), stream.encoding))
+
+
+def in_background() -> None:
+  """After `guard`: a thread writes, so that a reader who does not read keeps nobody waiting."""
+  queues: dict[tuple, _Queue] = {}
+  for name in ("stdout", "stderr"):
+    raw = _raw_of(getattr(sys, name))
+    if raw is not None:
+      found = os.fstat(raw.fileno())
+      queue = queues.setdefault((found.st_dev, found.st_ino), _Queue())
+      queue.descriptors.append((raw.number, raw.fileno()))
+      raw.queue = queue
+  for queue in queues.values():
+    queue.start()
+    atexit.register(queue.drain)
+    _QUEUES.append(queue)
+
+
+def strict() -> None:
+  """After `guard`: what can't be written raises, for a command that does nothing but show."""
+  raw = _raw_of(sys.stdout)
+  if raw is not None:
+    raw.strict = True
+
+
+def problem() -> OSError | None:
+  """Why something could not be written to standard output, if so."""
+  raw = _raw_of(sys.stdout)
+  return raw and raw.problem
+
+
+def drain() -> None:
+  """Waits for what was printed in the background, while it is read: before `os._exit`."""
+  for queue in _QUEUES:
+    queue.drain()
+
+
+_QUEUES: list["_Queue"] = []
+
+
+def _open_closed() -> None:
+  """Else the next file that is opened would be standard output, and be written into."""
+  for number, mode, name in ((0, "r", "stdin"), (1, "w", "stdout"), (2, "w", "stderr")):
+    try:
+      os.fstat(number)
+    except OSError:
+      nowhere = os.open(os.devnull, os.O_RDWR)
+      if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+      os.set_inheritable(number, True)
+    if getattr(sys, name) is None:
+      stream = open(os.devnull, mode, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+      setattr(sys, name, stream)
+
+
+def _text(raw: "_Raw", encoding: str) -> io.TextIOWrapper:
+  return io.TextIOWrapper(
+    io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=True
+  )
+
+
+def _raw_of(stream) -> "_Raw | None":
+  raw = getattr(getattr(stream, "buffer", None), "raw", None)
+  return raw if isinstance(raw, _Raw) else None
+
+
+class _Raw(io.RawIOBase):
+  """A descriptor that takes everything."""
+
+  def __init__(self, number: int):
+    self.number, self._copy = number, os.dup(number)
+    self.strict, self.problem = False, None
+    self.queue: _Queue | None = None
+
+  def fileno(self) -> int:
+    """Of the same file as the standard one, which may be redirected meanwhile."""
+    return self._copy
+
+  def isatty(self) -> bool:
+    """As every stream."""
+    return os.isatty(self._copy)
+
+  def writable(self) -> bool:
+    """As every stream."""
+    return True
+
+  def write(self, data) -> int:
+    """As every stream, but for what it raises."""
+    data = bytes(data)
+    if self.queue is not None and self.queue.put(self._copy, data):
+      return len(data)
+    try:
+      _write(self._copy, data)
+    except OSError as error:
+      self.problem = self.problem or error
+      if self.strict:
+        self.strict = False  # what is left in buffers at the end is no news
+        raise
+    return len(data)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+  """All of it, also where somebody made the file non-blocking."""
+  while data:
+    try:
+      data = data[os.write(descriptor, data[:_LONGEST_WRITE]) :]
+    except BlockingIOError:
+      select.select([], [descriptor], [])
+
+
+class _Queue:
+  """What waits to be written to one file, in order."""
+
+  def __init__(self):
+    self.descriptors: list[tuple[int, int]] = []  # (standard one, our copy)
+    self._waiting: collections.deque[tuple[int, bytes]] = collections.deque()
+    self._bytes, self._dropped = 0, 0
+    self._moved = time.monotonic()  # when something was written last
+    self._over = False
+    self._changed = threading.Condition()
+    self._process = os.getpid()
+
+  def start(self) -> None:
+    """From now on things are written."""
+    threading.Thread(target=self._run, name="output", daemon=True).start()
+
+  def put(self, descriptor: int, data: bytes) -> bool:
+    """Takes what is to be written; False in a forked process, which lacks the thread."""
+    if os.getpid() != self._process:
+      return False
+    with self._changed:
+      if not self._waiting:
+        self._moved = time.monotonic()
+      if self._over or self._bytes + len(data) > _MAX_BYTES:
+        self._dropped += data.count(b"\n")
+      else:
+        self._waiting.append((descriptor, data))
+        self._bytes += len(data)
+        self._changed.notify_all()
+    return True
+
+  def drain(self) -> None:
+    """Returns when all is written, or nobody reads; what comes later may be dropped."""
+    begun = time.monotonic()
+    with self._changed:
+      while self._waiting and time.monotonic() - max(self._moved, begun) < _STALLED_SECONDS:
+        self._changed.wait(0.05)
+      self._over = bool(self._waiting)
+
+  def _run(self) -> None:
+    while True:
+      with self._changed:
+        while not self._waiting:
+          self._changed.wait()
+        descriptor, data = self._waiting[0]
+      for start in range(0, len(data), _LONGEST_WRITE):
+        with contextlib.suppress(OSError):  # nobody there, or no room
+          _write(descriptor, data[start : start + _LONGEST_WRITE])
+        self._wait_for_room(descriptor)
+        self._moved = time.monotonic()
+      self._written(data, descriptor)
+
+  def _wait_for_room(self, descriptor: int) -> None:
+    """What C libraries write past us goes nowhere meanwhile: they would wait in the middle of it,
+    with whatever locks they hold.
+    """
+    room = select.poll()
+    room.register(descriptor, select.POLLOUT)
+    if room.poll(0):
+      return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number, _ in self.descriptors:
+      os.dup2(nowhere, number)
+    os.close(nowhere)
+    room.poll()
+    for number, copy in self.descriptors:
+      os.dup2(copy, number)
+
+  def _written(self, data: bytes, descriptor: int) -> None:
+    with self._changed:
+      self._waiting.popleft()
+      self._bytes -= len(data)
+      if self._dropped and not self._waiting:
+        lost = f"... {self._dropped} lines are missing here: nobody read them in time\n".encode()
+        self._dropped = 0
+        self._waiting.append((descriptor, lost))
+        self._bytes += len(lost)
+      self._changed.notify_all()
