@@ -40,6 +40,9 @@ def get_config() -> config_dict.ConfigDict:
   c.task.max_completion_tokens = 4  # the end-of-sequence token included
   # exact | numeric | math_verify | reasoning_gym | module:function; "" = the task's own.
   c.task.verifier = ""
+  # A completion that was cut, or ends within a thought (<think> without </think>, the prompt's
+  # included), earns nothing, in training, evaluation and votes. True = it is judged all the same.
+  c.task.judge_unfinished = False
   c.task.verifier_processes = 1  # per sampler
   c.task.verifier_seconds = 10.0  # time limit of one completion, the verifier's imports aside
   # Address space a verifier may take beyond its imports, in MiB; 0 = no limit. Linux only.

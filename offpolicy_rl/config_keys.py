@@ -161,4 +161,5 @@ KEYS = {
   "learner.offload_optimizer": _SWITCH,
   "model.tied_embeddings": _SWITCH,
   "task.chat": _SWITCH,
+  "task.judge_unfinished": _SWITCH,
 }

@@ -68,7 +68,9 @@ def plain_loop(config):
       groups = []
       for ticket, found in zip(tickets, engine.generate(params, at, tickets), strict=True):
         scored = tuple(
-          dataclasses.replace(t, reward=verify(decode(t.tokens.tolist()), ticket.answer))
+          dataclasses.replace(
+            t, reward=t.finished and verify(decode(t.tokens.tolist()), ticket.answer)
+          )
           for t in found
         )
         groups.append(types.FinishedGroup(ticket, types.Group(ticket.ticket_id, scored), at))

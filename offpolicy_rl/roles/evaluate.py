@@ -127,31 +127,42 @@ def _answer(config, policy: parts.Policy, params, examples, console) -> Iterator
         group
         for ask, of_kind in ((greedy, tickets[::2]), (sampled, tickets[1::2]))
         for group in worker.score_groups(
-          scorer, policy.words.decode, of_kind, ask.generate(params, 0, of_kind)
+          scorer, policy.words, of_kind, ask.generate(params, 0, of_kind),
+          judge_unfinished=config.task.judge_unfinished,
         )
-      ]
+      ]  # fmt: skip
       half = len(groups) // 2
       for ticket, one, many in zip(tickets[::2], groups[:half], groups[half:], strict=True):
-        yield _row(policy.words, ticket, one, many)
+        yield _row(policy.words, ticket, one, many, config.task.judge_unfinished)
 
 
-def _row(words, ticket: types.Ticket, greedy: types.Group, sampled: types.Group) -> dict:
+def _row(
+  words, ticket: types.Ticket, greedy: types.Group, sampled: types.Group, judge_unfinished: bool
+) -> dict:
+  completions = [*greedy.trajectories, *sampled.trajectories]
+  texts = worker.readable(words, ticket, completions, judge_unfinished=judge_unfinished)
+  first, *others = [
+    _completion(words, trajectory, text)
+    for trajectory, text in zip(completions, texts, strict=True)
+  ]
   return {
     "index": ticket.group_index,
     "prompt": _whole_text(words, ticket.prompt_tokens.tolist()),
     "answer": ticket.answer,
-    "greedy": _completion(words, greedy.trajectories[0]),
-    "samples": [_completion(words, trajectory) for trajectory in sampled.trajectories],
+    "greedy": first,
+    "samples": others,
     "verifier_failures": greedy.verifier_failures + sampled.verifier_failures,
   }
 
 
-def _completion(words, trajectory: types.Trajectory) -> dict:
-  """`logprob`: of the whole completion, in nats, under what it was drawn from; 0 when greedy."""
-  text = words.decode(trajectory.tokens.tolist())
+def _completion(words, trajectory: types.Trajectory, judged: str | None) -> dict:
+  """`logprob`: of the whole completion, in nats, under what it was drawn from; 0 when greedy.
+
+  `judged`: what the verifier saw of it.
+  """
   return {
-    "text": text,
-    "final_answer": votes.final_answer(text, finished=trajectory.finished),
+    "text": words.decode(trajectory.tokens.tolist()),
+    "final_answer": None if judged is None else votes.final_answer(judged),
     "reward": trajectory.reward,
     "finished": trajectory.finished,
     "tokens": trajectory.tokens.size,

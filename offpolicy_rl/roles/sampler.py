@@ -183,11 +183,14 @@ def _parts(link: _Link, config, policy: parts.Policy, scorer, weights_dir, serve
     newest_version=lambda: link.wire.newest_version,
     lease=functools.partial(link.lease, config, policy.model.vocab_size),
     pull_weights=functools.partial(link.pull, held),
-    score=functools.partial(worker.score_groups, scorer, policy.words.decode, shape=shape),
+    score=functools.partial(
+      worker.score_groups, scorer, policy.words, shape=shape,
+      judge_unfinished=config.task.judge_unfinished,
+    ),
     push=link.push,
     weight_update=config.sampler.weight_update,
     refresh_cache=config.sampler.cache_after_update == "recompute",
-  )
+  )  # fmt: skip
 
 
 def _engines(config, policy: parts.Policy, meshes, served: Served | None) -> list:

@@ -5,26 +5,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from offpolicy_rl.tasks import extraction
+from offpolicy_rl.tasks import extraction, thoughts
 
 _AROUND = " \t\n.,:;!$*`'\""
 
 
-def final_answer(text: str, *, finished: bool) -> str | None:
+def final_answer(text: str, *, finished: bool = True) -> str | None:
   """The answer of a completion, in a form in which equal answers are equal texts.
 
   As verifiers read it (`tasks/extraction.py`): the only number of what is marked as the answer;
   without a mark the last number. Where there is none, the marked text or else the last line, in
   lower case, without spaces and punctuation around it. Numbers are written as reduced fractions.
-  None = no answer: nothing was said, or nothing marked before the completion was cut (`finished` =
-  False).
+  None = no answer: nothing was said, or the completion was cut, or it ends in a thought.
   """
-  marked = extraction.marked(text)
-  if marked is None and not finished:
+  text = thoughts.removed(text) if finished else None
+  if text is None:
     return None
   number = extraction.number(text)
   if number is not None:
     return str(number)
+  marked = extraction.marked(text)
   return _plain((text.strip().splitlines() or [""])[-1] if marked is None else marked)
 
 

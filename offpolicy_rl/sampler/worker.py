@@ -6,15 +6,17 @@ Generation goes on while the next tickets are leased and finished groups are sco
 import concurrent.futures
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from offpolicy_rl import types
 from offpolicy_rl.sampler import engine as engine_lib
-from offpolicy_rl.tasks import shaping
+from offpolicy_rl.tasks import scoring, shaping, thoughts
 
 BETWEEN_GROUPS, IN_FLIGHT = "between_groups", "in_flight"
 _LOOK_SECONDS = 0.2  # how often a worker that waits looks whether it is to stop
+_TAG_TOKENS = 32  # at the end of a prompt; enough for any tag of tasks/thoughts.py
+_UNANSWERED = scoring.Judgement(0.0, well_formed=False, failed=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,21 +168,31 @@ class _Work:
 
 
 def score_groups(
-  scorer, decode: Callable[[list[int]], str],
+  scorer, words,
   tickets: list[types.Ticket], groups: list[list[types.Trajectory]],
-  *, shape: shaping.Shaping = shaping.NONE,
+  *, shape: shaping.Shaping = shaping.NONE, judge_unfinished: bool = False,
 ) -> list[types.Group]:  # fmt: skip
   """Judges all groups side by side in the scorer's processes.
 
-  Rewards of training groups are shaped; those of evaluation are the verifier's.
+  Rewards of training groups are shaped; those of evaluation are the verifier's. Completions that
+  have not answered (`thoughts.judged`) are worth 0 and reach no verifier.
+
+  Args:
+    words: the policy's Vocabulary or Tokenizer.
+    judge_unfinished: task.judge_unfinished.
   """
-  submitted = [
-    scorer.submit([decode(t.tokens.tolist()) for t in trajectories], ticket.answer)
+  texts = [
+    readable(words, ticket, trajectories, judge_unfinished=judge_unfinished)
     for ticket, trajectories in zip(tickets, groups, strict=True)
   ]
+  submitted = [
+    scorer.submit([text for text in of_group if text is not None], ticket.answer)
+    for ticket, of_group in zip(tickets, texts, strict=True)
+  ]
   scored = []
-  for ticket, trajectories, handle in zip(tickets, groups, submitted, strict=True):
-    judgements = scorer.judgements(handle)
+  for ticket, trajectories, of_group, handle in zip(tickets, groups, texts, submitted, strict=True):
+    judged = iter(scorer.judgements(handle))
+    judgements = [_UNANSWERED if text is None else next(judged) for text in of_group]
     failures = sum(j.failed for j in judgements)
     rewards = [j.reward for j in judgements]
     if ticket.kind == types.TRAIN:
@@ -190,3 +202,17 @@ def score_groups(
     ]
     scored.append(types.Group(ticket.ticket_id, tuple(rewarded), failures))
   return scored
+
+
+def readable(
+  words, ticket: types.Ticket, trajectories: Sequence[types.Trajectory], *, judge_unfinished: bool
+) -> list[str | None]:
+  """What a verifier may see of each completion of a ticket, see `thoughts.judged`."""
+  opened = thoughts.opened_by("".join(words.texts(ticket.prompt_tokens[-_TAG_TOKENS:].tolist())))
+  return [
+    thoughts.judged(
+      words.decode(trajectory.tokens.tolist()),
+      finished=trajectory.finished, opened=opened, judge_unfinished=judge_unfinished,
+    )
+    for trajectory in trajectories
+  ]  # fmt: skip

@@ -8,6 +8,8 @@ import fractions
 import re
 from collections.abc import Iterator
 
+from offpolicy_rl.tasks import thoughts
+
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 # A sign only where it is no minus between two terms; "3rd" and "72km" count, "x2" does not.
@@ -39,6 +41,17 @@ def last_boxed(text: str) -> str | None:
   return None
 
 
+def given(completion: str) -> str | None:
+  """What a completion gives as its answer, as a text: all that follows its thought, or what is
+  tagged in there; None while the thought is open.
+  """
+  text = thoughts.removed(completion)
+  if text is None:
+    return None
+  tagged = last_tagged(text)
+  return (text if tagged is None else tagged).strip()
+
+
 def marked(text: str) -> str | None:
   """The part of a completion that is marked as its answer; None when nothing is."""
   for found in (last_tagged(text), last_boxed(text)):
@@ -62,6 +75,9 @@ def number(text: str) -> fractions.Fraction | None:
   In a marked answer it must be the only one, so that listing candidates earns nothing; without a
   mark it is the last one of the text.
   """
+  text = thoughts.removed(text)
+  if text is None:
+    return None
   answer = marked(text)
   found = None
   for match in _matches(text if answer is None else answer):

@@ -2,7 +2,7 @@
 
 import logging
 
-from offpolicy_rl.tasks import extraction, verifiers
+from offpolicy_rl.tasks import extraction, thoughts, verifiers
 
 try:
   import math_verify as package
@@ -28,6 +28,9 @@ def math_verify(completion: str, answer: str) -> float:
   what is inside counts, and it need not be in \boxed or between dollars.
   """
   expected = _parse(f"\\boxed{{{verifiers.gold(answer)}}}")
+  completion = thoughts.removed(completion)
+  if completion is None:
+    return 0.0
   tagged = extraction.last_tagged(completion)
   texts = [completion] if tagged is None else [tagged, f"${tagged}$"]
   return float(

@@ -9,7 +9,8 @@ To bring your own, decorate a function of an importable module and name it in ta
     def short_and_right(completion: str, answer: str) -> float:
       return float(json.loads(answer) in completion and len(completion) < 80)
 
-1.0 means right: held-out accuracy counts nothing else.
+1.0 means right: held-out accuracy counts nothing else. A verifier sees finished completions only,
+with their thoughts (`thoughts.removed` takes those off).
 """
 
 import functools
@@ -57,10 +58,10 @@ JUDGED_BY_EQUALITY = ("binary_matrix", "n_queens", "spiral_matrix", "string_inse
 def exact(completion: str, answer: str) -> float:
   """1.0 when the completion is the answer, white space at the ends aside.
 
-  Where the completion marks its answer by <answer> tags, only what is inside counts.
+  A closed thought before it does not count; where <answer> tags mark the answer, only what is
+  inside does.
   """
-  tagged = extraction.last_tagged(completion)
-  return float((completion if tagged is None else tagged).strip() == gold(answer).strip())
+  return float(extraction.given(completion) == gold(answer).strip())
 
 
 @verifier
@@ -98,9 +99,8 @@ def reasoning_gym(completion: str, answer: str) -> float:
   the answer, which would pay for listing every number.
   """
   data = loads(answer)
-  tagged = extraction.last_tagged(completion)
-  given = completion if tagged is None else tagged
-  return float(_scorer(data["dataset"])(given, data["entry"]) == 1.0)
+  given = extraction.given(completion)
+  return float(given is not None and _scorer(data["dataset"])(given, data["entry"]) == 1.0)
 
 
 @verifier

@@ -82,7 +82,8 @@ def test_a_run(run_dir, tmp_path, capsys):
   assert [row["answer"] for row in rows] == [p.answer for p in problems]
   for row in rows:
     for completion in (row["greedy"], *row["samples"]):
-      assert completion["reward"] == verifiers.exact(completion["text"], row["answer"])
+      right = verifiers.exact(completion["text"], row["answer"])
+      assert completion["reward"] == (right if completion["finished"] else 0.0)
       assert completion["finished"] or completion["tokens"] == 3
   sampled = [sample for row in rows for sample in row["samples"]]
   assert len(sampled) == 16 * len(problems) and 0 < sum(s["reward"] for s in sampled) < 100

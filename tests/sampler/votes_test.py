@@ -50,9 +50,11 @@ def test_many_open_tags_take_no_time():
   assert votes.final_answer("<answer>" * 100_000 + "5", finished=True) == "5"
 
 
-def test_a_cut_completion_has_only_a_marked_answer():
-  assert votes.final_answer("first 3 + 4 = 7, then", finished=False) is None
-  assert votes.final_answer("#### 7\nLet me ch", finished=False) == "7"
+def test_a_completion_that_has_not_answered_has_no_vote():
+  for text in ("first 3 + 4 = 7, then", "#### 7\nLet me ch", "7"):
+    assert votes.final_answer(text, finished=False) is None
+  assert votes.final_answer("<think> 7 is \\boxed{7}", finished=True) is None
+  assert votes.final_answer("<think> 7? </think> blue", finished=True) == "blue"
 
 
 @pytest.mark.parametrize(

@@ -77,14 +77,26 @@ def test_what_is_no_verifier_is_refused_at_once(name):
       scoring.Scorer(asked[0], also=asked[1:], workers=1, time_limit=1.0)
 
 
-def ticket(kind: str) -> types.Ticket:
-  prompt = np.array([3], np.int32)
+class Bytes:
+  """Token ids are bytes."""
+
+  def decode(self, ids):
+    return bytes(ids).decode()
+
+  def texts(self, ids):
+    return [chr(i) for i in ids]
+
+
+def ticket(kind: str, prompt: str = "?") -> types.Ticket:
+  prompt = np.frombuffer(prompt.encode(), np.uint8).astype(np.int32)
   return types.Ticket(f"{kind}/0/0", kind, 0, 0, prompt, '"5"', 0, 0, 3, 1.0)
 
 
-def trajectory(text: str) -> types.Trajectory:
+def trajectory(text: str, *, finished: bool = True) -> types.Trajectory:
   tokens = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-  return types.Trajectory(tokens, np.zeros(len(text), np.float32), np.zeros(len(text), int), True)
+  return types.Trajectory(
+    tokens, np.zeros(len(text), np.float32), np.zeros(len(text), int), finished
+  )
 
 
 def test_training_is_shaped_and_evaluation_sees_the_verdict(scorer):
@@ -93,7 +105,7 @@ def test_training_is_shaped_and_evaluation_sees_the_verdict(scorer):
   texts = ["5", "raises", "666"]
   shape = shaping.Shaping(format_reward=0.25, length_weight=0.5, failed=shaping.MEAN)
   groups = worker.score_groups(
-    scorer, lambda ids: bytes(ids).decode(), tickets, [[trajectory(t) for t in texts]] * 2,
+    scorer, Bytes(), tickets, [[trajectory(t) for t in texts]] * 2,
     shape=shape,
   )  # fmt: skip
   trained, evaluated = ([t.reward for t in group.trajectories] for group in groups)
@@ -101,3 +113,55 @@ def test_training_is_shaped_and_evaluation_sees_the_verdict(scorer):
   assert trained == [1.5, (1.5 + 0.25) / 2, 0.25]
   assert evaluated == [1.0, 0.0, 0.0]
   assert [group.verifier_failures for group in groups] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", [types.TRAIN, types.EVAL])
+@pytest.mark.parametrize(
+  ("prompt", "finished", "judge_unfinished", "expected"),
+  [
+    ("?", True, False, [1, 1, 0, 0, 1]),
+    ("?", False, False, [0, 0, 0, 0, 0]),
+    ("?", False, True, [1, 1, 1, 0, 1]),
+    ("think in <think>: ?", True, False, [1, 1, 0, 0, 1]),  # named, not opened
+    ("?<think>\n", True, False, [0, 1, 0, 0, 1]),
+    ("?<think>\n", False, True, [1, 1, 1, 0, 1]),
+    ("?<think>\n\n</think>\n\n", True, False, [1, 1, 0, 0, 1]),
+  ],
+)
+def test_what_has_not_answered_earns_nothing(
+  judge_at_once, kind, prompt, finished, judge_unfinished, expected
+):
+  """Whatever is added for format or length: a pattern may well be found in a cut text."""
+  texts = ["5", "<think>6</think>5", "<think>5", "<think>5</think>6", "6</think> 5"]
+  [group] = worker.score_groups(
+    judge_at_once, Bytes(), [ticket(kind, prompt)],
+    [[trajectory(text, finished=finished) for text in texts]], judge_unfinished=judge_unfinished,
+  )  # fmt: skip
+  assert [t.reward for t in group.trajectories] == expected
+  assert group.verifier_failures == 0
+
+
+@pytest.fixture
+def judge_at_once():
+  """A scorer that judges by `exact` in this process."""
+
+  class AtOnce:
+    def submit(self, completions, answer):
+      return completions, answer
+
+    def judgements(self, submitted):
+      completions, answer = submitted
+      return [scoring.Judgement(verifiers.exact(c, answer), True, False) for c in completions]
+
+  return AtOnce()
+
+
+def test_a_cut_completion_earns_nothing_for_its_format_and_reaches_no_verifier(scorer):
+  texts = ["5", "5", "raises"]
+  [group] = worker.score_groups(
+    scorer, Bytes(), [ticket(types.TRAIN)],
+    [[trajectory(text, finished=i == 0) for i, text in enumerate(texts)]],
+    shape=shaping.Shaping(format_reward=0.25),
+  )  # fmt: skip
+  assert [t.reward for t in group.trajectories] == [1.25, 0.0, 0.0]
+  assert group.verifier_failures == 0
