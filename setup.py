@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
+SHIPPED = "offpolicy_rl.shipped.configs"
 PROTOS = ["offpolicy_rl/transport/trajectory.proto", "offpolicy_rl/transport/hosts.proto"]
 
 
@@ -85,7 +86,9 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.12",
-  packages=find_packages(include=["offpolicy_rl", "offpolicy_rl.*"]),
+  # With the cards, for those who have no checkout: config_text.base reads them there.
+  packages=[*find_packages(include=["offpolicy_rl", "offpolicy_rl.*"]), SHIPPED],
+  package_dir={SHIPPED: "configs"},
   package_data={"offpolicy_rl.transport": ["*.proto"], "offpolicy_rl.report": ["*.css", "*.js"]},
   install_requires=REQUIRES,
   extras_require=EXTRAS,

@@ -22,8 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-def validate(config: config_dict.ConfigDict) -> None:
-  """Raises ConfigError for the first wrong value."""
+def validate(config: config_dict.ConfigDict, *, trains: bool = True) -> None:
+  """Raises ConfigError for the first wrong value; `trains`: groups for a learner are sampled."""
   values = flatten(config)
   _check_keys_and_types(values)
   for name, key in KEYS.items():
@@ -35,7 +35,7 @@ def validate(config: config_dict.ConfigDict) -> None:
     catalog.of(config.task)
   except ValueError as error:
     raise ConfigError(str(error)) from None
-  require(_relations(config))
+  require([*_relations(config), *_slot_relations(config, trains)])
 
 
 def check_data(config: config_dict.ConfigDict) -> None:
@@ -177,7 +177,6 @@ def _relations(c) -> list[tuple[bool, str]]:
   """Conditions between keys: (holds, what to say when it does not)."""
   rows = c.learner.prompts_per_step * c.learner.group_size
   shards = c.mesh.data * c.mesh.fsdp * c.mesh.expert
-  slots, need = c.sampler.slots, max(c.learner.group_size, c.evaluation.samples)
   micro = c.learner.microbatches
   longest = c.task.max_prompt_tokens + c.task.max_completion_tokens
   vocab_size = catalog.of(c.task).vocabulary.size
@@ -203,10 +202,6 @@ def _relations(c) -> list[tuple[bool, str]]:
       f"expert = {shards}",
     ),
     (
-      slots >= need,
-      f"sampler.slots: got {slots}, expected at least {need}, the completions of one ticket",
-    ),
-    (
       c.lag.mode != lag.PERIODIC or c.lag.max_lag >= 1,
       f"lag.max_lag: got {c.lag.max_lag}, expected at least 1 in mode periodic",
     ),
@@ -230,6 +225,15 @@ def _relations(c) -> list[tuple[bool, str]]:
       f"of transport.lease_seconds = {c.transport.lease_seconds}",
     ),
   ]
+
+
+def _slot_relations(c, trains: bool) -> list[tuple[bool, str]]:
+  """Whether the completions of one ticket have room."""
+  slots, need = c.sampler.slots, max(c.evaluation.samples, c.learner.group_size if trains else 1)
+  return [(
+    slots >= need,
+    f"sampler.slots: got {slots}, expected at least {need}, the completions of one ticket",
+  )]  # fmt: skip
 
 
 # What a resumed run may not change: the groups that it has, and those still out, rest on it.

@@ -29,6 +29,16 @@ def flatten(config: config_dict.ConfigDict) -> dict:
   return found
 
 
+def base() -> config_dict.ConfigDict:
+  """Every key with its value in configs/base.py, whatever the working directory."""
+  package = pathlib.Path(__file__).parent
+  # As setup.py installs them, or of the checkout that this file is in.
+  for root in (package / "shipped", package.parent):
+    if (root / "configs" / "base.py").is_file():
+      return load(str(root / "configs" / "base.py"))
+  raise ConfigError(f"configs/base.py: neither in {package}/shipped nor beside {package}")
+
+
 def load(path: str) -> config_dict.ConfigDict:
   """The `get_config()` of an experiment card; ConfigError when there is none."""
   # A card imports its siblings as `configs.base`, wherever the repository lies.

@@ -2,21 +2,17 @@
 
 import html
 import json
-import pathlib
 from collections.abc import Sequence
 
 from offpolicy_rl import config_text
 from offpolicy_rl.report import runs
 
-_BASE = pathlib.Path(__file__).parents[2] / "configs" / "base.py"
 _ABSENT = object()
 
 
-def changes(config: dict) -> list[tuple[str, str, str]] | None:
-  """(key, base's value, the run's), as text; None where configs/base.py is not beside the code."""
-  if not _BASE.is_file():
-    return None
-  base, own = runs.keys(config_text.load(str(_BASE)).to_dict()), runs.keys(config)
+def changes(config: dict) -> list[tuple[str, str, str]]:
+  """(key, base's value, the run's), as text."""
+  base, own = runs.keys(config_text.base().to_dict()), runs.keys(config)
   return differences([base, own])
 
 
@@ -48,9 +44,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def section(config: dict) -> str:
   """The changed keys, and all of them folded."""
   found = changes(config)
-  if found is None:
-    told = "<p class=soft>configs/base.py is not beside the code: nothing to compare with.</p>"
-  elif not found:
+  if not found:
     told = "<p class=soft>Every key is as in configs/base.py.</p>"
   else:
     told = f"<p class=soft>Where this run differs from configs/base.py ({len(found)} keys):</p>"

@@ -6,6 +6,7 @@ Imports no JAX.
 import pathlib
 
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import config_text
 
 # Flags of eval that are short for a key.
 _EVAL_KEYS = {
@@ -51,7 +52,7 @@ def configuration(arguments, assignments: list[tuple[str, str]], ks: tuple[int, 
   samples = config.evaluation.samples
   if "sampler.slots" not in asked:
     config.sampler.slots = max(config.sampler.slots, samples)
-  config_lib.validate(config)
+  config_lib.validate(config, trains=False)
   now = config_lib.flatten(config)
   config_lib.require([
     (samples >= ks[-1],
@@ -86,7 +87,7 @@ def _of_checkpoint(arguments):
     raise config_lib.ConfigError(
       f"--checkpoint: {folder}/config.json is missing, expected a directory made by import"
     )
-  config = config_lib.load(arguments.config or "configs/base.py")
+  config = config_lib.load(arguments.config) if arguments.config else config_text.base()
   if not arguments.config:
     config.task.max_prompt_tokens = config.task.max_completion_tokens = 512
     config.sampler.slots = 32
