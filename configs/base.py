@@ -36,6 +36,12 @@ def get_config() -> config_dict.ConfigDict:
   # How questions are put to a published model (model.checkpoint); fresh models see them plain.
   c.task.prompt = "{question}"
   c.task.chat = True  # as the first message of a chat, in the checkpoint's template
+  c.task.system_prompt = ""  # a system message before it; "" = none
+  # Variables of the chat template as a JSON object, e.g. '{"enable_thinking": false}'.
+  c.task.chat_arguments = ""
+  # The day, YYYY-MM-DD, that templates see which write it into prompts (Llama 3). "" = the day on
+  # which a run or an evaluation begins, which is written here then: its prompts stay what they are.
+  c.task.chat_date = ""
   c.task.max_prompt_tokens = 8  # longer prompts are counted and left out
   c.task.max_completion_tokens = 4  # the end-of-sequence token included
   # exact | numeric | math_verify | reasoning_gym | module:function; "" = the task's own.

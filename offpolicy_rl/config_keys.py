@@ -1,5 +1,6 @@
 """Every key of a configuration but those of `objective`: its type, and which values make sense."""
 
+import datetime
 import json
 import re
 from collections.abc import Callable
@@ -45,6 +46,21 @@ def _is_pattern(text: str) -> bool:
   return True
 
 
+def _is_day_or_nothing(text: str) -> bool:
+  try:
+    return not text or bool(datetime.date.fromisoformat(text))
+  except ValueError:
+    return False
+
+
+def _is_variables(text: str) -> bool:
+  try:
+    found = json.loads(text or "{}")
+  except (ValueError, RecursionError):
+    return False
+  return isinstance(found, dict) and not _OF_PROMPTS & found.keys()
+
+
 def _is_list_of_texts(text: str) -> bool:
   try:
     found = json.loads(text or "[]")
@@ -58,6 +74,7 @@ _FRACTION = Key(float, lambda x: 0 <= x < 1, "in [0, 1)")
 _NAME = _text("the name of a column", bool)
 _ANY_TEXT = _text("a text")  # judged together with other keys
 _SWITCH = Key(bool, lambda x: True, "True or False")
+_OF_PROMPTS = {"messages", "add_generation_prompt"}  # a prompt itself says these to a template
 LORA_TARGETS = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_up", "w_down")
 
 KEYS = {
@@ -73,6 +90,11 @@ KEYS = {
   "task.size": _at_least(1),
   "task.options": _ANY_TEXT,
   "task.prompt": _text("a text with {question} in it", lambda x: "{question}" in x),
+  "task.system_prompt": _ANY_TEXT,
+  "task.chat_arguments": _text(
+    f"a JSON object of variables other than {', '.join(sorted(_OF_PROMPTS))}, or ''", _is_variables
+  ),
+  "task.chat_date": _text("YYYY-MM-DD, or ''", _is_day_or_nothing),
   "task.max_prompt_tokens": _at_least(1),
   "task.max_completion_tokens": _at_least(1),
   "task.verifier": _ANY_TEXT,

@@ -131,6 +131,8 @@ def _configuration(arguments, assignments: list[str]):
     )
   if arguments.resume and (run_dir / "checkpoints").exists():
     saved = config_lib.from_json((run_dir / "config.json").read_text())
+    if not config.task.chat_date:  # the run has filled it in
+      config.task.chat_date = config_lib.flatten(saved).get("task.chat_date", "")
     config_lib.check_resume(saved, config)
   return config, run_dir
 

@@ -68,12 +68,19 @@ class FinishedGroup:
 
 
 class ModelFiles(NamedTuple):
-  """The small files of a published checkpoint, as text: what a sampler needs besides weights."""
+  """The small files of a published checkpoint, as text: what a sampler needs besides weights.
+
+  "" stands for a file that is not there.
+  """
 
   config: str  # config.json
   tokenizer: str  # tokenizer.json
   tokenizer_config: str  # tokenizer_config.json
-  chat_template: str  # "" = none of its own; tokenizer_config may hold one
+  chat_template: str = ""  # chat_template.jinja; else tokenizer_config.json may hold one
+  more_chat_templates: str = ""  # JSON object: name -> additional_chat_templates/NAME.jinja
+  generation_config: str = ""  # generation_config.json
+  special_tokens_map: str = ""  # special_tokens_map.json
+  added_tokens: str = ""  # added_tokens.json
 
 
 class PackedRows(NamedTuple):

@@ -40,7 +40,11 @@ def run(
     RuntimeError, ValueError, OSError: the weights or the tokenizer can't be read.
   """
   console = output.console()
-  policy = parts.policy_of(config, _files(config, run_dir))
+  files = _files(config, run_dir)
+  parts.fix_day(config, files)
+  policy = parts.policy_of(config, files)
+  for note in parts.sampling_notes(config, policy):
+    console.print(note, markup=False)
   examples, skipped = _examples(config, policy, split)
   examples = examples[:problems]
   step, params = _weights(config, policy, run_dir)
@@ -147,7 +151,7 @@ def _row(
   ]
   return {
     "index": ticket.group_index,
-    "prompt": _whole_text(words, ticket.prompt_tokens.tolist()),
+    "prompt": words.whole_text(ticket.prompt_tokens.tolist()),
     "answer": ticket.answer,
     "greedy": first,
     "samples": others,
@@ -168,16 +172,6 @@ def _completion(words, trajectory: types.Trajectory, judged: str | None) -> dict
     "tokens": trajectory.tokens.size,
     "logprob": float(trajectory.logprobs.sum(dtype=np.float64)),
   }
-
-
-def _whole_text(words, tokens: list[int]) -> str:
-  """`words.decode` ends at an end-of-sequence token, which chats have between their messages."""
-  texts, start = [], 0
-  for i, token in enumerate([*tokens, words.eos]):
-    if token == words.eos:
-      texts.append(words.decode(tokens[start:i]))
-      start = i + 1
-  return "".join(texts)
 
 
 def _verdicts(row: dict) -> evaluation.Answered:

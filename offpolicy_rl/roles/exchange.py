@@ -64,18 +64,15 @@ def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
 
 
 def _checked(folder: pathlib.Path) -> str:
-  """One line about a checkpoint that can be used."""
+  """A checkpoint that can be used, in a few lines."""
   checkpoint = pretrained.Checkpoint(folder)
-  words = tokenizer.Tokenizer(tokenizer.read_files(folder))
-  size = checkpoint.config.vocab_size
-  if words.size > size:
-    raise tokenizer.TokenizerError(
-      f"{tokenizer.TOKENIZER}: got {words.size} tokens, expected at most vocab_size = {size}"
-    )
+  files = tokenizer.read_files(folder)
+  words = tokenizer.Tokenizer(files, vocab_size=checkpoint.config.vocab_size)
   count = sum(math.prod(shape) for shape in checkpoint.shapes.values())
   dtypes = ", ".join(sorted(set(checkpoint.dtypes.values())))
   family = checkpoint.keys["model_type"]
-  return f"{family}, {count / 1e6:,.1f} M parameters ({dtypes}), {words.size:,} tokens"
+  lines = [f"{family}, {count / 1e6:,.1f} M parameters ({dtypes}), {words.size:,} tokens"]
+  return "\n  ".join([*lines, *words.check(), *tokenizer.notes(files)])
 
 
 def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str:

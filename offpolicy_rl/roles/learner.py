@@ -78,6 +78,8 @@ def run_learner(
   checkpoint.write_durably(run_dir / "address", address)
   me.screen.say(f"learner at {address} ({security.describe(serving.credentials, serving.listen)})")
   me.screen.say(f"run directory {run_dir}")
+  for line in parts.sampling_notes(config, me.policy):
+    me.screen.say(line)
   ended = "failed"
   try:
     state = _train(me, profile)

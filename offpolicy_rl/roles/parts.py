@@ -1,6 +1,7 @@
 """From the configuration to the parts that both roles share."""
 
 import dataclasses
+import datetime
 import json
 import pathlib
 import shutil
@@ -38,14 +39,42 @@ def policy_of(config, files: types.ModelFiles | None) -> Policy:
   Raises:
     ConfigError, families.UnsupportedModel, tokenizer.TokenizerError: it can't be used.
   """
+  stop = json.loads(config.sampler.stop or "[]")
   if files is None:
-    words = catalog.of(config.task).vocabulary
+    words = catalog.of(config.task).vocabulary.stopping(stop)
     own = {key: value for key, value in config.model.items() if key not in _NO_ARCHITECTURE}
     model = decoder.DecoderConfig(vocab_size=words.size, **own)
     return Policy(_with_adapters(model, config.model), words)
   model = published_model(config, json.loads(files.config))
-  words = tokenizer.Tokenizer(files, template=config.task.prompt, chat=config.task.chat)
+  task = config.task
+  words = tokenizer.Tokenizer(
+    files, template=task.prompt, chat=task.chat, system=task.system_prompt, stop=stop,
+    arguments=json.loads(task.chat_arguments or "{}"), vocab_size=model.vocab_size,
+    day=datetime.date.fromisoformat(task.chat_date) if task.chat_date else None,
+  )  # fmt: skip
   return Policy(model, words, files)
+
+
+def fix_day(config, files: types.ModelFiles | None) -> None:
+  """Writes today into task.chat_date where prompts depend on it: from then on they don't.
+
+  Raises:
+    As `policy_of`.
+  """
+  wanted = files is not None and config.task.chat and not config.task.chat_date
+  if wanted and policy_of(config, files).words.dated:
+    config.task.chat_date = datetime.date.today().isoformat()
+
+
+def sampling_notes(config, policy: Policy) -> list[str]:
+  """What people should know about how completions are sampled, a line each."""
+  words = policy.words
+  texts = [f"the text {text!r}" for text in words.stop_texts]
+  ends = ", ".join([tokenizer.describe_ends(words), *texts])
+  notes = [f"a completion ends with {ends}, or after {config.task.max_completion_tokens} tokens"]
+  if policy.files is not None:
+    notes += tokenizer.notes(policy.files)
+  return notes
 
 
 def published_model(config, architecture: dict) -> decoder.DecoderConfig:
@@ -193,10 +222,10 @@ def make_engine(
   )  # fmt: skip
 
 
-def stops(config, policy: Policy) -> stopping.Stops:
-  """What ends a completion."""
-  tokens, texts = policy.words.stops(json.loads(config.sampler.stop or "[]"))
-  return stopping.Stops((policy.words.eos, *tokens), texts, policy.words.decode)
+def stops(_, policy: Policy) -> stopping.Stops:
+  """What ends a completion; `policy_of` has looked at sampler.stop."""
+  words = policy.words
+  return stopping.Stops(words.ends, words.stop_texts, words.whole_text, words.spell)
 
 
 def truncation(config) -> sampling.Truncation:

@@ -98,7 +98,7 @@ def _sample(step: int, finished: types.FinishedGroup, words) -> dict:
     "step": step,
     "version": int(trajectories[0].versions[0]),
     "arrival": finished.arrival_version,
-    "prompt": words.decode(finished.ticket.prompt_tokens.tolist()),
+    "prompt": words.whole_text(finished.ticket.prompt_tokens.tolist()),
     "completions": [_completion(t, words) for t in trajectories],
   }
 

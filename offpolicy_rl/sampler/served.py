@@ -89,6 +89,7 @@ class Server:
       "stop_token_ids": list(wanted.stops.tokens), "stop": list(wanted.stops.texts),
       "top_k": wanted.truncation.top_k or -1, "top_p": wanted.truncation.top_p,
       "min_p": wanted.truncation.min_p,
+      "repetition_penalty": 1.0,  # else vLLM takes that of the checkpoint's generation_config.json
       "logprobs": 1, "return_token_ids": True, "skip_special_tokens": False,
     }  # fmt: skip
     choices = self._post("/v1/completions", request).get("choices", ())

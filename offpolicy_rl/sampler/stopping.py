@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from offpolicy_rl.tasks import stop_texts
+
 
 @dataclasses.dataclass(frozen=True)
 class Stops:
@@ -10,7 +12,8 @@ class Stops:
 
   tokens: tuple[int, ...]
   texts: tuple[str, ...] = ()
-  decode: Callable[[list[int]], str] | None = None  # needed for texts
+  decode: Callable[[Sequence[int]], str] | None = None  # without special tokens; needed for texts
+  spell: Callable[[Sequence[int]], str] | None = None  # with them by name; None = there are none
 
   def found(self, tokens: Sequence[int], looked_at: int) -> int | None:
     """Length of a completion up to the token that completes one of the texts, None without one.
@@ -20,15 +23,23 @@ class Stops:
     """
     if not self.texts or looked_at >= len(tokens):
       return None
-    # Every token adds a character at least, apart from those that are a part of one.
-    begin = max(0, looked_at - 4 * max(map(len, self.texts)))
-    if not self._appears(tokens[begin:]):
+    begin = self._begin(tokens, looked_at)
+    if not self._appear(tokens[begin:]):
       return None
-    return next(
-      length for length in range(looked_at + 1, len(tokens) + 1)
-      if self._appears(tokens[begin:length])
-    )  # fmt: skip
+    ends = range(looked_at + 1, len(tokens) + 1)
+    return next(end for end in ends if self._appear(tokens[begin:end]))
 
-  def _appears(self, tokens: Sequence[int]) -> bool:
-    text = self.decode(list(tokens))
-    return any(stop in text for stop in self.texts)
+  def _appear(self, tokens: Sequence[int]) -> bool:
+    reads = [read for read in (self.decode, self.spell) if read is not None]
+    return any(stop_texts.first(read(tokens), self.texts) is not None for read in reads)
+
+  def _begin(self, tokens: Sequence[int], looked_at: int) -> int:
+    """A place before that of any text that ends behind `looked_at`."""
+    longest = max(map(len, self.texts))
+    begin, step = looked_at, 4 * longest  # a character is four tokens at most
+    while begin > 0:
+      begin = max(0, begin - step)
+      if len(self.decode(tokens[begin:looked_at])) > longest:
+        break  # else special tokens, which say nothing, fill it
+      step *= 2
+    return begin

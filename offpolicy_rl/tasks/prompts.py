@@ -13,7 +13,7 @@ class Example:
   """One prompt, ready for a ticket or for the supervised warm start."""
 
   prompt_tokens: np.ndarray  # int32 [P]
-  demonstration_tokens: np.ndarray  # int32 [T], ends with the end-of-sequence token
+  demonstration_tokens: np.ndarray  # int32 [T], ends as the model ends its turn
   answer: str  # JSON for the verifier
 
 
@@ -30,7 +30,7 @@ def tokenized(
     if len(prompt) > max_prompt_tokens:
       skipped += 1
       continue
-    target = [*words.encode(problem.demonstration), words.eos]
+    target = [*words.encode(problem.demonstration), words.turn_end]
     examples.append(Example(np.array(prompt, np.int32), np.array(target, np.int32), problem.answer))
   return examples, skipped
 

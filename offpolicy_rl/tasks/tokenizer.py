@@ -1,94 +1,221 @@
-"""The tokenizer and chat template that come with a published checkpoint.
+"""The tokenizer of a published checkpoint: text <-> token ids, prompts, what ends a completion.
 
-`tokenizer.json` is read by the `tokenizers` package, the chat template by jinja2's sandbox: it is
-code from elsewhere.
+`tokenizer.json` is read by the `tokenizers` package; what the other small files say about special
+tokens is in `special_tokens.py`, chat templates are in `chat.py`.
 """
 
+import datetime
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
 
-import jinja2
-import jinja2.sandbox
 import tokenizers
 
 from offpolicy_rl import types
+from offpolicy_rl.tasks import chat, gguf_tokenizer, special_tokens, stop_texts
+from offpolicy_rl.tasks.special_tokens import CONFIG, SETTINGS, TOKENIZER, TokenizerError
 
-CONFIG, TOKENIZER, SETTINGS = "config.json", "tokenizer.json", "tokenizer_config.json"
-TEMPLATE = "chat_template.jinja"
+TEMPLATE = chat.TEMPLATE
+write_from_gguf = gguf_tokenizer.write
 _LONGEST_CHARACTER = 4  # bytes in UTF-8, each a token at worst
-
-
-class TokenizerError(ValueError):
-  """A tokenizer that can't be used; names the file and what is missing."""
+_PROBE = "0123456789"  # a completion, to see what a template writes behind one
 
 
 class Tokenizer:
   """Text <-> token ids of a published model."""
 
-  def __init__(self, files: types.ModelFiles, *, template: str = "{question}", chat: bool = True):
-    """`template` and `chat`: how questions become prompts, see `prompt`.
+  def __init__(
+    self, files: types.ModelFiles, *, template: str = "{question}", chat: bool = True,
+    system: str = "", arguments: dict | None = None, day: datetime.date | None = None,
+    vocab_size: int | None = None, stop: Sequence[str] = (),
+  ):  # fmt: skip
+    """How questions become prompts (`prompt`):
+
+    Args:
+      template: with {question} in it.
+      chat: the question is the first message of a chat, in the checkpoint's template.
+      system: what a system message before it says, "" = there is none.
+      arguments: variables of the chat template.
+      day: that templates see; None = today.
+      vocab_size: rows of the model's embedding; tokens without one can't be used. None = enough.
+      stop: special tokens and other texts that end a completion besides the checkpoint's own.
 
     Raises:
-      TokenizerError: a file can't be read, or names no end-of-sequence token that there is.
+      TokenizerError: a file can't be read, or names a token that is not there, or nothing is named
+        that ends a text.
     """
-    self._files, self._question, self._chat = files, template, chat
-    try:
-      self._inner = tokenizers.Tokenizer.from_str(files.tokenizer)
-    except Exception as error:  # tokenizers raises a bare Exception
-      raise TokenizerError(f"{TOKENIZER}: {error}") from None
-    try:
-      settings = json.loads(files.tokenizer_config)
-    except ValueError as error:
-      raise TokenizerError(f"{SETTINGS}: no JSON: {error}") from None
-    self.size = self._inner.get_vocab_size()
-    self.eos = self._id(settings, "eos_token")
-    self._template = files.chat_template or settings.get("chat_template")
-    self._special = {
-      name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)
+    self._files, self._question, self._chat, self._system = files, template, chat, system
+    self._arguments, self._day = arguments or {}, day or datetime.date.today()
+    self._special = special_tokens.read(files)
+    self._inner = _inner(files.tokenizer, self._special)
+    self.size = 1 + max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1)
+    self._usable = self.size if vocab_size is None else min(vocab_size, self.size)
+    self.special = {
+      i: t.content for i, t in self._inner.get_added_tokens_decoder().items() if t.special
     }
+    ids = {text: i for i, text in self.special.items()}
+    self.ends = tuple(dict.fromkeys([*self._ends(), *(ids[text] for text in stop if text in ids)]))
+    self.stop_texts = tuple(text for text in stop if text not in ids)
+    self.eos = self.ends[0]
 
-  def _id(self, settings: dict, name: str) -> int:
-    token = _content(settings.get(name))
-    found = None if token is None else self._inner.token_to_id(token)
-    if found is None:
-      raise TokenizerError(f"{SETTINGS}: {name} {token!r} is no token of {TOKENIZER}")
-    return found
+  def _ends(self) -> list[int]:
+    """Ids of the tokens that end a completion: eos_token first, then those of other files."""
+    eos = self._special.named.get("eos_token")
+    named = [] if eos is None else [(f"{SETTINGS}: eos_token {eos!r}", self._id(eos))]
+    named += special_tokens.end_ids(self._files)
+    for where, number in named:
+      if number is None or self._text(number) is None:
+        raise TokenizerError(f"{where} is no token of {TOKENIZER}")
+      if number >= self._usable:
+        raise TokenizerError(f"{where}: expected an id below vocab_size = {self._usable}")
+    if not named:
+      raise TokenizerError(
+        f"{SETTINGS}: eos_token missing, expected it there or an eos_token_id in "
+        f"{special_tokens.GENERATION} or {CONFIG}: a token that ends a completion"
+      )
+    return [number for _, number in named]
+
+  def _id(self, text: str) -> int | None:
+    return self._inner.token_to_id(text)
+
+  def _text(self, number: int) -> str | None:
+    return self._inner.id_to_token(number) if 0 <= number < self.size else None
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Digest of the tokenizer: equal on both sides of the wire or the sampler is refused."""
-    return hashlib.sha256(self._files.tokenizer.encode()).hexdigest()[:16]
+    """Digest of all that decides about ids, texts, prompts and ends: equal on both sides of the
+    wire or the sampler is refused.
+    """
+    told = json.dumps([*self._files, self.ends])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+  @functools.cached_property
+  def _rendered(self) -> chat.ChatTemplate:
+    found = chat.source(self._files, tools=self._arguments.get("tools") is not None)
+    if found is None:
+      raise TokenizerError("no chat template in the checkpoint; set task.chat=False")
+    return chat.ChatTemplate(found, self._special.named | self._arguments, self._day)
+
+  @property
+  def dated(self) -> bool:
+    """Prompts depend on the day."""
+    return self._chat and self._rendered.dated
+
+  def chat(self, messages: Sequence[dict[str, str]], *, opened: bool = True) -> str:
+    """Messages {"role", "content"} as the model saw them in training; `opened`: and its turn begun.
+
+    Raises:
+      TokenizerError: there is no template, or it does not accept these messages.
+    """
+    return self._rendered.render(messages, opened=opened)
+
+  def check(self) -> list[str]:
+    """Renders the chat template once; what people should know about the tokenizer, a line each.
+
+    Raises:
+      TokenizerError: the template can't be used, or ordinary text has no embedding.
+    """
+    notes = [f"a completion ends with {describe_ends(self)}"]
+    lost = [i for i in range(self._usable, self.size) if self._text(i) is not None]
+    if lost and not set(lost) <= self._inner.get_added_tokens_decoder().keys():
+      raise TokenizerError(
+        f"{TOKENIZER}: got ids up to {self.size - 1}, expected all below vocab_size = "
+        f"{self._usable}"
+      )
+    if lost:
+      shown = ", ".join(repr(self._text(i)) for i in lost[:3])
+      notes.append(f"{len(lost)} tokens have no embedding, no prompt may contain them: {shown}")
+    if chat.source(self._files, tools=False) is None:
+      return [*notes, "no chat template: set task.chat=False"]
+    self.prompt("1 + 1?")
+    behind = [token for token in self._behind_turns if token in self.special]
+    if behind and not set(behind) & set(self.ends):
+      end = self.special[behind[0]]
+      notes.append(
+        f"the chat template ends a turn with {end!r}, but no file says that it ends a completion: "
+        "see sampler.stop"
+      )
+    return notes
 
   def prompt(self, question: str) -> list[int]:
-    """Token ids of a question put into the template; as a chat's first message where asked."""
-    text = self._question.replace("{question}", question)
-    return self.encode(self.chat([{"role": "user", "content": text}]) if self._chat else text)
+    """Token ids of a question put into the template; as a chat's first message where asked.
 
-  def stops(self, texts: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """(ids of those that are special tokens, the others)."""
-    special = {t.content: i for i, t in self._inner.get_added_tokens_decoder().items() if t.special}
-    ids = tuple(special[text] for text in texts if text in special)
-    return ids, tuple(text for text in texts if text not in special)
+    Without a chat it begins as the tokenizer begins texts, with a beginning-of-sequence token or
+    not. What the tokenizer would put at the end is left out: the text goes on.
+    """
+    text = self._question.replace("{question}", question)
+    if self._chat:
+      return self.encode(self.chat(self._messages(text)))
+    ids = self.encode(text)
+    begin = self._beginning
+    return ids if ids[: len(begin)] == begin else begin + ids
+
+  def _messages(self, text: str) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": self._system}] if self._system else []
+    return [*system, {"role": "user", "content": text}]
+
+  @functools.cached_property
+  def _beginning(self) -> list[int]:
+    """Ids that the tokenizer puts before a text."""
+    text = self._inner.encode(self._text(self.eos))  # any text that is made of tokens
+    added = [*text.special_tokens_mask, 0]
+    return text.ids[: added.index(0)]
+
+  @functools.cached_property
+  def turn_end(self) -> int:
+    """The token with which the model ends its turn: demonstrations end with it.
+
+    In a chat the first of `ends` that the template writes behind a message of the model, else
+    `eos`.
+    """
+    behind = self._behind_turns if self._chat else []
+    return next((token for token in behind if token in self.ends), self.eos)
+
+  @functools.cached_property
+  def _behind_turns(self) -> list[int]:
+    """What the template writes behind a message of the model; [] where it takes none."""
+    messages = [*self._messages(_PROBE), {"role": "assistant", "content": _PROBE}]
+    try:
+      return self.encode(self.chat(messages, opened=False).rpartition(_PROBE)[2])
+    except TokenizerError:
+      return []
 
   def encode(self, text: str) -> list[int]:
-    """Token ids; special tokens in the text count, none are added."""
-    return self._inner.encode(text, add_special_tokens=False).ids
+    """Token ids; special tokens in the text count, none are added.
+
+    Raises:
+      TokenizerError: the model has no embedding for one of them.
+    """
+    ids = self._inner.encode(text, add_special_tokens=False).ids
+    if max(ids, default=-1) >= self._usable:
+      token = max(ids)
+      raise TokenizerError(
+        f"{TOKENIZER}: token {self._text(token)!r} in {text!r:.80} has id {token}, but the "
+        f"model has embeddings of {self._usable} tokens only"
+      )
+    return ids
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text up to the first end-of-sequence token, special tokens left out."""
-    ids = list(ids)
-    end = ids.index(self.eos) if self.eos in ids else len(ids)
-    return self._inner.decode(ids[:end])
+    """What a completion says: up to the token or text that ends it, special tokens left out."""
+    said = list(itertools.takewhile(lambda i: i not in self.ends, ids))
+    return stop_texts.before(said, self.stop_texts, decode=self.whole_text, spell=self.spell)
+
+  def whole_text(self, ids: Iterable[int]) -> str:
+    """Text of all tokens, wherever a completion would end; special tokens left out."""
+    return self._inner.decode(list(ids))
+
+  def spell(self, ids: Iterable[int]) -> str:
+    """Text of all tokens, special ones by name."""
+    return self._inner.decode(list(ids), skip_special_tokens=False)
 
   def texts(self, ids: Sequence[int]) -> list[str]:
     """What each token adds, special ones by name; a character of several tokens is the last's."""
-    text = lambda part: self._inner.decode(part, skip_special_tokens=False)
     found, start, end = [], 0, 0  # ids[start:end]: the token before; it decides about spaces
     for i in range(len(ids)):
-      before, now = text(ids[start:end]), text(ids[start : i + 1])
+      before, now = self.spell(ids[start:end]), self.spell(ids[start : i + 1])
       if now.endswith("\ufffd") and i + 1 - end < _LONGEST_CHARACTER:
         found.append("")
       else:
@@ -96,91 +223,74 @@ class Tokenizer:
         start, end = end, i + 1
     return found
 
-  def chat(self, messages: Sequence[dict[str, str]]) -> str:
-    """Messages {"role", "content"} as the model saw them in training, and its turn opened.
 
-    Raises:
-      TokenizerError: there is no template, or it does not accept these messages.
-    """
-    if not self._template:
-      raise TokenizerError("no chat template in the checkpoint; set task.chat=False")
+def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Tokenizer:
+  """tokenizer.json, without what somebody's use of it left there, and with every token."""
+  try:
+    found = tokenizers.Tokenizer.from_str(text)
+  except Exception as error:  # tokenizers raises a bare Exception
+    raise TokenizerError(f"{TOKENIZER}: {error}") from None
+  found.no_truncation()
+  found.no_padding()
+  found.encode_special_tokens = bool(special.settings.get("split_special_tokens"))
+  if getattr(found.model, "dropout", None):
+    found.model.dropout = None  # it splits the same text otherwise at every call
+  there = {token.content for token in found.get_added_tokens_decoder().values()}
+  nowhere = lambda text: text == special.named.get("eos_token") and found.token_to_id(text) is None
+  wanted = [
+    a for a in special.added
+    if a.id is not None or not (a.token.content in there or nowhere(a.token.content))
+  ]  # fmt: skip
+  found.add_tokens([a.token for a in wanted])
+  for a in wanted:
+    number = found.token_to_id(a.token.content)
+    if number is None or a.id not in (None, number):
+      raise TokenizerError(
+        f"{a.file}: {a.token.content!r} has id {a.id}, but {number} by {TOKENIZER} and the tokens "
+        "before it"
+      )
+  return found
 
-    def refuse(message: str):
-      """What templates call `raise_exception`."""
-      raise TokenizerError(f"chat template: {message}")
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = refuse
-    try:
-      template = environment.from_string(self._template)
-      return template.render(messages=list(messages), add_generation_prompt=True, **self._special)
-    except jinja2.TemplateError as error:
-      refuse(str(error))
+def describe_ends(words) -> str:
+  """The tokens that end a completion, for people; `words`: a Tokenizer or a Vocabulary."""
+  return ", ".join(f"{words.spell([token])!r} ({token})" for token in words.ends)
+
+
+def notes(files: types.ModelFiles) -> list[str]:
+  """What a run does otherwise than the checkpoint's files say, a line each."""
+  ignored = special_tokens.not_followed(files)
+  told = ", ".join(f"{key} = {value!r:.40}" for key, value in ignored.items())
+  told = f"{special_tokens.GENERATION}: {told}: not followed, sampler.* say how to sample"
+  return [told] if ignored else []
 
 
 def read_files(directory: pathlib.Path) -> types.ModelFiles:
-  """The small files of a published checkpoint; TokenizerError names the one that is missing."""
-  found = []
-  for name in (CONFIG, TOKENIZER, SETTINGS, TEMPLATE):
-    path = directory / name
-    if not path.is_file() and name != TEMPLATE:
-      raise TokenizerError(f"{path}: no such file")
-    found.append(path.read_text() if path.is_file() else "")
-  return types.ModelFiles(*found)
-
-
-def _content(token) -> str | None:
-  """A token is written as a string or as an object."""
-  return token["content"] if isinstance(token, dict) else token
-
-
-_QWEN2_SPLIT = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-  r"\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens in a GGUF file
-
-
-def _pre_tokenizer(kind: str):
-  """How text is split before pairs are merged, by the name that GGUF files use."""
-  pre, level = tokenizers.pre_tokenizers, tokenizers.pre_tokenizers.ByteLevel
-  if kind == "smollm":
-    return pre.Sequence([pre.Digits(individual_digits=True), level(add_prefix_space=False)])
-  if kind == "qwen2":
-    split = pre.Split(tokenizers.Regex(_QWEN2_SPLIT), "isolated")
-    return pre.Sequence([split, level(add_prefix_space=False, use_regex=False)])
-  raise TokenizerError(f"tokenizer.ggml.pre: got {kind!r}, supported: smollm, qwen2")
-
-
-def write_from_gguf(file, directory: pathlib.Path) -> None:
-  """Writes the tokenizer of an opened GGUF file (`file.get(key, default)`) as published ones are.
+  """The small files of a published checkpoint.
 
   Raises:
-    TokenizerError: it is no byte-level BPE, or splits text in an unknown way.
+    TokenizerError: one is missing or is no UTF-8 text; named.
   """
-  model = file.get("tokenizer.ggml.model")
-  if model != "gpt2":
-    raise TokenizerError(f"tokenizer.ggml.model: got {model!r}, supported: gpt2 (byte-level BPE)")
-  tokens = file.get("tokenizer.ggml.tokens")
-  merges = [tuple(pair.split(" ", 1)) for pair in file.get("tokenizer.ggml.merges")]
-  inner = tokenizers.Tokenizer(
-    tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, merges)
+  more = directory / chat.MORE_TEMPLATES
+  templates = {p.stem: _read(p, needed=True) for p in sorted(more.glob("*.jinja"))}
+  return types.ModelFiles(
+    config=_read(directory / CONFIG, needed=True),
+    tokenizer=_read(directory / TOKENIZER, needed=True),
+    tokenizer_config=_read(directory / SETTINGS, needed=True),
+    chat_template=_read(directory / TEMPLATE),
+    more_chat_templates=json.dumps(templates) if templates else "",
+    generation_config=_read(directory / special_tokens.GENERATION),
+    special_tokens_map=_read(directory / special_tokens.MAP),
+    added_tokens=_read(directory / special_tokens.ADDED),
   )
-  inner.pre_tokenizer = _pre_tokenizer(file.get("tokenizer.ggml.pre"))
-  inner.decoder = tokenizers.decoders.ByteLevel()
-  kinds = file.get("tokenizer.ggml.token_type")
-  special = [t for t, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _USER_DEFINED)]
-  inner.add_special_tokens([tokenizers.AddedToken(t, special=True) for t in special])
-  settings = {
-    name: tokens[file.get(f"tokenizer.ggml.{key}")]
-    for name, key in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id"))
-    if file.get(f"tokenizer.ggml.{key}", -1) >= 0
-  }
-  directory.mkdir(parents=True, exist_ok=True)
-  inner.save(str(directory / TOKENIZER))
-  (directory / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-  template = file.get("tokenizer.chat_template", "")
-  if template:
-    (directory / TEMPLATE).write_text(template)
+
+
+def _read(path: pathlib.Path, *, needed: bool = False) -> str:
+  if not path.is_file():
+    if needed:
+      raise TokenizerError(f"{path}: no such file")
+    return ""
+  try:
+    return path.read_text(encoding="utf-8")
+  except UnicodeError as error:
+    raise TokenizerError(f"{path}: no UTF-8 text: {error}") from None

@@ -2,8 +2,11 @@
 
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
+
+from offpolicy_rl.tasks import stop_texts
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 _SPECIAL = ("<pad>", "<eos>", "<unk>")
@@ -14,15 +17,23 @@ _MULTIPLE = 16  # sizes are rounded up with unused ids, so that a mesh can split
 class Vocabulary:
   """Text <-> token ids."""
 
-  eos = EOS
+  eos = turn_end = EOS
+  ends = (EOS,)  # tokens that end a completion
 
-  def __init__(self, phrases: tuple[str, ...] = ()):
-    """`phrases`: texts that become one token each, the longest match first."""
+  def __init__(self, phrases: tuple[str, ...] = (), *, stop: Sequence[str] = ()):
+    """`phrases`: texts that become one token each, the longest match first; `stop`: texts that end
+    a completion.
+    """
+    self._phrases, self.stop_texts = phrases, tuple(stop)
     used = _SPECIAL + _CHARACTERS + phrases
     self.pieces = used + ("",) * (-len(used) % _MULTIPLE)
     self._ids = {piece: i for i, piece in enumerate(used) if i >= len(_SPECIAL)}
     longest_first = sorted(phrases, key=len, reverse=True)
     self._split = re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
+
+  def stopping(self, texts: Sequence[str]) -> "Vocabulary":
+    """The same, with these texts that end a completion."""
+    return Vocabulary(self._phrases, stop=texts)
 
   @property
   def size(self) -> int:
@@ -40,19 +51,19 @@ class Vocabulary:
 
   prompt = encode  # questions are prompts as they are
 
-  def stops(self, texts: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """(ids of those that are special tokens, the others): `eos` is the only one."""
-    return (), tuple(texts)
+  def whole_text(self, ids: Iterable[int]) -> str:
+    """Text of all tokens, wherever a completion would end; special tokens left out."""
+    return "".join(self.pieces[i] for i in ids if i >= len(_SPECIAL))
+
+  def spell(self, ids: Iterable[int]) -> str:
+    """Text of all tokens, special ones by name."""
+    return "".join(self.pieces[i] for i in ids)
 
   def texts(self, ids: Iterable[int]) -> list[str]:
     """What each token says; special ones by name."""
     return [self.pieces[i] for i in ids]
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text up to the first end-of-sequence token."""
-    pieces = []
-    for i in ids:
-      if i == EOS:
-        break
-      pieces.append(self.pieces[i] if i >= len(_SPECIAL) else "")
-    return "".join(pieces)
+    """What a completion says: up to the end-of-sequence token or the stop text."""
+    said = list(itertools.takewhile(lambda i: i != EOS, ids))
+    return stop_texts.before(said, self.stop_texts, decode=self.whole_text, spell=self.spell)

@@ -43,5 +43,32 @@ def test_random_texts_end_where_the_whole_text_says():
     assert found == expected
 
 
+SPECIAL = ["<x>", "E", "N", "D"]
+SPELLED = Stops(
+  (),
+  ("END", "D<x>", "N<x>D"),
+  lambda tokens: "".join(SPECIAL[t] for t in tokens if t),
+  lambda tokens: "".join(SPECIAL[t] for t in tokens),
+)
+
+
+@pytest.mark.parametrize(
+  ("tokens", "length"),
+  [
+    ([2, 3, 0, 1], 3),  # a special token is a part of the text
+    ([1, 2, 0, 3], 4),  # it is in one text, and comes between the letters of another
+    ([1, *[0] * 100, 2, *[0] * 100, 3, 1], 203),  # they say nothing, and the text may be far apart
+    ([0, 1, 2, 2], None),
+  ],
+)
+def test_a_special_token_hides_no_text(tokens, length):
+  for chunk in (1, 3, 300):
+    looked_at, found = 0, None
+    while found is None and looked_at < len(tokens):
+      upto = min(looked_at + chunk, len(tokens))
+      found, looked_at = SPELLED.found(tokens[:upto], looked_at), upto
+    assert found == length
+
+
 def test_without_texts_nothing_is_decoded():
   assert Stops((0,)).found([1, 2, 3], 0) is None

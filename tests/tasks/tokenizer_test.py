@@ -97,8 +97,8 @@ def test_a_chat_is_written_as_the_template_says(folder):
   ("template", "message"),
   [
     ("{{ ''.__class__.__mro__ }}", "unsafe"),
-    ("{{ raise_exception('no system') }}", "chat template: no system"),
-    ("{% for %}", "chat template"),
+    ("{{ raise_exception('no system') }}", "chat_template.jinja: line 1: no system"),
+    ("\n{% for %}", "chat_template.jinja: line 2: "),
     ("", "no chat template"),
   ],
 )
@@ -136,7 +136,8 @@ def test_bad_files_are_refused_by_name(folder):
   with pytest.raises(tokenizer.TokenizerError, match="eos_token '<nowhere>' is no token"):
     opened(folder)
   settings.write_text("{}")
-  with pytest.raises(tokenizer.TokenizerError, match="eos_token None"):
+  (folder / "generation_config.json").unlink()
+  with pytest.raises(tokenizer.TokenizerError, match="eos_token missing"):
     opened(folder)
   (folder / tokenizer.TOKENIZER).write_text("{}")
   with pytest.raises(tokenizer.TokenizerError, match="tokenizer.json: "):
@@ -147,3 +148,163 @@ def test_bad_files_are_refused_by_name(folder):
 def test_other_kinds_of_gguf_tokenizers_are_refused(tmp_path, key, value):
   with pytest.raises(tokenizer.TokenizerError, match=f"tokenizer.ggml.{key}: got '{value}'"):
     tokenizer.write_from_gguf(Gguf(**{key: value}), tmp_path)
+
+
+def files_of(tokens=("a", "<s>", "</s>", "<pad>"), *, special=(1, 2, 3), **more):
+  """A tokenizer of single letters, with its other small files."""
+  inner = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(tokens)}, []))
+  inner.add_special_tokens([tokens[i] for i in special])
+  inner.decoder = tokenizers.decoders.Fuse()
+  more.setdefault("tokenizer_config", {"eos_token": "</s>", "bos_token": "<s>"})
+  change = more.pop("change", lambda inner: None)
+  change(inner)
+  texts = {
+    key: value if isinstance(value, str) else json.dumps(value) for key, value in more.items()
+  }
+  return types.ModelFiles(**{"config": "", "tokenizer": inner.to_str()} | texts)
+
+
+def begins_with(*tokens):
+  def change(inner):
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+      single=[*tokens, "$A", "</s>"], special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+
+  return change
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda inner: inner.enable_truncation(3),
+    lambda inner: inner.enable_padding(length=16, pad_id=3, pad_token="<pad>"),
+    lambda inner: inner.enable_padding(direction="left", length=16, pad_id=3, pad_token="<pad>"),
+  ],
+)
+def test_what_somebodys_use_left_in_a_tokenizer_is_switched_off(change):
+  words = tokenizer.Tokenizer(files_of(change=change), chat=False)
+  assert words.prompt("aaaaaaa") == [0] * 7
+
+
+def test_the_same_text_is_always_split_in_the_same_way():
+  def change(inner):
+    inner.model = tokenizers.models.BPE({"a": 0, "<s>": 1, "</s>": 2, "aa": 3}, [("a", "a")])
+    inner.model.dropout = 0.5
+
+  words = tokenizer.Tokenizer(files_of(change=change))
+  assert {tuple(words.encode("a" * 20)) for _ in range(20)} == {(3,) * 10}
+
+
+@pytest.mark.parametrize(
+  ("more", "ends"),
+  [
+    ({}, (2,)),
+    ({"config": {"eos_token_id": 3}}, (2, 3)),
+    (
+      {"config": {"eos_token_id": [3, 2]}, "generation_config": {"eos_token_id": [1, 3]}},
+      (2, 1, 3),
+    ),
+    ({"tokenizer_config": {}, "generation_config": {"eos_token_id": 3}}, (3,)),
+    ({"tokenizer_config": {}, "special_tokens_map": {"eos_token": {"content": "<s>"}}}, (1,)),
+    ({"config": {"eos_token_id": None}, "generation_config": {"eos_token_id": []}}, (2,)),
+  ],
+)
+def test_every_end_that_a_file_names_ends_a_completion(more, ends):
+  words = tokenizer.Tokenizer(files_of(**more))
+  assert words.ends == ends and words.eos == ends[0]
+  for end in ends:
+    assert words.decode([0, end, 0]) == "a"
+
+
+@pytest.mark.parametrize(
+  ("more", "message"),
+  [
+    (
+      {"generation_config": {"eos_token_id": [2, 106]}},
+      "generation_config.json: eos_token_id 106 is",
+    ),
+    ({"config": {"eos_token_id": -1}}, "config.json: eos_token_id -1 is no token"),
+    ({"config": {"eos_token_id": "2"}}, "config.json: eos_token_id: got '2', expected a whole"),
+    ({"config": {"eos_token_id": True}}, "config.json: eos_token_id: got True"),
+    ({"config": {"eos_token_id": [[2]]}}, r"config.json: eos_token_id: got \[2\]"),
+    ({"config": "[]"}, "config.json: got "),
+    ({"config": "{"}, "config.json: no JSON"),
+    ({"tokenizer_config": {}}, "eos_token missing"),
+    ({"tokenizer_config": {"eos_token": 2}}, "eos_token: got 2, expected a text"),
+  ],
+)
+def test_an_end_that_is_none_is_refused(more, message):
+  with pytest.raises(tokenizer.TokenizerError, match=message):
+    tokenizer.Tokenizer(files_of(**more))
+
+
+def test_special_tokens_and_texts_of_the_configuration_end_a_completion_too():
+  words = tokenizer.Tokenizer(files_of(), stop=["<pad>", "aa", "</s>", "a<s>"])
+  assert words.ends == (2, 3) and words.stop_texts == ("aa", "a<s>")
+  assert [words.decode(ids) for ids in ([0, 3, 0], [0, 0], [0, 1])] == ["a", "", ""]
+  assert tokenizer.describe_ends(words) == "'</s>' (2), '<pad>' (3)"
+
+
+def test_a_turn_ends_as_the_template_ends_it():
+  ending = lambda end: "{% for m in messages %}{{ m.content }}" + end + "{% endfor %}"
+  ends = {"eos_token_id": [2, 3]}
+  for template, end in ((ending("<pad>\n"), 3), (ending("</s>"), 2), (ending("\n"), 2)):
+    files = files_of(generation_config=ends, chat_template=template)
+    assert tokenizer.Tokenizer(files).turn_end == end
+    assert tokenizer.Tokenizer(files, chat=False).turn_end == 2
+  files = files_of(generation_config=ends, chat_template="{{ raise_exception('no') }}")
+  assert tokenizer.Tokenizer(files).turn_end == 2
+
+
+@pytest.mark.parametrize(
+  ("change", "text", "ids"),
+  [
+    (begins_with("<s>"), "aa", [1, 0, 0]),
+    (begins_with("<s>"), "", [1]),
+    (begins_with("<s>"), "<s>aa", [1, 0, 0]),  # the task's prompt has it already
+    (begins_with("<s>", "</s>"), "a", [1, 2, 0]),
+    (begins_with(), "a", [0]),  # what would come at the end does not
+    (lambda inner: None, "a", [0]),
+  ],
+)
+def test_a_prompt_without_chat_begins_as_the_tokenizer_begins_texts(change, text, ids):
+  files = files_of(change=change, chat_template="{{ bos_token }}{{ messages[0].content }}")
+  assert tokenizer.Tokenizer(files, chat=False).prompt(text) == ids
+  if text == "aa":
+    assert tokenizer.Tokenizer(files).prompt(text) == [1, 0, 0]  # the template says it, once
+
+
+def test_tokens_that_only_the_small_files_name_are_tokens():
+  listed = {"4": {"content": "<new>", "special": True}, "5": {"content": "b", "special": False}}
+  settings = {"eos_token": "</s>", "added_tokens_decoder": listed}
+  words = tokenizer.Tokenizer(files_of(tokenizer_config=settings))
+  ids = words.encode("a<new>b")
+  assert ids == [0, 4, 5] and words.decode(ids) == "ab" and words.size == 6
+  legacy = files_of(
+    added_tokens={"b": 4, "<new>": 5}, special_tokens_map={"additional_special_tokens": ["<new>"]}
+  )
+  ids = tokenizer.Tokenizer(legacy).encode("a<new>b")
+  assert ids == [0, 5, 4] and tokenizer.Tokenizer(legacy).decode(ids) == "ab"
+  listed["7"] = listed.pop("5")
+  with pytest.raises(tokenizer.TokenizerError, match="'b' has id 7, but 5 by tokenizer.json"):
+    tokenizer.Tokenizer(files_of(tokenizer_config=settings))
+
+
+def test_a_token_without_an_embedding_can_not_be_used():
+  words = tokenizer.Tokenizer(files_of(tokenizer_config={"eos_token": "<s>"}), vocab_size=3)
+  assert words.encode("a<s></s>") == [0, 1, 2]
+  with pytest.raises(tokenizer.TokenizerError, match="token '<pad>' in 'a<pad>' has id 3"):
+    words.encode("a<pad>")
+  with pytest.raises(tokenizer.TokenizerError, match="eos_token '</s>': expected an id below"):
+    tokenizer.Tokenizer(files_of(), vocab_size=2)
+
+
+def test_the_fingerprint_tells_everything_apart_that_a_sampler_goes_by():
+  changes = [
+    {}, {"generation_config": {"eos_token_id": 3}}, {"chat_template": "x"},
+    {"tokenizer_config": {"eos_token": "<s>"}}, {"special_tokens_map": {"pad_token": "<pad>"}},
+    {"added_tokens": {"b": 4}},
+  ]  # fmt: skip
+  prints = [tokenizer.Tokenizer(files_of(**change)).fingerprint for change in changes]
+  prints.append(tokenizer.Tokenizer(files_of(), stop=["<pad>"]).fingerprint)
+  assert len(set(prints)) == len(prints)

@@ -1,0 +1,116 @@
+"""Tokenizers of GGUF files, as the small files that published checkpoints have."""
+
+import json
+import pathlib
+
+import tokenizers
+
+from offpolicy_rl.tasks import chat, special_tokens
+from offpolicy_rl.tasks.special_tokens import TokenizerError
+
+_QWEN2_SPLIT = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+  r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # kinds of tokens in a GGUF file
+# Names of tokens: tokenizer_config.json -> metadata after "tokenizer.ggml.".
+_NAMED = {
+  "bos_token": "bos_token_id",
+  "eos_token": "eos_token_id",
+  "unk_token": "unknown_token_id",
+  "pad_token": "padding_token_id",
+}
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, of a turn, of a message
+
+
+class _Metadata:
+  """What the metadata say about the tokenizer; a value of another type is refused by its key."""
+
+  def __init__(self, file):
+    self._file = file
+
+  def value(self, key: str, kind: type, default=None):
+    """Of tokenizer.ggml.`key`."""
+    full = f"tokenizer.ggml.{key}"
+    found = self._file.get(full, default)
+    return special_tokens.expect(found, kind, full)
+
+  def texts(self, key: str) -> list[str]:
+    """A list of texts."""
+    found = self.value(key, list)
+    return [special_tokens.expect(text, str, f"tokenizer.ggml.{key}") for text in found]
+
+  def id(self, key: str, size: int) -> int | None:
+    """Of a token, None where there is none."""
+    found = self.value(key, int, -1)
+    if found >= size:
+      raise TokenizerError(f"tokenizer.ggml.{key}: got {found}, expected one of {size} tokens")
+    return found if found >= 0 else None
+
+
+def write(file, directory: pathlib.Path) -> None:
+  """Writes the tokenizer of an opened GGUF file (`file.get(key, default)`) as published ones are.
+
+  Raises:
+    TokenizerError: it is no byte-level BPE, splits text in an unknown way, or its metadata are bad.
+  """
+  metadata = _Metadata(file)
+  model = metadata.value("model", str)
+  if model != "gpt2":
+    raise TokenizerError(f"tokenizer.ggml.model: got {model!r}, supported: gpt2 (byte-level BPE)")
+  tokens = metadata.texts("tokens")
+  inner = _bpe(metadata, tokens)
+  named = {name: metadata.id(key, len(tokens)) for name, key in _NAMED.items()}
+  named = {name: tokens[number] for name, number in named.items() if number is not None}
+  if metadata.value("add_bos_token", bool, False) and "bos_token" in named:
+    bos = named["bos_token"]
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+      single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, tokens.index(bos))]
+    )
+  ends = [metadata.id(key, len(tokens)) for key in _ENDS]
+  generation = {"eos_token_id": [*dict.fromkeys(end for end in ends if end is not None)]}
+  directory.mkdir(parents=True, exist_ok=True)
+  inner.save(str(directory / special_tokens.TOKENIZER))
+  _write_json(directory / special_tokens.SETTINGS, named)
+  _write_json(directory / special_tokens.GENERATION, generation)
+  template = file.get("tokenizer.chat_template", "")
+  if template:
+    template = special_tokens.expect(template, str, "tokenizer.chat_template")
+    (directory / chat.TEMPLATE).write_text(template, encoding="utf-8")
+
+
+def _write_json(path: pathlib.Path, value: dict) -> None:
+  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _bpe(metadata: _Metadata, tokens: list[str]) -> tokenizers.Tokenizer:
+  """With its control tokens, which are special, and those that users defined, which are texts."""
+  kinds = metadata.value("token_type", list)
+  if len(kinds) != len(tokens):
+    raise TokenizerError(f"tokenizer.ggml.token_type: got {len(kinds)}, expected {len(tokens)}")
+  used = {t: i for i, (t, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != _UNUSED}
+  merges = [tuple(pair.split(" ", 1)) for pair in metadata.texts("merges")]
+  try:
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(used, merges))
+  except Exception as error:  # tokenizers raises a bare Exception
+    raise TokenizerError(f"tokenizer.ggml.merges: {error}") from None
+  inner.normalizer, inner.pre_tokenizer = _splitting(metadata.value("pre", str))
+  inner.decoder = tokenizers.decoders.ByteLevel()
+  inner.add_tokens([
+    tokenizers.AddedToken(text, special=kind == _CONTROL, normalized=False)
+    for text, kind in zip(tokens, kinds, strict=True)
+    if kind in (_CONTROL, _USER_DEFINED)
+  ])  # fmt: skip
+  return inner
+
+
+def _splitting(kind: str):
+  """(normalizer, what splits text before pairs are merged), by the name that GGUF files use."""
+  pre, level = tokenizers.pre_tokenizers, tokenizers.pre_tokenizers.ByteLevel
+  if kind == "smollm":
+    return None, pre.Sequence([pre.Digits(individual_digits=True), level(add_prefix_space=False)])
+  if kind == "qwen2":
+    split = pre.Split(tokenizers.Regex(_QWEN2_SPLIT), "isolated")
+    both = pre.Sequence([split, level(add_prefix_space=False, use_regex=False)])
+    return tokenizers.normalizers.NFC(), both
+  raise TokenizerError(f"tokenizer.ggml.pre: got {kind!r}, supported: smollm, qwen2")

@@ -1,0 +1,184 @@
+"""The special tokens of a published checkpoint: what its small files name, and what ends a turn.
+
+Read as transformers 5 reads them (tokenization_utils_base.py): where tokenizer_config.json lists
+its added tokens, special_tokens_map.json and added_tokens.json do not count; where it does not,
+they do, and the map comes before tokenizer_config.json.
+"""
+
+import json
+from typing import NamedTuple
+
+import tokenizers
+
+from offpolicy_rl import types
+
+CONFIG, TOKENIZER, SETTINGS = "config.json", "tokenizer.json", "tokenizer_config.json"
+GENERATION, MAP, ADDED = "generation_config.json", "special_tokens_map.json", "added_tokens.json"
+_DECODER, _EOS_ID = "added_tokens_decoder", "eos_token_id"
+_NAMES = (
+  "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+# Keys of generation_config.json that change what transformers generates. A run samples as its own
+# configuration says. None and these values change nothing.
+_NOT_FOLLOWED = {
+  "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0,
+  "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+  "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0,
+  "eta_cutoff": 0.0, "min_length": 0, "min_new_tokens": 0, "bad_words_ids": [],
+  "sequence_bias": {}, "suppress_tokens": [], "begin_suppress_tokens": [],
+  "forced_bos_token_id": None, "forced_eos_token_id": None, "stop_strings": [],
+}  # fmt: skip
+
+
+class TokenizerError(ValueError):
+  """A tokenizer that can't be used; names the file and what is missing."""
+
+
+class Added(NamedTuple):
+  """A token that tokenizer.json may lack."""
+
+  token: tokenizers.AddedToken
+  id: int | None  # where the file says so
+  file: str
+
+
+class SpecialTokens(NamedTuple):
+  """What the small files say."""
+
+  named: dict[str, str]  # "bos_token" -> its text, ...: variables of chat templates
+  added: list[Added]  # in the order in which they get their ids
+  settings: dict  # tokenizer_config.json
+
+
+def parse(text: str, file: str) -> dict:
+  """The object in a JSON file, {} for an empty text; TokenizerError when there is none."""
+  try:
+    found = json.loads(text) if text else {}
+  except (ValueError, RecursionError) as error:
+    raise TokenizerError(f"{file}: no JSON: {error}") from None
+  return expect(found, dict, file)
+
+
+def expect(value, kind: type, where: str):
+  """`value`, or TokenizerError when it is no `kind`."""
+  if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+    names = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+    raise TokenizerError(f"{where}: got {value!r:.80}, expected {names[kind]}")
+  return value
+
+
+def read(files: types.ModelFiles) -> SpecialTokens:
+  """What tokenizer_config.json, special_tokens_map.json and added_tokens.json say together.
+
+  Raises:
+    TokenizerError: one of them is no JSON, or names tokens in another way than transformers does.
+  """
+  settings = parse(files.tokenizer_config, SETTINGS)
+  added = []
+  if _DECODER in settings:
+    where = f"{SETTINGS}: {_DECODER}"
+    decoder = expect(settings[_DECODER], dict, where)
+    added = [
+      Added(_token(value, f"{where}: {key}"), _number(key, where), where)
+      for key, value in decoder.items()
+    ]
+    sources = [(SETTINGS, settings)]
+  else:
+    sources = [(SETTINGS, settings), (MAP, parse(files.special_tokens_map, MAP))]
+  named, extra = {}, []
+  for file, found in sources:
+    named |= _named(found, file)
+    extra += _extra(found, file)
+  texts = {token.content for token in (*named.values(), *extra)}
+  if _DECODER not in settings:
+    added = _listed(parse(files.added_tokens, ADDED), texts)
+  added.sort(key=lambda a: a.id)
+  known = {a.token.content for a in added}
+  added += [Added(t, None, SETTINGS) for t in (*named.values(), *extra) if t.content not in known]
+  return SpecialTokens({name: t.content for name, t in named.items()}, added, settings)
+
+
+def _named(found: dict, file: str) -> dict[str, tokenizers.AddedToken]:
+  """Key -> token of every key that names one: the usual ones, and others that end in _token."""
+  tokens = {}
+  for key, value in found.items():
+    is_token = isinstance(value, str) or (isinstance(value, dict) and "content" in value)
+    if value is not None and (key in _NAMES or (key.endswith("_token") and is_token)):
+      tokens[key] = _token(value, f"{file}: {key}", special=True)
+  extra = found.get("extra_special_tokens")
+  for key, value in (extra if isinstance(extra, dict) else {}).items():
+    tokens[key] = _token(value, f"{file}: extra_special_tokens: {key}", special=True)
+  return tokens
+
+
+def _extra(found: dict, file: str) -> list[tokenizers.AddedToken]:
+  """Special tokens without a name."""
+  for key in ("extra_special_tokens", "additional_special_tokens"):
+    if found.get(key):
+      if key == "extra_special_tokens" and isinstance(found[key], dict):
+        return []
+      listed = expect(found[key], list, f"{file}: {key}")
+      return [_token(value, f"{file}: {key}", special=True) for value in listed]
+  return []
+
+
+def _listed(found: dict, special: set[str]) -> list[Added]:
+  """Those of added_tokens.json, whose entries are text -> id."""
+  return [
+    Added(
+      tokenizers.AddedToken(text, normalized=text not in special, special=text in special),
+      _number(number, f"{ADDED}: {text}"),
+      ADDED,
+    )
+    for text, number in found.items()
+  ]
+
+
+def _token(value, where: str, *, special: bool = False) -> tokenizers.AddedToken:
+  """Tokens are written as texts, or as objects with `content` and flags."""
+  fields = value if isinstance(value, dict) else {"content": value}
+  content = expect(fields.get("content"), str, where)
+  flags = {flag: fields[flag] for flag in _FLAGS if flag in fields}
+  if special:
+    flags["special"] = True
+  try:
+    return tokenizers.AddedToken(content, **flags)
+  except (TypeError, UnicodeError) as error:
+    raise TokenizerError(f"{where}: {error}") from None
+
+
+def _number(value, where: str) -> int:
+  try:
+    number = int(value) if not isinstance(value, bool | float) else -1
+  except (TypeError, ValueError):
+    number = -1
+  if number < 0:
+    raise TokenizerError(f"{where}: got {value!r:.80}, expected the id of a token")
+  return number
+
+
+def end_ids(files: types.ModelFiles) -> list[tuple[str, int]]:
+  """(file, key and value; id) of every end-of-sequence token that is named by its id.
+
+  Raises:
+    TokenizerError: not an id or a list of ids.
+  """
+  found = []
+  for file, text in ((GENERATION, files.generation_config), (CONFIG, files.config)):
+    keys = parse(text, file)
+    value = keys.get(_EOS_ID)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    where = f"{file}: {_EOS_ID}"
+    found += [(f"{where} {number}", expect(number, int, where)) for number in ids]
+  return found
+
+
+def not_followed(files: types.ModelFiles) -> dict:
+  """Keys of generation_config.json about how to sample, which a run decides by its own keys."""
+  found = parse(files.generation_config, GENERATION)
+  return {
+    key: value
+    for key, value in found.items()
+    if key in _NOT_FOLLOWED and value is not None and value != _NOT_FOLLOWED[key]
+  }
