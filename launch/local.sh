@@ -32,9 +32,15 @@ mkdir -p "$run_dir/logs"
 
 set -m # every process in a group of its own: Ctrl-C reaches this script only, which passes it on once
 pids=()
+declare -A name_of
+lifeline=$(mktemp -d) # a pipe that the kernel closes when this script is gone: then all end
+mkfifo "$lifeline/pipe"
+exec 8<> "$lifeline/pipe"
+exec 9< "$lifeline/pipe"
+rm -r "$lifeline"
 start() { # NAME ARGUMENT...
-  offpolicy-rl "${@:2}" >> "$run_dir/logs/$1.log" 2>&1 &
-  pids+=($!)
+  OFFPOLICY_RL_PARENT=9 offpolicy-rl "${@:2}" 8>&- >> "$run_dir/logs/$1.log" 2>&1 &
+  pids+=($!) name_of[$!]=$1
   echo "$1: process $!, $run_dir/logs/$1.log"
 }
 end() { # CODE
@@ -43,7 +49,7 @@ end() { # CODE
   wait
   exit "$1"
 }
-trap 'end 130' INT TERM
+trap 'end 130' INT TERM HUP
 
 for ((i = 0; i < learners; i++)); do
   start "learner-$i" learner --run_dir="$run_dir" --listen="127.0.0.1:$port" \
@@ -55,9 +61,9 @@ for ((i = 0; i < samplers; i++)); do
     --name="local-$i" --patience=600
 done
 for ((left = ${#pids[@]}; left > 0; left--)); do
-  wait -n && continue
-  code=$?
-  echo "A process ended with exit code $code; see $run_dir/logs. Ending the others." >&2
-  end "$code"
+  code=0
+  wait -n -p ended || code=$?
+  echo "${name_of[$ended]} ended with exit code $code; see $run_dir/logs/${name_of[$ended]}.log" >&2
+  [ "$code" = 0 ] || { echo "Ending the others." >&2; end "$code"; }
 done
 echo "done: $run_dir"

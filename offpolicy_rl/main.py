@@ -18,8 +18,10 @@
 Any key of the configuration: --config.objective.beta=0.2
 """
 
+import contextlib
 import functools
 import logging
+import math
 import os
 import pathlib
 import signal
@@ -29,11 +31,12 @@ import threading
 import time
 
 from offpolicy_rl import arguments as arguments_lib
-from offpolicy_rl import commands, memory, output
+from offpolicy_rl import children, commands, memory, output
 from offpolicy_rl import config as config_lib
 
 _LEARNER_FILES = ("tls_cert", "tls_key", "tls_client_ca", "token_file")
 _LOOKED_AT = ("metrics_port", "metrics_host", "profile", "profile_memory")
+_ONE_REQUEST_SECONDS = 0.5  # signals that come together
 _SWITCHES = ("resume", "insecure", "reflection", "verbose")
 
 
@@ -43,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
   0 done, 1 failed, 2 wrong arguments, 3 a plan that does not fit, 130 interrupted.
   """
   output.guard()
+  children.end_with_parent()
   memory.keep_freed_memory()
   argv = sys.argv[1:] if argv is None else argv
   assignments = [a for a in argv if a.startswith("--config.")]
@@ -51,10 +55,13 @@ def main(argv: list[str] | None = None) -> int:
   level = logging.INFO if arguments.verbose else logging.WARNING
   logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
   works = _print_beside_the_work(arguments)
+  _interrupt_on_signals()
   try:
     code = _ROLES[arguments.role](arguments, assignments)
   except BrokenPipeError:  # of `watch | head`
     return 1
+  except KeyboardInterrupt:
+    return 130
   except (config_lib.ConfigError, ValueError, OSError, RuntimeError) as error:
     if arguments.verbose:
       raise
@@ -153,6 +160,14 @@ def _base_configuration(arguments, run_dir: pathlib.Path | None):
   raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
 
 
+def _interrupt_on_signals() -> None:
+  """SIGTERM and SIGHUP like Ctrl-C, so that half-made directories go; for whoever says no more."""
+  for number in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_DFL:
+      with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(number, signal.default_int_handler)
+
+
 def _exit(code: int) -> None:
   """At once, but for what is printed already."""
   output.drain()
@@ -160,17 +175,27 @@ def _exit(code: int) -> None:
 
 
 def _stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
-  """First SIGINT or SIGTERM: end in order. Second: end at once."""
+  """SIGINT, SIGTERM, SIGHUP (the terminal was closed): end in order. Again: end at once.
+
+  Shells and schedulers tell the same thing by several signals: those of one moment count as one,
+  and a second SIGHUP is never more than the first.
+  """
   stop = stop or threading.Event()
+  first = math.inf  # when the first one came
 
   def handle(number, _):
     """In order at first, then at once."""
-    if stop.is_set():
+    nonlocal first
+    now = time.monotonic()
+    first = min(first, now)
+    if number != signal.SIGHUP and now - first > _ONE_REQUEST_SECONDS:
+      children.kill_all()
       _exit(130)
     stop.set()
 
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, handle)
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+      signal.signal(number, handle)
   return stop
 
 

@@ -15,6 +15,7 @@ ALLOWED = {
   "types": set(),
   "metrics": BASE,
   "output": set(),
+  "children": set(),
   "progress": {"metrics", "output"},
   "frame": BASE | {"metrics", "progress"},
   "watch": BASE | {"frame", "metrics", "progress"},
@@ -34,7 +35,7 @@ ALLOWED = {
   "config_text": {"losses"},
   "sampler": BASE | {"model", "tasks"},
   "learner": BASE | {"model", "losses", "replay", "saving"},
-  "sweep": {"arguments", "config", "config_text", "metrics", "output"},
+  "sweep": {"arguments", "children", "config", "config_text", "metrics", "output"},
   "roles": None,  # everything
   "planning": None,
   "main": None,

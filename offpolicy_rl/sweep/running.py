@@ -10,13 +10,11 @@ import fcntl
 import json
 import pathlib
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 
-from offpolicy_rl import metrics
+from offpolicy_rl import children, metrics
 from offpolicy_rl.config_text import ConfigError
 from offpolicy_rl.sweep import runs as runs_lib
 from offpolicy_rl.sweep.runs import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING
@@ -92,11 +90,7 @@ def run_process(line: list[str], run_dir: pathlib.Path, stop: threading.Event) -
     fcntl.flock(log, fcntl.LOCK_SH)  # the processes inherit the file, and the lock with it
     log.write(f"$ {runs_lib.command(line)}\n".encode())
     log.flush()
-    # A session of its own: Ctrl-C reaches only us, and we pass it on in order.
-    child = subprocess.Popen(
-      [sys.executable, "-m", "offpolicy_rl.main", *line],
-      stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
+    child = children.start(line, output=log)
   while child.poll() is None and not stop.wait(0.1):
     pass
   if child.poll() is None:
@@ -175,7 +169,7 @@ def _attempt(
     return FINISHED
   if stop.is_set() or code in (0, 130):  # 130: somebody else asked it to end
     return INTERRUPTED
-  reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+  reason = children.describe(code)
   (run_dir / _FAILED).write_text(f"{reason} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
   return FAILED
 

@@ -14,7 +14,7 @@ from tests.launch.desk import LAUNCH, accepted
 # Notes its arguments and its signals, and ends with the code in ROLE.exit once that file is there.
 # Like the real one it hears SIGINT even where the shell had it ignored.
 PROGRAM = f"""#!{sys.executable} -IS
-import os, pathlib, signal, sys, time
+import os, pathlib, signal, sys, threading, time
 
 notes, role = pathlib.Path(os.environ["NOTES"]), sys.argv[1]
 name, code = f"{{role}}-{{os.getpid()}}", notes / f"{{role}}.exit"
@@ -28,6 +28,11 @@ def note(number, _):
 
 for number in (signal.SIGINT, signal.SIGTERM):
   signal.signal(number, note)
+def watch():
+  os.read(int(os.environ["OFFPOLICY_RL_PARENT"]), 1)
+  os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=watch, daemon=True).start()
 (notes / f"{{name}}.new").write_text(" ".join(sys.argv[1:]))
 (notes / f"{{name}}.new").rename(notes / f"{{name}}.arguments")
 while not code.exists():
@@ -104,7 +109,7 @@ def test_a_process_that_fails_ends_the_others_and_the_script(local, tmp_path):
   assert len(list(tmp_path.glob("learner-*.signals"))) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_reaches_each_process_once_and_as_sigterm(local, tmp_path, number):
   """A second signal would end them without a checkpoint."""
   script = local("--config=configs/test.py")
@@ -113,6 +118,25 @@ def test_ctrl_c_reaches_each_process_once_and_as_sigterm(local, tmp_path, number
   script.communicate(timeout=60)
   assert script.returncode == 130
   assert [file.read_text() for file in tmp_path.glob("*.signals")] == ["SIGTERM "] * 4
+
+
+def test_nobody_outlives_the_script(local, tmp_path):
+  script = local("--config=configs/test.py")
+  started(tmp_path, 4)
+  script.kill()
+  heard = lambda: [file.read_text() for file in tmp_path.glob("*.signals")]
+  system.wait_for(lambda: heard() == ["SIGTERM "] * 4, 60, "the end of all")
+  script.communicate(timeout=60)
+
+
+def test_who_ends_in_order_is_said(local, tmp_path):
+  script = local("--config=configs/test.py", "--samplers=1", "--learners=1")
+  started(tmp_path, 2)
+  for role in ("sampler", "learner"):
+    (tmp_path / f"{role}.exit").write_text("0")
+  output, _ = script.communicate(timeout=60)
+  assert script.returncode == 0
+  assert f"sampler-0 ended with exit code 0; see {tmp_path}/run/logs/sampler-0.log" in output
 
 
 def test_wrong_arguments_are_named(local):
