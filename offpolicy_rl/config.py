@@ -14,6 +14,7 @@ from offpolicy_rl.config_text import ConfigError, flatten, from_json, load, over
 from offpolicy_rl.losses import group_regime
 from offpolicy_rl.replay import lag, packing
 from offpolicy_rl.tasks import catalog
+from offpolicy_rl.transport import bounds
 
 __all__ = [
   "ConfigError", "architecture_relations", "check_data", "check_resume", "flatten", "from_json",
@@ -35,7 +36,8 @@ def validate(config: config_dict.ConfigDict, *, trains: bool = True) -> None:
     catalog.of(config.task)
   except ValueError as error:
     raise ConfigError(str(error)) from None
-  require([*_relations(config), *_slot_relations(config, trains)])
+  wire = _message_relations(config) if trains else []
+  require([*_relations(config), *_slot_relations(config, trains), *wire])
 
 
 def check_data(config: config_dict.ConfigDict) -> None:
@@ -234,6 +236,27 @@ def _slot_relations(c, trains: bool) -> list[tuple[bool, str]]:
     slots >= need,
     f"sampler.slots: got {slots}, expected at least {need}, the completions of one ticket",
   )]  # fmt: skip
+
+
+def _message_relations(c) -> list[tuple[bool, str]]:
+  """Whether a ticket and its group fit into messages of the wire."""
+  completions = max(c.evaluation.samples, c.learner.group_size)
+  prompt, longest = c.task.max_prompt_tokens, c.task.max_completion_tokens
+  group = bounds.max_group_bytes(completions, longest)
+  most = max(bounds.ticket_bytes(prompt, ""), group)
+  return [
+    (
+      completions <= bounds.MAX_COMPLETIONS,
+      f"learner.group_size, evaluation.samples: got {completions}, expected at most "
+      f"{bounds.MAX_COMPLETIONS} completions of a ticket",
+    ),
+    (
+      most <= c.transport.max_message_mb << 20,
+      f"transport.max_message_mb: got {c.transport.max_message_mb}, expected at least "
+      f"{(most >> 20) + 1}: a prompt of {prompt} tokens has to fit, and so have {completions} "
+      f"completions of {longest} tokens with a version for each",
+    ),
+  ]
 
 
 # What a resumed run may not change: the groups that it has, and those still out, rest on it.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from offpolicy_rl.replay import lag, packing
 from offpolicy_rl.tasks import shaping
+from offpolicy_rl.transport import bounds
 
 
 class Key(NamedTuple):
@@ -177,7 +178,7 @@ KEYS = {
   "transport.reissue_seconds": _POSITIVE,
   "transport.reconnect_seconds": _POSITIVE,
   "transport.max_samplers": _at_least(1),
-  "transport.max_message_mb": _between(2, 2000),
+  "transport.max_message_mb": _between(2, bounds.MAX_MESSAGE_MB),
   "transport.weights_dtype": _one_of("float32", "bfloat16"),
   "transport.delta_bases": _at_least(0),
   "learner.offload_optimizer": _SWITCH,

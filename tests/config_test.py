@@ -119,6 +119,35 @@ def test_weights_change_in_flight_only_where_versions_may_differ(tiny_config):
     config_lib.validate(tiny_config)
 
 
+@pytest.mark.parametrize(
+  ("pairs", "message"),
+  [
+    (
+      {"task.max_completion_tokens": 25_000, "transport.max_message_mb": 2},
+      "transport.max_message_mb: got 2, expected at least 3: a prompt of .* and so have 4 "
+      "completions of 25000 tokens",
+    ),
+    (
+      {"task.max_prompt_tokens": 2_000_000, "transport.max_message_mb": 7},
+      "transport.max_message_mb: got 7, expected at least 8: a prompt of 2000000 tokens",
+    ),
+    (
+      {"evaluation.samples": 4097, "sampler.slots": 4097},
+      "learner.group_size, evaluation.samples: got 4097, expected at most 4096 completions",
+    ),
+  ],
+)
+def test_messages_have_to_hold_tickets_and_groups(tiny_config, pairs, message):
+  pairs = {key: str(value) for key, value in pairs.items()}
+  config_lib.override(tiny_config, list(pairs.items()))
+  with pytest.raises(config_lib.ConfigError, match=message):
+    config_lib.validate(tiny_config)
+  config_lib.validate(tiny_config, trains=False)  # nothing goes over a wire
+  larger = {"transport.max_message_mb": "64", "evaluation.samples": "4"}
+  config_lib.override(tiny_config, list(larger.items()))
+  config_lib.validate(tiny_config)
+
+
 def test_periodic_mode_needs_a_period(tiny_config):
   config_lib.override(tiny_config, [("lag.mode", "periodic"), ("lag.max_lag", "0")])
   with pytest.raises(config_lib.ConfigError, match="at least 1 in mode periodic"):

@@ -5,6 +5,7 @@ the methods of `Process`.
 """
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable
 from typing import Protocol
@@ -21,6 +22,7 @@ from offpolicy_rl.roles import parts
 from offpolicy_rl.roles.assembly import Learner
 from offpolicy_rl.roles.publishing import Publishing
 from offpolicy_rl.tasks import catalog, stream
+from offpolicy_rl.transport import bounds
 
 
 class Process(Protocol):
@@ -59,6 +61,7 @@ def prompts(me: Learner) -> tuple[list[tuple[float, list]], list]:
         f"training prompts (at rate {rate:g}; {skipped} are too long) and {len(heldout)} held-out "
         f"ones ({held_skipped} are too long) of task {task.name}; expected at least one of each"
       )
+  _check_sizes(me.config, [(catalog.TRAIN_SPLIT, train), (catalog.HELDOUT_SPLIT, held)])
   counts = {
     "prompts": sum(len(examples) for _, examples in train),
     "heldout_prompts": len(heldout),
@@ -74,6 +77,16 @@ def prompts(me: Learner) -> tuple[list[tuple[float, list]], list]:
     f"{held_skipped} too long"
   )
   return train, heldout
+
+
+def _check_sizes(config, read: list[tuple[str, list]]) -> None:
+  """WireError for the first prompt that no sampler could be sent."""
+  for split, members in read:
+    for n, example in enumerate(itertools.chain.from_iterable(some for _, some in members)):
+      bounds.check_prompt(
+        example.prompt_tokens.size, example.answer, config.transport.max_message_mb,
+        f"task {config.task.name}, prompt {n} of {split}",
+      )  # fmt: skip
 
 
 def initial_state(me: Process):

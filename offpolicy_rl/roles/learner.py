@@ -22,7 +22,7 @@ from offpolicy_rl.roles.assembly import Learner, make_learner
 from offpolicy_rl.roles.live import Live
 from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import stream
-from offpolicy_rl.transport import bounds, hosts, security, server
+from offpolicy_rl.transport import hosts, security, server
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def run_learner(
   handlers = dataclasses.replace(me.front.handlers(), watch=live.news)
   wire, address = server.start(
     serving.listen, identity, handlers, me.front.weights,
-    max_samplers=config.transport.max_samplers, max_message_mb=_largest_request_mb(config),
+    max_samplers=config.transport.max_samplers, max_message_mb=config.transport.max_message_mb,
     credentials=serving.credentials, reflection=serving.reflection,
   )  # fmt: skip
   live.begin()
@@ -90,13 +90,6 @@ def run_learner(
     # After an error among several the process ends: nothing can be written without all of them.
     if leader is None or ended != "failed":
       _shut_down(me, wire)
-
-
-def _largest_request_mb(config) -> int:
-  """What samplers may need to send: parsing a message takes a multiple of its size."""
-  completions = max(config.learner.group_size, config.evaluation.samples)
-  most = bounds.max_group_bytes(completions, config.task.max_completion_tokens)
-  return min(config.transport.max_message_mb, 1 + (max(most, bounds.PUSH_BYTES) >> 20))
 
 
 def _train(me: Learner, profile: profiling.Plan | None) -> state_lib.TrainState | None:

@@ -44,6 +44,7 @@ class Joining(NamedTuple):
   address: str
   credentials: security.Credentials = security.NONE  # checked (`security.check_sampler`)
   patience: float = 60.0  # seconds to look for it
+  proxy: str | None = None  # http://HOST:PORT
 
 
 def run_sampler(
@@ -64,8 +65,9 @@ def run_sampler(
     client.Refused, RunMismatch: wrong protocol, run, vocabulary or --weights_dir.
   """
   wire = client.LearnerClient(
-    joining.address, sampler_id, reconnect_seconds=joining.patience, credentials=joining.credentials
-  )
+    joining.address, sampler_id, reconnect_seconds=joining.patience,
+    credentials=joining.credentials, proxy=joining.proxy,
+  )  # fmt: skip
   done = threading.Event()
   _in_background(lambda: (stop.wait(), wire.stop()))
   identity = wire.hello()
@@ -78,7 +80,7 @@ def run_sampler(
       f"{policy.words.fingerprint}; install the same release of offpolicy-rl on both"
     )
   _check_weights_dir(weights_dir, identity.weights_in_directory)
-  wire.set_patience(config.transport.reconnect_seconds)
+  wire.configure(config.transport.reconnect_seconds, config.transport.max_message_mb)
   scorer = _scorer(config.task)
   slots = config.sampler.slots * (config.sampler.data if served is None else 1)
   stats = worker.Stats(room=slots)

@@ -11,7 +11,7 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 MAX_COMPLETIONS = 4096  # of one ticket
 MAX_CREDITS = 4096  # tickets asked for, or held, at once
 MAX_TICKET_ID = 256  # characters
-MAX_ANSWER = 1 << 20  # characters of a ticket's answer data
+MAX_MESSAGE_MB = 2000  # that transport.max_message_mb may be: protobuf ends at 2 GiB
 MAX_STATS = 64  # entries of a heartbeat
 MAX_WAIT_SECONDS = 3600.0  # a caller may ask for; the server waits 30 s at most
 MAX_ROWS = 1024  # of metrics in one reply to a watcher
@@ -101,6 +101,24 @@ def check_stats(stats) -> None:
     check_name(name, "stats")
     if not math.isfinite(value):
       refuse(f"stats[{name}]", value, "a finite number")
+
+
+def ticket_bytes(prompt_tokens: int, answer: str) -> int:
+  """Upper bound of an encoded ticket: 4 bytes per token, the answer, and room for the rest."""
+  return 4 * prompt_tokens + len(answer.encode(errors="surrogatepass")) + 1024
+
+
+def check_prompt(prompt_tokens: int, answer: str, max_message_mb: int, where: str) -> None:
+  """Raises WireError when a prompt and its answer fill more than a message of the wire.
+
+  `where`: what has them, e.g. a file and its line.
+  """
+  size, most = ticket_bytes(prompt_tokens, answer), max_message_mb << 20
+  if size > most:
+    raise WireError(
+      f"{where}: got {prompt_tokens} tokens and an answer of {len(answer)} characters, which make "
+      f"{size} bytes, expected at most {most}: transport.max_message_mb = {max_message_mb}"
+    )
 
 
 def max_group_bytes(completions: int, tokens: int) -> int:

@@ -12,7 +12,9 @@ from offpolicy_rl import types
 from offpolicy_rl.transport import (
   bounds,
   codec,
+  connections,
   diagnosis,
+  refusals,
   seal,
   security,
   watching,
@@ -21,17 +23,11 @@ from offpolicy_rl.transport import (
 from offpolicy_rl.transport import receiver as receiver_lib
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
-from offpolicy_rl.transport.server import KEEPALIVE, PROTOCOL, Identity
+from offpolicy_rl.transport.server import PROTOCOL, Identity
 
 _PULLS = 3  # of one version, when its bytes arrive damaged
 _LOG = logging.getLogger(__name__)
-_RETRY = {
-  grpc.StatusCode.UNAVAILABLE,
-  grpc.StatusCode.DEADLINE_EXCEEDED,
-  grpc.StatusCode.UNKNOWN,
-  grpc.StatusCode.INTERNAL,  # a message was damaged on the way
-  grpc.StatusCode.RESOURCE_EXHAUSTED,  # more calls than the learner has places for
-}
+_REFUSALS = 2  # in a row end a call: a token damaged on the way is refused once, a wrong one always
 
 
 class SessionLost(Exception):
@@ -64,23 +60,28 @@ class LearnerClient:
     sampler_id: str,
     *,
     reconnect_seconds: float = 60.0,
-    max_message_mb: int = 64,
     credentials: security.Credentials = security.NONE,
+    proxy: str | None = None,
   ):
+    """Connects at the first call.
+
+    `proxy`: http://HOST:PORT to go through; None = none, whatever the environment says.
+    """
     bounds.check_name(sampler_id, "--name")
-    limit = max_message_mb << 20
     options = [
-      ("grpc.max_receive_message_length", limit),
-      ("grpc.max_send_message_length", limit),
+      # The learner keeps to the limit of its configuration, which comes with the first reply.
+      ("grpc.max_receive_message_length", bounds.MAX_MESSAGE_MB << 20),
+      ("grpc.max_send_message_length", bounds.MAX_MESSAGE_MB << 20),
       ("grpc.initial_reconnect_backoff_ms", 100),
       ("grpc.max_reconnect_backoff_ms", 2000),
-      *KEEPALIVE,
+      *connections.KEEPALIVE,
+      *connections.through(proxy),
     ]
     self._channel = security.open_channel(address, credentials, options)
     self._credentials = credentials
     self._stub = rpc.LearnerStub(seal.SealedChannel(self._channel))
-    self._address, self._id = address, sampler_id
-    self._patience = reconnect_seconds
+    self._address, self._id, self._proxy = address, sampler_id, proxy
+    self._patience, self._max_message_mb = reconnect_seconds, bounds.MAX_MESSAGE_MB
     self._session = ""
     self._newest_version = types.NO_VERSION
     self._stopping = threading.Event()
@@ -103,9 +104,9 @@ class LearnerClient:
     """Closes the connection."""
     self._channel.close()
 
-  def set_patience(self, reconnect_seconds: float) -> None:
-    """How long to look for a lost learner, in seconds."""
-    self._patience = reconnect_seconds
+  def configure(self, reconnect_seconds: float, max_message_mb: int) -> None:
+    """As the run's configuration has it: how long to look for a lost learner; what we may send."""
+    self._patience, self._max_message_mb = reconnect_seconds, max_message_mb
 
   def hello(self) -> Identity:
     """Joins, or joins again after SessionLost."""
@@ -123,7 +124,7 @@ class LearnerClient:
     """
     request = pb.LeaseRequest(
       session=self._session, sampler_id=self._id,
-      credits=limit, wait_seconds=wait_seconds, holding=holding,
+      credits=min(limit, bounds.MAX_CREDITS), wait_seconds=wait_seconds, holding=holding,
     )  # fmt: skip
     reply = self._call(lambda: self._stub.Lease(request, timeout=wait_seconds + 10))
     self._hear_of(request.session, reply.newest_version)
@@ -186,17 +187,32 @@ class LearnerClient:
 
     Raises:
       SessionLost: say `hello` and push the same groups again.
-      Refused: the learner says that one is malformed.
+      Refused: the learner says that one is malformed, or it is larger than a message may be.
     """
-    requests = lambda: codec.push_requests(groups, self._session, self._id)
-    replies = self._call(lambda: list(self._stub.Push(requests(), timeout=120)))
-    acks = [ack for reply in replies for ack in reply.acks]
-    if [ack.ticket_id for ack in acks] != [group.ticket_id for group in groups]:
-      raise Refused(f"{self._address}: acknowledgements of other groups than those pushed")
+    for group in groups:
+      self._check_size(group)
+    pushed = [group.ticket_id for group in groups]
+
+    def push():
+      """One stream; None where acknowledgements are missing, as when a frame was damaged."""
+      requests = codec.push_requests(groups, self._session, self._id)
+      acks = [ack for reply in self._stub.Push(requests, timeout=120) for ack in reply.acks]
+      return acks if [ack.ticket_id for ack in acks] == pushed else None
+
+    acks = self._call(push)
     for ack in acks:
       if ack.verdict == pb.VERDICT_REFUSED:
         raise Refused(ack.reason)
     return acks
+
+  def _check_size(self, group: types.Group) -> None:
+    longest = max((t.tokens.size for t in group.trajectories), default=0)
+    size = bounds.max_group_bytes(len(group.trajectories), longest)
+    if size > self._max_message_mb << 20:
+      raise Refused(
+        f"ticket {group.ticket_id}: its group may take {size} bytes, expected at most "
+        f"transport.max_message_mb = {self._max_message_mb}"
+      )
 
   def watch(self, session: str, position: int, wait_seconds: float) -> types.News:
     """What is new after `wait_seconds`, or when the run is over; needs no `hello`.
@@ -213,29 +229,40 @@ class LearnerClient:
     return watching.decode_news(reply)
 
   def _refuse_if_hopeless(self) -> None:
+    if self._proxy is not None:
+      return  # who answers there is not the learner
     if problem := diagnosis.lasting_problem(self._address, self._credentials):
       raise Refused(f"{self._address}: {problem}") from None
+
+  def _raise_if_final(self, error: grpc.RpcError, refused: int) -> None:
+    """What no further try can change; `refused`: how often in a row it was, this time included."""
+    reason, told = refusals.reason_of(error), error.details()
+    if reason == refusals.Reason.NEW_SESSION:
+      raise SessionLost(told) from None
+    if reason == refusals.Reason.NO_VERSION:
+      raise VersionGone(f"{self._address}: {told}") from None
+    if refused == _REFUSALS:
+      raise Refused(f"{self._address}: {told}") from None
+    if error.code() == grpc.StatusCode.UNAVAILABLE:
+      self._refuse_if_hopeless()
 
   def _call(self, function: Callable, progress: Callable = lambda: None):
     """Retries with growing, jittered pauses; a call may arrive twice, which the learner notices.
 
-    As long as `progress()` changes between failures, patience begins anew.
+    None is a failure, too: what gRPC returns for a reply whose message was damaged out of sight.
+    Only what the learner itself declares final ends it at once. As long as `progress()` changes
+    between failures, patience begins anew.
     """
-    pause, give_up, reached = 0.1, None, progress()
+    pause, give_up, reached, refused = 0.1, None, progress(), 0
     while True:
       try:
-        return function()
+        if (found := function()) is not None:
+          return found
+        refused, last = 0, "a reply without what was asked for"
       except grpc.RpcError as error:
-        code = error.code()
-        if code == grpc.StatusCode.ABORTED:
-          raise SessionLost(error.details()) from None
-        if code == grpc.StatusCode.NOT_FOUND:
-          raise VersionGone(f"{self._address}: {error.details()}") from None
-        if code not in _RETRY or "larger than max" in error.details():
-          raise Refused(f"{self._address}: {error.details()}") from None
-        last = error.details()
-        if code == grpc.StatusCode.UNAVAILABLE:
-          self._refuse_if_hopeless()
+        refused = refused + 1 if refusals.reason_of(error) == refusals.Reason.REFUSED else 0
+        self._raise_if_final(error, refused)
+        last = f"{error.code().name} {error.details()}"
       if progress() != reached:
         pause, give_up, reached = 0.1, None, progress()
       now = time.monotonic()

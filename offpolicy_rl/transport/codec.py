@@ -84,6 +84,16 @@ def encode_ticket(ticket: types.Ticket) -> pb.Ticket:
   )
 
 
+def encode_tickets(tickets: Sequence[types.Ticket], most: int) -> Iterator[pb.Ticket]:
+  """Messages of the first tickets, as many as fit into `most` bytes together."""
+  for ticket in tickets:
+    message = encode_ticket(ticket)
+    most -= message.ByteSize() + 8  # its tag and length
+    if most < 0:
+      return
+    yield message
+
+
 def decode_ticket(message: pb.Ticket) -> types.Ticket:
   """Message -> Ticket; raises WireError naming the first bad field."""
   if message.kind not in _KIND_NAMES:
@@ -92,9 +102,6 @@ def decode_ticket(message: pb.Ticket) -> types.Ticket:
   bounds.check_count(message.num_completions, "ticket.num_completions", bounds.MAX_COMPLETIONS)
   if not (math.isfinite(message.temperature) and message.temperature >= 0):
     _refuse("ticket.temperature", message.temperature, "a finite number >= 0")
-  if len(message.answer) > bounds.MAX_ANSWER:
-    expected = f"at most {bounds.MAX_ANSWER}"
-    _refuse("ticket.answer", f"{len(message.answer)} characters", expected)
   if message.min_version > message.max_version:
     _refuse("ticket.min_version", message.min_version, f"at most {message.max_version}")
   prompt = decode_tensor(message.prompt_tokens, "ticket.prompt_tokens", np.int32, 1)

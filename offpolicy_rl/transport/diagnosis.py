@@ -11,6 +11,7 @@ import time
 from offpolicy_rl.transport import security
 
 _SECONDS = 5.0  # for one knock
+_BETWEEN_SECONDS = 0.5  # between the two that must end alike
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty SETTINGS
 _CLOSED = (
   "the learner closed the connection after the TLS handshake, as it does when the sampler's "
@@ -25,13 +26,13 @@ def lasting_problem(address: str, credentials: security.Credentials) -> str | No
   if not port.isdecimal():
     return None
   place = (host.strip("[]"), int(port))
-  if not credentials.ca:
-    return _plain(place)
-  problem = _encrypted(place, credentials)
-  if problem == _CLOSED:
-    time.sleep(0.5)  # a learner that is just being stopped closes connections, too, but only once
-    problem = _encrypted(place, credentials)
-  return problem
+  knock = (lambda: _encrypted(place, credentials)) if credentials.ca else (lambda: _plain(place))
+  problem = knock()
+  if problem is None:
+    return None
+  # Once may be chance: a learner that is being stopped closes connections, bytes get damaged.
+  time.sleep(_BETWEEN_SECONDS)
+  return problem if knock() == problem else None
 
 
 def _plain(place: tuple[str, int]) -> str | None:
@@ -51,10 +52,11 @@ def _encrypted(place: tuple[str, int], credentials: security.Credentials) -> str
   context.set_alpn_protocols(["h2"])
   if credentials.cert:
     context.load_cert_chain(credentials.cert, credentials.key)
-  name = credentials.server_name or place[0]
+  name, met = credentials.server_name or place[0], False
   try:
     raw = socket.create_connection(place, _SECONDS)
     with raw, context.wrap_socket(raw, server_hostname=name) as end:
+      met = True  # it is the learner, by its certificate
       end.sendall(_PREFACE)
       # A server judges our certificate after we believe the handshake to be over.
       return None if end.recv(1) else _CLOSED
@@ -64,7 +66,8 @@ def _encrypted(place: tuple[str, int], credentials: security.Credentials) -> str
       f"{credentials.ca}, expected name {name}; --tls_server_name expects another)"
     )
   except (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError):
-    return _CLOSED
+    # Before that anybody may have closed it: a load balancer whose learner is away, a full learner.
+    return _CLOSED if met else None
   except ssl.SSLError as error:
     if error.reason == "WRONG_VERSION_NUMBER":
       return "the learner does not speak TLS; leave out --tls_ca, or give the learner --tls_cert"

@@ -11,7 +11,7 @@ from google.protobuf import message as message_lib
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from offpolicy_rl.transport import bounds, seal
+from offpolicy_rl.transport import bounds, refusals, seal
 
 _LOG = logging.getLogger(__name__)
 _REMEMBERED = 1024  # pairs of peer and reason
@@ -70,7 +70,7 @@ class Door(grpc.ServerInterceptor):
     def refuse(_, context):
       """Ends the call."""
       self._notices.warn(context.peer(), reason)
-      context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
+      refusals.abort(context, grpc.StatusCode.UNAUTHENTICATED, reason)
 
     # Answers any kind of call without reading a single message of it.
     return grpc.stream_unary_rpc_method_handler(refuse)
@@ -97,7 +97,7 @@ class Door(grpc.ServerInterceptor):
       except message_lib.DecodeError:
         reason = f"{method}: got bytes that cannot be parsed, expected its request message"
         self._notices.warn(context.peer(), reason)
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
+        refusals.abort(context, grpc.StatusCode.INVALID_ARGUMENT, reason)
 
     def read_and_behave(sent, context):
       """The handler, on messages that were read here."""

@@ -18,9 +18,9 @@ import grpc
 import numpy as np
 
 from offpolicy_rl import types
+from offpolicy_rl.transport import connections, refusals
 from offpolicy_rl.transport import hosts_pb2 as pb
 from offpolicy_rl.transport import hosts_pb2_grpc as rpc
-from offpolicy_rl.transport.server import KEEPALIVE
 
 # What is ordered.
 BEGIN, BATCH, STEP = pb.WHAT_BEGIN, pb.WHAT_BATCH, pb.WHAT_STEP
@@ -66,10 +66,14 @@ class Leader:
     self._ended = False
     self.stop = stop
     pool = concurrent.futures.ThreadPoolExecutor(2 * followers + 1, thread_name_prefix="hosts")
-    self._server = grpc.server(pool, options=[*_UNLIMITED, *KEEPALIVE])
+    share = 2 * followers + 8
+    kept = connections.server_options(connections.places(share))
+    self._server = grpc.server(pool, options=[*_UNLIMITED, *kept])
     rpc.add_HostsServicer_to_server(_Servicer(self), self._server)
-    self.address = f"{host}:{self._server.add_insecure_port(f'{host}:0')}"
+    port = self._server.add_insecure_port(f"{host}:0")
+    self.address = f"{host}:{port}"
     self._server.start()
+    self._shares = connections.Shares(port, share)
 
   def wait_for_all(self) -> None:
     """Returns when every follower is there.
@@ -107,6 +111,7 @@ class Leader:
     self._ended = True
     self.order(Order(END, 0))
     self._server.stop(grace=10).wait()
+    self._shares.stop()
 
   def orders_for(self, request: pb.FollowRequest, context: grpc.ServicerContext):
     """The orders for one follower, until the end."""
@@ -131,12 +136,12 @@ class Leader:
     with self._changed:
       self._problem = problem
       self._changed.notify_all()
-    context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
+    refusals.abort(context, grpc.StatusCode.FAILED_PRECONDITION, problem)
 
   def check_secret(self, secret: bytes, context: grpc.ServicerContext) -> None:
     """Ends a call of anybody else."""
     if not hmac.compare_digest(secret, self._secret):
-      context.abort(grpc.StatusCode.UNAUTHENTICATED, "secret: not this learner's")
+      refusals.abort(context, grpc.StatusCode.UNAUTHENTICATED, "secret: not this learner's")
 
 
 class _Servicer(rpc.HostsServicer):
@@ -162,7 +167,8 @@ class Follower:
     config_sha256: bytes, lost: Callable[[str], None],
   ):  # fmt: skip
     """Arguments as for `Leader`; `shards`: of a batch, that this process's devices hold."""
-    self._channel = grpc.insecure_channel(address, options=[*_UNLIMITED, *KEEPALIVE])
+    options = [*_UNLIMITED, *connections.KEEPALIVE, *connections.through(None)]
+    self._channel = grpc.insecure_channel(address, options=options)
     self._stub, self._secret, self._lost = rpc.HostsStub(self._channel), secret, lost
     self._batches: queue.SimpleQueue = queue.SimpleQueue()
     self._next: queue.SimpleQueue = queue.SimpleQueue()
@@ -189,7 +195,7 @@ class Follower:
           return
       self._lost("process 0 of the learner is gone")
     except grpc.RpcError as error:
-      if error.code() != grpc.StatusCode.FAILED_PRECONDITION:
+      if refusals.reason_of(error) is None:
         self._lost(f"process 0 of the learner is gone: {error.details()}")
       self._refused = error.details()
       self._batches.put(None)

@@ -8,6 +8,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 import grpc
 from grpc_health.v1 import health
@@ -16,7 +17,9 @@ from offpolicy_rl import types
 from offpolicy_rl.transport import (
   bounds,
   codec,
+  connections,
   door,
+  refusals,
   seal,
   security,
   watching,
@@ -27,13 +30,6 @@ from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 
 PROTOCOL = 2  # raise it with every incompatible change of trajectory.proto
 SERVICE = pb.DESCRIPTOR.services_by_name["Learner"].full_name
-# A peer whose machine or network is gone is noticed after 40 s. Both ends ping.
-KEEPALIVE = [
-  ("grpc.keepalive_time_ms", 30_000),
-  ("grpc.keepalive_timeout_ms", 10_000),
-  ("grpc.keepalive_permit_without_calls", 1),
-  ("grpc.http2.max_pings_without_data", 0),
-]
 _UNACKNOWLEDGED = 32
 WATCHERS = 8  # calls of theirs at once; they have places of their own
 _LOG = logging.getLogger(__name__)
@@ -94,6 +90,11 @@ _VERDICTS = {
 }
 
 
+def _say_hello_again(context: grpc.ServicerContext, error: _WrongSession) -> NoReturn:
+  reason = refusals.Reason.NEW_SESSION
+  refusals.abort(context, grpc.StatusCode.ABORTED, str(error), reason)
+
+
 def _decoded(message: pb.Group) -> types.Group | bounds.WireError:
   try:
     return codec.decode_group(message)
@@ -117,10 +118,11 @@ def _request_and_bytes(data: bytes) -> tuple[pb.PushRequest, bytes]:
 
 class _Servicer(rpc.LearnerServicer):
   def __init__(
-    self, identity: Identity, handlers: Handlers, store: weights.WeightStore, notices: door.Notices
-  ):
+    self, identity: Identity, handlers: Handlers, store: weights.WeightStore, notices: door.Notices,
+    *, max_message_mb: int,
+  ):  # fmt: skip
     self._identity, self._handlers, self._store = identity, handlers, store
-    self._notices = notices
+    self._notices, self._max_bytes = notices, max_message_mb << 20
     self._watching = threading.Semaphore(WATCHERS)
 
   def _require_session(self, request) -> None:
@@ -140,10 +142,10 @@ class _Servicer(rpc.LearnerServicer):
     try:
       yield
     except _WrongSession as error:
-      context.abort(grpc.StatusCode.ABORTED, str(error))
+      _say_hello_again(context, error)
     except bounds.WireError as error:
       self._note(context.peer(), error)
-      context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+      refusals.abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
   def _check_session(self, request, context) -> None:
     with self._refusing(context):
@@ -151,11 +153,11 @@ class _Servicer(rpc.LearnerServicer):
 
   def _check_protocol(self, request, context, who: str) -> None:
     if request.protocol != PROTOCOL:
-      context.abort(
-        grpc.StatusCode.FAILED_PRECONDITION,
+      refusals.abort(
+        context, grpc.StatusCode.FAILED_PRECONDITION,
         f"protocol: the {who} speaks version {request.protocol}, this learner {PROTOCOL}; "
         "install the same release of offpolicy-rl on both",
-      )
+      )  # fmt: skip
 
   def Hello(self, request, context):
     """See trajectory.proto."""
@@ -172,11 +174,12 @@ class _Servicer(rpc.LearnerServicer):
     wait = min(request.wait_seconds, 30.0)
     holding = set(request.holding)
     tickets = self._handlers.lease(request.sampler_id, request.credits, wait, holding)
-    return pb.LeaseReply(
-      tickets=[codec.encode_ticket(ticket) for ticket in tickets],
-      run_finished=self._handlers.run_finished(),
-      newest_version=self._handlers.newest_version(),
+    reply = pb.LeaseReply(
+      run_finished=self._handlers.run_finished(), newest_version=self._handlers.newest_version()
     )
+    # What does not fit comes with the next lease: the sampler will not say that it holds it.
+    reply.tickets.extend(codec.encode_tickets(tickets, self._max_bytes - reply.ByteSize() - 64))
+    return reply
 
   def Heartbeat(self, request, context):
     """See trajectory.proto."""
@@ -232,7 +235,7 @@ class _Servicer(rpc.LearnerServicer):
     try:
       outcomes = judged.result()
     except _WrongSession as error:
-      context.abort(grpc.StatusCode.ABORTED, str(error))
+      _say_hello_again(context, error)
     except OSError as error:  # not ours to lose: the sampler keeps the groups and tries again
       context.abort(grpc.StatusCode.UNAVAILABLE, f"the groups could not be kept: {error}")
     reply = pb.PushReply()
@@ -251,18 +254,19 @@ class _Servicer(rpc.LearnerServicer):
     """See trajectory.proto."""
     self._check_session(request, context)
     if self._identity.weights_in_directory:
-      context.abort(
-        grpc.StatusCode.FAILED_PRECONDITION,
+      refusals.abort(
+        context, grpc.StatusCode.FAILED_PRECONDITION,
         "PullWeights: this learner writes its weights to a directory; give the sampler its path by "
         "--weights_dir",
-      )
+      )  # fmt: skip
     chunks = self._store.answer(request)
     if chunks is None:
       wanted = f"[{request.min_version}, {request.max_version}]"
-      context.abort(
-        grpc.StatusCode.NOT_FOUND,
+      refusals.abort(
+        context, grpc.StatusCode.NOT_FOUND,
         f"min_version, max_version: no version in {wanted}, there are {self._store.versions()}",
-      )
+        refusals.Reason.NO_VERSION,
+      )  # fmt: skip
     yield from chunks
 
   def Watch(self, request, context):
@@ -271,7 +275,7 @@ class _Servicer(rpc.LearnerServicer):
     with self._refusing(context):
       bounds.check_watch(request)
     if self._handlers.watch is None:
-      context.abort(grpc.StatusCode.UNIMPLEMENTED, "Watch: this learner can't be watched")
+      refusals.abort(context, grpc.StatusCode.UNIMPLEMENTED, "Watch: this learner can't be watched")
     if not self._watching.acquire(blocking=False):
       context.abort(
         grpc.StatusCode.RESOURCE_EXHAUSTED, f"Watch: {WATCHERS} watchers look at this run already"
@@ -286,8 +290,10 @@ class _Servicer(rpc.LearnerServicer):
 class Wire:
   """The running server."""
 
-  def __init__(self, server: grpc.Server, status: health.HealthServicer):
-    self._server, self._status = server, status
+  def __init__(
+    self, server: grpc.Server, status: health.HealthServicer, shares: connections.Shares
+  ):
+    self._server, self._status, self._shares = server, status, shares
 
   def say_not_serving(self) -> None:
     """What health checks hear from now on; calls are still answered."""
@@ -296,6 +302,7 @@ class Wire:
   def stop(self, grace: float) -> threading.Event:
     """Refuses new calls and ends the open ones after `grace` seconds; the event is set then."""
     self.say_not_serving()
+    self._shares.stop()
     return self._server.stop(grace)
 
 
@@ -311,6 +318,15 @@ def _frugal_handlers(servicer: _Servicer) -> dict[str, grpc.RpcMethodHandler]:
   }
 
 
+def _check_size(identity: Identity, max_message_mb: int) -> None:
+  size = identity.message().ByteSize() + 64  # its seal
+  if size > max_message_mb << 20:
+    raise bounds.WireError(
+      f"transport.max_message_mb: got {max_message_mb}, expected at least {(size >> 20) + 1}: the "
+      "configuration and the files of the model that each sampler is sent"
+    )
+
+
 def start(
   listen: str, identity: Identity, handlers: Handlers, store: weights.WeightStore,
   *, max_samplers: int, max_message_mb: int,
@@ -320,20 +336,23 @@ def start(
 
   Raises:
     RuntimeError: the address is taken.
+    bounds.WireError: what samplers are told first is larger than a message may be.
     security.CredentialsError: a file of `credentials` cannot be read.
   """
+  _check_size(identity, max_message_mb)
   # One long poll, one push and one weight pull or heartbeat per sampler at a time, and two probes.
   # Whoever watches takes none of these. A call beyond them all is refused (RESOURCE_EXHAUSTED), not
   # queued: the queue would have no bound.
   calls = 3 * max_samplers + 2 + WATCHERS
+  # They may all be on one machine, and a connection that broke may be there until it is noticed.
+  share = 2 * max_samplers + 2 * WATCHERS
   pool = concurrent.futures.ThreadPoolExecutor(calls, thread_name_prefix="rpc")
   options = [
     ("grpc.max_receive_message_length", max_message_mb << 20),
-    ("grpc.max_send_message_length", -1),  # our own messages; the samplers have a limit
-    ("grpc.so_reuseport", 0),  # two learners on one port must be an error
+    ("grpc.max_send_message_length", -1),  # `Hello` and `Lease` see to the same limit
     # gRPC's guess of who pings too often hits honest samplers whose connection hung for a moment.
     ("grpc.http2.max_ping_strikes", 0),
-    *KEEPALIVE,
+    *connections.server_options(connections.places(share)),
   ]
   notices = door.Notices()
   entrance = door.Door(security.read_token(credentials), notices)
@@ -341,10 +360,12 @@ def start(
     pool, options=options, interceptors=[entrance, seal.SealedServer()],
     maximum_concurrent_rpcs=calls,
   )  # fmt: skip
-  servicer = _Servicer(identity, handlers, store, notices)
+  servicer = _Servicer(identity, handlers, store, notices, max_message_mb=max_message_mb)
   rpc.add_LearnerServicer_to_server(servicer, server)
   server.add_registered_method_handlers(SERVICE, _frugal_handlers(servicer))
   status = door.add_standard_services(server, SERVICE, with_reflection=reflection)
   port = security.add_port(server, listen, credentials)
   server.start()
-  return Wire(server, status), f"{listen.rpartition(':')[0]}:{port}"
+  return Wire(
+    server, status, connections.Shares(port, share)
+  ), f"{listen.rpartition(':')[0]}:{port}"

@@ -177,10 +177,29 @@ def test_tickets_beyond_the_samplers_limits_are_refused(changes, expected):
     codec.check_ticket(a_ticket(**changes), **limits)
 
 
-def test_an_endless_answer_of_a_ticket_is_refused():
-  message = codec.encode_ticket(a_ticket(answer="x" * (bounds.MAX_ANSWER + 1)))
-  with pytest.raises(bounds.WireError, match="ticket.answer: got '1048577 characters'"):
-    codec.decode_ticket(message)
+@pytest.mark.parametrize("answer", ["", "x" * (5 << 20), "\u4e2d" * 1000, "\ud800"])
+@pytest.mark.parametrize("prompt", [1, 70_000])
+def test_no_ticket_is_larger_than_its_bound(prompt, answer):
+  size = bounds.ticket_bytes(prompt, answer)
+  if answer.isprintable() or not answer:  # else protobuf takes it no more
+    ticket = a_ticket(
+      ticket_id="t" * 256, prompt_tokens=np.zeros(prompt, np.int32), answer=answer,
+      group_index=2**31 - 1, min_version=2**31 - 2, max_version=2**31 - 2, step=2**31 - 1,
+    )  # fmt: skip
+    message = codec.encode_ticket(ticket)
+    assert size - 1024 < message.ByteSize() <= size - 512
+    assert codec.decode_ticket(message).answer == answer
+
+
+@pytest.mark.parametrize(("prompt", "characters"), [(4, 1 << 20), (1 << 18, 0), (1 << 17, 1 << 19)])
+def test_a_prompt_that_fills_more_than_a_message_is_named(prompt, characters):
+  answer = "7" * characters
+  bounds.check_prompt(prompt, answer, 2, "x.jsonl:151")
+  expected = (
+    rf"x.jsonl:151: got {prompt} tokens and an answer of {characters} characters, .* 1048576"
+  )
+  with pytest.raises(bounds.WireError, match=expected + ": transport.max_message_mb = 1$"):
+    bounds.check_prompt(prompt, answer, 1, "x.jsonl:151")
 
 
 @pytest.mark.parametrize(("completions", "tokens"), [(1, 1), (8, 5), (16, 1000)])

@@ -110,7 +110,7 @@ def test_streams_that_break_at_random_places_are_resumed(learner, seed, caplog):
 def test_progress_renews_patience(learner, caplog):
   unreliable, versions, wire = learner
   caplog.set_level(logging.CRITICAL, "grpc")
-  wire.set_patience(0.15)  # shorter than the pauses of all retries together
+  wire.configure(0.15, 4)  # shorter than the pauses of all retries together
   unreliable.change = lambda chunks, number: cut(chunks, 4)
   held = receiver.Receiver(LAYOUT)
   assert_same_bits(wire.pull_weights(4, 4, held)[1], versions[4])

@@ -1,6 +1,8 @@
 """Client and server over real gRPC: joining, refusing, retrying, restarting."""
 
 import concurrent.futures
+import dataclasses
+import functools
 import logging
 import threading
 import time
@@ -140,16 +142,67 @@ def test_a_sampler_that_leaves_or_joins_anew_gives_its_tickets_back(learner):
   assert learner.book.audit()["queued"] == 2
 
 
-def test_an_oversize_message_is_refused_by_the_server(learner):
-  tokens = np.ones(2_000_000, np.int32)
-  big = types.Trajectory(tokens, -tokens.astype(np.float32), tokens * 0, True, 1.0)
+def large_group(name: str, tokens: int) -> types.Group:
+  ones = np.ones(tokens, np.int32)
+  return types.Group(name, (types.Trajectory(ones, -ones.astype(np.float32), ones * 0, True, 1.0),))
+
+
+def test_an_oversize_message_is_refused_before_it_is_sent(learner):
+  wire = connect(learner.address)
+  wire.configure(10.0, 4)
   learner.book.add([ticket("a")])
-  wire = client.LearnerClient(learner.address, "me", reconnect_seconds=1, max_message_mb=64)
-  wire.hello()
-  with pytest.raises(client.Refused, match="larger than max"):
-    wire.push([types.Group("a", (big,))])
+  expected = r"ticket a: its group may take \d+ bytes, .* transport.max_message_mb = 4"
+  with pytest.raises(client.Refused, match=expected):
+    wire.push([large_group("a", 200_000)])
   assert learner.book.audit()["waiting"] == 0
-  assert wire.lease(1) is not None  # the server is still well
+  assert wire.push([large_group("a", 100_000)])[0].verdict == pb.VERDICT_ACCEPTED
+
+
+def test_the_server_takes_no_message_beyond_the_limit(learner):
+  """Of a sampler that does not keep to it; others go on."""
+  learner.book.add([ticket("a")])
+  careless = connect(learner.address, patience=0.3)
+  with pytest.raises(client.LearnerGone, match="RESOURCE_EXHAUSTED"):
+    careless.push([large_group("a", 2_000_000)])
+  assert learner.book.audit()["waiting"] == 0
+  assert connect(learner.address).lease(1) is not None
+
+
+def with_answer(name: str, size: int) -> types.Ticket:
+  return dataclasses.replace(ticket(name), answer="7" * size)
+
+
+def test_a_lease_whose_tickets_do_not_fit_one_message_comes_in_several(learner):
+  """The limit of this learner is 4 MiB."""
+  names = [str(i) for i in range(11)]
+  learner.book.add([with_answer(name, 900_000) for name in names])
+  wire, held, rounds = connect(learner.address), [], 0
+  while len(held) < len(names):
+    tickets = wire.lease(len(names), holding=held)
+    assert tickets and all(len(t.answer) == 900_000 for t in tickets)
+    held += [t.ticket_id for t in tickets]
+    rounds += 1
+  assert held == names and rounds == 3
+  learner.book.add([with_answer("large", 3_000_000)])  # far more than a character limit of old
+  assert [len(t.answer) for t in wire.lease(1, holding=held)] == [3_000_000]
+
+
+@pytest.mark.parametrize(("size_mb", "limit_mb"), [(3, 4), (70, 100)])
+def test_what_a_sampler_is_told_first_may_be_as_large_as_the_key_says(size_mb, limit_mb):
+  """A tokenizer can be; and the sampler knows the key only afterwards."""
+  files = types.ModelFiles("{}", "t" * (size_mb << 20), "{}", "")
+  large = server.Identity("one", "run", "{}", "print", model_files=files)
+  serve = functools.partial(
+    server.start, "127.0.0.1:0", large, handlers(Ledger(lease_seconds=5)), weights.WeightStore(),
+    max_samplers=1,
+  )  # fmt: skip
+  running, address = serve(max_message_mb=limit_mb)
+  wire = client.LearnerClient(address, "me", reconnect_seconds=5)
+  assert wire.hello().model_files.tokenizer == files.tokenizer
+  running.stop(0).wait()
+  expected = f"max_message_mb: got {size_mb}, expected at least {size_mb + 1}: the configuration"
+  with pytest.raises(ValueError, match=expected):
+    serve(max_message_mb=size_mb)
 
 
 def test_client_first_then_server():
