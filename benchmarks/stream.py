@@ -242,7 +242,7 @@ def idle(wire: client.LearnerClient, ending: float) -> None:
   """What a sampler does that has nothing to do: asks for tickets, beats."""
   while time.monotonic() < ending:
     wire.lease(4, wait_seconds=1.0)
-    wire.heartbeat({"tokens_per_second": 0.0})
+    wire.heartbeat({"tokens_per_second": 0.0}, {})
 
 
 def run_all(functions: list) -> None:

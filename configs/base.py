@@ -187,7 +187,8 @@ def get_config() -> config_dict.ConfigDict:
     20.0  # a ticket goes back to the queue after so long without heartbeat
   )
   c.transport.heartbeat_seconds = 2.0
-  c.transport.reissue_seconds = 300.0  # a ticket out for so long is given to a second sampler, too
+  # A ticket whose tokens have not grown for so long is given to a second sampler, too.
+  c.transport.reissue_seconds = 300.0
   c.transport.reconnect_seconds = 60.0  # how long a sampler looks for a lost learner
   c.transport.max_samplers = 16
   c.transport.max_message_mb = 64

@@ -74,6 +74,8 @@ _POSITIVE = Key(float, lambda x: x > 0, "a number > 0")
 _FRACTION = Key(float, lambda x: 0 <= x < 1, "in [0, 1)")
 _NAME = _text("the name of a column", bool)
 _ANY_TEXT = _text("a text")  # judged together with other keys
+# More would not fit beside the largest verdict in what may come over the wire.
+_SHAPING = Key(float, lambda x: 0 <= x <= 1e6, "0 to 1e6")
 _SWITCH = Key(bool, lambda x: True, "True or False")
 _OF_PROMPTS = {"messages", "add_generation_prompt"}  # a prompt itself says these to a template
 LORA_TARGETS = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_up", "w_down")
@@ -104,8 +106,8 @@ KEYS = {
   "task.verifier_memory_mb": _at_least(0),
   "task.failed_reward": _one_of(shaping.ZERO, shaping.MEAN),
   "task.format_pattern": _text("a regular expression of Python, or '' for none", _is_pattern),
-  "task.format_reward": _from(0),
-  "task.length_weight": _from(0),
+  "task.format_reward": _SHAPING,
+  "task.length_weight": _SHAPING,
   "model.checkpoint": _ANY_TEXT,
   "model.num_layers": _at_least(1),
   "model.width": _at_least(1),

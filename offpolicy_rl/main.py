@@ -331,7 +331,7 @@ def _sampler(arguments, assignments) -> int:
   name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
   joining = sampler.Joining(arguments.learner, credentials, arguments.patience)
   sampler.run_sampler(
-    joining, sampler_id=name, stop=_stop_on_signals(), abandon=lambda: _exit(0),
+    joining, name=name, stop=_stop_on_signals(), abandon=lambda: _exit(0),
     weights_dir=arguments.weights_dir, served=served, registry=registry,
   )  # fmt: skip
   return 0

@@ -17,6 +17,7 @@ TRAIN, EVAL = "train", "eval"
 RAW_VERSION = -1
 BASE_VERSION = -3
 NO_VERSION = -2  # padding in version arrays; "I hold no weights yet" in a pull
+MAX_VERDICT = 1e6  # size of a verifier's verdict; squares and sums of these stay within float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,12 @@ class Trajectory:
   logprobs: np.ndarray  # float32 [T], log p of the distribution really sampled from
   versions: np.ndarray  # int32 [T], the version that sampled each token
   finished: bool  # True = ended by itself, False = cut at the length limit
-  reward: float = float("nan")  # set by the verifier
+  reward: float = float("nan")  # what training goes by: the verdict, and in training shaping
+  verdict: float | None = None  # the verifier's own; None = the reward, nothing was added to it
+
+  def __post_init__(self):
+    if self.verdict is None:
+      object.__setattr__(self, "verdict", self.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +60,9 @@ class Group:
   """The scored completions that answer one ticket."""
 
   ticket_id: str
-  trajectories: tuple[Trajectory, ...]  # G of them
+  trajectories: tuple[Trajectory, ...]  # G of them; none where no sampler could answer
   verifier_failures: int = 0  # completions whose verifier crashed or timed out (reward 0)
+  sampler_id: str = ""  # of the process that made it (transport/names.py); "" = not sent yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +118,8 @@ class Batch(NamedTuple):
   loss_mask: Any  # bool [P, N, M], True = a completion token that contributes to the loss
   sampler_logprobs: Any  # float32 [P, N, M], 0 where loss_mask is False
   versions: Any  # int32 [P, N, M], NO_VERSION where loss_mask is False
-  rewards: Any  # float32 [P, N]
+  rewards: Any  # float32 [P, N], shaped
+  verdicts: Any  # float32 [P, N], the verifier's
   group_ids: Any  # int32 [P, N], the same for completions that answer the same prompt
 
 

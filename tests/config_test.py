@@ -91,7 +91,7 @@ WRONG = [
     "task.format_reward=1",
     "task.format_reward: got 1.0 with task.format_pattern = '', expected",
   ),
-  ("task.length_weight=-1", "task.length_weight: got -1.0, expected at least 0"),
+  ("task.length_weight=-1", "task.length_weight: got -1.0, expected 0 to 1e6"),
   ("learner.max_refills=-1", "learner.max_refills: got -1, expected at least 0"),
   ("transport.lease_seconds=0.6", "transport.heartbeat_seconds: got 0.5, expected at most half"),
   ("transport.weights_dtype=float16", "weights_dtype: got 'float16', expected one of float32, bf"),

@@ -100,7 +100,7 @@ def over_the_wire(config, run_dir: pathlib.Path, samplers: int, weights_dir: str
     threading.Thread(
       target=sampler_role.run_sampler,
       args=(sampler_role.Joining(address),),
-      kwargs={"sampler_id": f"s{i}", "stop": stop, "weights_dir": weights_dir},
+      kwargs={"name": f"s{i}", "stop": stop, "weights_dir": weights_dir},
     )
     for i in range(samplers)
   ]
@@ -207,7 +207,7 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
   given, said = (None, "missing; the") if in_directory else (str(tmp_path), "got .*streams its")
   with pytest.raises(sampler_role.RunMismatch, match=f"--weights_dir: {said}"):
     sampler_role.run_sampler(
-      sampler_role.Joining(address), sampler_id="lost", stop=threading.Event(), weights_dir=given
+      sampler_role.Joining(address), name="lost", stop=threading.Event(), weights_dir=given
     )
   wire.stop(0).wait()
 

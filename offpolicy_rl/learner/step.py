@@ -181,13 +181,14 @@ def _whole_inputs(rows: types.Batch, logprobs) -> LossInputs:
 
 def _batch_metrics(batch: types.Batch, stats: policy.TokenStats, step) -> dict[str, Any]:
   logprobs, entropy = stats
-  correct = (batch.rewards > 0)[:, None]
-  mean = masked.group_mean(batch.rewards, batch.group_ids)
-  spread = masked.group_mean((batch.rewards - mean) ** 2, batch.group_ids)
+  correct = (batch.verdicts > 0)[:, None]
+  mean = masked.group_mean(batch.verdicts, batch.group_ids)
+  spread = masked.group_mean((batch.verdicts - mean) ** 2, batch.group_ids)
   finite = jnp.all(jnp.isfinite(logprobs) | ~batch.loss_mask, axis=-1)
   on_policy = batch.loss_mask & (batch.versions == step)
   return {
     "reward": jnp.mean(batch.rewards),
+    "verdict": jnp.mean(batch.verdicts),
     "groups_without_signal": jnp.mean(spread == 0),
     "completion_tokens": jnp.mean(jnp.sum(batch.loss_mask, axis=-1)),
     "on_policy_fraction": jnp.sum(on_policy) / jnp.maximum(jnp.sum(batch.loss_mask), 1),

@@ -22,7 +22,7 @@ def make_batch(groups: list[types.FinishedGroup], limits: Limits, parts: int = 1
     at, size = divmod(n, batch.rewards.shape[1]), trajectory.tokens.size
     batch.sampler_logprobs[at][:size] = trajectory.logprobs
     batch.versions[at][:size] = trajectory.versions
-    batch.rewards[at] = trajectory.reward
+    batch.rewards[at], batch.verdicts[at] = trajectory.reward, trajectory.verdict
   return batch
 
 
@@ -46,6 +46,7 @@ def _batch(completions: list[Completion], limits: Limits, parts: int) -> types.B
     sampler_logprobs=np.zeros(places.shape, np.float32),
     versions=np.full(places.shape, types.NO_VERSION, np.int32),
     rewards=np.zeros(places.shape[:2], np.float32),
+    verdicts=np.zeros(places.shape[:2], np.float32),
     group_ids=np.array([[c.group for c in part] for part in dealt], np.int32),
   )
 

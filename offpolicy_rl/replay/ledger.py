@@ -1,29 +1,30 @@
 """Who holds which ticket, which groups are back, and in which order steps consume them.
 
 A ticket is queued, out (leased), waiting (finished), taken, or replaced by another when its group
-is not good enough. Every ticket but those enters exactly one batch, whatever its samplers do: an
-expired or returned lease puts it back at the front of the queue, one held for long is issued once
-more, and a second answer is a duplicate. All methods are thread-safe; the two that wait take a
-timeout.
+is not good enough or no sampler can answer it. Every ticket but those enters exactly one batch,
+whatever its samplers do: an expired or returned lease puts it back at the front of the queue, one
+that makes no progress is issued once more, and a second answer is a duplicate. What a sampler says
+it holds is leased to it and never handed to it again. All methods are thread-safe; the two that
+wait take a timeout.
 """
 
 import collections
-import dataclasses
 import enum
-import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from offpolicy_rl import types
+from offpolicy_rl.replay import leases
 
 # Taken tickets whose late second answers are still told apart from unknown ones.
 _REMEMBERED = 65_536
 _COUNTS = (
-  "added", "recovered", "leased", "expired", "returned", "reissued", "finished", "duplicates",
-  "unknown", "taken", "replaced",
+  "added", "recovered", "leased", "reclaimed", "expired", "returned", "reissued", "declined",
+  "finished", "duplicates", "unknown", "taken", "replaced", "set_aside", "poisoned",
 )  # fmt: skip
+_REFUSALS = 2  # samplers that must decline a ticket before it is set aside; fewer where fewer live
 
 
 class Verdict(enum.Enum):
@@ -34,11 +35,8 @@ class Verdict(enum.Enum):
   UNKNOWN = "unknown"
 
 
-@dataclasses.dataclass
-class _Lease:
-  sampler_id: str
-  since: float
-  deadline: float
+class SetAsideError(RuntimeError):
+  """A ticket that no sampler can answer, and nothing is left to take its place."""
 
 
 class Ledger:
@@ -46,7 +44,8 @@ class Ledger:
 
   Args:
     lease_seconds: a lease ends so long after its sampler's last sign of life.
-    reissue_seconds: a ticket out for so long goes to one more sampler; the first answer wins.
+    reissue_seconds: a ticket that made no progress for so long goes to one more sampler; the first
+      answer wins.
     recover: ticket -> the durable answer that it had before a restart, or None.
   """
 
@@ -63,12 +62,15 @@ class Ledger:
     self._changed = threading.Condition()
     self._tickets: dict[str, types.Ticket] = {}  # every ticket not taken yet
     self._queue: collections.OrderedDict[str, None] = collections.OrderedDict()
-    self._leases: dict[str, list[_Lease]] = {}  # more than one when the first takes long
+    self._leases = leases.Leases(lease_seconds)
     self._finished: dict[str, types.FinishedGroup] = {}
     self._taken: collections.OrderedDict[str, None] = collections.OrderedDict()
     self._replace: Callable[[types.FinishedGroup], types.Ticket | None] = lambda finished: None
     self._instead: dict[str, str] = {}  # id that a step asks for -> id of the ticket in its place
     self._asked_as: dict[str, str] = {}  # the other way round
+    self._reasons: dict[str, dict[str, str]] = {}  # ticket -> sampler that declined it -> why
+    self._set_aside: Callable[[types.Ticket, str], types.Ticket | None] = lambda ticket, why: None
+    self._hopeless = ""  # why no step can be made any more
     self._closed = False
     self._counts = collections.Counter()
 
@@ -79,6 +81,16 @@ class Ledger:
     """
     with self._changed:
       self._replace = replace
+
+  def set_aside_by(self, set_aside: Callable[[types.Ticket, str], types.Ticket | None]) -> None:
+    """From now on `set_aside(ticket, why)` is told of a ticket that no sampler can answer.
+
+    It returns the ticket to take its place, a function of the ticket alone; or None. Then a ticket
+    of evaluation is finished with an empty group, and a training step can't be made: `take` raises
+    SetAsideError.
+    """
+    with self._changed:
+      self._set_aside = set_aside
 
   def add(self, tickets: Iterable[types.Ticket], *, first: bool = False) -> None:
     """Queues tickets in order; `first` puts them before all others (evaluation).
@@ -112,22 +124,22 @@ class Ledger:
   ) -> list[types.Ticket]:
     """Up to `limit` tickets that one version can serve; waits for the first one.
 
-    `holding`: the tickets that the sampler knows it has. Others that were leased to it got lost on
-    the way (a reply that never arrived) and go back to the queue. None = not told.
+    `holding`: the tickets that the sampler has: leased to it again where their leases have ended,
+    and never among those it gets. Others that were leased to it got lost on the way (a reply that
+    never arrived) and go back to the queue. None = not told.
     Greedy and sampled tickets may come together; tickets whose version intervals share no
     version never do.
     """
     end = self._clock() + timeout
     with self._changed:
+      self._hear(sampler_id, dict.fromkeys(holding or ()))
       if holding is not None:
-        lost = self._end_leases(
-          lambda ticket_id, lease: lease.sampler_id == sampler_id and ticket_id not in holding
-        )
-        self._counts["returned"] += len(lost)
+        lost = lambda name, lease: lease.sampler_id == sampler_id and name not in holding
+        self._counts["returned"] += self._requeue(self._leases.end(lost))
       while True:
-        self._requeue_expired()
-        self._reissue_overdue()
-        granted = [] if self._closed else self._select(sampler_id, limit)
+        self._look_at_leases()
+        self._set_aside_refused()
+        granted = [] if self._closed else self._select(sampler_id, limit, holding or ())
         remaining = end - self._clock()
         if granted or remaining <= 0 or self._closed:
           break
@@ -135,19 +147,20 @@ class Ledger:
       now = self._clock()
       for ticket in granted:
         del self._queue[ticket.ticket_id]
-        lease = _Lease(sampler_id, now, now + self._lease_seconds)
-        self._leases.setdefault(ticket.ticket_id, []).append(lease)
+        self._leases.grant(sampler_id, ticket.ticket_id, now)
       self._counts["leased"] += len(granted)
       return granted
 
-  def _select(self, sampler_id: str, limit: int) -> list[types.Ticket]:
+  def _select(self, sampler_id: str, limit: int, holding: Collection[str]) -> list[types.Ticket]:
     chosen: list[types.Ticket] = []
     low, high = None, None
     for ticket_id in self._queue:
       if len(chosen) == limit:
         break
-      if any(lease.sampler_id == sampler_id for lease in self._leases.get(ticket_id, ())):
+      if ticket_id in holding or self._leases.holds(sampler_id, ticket_id):
         continue  # issued a second time because this very sampler is slow
+      if sampler_id in self._reasons.get(ticket_id, ()):
+        continue
       ticket = self._tickets[ticket_id]
       new_low = ticket.min_version if low is None else max(low, ticket.min_version)
       new_high = ticket.max_version if high is None else min(high, ticket.max_version)
@@ -157,49 +170,99 @@ class Ledger:
       chosen.append(ticket)
     return chosen
 
-  def heartbeat(self, sampler_id: str) -> None:
-    """Extends every lease of a sampler that is alive."""
+  def heartbeat(self, sampler_id: str, tokens: Mapping[str, int]) -> None:
+    """Extends every lease of a sampler that is alive.
+
+    `tokens`: the tickets that it has -> tokens sampled so far; see `lease` for `holding`.
+    """
     with self._changed:
-      deadline = self._clock() + self._lease_seconds
-      for lease in itertools.chain.from_iterable(self._leases.values()):
-        if lease.sampler_id == sampler_id:
-          lease.deadline = deadline
+      self._hear(sampler_id, tokens)
+
+  def _hear(self, sampler_id: str, tokens: Mapping[str, int | None]) -> None:
+    """A sign of life, with the tickets that the sampler has; None = tokens not told."""
+    now = self._clock()
+    for ticket_id in tokens:
+      self._reclaim(sampler_id, ticket_id, now)
+    self._leases.hear(sampler_id, tokens, now)
+
+  def _reclaim(self, sampler_id: str, ticket_id: str, now: float) -> None:
+    """Leases an open ticket to a sampler that has it already: its lease expired, or was granted by
+    a learner that died since.
+    """
+    if ticket_id not in self._tickets or ticket_id in self._finished:
+      return
+    if self._leases.holds(sampler_id, ticket_id) or sampler_id in self._reasons.get(ticket_id, ()):
+      return
+    if ticket_id not in self._leases.tickets():
+      self._queue.pop(ticket_id, None)
+    self._leases.grant(sampler_id, ticket_id, now)
+    self._counts["reclaimed"] += 1
+
+  def decline(self, sampler_id: str, reasons: Mapping[str, str]) -> None:
+    """A sampler can't answer these tickets that it was leased; ticket -> why.
+
+    They go to others; one that two samplers declined, or the only one that lives, is set aside.
+    """
+    with self._changed:
+      self._hear(sampler_id, {})
+      for ticket_id, reason in reasons.items():
+        if self._leases.holds(sampler_id, ticket_id):
+          self._reasons.setdefault(ticket_id, {})[sampler_id] = reason
+          self._counts["declined"] += 1
+      declined = lambda name, lease: lease.sampler_id == sampler_id and name in reasons
+      self._requeue(self._leases.end(declined))
+      self._set_aside_refused()
+      self._changed.notify_all()
+
+  def _set_aside_refused(self) -> None:
+    if not self._reasons:
+      return
+    enough = min(_REFUSALS, max(1, self._leases.living(self._clock())))
+    for ticket_id, reasons in list(self._reasons.items()):
+      if len(reasons) >= enough and ticket_id in self._tickets:
+        self._give_up(self._tickets[ticket_id], reasons)
+
+  def _give_up(self, ticket: types.Ticket, reasons: Mapping[str, str]) -> None:
+    """Another ticket in its place, or none."""
+    why = "; ".join(f"{sampler_id}: {reason}" for sampler_id, reason in reasons.items())
+    self._forget(ticket.ticket_id)
+    self._counts["set_aside"] += 1
+    other = self._set_aside(ticket, why)
+    if other is not None:
+      if recovered := self._swap(ticket, other):
+        self._settle(recovered)
+    elif ticket.kind == types.EVAL:
+      nothing = types.Group(ticket.ticket_id, ())
+      self._finished[ticket.ticket_id] = types.FinishedGroup(ticket, nothing, ticket.max_version)
+    else:
+      self._to_front([ticket.ticket_id])
+      self._hopeless = f"no sampler can answer ticket {ticket.ticket_id} ({why})"
+
+  def _forget(self, ticket_id: str) -> None:
+    """Nobody is to answer it any more."""
+    self._leases.drop(ticket_id)
+    self._queue.pop(ticket_id, None)
+    self._reasons.pop(ticket_id, None)
 
   def release(self, sampler_id: str) -> int:
     """Takes back every lease of a sampler that leaves; returns how many tickets that queued."""
     with self._changed:
-      queued = self._end_leases(lambda _, lease: lease.sampler_id == sampler_id)
-      self._counts["returned"] += len(queued)
+      queued = self._requeue(self._leases.gone(sampler_id))
+      self._counts["returned"] += queued
       self._changed.notify_all()
-      return len(queued)
+      return queued
 
-  def _requeue_expired(self) -> None:
+  def _look_at_leases(self) -> None:
+    """Queues what nobody is at any more, and once more what makes no progress."""
     now = self._clock()
-    self._counts["expired"] += len(self._end_leases(lambda _, lease: lease.deadline < now))
+    self._counts["expired"] += self._requeue(self._leases.expire(now))
+    self._counts["reissued"] += self._requeue(self._leases.stuck(now - self._reissue_seconds))
 
-  def _end_leases(self, ends: Callable[[str, _Lease], bool]) -> list[str]:
-    """Drops leases with ends(ticket id, lease); a ticket without any goes to the queue's front."""
-    lost = []
-    for ticket_id, leases in list(self._leases.items()):
-      left = [lease for lease in leases if not ends(ticket_id, lease)]
-      if left:
-        self._leases[ticket_id] = left
-        continue
-      del self._leases[ticket_id]
-      if ticket_id not in self._queue:
-        lost.append(ticket_id)
-    self._to_front(lost)
-    return lost
-
-  def _reissue_overdue(self) -> None:
-    before = self._clock() - self._reissue_seconds
-    overdue = [
-      ticket_id
-      for ticket_id, leases in self._leases.items()
-      if leases[-1].since < before and ticket_id not in self._queue
-    ]
-    self._to_front(overdue)
-    self._counts["reissued"] += len(overdue)
+  def _requeue(self, ticket_ids: list[str]) -> int:
+    """To the queue's front, but for those that are in it; how many."""
+    fresh = [ticket_id for ticket_id in ticket_ids if ticket_id not in self._queue]
+    self._to_front(fresh)
+    return len(fresh)
 
   def ticket(self, ticket_id: str) -> types.Ticket | None:
     """The ticket, unless it is unknown or its group was taken already."""
@@ -226,8 +289,7 @@ class Ledger:
     if ticket_id not in self._tickets:
       self._counts["unknown"] += 1
       return Verdict.UNKNOWN
-    self._leases.pop(ticket_id, None)
-    self._queue.pop(ticket_id, None)
+    self._forget(ticket_id)
     self._counts["finished"] += 1
     self._settle(types.FinishedGroup(self._tickets[ticket_id], group, arrival_version))
     return Verdict.ACCEPTED
@@ -235,30 +297,41 @@ class Ledger:
   def _settle(self, finished: types.FinishedGroup) -> None:
     """Keeps a finished group until a step takes it, or puts another ticket in its place."""
     while (ticket := self._replace(finished)) is not None:
-      old, new = finished.ticket.ticket_id, ticket.ticket_id
-      asked = self._asked_as.pop(old, old)
-      self._asked_as[new], self._instead[asked] = asked, new
-      del self._tickets[old]
-      self._remember([old])
-      self._tickets[new] = ticket
-      self._counts.update(("added", "replaced"))
-      recovered = self._recover(ticket)
-      if recovered is None:
-        self._to_front([new])  # its step is waiting, or will be before all others
+      finished = self._swap(finished.ticket, ticket)
+      if finished is None:
         return
-      self._counts["recovered"] += 1
-      finished = recovered
     self._finished[finished.ticket.ticket_id] = finished
+
+  def _swap(self, ticket: types.Ticket, other: types.Ticket) -> types.FinishedGroup | None:
+    """Puts another ticket in the place of one; its answer where there is one already."""
+    old, new = ticket.ticket_id, other.ticket_id
+    asked = self._asked_as.pop(old, old)
+    self._asked_as[new], self._instead[asked] = asked, new
+    del self._tickets[old]
+    self._remember([old])
+    self._tickets[new] = other
+    self._counts.update(("added", "replaced"))
+    recovered = self._recover(other)
+    if recovered is None:
+      self._to_front([new])  # its step is waiting, or will be before all others
+    else:
+      self._counts["recovered"] += 1
+    return recovered
 
   def take(self, ticket_ids: list[str], timeout: float) -> list[types.FinishedGroup] | None:
     """The groups of these tickets, in this order, once all are finished; None on timeout.
 
     Where a ticket was replaced, the group of the one in its place.
+
+    Raises:
+      SetAsideError: one of some step can't be answered, and nothing is left to take its place.
     """
     end = self._clock() + timeout
     in_place = lambda: [self._instead.get(ticket_id, ticket_id) for ticket_id in ticket_ids]
     with self._changed:
       while not all(ticket_id in self._finished for ticket_id in in_place()):
+        if self._hopeless:
+          raise SetAsideError(self._hopeless)
         remaining = end - self._clock()
         if remaining <= 0:
           return None
@@ -272,6 +345,13 @@ class Ledger:
       self._remember(used)
       self._counts["taken"] += len(used)
       return groups
+
+  def poisoned(self, instead: Iterable[types.Ticket]) -> None:
+    """Queues tickets in the place of some whose groups were taken and turned out to be unusable."""
+    instead = list(instead)
+    self.add(instead, first=True)
+    with self._changed:
+      self._counts["poisoned"] += len(instead)
 
   def _remember(self, ticket_ids: list[str]) -> None:
     self._taken.update(dict.fromkeys(ticket_ids))
@@ -298,7 +378,7 @@ class Ledger:
     with self._changed:
       state = {
         "queued": len(self._queue),
-        "out": len(self._leases.keys() - self._queue.keys()),
+        "out": len(self._leases.tickets() - self._queue.keys()),
         "waiting": len(self._finished),
       }
       return {

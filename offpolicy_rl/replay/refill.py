@@ -1,6 +1,6 @@
 """Groups that teach nothing give way to groups of other prompts (learner.max_refills).
 
-When all completions of a group have the same reward, every group-relative advantage is 0: DAPO's
+When all completions of a group have the same verdict, none is better than another: DAPO's
 dynamic sampling (arXiv 2503.14476) leaves such groups out and samples more. Here each group of a
 step has spare prompts of its own, so what replaces it depends on its own content only: the order
 in which samplers answer changes nothing, and a resumed run finds the same replacements.
@@ -14,12 +14,13 @@ from offpolicy_rl import types
 
 
 def has_signal(group: types.Group) -> bool:
-  """Whether its completions differ in reward, as samplers scored them.
+  """Whether the verifier's verdicts on its completions differ.
 
-  The objective's penalty of overlong completions comes later and is not looked at.
+  What shaping adds for format and length is not looked at: wrong answers of different lengths would
+  pass for signal.
   """
-  rewards = [t.reward for t in group.trajectories]
-  return min(rewards) != max(rewards)
+  verdicts = [t.verdict for t in group.trajectories]
+  return min(verdicts) != max(verdicts)
 
 
 class Refills:
@@ -43,6 +44,8 @@ class Refills:
   def metrics(self, step: int) -> dict:
     """filtered/...: groups that `step` did without; to be asked once all its groups are there.
 
+    reward: the mean of their verdicts.
+
     by_length: groups by the mean length of their completions in tokens, rounded up to a power of 2.
     """
     left_out = self._left_out.pop(step, [])
@@ -56,7 +59,7 @@ class Refills:
 
 
 def _summary(group: types.Group) -> tuple[float, int]:
-  """(the reward that all have, mean length as a power of 2)."""
+  """(the verdict that all have, mean length as a power of 2)."""
   rows = group.trajectories
   mean = sum(t.tokens.size for t in rows) / len(rows)
-  return rows[0].reward, 1 << math.ceil(math.log2(mean))
+  return rows[0].verdict, 1 << math.ceil(math.log2(mean))

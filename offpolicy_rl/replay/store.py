@@ -24,6 +24,7 @@ from offpolicy_rl import types
 _MAP_BYTES = 1 << 40  # address space, not disk: the file grows as it is filled
 _WAITING = 16  # messages between the wire and the disk; more make their senders wait
 _PROGRESS = b"progress"  # what `reached` notes
+_FORMAT = b"format"  # what `claim` notes
 _NOTE = struct.Struct("<ii")
 _NUMBER = struct.Struct(">Q")  # of a message; sorts
 _PLACE = struct.Struct("<QIi")  # message, index of the group in it, arrival version
@@ -125,11 +126,23 @@ class GroupStore:
 
     self._enqueue(write).result()
 
-  def clear(self) -> None:
-    """Forgets everything: a new run begins."""
+  def clear(self, form: int) -> None:
+    """Forgets everything: a new run begins, whose messages are of this form."""
     with self._env.begin(write=True) as transaction:
       for table in (self._messages, self._places, self._notes):
         transaction.drop(table, delete=False)
+      transaction.put(_FORMAT, b"%d" % form, db=self._notes)
+
+  def claim(self, form: int) -> None:
+    """A run goes on; StoreError when it has groups of another form, which `decode` can't read."""
+    with self._env.begin(write=True) as transaction:
+      noted = int(transaction.get(_FORMAT, b"0", db=self._notes))
+      if noted != form and transaction.stat(self._places)["entries"]:
+        raise StoreError(
+          f"{self._path}: groups of form {noted}, expected {form}: another release wrote them; "
+          "finish the run with that one, or move them away to draw those unused anew"
+        )
+      transaction.put(_FORMAT, b"%d" % form, db=self._notes)
 
   def __len__(self) -> int:
     """Number of groups."""

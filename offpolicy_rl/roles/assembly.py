@@ -152,10 +152,9 @@ def make_learner(
       hosts.Order(hosts.BEGIN, -1 if newest is None else newest, model_files=policy.files)
     )
   restored = None if newest is None else restore(saved, newest, choices, mesh)
-  if restored is None:
-    if resume:
-      screen.say(f"--resume: no checkpoint in {run_dir}, starting from the beginning")
-    groups.clear()
+  if restored is None and resume:
+    screen.say(f"--resume: no checkpoint in {run_dir}, starting from the beginning")
+  (groups.clear if restored is None else groups.claim)(codec.GROUP_FORM)
   checkpoint.write_durably(run_dir / "config.json", config_lib.to_json(config))
   front = Front(
     book=ledger.Ledger(
@@ -168,6 +167,7 @@ def make_learner(
     max_tokens=config.task.max_completion_tokens,
     control=control,
     newest_ever=groups.progress()[0],
+    say=screen.say,
   )  # fmt: skip
   return Learner(
     config=config,

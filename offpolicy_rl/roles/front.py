@@ -9,9 +9,10 @@ from collections.abc import Callable
 from offpolicy_rl import types
 from offpolicy_rl.replay import admission, lag, ledger, store
 from offpolicy_rl.roles.pulse import Pulse
-from offpolicy_rl.transport import codec, server, weights
+from offpolicy_rl.transport import codec, names, server, weights
 
 _LOG = logging.getLogger(__name__)
+_LATELY_SECONDS = 10.0  # a sampler that was heard of since is alive
 
 
 @dataclasses.dataclass
@@ -30,6 +31,7 @@ class Front:
   newest_ever: int = types.RAW_VERSION  # before a restart, samplers may have held newer ones
   finished: bool = False
   pulse: Pulse = dataclasses.field(default_factory=Pulse)
+  say: Callable[[str], None] = _LOG.warning  # to the person who watches the learner
 
   def handlers(self) -> server.Handlers:
     """The wire's view of the learner."""
@@ -37,6 +39,7 @@ class Front:
       join=self.join,
       lease=self.book.lease,
       heartbeat=self.heartbeat,
+      decline=self.book.decline,
       finish=self.finish,
       leave=self.leave,
       run_finished=lambda: self.finished,
@@ -44,13 +47,17 @@ class Front:
     )
 
   def join(self, sampler_id: str) -> None:
-    """A sampler begins with empty hands: it must not keep a dead namesake's leases alive."""
+    """A sampler begins, or begins anew, with empty hands."""
     self.book.release(sampler_id)
     self.pulse.hear(sampler_id, {})
+    name = names.name_of(sampler_id)
+    others = [i for i in self.pulse.ids(_LATELY_SECONDS) if names.name_of(i) == name]
+    if len(others) > 1:
+      self.say(f"{len(others)} samplers are called {name}, told apart as {', '.join(others)}")
 
-  def heartbeat(self, sampler_id: str, stats: dict[str, float]) -> None:
+  def heartbeat(self, sampler_id: str, stats: dict[str, float], progress: dict[str, int]) -> None:
     """Keeps leases alive and remembers how the sampler is doing."""
-    self.book.heartbeat(sampler_id)
+    self.book.heartbeat(sampler_id, progress)
     self.pulse.hear(sampler_id, stats)
 
   def leave(self, sampler_id: str) -> int:

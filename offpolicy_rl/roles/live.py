@@ -7,6 +7,7 @@ import time
 
 from offpolicy_rl import metrics, types, watch
 from offpolicy_rl.roles.front import Front
+from offpolicy_rl.transport import names
 
 _SECONDS = 2.0  # between two versions of the file
 _LAST_SECONDS = 5.0  # for the last version: a hung disk must not keep a run from ending
@@ -29,6 +30,8 @@ class Live:
   def status(self) -> types.RunStatus:
     """As it is now."""
     samplers = [s for s in self._front.pulse.each() if s.silent_seconds < _SHOWN_SECONDS]
+    shown = names.shown(sampler.name for sampler in samplers)
+    samplers = [sampler._replace(name=shown[sampler.name]) for sampler in samplers]
     return types.RunStatus(
       session=self._session, run_id=self._run_dir.absolute().name, about=self._about,
       at=time.time(), ended=self._ended, num_steps=self._num_steps,

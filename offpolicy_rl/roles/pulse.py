@@ -38,6 +38,12 @@ class Pulse:
       since = self._clock() - seconds
       return [stats for at, stats in self._last.values() if at > since]
 
+  def ids(self, seconds: float) -> list[str]:
+    """Samplers heard of so lately, the last one last."""
+    with self._lock:
+      since = self._clock() - seconds
+      return [sampler_id for sampler_id, (at, _) in self._last.items() if at > since]
+
   def metrics(self) -> dict[str, float]:
     """Over the samplers heard of in the last ten seconds.
 

@@ -96,6 +96,7 @@ def _sample(step: int, finished: types.FinishedGroup, words) -> dict:
   trajectories = finished.group.trajectories
   return {
     "step": step,
+    "sampler": finished.group.sampler_id,
     "version": int(trajectories[0].versions[0]),
     "arrival": finished.arrival_version,
     "prompt": words.whole_text(finished.ticket.prompt_tokens.tolist()),
@@ -109,6 +110,7 @@ def _completion(trajectory: types.Trajectory, words) -> dict:
   return {
     "text": words.decode(tokens),
     "reward": trajectory.reward,
+    "verdict": trajectory.verdict,
     "finished": trajectory.finished,
     "pieces": words.texts(tokens),
     "versions": [[version, len(list(same))] for version, same in runs],  # [version, tokens]

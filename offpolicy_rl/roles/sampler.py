@@ -20,9 +20,10 @@ from offpolicy_rl.roles import parts, pulling
 from offpolicy_rl.sampler import engines, worker
 from offpolicy_rl.sampler import served as served_lib
 from offpolicy_rl.tasks import scoring, shaping
-from offpolicy_rl.transport import client, codec, security
+from offpolicy_rl.transport import client, codec, names, security
 
 _LOG = logging.getLogger(__name__)
+_MOST_REFUSED = 8  # groups, one after the other: then it's not the groups
 _RATE_SECONDS = 60.0  # tokens come in bursts, a group's all at once
 
 
@@ -48,13 +49,14 @@ class Joining(NamedTuple):
 
 
 def run_sampler(
-  joining: Joining, *, sampler_id: str, stop: threading.Event,
+  joining: Joining, *, name: str, stop: threading.Event,
   abandon: Callable[[], None] = lambda: None, weights_dir: str | None = None,
   served: Served | None = None, registry: object | None = None,
 ) -> None:  # fmt: skip
   """Serves a learner until its run is over or `stop`.
 
-  Everything else comes from the learner's configuration. `weights_dir` is the learner's, as this
+  `name`: for people; a process is known by `names.unique(name)`. Everything else comes from the
+  learner's configuration. `weights_dir` is the learner's, as this
   machine sees it; None when the learner streams its weights. After `stop`, the groups begun are
   finished and pushed; those that would take longer than sampler.grace_seconds are returned, and
   `abandon` is called (a process ends itself there: a running computation can't be interrupted).
@@ -64,6 +66,7 @@ def run_sampler(
     client.LearnerGone: nobody answered for `joining.patience` seconds.
     client.Refused, RunMismatch: wrong protocol, run, vocabulary or --weights_dir.
   """
+  sampler_id = names.unique(name)
   wire = client.LearnerClient(
     joining.address, sampler_id, reconnect_seconds=joining.patience,
     credentials=joining.credentials, proxy=joining.proxy,
@@ -71,6 +74,7 @@ def run_sampler(
   done = threading.Event()
   _in_background(lambda: (stop.wait(), wire.stop()))
   identity = wire.hello()
+  _LOG.info("joined %s as %s", joining.address, sampler_id)
   config = config_lib.from_json(identity.config_json)
   config_lib.validate(config)
   policy = parts.policy_of(config, identity.model_files)
@@ -119,6 +123,7 @@ class _Link:
   def __init__(self, wire: client.LearnerClient, identity, stop: threading.Event):
     self.wire, self._identity, self._stop = wire, identity, stop
     self._joining = threading.Lock()
+    self._refused = 0  # groups, one after the other
 
   def keep_trying(self, call: Callable, *arguments):
     """What `call` returns, in whatever session."""
@@ -143,17 +148,13 @@ class _Link:
       _LOG.warning("the learner was restarted; joined its new session")
 
   def lease(self, config, vocab_size: int, room: int, have: list[str]):
-    """Tickets that fit this sampler, None when the run is over; WireError for others."""
+    """Tickets that fit this sampler, None when the run is over; the others are declined."""
     limit = math.ceil(room / config.learner.group_size)
-    tickets = self.keep_trying(lambda: self.wire.lease(limit, holding=have))
-    if tickets is not None and len(tickets) > limit:
-      raise codec.WireError(f"tickets: got {len(tickets)}, expected at most the {limit} asked for")
-    for ticket in tickets or ():
-      codec.check_ticket(
-        ticket, vocab_size=vocab_size, max_prompt_tokens=config.task.max_prompt_tokens,
-        max_completions=config.sampler.slots,
-      )  # fmt: skip
-    return tickets
+    check = functools.partial(
+      codec.check_ticket, vocab_size=vocab_size, max_completions=config.sampler.slots,
+      max_prompt_tokens=config.task.max_prompt_tokens,
+    )  # fmt: skip
+    return self.keep_trying(lambda: self.wire.lease(limit, holding=have, check=check))
 
   def pull(self, held: pulling.PerSession, low: int, high: int):
     """(version, parameters), or None where the learner has none of these any more."""
@@ -165,10 +166,22 @@ class _Link:
       return None
 
   def push(self, groups: list[types.Group]) -> None:
-    """Until every group is acknowledged, also by a learner that was restarted meanwhile."""
+    """Until every group is acknowledged, also by a learner that was restarted meanwhile.
+
+    A refused one is left to the learner, which gives its ticket to others; Refused after many.
+    """
     acks = self.keep_trying(self.wire.push, groups)
     for ack, group in zip(acks, groups, strict=True):
-      _LOG.info("%s %s: %s", ack.ticket_id, schedule.digest(group), client.verdict(ack))
+      what = client.verdict(ack)
+      _LOG.info("%s %s: %s", ack.ticket_id, schedule.digest(group), what)
+      self._refused = self._refused + 1 if what == "refused" else 0
+      if what == "refused":
+        _LOG.error("the learner refused the group of ticket %s: %s", ack.ticket_id, ack.reason)
+      if self._refused == _MOST_REFUSED:
+        raise client.Refused(
+          f"the learner refused {_MOST_REFUSED} groups one after the other, the last one because "
+          f"{ack.reason}"
+        )
 
 
 def _parts(link: _Link, config, policy: parts.Policy, scorer, weights_dir, served) -> worker.Parts:
@@ -278,6 +291,6 @@ def _beat(wire, stats: worker.Stats, slots: int, seconds: float, done: threading
     elapsed, tokens, waited = (new - old for old, new in zip(seen[0], seen[-1], strict=True))
     told = {"tokens_per_second": tokens / elapsed, "waiting": waited / elapsed}
     try:
-      wire.heartbeat(told | standing(stats, slots))
+      wire.heartbeat(told | standing(stats, slots), stats.progress)
     except Exception as error:  # the main thread's calls report a lasting problem
       _LOG.debug("heartbeat: %s", error)

@@ -149,6 +149,18 @@ class Engine:
     last = self._sizes.max_tokens - self._sizes.steps
     return self.room + sum(len(c.versions) >= last for c in self._seated.values())
 
+  @property
+  def progress(self) -> dict[str, int]:
+    """Of every ticket under way: id -> tokens of it that were prefilled and sampled so far."""
+    found = {group.ticket.ticket_id: 0 for group in self._tickets}
+    filling = (c for _, completions in self._filling for c in completions)
+    for c in (*filling, *self._ready, *self._seated.values()):
+      name = c.group.ticket.ticket_id
+      if name not in found:
+        found[name] = c.prompt.filled + sum(t.tokens.size for t in c.group.done.values())
+      found[name] += len(c.versions)
+    return found
+
   def add(self, tickets: list[types.Ticket]) -> None:
     """Answers these, too.
 

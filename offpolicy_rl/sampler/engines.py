@@ -30,6 +30,11 @@ class Engines:
     """The same after the next step, as far as it is certain."""
     return sum(max(engine.room_soon, 0) for engine in self._engines)
 
+  @property
+  def progress(self) -> dict[str, int]:
+    """As `Engine.progress`, of all engines."""
+    return {name: n for engine in self._engines for name, n in engine.progress.items()}
+
   def add(self, tickets: list[types.Ticket]) -> None:
     """Each goes where there is most room."""
     for ticket in tickets:

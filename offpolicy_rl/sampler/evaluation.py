@@ -47,12 +47,12 @@ def tickets(examples, *, name: str, version: int, step: int, num_samples: int, t
 def summarise(groups: list[types.FinishedGroup], k: int) -> dict[str, float]:
   """Accuracies over problems: greedy, pass@1 and pass@k of the sampled completions.
 
-  `heldout/pass@1_stderr` is the standard error over problems. Right is a reward of exactly 1, the
-  verifier's own: nothing is shaped here. A completion whose verifier failed is wrong, and counted.
+  `heldout/pass@1_stderr` is the standard error over problems. Right is a verdict of exactly 1. A
+  completion whose verifier failed is wrong, and counted; so is a problem that no sampler could
+  answer (heldout/unanswered).
   """
-  correct = lambda g: [t.reward == 1.0 for t in g.group.trajectories]
-  greedy = [float(correct(g)[0]) for g in groups if g.ticket.temperature == 0]
-  sampled = [correct(g) for g in groups if g.ticket.temperature > 0]
+  greedy = [float(_correct(g)[0]) for g in groups if g.ticket.temperature == 0]
+  sampled = [_correct(g) for g in groups if g.ticket.temperature > 0]
   first = [pass_at_k(len(c), sum(c), 1) for c in sampled]
   return {
     "heldout/greedy": float(np.mean(greedy)),
@@ -61,8 +61,15 @@ def summarise(groups: list[types.FinishedGroup], k: int) -> dict[str, float]:
     "heldout/pass@k": float(np.mean([pass_at_k(len(c), sum(c), k) for c in sampled])),
     "heldout/k": k,
     "heldout/problems": len(sampled),
+    "heldout/unanswered": sum(not g.group.trajectories for g in groups if g.ticket.temperature > 0),
     "heldout/verifier_failures": sum(g.group.verifier_failures for g in groups),
   }
+
+
+def _correct(finished: types.FinishedGroup) -> list[bool]:
+  """Of each completion."""
+  wrong = [False] * finished.ticket.num_completions
+  return [t.verdict == 1.0 for t in finished.group.trajectories] or wrong
 
 
 class Answered(NamedTuple):

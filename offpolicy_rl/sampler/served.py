@@ -21,6 +21,7 @@ import json
 import logging
 import pathlib
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from typing import NamedTuple
@@ -178,6 +179,14 @@ class ServedEngine:
     return self._slots - sum(ticket.num_completions for ticket in under_way)
 
   room_soon = room  # nothing is known of what will end when
+
+  @property
+  def progress(self) -> dict[str, int]:
+    """Ticket id -> seconds: an answer comes all at once, and the request has a limit of its own."""
+    now = int(time.monotonic())
+    return {t.ticket_id: 0 for t in self._waiting} | {
+      t.ticket_id: now for t in self._asked.values()
+    }
 
   def add(self, tickets: list[types.Ticket]) -> None:
     """Answers these, too."""

@@ -42,6 +42,7 @@ class Stats:
 
   room: int = 0  # completions that would find a slot; below 0 some wait for one
   version: int = types.NO_VERSION  # of the weights
+  progress: dict[str, int] = dataclasses.field(default_factory=dict)  # ticket -> tokens so far
   tokens: int = 0
   groups: int = 0
   seconds_waiting: float = 0.0
@@ -75,6 +76,7 @@ class _Work:
     self._parts, self._stats, self._pool = parts, stats, pool
     self._leasing = self._pulling = self._delivering = None  # futures
     self._over = False  # no more tickets will come
+    self._had: list[str] = []  # ids of the tickets that we had when we last asked for more
     self._waiting: list[types.Ticket] = []  # leased, not begun
     self._active: dict[str, types.Ticket] = {}  # begun
     self._done: list[tuple[types.Ticket, list[types.Trajectory]]] = []  # not delivered
@@ -90,6 +92,7 @@ class _Work:
       self._generate()
     self._deliver()
     self._stats.room, self._stats.version = self._parts.engine.room, self._version
+    self._stats.progress = self._progress()
     if self._active:
       return True
     left = [f for f in (self._leasing, self._pulling, self._delivering) if f]
@@ -98,16 +101,28 @@ class _Work:
       self._stats.timed("waiting", wait)
     return not self._over or bool(self._waiting or self._done or self._delivering)
 
+  def _progress(self) -> dict[str, int]:
+    """Of all tickets that we have; one that is complete counts for one token more."""
+    done = {t.ticket_id: 1 + sum(row.tokens.size for row in rows) for t, rows in self._done}
+    begun = self._parts.engine.progress
+    return {ticket.ticket_id: 0 for ticket in self._waiting} | begun | done
+
   def _lease(self) -> None:
     """Takes the tickets that came; asks for more where slots would take them, or will in a step."""
     if self._leasing and self._leasing.done():
       tickets, self._leasing = self._leasing.result(), None
       self._over |= tickets is None
-      self._waiting = [] if self._over else tickets
+      # One that we have, or had when we asked, would be answered twice.
+      known = {*self._had, *self._have()}
+      self._waiting = [t for t in tickets or () if t.ticket_id not in known]
     room = self._parts.engine.room_soon
     if not (self._leasing or self._over or self._waiting) and room > 0:
-      have = [*self._active, *(ticket.ticket_id for ticket, _ in self._done)]
-      self._leasing = self._pool.submit(self._parts.lease, room, have)
+      self._had = self._have()
+      self._leasing = self._pool.submit(self._parts.lease, room, self._had)
+
+  def _have(self) -> list[str]:
+    """Ids of the tickets that were begun and whose groups are not acknowledged."""
+    return [*self._active, *(ticket.ticket_id for ticket, _ in self._done)]
 
   def _renew(self) -> None:
     """Begins the tickets that came, with newer weights where there are any.
@@ -174,8 +189,8 @@ def score_groups(
 ) -> list[types.Group]:  # fmt: skip
   """Judges all groups side by side in the scorer's processes.
 
-  Rewards of training groups are shaped; those of evaluation are the verifier's. Completions that
-  have not answered (`thoughts.judged`) are worth 0 and reach no verifier.
+  Rewards of training groups are shaped; verdicts never are, nor those of evaluation. Completions
+  that have not answered (`thoughts.judged`) are worth 0 and reach no verifier.
 
   Args:
     words: the policy's Vocabulary or Tokenizer.
@@ -193,12 +208,15 @@ def score_groups(
   for ticket, trajectories, of_group, handle in zip(tickets, groups, texts, submitted, strict=True):
     judged = iter(scorer.judgements(handle))
     judgements = [_UNANSWERED if text is None else next(judged) for text in of_group]
-    failures = sum(j.failed for j in judgements)
-    rewards = [j.reward for j in judgements]
+    failures, lengths = sum(j.failed for j in judgements), [t.tokens.size for t in trajectories]
+    verdicts = rewards = [j.reward for j in judgements]
     if ticket.kind == types.TRAIN:
-      rewards = shaping.rewards(judgements, [t.tokens.size for t in trajectories], shape)
+      # Where a failed one is worth what the others are, that is no difference between them.
+      verdicts = shaping.rewards(judgements, lengths, shaping.Shaping(failed=shape.failed))
+      rewards = shaping.rewards(judgements, lengths, shape)
     rewarded = [
-      dataclasses.replace(t, reward=reward) for t, reward in zip(trajectories, rewards, strict=True)
+      dataclasses.replace(t, reward=reward, verdict=verdict)
+      for t, reward, verdict in zip(trajectories, rewards, verdicts, strict=True)
     ]
     scored.append(types.Group(ticket.ticket_id, tuple(rewarded), failures))
   return scored

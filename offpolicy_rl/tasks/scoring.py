@@ -4,11 +4,11 @@ its worker.
 
 import functools
 import logging
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from offpolicy_rl import types
 from offpolicy_rl.tasks import named, pool
 
 _LOG = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ class Judgement(NamedTuple):
 
   reward: float  # the verifier's verdict, 1.0 = right; 0.0 when it failed
   well_formed: bool  # the format's pattern was found in it; True without a pattern
-  failed: bool  # the verifier crashed, ran out of time or memory, or returned no finite number
+  failed: bool  # the verifier crashed, ran out of time or memory, or returned no number in bounds
 
 
 def verifier(function: Callable[[str, str], float]) -> Callable[[str, str], float]:
@@ -82,8 +82,11 @@ def _judge(name: str, pattern: str, completion: str, answer: str) -> tuple[float
 
 
 def _finite(reward) -> float:
-  if not isinstance(reward, int | float) or not math.isfinite(reward):
-    raise TypeError(f"the verifier returned {reward!r:.60}, expected a finite number")
+  if not isinstance(reward, int | float) or not abs(reward) <= types.MAX_VERDICT:
+    most = f"{types.MAX_VERDICT:g}"
+    raise TypeError(
+      f"the verifier returned {reward!r:.60}, expected a number from -{most} to {most}"
+    )
   return float(reward)
 
 

@@ -5,7 +5,9 @@ Everything here is checked before anything of the message's size is allocated, k
 
 import math
 import re
+from collections.abc import Collection
 
+from offpolicy_rl import types
 from offpolicy_rl.transport import trajectory_pb2 as pb
 
 MAX_COMPLETIONS = 4096  # of one ticket
@@ -17,10 +19,17 @@ MAX_WAIT_SECONDS = 3600.0  # a caller may ask for; the server waits 30 s at most
 MAX_ROWS = 1024  # of metrics in one reply to a watcher
 MAX_VALUES = 256  # of such a row; of ticket counts
 MAX_SAMPLERS = 256  # a watcher is told of
-MAX_TEXT = 256  # characters of what a watcher is told in words
+MAX_TEXT = 256  # characters of what a person is told in words
 PUSH_BYTES = 2_000_000  # of groups in one message, unless one alone is larger
 
+# No draw from a float32 softmax has less than about -120 (the smallest exponential noise); and the
+# square of the sum of 100,000 of these is still a float32.
+MIN_LOGPROB = -1e4
+# Shaping adds its own, as much as config_keys allows, to a verdict of types.MAX_VERDICT.
+MAX_REWARD = 4 * types.MAX_VERDICT
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}")
+_SAMPLER_ID = re.compile(_NAME.pattern + r"(~[A-Za-z0-9]{1,32})?")
 _NAME_RULE = "1 to 128 letters, digits or any of . _ : @ / + -, a letter or digit first"
 _SHOWN = 160  # characters of a value in an error or a log line
 
@@ -47,6 +56,12 @@ def check_name(name: str, field: str) -> None:
     refuse(field, name, _NAME_RULE)
 
 
+def check_sampler_id(sampler_id: str, field: str) -> None:
+  """A name, or what `names.unique` makes of one."""
+  if not _SAMPLER_ID.fullmatch(sampler_id):
+    refuse(field, sampler_id, _NAME_RULE)
+
+
 def check_ticket_id(ticket_id: str, field: str) -> None:
   """Ids of tickets may hold spaces; the learner makes them, samplers only repeat them."""
   if not (0 < len(ticket_id) <= MAX_TICKET_ID and ticket_id.isascii() and ticket_id.isprintable()):
@@ -61,18 +76,27 @@ def check_count(count: int, field: str, most: int) -> None:
 
 def check_request(request) -> None:
   """Raises WireError for the first field of a sampler's request that is out of bounds."""
-  check_name(request.sampler_id, "sampler_id")
+  check_sampler_id(request.sampler_id, "sampler_id")
   if isinstance(request, pb.LeaseRequest):
     check_count(request.credits, "credits", MAX_CREDITS)
     _check_wait(request.wait_seconds)
-    if len(request.holding) > MAX_CREDITS:
-      refuse("holding", f"{len(request.holding)} entries", f"at most {MAX_CREDITS}")
-    for ticket_id in request.holding:
-      check_ticket_id(ticket_id, "holding")
+    _check_ticket_ids(request.holding, "holding")
   if isinstance(request, pb.PushRequest):
     check_count(len(request.groups), "groups", MAX_CREDITS)
   if isinstance(request, pb.HeartbeatRequest):
     check_stats(request.stats)
+    _check_ticket_ids(request.progress, "progress")
+  if isinstance(request, pb.DeclineRequest):
+    _check_ticket_ids(request.reasons, "reasons")
+    for ticket_id, reason in request.reasons.items():
+      check_text(reason, f"reasons[{ticket_id}]")
+
+
+def _check_ticket_ids(ticket_ids: Collection[str], field: str) -> None:
+  if len(ticket_ids) > MAX_CREDITS:
+    refuse(field, f"{len(ticket_ids)} entries", f"at most {MAX_CREDITS}")
+  for ticket_id in ticket_ids:
+    check_ticket_id(ticket_id, field)
 
 
 def check_watch(request: pb.WatchRequest) -> None:
@@ -85,6 +109,11 @@ def check_watch(request: pb.WatchRequest) -> None:
 def _check_wait(seconds: float) -> None:
   if not 0 <= seconds <= MAX_WAIT_SECONDS:  # false for nan, too
     refuse("wait_seconds", seconds, f"a number in [0, {MAX_WAIT_SECONDS:.0f}]")
+
+
+def words(text: str) -> str:
+  """Any text, cut and made safe to show: what `check_text` accepts."""
+  return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
 
 
 def check_text(text: str, field: str) -> None:

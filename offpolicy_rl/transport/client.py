@@ -67,7 +67,7 @@ class LearnerClient:
 
     `proxy`: http://HOST:PORT to go through; None = none, whatever the environment says.
     """
-    bounds.check_name(sampler_id, "--name")
+    bounds.check_sampler_id(sampler_id, "--name")
     options = [
       # The learner keeps to the limit of its configuration, which comes with the first reply.
       ("grpc.max_receive_message_length", bounds.MAX_MESSAGE_MB << 20),
@@ -116,9 +116,12 @@ class LearnerClient:
     return Identity.of(reply)
 
   def lease(
-    self, limit: int, wait_seconds: float = 5.0, holding: Sequence[str] = ()
-  ) -> list[types.Ticket] | None:
+    self, limit: int, wait_seconds: float = 5.0, holding: Sequence[str] = (),
+    check: Callable[[types.Ticket], None] = lambda ticket: None,
+  ) -> list[types.Ticket] | None:  # fmt: skip
     """Up to `limit` tickets, [] when there was none in time, None when the run is over.
+
+    Those that can't be read, or for which `check` raises WireError, are declined.
 
     `holding`: ids of the tickets that we still work on; any other lease of ours ends.
     """
@@ -130,11 +133,36 @@ class LearnerClient:
     self._hear_of(request.session, reply.newest_version)
     if reply.run_finished:
       return None
-    return [codec.decode_ticket(ticket) for ticket in reply.tickets]
+    if len(reply.tickets) > limit:
+      bounds.refuse("tickets", len(reply.tickets), f"at most {limit}, as many as asked for")
+    tickets, reasons = [], {}
+    for message in reply.tickets:
+      bounds.check_ticket_id(message.ticket_id, "ticket.ticket_id")  # else it can't be declined
+      try:
+        ticket = codec.decode_ticket(message)
+        check(ticket)
+        tickets.append(ticket)
+      except codec.WireError as error:
+        reasons[message.ticket_id] = bounds.words(str(error))
+    if reasons:
+      self.decline(reasons)
+    return tickets
 
-  def heartbeat(self, stats: dict[str, float]) -> None:
-    """Keeps our leases alive. Raises grpc.RpcError; the next beat is the retry."""
-    request = pb.HeartbeatRequest(session=self._session, sampler_id=self._id, stats=stats)
+  def decline(self, reasons: dict[str, str]) -> None:
+    """Gives tickets back that can't be answered here; ticket id -> why."""
+    for ticket_id, reason in reasons.items():
+      _LOG.warning("can't answer ticket %s: %s", ticket_id, reason)
+    request = pb.DeclineRequest(session=self._session, sampler_id=self._id, reasons=reasons)
+    self._call(lambda: self._stub.Decline(request, timeout=10))
+
+  def heartbeat(self, stats: dict[str, float], progress: dict[str, int]) -> None:
+    """Keeps our leases alive. Raises grpc.RpcError; the next beat is the retry.
+
+    `progress`: the tickets that we have -> tokens sampled so far.
+    """
+    request = pb.HeartbeatRequest(
+      session=self._session, sampler_id=self._id, stats=stats, progress=progress
+    )
     reply = self._stub.Heartbeat(request, timeout=10)
     self._hear_of(request.session, reply.newest_version)
 
@@ -183,11 +211,11 @@ class LearnerClient:
     self._call(lambda: self._stub.Heartbeat(request, timeout=10))
 
   def push(self, groups: list[types.Group]) -> list[pb.Ack]:
-    """Sends groups until each is acknowledged: durable, or not needed any more.
+    """Sends groups until each is acknowledged: durable, not needed any more, or refused.
 
     Raises:
       SessionLost: say `hello` and push the same groups again.
-      Refused: the learner says that one is malformed, or it is larger than a message may be.
+      Refused: one is larger than a message may be.
     """
     for group in groups:
       self._check_size(group)
@@ -199,11 +227,7 @@ class LearnerClient:
       acks = [ack for reply in self._stub.Push(requests, timeout=120) for ack in reply.acks]
       return acks if [ack.ticket_id for ack in acks] == pushed else None
 
-    acks = self._call(push)
-    for ack in acks:
-      if ack.verdict == pb.VERDICT_REFUSED:
-        raise Refused(ack.reason)
-    return acks
+    return self._call(push)
 
   def _check_size(self, group: types.Group) -> None:
     longest = max((t.tokens.size for t in group.trajectories), default=0)

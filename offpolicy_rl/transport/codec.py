@@ -16,6 +16,7 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport.bounds import WireError as WireError
 from offpolicy_rl.transport.bounds import refuse as _refuse
 
+GROUP_FORM = 3  # of the messages that a run keeps; raise it when `group_of_request` changes
 _DTYPES = {
   pb.DTYPE_INT32: np.dtype("<i4"),
   pb.DTYPE_FLOAT32: np.dtype("<f4"),
@@ -176,6 +177,7 @@ def encode_group(group: types.Group, message: pb.Group | None = None) -> pb.Grou
   message.versions.extend(_encode_versions(np.concatenate([t.versions for t in rows])))
   message.finished.extend(t.finished for t in rows)
   message.rewards.extend(t.reward for t in rows)
+  message.verdicts.extend(t.verdict for t in rows)
   return message
 
 
@@ -195,15 +197,15 @@ def push_requests(
     yield request
 
 
-def decode_group(message: pb.Group) -> types.Group:
-  """Message -> Group whose arrays have the right dtype, rank and lengths.
+def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
+  """Message of a sampler -> Group whose arrays have the right dtype, rank and lengths.
 
   What only the learner can judge (ticket, vocabulary, admitted versions) is `check_group`'s work.
   """
   bounds.check_ticket_id(message.ticket_id, "group.ticket_id")
   count = len(message.lengths)
   bounds.check_count(count, "group.lengths", bounds.MAX_COMPLETIONS)
-  for name in ("finished", "rewards"):
+  for name in ("finished", "rewards", "verdicts"):
     if len(getattr(message, name)) != count:
       _refuse(f"group.{name}", f"{len(getattr(message, name))} values", f"{count}, as in lengths")
   tokens = decode_tensor(message.tokens, "group.tokens", np.int32, 1)
@@ -216,18 +218,19 @@ def decode_group(message: pb.Group) -> types.Group:
   if message.verifier_failures > count:
     _refuse("group.verifier_failures", message.verifier_failures, f"at most {count}")
   trajectories, start = [], 0
-  for length, finished, reward in zip(
-    message.lengths, message.finished, message.rewards, strict=True
+  for length, *judged in zip(
+    message.lengths, message.finished, message.rewards, message.verdicts, strict=True
   ):
     at = slice(start, start + length)
-    trajectories.append(types.Trajectory(tokens[at], logprobs[at], versions[at], finished, reward))
+    trajectories.append(types.Trajectory(tokens[at], logprobs[at], versions[at], *judged))
     start += length
-  return types.Group(message.ticket_id, tuple(trajectories), message.verifier_failures)
+  return types.Group(message.ticket_id, tuple(trajectories), message.verifier_failures, sampler_id)
 
 
 def group_of_request(data: bytes, index: int) -> types.Group:
   """A group of a serialized and sealed PushRequest; ValueError when the bytes are damaged."""
-  return decode_group(pb.PushRequest.FromString(seal.checked(data)).groups[index])
+  request = pb.PushRequest.FromString(seal.checked(data))
+  return decode_group(request.groups[index], request.sampler_id)
 
 
 def check_group(
@@ -244,7 +247,10 @@ def check_group(
   ]
   low, high = ticket.min_version, min(ticket.max_version, newest_version)
   if _all_good(*arrays, vocab_size=vocab_size, low=low, high=high) and all(
-    1 <= t.tokens.size <= max_tokens and math.isfinite(t.reward) for t in group.trajectories
+    1 <= t.tokens.size <= max_tokens
+    and abs(t.reward) <= bounds.MAX_REWARD
+    and abs(t.verdict) <= types.MAX_VERDICT
+    for t in group.trajectories
   ):
     return
   for i, t in enumerate(group.trajectories):
@@ -272,7 +278,7 @@ def _all_good(tokens, logprobs, versions, *, vocab_size: int, low: int, high: in
     tokens.size
     and tokens.min() >= 0
     and tokens.max() < vocab_size
-    and logprobs.min() > -math.inf  # false for nan, too
+    and logprobs.min() >= bounds.MIN_LOGPROB  # false for nan, too
     and logprobs.max() <= 0
     and low <= versions.min()
     and versions.max() <= high
@@ -288,11 +294,15 @@ def _check_trajectory(
   bad = t.tokens[(t.tokens < 0) | (t.tokens >= vocab_size)]
   if bad.size:
     _refuse(f"{field}.tokens", int(bad[0]), f"token ids in [0, {vocab_size})")
-  bad = t.logprobs[~(np.isfinite(t.logprobs) & (t.logprobs <= 0))]
+  bad = t.logprobs[~((t.logprobs >= bounds.MIN_LOGPROB) & (t.logprobs <= 0))]
   if bad.size:
-    _refuse(f"{field}.logprobs", float(bad[0]), "finite numbers <= 0")
-  if not math.isfinite(t.reward):
-    _refuse(f"{field}.reward", t.reward, "a finite number")
+    _refuse(f"{field}.logprobs", float(bad[0]), f"numbers from {bounds.MIN_LOGPROB:g} to 0")
+  for name, value, most in (
+    ("reward", t.reward, bounds.MAX_REWARD),
+    ("verdict", t.verdict, types.MAX_VERDICT),
+  ):
+    if not abs(value) <= most:  # true for nan, too
+      _refuse(f"{field}.{name}", value, f"a number from {-most:g} to {most:g}")
   bad = t.versions[(t.versions < low) | (t.versions > high)]
   if bad.size:
     _refuse(f"{field}.versions", int(bad[0]), f"in [{low}, {high}]")

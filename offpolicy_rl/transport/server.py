@@ -28,7 +28,7 @@ from offpolicy_rl.transport import (
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 
-PROTOCOL = 2  # raise it with every incompatible change of trajectory.proto
+PROTOCOL = 3  # raise it with every incompatible change of trajectory.proto
 SERVICE = pb.DESCRIPTOR.services_by_name["Learner"].full_name
 _UNACKNOWLEDGED = 32
 WATCHERS = 8  # calls of theirs at once; they have places of their own
@@ -42,7 +42,8 @@ class Handlers:
   join: Callable[[str], None]  # a sampler says Hello
   # (sampler, limit, seconds to wait, tickets that it holds)
   lease: Callable[[str, int, float, set[str]], list[types.Ticket]]
-  heartbeat: Callable[[str, dict[str, float]], None]
+  heartbeat: Callable[[str, dict[str, float], dict[str, int]], None]  # (.., stats, progress)
+  decline: Callable[[str, dict[str, str]], None]  # (sampler, ticket -> why it can't be answered)
   # (a message's groups, or what is wrong with one; its bytes) -> future of one outcome for each:
   # "accepted" (durable) | "duplicate" | "unknown" | a WireError
   finish: Callable[[list[types.Group | bounds.WireError], bytes], concurrent.futures.Future]
@@ -95,9 +96,9 @@ def _say_hello_again(context: grpc.ServicerContext, error: _WrongSession) -> NoR
   refusals.abort(context, grpc.StatusCode.ABORTED, str(error), reason)
 
 
-def _decoded(message: pb.Group) -> types.Group | bounds.WireError:
+def _decoded(message: pb.Group, sampler_id: str) -> types.Group | bounds.WireError:
   try:
-    return codec.decode_group(message)
+    return codec.decode_group(message, sampler_id)
   except bounds.WireError as error:
     return error
 
@@ -184,11 +185,17 @@ class _Servicer(rpc.LearnerServicer):
   def Heartbeat(self, request, context):
     """See trajectory.proto."""
     self._check_session(request, context)
-    self._handlers.heartbeat(request.sampler_id, dict(request.stats))
+    self._handlers.heartbeat(request.sampler_id, dict(request.stats), dict(request.progress))
     return pb.HeartbeatReply(
       run_finished=self._handlers.run_finished(),
       newest_version=self._handlers.newest_version(),
     )
+
+  def Decline(self, request, context):
+    """See trajectory.proto."""
+    self._check_session(request, context)
+    self._handlers.decline(request.sampler_id, dict(request.reasons))
+    return pb.DeclineReply()
 
   def Leave(self, request, context):
     """See trajectory.proto."""
@@ -214,7 +221,7 @@ class _Servicer(rpc.LearnerServicer):
     try:
       for request, received in requests:
         ticket_ids = [group.ticket_id for group in request.groups]  # all that an answer needs
-        judged.put((ticket_ids, self._judge(request, received)))
+        judged.put((request.sampler_id, ticket_ids, self._judge(request, received)))
     except Exception as error:  # the sampler is gone, or what it sent can't be read: the call ends
       _LOG.debug("push ended: %r", error)
     finally:
@@ -224,30 +231,39 @@ class _Servicer(rpc.LearnerServicer):
     """Future of what became of each group: as `Handlers.finish`."""
     try:
       self._require_session(request)
-      return self._handlers.finish([_decoded(group) for group in request.groups], received)
+      groups = [_decoded(group, request.sampler_id) for group in request.groups]
+      return self._handlers.finish(groups, received)
     except bounds.WireError as error:
       return _known([error] * len(request.groups))
     except Exception as error:  # `_acknowledge` raises it again, where it ends the call
       return _known(error=error)
 
-  def _acknowledge(self, ticket_ids: list[str], judged: concurrent.futures.Future, context):
-    """Waits until groups are on disk, or for what is wrong with them."""
+  def _acknowledge(
+    self, sampler_id: str, ticket_ids: list[str], judged: concurrent.futures.Future, context
+  ) -> pb.PushReply:
+    """Waits until groups are on disk, or for what is wrong with them.
+
+    A sampler whose answer to a ticket is refused can't answer it: the same as if it had said so.
+    """
     try:
       outcomes = judged.result()
     except _WrongSession as error:
       _say_hello_again(context, error)
     except OSError as error:  # not ours to lose: the sampler keeps the groups and tries again
       context.abort(grpc.StatusCode.UNAVAILABLE, f"the groups could not be kept: {error}")
-    reply = pb.PushReply()
+    reply, refused = pb.PushReply(), {}
     for ticket_id, outcome in zip(ticket_ids, outcomes, strict=True):
       ack = reply.acks.add(ticket_id=ticket_id[: bounds.MAX_TICKET_ID])
       if isinstance(outcome, bounds.WireError):
         self._note(context.peer(), outcome, f"ticket {bounds.shown(ticket_id)}, ")
         ack.verdict, ack.reason = pb.VERDICT_REFUSED, str(outcome)
+        refused[ack.ticket_id] = str(outcome)
         continue
       ack.verdict = _VERDICTS[outcome]
       if outcome == "unknown":
         ack.reason = f"group.ticket_id: {ack.ticket_id!r} is no open ticket"
+    if refused:
+      self._handlers.decline(sampler_id, refused)
     return reply
 
   def PullWeights(self, request, context):

@@ -9,16 +9,12 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 _ENDS = ("", "finished", "stopped", "failed")
 
 
-def _words(text: str) -> str:
-  """Any text (a run's folder may have any name), cut and made safe to show."""
-  return "".join(c if c.isprintable() else "?" for c in text[: bounds.MAX_TEXT])
-
-
 def encode_news(news: types.News) -> pb.WatchReply:
   """For the wire; what would be too much is left out: the oldest rows, the last samplers."""
   status = news.status
   reply = pb.WatchReply(
-    session=status.session, run_id=_words(status.run_id), about=_words(status.about),
+    session=status.session, run_id=bounds.words(status.run_id),
+    about=bounds.words(status.about),
     ended=status.ended, num_steps=status.num_steps, tickets=status.tickets,
     anew=news.anew, position=news.position,
   )  # fmt: skip
@@ -60,7 +56,7 @@ def _check_names(entries, field: str) -> None:
 
 
 def _decode_sampler(message: pb.SamplerStatus) -> types.SamplerStatus:
-  bounds.check_name(message.name, "samplers.name")
+  bounds.check_sampler_id(message.name, "samplers.name")
   bounds.check_stats(message.stats)
   if not message.silent_seconds >= 0:
     bounds.refuse("samplers.silent_seconds", message.silent_seconds, "a number >= 0")

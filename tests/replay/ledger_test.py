@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from offpolicy_rl import types
-from offpolicy_rl.replay.ledger import Ledger, Verdict
+from offpolicy_rl.replay.ledger import Ledger, SetAsideError, Verdict
 
 
 def ticket(name: str, low: int = 0, high: int = 0) -> types.Ticket:
@@ -67,7 +67,7 @@ def test_a_heartbeat_keeps_a_lease():
   book.add([ticket("a")])
   book.lease("slow", 1, timeout=0)
   for clock.now in (8, 16, 24):
-    book.heartbeat("slow")
+    book.heartbeat("slow", {})
     assert book.lease("other", 1, timeout=0) == []
   clock.now = 35
   assert names(book.lease("other", 1, timeout=0)) == ["a"]
@@ -154,20 +154,147 @@ def test_tickets_that_never_reached_their_sampler_are_queued_again():
   assert book.lease("other", 2, timeout=0) == []
 
 
+def test_what_a_sampler_says_it_has_is_not_handed_to_it_again():
+  """After a pause of it that was longer than its lease, alone or beside others."""
+  clock = Clock()
+  book = Ledger(lease_seconds=3, clock=clock)
+  book.add([ticket("a"), ticket("b")])
+  assert names(book.lease("s", 1, timeout=0, holding=())) == ["a"]
+  clock.now = 10
+  assert names(book.lease("s", 4, timeout=0, holding=["a"])) == ["b"]
+  clock.now = 20
+  assert names(book.lease("t", 1, timeout=0, holding=())) == ["a"]  # it expired, and was let go
+  assert names(book.lease("s", 4, timeout=0, holding=["a", "b"])) == []
+  assert names(book.lease("u", 4, timeout=0, holding=())) == []  # s has b again
+  assert book.audit()["reclaimed"] == 2 and book.audit()["out"] == 2
+  assert book.finish(group("a"), 0) is Verdict.ACCEPTED
+  assert names(book.lease("s", 4, timeout=0, holding=["a", "b"])) == []
+
+
+def test_what_a_sampler_has_from_a_learner_that_died_is_not_handed_to_it_again():
+  book = Ledger(lease_seconds=3)
+  assert book.lease("s", 4, timeout=0, holding=["a"]) == []  # not queued again yet
+  book.add([ticket("a"), ticket("b")])
+  assert names(book.lease("s", 4, timeout=0, holding=["a", "gone"])) == ["b"]
+  assert names(book.lease("t", 4, timeout=0, holding=())) == []
+
+
+def test_tickets_queued_while_a_sampler_waits_are_not_those_that_it_has():
+  book = Ledger(lease_seconds=3)
+  threading.Timer(0.1, book.add, ([ticket("a"), ticket("b")],)).start()
+  assert names(book.lease("s", 4, timeout=5, holding=["a"])) == ["b"]
+
+
+def test_a_heartbeat_takes_back_what_expired():
+  clock = Clock()
+  book = Ledger(lease_seconds=3, clock=clock)
+  book.add([ticket("a")])
+  book.lease("s", 1, timeout=0)
+  clock.now = 10
+  book.lease("t", 0, timeout=0)  # notices
+  assert book.audit()["queued"] == 1
+  book.heartbeat("s", {"a": 7, "never": 1})
+  assert book.lease("t", 1, timeout=0) == []
+  assert book.audit()["queued"] == 0 and book.audit()["out"] == 1
+
+
+def test_a_long_rollout_that_goes_on_is_not_issued_again():
+  clock = Clock()
+  book = Ledger(lease_seconds=10, reissue_seconds=30, clock=clock)
+  book.add([ticket("a")])
+  book.lease("slow", 1, timeout=0)
+  for clock.now in range(8, 400, 8):
+    book.heartbeat("slow", {"a": clock.now})
+    assert book.lease("idle", 1, timeout=0) == []
+  for clock.now in range(400, 424, 8):  # 392 was its last token
+    book.heartbeat("slow", {"a": 392})
+    assert book.lease("idle", 1, timeout=0) == []
+  clock.now = 424
+  book.heartbeat("slow", {"a": 392})
+  assert names(book.lease("idle", 1, timeout=0)) == ["a"]
+  assert book.audit()["reissued"] == 1
+
+
+def test_a_declined_ticket_goes_to_others_and_after_two_of_them_to_nobody():
+  book, told = Ledger(lease_seconds=10), []
+  book.set_aside_by(lambda ticket, why: told.append((ticket.ticket_id, why)) or other)
+  other = ticket("b")
+  book.add([ticket("a")])
+  for sampler in ("s", "t"):
+    book.heartbeat(sampler, {})
+  assert names(book.lease("s", 1, timeout=0)) == ["a"]
+  book.decline("s", {"a": "too long", "never": "x"})
+  book.decline("s", {"a": "said again"})  # its reply got lost
+  assert book.lease("s", 1, timeout=0) == [] and told == []
+  book.heartbeat("s", {"a": 0})  # does not take it back
+  assert names(book.lease("t", 1, timeout=0)) == ["a"]
+  book.decline("t", {"a": "empty"})
+  assert told == [("a", "s: too long; t: empty")]
+  assert names(book.lease("s", 1, timeout=0)) == ["b"]
+  assert book.finish(group("a"), 0) is Verdict.DUPLICATE
+  assert book.finish(group("b"), 0) is Verdict.ACCEPTED
+  assert names(g.ticket for g in book.take(["a"], timeout=0)) == ["b"]
+  audit = book.audit()
+  assert (audit["declined"], audit["set_aside"], audit["replaced"]) == (2, 1, 1)
+  assert audit["added"] == audit["taken"] + audit["replaced"] == 2
+
+
+def test_one_refusal_is_enough_where_no_other_sampler_lives():
+  clock = Clock()
+  book = Ledger(lease_seconds=10, clock=clock)
+  told = []
+  book.set_aside_by(lambda ticket, why: told.append(ticket.ticket_id) or ticket_named("z"))
+  ticket_named = ticket
+  book.add([ticket("a")])
+  book.heartbeat("other", {})
+  clock.now = 8
+  book.lease("s", 1, timeout=0)
+  book.decline("s", {"a": "empty"})
+  assert told == []  # the other one may be able to
+  clock.now = 11
+  assert names(book.lease("s", 1, timeout=0)) == ["z"] and told == ["a"]
+
+
+def test_a_step_that_nothing_can_complete_is_an_error_and_evaluation_goes_on():
+  book = Ledger(lease_seconds=10)
+  asked = types.Ticket("eval/0", types.EVAL, 0, 0, np.array([1], np.int32), "", 0, 0, 2, 1.0)
+  book.add([ticket("a"), asked])
+  book.lease("s", 2, timeout=0)
+  book.decline("s", {"eval/0": "empty"})
+  [finished] = book.take(["eval/0"], timeout=0)
+  assert finished.ticket == asked and finished.group.trajectories == ()
+  book.decline("s", {"a": "empty"})
+  with pytest.raises(SetAsideError, match=r"no sampler can answer ticket a \(s: empty\)"):
+    book.take(["a"], timeout=5)
+
+
+def test_groups_that_turn_out_to_be_unusable_make_way_for_others():
+  book = Ledger(lease_seconds=10)
+  book.add([ticket("a"), ticket("b")])
+  book.finish(group("a"), 0)
+  book.take(["a"], timeout=0)
+  book.poisoned([ticket("a2")])
+  assert names(book.lease("s", 1, timeout=0)) == ["a2"]
+  book.finish(group("a2"), 0)
+  assert names(g.ticket for g in book.take(["a2"], timeout=0)) == ["a2"]
+  audit = book.audit()
+  assert audit["poisoned"] == 1 and audit["added"] == audit["taken"] + audit["queued"]
+
+
 def test_a_ticket_out_for_long_goes_to_a_second_sampler_and_in_time_to_a_third():
   clock = Clock()
   book = Ledger(lease_seconds=10, reissue_seconds=30, clock=clock)
   book.add([ticket("a"), ticket("b")])
   assert names(book.lease("slow", 1, timeout=0)) == ["a"]
   for clock.now in (8, 16, 24, 31):
-    book.heartbeat("slow")
+    book.heartbeat("slow", {})
   assert names(book.lease("slow", 5, timeout=0)) == ["b"]  # not its own again
   assert names(book.lease("second", 5, timeout=0)) == ["a"]
   assert book.lease("third", 5, timeout=0) == []
   assert book.audit()["out"] == 2 and book.audit()["reissued"] == 1
   for clock.now in (40, 48, 56, 62):
     for sampler in ("slow", "second"):
-      book.heartbeat(sampler)
+      book.heartbeat(sampler, {})
   assert names(book.lease("third", 5, timeout=0)) == ["a", "b"]
   assert book.finish(group("a"), 0) is Verdict.ACCEPTED
   assert book.finish(group("a"), 0) is Verdict.DUPLICATE
@@ -202,6 +329,7 @@ class LedgerMachine(RuleBasedStateMachine):
     self.clock = Clock()
     self.book = Ledger(lease_seconds=10, reissue_seconds=20, clock=self.clock)
     self.added, self.finished, self.taken = [], set(), []
+    self.held = {name: set() for name in "xyz"}  # what each sampler knows it has
 
   @rule(count=st.integers(1, 4))
   def add(self, count):
@@ -209,10 +337,16 @@ class LedgerMachine(RuleBasedStateMachine):
     self.book.add([ticket(name) for name in fresh])
     self.added += fresh
 
-  @rule(sampler=st.sampled_from("xyz"), limit=st.integers(1, 5))
-  def lease(self, sampler, limit):
-    leased = names(self.book.lease(sampler, limit, timeout=0))
-    assert not set(leased) & self.finished
+  @rule(sampler=st.sampled_from("xyz"), limit=st.integers(1, 5), lost=st.booleans())
+  def lease(self, sampler, limit, lost):
+    held = self.held[sampler] - self.finished
+    leased = names(self.book.lease(sampler, limit, timeout=0, holding=held))
+    assert not set(leased) & (self.finished | held)
+    self.held[sampler] = held | (set() if lost else set(leased))
+
+  @rule(sampler=st.sampled_from("xyz"), tokens=st.integers(0, 9))
+  def beat_with_tokens(self, sampler, tokens):
+    self.book.heartbeat(sampler, dict.fromkeys(self.held[sampler], tokens))
 
   @rule(seconds=st.floats(0, 15))
   def wait(self, seconds):
@@ -220,11 +354,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
   @rule(sampler=st.sampled_from("xyz"))
   def beat(self, sampler):
-    self.book.heartbeat(sampler)
+    self.book.heartbeat(sampler, {})
 
   @rule(sampler=st.sampled_from("xyz"))
   def leave(self, sampler):
     self.book.release(sampler)
+    self.held[sampler] = set()
 
   @rule(data=st.data())
   def answer(self, data):

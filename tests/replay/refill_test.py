@@ -1,5 +1,6 @@
 """Groups without signal are replaced: by content only, at most so often, and counted."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -12,6 +13,7 @@ from offpolicy_rl.replay import admission
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger, Verdict
 from offpolicy_rl.replay.refill import Refills, has_signal
+from offpolicy_rl.tasks import scoring, shaping
 
 PROMPTS, MOST = 3, 2
 
@@ -51,6 +53,26 @@ def balance(book):
 def test_signal_is_a_difference_in_reward():
   assert has_signal(group("a", 0.0, 1.0)) and has_signal(group("a", 0.5, 0.5, 0.51))
   assert not has_signal(group("a", 0.0, 0.0)) and not has_signal(group("a", 1.0, 1.0))
+
+
+@pytest.mark.parametrize("shape", [{"length_weight": 0.3}, {"format_reward": 0.1}])
+def test_shaping_is_no_signal(shape):
+  """Wrong answers that differ in length or form only teach nothing about being right."""
+  judged = [scoring.Judgement(0.0, True, False), scoring.Judgement(0.0, False, False)]
+  rewards = shaping.rewards(judged, [40, 4], shaping.Shaping(**shape))
+  assert rewards[0] != rewards[1]
+  of = lambda *verdicts: types.Group(
+    "train/5/0",
+    tuple(
+      dataclasses.replace(t, verdict=verdict)
+      for t, verdict in zip(group("a", *rewards).trajectories, verdicts, strict=True)
+    ),
+  )
+  assert has_signal(of(0.0, 1.0)) and not has_signal(of(0.0, 0.0))
+  refills = Refills(make_tickets().after)
+  finished = types.FinishedGroup(make_tickets().named("train/5/0"), of(0.0, 0.0), 0)
+  assert refills(finished).ticket_id == "train/5/3"
+  assert refills.metrics(5)["filtered/reward"] == 0.0
 
 
 def test_every_ticket_of_a_step_has_prompts_and_keys_of_its_own():

@@ -112,7 +112,7 @@ def test_trouble_in_the_writing_thread_reaches_who_waits_and_ends_nothing(groups
 def test_clear_forgets_all(groups):
   put(groups, 0, (ticket(1), "")).result()
   groups.reached(4, 4)
-  groups.clear()
+  groups.clear(codec.GROUP_FORM)
   assert len(groups) == 0 and groups.progress() == (types.RAW_VERSION, 0)
 
 
@@ -159,3 +159,31 @@ def test_every_group_that_was_acknowledged_survives_a_kill(tmp_path):
   assert len(told) >= 300 and told == list(range(len(told)))
   assert all(text_of(groups.get(ticket(step))) == "x" * 20_000 for step in told)
   groups.close()
+
+
+def test_groups_of_another_release_are_refused_by_name_and_not_lost(tmp_path):
+  old = opened(tmp_path / "groups")  # a store of before there were forms
+  put(old, 2, (ticket(3), "first")).result()
+  with pytest.raises(store.StoreError, match="groups of form 0, expected 3.*move them away"):
+    old.claim(codec.GROUP_FORM)
+  assert text_of(old.get(ticket(3))) == "first"
+  old.clear(codec.GROUP_FORM)
+  put(old, 2, (ticket(3), "second")).result()
+  old.claim(codec.GROUP_FORM)
+  with pytest.raises(store.StoreError, match="groups of form 3, expected 4"):
+    old.claim(codec.GROUP_FORM + 1)
+  old.close()
+
+
+def test_a_store_without_groups_may_be_of_any_form(tmp_path):
+  moved_away = opened(tmp_path / "groups")
+  moved_away.claim(codec.GROUP_FORM)
+  moved_away.claim(codec.GROUP_FORM)
+  put(moved_away, 2, (ticket(3), "first")).result()
+  moved_away.claim(codec.GROUP_FORM)
+  moved_away.close()
+
+
+def test_a_kept_group_says_which_sampler_made_it(groups):
+  put(groups, 2, (ticket(3), "first")).result()
+  assert groups.get(ticket(3)).group.sampler_id == "me"

@@ -25,7 +25,7 @@ def test_the_file_is_kept_up_to_date_until_the_end(tiny_config, tmp_path, monkey
   front, live = make(tiny_config, tmp_path / "run")
   live.begin()
   front.join("a")
-  front.heartbeat("a", {"version": 3.0})
+  front.heartbeat("a", {"version": 3.0}, {})
   end = time.monotonic() + 10
   while time.monotonic() < end and not (
     (tmp_path / "run" / watch.FILE).exists() and watch.read_status(tmp_path / "run").samplers

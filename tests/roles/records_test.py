@@ -33,7 +33,7 @@ def group(step: int) -> types.FinishedGroup:
   name = f"train/{step}/0"
   prompt = np.array(WORDS.encode("3+4="), np.int32)
   ticket = types.Ticket(name, types.TRAIN, step, 0, prompt, "", 0, 9, 2, 1.0)
-  return types.FinishedGroup(ticket, types.Group(name, found), step + 1)
+  return types.FinishedGroup(ticket, types.Group(name, found, sampler_id="s~1"), step + 1)
 
 
 def make_steps(files: records.Records, steps, end: int = 100) -> None:
@@ -49,10 +49,10 @@ def test_a_group_is_written_with_what_the_step_says_about_it(tmp_path):
   files.close()
   [row] = metrics.read_lines(tmp_path / "completions.jsonl")
   first, second = row.pop("completions")
-  assert row == {"step": 0, "version": 0, "arrival": 1, "prompt": "3+4="}
+  assert row == {"step": 0, "sampler": "s~1", "version": 0, "arrival": 1, "prompt": "3+4="}
   assert first == {
-    "text": "7", "reward": 1.0, "finished": True, "pieces": ["7", "<eos>"], "versions": [[0, 2]],
-    "sampler_logprobs": [-0.5, -0.5], "log_ratios": [0.25, 0.0],
+    "text": "7", "reward": 1.0, "verdict": 1.0, "finished": True, "pieces": ["7", "<eos>"],
+    "versions": [[0, 2]], "sampler_logprobs": [-0.5, -0.5], "log_ratios": [0.25, 0.0],
   }  # fmt: skip
   assert second["versions"] == [[0, 1], [1, 2]] and second["pieces"] == ["1", "2", "<eos>"]
   assert second["log_ratios"] == [0.0, -0.5, 0.0]

@@ -240,6 +240,22 @@ def test_room_is_foreseen_where_completions_reach_their_limit():
   assert made.room == made.room_soon == 6  # two to come, no token made
 
 
+def test_progress_grows_with_every_step_of_a_ticket_until_it_is_complete():
+  made, params = make_engine(), random_params(CONFIG)
+  made.add([ticket(i) for i in range(9)])
+  assert set(made.progress.values()) == {0} and len(made.progress) == 9
+  before, complete = made.progress, []
+  while not made.idle:
+    groups = made.step(params, 0)
+    complete += [t.ticket_id for t, _ in groups]
+    now = made.progress
+    assert now.keys() == before.keys() - {t.ticket_id for t, _ in groups}
+    assert all(now[name] >= before[name] for name in now)
+    assert any(now[name] > before[name] for name in now) or groups
+    before = now
+  assert len(complete) == 9 and made.progress == {}
+
+
 def test_an_engine_over_two_devices_and_two_engines_sample_the_same():
   params, tickets = random_params(CONFIG), [ticket(i) for i in range(9)]
   expected = make_engine().generate(params, 0, tickets)

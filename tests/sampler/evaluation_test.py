@@ -1,5 +1,6 @@
 """pass@k and what an evaluation says."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -114,3 +115,29 @@ def test_the_desk_writes_each_evaluation_once_when_all_its_groups_are_back():
   assert row["heldout/pass@k"] == 0.5 and row["heldout/k"] == 4
   assert row["heldout/problems"] == 2 and row["heldout/verifier_failures"] == 2
   assert row["heldout/pass@1_stderr"] == pytest.approx(np.std([0.25, 0]) / np.sqrt(2))
+
+
+def test_a_problem_that_no_sampler_could_answer_is_wrong_and_counted():
+  made = evaluation.tickets(
+    [Example(3), Example(4)], name="x", version=0, step=0, num_samples=2, temperature=1.0
+  )
+  groups = [answer(t, [1.0] * t.num_completions) for t in made[:2]]
+  groups += [types.Group(t.ticket_id, ()) for t in made[2:]]
+  row = evaluation.summarise(
+    [types.FinishedGroup(t, g, 0) for t, g in zip(made, groups, strict=True)], k=2
+  )
+  assert (row["heldout/greedy"], row["heldout/pass@1"], row["heldout/problems"]) == (0.5, 0.5, 2)
+  assert row["heldout/unanswered"] == 1
+
+
+def test_right_is_the_verdict_whatever_was_added_to_it():
+  [asked, _] = evaluation.tickets(
+    [Example(3)], name="x", version=0, step=0, num_samples=2, temperature=1.0
+  )
+  one = np.ones(1, np.int32)
+  shaped = types.Trajectory(one, -one.astype(np.float32), one, True, reward=1.3, verdict=1.0)
+  sampled = dataclasses.replace(asked, temperature=1.0)
+  row = evaluation.summarise(
+    [types.FinishedGroup(t, types.Group("x", (shaped,)), 0) for t in (asked, sampled)], k=1
+  )
+  assert row["heldout/greedy"] == row["heldout/pass@1"] == 1.0

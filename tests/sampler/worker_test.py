@@ -1,6 +1,7 @@
 """The worker's decisions, with an engine and a learner of plain Python."""
 
 import collections
+import dataclasses
 import itertools
 import threading
 import time
@@ -35,6 +36,10 @@ class Engine:
   @property
   def room_soon(self):
     return self.room
+
+  @property
+  def progress(self):
+    return {name: len(versions) for name, (_, versions) in self._open.items()}
 
   def add(self, tickets):
     self._open |= {t.ticket_id: (t, []) for t in tickets}
@@ -107,6 +112,41 @@ def test_every_ticket_is_answered_once_and_held_until_it_is_pushed():
   running = {name for _, _, names in engine.log for name in names}
   assert running == {f"{i}" for i in range(9)}
   assert learner.had[0] == () and any(learner.had)
+
+
+def test_a_ticket_handed_out_twice_is_answered_once():
+  """By a learner that does not believe what we say we have."""
+  learner, engine = Learner([ticket(f"{i}") for i in range(4)]), Engine(slots=3, steps=9)
+  lease, given = learner.lease, []
+
+  def again(room, have):
+    given.extend(tickets := lease(room, have) or [])
+    repeated = [t for t in given if t.ticket_id in have][:1]
+    return repeated + tickets or None
+
+  learner.lease = again
+  worker.run(learner.parts(engine), worker.Stats())
+  assert names(learner.pushed) == [f"{i}" for i in range(4)]
+
+
+def test_progress_is_told_of_every_ticket_that_a_worker_has():
+  learner, engine, stats = Learner([ticket("0"), ticket("1")]), Engine(slots=1), worker.Stats()
+  learner.pushing.clear()
+  seen, score = [], lambda tickets, found: [types.Group(t.ticket_id, ()) for t in tickets]
+  step = engine.step
+
+  def stepped(*args):
+    seen.append(dict(stats.progress))
+    if seen[-1].get("1"):
+      learner.pushing.set()
+    return step(*args)
+
+  engine.step = stepped
+  parts = dataclasses.replace(learner.parts(engine), score=score)
+  worker.run(parts, stats)
+  assert {"0": 1} in seen and {"0": 2} in seen
+  assert {"0": 4, "1": 1} in seen  # complete, but not acknowledged
+  assert stats.progress == {}
 
 
 def test_generation_goes_on_while_groups_are_pushed():

@@ -50,6 +50,9 @@ BAD = {
   "raises what can't be pickled": lambda: raise_that(Unpicklable("a", "b")),
   "nan": lambda: float("nan"),
   "infinity": lambda: float("inf"),
+  "more than a float32 holds": lambda: 1e300,
+  "more than its square can be": lambda: -3e38,
+  "a huge integer": lambda: 10**400,
   "text": lambda: "1.0",
   "nothing": lambda: None,
 }
@@ -66,7 +69,7 @@ def misbehaves(completion: str, answer: str) -> float:
 def says_its_limit(completion: str, answer: str) -> float:
   import resource
 
-  return float(resource.getrlimit(resource.RLIMIT_AS)[0])
+  return resource.getrlimit(resource.RLIMIT_AS)[0] / 2**20
 
 
 def not_a_verifier(completion: str, answer: str) -> float:

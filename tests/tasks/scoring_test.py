@@ -38,7 +38,7 @@ def test_without_a_limit_memory_is_not_limited():
       [limit], failures = one.rewards(one.submit(["x"], '"5"'))
       assert failures == 0
       limits.append(limit)
-  assert limits[0] == -1.0 and 512 << 20 < limits[1] < 4096 << 20
+  assert limits[0] == -1 / 2**20 and 512 < limits[1] < 4096
 
 
 def test_the_import_of_a_package_counts_in_no_limit():
@@ -112,6 +112,8 @@ def test_training_is_shaped_and_evaluation_sees_the_verdict(scorer):
   # l = 1/2 - (length - 1) / 5: 0.5 for "5", min(0, 0.1) for "666".
   assert trained == [1.5, (1.5 + 0.25) / 2, 0.25]
   assert evaluated == [1.0, 0.0, 0.0]
+  verdicts = [[t.verdict for t in group.trajectories] for group in groups]
+  assert verdicts == [[1.0, 0.5, 0.0], [1.0, 0.0, 0.0]]  # a failed one: the mean, as it is trained
   assert [group.verifier_failures for group in groups] == [1, 1]
 
 

@@ -83,6 +83,36 @@ BAD_REQUESTS = {
     pb.HeartbeatRequest(**WHO, stats={"rate": math.inf}),
     r"stats\[rate\]: got inf, expected a finite number",
   ),
+  "progress of too many": (
+    "Heartbeat",
+    pb.HeartbeatRequest(**WHO, progress={f"train/{i}": 1 for i in range(4097)}),
+    "progress: got '4097 entries', expected at most 4096",
+  ),
+  "progress of no ticket": (
+    "Heartbeat",
+    pb.HeartbeatRequest(**WHO, progress={"a\nb": 1}),
+    r"progress: got 'a\\nb'",
+  ),
+  "declining no ticket": (
+    "Decline",
+    pb.DeclineRequest(**WHO, reasons={"": "x"}),
+    "reasons: got ''",
+  ),
+  "declining at length": (
+    "Decline",
+    pb.DeclineRequest(**WHO, reasons={"train/0": "x" * 257}),
+    r"reasons\[train/0\]: got 'x+",
+  ),
+  "declining with colours": (
+    "Decline",
+    pb.DeclineRequest(**WHO, reasons={"train/0": "\x1b[31m"}),
+    r"reasons\[train/0\]: got '\\x1b",
+  ),
+  "two names in one": (
+    "Heartbeat",
+    pb.HeartbeatRequest(session="one", sampler_id="a~b~c"),
+    "sampler_id: got 'a~b~c'",
+  ),
   "statistics with odd names": (
     "Heartbeat",
     pb.HeartbeatRequest(**WHO, stats={"\x1b[31m": 1.0}),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offpolicy_rl import types
-from offpolicy_rl.transport import codec
+from offpolicy_rl import config_keys, types
+from offpolicy_rl.transport import bounds, codec
 from offpolicy_rl.transport import trajectory_pb2 as pb
 
 TENSORS = {
@@ -222,6 +222,23 @@ BAD_ANSWERS = {
     a_group(a_trajectory(reward=float("nan")), a_trajectory()),
     r"\[0\].reward: got nan",
   ),
+  "a logprob that no draw has": (
+    a_group(a_trajectory(logprobs=np.array([-1, -3e38, -1], np.float32)), a_trajectory()),
+    r"\[0\].logprobs: got -3.*e\+38, expected numbers from -10000 to 0",
+  ),
+  "a reward beyond sense": (
+    a_group(a_trajectory(), a_trajectory(reward=3e38)),
+    r"\[1\].reward: got 3e\+38, expected a number from -4e\+06 to 4e\+06",
+  ),
+  "an infinite reward": (a_group(a_trajectory(), a_trajectory(reward=-np.inf)), "reward: got -inf"),
+  "a verdict beyond sense": (
+    a_group(a_trajectory(), a_trajectory(verdict=1.1e6)),
+    r"\[1\].verdict: got 1100000.0, expected a number from -1e\+06 to 1e\+06",
+  ),
+  "verdict missing": (
+    a_group(a_trajectory(), a_trajectory(verdict=float("nan"))),
+    r"\[1\].verdict: got nan",
+  ),
   "version not published yet": (
     a_group(a_trajectory(versions=np.array([2, 2, 4], np.int32)), a_trajectory()),
     r"\[0\].versions: got 4, expected in \[-1, 3\]",
@@ -251,6 +268,31 @@ def test_answers_that_do_not_fit_their_ticket_are_refused(name):
 
 def test_a_good_answer_passes():
   check(a_group())
+  extreme = a_trajectory(
+    logprobs=np.full(3, bounds.MIN_LOGPROB, np.float32), reward=-bounds.MAX_REWARD,
+    verdict=types.MAX_VERDICT,
+  )  # fmt: skip
+  check(a_group(extreme, extreme))
+
+
+def test_the_largest_values_leave_room_in_float32():
+  """Squares of sums over the longest completions, and of rewards over the largest batches."""
+  most = float(np.finfo(np.float32).max)
+  assert most > (1e5 * bounds.MIN_LOGPROB) ** 2 * 1e6
+  assert most > (2 * bounds.MAX_REWARD) ** 2 * 1e6
+  keys = ("task.format_reward", "task.length_weight")
+  shaped = sum(1e6 for key in keys if config_keys.KEYS[key].is_good(1e6))
+  assert types.MAX_VERDICT + shaped <= bounds.MAX_REWARD
+  assert not any(config_keys.KEYS[key].is_good(1.1e6) for key in keys)
+
+
+def test_the_verdict_travels_beside_the_shaped_reward():
+  group = a_group(a_trajectory(reward=1.25, verdict=1.0), a_trajectory(reward=-0.5, verdict=0.0))
+  back = codec.decode_group(codec.encode_group(group), "me~1")
+  assert [t.verdict for t in back.trajectories] == [1.0, 0.0]
+  assert [t.reward for t in back.trajectories] == [1.25, -0.5]
+  assert back.sampler_id == "me~1"
+  assert a_trajectory(verdict=None).verdict == 1.0  # unshaped: the reward
 
 
 @settings(max_examples=300, deadline=None)

@@ -31,6 +31,7 @@ REPLIES = {
   "Hello": pb.HelloReply,
   "Lease": pb.LeaseReply,
   "Heartbeat": pb.HeartbeatReply,
+  "Decline": pb.DeclineReply,
   "Leave": pb.LeaveReply,
   "PullWeights": pb.WeightsChunk,
   "Push": pb.PushReply,
@@ -45,7 +46,9 @@ NUMBERS = [0, 1, 2, 3, 7, 255, 4097, 2**31 - 1, 2**32 - 1]
 FLOATS = [0.0, -0.5, 1.0, -1e-9, math.nan, math.inf, -math.inf, 3e38]
 # Four bytes in a tensor, read as float32 or int32.
 WORDS = [
-  *np.array([math.nan, math.inf, -math.inf, 0.25, -0.25, -0.0], np.float32).view(np.int32).tolist(),
+  *np.array([math.nan, math.inf, -math.inf, -3e38, 0.25, -0.25, -0.0], np.float32)
+  .view(np.int32)
+  .tolist(),
   *(-(2**31), -1, 0, 49, 50, 2**31 - 1),
 ]
 VALUES = {
@@ -124,7 +127,10 @@ def good_requests(names: list[str]) -> dict[str, list[message_lib.Message]]:
   return {
     "Hello": [pb.HelloRequest(protocol=server.PROTOCOL, sampler_id="me")],
     "Lease": [pb.LeaseRequest(**who, credits=2, wait_seconds=0.01, holding=names[:2])],
-    "Heartbeat": [pb.HeartbeatRequest(**who, stats={"tokens_per_second": 3.0})],
+    "Heartbeat": [
+      pb.HeartbeatRequest(**who, stats={"tokens_per_second": 3.0}, progress={names[0]: 7})
+    ],
+    "Decline": [pb.DeclineRequest(**who, reasons={names[0]: "too long"})],
     "Leave": [pb.LeaveRequest(**who)],
     "PullWeights": _pulls(who),
     "Watch": [
@@ -227,10 +233,10 @@ def is_good(group: types.Group) -> bool:
   """Judged anew and slowly, value by value: may this answer a ticket of ours?"""
   for t in group.trajectories:
     rows = list(zip(t.tokens, t.logprobs, t.versions, strict=True))
-    if not (1 <= len(rows) <= MAX_TOKENS and math.isfinite(t.reward)):
+    if not (1 <= len(rows) <= MAX_TOKENS and -4e6 <= t.reward <= 4e6 and -1e6 <= t.verdict <= 1e6):
       return False
     for token, logprob, version in rows:
-      if not (0 <= token < VOCAB and -math.inf < logprob <= 0 and 0 <= version <= NEWEST):
+      if not (0 <= token < VOCAB and -1e4 <= logprob <= 0 and 0 <= version <= NEWEST):
         return False
   return len(group.trajectories) == 2
 
@@ -249,6 +255,7 @@ class Target:
     self.names = [f"train/{i}" for i in range(self.made)]
     self.book = Ledger(lease_seconds=5)
     self.book.add(map(ticket, self.names))
+    self.book.set_aside_by(self._other)
     self.bad_groups, self.accepted, self.other_leased = 0, 0, 0
     handlers = learners.handlers(
       self.book, lease=self._lease, finish=self._finish, watch=lambda *_: news()
@@ -257,6 +264,14 @@ class Target:
     self.wire, self.address = server.start(
       "127.0.0.1:0", identity, handlers, weight_store(), max_samplers=SAMPLERS, max_message_mb=1
     )
+
+  def _other(self, declined: types.Ticket, why: str) -> types.Ticket:
+    """In place of a ticket that fuzzed calls declined."""
+    if declined.ticket_id in self.names:
+      self.names.remove(declined.ticket_id)
+    self.names.append(f"train/{self.made}")
+    self.made += 1
+    return ticket(self.names[-1])
 
   def _lease(self, sampler: str, limit: int, wait: float, holding: set[str]):
     return self.book.lease(sampler, limit, min(wait, 0.01), holding)

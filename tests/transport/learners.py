@@ -7,7 +7,7 @@ import numpy as np
 
 from offpolicy_rl import types
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.transport import client, receiver, server, weights
+from offpolicy_rl.transport import bounds, client, receiver, server, weights
 
 LAYOUT: receiver.Layout = {"w": ((3,), np.dtype(np.float32))}  # of its weights
 
@@ -30,7 +30,8 @@ def handlers(book: Ledger, **others) -> server.Handlers:
   plain = server.Handlers(
     join=book.release,
     lease=book.lease,
-    heartbeat=lambda sampler, stats: book.heartbeat(sampler),
+    heartbeat=lambda sampler, stats, progress: book.heartbeat(sampler, progress),
+    decline=book.decline,
     finish=lambda groups, _: believed(book, groups),
     leave=book.release,
     run_finished=lambda: False,
@@ -59,10 +60,12 @@ class Learner:
     self.store = weights.WeightStore()
     self.store.put(0, {"w": np.arange(3, dtype=np.float32)})
     self.finished = False
+    self.refuse = False  # every group
     self.beats = []
     asked = handlers(
       self.book,
-      heartbeat=lambda sampler, stats: self.beats.append((sampler, stats)),
+      heartbeat=lambda *said: self.beats.append(said),
+      finish=self._finish,
       run_finished=lambda: self.finished,
     )
     identity = server.Identity(session, "run", "{}", "print")
@@ -70,6 +73,11 @@ class Learner:
       listen, identity, asked, self.store, max_samplers=max_samplers, max_message_mb=4,
       **protection,
     )  # fmt: skip
+
+  def _finish(self, groups: list, _) -> concurrent.futures.Future:
+    if self.refuse:
+      return done([bounds.WireError("group: not wanted")] * len(groups))
+    return believed(self.book, groups)
 
   def stop(self) -> None:
     """Ends everything."""

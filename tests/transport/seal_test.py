@@ -46,4 +46,4 @@ def test_the_server_does_not_act_on_an_unsealed_message(learner):
     assert error.value.code() == grpc.StatusCode.INTERNAL
     assert learner.beats == []
     call(seal.seal(good))
-  assert learner.beats == [("me", {})]
+  assert learner.beats == [("me", {}, {})]

@@ -73,7 +73,7 @@ def work(learner: Learner, own: security.Credentials, name: str, patience: float
     assert [t.ticket_id for t in wire.lease(1)] == [name]
     assert wire.pull_weights(0, 0, receiver.Receiver(LAYOUT))[0] == 0
     assert wire.push([answer(name)])[0].verdict == pb.VERDICT_ACCEPTED
-    wire.heartbeat({"tokens_per_second": 1.0})
+    wire.heartbeat({"tokens_per_second": 1.0}, {})
   finally:
     wire.close()
 

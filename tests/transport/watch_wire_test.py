@@ -76,7 +76,7 @@ def test_a_watcher_takes_no_place_of_a_sampler_and_only_so_many_watch(watched):
   sampler = connect(watched.address)
   watched.book.add([ticket("a")])
   assert [t.ticket_id for t in sampler.lease(1)] == ["a"]
-  sampler.heartbeat({})
+  sampler.heartbeat({}, {})
   assert sampler.leave() == 1 and not news
   watched.over.set()  # the run ends: all of them hear of it at once
   for thread in watching_ones:
@@ -97,11 +97,18 @@ def test_a_watcher_needs_the_learners_token(tmp_path):
   watched.stop()
 
 
+OURS = {"protocol": server.PROTOCOL}
 BAD_REQUESTS = {
   "another protocol": (pb.WatchRequest(protocol=99), "the watcher speaks version 99"),
-  "no session": (pb.WatchRequest(protocol=2, session="\x1b[2J"), r"session: got '\\x1b"),
-  "too long": (pb.WatchRequest(protocol=2, wait_seconds=1e9), "wait_seconds: got"),
-  "nan": (pb.WatchRequest(protocol=2, wait_seconds=float("nan")), "wait_seconds: got nan"),
+  "no session": (
+    pb.WatchRequest(**OURS, session="\x1b[2J"),
+    r"session: got '\\x1b",
+  ),
+  "too long": (pb.WatchRequest(**OURS, wait_seconds=1e9), "wait_seconds: got"),
+  "nan": (
+    pb.WatchRequest(**OURS, wait_seconds=float("nan")),
+    "wait_seconds: got nan",
+  ),
 }
 
 

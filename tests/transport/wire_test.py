@@ -36,8 +36,8 @@ def test_a_round_of_work(learner):
   ]
   assert [a.ticket_id for a in acks] == ["a", "b", "a"]
   assert len(learner.book.take(["a", "b"], timeout=0)) == 2
-  wire.heartbeat({"tokens_per_second": 7.0})
-  assert learner.beats == [("me", {"tokens_per_second": 7.0})]
+  wire.heartbeat({"tokens_per_second": 7.0}, {"c": 40})
+  assert learner.beats == [("me", {"tokens_per_second": 7.0}, {"c": 40})]
   learner.finished = True
   assert wire.lease(1) is None
 
@@ -77,7 +77,7 @@ def test_an_unknown_ticket_is_dropped_and_a_missing_version_refused_by_name(lear
 def test_a_malformed_group_is_refused_and_does_not_disturb_the_others(learner):
   wire = connect(learner.address)
   learner.book.add([ticket("a"), ticket("b")])
-  bad = pb.Group(ticket_id="a", lengths=[1], finished=[True], rewards=[1.0])
+  bad = pb.Group(ticket_id="a", lengths=[1], finished=[True], rewards=[1.0], verdicts=[1.0])
   good = client.codec.encode_group(answer("b"))
   request = pb.PushRequest(session="one", sampler_id="me", groups=[bad, good])
   with grpc.insecure_channel(learner.address) as channel:
@@ -87,6 +87,41 @@ def test_a_malformed_group_is_refused_and_does_not_disturb_the_others(learner):
   assert "group.tokens.dtype" in acks[0].reason
   assert learner.book.audit()["waiting"] == 1
   wire.close()
+
+
+def test_a_ticket_that_can_not_be_answered_is_declined_with_the_reason(learner):
+  """An empty question, and one that is beyond this sampler; the others are served."""
+  wire, told = connect(learner.address), []
+  learner.book.set_aside_by(lambda ticket, why: told.append((ticket.ticket_id, why)))
+  empty = dataclasses.replace(
+    ticket("eval/a"), kind=types.EVAL, prompt_tokens=np.zeros(0, np.int32)
+  )
+  learner.book.add([empty, dataclasses.replace(ticket("eval/b"), kind=types.EVAL), ticket("c")])
+
+  def check(ticket):
+    if ticket.ticket_id == "eval/b":
+      raise client.codec.WireError("ticket.prompt_tokens: got '9 tokens',\nexpected at most 8")
+
+  assert [t.ticket_id for t in wire.lease(3, check=check)] == ["c"]
+  assert sorted(told) == [
+    ("eval/a", "me: ticket.prompt_tokens.shape: got (0,), expected at least one token"),
+    ("eval/b", "me: ticket.prompt_tokens: got '9 tokens',?expected at most 8"),
+  ]
+  assert learner.book.audit()["declined"] == learner.book.audit()["set_aside"] == 2
+  assert wire.lease(3, wait_seconds=0, holding=["c"]) == []
+
+
+def test_a_ticket_whose_answer_is_refused_is_not_handed_to_that_sampler_again(learner):
+  wire = connect(learner.address)
+  learner.book.add([ticket("a"), ticket("b")])
+  learner.book.heartbeat("other", {})
+  assert [t.ticket_id for t in wire.lease(1)] == ["a"]
+  bad = dataclasses.replace(answer("a").trajectories[0], verdict=float("nan"))
+  learner.refuse = True
+  [ack] = wire.push([types.Group("a", (bad,))])
+  assert client.verdict(ack) == "refused"
+  assert [t.ticket_id for t in wire.lease(2)] == ["b"]
+  assert learner.book.audit()["declined"] == 1
 
 
 def failing(groups):
