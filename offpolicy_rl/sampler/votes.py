@@ -1,21 +1,28 @@
 """What completions say their answer is, and which answer most of them give."""
 
 import collections
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from offpolicy_rl.tasks import extraction, thoughts
+from offpolicy_rl.tasks import extraction, latex, numerals, thoughts
 
 _AROUND = " \t\n.,:;!$*`'\""
+_UNMARKED = str.maketrans("", "", "‹›")
+_NUMBER = re.compile(r"-?\d+(?:/\d+)?")
+_SPACE_BESIDE_SIGNS = re.compile(r"(?<=[^\w\s])\s+|\s+(?=[^\w\s\\])")
 
 
 def final_answer(text: str, *, finished: bool = True) -> str | None:
-  """The answer of a completion, in a form in which equal answers are equal texts.
+  r"""The answer of a completion, in a form in which equal answers are equal texts.
 
-  As verifiers read it (`tasks/extraction.py`): the only number of what is marked as the answer;
-  without a mark the last number. Where there is none, the marked text or else the last line, in
-  lower case, without spaces and punctuation around it. Numbers are written as reduced fractions.
+  Two completions vote together when these texts are equal, so this is an equivalence. It is that of
+  the verifier `numeric` where both answer with a number (`extraction.number`): the text is then the
+  reduced fraction. Otherwise it is the marked text, or else the last line, with one spelling of
+  LaTeX's synonyms, in lower case, without spaces and punctuation that don't matter. A number and a
+  text never vote together: (-\infty, 3) and 2\sqrt{3} are texts.
+
   None = no answer: nothing was said, or the completion was cut, or it ends in a thought.
   """
   text = thoughts.removed(text) if finished else None
@@ -29,7 +36,12 @@ def final_answer(text: str, *, finished: bool = True) -> str | None:
 
 
 def _plain(text: str) -> str | None:
-  return " ".join(text.casefold().split()).strip(_AROUND) or None
+  if len(text) <= numerals.LONGEST:
+    text = latex.normal(text).translate(_UNMARKED)
+  text = _SPACE_BESIDE_SIGNS.sub("", " ".join(text.casefold().split()))
+  bare = text.strip(_AROUND)
+  # 5! without its sign would look like the number 5.
+  return (text if _NUMBER.fullmatch(bare) else bare) or None
 
 
 def vote(answers: Sequence[str | None], correct: Sequence[bool]) -> float:

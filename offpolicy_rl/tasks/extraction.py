@@ -1,44 +1,97 @@
 r"""Finds the answer in a completion: the number or the text that it commits itself to.
 
 An answer may be marked by <answer>...</answer>, by \boxed{...} or by "#### ..." (the first of these
-kinds that occurs, its last occurrence). Pure functions of text, linear in its length.
+kinds that occurs, its last occurrence with anything in it). A thought before it does not count.
+Pure functions of text, linear in its length.
 """
 
 import fractions
 import re
-from collections.abc import Iterator
 
-from offpolicy_rl.tasks import thoughts
+from offpolicy_rl.tasks import latex, numerals, thoughts
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-# A sign only where it is no minus between two terms; "3rd" and "72km" count, "x2" does not.
-_NUMBER = re.compile(
-  r"(?<![\w.])(?:(?<!\d)(?<!\d )[-+])?\$?"
-  r"(?:(\d{1,3}(?:,\d{3})+(?!\d)|\d+)(\.\d+)?|(\.\d+))"
-  r"(?:[eE]([-+]?\d{1,2})(?!\d))?(?:\s*/\s*(\d+)(?![\d.]))?"
+_BOX = re.compile(r"\\f?box(?:ed)?\s{0,9}(\{|[^\s{}\\])")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_HASHES = re.compile(r"(?<!#)#{4,}+\s*+([^\s#][^\n]*)")
+# Between boxes that hold one answer together: $x = \boxed{1}$ and $y = \boxed{2}$.
+_BETWEEN = re.compile(
+  r"(?:[ \t$~,;]|\\[,;: !]|\\q?quad|\\text\{[ ,]*(?:and|or)[ ,]*\}|\\(?:and|or)\b|(?:and|or)\b"
+  r"|[a-zA-Z]\s*=)*"
 )
-_LONGEST = 100  # characters of a number
+_LONGEST_BETWEEN = 60
 
 
 def last_tagged(text: str) -> str | None:
-  """What the last <answer>...</answer> holds."""
-  end = text.rfind(_CLOSE)
-  start = text.rfind(_OPEN, 0, max(end, 0))
-  return text[start + len(_OPEN) : end].strip() if start >= 0 else None
+  """What the last <answer>...</answer> holds that holds anything; "" when all are empty."""
+  end, empty = len(text), False
+  while (end := text.rfind(_CLOSE, 0, end)) >= 0:
+    start = text.rfind(_OPEN, 0, end)
+    if start < 0:
+      break
+    held = text[start + len(_OPEN) : end].strip()
+    if held:
+      return held
+    empty, end = True, start
+  return "" if empty else None
+
+
+def boxes(text: str) -> list[str]:
+  r"""The answer in \boxed{...}: the last complete box, with those that it is listed with.
+
+  Those before it belong to it where only "and", "or", commas, or the name of a variable stand
+  between. Empty boxes don't count. Braces inside are matched.
+  """
+  found, begin = [], len(text)
+  for start, inside, end in _boxes_backwards(text):
+    if found and not _listed(text, end, begin):
+      break
+    if inside:
+      found.append(inside)
+      begin = start
+  return list(dict.fromkeys(reversed(found)))
+
+
+def _listed(text: str, end: int, begin: int) -> bool:
+  """Whether boxes that end and begin there are listed."""
+  return begin - end <= _LONGEST_BETWEEN and _BETWEEN.fullmatch(text, end, begin) is not None
+
+
+def _boxes_backwards(text: str):
+  """(start, content, end) of complete boxes that lie in no other, the last first.
+
+  A box in a box is the last of the two to begin: it is yielded, and what is around it is not.
+  """
+  limit = len(text)
+  for box in reversed(list(_BOX.finditer(text))):
+    if box.end() > limit:
+      continue
+    if box[1] != "{":
+      yield box.start(), box[1], box.end()
+      limit = box.start()
+      continue
+    depth = 1
+    for brace in _BRACE.finditer(text, box.end(), limit):
+      depth += {"{": 1, "}": -1}.get(brace[0], 0)
+      if depth == 0:
+        yield box.start(), text[box.end() : brace.start()].strip(), brace.end()
+        break
+    limit = box.start()  # where it is never closed: what is behind it need not be read again
 
 
 def last_boxed(text: str) -> str | None:
-  r"""What the last complete \boxed{...} holds; braces inside are matched."""
-  at = end = len(text)
-  while (at := text.rfind("\\boxed{", 0, at)) >= 0:
-    start, depth = at + len("\\boxed{"), 1
-    for i in range(start, end):
-      depth += {"{": 1, "}": -1}.get(text[i], 0)
-      if depth == 0:
-        return text[start:i].strip()
-    end = at  # never closed: what is behind it need not be read again
-  return None
+  r"""What `boxes` has, as one text with commas; None without a complete \boxed{...}."""
+  found = boxes(text)
+  if found:
+    return ", ".join(found)
+  return "" if next(_boxes_backwards(text), None) else None
+
+
+def _after_hashes(text: str) -> str | None:
+  found = _HASHES.findall(text)
+  if found:
+    return found[-1].strip()
+  return "" if "####" in text else None
 
 
 def given(completion: str) -> str | None:
@@ -53,50 +106,144 @@ def given(completion: str) -> str | None:
 
 
 def marked(text: str) -> str | None:
-  """The part of a completion that is marked as its answer; None when nothing is."""
-  for found in (last_tagged(text), last_boxed(text)):
-    if found is not None:
-      return found
-  _, mark, rest = text.rpartition("####")
-  return rest.strip().partition("\n")[0] if mark else None
-
-
-def numbers(text: str) -> list[fractions.Fraction]:
-  r"""The numbers of a text, exactly: 1,680; -4; $8.75; 3/4; \frac{3}{4}; 2.5e3; 84% is 84.
-
-  Those of more than 100 characters are left out.
+  """The part of a completion that is marked as its answer; None when nothing is, "" when the marks
+  are empty. In <answer> tags, the box or the "####" in them.
   """
-  return [_value(match) for match in _matches(text)]
+  found = _mark(text)
+  return found and found[0]
+
+
+def _mark(text: str) -> tuple[str, bool] | None:
+  """(what is marked, whether by a box)."""
+  empty = False
+  for kind in (last_tagged, last_boxed, _after_hashes):
+    held = kind(text)
+    if held and kind is last_tagged:
+      inner = _mark(held)
+      return inner if inner and inner[0] else (held, False)
+    if held:
+      return held, kind is last_boxed
+    empty = empty or held is not None
+  return ("", False) if empty else None
 
 
 def number(text: str) -> fractions.Fraction | None:
   """The number that a completion answers with; None when there is none.
 
-  In a marked answer it must be the only one, so that listing candidates earns nothing; without a
-  mark it is the last one of the text.
+  A marked answer is read whole (`numerals.read`): listing candidates earns nothing. Without a mark
+  it is the last number of the text, unless it is a part of an expression or of a word.
   """
   text = thoughts.removed(text)
   if text is None:
     return None
-  answer = marked(text)
-  found = None
-  for match in _matches(text if answer is None else answer):
-    if answer is not None and found is not None and _value(match) != _value(found):
-      return None
-    found = match
-  return None if found is None else _value(found)
+  mark = _mark(text)
+  return _last_number(text) if mark is None else numerals.read(mark[0], latex=mark[1])
 
 
-def _matches(text: str) -> Iterator[re.Match]:
-  text = _FRACTION.sub(r" \1/\2 ", text.replace("−", "-").replace("\\$", "$").replace("{,}", ","))
-  for match in _NUMBER.finditer(text):
-    below = match[5]
-    if len(match[0]) <= _LONGEST and not (below and int(below) == 0):
-      yield match
+_DIGIT = r"(?:\d|[\u00bc-\u00be\u2150-\u215f])"
+_LAST_DIGIT = re.compile(r".*" + _DIGIT, re.DOTALL)
+_WINDOW = 200  # characters before and behind the last digit that are looked at
+_TAG = re.compile(r"</?[a-zA-Z_]{1,20}/?>")
+_TOKEN = re.compile(
+  r"(?P<word>‹[^‹›]*›|(?<![^\W\d_])[^\W\d_]+(?:['’][^\W\d_]+)*)"
+  r"|(?P<command>\\[a-zA-Z]+)|(?P<digits>\d+)"
+  r"|(?P<stop>[.,;:?](?=\s|$|[\"'”*)])|[=\n\"“”#—`]|\\[\\()\[\]]|(?<![\d)])\*\*|\*\*(?![\d(]))"
+  r"|(?P<other>.)",
+  re.DOTALL,
+)
+_RELATIONS = frozenset(
+  ("\\approx", "\\boxed", "\\fbox", "\\Rightarrow", "\\implies", "\\therefore", "\\to")
+)
+_BULLET = re.compile(r"\s*[-+]\s")
+_ENUMERATED = re.compile(r"\s*\d+[.)]\s+\S")
+_AND_A_HALF = re.compile(r"\s*and\s+(?:a|one)\s+(?:half|quarter|third|fifth|tenth)\b")
 
 
-def _value(match: re.Match) -> fractions.Fraction:
-  whole, decimals, only_decimals, exponent, below = match.groups()
-  value = fractions.Fraction((whole or "").replace(",", "") + (decimals or only_decimals or ""))
-  value *= fractions.Fraction(10) ** int(exponent or 0) / int(below or 1)
-  return -value if match[0].startswith("-") else value
+def _last_number(text: str) -> fractions.Fraction | None:
+  """The last number of a text without marks, if nothing but words is beside it.
+
+  The expression around the last digits is read whole: as far as the words, the "=" or the end of
+  the clause on both sides.
+  """
+  end = _LAST_DIGIT.match(text)
+  if end is None:
+    return None
+  start = max(0, end.end() - _WINDOW)
+  line = text[start : end.end() + _WINDOW]
+  at = end.end() - start
+  begin = line.rfind("\n", 0, at) + 1
+  cut = begin == 0 and start > 0  # the line goes on to the left
+  until = line.find("\n", at)
+  line = latex.plain(_TAG.sub("\n", line[begin : None if until < 0 else until]))
+  tokens = list(_TOKEN.finditer(line))
+  places = [i for i, token in enumerate(tokens) if token["digits"] and not _in_a_word(tokens, i)]
+  if not places or (not cut and _ENUMERATED.match(line) and places[-1] < 3):
+    return None
+  return _expression(line, tokens, places[-1], cut)
+
+
+def _in_a_word(tokens: list[re.Match], i: int) -> bool:
+  """Whether digits belong to a name: x2, H2O, x_2."""
+  if i and tokens[i - 1][0] == "_":
+    return True
+  return i > 0 and bool(tokens[i - 1]["word"]) and not tokens[i - 1][0].endswith("›")
+
+
+def _stops(token: re.Match) -> bool:
+  word = token["word"]
+  natural = word and (len(word) > 1 or word in "aAI")
+  return bool(natural or token["stop"] or token["command"] in _RELATIONS)
+
+
+def _expression(line: str, tokens: list[re.Match], at: int, cut: bool):
+  """Reads what is around a token of digits, as far as something stops it on both sides."""
+  first = last = at
+  while first > 0 and not _stops(tokens[first - 1]):
+    first -= 1
+  while last + 1 < len(tokens) and not _stops(tokens[last + 1]):
+    last += 1
+  if cut and first == 0:
+    return None
+  text = line[tokens[first].start() : tokens[last].end()]
+  left, right = line[: tokens[first].start()], line[tokens[last].end() :]
+  after_word = first > 0 and bool(tokens[first - 1]["word"])
+  before_word = last + 1 < len(tokens) and bool(tokens[last + 1]["word"])
+  if not left.strip() and _BULLET.match(text):
+    return None  # an item of a list or a negative number
+  if left[-1:].isalnum() and text.startswith("-"):
+    return None  # GPT-4
+  if not _fits(text, left, right):
+    return None
+  text = _without_punctuation(text, after_word=after_word, before_word=before_word, right=right)
+  value = numerals.read(text) if "=" not in text else None
+  return None if value is None else value * numerals.multiple(numerals.words(right)[:1])
+
+
+def _fits(text: str, left: str, right: str) -> bool:
+  """Whether the words beside an expression leave its value as it is."""
+  word = re.match(r"[^\W\d_]+", right)
+  glued = word and not text[-1:].isspace() and text[-1:] not in "/-"
+  if glued and not numerals.is_word(word[0], latex=False, glued=True, behind=True):
+    return False
+  before = re.search(r"(?:(root)\s+of|([^\W\d_]+))\s*$", left)
+  changed = before and (before[1] or before[2].casefold() in numerals.CHANGES - {"or", "no", "not"})
+  behind = numerals.words(right[:60])[:1]
+  return not (
+    changed or numerals.CHANGES_WHAT_IT_FOLLOWS.intersection(behind) or _AND_A_HALF.match(right)
+  )
+
+
+def _without_punctuation(text: str, *, after_word: bool, before_word: bool, right: str) -> str:
+  """Takes off dashes, exclamation marks and parentheses that belong to the sentence."""
+  if before_word:
+    text = re.sub(r"(?:\s[-+]\s*|[-/]|\s*\(\s*)$", "", text)
+  if after_word:
+    text = re.sub(r"^\s*\)", "", text)
+  excited = re.fullmatch(r"(.*\d)!+\)?\s*", text, re.DOTALL)
+  if excited and after_word and (not right.strip() or re.match(r"[A-Z]", right)):
+    text = excited[1]
+  if after_word and text.count(")") > text.count("("):
+    text = text.rstrip().removesuffix(")")
+  if (before_word or not right.strip()) and text.count("(") > text.count(")"):
+    text = text.lstrip().removeprefix("(")
+  return text

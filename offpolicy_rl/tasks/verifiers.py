@@ -17,14 +17,14 @@ import functools
 import importlib
 import json
 
-from offpolicy_rl.tasks import extraction
-from offpolicy_rl.tasks.scoring import allowed, prepared_by, verifier
+from offpolicy_rl.tasks import extraction, numerals
+from offpolicy_rl.tasks.scoring import allowed, prepared_by, resolve, verifier
 
-# Short names for task.verifier.
+# Short names for task.verifier; where several suit, the first does best.
 NAMED = {
-  "exact": "offpolicy_rl.tasks.verifiers:exact",
   "numeric": "offpolicy_rl.tasks.verifiers:numeric",
   "math_verify": "offpolicy_rl.tasks.symbolic:math_verify",
+  "exact": "offpolicy_rl.tasks.verifiers:exact",
   "reasoning_gym": "offpolicy_rl.tasks.verifiers:reasoning_gym",
 }
 MIXTURE = "offpolicy_rl.tasks.verifiers:mixture"
@@ -67,10 +67,10 @@ def exact(completion: str, answer: str) -> float:
 @verifier
 def numeric(completion: str, answer: str) -> float:
   """1.0 when the completion's number (`extraction.number`) equals the answer's, exactly."""
-  expected = extraction.numbers(gold(answer))
-  if len(expected) != 1:
-    raise ValueError(f"answer: got {gold(answer)!r}, expected one number")
-  return float(extraction.number(completion) == expected[0])
+  expected = numerals.read(gold(answer))
+  if expected is None:
+    raise ValueError(f"answer: got {gold(answer)!r:.100}, expected one number")
+  return float(extraction.number(completion) == expected)
 
 
 @functools.cache
@@ -119,6 +119,35 @@ def gold(answer: str) -> str:
   """The right answer as a text, from the answer data of any task here."""
   data = json.loads(answer)
   return data["entry"]["answer"] if isinstance(data, dict) else data
+
+
+def why_unreadable(verifier_name: str, answer: str) -> str | None:
+  """Why a verifier can't judge answers to a problem with these answer data; None when it can.
+
+  The right answer is judged as if a completion had given it: those here must find it right; of
+  yours nothing is known but whether it raises. "module:function" or a short name; runs it here.
+  """
+  name = NAMED.get(verifier_name, verifier_name)
+  if name == MIXTURE:
+    data = json.loads(answer)
+    return why_unreadable(data["verifier"], data["answer"])
+  try:
+    judge, right = resolve(name), gold(answer)
+    reward = judge(rf"\boxed{{{right}}}" if name == NAMED["math_verify"] else right, answer)
+  except Exception as error:  # whatever it raises would cost every completion its reward
+    return _with_hint(str(error) or type(error).__name__, name, answer)
+  if not right.strip():
+    return "answer: it is empty"
+  if name in NAMED.values() and reward != 1.0:
+    return f"answer: {right!r:.100} given as an answer is not found right"
+  return None
+
+
+def _with_hint(reason: str, name: str, answer: str) -> str:
+  """Where the data holds worked solutions, what a number is asked for in."""
+  if name == NAMED["numeric"] and "####" in answer:
+    return f"{reason}: only what follows '####', as task.name=gsm8k reads it"
+  return reason
 
 
 def dumps(value) -> str:

@@ -1,20 +1,21 @@
 """Final answers of completions, and majority votes against counting by hand."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 
 from offpolicy_rl.sampler import votes
-from offpolicy_rl.tasks import extraction
+from offpolicy_rl.tasks import extraction, verifiers
 
 ANSWERS = [
   ("so 3 + 4 = 7.", "7"),
   ("<answer> 12 </answer> or <answer>1,300.50</answer> and 9", "2601/2"),
   (r"\boxed{1} no, \boxed{\frac{3}{4}} of 8", "3/4"),
   (r"\boxed{0.75}", "3/4"),
-  (r"\boxed{\{A, b\}}", r"\{a, b\}"),
-  (r"\boxed{(0, 1]}", "(0, 1]"),
+  (r"\boxed{\{A, b\}}", r"\{a,b\}"),
+  (r"\boxed{(0, 1]}", "(0,1]"),
   ("The answer is 12, since 3*4=12.", "12"),
   ("so 72km", "72"),
   (r"Thus $\boxed{x = -5}$.", "-5"),
@@ -24,19 +25,85 @@ ANSWERS = [
   ("3/4", "3/4"),
   ("0.75", "3/4"),
   ("+7", "7"),
-  ("5-3", "3"),
+  ("5-3", "5-3"),
   ("1/0", "1/0"),
   ("Let me see.\n Olleh! \n", "olleh"),
   ("  \n", None),
   ("", None),
   ("<answer></answer> 5", None),
-  ("9" * 9999, "9" * 9999),  # too long for a number,
+  ("9" * 9999, "9" * 9999),  # too long for a number
+  (r"\boxed{(-\infty,3)}", r"(-\infty,3)"),
+  (r"so $x \in (-\infty, 3)$", r"so$x\in(-\infty,3)"),
+  (r"\boxed{2\sqrt{3}}", r"2\sqrt{3}"),
+  (r"\boxed{2\sqrt 3}", r"2\sqrt{3}"),
+  (r"\boxed{5!}", "5!"),
+  (r"\boxed{\text{Blue}}", "blue"),
+  (r"\boxed{12} and \boxed{18}", "12,18"),
+  (r"\boxed{- \dfrac{1}{2}}", "-1/2"),
 ]
 
 
 @pytest.mark.parametrize(("text", "answer"), ANSWERS, ids=lambda x: repr(x)[:20])
 def test_final_answer(text, answer):
   assert votes.final_answer(text, finished=True) == answer
+
+
+ALIKE = [
+  [
+    r"\boxed{-\frac{1}{2}}",
+    "#### -0.5",
+    "<answer>-1/2</answer>",
+    "so it is -.5",
+    r"\boxed{-\tfrac12}",
+  ],
+  [r"\boxed{\frac{1}{2}}", "½", r"\boxed{0.50}", "2/4"],
+  [r"\boxed{9,\!500}", r"\boxed{9\,500}", "9,500", "#### 9500", r"\boxed{9.5 \times 10^3}"],
+  [r"\boxed{3}", "<answer>x = 3</answer>", "3 apples", r"\boxed{3\text{ cm}}", "6/2"],
+  [r"\boxed{(-\infty,3)}", r"\boxed{(-\infty, 3)}", r"\boxed{\left(-\infty,\,3\right)}"],
+  [r"\boxed{\sqrt{2}}", r"\boxed{ \sqrt{2} }", r"<answer>$\sqrt{2}$</answer>"],
+  [r"\boxed{2\sqrt{2}}"],
+  ["2", r"\boxed{2}", "the answer is 2."],
+  [r"\boxed{2\pi}", r"\boxed{2 \pi}", "<answer>2π</answer>"],
+  [r"\boxed{x^2}", "<answer>x²</answer>", r"\boxed{x^{2}}"],
+  [r"\boxed{5!}", "<answer>5!</answer>"],
+  ["#### 5", "5", "5.0"],
+  [r"\boxed{120}"],
+  [r"\boxed{(2, 3)}", r"\boxed{(2,3)}"],
+  [r"\boxed{[2, 3]}"],
+  [r"\boxed{6:30}", "<answer>6:30</answer>"],
+  [r"\boxed{4210_5}", r"\boxed{4210_{5}}"],
+  [r"\boxed{4210_7}"],
+  [r"\boxed{\text{Tuesday}}", r"\boxed{Tuesday}", "<answer>tuesday</answer>"],
+  [r"\boxed{12} and \boxed{18}", r"$\boxed{12}, \boxed{18}$"],
+  [r"\boxed{18}"],
+  ["", "<think> 5", "<answer></answer>"],
+]
+
+
+def test_votes_are_together_exactly_where_answers_are_the_same():
+  """Every pair of a corpus, both ways round: so it is an equivalence, with these classes."""
+  corpus = [(i, text) for i, alike in enumerate(ALIKE) for text in alike]
+  for i, text in corpus:
+    for j, other in corpus:
+      together = votes.final_answer(text) == votes.final_answer(other)
+      assert together == (i == j), (text, other)
+
+
+def test_votes_are_together_where_numeric_takes_the_one_for_the_other():
+  corpus = [text for alike in ALIKE for text in alike]
+  numbers = [text for text in corpus if extraction.number(text) is not None]
+  assert len(numbers) > 20
+  for text in numbers:
+    for other in corpus:
+      right = verifiers.numeric(other, json.dumps(str(extraction.number(text))))
+      assert right == (votes.final_answer(text) == votes.final_answer(other)), (text, other)
+
+
+def test_a_wrong_root_does_not_outvote_the_right_number():
+  """4 x 7, which is right, against 3 x sqrt(2) and 2 x 2: read as one number these would win."""
+  texts = [r"\boxed{7}"] * 4 + [r"\boxed{\sqrt{2}}"] * 3 + [r"\boxed{2}"] * 2
+  answers = [votes.final_answer(text) for text in texts]
+  assert votes.vote(answers, [True] * 4 + [False] * 5) == 1.0
 
 
 @pytest.mark.parametrize("text", [text for text, _ in ANSWERS], ids=lambda x: repr(x)[:20])

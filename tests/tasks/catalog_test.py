@@ -98,7 +98,7 @@ WRONG = [
     {"name": "reasoning_gym:gcd", "options": "[]"},
     r"task.options: got '\[\]', expected a JSON",
   ),
-  ({"verifier": "best"}, "task.verifier: got 'best' for sums, expected exact, numeric"),
+  ({"verifier": "best"}, "task.verifier: got 'best' for sums, expected numeric, math_verify"),
   ({"verifier": "reasoning_gym"}, "task.verifier: got 'reasoning_gym' for sums"),
   ({"mixture": '{"sums": 1}'}, "task.mixture: got .*, expected '' unless"),
   ({"name": "mixture"}, "task.mixture: got 0 tasks, expected at least 2"),

@@ -14,6 +14,8 @@ from offpolicy_rl.tasks import scoring, symbolic, verifiers
     (" 5 ", "5", 1.0),
     ("5.", "5", 0.0),
     ("five <answer> 5</answer>", "5", 1.0),
+    ("<think>6</think>\n5", "5", 1.0),
+    ("<think> say <answer>5</answer>, or", "5", 0.0),
     ("5 <answer>6</answer>", "5", 0.0),
   ],
 )
@@ -29,6 +31,18 @@ def test_exact_is_exact(completion, answer, reward):
     ("1680.01 cars", "1,680", 0.0),
     (r"\boxed{\$8.75}", "8.75", 1.0),
     (r"\boxed{35/4}", "8.75", 1.0),
+    (r"\boxed{-\frac{1}{2}}", "1/2", 0.0),
+    (r"\boxed{-\frac{1}{2}}", r"-\frac12", 1.0),
+    (r"\boxed{- 7}", "7", 0.0),
+    ("#### - 7", "-7", 1.0),
+    (r"\boxed{\sqrt{2}}", "2", 0.0),
+    (r"\boxed{x^2}", "2", 0.0),
+    (r"\boxed{9,\!500}", "9500", 1.0),
+    ("#### 5\n\n####", "5", 1.0),
+    ("<think> 2 + 3 = 5", "5", 0.0),
+    (r"<think> perhaps \boxed{5}, but", "5", 0.0),
+    (r"<think> perhaps \boxed{5} </think> I can't say.", "5", 0.0),
+    ("2 + 3 </think> 5", "5", 1.0),
     ("-4 degrees", "-4", 1.0),
     ("4 degrees", "-4", 0.0),
     ("", "5", 0.0),
@@ -120,3 +134,50 @@ def test_a_verifier_whose_package_is_missing_says_what_to_install(monkeypatch):
   monkeypatch.delitem(sys.modules, "offpolicy_rl.tasks.symbolic")
   with pytest.raises(ValueError, match=r"math_verify needs its package: pip install .*\[math\]"):
     scoring.resolve(verifiers.NAMED["math_verify"])
+
+
+READABLE = [
+  ("numeric", "72"),
+  ("numeric", r"-\frac12"),
+  ("numeric", "5 apples"),
+  ("exact", "blue"),
+  ("math_verify", r"2\sqrt{3}"),
+  ("math_verify", r"\{1, 2\}"),
+]
+
+
+@pytest.mark.parametrize(("name", "right"), READABLE)
+def test_right_answers_that_can_be_judged(name, right):
+  assert verifiers.why_unreadable(name, json.dumps(right)) is None
+  assert verifiers.why_unreadable(verifiers.NAMED[name], json.dumps(right)) is None
+  mixed = verifiers.of_mixture(verifiers.NAMED[name], json.dumps(right))
+  assert verifiers.why_unreadable(verifiers.MIXTURE, mixed) is None
+
+
+@pytest.mark.parametrize(
+  ("name", "right", "why"),
+  [
+    ("numeric", "blue", "answer: got 'blue', expected one number"),
+    ("numeric", r"2\sqrt{3}", "expected one number"),
+    ("numeric", "12, 18", "expected one number"),
+    ("numeric", "", "expected one number"),
+    (
+      "numeric", "3 * 24 = 72\n#### 72",
+      "expected one number: only what follows '####', as task.name=gsm8k reads it",
+    ),
+    ("exact", "", "answer: it is empty"),
+    ("exact", "<think> hm", "answer: '<think> hm' given as an answer is not found right"),
+    ("exact", "a <answer>b</answer>", "is not found right"),
+    ("math_verify", "", "answer: it is empty"),
+  ],
+)  # fmt: skip
+def test_right_answers_that_can_not_be_judged_are_said_to_be_so(name, right, why):
+  assert why in verifiers.why_unreadable(name, json.dumps(right))
+  mixed = verifiers.of_mixture(name, json.dumps(right))
+  assert why in verifiers.why_unreadable(verifiers.MIXTURE, mixed)
+
+
+def test_of_your_own_verifier_only_what_it_raises_is_known():
+  name = "tests.tasks.own_verifier:fails_on_even"
+  assert verifiers.why_unreadable(name, '"abc"') is None
+  assert verifiers.why_unreadable(name, '"ab"') == "even"

@@ -1,0 +1,126 @@
+r"""One spelling for what LaTeX and Unicode spell in many ways: 9,500 and 9\,\!500, \leq and ≤."""
+
+import re
+import unicodedata
+
+THIN = "\u2009"  # what stands for every space that LaTeX and typographers put into numbers
+
+_LETTERS = {
+  **dict.fromkeys("−–‐‑﹣－", "-"), **dict.fromkeys("⁄∕÷", "/"), **dict.fromkeys("∣｜", "|"),
+  **dict.fromkeys("\u00a0\u202f\u2007\u2008\u2005", THIN),
+  **dict.fromkeys("\u00ad\u200b\u2060\ufeff", ""),
+  "＋": "+", "＝": "=", "（": "(", "）": ")", "，": ",", "．": ".", "％": "%", "＄": "$", "′": "'",
+  "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "°": r"^\circ ",
+} | {
+  character: f"\\{name} "
+  for character, name in {
+    "×": "times", "·": "cdot", "⋅": "cdot", "√": "sqrt", "π": "pi", "∞": "infty", "≈": "approx",
+    "…": "ldots", "≤": "le", "≥": "ge", "≠": "ne", "∅": "emptyset", "∪": "cup", "∩": "cap",
+    "∈": "in", "→": "to", "±": "pm", "θ": "theta", "α": "alpha", "β": "beta", "γ": "gamma",
+    "λ": "lambda", "μ": "mu", "ω": "omega", "φ": "phi", "∠": "angle", "△": "triangle",
+  }.items()
+}  # fmt: skip
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+
+
+def _ascii(text: str) -> str:
+  """Digits, fractions and operators of Unicode as ASCII and LaTeX write them."""
+  text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
+  text = re.sub("[₀-₉]+", lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
+  return "".join(map(_ascii_character, text))
+
+
+def _ascii_character(character: str) -> str:
+  if character in _LETTERS:
+    return _LETTERS[character]
+  if unicodedata.category(character) == "Nd":
+    return str(unicodedata.decimal(character))
+  parts = unicodedata.decomposition(character).split()
+  if parts[:1] == ["<fraction>"] and "2044" in parts:
+    above, below = "".join(chr(int(code, 16)) for code in parts[1:]).split("\u2044")
+    return f"\\frac{{{above}}}{{{below}}}" if above and below else character
+  return character
+
+
+_TEXT = re.compile(
+  r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|math(?:rm|bf|it|sf|tt)|mbox|hbox|emph|operatorname\*?|"
+  r"bold(?:symbol)?|bf|rm)\s*\{([^{}]*)\}"
+)
+_SPACING = (
+  (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![a-zA-Z])|\\!"), ""),
+  (re.compile(r"\{,\}"), ","),
+  (re.compile(r"\\[,;:> ]|~|\\(?:q?quad|thinspace|enspace|space)(?![a-zA-Z])"), THIN),
+  (re.compile(r"\\[dtcs]frac(?![a-zA-Z])|\\nicefrac(?![a-zA-Z])"), r"\\frac"),
+  (re.compile(r"\\([$%#&])"), r"\1"),
+  (re.compile(r"\\(?:mathdollar|textdollar)"), "$"),
+  (re.compile(r"\\(?:simeq|cong|doteq)(?![a-zA-Z])"), r"\\approx"),
+)
+
+
+def plain(text: str) -> str:
+  r"""The text with one spelling for what is spelled in many ways.
+
+  Words of \text{...} stand between ‹ and ›, so that ‹m› is a unit and m a variable.
+  """
+  text = text.replace("‹", " ").replace("›", " ")
+  if not text.isascii():
+    text = _ascii(text)
+  for pattern, by in _SPACING:
+    text = pattern.sub(by, text)
+  for _ in range(3):  # \text inside \text is rare, deeper than that unheard of
+    text = _TEXT.sub(lambda m: " " + re.sub(r"[^\W\d_]+", r"‹\g<0>›", m[1]), text)
+  return text.replace("‹‹", "‹").replace("››", "›")
+
+
+_WRAPPERS = (
+  ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("*", "*"),
+  ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"), ("“", "”"), ("{", "}"),
+)  # fmt: skip
+
+
+def unwrapped(text: str) -> str:
+  """The text without the signs around formulas and emphasis, and without a full stop behind it."""
+  while True:
+    before = text
+    text = re.sub(r"(?<![.])[.,;:]$", "", text.strip()).strip()
+    for opening, closing in _WRAPPERS:
+      inner = text[len(opening) : len(text) - len(closing)]
+      wraps = len(text) > len(opening + closing) and text.startswith(opening)
+      if wraps and text.endswith(closing) and opening not in inner and closing not in inner:
+        text = inner
+    text = text.removesuffix("**").removeprefix("**")
+    if text == before:
+      return text
+
+
+_SYNONYMS = {
+  "leq": "\\le ", "leqslant": "\\le ", "geq": "\\ge ", "geqslant": "\\ge ", "neq": "\\ne ",
+  "lt": "<", "gt": ">", "varnothing": "\\emptyset ", "lbrace": "\\{", "rbrace": "\\}", "mid": "|",
+  "vert": "|", "lvert": "|", "rvert": "|", "colon": ":", "ast": "*", "dots": "\\ldots ",
+  "cdots": "\\ldots ", "rightarrow": "\\to ", "longrightarrow": "\\to ", "infin": "\\infty ",
+  "varphi": "\\phi ", "varepsilon": "\\epsilon ", "land": "\\wedge ", "lor": "\\vee ",
+  "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "div": "/", "R": "\\mathbb{R}",
+}  # fmt: skip
+_COMMAND = re.compile(r"\\([a-zA-Z]+)")
+_SHORT_FRACTION = re.compile(r"\\frac\s*(\{[^{}]*\}|\d)\s*(\{[^{}]*\}|\d)")
+_SHORT_ROOT = re.compile(r"\\sqrt\s*(\d|[a-zA-Z])(?![a-zA-Z])")
+_ONE_IN_BRACES = re.compile(r"(?<=[_^])\{\s*(\w)\s*\}")
+
+
+def normal(text: str) -> str:
+  r"""A formula or text so that answers spelled differently are one: spaces, \frac12, synonyms.
+
+  Words of \text{...} stand between ‹ and ›.
+  """
+  text = unwrapped(plain(text))
+  text = _COMMAND.sub(lambda m: _SYNONYMS.get(m[1], m[0]), text)
+  text = _SHORT_FRACTION.sub(lambda m: "\\frac" + "".join(map(_braced, m.groups())), text)
+  text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
+  text = _ONE_IN_BRACES.sub(r"\1", text)
+  text = re.sub(r"\s+", " ", text.replace(THIN, " "))
+  return re.sub(r"(?<![\w›]) | (?![\w‹])", "", text)
+
+
+def _braced(part: str) -> str:
+  return "{" + part.strip("{} ") + "}"
