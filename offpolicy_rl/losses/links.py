@@ -152,7 +152,7 @@ def reference_kl(gap: jax.Array, estimator: str) -> jax.Array:
     return gap
   if estimator == "k2":
     return 0.5 * gap**2
-  return jnp.exp(-gap) + gap - 1
+  return ratios.of(-gap) + gap - 1
 
 
 def shifted_advantages(choices: Choices, prepared: Prepared) -> jax.Array:

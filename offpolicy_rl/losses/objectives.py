@@ -53,7 +53,7 @@ class Objective:
 
   def loss(self, inputs: LossInputs, prepared: Prepared) -> jax.Array:
     """The rows' share of the batch's loss: adds up over any split into rows."""
-    choices = self.choices
+    choices, inputs = self.choices, _bounded(inputs)
     per_row = links.find(choices.fn)(choices, inputs, prepared)
     if per_row.shape != prepared.row_weights.shape:
       raise ValueError(
@@ -70,7 +70,12 @@ class Objective:
 
   def metrics(self, inputs: LossInputs, prepared: Prepared) -> dict[str, jax.Array]:
     """Scalars about a whole batch; no gradient is meant to flow through them."""
-    return diagnostics.of(self.choices, inputs, prepared)
+    return diagnostics.of(self.choices, _bounded(inputs), prepared)
+
+
+def _bounded(inputs: LossInputs) -> LossInputs:
+  names = [name for name in LossInputs._fields if name.endswith("_logprobs")]
+  return inputs._replace(**{name: ratios.bounded(getattr(inputs, name)) for name in names})
 
 
 def objective(name: str | Choices, **overrides) -> Objective:

@@ -15,9 +15,21 @@ def gap(numerator: jax.Array, denominator: jax.Array, loss_mask: jax.Array) -> j
   return jnp.where(loss_mask, numerator - denominator, 0.0)
 
 
+# Beyond these float32 overflows: in a ratio, its square (gradient norms are made of squares), and in
+# 0 * -inf. No estimate is worth such a weight.
+MOST_LOG_RATIO = 20.0
+LEAST_LOGPROB = -1e4
+
+
+def bounded(logprobs: jax.Array | None) -> jax.Array | None:
+  """Log-probabilities of at least LEAST_LOGPROB; what is below, -inf included, has no gradient."""
+  return None if logprobs is None else jnp.maximum(logprobs, LEAST_LOGPROB)
+
+
 def of(log_ratio: jax.Array) -> jax.Array:
-  """exp, kept finite in float32: past e^80 there is neither infinity nor gradient."""
-  return jnp.exp(jnp.minimum(log_ratio, 80.0))
+  """exp, finite in float32 with its gradient: past e^MOST_LOG_RATIO it goes on as its tangent."""
+  beyond = jnp.maximum(log_ratio - MOST_LOG_RATIO, 0.0)
+  return jnp.exp(jnp.minimum(log_ratio, MOST_LOG_RATIO)) * (1 + beyond)
 
 
 def clipped(ratio: jax.Array, low: float, high: float) -> jax.Array:
@@ -42,7 +54,7 @@ def proximal_logprobs(kind: str, policy, sampler, versions, current_version) -> 
   loglinear: lb + alpha (lp - lb) with alpha = C[0, 1]((v - 1 - v_token) / (v - v_token)) for the
     current version v: AReaL's approximation, which saves a forward pass.
   """
-  policy = jax.lax.stop_gradient(policy)
+  policy, sampler = bounded(jax.lax.stop_gradient(policy)), bounded(sampler)
   if kind == "current":
     return policy
   behind = (current_version - versions).astype(policy.dtype)
@@ -62,17 +74,17 @@ def correction_weights(choices: Choices, proximal, sampler, loss_mask) -> jax.Ar
   """
   low, high = choices.correction_low, choices.correction_high
   log_ratio = jax.lax.stop_gradient(gap(proximal, sampler, loss_mask))
-  ratio = jnp.exp(log_ratio)
+  ratio = of(log_ratio)
   if choices.correction == "token_truncate":
     return jnp.clip(ratio, low, high)
   if choices.correction == "token_mask":
     return jnp.where((ratio >= low) & (ratio <= high), ratio, 0.0)
-  product = jnp.exp(row_sum(log_ratio))
+  product = of(row_sum(log_ratio))
   if choices.correction == "seq_truncate":
     return jnp.minimum(product, high) * jnp.ones_like(ratio)
   if choices.correction == "seq_mask":
     return jnp.where(product <= high, product, 0.0) * jnp.ones_like(ratio)
-  geometric = jnp.exp(row_mean(log_ratio, loss_mask))
+  geometric = of(row_mean(log_ratio, loss_mask))
   return jnp.where((geometric >= low) & (geometric <= high), ratio, 0.0)
 
 
@@ -94,13 +106,13 @@ def gradient_weights(choices: Choices, log_ratio, loss_mask, advantages, rewards
   summed = row_sum(log_ratio)
   if choices.level == "sequence" and choices.weight in ("truncate", "topr"):
     log_ratio = jnp.broadcast_to(summed, log_ratio.shape)
-  ratio = jnp.exp(log_ratio)
+  ratio = of(log_ratio)
   low, high = choices.weight_low, choices.weight_high
   if choices.weight == "truncate":
     return jnp.clip(ratio, low, high)
   if choices.weight == "double_mask":
-    geometric = jnp.exp(row_mean(log_ratio, loss_mask))
-    rows = (geometric >= 0.1) & (geometric <= 10) & (jnp.exp(summed) <= 100)
+    geometric = of(row_mean(log_ratio, loss_mask))
+    rows = (geometric >= 0.1) & (geometric <= 10) & (of(summed) <= 100)
     return jnp.where(rows & (ratio >= low) & (ratio <= high), ratio, 0.0)
   if choices.weight == "topr":
     sign = rewards[:, None] if choices.topr_sign == "reward" else advantages

@@ -280,6 +280,53 @@ def test_missing_inputs_are_an_error_not_zeros(field, name, choices):
     objective.loss(x, objective.prepare(x))
 
 
+# Log-probabilities of a token that a policy rules out, all but rules out, or is certain of.
+EXTREMES = (-np.inf, -3e38, -100.0, 0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_token_that_one_policy_rules_out_leaves_loss_and_gradient_finite(name):
+  """In float32, with a gradient whose square is finite, too: norms are made of squares."""
+  objective = build(name, kl_coef=0.0 if losses.PRESETS[name].couples_rows else 0.1)
+  x, cases = arrays(random_inputs(0)), []
+  for field in ("policy_logprobs", "sampler_logprobs", "reference_logprobs"):
+    for extreme in EXTREMES:
+      changed = getattr(x, field).at[jnp.array([0, 5]), jnp.array([0, 1])].set(extreme)
+      cases.append(x._replace(**{field: changed}))
+
+  def gradient(x):
+    def loss(policy):
+      given = x._replace(policy_logprobs=policy)
+      if objective.choices.needs_proximal:
+        lq = ratios.proximal_logprobs(
+          objective.choices.proximal, policy, x.sampler_logprobs, x.versions, NOW
+        )
+        given = given._replace(proximal_logprobs=lq)
+      return objective(given)[0]
+
+    return jax.value_and_grad(loss)(x.policy_logprobs)
+
+  values, slopes = jax.jit(jax.vmap(gradient))(jax.tree.map(lambda *xs: jnp.stack(xs), *cases))
+  assert np.all(np.isfinite(values)), values
+  assert np.all(np.isfinite(np.sum(np.square(slopes), axis=(1, 2)))), slopes
+
+
+def test_k3_far_from_the_reference_still_pulls_the_policy_back():
+  gap = jnp.array([-100.0, -20.0, -1.0, 0.0, 100.0])
+  value, slope = jax.vmap(jax.value_and_grad(lambda x: losses.links.reference_kl(x, "k3")))(gap)
+  assert np.all(np.isfinite(np.square(np.asarray(value)))) and np.all(np.diff(slope) >= 0)
+  np.testing.assert_allclose(slope[1:], 1 - np.exp(-np.asarray(gap[1:], float)), rtol=1e-6)
+  assert slope[0] == slope[1] < -1e8
+
+
+def test_ratios_are_exact_to_the_bound_and_grow_as_their_tangent_beyond():
+  gap = jnp.array([-np.inf, -5.0, 0.3, 20.0, 25.0])
+  value, slope = jax.vmap(jax.value_and_grad(ratios.of))(gap)
+  np.testing.assert_array_equal(value[:4], jnp.exp(gap[:4]))
+  np.testing.assert_allclose(value[4], 6 * np.exp(20.0), rtol=1e-6)
+  np.testing.assert_allclose(slope[1:], np.exp([-5, 0.3, 20, 20]), rtol=1e-6)
+
+
 def test_every_preset_names_its_source():
   without_paper = {
     name
