@@ -107,12 +107,17 @@ def get_config() -> config_dict.ConfigDict:
   # The learner's updates.
   c.learner = config_dict.ConfigDict()
   c.learner.steps = 100
-  c.learner.prompts_per_step = 16  # groups per update
+  c.learner.prompts_per_step = 16  # groups per step
   c.learner.group_size = 8  # completions per prompt, G
   # A group whose completions all have the same reward teaches nothing: it is replaced by a group
   # of another prompt, each at most so many times; 0 = it is used.
   c.learner.max_refills = 0
-  c.learner.microbatches = 1  # the batch is worked off in this many parts; same gradient
+  # Updates per step: each pass over the batch makes one with each of so many equal parts of it.
+  # More than one gives `tis`, `minirl` and their kin a proximal policy of their own: the policy at
+  # the beginning of the step. A version is what a step makes, however many updates it has.
+  c.learner.minibatches = 1
+  c.learner.epochs = 1  # passes over the batch
+  c.learner.microbatches = 1  # an update's rows are worked off in so many parts; same gradient
   # How completions lie in the rows that the model sees (replay/packing.py); same results:
   # padded: one per row | packed: as many as fit | shared: one copy of the prompt for its group, too
   c.learner.layout = "padded"
@@ -127,7 +132,7 @@ def get_config() -> config_dict.ConfigDict:
   c.learner.remat = "none"
   c.learner.offload_optimizer = False  # Adam's moments rest in the host's memory between updates
   c.learner.learning_rate = 3e-4
-  c.learner.warmup_steps = 0  # linear from 0
+  c.learner.warmup_steps = 0  # linear from 0, in steps
   c.learner.schedule = "constant"  # constant | cosine (to 0 at the last step)
   c.learner.adam_b1 = 0.9
   c.learner.adam_b2 = 0.99

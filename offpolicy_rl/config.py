@@ -73,6 +73,11 @@ def _check_keys_and_types(values: dict) -> None:
       raise ConfigError(f"{key}: got {value!r:.100}, expected {kind.__name__}")
 
 
+def batch_parts(learner: config_dict.ConfigDict) -> int:
+  """Parts that a batch is laid out in: those of one update, for each minibatch."""
+  return learner.minibatches * learner.microbatches
+
+
 def _objective_relations(c, rows_per_part: int) -> list[tuple[bool, str]]:
   """The same for what the objective asks of the rest."""
   objective = objective_choices(c)
@@ -80,7 +85,8 @@ def _objective_relations(c, rows_per_part: int) -> list[tuple[bool, str]]:
     (
       not objective.couples_rows or rows_per_part % c.learner.group_size == 0,
       f"learner.microbatches: got {c.learner.microbatches}, expected a divisor of "
-      f"learner.prompts_per_step = {c.learner.prompts_per_step}: "
+      f"learner.prompts_per_step / learner.minibatches = {c.learner.prompts_per_step} / "
+      f"{c.learner.minibatches}: "
       f"objective.fn = {objective.fn} needs whole groups",
     ),
     (
@@ -179,7 +185,7 @@ def _relations(c) -> list[tuple[bool, str]]:
   """Conditions between keys: (holds, what to say when it does not)."""
   rows = c.learner.prompts_per_step * c.learner.group_size
   shards = c.mesh.data * c.mesh.fsdp * c.mesh.expert
-  micro = c.learner.microbatches
+  parts = batch_parts(c.learner)
   longest = c.task.max_prompt_tokens + c.task.max_completion_tokens
   vocab_size = catalog.of(c.task).vocabulary.size
   own = dict(c.model) | {"vocab_size": vocab_size, "num_experts": 0, "expert_width": 0}
@@ -191,12 +197,18 @@ def _relations(c) -> list[tuple[bool, str]]:
     ),
     *([] if c.model.checkpoint else architecture_relations(c, own)),
     (
-      rows % (micro * shards) == 0,
-      f"mesh.data, mesh.fsdp, mesh.expert, learner.microbatches: got {c.mesh.data} x "
-      f"{c.mesh.fsdp} x {c.mesh.expert} x {micro}, expected a divisor of the {rows} rows of a "
-      "batch (prompts_per_step x group_size)",
+      c.learner.prompts_per_step % c.learner.minibatches == 0,
+      f"learner.minibatches: got {c.learner.minibatches}, expected a divisor of "
+      f"learner.prompts_per_step = {c.learner.prompts_per_step}: groups stay whole",
     ),
-    *_objective_relations(c, rows // micro),
+    (
+      rows % (parts * shards) == 0,
+      "mesh.data, mesh.fsdp, mesh.expert, learner.minibatches, learner.microbatches: got "
+      f"{c.mesh.data} x {c.mesh.fsdp} x {c.mesh.expert} x {c.learner.minibatches} x "
+      f"{c.learner.microbatches}, expected a divisor of the {rows} rows of a batch "
+      "(prompts_per_step x group_size)",
+    ),
+    *_objective_relations(c, rows // parts),
     *_layout_relations(c),
     (
       c.warm_start.rows % shards == 0,

@@ -138,6 +138,8 @@ KEYS = {
   "learner.prompts_per_step": _at_least(1),
   "learner.max_refills": _at_least(0),
   "learner.group_size": _at_least(2),  # every advantage compares with the group
+  "learner.minibatches": _at_least(1),
+  "learner.epochs": _at_least(1),
   "learner.microbatches": _at_least(1),
   "learner.layout": _one_of(*packing.LAYOUTS),
   "learner.row_tokens": _at_least(0),

@@ -24,6 +24,13 @@ class StepChoices:
   temperature: float
   logprob_chunk: int = 0  # columns whose logits exist at a time; 0 = all
   shown: int = 0  # completions whose log-probabilities are among the metrics
+  minibatches: int = 1  # consecutive parts of a batch, whole groups each, with one update each
+  epochs: int = 1  # passes over the batch
+
+  @property
+  def updates(self) -> int:
+    """Optimizer updates per batch."""
+    return self.minibatches * self.epochs
 
   def whole(self, params, frozen):
     """All parameters of the policy: the trained ones, on their base where they are adapters."""
@@ -47,45 +54,40 @@ def train_step(
   """Batch -> new state and metrics.
 
   Metrics are scalars, and where choices.shown asks for them `policy_logprobs` [shown, M]: those of
-  the batch's first completions under the policy before the update.
-
-  Advantages and denominators come from the whole batch; its parts are then worked off one after
-  the other and their gradients add up, so the split changes nothing but memory.
+  the batch's first completions under the policy before the step. Where a step makes several
+  updates, the proximal policy is that policy, `loss` and `grad_norm` are means over the updates
+  (a non-finite one stays so), and everything else is about the whole batch before the first.
 
   Args:
+    batch: its parts are worked off one after the other, a minibatch being some of them.
     reference_params: parameters of the frozen initial policy, or None when the objective does not
       look at a reference. Adapters are trained on top of it: then it is always given, and serves
       as base and as reference without a second copy.
   """
-  objective = choices.objective
-  whole = jax.tree.map(_join, batch._replace(rows=None))
-  prepared = objective.prepare(_whole_inputs(whole, None))
+  update = functools.partial(_update, choices, state.step, reference_params)
+  if choices.updates == 1:
+    (params, opt_state), (loss, grad_norm, stats) = update(
+      (state.params, state.opt_state), (batch, None)
+    )
+  else:
+    stats = _stats_before(choices, state.params, batch, reference_params)
+    split = lambda x: x.reshape(choices.minibatches, -1, *x.shape[1:])
+    minibatches = jax.tree.map(split, (batch, stats.logprobs))
 
-  def part_loss(params, part):
-    """(the part's share of the loss, its TokenStats)."""
-    part, part_prepared = part
-    stats = choices.token_stats(choices.whole(params, reference_params), part)
-    inputs = _loss_inputs(choices, part, stats.logprobs, reference_params, state.step)
-    return objective.loss(inputs, part_prepared), stats
+    def epoch(carry, _):
+      """One update after the other; keeps their losses and norms."""
+      return jax.lax.scan(lambda c, part: _without_stats(update(c, part)), carry, minibatches)
 
-  def add_part(gradients, part):
-    """Adds the gradient of one part; keeps its loss and stats."""
-    (loss, stats), gradient = jax.value_and_grad(part_loss, has_aux=True)(state.params, part)
-    return jax.tree.map(jnp.add, gradients, gradient), (loss, stats)
-
-  split = lambda x: x.reshape(*batch.rewards.shape, *x.shape[1:])
-  zeros = jax.tree.map(jnp.zeros_like, state.params)
-  parts = (batch, jax.tree.map(split, prepared))
-  gradients, (losses, stats) = jax.lax.scan(add_part, zeros, parts)
-  stats = jax.tree.map(_join, stats)
-
-  updates, opt_state = choices.optimizer.update(gradients, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+    carry = (state.params, state.opt_state)
+    (params, opt_state), found = jax.lax.scan(epoch, carry, length=choices.epochs)
+    loss, grad_norm = jax.tree.map(jnp.mean, found)
+  whole, stats = jax.tree.map(_join, (batch._replace(rows=None), stats))
+  prepared = choices.objective.prepare(_whole_inputs(whole, None))
   metrics = {
-    "loss": jnp.sum(losses),
-    "grad_norm": optax.global_norm(gradients),
+    "loss": loss,
+    "grad_norm": grad_norm,
     "entropy": masked.masked_mean(stats.entropy, whole.loss_mask),
-    **objective.metrics(_whole_inputs(whole, stats.logprobs), prepared),
+    **choices.objective.metrics(_whole_inputs(whole, stats.logprobs), prepared),
     **_batch_metrics(whole, stats, state.step),
     "tokens": jnp.sum(batch.rows.segments > 0),
     "filled_fraction": jnp.mean(batch.rows.segments > 0),
@@ -93,6 +95,52 @@ def train_step(
   if choices.shown:  # in every process of a learner: small, and one of them writes it down
     metrics["policy_logprobs"] = sharding.constrain(stats.logprobs[: choices.shown])
   return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _update(choices: StepChoices, version, reference_params, carry, minibatch):
+  """((params, opt_state), (batch, lq or None)) -> the same after one update, and what it was like.
+
+  Advantages and denominators come from the whole minibatch; its parts are then worked off one after
+  the other and their gradients add up, so the split changes nothing but memory.
+  """
+  (params, opt_state), (batch, proximal) = carry, minibatch
+  objective = choices.objective
+  whole = jax.tree.map(_join, batch._replace(rows=None))
+  if choices.minibatches > 1:
+    whole = whole._replace(group_ids=masked.renumbered(whole.group_ids))
+    batch = batch._replace(group_ids=whole.group_ids.reshape(batch.group_ids.shape))
+  prepared = objective.prepare(_whole_inputs(whole, None))
+
+  def part_loss(params, part):
+    """(the part's share of the loss, its TokenStats)."""
+    part, part_prepared, part_proximal = part
+    stats = choices.token_stats(choices.whole(params, reference_params), part)
+    inputs = _loss_inputs(choices, part, stats.logprobs, reference_params, version, part_proximal)
+    return objective.loss(inputs, part_prepared), stats
+
+  def add_part(gradients, part):
+    """Adds the gradient of one part; keeps its loss and stats."""
+    (loss, stats), gradient = jax.value_and_grad(part_loss, has_aux=True)(params, part)
+    return jax.tree.map(jnp.add, gradients, gradient), (loss, stats)
+
+  split = lambda x: x.reshape(*batch.rewards.shape, *x.shape[1:])
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  parts = (batch, jax.tree.map(split, prepared), proximal)
+  gradients, (losses, stats) = jax.lax.scan(add_part, zeros, parts)
+  updates, opt_state = choices.optimizer.update(gradients, opt_state, params)
+  params = optax.apply_updates(params, updates)
+  return (params, opt_state), (jnp.sum(losses), optax.global_norm(gradients), stats)
+
+
+def _without_stats(updated):
+  carry, (loss, grad_norm, _) = updated
+  return carry, (loss, grad_norm)
+
+
+def _stats_before(choices: StepChoices, params, batch: types.Batch, reference_params):
+  """TokenStats [P, N, M] of every part, in a forward pass of its own."""
+  whole = choices.whole(params, reference_params)
+  return jax.lax.map(lambda part: choices.token_stats(whole, part), batch)
 
 
 def supervised_step(
@@ -152,17 +200,21 @@ def compile_step(choices: StepChoices, state_shardings):
 
 
 def _loss_inputs(
-  choices: StepChoices, part: types.Batch, logprobs, reference_params, version
+  choices: StepChoices, part: types.Batch, logprobs, reference_params, version, before
 ) -> LossInputs:
-  """A part's inputs, with the log-probs of further policies where the objective asks."""
+  """A part's inputs, with the log-probs of further policies where the objective asks.
+
+  `before`: those of the policy before the step's first update; None where this is the first.
+  """
   wanted = choices.objective.choices
   inputs = _whole_inputs(part, logprobs)
   if wanted.needs_reference:
     stats = choices.reference().token_stats(reference_params, part)
     inputs = inputs._replace(reference_logprobs=jax.lax.stop_gradient(stats.logprobs))
   if wanted.needs_proximal:
+    before = logprobs if before is None else before
     proximal = ratios.proximal_logprobs(
-      wanted.proximal, logprobs, part.sampler_logprobs, part.versions, version
+      wanted.proximal, before, part.sampler_logprobs, part.versions, version
     )
     inputs = inputs._replace(proximal_logprobs=proximal)
   return inputs

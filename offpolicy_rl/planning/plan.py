@@ -95,7 +95,7 @@ def advice(
       found.append("learner.remat=full: layers keep their input only")
     if not settings.logprob_chunk:
       found.append("learner.logprob_chunk=256: the logits of a row never exist at once")
-    if settings.microbatches * shards * 2 <= rows:
+    if config_lib.batch_parts(settings) * shards * 2 <= rows:
       found.append(f"learner.microbatches={2 * settings.microbatches}: half the rows at a time")
     if config.mesh.data > 1:
       found.append(f"mesh.fsdp={config.mesh.fsdp * config.mesh.data}, mesh.data=1: state is split")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
@@ -44,7 +45,7 @@ def train(config, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Pr
   choices = parts.step_choices(config, model, mesh)
   groups = _longest_groups(config)
   limits = parts.limits(config, group_size=config.learner.group_size)
-  batch = batching.make_batch(groups, limits, config.learner.microbatches)
+  batch = batching.make_batch(groups, limits, config_lib.batch_parts(config.learner))
   place = lambda x: _struct(x, sharding.batch_sharding(mesh, x.ndim))
   shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
   state = jax.tree.map(_struct, state_lib.shapes(choices.model, choices.optimizer), shardings)
@@ -55,7 +56,8 @@ def train(config, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Pr
   arguments = (state, jax.tree.map(place, batch), reference)
   work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
   jitted = step.compile_step(choices, shardings)
-  return _compiled("train step", jitted, arguments, mesh, capacity, cost.train_flops(model, work))
+  flops = cost.train_flops(model, work) * choices.epochs
+  return _compiled("train step", jitted, arguments, mesh, capacity, flops)
 
 
 def decode(config, model: decoder.DecoderConfig, devices, capacity: int) -> Program:

@@ -86,14 +86,14 @@ class Learner:
       groups = self.front.book.take(ids, timeout=0.5)
     started = time.perf_counter()
     limits = parts.limits(self.config, group_size=settings.group_size)
-    batch = batching.make_batch(groups, limits, settings.microbatches)
+    batch = batching.make_batch(groups, limits, config_lib.batch_parts(settings))
     versions = frozenset(np.unique(batch.versions).tolist()) - {types.NO_VERSION}
     placed = self._share(at_step, batch, versions)
     found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
     if self.refills is not None:
       found |= self.refills.metrics(at_step)
     work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
-    found["flops"] = cost.train_flops(model, work)
+    found["flops"] = cost.train_flops(model, work) * settings.epochs
     found["seconds/assembling"] = time.perf_counter() - started
     return loop.Consumed(placed, versions, groups, found)
 

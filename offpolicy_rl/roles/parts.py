@@ -148,10 +148,11 @@ def step_choices(config, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh) 
       shares_prompts=learner.layout == packing.SHARED,
     ),
   )  # fmt: skip
+  updates = learner.minibatches * learner.epochs
   optimizer = state_lib.make_optimizer(
     learning_rate=learner.learning_rate,
-    num_steps=learner.steps,
-    warmup_steps=learner.warmup_steps,
+    num_steps=learner.steps * updates,
+    warmup_steps=learner.warmup_steps * updates,
     schedule=learner.schedule,
     adam=(learner.adam_b1, learner.adam_b2, learner.adam_eps),
     weight_decay=learner.weight_decay,
@@ -165,6 +166,8 @@ def step_choices(config, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh) 
     temperature=config.sampler.temperature,
     logprob_chunk=learner.logprob_chunk,
     shown=learner.group_size,
+    minibatches=learner.minibatches,
+    epochs=learner.epochs,
   )
 
 
