@@ -15,8 +15,8 @@ def gap(numerator: jax.Array, denominator: jax.Array, loss_mask: jax.Array) -> j
   return jnp.where(loss_mask, numerator - denominator, 0.0)
 
 
-# Beyond these float32 overflows: in a ratio, its square (gradient norms are made of squares), and in
-# 0 * -inf. No estimate is worth such a weight.
+# Beyond these float32 overflows: the square of a ratio, as in the norm of a gradient; and 0 * -inf
+# is NaN. No estimate is worth such a weight.
 MOST_LOG_RATIO = 20.0
 LEAST_LOGPROB = -1e4
 

@@ -1,0 +1,137 @@
+"""What objectives reduce to: gradients of presets against those of what they are said to be."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offpolicy_rl import losses
+from offpolicy_rl.losses import reductions
+
+GROUPS, GROUP, LENGTH = 16, 4, 6
+SETTINGS = {
+  "one update": reductions.Setting(),
+  "several updates": reductions.Setting(updates=4),
+  "on-policy": reductions.Setting(on_policy=True),
+}
+# Beside the presets: choices with which a clip, a bound or a scale does or does not matter.
+VARIANTS = (
+  ("tis", {"correction_high": 1.28}),
+  ("tis", {"correction": "seq_truncate"}),
+  ("tis", {"dual_clip": 0.5}),
+  ("tis", {"ratio_max": 0.5}),
+  ("tis", {"opsm_delta": 0.05}),
+  ("tis", {"level": "sequence", "correction": "token_mask", "correction_high": 1.1}),
+  ("tis", {"correction_low": 1.05}),
+  ("decoupled_ppo", {"proximal": "current"}),
+  ("cispo", {"weight_high": 2.0}),
+  ("cispo", {"weight_high": 0.9}),
+  ("cispo", {"weight_high": 2.0, "level": "sequence"}),
+  ("aipo", {"anchor": "proximal"}),
+  ("sapo", {"anchor": "proximal", "correction": "token_truncate", "correction_high": 1.1}),
+  ("prime_dppo", {"anchor": "proximal"}),
+  ("prime_double_mask", {"anchor": "proximal"}),
+  ("minirl", {"correction": "none", "shift": 0.1}),
+  ("beta_shift", {"kappa": 0.0}),
+  ("beta_shift", {"kappa": 1.0, "beta": 0.1, "anchor": "proximal"}),
+  ("kimi", {"anchor": "proximal", "kl_coef": 0.1}),
+  ("kimi", {"kl_coef": 0.1}),
+  ("beta_shift", {"kappa": 0.0, "kl_coef": 0.5}),
+  ("beta_shift", {"kappa": 0.5, "shift": 0.05}),
+  ("beta_shift", {"log_ratio": "mean", "anchor": "proximal"}),
+  ("reinforce", {"aggregation": "constant"}),
+  ("reinforce", {"kl_coef": 0.1}),
+  ("rloo", {"kl_coef": 0.1}),
+  ("rloo", {"shift": 0.1}),
+  ("asymre", {"shift": 0.0, "kappa": 1.0}),
+  ("gspo", {"anchor": "proximal", "correction": "token_truncate", "correction_high": 1.1}),
+)
+
+
+def cases() -> list[losses.Choices]:
+  wide = {"geo_mask": {"correction_low": 0.4, "correction_high": 2.5}}  # else nothing is left
+  presets = [(name, wide.get(name, {})) for name in sorted(losses.PRESETS)]
+  return [
+    losses.choose(name, **{"group_size": GROUP, "max_tokens": LENGTH} | changed)
+    for name, changed in (*presets, *VARIANTS)
+  ]
+
+
+def inputs_of(setting: reductions.Setting, seed: int) -> losses.LossInputs:
+  """Groups of four rows; the last group has equal rewards."""
+  rng = np.random.default_rng(seed)
+  shape = (GROUPS * GROUP, LENGTH)
+  policy = -rng.exponential(1.0, shape)
+  spread = np.tile([[0.05], [0.5], [1.0], [3.0]], (GROUPS, 1))  # of rows, so that every bound binds
+  near = lambda: np.minimum(policy + rng.normal(0, spread, shape), -1e-3)
+  return losses.LossInputs(
+    policy_logprobs=policy,
+    sampler_logprobs=policy if setting.on_policy else near(),
+    loss_mask=np.arange(LENGTH) < rng.integers(1, LENGTH + 1, (GROUPS * GROUP, 1)),
+    rewards=np.append(rng.normal(size=(GROUPS - 1) * GROUP), np.ones(GROUP)),
+    group_ids=np.repeat(np.arange(GROUPS), GROUP),
+    reference_logprobs=near(),
+    proximal_logprobs=policy if setting.updates == 1 else near(),
+    values=rng.normal(size=GROUPS * GROUP),
+  )
+
+
+def gradient(choices: losses.Choices, x: losses.LossInputs, setting) -> np.ndarray:
+  """With the proximal policy that the learner would give: the log-linear one is half way here."""
+  if choices.proximal == "loglinear":
+    x = x._replace(proximal_logprobs=(x.sampler_logprobs + x.policy_logprobs) / 2)
+  with jax.enable_x64(True):
+    objective = losses.objective(choices)
+    x = losses.LossInputs(*(None if v is None else jnp.asarray(v) for v in x))
+    prepared = objective.prepare(x)
+    loss = lambda policy: objective.loss(x._replace(policy_logprobs=policy), prepared)
+    return np.asarray(jax.grad(loss)(x.policy_logprobs))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_reduced_choices_have_the_same_gradient_and_only_they(name):
+  setting, found = SETTINGS[name], cases()
+  data = [inputs_of(setting, seed) for seed in (0, 1)]
+  made = [reductions.reduced(choices, setting) for choices in found]
+  gradients = [np.stack([gradient(c, x, setting) for x in data]) for c in found]
+  for choices, (simple, factor), expected in zip(found, made, gradients, strict=True):
+    again = np.stack([gradient(simple, x, setting) for x in data])
+    np.testing.assert_allclose(
+      factor * again, expected, rtol=1e-9, atol=1e-12, err_msg=str(choices)
+    )
+  for a, b in itertools.combinations(range(len(found)), 2):
+    direction = [g / np.linalg.norm(g) for g in (gradients[a], gradients[b])]
+    same = np.allclose(*direction, rtol=1e-9, atol=1e-12)
+    assert same == (made[a].choices == made[b].choices), (made[a].choices, made[b].choices)
+
+
+def names(groups) -> set[frozenset[str]]:
+  return {frozenset(name for name, _ in group) for group in groups}
+
+
+def test_presets_that_coincide():
+  """By hand, from their formulas: vargrad is copg times 2 beta, cispo has another cap than tis."""
+  presets = [losses.choose(c, group_size=GROUP, max_tokens=9) for c in losses.PRESETS.values()]
+  always = {frozenset({"copg", "vargrad"}), frozenset({"reinforce", "rloo"})}
+  assert names(reductions.coinciding(presets, SETTINGS["several updates"])) == always
+  assert names(reductions.coinciding(presets)) == always
+  [[(_, one), (_, other)]] = [
+    g for g in reductions.coinciding(presets) if {n for n, _ in g} == {"copg", "vargrad"}
+  ]
+  assert {one, other} == {1.0, 2 * losses.PRESETS["vargrad"].beta}
+  on_policy = names(reductions.coinciding(presets, SETTINGS["on-policy"]))
+  assert any({"reinforce", "rloo", "copg", "dr_grpo", "minirl"} <= group for group in on_policy)
+  assert any({"cispo", "tis", "dual_clip", "decoupled_ppo"} <= group for group in on_policy)
+
+
+@pytest.mark.parametrize(("updates", "same"), [(1, True), (2, False)])
+def test_tis_is_cispo_at_equal_cap_as_long_as_nothing_clips(updates, same):
+  pair = [losses.choose("tis", correction_high=1.28), losses.choose("cispo")]
+  assert bool(reductions.coinciding(pair, reductions.Setting(updates))) == same
+
+
+def test_a_function_of_ones_own_is_not_judged():
+  own = losses.choose("tis", fn="my_module:my_function")
+  assert reductions.reduced(own) == (own, 1.0)
