@@ -43,10 +43,11 @@ class Entry:
   values: tuple = ()
 
 
+# No two have the same gradient at any of their values: with one update per batch, as here, `tis` is
+# `cispo` with another cap.
 ENTRIES = (
   Entry("grpo", "grpo", {}, "clip", (0.1, 0.2, 0.4, 0.8)),
   Entry("dapo", "dapo", {}, "clip_high", (0.2, 0.28, 0.5, 1.0)),
-  Entry("tis", "tis", {}, "correction_high", (1.0, 2.0, 5.0, 20.0)),
   Entry("decoupled_ppo", "decoupled_ppo", {}, "correction_high", (2.0, 5.0, 20.0, 100.0)),
   Entry("cispo", "cispo", {}, "weight_high", (1.28, 2.0, 5.0, 20.0)),
   Entry("topr", "topr", {}, ""),

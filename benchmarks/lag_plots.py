@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from offpolicy_rl.sweep.summary import mean_and_half_width
 
 FAMILIES = {
-  "with importance ratios": ("grpo", "dapo", "tis", "decoupled_ppo", "cispo", "topr"),
+  "with importance ratios": ("grpo", "dapo", "decoupled_ppo", "cispo", "topr"),
   "without ratios": ("reinforce", "asymre", "copg", "oapl", "mean", "shift_1", "shift_1_auto"),
   "baselines and shifts": (
     "oapl_coupled", "oapl_coupled_loo", "shift_-1", "mean", "shift_0.5", "shift_1", "shift_2",
   ),
 }  # fmt: skip
-CURVES = ("grpo", "tis", "reinforce", "oapl", "oapl_coupled", "mean", "shift_1")
+CURVES = ("grpo", "cispo", "reinforce", "oapl", "oapl_coupled", "mean", "shift_1")
 _COLORS = ("#3266ad", "#c4622d", "#3d8a52", "#8a5aa8", "#b2373f", "#6b6b6b", "#1a9c9c")
 
 

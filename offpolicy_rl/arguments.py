@@ -187,6 +187,7 @@ def _add_files(roles, both: argparse.ArgumentParser) -> None:
   given.add_argument("--to", required=True, metavar="DIR", help="where to put it")
   given.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors")
   explain = roles.add_parser("explain", parents=[both], help="the target that an objective induces")
+  explain.add_argument("--config", help="experiment card (default: configs/base.py)")
   explain.add_argument("--rewards", help="of one group, e.g. 0,0,1,1: computes the target")
   explain.add_argument("--objective", help="a preset (without --rewards: shows its choices)")
   explain.add_argument("--beta", type=float, help="temperature (default: the preset's)")

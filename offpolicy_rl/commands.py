@@ -147,19 +147,21 @@ def export(arguments, _) -> int:
 
 def explain(arguments, assignments) -> int:
   """Objectives and the targets that they induce."""
-  section = config_lib.config_dict.ConfigDict({"objective": config_lib.objective_section()})
-  config_lib.override(section, [arguments_lib.key_and_text(a) for a in assignments])
-  given = section.objective.to_dict() | {"name": arguments.objective or "beta_shift"}
+  config = config_lib.load(arguments.config) if arguments.config else config_lib.base()
+  if arguments.objective:
+    config.objective.name = arguments.objective
   if arguments.beta is not None:
-    given["beta"] = arguments.beta
-  from offpolicy_rl import explain as target
-  from offpolicy_rl import losses  # imports JAX
+    config.objective.beta = arguments.beta
+  config_lib.override(config, [arguments_lib.key_and_text(a) for a in assignments])
+  choices = config_lib.objective_choices(config)
+  from offpolicy_rl import explain as target  # imports JAX
 
   if not arguments.rewards:
+    known, setting = config_lib.presets(config), config_lib.reduction_setting(config)
     if arguments.objective:
-      target.card(losses.PRESETS.get(arguments.objective) or losses.choose(arguments.objective))
+      target.card(choices, known, setting)
     else:
-      target.presets()
+      target.presets(known, setting)
     return 0
   try:
     rewards = [float(text) for text in arguments.rewards.split(",")]
@@ -167,7 +169,6 @@ def explain(arguments, assignments) -> int:
     raise config_lib.ConfigError(
       f"--rewards: got {arguments.rewards!r}, expected numbers such as 0,0,1,1"
     ) from None
-  choices = losses.choose(**given)
   own, targets = target.explain(rewards, choices)
   target.show(rewards, own, targets, choices.beta)
   if arguments.png:

@@ -10,16 +10,24 @@ from ml_collections import config_dict
 
 from offpolicy_rl import losses
 from offpolicy_rl.config_keys import KEYS
-from offpolicy_rl.config_text import ConfigError, flatten, from_json, load, override, to_json
-from offpolicy_rl.losses import group_regime
+from offpolicy_rl.config_text import (
+  ConfigError,
+  base,
+  flatten,
+  from_json,
+  load,
+  override,
+  to_json,
+)
+from offpolicy_rl.losses import group_regime, reductions
 from offpolicy_rl.replay import lag, packing
 from offpolicy_rl.tasks import catalog
 from offpolicy_rl.transport import bounds
 
 __all__ = [
-  "ConfigError", "architecture_relations", "check_data", "check_resume", "flatten", "from_json",
-  "load", "objective_choices", "objective_section", "override", "require", "to_json", "validate",
-  "warnings",
+  "ConfigError", "architecture_relations", "base", "batch_parts", "check_data", "check_resume",
+  "flatten", "from_json", "load", "objective_choices", "objective_section", "override", "presets",
+  "reduction_setting", "require", "to_json", "validate", "warnings",
 ]  # fmt: skip
 
 
@@ -135,6 +143,26 @@ def objective_choices(config: config_dict.ConfigDict) -> losses.Choices:
   }
   given |= {key: value for key, value in known.items() if given[key] is None}
   return losses.choose(**given)
+
+
+def presets(config: config_dict.ConfigDict) -> list[losses.Choices]:
+  """Every preset as this configuration would use it: its lengths and group size, nothing else."""
+  known = {"max_tokens": config.task.max_completion_tokens, "group_size": config.learner.group_size}
+  return [losses.choose(name, **known) for name in losses.PRESETS]
+
+
+def reduction_setting(config: config_dict.ConfigDict) -> reductions.Setting:
+  """Which ratios are 1 in this run; the sampler's only where it computes what the learner does."""
+  sampler = config.sampler
+  same_numbers = (
+    config.transport.weights_dtype == "float32"
+    and not sampler.int8_weights
+    and (sampler.top_k, sampler.top_p, sampler.min_p) == (0, 1.0, 0.0)
+  )
+  return reductions.Setting(
+    updates=config.learner.minibatches * config.learner.epochs,
+    on_policy=same_numbers and config.lag.max_lag == 0 and config.lag.mode != lag.REPLAY,
+  )
 
 
 def _tensor_relations(model: dict, key: str, tensor: int) -> list[tuple[bool, str]]:
@@ -307,6 +335,7 @@ def warnings(config: config_dict.ConfigDict) -> list[str]:
       "from a truncated distribution, the learner's log-probabilities are of the full one: every "
       "log-ratio has a bias (mismatch/max shows it)"
     )
+  found.append(_inert_ratio(objective, reduction_setting(config)))
   if objective.fn == "regression" and objective.advantage in group_regime.BASELINES:
     found.append(
       group_regime.regime_warning(
@@ -315,3 +344,15 @@ def warnings(config: config_dict.ConfigDict) -> list[str]:
       )
     )  # fmt: skip
   return [warning for warning in found if warning]
+
+
+def _inert_ratio(objective: losses.Choices, setting: reductions.Setting) -> str | None:
+  """What remains of an objective whose ratio to the proximal policy is always 1."""
+  if setting.updates > 1 or objective.anchor != "proximal" or objective.proximal != "current":
+    return None
+  simple = reductions.reduced(objective, setting._replace(on_policy=False)).choices
+  return (
+    f"objective.name: {objective.name} with one update per batch: the policy is its own proximal "
+    "policy, so a clip or mask of their ratio never acts and the gradient is that of "
+    f"{reductions.in_words(simple)}; learner.epochs or learner.minibatches above 1 make more"
+  )

@@ -16,24 +16,39 @@ from rich.console import Console
 from rich.table import Table
 
 from offpolicy_rl import losses
-from offpolicy_rl.losses import advantages, induced_target
+from offpolicy_rl.losses import advantages, induced_target, reductions
 
 # Sign of log E exp(A/beta) -> what it is called and means.
 _REGIMES = {1: "positive: pessimistic", 0: "boundary: exponential tilt", -1: "negative: sharper"}
 
 
-def presets() -> None:
-  """Prints every preset with its formula."""
+def presets(known: list[losses.Choices], setting: reductions.Setting) -> None:
+  """Prints every preset with its formula, and which of them coincide in a setting."""
   table = Table(box=box.SIMPLE)
   table.add_column("objective.name", no_wrap=True)
   table.add_column("loss (symbols: losses/choices.py)")
-  for name, choices in sorted(losses.PRESETS.items()):
-    table.add_row(name, choices.formula)
-  Console().print(table)
+  for choices in sorted(known, key=lambda choices: choices.name):
+    table.add_row(choices.name, choices.formula)
+  console = Console(highlight=False)
+  console.print(table)
+  for group in reductions.coinciding(known, setting):
+    console.print(
+      f"The same gradient with {_in_words(setting)}, up to a constant factor: "
+      + ", ".join(name for name, _ in group),
+      markup=False,
+    )
 
 
-def card(choices: losses.Choices) -> None:
-  """Prints where an objective comes from and every choice in which it differs from the defaults."""
+def _in_words(setting: reductions.Setting) -> str:
+  updates = "one update" if setting.updates == 1 else f"{setting.updates} updates"
+  return f"{updates} per batch" + (", on-policy" if setting.on_policy else "")
+
+
+def card(choices: losses.Choices, known: list[losses.Choices], setting: reductions.Setting) -> None:
+  """Prints where an objective comes from and every choice in which it differs from the defaults.
+
+  Then what it reduces to in a setting, and which presets (`known`) are the same there.
+  """
   console = Console(highlight=False)
   console.print(f"[bold]{choices.name}[/bold]   {choices.formula}", markup=True)
   console.print(f"source: {choices.source}", markup=False)
@@ -41,8 +56,19 @@ def card(choices: losses.Choices) -> None:
     console.print(f"differs: {choices.differs}", markup=False)
   for field in losses.choices.OVERRIDABLE:
     value = getattr(choices, field.name)
-    if field.name != "name" and (value != field.default or field.name == "fn"):
+    is_choice = field.name not in ("name", "group_size", "max_tokens")
+    if is_choice and (value != field.default or field.name == "fn"):
       console.print(f"  --config.objective.{field.name}={value}", markup=False)
+  made = reductions.reduced(choices, setting)
+  same = []
+  if made.choices.fn != choices.fn or made.choices.weight != choices.weight:
+    same.append(f"that of {reductions.in_words(made.choices)}")
+  for other in known:
+    simple = reductions.reduced(other, setting)
+    if other.name != choices.name and simple.choices == made.choices:
+      same.append(f"{made.factor / simple.factor:.4g} times that of {other.name}")
+  if same:
+    console.print(f"With {_in_words(setting)} its gradient is " + ", ".join(same), markup=False)
 
 
 @dataclasses.dataclass(frozen=True)

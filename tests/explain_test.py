@@ -35,6 +35,20 @@ def test_every_preset_has_a_card_whose_flags_rebuild_it(capsys, name):
   assert {s.split("=")[0].rpartition(".")[2] for s in shown} == {"fn", *different}
 
 
+def test_it_says_which_presets_coincide_and_what_an_objective_reduces_to(capsys):
+  words = lambda *arguments: " ".join(run(capsys, *arguments)[1].split())
+  assert "with one update per batch, up to a constant factor: copg, vargrad" in words()
+  plain = "policy_gradient (advantage=std, weight=truncate, weight_high=1.28, aggregation=token_"
+  capped = ("--objective=tis", "--config.objective.correction_high=1.28")
+  said = words(*capped)
+  assert f"With one update per batch its gradient is that of {plain}mean)" in said
+  assert "1 times that of cispo" in said
+  assert "gradient" not in words(*capped, "--config.learner.epochs=2")
+  on_policy = words("--objective=minirl", "--config.lag.max_lag=0")
+  assert "With one update per batch, on-policy its gradient is" in on_policy
+  assert "1 times that of reinforce" in on_policy
+
+
 def test_targets_of_two_rewards_by_hand():
   """beta_shift, kappa = 1, beta = 1, rewards 0 and 1: A = 0.5, 1.5. Solved here by bisection."""
   own, targets = explain.explain([0.0, 1.0], losses.choose("beta_shift", beta=1.0))

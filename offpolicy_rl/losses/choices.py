@@ -44,7 +44,9 @@ class Choices:
 
   # Whose log-probs the ratio is against.
   anchor: str = "sampler"  # one of ANCHORS
-  proximal: str = "current"  # where lq comes from when not given: "current" | "loglinear"
+  # Where lq comes from when not given: "current", the policy before the step's first update, or
+  # "loglinear", between that and the sampler (ratios.py).
+  proximal: str = "current"
 
   # Regression on the log-ratio.
   beta: float = 0.1  # temperature, in units of reward per nat of u

@@ -6,6 +6,8 @@ else.
 
 from offpolicy_rl.losses.choices import Choices
 
+_ONE_UPDATE = "pi_q is the policy before the step: with one update per batch nothing is clipped"
+
 POLICY_GRADIENT = (
   Choices(
     name="reinforce",
@@ -94,7 +96,8 @@ POLICY_GRADIENT = (
     name="minirl",
     formula="-M sg(pi / mu) (r - rbar) lp; M = 0 where a step along A leaves [0.8, 1.27]",
     source="Stabilizing RL with LLMs (MiniRL), arXiv 2512.01374",
-    differs="the cap of 5 on pi_q / mu is from memory of the paper",
+    differs="the cap of 5 on pi_q / mu is from memory of the paper; with one update per batch M is "
+    "always 1",
     fn="policy_gradient",
     anchor="proximal",
     weight="directional",
@@ -186,7 +189,7 @@ PPO = (
     formula="min(pi_q / mu, 2) * PPO's clip with r = pi / pi_q",
     source="Your efficient RL framework secretly brings you off-policy RL training (Yao et al. "
     "2025), https://fengyao.notion.site/off-policy-rl",
-    differs="pi_q is the policy before the update",
+    differs=_ONE_UPDATE,
     fn="ppo_clip",
     advantage="std",
     anchor="proximal",
@@ -198,7 +201,7 @@ PPO = (
     name="icepop",
     formula="(pi_q / mu inside [0.5, 5], else 0) * PPO's clip with r = pi / pi_q",
     source="Ring-1T (IcePop), arXiv 2510.18855",
-    differs="pi_q is the policy before the update",
+    differs=_ONE_UPDATE,
     fn="ppo_clip",
     advantage="std",
     anchor="proximal",
@@ -211,7 +214,8 @@ PPO = (
     name="mis",
     formula="(product of pi_q / mu over the row where <= 3, else 0) * PPO's clip",
     source="When speed kills stability (Liu, Li et al. 2025, blog); TRL's default",
-    differs="the product, not the geometric mean: long stale rows drop out almost always",
+    differs=f"{_ONE_UPDATE}; the product, not the geometric mean: long stale rows drop out almost "
+    "always",
     fn="ppo_clip",
     advantage="std",
     anchor="proximal",
@@ -223,7 +227,7 @@ PPO = (
     name="geo_mask",
     formula="pi_q / mu of rows whose geometric mean is in [0.999, 1.002], else 0, * PPO's clip",
     source="seq-mask-tis of NeMo-RL and OpenRLHF (2026)",
-    differs="token ratios of kept rows are not bounded, as there",
+    differs=f"{_ONE_UPDATE}; token ratios of kept rows are not bounded, as there",
     fn="ppo_clip",
     advantage="std",
     anchor="proximal",

@@ -50,7 +50,7 @@ def row_mean(x: jax.Array, loss_mask: jax.Array) -> jax.Array:
 def proximal_logprobs(kind: str, policy, sampler, versions, current_version) -> jax.Array:
   """lq [B, T] where nobody computed it.
 
-  current: the policy before the update, lq = sg(lp).
+  `policy`: log-probs of the policy before the step's first update. current: lq = sg(those).
   loglinear: lb + alpha (lp - lb) with alpha = C[0, 1]((v - 1 - v_token) / (v - v_token)) for the
     current version v: AReaL's approximation, which saves a forward pass.
   """

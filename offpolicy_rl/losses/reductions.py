@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from offpolicy_rl.losses.choices import PAIRWISE, Choices
 
+_LABELS = ("name", "formula", "source", "differs")
 _PLAIN = Choices(name="", formula="", source="")
 # Fields that a function of links.py reads; those of advantage, aggregation and KL aside.
 _READ = {
@@ -99,6 +100,14 @@ def coinciding(
     found = reduced(choices, setting)
     groups.setdefault(found.choices, []).append((choices.name, found.factor))
   return [group for group in groups.values() if len(group) > 1]
+
+
+def in_words(choices: Choices) -> str:
+  """The function and every choice that is not the default: "policy_gradient (weight=truncate)"."""
+  fields = [field.name for field in dataclasses.fields(Choices) if field.name not in _LABELS]
+  special = [name for name in fields if getattr(choices, name) != getattr(_PLAIN, name)]
+  listed = ", ".join(f"{name}={getattr(choices, name)}" for name in special if name != "fn")
+  return f"{choices.fn} ({listed})" if listed else choices.fn
 
 
 def _same_as_policy(choices: Choices, setting: Setting) -> set[str]:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from offpolicy_rl import config as config_lib
 from offpolicy_rl import losses
 from offpolicy_rl.losses import reductions
+from tests.conftest import ROOT
 
 GROUPS, GROUP, LENGTH = 16, 4, 6
 SETTINGS = {
@@ -135,3 +137,19 @@ def test_tis_is_cispo_at_equal_cap_as_long_as_nothing_clips(updates, same):
 def test_a_function_of_ones_own_is_not_judged():
   own = losses.choose("tis", fn="my_module:my_function")
   assert reductions.reduced(own) == (own, 1.0)
+
+
+def test_the_page_lists_what_coincides():
+  """The table of losses/README.md, for the sizes of configs/base.py."""
+  text = (ROOT / "offpolicy_rl/losses/README.md").read_text()
+  listed = text.partition("<!-- coinciding -->\n")[2].partition("<!-- end of coinciding -->")[0]
+  assert listed == table()
+
+
+def table() -> str:
+  presets = config_lib.presets(config_lib.base())
+  rows = ["| one update per batch | presets |", "| --- | --- |"]
+  for words, setting in (("any lag", SETTINGS["one update"]), ("on-policy", SETTINGS["on-policy"])):
+    for group in reductions.coinciding(presets, setting):
+      rows.append(f"| {words} | {' '.join(f'`{name}`' for name, _ in group)} |")
+  return "\n".join(rows) + "\n"
