@@ -18,6 +18,15 @@ _DECODER, _EOS_ID = "added_tokens_decoder", "eos_token_id"
 _NAMES = (
   "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
+# What transformers' classes name where tokenizer_config.json has no such key; null is one.
+_OF_CLASSES = {
+  "Gemma": dict(
+    bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<pad>", mask_token="<mask>"
+  ),
+  "GPT2": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+  "Llama": dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>"),
+  "Qwen2": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
+}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Keys of generation_config.json that change what transformers generates. A run samples as its own
 # configuration says. None and these values change nothing.
@@ -46,7 +55,8 @@ class Added(NamedTuple):
 class SpecialTokens(NamedTuple):
   """What the small files say."""
 
-  named: dict[str, str]  # "bos_token" -> its text, ...: variables of chat templates
+  named: dict[str, str]  # "bos_token" -> its text, ...
+  variables: dict[str, str]  # of chat templates: the same, and what transformers takes for granted
   added: list[Added]  # in the order in which they get their ids
   settings: dict  # tokenizer_config.json
 
@@ -96,7 +106,16 @@ def read(files: types.ModelFiles) -> SpecialTokens:
   added.sort(key=lambda a: a.id)
   known = {a.token.content for a in added}
   added += [Added(t, None, SETTINGS) for t in (*named.values(), *extra) if t.content not in known]
-  return SpecialTokens({name: t.content for name, t in named.items()}, added, settings)
+  texts = {name: token.content for name, token in named.items()}
+  return SpecialTokens(texts, _defaults(files.tokenizer, settings) | texts, added, settings)
+
+
+def _defaults(tokenizer: str, settings: dict) -> dict[str, str]:
+  """What the tokenizer's class in transformers names by itself."""
+  kind = str(settings.get("tokenizer_class")).removesuffix("Fast").removesuffix("Tokenizer")
+  if kind == "Llama" and '"ByteLevel"' in tokenizer:
+    return {}  # transformers sees that it is none of Llama's, and takes another class
+  return {key: text for key, text in _OF_CLASSES.get(kind, {}).items() if key not in settings}
 
 
 def _named(found: dict, file: str) -> dict[str, tokenizers.AddedToken]:

@@ -97,7 +97,7 @@ class Tokenizer:
     found = chat.source(self._files, tools=self._arguments.get("tools") is not None)
     if found is None:
       raise TokenizerError("no chat template in the checkpoint; set task.chat=False")
-    return chat.ChatTemplate(found, self._special.named | self._arguments, self._day)
+    return chat.ChatTemplate(found, self._special.variables | self._arguments, self._day)
 
   @property
   def dated(self) -> bool:

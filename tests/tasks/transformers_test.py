@@ -1,0 +1,273 @@
+"""What transformers makes of the same files, byte for byte: chats, ids, texts, special tokens."""
+
+import datetime
+import functools
+import json
+import subprocess
+
+import pytest
+
+from benchmarks import parity
+from offpolicy_rl.tasks import tokenizer
+from tests.conftest import ROOT
+from tests.tasks import small_tokenizers as small
+
+TEMPLATES = ROOT / "tests" / "data" / "chat_templates"
+PUBLISHED = ROOT / "tests" / "data" / "published"
+OWN = ("chatml", "llama3", "mistral", "odd")  # of no published directory below
+
+QUESTIONS = (
+  "How much is 17 + 25?",
+  'Is 3 < 5 & Tom\'s "x" > y? \\n {{ bos_token }} {% if %}',
+  "  two spaces before, and after  \n\n",
+  "naïve 漢字 🙂 e\u0301 \u200d\t\x7f",
+  "",
+  "<|im_end|> </think> <s> <unk> [INST] <start_of_turn>",
+  "12 ab  ab\r\n\n\nthe thethe 1212 \u00a0x",
+  "a <new>  b <s> ab<  c[PAD] E\u0301a Éa</s>",
+)
+
+
+def message(role: str, content) -> dict:
+  return {"role": role, "content": content}
+
+
+CONVERSATIONS = [
+  *([message("user", text)] for text in QUESTIONS),
+  *([message("system", "Be brief.\n"), message("user", text)] for text in QUESTIONS),
+  [
+    message("user", "1+1?"), message("assistant", "<think>\nhm\n</think>\n\n2"),
+    message("user", "And 2+2? "), message("assistant", " 4\n"),
+  ],
+  [
+    message("system", "A"), message("user", "1+1?"), message("assistant", "2"),
+    message("user", "And 2+2?"),
+  ],
+  [message("user", [{"type": "text", "text": " parts "}, {"type": "image"}])],
+  [message("assistant", "I begin."), message("user", "No.")],
+]  # fmt: skip
+TOOL = {
+  "type": "function",
+  "function": {
+    "name": "add", "description": 'Adds & "subtracts" <é>',
+    "parameters": {
+      "type": "object",
+      "properties": {
+        "xs": {"type": "array", "items": {"type": "integer"}}, "b": {"type": "string"},
+      },
+    },
+  },
+}  # fmt: skip
+ARGUMENTS = [
+  {}, {"enable_thinking": False}, {"enable_thinking": True}, {"date_string": "3 Mar 2003"},
+  {"tools": [TOOL]}, {"documents": [{"title": "t", "text": "x"}], "bos_token": "<other>"},
+]  # fmt: skip
+CHATS = [
+  *((chat, {}, opened) for chat in CONVERSATIONS for opened in (True, False)),
+  *((chat, arguments, True) for chat in CONVERSATIONS[6:] for arguments in ARGUMENTS[1:]),
+]
+
+
+def template_of(name: str):
+  """Of a family; Hermes has two, by name."""
+  read = lambda file: (TEMPLATES / f"{file}.jinja").read_text(encoding="utf-8")
+  if name == "hermes":
+    named = {"default": read("chatml"), "tool_use": read("hermes")}
+    return [{"name": key, "template": text} for key, text in named.items()]
+  return read(name)
+
+
+# Directory of published files -> (tokens that are texts, with their ids; template; how texts begin)
+FAMILIES = {
+  "qwen2.5-0.5b-instruct": ({}, "qwen2.5", None),
+  "qwen3-0.6b": ({}, "qwen3", None),
+  "qwen3-30b-a3b": ({}, "hermes", None),
+  "gemma-3-1b-it": ({}, "gemma3", "<bos>"),
+  "gemma-2-2b-it": ({}, "gemma2", "<bos>"),
+  "llama-3.2-1b-instruct": ({}, "phi", "<|begin_of_text|>"),
+  "smollm2-135m-instruct": ({}, "smollm2", None),
+  "deepseek-r1-distill-qwen-1.5b": (
+    {"<｜User｜>": 151644, "<｜Assistant｜>": 151645, "<think>": 151648, "</think>": 151649},
+    "deepseek-r1", "<｜begin▁of▁sentence｜>",
+  ),
+}  # fmt: skip
+R1_SPECIAL = {"<｜end▁of▁sentence｜>": 151643, "<｜begin▁of▁sentence｜>": 151646}
+
+
+def published(folder, name: str):
+  """A directory with the small files of a published model and a small tokenizer."""
+  texts, template, bos = FAMILIES[name]
+  files = {path.stem: json.loads(path.read_text()) for path in (PUBLISHED / name).glob("*.json")}
+  listed = files["tokenizer_config"].get("added_tokens_decoder", {})
+  special = {row["content"]: int(i) for i, row in listed.items() if row["special"]}
+  texts = texts | {row["content"]: int(i) for i, row in listed.items() if not row["special"]}
+  if name.startswith("gemma"):
+    inner = small.sentence_pieces(special, plain=texts)
+  else:
+    inner = small.byte_level(special or R1_SPECIAL, plain=texts, gpt2=name.startswith("smollm"))
+  if bos:
+    small.begin_with(inner, bos)
+  files["tokenizer_config"] |= {"chat_template": template_of(template)}
+  return small.write(folder / name, inner, **files)
+
+
+def made(folder, name: str):
+  """The same of no published model."""
+  special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, "<image>": 4}
+  inner = small.sentence_pieces(special, prefix=True)
+  if name != "mistral":
+    inner = small.byte_level(special)
+  small.begin_with(inner, "<s>")
+  settings = {
+    "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": None,
+    "unk_token": {"__type": "AddedToken", "content": "<unk>"}, "image_token": "<image>",
+    "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "not this one",
+  }  # fmt: skip
+  inner.enable_truncation(5)
+  inner.enable_padding(length=9, pad_id=3, pad_token="<pad>")
+  to = small.write(folder / name, inner, tokenizer_config=settings)
+  (to / tokenizer.TEMPLATE).write_text(template_of(name), encoding="utf-8")
+  return to
+
+
+def flags(content: str, **more) -> dict:
+  return {
+    "content": content, "lstrip": False, "rstrip": False, "single_word": False,
+    "normalized": False, "special": False,
+  } | more  # fmt: skip
+
+
+# The ways in which small files name tokens that tokenizer.json lacks or knows otherwise.
+_PLAIN = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+WAYS = {
+  "listed": {
+    "tokenizer_config": _PLAIN | {
+      "added_tokens_decoder": {
+        "267": flags("<new>", lstrip=True, special=True), "268": flags("ab<", rstrip=True),
+        "269": flags("thethe", single_word=True), "270": flags("Éa", normalized=True),
+      },
+    },
+    "special_tokens_map": {"unk_token": "<unk>"},
+  },
+  "changed": {
+    "tokenizer_config": _PLAIN | {
+      "added_tokens_decoder": {
+        "0": flags("<unk>"), "1": flags("<s>", special=True, rstrip=True), "2": flags("</s>"),
+      },
+    },
+  },
+  "legacy": {
+    "tokenizer_config": {"eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"},
+    "special_tokens_map": {
+      "bos_token": {"content": "<s>", "lstrip": False, "rstrip": False, "normalized": True,
+                    "single_word": False},
+      "extra_special_tokens": ["<new>"], "eos_token": "<pad>",
+    },
+    "added_tokens": {"thethe": 268, "<new>": 267},
+  },
+  "unnamed": {
+    "tokenizer_config": _PLAIN | {
+      "pad_token": "[PAD]", "additional_special_tokens": ["12"], "sep_token": "the",
+    },
+  },
+  "split": {"tokenizer_config": _PLAIN | {"split_special_tokens": True}},
+  "dictionary": {
+    "tokenizer_config": _PLAIN | {"extra_special_tokens": {"image_token": "<image>", "x": "<new>"}},
+  },
+}  # fmt: skip
+
+
+def other_way(folder, name: str):
+  """A directory whose small files name tokens in another way."""
+  special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3}
+  inner = small.begin_with(small.byte_level(special), "<s>")
+  to = small.write(folder / name, inner, **WAYS[name])
+  (to / tokenizer.TEMPLATE).write_text(template_of("chatml"), encoding="utf-8")
+  more = to / "additional_chat_templates"
+  more.mkdir()
+  (more / "tool_use.jinja").write_text("{{ tools | tojson }}", encoding="utf-8")
+  return to
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+  """(directory, what transformers says about it) by name, and the day on which it did."""
+  if not parity.PYTHON.exists():
+    pytest.skip(f"no {parity.PYTHON}: `make test` installs transformers there")
+  folder = tmp_path_factory.mktemp("tokenizers")
+  folders = {name: published(folder, name) for name in FAMILIES}
+  folders |= {name: made(folder, name) for name in OWN}
+  folders |= {name: other_way(folder, name) for name in WAYS}
+  questions = [
+    {"folder": str(folder), "chats": CHATS, "texts": QUESTIONS} for folder in folders.values()
+  ]
+  (folder / "questions.json").write_text(json.dumps(questions))
+  script = ROOT / "tests" / "reference" / "transformers_tokenizers.py"
+  subprocess.run(
+    [parity.PYTHON, script, folder / "questions.json", folder / "answers.json"],
+    check=True, timeout=300,
+  )  # fmt: skip
+  answers = json.loads((folder / "answers.json").read_text())
+  day = datetime.date.fromisoformat(answers["day"])
+  return {
+    name: (functools.partial(tokenizer.Tokenizer, tokenizer.read_files(path), day=day), answer)
+    for (name, path), answer in zip(folders.items(), answers["answers"], strict=True)
+  }
+
+
+def refuses(words, chat, begun) -> bool:
+  """And says where in the template."""
+  with pytest.raises(tokenizer.TokenizerError, match="line [1-9]"):
+    words.chat(chat, opened=begun)
+  return True
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *OWN, *WAYS])
+def test_chats_read_as_transformers_writes_them(told, name):
+  opened, answer = told[name]
+  kinds = {json.dumps(arguments): opened(arguments=arguments) for arguments in ARGUMENTS}
+  rendered = 0
+  for row, text, ids in zip(CHATS, answer["chats"], answer["chat_ids"], strict=True):
+    chat, arguments, begun = row
+    words = kinds[json.dumps(arguments)]
+    if isinstance(text, dict):
+      assert refuses(words, chat, begun), text
+      continue
+    said = words.chat(chat, opened=begun)
+    assert said == text, row
+    assert words.encode(said) == ids
+    rendered += 1
+  assert rendered > len(CHATS) / 4, "too little of the table is about texts"
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *OWN, *WAYS])
+def test_prompts_are_chats_of_one_question(told, name):
+  opened, answer = told[name]
+  for system, arguments in (("", {}), ("Be brief.\n", {"enable_thinking": False})):
+    words = opened(system=system, arguments=arguments)
+    for (chat, given, begun), ids in zip(CHATS, answer["chat_ids"], strict=True):
+      one = [m["role"] for m in chat] == ["system"] * bool(system) + ["user"]
+      if one and begun and given == arguments and chat[-1]["content"] in QUESTIONS:
+        assert isinstance(ids, dict) or words.prompt(chat[-1]["content"]) == ids
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *OWN, *WAYS])
+def test_texts_have_the_ids_that_transformers_gives_them(told, name):
+  opened, answer = told[name]
+  words = opened(chat=False)
+  for text, said in zip(QUESTIONS, answer["texts"], strict=True):
+    assert words.prompt(text) == said["ids"], text
+    assert words.whole_text(said["ids"]) == said["plain"]
+    assert words.spell(said["ids"]) == said["spelled"]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *WAYS])
+def test_special_tokens_of_published_models_are_those_of_transformers(told, name):
+  opened, answer = told[name]
+  names = (*answer["named"], "bos_token", "unk_token", "pad_token", "mask_token", "cls_token")
+  told_of = ", ".join(f"{name} | default('')" for name in names)
+  template = f"{{{{ [{told_of}] | tojson }}}}"
+  [files] = opened.args
+  words = tokenizer.Tokenizer(files._replace(chat_template=template))
+  assert json.loads(words.chat([])) == [answer["named"].get(name, "") for name in names]
+  assert words.eos == answer["eos_id"]
