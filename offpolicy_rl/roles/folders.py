@@ -10,10 +10,15 @@ from etils import epath
 
 
 def copy_matching(source, to: pathlib.Path, patterns: Iterable[str]) -> None:
-  """Copies the files directly in `source`, local or in a bucket, that match one of the patterns."""
+  """Copies the files in `source`, local or in a bucket, that match one of the patterns.
+
+  A pattern is of a file directly in it, or of one in a folder directly in it.
+  """
   for pattern in patterns:
     for path in epath.Path(source).glob(pattern):
-      path.copy(to / path.name)
+      copied = to / pattern.rpartition("/")[0] / path.name
+      copied.parent.mkdir(exist_ok=True)
+      path.copy(copied)
 
 
 def link(name: pathlib.Path, to: pathlib.Path, *, empty: bool) -> None:

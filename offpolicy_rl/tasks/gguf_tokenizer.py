@@ -20,6 +20,13 @@ _NAMED = {
   "unk_token": "unknown_token_id",
   "pad_token": "padding_token_id",
 }
+# Converters call every token that looks like <|this|> a control token. These of Qwen are texts.
+_TEXTS = {
+  "qwen2": {
+    "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
+    "<|file_sep|>",
+  },
+}  # fmt: skip
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, of a turn, of a message
 
 
@@ -73,10 +80,23 @@ def write(file, directory: pathlib.Path) -> None:
   inner.save(str(directory / special_tokens.TOKENIZER))
   _write_json(directory / special_tokens.SETTINGS, named)
   _write_json(directory / special_tokens.GENERATION, generation)
-  template = file.get("tokenizer.chat_template", "")
-  if template:
-    template = special_tokens.expect(template, str, "tokenizer.chat_template")
-    (directory / chat.TEMPLATE).write_text(template, encoding="utf-8")
+  _write_templates(file, directory)
+
+
+def _write_templates(file, directory: pathlib.Path) -> None:
+  """The chat template, and those that have names."""
+  key = "tokenizer.chat_template"
+  wanted = {key: directory / chat.TEMPLATE}
+  for name in special_tokens.expect(file.get(f"{key}s", []), list, f"{key}s"):
+    name = special_tokens.expect(name, str, f"{key}s")
+    if not name.isidentifier():
+      raise TokenizerError(f"{key}s: got {name!r:.80}, expected a name")
+    wanted[f"{key}.{name}"] = directory / chat.MORE_TEMPLATES / f"{name}.jinja"
+  for key, path in wanted.items():
+    template = special_tokens.expect(file.get(key, ""), str, key)
+    if template:
+      path.parent.mkdir(exist_ok=True)
+      path.write_text(template, encoding="utf-8")
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:
@@ -94,10 +114,13 @@ def _bpe(metadata: _Metadata, tokens: list[str]) -> tokenizers.Tokenizer:
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(used, merges))
   except Exception as error:  # tokenizers raises a bare Exception
     raise TokenizerError(f"tokenizer.ggml.merges: {error}") from None
-  inner.normalizer, inner.pre_tokenizer = _splitting(metadata.value("pre", str))
+  pre = metadata.value("pre", str)
+  inner.normalizer, inner.pre_tokenizer = _splitting(pre)
   inner.decoder = tokenizers.decoders.ByteLevel()
   inner.add_tokens([
-    tokenizers.AddedToken(text, special=kind == _CONTROL, normalized=False)
+    tokenizers.AddedToken(
+      text, special=kind == _CONTROL and text not in _TEXTS.get(pre, ()), normalized=False
+    )
     for text, kind in zip(tokens, kinds, strict=True)
     if kind in (_CONTROL, _USER_DEFINED)
   ])  # fmt: skip

@@ -12,6 +12,7 @@ from offpolicy_rl import main, types
 from offpolicy_rl.model import policy, pretrained, sharding
 from offpolicy_rl.sampler import engine, stopping
 from offpolicy_rl.tasks import tokenizer
+from tests.tasks.gguf_tokenizer_test import TEXTS
 
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -55,6 +56,14 @@ def test_it_expects_what_it_is_known_to_expect(smollm2, text):
   for piece, expected in KNOWN[text].items():
     [token] = words.encode(piece)
     assert odds[token] == pytest.approx(expected, abs=0.05), piece
+
+
+def test_it_reads_back_what_it_is_given(smollm2):
+  _, _, words = smollm2
+  for text in (*TEXTS[:3], *TEXTS[5:]):  # those without special tokens
+    assert words.decode(words.encode(text)) == text
+  assert words.ends == (2,) and words.spell([2]) == "<|im_end|>" and words.turn_end == 2
+  assert [words.spell([i]) for i in words.encode("a 17")] == ["a", " ", "1", "7"]
 
 
 def test_it_writes_sensible_text(smollm2):

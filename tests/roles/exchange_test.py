@@ -46,6 +46,42 @@ def test_a_good_checkpoint_is_taken_as_it_is(published, tmp_path, capsys):
   assert "is there already" in capsys.readouterr().err
 
 
+def test_it_says_what_ends_a_completion_and_what_is_not_followed(published, tmp_path):
+  source = copied(published, tmp_path)
+  (source / "generation_config.json").write_text(
+    json.dumps({"eos_token_id": [0, 1], "temperature": 0.7, "top_k": 0, "repetition_penalty": 1.1})
+  )
+  lines = exchange.import_checkpoint(str(source), str(tmp_path / "to")).splitlines()
+  assert lines[1:] == [
+    "  a completion ends with '<|im_end|>' (1), '<|im_start|>' (0)",
+    "  generation_config.json: temperature = 0.7, repetition_penalty = 1.1: not followed, "
+    "sampler.* say how to sample",
+  ]
+  (source / "chat_template.jinja").write_text("{{ messages[0].content }}<|im_start|>")
+  (source / "generation_config.json").unlink()
+  (source / "additional_chat_templates").mkdir()
+  (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+  to = tmp_path / "again"
+  lines = exchange.import_checkpoint(str(source), str(to)).splitlines()
+  assert lines[2:] == [
+    "  the chat template ends a turn with '<|im_start|>', but no file says that it ends a "
+    "completion: see sampler.stop"
+  ]
+  assert json.loads(tokenizer.read_files(to).more_chat_templates) == {"tool_use": "{{ tools }}"}
+  (source / "chat_template.jinja").unlink()
+  (source / "additional_chat_templates" / "tool_use.jinja").unlink()
+  lines = exchange.import_checkpoint(str(source), str(tmp_path / "base")).splitlines()
+  assert lines[2:] == ["  no chat template: set task.chat=False"]
+
+
+def copied(published, tmp_path):
+  source = tmp_path / "source"
+  source.mkdir()
+  for name, data in files(published).items():
+    (source / name).write_bytes(data)
+  return source
+
+
 def test_a_bucket_is_read(published, tmp_path, monkeypatch):
   """`gs://somewhere` stands for a local directory; real storage is etils' business."""
   monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # else past what is replaced here
@@ -70,16 +106,26 @@ def test_a_bucket_is_read(published, tmp_path, monkeypatch):
     (lambda d: (d / "model.safetensors").unlink(), "missing"),
     (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
     (
+      lambda d: (d / "chat_template.jinja").write_text("fine\n{% tools %}"),
+      "chat_template.jinja: line 2: Encountered unknown tag 'tools'",
+    ),
+    (
+      lambda d: (d / "chat_template.jinja").write_text("fine\n\n{{ messages[1].content }}"),
+      "chat_template.jinja: line 3: list object has no element 1",
+    ),
+    (
+      lambda d: (d / "generation_config.json").write_text('{"eos_token_id": [1, 999]}'),
+      "generation_config.json: eos_token_id 999 is no token",
+    ),
+    (lambda d: (d / "special_tokens_map.json").write_bytes(b"\xff"), "no UTF-8 text"),
+    (
       lambda d: (d / "config.json").write_text(json.dumps(LLAMA | {"vocab_size": 100})),
       r"embed_tokens.weight: got BF16 \[264, 64\], expected \[100, 64\]",
     ),
   ],
 )
 def test_a_bad_one_is_refused_and_nothing_is_left(published, tmp_path, change, message):
-  source = tmp_path / "source"
-  source.mkdir()
-  for name, data in files(published).items():
-    (source / name).write_bytes(data)
+  source = copied(published, tmp_path)
   change(source)
   with pytest.raises(ValueError, match=message):
     exchange.import_checkpoint(str(source), str(tmp_path / "to"))
@@ -87,10 +133,7 @@ def test_a_bad_one_is_refused_and_nothing_is_left(published, tmp_path, change, m
 
 
 def test_a_harmless_key_can_be_named_once_and_for_all(published, tmp_path):
-  source = tmp_path / "source"
-  source.mkdir()
-  for name, data in files(published).items():
-    (source / name).write_bytes(data)
+  source = copied(published, tmp_path)
   keys = LLAMA | {"vocab_size": 264, "mup": 1}
   (source / "config.json").write_text(json.dumps(keys))
   exchange.import_checkpoint(str(source), str(tmp_path / "to"), ignore=["mup"])
