@@ -27,6 +27,9 @@ _OF_CLASSES = {
   "Llama": dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>"),
   "Qwen2": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
 }
+_KINDS = {
+  dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false",
+}  # fmt: skip
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Keys of generation_config.json that change what transformers generates. A run samples as its own
 # configuration says. None and these values change nothing.
@@ -73,8 +76,7 @@ def parse(text: str, file: str) -> dict:
 def expect(value, kind: type, where: str):
   """`value`, or TokenizerError when it is no `kind`."""
   if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-    names = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
-    raise TokenizerError(f"{where}: got {value!r:.80}, expected {names[kind]}")
+    raise TokenizerError(f"{where}: got {value!r:.80}, expected {_KINDS[kind]}")
   return value
 
 
