@@ -44,7 +44,8 @@ class DecoderConfig:
   rope_scaling: rope.Scaling | None = None  # of the layers that see everything
   local_layers: tuple[bool, ...] = ()  # per layer: sees only the last `sliding_window` tokens
   sliding_window: int = 0  # tokens, the present one included
-  local_rope_theta: float = 0.0  # of local layers, which are never scaled
+  local_rope_theta: float = 0.0  # of local layers
+  local_rope_scaling: rope.Scaling | None = None
   query_scale: float = 0.0  # of attention scores; 0 = head_dim**-0.5
   attention_softcap: float = 0.0  # scores become cap * tanh(scores / cap); 0 = not
   logit_softcap: float = 0.0  # the same for logits
@@ -381,7 +382,7 @@ def _sights(
   everything = Sight(visible, rope.angles(positions_BxT, turns), segments_BxT, None)
   if not c.local_layers:
     return everything, None
-  turns = rope.frequencies(c.local_rope_theta, c.head_dim, None)
+  turns = rope.frequencies(c.local_rope_theta, c.head_dim, c.local_rope_scaling)
   visible = visible if visible is None else visible & (behind < c.sliding_window)
   return everything, everything._replace(
     visible_BxTxS=visible, angle_BxTxR=rope.angles(positions_BxT, turns)

@@ -1,19 +1,61 @@
 """config.json of a published checkpoint -> the decoder's configuration.
 
-Every key is read, known to be harmless, or refused: a model that computes something slightly else
-would train without an error and never be found out.
+A file means here what it means to transformers 5: with its defaults for keys that are left out, and
+its precedence where two keys say the same. Every key is read, known to be harmless, or refused: a
+model that computes something slightly else would train without an error and never be found out.
 """
 
-import dataclasses
+import json
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from offpolicy_rl.model import rope
+from offpolicy_rl.model import rope_keys
+from offpolicy_rl.model.config_reader import (
+  FEW,
+  FLAG,
+  NOT_NEGATIVE,
+  POSITIVE,
+  SIZE,
+  Kind,
+  Reader,
+  shown,
+)
 from offpolicy_rl.model.decoder import DecoderConfig
+from offpolicy_rl.model.rope_keys import FULL, LOCAL
+
+# What transformers takes for a key that is left out (`Family.defaults`).
+_LLAMA = {
+  "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+  "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None, "hidden_act": "silu",
+  "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 2048,
+}  # fmt: skip
+_QWEN2 = _LLAMA | {
+  "vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32,
+  "max_position_embeddings": 32_768,
+}  # fmt: skip
+_QWEN3_MOE = _QWEN2 | {
+  "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24,
+  "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8,
+  "moe_intermediate_size": 768, "norm_topk_prob": False,
+}  # fmt: skip
+_GEMMA2 = {
+  "vocab_size": 256_000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+  "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+  "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+  "max_position_embeddings": 8192, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+  "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
+}  # fmt: skip
+_GEMMA3 = _GEMMA2 | {
+  "vocab_size": 262_208, "max_position_embeddings": 131_072, "sliding_window_pattern": 6,
+  "final_logit_softcapping": None, "attn_logit_softcapping": None,
+}  # fmt: skip
 
 
 class Family(NamedTuple):
   """What models of one model_type compute differently from Llama, whatever their config.json."""
 
+  defaults: Mapping = _LLAMA  # of keys that are left out
+  nulls: tuple[str, ...] = ("num_key_value_heads",)  # keys that may be null
   qkv_bias: bool = False  # biases at queries, keys and values
   qk_norm: bool = False  # RMSNorm of every query and key
   experts: bool = False  # in place of every MLP
@@ -21,37 +63,65 @@ class Family(NamedTuple):
   window_switch: bool = False  # use_sliding_window says whether sliding_window means anything
 
 
+_SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 # model_type -> Family
 FAMILIES = {
-  "llama": Family(),
-  "qwen2": Family(qkv_bias=True, window_switch=True),
-  "qwen3": Family(qk_norm=True, window_switch=True),
-  "qwen3_moe": Family(qk_norm=True, experts=True, window_switch=True),
-  "gemma2": Family(gemma=2),
-  "gemma3_text": Family(gemma=3, qk_norm=True),
+  "llama": Family(nulls=("num_key_value_heads", "head_dim")),
+  "qwen2": Family(_QWEN2, qkv_bias=True, window_switch=True),
+  "qwen3": Family(_QWEN2 | {"head_dim": 128}, qk_norm=True, window_switch=True),
+  "qwen3_moe": Family(_QWEN3_MOE, (), qk_norm=True, experts=True, window_switch=True),
+  "gemma2": Family(_GEMMA2, _SOFTCAPS, gemma=2),
+  "gemma3_text": Family(_GEMMA3, _SOFTCAPS, gemma=3, qk_norm=True),
 }
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-# Keys that do not change what a forward pass computes.
-_HARMLESS = {
-  "_attn_implementation_autoset", "_name_or_path", "_sliding_window_pattern", "architectures",
-  "attention_dropout", "attn_implementation", "bos_token_id", "cache_implementation",
-  "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "initializer_range",
-  "is_encoder_decoder", "label2id", "max_position_embeddings", "max_window_layers",
-  "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id",
-  "pretraining_tp", "problem_type", "return_dict", "router_aux_loss_coef", "sliding_window_pattern",
-  "torch_dtype", "transformers_version", "use_cache",
+_ACTIVATIONS = {
+  "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
 }  # fmt: skip
-# Keys that may be there with one value only.
+_ACTIVATION = Kind(
+  ", ".join(_ACTIVATIONS), lambda x: isinstance(x, str) and x in _ACTIVATIONS, "silu"
+)
+# Keys that do not change what a forward pass computes: of the configuration itself, ...
+_HARMLESS = {
+  "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash",
+  "_experts_implementation_internal", "_name_or_path", "architectures", "attention_dropout",
+  "attn_implementation", "bos_token_id", "cache_implementation", "chunk_size_feed_forward",
+  "eos_token_id", "experts_implementation", "id2label", "initializer_range", "is_encoder_decoder",
+  "is_llama_config", "label2id", "max_position_embeddings", "max_window_layers", "name_or_path",
+  "num_labels", "output_attentions", "output_hidden_states", "output_router_logits",
+  "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "router_aux_loss_coef",
+  "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
+}  # fmt: skip
+# ... about training or encoders, from transformers 4, ...
+_HARMLESS |= {
+  "add_cross_attention", "cross_attention_hidden_size", "decoder_start_token_id",
+  "finetuning_task", "gradient_checkpointing", "is_decoder", "prefix", "pruned_heads",
+  "sep_token_id", "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder",
+  "tokenizer_class", "torchscript", "use_bfloat16",
+}  # fmt: skip
+# ... and about generation, which transformers 5 drops.
+_HARMLESS |= {
+  "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
+  "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id",
+  "forced_eos_token_id", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
+  "num_beam_groups", "num_beams", "num_return_sequences", "output_scores",
+  "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens",
+  "temperature", "top_k", "top_p", "typical_p",
+}  # fmt: skip
+# Keys that may be there with these values only.
+_DTYPES = (None, "bfloat16", "float16", "float32")
 _FIXED = {
-  "attention_bias": False,  # of all four projections; Qwen2's bias of three is its own
-  "mlp_bias": False,
-  "use_bidirectional_attention": False,
-  "use_sliding_window": False,
-  "decoder_sparse_step": 1,  # every layer has experts
-  "mlp_only_layers": [],
+  "attention_bias": (False,),  # of all four projections; Qwen2's bias of three is its own
+  "decoder_sparse_step": (1,),  # every layer has experts
+  "dtype": _DTYPES,
+  "mlp_bias": (False,),
+  "mlp_only_layers": ([], None),
+  "partial_rotary_factor": (1.0, 1, None),
+  "quantization_config": (None,),
+  "rope_interleaved": (False, None),
+  "torch_dtype": _DTYPES,
+  "use_bidirectional_attention": (False, None),
+  "use_mrope": (False, None),
+  "use_sliding_window": (False,),
 }
-
-
 # Key of our own, written by the import: unknown keys that its user knows to change nothing.
 IGNORED = "offpolicy_rl_ignored_keys"
 
@@ -60,26 +130,15 @@ class UnsupportedModel(ValueError):
   """Lists everything in a config.json that the decoder does not compute."""
 
 
-@dataclasses.dataclass
-class _Reader:
-  """Reads keys once each and collects what is wrong."""
-
-  keys: dict
-  seen: set[str]
-  problems: list[str]
-
-  def get(self, *names: str, default=None):
-    """The first of these keys that is there and not null; without a default, one must be."""
-    self.seen.update(names)
-    found = [self.keys[name] for name in names if self.keys.get(name) is not None]
-    if not found and default is None:
-      self.problems.append(f"{names[0]}: missing")
-      return 1  # only to go on and find more
-    return found[0] if found else default
-
-  def refuse(self, key: str, value, expected: str) -> None:
-    """Notes a value that the decoder can't do."""
-    self.problems.append(f"{key}: got {value!r}, supported: {expected}")
+def parse(text: str) -> dict:
+  """The keys of a config.json; UnsupportedModel where the text is no JSON object."""
+  try:
+    keys = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise UnsupportedModel(f"config.json: no JSON: {error}") from None
+  if not isinstance(keys, dict):
+    raise UnsupportedModel(f"config.json: got {shown(keys)}, expected an object")
+  return keys
 
 
 def read(keys: dict) -> DecoderConfig:
@@ -88,132 +147,135 @@ def read(keys: dict) -> DecoderConfig:
   Unknown keys that the list under `IGNORED` names do not matter.
 
   Raises:
-    UnsupportedModel: lists every key that is missing, unknown, or asks for something else.
+    UnsupportedModel: lists every key that is unknown, or asks for something else.
   """
-  r = _Reader(keys, {"model_type"}, [])
-  if str(keys.get("model_type")) not in FAMILIES:
-    r.refuse("model_type", keys.get("model_type"), ", ".join(FAMILIES))
-    raise _unsupported(r)
-  family = FAMILIES[keys["model_type"]]
+  name = keys.get("model_type")
+  if not isinstance(name, str) or name not in FAMILIES:
+    supported = ", ".join(FAMILIES) + ("; no part of another model" * ("text_config" in keys))
+    raise UnsupportedModel(f"config.json: model_type: got {shown(name)}, supported: {supported}")
+  r = Reader(keys, FAMILIES[name])
+  config = _config(r, r.family)
+  _refuse_the_rest(r, r.family)
+  if not r.problems:
+    _check_shapes(r, config)
+  if r.problems:
+    raise UnsupportedModel("config.json: " + "; ".join(r.problems))
+  return config
+
+
+def _config(r: Reader, family: Family) -> DecoderConfig:
   gemma = bool(family.gemma)
-  width, heads = r.get("hidden_size"), r.get("num_attention_heads")
-  head_dim = r.get("head_dim", default=width // heads)
-  layers = r.get("num_hidden_layers")
-  activation = r.get("hidden_activation" if gemma else "hidden_act")
-  if activation not in _ACTIVATIONS:
-    r.refuse("hidden_act", activation, ", ".join(_ACTIVATIONS))
-  local_layers, window = _local_layers(r, layers, family.gemma) if gemma else ((), 0)
-  theta, scaling, local_theta = _rotations(r, family.gemma)
-  config = DecoderConfig(
-    vocab_size=r.get("vocab_size"),
+  width, heads = r.get("hidden_size", SIZE), r.get("num_attention_heads", SIZE)
+  layers = r.get("num_hidden_layers", FEW)
+  activation = r.get("hidden_activation" if gemma else "hidden_act", _ACTIVATION)
+  special = _of_gemma(r, family.gemma, layers) if gemma else _of_others(r, family, layers)
+  return DecoderConfig(
+    vocab_size=r.get("vocab_size", SIZE),
     num_layers=layers,
     width=width,
     num_heads=heads,
-    num_kv_heads=r.get("num_key_value_heads", default=heads),
-    head_dim=head_dim,
-    mlp_width=r.get("intermediate_size"),
-    rope_theta=float(theta),
-    norm_eps=float(r.get("rms_norm_eps")),
-    tied_embeddings=bool(r.get("tie_word_embeddings", default=gemma)),
+    num_kv_heads=r.get("num_key_value_heads", SIZE) or heads,
+    head_dim=r.get("head_dim", SIZE) or width // heads,
+    mlp_width=r.get("intermediate_size", SIZE),
+    norm_eps=float(r.get("rms_norm_eps", NOT_NEGATIVE)),
+    tied_embeddings=bool(r.get("tie_word_embeddings", FLAG)),
     scaled_embeddings=gemma,
-    activation=_ACTIVATIONS.get(activation, "silu"),
+    activation=_ACTIVATIONS[activation],
     qkv_bias=family.qkv_bias,
     qk_norm=family.qk_norm,
     norm_offset=1.0 if gemma else 0.0,
     post_norms=gemma,
-    rope_scaling=scaling,
-    local_layers=local_layers,
-    sliding_window=window,
-    local_rope_theta=float(local_theta),
-    query_scale=r.get("query_pre_attn_scalar", default=head_dim) ** -0.5 if gemma else 0.0,
-    attention_softcap=float(r.get("attn_logit_softcapping", default=0.0)),
-    logit_softcap=float(r.get("final_logit_softcapping", default=0.0)),
+    **special,
     **(_experts(r) if family.experts else {}),
   )
-  if family.gemma == 3 and config.attention_softcap:  # transformers reads the key and does nothing
-    r.refuse("attn_logit_softcapping", config.attention_softcap, "null")
-  _refuse_the_rest(r, family)
-  if r.problems:
-    raise _unsupported(r)
-  return config
 
 
-def _experts(r: _Reader) -> dict:
+def _check_shapes(r: Reader, config: DecoderConfig) -> None:
+  width, heads, kv_heads = config.width, config.num_heads, config.num_kv_heads
+  if width % heads and not r.family.window_switch:  # Qwen alone may
+    r.refuse("num_attention_heads", heads, f"a divisor of hidden_size = {width}")
+  if heads % kv_heads:
+    r.refuse("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads = {heads}")
+  if config.head_dim % 2 or not config.head_dim:
+    r.refuse("head_dim", config.head_dim, "an even number")
+  if config.experts_per_token > config.num_experts:
+    most = f"at most num_experts = {config.num_experts}"
+    r.refuse("num_experts_per_tok", config.experts_per_token, most)
+
+
+def _of_others(r: Reader, family: Family, layers: int) -> dict:
+  """What is particular to models in which every layer sees all tokens."""
+  theta, scaling = rope_keys.of_all_layers(r)
+  r.seen.add("layer_types")
+  kinds = r.keys.get("layer_types")
+  if kinds not in (None, [FULL] * layers):
+    r.refuse("layer_types", kinds, f"{layers} times {FULL}")
+  if family.window_switch or r.keys.get("sliding_window") is None:
+    r.seen.add("sliding_window")  # written, but not used
+  return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _of_gemma(r: Reader, version: int, layers: int) -> dict:
+  """What is particular to Gemma 2 and 3."""
+  full, local = [rope_keys.of_all_layers(r)] * 2 if version == 2 else rope_keys.of_gemma3(r)
+  cap = r.get("attn_logit_softcapping", POSITIVE)
+  if version == 3 and cap:  # transformers reads the key and does nothing
+    r.refuse("attn_logit_softcapping", cap, "None")
+  # What counts are hidden_activation, and in Gemma 2 every second layer.
+  r.seen |= {"hidden_act", "sliding_window_pattern", "_sliding_window_pattern"}
   return {
-    "num_experts": r.get("num_experts", "num_local_experts"),
-    "experts_per_token": r.get("num_experts_per_tok"),
-    "expert_width": r.get("moe_intermediate_size"),
-    "normalized_router": bool(r.get("norm_topk_prob", default=False)),
+    "rope_theta": full[0],
+    "rope_scaling": full[1],
+    "local_layers": _local_layers(r, version, layers),
+    "sliding_window": r.get("sliding_window", SIZE),
+    "local_rope_theta": local[0],
+    "local_rope_scaling": local[1],
+    "query_scale": r.get("query_pre_attn_scalar", SIZE) ** -0.5,
+    "attention_softcap": float(cap or 0.0),
+    "logit_softcap": float(r.get("final_logit_softcapping", POSITIVE) or 0.0),
   }
 
 
-def _unsupported(r: _Reader) -> UnsupportedModel:
-  return UnsupportedModel("config.json: " + "; ".join(r.problems))
+def _local_layers(r: Reader, version: int, layers: int) -> tuple[bool, ...]:
+  """Which layers see a window only: those that a list says, or all but every n-th."""
+  r.seen.add("layer_types")
+  kinds = r.keys.get("layer_types")
+  if kinds is None:
+    every = 2 if version == 2 else r.get("sliding_window_pattern", FEW)
+    return tuple((i + 1) % every != 0 for i in range(layers))
+  known = isinstance(kinds, list) and all(kind in (FULL, LOCAL) for kind in kinds)
+  if not known or len(kinds) != layers:
+    r.refuse("layer_types", kinds, f"{layers} times {FULL} or {LOCAL}")
+    return ()
+  return tuple(kind == LOCAL for kind in kinds)
 
 
-def _refuse_the_rest(r: _Reader, family: Family) -> None:
-  for key, only in _FIXED.items():
-    if r.keys.get(key) not in (None, only):
-      r.refuse(key, r.keys[key], str(only))
-  if family.window_switch or r.keys.get("sliding_window") is None:
-    r.seen.update(("sliding_window", "layer_types"))  # written, but not used
-  ignored = {IGNORED, *r.get(IGNORED, default=())}
-  unknown = sorted(r.keys.keys() - r.seen - _HARMLESS - _FIXED.keys() - ignored)
+def _experts(r: Reader) -> dict:
+  r.seen |= {"num_experts", "num_local_experts"}
+  name = "num_local_experts" if "num_local_experts" in r.keys else "num_experts"  # which precedes
+  experts = r.keys.get(name, r.family.defaults["num_experts"])
+  return {
+    "num_experts": r.checked(name, experts, FEW),
+    "experts_per_token": r.get("num_experts_per_tok", FEW),
+    "expert_width": r.get("moe_intermediate_size", SIZE),
+    "normalized_router": bool(r.get("norm_topk_prob", FLAG)),
+  }
+
+
+def _refuse_the_rest(r: Reader, family: Family) -> None:
+  fixed = dict(_FIXED)
+  if family.qkv_bias:  # written by some, read by nobody
+    fixed["attention_bias"] = (False, True)
+  for key, values in fixed.items():
+    value = r.keys.get(key)
+    if key in r.keys and not any(type(value) is type(v) and value == v for v in values):
+      r.refuse(key, value, " or ".join(map(repr, values)))
+  ignored = r.keys.get(IGNORED, [])
+  if not isinstance(ignored, list) or not all(isinstance(key, str) for key in ignored):
+    r.refuse(IGNORED, ignored, "a list of keys")
+    return
+  unknown = sorted(r.keys.keys() - r.seen - _HARMLESS - fixed.keys() - {IGNORED, *ignored})
   if unknown:
     r.problems.append(
       f"unknown keys {unknown} (--ignore=KEY for those that do not change what the model computes)"
     )
-
-
-def _local_layers(r: _Reader, layers: int, gemma: int) -> tuple[tuple[bool, ...], int]:
-  """Which layers see a window only, and its size: as a list, or every n-th one sees everything."""
-  usual = 2 if gemma == 2 else 6
-  every = r.get("_sliding_window_pattern", "sliding_window_pattern", default=usual)
-  plain = ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)]
-  kinds = r.get("layer_types", default=plain)
-  if len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
-    r.refuse("layer_types", kinds, f"{layers} times full_attention or sliding_attention")
-  return tuple(kind == "sliding_attention" for kind in kinds), r.get("sliding_window")
-
-
-def _rotations(r: _Reader, gemma: int) -> tuple[float, rope.Scaling | None, float]:
-  """(theta, its scaling, theta of local layers), in the spelling of transformers 4 or 5."""
-  new = r.get("rope_parameters", default={})
-  old_theta = r.get("rope_theta", default=0.0)
-  old_scaling = r.get("rope_scaling", default={})
-  old_local = r.get("rope_local_base_freq", default=10_000.0)
-  if not new:
-    if not old_theta:
-      r.problems.append("rope_theta: missing")
-    local = {0: 0.0, 2: old_theta, 3: old_local}[gemma]
-    return old_theta, _scaling(r, "rope_scaling", old_scaling), local
-  whole = new.get("full_attention", new)
-  theta = whole.get("rope_theta", old_theta)
-  local = new.get("sliding_attention", {"rope_theta": theta})
-  if _scaling(r, "rope_parameters.sliding_attention", local) is not None:
-    r.refuse("rope_parameters.sliding_attention", local, "rope_type default")
-  scaling = _scaling(r, "rope_parameters", whole)
-  return theta, scaling, local["rope_theta"] if gemma else 0.0
-
-
-def _scaling(r: _Reader, key: str, given: dict) -> rope.Scaling | None:
-  kind = given.get("rope_type", given.get("type", "default"))
-  known = {"rope_type", "type", "rope_theta"}
-  found = None
-  if kind == "linear":
-    known |= {"factor"}
-    found = rope.Scaling("linear", float(given.get("factor", 1.0)))
-  elif kind == "llama3":
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    known |= set(names)
-    missing = [name for name in names if name not in given]
-    if missing:
-      r.problems.append(f"{key}: {missing} missing")
-    else:
-      found = rope.Scaling("llama3", *(float(given[n]) for n in names[:3]), int(given[names[3]]))
-  elif kind != "default":
-    r.refuse(f"{key}.rope_type", kind, "default, linear, llama3")
-    return None
-  if given.keys() - known:
-    r.problems.append(f"{key}: unknown keys {sorted(given.keys() - known)}")
-  return found

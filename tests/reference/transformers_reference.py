@@ -1,11 +1,13 @@
 """Runs in an environment of its own with PyTorch and transformers.
 
   python transformers_reference.py make SEED DIR   random models of all families and their answers
-  python transformers_reference.py answer DIR      the answers of DIR/model, read anew
+  python transformers_reference.py answer DIR...   the answers of each DIR/model, read anew
+  python transformers_reference.py logits DIR...   the same without continuations, for many
 
 Writes DIR/FAMILY/model (a checkpoint as published ones are) and DIR/FAMILY/answers.npz: padded
 tokens, their lengths, float32 logits of every position, greedy continuations of the first rows and
-by how much each of their tokens beat the second best.
+by how much each of their tokens beat the second best. A model that transformers does not read gets
+error.txt instead, where only logits are wanted.
 """
 
 import pathlib
@@ -82,23 +84,39 @@ def greedy(model, row: list[int]) -> tuple[list[int], list[float]]:
   return row[-GREEDY_TOKENS:], leads
 
 
-def answer(folder: pathlib.Path, seed: int) -> None:
-  """Writes answers.npz beside folder/model."""
-  model = transformers.AutoModelForCausalLM.from_pretrained(
+def open_model(folder: pathlib.Path):
+  """The model in folder/model."""
+  return transformers.AutoModelForCausalLM.from_pretrained(
     folder / "model", attn_implementation="eager", dtype=torch.float32
   ).eval()
+
+
+def answers(model, seed: int) -> dict:
+  """Random tokens of ragged rows, and their logits."""
   draw = np.random.default_rng(seed)
   lengths = draw.integers(5, LONGEST + 1, ROWS)
   tokens = draw.integers(0, SHAPE["vocab_size"], (ROWS, LONGEST))
   logits = np.zeros((ROWS, LONGEST, SHAPE["vocab_size"]), np.float32)
-  with torch.no_grad():
-    for i, length in enumerate(lengths):
-      logits[i, :length] = model(torch.tensor(tokens[i : i + 1, :length])).logits[0].numpy()
-    continued = [greedy(model, tokens[i, : lengths[i]].tolist()) for i in range(GREEDY_ROWS)]
-  new, leads = zip(*continued, strict=True)
-  np.savez(
-    folder / "answers.npz", tokens=tokens, lengths=lengths, logits=logits, greedy=new, leads=leads
-  )
+  for i, length in enumerate(lengths):
+    logits[i, :length] = model(torch.tensor(tokens[i : i + 1, :length])).logits[0].numpy()
+  return {"tokens": tokens, "lengths": lengths, "logits": logits}
+
+
+def answer(folder: pathlib.Path, seed: int) -> None:
+  """Writes answers.npz beside folder/model."""
+  model = open_model(folder)
+  found = answers(model, seed)
+  rows = zip(found["tokens"][:GREEDY_ROWS], found["lengths"], strict=False)
+  new, leads = zip(*(greedy(model, row[:length].tolist()) for row, length in rows), strict=True)
+  np.savez(folder / "answers.npz", **found, greedy=new, leads=leads)
+
+
+def logits_or_error(folder: pathlib.Path) -> None:
+  """Writes answers.npz beside folder/model, or error.txt."""
+  try:
+    np.savez(folder / "answers.npz", **answers(open_model(folder), 0))
+  except Exception as error:  # whatever transformers raises is an answer
+    (folder / "error.txt").write_text(f"{type(error).__name__}: {error}")
 
 
 def make(seed: int, folder: pathlib.Path) -> None:
@@ -106,9 +124,8 @@ def make(seed: int, folder: pathlib.Path) -> None:
   for number, (family, config) in enumerate(CONFIGS.items()):
     torch.manual_seed(seed + number)
     model = transformers.AutoModelForCausalLM.from_config(config())
-    with torch.no_grad():
-      for parameter in model.parameters():  # nothing may be 0 or 1 by default
-        parameter.add_(torch.randn_like(parameter) * 0.15)
+    for parameter in model.parameters():  # nothing may be 0 or 1 by default
+      parameter.add_(torch.randn_like(parameter) * 0.15)
     model.save_pretrained(folder / family / "model")
     answer(folder / family, seed + number)
 
@@ -116,8 +133,13 @@ def make(seed: int, folder: pathlib.Path) -> None:
 if __name__ == "__main__":
   transformers.utils.logging.disable_progress_bar()
   torch.set_num_threads(1)
+  torch.set_grad_enabled(False)
   if sys.argv[1] == "make":
     make(int(sys.argv[2]), pathlib.Path(sys.argv[3]))
+  elif sys.argv[1] == "logits":
+    transformers.utils.logging.set_verbosity_error()
+    for name in sys.argv[2:]:
+      logits_or_error(pathlib.Path(name))
   else:
     for name in sys.argv[2:]:
       answer(pathlib.Path(name), 0)

@@ -1,0 +1,57 @@
+"""Reads keys of a parsed config.json, and collects everything that is wrong with them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+  """What a value must be."""
+
+  words: str
+  holds: Callable[[object], bool]
+  stand_in: object = 2  # only to go on and find more
+
+
+def _is_number(x) -> bool:
+  return type(x) in (int, float) and abs(x) < 1e30  # not NaN
+
+
+SIZE = Kind("an integer from 1 to 2147483647", lambda x: type(x) is int and 0 < x < 2**31)
+FEW = Kind("an integer from 1 to 10000", lambda x: type(x) is int and 0 < x <= 10_000)
+POSITIVE = Kind("a positive number", lambda x: _is_number(x) and x > 0)
+NOT_NEGATIVE = Kind("a number of at least 0", lambda x: _is_number(x) and x >= 0)
+FLAG = Kind("True or False", lambda x: isinstance(x, bool))
+OBJECT = Kind("an object", lambda x: isinstance(x, dict), {})
+
+
+class Reader:
+  """Reads keys and collects what is wrong."""
+
+  def __init__(self, keys: dict, family):
+    self.keys, self.family = keys, family  # of `families`
+    self.seen, self.problems = {"model_type"}, []
+
+  def get(self, key: str, kind: Kind, *, null: bool = False):
+    """The value of a key, or its default; None only where that is one, or null is allowed."""
+    self.seen.add(key)
+    value = self.keys.get(key, self.family.defaults.get(key))
+    if value is None and (null or key in self.family.nulls or key not in self.keys):
+      return None
+    return self.checked(key, value, kind)
+
+  def checked(self, name: str, value, kind: Kind):
+    """The value, or after noting that it is wrong, a stand-in."""
+    if kind.holds(value):
+      return value
+    self.refuse(name, value, kind.words)
+    return kind.stand_in
+
+  def refuse(self, key: str, value, expected: str) -> None:
+    """Notes a value that the decoder can't do."""
+    self.problems.append(f"{key}: got {shown(value)}, supported: {expected}")
+
+
+def shown(value) -> str:
+  """A value as errors show it."""
+  text = repr(value)
+  return text if len(text) <= 100 else f"{text[:97]}..."

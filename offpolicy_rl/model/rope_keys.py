@@ -1,0 +1,98 @@
+"""The rotations of heads that a config.json asks for, in the spelling of transformers 4 or 5.
+
+transformers 4 wrote rope_theta and rope_scaling, transformers 5 writes rope_parameters. What
+precedes where a file has several of them is as in transformers 5.
+"""
+
+from typing import NamedTuple
+
+from offpolicy_rl.model import rope
+from offpolicy_rl.model.config_reader import OBJECT, POSITIVE, SIZE, Reader
+
+# Keys beside the parameters that say a theta, and what they mean where they are left out.
+_THETA, _GEMMA3_THETA = ("rope_theta", 10_000.0), ("rope_theta", 1_000_000.0)
+_LOCAL_THETA = ("rope_local_base_freq", 10_000.0)
+FULL, LOCAL = "full_attention", "sliding_attention"  # kinds of layers
+
+
+class Rotation(NamedTuple):
+  """Of the heads of some layers."""
+
+  theta: float
+  scaling: rope.Scaling | None
+
+
+def _objects(r: Reader) -> tuple[dict | None, dict | None]:
+  """rope_parameters and rope_scaling."""
+  return r.get("rope_parameters", OBJECT, null=True), r.get("rope_scaling", OBJECT, null=True)
+
+
+def of_all_layers(r: Reader) -> Rotation:
+  """The rotation of a model whose layers all turn their heads equally."""
+  new, old = _objects(r)
+  if not old:
+    return _turns(r, "rope_parameters", new or {}, _THETA)
+  theta = r.keys.get(*_THETA)
+  if new and "rope_theta" not in old and new.get("rope_theta", theta) != theta:
+    # transformers reads the older key alone, and would forget this theta without a word.
+    r.refuse("rope_parameters", new, "None, or the same rope_theta, beside rope_scaling")
+  return _turns(r, "rope_scaling", old, _THETA)
+
+
+def of_gemma3(r: Reader) -> list[Rotation]:
+  """The rotations of layers that see everything, and of local ones."""
+  new, old = _objects(r)
+  new = {FULL: {}, LOCAL: {}} if new is None else new
+  found = []
+  for kind, theta in ((FULL, _GEMMA3_THETA), (LOCAL, _LOCAL_THETA)):
+    name, given = f"rope_parameters.{kind}", new.get(kind)
+    given = {} if given is None else r.checked(name, given, OBJECT)
+    if kind == FULL and old is not None:
+      name, given = "rope_scaling", given | old
+    found.append(_turns(r, name, given, theta))
+  if old is not None and new.get(FULL) is None:
+    r.refuse("rope_scaling", old, f"None where rope_parameters.{FULL} is not there")
+  # Parameters beside those of the two kinds of layers are read by nobody: they must say the same.
+  plain = {"rope_type": "default", "type": "default", "rope_theta": found[0].theta}
+  flat = {key: value for key, value in new.items() if key not in (FULL, LOCAL)}
+  if any(key not in plain or value != plain[key] for key, value in flat.items()):
+    r.refuse("rope_parameters", flat, f"{FULL} and {LOCAL}")
+  return found
+
+
+def _turns(r: Reader, name: str, given: dict, theta: tuple[str, float]) -> Rotation:
+  """What an object of parameters says; `theta`: the key beside it and its default."""
+  r.seen.add(theta[0])
+  if "rope_theta" in given:
+    base = r.checked(f"{name}.rope_theta", given["rope_theta"], POSITIVE)
+  else:
+    base = r.checked(theta[0], r.keys.get(*theta), POSITIVE)
+  kind = given.get("rope_type", given.get("type", "default"))
+  known, scaling = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}, None
+  if given.get("partial_rotary_factor", 1.0) != 1.0:
+    r.refuse(f"{name}.partial_rotary_factor", given["partial_rotary_factor"], "1.0")
+  if kind == "linear":
+    known.add("factor")
+    scaling = rope.Scaling("linear", *_numbers(r, name, given, ["factor"]))
+  elif kind == "llama3":
+    names = ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+    known |= set(names)
+    given = {names[-1]: r.get("max_position_embeddings", SIZE)} | given
+    factor, low, high, length = _numbers(r, name, given, names)
+    scaling = rope.Scaling("llama3", factor, low, high, int(length))
+    if high <= low:
+      r.refuse(f"{name}.high_freq_factor", high, f"a number above low_freq_factor = {low}")
+  elif kind != "default":
+    r.refuse(f"{name}.rope_type", kind, "default, linear, llama3")
+    return Rotation(float(base), None)
+  if given.keys() - known:
+    r.problems.append(f"{name}: unknown keys {sorted(given.keys() - known)}")
+  return Rotation(float(base), scaling)
+
+
+def _numbers(r: Reader, name: str, given: dict, keys: list[str]) -> list[float]:
+  missing = [key for key in keys if key not in given]
+  if missing:
+    r.problems.append(f"{name}: {missing} missing")
+  there = [(key, given.get(key, 2 + i)) for i, key in enumerate(keys)]  # else to go on with
+  return [float(r.checked(f"{name}.{key}", value, POSITIVE)) for key, value in there]
