@@ -138,7 +138,8 @@ def test_whatever_a_key_holds_only_unsupported_model_is_raised(family):
     "rope_parameters": both if family == "gemma3_text" else both["full_attention"],
     "rope_scaling": LLAMA3, families.IGNORED: ["mup"], "torch_dtype": "bfloat16",
   }  # fmt: skip
-  base = config_variants.changed(family, families.FAMILIES[family].defaults)
+  usual = {k: v for k, v in families.FAMILIES[family].defaults.items() if v is not None}
+  base = config_variants.changed(family, usual)
   base |= {"rope_theta": 9.0, "layer_types": None, "quantization_config": None}
   tried = read = 0
   for given in (base, base | more):
