@@ -197,7 +197,8 @@ def _check_shapes(r: Reader, config: DecoderConfig) -> None:
   if heads % kv_heads:
     r.refuse("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads = {heads}")
   if config.head_dim % 2 or not config.head_dim:
-    r.refuse("head_dim", config.head_dim, "an even number")
+    from_width = " = hidden_size // num_attention_heads" * (r.keys.get("head_dim") is None)
+    r.refuse(f"head_dim{from_width}", config.head_dim, "an even number from 2")
   if config.experts_per_token > config.num_experts:
     most = f"at most num_experts = {config.num_experts}"
     r.refuse("num_experts_per_tok", config.experts_per_token, most)
