@@ -13,7 +13,7 @@ class Kind(NamedTuple):
 
 
 def _is_number(x) -> bool:
-  return type(x) in (int, float) and abs(x) < 1e30  # not NaN
+  return type(x) in (int, float) and (x == 0 or 1e-30 < abs(x) < 1e30)  # also in float32
 
 
 SIZE = Kind("an integer from 1 to 2147483647", lambda x: type(x) is int and 0 < x < 2**31)

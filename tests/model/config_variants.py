@@ -214,7 +214,7 @@ REFUSED = {
     ({"vocab_size": [264]}, f"vocab_size: got [264], supported: {_COUNT}"),
     ({"num_hidden_layers": 10**9}, "num_hidden_layers: got 1000000000, supported: an integer from"),
     ({"head_dim": 7}, "head_dim: got 7, supported: an even number"),
-    ({"hidden_size": 18}, "head_dim = hidden_size // num_attention_heads: got 3, supported: an even"),
+    ({"hidden_size": 18}, "head_dim = hidden_size // num_attention_heads: got 3, supported"),
     ({"rms_norm_eps": None}, "rms_norm_eps: got None, supported: a number of at least 0"),
     ({"rms_norm_eps": "1e-5"}, "rms_norm_eps: got '1e-5', supported: a number of at least 0"),
     ({"rms_norm_eps": -1e-5}, "rms_norm_eps: got -1e-05, supported: a number of at least 0"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from offpolicy_rl.model import families, rope
@@ -153,5 +154,6 @@ def test_whatever_a_key_holds_only_unsupported_model_is_raised(family):
         except families.UnsupportedModel as error:
           assert path[0] in str(error) or "unknown" in str(error)
           continue
-        assert config.width // config.num_heads and hash(config)
+        turns = rope.frequencies(config.rope_theta, 2, config.rope_scaling)
+        assert hash(config) and np.isfinite(turns).all() and config.head_dim >= 2
   assert tried > 1000 and 0 < read < tried / 2
