@@ -48,7 +48,7 @@ def of_gemma3(r: Reader) -> list[Rotation]:
     name, given = f"rope_parameters.{kind}", new.get(kind)
     given = {} if given is None else r.checked(name, given, OBJECT)
     if kind == FULL and old is not None:
-      name, given = "rope_scaling", given | old
+      name, given = f"{name} with rope_scaling" if given else "rope_scaling", given | old
     found.append(_turns(r, name, given, theta))
   if old is not None and new.get(FULL) is None:
     r.refuse("rope_scaling", old, f"None where rope_parameters.{FULL} is not there")
