@@ -1,5 +1,6 @@
-"""Reads keys of a parsed config.json, and collects everything that is wrong with them."""
+"""Reads the keys of a config.json, and collects everything that is wrong with them."""
 
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -55,3 +56,14 @@ def shown(value) -> str:
   """A value as errors show it."""
   text = repr(value)
   return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def parse(text: str) -> dict:
+  """The keys of a JSON object; ValueError for anything else."""
+  try:
+    keys = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"no JSON: {error}") from None
+  if not isinstance(keys, dict):
+    raise ValueError(f"got {shown(keys)}, expected an object")
+  return keys

@@ -5,11 +5,10 @@ its precedence where two keys say the same. Every key is read, known to be harml
 model that computes something slightly else would train without an error and never be found out.
 """
 
-import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from offpolicy_rl.model import rope_keys
+from offpolicy_rl.model import config_reader, rope_keys
 from offpolicy_rl.model.config_reader import (
   FEW,
   FLAG,
@@ -133,12 +132,9 @@ class UnsupportedModel(ValueError):
 def parse(text: str) -> dict:
   """The keys of a config.json; UnsupportedModel where the text is no JSON object."""
   try:
-    keys = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise UnsupportedModel(f"config.json: no JSON: {error}") from None
-  if not isinstance(keys, dict):
-    raise UnsupportedModel(f"config.json: got {shown(keys)}, expected an object")
-  return keys
+    return config_reader.parse(text)
+  except ValueError as error:
+    raise UnsupportedModel(f"config.json: {error}") from None
 
 
 def read(keys: dict) -> DecoderConfig:

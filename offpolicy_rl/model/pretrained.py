@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from offpolicy_rl.model import families, policy
+from offpolicy_rl.model import config_reader, families, policy
 from offpolicy_rl.model.decoder import DecoderConfig
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -83,6 +84,8 @@ _PLACES = {
   "blocks/experts_down": _Place(_EXPERT + "down_proj.weight", _TRANSPOSED),
   "blocks/mlp_norm": _Place("model.layers.{layer}.post_attention_layernorm.weight", _VECTOR),
 }
+_INPUT, _OUTPUT = _PLACES["embedding"].name, _PLACES["unembedding"].name
+_COMPARED = 1 << 24  # values at once
 _POST_NORM_PLACES = {  # what the same words mean where there are norms on both sides
   "blocks/post_attention_norm": _PLACES["blocks/mlp_norm"],
   "blocks/mlp_norm": _Place("model.layers.{layer}.pre_feedforward_layernorm.weight", _VECTOR),
@@ -139,20 +142,26 @@ class Checkpoint:
     self.directory = pathlib.Path(directory)
     self.keys = _read_json(self.directory / CONFIG)
     self.config = families.read(self.keys)
-    files = [safetensors.safe_open(self.directory / name, "np") for name in self._file_names()]
-    self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+    self._file_of = self._open()
     self.shapes = tensor_shapes(self.config)  # their name -> shape
     self.dtypes = self._check()
 
-  def _file_names(self) -> list[str]:
-    if (self.directory / INDEX).is_file():
-      names = sorted(set(_read_json(self.directory / INDEX)["weight_map"].values()))
-    else:
-      names = [SINGLE]
-    missing = [name for name in names if not (self.directory / name).is_file()]
-    if missing:
-      raise CheckpointError(f"{self.directory}: files {missing} are missing")
-    return names
+  def _open(self) -> dict:
+    """Tensor name -> the file that holds it."""
+    found, file_names = {}, {}
+    for file_name in weight_files(self.directory):
+      path = self.directory / file_name
+      try:
+        file = safetensors.safe_open(path, "np")
+      except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: no whole safetensors file: {error}") from None
+      for name in file.keys():  # noqa: SIM118
+        if name in found:
+          raise CheckpointError(
+            f"{self.directory}: {name} is in {file_names[name]} and in {file_name}, expected once"
+          )
+        found[name], file_names[name] = file, file_name
+    return found
 
   def _check(self) -> dict[str, str]:
     """Tensor name -> numpy dtype."""
@@ -168,14 +177,29 @@ class Checkpoint:
           f"{name}: got {found.get_dtype()} {found.get_shape()}, expected {list(shape)} of one of "
           f"{sorted(_DTYPES)}"
         )
-    left = [n for n in self._file_of if n not in self.shapes and not n.endswith(_UNUSED)]
-    if self.config.tied_embeddings:
-      left = [n for n in left if n != _PLACES["unembedding"].name]  # a copy of the embedding
+    left = {n for n in self._file_of if n not in self.shapes and not n.endswith(_UNUSED)}
+    if not problems and _OUTPUT in left:
+      left.remove(_OUTPUT)
+      if not self._is_copy(_OUTPUT, _INPUT):
+        problems.append(
+          f"{_OUTPUT} is not {_INPUT}, expected a copy of it, or tie_word_embeddings = false in "
+          f"{CONFIG}"
+        )
     problems += [f"{name} unexpected" for name in sorted(left)]
     if problems:
       shown = "; ".join(problems[:8]) + (f"; {len(problems) - 8} more" if problems[8:] else "")
       raise CheckpointError(f"{self.directory}: {shown}")
     return dtypes
+
+  def _is_copy(self, name: str, of: str) -> bool:
+    """Whether two matrices hold the same values."""
+    a, b = (self._file_of[n].get_slice(n) for n in (name, of))
+    rows, columns = b.get_shape()
+    if a.get_shape() != b.get_shape() or a.get_dtype() != b.get_dtype():
+      return False
+    at_once = max(1, _COMPARED // columns)
+    parts = (slice(i, min(i + at_once, rows)) for i in range(0, rows, at_once))
+    return all(np.array_equal(a[part], b[part]) for part in parts)
 
   def load(self, shardings, dtype=np.float32) -> policy.Params:
     """Parameters in `dtype`, each device reading its own part; `shardings` is a tree like them."""
@@ -199,6 +223,37 @@ class Checkpoint:
       theirs = self._file_of[name].get_slice(name)[_their_index(place, index, shape)]
       flat[i] = _to_ours(place, theirs, index, shape)
     return ours
+
+
+def weight_files(directory) -> list[str]:
+  """Names of a checkpoint's weight files; what transformers reads: one file before an index.
+
+  Args:
+    directory: local or in a bucket.
+
+  Raises:
+    CheckpointError: one is missing, or the index does not name any.
+  """
+  there = {path.name for path in directory.glob("*.safetensors*")}
+  names = [SINGLE]
+  if SINGLE not in there and INDEX in there:
+    of_tensors = _read_json(directory / INDEX).get("weight_map")
+    if not isinstance(of_tensors, dict) or not of_tensors:
+      raise CheckpointError(
+        f"{directory / INDEX}: weight_map: got {config_reader.shown(of_tensors)}, expected an "
+        "object of tensor names and file names"
+      )
+    for name, file in of_tensors.items():
+      if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
+        raise CheckpointError(
+          f"{directory / INDEX}: weight_map.{name}: got {config_reader.shown(file)}, expected the "
+          "name of a *.safetensors file beside it"
+        )
+    names = sorted(set(of_tensors.values()))
+  missing = [name for name in names if name not in there]
+  if missing:
+    raise CheckpointError(f"{directory}: files {missing} are missing")
+  return names
 
 
 def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -260,10 +315,11 @@ def _their_values(
       yield name, tensor.astype(jax.numpy.dtype(dtypes[name]))
 
 
-def _read_json(path: pathlib.Path) -> dict:
+def _read_json(path) -> dict:
+  """The keys of a JSON object in a file, local or in a bucket."""
   try:
-    return json.loads(path.read_text())
+    return config_reader.parse(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise CheckpointError(f"{path}: no such file") from None
-  except ValueError as error:
-    raise CheckpointError(f"{path}: no JSON: {error}") from None
+  except (OSError, ValueError) as error:
+    raise CheckpointError(f"{path}: {error}") from None

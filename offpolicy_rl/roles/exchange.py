@@ -1,5 +1,6 @@
 """Published checkpoints in: checked, converted where they are GGUF, put where runs find them."""
 
+import glob
 import json
 import math
 import pathlib
@@ -13,8 +14,6 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl.model import families, gguf_files, lora, pretrained
 from offpolicy_rl.roles import folders, parts
 from offpolicy_rl.tasks import tokenizer
-
-_TAKEN = ("*.safetensors", pretrained.INDEX, pretrained.CONFIG, *pretrained.COMPANIONS)
 
 
 def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> str:
@@ -53,7 +52,10 @@ def _remember(path: pathlib.Path, ignore: Collection[str]) -> None:
 def _copy(source: epath.Path, to: pathlib.Path) -> None:
   if not source.is_dir():
     raise pretrained.CheckpointError(f"--from: {source} is no directory and no .gguf file")
-  folders.copy_matching(source, to, _TAKEN)
+  weights = pretrained.weight_files(source)
+  index = [] if weights == [pretrained.SINGLE] else [pretrained.INDEX]
+  taken = map(glob.escape, [pretrained.CONFIG, *index, *weights])
+  folders.copy_matching(source, to, (*taken, *pretrained.COMPANIONS))
 
 
 def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
