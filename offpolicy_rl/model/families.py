@@ -218,13 +218,16 @@ def _of_gemma(r: Reader, version: int, layers: int) -> dict:
   cap = r.get("attn_logit_softcapping", POSITIVE)
   if version == 3 and cap:  # transformers reads the key and does nothing
     r.refuse("attn_logit_softcapping", cap, "None")
+  window = r.get("sliding_window", SIZE)
   # What counts are hidden_activation, and in Gemma 2 every second layer.
   r.seen |= {"hidden_act", "sliding_window_pattern", "_sliding_window_pattern"}
+  if r.keys.get("sliding_window_size") == window:  # in gemma-2-9b, too
+    r.seen.add("sliding_window_size")
   return {
     "rope_theta": full[0],
     "rope_scaling": full[1],
     "local_layers": _local_layers(r, version, layers),
-    "sliding_window": r.get("sliding_window", SIZE),
+    "sliding_window": window,
     "local_rope_theta": local[0],
     "local_rope_scaling": local[1],
     "query_scale": r.get("query_pre_attn_scalar", SIZE) ** -0.5,

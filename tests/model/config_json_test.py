@@ -1,13 +1,19 @@
-"""Every variant of a config.json is read as transformers reads it, or refused by key."""
+"""Every config.json, published or varied, is read as transformers reads it, or refused by key."""
 
+import json
 import re
 
 import pytest
 
 from benchmarks.parity import TOLERANCE, answers_of, forward_logits, gap, open_model
 from offpolicy_rl.model import families
+from offpolicy_rl.planning import architectures
+from offpolicy_rl.roles import exchange
+from offpolicy_rl.tasks import tokenizer
+from tests.conftest import ROOT
 from tests.model import config_variants, random_checkpoints
 from tests.model.conftest import run_reference
+from tests.tasks.tokenizer_test import Gguf
 
 READ = [
   (f"{family}-{i}", family, change)
@@ -21,13 +27,25 @@ REFUSED = [
 ]
 
 
+PUBLISHED = {
+  path.parent.name: json.loads(path.read_text())
+  for path in sorted((ROOT / "tests" / "data" / "published").glob("*/config.json"))
+}
+TEXT = [name for name, keys in PUBLISHED.items() if "text_config" not in keys]
+
+
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory):
-  """VARIANT/model and VARIANT/answers.npz, or error.txt, of transformers, all at once."""
+  """NAME/model and NAME/answers.npz of transformers, or error.txt, all at once."""
   folder = tmp_path_factory.mktemp("variants")
   for name, family, change in READ:
     random_checkpoints.write(folder / name / "model", config_variants.changed(family, change))
-  run_reference("logits", *(folder / name for name, _, _ in READ))
+  for name in TEXT:
+    source = folder / name / "source"
+    random_checkpoints.write(source, random_checkpoints.shrunk(PUBLISHED[name]))
+    tokenizer.write_from_gguf(Gguf(), source)
+    exchange.import_checkpoint(str(source), str(folder / name / "model"))
+  run_reference("logits", *folder.iterdir())
   return folder
 
 
@@ -37,7 +55,7 @@ def ours():
   return {}
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in READ])
+@pytest.mark.parametrize("name", [*TEXT, *(name for name, _, _ in READ)])
 def test_what_is_read_gives_the_logits_of_transformers(answered, ours, name):
   error = answered / name / "error.txt"
   assert not error.exists(), error.read_text()
@@ -52,3 +70,31 @@ def test_what_is_read_gives_the_logits_of_transformers(answered, ours, name):
 def test_what_is_not_computed_is_refused_by_key(family, change, message):
   with pytest.raises(families.UnsupportedModel, match=re.escape(message)):
     families.read(config_variants.changed(family, change))
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_a_published_model_is_read_in_its_own_size(name):
+  keys, config = PUBLISHED[name], families.read(PUBLISHED[name])
+  assert (config.width, config.num_layers) == (keys["hidden_size"], keys["num_hidden_layers"])
+  assert (config.vocab_size, config.mlp_width) == (keys["vocab_size"], keys["intermediate_size"])
+  assert (config.num_heads, config.num_kv_heads) == (
+    keys["num_attention_heads"],
+    keys["num_key_value_heads"],
+  )
+
+
+def test_a_model_of_images_and_text_is_refused_by_what_it_is():
+  with pytest.raises(families.UnsupportedModel, match="model_type: got 'gemma3', supported: llama"):
+    families.read(PUBLISHED["gemma-3-4b-it"])
+
+
+def test_every_family_and_every_card_has_a_published_model():
+  assert {PUBLISHED[name]["model_type"] for name in TEXT} == families.FAMILIES.keys()
+  cards = [path.read_text() for path in sorted((ROOT / "configs").glob("*.py"))]
+  named = {name for text in cards for name in re.findall(r"--to=checkpoints/([\w.-]+)", text)}
+  assert len(named) > 7 and named <= PUBLISHED.keys()
+
+
+def test_planning_knows_the_published_values():
+  for name, known in architectures.KNOWN.items():
+    assert known.items() <= {k: v for k, v in PUBLISHED[name].items() if k in known}.items()
