@@ -5,9 +5,12 @@ K in the order of interleaved rotations; they are put back in the half-split ord
 """
 
 import pathlib
+import re
 from collections.abc import Iterator
 
 import numpy as np
+
+from offpolicy_rl.model import families
 
 _SAME_ROWS = {"qwen2": "qwen2", "qwen3": "qwen3"}
 _FAMILIES = {"llama": "llama", **_SAME_ROWS}  # general.architecture -> model_type
@@ -16,12 +19,21 @@ _KEYS = {  # config.json -> metadata after "ARCHITECTURE."
   "hidden_size": "embedding_length",
   "intermediate_size": "feed_forward_length",
   "num_attention_heads": "attention.head_count",
-  "num_key_value_heads": "attention.head_count_kv",
   "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-  "rope_theta": "rope.freq_base",
-  "max_position_embeddings": "context_length",
 }
-_OPTIONAL = {"head_dim": "attention.key_length"}
+_OPTIONAL = {
+  "head_dim": "attention.key_length",
+  "max_position_embeddings": "context_length",
+  "num_key_value_heads": "attention.head_count_kv",
+  "rope_theta": "rope.freq_base",
+}
+_SCALING = "rope.scaling.type"
+# Those that do not change what is computed, the last three only where nothing is scaled.
+_HARMLESS = {
+  "vocab_size", "tensor_data_layout", "rope.scaling.factor", "rope.scaling.finetuned",
+  "rope.scaling.original_context_length",
+}  # fmt: skip
+_HEAD_DIMS = ("rope.dimension_count", "attention.value_length")  # all channels, not some
 _NAMES = {  # theirs -> published; {} is the layer
   "token_embd": "model.embed_tokens",
   "output_norm": "model.norm",
@@ -56,59 +68,92 @@ class GgufFile:
     self._gguf, self._path = gguf, path
     try:
       self._reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, OSError) as error:
-      raise GgufError(f"{path}: no GGUF file: {error}") from None
+      self._metadata = {key: field.contents() for key, field in self._reader.fields.items()}
+    except Exception as error:  # it raises whatever its parsing runs into
+      raise GgufError(f"{path}: no whole GGUF file: {error}") from None
     self.architecture = self.get("general.architecture")
-    if self.architecture not in _FAMILIES:
+    if not isinstance(self.architecture, str) or self.architecture not in _FAMILIES:
       raise GgufError(
         f"{path}: general.architecture: got {self.architecture!r}, supported: {sorted(_FAMILIES)}"
+      )
+    if self.get("split.count", 1) != 1:
+      raise GgufError(
+        f"{path}: split.count: got {self.get('split.count')}, supported: 1 (`gguf-split --merge` "
+        "joins the files)"
       )
 
   def get(self, key: str, default=None):
     """A value of the metadata; GgufError when it is not there and has no default."""
-    field = self._reader.get_field(key)
-    if field is not None:
-      return field.contents()
-    if default is None:
+    found = self._metadata.get(key, default)
+    if found is None:
       raise GgufError(f"{self._path}: {key} missing")
-    return default
+    return found
 
   def config_json(self) -> dict:
-    """What its config.json would say."""
+    """What its config.json would say.
+
+    Raises:
+      GgufError: a key or tensor is missing or unknown, or asks for what is not read.
+      families.UnsupportedModel: a size can't be one.
+    """
     prefix = f"{self.architecture}."
-    scaling = self.get(prefix + "rope.scaling.type", "none")
-    if scaling != "none" or any(t.name == "rope_freqs.weight" for t in self._reader.tensors):
+    given = {k.removeprefix(prefix): k for k in self._metadata if k.startswith(prefix)}
+    scaling = self.get(prefix + _SCALING, "none")
+    rows = {tensor.name: int(tensor.shape[-1]) for tensor in self._reader.tensors}
+    if scaling != "none" or "rope_freqs.weight" in rows:
       raise GgufError(f"{self._path}: rope scaling {scaling!r} is not read, supported: none")
-    found = {name: self.get(prefix + key) for name, key in _KEYS.items()}
-    keys = self._reader.fields
-    found |= {n: self.get(prefix + k) for n, k in _OPTIONAL.items() if prefix + k in keys}
-    names = {tensor.name for tensor in self._reader.tensors}
-    return found | {
+    if "token_embd.weight" not in rows:
+      raise GgufError(f"{self._path}: tensor 'token_embd.weight' missing")
+    known = {*_KEYS.values(), *_OPTIONAL.values(), *_HARMLESS, *_HEAD_DIMS, _SCALING}
+    unknown = sorted(given[key] for key in given.keys() - known)
+    if unknown:
+      raise GgufError(f"{self._path}: unknown keys {unknown}")
+    keys = _KEYS | {name: key for name, key in _OPTIONAL.items() if key in given}
+    found = {name: self.get(prefix + key) for name, key in keys.items()}
+    # What is left out follows from the other sizes, as in a config.json of Qwen2.
+    sizes = families.read({"num_key_value_heads": None} | found | {"model_type": "qwen2"})
+    found |= {
+      "num_key_value_heads": sizes.num_kv_heads,
+      "head_dim": sizes.head_dim,
       "model_type": _FAMILIES[self.architecture],
       "hidden_act": "silu",
-      "vocab_size": len(self.get("tokenizer.ggml.tokens")),
-      "tie_word_embeddings": "output.weight" not in names,
+      "vocab_size": rows["token_embd.weight"],
+      "tie_word_embeddings": "output.weight" not in rows,
       "torch_dtype": "float32",
     }
+    for key in _HEAD_DIMS:
+      if key in given and self.get(prefix + key) != sizes.head_dim:
+        raise GgufError(
+          f"{self._path}: {prefix}{key}: got {self.get(prefix + key)}, supported: "
+          f"{sizes.head_dim}, the channels of a head"
+        )
+    return found
 
   def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
     """Published name and float32 values of every tensor."""
     for tensor in self._reader.tensors:
-      values = self._gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
       name = self._published(tensor.name)
-      if self.architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
-        heads = "head_count_kv" if ".k_proj." in name else "head_count"
-        values = _half_split(values, self.get(f"llama.attention.{heads}"))
-      yield name, values
+      try:
+        values = self._gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        yield name, self._in_order(name, values)
+      except (ValueError, NotImplementedError) as error:
+        raise GgufError(f"{self._path}: tensor {tensor.name!r}: {error}") from None
+
+  def _in_order(self, name: str, values: np.ndarray) -> np.ndarray:
+    """With rows of Q and K as published ones are."""
+    if self.architecture != "llama" or not (".q_proj." in name or ".k_proj." in name):
+      return values
+    heads = self.get("llama.attention.head_count")
+    if ".k_proj." in name:
+      heads = self.get("llama.attention.head_count_kv", heads)
+    return _half_split(values, heads)
 
   def _published(self, name: str) -> str:
-    stem, _, kind = name.rpartition(".")
-    layer = ""
-    if stem.startswith("blk."):
-      _, layer, stem = stem.split(".", 2)
-    if stem not in _NAMES or kind not in ("weight", "bias"):
+    layer, stem, kind = re.fullmatch(r"(?:blk\.(\d+)\.)?(.*?)(?:\.(\w+))?", name, re.S).groups()
+    place = _NAMES.get(stem, "")
+    if not place or kind not in ("weight", "bias") or (layer is None) == ("{}" in place):
       raise GgufError(f"{self._path}: tensor {name!r} has no place in {self.architecture}")
-    return f"{_NAMES[stem].format(layer)}.{kind}"
+    return f"{place.format(layer)}.{kind}"
 
 
 def _half_split(rows: np.ndarray, heads: int) -> np.ndarray:

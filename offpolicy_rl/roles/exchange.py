@@ -45,7 +45,7 @@ def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> 
 
 def _remember(path: pathlib.Path, ignore: Collection[str]) -> None:
   """Notes in config.json which of its keys do not matter: every later reader needs to know."""
-  keys = json.loads(path.read_text())
+  keys = families.parse(path.read_text(encoding="utf-8"))
   path.write_text(json.dumps(keys | {families.IGNORED: sorted(ignore)}, indent=2) + "\n")
 
 
@@ -60,7 +60,9 @@ def _copy(source: epath.Path, to: pathlib.Path) -> None:
 
 def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
   file = gguf_files.GgufFile(source)
-  (to / pretrained.CONFIG).write_text(json.dumps(file.config_json(), indent=2) + "\n")
+  keys = file.config_json()
+  families.read(keys)  # refused before anything is converted
+  (to / pretrained.CONFIG).write_text(json.dumps(keys, indent=2) + "\n")
   safetensors.numpy.save_file(dict(file.tensors()), to / pretrained.SINGLE, {"format": "pt"})
   tokenizer.write_from_gguf(file, to)
 
@@ -98,7 +100,7 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
       "(model.checkpoint) can be exported as one"
     )
   files = tokenizer.read_files(run / "model")
-  keys = json.loads(files.config)
+  keys = families.parse(files.config)
   settings = config_lib.from_json((run / "config.json").read_text())
   config_lib.validate(settings)
   model = parts.policy_of(settings, files).model

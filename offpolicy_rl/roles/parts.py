@@ -45,7 +45,7 @@ def policy_of(config, files: types.ModelFiles | None) -> Policy:
     own = {key: value for key, value in config.model.items() if key not in _NO_ARCHITECTURE}
     model = decoder.DecoderConfig(vocab_size=words.size, **own)
     return Policy(_with_adapters(model, config.model), words)
-  model = published_model(config, json.loads(files.config))
+  model = published_model(config, families.parse(files.config))
   task = config.task
   words = tokenizer.Tokenizer(
     files, template=task.prompt, chat=task.chat, system=task.system_prompt, stop=stop,

@@ -21,19 +21,20 @@ def tensors():
   return {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def write(path, arrays, architecture="llama", **settings):
+def write(path, arrays, architecture="llama", leave_out=(), **settings):
+  """`settings`: further keys by their methods of the writer, or over those that are there."""
   writer = gguf.GGUFWriter(path, architecture)
-  writer.add_block_count(1)
-  writer.add_embedding_length(WIDTH)
-  writer.add_feed_forward_length(96)
-  writer.add_head_count(HEADS)
-  writer.add_head_count_kv(KV_HEADS)
-  writer.add_layer_norm_rms_eps(1e-5)
-  writer.add_rope_freq_base(1e4)
-  writer.add_context_length(128)
-  writer.add_token_list([f"t{i}" for i in range(WORDS)])
+  plain = {
+    "block_count": 1, "embedding_length": WIDTH, "feed_forward_length": 96, "head_count": HEADS,
+    "head_count_kv": KV_HEADS, "layer_norm_rms_eps": 1e-5, "rope_freq_base": 1e4,
+    "context_length": 128, "token_list": [f"t{i}" for i in range(WORDS)],
+  }  # fmt: skip
+  for key in plain.keys() - set(leave_out):
+    getattr(writer, f"add_{key}")(plain[key])
   for key, value in settings.items():
-    getattr(writer, f"add_{key}")(value)
+    if isinstance(value, tuple):  # a name, perhaps of one of the above
+      writer.kv_data[0].pop(value[0], None)
+    getattr(writer, f"add_{key}")(*(value if isinstance(value, tuple) else (value,)))
   for name, array in arrays.items():
     if name == "blk.0.ffn_down.weight":
       kind = gguf.GGMLQuantizationType.Q8_0
@@ -88,6 +89,50 @@ def test_qwen_keeps_its_rows_and_its_biases(tmp_path):
   assert config.qkv_bias and config.head_dim == 32
 
 
+def test_what_a_file_leaves_out_follows_from_its_sizes(tmp_path):
+  """Not from the defaults of the family's config.json, which has 32 and 128."""
+  given = tensors() | {"token_embd.weight": np.zeros((WORDS + 3, WIDTH), np.float32)}
+  path = write(tmp_path / "f.gguf", given, "qwen3", leave_out=("head_count_kv", "rope_freq_base"))
+  config = families.read(gguf_files.GgufFile(path).config_json())
+  assert (config.num_kv_heads, config.head_dim, config.rope_theta) == (HEADS, WIDTH // HEADS, 1e4)
+  assert config.vocab_size == WORDS + 3  # rows, of which some have no token
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"rope_dimension_count": 8}, "llama.rope.dimension_count: got 8, supported: 16, the channels"),
+    ({"value_length": 8}, "llama.attention.value_length: got 8, supported: 16"),
+    ({"attention_scale": 0.5}, r"unknown keys \['llama.attention.scale'\]"),
+    ({"expert_count": 8}, r"unknown keys \['llama.expert_count'\]"),
+    ({"sliding_window": 8}, r"unknown keys \['llama.attention.sliding_window'\]"),
+    ({"rope_scaling_type": gguf.RopeScalingType.LINEAR}, "rope scaling 'linear' is not read"),
+    ({"float32": ("llama.rope.scale_linear", 4.0)}, r"unknown keys \['llama.rope.scale_linear'\]"),
+    ({"uint16": ("split.count", 3)}, "split.count: got 3, supported: 1"),
+    ({"array": ("llama.block_count", [1, 1])}, r"num_hidden_layers: got \[1, 1\]"),
+    ({"string": ("llama.embedding_length", "64")}, "hidden_size: got '64', supported"),
+    ({"uint32": ("llama.attention.head_count", 0)}, "num_attention_heads: got 0, supported"),
+    ({"uint32": ("llama.attention.head_count_kv", 3)}, "num_key_value_heads: got 3, supported"),
+    ({"array": ("general.architecture", ["llama"])}, r"general.architecture: got \['llama'\]"),
+  ],
+)
+def test_what_changes_the_computation_is_refused_by_key(tmp_path, settings, message):
+  path = write(tmp_path / "f.gguf", tensors(), **settings)
+  with pytest.raises((gguf_files.GgufError, families.UnsupportedModel), match=message):
+    gguf_files.GgufFile(path).config_json()
+
+
+def test_rows_that_are_no_whole_heads_are_refused_by_name(tmp_path):
+  given = tensors() | {"blk.0.attn_k.weight": np.ones((3, WIDTH), np.float32)}
+  with pytest.raises(gguf_files.GgufError, match="tensor 'blk.0.attn_k.weight': cannot reshape"):
+    dict(gguf_files.GgufFile(write(tmp_path / "f.gguf", given)).tensors())
+  odd = {"blk.x.attn_k.weight": np.zeros(3, np.float32), "blk.0.weight": np.zeros(3, np.float32)}
+  for name, values in odd.items():
+    file = gguf_files.GgufFile(write(tmp_path / f"{name}.gguf", {name: values}))
+    with pytest.raises(gguf_files.GgufError, match=f"tensor '{name}' has no place in llama"):
+      dict(file.tensors())
+
+
 def test_what_is_not_covered_is_refused_by_name(tmp_path):
   with pytest.raises(gguf_files.GgufError, match="architecture: got 'mamba', supported: .*llama"):
     gguf_files.GgufFile(write(tmp_path / "a.gguf", tensors(), "mamba"))
@@ -101,9 +146,10 @@ def test_what_is_not_covered_is_refused_by_name(tmp_path):
 
 def test_bytes_that_are_no_gguf_file_are_refused(tmp_path):
   (tmp_path / "f.gguf").write_bytes(b"something else altogether" * 10)
-  with pytest.raises(gguf_files.GgufError, match="f.gguf: no GGUF file"):
+  with pytest.raises(gguf_files.GgufError, match="f.gguf: no whole GGUF file"):
     gguf_files.GgufFile(tmp_path / "f.gguf")
   whole = write(tmp_path / "w.gguf", tensors()).read_bytes()
-  (tmp_path / "cut.gguf").write_bytes(whole[:200])
-  with pytest.raises(gguf_files.GgufError, match="cut.gguf: no GGUF file"):
-    gguf_files.GgufFile(tmp_path / "cut.gguf")
+  for length in (0, 3, 4, 8, 20, 100, 200, 400, len(whole) // 2, len(whole) - 100):
+    (tmp_path / "cut.gguf").write_bytes(whole[:length])
+    with pytest.raises(gguf_files.GgufError, match="cut.gguf: no whole GGUF file"):
+      gguf_files.GgufFile(tmp_path / "cut.gguf")
