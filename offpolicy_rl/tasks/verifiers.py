@@ -32,6 +32,8 @@ MIXTURE = "offpolicy_rl.tasks.verifiers:mixture"
 REFUSED = (
   {
     "game_of_life_halting": "its scorer gives full marks to junk",
+    "coin_flip": "its scorer gives full marks to 10 for 1, and to 0 for small chances",
+    "complex_arithmetic": "its scorer gives full marks to nan",
     "composite": "it is a mixture of others; list them in task.mixture",
   }
   | dict.fromkeys(

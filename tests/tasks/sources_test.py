@@ -183,6 +183,14 @@ def test_tasks_that_can_not_teach_are_refused(tiny_config, name):
     catalog.of(settings(tiny_config, name=f"reasoning_gym:{name}"))
 
 
+# (what gets full marks, where this is right)
+FULL_MARKS = {
+  "game_of_life_halting": ("I do not know.", "True"),
+  "coin_flip": ("10", "1"),
+  "complex_arithmetic": ("nan", "48.0 + 36.0i"),
+}
+
+
 def test_the_reasons_for_refusing_hold():
   """The package may mend a scorer; then the list is to be shortened."""
   import reasoning_gym
@@ -191,8 +199,10 @@ def test_the_reasons_for_refusing_hold():
     if name == "composite" or "as Python" in reason:
       continue
     entry = reasoning_gym.create_dataset(name, size=1, seed=0)[0]
-    if name == "game_of_life_halting":
-      assert reasoning_gym.get_score_answer_fn(name)("I do not know.", entry) == 1.0
+    if "full marks" in reason:
+      given, right = FULL_MARKS[name]
+      entry = reasoning_gym.create_dataset(name, size=1, seed=0)[0] | {"answer": right}
+      assert reasoning_gym.get_score_answer_fn(name)(given, entry) == 1.0
     else:
       assert entry["answer"] is None
 
