@@ -4,8 +4,10 @@ import glob
 import json
 import math
 import pathlib
+import queue
 import shutil
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection
 
 import safetensors.numpy
 from etils import epath
@@ -14,6 +16,8 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl.model import families, gguf_files, lora, pretrained
 from offpolicy_rl.roles import folders, parts
 from offpolicy_rl.tasks import tokenizer
+
+_TEMPLATE_SECONDS = 20.0  # to render one question; milliseconds are usual
 
 
 def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> str:
@@ -75,8 +79,32 @@ def _checked(folder: pathlib.Path) -> str:
   count = sum(math.prod(shape) for shape in checkpoint.shapes.values())
   dtypes = ", ".join(sorted(set(checkpoint.dtypes.values())))
   family = checkpoint.keys["model_type"]
+  said = _in_time(words.check)
   lines = [f"{family}, {count / 1e6:,.1f} M parameters ({dtypes}), {words.size:,} tokens"]
-  return "\n  ".join([*lines, *words.check(), *tokenizer.notes(files)])
+  return "\n  ".join([*lines, *said, *tokenizer.notes(files)])
+
+
+def _in_time(check: Callable[[], list[str]]) -> list[str]:
+  """What `check` returns, which runs code from elsewhere; TokenizerError when it takes too long."""
+  found: queue.SimpleQueue = queue.SimpleQueue()
+
+  def run() -> None:
+    """Hands over what it returns or raises."""
+    try:
+      found.put(check())
+    except Exception as error:  # for the other thread to raise
+      found.put(error)
+
+  threading.Thread(target=run, daemon=True, name="template").start()
+  try:
+    result = found.get(timeout=_TEMPLATE_SECONDS)
+  except queue.Empty:
+    raise tokenizer.TokenizerError(
+      f"{tokenizer.TEMPLATE}: one question takes it more than {_TEMPLATE_SECONDS:g} s"
+    ) from None
+  if isinstance(result, Exception):
+    raise result
+  return result
 
 
 def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str:

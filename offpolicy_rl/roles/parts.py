@@ -17,7 +17,7 @@ from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import lag, packing, schedule
 from offpolicy_rl.roles import folders
 from offpolicy_rl.sampler import engine, sampling, stopping
-from offpolicy_rl.tasks import catalog, prompts, scoring, tokenizer, vocabulary
+from offpolicy_rl.tasks import catalog, chat, prompts, scoring, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
 
 _NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
@@ -59,11 +59,14 @@ def fix_day(config, files: types.ModelFiles | None) -> None:
   """Writes today into task.chat_date where prompts depend on it: from then on they don't.
 
   Raises:
-    As `policy_of`.
+    tokenizer.TokenizerError: a file can't be read.
   """
-  wanted = files is not None and config.task.chat and not config.task.chat_date
-  if wanted and policy_of(config, files).words.dated:
-    config.task.chat_date = datetime.date.today().isoformat()
+  task = config.task
+  if files is None or not task.chat or task.chat_date:
+    return
+  tools = json.loads(task.chat_arguments or "{}").get("tools") is not None
+  if chat.looks_at_the_calendar(files, tools=tools):
+    task.chat_date = datetime.date.today().isoformat()
 
 
 def sampling_notes(config, policy: Policy) -> list[str]:

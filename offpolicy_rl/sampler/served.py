@@ -15,6 +15,7 @@ from, and can be told to load (`vllm_worker.py`), on an address that nobody else
 
 import collections
 import concurrent.futures
+import dataclasses
 import functools
 import http.client
 import json
@@ -67,6 +68,11 @@ class Server:
     """`seconds`: how long an answer may take."""
     self._url, self._wanted, self._seconds = url.rstrip("/"), wanted, seconds
 
+  @property
+  def stops(self) -> stopping.Stops:
+    """What ends a completion."""
+    return self._wanted.stops
+
   def load(self) -> None:
     """Makes it read its weights again, and forget what it has cached of prompts."""
     self._post("/collective_rpc", {"method": "load_again"})
@@ -117,6 +123,17 @@ def _seed(seed: int, ticket: types.Ticket) -> int:
   """Of a ticket's completions; the server derives one for each."""
   kind = 0 if ticket.kind == types.TRAIN else 1
   return int(np.random.SeedSequence((seed, kind, ticket.group_index)).generate_state(1)[0] >> 1)
+
+
+def _up_to_stop(made: types.Trajectory, stops: stopping.Stops) -> types.Trajectory:
+  """Without what comes behind a stop text: servers do not see one with special tokens in it."""
+  end = stops.found(made.tokens.tolist(), 0)
+  if end is None:
+    return made
+  return dataclasses.replace(
+    made, tokens=made.tokens[:end], logprobs=made.logprobs[:end], versions=made.versions[:end],
+    finished=True,
+  )  # fmt: skip
 
 
 def trajectory(choice: dict, version: int) -> types.Trajectory:
@@ -214,7 +231,8 @@ class ServedEngine:
 
   def _answer(self, ticket: types.Ticket, version: int) -> list[types.Trajectory]:
     choices = self._server.complete(ticket, number=ticket.num_completions)
-    return [trajectory(choice, version) for choice in choices]
+    made = (trajectory(choice, version) for choice in choices)
+    return [_up_to_stop(one, self._server.stops) for one in made]
 
   def _load(self, params, probe: types.Ticket) -> None:
     """Makes the server use these parameters, and sees that it does."""

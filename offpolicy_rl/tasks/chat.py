@@ -128,6 +128,12 @@ def source(files: types.ModelFiles, *, tools: bool) -> Source | None:
   return found
 
 
+def looks_at_the_calendar(files: types.ModelFiles, *, tools: bool) -> bool:
+  """What the template writes may depend on the day; arguments and errors as for `source`."""
+  found = source(files, tools=tools)
+  return found is not None and _CALENDAR in found.text
+
+
 def _of_settings(found) -> dict[str, Source]:
   """Those of tokenizer_config.json: one text, or several with names."""
   where = f"{SETTINGS}: chat_template"
@@ -153,7 +159,6 @@ class ChatTemplate:
     """
     self._file = template.file
     self._variables = {"tools": None, "documents": None} | variables
-    self.dated = _CALENDAR in template.text  # what it writes may depend on the day
     self._template = self._guarded(lambda: _environment(day).from_string(template.text))
 
   def render(self, messages: Sequence[dict[str, str]], *, opened: bool) -> str:

@@ -99,11 +99,6 @@ class Tokenizer:
       raise TokenizerError("no chat template in the checkpoint; set task.chat=False")
     return chat.ChatTemplate(found, self._special.variables | self._arguments, self._day)
 
-  @property
-  def dated(self) -> bool:
-    """Prompts depend on the day."""
-    return self._chat and self._rendered.dated
-
   def chat(self, messages: Sequence[dict[str, str]], *, opened: bool = True) -> str:
     """Messages {"role", "content"} as the model saw them in training; `opened`: and its turn begun.
 

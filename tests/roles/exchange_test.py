@@ -74,6 +74,16 @@ def test_it_says_what_ends_a_completion_and_what_is_not_followed(published, tmp_
   assert lines[2:] == ["  no chat template: set task.chat=False"]
 
 
+def test_a_template_that_does_not_come_to_an_end_is_refused(published, tmp_path, monkeypatch):
+  source = copied(published, tmp_path)
+  loops = "{% for x in range(9999) %}{% for y in range(999) %}{% endfor %}{% endfor %}"
+  (source / "chat_template.jinja").write_text(loops)
+  monkeypatch.setattr(exchange, "_TEMPLATE_SECONDS", 0.05)
+  with pytest.raises(tokenizer.TokenizerError, match=r"one question takes it more than 0.05 s"):
+    exchange.import_checkpoint(str(source), str(tmp_path / "to"))
+  assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def copied(published, tmp_path):
   source = tmp_path / "source"
   source.mkdir()

@@ -116,9 +116,9 @@ def completion_request(index: int) -> dict:
   return {"prompt": [5, 6, 7 + index], "n": 1, "seed": 0, "max_tokens": 1, "temperature": 1.0}
 
 
-def engine(stub, **changes) -> served.ServedEngine:
+def engine(stub, wanted=WANTED, **changes) -> served.ServedEngine:
   how = {"directory": stub.directory, "slots": 4, "most": 1e-3} | changes
-  return served.ServedEngine(served.Server(stub.url, WANTED, seconds=20), CONFIG, **how)
+  return served.ServedEngine(served.Server(stub.url, wanted, seconds=20), CONFIG, **how)
 
 
 def answers(engine, params, version):
@@ -144,6 +144,23 @@ def test_tickets_are_answered_with_the_servers_tokens_and_logprobs(stub):
   sent = [body for path, body in stub.requests if path == "/v1/completions" and body["n"] == 2]
   assert len({body["seed"] for body in sent}) == 2
   assert all(body["return_token_ids"] and body["stop_token_ids"] == [END] for body in sent)
+
+
+def test_the_checkpoints_own_sampling_is_switched_off_and_stop_texts_end_completions(stub):
+  whole, params = engine(stub), weights(1)
+  whole.add([ticket(0)])
+  [trajectories] = answers(whole, params, version=3).values()
+  assert all(body["repetition_penalty"] == 1.0 for path, body in stub.requests if "prompt" in body)
+  second = int(trajectories[0].tokens[1])  # stands for a special token, which servers overlook
+  stops = stopping.Stops((END,), ("!",), lambda _: "", lambda ids: "!" if second in ids else "")
+  cut = engine(stub, served.Wanted(5, stops, sampling.NONE, seed=3))
+  cut.add([ticket(0)])
+  [found] = answers(cut, params, version=3).values()
+  for one, other in zip(found, trajectories, strict=True):
+    tokens = other.tokens.tolist()
+    length = tokens.index(second) + 1 if second in tokens else len(tokens)
+    assert one.tokens.tolist() == tokens[:length] and one.logprobs.size == length
+    assert one.finished == (second in tokens or END in tokens)
 
 
 def test_new_weights_are_written_loaded_and_seen_to_be_used(stub):

@@ -225,7 +225,7 @@ def test_a_lease_whose_tickets_do_not_fit_one_message_comes_in_several(learner):
 @pytest.mark.parametrize(("size_mb", "limit_mb"), [(3, 4), (70, 100)])
 def test_what_a_sampler_is_told_first_may_be_as_large_as_the_key_says(size_mb, limit_mb):
   """A tokenizer can be; and the sampler knows the key only afterwards."""
-  files = types.ModelFiles("{}", "t" * (size_mb << 20), "{}", "")
+  files = types.ModelFiles(*types.ModelFiles._fields)._replace(tokenizer="t" * (size_mb << 20))
   large = server.Identity("one", "run", "{}", "print", model_files=files)
   serve = functools.partial(
     server.start, "127.0.0.1:0", large, handlers(Ledger(lease_seconds=5)), weights.WeightStore(),
@@ -233,7 +233,7 @@ def test_what_a_sampler_is_told_first_may_be_as_large_as_the_key_says(size_mb, l
   )  # fmt: skip
   running, address = serve(max_message_mb=limit_mb)
   wire = client.LearnerClient(address, "me", reconnect_seconds=5)
-  assert wire.hello().model_files.tokenizer == files.tokenizer
+  assert wire.hello().model_files == files
   running.stop(0).wait()
   expected = f"max_message_mb: got {size_mb}, expected at least {size_mb + 1}: the configuration"
   with pytest.raises(ValueError, match=expected):

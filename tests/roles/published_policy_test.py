@@ -1,0 +1,102 @@
+"""From a configuration and a published model's files to its policy: prompts, ends, the day."""
+
+import datetime
+import json
+
+import pytest
+
+from configs import base
+from offpolicy_rl import types
+from offpolicy_rl.roles import parts
+from offpolicy_rl.tasks import prompts, sources
+from tests.conftest import ROOT
+from tests.model.families_test import LLAMA
+from tests.tasks import small_tokenizers as small
+
+TEMPLATES = ROOT / "tests" / "data" / "chat_templates"
+SPECIAL = {"<eos>": 1, "<|begin_of_text|>": 2, "<end_of_turn>": 5, "<start_of_turn>": 6}
+
+
+def template(name: str) -> str:
+  return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def files(**more) -> types.ModelFiles:
+  """Of a model whose turns end with another token than its texts."""
+  settings = {"eos_token": "<eos>", "bos_token": "<|begin_of_text|>"}
+  given = {
+    "config": json.dumps(LLAMA | {"vocab_size": 272, "eos_token_id": [1, 5]}),
+    "tokenizer": small.byte_level(SPECIAL).to_str(), "tokenizer_config": json.dumps(settings),
+    "chat_template": template("gemma2"),
+  }  # fmt: skip
+  return types.ModelFiles(**given | more)
+
+
+@pytest.fixture
+def config():
+  """Of a published model, as its card would say."""
+  found = base.get_config()
+  found.model.checkpoint = "somewhere"
+  found.task.max_completion_tokens = 40
+  return found
+
+
+def test_every_end_reaches_the_engine_the_texts_and_the_people(config):
+  config.sampler.stop = '["<start_of_turn>", "####"]'
+  generation = json.dumps({"eos_token_id": [1, 5], "temperature": 0.6, "do_sample": True})
+  policy = parts.policy_of(config, files(generation_config=generation))
+  stops = parts.stops(config, policy)
+  assert (stops.tokens, stops.texts) == ((1, 5, 6), ("####",))
+  words = policy.words
+  tokens = words.encode("5 #### 6")
+  assert stops.found(tokens, 0) == 6 and words.decode(tokens) == "5 "
+  assert words.decode(words.encode("7<end_of_turn>\nuser")) == "7"
+  assert parts.sampling_notes(config, policy) == [
+    "a completion ends with '<eos>' (1), '<end_of_turn>' (5), '<start_of_turn>' (6), the text "
+    "'####', or after 40 tokens",
+    "generation_config.json: temperature = 0.6: not followed, sampler.* say how to sample",
+  ]
+
+
+def test_a_fresh_model_ends_with_its_own_token(tiny_config):
+  tiny_config.sampler.stop = '["=="]'
+  policy = parts.policy_of(tiny_config, None)
+  [note] = parts.sampling_notes(tiny_config, policy)
+  assert note.startswith("a completion ends with '<eos>' (1), the text '==', or after")
+  assert parts.stops(tiny_config, policy).tokens == (1,)
+
+
+@pytest.mark.parametrize(("chat", "end"), [(True, 5), (False, 1)])
+def test_demonstrations_end_as_the_model_ends_its_turn(config, chat, end):
+  config.task.chat = chat
+  words = parts.policy_of(config, files()).words
+  problem = sources.Problem("1+1?", '"2"', "2")
+  [[example], _] = prompts.tokenized([problem], words, 100)
+  assert example.demonstration_tokens.tolist() == [*words.encode("2"), end]
+
+
+def test_the_configuration_says_what_a_template_is_told(config):
+  config.task.system_prompt = "Be brief."
+  config.task.chat_arguments = '{"enable_thinking": false}'
+  words = parts.policy_of(config, files(chat_template=template("qwen3"))).words
+  assert words.spell(words.prompt("1+1?")) == (
+    "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+  )
+
+
+def test_prompts_of_a_run_are_those_of_its_first_day(config):
+  dated = files(chat_template=template("llama3"))
+  config.task.chat_date = "2003-02-01"
+  parts.fix_day(config, dated)  # is fixed already
+  words = parts.policy_of(config, dated).words
+  assert "Today is 01 Feb 2003." in words.spell(words.prompt("1+1?"))
+  config.task.chat_date = ""
+  parts.fix_day(config, files())  # takes no interest in it
+  assert config.task.chat_date == ""
+  before = datetime.date.today()
+  parts.fix_day(config, dated)
+  assert config.task.chat_date in (before.isoformat(), datetime.date.today().isoformat())
+  config.task.chat_date, config.task.chat = "", False
+  parts.fix_day(config, dated)
+  assert config.task.chat_date == ""
