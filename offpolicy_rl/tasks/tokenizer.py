@@ -122,7 +122,8 @@ class Tokenizer:
       )
     if lost:
       shown = ", ".join(repr(self._text(i)) for i in lost[:3])
-      notes.append(f"{len(lost)} tokens have no embedding, no prompt may contain them: {shown}")
+      what = "tokens without an embedding, which no prompt may contain"
+      notes.append(f"{what}: {len(lost)}, {shown}{' ...' if len(lost) > 3 else ''}")
     if chat.source(self._files, tools=False) is None:
       return [*notes, "no chat template: set task.chat=False"]
     self.prompt("1 + 1?")
