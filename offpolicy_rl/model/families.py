@@ -163,6 +163,7 @@ def _config(r: Reader, family: Family) -> DecoderConfig:
   gemma = bool(family.gemma)
   width, heads = r.get("hidden_size", SIZE), r.get("num_attention_heads", SIZE)
   layers = r.get("num_hidden_layers", FEW)
+  r.get("max_position_embeddings", SIZE)  # for nothing, but what else it may be is not known
   activation = r.get("hidden_activation" if gemma else "hidden_act", _ACTIVATION)
   special = _of_gemma(r, family.gemma, layers) if gemma else _of_others(r, family, layers)
   return DecoderConfig(

@@ -42,20 +42,22 @@ def of_all_layers(r: Reader) -> Rotation:
 def of_gemma3(r: Reader) -> list[Rotation]:
   """The rotations of layers that see everything, and of local ones."""
   new, old = _objects(r)
-  new = {FULL: {}, LOCAL: {}} if new is None else new
+  plain = {"rope_type": "default"}
+  new = {FULL: plain, LOCAL: plain} if new is None else new
   found = []
   for kind, theta in ((FULL, _GEMMA3_THETA), (LOCAL, _LOCAL_THETA)):
     name, given = f"rope_parameters.{kind}", new.get(kind)
     given = {} if given is None else r.checked(name, given, OBJECT)
     if kind == FULL and old is not None:
-      name, given = f"{name} with rope_scaling" if given else "rope_scaling", given | old
+      name = f"{name} with rope_scaling" if given != plain else "rope_scaling"
+      given = given | old  # a "type" in the older one says nothing beside a "rope_type"
     found.append(_turns(r, name, given, theta))
   if old is not None and new.get(FULL) is None:
     r.refuse("rope_scaling", old, f"None where rope_parameters.{FULL} is not there")
   # Parameters beside those of the two kinds of layers are read by nobody: they must say the same.
-  plain = {"rope_type": "default", "type": "default", "rope_theta": found[0].theta}
+  same = plain | {"type": "default", "rope_theta": found[0].theta}
   flat = {key: value for key, value in new.items() if key not in (FULL, LOCAL)}
-  if any(key not in plain or value != plain[key] for key, value in flat.items()):
+  if any(key not in same or value != same[key] for key, value in flat.items()):
     r.refuse("rope_parameters", flat, f"{FULL} and {LOCAL}")
   return found
 

@@ -192,6 +192,7 @@ REFUSED = {
     ({"rope_scaling": LINEAR | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: got 0.5"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: got 0.5, supported: 1.0"),
     ({"rope_theta": None}, "rope_theta: got None, supported: a positive number"),
+    ({"max_position_embeddings": "2048"}, "max_position_embeddings: got '2048', supported: an"),
     ({"rope_theta": "10000"}, "rope_theta: got '10000', supported: a positive number"),
     ({"rope_theta": 0}, "rope_theta: got 0, supported: a positive number"),
     ({"rope_theta": -1e4}, "rope_theta: got -10000.0, supported: a positive number"),
@@ -308,6 +309,8 @@ REFUSED = {
       "rope_parameters.full_attention.rope_theta: got None, supported: a positive number",
     ),
     ({"rope_scaling": {FULL: LINEAR}}, "rope_scaling: unknown keys ['full_attention']"),
+    # transformers puts it beside a rope_type of its own, and so reads no scaling.
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: unknown keys ['factor']"),
   ],
 }  # fmt: skip
 
