@@ -48,9 +48,10 @@ _TEXT = re.compile(
   r"bold(?:symbol)?|bf|rm)\s*\{([^{}]*)\}"
 )
 _SPACING = (
+  (re.compile(r"(?<![a-zA-Z])([ap])\.\s?m\.?(?![a-zA-Z])"), r"\1m"),
   (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![a-zA-Z])|\\!"), ""),
   (re.compile(r"\{,\}"), ","),
-  (re.compile(r"\\[,;:> ]|~|\\(?:q?quad|thinspace|enspace|space)(?![a-zA-Z])"), THIN),
+  (re.compile(r"(?<!\\)\\[,;:> ]|~|\\(?:q?quad|thinspace|enspace|space)(?![a-zA-Z])"), THIN),
   (re.compile(r"\\[dtcs]frac(?![a-zA-Z])|\\nicefrac(?![a-zA-Z])"), r"\\frac"),
   (re.compile(r"\\([$%#&])"), r"\1"),
   (re.compile(r"\\(?:mathdollar|textdollar)"), "$"),
@@ -119,7 +120,8 @@ def normal(text: str) -> str:
   text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
   text = _ONE_IN_BRACES.sub(r"\1", text)
   text = re.sub(r"\s+", " ", text.replace(THIN, " "))
-  return re.sub(r"(?<![\w›]) | (?![\w‹])", "", text)
+  text = re.sub(r"(?<![\w›]) | (?![\w‹])", "", text)
+  return re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", text)  # \le 3
 
 
 def _braced(part: str) -> str:

@@ -239,22 +239,22 @@ def _quotient(text: str) -> fractions.Fraction | None:
   return _exact(above) / below if below else None
 
 
-_NAME = re.compile(
-  r"(?:\s|‹[^‹›]*›|[^\W\d_]+|'|\\(?:angle|triangle|overline|vec|hat|bar|sin|cos|tan|log|ln|"
+NAME = re.compile(
+  r"(?:\s|‹[^‹›]*›|[^\W\d_]++|'|\\(?:angle|triangle|overline|vec|hat|bar|sin|cos|tan|log|ln|"
   r"alpha|beta|gamma|delta|epsilon|theta|lambda|mu|pi|rho|sigma|tau|phi|omega|Delta|Omega|Phi|"
   r"prime|circ|measuredangle)(?![a-zA-Z])|_(?:\w|\{[\w\s,]*\})|\{[A-Za-z]+\}|\([^()=<>]{0,40}\)"
-  r"|\[[A-Z]+\]|[:.,]|\^(?:'|\\prime|\{\\prime\}))+"
+  r"|\[[A-Z]+\]|[:.,]|\^(?:'|\\prime|\{\\prime\}))++"
 )
 _ARITHMETIC = re.compile(
   rf"(?:[\d\s.,+*/()^%{{}}{_THIN}-]|{_CURRENCY}|\\(?:times|cdot|div|frac)(?![a-zA-Z])|(?<=\s)[xX](?=\s)"
-  r"|÷|‹[^‹›]*›|[^\W\d_]{2,})+"
+  r"|÷|‹[^‹›]*›|[^\W\d_]{2,}+)++"
 )  # fmt: skip
 
 
 def _may_equal(left: str, value: fractions.Fraction, latex: bool) -> bool:
   """Whether `left = value` names the value, computes it or repeats it: x, f(2), 2+3, but not 3x."""
   left = latex_lib.unwrapped(left)
-  if not left or _NAME.fullmatch(left):
+  if not left or NAME.fullmatch(left):
     return True
   same = phrase(left, latex=latex)
   if same is not None:
