@@ -78,7 +78,15 @@ def _trains(wired: argparse.ArgumentParser) -> argparse.ArgumentParser:
   trains = argparse.ArgumentParser(add_help=False, parents=[wired])
   trains.add_argument("--config", help="experiment card, e.g. configs/demo.py")
   trains.add_argument("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
-  trains.add_argument("--resume", action="store_true", help="go on from run_dir's last checkpoint")
+  again = trains.add_mutually_exclusive_group()
+  again.add_argument(
+    "--resume", action="store_true",
+    help="go on from run_dir's last checkpoint, with the run's own configuration",
+  )  # fmt: skip
+  again.add_argument(
+    "--restart", action="store_true",
+    help="begin anew in run_dir; the run before is kept in RUN/before-TIME",
+  )  # fmt: skip
   trains.add_argument(
     "--replay", metavar="FILE", help="sample each group with the version that this run's did"
   )

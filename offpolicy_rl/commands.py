@@ -28,17 +28,19 @@ def eval_(arguments, assignments) -> int:
   config, problems = evaluation_settings.configuration(arguments, pairs, ks)
   config_lib.check_data(config)
   source = pathlib.Path(arguments.run_dir or arguments.checkpoint).resolve()
-  name = f"{source.name}-{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-  out = pathlib.Path(arguments.out or pathlib.Path("evals") / name)
-  if out.exists():
-    raise config_lib.ConfigError(f"--out: {out} is there already, expected a new directory")
+  if arguments.out and pathlib.Path(arguments.out).exists():
+    raise config_lib.ConfigError(
+      f"--out: {arguments.out} is there already, expected a new directory"
+    )
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
-  from offpolicy_rl.roles import evaluate  # imports JAX
+  from offpolicy_rl.roles import evaluate, resuming  # imports JAX
 
-  evaluate.run(
-    config, ks=ks, split=arguments.split, problems=problems, out=out,
-    run_dir=source if arguments.run_dir else None,
-  )  # fmt: skip
+  name = f"{source.name}-{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+  with resuming.directory(arguments.out, pathlib.Path("evals"), name) as out:
+    evaluate.run(
+      config, ks=ks, split=arguments.split, problems=problems, out=out,
+      run_dir=source if arguments.run_dir else None,
+    )  # fmt: skip
   return 0
 
 

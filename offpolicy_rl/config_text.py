@@ -3,11 +3,13 @@
 Imports no JAX.
 """
 
+import contextlib
 import importlib.util
 import inspect
 import json
 import pathlib
 import sys
+import traceback
 
 from ml_collections import config_dict
 
@@ -40,22 +42,42 @@ def base() -> config_dict.ConfigDict:
 
 
 def load(path: str) -> config_dict.ConfigDict:
-  """The `get_config()` of an experiment card; ConfigError when there is none."""
+  """The `get_config()` of an experiment card, or the config.json of a run; else ConfigError."""
+  if path.endswith(".json"):
+    return _of_json(path)
   # A card imports its siblings as `configs.base`, wherever the repository lies.
   root = str(pathlib.Path(path).resolve().parent.parent)
   if root not in sys.path:
     sys.path.insert(0, root)
-  return call(path, "get_config", "--config")
+  found = call(path, "get_config", "--config")
+  if not isinstance(found, config_dict.ConfigDict):
+    raise ConfigError(
+      f"--config: {path}: get_config returned {found!r:.100}, expected a ConfigDict"
+    )
+  return found
+
+
+def _of_json(path: str) -> config_dict.ConfigDict:
+  try:
+    return from_json(pathlib.Path(path).read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise ConfigError(f"--config: no file {path}") from None
+  except (ConfigError, OSError, UnicodeDecodeError) as error:
+    raise ConfigError(f"--config: {path}: {error}") from None
 
 
 def call(path: str, function: str, flag: str):
   """What a function of a Python file returns; ConfigError, naming the flag, when there is none."""
   file = pathlib.Path(path).resolve()
   if not file.is_file():
-    raise ConfigError(f"{flag}: no file {path}")
+    inside = f"; did you mean {path}/config.json?" if (file / "config.json").is_file() else ""
+    raise ConfigError(f"{flag}: no file {path}{inside}")
   spec = importlib.util.spec_from_file_location(f"_card_{file.stem}", file)
+  if spec is None:
+    raise ConfigError(f"{flag}: got {path}, expected a Python file such as configs/demo.py")
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  with _blamed(file, flag):
+    spec.loader.exec_module(module)
   found = getattr(module, function, None)
   if not callable(found):
     raise ConfigError(f"{flag}: {path} has no function {function}")
@@ -65,7 +87,22 @@ def call(path: str, function: str, flag: str):
     raise ConfigError(
       f"{flag}: {path} is for other files to build on: its {function} needs arguments ({error})"
     ) from None
-  return found()
+  with _blamed(file, flag):
+    return found()
+
+
+@contextlib.contextmanager
+def _blamed(file: pathlib.Path, flag: str):
+  """Whatever somebody's file raises becomes a ConfigError with its line there."""
+  try:
+    yield
+  except ConfigError:
+    raise
+  except Exception as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    at = f", line {lines[-1]}" if lines else ""
+    raise ConfigError(f"{flag}: {file}{at}: {type(error).__name__}: {error}") from error
 
 
 def override(config: config_dict.ConfigDict, assignments: list[tuple[str, str]]) -> None:

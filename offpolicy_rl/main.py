@@ -37,7 +37,7 @@ from offpolicy_rl import config as config_lib
 _LEARNER_FILES = ("tls_cert", "tls_key", "tls_client_ca", "token_file")
 _LOOKED_AT = ("metrics_port", "metrics_host", "profile", "profile_memory")
 _ONE_REQUEST_SECONDS = 0.5  # signals that come together
-_SWITCHES = ("resume", "insecure", "reflection", "verbose")
+_SWITCHES = ("resume", "restart", "insecure", "reflection", "verbose")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,45 +119,67 @@ def _sampler_protection(arguments):
 
 
 def _configuration(arguments, assignments: list[str]):
-  """(checked configuration, run directory)."""
-  if arguments.resume and not arguments.run_dir:
+  """(checked configuration, lines about what is unlike the card or the run before)."""
+  from offpolicy_rl.roles import resuming
+
+  if (arguments.resume or arguments.restart) and not arguments.run_dir:
     raise config_lib.ConfigError("--run_dir: missing, expected the directory of the run to resume")
-  run_dir = pathlib.Path(arguments.run_dir) if arguments.run_dir else None
-  config = _base_configuration(arguments, run_dir)
+  config, run, notes = resuming.base(
+    arguments.run_dir and _places(arguments), card=arguments.config, replay=arguments.replay,
+    resume=arguments.resume, restart=arguments.restart,
+  )  # fmt: skip
   if arguments.replay:
     config.lag.mode, config.lag.schedule = "replay", str(pathlib.Path(arguments.replay).resolve())
   config_lib.override(config, [arguments_lib.key_and_text(a) for a in assignments])
   config_lib.validate(config)
   config_lib.check_data(config)
-  if run_dir is None:
-    name = pathlib.Path(arguments.config).stem if arguments.config else "replay"
-    run_dir = pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-  if not arguments.resume and (run_dir / "checkpoints").exists():
-    raise config_lib.ConfigError(
-      f"--run_dir: {run_dir} holds a run already; add --resume or choose another"
-    )
-  if arguments.resume and (run_dir / "checkpoints").exists():
-    saved = config_lib.from_json((run_dir / "config.json").read_text())
-    if not config.task.chat_date:  # the run has filled it in
-      config.task.chat_date = config_lib.flatten(saved).get("task.chat_date", "")
-    config_lib.check_resume(saved, config)
-  return config, run_dir
+  if run is not None:
+    config_lib.check_resume(run, config)
+    notes += resuming.changes(run, config)
+  return config, notes
 
 
-def _base_configuration(arguments, run_dir: pathlib.Path | None):
-  """The card, or the configuration of the run to resume or to replay."""
-  if arguments.config:
-    return config_lib.load(arguments.config)
-  if arguments.resume:
-    file = run_dir / "config.json"
-    if not file.is_file():
-      raise config_lib.ConfigError(f"--run_dir: no file {file}, expected the run to resume")
-    return config_lib.from_json(file.read_text())
-  if arguments.replay:
-    from offpolicy_rl.replay import schedule
+def _places(arguments):
+  """Where a run that was named is."""
+  from offpolicy_rl.roles import resuming
 
-    return config_lib.from_json(schedule.read(pathlib.Path(arguments.replay)).config_json)
-  raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
+  return resuming.places(arguments.run_dir, getattr(arguments, "checkpoint_dir", None))
+
+
+def _run_directory(arguments):
+  """The one that was given, or a new one; a context manager."""
+  from offpolicy_rl.roles import resuming
+
+  named = pathlib.Path(arguments.config or "replay").resolve()
+  name = named.parent.name if named.suffix == ".json" else named.stem
+  return resuming.directory(
+    arguments.run_dir, pathlib.Path("runs"), f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+  )
+
+
+@contextlib.contextmanager
+def _ours(arguments, run_dir: pathlib.Path):
+  """Nobody else works in the run's directories meanwhile; they are ready to be used."""
+  from offpolicy_rl import locks
+  from offpolicy_rl.roles import folders, resuming
+
+  def lost(text: str) -> None:
+    """Ends this process before it writes anything more."""
+    print(f"offpolicy-rl learner: {text}", file=sys.stderr)
+    _exit(1)
+
+  where = resuming.places(str(run_dir), arguments.checkpoint_dir)
+  named = {"run_dir": run_dir, "checkpoint_dir": where.checkpoints}
+  named |= {"weights_dir": arguments.weights_dir} if arguments.weights_dir else {}
+  with contextlib.ExitStack() as held:
+    for flag, directory in named.items():
+      held.enter_context(locks.hold(str(directory), f"--{flag}", lost))
+    if arguments.restart:
+      for aside in resuming.set_aside(where):
+        print(f"the run before is kept in {aside}")
+    if arguments.checkpoint_dir:
+      folders.link(run_dir / "checkpoints", where.checkpoints, empty=not arguments.resume)
+    yield
 
 
 def _interrupt_on_signals() -> None:
@@ -204,17 +226,17 @@ def _local(arguments, assignments) -> int:
 
   if arguments.samplers < 1:
     raise config_lib.ConfigError(f"--samplers: got {arguments.samplers}, expected at least 1")
-  config, run_dir = _configuration(arguments, assignments)
+  config, _ = _configuration(arguments, assignments)
   _profile(arguments, config)  # refuse mistakes before starting anything
   to_sampler = [*_local_protection(arguments), *_given(arguments, ("weights_dir",))]
   passed = [f"--listen={arguments.listen}", *assignments]
   passed += _given(arguments, ("config", "replay", "weights_dir", *_LEARNER_FILES, *_LOOKED_AT))
   passed += [f"--{flag}" for flag in _SWITCHES if getattr(arguments, flag)]
-  run_dir.mkdir(parents=True, exist_ok=True)
   stop = _stop_on_signals()
-  code = local.run(
-    passed, run_dir=run_dir, samplers=arguments.samplers, stop=stop, sampler_args=to_sampler
-  )
+  with _run_directory(arguments) as run_dir:
+    code = local.run(
+      passed, run_dir=run_dir, samplers=arguments.samplers, stop=stop, sampler_args=to_sampler
+    )
   return 130 if stop.is_set() and code == 0 else code
 
 
@@ -237,22 +259,24 @@ def _given(arguments, names: tuple[str, ...]) -> list[str]:
 
 
 def _learner(arguments, assignments) -> int:
-  config, run_dir = _configuration(arguments, assignments)
+  config, notes = _configuration(arguments, assignments)
   credentials = _learner_protection(arguments)
-  for warning in config_lib.warnings(config):
-    print(f"warning: {warning}", file=sys.stderr)
+  for line in [*notes, *(f"warning: {warning}" for warning in config_lib.warnings(config))]:
+    print(line, file=sys.stderr)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
   stop, profile = _stop_on_signals(), _profile(arguments, config)
   if arguments.coordinator:
-    return _learner_of_several(arguments, config, run_dir, stop, credentials)
-  registry = _metrics(arguments)
-  _link_checkpoints(arguments, run_dir)
-  from offpolicy_rl.roles import learner  # imports JAX
+    return _learner_of_several(arguments, config, stop, credentials)
+  with _run_directory(arguments) as run_dir, _ours(arguments, run_dir):
+    registry = _metrics(arguments)
+    from offpolicy_rl.roles import learner  # imports JAX
 
-  serving = learner.Serving(
-    arguments.listen, credentials, arguments.reflection, arguments.weights_dir, registry
-  )
-  learner.run_learner(config, run_dir, serving, resume=arguments.resume, stop=stop, profile=profile)
+    serving = learner.Serving(
+      arguments.listen, credentials, arguments.reflection, arguments.weights_dir, registry
+    )
+    learner.run_learner(
+      config, run_dir, serving, resume=arguments.resume, stop=stop, profile=profile
+    )
   return 0
 
 
@@ -277,15 +301,7 @@ def _metrics(arguments):
   return registry
 
 
-def _link_checkpoints(arguments, run_dir: pathlib.Path) -> None:
-  from offpolicy_rl.roles import folders
-
-  if arguments.checkpoint_dir:
-    target = pathlib.Path(arguments.checkpoint_dir)
-    folders.link(run_dir / "checkpoints", target, empty=not arguments.resume)
-
-
-def _learner_of_several(arguments, config, run_dir: pathlib.Path, stop, credentials) -> int:
+def _learner_of_several(arguments, config, stop, credentials) -> int:
   """One process of several: the first leads, the others follow it."""
   for flag in ("run_dir", "weights_dir"):
     if not getattr(arguments, flag):
@@ -300,20 +316,21 @@ def _learner_of_several(arguments, config, run_dir: pathlib.Path, stop, credenti
   with processes.ending_together():
     leader, followed = processes.meet(group, config, stop=stop, lost=processes.abandon)
     if followed:
-      checkpoints = pathlib.Path(arguments.checkpoint_dir or run_dir / "checkpoints")
       follower.run_follower(
-        config, checkpoints, follower=followed, weights_dir=arguments.weights_dir
-      )
+        config, _places(arguments).checkpoints, follower=followed,
+        weights_dir=arguments.weights_dir,
+      )  # fmt: skip
       return 0
-    _link_checkpoints(arguments, run_dir)
-    serving = learner.Serving(
-      arguments.listen, credentials, arguments.reflection, arguments.weights_dir,
-      _metrics(arguments),  # of the first process only
-    )  # fmt: skip
-    learner.run_learner(
-      config, run_dir, serving, resume=arguments.resume, stop=stop, leader=leader,
-      profile=_profile(arguments, config),
-    )  # fmt: skip
+    run_dir = pathlib.Path(arguments.run_dir)
+    with _ours(arguments, run_dir):  # the first process's locks are those of all
+      serving = learner.Serving(
+        arguments.listen, credentials, arguments.reflection, arguments.weights_dir,
+        _metrics(arguments),  # of the first process only
+      )  # fmt: skip
+      learner.run_learner(
+        config, run_dir, serving, resume=arguments.resume, stop=stop, leader=leader,
+        profile=_profile(arguments, config),
+      )  # fmt: skip
   return 0
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import config_keys, losses
+from offpolicy_rl import config_keys, losses, main
 from tests.conftest import ROOT
 
 SHARED = ("__init__", "models", "gsm8k")  # what cards share
@@ -303,3 +303,32 @@ def test_a_baseline_in_the_negative_regime_gets_a_warning(tiny_config, assignmen
   found = config_lib.warnings(tiny_config)
   assert len(found) == (expected is not None)
   assert expected is None or expected in found[0]
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "expected"),
+  [
+    ("card.py", "import nowhere_at_all", "line 1: ModuleNotFoundError: No module named"),
+    ("card.py", "x = 1\ndef get_config(:", "SyntaxError"),
+    ("card.py", "def get_config():\n  return {}['a']", "line 2: KeyError: 'a'"),
+    ("card.py", "def get_config():\n  return 3", "get_config returned 3, expected a ConfigDict"),
+    ("card.txt", "x", "expected a Python file such as configs/demo.py"),
+    ("config.json", "{", "config.json: configuration: Expecting property name"),
+    ("config.json", "[3]", "got list, expected a JSON object"),
+    ("config.json", b"\xff", "config.json: 'utf-8' codec"),
+    ("config.json", '{"seed": 3}', "missing, expected"),
+  ],
+)
+def test_a_file_that_is_no_card_is_refused_by_name_and_line(tmp_path, capsys, name, text, expected):
+  (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+  assert main.main(["learner", f"--config={tmp_path / name}"]) == 2
+  said = capsys.readouterr().err
+  assert expected in said and said.count("\n") == 1
+
+
+def test_the_configuration_of_a_run_is_a_card(tmp_path, capsys):
+  made = config_lib.load("configs/test.py")
+  (tmp_path / "config.json").write_text(config_lib.to_json(made))
+  assert config_lib.load(str(tmp_path / "config.json")) == made
+  assert main.main(["learner", f"--config={tmp_path}"]) == 2
+  assert f"did you mean {tmp_path}/config.json?" in capsys.readouterr().err

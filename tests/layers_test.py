@@ -15,6 +15,7 @@ ALLOWED = {
   "types": set(),
   "metrics": BASE,
   "output": set(),
+  "locks": set(),
   "children": set(),
   "progress": {"metrics", "output"},
   "frame": BASE | {"metrics", "progress"},

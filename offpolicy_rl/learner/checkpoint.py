@@ -40,6 +40,11 @@ class Restored(NamedTuple):
   versions: dict[int, Tensors]  # older weights that open tickets may still need
   position: dict  # JSON: where the run's files and evaluations stood
 
+  @property
+  def done(self) -> bool:
+    """Whether the run had ended there, with its last evaluation."""
+    return self.position.get("done", False)
+
 
 class Checkpoints:
   """The checkpoints of one run by step, and the frozen initial policy."""
@@ -119,13 +124,24 @@ class Checkpoints:
     self._writer = saving.composite("checkpoint")  # the old one would raise this error again
     self._say(f"checkpoint of step {step} failed, the run goes on: {_one_line(error)}")
 
+  def amend(self, step: int, position: dict) -> None:
+    """Replaces the position of a step, if it is committed: files have grown since, its state is as
+    it was.
+    """
+    self.wait()
+    if jax.process_index() or step not in self.steps():
+      return
+    commit = json.loads((self._steps / str(step) / _COMMIT).read_text())
+    commit["position"] |= position
+    write_durably(self._steps / str(step) / _COMMIT, json.dumps(commit))
+
   def newest(self) -> int | None:
     """The newest committed step whose bytes are all right; None when none was ever committed.
 
     Damaged ones are said and moved aside.
 
     Raises:
-      CheckpointError: there are checkpoints, and every one is damaged.
+      CheckpointError: there are or were checkpoints, and every one is damaged.
     """
     steps = self.steps()
     for step in reversed(steps):
@@ -139,8 +155,12 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)  # an older one of the same step
         folder.rename(aside)
         self._saved.discard(step)
-    if steps:
-      raise CheckpointError(f"{self._steps}: every checkpoint of {steps} is damaged")
+    damaged = sorted(int(p.name.removesuffix(_DAMAGED)) for p in self._steps.glob(f"*{_DAMAGED}"))
+    if damaged:
+      raise CheckpointError(
+        f"{self._steps}: every checkpoint of {damaged} is damaged; put one that is whole there, "
+        "under its number, or begin anew by --restart (the run's files are kept)"
+      )
     return None
 
   def restore(self, step: int, like: TrainState, shardings: TrainState) -> Restored:

@@ -146,7 +146,7 @@ def make_learner(
     run_dir / "checkpoints", keep=config.checkpoint.keep, say=screen.say,
     committed=lambda steps: _prune(saved, groups, steps),
   )  # fmt: skip
-  newest = saved.newest() if resume else None
+  newest = _newest(saved, config.learner.steps) if resume else None
   if leader is not None:
     leader.order(
       hosts.Order(hosts.BEGIN, -1 if newest is None else newest, model_files=policy.files)
@@ -155,7 +155,7 @@ def make_learner(
   if restored is None and resume:
     screen.say(f"--resume: no checkpoint in {run_dir}, starting from the beginning")
   (groups.clear if restored is None else groups.claim)(codec.GROUP_FORM)
-  checkpoint.write_durably(run_dir / "config.json", config_lib.to_json(config))
+  _write_configuration(config, run_dir)
   front = Front(
     book=ledger.Ledger(
       config.transport.lease_seconds, reissue_seconds=config.transport.reissue_seconds,
@@ -187,6 +187,23 @@ def make_learner(
     publishing=Publishing(published, config.transport.weights_dtype, front.published),
     followers=leader,
   )  # fmt: skip
+
+
+def _newest(saved: checkpoint.Checkpoints, steps: int) -> int | None:
+  """The step to go on from; ConfigError when the run is to have fewer."""
+  newest = saved.newest()
+  if newest is not None and newest > steps:
+    raise config_lib.ConfigError(
+      f"learner.steps: got {steps}, but the run has made {newest}; expected as many at least"
+    )
+  return newest
+
+
+def _write_configuration(config, run_dir: pathlib.Path) -> None:
+  """Also beside the checkpoints, which another machine may go on from."""
+  for folder in (run_dir, run_dir / "checkpoints"):
+    folder.mkdir(exist_ok=True)
+    checkpoint.write_durably(folder / "config.json", config_lib.to_json(config))
 
 
 def restore(

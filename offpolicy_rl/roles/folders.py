@@ -1,12 +1,16 @@
 """Directories that are there whole or not at all."""
 
 import contextlib
+import errno
+import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterable
 
 from etils import epath
+
+from offpolicy_rl.roles import resuming
 
 
 def copy_matching(source, to: pathlib.Path, patterns: Iterable[str]) -> None:
@@ -33,7 +37,7 @@ def link(name: pathlib.Path, to: pathlib.Path, *, empty: bool) -> None:
     return
   if name.exists() or name.is_symlink():
     raise FileExistsError(f"{name}: is there already, expected no such name or a link to {to}")
-  if empty and any(to.iterdir()):
+  if empty and any(map(resuming.is_of_a_run, to.iterdir())):
     raise FileExistsError(f"{to}: holds files of another run, expected an empty directory")
   name.parent.mkdir(parents=True, exist_ok=True)
   name.symlink_to(to)
@@ -41,13 +45,35 @@ def link(name: pathlib.Path, to: pathlib.Path, *, empty: bool) -> None:
 
 @contextlib.contextmanager
 def whole(target: pathlib.Path):
-  """A directory to fill, which becomes `target` at the end, or nothing when that fails."""
+  """A directory to fill, which becomes `target` at the end, or nothing when that fails.
+
+  Raises:
+    FileExistsError: something else has become `target` meanwhile; says where the directory is.
+  """
   target.parent.mkdir(parents=True, exist_ok=True)
   half = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
   try:
     yield half
-    half.chmod(0o755)
-    half.rename(target)
+    half.chmod(0o777 & ~_umask())
+    _move(half, target)
   except BaseException:
     shutil.rmtree(half, ignore_errors=True)
     raise
+
+
+def _umask() -> int:
+  """Of this process; it can be read by setting it only."""
+  mask = os.umask(0o077)
+  os.umask(mask)
+  return mask
+
+
+def _move(half: pathlib.Path, target: pathlib.Path) -> None:
+  try:
+    half.rename(target)  # also onto an empty directory
+  except OSError as error:
+    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+      raise
+    kept = resuming.claim(target.parent, target.name)
+    half.rename(kept)
+    raise FileExistsError(f"{target}: came to be meanwhile; what was made is in {kept}") from None

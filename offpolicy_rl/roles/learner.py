@@ -210,9 +210,15 @@ def _finish(me: Learner, state) -> None:
   if me.stop.is_set():
     me.screen.say(f"stopped after step {version}; continue with --resume --run_dir={me.run_dir}")
     return
+  if me.restored is not None and me.restored.done and me.restored.step == version:
+    me.say(f"all {version} steps are made and evaluated; learner.steps says how many")
+    return
   me.ask("after", version=version, step=version)
-  while not me.desk.collect(timeout=0.5) and not me.stop.is_set():
-    pass
+  while not me.desk.collect(timeout=0.5):
+    if me.stop.is_set():
+      return
+  # Whoever goes on from here keeps the evaluation.
+  me.checkpoints.amend(version, {"files": me.records.position(), "done": True})
 
 
 def _shut_down(me: Learner, wire) -> None:

@@ -22,7 +22,7 @@ from etils import epath
 from offpolicy_rl import saving
 
 _INDEX = "index.json"
-_OURS = re.compile(r"-?\d+(\.orbax-checkpoint-tmp.*)?|index\.json(\.tmp)?")
+_OURS = re.compile(r"-?\d+(\.orbax-checkpoint-tmp.*)?|(index|lock)\.json(\.tmp)?")
 _MAX_WRITING = 2  # versions being written at once; more would fill the host's memory
 
 

@@ -184,6 +184,26 @@ def test_when_every_checkpoint_is_damaged_nothing_is_begun_anew(tmp_path, shardi
     Kept(tmp_path).restore_newest(shardings)
 
 
+def test_nor_the_next_time(tmp_path, shardings, state):
+  """They are moved aside by then."""
+  Kept(tmp_path).save_simply(1, state)
+  flip_a_byte(next((folder(tmp_path, 1) / "state").rglob("manifest.ocdbt")))
+  for _ in range(3):
+    with pytest.raises(checkpoint.CheckpointError, match=r"of \[1\] is damaged; .*--restart"):
+      Kept(tmp_path).newest()
+
+
+def test_the_position_of_a_checkpoint_may_be_amended(tmp_path, shardings, state):
+  """What is written after the last checkpoint of a run is kept by whoever goes on from there."""
+  saved = Kept(tmp_path)
+  saved.save_simply(3, state, files={"metrics": 10}, evaluations=[])
+  saved.amend(3, {"files": {"metrics": 20}, "done": True})
+  saved.amend(4, {"files": {}})  # could not be written
+  found = Kept(tmp_path).restore_newest(shardings)
+  assert found.position["files"] == {"metrics": 20} and found.position["evaluations"] == []
+  assert found.done and equal(found.state, state) and Kept(tmp_path).steps() == [3]
+
+
 def test_an_uncommitted_checkpoint_does_not_count(tmp_path, shardings, state):
   saved = Kept(tmp_path)
   saved.save_simply(5, state)

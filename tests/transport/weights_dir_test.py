@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from offpolicy_rl import locks
 from offpolicy_rl.model import sharding
 from offpolicy_rl.transport import weights_dir
 
@@ -218,6 +219,13 @@ def test_a_directory_with_other_files_is_not_taken_over(tmp_path):
   with pytest.raises(ValueError, match=r"--weights_dir: .* holds \['thesis.tex'\], expected"):
     weights_dir.Publisher(str(tmp_path), "one")
   assert (tmp_path / "12").exists()
+
+
+def test_the_lock_of_the_directory_stays(tmp_path):
+  (tmp_path / "12").mkdir()
+  with locks.hold(str(tmp_path), "--weights_dir", print):
+    weights_dir.Publisher(str(tmp_path), "one").close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "lock.json"]
 
 
 def test_a_write_that_failed_is_reported(tmp_path):

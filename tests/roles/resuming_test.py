@@ -1,0 +1,211 @@
+"""With which configuration a run goes on, what is never written over, and whose a directory is."""
+
+import json
+import pathlib
+import threading
+import types
+
+import pytest
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl import locks, main
+from offpolicy_rl.roles import folders, learner, resuming
+
+CARD = "configs/test.py"
+
+
+def card(**changed):
+  """The card, with keys of the learner's changed."""
+  config = config_lib.load(CARD)
+  config_lib.override(config, [(f"learner.{key}", str(value)) for key, value in changed.items()])
+  return config
+
+
+def leave_run(run_dir, *, checkpoints=None, made=3, **changed) -> pathlib.Path:
+  """What a run leaves that the command line looks at; where its checkpoints are."""
+  where = resuming.places(str(run_dir), checkpoints and str(checkpoints))
+  (where.checkpoints / "steps" / "2").mkdir(parents=True)
+  (where.checkpoints / "steps" / "2" / "commit.json").write_text("{}")
+  run_dir.mkdir(exist_ok=True)
+  text = config_lib.to_json(card(**changed))
+  for folder in where:
+    (folder / "config.json").write_text(text)
+  rows = [json.dumps({"kind": "train", "step": i}) for i in range(made)]
+  (run_dir / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+  return where.checkpoints
+
+
+def parsed(*flags: str):
+  return main.arguments_lib.parser("").parse_args(["learner", *flags])
+
+
+def configured(*flags: str):
+  """(configuration, lines about it) of a command line."""
+  ours = [flag for flag in flags if flag.startswith("--config.")]
+  return main._configuration(parsed(*[flag for flag in flags if flag not in ours]), ours)
+
+
+def refused(capsys, *flags: str) -> str:
+  """What a learner says that must not start."""
+  assert main.main(["learner", *flags]) == 2
+  return capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_configuration(tmp_path):
+  leave_run(tmp_path / "run", learning_rate=5e-4, steps=7)
+  alone, said = configured("--resume", f"--run_dir={tmp_path}/run")
+  assert (alone.learner.learning_rate, alone.learner.steps, said) == (5e-4, 7, [])
+  with_card, said = configured("--resume", f"--run_dir={tmp_path}/run", f"--config={CARD}")
+  assert with_card == alone
+  theirs = card().learner
+  assert sorted(said) == [
+    f"learner.learning_rate: 0.0005, as the run has it; {CARD} says {theirs.learning_rate} "
+    f"(to change it: --config.learner.learning_rate={theirs.learning_rate})",
+    f"learner.steps: 7, as the run has it; {CARD} says {theirs.steps} "
+    f"(to change it: --config.learner.steps={theirs.steps})",
+  ]
+
+
+def test_a_flag_changes_it_and_is_said(tmp_path, capsys):
+  leave_run(tmp_path / "run", steps=7)
+  run = ("--resume", f"--run_dir={tmp_path}/run")
+  config, said = configured(*run, "--config.learner.steps=9")
+  assert config.learner.steps == 9 and said == ["learner.steps: 9 from here on, was 7"]
+  assert "seed: got 5, expected 0 as the run to resume" in refused(capsys, *run, "--config.seed=5")
+
+
+def test_keys_that_came_or_went_with_a_release(tmp_path):
+  run, now = card(steps=7).to_dict(), card()
+  del run["learner"]["max_grad_norm"]
+  run["learner"]["old"] = 3
+  found, said = resuming.merged(config_lib.from_json(json.dumps(run)), now, "CARD")
+  config_lib.validate(found)
+  assert found.learner.max_grad_norm == now.learner.max_grad_norm and found.learner.steps == 7
+  assert any(
+    line.startswith("learner.max_grad_norm: ") and "as CARD has it" in line for line in said
+  )
+  assert any(line.startswith("learner.old: left out") for line in said)
+
+
+def test_on_a_new_host_the_checkpoints_say_what_may_not_change(tmp_path, capsys):
+  shared = leave_run(tmp_path / "old", checkpoints=tmp_path / "shared", steps=7)
+  here = ("--resume", f"--run_dir={tmp_path}/new", f"--checkpoint_dir={shared}", f"--config={CARD}")
+  assert configured(*here)[0].learner.steps == 7
+  for flag in ("seed=5", "learner.prompts_per_step=4"):
+    assert f"{flag.partition('=')[0]}: got" in refused(capsys, *here, f"--config.{flag}")
+  assert not (tmp_path / "new").exists()
+
+
+def test_resume_of_what_has_not_begun_takes_the_card(tmp_path):
+  """As schedulers do, which always say --resume."""
+  (tmp_path / "run").mkdir()
+  config, said = configured("--resume", f"--run_dir={tmp_path}/run", f"--config={CARD}")
+  assert config == card() and said == []
+  (tmp_path / "run" / "config.json").write_text(config_lib.to_json(card(steps=5)))
+  assert configured("--resume", f"--run_dir={tmp_path}/run")[0].learner.steps == 5
+  assert configured("--resume", f"--run_dir={tmp_path}/run", f"--config={CARD}")[0] == card()
+
+
+def test_a_run_is_never_written_over(tmp_path, capsys):
+  checkpoints = leave_run(tmp_path / "run")
+  run = (f"--config={CARD}", f"--run_dir={tmp_path}/run")
+  assert "holds a run already" in refused(capsys, *run)
+  (checkpoints / "steps" / "2").rename(checkpoints / "steps" / "2.damaged")
+  assert "holds a run already" in refused(capsys, *run)
+  (checkpoints / "steps").rename(tmp_path / "away")
+  for flags in (run, (*run, "--resume"), run[1:]):
+    assert "--restart" in refused(capsys, *flags, *(["--resume"] if flags == run[1:] else []))
+  assert "tells of 3 steps, but there is no checkpoint" in refused(capsys, *run, "--resume")
+  (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "warm_start", "step": 4}\n')
+  assert configured(*run)[0] == card()  # ended before there was anything to keep
+
+
+def test_restart_keeps_what_was_there(tmp_path):
+  leave_run(tmp_path / "run", steps=7)
+  arguments = parsed("--restart", f"--run_dir={tmp_path}/run")
+  config, said = main._configuration(arguments, [])
+  assert config.learner.steps == 7 and said == []
+  with main._ours(arguments, tmp_path / "run"):
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert [name.partition("-")[0] for name in left] == ["before", "checkpoints", "lock.json"]
+    [kept] = (tmp_path / "run").glob("before-*")
+    assert (kept / "metrics.jsonl").exists()
+    [kept] = (tmp_path / "run" / "checkpoints").glob("before-*")
+    assert (kept / "steps" / "2" / "commit.json").exists() and (kept / "config.json").exists()
+  assert (
+    main._configuration(parsed(f"--config={CARD}", f"--run_dir={tmp_path}/run"), [])[0] == card()
+  )
+
+
+@pytest.mark.parametrize("flag", ["run_dir", "checkpoint_dir", "weights_dir"])
+def test_a_directory_at_work_is_refused_and_left_as_it_is(tmp_path, capsys, flag):
+  taken, flags = tmp_path / "taken", {"run_dir": tmp_path / "run"}
+  flags[flag] = taken
+  with locks.hold(str(taken), "--test", print):
+    before = (taken / locks.FILE).read_bytes()
+    line = ["learner", f"--config={CARD}", *(f"--{name}={path}" for name, path in flags.items())]
+    assert main.main(line) == 1
+    said = capsys.readouterr().err
+    assert f"--{flag}: a learner is at work in {taken} (host " in said and "Traceback" not in said
+    assert [path.name for path in taken.iterdir()] == [locks.FILE]
+    assert (taken / locks.FILE).read_bytes() == before
+
+
+def test_runs_of_one_second_have_directories_of_their_own(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(main.time, "strftime", lambda _: "NOW")
+  arguments, found = parsed("--config=cards/mine.py"), []
+
+  def claim():
+    with main._run_directory(arguments) as run_dir:
+      (run_dir / "file").write_text("")
+      found.append(str(run_dir))
+
+  both = [threading.Thread(target=claim) for _ in range(2)]
+  for thread in both:
+    thread.start()
+  for thread in both:
+    thread.join()
+  assert sorted(found) == ["runs/mine-NOW", "runs/mine-NOW-2"]
+  with main._run_directory(parsed("--config=runs/mine-NOW/config.json")) as run_dir:
+    assert run_dir.name == "mine-NOW-NOW"
+  assert not run_dir.exists()  # nothing came of it
+
+
+def test_what_was_made_is_kept_where_its_name_was_taken_meanwhile(tmp_path):
+  target = tmp_path / "eval"
+  refused = pytest.raises(FileExistsError, match=r"what was made is in .*eval-2")
+  with refused, folders.whole(target) as half:
+    (half / "mine").write_text("")
+    target.mkdir()
+    (target / "theirs").write_text("")
+  assert [path.name for path in (tmp_path / "eval-2").iterdir()] == ["mine"]
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["eval", "eval-2"]
+
+
+class Finishing:
+  """As much of a learner as its end needs."""
+
+  def __init__(self, restored):
+    self.calls, self.restored, self.stop = [], restored, threading.Event()
+    note = lambda name: lambda *args, **named: self.calls.append((name, args, named)) or True
+    self.save, self.ask, self.say = note("save"), note("ask"), note("say")
+    self.desk = types.SimpleNamespace(collect=note("collect"))
+    self.checkpoints = types.SimpleNamespace(amend=note("amend"))
+    self.records = types.SimpleNamespace(position=lambda: {"metrics": 7})
+
+
+@pytest.mark.parametrize(
+  ("restored", "evaluates"),
+  [(None, True), ((4, True), True), ((9, False), True), ((9, True), False)],
+)
+def test_the_last_evaluation_is_made_once_and_kept(restored, evaluates):
+  before = restored and types.SimpleNamespace(step=restored[0], done=restored[1])
+  me = Finishing(before)
+  learner._finish(me, types.SimpleNamespace(step=9))
+  named = [name for name, _, _ in me.calls]
+  if evaluates:
+    assert named == ["save", "ask", "collect", "amend"]
+    assert me.calls[-1][1] == (9, {"files": {"metrics": 7}, "done": True})
+  else:
+    assert named == ["save", "say"]
