@@ -4,8 +4,12 @@ Names end in their unit; `ratio` is between 0 and 1. launch/grafana_dashboard.js
 """
 
 import atexit
+import contextlib
 import errno
+import socket
+import socketserver
 import threading
+import wsgiref.simple_server
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -15,6 +19,8 @@ from prometheus_client import core
 from offpolicy_rl import metrics, types
 
 _PREFIX = "offpolicy_rl_"
+_AT_ONCE = 16  # requests
+_SECONDS = 10.0  # for a request to be said
 
 
 class Figure(NamedTuple):
@@ -202,6 +208,43 @@ class AddressError(ValueError):
   """The address of --metrics_port can't be had."""
 
 
+class _Handler(wsgiref.simple_server.WSGIRequestHandler):
+  timeout = _SECONDS
+
+  def handle(self):
+    """One request; who says nothing, or leaves before the answer, is no error."""
+    with contextlib.suppress(TimeoutError, ConnectionError):
+      super().handle()
+
+  def log_message(self, format, *args):
+    """Nothing."""
+
+
+class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+  """A thread for each of a few requests at a time: descriptors are wanted for files."""
+
+  daemon_threads = True
+  request_queue_size = 128
+
+  def __init__(self, host: str, port: int):
+    [(self.address_family, *_, address), *_] = socket.getaddrinfo(
+      host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    self._places = threading.BoundedSemaphore(_AT_ONCE)
+    super().__init__(address, _Handler)
+
+  def verify_request(self, request, client_address) -> bool:
+    """Whether there is a place for it."""
+    return self._places.acquire(blocking=False)
+
+  def process_request_thread(self, request, client_address) -> None:
+    """In its thread."""
+    try:
+      super().process_request_thread(request, client_address)
+    finally:
+      self._places.release()
+
+
 def serve(host: str, port: int) -> tuple[prometheus_client.CollectorRegistry, str]:
   """Answers GET /metrics in threads of its own, for as long as the process lives.
 
@@ -216,11 +259,14 @@ def serve(host: str, port: int) -> tuple[prometheus_client.CollectorRegistry, st
   registry = prometheus_client.CollectorRegistry()
   prometheus_client.ProcessCollector(registry=registry)
   try:
-    server, _ = prometheus_client.start_http_server(port, host, registry)
+    server = _Server(host, port)
   except OSError as error:
     why = "it is taken" if error.errno == errno.EADDRINUSE else error.strerror
     raise AddressError(
       f"--metrics_port: got {port} on {host}, expected a free port: {why}"
     ) from None
+  server.set_app(prometheus_client.make_wsgi_app(registry))
+  threading.Thread(target=server.serve_forever, daemon=True, name="prometheus").start()
   atexit.register(server.shutdown)  # who asks while the process ends would get it a traceback
-  return registry, f"http://{host}:{server.server_port}/metrics"
+  shown = f"[{host}]" if ":" in host else host
+  return registry, f"http://{shown}:{server.server_port}/metrics"
