@@ -3,12 +3,18 @@
 import argparse
 import pathlib
 
-from offpolicy_rl import __version__
+from offpolicy_rl import __version__, flag_values
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str):
+    """One line, as for every other mistake."""
+    self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
   """The flags of every role; `description` is shown by --help."""
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     prog="offpolicy-rl",
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -24,11 +30,13 @@ def parser(description: str) -> argparse.ArgumentParser:
   wired = _wired(both)
   trains = _trains(wired)
   local = roles.add_parser("local", parents=[trains], help="learner and samplers on this machine")
-  local.add_argument("--samplers", type=int, default=1, help="number of sampler processes")
+  local.add_argument(
+    "--samplers", type=flag_values.count, default=1, help="number of sampler processes"
+  )
   _add_names(local, "authority of --tls_cert (PEM), which the samplers of local trust")
   learner = roles.add_parser("learner", parents=[trains], help="only the learner")
   learner.add_argument(
-    "--coordinator", metavar="HOST:PORT",
+    "--coordinator", metavar="HOST:PORT", type=flag_values.coordinator,
     help="several processes train together, one per host, each started with the same flags: where "
     "the first one is; auto = ask the TPU pod or the cluster",
   )  # fmt: skip
@@ -37,10 +45,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     help="checkpoints go there, RUN/checkpoints is a link to it; with --coordinator a directory "
     "that all processes share, while RUN need only be a local disk of the first one",
   )  # fmt: skip
-  learner.add_argument("--num_processes", type=int, help="of them (not with auto)")
-  learner.add_argument("--process_id", type=int, help="of this one, from 0 (not with auto)")
+  learner.add_argument("--num_processes", type=flag_values.count, help="of them (not with auto)")
+  learner.add_argument(
+    "--process_id", type=flag_values.index, help="of this one, from 0 (not with auto)"
+  )
   sampler = roles.add_parser("sampler", parents=[wired], help="only a sampler")
-  sampler.add_argument("--learner", required=True, help="the learner's HOST:PORT")
+  sampler.add_argument(
+    "--learner", required=True, type=flag_values.peer, help="the learner's HOST:PORT"
+  )
   sampler.add_argument("--name", help="unique name (default: host and process id)")
   _add_patience(sampler)
   _add_vllm(sampler)
@@ -65,7 +77,9 @@ def _wired(both: argparse.ArgumentParser) -> argparse.ArgumentParser:
     help="weights go through this directory (local, NFS, gs://), which learner and samplers share",
   )  # fmt: skip
   wired.add_argument(
-    "--metrics_port", type=int, help="serve figures for Prometheus there (0 = any free port)"
+    "--metrics_port",
+    type=flag_values.port,
+    help="serve figures for Prometheus there (0 = any free port)",
   )
   wired.add_argument(
     "--metrics_host", default="127.0.0.1", help="address of --metrics_port; others may read it"
@@ -98,7 +112,10 @@ def _trains(wired: argparse.ArgumentParser) -> argparse.ArgumentParser:
     "--profile_memory", type=int, metavar="VERSION",
     help="write what the devices' memory holds after so many updates, into RUN/profile",
   )  # fmt: skip
-  trains.add_argument("--listen", default="127.0.0.1:0", help="address to serve (port 0 = any)")
+  trains.add_argument(
+    "--listen", default="127.0.0.1:0", type=flag_values.listen,
+    help="address to serve (port 0 = any)",
+  )  # fmt: skip
   _add_protection(trains)
   return trains
 
@@ -106,14 +123,15 @@ def _trains(wired: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def _add_vllm(sampler: argparse.ArgumentParser) -> None:
   """Flags of a sampler whose completions a server makes."""
   sampler.add_argument(
-    "--vllm", metavar="URL", help="a vLLM server generates, started as sampler/served.py says"
-  )
+    "--vllm", metavar="URL", type=flag_values.url,
+    help="a vLLM server generates, started as sampler/served.py says",
+  )  # fmt: skip
   sampler.add_argument(
     "--vllm_dir", metavar="DIR", type=pathlib.Path,
     help="the published checkpoint that it was started with; its weights are replaced",
   )  # fmt: skip
   sampler.add_argument(
-    "--vllm_tolerance", type=float, default=0.1, metavar="NATS",
+    "--vllm_tolerance", type=flag_values.number, default=0.1, metavar="NATS",
     help="how far its log-probabilities may be from those of the weights it was told to load",
   )  # fmt: skip
 
@@ -124,8 +142,10 @@ def _add_sweep(roles, both: argparse.ArgumentParser) -> None:
   sweep.add_argument("--config", help="experiment card that all runs share")
   sweep.add_argument("--sweep", metavar="FILE", help="e.g. configs/sweeps/lag_x_objective.py")
   sweep.add_argument("--out", metavar="DIR", help="of the runs (default: sweeps/CARD-FILE)")
-  sweep.add_argument("--parallel", type=int, default=1, help="runs at a time")
-  sweep.add_argument("--samplers", type=int, default=1, help="sampler processes of each run")
+  sweep.add_argument("--parallel", type=flag_values.count, default=1, help="runs at a time")
+  sweep.add_argument(
+    "--samplers", type=flag_values.count, default=1, help="sampler processes of each run"
+  )
   sweep.add_argument("--retry_failed", action="store_true", help="failed runs go on, too")
   sweep.add_argument(
     "--print", nargs="?", const="local", choices=("local", "learner"), metavar="local|learner",
@@ -144,10 +164,16 @@ def _add_eval(roles, both: argparse.ArgumentParser) -> None:
   measured.add_argument("--config", help="experiment card (default: configs/base.py, see README)")
   measured.add_argument("--task", help="name of a task")
   measured.add_argument("--k", default="1", help="of pass@k and maj@k, e.g. 1,4,16")
-  measured.add_argument("--samples", type=int, help="completions per problem (default: largest k)")
+  measured.add_argument(
+    "--samples", type=flag_values.count, help="completions per problem (default: largest k)"
+  )
   measured.add_argument("--split", choices=("heldout", "train"), default="heldout")
-  measured.add_argument("--problems", type=int, help="the first so many (default: all)")
-  measured.add_argument("--temperature", type=float, help="of the sampled completions")
+  measured.add_argument(
+    "--problems", type=flag_values.count, help="the first so many (default: all)"
+  )
+  measured.add_argument(
+    "--temperature", type=flag_values.positive, help="of the sampled completions"
+  )
   measured.add_argument("--max_prompt_tokens", type=int, help="longer prompts are left out")
   measured.add_argument("--max_completion_tokens", type=int, help="where completions are cut")
   measured.add_argument("--slots", type=int, help="completions decoded side by side")
@@ -198,7 +224,9 @@ def _add_files(roles, both: argparse.ArgumentParser) -> None:
   explain.add_argument("--config", help="experiment card (default: configs/base.py)")
   explain.add_argument("--rewards", help="of one group, e.g. 0,0,1,1: computes the target")
   explain.add_argument("--objective", help="a preset (without --rewards: shows its choices)")
-  explain.add_argument("--beta", type=float, help="temperature (default: the preset's)")
+  explain.add_argument(
+    "--beta", type=flag_values.positive, help="temperature (default: the preset's)"
+  )
   explain.add_argument("--png", type=pathlib.Path, help="draw a picture, too")
 
 
@@ -218,8 +246,12 @@ def _add_protection(parser: argparse.ArgumentParser) -> None:
 
 def _add_patience(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--patience", type=float, default=60.0, help="seconds to look for the learner"
+    "--patience", type=flag_values.number, default=60.0, help="seconds to look for the learner"
   )
+  parser.add_argument(
+    "--proxy", metavar="URL", type=flag_values.proxy,
+    help="go through this HTTP proxy; without, none is used, whatever the environment says",
+  )  # fmt: skip
 
 
 def _add_own_protection(parser: argparse.ArgumentParser) -> None:

@@ -1,15 +1,15 @@
 """The commands that neither train nor sample: arguments and assignments in, exit code out."""
 
 import json
+import math
 import os
 import pathlib
-import re
 import sys
 import time
 
 from offpolicy_rl import arguments as arguments_lib
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import output
+from offpolicy_rl import flag_values, output
 
 
 def sweep(arguments, assignments, stop_on_signals) -> int:
@@ -102,16 +102,17 @@ def _watched(arguments, credentials):
   run_dir = pathlib.Path(arguments.run)
   if (run_dir / "config.json").is_file():
     return screen.of_directory(run_dir)
-  if run_dir.is_dir() or not re.fullmatch(r".+:\d+", arguments.run):
+  if run_dir.is_dir() or not flag_values.is_peer(arguments.run):
     raise config_lib.ConfigError(
       f"RUN: got {arguments.run!r}, expected a directory with the config.json of a run, or the "
-      "HOST:PORT of a learner"
+      f"HOST:PORT of a learner, the port from 1 to {flag_values.MAX_PORT}"
     )
   from offpolicy_rl.transport import client  # imports gRPC
 
   wire = client.LearnerClient(
-    arguments.run, "watch", reconnect_seconds=arguments.patience, credentials=credentials()
-  )
+    arguments.run, "watch", reconnect_seconds=arguments.patience, credentials=credentials(),
+    proxy=arguments.proxy,
+  )  # fmt: skip
   return wire.watch
 
 
@@ -167,6 +168,8 @@ def explain(arguments, assignments) -> int:
     return 0
   try:
     rewards = [float(text) for text in arguments.rewards.split(",")]
+    if not all(map(math.isfinite, rewards)):
+      raise ValueError
   except ValueError:
     raise config_lib.ConfigError(
       f"--rewards: got {arguments.rewards!r}, expected numbers such as 0,0,1,1"

@@ -224,8 +224,6 @@ def _stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
 def _local(arguments, assignments) -> int:
   from offpolicy_rl.roles import local
 
-  if arguments.samplers < 1:
-    raise config_lib.ConfigError(f"--samplers: got {arguments.samplers}, expected at least 1")
   config, _ = _configuration(arguments, assignments)
   _profile(arguments, config)  # refuse mistakes before starting anything
   to_sampler = [*_local_protection(arguments), *_given(arguments, ("weights_dir",))]
@@ -346,7 +344,7 @@ def _sampler(arguments, assignments) -> int:
       raise config_lib.ConfigError("--vllm_dir: missing, expected because --vllm is given")
     served = sampler.Served(arguments.vllm, arguments.vllm_dir, arguments.vllm_tolerance)
   name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
-  joining = sampler.Joining(arguments.learner, credentials, arguments.patience)
+  joining = sampler.Joining(arguments.learner, credentials, arguments.patience, arguments.proxy)
   sampler.run_sampler(
     joining, name=name, stop=_stop_on_signals(), abandon=lambda: _exit(0),
     weights_dir=arguments.weights_dir, served=served, registry=registry,

@@ -254,8 +254,6 @@ def serve(host: str, port: int) -> tuple[prometheus_client.CollectorRegistry, st
   Raises:
     AddressError: somebody else serves there, or it is no address of this machine.
   """
-  if not 0 <= port < 1 << 16:
-    raise AddressError(f"--metrics_port: got {port}, expected 0 to 65535")
   registry = prometheus_client.CollectorRegistry()
   prometheus_client.ProcessCollector(registry=registry)
   try:

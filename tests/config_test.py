@@ -273,7 +273,7 @@ def test_a_resumed_run_keeps_what_its_groups_rest_on(tiny_config, key, value, ma
     (["learner", "--config=configs/gsm8k.py"], "--config: configs/gsm8k.py is for other files"),
     (["learner", "--config=nowhere.py"], "--config: no file nowhere.py"),
     (["learner", "--config=configs/test.py", "--resume"], "--run_dir: missing"),
-    (["local", "--config=configs/test.py", "--samplers=0"], "--samplers: got 0"),
+    (["local", "--config=configs/test.py", "--samplers=0"], "--samplers: got '0'"),
     (["sampler", "--learner=x:1", "--config.seed=1"], "a sampler is configured by its learner"),
   ],
 )

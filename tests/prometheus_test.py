@@ -134,8 +134,6 @@ def test_a_taken_port_is_refused_before_anything_else(role, capsys, tmp_path):
     assert main.main([role, *ours, f"--metrics_port={port}"]) == 2
   said = capsys.readouterr().err
   assert f"--metrics_port: got {port} on 127.0.0.1, expected a free port: it is taken" in said
-  assert main.main([role, *ours, "--metrics_port=70000"]) == 2
-  assert "--metrics_port: got 70000, expected 0 to 65535" in capsys.readouterr().err
   assert not (tmp_path / "run").exists()
 
 

@@ -10,9 +10,6 @@ from offpolicy_rl.sweep.screen import Screen
 
 def run(arguments, assignments: list[str], stop_on_signals) -> int:
   """Returns 0 when every run is finished, 1 when not, 130 when interrupted."""
-  for flag in ("parallel", "samplers"):
-    if getattr(arguments, flag) < 1:
-      raise ConfigError(f"--{flag}: got {getattr(arguments, flag)}, expected at least 1")
   sweep, out = _sweep(arguments, assignments)
   if arguments.print:
     for one in sweep.runs:

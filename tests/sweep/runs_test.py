@@ -77,7 +77,6 @@ def test_mistakes_are_refused_by_name_before_anything_starts(tmp_path, capsys, r
     (["--config=configs/test.py", "--sweep=configs/test.py"], "has no function get_sweep"),
     (["--summarize"], "--out: missing"),
     (["--summarize", "--out=nowhere"], "--out: no file nowhere/sweep.json"),
-    (["--parallel=0"], "--parallel: got 0, expected at least 1"),
     (
       ["--config=configs/test.py", "--sweep=configs/sweeps/tiny.py", "--x=lag.mode"],
       "--x: got 'lag.mode', expected a key that differs between runs: objective.name, lag.max_lag",
