@@ -46,13 +46,26 @@ def join(group: Group) -> None:
   """
   address = None if group.coordinator == FOUND else group.coordinator
   try:
-    jax.distributed.initialize(
-      address, group.processes, group.process, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
-    )
+    with _without_proxies():
+      jax.distributed.initialize(
+        address, group.processes, group.process, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+      )
   except (RuntimeError, ValueError) as error:
     raise hosts.HostsError(
       f"--coordinator: the processes of {group.coordinator} did not find one another: {error}"
     ) from None
+
+
+@contextlib.contextmanager
+def _without_proxies():
+  """JAX's gRPC would go through the environment's proxy, also to the machine next door."""
+  kept = {name: os.environ[name] for name in os.environ if name.lower().endswith("_proxy")}
+  for name in kept:
+    del os.environ[name]
+  try:
+    yield
+  finally:
+    os.environ.update(kept)
 
 
 def meet(
