@@ -180,6 +180,9 @@ class _Servicer(rpc.LearnerServicer):
     )
     # What does not fit comes with the next lease: the sampler will not say that it holds it.
     reply.tickets.extend(codec.encode_tickets(tickets, self._max_bytes - reply.ByteSize() - 64))
+    if tickets and not reply.tickets:  # nobody could be sent this one
+      why = f"it does not fit into a message of {self._max_bytes} bytes"
+      self._handlers.decline(request.sampler_id, {tickets[0].ticket_id: why})
     return reply
 
   def Heartbeat(self, request, context):

@@ -222,6 +222,20 @@ def test_a_lease_whose_tickets_do_not_fit_one_message_comes_in_several(learner):
   assert [len(t.answer) for t in wire.lease(1, holding=held)] == [3_000_000]
 
 
+def test_a_ticket_that_fits_no_message_is_set_aside_and_the_others_go_out(learner):
+  """Prompts are measured where they are read; if one slips through, the run goes on."""
+  said = []
+  learner.book.set_aside_by(lambda ticket, why: said.append((ticket.ticket_id, why)))
+  large = dataclasses.replace(with_answer("large", 5_000_000), kind=types.EVAL)
+  learner.book.add([large, ticket("small")])
+  wire, found = connect(learner.address), []
+  for _ in range(3):
+    found += [t.ticket_id for t in wire.lease(4, holding=found, wait_seconds=0.5)]
+  assert found == ["small"]
+  [(name, why)] = said
+  assert name == "large" and "does not fit into a message of 4194304 bytes" in why
+
+
 @pytest.mark.parametrize(("size_mb", "limit_mb"), [(3, 4), (70, 100)])
 def test_what_a_sampler_is_told_first_may_be_as_large_as_the_key_says(size_mb, limit_mb):
   """A tokenizer can be; and the sampler knows the key only afterwards."""
