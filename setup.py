@@ -45,6 +45,7 @@ REQUIRES = [
   "tensorflow-datasets>=4.9.10,<5",
   "importlib-resources>=6,<8",  # tensorflow-datasets imports it and does not say so
   "tensorboardX>=2.6.5,<3",
+  "pyarrow>=26.0.1,<27",  # reads Parquet; tensorflow-datasets brings it
   "safetensors>=0.8,<0.9",
   "tokenizers>=0.22,<0.24",
   "jinja2>=3.1.6,<4",

@@ -31,6 +31,9 @@ def get_config() -> config_dict.ConfigDict:
   c.task.question_column = "question"  # jsonl
   c.task.answer_column = "answer"  # jsonl
   c.task.demonstration_column = ""  # jsonl: what a warm start imitates; "" = the answer
+  # gsm8k, math, jsonl: share of a file's rows that may be left out because they can't be used (a
+  # missing answer, a broken line); with more a run does not start. `offpolicy-rl check` lists them.
+  c.task.max_bad_rows = 0.01
   c.task.size = 10_000  # reasoning_gym:NAME: problems drawn, the held-out eighth included
   c.task.options = ""  # reasoning_gym:NAME: its options as a JSON object, e.g. '{"min_terms": 2}'
   # How questions are put to a published model (model.checkpoint); fresh models see them plain.

@@ -23,7 +23,7 @@ def parser(description: str) -> argparse.ArgumentParser:
   roles = parser.add_subparsers(
     dest="role",
     required=True,
-    metavar="local|learner|sampler|watch|sweep|eval|plan|report|import|export|explain",
+    metavar="local|learner|sampler|watch|sweep|eval|check|plan|report|import|export|explain",
   )
   both = argparse.ArgumentParser(add_help=False)
   both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
@@ -182,7 +182,9 @@ def _add_eval(roles, both: argparse.ArgumentParser) -> None:
 
 
 def _add_plan(roles, both: argparse.ArgumentParser) -> None:
-  """The role that compiles for a pod which is not there."""
+  """The roles that say before a run whether it could start, or fits a pod which is not there."""
+  checked = roles.add_parser("check", parents=[both], help="what a run would make of its data")
+  checked.add_argument("--config", required=True, help="experiment card")
   planned = roles.add_parser("plan", parents=[both], help="does a card fit on a TPU pod?")
   planned.add_argument("--config", required=True, help="experiment card")
   planned.add_argument("--topology", required=True, help="e.g. v5e:4x4, v5p:4x4x4, v6e:16x16")

@@ -44,6 +44,18 @@ def eval_(arguments, assignments) -> int:
   return 0
 
 
+def check(arguments, assignments) -> int:
+  """Reads all prompts of a card and says what a run would make of them."""
+  config = config_lib.load(arguments.config)
+  config_lib.override(config, [arguments_lib.key_and_text(a) for a in assignments])
+  config_lib.validate(config)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
+  from offpolicy_rl.roles import data_check  # imports JAX
+
+  data_check.run(config)
+  return 0
+
+
 def plan(arguments, assignments) -> int:
   """Compiles a card for a topology; 3 when it does not fit."""
   from offpolicy_rl.planning import topology

@@ -48,12 +48,14 @@ def validate(config: config_dict.ConfigDict, *, trains: bool = True) -> None:
   require([*_relations(config), *_slot_relations(config, trains), *wire])
 
 
-def check_data(config: config_dict.ConfigDict) -> None:
-  """Raises ConfigError when the task's problems can't be had on this machine: the learner's."""
+def check_data(config: config_dict.ConfigDict) -> catalog.Selection:
+  """The tasks, whose problems were read; ConfigError when they can't be had on this machine."""
+  selection = catalog.of(config.task)
   try:
-    catalog.of(config.task).check()
+    selection.check()
   except catalog.TaskError as error:
     raise ConfigError(str(error)) from None
+  return selection
 
 
 def require(relations: list[tuple[bool, str]]) -> None:

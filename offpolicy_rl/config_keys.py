@@ -92,6 +92,7 @@ KEYS = {
   "task.demonstration_column": _ANY_TEXT,
   "task.size": _at_least(1),
   "task.options": _ANY_TEXT,
+  "task.max_bad_rows": _FRACTION,
   "task.prompt": _text("a text with {question} in it", lambda x: "{question}" in x),
   "task.system_prompt": _ANY_TEXT,
   "task.chat_arguments": _text(

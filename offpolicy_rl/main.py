@@ -6,6 +6,7 @@
   offpolicy-rl watch   RUN|HOST:PORT                       a live run, here or elsewhere
   offpolicy-rl sweep   --config=... --sweep=FILE.py        many runs of a card, and their summary
   offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
+  offpolicy-rl check   --config=...                        reads all prompts: what is left out, why
   offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
   offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again, or
                                                            with several --run_dir a comparison
@@ -132,7 +133,6 @@ def _configuration(arguments, assignments: list[str]):
     config.lag.mode, config.lag.schedule = "replay", str(pathlib.Path(arguments.replay).resolve())
   config_lib.override(config, [arguments_lib.key_and_text(a) for a in assignments])
   config_lib.validate(config)
-  config_lib.check_data(config)
   if run is not None:
     config_lib.check_resume(run, config)
     notes += resuming.changes(run, config)
@@ -230,6 +230,7 @@ def _local(arguments, assignments) -> int:
   passed = [f"--listen={arguments.listen}", *assignments]
   passed += _given(arguments, ("config", "replay", "weights_dir", *_LEARNER_FILES, *_LOOKED_AT))
   passed += [f"--{flag}" for flag in _SWITCHES if getattr(arguments, flag)]
+  config_lib.check_data(config)
   stop = _stop_on_signals()
   with _run_directory(arguments) as run_dir:
     code = local.run(
@@ -262,6 +263,11 @@ def _learner(arguments, assignments) -> int:
   for line in [*notes, *(f"warning: {warning}" for warning in config_lib.warnings(config))]:
     print(line, file=sys.stderr)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
+  selection = config_lib.check_data(config)
+  if not arguments.resume and not arguments.process_id:  # what resumes has passed
+    from offpolicy_rl.roles import data  # imports JAX
+
+    data.check_start(config, selection)
   stop, profile = _stop_on_signals(), _profile(arguments, config)
   if arguments.coordinator:
     return _learner_of_several(arguments, config, stop, credentials)
@@ -363,6 +369,7 @@ _ROLES = {
   "watch": _watch,
   "sweep": functools.partial(commands.sweep, stop_on_signals=_stop_on_signals),
   "eval": commands.eval_,
+  "check": commands.check,
   "plan": commands.plan,
   "report": commands.report,
   "import": commands.import_,

@@ -17,8 +17,8 @@ from offpolicy_rl.learner import step
 from offpolicy_rl.model import policy, sharding
 from offpolicy_rl.replay import admission, batching, lag
 from offpolicy_rl.replay.ledger import Ledger
+from offpolicy_rl.roles import data, parts
 from offpolicy_rl.roles import learner as learner_role
-from offpolicy_rl.roles import parts
 from offpolicy_rl.roles import sampler as sampler_role
 from offpolicy_rl.tasks import catalog, scoring
 from offpolicy_rl.tasks.stream import PromptStream
@@ -53,9 +53,9 @@ def plain_loop(config):
   )  # fmt: skip
   verify = scoring.resolve(catalog.TASKS[config.task.name].verifier)
   decode = known.words.decode
-  [(_, examples)], _ = parts.examples(config.task, "train", known.words)
+  [(_, read)] = data.examples(config, "train", known)
   made = admission.Tickets(
-    PromptStream(examples, config.seed), lag.LagControl("fixed", 0),
+    PromptStream(read.examples, config.seed), lag.LagControl("fixed", 0),
     prompts_per_step=config.learner.prompts_per_step, group_size=config.learner.group_size,
     temperature=config.sampler.temperature,
   )  # fmt: skip

@@ -29,7 +29,6 @@ USED_ELSEWHERE = {
   "sampler/vllm_worker.py:Worker": "named by vLLM's --worker-extension-cls",
   "sweep/axes.py": "what sweep files are written with",
   "tasks/symbolic.py:math_verify": "named by task.verifier",
-  "tasks/verifiers.py:why_unreadable": "of the data check",
 }
 
 

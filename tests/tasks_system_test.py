@@ -50,7 +50,7 @@ def test_a_verifier_that_fails_is_seen_and_loses_no_group(tiny_config, tmp_path)
   config = small(
     tiny_config, learner__steps=3, task__verifier="tests.tasks.own_verifier:fails_on_even"
   )
-  config.task.failed_reward = "mean"
+  config.task.failed_reward, config.task.judge_unfinished = "mean", True
   over_the_wire(config, tmp_path / "run", samplers=1)
   rows = train_rows(tmp_path / "run")
   assert len(rows) == 3 and sum(row["verifier_failures"] for row in rows) > 0

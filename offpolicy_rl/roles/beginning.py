@@ -5,7 +5,6 @@ the methods of `Process`.
 """
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Callable
 from typing import Protocol
@@ -18,11 +17,10 @@ from offpolicy_rl.learner import checkpoint, step, warm_start
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import lora, policy, pretrained
 from offpolicy_rl.replay import batching
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import data, parts
 from offpolicy_rl.roles.assembly import Learner
 from offpolicy_rl.roles.publishing import Publishing
-from offpolicy_rl.tasks import catalog, stream
-from offpolicy_rl.transport import bounds
+from offpolicy_rl.tasks import stream
 
 
 class Process(Protocol):
@@ -50,43 +48,25 @@ class Process(Protocol):
 
 def prompts(me: Learner) -> tuple[list[tuple[float, list]], list]:
   """([(rate, training prompts) of each task], held-out prompts in the order of their use)."""
-  task, words = me.config.task, me.policy.words
-  train, skipped = parts.examples(task, catalog.TRAIN_SPLIT, words)
-  held, held_skipped = parts.examples(task, catalog.HELDOUT_SPLIT, words)
-  heldout = stream.in_turn(held)
-  for rate, examples in train:
-    if not examples or not heldout:
-      raise ValueError(
-        f"task.max_prompt_tokens: got {task.max_prompt_tokens}, which leaves {len(examples)} "
-        f"training prompts (at rate {rate:g}; {skipped} are too long) and {len(heldout)} held-out "
-        f"ones ({held_skipped} are too long) of task {task.name}; expected at least one of each"
-      )
-  _check_sizes(me.config, [(catalog.TRAIN_SPLIT, train), (catalog.HELDOUT_SPLIT, held)])
+  train, held = (data.examples(me.config, split, me.policy) for split in data.SPLITS)
+  for split, members in zip(data.SPLITS, (train, held), strict=True):
+    data.require_some(me.config, split, [made for _, made in members])
+  heldout = stream.in_turn([(rate, made.examples) for rate, made in held])
   counts = {
-    "prompts": sum(len(examples) for _, examples in train),
+    "prompts": sum(len(made.examples) for _, made in train),
     "heldout_prompts": len(heldout),
-    "prompts_too_long": skipped,
-    "heldout_prompts_too_long": held_skipped,
+    "prompts_too_long": sum(len(made.too_long) for _, made in train),
+    "heldout_prompts_too_long": sum(len(made.too_long) for _, made in held),
+    "prompts_left_out": sum(len(made.left_out) for _, made in train),
+    "heldout_prompts_left_out": sum(len(made.left_out) for _, made in held),
   }
+  examples = [(rate, made.examples) for rate, made in train]
   if me.restored is None:
     me.records.task(counts)
     if me.config.warm_start.steps:
-      _check_demonstrations(me, train)
-  me.screen.say(
-    f"task {task.name}: {counts['prompts']} prompts, {len(heldout)} held out, {skipped} and "
-    f"{held_skipped} too long"
-  )
-  return train, heldout
-
-
-def _check_sizes(config, read: list[tuple[str, list]]) -> None:
-  """WireError for the first prompt that no sampler could be sent."""
-  for split, members in read:
-    for n, example in enumerate(itertools.chain.from_iterable(some for _, some in members)):
-      bounds.check_prompt(
-        example.prompt_tokens.size, example.answer, config.transport.max_message_mb,
-        f"task {config.task.name}, prompt {n} of {split}",
-      )  # fmt: skip
+      _check_demonstrations(me, examples)
+  me.screen.say(data.summary(me.config.task.name, train, held))
+  return examples, heldout
 
 
 def initial_state(me: Process):

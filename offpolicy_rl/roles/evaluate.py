@@ -13,9 +13,9 @@ import rich.table
 from offpolicy_rl import output, types
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.model import pretrained
-from offpolicy_rl.roles import folders, parts
+from offpolicy_rl.roles import data, folders, parts
 from offpolicy_rl.sampler import evaluation, votes, worker
-from offpolicy_rl.tasks import stream, tokenizer
+from offpolicy_rl.tasks import catalog, stream, tokenizer
 
 _WIDTH_MULTIPLE = 16  # prompt columns: few shapes to compile, little padding
 
@@ -90,15 +90,12 @@ def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
 
 
 def _examples(config, policy: parts.Policy, split: str):
-  task = config.task
-  members, skipped = parts.examples(task, split, policy.words)
-  examples = stream.in_turn(members)
-  if not examples:
-    raise ValueError(
-      f"task.max_prompt_tokens: got {task.max_prompt_tokens}, but all {skipped} prompts of task "
-      f"{task.name}, split {split}, are longer"
-    )
-  return examples, skipped
+  """(prompts in their order, number that is too long)."""
+  data.check_problems(config, catalog.of(config.task), policy)
+  members = data.examples(config, split, policy)
+  data.require_some(config, split, [made for _, made in members])
+  examples = stream.in_turn([(rate, made.examples) for rate, made in members])
+  return examples, sum(len(made.too_long) for _, made in members)
 
 
 def _weights(config, policy: parts.Policy, run_dir: pathlib.Path | None):

@@ -17,7 +17,7 @@ from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import lag, packing, schedule
 from offpolicy_rl.roles import folders
 from offpolicy_rl.sampler import engine, sampling, stopping
-from offpolicy_rl.tasks import catalog, chat, prompts, scoring, tokenizer, vocabulary
+from offpolicy_rl.tasks import catalog, chat, scoring, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
 
 _NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
@@ -262,11 +262,6 @@ def make_store(config, weights_dir: str | None, session: str):
   from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only where it is used
 
   return weights_dir_lib.Publisher(weights_dir, session)
-
-
-def examples(task, split: str, words) -> tuple[list[tuple[float, list]], int]:
-  """([(rate, prompts) of each task that the configuration mixes], number of too long prompts)."""
-  return prompts.members(catalog.of(task), split, words, task.max_prompt_tokens)
 
 
 def scorer(task) -> scoring.Scorer:

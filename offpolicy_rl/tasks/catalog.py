@@ -6,116 +6,25 @@ configuration asks for; nothing is read before problems are asked for.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 import re
 import types
 from collections.abc import Callable
 
-from offpolicy_rl.tasks import named, sources, verifiers
-from offpolicy_rl.tasks.sources import Problem, TaskError
-from offpolicy_rl.tasks.vocabulary import Vocabulary
+from offpolicy_rl.tasks import named, sources, splits, verifiers
+from offpolicy_rl.tasks.rows import TaskError
+from offpolicy_rl.tasks.sources import Problem
+from offpolicy_rl.tasks.splits import HELDOUT_SPLIT as HELDOUT_SPLIT
+from offpolicy_rl.tasks.splits import TRAIN_SPLIT as TRAIN_SPLIT
+from offpolicy_rl.tasks.splits import Selection, Task
 
-TRAIN_SPLIT, HELDOUT_SPLIT = "train", "heldout"
 MIXTURE, GYM = "mixture", "reasoning_gym"
 # Keys of the section `task` that a member of a mixture may have of its own.
 MEMBER_KEYS = (
   "data_dir", "train_file", "heldout_file", "question_column", "answer_column",
-  "demonstration_column", "size", "options", "verifier",
+  "demonstration_column", "size", "options", "verifier", "max_bad_rows",
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """A named source of problems."""
-
-  name: str
-  problems: Callable[[], list[Problem]]  # deterministic; both splits unless `heldout` is given
-  verifier: str  # "module:function", (completion text, answer JSON) -> reward
-  phrases: tuple[str, ...] = ()  # texts that every prompt repeats, one token each
-  heldout: Callable[[], list[Problem]] | None = None  # None = one in eight of `problems`
-  check: Callable[[], None] = lambda: None  # raises TaskError when the problems can't be had
-
-  @property
-  def vocabulary(self) -> Vocabulary:
-    """The task's text <-> token ids."""
-    return Vocabulary(self.phrases)
-
-  def split(self, name: str) -> list[Problem]:
-    """Distinct problems of one split.
-
-    Without a held-out source a question belongs to one split by its own hash, however the problems
-    were drawn. A training problem whose question is held out, white space aside, is left out.
-    """
-    distinct = list({p.question: p for p in self.problems()}.values())
-    if self.heldout is None:
-      held = [p for p in distinct if is_heldout(p.question)]
-      distinct = [p for p in distinct if not is_heldout(p.question)]
-    else:
-      held = list({p.question: p for p in self.heldout()}.values())
-    return held if name == HELDOUT_SPLIT else without(distinct, held)
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-  """What a run trains on: one task, or several at rates that add up to 1."""
-
-  name: str
-  tasks: tuple[Task, ...]
-  rates: tuple[float, ...] = (1.0,)
-
-  @property
-  def vocabulary(self) -> Vocabulary:
-    """The vocabulary of a fresh model; a published one has its own tokenizer."""
-    return Vocabulary(tuple(dict.fromkeys(p for task in self.tasks for p in task.phrases)))
-
-  @property
-  def verifier(self) -> str:
-    """Who judges; in a mixture every problem names its own verifier in its answer data."""
-    return self.tasks[0].verifier if len(self.tasks) == 1 else verifiers.MIXTURE
-
-  @property
-  def verifiers(self) -> tuple[str, ...]:
-    """Those of the tasks."""
-    return tuple(dict.fromkeys(task.verifier for task in self.tasks))
-
-  def check(self) -> None:
-    """Raises TaskError when a task's problems can't be had; reads little."""
-    for task in self.tasks:
-      task.check()
-
-  def split(self, name: str) -> list[list[Problem]]:
-    """Problems per task; what one task holds out, no other trains on."""
-    found = [task.split(name) for task in self.tasks]
-    if len(self.tasks) == 1:
-      return found
-    if name == TRAIN_SPLIT:
-      held = [problem for task in self.tasks for problem in task.split(HELDOUT_SPLIT)]
-      found = [without(problems, held) for problems in found]
-    return [
-      [
-        dataclasses.replace(p, answer=verifiers.of_mixture(task.verifier, p.answer))
-        for p in problems
-      ]
-      for task, problems in zip(self.tasks, found, strict=True)
-    ]
-
-
-def is_heldout(question: str) -> bool:
-  """One question in eight, by hash."""
-  return _digest(question)[0] % 8 == 0
-
-
-def _digest(question: str) -> bytes:
-  return hashlib.sha256(question.encode()).digest()
-
-
-def without(problems: list[Problem], held: list[Problem]) -> list[Problem]:
-  """Those whose question is not among the held-out ones."""
-  plain = lambda problem: " ".join(problem.question.split())
-  questions = {plain(problem) for problem in held}
-  return [problem for problem in problems if plain(problem) not in questions]
 
 
 def _sums() -> list[Problem]:
@@ -142,6 +51,7 @@ TASKS = {
       verifier=verifiers.NAMED["reasoning_gym"],
       phrases=("State the final answer to the following arithmetic problem: ", " + ", " ="),
       check=sources.check_gym,
+      slow=True,
     ),
     Task(
       name="spell_backward",
@@ -149,6 +59,7 @@ TASKS = {
       verifier=verifiers.NAMED["reasoning_gym"],
       phrases=("Spell this word backward (example: sun -> nus): ",),
       check=sources.check_gym,
+      slow=True,
     ),
     Task(
       name="sums",
@@ -172,9 +83,10 @@ def _gym_task(settings, label: str) -> Task:
     settings.name,
     # Where there are few easy problems, repeats leave them all at the beginning: the first so many
     # held-out ones would not be like the rest.
-    lambda: sorted(drawn(), key=lambda problem: _digest(problem.question)),
+    lambda: sorted(drawn(), key=lambda problem: splits.digest(problem.question)),
     verifiers.NAMED["reasoning_gym"],
     check=lambda: sources.check_gym_options(label, options),
+    slow=True,
   )
 
 
@@ -183,11 +95,13 @@ def _gsm8k_task(settings, _) -> Task:
   return Task(
     settings.name, part("train"), verifiers.NAMED["numeric"], heldout=part("test"),
     check=lambda: sources.check_gsm8k(settings.data_dir),
+    slow=not sources.gsm8k_has_files(settings.data_dir), max_bad_rows=settings.max_bad_rows,
   )  # fmt: skip
 
 
 def _math_task(settings, _) -> Task:
-  train, test = (pathlib.Path(settings.data_dir) / f"{split}.jsonl" for split in ("train", "test"))
+  folder = pathlib.Path(settings.data_dir)
+  train, test = (sources.split_file(folder, split) for split in ("train", "test"))
 
   def check():
     """See `Task.check`."""
@@ -196,7 +110,7 @@ def _math_task(settings, _) -> Task:
 
   return Task(
     settings.name, sources.math(train), verifiers.NAMED["math_verify"], heldout=sources.math(test),
-    check=check,
+    check=check, max_bad_rows=settings.max_bad_rows,
   )  # fmt: skip
 
 
@@ -222,6 +136,7 @@ def _jsonl_task(settings, label: str) -> Task:
     verifiers.NAMED["exact"],
     heldout=sources.jsonl(settings.heldout_file, columns) if settings.heldout_file else None,
     check=check,
+    max_bad_rows=settings.max_bad_rows,
   )
 
 
@@ -249,7 +164,10 @@ def _own_task(name: str) -> Task:
   found = make()
   if not isinstance(found, Task):
     raise TaskError(f"task.name: {name} returned {found!r:.60}, expected a catalog.Task")
-  return dataclasses.replace(found, name=name)
+  # Listed once: its function may take its time.
+  listed = functools.cache(found.problems)
+  heldout = found.heldout and functools.cache(found.heldout)
+  return dataclasses.replace(found, name=name, problems=listed, heldout=heldout)
 
 
 def of(settings) -> Selection:

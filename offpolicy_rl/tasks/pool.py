@@ -1,18 +1,19 @@
 """Worker processes for calls that may hang, crash or hoard memory.
 
 Such a call costs its own answer and nobody else's: its process is killed with everything that it
-started, and a fresh one takes over. What a worker imports counts in no limit.
+started, and a fresh one takes over. Imports count in no limit, whenever they happen.
 """
 
 import concurrent.futures
 import contextlib
-import math
+import importlib
 import multiprocessing
 import os
 import pathlib
 import queue
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -22,6 +23,10 @@ _PROC = pathlib.Path("/proc")
 # Why a process has to be replaced: its memory is used up or it died, which may be the work of
 # earlier calls; or the call itself is to blame.
 _BY_OTHERS, _BY_ITSELF = "others", "itself"
+_IMPORTING, _IMPORTED = (
+  "importing",
+  "imported",
+)  # what a call says of itself: the clock stands still
 
 
 class PoolError(RuntimeError):
@@ -104,10 +109,17 @@ class _Worker:
 
   def _exchange(self, message):
     """(answer, whether and why the process has to be replaced)."""
+    left, importing = self._time_limit, False
     try:
       self._pipe.send(message)
-      if self._pipe.poll(self._time_limit):
-        return self._pipe.recv()
+      since = time.monotonic()
+      while self._pipe.poll(_START_SECONDS if importing else max(0.0, left)):
+        found = self._pipe.recv()
+        if found not in (_IMPORTING, _IMPORTED):
+          return found
+        now = time.monotonic()
+        left, since = left if importing else left - (now - since), now
+        importing = found == _IMPORTING
       return Failed(f"not done after {self._time_limit:g} s"), _BY_ITSELF
     except (EOFError, OSError):
       return Failed(f"its process died{self._exit_code()}"), _BY_OTHERS
@@ -162,12 +174,69 @@ def _serve(pipe, prepare: Callable[[], object], memory_mb: int) -> None:
   except BaseException as error:
     pipe.send(_told(error))
     return
-  spare = _limit_memory(memory_mb)
+  room = _Room(memory_mb)
+  _leave_out_imports(room, pipe.send)
   pipe.send(None)
   while True:
     function, call = pipe.recv()
     found, spent = _attempt(function, call)
-    pipe.send((found, spent or (_BY_OTHERS if _taken() > spare else "")))
+    pipe.send((found, spent or (_BY_OTHERS if room.is_short() else "")))
+
+
+class _Room:
+  """The address space that calls may take."""
+
+  def __init__(self, memory_mb: int):
+    """Limits it, where the system can, to so much more than is taken now; 0 = no limit."""
+    self._more = (memory_mb << 20) if (_PROC / "self/statm").exists() else 0
+    self._taken = _taken()
+    self._limit(self._taken + self._more)
+
+  def _limit(self, size: int | None) -> None:
+    if self._more:
+      import resource  # not on every system
+
+      _, hard = resource.getrlimit(resource.RLIMIT_AS)
+      resource.setrlimit(resource.RLIMIT_AS, (hard if size is None else size, hard))
+
+  def is_short(self) -> bool:
+    """Whether earlier calls have kept so much that later ones have too little."""
+    return bool(self._more) and _taken() > self._taken + self._more / 2
+
+  @contextlib.contextmanager
+  def growing(self):
+    """What is taken in here does not count."""
+    before = _taken()
+    self._limit(None)
+    try:
+      yield
+    finally:
+      self._taken += _taken() - before
+      self._limit(self._taken + self._more)
+
+
+def _leave_out_imports(room: _Room, say: Callable[[str], None]) -> None:
+  """From now on, imports of a call take none of its time and memory: many import what they need
+  only when they are called.
+  """
+  bootstrap, main, depth = importlib._bootstrap, threading.main_thread(), 0
+  find_and_load = bootstrap._find_and_load  # of a module that is not there yet, however asked for
+
+  def outside_of_limits(*arguments):
+    """In its place; the imports that an import makes are part of it."""
+    nonlocal depth
+    if depth or threading.current_thread() is not main:
+      return find_and_load(*arguments)
+    depth = 1
+    say(_IMPORTING)
+    try:
+      with room.growing():
+        return find_and_load(*arguments)
+    finally:
+      depth = 0
+      say(_IMPORTED)
+
+  bootstrap._find_and_load = outside_of_limits
 
 
 def _attempt(function: Callable, call: tuple):
@@ -182,17 +251,6 @@ def _attempt(function: Callable, call: tuple):
 
 def _told(error: BaseException) -> str:
   return f"{type(error).__name__}: {error!s:.200}"
-
-
-def _limit_memory(memory_mb: int) -> float:
-  """Limits the address space; the bytes above which calls to come would have too little left."""
-  if not memory_mb or not (_PROC / "self/statm").exists():
-    return math.inf
-  import resource  # not on every system
-
-  taken, more = _taken(), memory_mb << 20
-  resource.setrlimit(resource.RLIMIT_AS, (taken + more, taken + more))
-  return taken + more / 2
 
 
 def _taken() -> int:

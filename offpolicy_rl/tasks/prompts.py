@@ -1,11 +1,12 @@
 """Problems as a model reads them: token ids of prompts and demonstrations."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from offpolicy_rl.tasks import catalog, sources
+from offpolicy_rl.tasks import sources, splits
+from offpolicy_rl.tasks.rows import LeftOut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,33 +16,68 @@ class Example:
   prompt_tokens: np.ndarray  # int32 [P]
   demonstration_tokens: np.ndarray  # int32 [T], ends as the model ends its turn
   answer: str  # JSON for the verifier
+  where: str = ""  # "file:line" of the problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenized:
+  """Prompts, and the problems that make none."""
+
+  examples: list[Example]
+  too_long: list[LeftOut]  # more than max_prompt_tokens
+  left_out: list[LeftOut]  # the template refuses them, or no sampler could answer them
+  prompt_lengths: list[int]  # in tokens, of the examples and of those that are too long
 
 
 def tokenized(
-  problems: Iterable[sources.Problem], words, max_prompt_tokens: int
-) -> tuple[list[Example], int]:
-  """(examples, number skipped because the prompt is too long).
+  problems: Iterable[sources.Problem], words, max_prompt_tokens: int,
+  fault: Callable[[Example], str | None] = lambda example: None,
+) -> Tokenized:  # fmt: skip
+  """The prompts of problems.
 
-  `words`: the policy's Vocabulary or Tokenizer.
+  Args:
+    words: the policy's Vocabulary or Tokenizer.
+    fault: why no sampler could answer a prompt; None where one can.
   """
-  examples, skipped = [], 0
+  found = Tokenized([], [], [], [])
   for problem in problems:
-    prompt = words.prompt(problem.question)
+    try:
+      prompt = words.prompt(problem.question)
+    except ValueError as error:  # what a chat template refuses
+      found.left_out.append(LeftOut(problem.where, str(error)))
+      continue
+    found.prompt_lengths.append(len(prompt))
     if len(prompt) > max_prompt_tokens:
-      skipped += 1
+      found.too_long.append(LeftOut(problem.where, f"{len(prompt)} tokens"))
       continue
     target = [*words.encode(problem.demonstration), words.turn_end]
-    examples.append(Example(np.array(prompt, np.int32), np.array(target, np.int32), problem.answer))
-  return examples, skipped
+    example = Example(
+      np.array(prompt, np.int32), np.array(target, np.int32), problem.answer, problem.where
+    )
+    why = fault(example)
+    if why is None:
+      found.examples.append(example)
+    else:
+      found.left_out.append(LeftOut(problem.where, why))
+  return found
 
 
 def members(
-  selection: catalog.Selection, split: str, words, max_prompt_tokens: int
-) -> tuple[list[tuple[float, list[Example]]], int]:
-  """([(rate, examples) of each task], number skipped of all); arguments as for `tokenized`.
+  selection: splits.Selection, split: str, words, max_prompt_tokens: int,
+  fault: Callable[[Example], str | None] = lambda example: None,
+) -> list[tuple[float, Tokenized]]:  # fmt: skip
+  """(rate, prompts) of each task; arguments as for `tokenized`.
 
   How the members of a mixture interleave is `stream`'s affair.
+
+  Raises:
+    TaskError: more problems of a task make no prompt than its `max_bad_rows`.
   """
-  made = [tokenized(part, words, max_prompt_tokens) for part in selection.split(split)]
-  pairs = zip(selection.rates, made, strict=True)
-  return [(rate, examples) for rate, (examples, _) in pairs], sum(skipped for _, skipped in made)
+  found = []
+  for rate, task, reading in zip(
+    selection.rates, selection.tasks, selection.read(split), strict=True
+  ):
+    made = tokenized(reading.problems, words, max_prompt_tokens, fault)
+    splits.refuse_too_many(made.left_out, len(reading.problems), task.max_bad_rows)
+    found.append((rate, dataclasses.replace(made, left_out=reading.left_out + made.left_out)))
+  return found

@@ -12,7 +12,6 @@ from offpolicy_rl import types
 from offpolicy_rl.tasks import named, pool
 
 _LOG = logging.getLogger(__name__)
-_PREPARE = "offpolicy_rl_prepare"
 
 
 class Judgement(NamedTuple):
@@ -26,20 +25,6 @@ class Judgement(NamedTuple):
 def verifier(function: Callable[[str, str], float]) -> Callable[[str, str], float]:
   """Marks a function as a verifier; no other can be named in task.verifier."""
   return named.mark(function, "verifier")
-
-
-def prepared_by(function: Callable[[], object]) -> Callable[[Callable], Callable]:
-  """Decorates a verifier with what is called once in every worker, before its limits hold.
-
-  For imports that only this verifier needs: those at the top of its module don't count either.
-  """
-
-  def mark(judge: Callable) -> Callable:
-    """Remembers it."""
-    setattr(judge, _PREPARE, function)
-    return judge
-
-  return mark
 
 
 def resolve(name: str) -> Callable[[str, str], float]:
@@ -66,13 +51,6 @@ def allowed(name: str) -> Callable[[str, str], float]:
       f"verifier: {name!r:.100}, expected one of the configured {', '.join(_ALLOWED) or '(none)'}"
     )
   return _ALLOWED[name]
-
-
-def prepare(names: Sequence[str]) -> None:
-  """Allows verifiers in this process and lets them prepare themselves; ValueError as `resolve`."""
-  allow(names)
-  for name in names:
-    getattr(allowed(name), _PREPARE, lambda: None)()
 
 
 def _judge(name: str, pattern: str, completion: str, answer: str) -> tuple[float, bool]:
@@ -110,7 +88,7 @@ class Scorer:
       resolve(name)
     self._verifier, self._pattern = verifier, pattern
     self._pool = pool.Pool(
-      workers, prepare=functools.partial(prepare, names), time_limit=time_limit,
+      workers, prepare=functools.partial(allow, names), time_limit=time_limit,
       memory_mb=memory_mb,
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
-"""Where problems come from: generators, JSONL files, prepared TFDS directories.
+"""Where problems come from: generators, data files, prepared TFDS directories.
 
 Every function here returns functions that list problems, so nothing is read or imported before
-somebody needs it. Free of TensorFlow, except for reading what TFDS prepared.
+somebody needs it. A row of a file that can't be used is listed as `rows.LeftOut` in its place.
+Free of TensorFlow, except for reading what TFDS prepared.
 """
 
 import dataclasses
@@ -11,9 +12,10 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
-from offpolicy_rl.tasks import extraction, verifiers
+from offpolicy_rl.tasks import extraction, rows, verifiers
+from offpolicy_rl.tasks.rows import LeftOut, TaskError
 
 _GSM8K = "gsm8k:1.0.0"  # in TFDS
 # Tasks of reasoning-gym 0.1.25 with a catch; those that are no use: verifiers.REFUSED.
@@ -24,10 +26,6 @@ WARNED = {
 )
 
 
-class TaskError(ValueError):
-  """Problems that can't be had; names the key or the file and line, and what was expected."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Problem:
   """One question with what the verifier needs to judge an answer to it."""
@@ -35,11 +33,15 @@ class Problem:
   question: str
   answer: str  # JSON
   demonstration: str  # an answer worth imitating
+  where: str = dataclasses.field(default="", compare=False)  # "file:line"; "" = in no file
+
+
+Listed = list[Problem | LeftOut]
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """Names of the fields of a JSONL row."""
+  """Names of the fields of a row."""
 
   question: str
   answer: str
@@ -93,83 +95,95 @@ def _gym_entries(dataset: str, size: int, options: dict):
     ) from None
 
 
-def jsonl(path: str, columns: Columns) -> Callable[[], list[Problem]]:
-  """Problems of a file with one JSON object per line; the answer is a text or a number."""
+def jsonl(path: str, columns: Columns) -> Callable[[], Listed]:
+  """Problems of a file with a question and an answer, a text or a number, in every row."""
 
-  @functools.cache
-  def problems():
-    """Reads them, once."""
-    return [
-      Problem(
-        question=_text(row, columns.question, where),
-        answer=json.dumps(_text(row, columns.answer, where)),
-        demonstration=_text(row, columns.demonstration or columns.answer, where),
-      )
-      for where, row in _rows(pathlib.Path(path))
-    ]
+  def make(row: rows.Row) -> Problem:
+    """Of the columns."""
+    return Problem(
+      question=rows.text(row.values, columns.question),
+      answer=json.dumps(rows.text(row.values, columns.answer)),
+      demonstration=rows.text(row.values, columns.demonstration or columns.answer),
+      where=row.where,
+    )
 
-  return problems
+  return _listing(lambda: rows.read(pathlib.Path(path)), make)
 
 
-def gsm8k(rows: Callable[[], Iterator[tuple[str, dict]]]) -> Callable[[], list[Problem]]:
+def gsm8k(read: Callable[[], Iterable[rows.Row | LeftOut]]) -> Callable[[], Listed]:
   """Grade-school word problems (arXiv 2110.14168): the answer is the number after ####.
 
   The demonstration is the worked solution without the calculator's annotations <<48/2=24>>.
   """
 
-  @functools.cache
-  def problems():
-    """Reads them, once."""
-    found = []
-    for where, row in rows():
-      solution = _text(row, "answer", where)
-      _, mark, answer = solution.rpartition("####")
-      if not mark:
-        raise TaskError(
-          f"{where}: answer: got {solution[-60:]!r}, expected '#### number' at its end"
-        )
-      shown = re.sub(r"<<[^<>]*>>", "", solution)
-      found.append(Problem(_text(row, "question", where), json.dumps(answer.strip()), shown))
-    return found
+  def make(row: rows.Row) -> Problem:
+    """Of `question` and `answer`."""
+    solution = rows.text(row.values, "answer")
+    answer = solution.rpartition("####")[2].strip() if "####" in solution else ""
+    if not answer:
+      raise rows.RowError(f"answer: got {solution[-60:]!r}, expected '#### number' at its end")
+    shown = re.sub(r"<<[^<>]*>>", "", solution)
+    return Problem(rows.text(row.values, "question"), json.dumps(answer), shown, row.where)
 
-  return problems
+  return _listing(read, make)
 
 
-def math(path: pathlib.Path) -> Callable[[], list[Problem]]:
+def math(path: pathlib.Path) -> Callable[[], Listed]:
   r"""MATH (arXiv 2103.03874): columns `problem`, and `answer` or a `solution` with \boxed in it."""
 
-  @functools.cache
-  def problems():
-    """Reads them, once."""
-    found = []
-    for where, row in _rows(path):
-      solution = str(row.get("solution", ""))
-      answer = row.get("answer")
-      answer = extraction.last_boxed(solution) if answer is None else str(answer)
-      if not answer:
-        raise TaskError(f"{where}: got neither answer nor \\boxed{{...}} in solution")
-      shown = solution or f"\\boxed{{{answer}}}"
-      found.append(Problem(_text(row, "problem", where), json.dumps(answer), shown))
-    return found
+  def make(row: rows.Row) -> Problem:
+    """Of these columns; one that is null or blank is as good as none."""
+    given = {
+      column: rows.text(row.values, column)
+      for column in ("answer", "solution")
+      if not _is_blank(row.values.get(column))
+    }
+    shown = given.get("solution", "")
+    answer = given.get("answer") or extraction.last_boxed(shown)
+    if not answer:
+      raise rows.RowError("got neither answer nor \\boxed{...} in solution")
+    question = rows.text(row.values, "problem")
+    return Problem(question, json.dumps(answer), shown or f"\\boxed{{{answer}}}", row.where)
 
-  return problems
+  return _listing(lambda: rows.read(path), make)
 
 
-def gsm8k_rows(data_dir: str, split: str) -> Callable[[], Iterator[tuple[str, dict]]]:
-  """Rows of a split ("train", "test"): JSONL if the directory has it, else as TFDS prepared it."""
+def _listing(
+  read: Callable[[], Iterable[rows.Row | LeftOut]], make: Callable[[rows.Row], Problem]
+) -> Callable[[], Listed]:
+  """Lists the problems of rows, once; `make` raises RowError for one that can't be used."""
+
+  def listed(row: rows.Row | LeftOut) -> Problem | LeftOut:
+    """The problem, or why there is none."""
+    if isinstance(row, LeftOut):
+      return row
+    try:
+      return make(row)
+    except rows.RowError as error:
+      return LeftOut(row.where, str(error))
+
+  return functools.cache(lambda: [listed(row) for row in read()])
+
+
+def _is_blank(value) -> bool:
+  return value is None or (isinstance(value, str) and not value.strip())
+
+
+def gsm8k_rows(data_dir: str, split: str) -> Callable[[], Iterable[rows.Row | LeftOut]]:
+  """Rows of a split ("train", "test"): of its file if there is one, else as TFDS prepared it."""
   folder = gsm8k_folder(data_dir)
 
-  def rows():
-    """("file:line", row) of the split."""
-    path = folder / f"{split}.jsonl"
+  def read():
+    """See `rows.read`."""
+    path = split_file(folder, split)
     if path.is_file():
-      return _rows(path)
+      return rows.read(path)
     from offpolicy_rl.tasks import seqio_tasks  # TensorFlow, only here
 
     found = seqio_tasks.tfds_rows(_GSM8K, str(folder), split)
-    return ((f"{folder}: {split} {i}", row) for i, row in enumerate(found))
+    return (rows.Row(f"{folder}: {split} {i}", rows.Values(row)) for i, row in enumerate(found))
 
-  return rows
+  return read
 
 
 def gsm8k_folder(data_dir: str) -> pathlib.Path:
@@ -178,11 +192,23 @@ def gsm8k_folder(data_dir: str) -> pathlib.Path:
   return pathlib.Path(asked or "~/tensorflow_datasets").expanduser()
 
 
+def split_file(folder: pathlib.Path, split: str) -> pathlib.Path:
+  """SPLIT.jsonl, or SPLIT.jsonl.gz or SPLIT.parquet where only that is there."""
+  paths = [folder / f"{split}{suffix}" for suffix in (".jsonl", ".jsonl.gz", ".parquet")]
+  return next((path for path in paths if path.is_file()), paths[0])
+
+
+def gsm8k_has_files(data_dir: str) -> bool:
+  """Whether both splits are there as files."""
+  folder = gsm8k_folder(data_dir)
+  return all(split_file(folder, split).is_file() for split in ("train", "test"))
+
+
 def check_gsm8k(data_dir: str) -> None:
   """Raises TaskError unless one of the two forms is there."""
   folder = gsm8k_folder(data_dir)
-  as_jsonl = all((folder / f"{split}.jsonl").is_file() for split in ("train", "test"))
-  if not as_jsonl and not (folder / _GSM8K.replace(":", "/") / "dataset_info.json").is_file():
+  prepared = folder / _GSM8K.replace(":", "/") / "dataset_info.json"
+  if not gsm8k_has_files(data_dir) and not prepared.is_file():
     raise TaskError(
       f"task.data_dir: {folder} has neither train.jsonl and test.jsonl of GSM8K nor what "
       "`tfds build gsm8k --data_dir=DIR` leaves in a DIR; prepare one and name it there or in "
@@ -194,27 +220,3 @@ def check_file(key: str, path: str | pathlib.Path) -> None:
   """Raises TaskError when there is no such file."""
   if not pathlib.Path(path).is_file():
     raise TaskError(f"{key}: got {str(path)!r}, expected a file with one JSON object per line")
-
-
-def _rows(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
-  """("file:line", object) of a JSONL file; blank lines are passed over."""
-  with path.open(encoding="utf-8") as lines:
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
-      where = f"{path}:{number}"
-      try:
-        row = json.loads(line)
-      except ValueError as error:
-        raise TaskError(f"{where}: no JSON: {error}") from None
-      if not isinstance(row, dict):
-        raise TaskError(f"{where}: got {type(row).__name__}, expected an object")
-      yield where, row
-
-
-def _text(row: dict, column: str, where: str) -> str:
-  value = row.get(column)
-  if isinstance(value, bool) or not isinstance(value, str | int | float):
-    given = f"{value!r:.60}" if column in row else f"only the columns {sorted(row)}"
-    raise TaskError(f"{where}: {column}: got {given}, expected a text or a number")
-  return str(value)

@@ -14,11 +14,10 @@ with their thoughts (`thoughts.removed` takes those off).
 """
 
 import functools
-import importlib
 import json
 
 from offpolicy_rl.tasks import extraction, numerals
-from offpolicy_rl.tasks.scoring import allowed, prepared_by, resolve, verifier
+from offpolicy_rl.tasks.scoring import allowed, resolve, verifier
 
 # Short names for task.verifier; where several suit, the first does best.
 NAMED = {
@@ -93,7 +92,6 @@ def _equals(given: str, entry: dict) -> float:
 
 
 @verifier
-@prepared_by(lambda: importlib.import_module("reasoning_gym"))
 def reasoning_gym(completion: str, answer: str) -> float:
   """1.0 when the package's own scorer gives full marks; <answer> tags around it are no matter.
 

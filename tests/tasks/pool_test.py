@@ -32,6 +32,14 @@ def plus_one(x):
   return x + 1
 
 
+def plus_what_it_imports(folder, x):
+  """As verifiers do that import a package when they are called."""
+  sys.path.insert(0, str(folder))
+  import slow_and_large_of_pool_test
+
+  return x + slow_and_large_of_pool_test.ONE
+
+
 def leak(mb):
   HOARD.append(bytearray(mb << 20))
   return mb
@@ -100,6 +108,20 @@ def test_preparing_counts_in_no_limit(a_pool):
   assert a_pool.submit(plus_one, [(1,), (2,)]).result() == [2, 3]
 
 
+@with_limits(time_limit=0.5, memory_mb=64)
+def test_a_late_import_counts_in_no_limit_either(a_pool, tmp_path):
+  (tmp_path / "slow_and_large_of_pool_test.py").write_text(
+    "import time; HOARD = bytearray(300 << 20); time.sleep(1.0); import colorsys; ONE = 1"
+  )
+  calls = [(tmp_path, 1), (tmp_path, 2)]
+  assert a_pool.submit(plus_what_it_imports, calls).result() == [2, 3]
+  failed = pool.Failed("MemoryError: ")  # what is not imported counts
+  assert a_pool.submit(leak, [(100,)]).result() == [failed]
+  assert a_pool.submit(note_and_sleep, [(tmp_path / "log",)]).result() == [
+    pool.Failed("not done after 0.5 s")
+  ]
+
+
 @with_limits(prepare=is_missing)
 def test_what_cant_prepare_itself_is_no_failure_of_the_call(a_pool):
   with pytest.raises(pool.PoolError, match="can't prepare itself: ModuleNotFoundError: no such pa"):
@@ -108,11 +130,10 @@ def test_what_cant_prepare_itself_is_no_failure_of_the_call(a_pool):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
 @pytest.mark.parametrize("function", [leak, leak_in_secret])
-@with_limits(memory_mb=256)
+@with_limits(memory_mb=64)
 def test_what_earlier_calls_hoarded_costs_no_later_one(a_pool, function):
-  """Each has enough; a worker that kept what they left would serve six of them."""
-  assert a_pool.submit(function, [(40,)] * 9).result() == [40] * 9
-  assert a_pool.submit(function, [(90,)] * 5).result() == [90] * 5
+  """Each has enough; a worker that kept what they left would serve three of them."""
+  assert a_pool.submit(function, [(20,)] * 4).result() == [20] * 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")

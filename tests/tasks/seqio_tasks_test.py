@@ -37,27 +37,29 @@ def test_a_task_is_registered_under_its_name(name):
 
 def test_a_mixture_becomes_examples_at_its_rates(tiny_config):
   asked = catalog.of(settings(tiny_config, name="mixture", mixture=MIXTURE))
-  members, skipped = prompts.members(asked, "train", asked.vocabulary, 300)
-  assert [rate for rate, _ in members] == [0.6, 0.2, 0.2] and skipped == 0
-  assert [[e.answer for e in examples] for _, examples in members] == [
+  members = prompts.members(asked, "train", asked.vocabulary, 300)
+  assert [rate for rate, _ in members] == [0.6, 0.2, 0.2]
+  assert not any(made.too_long or made.left_out for _, made in members)
+  assert [[e.answer for e in made.examples] for _, made in members] == [
     [p.answer for p in part] for part in asked.split("train")
   ]
 
 
 def test_long_prompts_of_every_member_are_counted(tiny_config):
   asked = catalog.of(settings(tiny_config, name="mixture", mixture=MIXTURE))
-  members, skipped = prompts.members(asked, "train", asked.vocabulary, 100)
+  members = prompts.members(asked, "train", asked.vocabulary, 100)
+  skipped = sum(len(made.too_long) for _, made in members)
   long = [len(p.question) > 100 for part in asked.split("train") for p in part]
   assert 0 < skipped == sum(long) < len(long)
-  assert sum(len(e) for _, e in members) + skipped == len(long)
+  assert sum(len(made.examples) for _, made in members) + skipped == len(long)
 
 
 def test_a_file_becomes_a_stream_of_prompts(tiny_config):
   asked = catalog.of(settings(tiny_config, name="gsm8k", data_dir=str(WORDS)))
-  members, skipped = prompts.members(asked, "train", asked.vocabulary, 300)
-  stream = streams.of(members, seed=0)
+  [(rate, made)] = prompts.members(asked, "train", asked.vocabulary, 300)
+  stream = streams.of([(rate, made.examples)], seed=0)
   seen = {asked.vocabulary.decode(stream[i].prompt_tokens.tolist()) for i in range(16)}
-  assert skipped == 0
+  assert made.too_long == made.left_out == []
   assert seen == {p.question for p in asked.split("train")[0]}
 
 

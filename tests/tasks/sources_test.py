@@ -103,9 +103,11 @@ def test_any_file_with_two_columns_is_a_task(tiny_config, tmp_path):
   assert len(train) + len(heldout) == 200 and 10 < len(heldout) < 50
   assert not {p.question for p in train} & {p.question for p in heldout}
   found = {p.question: p for p in train + heldout}
-  assert json.loads(found["q7"].answer) == "8"  # the last of those that ask the same
+  assert json.loads(found["q7"].answer) == "7"  # the first of those that ask the same
+  [again] = asked.read("train")[0].repeated
+  assert again == (f"{path}:202", f"asks what {path}:8 asks, with another answer")
   assert found["q9"].demonstration == "9"
-  asked = catalog.of(settings(tiny_config, demonstration_column="how"))
+  asked = catalog.of(settings(tiny_config, demonstration_column="how", max_bad_rows=0.0))
   with pytest.raises(sources.TaskError, match=r"a.jsonl:202: how: got only the columns \['ask"):
     asked.split("train")
 

@@ -80,9 +80,9 @@ def test_listing_candidates_earns_nothing():
 def test_examples_are_the_problems_of_the_catalog():
   task = catalog.TASKS["sums"]
   for split in ("train", "heldout"):
-    examples, skipped = prompts.tokenized(task.split(split), task.vocabulary, 4)
-    assert skipped == 0
-    for example, problem in zip(examples, task.split(split), strict=True):
+    made = prompts.tokenized(task.split(split), task.vocabulary, 4)
+    assert made.too_long == made.left_out == []
+    for example, problem in zip(made.examples, task.split(split), strict=True):
       assert task.vocabulary.decode(example.prompt_tokens.tolist()) == problem.question
       assert example.demonstration_tokens[-1] == EOS
       assert task.vocabulary.decode(example.demonstration_tokens.tolist()) == problem.demonstration
@@ -91,8 +91,9 @@ def test_examples_are_the_problems_of_the_catalog():
 
 def test_prompts_that_are_too_long_are_counted_not_cut():
   problems = catalog.TASKS["sums"].split("train")
-  examples, skipped = prompts.tokenized(problems, catalog.TASKS["sums"].vocabulary, 3)
-  assert examples == [] and skipped == len(problems)
+  made = prompts.tokenized(problems, catalog.TASKS["sums"].vocabulary, 3)
+  assert made.examples == [] and len(made.too_long) == len(problems)
+  assert made.too_long[0] == (problems[0].where, "4 tokens") and made.prompt_lengths[0] == 4
 
 
 def test_native_noise_is_held_back_unless_something_fails(capfd):

@@ -1,0 +1,197 @@
+"""Rows of a data file: JSON lines, plain or compressed, or Parquet.
+
+A file that can't be read raises TaskError, which names it, the line, and what to do. A row that
+can't be used is told as LeftOut in its place: whether that is too many is the task's affair.
+"""
+
+import bz2
+import collections
+import gzip
+import io
+import itertools
+import json
+import lzma
+import math
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_PARQUET = b"PAR1"
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, OSError)
+# Beginnings of files that are something else -> what they are, and what to do.
+_OTHERS = {
+  b"PK\x03\x04": ("a zip archive", "unpack it"),
+  b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it with zstd -d"),
+  b"\xff\xfe": ("UTF-16", "convert it with iconv -f UTF-16 -t UTF-8"),
+  b"\xfe\xff": ("UTF-16", "convert it with iconv -f UTF-16 -t UTF-8"),
+  **dict.fromkeys((*_OPENERS, _PARQUET), ("a compressed file in a compressed one", "unpack it")),
+}
+_LONGEST_LINE = 1 << 26  # characters; a file without line ends is not read into memory
+_BATCH = 1000  # rows of Parquet at a time
+
+
+class TaskError(ValueError):
+  """Problems that can't be had; names the key or the file and line, and what was expected."""
+
+
+class RowError(ValueError):
+  """A row that can't be used, and why."""
+
+
+class LeftOut(NamedTuple):
+  """A row that can't be used."""
+
+  where: str  # "file:line"
+  why: str
+
+
+class Values(dict):
+  """A JSON object; `twice` names the keys that it has more than once."""
+
+  twice: frozenset[str] = frozenset()
+
+
+class Row(NamedTuple):
+  """A row and where it is."""
+
+  where: str  # "file:line"
+  values: Values
+
+
+def read(path: pathlib.Path) -> Iterator[Row | LeftOut]:
+  """The rows of a file in order; blank lines are passed over.
+
+  How it is written is seen by its first bytes, whatever its name.
+
+  Raises:
+    TaskError: there is no such file, it can't be read, is no UTF-8, or has no rows.
+  """
+  number = 0
+  try:
+    with path.open("rb") as file:
+      start = file.read(8)
+    for row in _parquet(path) if start.startswith(_PARQUET) else _lines(path, start):
+      number += 1
+      yield row
+  except OSError as error:
+    raise TaskError(f"{path}: can't be read: {error.strerror or error}") from None
+  if not number:
+    raise TaskError(f"{path}: got no rows, expected one JSON object per line")
+
+
+def text(values: Values, column: str) -> str:
+  """What a row says in a column, a number as text; RowError where that is no text, or blank."""
+  value = values.get(column)
+  if isinstance(value, bool) or not isinstance(value, str | int | float):
+    given = f"{value!r:.60}" if column in values else f"only the columns {sorted(values)!s:.200}"
+    raise RowError(f"{column}: got {given}, expected a text or a number")
+  if column in values.twice:
+    raise RowError(f"{column}: there twice, expected once")
+  if isinstance(value, float):
+    return _number(value, column)
+  value = str(value)
+  if not value.strip():
+    raise RowError(f"{column}: got {value!r:.60}, expected a text that is not blank")
+  check_encoding(value, column)
+  return value
+
+
+def check_encoding(value: str, column: str) -> None:
+  r"""RowError for half of a surrogate pair (\ud83d): JSON can write it, UTF-8 can't."""
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise RowError(
+      f"{column}: got half of a surrogate pair, {value[error.start]!r}, at character "
+      f"{error.start}, expected Unicode text"
+    ) from None
+
+
+def _number(value: float, column: str) -> str:
+  """72.0 is 72: a table with a missing value elsewhere makes floats of integers."""
+  if not math.isfinite(value):
+    raise RowError(f"{column}: got {value}, expected a text or a finite number")
+  return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+
+
+def _lines(path: pathlib.Path, start: bytes) -> Iterator[Row | LeftOut]:
+  """Of a file of JSON lines."""
+  unpack = next((how for magic, how in _OPENERS.items() if start.startswith(magic)), None)
+  number = 0
+  try:
+    for line in _texts(path, unpack or open):
+      number += 1
+      if line.strip():
+        yield _row(path, number, line)
+  except _DAMAGED as error:
+    if unpack is None:
+      raise
+    raise TaskError(
+      f"{path}:{number + 1}: can't be unpacked, the file is damaged: {error}"
+    ) from None
+
+
+def _texts(path: pathlib.Path, opener: Callable) -> Iterator[str]:
+  """Lines, what is no UTF-8 as surrogates, so that the line can be named; none is endless."""
+  with opener(path, "rb") as file:
+    _check_beginning(path, file.peek(8))
+    lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
+    while line := lines.readline(_LONGEST_LINE):
+      yield line
+
+
+def _check_beginning(path: pathlib.Path, start: bytes) -> None:
+  """TaskError for a file that is something else."""
+  kind = next((kind for magic, kind in _OTHERS.items() if start.startswith(magic)), None)
+  if kind is None and b"\0" in start[:8]:
+    kind = ("UTF-16 or binary", "convert it to UTF-8")
+  if kind is not None:
+    raise TaskError(f"{path}:1: got {kind[0]}, expected JSON lines in UTF-8; {kind[1]}")
+
+
+def _row(path: pathlib.Path, number: int, line: str) -> Row | LeftOut:
+  where = f"{path}:{number}"
+  if len(line) >= _LONGEST_LINE:
+    raise TaskError(
+      f"{where}: got a line of {_LONGEST_LINE >> 20} MB or more, expected one JSON object per line"
+    )
+  bad = next((c for c in line if "\udc80" <= c <= "\udcff"), None)
+  if bad is not None:
+    raise TaskError(
+      f"{where}: got the byte 0x{ord(bad) - 0xDC00:02x}, which is no UTF-8, at character "
+      f"{line.index(bad) + 1}; convert the file, e.g. with iconv -f LATIN1 -t UTF-8"
+    )
+  try:
+    values = json.loads(line, object_pairs_hook=_values)
+  except RecursionError:
+    return LeftOut(where, "got JSON that is nested too deeply")
+  except ValueError as error:
+    hint = "; one object per line: jq -c '.[]' FILE" if number == 1 and line[0] == "[" else ""
+    return LeftOut(where, f"no JSON: {error!s:.200}{hint}")
+  if not isinstance(values, Values):
+    return LeftOut(where, f"got {type(values).__name__}, expected an object")
+  return Row(where, values)
+
+
+def _values(pairs: list[tuple]) -> Values:
+  values = Values(pairs)
+  if len(values) < len(pairs):
+    counts = collections.Counter(key for key, _ in pairs)
+    values.twice = frozenset(key for key, count in counts.items() if count > 1)
+  return values
+
+
+def _parquet(path: pathlib.Path) -> Iterator[Row]:
+  import pyarrow  # some 50 MB; only those who have such files pay
+  from pyarrow import parquet
+
+  number = 0
+  try:
+    with parquet.ParquetFile(path) as file:
+      lists = (batch.to_pylist() for batch in file.iter_batches(_BATCH))
+      for number, values in enumerate(itertools.chain.from_iterable(lists), 1):
+        yield Row(f"{path}:{number}", Values(values))
+  except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    raise TaskError(f"{path}:{number + 1}: can't be read as Parquet: {error!s:.200}") from None

@@ -1,0 +1,200 @@
+"""A task's problems, sorted out: what is trained on, what is held out, what is left out and why."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+
+from offpolicy_rl.tasks import rows, verifiers
+from offpolicy_rl.tasks.rows import LeftOut, TaskError
+from offpolicy_rl.tasks.sources import Problem
+from offpolicy_rl.tasks.vocabulary import Vocabulary
+
+TRAIN_SPLIT, HELDOUT_SPLIT = "train", "heldout"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """The problems of a split, each question once, and what is not among them."""
+
+  problems: list[Problem]
+  left_out: list[LeftOut] = dataclasses.field(default_factory=list)  # rows that can't be used
+  repeated: list[LeftOut] = dataclasses.field(default_factory=list)  # ask what an earlier one asks
+  held_out: int = 0  # training problems that are held-out ones, too
+
+  def without(self, held: list[Problem]) -> "Reading":
+    """For training: less those whose question is held out, white space aside."""
+    plain = lambda problem: " ".join(problem.question.split())
+    questions = {plain(problem) for problem in held}
+    kept = [problem for problem in self.problems if plain(problem) not in questions]
+    more = len(self.problems) - len(kept)
+    return dataclasses.replace(self, problems=kept, held_out=self.held_out + more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A named source of problems."""
+
+  name: str
+  # Deterministic; both splits unless `heldout` is given.
+  problems: Callable[[], list[Problem | LeftOut]]
+  verifier: str  # "module:function", (completion text, answer JSON) -> reward
+  phrases: tuple[str, ...] = ()  # texts that every prompt repeats, one token each
+  heldout: Callable[[], list[Problem | LeftOut]] | None = None  # None = one in eight of `problems`
+  check: Callable[[], None] = lambda: None  # raises TaskError when the problems can't be had
+  slow: bool = False  # listing the problems takes seconds, so a start only makes that `check`
+  max_bad_rows: float = 0.0  # share of the problems that may be left out because they can't be used
+
+  @property
+  def vocabulary(self) -> Vocabulary:
+    """The task's text <-> token ids."""
+    return Vocabulary(self.phrases)
+
+  def read(self, name: str) -> Reading:
+    """The problems of one split.
+
+    Without a held-out source a question belongs to one split by its own hash, however the problems
+    were drawn. A training problem whose question is held out is left out.
+
+    Raises:
+      TaskError: they can't be had, or more can't be used than `max_bad_rows`.
+    """
+    found = self._usable(self.problems())
+    if self.heldout is None:
+      part = lambda held: [p for p in found.problems if is_heldout(p.question) == held]
+      found, held = dataclasses.replace(found, problems=part(False)), Reading(part(True))
+    else:
+      held = self._usable(self.heldout())
+    return held if name == HELDOUT_SPLIT else found.without(held.problems)
+
+  def split(self, name: str) -> list[Problem]:
+    """See `read`."""
+    return self.read(name).problems
+
+  def _usable(self, listed: list[Problem | LeftOut]) -> Reading:
+    """Sorts out what a source lists."""
+    first, left_out, repeated = {}, [], []
+    for i, problem in enumerate(listed):
+      problem = _checked(problem, f"{self.name}, problem {i}")
+      if isinstance(problem, LeftOut):
+        left_out.append(problem)
+      elif problem.question in first:
+        repeated.append(_as_repeated(problem, first[problem.question]))
+      else:
+        first[problem.question] = problem
+    refuse_too_many(left_out, len(listed), self.max_bad_rows)
+    return Reading(list(first.values()), left_out, repeated)
+
+
+def refuse_too_many(left_out: list[LeftOut], total: int, share: float) -> None:
+  """TaskError, naming the first, when more of `total` rows are left out than that share."""
+  if len(left_out) > share * total:
+    where, why = left_out[0]
+    raise TaskError(
+      f"{where}: {why} ({len(left_out)} of {total} rows can't be used; task.max_bad_rows={share:g} "
+      "is the share that may be left out)"
+    )
+
+
+def _checked(problem: Problem | LeftOut, where: str) -> Problem | LeftOut:
+  """With the place it comes from; or why nobody could be asked it."""
+  if isinstance(problem, LeftOut):
+    return problem
+  where = problem.where or where
+  try:
+    rows.text(rows.Values(vars(problem)), "question")
+    rows.check_encoding(problem.demonstration, "demonstration")
+    json.loads(problem.answer)
+  except rows.RowError as error:
+    return LeftOut(where, str(error))
+  except (ValueError, TypeError, RecursionError) as error:
+    return LeftOut(where, f"answer: got {problem.answer!r:.60}, expected JSON: {error!s:.100}")
+  return dataclasses.replace(problem, where=where)
+
+
+def _as_repeated(problem: Problem, earlier: Problem) -> LeftOut:
+  same = "the same" if problem.answer == earlier.answer else "another"
+  return LeftOut(problem.where, f"asks what {earlier.where} asks, with {same} answer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+  """What a run trains on: one task, or several at rates that add up to 1."""
+
+  name: str
+  tasks: tuple[Task, ...]
+  rates: tuple[float, ...] = (1.0,)
+
+  @property
+  def vocabulary(self) -> Vocabulary:
+    """The vocabulary of a fresh model; a published one has its own tokenizer."""
+    return Vocabulary(tuple(dict.fromkeys(p for task in self.tasks for p in task.phrases)))
+
+  @property
+  def verifier(self) -> str:
+    """Who judges; in a mixture every problem names its own verifier in its answer data."""
+    return self.tasks[0].verifier if len(self.tasks) == 1 else verifiers.MIXTURE
+
+  @property
+  def verifiers(self) -> tuple[str, ...]:
+    """Those of the tasks."""
+    return tuple(dict.fromkeys(task.verifier for task in self.tasks))
+
+  def check(self) -> None:
+    """Raises TaskError when a task's problems can't be had; reads all but those of slow tasks."""
+    for task in self.tasks:
+      task.check()
+    quick = [task for task in self.tasks if not task.slow]
+    for task in quick:
+      if not task.split(TRAIN_SPLIT):
+        raise TaskError(_too_few(task, "to train on"))
+    if len(quick) == len(self.tasks) and not any(task.split(HELDOUT_SPLIT) for task in quick):
+      raise TaskError(_too_few(self.tasks[0], "held out"))
+
+  def read(self, name: str) -> list[Reading]:
+    """The problems of a split per task; what one task holds out, no other trains on."""
+    found = [task.read(name) for task in self.tasks]
+    if len(self.tasks) == 1:
+      return found
+    if name == TRAIN_SPLIT:
+      held = [problem for task in self.tasks for problem in task.split(HELDOUT_SPLIT)]
+      found = [reading.without(held) for reading in found]
+    return [
+      dataclasses.replace(reading, problems=_of_mixture(task, reading.problems))
+      for task, reading in zip(self.tasks, found, strict=True)
+    ]
+
+  def split(self, name: str) -> list[list[Problem]]:
+    """See `read`."""
+    return [reading.problems for reading in self.read(name)]
+
+
+def _of_mixture(task: Task, problems: list[Problem]) -> list[Problem]:
+  """With the verifier in their answer data."""
+  answer = lambda problem: verifiers.of_mixture(task.verifier, problem.answer)
+  return [dataclasses.replace(problem, answer=answer(problem)) for problem in problems]
+
+
+def _too_few(task: Task, what: str) -> str:
+  """What to say of a task that has no problem for a split."""
+  problems = task.split(TRAIN_SPLIT) + task.split(HELDOUT_SPLIT)
+  where = f" (the first is {problems[0].where})" if problems else ""
+  return (
+    f"task {task.name}: none of its {len(problems)} problems{where} is {what}, expected at least "
+    f"one; "
+    + (
+      "questions that are held out are not trained on"
+      if task.heldout
+      else "one in eight is held out, by its hash, or those of task.heldout_file"
+    )
+  )
+
+
+def is_heldout(question: str) -> bool:
+  """One question in eight, by hash."""
+  return digest(question)[0] % 8 == 0
+
+
+def digest(question: str) -> bytes:
+  """Of a question: decides about its split, and an order that has nothing to do with drawing."""
+  return hashlib.sha256(question.encode()).digest()

@@ -1,0 +1,246 @@
+"""Data files as people have them: read, or refused with the file, the line and what to do."""
+
+import bz2
+import gzip
+import json
+import lzma
+import pathlib
+import re
+
+import pytest
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.tasks import catalog, rows, sources
+from tests.tasks.sources_test import settings
+
+GOOD = [{"question": f"{i}+1=", "answer": str(i + 1)} for i in range(40)]
+TEXT = "".join(json.dumps(row) + "\n" for row in GOOD)
+
+
+def read(path: pathlib.Path) -> list:
+  return [row.values if isinstance(row, rows.Row) else row for row in rows.read(path)]
+
+
+def with_parquet(path: pathlib.Path, table: list[dict]) -> pathlib.Path:
+  import pyarrow
+  from pyarrow import parquet
+
+  parquet.write_table(pyarrow.Table.from_pylist(table), path)
+  return path
+
+
+READ = {
+  "plain": TEXT.encode(),
+  "byte order mark": b"\xef\xbb\xbf" + TEXT.encode(),
+  "gzip": gzip.compress(TEXT.encode()),
+  "gzip in parts": gzip.compress(TEXT[:1000].encode()) + gzip.compress(TEXT[1000:].encode()),
+  "gzip with a byte order mark": gzip.compress(b"\xef\xbb\xbf" + TEXT.encode()),
+  "bzip2": bz2.compress(TEXT.encode()),
+  "xz": lzma.compress(TEXT.encode()),
+  "line ends of Windows": TEXT.replace("\n", "\r\n").encode(),
+  "line ends of old Macs": TEXT.replace("\n", "\r").encode(),
+  "blank lines": TEXT.replace("\n", "\n \n\n").encode(),
+  "no line end at the end": TEXT.rstrip().encode(),
+}
+
+
+@pytest.mark.parametrize("form", READ)
+def test_what_can_be_read_is_read_whatever_its_name(tmp_path, form):
+  (tmp_path / "a.dat").write_bytes(READ[form])
+  assert read(tmp_path / "a.dat") == GOOD
+
+
+def test_parquet_is_read(tmp_path):
+  path = with_parquet(tmp_path / "a.jsonl", [*GOOD, {"question": None, "answer": "1"}])
+  *found, last = rows.read(path)
+  assert [row.values for row in found] == GOOD and last.where == f"{path}:41"
+  with pytest.raises(rows.RowError, match="question: got None, expected a text or a number"):
+    rows.text(last.values, "question")
+
+
+def test_lines_are_counted_as_editors_do(tmp_path):
+  (tmp_path / "a.jsonl").write_bytes(b'\r\n{"a": "x\xe2\x80\xa8y"}\r\n\r\n{"a": 2}')
+  found = list(rows.read(tmp_path / "a.jsonl"))
+  assert [(row.where[-2:], row.values) for row in found] == [
+    (":2", {"a": "x\u2028y"}), (":4", {"a": 2}),
+  ]  # fmt: skip
+
+
+REFUSED = {
+  "latin-1": (
+    TEXT.encode() + '{"question": "café"}'.encode("latin-1"),
+    ":41: got the byte 0xe9, which is no UTF-8, at character 18; convert the file",
+  ),
+  "latin-1 in gzip": (
+    gzip.compress('{"question": "café"}'.encode("latin-1")),
+    ":1: got the byte 0xe9, which is no UTF-8, at character 18",
+  ),
+  "UTF-16": (TEXT.encode("utf-16"), ":1: got UTF-16, expected JSON lines in UTF-8; convert it"),
+  "UTF-16 without mark": (TEXT.encode("utf-16-le"), ":1: got UTF-16 or binary"),
+  "UTF-16 in gzip": (gzip.compress(TEXT.encode("utf-16")), ":1: got UTF-16, expected JSON"),
+  "zip": (b"PK\x03\x04" + bytes(100), ":1: got a zip archive, expected .*; unpack it"),
+  "zstd": (b"\x28\xb5\x2f\xfd" + bytes(100), ":1: got compressed with zstd.*zstd -d"),
+  "gzip twice": (gzip.compress(gzip.compress(TEXT.encode())), ":1: got a compressed file in a co"),
+  "half a gzip": (gzip.compress(TEXT.encode())[:-40], r":\d+: can't be unpacked, the file is dam"),
+  "gzip with a wrong sum": (gzip.compress(TEXT.encode())[:-8] + bytes(8), ":.*can't be unpacked"),
+  "half a parquet": (b"PAR1" + bytes(100), ":1: can't be read as Parquet"),
+  "nothing": (b"", ": got no rows, expected one JSON object per line"),
+  "blank": (b"\n \r\n\n", ": got no rows"),
+  "only a byte order mark": (b"\xef\xbb\xbf", ": got no rows"),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_a_file_that_cant_be_read_is_refused_with_its_line_and_what_to_do(tmp_path, form):
+  data, message = REFUSED[form]
+  (tmp_path / "a.jsonl").write_bytes(data)
+  with pytest.raises(rows.TaskError, match=f"{tmp_path}/a.jsonl({message})"):
+    read(tmp_path / "a.jsonl")
+
+
+def test_no_file(tmp_path):
+  (tmp_path / "loop").symlink_to(tmp_path / "loop")
+  for name, message in (("", "Is a directory"), ("x", "No such file"), ("loop", "symbolic links")):
+    with pytest.raises(rows.TaskError, match=f"{tmp_path / name}: can't be read: .*{message}"):
+      read(tmp_path / name)
+
+
+def test_a_line_without_an_end_is_not_kept(tmp_path, monkeypatch):
+  monkeypatch.setattr(rows, "_LONGEST_LINE", 1000)
+  (tmp_path / "a.jsonl").write_text("\n" + "x" * 5000)
+  with pytest.raises(rows.TaskError, match="a.jsonl:2: got a line of"):
+    read(tmp_path / "a.jsonl")
+
+
+LEFT_OUT = {
+  '{"question": "q"': "no JSON: ",
+  '[{"question": "q", "answer": "1"}]': "got list, expected an object",
+  '{"question": "q", "answer": "1", "meta": ' + "[" * 99999 + "]" * 99999 + "}": "nested too dee",
+  '{"question": "a \\ud83d", "answer": "1"}': r"question: got half of a surrogate pair, '\ud83d'",
+  '{"question": "q", "answer": "\\udc00"}': "answer: got half of a surrogate pair",
+  '{"question": "q", "answer": NaN}': "answer: got nan, expected",
+  '{"question": "q", "answer": -Infinity}': "answer: got -inf, expected",
+  '{"question": "q", "answer": 1e999}': "answer: got inf, expected",
+  '{"question": "q", "answer": ' + "9" * 5000 + "}": "no JSON: Exceeds the limit",
+  '{"question": "q", "answer": null}': "answer: got None, expected",
+  '{"question": "q", "answer": {"value": 5}}': "answer: got {'value': 5}, expected",
+  '{"question": "q", "answer": ["5"]}': "answer: got ['5'], expected",
+  '{"question": "q", "answer": ""}': "answer: got '', expected a text that is not blank",
+  '{"question": "", "answer": "1"}': "question: got '', expected a text that is not blank",
+  '{"question": " \\n\\u00a0", "answer": "1"}': "expected a text that is not blank",
+  '{"question": "q", "answer": "1", "answer": "2"}': "answer: there twice, expected once",
+}
+
+
+@pytest.mark.parametrize("line", LEFT_OUT, ids=[line[:60] for line in LEFT_OUT])
+def test_a_bad_row_is_left_out_up_to_a_share(tiny_config, tmp_path, line):
+  path = tmp_path / "a.jsonl"
+  path.write_text(TEXT + line + "\n")
+  asked = settings(tiny_config, name="jsonl", train_file=str(path), max_bad_rows=1 / 41)
+  [reading] = catalog.of(asked).read("train")
+  [(where, why)] = reading.left_out
+  assert where == f"{path}:41" and LEFT_OUT[line] in why
+  asked.max_bad_rows = 0.02
+  with pytest.raises(config_lib.ConfigError, match=rf"{path}:41: .*\(1 of 41 rows can't be used; "):
+    config_lib.check_data(tiny_config)
+
+
+def test_a_key_that_nobody_reads_may_be_there_twice(tiny_config, tmp_path):
+  (tmp_path / "a.jsonl").write_text(TEXT.replace('"answer"', '"x": 1, "x": 2, "answer"'))
+  asked = settings(tiny_config, name="jsonl", train_file=str(tmp_path / "a.jsonl"))
+  assert sum(len(catalog.of(asked).split(split)[0]) for split in ("train", "heldout")) == 40
+
+
+@pytest.mark.parametrize(
+  ("value", "text"),
+  [
+    (72.0, "72"),
+    (-0.0, "0"),
+    (0.1, "0.1"),
+    (1e22, "1e+22"),
+    (12345678901234567890, None),
+    (5, "5"),
+  ],
+)
+def test_a_table_with_a_missing_value_makes_floats_of_integers(value, text):
+  assert rows.text(rows.Values(a=value), "a") == (text or str(value))
+
+
+def test_one_row_is_too_few_unless_others_are_held_out(tiny_config, tmp_path):
+  path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+  path.write_text(TEXT.splitlines()[0])
+  asked = settings(tiny_config, name="jsonl", train_file=str(path))
+  with pytest.raises(
+    config_lib.ConfigError, match=rf"none of its 1 problems \(the first is {path}:1"
+  ):
+    config_lib.check_data(tiny_config)
+  other.write_text(TEXT.splitlines()[1])
+  asked.heldout_file = str(other)
+  config_lib.check_data(tiny_config)
+  asked.heldout_file = str(path)  # which leaves nothing to train on
+  with pytest.raises(config_lib.ConfigError, match="is to train on, expected at least one"):
+    config_lib.check_data(tiny_config)
+
+
+def math(tmp_path, tiny_config, *lines, **changes):
+  (tmp_path / "test.jsonl").write_text('{"problem": "t", "answer": "1"}')
+  (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  asked = settings(tiny_config, name="math", data_dir=str(tmp_path), **changes)
+  return catalog.of(asked).read("train")[0]
+
+
+def test_one_bad_row_does_not_refuse_all_of_math(tiny_config, tmp_path):
+  good = [{"problem": f"p{i}", "solution": rf"\boxed{{{i}}}"} for i in range(200)]
+  found = math(tmp_path, tiny_config, *good[:50], {"problem": "p", "answer": ["5"]}, *good[50:])
+  assert len(found.problems) == 200
+  assert found.left_out == [
+    (f"{tmp_path}/train.jsonl:51", "answer: got ['5'], expected a text or a number")
+  ]
+
+
+@pytest.mark.parametrize(
+  "row",
+  [{"answer": ["5"]}, {"answer": {"value": 5}}, {"answer": True}, {"answer": float("nan")},
+   {"answer": None}, {"answer": " "}, {"answer": "5", "solution": ["so"]}, {"solution": None},
+   {"solution": r"\boxed{}"}, {"solution": r"\boxed{5"}],
+)  # fmt: skip
+def test_what_is_no_text_becomes_none_in_math(tiny_config, tmp_path, row):
+  good = {"problem": "good", "answer": "1"}
+  found = math(tmp_path, tiny_config, {"problem": "p"} | row, good, max_bad_rows=0.5)
+  assert [p.question for p in found.problems] == ["good"] and len(found.left_out) == 1
+
+
+@pytest.mark.parametrize(
+  ("row", "answer", "shown"),
+  [
+    ({"answer": "5", "solution": None}, "5", r"\boxed{5}"),
+    ({"answer": " ", "solution": r"\boxed{6}"}, "6", r"\boxed{6}"),
+    ({"answer": 7.0}, "7", r"\boxed{7}"),
+    ({"solution": r"\boxed{12} and \boxed{18}."}, "12, 18", r"\boxed{12} and \boxed{18}."),
+  ],
+)
+def test_math_rows(tiny_config, tmp_path, row, answer, shown):
+  [problem] = math(tmp_path, tiny_config, {"problem": "p"} | row).problems
+  assert (json.loads(problem.answer), problem.demonstration) == (answer, shown)
+
+
+def test_splits_may_be_compressed_or_parquet(tiny_config, tmp_path):
+  solved = [{"question": f"q{i}", "answer": f"so\n#### {i}"} for i in range(5)]
+  text = "".join(json.dumps(row) + "\n" for row in solved)
+  (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+  with_parquet(tmp_path / "test.parquet", solved[:2])
+  settings(tiny_config, name="gsm8k", data_dir=str(tmp_path))
+  asked = config_lib.check_data(tiny_config)
+  [train], [heldout] = asked.split("train"), asked.split("heldout")
+  assert [[json.loads(p.answer) for p in part] for part in (train, heldout)] == [
+    ["2", "3", "4"], ["0", "1"],
+  ]  # fmt: skip
+
+
+def test_problems_of_ones_own_are_looked_at_too(tiny_config):
+  bad = [("", '"1"'), ("a\ud83d", '"1"'), ("q", "1]"), ("q", None), ("q", '"1"')]
+  listed = [sources.Problem(question, answer, "1") for question, answer in bad]
+  task = catalog.Task("own", lambda: listed, "m:f", max_bad_rows=0.9, heldout=lambda: [])
+  found = task.read("train")
+  assert [problem.where for problem in found.problems] == ["own, problem 4"]
+  assert [re.sub(":.*", "", why) for _, why in found.left_out] == ["question"] * 2 + ["answer"] * 2
