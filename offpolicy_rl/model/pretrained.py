@@ -154,7 +154,8 @@ class Checkpoint:
       try:
         file = safetensors.safe_open(path, "np")
       except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no whole safetensors file: {error}") from None
+        pointer = "; it is a pointer of Git LFS, `git lfs pull` gets the file" * _is_pointer(path)
+        raise CheckpointError(f"{path}: no whole safetensors file: {error}{pointer}") from None
       for name in file.keys():  # noqa: SIM118
         if name in found:
           raise CheckpointError(
@@ -252,7 +253,8 @@ def weight_files(directory) -> list[str]:
     names = sorted(set(of_tensors.values()))
   missing = [name for name in names if name not in there]
   if missing:
-    raise CheckpointError(f"{directory}: files {missing} are missing")
+    binary = "; *.bin files are not read" * any(directory.glob("*.bin"))
+    raise CheckpointError(f"{directory}: files {missing} are missing{binary}")
   return names
 
 
@@ -313,6 +315,13 @@ def _their_values(
     for at, name in zip(itertools.product(*stacked), place.names(stacked), strict=True):
       tensor = _to_theirs(place, np.asarray(flat[path][at]))
       yield name, tensor.astype(jax.numpy.dtype(dtypes[name]))
+
+
+def _is_pointer(path: pathlib.Path) -> bool:
+  if not path.is_file():
+    return False
+  with path.open("rb") as file:
+    return file.read(100).startswith(b"version https://git-lfs")
 
 
 def _read_json(path) -> dict:

@@ -98,10 +98,11 @@ def test_a_file_that_is_no_json_object_is_refused_by_name(folder, name, text):
 
 
 def test_a_directory_in_the_place_of_a_file_is_refused(folder):
-  (folder / pretrained.CONFIG).unlink()
-  (folder / pretrained.CONFIG).mkdir()
-  with pytest.raises(pretrained.CheckpointError, match="config.json"):
-    pretrained.Checkpoint(folder)
+  for name in (pretrained.SINGLE, pretrained.CONFIG):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(pretrained.CheckpointError, match=name):
+      pretrained.Checkpoint(folder)
 
 
 def test_a_tensor_in_two_files_is_refused(folder):
@@ -217,5 +218,14 @@ def test_what_is_missing_entirely_is_said(tmp_path):
     pretrained.Checkpoint(tmp_path)
   (tmp_path / pretrained.CONFIG).write_text(json.dumps(UNTIED))
   (tmp_path / "pytorch_model.bin").write_bytes(b"")
-  with pytest.raises(pretrained.CheckpointError, match=r"files \['model.safetensors'\] are miss"):
+  with pytest.raises(
+    pretrained.CheckpointError, match=r"files \['model.safetensors'\] are missing; \*.bin files are"
+  ):
     pretrained.Checkpoint(tmp_path)
+
+
+def test_a_pointer_of_git_lfs_is_named(folder):
+  pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+  (folder / pretrained.SINGLE).write_bytes(pointer)
+  with pytest.raises(pretrained.CheckpointError, match="a pointer of Git LFS, `git lfs pull` gets"):
+    pretrained.Checkpoint(folder)
