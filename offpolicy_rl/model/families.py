@@ -54,7 +54,7 @@ class Family(NamedTuple):
   """What models of one model_type compute differently from Llama, whatever their config.json."""
 
   defaults: Mapping = _LLAMA  # of keys that are left out
-  nulls: tuple[str, ...] = ("num_key_value_heads",)  # keys that may be null
+  nulls: tuple[str, ...] = ("num_key_value_heads", "head_dim")  # keys that may be null
   qkv_bias: bool = False  # biases at queries, keys and values
   qk_norm: bool = False  # RMSNorm of every query and key
   experts: bool = False  # in place of every MLP
@@ -63,11 +63,12 @@ class Family(NamedTuple):
 
 
 _SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+_NULL_HEADS = ("num_key_value_heads",)
 # model_type -> Family
 FAMILIES = {
-  "llama": Family(nulls=("num_key_value_heads", "head_dim")),
-  "qwen2": Family(_QWEN2, qkv_bias=True, window_switch=True),
-  "qwen3": Family(_QWEN2 | {"head_dim": 128}, qk_norm=True, window_switch=True),
+  "llama": Family(),
+  "qwen2": Family(_QWEN2, _NULL_HEADS, qkv_bias=True, window_switch=True),
+  "qwen3": Family(_QWEN2 | {"head_dim": 128}, _NULL_HEADS, qk_norm=True, window_switch=True),
   "qwen3_moe": Family(_QWEN3_MOE, (), qk_norm=True, experts=True, window_switch=True),
   "gemma2": Family(_GEMMA2, _SOFTCAPS, gemma=2),
   "gemma3_text": Family(_GEMMA3, _SOFTCAPS, gemma=3, qk_norm=True),
@@ -121,6 +122,7 @@ _FIXED = {
   "use_mrope": (False, None),
   "use_sliding_window": (False,),
 }
+_MOST_EXPERTS = 100_000  # of all layers; each has tensors with names
 # Key of our own, written by the import: unknown keys that its user knows to change nothing.
 IGNORED = "offpolicy_rl_ignored_keys"
 
@@ -196,6 +198,9 @@ def _check_shapes(r: Reader, config: DecoderConfig) -> None:
   if config.head_dim % 2 or not config.head_dim:
     from_width = " = hidden_size // num_attention_heads" * (r.keys.get("head_dim") is None)
     r.refuse(f"head_dim{from_width}", config.head_dim, "an even number from 2")
+  if config.num_layers * config.num_experts > _MOST_EXPERTS:
+    most = f"at most {_MOST_EXPERTS} in all layers"
+    r.refuse("num_experts", config.num_experts, most)
   if config.experts_per_token > config.num_experts:
     most = f"at most num_experts = {config.num_experts}"
     r.refuse("num_experts_per_tok", config.experts_per_token, most)

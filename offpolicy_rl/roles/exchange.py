@@ -139,6 +139,7 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
   with folders.whole(target) as half:
     pretrained.save(half, config, params, dict.fromkeys(names, dtype))
     shutil.copytree(run / "model", half, dirs_exist_ok=True)
-    name = "torch_dtype" if "torch_dtype" in keys else "dtype"  # transformers 4 or 5
-    (half / pretrained.CONFIG).write_text(json.dumps(keys | {name: dtype}, indent=2) + "\n")
+    said = [name for name in ("dtype", "torch_dtype") if name in keys] or ["dtype"]
+    keys |= dict.fromkeys(said, dtype)  # transformers 5 or 4, or both
+    (half / pretrained.CONFIG).write_text(json.dumps(keys, indent=2) + "\n")
   return f"{target}: step {step} of {run}, {len(names)} tensors, {dtype}"

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from benchmarks.parity import shardings_of
-from offpolicy_rl.model import pretrained
+from offpolicy_rl.model import families, pretrained
 from tests.model import config_variants, random_checkpoints
 
 TIED = config_variants.changed("llama", {"tie_word_embeddings": True})
@@ -228,4 +228,21 @@ def test_a_pointer_of_git_lfs_is_named(folder):
   pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
   (folder / pretrained.SINGLE).write_bytes(pointer)
   with pytest.raises(pretrained.CheckpointError, match="a pointer of Git LFS, `git lfs pull` gets"):
+    pretrained.Checkpoint(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma3_text"])
+def test_sizes_beyond_all_bounds_are_refused(tmp_path, family):
+  keys = config_variants.changed(family, {})
+  folder = random_checkpoints.write(tmp_path / "model", keys)
+  no_shapes = {"sliding_window", "query_pre_attn_scalar"}
+  if family == "qwen3_moe":
+    no_shapes.add("intermediate_size")
+  sizes = [name for name, value in keys.items() if type(value) is int and name not in no_shapes]
+  for name in sizes:
+    (folder / pretrained.CONFIG).write_text(json.dumps(keys | {name: 2**31 - 2}))
+    with pytest.raises((pretrained.CheckpointError, families.UnsupportedModel)):
+      pretrained.Checkpoint(folder)
+  (folder / pretrained.CONFIG).write_text(json.dumps(keys | dict.fromkeys(sizes, 2**31 - 2)))
+  with pytest.raises((pretrained.CheckpointError, families.UnsupportedModel)):
     pretrained.Checkpoint(folder)

@@ -262,6 +262,10 @@ REFUSED = {
     ({"num_key_value_heads": None}, f"num_key_value_heads: got None, supported: {_COUNT}"),
     ({"num_local_experts": None}, f"num_local_experts: got None, supported: {_COUNT}"),
     ({"num_experts": 0}, f"num_experts: got 0, supported: {_COUNT}"),
+    (
+      {"num_experts": 10_000, "num_hidden_layers": 10_000},
+      "num_experts: got 10000, supported: at most 100000 in all layers",
+    ),
     ({"num_experts_per_tok": 7}, "num_experts_per_tok: got 7, supported: at most num_experts = 6"),
     ({"norm_topk_prob": None}, "norm_topk_prob: got None, supported: True or False"),
     ({"decoder_sparse_step": 2}, "decoder_sparse_step: got 2, supported: 1"),

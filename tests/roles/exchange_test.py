@@ -200,6 +200,25 @@ def test_a_failed_export_leaves_nothing(published, tmp_path, monkeypatch):
   assert files(tmp_path / "out").keys() == files(published).keys() - {"README.md"}
 
 
+@pytest.mark.parametrize("said", [{"torch_dtype"}, {"dtype"}, {"dtype", "torch_dtype"}, set()])
+def test_an_export_says_its_dtype_wherever_the_file_does(published, tmp_path, monkeypatch, said):
+  run = tmp_path / "run"
+  run.mkdir()
+  config = card()
+  config.model.checkpoint = str(published)
+  parts.model_files(config, run, resume=False)
+  keys = LLAMA | {"vocab_size": 264} | dict.fromkeys(said, "bfloat16")
+  keys = {key: value for key, value in keys.items() if "dtype" not in key or key in said}
+  (run / "model" / pretrained.CONFIG).write_text(json.dumps(keys))
+  (run / "config.json").write_text(config_lib.to_json(config))
+  monkeypatch.setattr(
+    parts, "newest_params", lambda _, model: (7, policy.init(model, jax.random.key(1)))
+  )
+  exchange.export_checkpoint(str(run), str(tmp_path / "out"), dtype="float16")
+  found = json.loads((tmp_path / "out" / pretrained.CONFIG).read_text())
+  assert found == keys | dict.fromkeys(said or {"dtype"}, "float16")
+
+
 def test_no_directory_is_said(tmp_path):
   with pytest.raises(pretrained.CheckpointError, match="no directory and no .gguf file"):
     exchange.import_checkpoint(str(tmp_path / "nowhere"), str(tmp_path / "to"))
