@@ -71,6 +71,7 @@ def test_from_import_to_export(tmp_path, reference, exported, card, family):  # 
     )  # fmt: skip
     output, _ = local.communicate(timeout=300)
   assert local.returncode == 0, output
+  assert "a completion ends with '<|im_end|>' (1)" in output
   rows = train_rows(run)
   assert [row["step"] for row in rows] == [0, 1]
   assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)

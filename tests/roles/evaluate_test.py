@@ -112,13 +112,15 @@ def test_a_run(run_dir, tmp_path, capsys):
   assert [row["samples"] for row in other] != [row["samples"] for row in rows[:3]]
 
 
-def test_a_published_checkpoint(published, tmp_path):
+def test_a_published_checkpoint(published, tmp_path, capsys):
   temperature, prompt = 0.7, "Say {question}"
   found, rows = evaluated(
     tmp_path / "out", f"--checkpoint={published}", "--task=sums", "--k=2", "--problems=3",
     f"--temperature={temperature}", "--max_completion_tokens=5", "--split=train",
-    f"--config.task.prompt={prompt}",
+    f"--config.task.prompt={prompt}", '--config.sampler.stop=["####"]',
   )  # fmt: skip
+  shown = capsys.readouterr().out
+  assert "a completion ends with '<|im_end|>' (1), the text '####', or after 5 tokens" in shown
   assert found["step"] is None and found["samples"] == 2 and found["split"] == "train"
   opened = pretrained.Checkpoint(published)
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
