@@ -71,7 +71,7 @@ def test_demonstrations_end_as_the_model_ends_its_turn(config, chat, end):
   config.task.chat = chat
   words = parts.policy_of(config, files()).words
   problem = sources.Problem("1+1?", '"2"', "2")
-  [[example], _] = prompts.tokenized([problem], words, 100)
+  [example] = prompts.tokenized([problem], words, 100).examples
   assert example.demonstration_tokens.tolist() == [*words.encode("2"), end]
 
 

@@ -51,6 +51,19 @@ def refused(capsys, *flags: str) -> str:
   return capsys.readouterr().err
 
 
+def test_the_day_that_a_run_has_filled_in_stays_without_a_word(tmp_path):
+  """Prompts of templates that write the date are the same on every day of the run."""
+  leave_run(tmp_path / "run")
+  path = tmp_path / "run" / "checkpoints" / "config.json"
+  saved = json.loads(path.read_text())
+  saved["task"]["chat_date"] = "2003-02-01"
+  path.write_text(json.dumps(saved))
+  config, said = configured("--resume", f"--run_dir={tmp_path}/run", f"--config={CARD}")
+  assert (config.task.chat_date, said) == ("2003-02-01", [])
+  with pytest.raises(config_lib.ConfigError, match="task.chat_date: got '2004-01-01', expected"):
+    configured("--resume", f"--run_dir={tmp_path}/run", "--config.task.chat_date=2004-01-01")
+
+
 def test_a_run_goes_on_with_its_own_configuration(tmp_path):
   leave_run(tmp_path / "run", learning_rate=5e-4, steps=7)
   alone, said = configured("--resume", f"--run_dir={tmp_path}/run")
