@@ -199,7 +199,7 @@ def get_config() -> config_dict.ConfigDict:
   c.transport.reissue_seconds = 300.0
   c.transport.reconnect_seconds = 60.0  # how long a sampler looks for a lost learner
   c.transport.max_samplers = 16
-  c.transport.max_message_mb = 64
+  c.transport.max_message_mb = 64  # either way; a prompt's answer data has to fit
   # float32 | bfloat16: what samplers get. bfloat16 halves a full transfer and makes deltas small,
   # but they then sample from rounded weights; the audit's logprob mismatch shows by how much.
   c.transport.weights_dtype = "float32"
