@@ -55,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
   arguments = arguments_lib.parser(__doc__).parse_args(others)
   level = logging.INFO if arguments.verbose else logging.WARNING
   logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+  if not arguments.verbose:  # Orbax tells its errors twice; what it raises is said by us
+    for handler in logging.getLogger().handlers:
+      handler.addFilter(lambda record: record.name != "absl" or not record.exc_info)
   works = _print_beside_the_work(arguments)
   _interrupt_on_signals()
   try:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.live import Live
 
-from offpolicy_rl import frame, metrics, progress, types
+from offpolicy_rl import frame, metrics, output, progress, types
 
 FILE = "live.json"
 _SECONDS = 1.0  # between looks
@@ -101,7 +101,7 @@ def run(source: Source, console: Console, *, once: bool = False) -> View:
 def _draw(view: View, look: Callable[[View], View], console: Console) -> View:
   draw = lambda: frame.of(view.status, view.newest, view.rows, console)
   with Live(get_renderable=draw, console=console, refresh_per_second=2):
-    while not view.status.ended:
+    while not view.status.ended and output.problem() is None:  # raised in Live's own thread
       view = look(view)
   return view
 

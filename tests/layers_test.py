@@ -19,7 +19,7 @@ ALLOWED = {
   "children": set(),
   "progress": {"metrics", "output"},
   "frame": BASE | {"metrics", "progress"},
-  "watch": BASE | {"frame", "metrics", "progress"},
+  "watch": BASE | {"frame", "metrics", "output", "progress"},
   "prometheus": BASE | {"metrics"},
   "report": {"metrics", "config_text"},
   "explain": {"losses"},

@@ -142,13 +142,14 @@ def test_a_lease_of_another_machine_counts_while_it_is_renewed(tmp_path, how):
   assert locks._read(tmp_path / "run" / locks.FILE).token == holder.token
 
 
-@pytest.mark.parametrize(("renewed", "waits"), [(0.0, True), (-3600.0, False), (3600.0, False)])
-def test_a_lease_that_nobody_renews_ends(tmp_path, how, renewed, waits, capsys):
-  put(tmp_path / "run", renewed=time.time() + renewed)
+@pytest.mark.parametrize("clock", [0.0, -3600.0, 3600.0])
+def test_a_lease_that_nobody_renews_ends(tmp_path, how, clock, capsys):
+  """Whatever the time was at that machine."""
+  put(tmp_path / "run", renewed=time.time() + clock)
   began = time.monotonic()
   with hold(tmp_path / "run"):
-    assert (time.monotonic() - began > 0.5) == waits or how != "kernel's locks"
-  assert ("seeing for" in capsys.readouterr().err) == waits
+    assert time.monotonic() - began > 0.8
+  assert "(host elsewhere, process 7, since 2026-01-01); seeing for 1 s" in capsys.readouterr().err
 
 
 def test_a_half_written_or_foreign_lock_file_is_nobodys(tmp_path, how):

@@ -150,7 +150,7 @@ class Checkpoints:
         _verified_position(folder)
         return step
       except CheckpointError as error:
-        self._say(f"checkpoint of step {step} is damaged: {error}; using the one before")
+        self._say(f"checkpoint of step {step} is damaged, moved aside: {error}")
         aside = folder.with_name(f"{step}{_DAMAGED}")
         shutil.rmtree(aside, ignore_errors=True)  # an older one of the same step
         folder.rename(aside)

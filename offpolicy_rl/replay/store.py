@@ -10,6 +10,7 @@ It wants a local disk, no NFS.
 """
 
 import concurrent.futures
+import contextlib
 import itertools
 import pathlib
 import queue
@@ -21,7 +22,14 @@ import lmdb
 
 from offpolicy_rl import types
 
-_MAP_BYTES = 1 << 40  # address space, not disk: the file grows as it is filled
+# Address space, not disk: the file grows as it is filled. Less where `ulimit -v` allows no more.
+_MAP_BYTES = (1 << 40, 1 << 36, 1 << 33, 1 << 30)
+_DAMAGED = (
+  lmdb.CorruptedError,
+  lmdb.InvalidError,
+  lmdb.VersionMismatchError,
+  lmdb.PageNotFoundError,
+)
 _WAITING = 16  # messages between the wire and the disk; more make their senders wait
 _PROGRESS = b"progress"  # what `reached` notes
 _FORMAT = b"format"  # what `claim` notes
@@ -45,12 +53,13 @@ class GroupStore:
     """Opens or creates the directory `path`; StoreError when what is there can't be read."""
     self._path, self._decode = path, decode
     try:
-      self._env = lmdb.open(str(path), map_size=_MAP_BYTES, max_spare_txns=4, max_dbs=3)
+      self._env = _open(path)
       self._messages = self._env.open_db(b"messages")  # number -> bytes
       self._places = self._env.open_db(b"groups")  # step and ticket id -> place
       self._notes = self._env.open_db(b"notes")
     except lmdb.Error as error:
-      raise StoreError(f"{path}: {error}; move it away to draw its unused groups anew") from None
+      hint = "; move it away to draw its unused groups anew" if isinstance(error, _DAMAGED) else ""
+      raise StoreError(f"{path}: {str(error).removeprefix(f'{path}: ')}{hint}") from None
     self._inbox: queue.Queue = queue.Queue(_WAITING)
     self._thread = threading.Thread(target=self._write_batches, name="group-store", daemon=True)
     self._thread.start()
@@ -193,3 +202,12 @@ class GroupStore:
 def _key(step: int, ticket_id: str) -> bytes:
   """Sorts by step."""
   return b"%010d/%s" % (step, ticket_id.encode())
+
+
+def _open(path: pathlib.Path) -> lmdb.Environment:
+  for size in _MAP_BYTES:
+    with contextlib.suppress(lmdb.MemoryError):
+      return lmdb.open(str(path), map_size=size, max_spare_txns=4, max_dbs=3)
+  raise StoreError(
+    f"{path}: {_MAP_BYTES[-1] >> 20} MiB of address space could not be had; raise `ulimit -v`"
+  )

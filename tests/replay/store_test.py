@@ -187,3 +187,30 @@ def test_a_store_without_groups_may_be_of_any_form(tmp_path):
 def test_a_kept_group_says_which_sampler_made_it(groups):
   put(groups, 2, (ticket(3), "first")).result()
   assert groups.get(ticket(3)).group.sampler_id == "me"
+
+
+@pytest.mark.parametrize(("most", "opens"), [(1 << 34, True), (1 << 29, False)])
+def test_little_address_space_is_lived_with_or_named(tmp_path, monkeypatch, most, opens):
+  """Of `ulimit -v`."""
+  real, sizes = store.lmdb.open, []
+
+  def limited(path, *, map_size, **more):
+    sizes.append(map_size)
+    if map_size > most:
+      raise store.lmdb.MemoryError(f"{path}: Cannot allocate memory")
+    return real(path, map_size=map_size, **more)
+
+  monkeypatch.setattr(store.lmdb, "open", limited)
+  if opens:
+    opened(tmp_path / "groups").close()
+    assert sizes[-1] == 1 << 33
+  else:
+    with pytest.raises(store.StoreError, match="groups: 1024 MiB of address space.*ulimit -v"):
+      opened(tmp_path / "groups")
+
+
+def test_what_is_not_damaged_need_not_move_away(tmp_path):
+  (tmp_path / "groups").write_text("a file")
+  with pytest.raises(store.StoreError) as refused:
+    opened(tmp_path / "groups")
+  assert str(refused.value) == f"{tmp_path}/groups: Not a directory"

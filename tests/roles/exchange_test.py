@@ -1,6 +1,7 @@
 """`offpolicy-rl import`: what it takes along, what it refuses, and that nothing half is left."""
 
 import json
+import os
 
 import jax
 import pytest
@@ -234,3 +235,14 @@ def test_a_link_is_made_once_and_never_over_something(tmp_path):
     folders.link(tmp_path / "other", target, empty=True)
   with pytest.raises(FileExistsError, match="expected no such name or a link"):
     folders.link(tmp_path / "shared", tmp_path / "elsewhere", empty=False)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
+def test_a_whole_directory_is_as_open_as_the_umask_says(tmp_path, mask, mode):
+  before = os.umask(mask)
+  try:
+    with folders.whole(tmp_path / "made"):
+      pass
+  finally:
+    os.umask(before)
+  assert (tmp_path / "made").stat().st_mode & 0o777 == mode
