@@ -103,7 +103,7 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: f"{where(c.page)}: {c.text[:50]}")
 def test_a_command_can_be_given(command, examples):
-  text = re.sub(r"\s{2,}\(.*", "", command.text)
+  text = re.sub(r"\s{2,}\(.*", "", command.text).replace("HOST:PORT", "learner.example:50051")
   first, *words = [word for word in shlex.split(text) if word != "..."]
   if first == "offpolicy-rl":
     _check_ours(words, command.whole, examples)
