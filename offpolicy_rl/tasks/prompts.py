@@ -43,14 +43,14 @@ def tokenized(
   for problem in problems:
     try:
       prompt = words.prompt(problem.question)
-    except ValueError as error:  # what a chat template refuses
+      target = [*words.encode(problem.demonstration), words.turn_end]
+    except ValueError as error:  # what a chat template refuses, or a token without an embedding
       found.left_out.append(LeftOut(problem.where, str(error)))
       continue
     found.prompt_lengths.append(len(prompt))
     if len(prompt) > max_prompt_tokens:
       found.too_long.append(LeftOut(problem.where, f"{len(prompt)} tokens"))
       continue
-    target = [*words.encode(problem.demonstration), words.turn_end]
     example = Example(
       np.array(prompt, np.int32), np.array(target, np.int32), problem.answer, problem.where
     )

@@ -114,10 +114,29 @@ def read(files: types.ModelFiles) -> SpecialTokens:
 
 def _defaults(tokenizer: str, settings: dict) -> dict[str, str]:
   """What the tokenizer's class in transformers names by itself."""
+  named = _OF_CLASSES.get(_class(tokenizer, settings), {})
+  return {key: text for key, text in named.items() if key not in settings}
+
+
+def _class(tokenizer: str, settings: dict) -> str:
+  """The tokenizer's class in transformers, e.g. "Llama"."""
   kind = str(settings.get("tokenizer_class")).removesuffix("Fast").removesuffix("Tokenizer")
   if kind == "Llama" and '"ByteLevel"' in tokenizer:
-    return {}  # transformers sees that it is none of Llama's, and takes another class
-  return {key: text for key, text in _OF_CLASSES.get(kind, {}).items() if key not in settings}
+    return ""  # transformers sees that it is none of Llama's, and takes another class
+  return kind
+
+
+def llama_spaces(tokenizer: str, settings: dict) -> str | None:
+  """Before which texts Llama's class in transformers puts a space, whatever tokenizer.json says.
+
+  "first": before the whole; "always": behind special tokens, too; "never". None: another class,
+  and tokenizer.json says it.
+  """
+  if _class(tokenizer, settings) != "Llama":
+    return None
+  if settings.get("add_prefix_space") not in (None, True):
+    return "never"
+  return "always" if settings.get("legacy") else "first"
 
 
 def _named(found: dict, file: str) -> dict[str, tokenizers.AddedToken]:

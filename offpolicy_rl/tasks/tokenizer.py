@@ -231,6 +231,9 @@ def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Token
   found.encode_special_tokens = bool(special.settings.get("split_special_tokens"))
   if getattr(found.model, "dropout", None):
     found.model.dropout = None  # it splits the same text otherwise at every call
+  spaces = special_tokens.llama_spaces(text, special.settings)
+  if spaces is not None:
+    _put_spaces(found, spaces)
   there = {token.content for token in found.get_added_tokens_decoder().values()}
   nowhere = lambda text: text == special.named.get("eos_token") and found.token_to_id(text) is None
   wanted = [
@@ -246,6 +249,17 @@ def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Token
         "before it"
       )
   return found
+
+
+def _put_spaces(inner: tokenizers.Tokenizer, before: str) -> None:
+  """As transformers' class of Llama does it; `before`: see `special_tokens.llama_spaces`."""
+  inner.normalizer = None
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", before, split=False)
+  decoders = tokenizers.decoders
+  strip = [] if before == "never" else [decoders.Strip(" ", 1, 0)]
+  inner.decoder = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+  )
 
 
 def describe_ends(words) -> str:

@@ -13,7 +13,14 @@ from tests.conftest import ROOT
 from tests.tasks import small_tokenizers as small
 from tests.tasks.published import FAMILIES, published, template_of
 
-OWN = ("chatml", "llama3", "mistral", "odd")  # of no published directory below
+# Of no published directory: template, and what is said about a tokenizer of Llama 2's kind.
+OWN = {
+  "chatml": ("chatml", None), "llama3": ("llama3", None), "odd": ("odd", None),
+  "metaspace": ("mistral", {}),
+  "llama2": ("mistral", {"tokenizer_class": "LlamaTokenizer"}),
+  "llama2-legacy": ("chatml", {"tokenizer_class": "LlamaTokenizerFast", "legacy": True}),
+  "llama2-plain": ("chatml", {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}),
+}  # fmt: skip
 
 QUESTIONS = (
   "How much is 17 + 25?",
@@ -70,19 +77,21 @@ CHATS = [
 def made(folder, name: str):
   """The same of no published model."""
   special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, "<image>": 4}
-  inner = small.sentence_pieces(special, prefix=True)
-  if name != "mistral":
+  template, about = OWN[name]
+  if about is None:
     inner = small.byte_level(special)
+  else:
+    inner = small.sentence_pieces(special, prefix=True)
   small.begin_with(inner, "<s>")
   settings = {
     "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": None,
     "unk_token": {"__type": "AddedToken", "content": "<unk>"}, "image_token": "<image>",
     "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "not this one",
-  }  # fmt: skip
+  } | (about or {})  # fmt: skip
   inner.enable_truncation(5)
   inner.enable_padding(length=9, pad_id=3, pad_token="<pad>")
   to = small.write(folder / name, inner, tokenizer_config=settings)
-  (to / tokenizer.TEMPLATE).write_text(template_of(name), encoding="utf-8")
+  (to / tokenizer.TEMPLATE).write_text(template_of(template), encoding="utf-8")
   return to
 
 
