@@ -20,13 +20,13 @@ _NAMED = {
   "unk_token": "unknown_token_id",
   "pad_token": "padding_token_id",
 }
-# Converters call every token that looks like <|this|> a control token. These of Qwen are texts.
-_TEXTS = {
-  "qwen2": {
-    "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
-    "<|file_sep|>",
-  },
+# What Qwen2.5 and Qwen3 say in files that converters to GGUF do not read, or read otherwise.
+_QWEN = "qwen2"
+_QWEN_TEXTS = {  # they look like control tokens, which converters take them for
+  "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
+  "<|file_sep|>",
 }  # fmt: skip
+_QWEN_END = "<|endoftext|>"  # ends a completion, too; as bos_token_id it begins nothing
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, of a turn, of a message
 
 
@@ -65,16 +65,20 @@ def write(file, directory: pathlib.Path) -> None:
   model = metadata.value("model", str)
   if model != "gpt2":
     raise TokenizerError(f"tokenizer.ggml.model: got {model!r}, supported: gpt2 (byte-level BPE)")
-  tokens = metadata.texts("tokens")
-  inner = _bpe(metadata, tokens)
+  tokens, pre = metadata.texts("tokens"), metadata.value("pre", str)
+  inner = _bpe(metadata, tokens, pre)
   named = {name: metadata.id(key, len(tokens)) for name, key in _NAMED.items()}
   named = {name: tokens[number] for name, number in named.items() if number is not None}
-  if metadata.value("add_bos_token", bool, False) and "bos_token" in named:
-    bos = named["bos_token"]
+  bos, begins = named.get("bos_token"), metadata.value("add_bos_token", bool, False)
+  if bos == _QWEN_END and pre == _QWEN and not begins:
+    del named["bos_token"]
+  if bos is not None and begins:
     inner.post_processor = tokenizers.processors.TemplateProcessing(
       single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, tokens.index(bos))]
     )
   ends = [metadata.id(key, len(tokens)) for key in _ENDS]
+  if pre == _QWEN:
+    ends.append(inner.token_to_id(_QWEN_END))
   generation = {"eos_token_id": [*dict.fromkeys(end for end in ends if end is not None)]}
   directory.mkdir(parents=True, exist_ok=True)
   inner.save(str(directory / special_tokens.TOKENIZER))
@@ -103,7 +107,7 @@ def _write_json(path: pathlib.Path, value: dict) -> None:
   path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _bpe(metadata: _Metadata, tokens: list[str]) -> tokenizers.Tokenizer:
+def _bpe(metadata: _Metadata, tokens: list[str], pre: str) -> tokenizers.Tokenizer:
   """With its control tokens, which are special, and those that users defined, which are texts."""
   kinds = metadata.value("token_type", list)
   if len(kinds) != len(tokens):
@@ -114,12 +118,12 @@ def _bpe(metadata: _Metadata, tokens: list[str]) -> tokenizers.Tokenizer:
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(used, merges))
   except Exception as error:  # tokenizers raises a bare Exception
     raise TokenizerError(f"tokenizer.ggml.merges: {error}") from None
-  pre = metadata.value("pre", str)
   inner.normalizer, inner.pre_tokenizer = _splitting(pre)
   inner.decoder = tokenizers.decoders.ByteLevel()
   inner.add_tokens([
     tokenizers.AddedToken(
-      text, special=kind == _CONTROL and text not in _TEXTS.get(pre, ()), normalized=False
+      text, special=kind == _CONTROL and (pre != _QWEN or text not in _QWEN_TEXTS),
+      normalized=False,
     )
     for text, kind in zip(tokens, kinds, strict=True)
     if kind in (_CONTROL, _USER_DEFINED)
@@ -132,7 +136,7 @@ def _splitting(kind: str):
   pre, level = tokenizers.pre_tokenizers, tokenizers.pre_tokenizers.ByteLevel
   if kind == "smollm":
     return None, pre.Sequence([pre.Digits(individual_digits=True), level(add_prefix_space=False)])
-  if kind == "qwen2":
+  if kind == _QWEN:
     split = pre.Split(tokenizers.Regex(_QWEN2_SPLIT), "isolated")
     both = pre.Sequence([split, level(add_prefix_space=False, use_regex=False)])
     return tokenizers.normalizers.NFC(), both

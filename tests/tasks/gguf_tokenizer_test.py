@@ -61,9 +61,16 @@ def inner():
 
 
 def test_both_ways_give_the_same_ids_and_texts(tmp_path, inner):
-  files = imported(tmp_path / "gguf", write(tmp_path / "f.gguf", inner))
-  settings = {"eos_token": "<|im_end|>", "bos_token": None, "chat_template": CHATML}
-  other = small.write(tmp_path / "hf", inner, tokenizer_config=settings)
+  file = write(tmp_path / "f.gguf", inner, chat_template=CHATML + "{{ bos_token }}")
+  files = imported(tmp_path / "gguf", file)
+  settings = {
+    "eos_token": "<|im_end|>", "bos_token": None, "pad_token": "<|endoftext|>",
+    "chat_template": CHATML + "{{ bos_token }}",
+  }  # fmt: skip
+  generation = {"eos_token_id": [268, 266], "temperature": 0.7}
+  other = small.write(
+    tmp_path / "hf", inner, tokenizer_config=settings, generation_config=generation
+  )
   ours, theirs = (tokenizer.Tokenizer(f) for f in (files, tokenizer.read_files(other)))
   for text in TEXTS:
     ids = ours.encode(text)
@@ -73,7 +80,7 @@ def test_both_ways_give_the_same_ids_and_texts(tmp_path, inner):
     assert ours.prompt(text) == theirs.prompt(text)
   assert ours.decode(ours.encode(TEXTS[3])) == "<think>2+2 is 4</think>#### 4"
   assert ours.encode("e\u0301") == ours.encode("\u00e9")
-  assert ours.ends == (268,)
+  assert ours.ends == theirs.ends == (268, 266)
   assert ours.spell([275]) == "", "a place without a token says nothing"
   plain = tokenizer.Tokenizer(files, chat=False)
   assert plain.prompt("the") == plain.encode("the")
@@ -89,7 +96,7 @@ def test_ends_beginnings_and_templates_of_the_metadata_are_kept(tmp_path, inner)
   )  # fmt: skip
   files = imported(tmp_path / "gguf", file)
   words = tokenizer.Tokenizer(files, chat=False)
-  assert words.ends == (268, 267)
+  assert words.ends == (268, 267, 266)
   assert words.prompt("the") == [266, *words.encode("the")]
   tools = tokenizer.Tokenizer(files, arguments={"tools": ["a"]})
   assert tools.chat([{"role": "user", "content": "x"}]) == "a!"
@@ -117,6 +124,7 @@ def test_bad_metadata_are_refused_by_their_key(tmp_path, inner, changes, message
 
 
 def test_a_file_that_names_no_end_is_refused(tmp_path, inner):
-  files = imported(tmp_path / "gguf", write(tmp_path / "f.gguf", inner, eos_token_id=None))
+  file = write(tmp_path / "f.gguf", inner, eos_token_id=None, tokenizer_pre="smollm")
+  files = imported(tmp_path / "gguf", file)
   with pytest.raises(tokenizer.TokenizerError, match="eos_token missing"):
     tokenizer.Tokenizer(files)
