@@ -266,11 +266,12 @@ def _learner(arguments, assignments) -> int:
   for line in [*notes, *(f"warning: {warning}" for warning in config_lib.warnings(config))]:
     print(line, file=sys.stderr)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
-  selection = config_lib.check_data(config)
-  if not arguments.resume and not arguments.process_id:  # what resumes has passed
+  if arguments.resume or arguments.process_id:  # what resumes has passed; the first one looks
+    config_lib.check_data(config)
+  else:
     from offpolicy_rl.roles import data  # imports JAX
 
-    data.check_start(config, selection)
+    data.check_start(config)
   stop, profile = _stop_on_signals(), _profile(arguments, config)
   if arguments.coordinator:
     return _learner_of_several(arguments, config, stop, credentials)

@@ -94,14 +94,14 @@ def summary(name: str, train: Members, held: Members) -> str:
   return f"{told}, {len(left_out)} can't be used: {left_out[0].where}: {left_out[0].why}"
 
 
-def check_start(config, selection: catalog.Selection) -> None:
+def check_start(config) -> None:
   """What a run has to pass before it makes its directory, see `check_problems`.
 
   Raises:
     ConfigError: a run could not start.
     tokenizer.TokenizerError, families.UnsupportedModel: as `parts.policy_of`.
   """
-  policy = policy_of(config)
+  selection, policy = config_lib.check_data(config), policy_of(config)
   check_messages(config, policy)
   check_problems(config, selection, policy)
 
@@ -212,7 +212,7 @@ def _unreadable(
     return found
   with contextlib.closing(
     pool.Pool(
-      min(len(chunks), _MOST_WORKERS, os.cpu_count() or 1),
+      min(1 + sum(map(len, golds)) // _CHUNK, _MOST_WORKERS, os.cpu_count() or 1),
       prepare=functools.partial(scoring.allow, tuple(dict.fromkeys(names))),
       time_limit=task.verifier_seconds,
       memory_mb=task.verifier_memory_mb,

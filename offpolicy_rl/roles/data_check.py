@@ -13,6 +13,7 @@ from offpolicy_rl.tasks.rows import LeftOut
 
 _WIDTH = 80  # columns
 _SHOWN = 10  # rows of a kind
+_LONGEST_NAME = 11  # that leaves room for what is counted
 _QUANTILES = {"min": 0.0, "50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 
 
@@ -75,19 +76,21 @@ def _task(name: str, found: Sequence[data.Part]) -> Iterator[str]:
 def _lengths(config, found: Sequence[data.Part]) -> Iterator[str]:
   """Quantiles of prompts, the too long ones too, and of demonstrations."""
   yield f"{'tokens':<28}" + "".join(f"{name:>8}" for name in _QUANTILES) + f"{'limit':>8}"
-  task = config.task
-  for part in found:
+  for part in sorted(found, key=lambda part: part.task.name):
+    who = part.split if len(found) == len(data.SPLITS) else f"{part.task.name}, {part.split}"
+    label = f"  {who} "
+    if len(who) > _LONGEST_NAME:
+      yield label.rstrip()
+      label = "    "
     made = part.made
     shown = [example.demonstration_tokens.size for example in made.examples]
-    for what, lengths, limit in (
-      ("prompts", made.prompt_lengths, task.max_prompt_tokens),
-      ("demonstrations", shown, task.max_completion_tokens),
-    ):
-      label = (
-        f"  {part.split} {what}" if len(found) == 2 else f"  {part.task.name} {part.split} {what}"
-      )
-      values = np.quantile(lengths or [0], list(_QUANTILES.values()), method="nearest")
-      yield f"{label:<28.28}" + "".join(f"{value:>8,}" for value in values) + f"{limit:>8,}"
+    yield _row(f"{label}prompts", made.prompt_lengths, config.task.max_prompt_tokens)
+    yield _row(f"{label}demonstrations", shown, config.task.max_completion_tokens)
+
+
+def _row(label: str, lengths: list[int], limit: int) -> str:
+  values = np.quantile(lengths or [0], list(_QUANTILES.values()), method="nearest")
+  return f"{label:<28}" + "".join(f"{value:>8,}" for value in values) + f"{limit:>8,}"
 
 
 def _not_used(part: data.Part) -> Iterator[str]:

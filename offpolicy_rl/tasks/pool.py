@@ -6,6 +6,7 @@ started, and a fresh one takes over. Imports count in no limit, whenever they ha
 
 import concurrent.futures
 import contextlib
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 _START_SECONDS = 300.0  # to import and prepare; a machine may be busy
 _PROC = pathlib.Path("/proc")
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # Why a process has to be replaced: its memory is used up or it died, which may be the work of
 # earlier calls; or the call itself is to blame.
 _BY_OTHERS, _BY_ITSELF = "others", "itself"
@@ -266,6 +268,8 @@ def _end_with_parent() -> None:
   A small child of it waits for that: this process itself may be in C code when it happens.
   """
   os.setsid()
+  with contextlib.suppress(OSError, AttributeError):  # Linux: orphans of what a call starts
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # stay below this process
   mine, parent = os.getpid(), multiprocessing.parent_process().sentinel
   with warnings.catch_warnings(action="ignore"):  # of threads; the child runs nothing of theirs
     if os.fork():

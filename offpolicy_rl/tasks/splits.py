@@ -98,9 +98,8 @@ def refuse_too_many(left_out: list[LeftOut], total: int, share: float) -> None:
 
 def _checked(problem: Problem | LeftOut, where: str) -> Problem | LeftOut:
   """With the place it comes from; or why nobody could be asked it."""
-  if isinstance(problem, LeftOut):
+  if isinstance(problem, LeftOut) or problem.where:  # of a file, whose rows were looked at
     return problem
-  where = problem.where or where
   try:
     rows.text(rows.Values(vars(problem)), "question")
     rows.check_encoding(problem.demonstration, "demonstration")

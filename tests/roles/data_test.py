@@ -6,9 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from offpolicy_rl import config as config_lib
 from offpolicy_rl import main
-from offpolicy_rl.roles import data, parts
+from offpolicy_rl.roles import data, data_check, parts
 from offpolicy_rl.tasks import catalog, prompts, sources
 from tests.tasks.sources_test import settings, write
 
@@ -162,7 +161,7 @@ def test_a_run_says_what_its_prompts_are(tiny_config, tmp_path):
 def test_a_start_lists_no_problems_that_take_long_to_list(tiny_config, monkeypatch):
   settings(tiny_config, name="reasoning_gym:gcd", size=100_000)
   monkeypatch.setattr(catalog.Task, "read", lambda *_: pytest.fail("too early"))
-  data.check_start(tiny_config, config_lib.check_data(tiny_config))
+  data.check_start(tiny_config)
 
 
 def test_golds_of_a_mixture_are_judged_by_their_own_verifier(tiny_config, tmp_path):
@@ -179,3 +178,6 @@ def test_golds_of_a_mixture_are_judged_by_their_own_verifier(tiny_config, tmp_pa
     bad, some = len(part.unreadable), len(part.made.examples)
     assert (bad == 0) if part.task.name == "jsonl:words" else (0 < bad == some <= 20)
   assert found[1].unreadable[0].where.startswith(f"{path}:")
+  told = list(data_check.report(tiny_config, policy, found))
+  row = next(i for i, line in enumerate(told) if line == "  jsonl:numbers, train")
+  assert told[row + 1].split()[:2] == ["prompts", "2"] and len(told[row + 1]) <= 80

@@ -66,11 +66,12 @@ def note_and_die(path):
 
 
 def start_and_hang(path):
-  """Two programs, one of them in a session of its own; then stays in C."""
+  """Programs, one in a session of its own, one whose parent has ended; then stays in C."""
   found = [subprocess.Popen(["sleep", "97"], start_new_session=new) for new in (False, True)]
-  pathlib.Path(path).write_text(
-    " ".join(str(pid) for pid in [os.getpid(), *(p.pid for p in found)])
-  )
+  orphan = ["sh", "-c", "setsid sleep 97 >/dev/null 2>&1 & echo $!"]
+  orphans = subprocess.run(orphan, check=True, capture_output=True, text=True).stdout.split()
+  pids = [str(pid) for pid in (os.getpid(), *(p.pid for p in found))]
+  pathlib.Path(path).write_text(" ".join(pids + orphans))
   return re.match(r"(a+)+$", "a" * 60 + "b")
 
 
@@ -171,7 +172,7 @@ def test_what_a_killed_worker_started_ends_with_it(tmp_path, ending):
   call = one.submit(start_and_hang, [(file,)])
   if ending == "time":
     assert call.result() == [pool.Failed("not done after 2 s")]
-  wait_for(lambda: file.exists() and len(file.read_text().split()) == 3)
+  wait_for(lambda: file.exists() and len(file.read_text().split()) == 4)
   one.close()
   pids = [int(pid) for pid in file.read_text().split()]
   wait_for(lambda: not any(alive(pid) for pid in pids))
@@ -191,7 +192,7 @@ def test_workers_and_what_they_started_end_when_their_sampler_is_killed(tmp_path
   sampler = subprocess.Popen(
     [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
   )
-  wait_for(lambda: file.exists() and len(file.read_text().split()) == 3)
+  wait_for(lambda: file.exists() and len(file.read_text().split()) == 4)
   sampler.send_signal(signal.SIGKILL)
   sampler.wait()
   pids = [int(pid) for pid in file.read_text().split()]
