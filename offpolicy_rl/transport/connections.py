@@ -63,8 +63,9 @@ def places(share: int) -> int:
     return most
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft != hard:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft = hard
+    with contextlib.suppress(OSError, ValueError):  # macOS calls a limit endless that is not
+      resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+      soft = hard
   left = most if soft == resource.RLIM_INFINITY else soft - len(_open()) - min(_KEPT, soft // 2)
   if left < share:
     _LOG.warning(
