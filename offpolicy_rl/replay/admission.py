@@ -8,6 +8,9 @@ from offpolicy_rl import types
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 
+SPARES = 8  # prompts of a group that can take the place of one that no sampler can answer
+_FIRST_SPARE = 1 << 31  # in the stream; group indices are uint32
+
 
 def ticket_ids(step: int, prompts_per_step: int, lag: LagControl) -> list[str]:
   """Ids of the groups that `step` consumes, in the order of its batch.
@@ -35,7 +38,8 @@ class Tickets:
   """The training tickets of a run: pure functions of the step, so a resumed run makes the same.
 
   `stream[i]` is the i-th prompt of the run, with `prompt_tokens` and `answer`. Each group of a step
-  has the next 1 + max_refills prompts to itself.
+  has the next 1 + max_refills prompts to itself, and `SPARES` more from a place that no run's own
+  prompts reach: for those that no sampler can answer.
   """
 
   stream: Any
@@ -56,9 +60,9 @@ class Tickets:
       return None
     step, number = found
     attempt, slot = divmod(number, self.prompts_per_step)
-    if attempt > self.max_refills:
+    index = self._index(step * self.prompts_per_step + slot, attempt)
+    if index is None:
       return None
-    index = (step * self.prompts_per_step + slot) * (1 + self.max_refills) + attempt
     example = self.stream[index]
     low, high = self.lag.versions_for(step, slot)
     return types.Ticket(
@@ -74,10 +78,23 @@ class Tickets:
       temperature=self.temperature,
     )
 
+  def _index(self, place: int, attempt: int) -> int | None:
+    """In the stream; `place`: of a group among all those of the run."""
+    if attempt <= self.max_refills:
+      return place * (1 + self.max_refills) + attempt
+    spare = attempt - self.max_refills - 1
+    return _FIRST_SPARE + place * SPARES + spare if spare < SPARES else None
+
   def after(self, ticket: types.Ticket) -> types.Ticket | None:
     """The one that replaces a ticket whose group has no signal; None when none is left."""
-    number = int(ticket.ticket_id.rpartition("/")[2]) + self.prompts_per_step
-    return self.named(f"{types.TRAIN}/{ticket.step}/{number}")
+    step, number = _step_and_number(ticket.ticket_id)
+    left = number // self.prompts_per_step < self.max_refills
+    return self.named(f"{types.TRAIN}/{step}/{number + self.prompts_per_step}") if left else None
+
+  def spare(self, ticket: types.Ticket) -> types.Ticket | None:
+    """The one that replaces a ticket that can't be answered; None when none is left."""
+    step, number = _step_and_number(ticket.ticket_id)
+    return self.named(f"{types.TRAIN}/{step}/{number + self.prompts_per_step}")
 
 
 class Admission:

@@ -22,7 +22,7 @@ from offpolicy_rl.replay import leases
 _REMEMBERED = 65_536
 _COUNTS = (
   "added", "recovered", "leased", "reclaimed", "expired", "returned", "reissued", "declined",
-  "finished", "duplicates", "unknown", "taken", "replaced", "set_aside", "poisoned",
+  "finished", "duplicates", "unknown", "taken", "replaced", "set_aside",
 )  # fmt: skip
 _REFUSALS = 2  # samplers that must decline a ticket before it is set aside; fewer where fewer live
 
@@ -215,7 +215,7 @@ class Ledger:
       self._changed.notify_all()
 
   def _set_aside_refused(self) -> None:
-    if not self._reasons:
+    if not self._reasons or self._hopeless:
       return
     enough = min(_REFUSALS, max(1, self._leases.living(self._clock())))
     for ticket_id, reasons in list(self._reasons.items()):
@@ -236,6 +236,7 @@ class Ledger:
       self._finished[ticket.ticket_id] = types.FinishedGroup(ticket, nothing, ticket.max_version)
     else:
       self._to_front([ticket.ticket_id])
+      self._reasons[ticket.ticket_id] = dict(reasons)  # not handed to the same samplers for ever
       self._hopeless = f"no sampler can answer ticket {ticket.ticket_id} ({why})"
 
   def _forget(self, ticket_id: str) -> None:
@@ -345,13 +346,6 @@ class Ledger:
       self._remember(used)
       self._counts["taken"] += len(used)
       return groups
-
-  def poisoned(self, instead: Iterable[types.Ticket]) -> None:
-    """Queues tickets in the place of some whose groups were taken and turned out to be unusable."""
-    instead = list(instead)
-    self.add(instead, first=True)
-    with self._changed:
-      self._counts["poisoned"] += len(instead)
 
   def _remember(self, ticket_ids: list[str]) -> None:
     self._taken.update(dict.fromkeys(ticket_ids))

@@ -14,7 +14,16 @@ from offpolicy_rl import progress, types
 from offpolicy_rl.learner import checkpoint, loop, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import cost, sharding
-from offpolicy_rl.replay import admission, batching, ledger, packing, refill, schedule, store
+from offpolicy_rl.replay import (
+  admission,
+  batching,
+  ledger,
+  packing,
+  refill,
+  schedule,
+  set_aside,
+  store,
+)
 from offpolicy_rl.roles import parts, processes
 from offpolicy_rl.roles.front import Front
 from offpolicy_rl.roles.publishing import Publishing
@@ -43,6 +52,7 @@ class Learner:
   desk: evaluation.Desk | None = None  # until the prompts are read
   shown: Callable[[int], types.Batch] | None = None  # the warm start's batches; as `desk`
   refills: refill.Refills | None = None  # where groups without signal are replaced
+  set_aside: set_aside.SetAside | None = None  # as `desk`
 
   def say(self, text: str) -> None:
     """A line on the screen."""
@@ -83,6 +93,7 @@ class Learner:
     while groups is None:
       if self.stop.is_set() or not wanted():
         raise loop.Stopped
+      self.tell_set_aside()
       groups = self.front.book.take(ids, timeout=0.5)
     started = time.perf_counter()
     limits = parts.limits(self.config, group_size=settings.group_size)
@@ -90,12 +101,18 @@ class Learner:
     versions = frozenset(np.unique(batch.versions).tolist()) - {types.NO_VERSION}
     placed = self._share(at_step, batch, versions)
     found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
+    found["set_aside"] = self.set_aside.count(at_step)
     if self.refills is not None:
       found |= self.refills.metrics(at_step)
     work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
     found["flops"] = cost.train_flops(model, work) * settings.epochs
     found["seconds/assembling"] = time.perf_counter() - started
     return loop.Consumed(placed, versions, groups, found)
+
+  def tell_set_aside(self) -> None:
+    """Says which prompts no sampler can answer."""
+    for line in self.set_aside.told():
+      self.say(line)
 
   def begin(self, at_step: int, consumed: loop.Consumed) -> None:
     """Books what a step is going to use."""

@@ -16,7 +16,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import report
 from offpolicy_rl.learner import audit, checkpoint, hardware, loop, step
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.replay import admission, refill
+from offpolicy_rl.replay import admission, refill, set_aside
 from offpolicy_rl.roles import beginning, parts, profiling
 from offpolicy_rl.roles.assembly import Learner, make_learner
 from offpolicy_rl.roles.live import Live
@@ -96,6 +96,7 @@ def _train(me: Learner, profile: profiling.Plan | None) -> state_lib.TrainState 
   """Warm start or restore, the loop, the last evaluation."""
   config = me.config
   train, heldout = beginning.prompts(me)
+  tickets = _tickets(me, train)
   me.desk = evaluation.Desk(
     me.front.book, heldout[: config.evaluation.problems], samples=config.evaluation.samples,
     temperature=config.sampler.temperature, write=me.records.heldout,
@@ -114,7 +115,7 @@ def _train(me: Learner, profile: profiling.Plan | None) -> state_lib.TrainState 
     if me.restored is None:
       me.ask("after warm start" if config.warm_start.steps else "before", version=0, step=0)
       _save_first(me, state)
-    me.front.open(_make_admission(me, train, first_step))
+    me.front.open(_make_admission(me, tickets, first_step))
     with contextlib.closing(hardware.Speed(me.mesh)) as speed:
       plain = _loop_parts(me, reference, speed)
       with profiling.profiled(plain, profile, me.run_dir, me.say) as functions:
@@ -136,7 +137,8 @@ def _save_first(me: Learner, state) -> None:
     )
 
 
-def _make_admission(me: Learner, train, first_step: int) -> admission.Admission:
+def _tickets(me: Learner, train) -> admission.Tickets:
+  """Those of the run's training prompts; the ledger is told what may take the place of which."""
   learner, front = me.config.learner, me.front
   tickets = admission.Tickets(
     stream=stream.of(train, me.config.seed),
@@ -149,6 +151,17 @@ def _make_admission(me: Learner, train, first_step: int) -> admission.Admission:
   if learner.max_refills and front.control.recorded is None:  # a replay knows what was used
     me.refills = refill.Refills(tickets.after)
     front.book.replace_by(me.refills)
+  me.set_aside = set_aside.SetAside(
+    tickets.spare, lambda ticket: me.policy.words.decode(ticket.prompt_tokens.tolist())
+  )
+  front.book.set_aside_by(me.set_aside)
+  return tickets
+
+
+def _make_admission(
+  me: Learner, tickets: admission.Tickets, first_step: int
+) -> admission.Admission:
+  learner, front = me.config.learner, me.front
   return admission.Admission(
     front.book, front.control, tickets, first_step=first_step, num_steps=learner.steps,
     reached=front.groups.reached, known_steps=front.groups.progress()[1],
@@ -215,8 +228,10 @@ def _finish(me: Learner, state) -> None:
     return
   me.ask("after", version=version, step=version)
   while not me.desk.collect(timeout=0.5):
+    me.tell_set_aside()
     if me.stop.is_set():
       return
+  me.tell_set_aside()
   # Whoever goes on from here keeps the evaluation.
   me.checkpoints.amend(version, {"files": me.records.position(), "done": True})
 

@@ -158,7 +158,7 @@ def test_answers_to_a_learner_that_died_are_known_by_their_ticket():
   for name in (
     "train/5/0",
     "train/9/0",
-    "train/8/2",
+    "train/8/18",
     "eval/during-4/1/greedy",
     "train/x/0",
     "",

@@ -268,19 +268,6 @@ def test_a_step_that_nothing_can_complete_is_an_error_and_evaluation_goes_on():
     book.take(["a"], timeout=5)
 
 
-def test_groups_that_turn_out_to_be_unusable_make_way_for_others():
-  book = Ledger(lease_seconds=10)
-  book.add([ticket("a"), ticket("b")])
-  book.finish(group("a"), 0)
-  book.take(["a"], timeout=0)
-  book.poisoned([ticket("a2")])
-  assert names(book.lease("s", 1, timeout=0)) == ["a2"]
-  book.finish(group("a2"), 0)
-  assert names(g.ticket for g in book.take(["a2"], timeout=0)) == ["a2"]
-  audit = book.audit()
-  assert audit["poisoned"] == 1 and audit["added"] == audit["taken"] + audit["queued"]
-
-
 def test_a_ticket_out_for_long_goes_to_a_second_sampler_and_in_time_to_a_third():
   clock = Clock()
   book = Ledger(lease_seconds=10, reissue_seconds=30, clock=clock)

@@ -88,7 +88,7 @@ def test_every_ticket_of_a_step_has_prompts_and_keys_of_its_own():
   assert [t.group_index for t in make_tickets(most=0).of(5)] == [15, 16, 17]
 
 
-@pytest.mark.parametrize("name", ["5/9", "5/-1", "05/1", "5/01", "5/", "5/٣", "٥/3", "5", ""])
+@pytest.mark.parametrize("name", ["5/33", "5/-1", "05/1", "5/01", "5/", "5/٣", "٥/3", "5", ""])
 def test_no_other_name_is_a_ticket(name):
   assert make_tickets().named("train/5/3").ticket_id == "train/5/3"
   assert make_tickets().named(f"train/{name}") is None
@@ -209,4 +209,4 @@ def test_an_answer_to_a_dead_learners_replacement_is_known():
   )  # fmt: skip
   admit.published(4)  # queues up to step 6
   assert admit.ticket_before_restart("train/8/7", 4) == tickets.named("train/8/7")
-  assert admit.ticket_before_restart("train/8/9", 4) is None  # there is no third spare
+  assert admit.ticket_before_restart("train/8/33", 4) is None  # no such spare

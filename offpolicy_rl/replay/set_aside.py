@@ -1,0 +1,48 @@
+"""Prompts that no sampler can answer give way to others, and people are told which and why.
+
+What takes a prompt's place depends on its ticket only, so a run with exact lag finds the same again
+when it is repeated or resumed.
+"""
+
+import collections
+from collections.abc import Callable
+
+from offpolicy_rl import types
+
+_TEXT = 200  # characters of a prompt that people are shown
+
+
+class SetAside:
+  """What `Ledger.set_aside_by` wants; called under its lock, so lines are kept for `told`."""
+
+  def __init__(
+    self,
+    spare: Callable[[types.Ticket], types.Ticket | None],
+    text: Callable[[types.Ticket], str],
+  ):
+    """`spare(ticket)`: the one in its place; None when they are used up. `text`: of a prompt."""
+    self._spare, self._text = spare, text
+    self._lines: collections.deque[str] = collections.deque()
+    self._counts = collections.Counter()  # step -> prompts
+
+  def __call__(self, ticket: types.Ticket, why: str) -> types.Ticket | None:
+    """The ticket in place of one that samplers declined for the reasons `why`."""
+    prompt = (
+      f"prompt {self._text(ticket)[:_TEXT]!r} (ticket {ticket.ticket_id}) is set aside: {why}"
+    )
+    if ticket.kind == types.EVAL:
+      self._lines.append(f"held-out {prompt}; it counts as not solved")
+      return None
+    self._counts[ticket.step] += 1
+    spare = self._spare(ticket)
+    instead = f"ticket {spare.ticket_id} takes its place" if spare else "nothing can take its place"
+    self._lines.append(f"{prompt}; {instead}")
+    return spare
+
+  def told(self) -> list[str]:
+    """What people should know that they were not told yet."""
+    return [self._lines.popleft() for _ in range(len(self._lines))]
+
+  def count(self, step: int) -> int:
+    """Training prompts that a step did without; to be asked once all its groups are there."""
+    return self._counts.pop(step, 0)
