@@ -90,9 +90,21 @@ def check_finite(step: int, metrics: dict, consumed: Consumed) -> None:
     return
   row = int(metrics["first_nonfinite_row"])
   where = "every log-probability is finite" if row < 0 else f"first in row {row}"
+  if metrics.get("poisoned_groups", 0) == len(consumed.groups) > 0:
+    samplers = ", ".join(sorted({g.group.sampler_id for g in consumed.groups}))
+    where += f"; every group alone makes it so (of samplers {samplers}): has the policy diverged?"
   if row >= 0 and consumed.groups:
     each = [g.ticket.ticket_id for g in consumed.groups for _ in g.group.trajectories]
     where += f", group {each[row]}"
   raise NonFiniteError(
     f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; {where}"
   )
+
+
+def poisoned(step: int, number: int, consumed: Consumed) -> str:
+  """Names a group, by its number in the batch, without which a step is made."""
+  name = f"group {number}"
+  if consumed.groups:
+    finished = consumed.groups[number]
+    name = f"the group of ticket {finished.ticket.ticket_id}, by {finished.group.sampler_id},"
+  return f"step {step}: {name} makes the loss or its gradient infinite or nan, and is left out"

@@ -22,7 +22,7 @@ class Optimizer(NamedTuple):
   """An `optax.GradientTransformation` that knows where its state rests between updates."""
 
   init: Callable
-  update: Callable
+  update: Callable  # (gradients, state, params, whether to) -> (updates, state)
   in_host_memory: bool = False
 
 
@@ -51,15 +51,22 @@ def make_optimizer(
     optax.clip_by_global_norm(max_grad_norm),
     optax.adamw(rate, *adam, weight_decay=weight_decay),
   )
-  if not in_host_memory:
-    return Optimizer(made.init, made.update)
 
-  def update(gradients, state, params):
-    """Adam's own, with its state on the device for as long as it takes."""
-    updates, state = made.update(gradients, jax.device_put(state, jax.memory.Space.Device), params)
+  def update(gradients, state, params, good=True):
+    """Adam's own; unless `good`, a bool that may be traced, no update and the same state."""
+    updates, new = made.update(gradients, state, params)
+    return jax.tree.map(
+      lambda x, otherwise: jnp.where(good, x, otherwise),
+      (updates, new), (jax.tree.map(jnp.zeros_like, updates), state),
+    )  # fmt: skip
+
+  def update_from_host(gradients, state, params, good=True):
+    """The same, with the state on the device for as long as it takes."""
+    on_device = jax.device_put(state, jax.memory.Space.Device)
+    updates, state = update(gradients, on_device, params, good)
     return updates, jax.device_put(state, jax.memory.Space.Host)
 
-  return Optimizer(made.init, update, in_host_memory=True)
+  return Optimizer(made.init, update_from_host if in_host_memory else update, in_host_memory)
 
 
 def shapes(config: decoder.DecoderConfig, optimizer) -> TrainState:

@@ -55,8 +55,11 @@ def train_step(
 
   Metrics are scalars, and where choices.shown asks for them `policy_logprobs` [shown, M]: those of
   the batch's first completions under the policy before the step. Where a step makes several
-  updates, the proximal policy is that policy, `loss` and `grad_norm` are means over the updates
-  (a non-finite one stays so), and everything else is about the whole batch before the first.
+  updates, the proximal policy is that policy, `loss` and `grad_norm` are means over the updates,
+  and everything else is about the whole batch before the first.
+
+  An update whose loss or gradient is not finite changes nothing, is counted in `updates_skipped`
+  and left out of these means. When all are skipped, the state's step stands still, too.
 
   Args:
     batch: its parts are worked off one after the other, a minibatch being some of them.
@@ -69,6 +72,7 @@ def train_step(
     (params, opt_state), (loss, grad_norm, stats) = update(
       (state.params, state.opt_state), (batch, None)
     )
+    made = _is_finite(loss, grad_norm).astype(jnp.int32)
   else:
     stats = _stats_before(choices, state.params, batch, reference_params)
     split = lambda x: x.reshape(choices.minibatches, -1, *x.shape[1:])
@@ -80,12 +84,15 @@ def train_step(
 
     carry = (state.params, state.opt_state)
     (params, opt_state), found = jax.lax.scan(epoch, carry, length=choices.epochs)
-    loss, grad_norm = jax.tree.map(jnp.mean, found)
+    finite = _is_finite(*found)
+    made = jnp.sum(finite)
+    loss, grad_norm = (jnp.sum(jnp.where(finite, x, 0.0)) / made for x in found)
   whole, stats = jax.tree.map(_join, (batch._replace(rows=None), stats))
   prepared = choices.objective.prepare(_whole_inputs(whole, None))
   metrics = {
     "loss": loss,
     "grad_norm": grad_norm,
+    "updates_skipped": choices.updates - made,
     "entropy": masked.masked_mean(stats.entropy, whole.loss_mask),
     **choices.objective.metrics(_whole_inputs(whole, stats.logprobs), prepared),
     **_batch_metrics(whole, stats, state.step),
@@ -94,7 +101,11 @@ def train_step(
   }
   if choices.shown:  # in every process of a learner: small, and one of them writes it down
     metrics["policy_logprobs"] = sharding.constrain(stats.logprobs[: choices.shown])
-  return TrainState(state.step + 1, params, opt_state), metrics
+  return TrainState(state.step + (made > 0), params, opt_state), metrics
+
+
+def _is_finite(loss, grad_norm):
+  return jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
 
 def _update(choices: StepChoices, version, reference_params, carry, minibatch):
@@ -127,9 +138,12 @@ def _update(choices: StepChoices, version, reference_params, carry, minibatch):
   zeros = jax.tree.map(jnp.zeros_like, params)
   parts = (batch, jax.tree.map(split, prepared), proximal)
   gradients, (losses, stats) = jax.lax.scan(add_part, zeros, parts)
-  updates, opt_state = choices.optimizer.update(gradients, opt_state, params)
+  loss, grad_norm = jnp.sum(losses), optax.global_norm(gradients)
+  updates, opt_state = choices.optimizer.update(
+    gradients, opt_state, params, _is_finite(loss, grad_norm)
+  )
   params = optax.apply_updates(params, updates)
-  return (params, opt_state), (jnp.sum(losses), optax.global_norm(gradients), stats)
+  return (params, opt_state), (loss, grad_norm, stats)
 
 
 def _without_stats(updated):

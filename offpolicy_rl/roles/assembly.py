@@ -21,9 +21,9 @@ from offpolicy_rl.replay import (
   packing,
   refill,
   schedule,
-  set_aside,
   store,
 )
+from offpolicy_rl.replay import set_aside as set_aside_lib
 from offpolicy_rl.roles import parts, processes
 from offpolicy_rl.roles.front import Front
 from offpolicy_rl.roles.publishing import Publishing
@@ -52,7 +52,7 @@ class Learner:
   desk: evaluation.Desk | None = None  # until the prompts are read
   shown: Callable[[int], types.Batch] | None = None  # the warm start's batches; as `desk`
   refills: refill.Refills | None = None  # where groups without signal are replaced
-  set_aside: set_aside.SetAside | None = None  # as `desk`
+  set_aside: set_aside_lib.SetAside | None = None  # as `desk`
 
   def say(self, text: str) -> None:
     """A line on the screen."""

@@ -14,7 +14,7 @@ import jax
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import report
-from offpolicy_rl.learner import audit, checkpoint, hardware, loop, step
+from offpolicy_rl.learner import audit, checkpoint, hardware, loop, poison, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.replay import admission, refill, set_aside
 from offpolicy_rl.roles import beginning, parts, profiling
@@ -178,6 +178,19 @@ def train_step(me, reference) -> Callable:
     me.choices, every=every, max_lag=me.config.lag.max_lag, frozen=reference
   )
 
+  antidote = poison.Antidote(me.choices, me.config.learner.prompts_per_step, reference)
+
+  def update(at_step, state, consumed):
+    """The step; made without the groups that poison it, where some do."""
+    state, row = compiled(state, consumed.placed, reference)
+    bad = antidote.find(state, consumed.placed) if int(row["updates_skipped"]) else []
+    if bad and len(bad) < me.config.learner.prompts_per_step:
+      for number in bad:
+        me.say(loop.poisoned(at_step, number, consumed))
+      if not int(state.step) > at_step:
+        state, row = compiled(state, antidote.without(consumed.placed, bad), reference)
+    return state, row | {"poisoned_groups": len(bad)}
+
   def run(at_step, state, consumed):
     """See `loop.Parts.train_step`."""
     found = check(at_step, state, consumed.versions, consumed.placed)
@@ -185,7 +198,7 @@ def train_step(me, reference) -> Callable:
       found |= step.router_metrics(me.choices, state.params, consumed.placed, reference)
     if "mismatch/mean" in found and me.config.learner.mismatch_alarm:
       found["alarm/mismatch"] = float(found["mismatch/mean"] > me.config.learner.mismatch_alarm)
-    state, row = compiled(state, consumed.placed, reference)
+    state, row = update(at_step, state, consumed)
     return state, row | found
 
   return run

@@ -39,6 +39,7 @@ def random_batch(parts=1, room=0, seed=0) -> types.Batch:
   batch.sampler_logprobs[batch.loss_mask] = np.concatenate(logprobs)
   batch.versions[batch.loss_mask] = 0
   batch.rewards.reshape(-1)[:] = rng.integers(0, 2, 16)
+  batch.verdicts[:] = batch.rewards
   return batch
 
 
