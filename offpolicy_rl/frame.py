@@ -220,7 +220,8 @@ def _samplers(status: types.RunStatus) -> Table:
     said = lambda name, s=sampler: f"{s.stats[name]:,.0f}" if name in s.stats else "-"
     lost = sampler.silent_seconds > _SILENT_SECONDS
     table.add_row(
-      Text(sampler.name), said("version"), said("tokens_per_second"),
+      Text(sampler.name, "red" if sampler.stats.get("unlike") else ""),
+      said("version"), said("tokens_per_second"),
       f"{said('slots_busy')}/{said('slots')}", said("groups"),
       Text(f"{sampler.silent_seconds:.1f} s ago", "red" if lost else ""),
     )  # fmt: skip

@@ -10,11 +10,13 @@ from offpolicy_rl import metrics, output
 
 PLAIN_SECONDS = 5.0  # between lines where there is no terminal
 ALARM_STEPS = 20  # in a row, before an alarm is spoken of; one batch alone is noisy
-_AT_ONCE = {"alarm/mismatch"}  # but these are not
+_AT_ONCE = {"alarm/mismatch", "alarm/sampler"}  # but these are not
 ALARMS = {
   "alarm/mismatch": "samplers and learner disagree on the log-probability of a token by more than "
   "learner.mismatch_alarm nats in the mean: every log-ratio is off by that (other kernels, a "
   "narrower dtype, int8 weights or truncated sampling; a server with old weights?)",
+  "alarm/sampler": "a sampler's tokens are unlike those of the others; the table of samplers and "
+  "sampler/unlike in metrics.jsonl name it",
   "alarm/lambda_negative": "lambda = mean(A - beta u) is negative: the target is sharper than "
   "exponential; lower the baseline (kappa, shift) or raise beta1 above beta",
   "alarm/memorising": "the mean log-ratio is positive on the batches trained on: the policy "

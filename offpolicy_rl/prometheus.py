@@ -68,11 +68,20 @@ _FIGURES = (
          {_ONE: "mfu"}),
   Figure("weights_bytes", "Of one version, sent in full", metrics.TRAIN, {_ONE: "weights/bytes"}),
   Figure("alarm", "1 while a batch looks wrong", metrics.TRAIN,
-         {"mismatch": "alarm/mismatch", "lambda_negative": "alarm/lambda_negative",
-          "memorising": "alarm/memorising"}, "alarm"),
+         {"mismatch": "alarm/mismatch", "sampler": "alarm/sampler",
+          "lambda_negative": "alarm/lambda_negative", "memorising": "alarm/memorising"}, "alarm"),
   Figure("verifier_failures", "Completions of the last batch on which the verifier failed",
          metrics.TRAIN, {_ONE: "verifier_failures"}),
 )  # fmt: skip
+# What the learner measures of a sampler's completions in a batch, named like the metrics.
+_MEASURED = {
+  "reward": "Reward of its completions",
+  "length": "Tokens of its completions",
+  "entropy": "Entropy per token of its completions, in nats",
+  "log_ratio": "Learner against sampler logprob of a token, in nats",
+  "mismatch": "The same where the learner has the version that sampled it",
+  "unlike": "1 while its tokens are unlike those of the other samplers",
+}
 _STATES = {"queued": "queued", "leased": "out", "done": "waiting"}  # label -> the ledger's word
 # What a sampler says of itself in its heartbeats.
 _SAID = {
@@ -137,8 +146,9 @@ def _of_status(status: types.RunStatus, newest: dict[str, dict]) -> Iterator[Fam
 
 def _of_samplers(status: types.RunStatus) -> Iterator[Family]:
   """One label, its name; how many there can be is bounded by roles/pulse.py."""
-  for name, text in _SAID.items():
-    gauge = _gauge(f"sampler_{name}", f"{text}, as the sampler says", ("sampler",))
+  said = {name: f"{text}, as the sampler says" for name, text in _SAID.items()}
+  for name, text in (said | _MEASURED).items():
+    gauge = _gauge(f"sampler_{name}", text, ("sampler",))
     for sampler in status.samplers:
       if name in sampler.stats:
         gauge.add_metric([sampler.name], sampler.stats[name])

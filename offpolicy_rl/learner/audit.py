@@ -32,8 +32,8 @@ class LogprobAudit:
 
   def __call__(
     self, step: int, state: TrainState, versions: Collection[int], placed: types.Batch
-  ) -> dict[str, float]:
-    """mismatch/max, mismatch/mean, mismatch/tokens of a batch, or {} in most steps."""
+  ) -> dict[str, jax.Array | float]:
+    """What `logprob_mismatch` says of a batch, or {} in most steps."""
     if self._params is not None and step > self._version + self._max_lag:
       self._params = None  # no sampler used that version
     if self._every and self._params is None and step % self._every == 0:
@@ -42,4 +42,4 @@ class LogprobAudit:
       return {}
     found = logprob_mismatch(self._choices, self._params, placed, self._version, self._frozen)
     self._params = None
-    return {key: value.item() for key, value in found.items()}
+    return {key: value if value.ndim else value.item() for key, value in found.items()}

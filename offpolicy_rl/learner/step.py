@@ -53,10 +53,12 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Batch -> new state and metrics.
 
-  Metrics are scalars, and where choices.shown asks for them `policy_logprobs` [shown, M]: those of
-  the batch's first completions under the policy before the step. Where a step makes several
-  updates, the proximal policy is that policy, `loss` and `grad_norm` are means over the updates,
-  and everything else is about the whole batch before the first.
+  Metrics are scalars; where choices.shown asks for them also `policy_logprobs` [shown, M], those of
+  the batch's first completions under the policy before the step, and per completion [N] under it
+  `row_entropy` and `row_log_ratio`, mean |policy - sampler| log-probability of a token.
+
+  Where a step makes several updates, the proximal policy is that policy, `loss` and `grad_norm` are
+  means over the updates, and everything else is about the whole batch before the first.
 
   An update whose loss or gradient is not finite changes nothing, is counted in `updates_skipped`
   and left out of these means. When all are skipped, the state's step stands still, too.
@@ -100,7 +102,12 @@ def train_step(
     "filled_fraction": jnp.mean(batch.rows.segments > 0),
   }
   if choices.shown:  # in every process of a learner: small, and one of them writes it down
-    metrics["policy_logprobs"] = sharding.constrain(stats.logprobs[: choices.shown])
+    gaps = jnp.abs(stats.logprobs - whole.sampler_logprobs)
+    metrics |= {
+      "policy_logprobs": sharding.constrain(stats.logprobs[: choices.shown]),
+      "row_entropy": sharding.constrain(masked.masked_mean(stats.entropy, whole.loss_mask, -1)),
+      "row_log_ratio": sharding.constrain(masked.masked_mean(gaps, whole.loss_mask, -1)),
+    }
   return TrainState(state.step + (made > 0), params, opt_state), metrics
 
 
@@ -181,6 +188,7 @@ def logprob_mismatch(
 ) -> dict[str, jax.Array]:
   """Largest and mean |learner - sampler| logprob over the tokens that `params` = `version` drew.
 
+  row_mismatch [N]: the mean of each completion; NaN where that version drew none of it.
   `frozen`: the base when `params` are adapters.
   """
   whole = choices.whole(params, frozen)
@@ -191,6 +199,9 @@ def logprob_mismatch(
     "mismatch/max": jnp.max(jnp.where(same, gap, 0.0)),
     "mismatch/mean": masked.masked_mean(gap, same),
     "mismatch/tokens": jnp.sum(same),
+    "row_mismatch": sharding.constrain(
+      _join(jnp.where(jnp.any(same, -1), masked.masked_mean(gap, same, -1), jnp.nan))
+    ),
   }
 
 

@@ -7,13 +7,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from offpolicy_rl import metrics
-from offpolicy_rl.report import catalogue, completions, configuration, document, figures, runs
+from offpolicy_rl.report import (
+  catalogue,
+  completions,
+  configuration,
+  document,
+  figures,
+  runs,
+  samplers,
+)
 from offpolicy_rl.report.charts import number
 from offpolicy_rl.report.runs import Run
 
 _ALARMS = {
   "alarm/lambda_negative": "lambda is negative",
   "alarm/memorising": "the mean log-ratio is positive",
+  "alarm/sampler": "one sampler's tokens are unlike the others'",
   "alarm/mismatch": "sampler and learner disagree about log-probabilities",
 }
 _HEATS = (
@@ -69,6 +78,7 @@ def _parts(run: Run) -> list[_Part]:
     _Part("lag", "Lag", _lag(run, last) + of(catalogue.LAG)),
     _Part("objective", "Objective", of(catalogue.OBJECTIVE)),
     _Part("agreement", "Policy against sampler", of(catalogue.AGREEMENT), below=_alarms(run)),
+    _Part("samplers", "Samplers", below=samplers.table(run.rows[metrics.TRAIN])),
     _Part("time", "Throughput and waiting", of(catalogue.THROUGHPUT)),
     _Part("left-out", "Left out", _filtered(run, last), below=_left_out(run)),
     _Part("completions", "Completions", below=_BROWSER if run.samples else _NO_COMPLETIONS),

@@ -18,6 +18,7 @@ from offpolicy_rl.replay import (
   admission,
   batching,
   ledger,
+  makers,
   packing,
   refill,
   schedule,
@@ -101,6 +102,7 @@ class Learner:
     versions = frozenset(np.unique(batch.versions).tolist()) - {types.NO_VERSION}
     placed = self._share(at_step, batch, versions)
     found = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
+    found["of_completions"] = makers.of_completions(groups)
     found["set_aside"] = self.set_aside.count(at_step)
     if self.refills is not None:
       found |= self.refills.metrics(at_step)
@@ -108,6 +110,25 @@ class Learner:
     found["flops"] = cost.train_flops(model, work) * settings.epochs
     found["seconds/assembling"] = time.perf_counter() - started
     return loop.Consumed(placed, versions, groups, found)
+
+  def of_samplers(self, at_step: int, row: dict) -> dict:
+    """Takes what is per completion out of a step's row -> what it says about their samplers."""
+    of = {name: row.pop(f"row_{name}", None) for name in ("entropy", "log_ratio", "mismatch")}
+    of = {name: np.asarray(x) for name, x in of.items() if x is not None}
+    before = self.front.makers.unlike()
+    found = self.front.makers.step(row.pop("of_completions") | of)
+    unlike = self.front.makers.unlike()
+    for sampler_id in unlike.keys() - before.keys():
+      self.say(
+        f"alarm, step {at_step + 1}: the tokens of sampler {sampler_id} are unlike the others': "
+        f"their log-probabilities are {unlike[sampler_id]:.2g} nats off in the mean; is its memory "
+        "or its model damaged? Its groups are used for as long as it runs"
+      )
+    return {
+      **{f"sampler/{name}": values for name, values in found.items()},
+      "sampler/unlike": unlike,
+      "alarm/sampler": float(bool(unlike)),
+    }
 
   def tell_set_aside(self) -> None:
     """Says which prompts no sampler can answer."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from offpolicy_rl import types
 from offpolicy_rl.replay import admission, lag, ledger, store
+from offpolicy_rl.replay.makers import Makers
 from offpolicy_rl.roles.pulse import Pulse
 from offpolicy_rl.transport import codec, names, server, weights
 
@@ -31,6 +32,7 @@ class Front:
   newest_ever: int = types.RAW_VERSION  # before a restart, samplers may have held newer ones
   finished: bool = False
   pulse: Pulse = dataclasses.field(default_factory=Pulse)
+  makers: Makers = dataclasses.field(default_factory=Makers)
   say: Callable[[str], None] = _LOG.warning  # to the person who watches the learner
 
   def handlers(self) -> server.Handlers:

@@ -188,7 +188,9 @@ def train_step(me, reference) -> Callable:
       for number in bad:
         me.say(loop.poisoned(at_step, number, consumed))
       if not int(state.step) > at_step:
+        of_all = {name: row[name] for name in ("row_entropy", "row_log_ratio") if name in row}
         state, row = compiled(state, antidote.without(consumed.placed, bad), reference)
+        row |= of_all  # what was left out is part of what its sampler made
     return state, row | {"poisoned_groups": len(bad)}
 
   def run(at_step, state, consumed):
@@ -212,6 +214,7 @@ def _loop_parts(me: Learner, reference, speed: hardware.Speed) -> loop.Parts:
     """The row of a step, with what the other threads count."""
     logprobs = row.pop("policy_logprobs")
     of_front = me.front.pulse.metrics() | {"weights/bytes": me.front.version_bytes}
+    row |= me.of_samplers(at_step, row)
     me.records.train(at_step, row | of_front | speed.metrics(row), logprobs)
 
   def after_step(version, state):

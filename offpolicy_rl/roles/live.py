@@ -31,7 +31,8 @@ class Live:
     """As it is now."""
     samplers = [s for s in self._front.pulse.each() if s.silent_seconds < _SHOWN_SECONDS]
     shown = names.shown(sampler.name for sampler in samplers)
-    samplers = [sampler._replace(name=shown[sampler.name]) for sampler in samplers]
+    measured = lambda sampler: sampler.stats | self._front.makers.stats(sampler.name)
+    samplers = [s._replace(name=shown[s.name], stats=measured(s)) for s in samplers]
     return types.RunStatus(
       session=self._session, run_id=self._run_dir.absolute().name, about=self._about,
       at=time.time(), ended=self._ended, num_steps=self._num_steps,

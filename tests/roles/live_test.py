@@ -1,14 +1,18 @@
 """How a learner tells of itself while it runs."""
 
+import io
 import threading
 import time
 
-from offpolicy_rl import metrics, watch
+import numpy as np
+from rich.console import Console
+
+from offpolicy_rl import frame, metrics, watch
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.roles import live as live_lib
 from offpolicy_rl.roles.front import Front
-from offpolicy_rl.transport import client, server, weights
+from offpolicy_rl.transport import client, names, server, weights
 
 
 def make(tiny_config, run_dir) -> tuple[Front, live_lib.Live]:
@@ -38,6 +42,25 @@ def test_the_file_is_kept_up_to_date_until_the_end(tiny_config, tmp_path, monkey
   assert found.tickets["queued"] == 0
   live.end("finished")
   assert watch.read_status(tmp_path / "run").ended == "finished"
+
+
+def test_samplers_are_told_of_by_name_with_what_is_measured_of_them(tiny_config, tmp_path):
+  front, live = make(tiny_config, tmp_path / "run")
+  a, b, other = names.unique("a"), names.unique("b"), names.unique("b")
+  for sampler_id in (a, b, other):
+    front.join(sampler_id)
+  front.heartbeat(a, {"version": 3.0}, {})
+  gaps, who = np.array([0.25] * 8 + [9.0] * 8), np.array([a] * 8 + [b] * 8)
+  front.makers.step({"sampler": who, "log_ratio": gaps})
+  found = {s.name: s.stats for s in live.status().samplers}
+  assert found == {
+    "a": {"version": 3.0, "completions": 8, "log_ratio": 0.25, "unlike": 0.0},
+    b: {"completions": 8, "log_ratio": 9.0, "unlike": 1.0},
+    other: {},
+  }
+  console = Console(file=io.StringIO(), width=120)
+  console.print(frame.of(live.status(), {}, [], console))
+  assert b in console.file.getvalue()
 
 
 def test_a_run_that_ends_while_the_file_is_written_is_said_to_have_ended(

@@ -1,0 +1,90 @@
+"""What each sampler's completions are like: a replica that emits garbage is named.
+
+Only shown and written, never part of an update: runs with exact lag do not depend on who sampled.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from offpolicy_rl import types
+
+_KEPT = 256  # samplers; those whose last group is longest ago are forgotten
+_WINDOW = 64  # completions of each, the newest, that are compared
+_ENOUGH = 8  # of them, before anything is said
+# |log-ratio| per token in nats. Lag alone moves it by a few hundredths to tenths, and for all
+# samplers alike; tokens of other weights or of damaged memory by several.
+_LEAST_GAP, _TIMES = 0.5, 4.0
+
+
+def of_completions(groups: Sequence[types.FinishedGroup]) -> dict[str, np.ndarray]:
+  """What the host knows of every completion of a batch [N], in its order."""
+  rows = [(g.group.sampler_id, t) for g in groups for t in g.group.trajectories]
+  return {
+    "sampler": np.array([sampler_id for sampler_id, _ in rows]),
+    "reward": np.array([t.reward for _, t in rows]),
+    "verdict": np.array([t.verdict for _, t in rows]),
+    "length": np.array([t.tokens.size for _, t in rows]),
+  }
+
+
+class Makers:
+  """Remembers the newest completions of every sampler."""
+
+  def __init__(self):
+    self._newest: collections.OrderedDict[str, collections.deque] = collections.OrderedDict()
+    self._gaps: dict[str, float] = {}  # sampler -> mean |log-ratio| of its newest completions
+    self._means: dict[str, dict[str, float]] = {}  # sampler -> of its last batch
+    self._unlike: dict[str, float] = {}
+
+  def step(self, rows: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """A batch's completions -> name -> sampler -> mean over its completions of this batch.
+
+    rows: arrays [N]. "sampler", ids; "log_ratio", |learner - sampler| nats per token, mean over a
+    completion; any others, e.g. "reward". NaN = not known of this completion.
+    """
+    numbers = {name: np.asarray(x, float) for name, x in rows.items() if name != "sampler"}
+    found = {name: {} for name in ("completions", *numbers)}
+    for sampler_id in np.unique(rows["sampler"]).tolist():
+      own = rows["sampler"] == sampler_id
+      found["completions"][sampler_id] = int(own.sum())
+      for name, values in numbers.items():
+        known = values[own][~np.isnan(values[own])]
+        if known.size:
+          found[name][sampler_id] = float(known.mean())
+      self._remember(sampler_id, numbers["log_ratio"][own])
+      self._means[sampler_id] = {n: x[sampler_id] for n, x in found.items() if sampler_id in x}
+    self._unlike = self._compare()
+    return {name: values for name, values in found.items() if values}
+
+  def _remember(self, sampler_id: str, gaps: np.ndarray) -> None:
+    kept = self._newest.setdefault(sampler_id, collections.deque(maxlen=_WINDOW))
+    kept.extend(gaps.tolist())
+    if len(kept) >= _ENOUGH:
+      self._gaps[sampler_id] = float(np.mean(kept))
+    self._newest.move_to_end(sampler_id)
+    if len(self._newest) > _KEPT:
+      forgotten, _ = self._newest.popitem(last=False)
+      self._means.pop(forgotten, None)
+      self._gaps.pop(forgotten, None)
+
+  def _compare(self) -> dict[str, float]:
+    """Large gaps against the median of the others'."""
+    unlike = {}
+    for name, gap in self._gaps.items():
+      if gap <= _LEAST_GAP:  # false for nan, too
+        continue
+      others = [other for i, other in self._gaps.items() if i != name]
+      if others and not gap <= _TIMES * float(np.median(others)):
+        unlike[name] = gap
+    return unlike
+
+  def unlike(self) -> dict[str, float]:
+    """Samplers whose tokens are unlike the others' -> mean |log-ratio| of their newest ones."""
+    return dict(self._unlike)
+
+  def stats(self, sampler_id: str) -> dict[str, float]:
+    """Of one sampler: the means of its last batch, and whether it is unlike the others."""
+    means = {name: x for name, x in self._means.get(sampler_id, {}).items() if np.isfinite(x)}
+    return means | {"unlike": float(sampler_id in self._unlike)} if means else {}
