@@ -3,13 +3,14 @@
 import html
 import html.parser
 import json
+import math
 import re
 import time
 
 import pytest
 
 from offpolicy_rl import main, metrics, report
-from offpolicy_rl.report import completions, configuration, document
+from offpolicy_rl.report import completions, configuration, document, samplers
 from tests import report_runs
 from tests.conftest import ROOT
 from tests.report_runs import ATTACK, CONFIG, evaluation, sample, train_row
@@ -266,3 +267,17 @@ def test_a_comparison_goes_where_it_is_told(tmp_path):
   target = tmp_path / "x.html"
   main.main(["report", f"--run_dir={first}", f"--run_dir={second}", f"--to={target}"])
   assert "first" in target.read_text()
+
+
+def test_samplers_are_compared_over_all_their_completions():
+  rows = [
+    {"sampler/completions": {"a": 3, "<b>": 1}, "sampler/reward": {"a": 1.0, "<b>": 0.5},
+     "sampler/log_ratio": {"a": 0.01, "<b>": math.inf}, "sampler/unlike": {"<b>": 9.0}},
+    {"sampler/completions": {"a": 1}, "sampler/reward": {"a": 0.0}},
+    {"step": 2},  # of an older release
+  ]  # fmt: skip
+  text = samplers.table(rows)
+  cells = [re.findall(r">([^<>]*)</t[dh]>", row) for row in text.split("<tr>")[2:]]
+  assert cells == [["a", "4", "0.75", "", "", "0.01", "", "0"],
+                   ["&lt;b&gt;", "1", "0.5", "", "", "", "", "1"]]  # fmt: skip
+  assert samplers.table([{"step": 2}]) == ""

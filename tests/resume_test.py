@@ -75,8 +75,8 @@ def schedule_rows(run_dir):
 def deterministic(row: dict) -> dict:
   """What of a metrics row does not measure time or how far samplers were."""
   timing = (
-    "seconds/", "sampler/", "lag/in_", "mismatch/", "alarm/mismatch", "alarm/sampler", "flops_per_second",
-    "compilations",
+    "seconds/", "sampler/", "lag/in_", "mismatch/", "alarm/mismatch", "alarm/sampler",
+    "flops_per_second", "compilations",
   )  # fmt: skip
   return {key: value for key, value in row.items() if not key.startswith(timing)}
 

@@ -1,6 +1,7 @@
 """Who sampled what: a table of a run's samplers."""
 
 import collections
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -17,14 +18,14 @@ def table(rows: Sequence[dict]) -> str:
   """HTML: means over all completions of each sampler; "" where rows don't tell them apart."""
   count, sums, weights = collections.Counter(), collections.Counter(), collections.Counter()
   unlike = collections.Counter(name for row in rows for name in row.get("sampler/unlike", ()))
-  for row in rows:
+  for row, name in itertools.product(rows, _MEANS):
     completions = row.get("sampler/completions", {})
-    count.update(completions)
-    for name in _MEANS:
-      for sampler, value in row.get(f"sampler/{name}", {}).items():
-        if math.isfinite(value):
-          sums[sampler, name] += value * completions[sampler]
-          weights[sampler, name] += completions[sampler]
+    values = row.get(f"sampler/{name}", {})
+    known = {sampler: x for sampler, x in values.items() if math.isfinite(x)}
+    sums.update({(sampler, name): x * completions[sampler] for sampler, x in known.items()})
+    weights.update({(sampler, name): completions[sampler] for sampler in known})
+  for row in rows:
+    count.update(row.get("sampler/completions", {}))
   mean = lambda sampler, name: (
     f"{sums[sampler, name] / weights[sampler, name]:.4g}" if weights[sampler, name] else ""
   )
