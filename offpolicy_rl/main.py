@@ -138,6 +138,8 @@ def _configuration(arguments, assignments: list[str]):
   config_lib.validate(config)
   if run is not None:
     config_lib.check_resume(run, config)
+    given = {arguments_lib.key_and_text(a)[0] for a in assignments}
+    notes = [line for line in notes if line.partition(":")[0] not in given]
     notes += resuming.changes(run, config)
   return config, notes
 

@@ -17,6 +17,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import pathlib
 import shutil
+import signal
 
 import jax
 import pytest
@@ -32,6 +33,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def tiny_config():
   """configs/test.py: the hermetic task and a tiny model, unlocked values may be changed."""
   return config_lib.load(str(ROOT / "configs" / "test.py"))
+
+
+@pytest.fixture(autouse=True)
+def signals():
+  """A command line run in this process hears them its own way; afterwards they are as before."""
+  numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU]
+  before = {number: signal.getsignal(number) for number in numbers}
+  yield
+  for number, handler in before.items():
+    if handler is not None and signal.getsignal(number) is not handler:
+      signal.signal(number, handler)
 
 
 # Files of minutes, which are begun first, so that no worker is left alone with one at the end.

@@ -49,7 +49,7 @@ def run(
   problem = None
   try:
     while learner.poll() is None and not stop.is_set() and problem is None:
-      if _signature(run_dir / "address") != before:
+      if _signature(run_dir / "address") not in (None, before):
         address = (run_dir / "address").read_text()
         line = ["sampler", f"--learner={address}", *sampler_args]
         problem = next(filter(None, (_tend(p, line, run_dir, start) for p in places)), None)

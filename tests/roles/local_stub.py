@@ -15,7 +15,8 @@ run_dir = notes / "run"
 
 
 def say_ended(how: str) -> None:
-  (run_dir / "live.json").write_text(json.dumps({"ended": how}))
+  (run_dir / "live.tmp").write_text(json.dumps({"ended": how}))
+  (run_dir / "live.tmp").rename(run_dir / "live.json")
 
 
 def on_signal(*_) -> None:
@@ -28,12 +29,15 @@ def on_signal(*_) -> None:
 signal.signal(signal.SIGTERM, on_signal)
 if role == "learner":
   say_ended("")
+  (run_dir / "address").unlink(missing_ok=True)  # as --restart does
+  time.sleep(0.2)
   (run_dir / "address.tmp").write_text("127.0.0.1:1")
   (run_dir / "address.tmp").rename(run_dir / "address")
-(notes / f"{role}-{os.getpid()}").write_text(" ".join(sys.argv[2:]))
+(notes / f"{role}-{os.getpid()}.tmp").write_text(" ".join(sys.argv[2:]))
+(notes / f"{role}-{os.getpid()}.tmp").rename(notes / f"{role}-{os.getpid()}")
 order = notes / f"{role}.exit"  # the exit code, for all of them
 while not order.exists():
-  over = json.loads((run_dir / "live.json").read_text() or '{"ended": ""}')["ended"]
+  over = json.loads((run_dir / "live.json").read_text())["ended"]
   if role == "sampler" and over:
     sys.exit(0)
   time.sleep(0.02)

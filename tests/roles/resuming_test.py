@@ -84,6 +84,8 @@ def test_a_flag_changes_it_and_is_said(tmp_path, capsys):
   run = ("--resume", f"--run_dir={tmp_path}/run")
   config, said = configured(*run, "--config.learner.steps=9")
   assert config.learner.steps == 9 and said == ["learner.steps: 9 from here on, was 7"]
+  with_card = configured(*run, f"--config={CARD}", "--config.learner.steps=9")
+  assert with_card == (config, said), "not what the card says of that key"
   assert "seed: got 5, expected 0 as the run to resume" in refused(capsys, *run, "--config.seed=5")
 
 
