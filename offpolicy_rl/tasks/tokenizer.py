@@ -126,7 +126,7 @@ class Tokenizer:
       notes.append(f"{what}: {len(lost)}, {shown}{' ...' if len(lost) > 3 else ''}")
     if chat.source(self._files, tools=False) is None:
       return [*notes, "no chat template: set task.chat=False"]
-    self.prompt("1 + 1?")
+    self.encode(self._one_chat(notes))
     behind = [token for token in self._behind_turns if token in self.special]
     if behind and not set(behind) & set(self.ends):
       end = self.special[behind[0]]
@@ -135,6 +135,19 @@ class Tokenizer:
         "see sampler.stop"
       )
     return notes
+
+  def _one_chat(self, notes: list[str]) -> str:
+    """A chat of one question; with a system message where the template needs it, which is noted."""
+    question = {"role": "user", "content": "1 + 1?"}
+    try:
+      return self.chat([question])
+    except TokenizerError as error:
+      try:
+        text = self.chat([{"role": "system", "content": "Be brief."}, question])
+      except TokenizerError:
+        raise error from None
+    notes.append("the chat template needs a system message: set task.system_prompt")
+    return text
 
   def prompt(self, question: str) -> list[int]:
     """Token ids of a question put into the template; as a chat's first message where asked.

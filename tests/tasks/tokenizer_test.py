@@ -256,6 +256,15 @@ def test_a_turn_ends_as_the_template_ends_it():
   assert tokenizer.Tokenizer(files).turn_end == 2
 
 
+def test_a_template_that_needs_a_system_message_says_so():
+  template = "{% if messages[0].role != 'system' %}{{ raise_exception('rules!') }}{% endif %}aa"
+  words = tokenizer.Tokenizer(files_of(chat_template=template))
+  assert words.check()[1:] == ["the chat template needs a system message: set task.system_prompt"]
+  assert tokenizer.Tokenizer(files_of(chat_template=template), system="a").prompt("a") == [0, 0]
+  with pytest.raises(tokenizer.TokenizerError, match="line 1: rules!"):
+    tokenizer.Tokenizer(files_of(chat_template=template + "{{ 1 / 0 }}")).check()
+
+
 @pytest.mark.parametrize(
   ("change", "text", "ids"),
   [
