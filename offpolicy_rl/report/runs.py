@@ -70,11 +70,6 @@ def _interval(row: dict) -> dict[str, float]:
   return {"heldout/pass@1_low": max(mean - half, 0), "heldout/pass@1_high": min(mean + half, 1)}
 
 
-def steps(run: Run) -> int:
-  """Training steps that were made."""
-  return len(run.rows[metrics.TRAIN])
-
-
 def last_step(runs: Iterable[Run]) -> int:
   """The end of an axis that has room for all of them."""
   found = [r["step"] for run in runs for kind in (metrics.TRAIN, metrics.HELDOUT)

@@ -14,9 +14,7 @@ TAGS = (
   ("[THINK]", "[/THINK]"),
   ("◁think▷", "◁/think▷"),
   ("<|begin_of_thought|>", "<|end_of_thought|>"),
-  ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
-ALL_TAGS = frozenset(tag for pair in TAGS for tag in pair)
 
 
 def opened_by(prompt: str) -> str:
