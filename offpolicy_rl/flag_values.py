@@ -55,10 +55,10 @@ def port(text: str) -> int:
 
 
 def listen(text: str) -> str:
-  """HOST:PORT to serve; without HOST on all addresses, with port 0 on any free one."""
+  """HOST:PORT to serve; port 0 is any free one."""
   host, _, number = text.rpartition(":")
-  if not ((text == f":{number}" or _is_host(host)) and _is_port(number, 0)):
-    _refuse(text, _address("such as 127.0.0.1:0 or [::1]:50051", 0))
+  if not (_is_host(host) and _is_port(number, 0)):
+    _refuse(text, _address("such as 127.0.0.1:0 or 0.0.0.0:50051", 0))
   return text
 
 

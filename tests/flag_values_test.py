@@ -16,7 +16,8 @@ NO_PORTS = [
   "127.0.0.1:99999999999999999999", "127.0.0.1:0x50", "127.0.0.1:80 ", "127.0.0.1:8_0",
 ]  # fmt: skip
 NO_HOSTS = [
-  "", ":", "::1:80", "[::1:80", "::1]:80", "[::g]:80", "[]:80", "[127.0.0.1]:80", "127.0.0.300:80",
+  "", ":", ":80", ":0", "::1:80", "[::1:80", "::1]:80", "[::g]:80", "[]:80", "[127.0.0.1]:80",
+  "127.0.0.300:80",
   "1.2.3:80", "unix:/tmp/socket", "unix:///tmp/socket:80", "dns:///host:80", "http://host:80",
   "two hosts:80", "host/path:80", "user@host:80", "-host:80", "h\u00f6st:80", "a,b:80",
   "host:80:81",
@@ -35,8 +36,8 @@ def test_what_is_no_address(text):
       check(text)
 
 
-def test_port_0_and_no_host_are_for_those_who_listen():
-  for text in ("127.0.0.1:0", "[::]:0", ":0", ":50051"):
+def test_port_0_is_for_those_who_listen():
+  for text in ("127.0.0.1:0", "[::]:0", "localhost:0"):
     assert flag_values.listen(text) == text
     with pytest.raises(argparse.ArgumentTypeError, match="the port from 1 to 65535"):
       flag_values.peer(text)
@@ -65,7 +66,7 @@ LOCAL = ["local", "--config=configs/test.py"]
 NO_NUMBERS = ["nan", "inf", "-inf", "-1", "-0.1", "1e999", "a", ""]
 NO_COUNTS = ["0", "-1", "1.5", "nan", "", "1e3"]
 FLAGS = [
-  (LEARNER, "listen", ["127.0.0.1:65536", "unix:/tmp/s", "127.0.0.1"]),
+  (LEARNER, "listen", ["127.0.0.1:65536", "unix:/tmp/s", "127.0.0.1", ":0"]),
   (LOCAL, "listen", ["127.0.0.1:65536"]),
   (LEARNER, "metrics_port", ["65536", "-1", "1.5", "http", ""]),
   (LEARNER, "coordinator", ["a:0", "a:65536", "a", "automatic"]),

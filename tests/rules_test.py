@@ -3,6 +3,7 @@ nothing that nobody uses.
 """
 
 import ast
+import collections
 import pathlib
 import re
 
@@ -166,8 +167,10 @@ def unused(package: dict, users: dict) -> set[str]:
   names, attributes, passed_on = [], [], []
   for path, tree in users.items():
     _collect(_module(path), tree, names, attributes, passed_on)
+  named = _by_key(names)
   for importer, module, name in passed_on:  # from a import b: whoever names importer.b uses a.b
-    names += [((module, name), node) for key, node in names if key == (importer, name)]
+    named[module, name] += named[importer, name]
+  attributes = _by_key(attributes)
   missing = set()
   for path, tree in package.items():
     short = str(path.relative_to(ROOT / "offpolicy_rl"))
@@ -177,14 +180,14 @@ def unused(package: dict, users: dict) -> set[str]:
         missing |= {
           f"{short}:{node.name}.{m.name}"
           for m in methods
-          if not m.name.startswith("_") and _is_not_named(m, m.name, attributes)
+          if not m.name.startswith("_") and _is_not_named(m, attributes[m.name])
         }
     missing |= {
       f"{short}:{node.name}"
       for node in tree.body
       if isinstance(node, FUNCTION | ast.ClassDef)
       and not node.name.startswith("_")
-      and _is_not_named(node, (_module(path), node.name), names)
+      and _is_not_named(node, named[_module(path), node.name])
     }
   return missing
 
@@ -200,9 +203,16 @@ def _is_of_ours(node: ast.ClassDef, tree) -> bool:
   return all(ast.unparse(base) in here for base in node.bases)
 
 
-def _is_not_named(definition, key, uses: list) -> bool:
-  inside = {id(node) for node in ast.walk(definition)}
-  return not any(used == key and id(node) not in inside for used, node in uses)
+def _by_key(pairs: list) -> dict:
+  found = collections.defaultdict(list)
+  for key, node in pairs:
+    found[key].append(node)
+  return found
+
+
+def _is_not_named(definition, uses: list) -> bool:
+  inside = {id(node) for node in ast.walk(definition)} if uses else set()
+  return all(id(node) in inside for node in uses)
 
 
 def _collect(module: str, tree, names: list, attributes: list, passed_on: list) -> None:

@@ -81,9 +81,10 @@ _ACTIVATION = Kind(
 )
 # Keys that do not change what a forward pass computes: of the configuration itself, ...
 _HARMLESS = {
-  "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash",
-  "_experts_implementation_internal", "_name_or_path", "architectures", "attention_dropout",
-  "attn_implementation", "bos_token_id", "cache_implementation", "chunk_size_feed_forward",
+  "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
+  "_commit_hash", "_experts_implementation_internal", "_flash_attn_2_enabled", "_name_or_path",
+  "architectures", "attention_dropout", "attn_implementation", "bos_token_id",
+  "cache_implementation", "chunk_size_feed_forward",
   "eos_token_id", "experts_implementation", "id2label", "initializer_range", "is_encoder_decoder",
   "is_llama_config", "label2id", "max_position_embeddings", "max_window_layers", "name_or_path",
   "num_labels", "output_attentions", "output_hidden_states", "output_router_logits",
@@ -93,7 +94,8 @@ _HARMLESS = {
 # ... about training or encoders, from transformers 4, ...
 _HARMLESS |= {
   "add_cross_attention", "cross_attention_hidden_size", "decoder_start_token_id",
-  "finetuning_task", "gradient_checkpointing", "is_decoder", "prefix", "pruned_heads",
+  "finetuning_task", "gradient_checkpointing", "is_decoder", "neftune_noise_alpha", "prefix",
+  "pruned_heads",
   "sep_token_id", "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder",
   "tokenizer_class", "torchscript", "use_bfloat16",
 }  # fmt: skip
@@ -117,6 +119,7 @@ _FIXED = {
   "partial_rotary_factor": (1.0, 1, None),
   "quantization_config": (None,),
   "rope_interleaved": (False, None),
+  "shared_expert_intermediate_size": (0,),  # in Qwen3-Coder
   "torch_dtype": _DTYPES,
   "use_bidirectional_attention": (False, None),
   "use_mrope": (False, None),
@@ -269,7 +272,8 @@ def _experts(r: Reader) -> dict:
 
 
 def _refuse_the_rest(r: Reader, family: Family) -> None:
-  fixed = dict(_FIXED)
+  # What some files say of every model of their family.
+  fixed = _FIXED | {"qkv_bias": (family.qkv_bias,), "use_qk_norm": (family.qk_norm,)}
   if family.qkv_bias:  # written by some, read by nobody
     fixed["attention_bias"] = (False, True)
   for key, values in fixed.items():

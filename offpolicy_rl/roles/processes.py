@@ -6,12 +6,12 @@ then the first one tells the others, by a collective of these devices, where it 
 
 import contextlib
 import hashlib
+import logging
 import os
 import secrets
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from offpolicy_rl import output, types
 from offpolicy_rl.model import sharding
 from offpolicy_rl.transport import hosts
 
+_LOG = logging.getLogger(__name__)
 _SECRET_BYTES, _ADDRESS_BYTES = 32, 256
 _HEARTBEAT_SECONDS = 40  # without one from a process, jax.distributed ends all others
 LOST = 4  # exit code
@@ -153,10 +154,11 @@ def ending_together():
   try:
     yield
   except Exception as error:
-    traceback.print_exc()
+    expected = isinstance(error, (ValueError, OSError, RuntimeError))
+    _LOG.log(logging.INFO if expected else logging.ERROR, "ended by", exc_info=True)
     print(f"offpolicy-rl learner: {error}", file=sys.stderr, flush=True)
     output.drain()
-    os._exit(1)
+    os._exit(2 if isinstance(error, config_lib.ConfigError) else 1)
 
 
 def _pass_on(stop: threading.Event, follower: hosts.Follower) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from offpolicy_rl.tasks import extraction, latex, numerals, thoughts
+from offpolicy_rl.tasks import extraction, forms, latex, numerals, thoughts
 
 _AROUND = " \t\n.,:;!$*`'\""
 _UNMARKED = str.maketrans("", "", "‹›")
@@ -19,9 +19,10 @@ def final_answer(text: str, *, finished: bool = True) -> str | None:
 
   Two completions vote together when these texts are equal, so this is an equivalence. It is that of
   the verifier `numeric` where both answer with a number (`extraction.number`): the text is then the
-  reduced fraction. Otherwise it is the marked text, or else the last line, with one spelling of
-  LaTeX's synonyms, in lower case, without spaces and punctuation that don't matter. A number and a
-  text never vote together: (-\infty, 3) and 2\sqrt{3} are texts.
+  reduced fraction. Otherwise it is the marked text in the spelling of `forms.spelled` (1, 2 and
+  \{2, 1\} are the same, as for `math_verify`; expressions only as they are written), or else the
+  last line; in lower case, without spaces and punctuation that don't matter. A number and a text
+  never vote together: (-\infty, 3) and 2\sqrt{3} are texts.
 
   None = no answer: nothing was said, or the completion was cut, or it ends in a thought.
   """
@@ -32,16 +33,18 @@ def final_answer(text: str, *, finished: bool = True) -> str | None:
   if number is not None:
     return str(number)
   marked = extraction.marked(text)
-  return _plain((text.strip().splitlines() or [""])[-1] if marked is None else marked)
+  if marked is not None:
+    return _plain(marked, forms.spelled(forms.of(marked)))
+  last = (text.strip().splitlines() or [""])[-1]
+  return _plain(last, latex.normal(last) if len(last) <= numerals.LONGEST else last)
 
 
-def _plain(text: str) -> str | None:
-  if len(text) <= numerals.LONGEST:
-    text = latex.normal(text).translate(_UNMARKED)
+def _plain(said: str, text: str) -> str | None:
+  text = text.translate(_UNMARKED)
   text = _SPACE_BESIDE_SIGNS.sub("", " ".join(text.casefold().split()))
   bare = text.strip(_AROUND)
   # 5! without its sign would look like the number 5.
-  return (text if _NUMBER.fullmatch(bare) else bare) or None
+  return (said.strip() if _NUMBER.fullmatch(bare) else bare) or None
 
 
 def vote(answers: Sequence[str | None], correct: Sequence[bool]) -> float:

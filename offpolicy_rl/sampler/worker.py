@@ -226,7 +226,7 @@ def readable(
   words, ticket: types.Ticket, trajectories: Sequence[types.Trajectory], *, judge_unfinished: bool
 ) -> list[str | None]:
   """What a verifier may see of each completion of a ticket, see `thoughts.judged`."""
-  opened = thoughts.opened_by("".join(words.texts(ticket.prompt_tokens[-_TAG_TOKENS:].tolist())))
+  opened = thoughts.opened_by(words.spell(ticket.prompt_tokens[-_TAG_TOKENS:].tolist()))
   return [
     thoughts.judged(
       words.decode(trajectory.tokens.tolist()),

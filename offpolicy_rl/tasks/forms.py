@@ -316,3 +316,23 @@ def _unit(text: str) -> str:
 def flipped(inequality: Form) -> Form:
   """a < b as b > a."""
   return Form(INEQUALITY, _FLIPPED[inequality.text], inequality.parts[::-1])
+
+
+def spelled(form: Form) -> str:
+  r"""One text for answers that `symbolic.same` takes for the same by their form alone: 1, 2 and
+  \{2, 1\}, x < 3 and (-\infty, 3). Expressions stay as they are written.
+  """
+  if form.kind == NUMBER:
+    return str(form.value)
+  if form.kind == EQUATION and is_name(form.parts[0]):
+    return spelled(form.parts[1])
+  if form.kind in (SET, UNION):
+    parts = sorted({spelled(part) for part in form.parts})
+    return "\\cup".join(parts) if form.kind == UNION else "\\{" + ",".join(parts) + "\\}"
+  if form.kind == TUPLE:
+    opening = next(sign for sign in _OPENING if form.text.startswith(sign))
+    inside = ",".join(map(spelled, form.parts))
+    return opening + inside + form.text[len(opening) :]
+  if form.kind == MATRIX:
+    return ";".join(",".join(map(spelled, row)) for row in form.parts)
+  return form.text or ",".join(map(spelled, form.parts))

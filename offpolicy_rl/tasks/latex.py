@@ -44,17 +44,27 @@ def _ascii_character(character: str) -> str:
 
 
 _TEXT = re.compile(
-  r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|math(?:rm|bf|it|sf|tt)|mbox|hbox|emph|operatorname\*?|"
+  r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|underline|math(?:rm|bf|it|sf|tt)|mbox|hbox|emph|operatorname\*?|"
   r"bold(?:symbol)?|bf|rm)\s*\{([^{}]*)\}"
 )
+_DOUBLE_BRACES = re.compile(r"\{\{([^{}]*)\}\}")
+_OVER = re.compile(r"\{([^{}]+)\\over(?![a-zA-Z])([^{}]+)\}|^([^{}]+)\\over(?![a-zA-Z])([^{}]+)$")
 _SPACING = (
+  (
+    re.compile(
+      r"\\(?:text)?color\{\w+\}|\\(?:bf|rm|it|large|Large|LARGE|huge|Huge|small)(?![a-zA-Z{])"
+    ),
+    "",
+  ),
+  (re.compile(r"\^\{\s*(?:\\(?:text|mathrm)\{\s*)?(?:st|nd|rd|th)\s*\}{1,2}"), ""),  # 5^{th}
   (re.compile(r"(?<![a-zA-Z])([ap])\.\s?m\.?(?![a-zA-Z])"), r"\1m"),
   (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![a-zA-Z])|\\!"), ""),
   (re.compile(r"\{,\}"), ","),
   (re.compile(r"(?<!\\)\\[,;:> ]|~|\\(?:q?quad|thinspace|enspace|space)(?![a-zA-Z])"), THIN),
   (re.compile(r"\\[dtcs]frac(?![a-zA-Z])|\\nicefrac(?![a-zA-Z])"), r"\\frac"),
-  (re.compile(r"\\([$%#&])"), r"\1"),
-  (re.compile(r"\\(?:mathdollar|textdollar)"), "$"),
+  (re.compile(r"\\\$"), "¤"),  # money; a bare $ may begin a formula
+  (re.compile(r"\\([%#&])"), r"\1"),
+  (re.compile(r"\\(?:mathdollar|textdollar)"), "¤"),
   (re.compile(r"\\(?:simeq|cong|doteq)(?![a-zA-Z])"), r"\\approx"),
 )
 
@@ -69,6 +79,8 @@ def plain(text: str) -> str:
     text = _ascii(text)
   for pattern, by in _SPACING:
     text = pattern.sub(by, text)
+  text = _DOUBLE_BRACES.sub(r"{\1}", text)
+  text = _OVER.sub(lambda m: rf"\frac{{{m[1] or m[3]}}}{{{m[2] or m[4]}}}", text)
   for _ in range(3):  # \text inside \text is rare, deeper than that unheard of
     text = _TEXT.sub(lambda m: " " + re.sub(r"[^\W\d_]+", r"‹\g<0>›", m[1]), text)
   return text.replace("‹‹", "‹").replace("››", "›")
@@ -119,7 +131,7 @@ def normal(text: str) -> str:
   text = _SHORT_FRACTION.sub(lambda m: "\\frac" + "".join(map(_braced, m.groups())), text)
   text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
   text = _ONE_IN_BRACES.sub(r"\1", text)
-  text = re.sub(r"\s+", " ", text.replace(THIN, " "))
+  text = re.sub(r"\s+", " ", text.replace(THIN, " ").replace("¤", "$"))
   text = re.sub(r"(?<![\w›]) | (?![\w‹])", "", text)
   return re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", text)  # \le 3
 

@@ -45,7 +45,7 @@ _AMOUNT = re.compile(
 )
 _HIGHEST_EXPONENT = 400
 
-_CURRENCY = r"(?:[$€£¥₹₩₽₿¢]|US\$|Rs\.?|USD|EUR|GBP)"
+_CURRENCY = r"(?:[$¤€£¥₹₩₽₿¢]|US\$|Rs\.?|USD|EUR|GBP)"
 _OPENING = re.compile(rf"(?:[-+(]|{_CURRENCY}|\s)*")
 _FIRST = re.compile(r"\d|\.\d|\\frac")
 _RELATION = re.compile(r"=|\\approx(?![a-zA-Z])")

@@ -14,7 +14,9 @@ TAGS = (
   ("[THINK]", "[/THINK]"),
   ("◁think▷", "◁/think▷"),
   ("<|begin_of_thought|>", "<|end_of_thought|>"),
+  ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
+ALL_TAGS = frozenset(tag for pair in TAGS for tag in pair)
 
 
 def opened_by(prompt: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 
 from offpolicy_rl import types
-from offpolicy_rl.tasks import chat, gguf_tokenizer, special_tokens, stop_texts
+from offpolicy_rl.tasks import chat, gguf_tokenizer, special_tokens, stop_texts, thoughts
 from offpolicy_rl.tasks.special_tokens import CONFIG, SETTINGS, TOKENIZER, TokenizerError
 
 TEMPLATE = chat.TEMPLATE
@@ -56,6 +56,7 @@ class Tokenizer:
     self.special = {
       i: t.content for i, t in self._inner.get_added_tokens_decoder().items() if t.special
     }
+    self._thoughts = {i for i, text in self.special.items() if text in thoughts.ALL_TAGS}
     ids = {text: i for i, text in self.special.items()}
     self.ends = tuple(dict.fromkeys([*self._ends(), *(ids[text] for text in stop if text in ids)]))
     self.stop_texts = tuple(text for text in stop if text not in ids)
@@ -126,7 +127,7 @@ class Tokenizer:
       notes.append(f"{what}: {len(lost)}, {shown}{' ...' if len(lost) > 3 else ''}")
     if chat.source(self._files, tools=False) is None:
       return [*notes, "no chat template: set task.chat=False"]
-    self.prompt("1 + 1?")
+    self.encode(self._one_chat(notes))
     behind = [token for token in self._behind_turns if token in self.special]
     if behind and not set(behind) & set(self.ends):
       end = self.special[behind[0]]
@@ -135,6 +136,19 @@ class Tokenizer:
         "see sampler.stop"
       )
     return notes
+
+  def _one_chat(self, notes: list[str]) -> str:
+    """A chat of one question; with a system message where the template needs it, which is noted."""
+    question = {"role": "user", "content": "1 + 1?"}
+    try:
+      return self.chat([question])
+    except TokenizerError as error:
+      try:
+        text = self.chat([{"role": "system", "content": "Be brief."}, question])
+      except TokenizerError:
+        raise error from None
+    notes.append("the chat template needs a system message: set task.system_prompt")
+    return text
 
   def prompt(self, question: str) -> list[int]:
     """Token ids of a question put into the template; as a chat's first message where asked.
@@ -195,13 +209,20 @@ class Tokenizer:
     return ids
 
   def decode(self, ids: Iterable[int]) -> str:
-    """What a completion says: up to the token or text that ends it, special tokens left out."""
+    """What a completion says: up to the token or text that ends it, as `whole_text`."""
     said = list(itertools.takewhile(lambda i: i not in self.ends, ids))
     return stop_texts.before(said, self.stop_texts, decode=self.whole_text, spell=self.spell)
 
   def whole_text(self, ids: Iterable[int]) -> str:
-    """Text of all tokens, wherever a completion would end; special tokens left out."""
-    return self._inner.decode(list(ids))
+    """Text of all tokens, wherever a completion would end; special tokens left out but for the
+    tags around thoughts: who judges an answer must see where it begins.
+    """
+    if not self._thoughts:
+      return self._inner.decode(list(ids))
+    parts = itertools.groupby(ids, key=lambda i: i in self._thoughts)
+    return "".join(
+      self.spell(part) if tags else self._inner.decode(list(part)) for tags, part in parts
+    )
 
   def spell(self, ids: Iterable[int]) -> str:
     """Text of all tokens, special ones by name."""

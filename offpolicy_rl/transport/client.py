@@ -25,6 +25,8 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from offpolicy_rl.transport.server import PROTOCOL, Identity
 
+_HELLO_SECONDS = 60.0  # tokenizers have tens of megabytes
+_LEAST_SECONDS, _SLOWEST_MB = 10.0, 4.0  # for a reply; per second, where it may be large
 _PULLS = 3  # of one version, when its bytes arrive damaged
 _LOG = logging.getLogger(__name__)
 _REFUSALS = 2  # in a row end a call: a token damaged on the way is refused once, a wrong one always
@@ -82,6 +84,7 @@ class LearnerClient:
     self._stub = rpc.LearnerStub(seal.SealedChannel(self._channel))
     self._address, self._id, self._proxy = address, sampler_id, proxy
     self._patience, self._max_message_mb = reconnect_seconds, bounds.MAX_MESSAGE_MB
+    self._transfer_seconds = _LEAST_SECONDS
     self._session = ""
     self._newest_version = types.NO_VERSION
     self._stopping = threading.Event()
@@ -107,11 +110,12 @@ class LearnerClient:
   def configure(self, reconnect_seconds: float, max_message_mb: int) -> None:
     """As the run's configuration has it: how long to look for a lost learner; what we may send."""
     self._patience, self._max_message_mb = reconnect_seconds, max_message_mb
+    self._transfer_seconds = max(_LEAST_SECONDS, max_message_mb / _SLOWEST_MB)
 
   def hello(self) -> Identity:
     """Joins, or joins again after SessionLost."""
     request = pb.HelloRequest(protocol=PROTOCOL, sampler_id=self._id)
-    reply = self._call(lambda: self._stub.Hello(request, timeout=30))
+    reply = self._call(lambda: self._stub.Hello(request, timeout=_HELLO_SECONDS))
     self._session, self._newest_version = reply.session, types.NO_VERSION
     return Identity.of(reply)
 
@@ -129,7 +133,8 @@ class LearnerClient:
       session=self._session, sampler_id=self._id,
       credits=min(limit, bounds.MAX_CREDITS), wait_seconds=wait_seconds, holding=holding,
     )  # fmt: skip
-    reply = self._call(lambda: self._stub.Lease(request, timeout=wait_seconds + 10))
+    seconds = wait_seconds + self._transfer_seconds
+    reply = self._call(lambda: self._stub.Lease(request, timeout=seconds))
     self._hear_of(request.session, reply.newest_version)
     if reply.run_finished:
       return None

@@ -75,7 +75,7 @@ READ = {
     {"unsloth_fixed": True, "unsloth_version": "2025.3.19", "quantization_config": None},
     {"attention_dropout": 0.5, "pretraining_tp": 4, "initializer_range": 0.5},
     {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "max_length": 20, "is_decoder": False},
-    {"torch_dtype": "bfloat16", "dtype": "float32"},
+    {"torch_dtype": "bfloat16", "dtype": "float32", "_flash_attn_2_enabled": True},
     {"mlp_bias": False, "attention_bias": False, "partial_rotary_factor": 1.0},
   ],
   "qwen2": [
@@ -271,7 +271,9 @@ REFUSED = {
     ({"decoder_sparse_step": 2}, "decoder_sparse_step: got 2, supported: 1"),
     ({"decoder_sparse_step": 0}, "decoder_sparse_step: got 0, supported: 1"),
     ({"mlp_only_layers": [0]}, "mlp_only_layers: got [0], supported: [] or None"),
-    ({"shared_expert_intermediate_size": 24}, "unknown keys ['shared_expert_intermediate_size']"),
+    ({"shared_expert_intermediate_size": 24}, "shared_expert_intermediate_size: got 24, supp"),
+    ({"use_qk_norm": False}, "use_qk_norm: got False, supported: True"),
+    ({"qkv_bias": True}, "qkv_bias: got True, supported: False"),
   ],
   "gemma2": [
     ({"attn_logit_softcapping": 0.0}, "attn_logit_softcapping: got 0.0, supported: a positive"),

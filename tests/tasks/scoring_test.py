@@ -83,8 +83,8 @@ class Bytes:
   def decode(self, ids):
     return bytes(ids).decode()
 
-  def texts(self, ids):
-    return [chr(i) for i in ids]
+  def spell(self, ids):
+    return bytes(ids).decode()
 
 
 def ticket(kind: str, prompt: str = "?") -> types.Ticket:

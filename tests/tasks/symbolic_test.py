@@ -145,6 +145,16 @@ def test_different(one, other):
     assert not symbolic.equal(right, said), (forms.of(right), forms.of(said))
 
 
+def test_different_answers_are_spelled_differently():
+  """As votes compare them; units and names of variables aside."""
+  plain = lambda form: form.kind != forms.EQUATION and not form.unit
+  pairs = [tuple(map(forms.of, pair)) for pair in DIFFERENT]
+  pairs = [pair for pair in pairs if all(map(plain, pair))]
+  assert len(pairs) > 140
+  for one, other in pairs:
+    assert forms.spelled(one) != forms.spelled(other)
+
+
 @pytest.mark.parametrize("text", sorted({text for pair in SAME + DIFFERENT for text in pair}))
 def test_every_answer_is_right_for_itself(text):
   assert symbolic.math_verify(rf"So $\boxed{{{text}}}$.", json.dumps(text)) == 1.0

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 
 from offpolicy_rl import types
-from offpolicy_rl.tasks import tokenizer
+from offpolicy_rl.tasks import thoughts, tokenizer
 
 CHAT = (
   "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -48,6 +48,24 @@ def test_text_comes_back_whatever_is_in_it(folder):
   words = opened(folder)
   for text in ("ab ab", "naïve 漢字 \n\t", "12 a1", ""):
     assert words.decode(words.encode(text)) == text
+
+
+def test_tags_around_thoughts_are_seen_also_where_they_are_special(folder):
+  file = folder / tokenizer.TOKENIZER
+  content = json.loads(file.read_text())
+  size = len(content["model"]["vocab"])
+  tokens = ("[THINK]", "[/THINK]", "[INST]")
+  content["added_tokens"] += [
+    {"id": size + i, "content": text, "special": True, "normalized": False, "single_word": False,
+     "lstrip": False, "rstrip": False}
+    for i, text in enumerate(tokens)
+  ]  # fmt: skip
+  file.write_text(json.dumps(content))
+  words = opened(folder)
+  ids = words.encode("[INST][THINK]ab 12[/THINK]a<|im_end|>b")
+  assert words.decode(ids) == "[THINK]ab 12[/THINK]a"
+  assert thoughts.removed(words.decode(ids)) == "a"
+  assert thoughts.removed(words.decode(ids[:4])) is None
 
 
 def test_every_token_has_the_text_that_it_adds(folder):
@@ -254,6 +272,15 @@ def test_a_turn_ends_as_the_template_ends_it():
     assert tokenizer.Tokenizer(files, chat=False).turn_end == 2
   files = files_of(generation_config=ends, chat_template="{{ raise_exception('no') }}")
   assert tokenizer.Tokenizer(files).turn_end == 2
+
+
+def test_a_template_that_needs_a_system_message_says_so():
+  template = "{% if messages[0].role != 'system' %}{{ raise_exception('rules!') }}{% endif %}aa"
+  words = tokenizer.Tokenizer(files_of(chat_template=template))
+  assert words.check()[1:] == ["the chat template needs a system message: set task.system_prompt"]
+  assert tokenizer.Tokenizer(files_of(chat_template=template), system="a").prompt("a") == [0, 0]
+  with pytest.raises(tokenizer.TokenizerError, match="line 1: rules!"):
+    tokenizer.Tokenizer(files_of(chat_template=template + "{{ 1 / 0 }}")).check()
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,17 @@ def test_a_lease_whose_tickets_do_not_fit_one_message_comes_in_several(learner):
   assert [len(t.answer) for t in wire.lease(1, holding=held)] == [3_000_000]
 
 
+@pytest.mark.parametrize(("limit_mb", "seconds"), [(2, 11.0), (64, 17.0), (1024, 257.0)])
+def test_a_large_reply_is_waited_for(learner, monkeypatch, limit_mb, seconds):
+  """A call whose time ends before its reply can arrive would be repeated for ever."""
+  wire, given = connect(learner.address), []
+  wire.configure(1.0, limit_mb)
+  reply = pb.LeaseReply(run_finished=True)
+  answered = lambda request, timeout: given.append(timeout) or reply
+  monkeypatch.setattr(wire._stub, "Lease", answered)
+  assert wire.lease(1, wait_seconds=1.0) is None and given == [seconds]
+
+
 def test_a_ticket_that_fits_no_message_is_set_aside_and_the_others_go_out(learner):
   """Prompts are measured where they are read; if one slips through, the run goes on."""
   said = []
