@@ -70,6 +70,8 @@ _FIGURES = (
   Figure("alarm", "1 while a batch looks wrong", metrics.TRAIN,
          {"mismatch": "alarm/mismatch", "sampler": "alarm/sampler",
           "lambda_negative": "alarm/lambda_negative", "memorising": "alarm/memorising"}, "alarm"),
+  Figure("left_out", "Prompts and groups that the last step did without", metrics.TRAIN,
+         {"unanswerable": "set_aside", "poisoned": "poisoned_groups"}, "reason"),
   Figure("verifier_failures", "Completions of the last batch on which the verifier failed",
          metrics.TRAIN, {_ONE: "verifier_failures"}),
 )  # fmt: skip

@@ -13,6 +13,7 @@ from offpolicy_rl.roles.pulse import Pulse
 from offpolicy_rl.transport import codec, names, server, weights
 
 _LOG = logging.getLogger(__name__)
+_NAMESAKES = 64  # names that are said to be those of several samplers, once each
 _LATELY_SECONDS = 10.0  # a sampler that was heard of since is alive
 
 
@@ -33,6 +34,7 @@ class Front:
   finished: bool = False
   pulse: Pulse = dataclasses.field(default_factory=Pulse)
   makers: Makers = dataclasses.field(default_factory=Makers)
+  namesakes: set[str] = dataclasses.field(default_factory=set)  # names spoken of
   say: Callable[[str], None] = _LOG.warning  # to the person who watches the learner
 
   def handlers(self) -> server.Handlers:
@@ -54,7 +56,8 @@ class Front:
     self.pulse.hear(sampler_id, {})
     name = names.name_of(sampler_id)
     others = [i for i in self.pulse.ids(_LATELY_SECONDS) if names.name_of(i) == name]
-    if len(others) > 1:
+    if len(others) > 1 and name not in self.namesakes and len(self.namesakes) < _NAMESAKES:
+      self.namesakes.add(name)
       self.say(f"{len(others)} samplers are called {name}, told apart as {', '.join(others)}")
 
   def heartbeat(self, sampler_id: str, stats: dict[str, float], progress: dict[str, int]) -> None:

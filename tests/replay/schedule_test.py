@@ -54,6 +54,14 @@ def test_the_digest_sees_every_field(field):
   assert schedule.digest(first) != schedule.digest(second)
 
 
+def test_the_digest_does_not_see_who_sampled_nor_the_verdict_beside_the_reward():
+  group = finished([[0, 0, 0]]).group
+  other = dataclasses.replace(group, sampler_id="b~2")
+  rows = tuple(dataclasses.replace(t, verdict=0.0) for t in group.trajectories)
+  assert schedule.digest(other) == schedule.digest(group)
+  assert schedule.digest(dataclasses.replace(group, trajectories=rows)) == schedule.digest(group)
+
+
 def a_row(**changes) -> dict:
   return {"step": 0, "versions": [0], "digests": ["a"], "attempts": [0]} | changes
 

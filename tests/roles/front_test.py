@@ -48,6 +48,9 @@ def test_two_living_samplers_of_one_name_are_told_apart_and_said():
   for sampler_id in (first, other, second):
     desk.join(sampler_id)
   assert said == [f"2 samplers are called node7-1, told apart as {first}, {second}"]
+  for _ in range(100):
+    desk.join(second)
+  assert len(said) == 1
   desk.book.add([ticket("a"), ticket("b")])
   assert [t.ticket_id for t in desk.book.lease(first, 1, timeout=0, holding=[])] == ["a"]
   assert [t.ticket_id for t in desk.book.lease(second, 1, timeout=0, holding=[])] == ["b"]
