@@ -32,7 +32,7 @@ import threading
 import time
 
 from offpolicy_rl import arguments as arguments_lib
-from offpolicy_rl import children, commands, memory, output
+from offpolicy_rl import children, commands, environment, memory, output
 from offpolicy_rl import config as config_lib
 
 _LEARNER_FILES = ("tls_cert", "tls_key", "tls_client_ca", "token_file")
@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
   arguments = arguments_lib.parser(__doc__).parse_args(others)
   level = logging.INFO if arguments.verbose else logging.WARNING
   logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+  environment.ignore_what_changes_results()
   if not arguments.verbose:  # Orbax tells its errors twice; what it raises is said by us
     for handler in logging.getLogger().handlers:
       handler.addFilter(lambda record: record.name != "absl" or not record.exc_info)

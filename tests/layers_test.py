@@ -24,6 +24,7 @@ ALLOWED = {
   "report": {"metrics", "config_text"},
   "explain": {"losses"},
   "arguments": {"flag_values"},
+  "environment": set(),
   "flag_values": set(),
   "memory": set(),
   "tasks": BASE,
