@@ -121,8 +121,8 @@ def test_a_bucket_is_read(published, tmp_path, monkeypatch):
       "chat_template.jinja: line 2: Encountered unknown tag 'tools'",
     ),
     (
-      lambda d: (d / "chat_template.jinja").write_text("fine\n\n{{ messages[1].content }}"),
-      "chat_template.jinja: line 3: list object has no element 1",
+      lambda d: (d / "chat_template.jinja").write_text("fine\n\n{{ messages[2].content }}"),
+      "chat_template.jinja: line 3: list object has no element 2",
     ),
     (
       lambda d: (d / "generation_config.json").write_text('{"eos_token_id": [1, 999]}'),
