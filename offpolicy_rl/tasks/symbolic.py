@@ -8,7 +8,7 @@ equals the set of its values, x = 5 equals 5, an inequality the interval that it
 import importlib.util
 import re
 
-from offpolicy_rl.tasks import extraction, forms, latex, thoughts, verifiers
+from offpolicy_rl.tasks import extraction, forms, latex, numerals, thoughts, verifiers
 
 if importlib.util.find_spec("math_verify") is None:
   raise ValueError("task.verifier: math_verify needs its package: pip install offpolicy-rl[math]")
@@ -32,6 +32,8 @@ def math_verify(completion: str, answer: str) -> float:
   right = verifiers.gold(answer)
   if not right.strip():
     raise ValueError("answer: it is empty")
+  if len(right) > numerals.LONGEST or "####" in right:
+    raise ValueError(f"answer: got {right!r:.100}, expected a formula or a few words")
   said = said_in(completion)
   return float(bool(said) and equal(right, said))
 

@@ -202,9 +202,18 @@ def test_listing_candidates_earns_nothing():
   assert symbolic.math_verify(boxes, json.dumps("39")) == 0.0
 
 
-def test_an_empty_answer_can_not_be_judged():
-  with pytest.raises(ValueError, match="answer: it is empty"):
-    symbolic.math_verify(r"\boxed{}", json.dumps(" "))
+@pytest.mark.parametrize(
+  ("right", "why"),
+  [
+    (" ", "answer: it is empty"),
+    ("2 * 36 = 72\n#### 72", "expected a formula or a few words"),
+    ("so " * 101, "expected a formula or a few words"),
+  ],
+)
+def test_answers_that_can_not_be_judged_are_said_to_be_so(right, why):
+  with pytest.raises(ValueError, match=why):
+    symbolic.math_verify(rf"\boxed{{{right}}}", json.dumps(right))
+  assert why in verifiers.why_unreadable("math_verify", json.dumps(right))
 
 
 @pytest.mark.parametrize(
