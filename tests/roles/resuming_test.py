@@ -205,7 +205,7 @@ class Finishing:
     self.calls, self.restored, self.stop = [], restored, threading.Event()
     note = lambda name: lambda *args, **named: self.calls.append((name, args, named)) or True
     self.save, self.ask, self.say = note("save"), note("ask"), note("say")
-    self.desk = types.SimpleNamespace(collect=note("collect"))
+    self.desk, self.tell_set_aside = types.SimpleNamespace(collect=note("collect")), lambda: None
     self.checkpoints = types.SimpleNamespace(amend=note("amend"))
     self.records = types.SimpleNamespace(position=lambda: {"metrics": 7})
 
