@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from offpolicy_rl.tasks import (
 from offpolicy_rl.tasks.rows import LeftOut, TaskError
 from offpolicy_rl.transport import bounds, codec
 
+_LOG = logging.getLogger(__name__)
 SPLITS = (catalog.TRAIN_SPLIT, catalog.HELDOUT_SPLIT)
 _SAMPLE = 64  # problems of a split that are looked at before a run
 _CHUNK = 250  # golds that a worker gets at a time
@@ -114,10 +116,16 @@ def check_problems(config, selection: catalog.Selection, policy: parts.Policy) -
   quick = [i for i, task in enumerate(selection.tasks) if not task.slow]
   if not quick:
     return
-  found = look_through(config, selection, policy, only=quick, sample=_SAMPLE)
+  look = functools.partial(look_through, config, selection, policy, only=quick)
+  try:
+    found = look(sample=_SAMPLE)
+  except pool.PoolError as error:  # who judges is the samplers' affair
+    _LOG.warning("whether right answers can be judged is not looked at: %s", error)
+    look = functools.partial(look, golds=False)
+    found = look(sample=_SAMPLE)
   if any(part.made.left_out or part.unreadable or not part.made.examples for part in found):
     if any(len(part.reading.problems) > _SAMPLE for part in found):
-      found = look_through(config, selection, policy, only=quick)
+      found = look()
     require(config, found)
 
 
@@ -162,19 +170,20 @@ def largest_message(config, policy: parts.Policy) -> tuple[str, int]:
 
 def look_through(
   config, selection: catalog.Selection, policy: parts.Policy, *, only: Sequence[int] | None = None,
-  sample: int | None = None,
+  sample: int | None = None, golds: bool = True,
 ) -> list[Part]:  # fmt: skip
   """Renders problems and lets the verifiers read the right answers.
 
   Args:
     only: which tasks; None = all.
     sample: problems per task and split, spread evenly; None = all.
+    golds: whether verifiers read them.
 
   Raises:
-    TaskError: problems can't be had. ValueError: a verifier can't.
+    TaskError: problems can't be had. pool.PoolError: a verifier can't.
   """
   fault = ticket_fault(config, policy.model.vocab_size)
-  found, golds = [], []
+  found, right = [], []
   for split in SPLITS:
     for i, (task, reading) in enumerate(zip(selection.tasks, selection.read(split), strict=True)):
       if only is not None and i not in only:
@@ -182,8 +191,10 @@ def look_through(
       chosen = _spread(reading.problems, sample)
       made = prompts.tokenized(chosen, policy.words, config.task.max_prompt_tokens, fault)
       found.append(Part(task, split, reading, made, unreadable=[]))
-      golds.append(chosen if len(selection.tasks) == 1 else list(map(_of_task, chosen)))
-  unreadable = _unreadable(config.task, [part.task.verifier for part in found], golds)
+      right.append(chosen if len(selection.tasks) == 1 else list(map(_of_task, chosen)))
+  if not golds:
+    return found
+  unreadable = _unreadable(config.task, [part.task.verifier for part in found], right)
   return [part._replace(unreadable=left) for part, left in zip(found, unreadable, strict=True)]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.roles import data, parts
-from offpolicy_rl.tasks import catalog
+from offpolicy_rl.tasks import catalog, pool
 from offpolicy_rl.tasks.rows import LeftOut
 
 _WIDTH = 80  # columns
@@ -22,10 +22,10 @@ def run(config, say: Callable[[str], None] = print) -> None:
 
   Raises:
     ConfigError: a run could not start.
-    tokenizer.TokenizerError, families.UnsupportedModel: as `parts.policy_of`.
   """
-  selection, policy = catalog.of(config.task), data.policy_of(config)
+  selection = catalog.of(config.task)
   try:
+    policy = data.policy_of(config)
     for task in selection.tasks:
       task.check()
     # All that is wrong is wanted, however much it is; it is judged below.
@@ -34,7 +34,7 @@ def run(config, say: Callable[[str], None] = print) -> None:
     for line in report(config, policy, found):
       say(line)
     selection.check()
-  except catalog.TaskError as error:
+  except (ValueError, pool.PoolError) as error:  # of the model's files, the problems, a verifier
     raise config_lib.ConfigError(str(error)) from None
   strict = {task.name: task for task in selection.tasks}
   data.require(config, [part._replace(task=strict[part.task.name]) for part in found])

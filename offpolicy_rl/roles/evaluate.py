@@ -60,7 +60,7 @@ def run(
       "task": config.task.to_dict(),
       "split": split,
       "problems": len(examples),
-      "prompts_too_long": skipped,
+      **skipped,
       "samples": config.evaluation.samples,
       "temperature": config.sampler.temperature,
       "seed": config.seed,
@@ -90,12 +90,15 @@ def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
 
 
 def _examples(config, policy: parts.Policy, split: str):
-  """(prompts in their order, number that is too long)."""
+  """(prompts in their order, numbers of those that are too long or can't be used)."""
   data.check_problems(config, catalog.of(config.task), policy)
   members = data.examples(config, split, policy)
   data.require_some(config, split, [made for _, made in members])
   examples = stream.in_turn([(rate, made.examples) for rate, made in members])
-  return examples, sum(len(made.too_long) for _, made in members)
+  return examples, {
+    "prompts_too_long": sum(len(made.too_long) for _, made in members),
+    "prompts_left_out": sum(len(made.left_out) for _, made in members),
+  }
 
 
 def _weights(config, policy: parts.Policy, run_dir: pathlib.Path | None):
@@ -219,6 +222,6 @@ def _show(console, found: dict, *, seconds: float, out: pathlib.Path) -> None:
     f"{found['problems']} problems, {found['samples']} samples at temperature "
     f"{found['temperature']:g}: {found['mean_tokens']:.1f} tokens on average, "
     f"{found['cut_fraction']:.1%} cut; {found['verifier_failures']} verifier failures; "
-    f"{found['prompts_too_long']} prompts too long"
+    f"{found['prompts_too_long']} prompts too long, {found['prompts_left_out']} can't be used"
   )
   console.print(f"{completions} completions, {tokens / seconds:,.0f} tokens/s; written to {out}")

@@ -223,7 +223,7 @@ def _member(settings, name: str, wanted):
   own = {key: value for key, value in wanted.items() if key != "rate"} if _is_object(wanted) else {}
   for key, value in own.items():
     inherited = getattr(settings, key) if key in MEMBER_KEYS else None
-    if type(value) is not type(inherited):
+    if type(value) is not type(inherited) and (type(value), type(inherited)) != (int, float):
       expected = type(inherited).__name__ if key in MEMBER_KEYS else ", ".join(MEMBER_KEYS)
       raise TaskError(f"task.mixture: {name}: {key}: got {value!r:.60}, expected {expected}")
   keys = {key: getattr(settings, key) for key in MEMBER_KEYS}

@@ -158,6 +158,25 @@ def test_a_run_says_what_its_prompts_are(tiny_config, tmp_path):
   )
 
 
+def test_a_learner_need_not_have_the_verifier(tiny_config, tmp_path, caplog):
+  """Samplers judge. The check does need it: judging is what it is asked for."""
+  path = write(tmp_path / "a.jsonl", *SUMS)
+  settings(tiny_config, name="jsonl", train_file=path, max_prompt_tokens=8, verifier="nowhere:f")
+  data.check_start(tiny_config)
+  assert "whether right answers can be judged is not looked at: " in caplog.text
+  assert "'nowhere:f', expected an importable module:function" in caplog.text
+  assert main.main(["check", *flags(path, verifier="nowhere:f")]) == 2
+  write(tmp_path / "a.jsonl", *SUMS[:1])
+  with pytest.raises(ValueError, match="none of its 1 problems"):
+    data.check_start(tiny_config)
+
+
+def test_a_model_that_is_not_there_is_a_usage_error(tmp_path, capsys):
+  path = write(tmp_path / "a.jsonl", *SUMS)
+  assert main.main(["check", *flags(path), f"--config.model.checkpoint={tmp_path}"]) == 2
+  assert f"{tmp_path}/config.json" in capsys.readouterr().err
+
+
 def test_a_start_lists_no_problems_that_take_long_to_list(tiny_config, monkeypatch):
   settings(tiny_config, name="reasoning_gym:gcd", size=100_000)
   monkeypatch.setattr(catalog.Task, "read", lambda *_: pytest.fail("too early"))

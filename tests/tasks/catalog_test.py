@@ -38,7 +38,7 @@ def test_what_one_member_holds_out_no_other_trains_on(tiny_config, tmp_path):
   whole, held = write(tmp_path / "a.jsonl", *rows), write(tmp_path / "b.jsonl", *rows[:5])
   mixture = {
     "jsonl:a": {"rate": 1, "train_file": whole},
-    "jsonl:b": {"rate": 1, "train_file": whole, "heldout_file": held},
+    "jsonl:b": {"rate": 1, "train_file": whole, "heldout_file": held, "max_bad_rows": 0},
   }
   asked = catalog.of(settings(tiny_config, name="mixture", mixture=json.dumps(mixture)))
   train, heldout = asked.split("train"), asked.split("heldout")
