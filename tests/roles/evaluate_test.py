@@ -147,10 +147,12 @@ WRONG = {
   "--k: got '0', expected numbers >= 1": "--run_dir=RUN --k=0",
   "--k: got '1,x'": "--run_dir=RUN --k=1,x",
   "evaluation.samples: got 3, expected at least 4": "--run_dir=RUN --k=4 --samples=3",
-  "evaluation.samples: got 0, expected at least 1": "--run_dir=RUN --samples=0",
-  "evaluation.problems: got 0, expected at least 1": "--run_dir=RUN --problems=0",
+  "evaluation.samples: got 0, expected at least 1": "--run_dir=RUN --config.evaluation.samples=0",
+  "evaluation.problems: got 0, expected at least 1": (
+    "--run_dir=RUN --config.evaluation.problems=0"
+  ),
   "sampler.slots: got 4, expected at least 9": "--run_dir=RUN --k=9 --slots=4",
-  "sampler.temperature: got -1.0": "--run_dir=RUN --temperature=-1",
+  "sampler.temperature: got -1.0": "--run_dir=RUN --config.sampler.temperature=-1",
   "task.name: got 'chess', expected one of": "--run_dir=RUN --task=chess",
   "task.name: got 'chain_sum', expected 'sums', which": "--run_dir=RUN --task=chain_sum",
   "model.width: got 64, expected 32, which": "--run_dir=RUN --config.model.width=64",
