@@ -10,7 +10,7 @@ import pytest
 
 from offpolicy_rl.learner import loop
 from offpolicy_rl.replay.lag import LagControl
-from offpolicy_rl.roles import assembly, beginning, publishing
+from offpolicy_rl.roles import assembly, publishing
 from offpolicy_rl.transport import weights
 
 
@@ -46,19 +46,3 @@ def test_published_weights_stay_when_their_parameters_are_donated(dtype):
   kept = made.store.tensors(1)
   np.testing.assert_array_equal(kept["a"], before["a"].astype(dtype))
   np.testing.assert_array_equal(kept["b/c"], before["b"]["c"].astype(dtype))
-
-
-def test_prompts_that_no_message_can_hold_are_refused_when_they_are_read(tiny_config):
-  """By name, and before anything is trained."""
-  example = lambda size: types.SimpleNamespace(prompt_tokens=np.arange(4), answer="7" * size)
-  train = [(1.0, [example(5), example(3 << 20)]), (0.5, [example(5)])]
-  heldout = [(1.0, [example(5)] * 3)]
-  tiny_config.transport.max_message_mb = 4
-  beginning._check_sizes(tiny_config, [("train", train), ("heldout", heldout)])
-  tiny_config.transport.max_message_mb = 2
-  expected = "prompt 1 of train: got 4 tokens and an answer of 3145728 characters"
-  with pytest.raises(ValueError, match=expected):
-    beginning._check_sizes(tiny_config, [("train", train), ("heldout", heldout)])
-  large = [*heldout, (1.0, [example(3 << 20)])]
-  with pytest.raises(ValueError, match="prompt 3 of heldout"):
-    beginning._check_sizes(tiny_config, [("heldout", large)])
