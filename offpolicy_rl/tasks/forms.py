@@ -38,7 +38,8 @@ _LISTING = (",", ";", "‹and›", "‹or›", "\\wedge", "\\vee")
 _UNTRUSTED = ("\\ne", "\\approx", "\\mid", "|", ":", "\\cap", "\\setminus", "\\equiv", "\\to")
 
 
-# That would else be products of variables.
+# These would else be products of variables.
+_LIKE_A_WORD = re.compile(r"(?![abc]{3})(?=.*[aeiouAEIOU])[a-zA-Z]{3}")
 _SHORT_WORDS = frozenset(
   ("no", "on", "yes", "odd", "one", "two", "six", "ten", "red", "sun", "mon", "up", "all", "any")
 )
@@ -75,7 +76,7 @@ def _is_words(text: str) -> bool:
   marked = re.findall(r"‹[^‹›]*›", text)
   bare = re.sub(r"‹[^‹›]*›", "", text)
   long = re.search(r"[^\W\d_]{4}", bare)
-  if text.casefold() in _SHORT_WORDS:
+  if text.casefold() in _SHORT_WORDS or _LIKE_A_WORD.fullmatch(text):
     return True
   only = re.fullmatch(r"[\s\w().,;:'’!?-]*", bare) is not None
   joins = {"‹and›", "‹or›"}
@@ -174,10 +175,22 @@ def _list(text: str, tokens: list[str], depth: int) -> Form | None:
   parts = tuple(of(piece, depth + 1) for piece in pieces)
   names = {part.parts[0].text for part in parts if part.kind == EQUATION}
   intervals = [part.parts[1] for part in parts if part.kind == EQUATION]
-  either = set(signs) <= {"‹or›", "\\vee"}
-  if either and len(names) == 1 and len(parts) == len(intervals) and _are_intervals(intervals):
-    return Form(EQUATION, "", (Form(TEXT, names.pop()), Form(UNION, parts=tuple(intervals))))
+  if len(names) == 1 and len(parts) == len(intervals) and _are_intervals(intervals):
+    joined = _joined(intervals, signs)
+    if joined is not None:
+      return Form(EQUATION, "", (Form(TEXT, names.pop()), joined))
   return Form(SET, parts=parts)
+
+
+def _joined(intervals: list[Form], signs: list[str]) -> Form | None:
+  """x < 1 or x > 3; 1 < x and x < 3."""
+  if set(signs) <= {"‹or›", "\\vee"}:
+    return Form(UNION, parts=tuple(intervals))
+  below, above = sorted(intervals, key=lambda x: x.parts[0].text != "-\\infty")[:2]
+  bounds = (below.parts[0].text, above.parts[1].text) == ("-\\infty", "\\infty")
+  if set(signs) <= {"‹and›", "\\wedge"} and len(intervals) == 2 and bounds:
+    return Form(TUPLE, above.text[0] + below.text[1], (above.parts[0], below.parts[1]))
+  return None
 
 
 def _are_intervals(forms: list[Form]) -> bool:
