@@ -3,6 +3,13 @@
 Processes wait for one another by names: two writers that are at work at a time need two of them.
 """
 
+import contextlib
+import hashlib
+import os
+import pathlib
+import re
+import tempfile
+
 import jax
 import orbax.checkpoint as ocp
 
@@ -19,6 +26,29 @@ def composite(name: str) -> ocp.AsyncCheckpointer:
 def standard(name: str) -> ocp.StandardCheckpointer:
   """For one tree; writes in the background."""
   return ocp.StandardCheckpointer(**_together(name))
+
+
+def plain(path):
+  """A name of a directory (pathlib or epath) without wildcards: itself, or a link to it.
+
+  Orbax looks for its files by etils' glob, which takes the whole path for the pattern: with "[b]"
+  in it a checkpoint is written that can't be read. The link's name follows from the path, as
+  several processes must use the same one.
+
+  Raises:
+    OSError: something else has the link's name.
+  """
+  text = str(path)
+  if "://" in text or not re.search(r"[*?\[]", text):
+    return path
+  pathlib.Path(text).mkdir(parents=True, exist_ok=True)
+  digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+  link = pathlib.Path(tempfile.gettempdir()) / f"offpolicy-rl-{os.getuid()}-{digest}"
+  with contextlib.suppress(FileExistsError):
+    link.symlink_to(text)
+  if link.lstat().st_uid != os.getuid() or os.readlink(link) != text:
+    raise OSError(f"{link}: is in the way, expected a link of our own to {text}")
+  return type(path)(link)
 
 
 def _together(name: str) -> dict:

@@ -60,6 +60,7 @@ class Checkpoints:
     """
     self._steps = directory.resolve() / "steps"
     self._initial = directory.resolve() / "initial"
+    self._plain = saving.plain(directory.resolve())  # for Orbax
     self._keep, self._say, self._committed = keep, say, committed
     self._writer = saving.composite("checkpoint")
     self._thread: threading.Thread | None = None
@@ -85,7 +86,7 @@ class Checkpoints:
     if step in self._saved:
       return
     self._saved.add(step)
-    folder = self._steps / str(step)
+    folder = self._plain / "steps" / str(step)
     items = {"state": ocp.args.StandardSave(state._asdict())}
     if versions:
       items["versions"] = ocp.args.StandardSave(
@@ -170,11 +171,12 @@ class Checkpoints:
       CheckpointError: it does not fit `like`.
     """
     folder, position = self._steps / str(step), self.position(step)
+    plain = self._plain / "steps" / str(step)
     items = {"state": ocp.args.StandardRestore(_abstract(like._asdict(), shardings._asdict()))}
     if position["versions"]:
-      items["versions"] = ocp.args.StandardRestore(_older(folder, shardings.step.mesh))
+      items["versions"] = ocp.args.StandardRestore(_older(plain, shardings.step.mesh))
     try:
-      found = self._writer.restore(folder, args=ocp.args.Composite(**items))
+      found = self._writer.restore(plain, args=ocp.args.Composite(**items))
     except Exception as error:  # Orbax raises whatever it likes
       raise CheckpointError(f"{folder}: {_one_line(error)}") from None
     older = found["versions"] if position["versions"] else {}
@@ -186,7 +188,7 @@ class Checkpoints:
   def save_initial(self, params) -> None:
     """Keeps version 0, the reference of objectives with a KL term."""
     with saving.standard("initial") as writer:
-      writer.save(self._initial, params, force=True)
+      writer.save(self._plain / "initial", params, force=True)
     if not jax.process_index():
       _write_commit(self._initial, {})
 
@@ -195,7 +197,7 @@ class Checkpoints:
     if not jax.process_index():
       _verified_position(self._initial)
     with saving.standard("initial") as reader:
-      return reader.restore(self._initial, _abstract(like, shardings))
+      return reader.restore(self._plain / "initial", _abstract(like, shardings))
 
   def wait(self) -> None:
     """Returns once the save that was started is committed, or has failed."""
@@ -226,7 +228,7 @@ def newest_params(directory: pathlib.Path, like) -> tuple[int, dict]:
   wanted = {"params": _abstract(like, jax.tree.map(lambda _: here, like))}
   with ocp.PyTreeCheckpointer() as reader:
     found = reader.restore(
-      folder / "state",
+      saving.plain(folder) / "state",
       args=ocp.args.PyTreeRestore(
         wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),

@@ -145,7 +145,7 @@ def _where_read_back(x) -> jax.sharding.Sharding:
 def _path(directory: str) -> epath.Path:
   """Absolute, as orbax wants it; `absolute()` would take gs:// for a relative path."""
   path = epath.Path(directory)
-  return path if path.is_absolute() else path.absolute()
+  return saving.plain(path if path.is_absolute() else path.absolute())
 
 
 def complete_versions(directory: str, session: str) -> list[int]:

@@ -110,6 +110,19 @@ def test_position_and_older_versions_come_back(tmp_path, shardings, state):
     assert equal(restored.versions[version], expected)
 
 
+@pytest.mark.parametrize("name", ["a[b]c", "a*b?c", "a\nb ü #1%20{x}"])
+def test_whatever_the_directory_is_called(tmp_path, mesh, shardings, state, name):
+  """Orbax takes a path for a pattern, and wrote what can't be read."""
+  saved = Kept(tmp_path / name)
+  saved.save_simply(3, state)
+  saved.save_initial(state.params)
+  again = Kept(tmp_path / name)
+  assert equal(again.restore_newest(shardings).state, state)
+  assert equal(again.restore_initial(SHAPES.params, shardings.params), state.params)
+  step, params = checkpoint.newest_params(tmp_path / name, SHAPES.params)
+  assert step == 3 and equal(params, state.params) and saved.said == []
+
+
 def test_only_the_newest_are_kept(tmp_path, state):
   saved = Kept(tmp_path)
   for number in (1, 2, 3, 4):

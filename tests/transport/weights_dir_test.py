@@ -221,6 +221,16 @@ def test_a_directory_with_other_files_is_not_taken_over(tmp_path):
   assert (tmp_path / "12").exists()
 
 
+def test_brackets_in_a_path_are_no_pattern(tmp_path):
+  publisher = weights_dir.Publisher(str(tmp_path / "a[b]*"), "one")
+  publisher.put(3, tensors(3))
+  wait_until(lambda: complete(publisher) == [3])
+  version, found = pull(tmp_path / "a[b]*")
+  assert version == 3
+  assert_same_bits(found, tensors(3))
+  publisher.close()
+
+
 def test_the_lock_of_the_directory_stays(tmp_path):
   (tmp_path / "12").mkdir()
   with locks.hold(str(tmp_path), "--weights_dir", print):
