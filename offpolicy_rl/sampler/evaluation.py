@@ -61,7 +61,7 @@ def summarise(groups: list[types.FinishedGroup], k: int) -> dict[str, float]:
     "heldout/pass@k": float(np.mean([pass_at_k(len(c), sum(c), k) for c in sampled])),
     "heldout/k": k,
     "heldout/problems": len(sampled),
-    "heldout/unanswered": sum(not g.group.trajectories for g in groups if g.ticket.temperature > 0),
+    "heldout/unanswered": len({g.ticket.group_index for g in groups if not g.group.trajectories}),
     "heldout/verifier_failures": sum(g.group.verifier_failures for g in groups),
   }
 

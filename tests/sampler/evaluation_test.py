@@ -128,6 +128,11 @@ def test_a_problem_that_no_sampler_could_answer_is_wrong_and_counted():
   )
   assert (row["heldout/greedy"], row["heldout/pass@1"], row["heldout/problems"]) == (0.5, 0.5, 2)
   assert row["heldout/unanswered"] == 1
+  once = [*groups[:3], answer(made[3], [1.0, 0.0])]  # of the second problem, the greedy one only
+  row = evaluation.summarise(
+    [types.FinishedGroup(t, g, 0) for t, g in zip(made, once, strict=True)], k=2
+  )
+  assert (row["heldout/unanswered"], row["heldout/greedy"], row["heldout/pass@k"]) == (1, 0.5, 1.0)
 
 
 def test_right_is_the_verdict_whatever_was_added_to_it():
