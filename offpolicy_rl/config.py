@@ -316,12 +316,16 @@ _FREE = (
 
 
 def check_resume(saved: config_dict.ConfigDict, now: config_dict.ConfigDict) -> None:
-  """Raises ConfigError for the first key that a resumed run must keep and does not."""
+  """Raises ConfigError for the first key that a resumed run must keep and does not.
+
+  Keys that a later release has added are as it says: a run of before has no value of them.
+  """
   before = flatten(saved)
   for key, value in flatten(now).items():
-    if key.startswith(_FROZEN) and key not in _FREE and value != before.get(key):
+    must_stay = key in before and key.startswith(_FROZEN) and key not in _FREE
+    if must_stay and value != before[key]:
       raise ConfigError(
-        f"{key}: got {value!r}, expected {before.get(key)!r} as the run to resume; its groups were "
+        f"{key}: got {value!r}, expected {before[key]!r} as the run to resume; its groups were "
         "sampled with that (choose another --run_dir for a new run)"
       )
 

@@ -68,7 +68,7 @@ def base(
     _check_beginning(where)
   found = config_lib.load(card) if card else None
   if where and resume and where.has_checkpoints() and (run := saved(where)):
-    config, notes = merged(run, found or run, card)
+    config, notes = merged(run, found, card)
     return config, run, notes
   if found is None and where and (resume or restart):
     found = saved(where)
@@ -113,19 +113,24 @@ def saved(where: Places):
   return None
 
 
-def merged(run, card, name: str) -> tuple[object, list[str]]:
-  """(the run's configuration, with the keys of the card that a later release has added, a line for
-  each difference): a card says how runs begin, and may have changed since. `name`: of the card.
+def merged(run, card, name: str | None) -> tuple[object, list[str]]:
+  """(the run's configuration with the keys that a later release has added, a line for each
+  difference): a card says how runs begin, and may have changed since.
+
+  Args:
+    card: its configuration, and `name`, its file; None = configs/base.py has the new keys.
   """
-  ours, theirs, notes = config_lib.flatten(run), config_lib.flatten(card), []
-  nested = card.to_dict()
+  ours, notes = config_lib.flatten(run), []
+  newer = config_lib.base() if card is None else card
+  theirs, nested = config_lib.flatten(newer), newer.to_dict()
   for key, value in theirs.items():
     if key not in ours:
-      notes.append(f"{key}: {value!r}, as {name} has it; the run began without this key")
+      source = name or "configs/base.py"
+      notes.append(f"{key}: {value!r}, as {source} has it; the run began without this key")
       continue
     *sections, last = key.split(".")
     functools.reduce(operator.getitem, sections, nested)[last] = ours[key]
-    if ours[key] != value and key not in _FILLED_IN:
+    if name and ours[key] != value and key not in _FILLED_IN:
       notes.append(
         f"{key}: {ours[key]!r}, as the run has it; {name} says {value!r} "
         f"(to change it: --config.{key}={value})"

@@ -102,6 +102,22 @@ def test_keys_that_came_or_went_with_a_release(tmp_path):
   assert any(line.startswith("learner.old: left out") for line in said)
 
 
+def test_a_run_from_before_a_key_goes_on_with_the_keys_value(tmp_path):
+  """Also a frozen one, such as task.judge_unfinished, and without a card."""
+  where = leave_run(tmp_path / "run").parent
+  for file in where.rglob("config.json"):
+    saved = json.loads(file.read_text())
+    del saved["task"]["judge_unfinished"], saved["learner"]["epochs"]
+    file.write_text(json.dumps(saved))
+  resume = (f"--run_dir={tmp_path / 'run'}", "--resume")
+  for given, source in (((), "configs/base.py"), ((f"--config={CARD}",), CARD)):
+    config, said = configured(*resume, *given)
+    assert (config.task.judge_unfinished, config.learner.epochs) == (False, 1)
+    for key in ("task.judge_unfinished: False", "learner.epochs: 1"):
+      assert f"{key}, as {source} has it; the run began without this key" in said
+    assert len(said) == 2
+
+
 def test_on_a_new_host_the_checkpoints_say_what_may_not_change(tmp_path, capsys):
   shared = leave_run(tmp_path / "old", checkpoints=tmp_path / "shared", steps=7)
   here = ("--resume", f"--run_dir={tmp_path}/new", f"--checkpoint_dir={shared}", f"--config={CARD}")
