@@ -112,8 +112,16 @@ def _checked(problem: Problem | LeftOut, where: str) -> Problem | LeftOut:
 
 
 def _as_repeated(problem: Problem, earlier: Problem) -> LeftOut:
-  same = "the same" if problem.answer == earlier.answer else "another"
+  same = "the same" if _right_answer(problem) == _right_answer(earlier) else "another"
   return LeftOut(problem.where, f"asks what {earlier.where} asks, with {same} answer")
+
+
+def _right_answer(problem: Problem) -> str:
+  """Without what else a verifier is told of this very problem, where that is known."""
+  try:
+    return verifiers.gold(problem.answer)
+  except (ValueError, KeyError, TypeError):
+    return problem.answer
 
 
 @dataclasses.dataclass(frozen=True)

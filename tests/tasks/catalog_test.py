@@ -150,3 +150,11 @@ def test_the_first_held_out_problems_are_like_the_rest(tiny_config):
   short = [p.question.count("+") + p.question.count(" - ") == 1 for p in held]
   overall = sum(short) / len(short)
   assert 0.02 < overall < 0.15 and sum(short[:60]) / 60 < overall + 0.1
+
+
+def test_problems_drawn_twice_have_the_same_answer_whatever_else_is_noted_of_them(tiny_config):
+  pytest.importorskip("reasoning_gym")
+  named = dict(name="reasoning_gym:chain_sum", options='{"max_terms": 2, "max_digits": 1}')
+  [reading] = catalog.of(settings(tiny_config, size=400, **named)).read("train")
+  assert len(reading.repeated) > 50
+  assert all(reason.endswith("with the same answer") for _, reason in reading.repeated)
