@@ -85,8 +85,10 @@ _HARMLESS = {
   "_commit_hash", "_experts_implementation_internal", "_flash_attn_2_enabled", "_name_or_path",
   "architectures", "attention_dropout", "attn_implementation", "bos_token_id",
   "cache_implementation", "chunk_size_feed_forward",
+  "dual_chunk_attention_config",  # of Qwen2.5-1M, which transformers ignores
   "eos_token_id", "experts_implementation", "id2label", "initializer_range", "is_encoder_decoder",
-  "is_llama_config", "label2id", "max_position_embeddings", "max_window_layers", "name_or_path",
+  "is_llama_config", "label2id", "max_position_embeddings", "max_sequence_length",
+  "max_window_layers", "name_or_path",
   "num_labels", "output_attentions", "output_hidden_states", "output_router_logits",
   "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "router_aux_loss_coef",
   "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
@@ -112,11 +114,13 @@ _HARMLESS |= {
 _DTYPES = (None, "bfloat16", "float16", "float32")
 _FIXED = {
   "attention_bias": (False,),  # of all four projections; Qwen2's bias of three is its own
+  "compression_config": (None,),  # as quantization_config, in older files
   "decoder_sparse_step": (1,),  # every layer has experts
   "dtype": _DTYPES,
   "mlp_bias": (False,),
   "mlp_only_layers": ([], None),
   "partial_rotary_factor": (1.0, 1, None),
+  "quantization": (None,),  # as quantization_config, in files of MLX
   "quantization_config": (None,),
   "rope_interleaved": (False, None),
   "shared_expert_intermediate_size": (0,),  # in Qwen3-Coder
@@ -152,7 +156,9 @@ def read(keys: dict) -> DecoderConfig:
   """
   name = keys.get("model_type")
   if not isinstance(name, str) or name not in FAMILIES:
-    supported = ", ".join(FAMILIES) + ("; no part of another model" * ("text_config" in keys))
+    supported = ", ".join(FAMILIES) + (
+      "; models of images and text are not, nor their text part" * ("text_config" in keys)
+    )
     raise UnsupportedModel(f"config.json: model_type: got {shown(name)}, supported: {supported}")
   r = Reader(keys, FAMILIES[name])
   config = _config(r, r.family)

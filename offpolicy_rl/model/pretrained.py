@@ -21,6 +21,12 @@ from offpolicy_rl.model import config_reader, families, policy
 from offpolicy_rl.model.decoder import DecoderConfig
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+_ADAPTER = "adapter_config.json"  # of the package peft
+_HINTS = {  # what may be there in the place of weight files
+  "*.bin": "*.bin files are not read",
+  "*.gguf": "--from=FILE.gguf reads a GGUF file",
+  "snapshots": "the directories in snapshots/ may have them",
+}
 _SHARD_BYTES = 4 << 30
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # What belongs to a checkpoint besides config.json and the weights; anything else stays.
@@ -167,6 +173,11 @@ class Checkpoint:
   def _check(self) -> dict[str, str]:
     """Tensor name -> numpy dtype."""
     problems, dtypes = [], {}
+    if not self.shapes.keys() & self._file_of.keys():
+      raise CheckpointError(
+        f"{self.directory}: got tensors like {min(self._file_of, default=None)}, expected "
+        f"{len(self.shapes)} like {min(self.shapes)}"
+      )
     for name, shape in self.shapes.items():
       if name not in self._file_of:
         problems.append(f"{name} missing")
@@ -233,8 +244,14 @@ def weight_files(directory) -> list[str]:
     directory: local or in a bucket.
 
   Raises:
-    CheckpointError: one is missing, or the index does not name any.
+    CheckpointError: one is missing, the index does not name any, or there is an adapter, with which
+      transformers reads another model.
   """
+  if any(directory.glob(_ADAPTER)):
+    raise CheckpointError(
+      f"{directory / _ADAPTER}: adapters are not read, expected a model into which they are merged "
+      "(merge_and_unload of the package peft), without this file"
+    )
   there = {path.name for path in directory.glob("*.safetensors*")}
   names = [SINGLE]
   if SINGLE not in there and INDEX in there:
@@ -253,8 +270,8 @@ def weight_files(directory) -> list[str]:
     names = sorted(set(of_tensors.values()))
   missing = [name for name in names if name not in there]
   if missing:
-    binary = "; *.bin files are not read" * any(directory.glob("*.bin"))
-    raise CheckpointError(f"{directory}: files {missing} are missing{binary}")
+    hints = "".join(f"; {hint}" for name, hint in _HINTS.items() if any(directory.glob(name)))
+    raise CheckpointError(f"{directory}: files {missing} are missing{hints}")
   return names
 
 

@@ -43,7 +43,10 @@ def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> 
       _copy(epath.Path(source), half)
     if ignore:
       _remember(half / pretrained.CONFIG, ignore)
-    found = _checked(half)
+    try:
+      found = _checked(half)
+    except ValueError as error:  # of a directory that is gone when people read this
+      raise type(error)(str(error).replace(str(half), source.rstrip("/"))) from None
   return f"{target}: {found}"
 
 
@@ -55,7 +58,10 @@ def _remember(path: pathlib.Path, ignore: Collection[str]) -> None:
 
 def _copy(source: epath.Path, to: pathlib.Path) -> None:
   if not source.is_dir():
-    raise pretrained.CheckpointError(f"--from: {source} is no directory and no .gguf file")
+    raise pretrained.CheckpointError(
+      f"--from: {source} is no directory and no .gguf file; `hf download NAME --local-dir DIR` "
+      "gets a published checkpoint"
+    )
   weights = pretrained.weight_files(source)
   index = [] if weights == [pretrained.SINGLE] else [pretrained.INDEX]
   taken = map(glob.escape, [pretrained.CONFIG, *index, *weights])

@@ -20,6 +20,8 @@ def copy_matching(source, to: pathlib.Path, patterns: Iterable[str]) -> None:
   """
   for pattern in patterns:
     for path in epath.Path(source).glob(pattern):
+      if path.is_dir():
+        continue
       copied = to / pattern.rpartition("/")[0] / path.name
       copied.parent.mkdir(exist_ok=True)
       path.copy(copied)

@@ -76,7 +76,7 @@ def sampling_notes(config, policy: Policy) -> list[str]:
   ends = ", ".join([tokenizer.describe_ends(words), *texts])
   notes = [f"a completion ends with {ends}, or after {config.task.max_completion_tokens} tokens"]
   if policy.files is not None:
-    notes += tokenizer.notes(policy.files)
+    notes += [*words.turn_notes(), *tokenizer.notes(policy.files)]
   return notes
 
 

@@ -146,9 +146,10 @@ def _named(found: dict, file: str) -> dict[str, tokenizers.AddedToken]:
     is_token = isinstance(value, str) or (isinstance(value, dict) and "content" in value)
     if value is not None and (key in _NAMES or (key.endswith("_token") and is_token)):
       tokens[key] = _token(value, f"{file}: {key}", special=True)
-  extra = found.get("extra_special_tokens")
-  for key, value in (extra if isinstance(extra, dict) else {}).items():
-    tokens[key] = _token(value, f"{file}: extra_special_tokens: {key}", special=True)
+  for where in ("model_specific_special_tokens", "extra_special_tokens"):
+    more = found.get(where)
+    for key, value in (more if isinstance(more, dict) else {}).items():
+      tokens[key] = _token(value, f"{file}: {where}: {key}", special=True)
   return tokens
 
 

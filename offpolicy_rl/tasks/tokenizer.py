@@ -21,6 +21,7 @@ from offpolicy_rl.tasks.special_tokens import CONFIG, SETTINGS, TOKENIZER, Token
 TEMPLATE = chat.TEMPLATE
 write_from_gguf = gguf_tokenizer.write
 _LONGEST_CHARACTER = 4  # bytes in UTF-8, each a token at worst
+_QUESTION = "1 + 1?"  # to see what a template makes of one
 _PROBE = "0123456789"  # a completion, to see what a template writes behind one
 
 
@@ -65,7 +66,10 @@ class Tokenizer:
   def _ends(self) -> list[int]:
     """Ids of the tokens that end a completion: eos_token first, then those of other files."""
     eos = self._special.named.get("eos_token")
-    named = [] if eos is None else [(f"{SETTINGS}: eos_token {eos!r}", self._id(eos))]
+    of_class = self._special.variables.get("eos_token", "")
+    if eos is None and self._id(of_class) is not None:
+      eos = of_class
+    named = [(f"{SETTINGS}: eos_token {eos!r}", self._id(eos))] if eos else []
     named += special_tokens.end_ids(self._files)
     for where, number in named:
       if number is None or self._text(number) is None:
@@ -128,26 +132,33 @@ class Tokenizer:
     if chat.source(self._files, tools=False) is None:
       return [*notes, "no chat template: set task.chat=False"]
     self.encode(self._one_chat(notes))
-    behind = [token for token in self._behind_turns if token in self.special]
-    if behind and not set(behind) & set(self.ends):
-      end = self.special[behind[0]]
-      notes.append(
-        f"the chat template ends a turn with {end!r}, but no file says that it ends a completion: "
-        "see sampler.stop"
-      )
-    return notes
+    return notes + self.turn_notes()
+
+  def turn_notes(self) -> list[str]:
+    """A line where the chat template ends turns with what ends no completion."""
+    behind = self._behind_turns if self._chat else []
+    end = self.spell(behind).strip()
+    if (
+      not end or set(behind) & set(self.ends) or stop_texts.first(end, self.stop_texts) is not None
+    ):
+      return []
+    return [
+      f"the chat template ends a turn with {end!r:.40}, but no file says that it ends a "
+      "completion: see sampler.stop"
+    ]
 
   def _one_chat(self, notes: list[str]) -> str:
     """A chat of one question; with a system message where the template needs it, which is noted."""
-    question = {"role": "user", "content": "1 + 1?"}
+    question = {"role": "user", "content": _QUESTION}
     try:
-      return self.chat([question])
+      text = self.chat([question])
     except TokenizerError as error:
       try:
         text = self.chat([{"role": "system", "content": "Be brief."}, question])
       except TokenizerError:
         raise error from None
-    notes.append("the chat template needs a system message: set task.system_prompt")
+      notes.append("the chat template needs a system message: set task.system_prompt")
+    _require_question(text)
     return text
 
   def prompt(self, question: str) -> list[int]:
@@ -158,7 +169,10 @@ class Tokenizer:
     """
     text = self._question.replace("{question}", question)
     if self._chat:
-      return self.encode(self.chat(self._messages(text)))
+      said = self.chat(self._messages(text))
+      if text.strip() not in said:  # some templates change what they are given
+        _require_question(self.chat(self._messages(_QUESTION)))
+      return self.encode(said)
     ids = self.encode(text)
     begin = self._beginning
     return ids if ids[: len(begin)] == begin else begin + ids
@@ -187,9 +201,10 @@ class Tokenizer:
   @functools.cached_property
   def _behind_turns(self) -> list[int]:
     """What the template writes behind a message of the model; [] where it takes none."""
-    messages = [*self._messages(_PROBE), {"role": "assistant", "content": _PROBE}]
+    messages = [*self._messages(_QUESTION), {"role": "assistant", "content": _PROBE}]
     try:
-      return self.encode(self.chat(messages, opened=False).rpartition(_PROBE)[2])
+      _, said, behind = self.chat(messages, opened=False).rpartition(_PROBE)
+      return self.encode(behind) if said else []
     except TokenizerError:
       return []
 
@@ -241,6 +256,15 @@ class Tokenizer:
     return found
 
 
+def _require_question(said: str) -> None:
+  """Refuses templates that leave out what is asked, as those of messages in parts do with texts."""
+  if _QUESTION not in said:
+    raise TokenizerError(
+      f"chat template: it leaves out the question {_QUESTION!r} and writes {said!r:.80}; expected "
+      "one that reads messages whose content is a text, or task.chat=False"
+    )
+
+
 def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Tokenizer:
   """tokenizer.json, without what somebody's use of it left there, and with every token."""
   try:
@@ -259,7 +283,8 @@ def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Token
   nowhere = lambda text: text == special.named.get("eos_token") and found.token_to_id(text) is None
   wanted = [
     a for a in special.added
-    if a.id is not None or not (a.token.content in there or nowhere(a.token.content))
+    if a.token.content  # an empty text is how some files say that there is none
+    and (a.id is not None or not (a.token.content in there or nowhere(a.token.content)))
   ]  # fmt: skip
   found.add_tokens([a.token for a in wanted])
   for a in wanted:
@@ -319,7 +344,11 @@ def read_files(directory: pathlib.Path) -> types.ModelFiles:
 def _read(path: pathlib.Path, *, needed: bool = False) -> str:
   if not path.is_file():
     if needed:
-      raise TokenizerError(f"{path}: no such file")
+      hint = (
+        "; transformers writes it from older files: "
+        "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
+      ) * (path.name in (TOKENIZER, SETTINGS))
+      raise TokenizerError(f"{path}: no such file{hint}")
     return ""
   try:
     return path.read_text(encoding="utf-8")

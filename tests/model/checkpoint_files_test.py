@@ -224,6 +224,31 @@ def test_what_is_missing_entirely_is_said(tmp_path):
     pretrained.Checkpoint(tmp_path)
 
 
+def test_what_else_a_directory_may_hold_is_said(tmp_path):
+  (tmp_path / "model-q4.gguf").touch()
+  (tmp_path / "snapshots").mkdir()
+  with pytest.raises(pretrained.CheckpointError, match=r"reads a GGUF .*; the directories in snap"):
+    pretrained.weight_files(tmp_path)
+
+
+def test_an_adapter_is_not_the_model_alone(folder):
+  """transformers puts one beside a model into it."""
+  (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+  with pytest.raises(
+    pretrained.CheckpointError, match="adapter_config.json: adapters are not read"
+  ):
+    pretrained.weight_files(folder)
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "_orig_mod."])
+def test_names_with_something_before_them_are_shown(folder, prefix):
+  tensors = {prefix + name: x for name, x in random_checkpoints.tensors(UNTIED).items()}
+  save(folder, tensors)
+  expected = f"got tensors like {prefix}lm_head.weight, expected {len(tensors)} like lm_head.weight"
+  with pytest.raises(pretrained.CheckpointError, match=expected):
+    pretrained.Checkpoint(folder)
+
+
 def test_a_pointer_of_git_lfs_is_named(folder):
   pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
   (folder / pretrained.SINGLE).write_bytes(pointer)

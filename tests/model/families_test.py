@@ -76,7 +76,7 @@ def test_what_only_qwen2_and_qwen3_have():
     ({"model_type": ["llama"]}, r"model_type: got \['llama'\], supported: llama, qwen2"),
     (
       {"model_type": "gemma3", "text_config": GEMMA3},
-      "model_type: got 'gemma3', supported: .*gemma3_text; no part of another model",
+      "model_type: got 'gemma3', supported: .*gemma3_text; models of images and text are not",
     ),
   ],
 )

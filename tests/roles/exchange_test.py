@@ -58,7 +58,8 @@ def test_it_says_what_ends_a_completion_and_what_is_not_followed(published, tmp_
     "  generation_config.json: temperature = 0.7, repetition_penalty = 1.1: not followed, "
     "sampler.* say how to sample",
   ]
-  (source / "chat_template.jinja").write_text("{{ messages[0].content }}<|im_start|>")
+  ending = "{% for m in messages %}{{ m.content }}<|im_start|>{% endfor %}"
+  (source / "chat_template.jinja").write_text(ending)
   (source / "generation_config.json").unlink()
   (source / "additional_chat_templates").mkdir()
   (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
@@ -141,6 +142,24 @@ def test_a_bad_one_is_refused_and_nothing_is_left(published, tmp_path, change, m
   with pytest.raises(ValueError, match=message):
     exchange.import_checkpoint(str(source), str(tmp_path / "to"))
   assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_errors_name_the_directory_that_is_read(published, tmp_path):
+  source = copied(published, tmp_path)
+  (source / "tokenizer.json").unlink()
+  with pytest.raises(tokenizer.TokenizerError, match=f"^{source}/tokenizer.json: no such file"):
+    exchange.import_checkpoint(f"{source}/", str(tmp_path / "to"))
+  (source / "config.json").write_text("{")
+  with pytest.raises(pretrained.CheckpointError, match=f"^{source}/config.json: no JSON"):
+    exchange.import_checkpoint(str(source), str(tmp_path / "to"))
+
+
+def test_directories_with_names_of_files_are_left_behind(published, tmp_path):
+  source = copied(published, tmp_path)
+  for name in ("tokenizer", "chat_templates"):
+    (source / name).mkdir()
+  exchange.import_checkpoint(str(source), str(tmp_path / "to"))
+  assert files(tmp_path / "to").keys() == files(published).keys() - {"README.md"}
 
 
 def test_a_harmless_key_can_be_named_once_and_for_all(published, tmp_path):

@@ -58,6 +58,17 @@ def test_every_end_reaches_the_engine_the_texts_and_the_people(config):
   ]
 
 
+def test_a_run_says_that_nothing_ends_the_turns_of_its_template(config):
+  ending = "{% for m in messages %}{{ m.content }}<start_of_turn>{% endfor %}"
+  policy = parts.policy_of(config, files(chat_template=ending))
+  assert parts.sampling_notes(config, policy)[1].startswith(
+    "the chat template ends a turn with '<start_of_turn>', but no file says"
+  )
+  config.sampler.stop = '["<start_of_turn>"]'
+  policy = parts.policy_of(config, files(chat_template=ending))
+  assert not any("ends a turn" in note for note in parts.sampling_notes(config, policy))
+
+
 def test_a_fresh_model_ends_with_its_own_token(tiny_config):
   tiny_config.sampler.stop = '["=="]'
   policy = parts.policy_of(tiny_config, None)

@@ -157,6 +157,11 @@ def test_bad_files_are_refused_by_name(folder):
   (folder / "generation_config.json").unlink()
   with pytest.raises(tokenizer.TokenizerError, match="eos_token missing"):
     opened(folder)
+  (folder / tokenizer.TOKENIZER).rename(folder / "vocab.json")
+  with pytest.raises(
+    tokenizer.TokenizerError, match="tokenizer.json: no such file; transformers w"
+  ):
+    opened(folder)
   (folder / tokenizer.TOKENIZER).write_text("{}")
   with pytest.raises(tokenizer.TokenizerError, match="tokenizer.json: "):
     opened(folder)
@@ -213,6 +218,9 @@ def test_the_same_text_is_always_split_in_the_same_way():
   assert {tuple(words.encode("a" * 20)) for _ in range(20)} == {(3,) * 10}
 
 
+_LLAMA = {"tokenizer_class": "LlamaTokenizer"}
+
+
 @pytest.mark.parametrize(
   ("more", "ends"),
   [
@@ -225,6 +233,12 @@ def test_the_same_text_is_always_split_in_the_same_way():
     ({"tokenizer_config": {}, "generation_config": {"eos_token_id": 3}}, (3,)),
     ({"tokenizer_config": {}, "special_tokens_map": {"eos_token": {"content": "<s>"}}}, (1,)),
     ({"config": {"eos_token_id": None}, "generation_config": {"eos_token_id": []}}, (2,)),
+    # What the tokenizer's class says by itself, unless a file says otherwise.
+    ({"tokenizer_config": _LLAMA}, (2,)),
+    ({"tokenizer_config": _LLAMA, "config": {"eos_token_id": 3}}, (2, 3)),
+    ({"tokenizer_config": _LLAMA | {"eos_token": None}, "config": {"eos_token_id": 3}}, (3,)),
+    ({"tokenizer_config": {"eos_token": ""}, "config": {"eos_token_id": 3}}, (3,)),
+    ({"tokenizer_config": {"eos_token": "</s>", "bos_token": "", "pad_token": ""}}, (2,)),
   ],
 )
 def test_every_end_that_a_file_names_ends_a_completion(more, ends):
@@ -248,6 +262,8 @@ def test_every_end_that_a_file_names_ends_a_completion(more, ends):
     ({"config": "[]"}, "config.json: got "),
     ({"config": "{"}, "config.json: no JSON"),
     ({"tokenizer_config": {}}, "eos_token missing"),
+    ({"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}, "eos_token missing"),
+    ({"tokenizer_config": {"eos_token": ""}}, "eos_token missing"),
     ({"tokenizer_config": {"eos_token": 2}}, "eos_token: got 2, expected a text"),
   ],
 )
@@ -270,12 +286,50 @@ def test_a_turn_ends_as_the_template_ends_it():
     files = files_of(generation_config=ends, chat_template=template)
     assert tokenizer.Tokenizer(files).turn_end == end
     assert tokenizer.Tokenizer(files, chat=False).turn_end == 2
-  files = files_of(generation_config=ends, chat_template="{{ raise_exception('no') }}")
-  assert tokenizer.Tokenizer(files).turn_end == 2
+  for template in ("{{ raise_exception('no') }}", "{{ messages[0].content }}<pad>"):
+    files = files_of(generation_config=ends, chat_template=template)
+    assert tokenizer.Tokenizer(files).turn_end == 2
+
+
+def test_turns_that_end_with_text_are_told(folder):
+  """As ChatML does where nobody made a token of <|im_end|>."""
+  ending = "{% for m in messages %}{{ m.content }}[/END] \n{% endfor %}"
+  (folder / tokenizer.TEMPLATE).write_text(ending)
+  note = (
+    "the chat template ends a turn with '[/END]', but no file says that it ends a completion: see "
+    "sampler.stop"
+  )
+  assert opened(folder).turn_notes() == [note] == opened(folder).check()[1:]
+  assert opened(folder, chat=False).turn_notes() == []
+  assert opened(folder, stop=["[/END]"]).turn_notes() == []
+  for template in (ending.replace("[/END]", ""), "{{ messages[0].content }}[/END]"):
+    (folder / tokenizer.TEMPLATE).write_text(template)
+    assert opened(folder).turn_notes() == []
+
+
+IN_PARTS = "{% for p in messages[-1].content if p.type == 'text' %}{{ p.text }}{% endfor %}Answer:"
+
+
+@pytest.mark.parametrize("template", [IN_PARTS, "Hello!", "{{ messages[-1]['text'] }}"])
+def test_a_template_that_leaves_out_the_question_is_refused(folder, template):
+  (folder / tokenizer.TEMPLATE).write_text(template)
+  words = opened(folder)
+  for call in (words.check, lambda: words.prompt("What is 2 + 2?")):
+    with pytest.raises(tokenizer.TokenizerError, match=r"leaves out the question '1 \+ 1\?' and"):
+      call()
+
+
+def test_a_template_may_change_what_it_is_given(folder):
+  (folder / tokenizer.TEMPLATE).write_text("{{ messages[-1].content | trim | replace('a', 'b') }}")
+  words = opened(folder)
+  assert words.check() and words.decode(words.prompt(" aa\n")) == "bb"
 
 
 def test_a_template_that_needs_a_system_message_says_so():
-  template = "{% if messages[0].role != 'system' %}{{ raise_exception('rules!') }}{% endif %}aa"
+  asks = "{% set said = messages[-1].content %}aa{{ said if said != 'a' }}"
+  template = (
+    "{% if messages[0].role != 'system' %}{{ raise_exception('rules!') }}{% endif %}" + asks
+  )
   words = tokenizer.Tokenizer(files_of(chat_template=template))
   assert words.check()[1:] == ["the chat template needs a system message: set task.system_prompt"]
   assert tokenizer.Tokenizer(files_of(chat_template=template), system="a").prompt("a") == [0, 0]

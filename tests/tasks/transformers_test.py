@@ -135,6 +135,10 @@ WAYS = {
       "pad_token": "[PAD]", "additional_special_tokens": ["12"], "sep_token": "the",
     },
   },
+  "specific": {
+    "tokenizer_config": _PLAIN | {"model_specific_special_tokens": {"image_token": "<image>"}},
+  },
+  "empty": {"tokenizer_config": _PLAIN | {"pad_token": "", "sep_token": ""}},
   "split": {"tokenizer_config": _PLAIN | {"split_special_tokens": True}},
   "dictionary": {
     "tokenizer_config": _PLAIN | {"extra_special_tokens": {"image_token": "<image>", "x": "<new>"}},
