@@ -176,12 +176,14 @@ def _serve(pipe, prepare: Callable[[], object], memory_mb: int) -> None:
   except BaseException as error:
     pipe.send(_told(error))
     return
-  room = _Room(memory_mb)
+  room, mine = _Room(memory_mb), os.getpid()
   _leave_out_imports(room, pipe.send)
   pipe.send(None)
   while True:
     function, call = pipe.recv()
     found, spent = _attempt(function, call)
+    if os.getpid() != mine:  # a fork by the call: its answer would be taken for that of the next
+      os._exit(0)
     pipe.send((found, spent or (_BY_OTHERS if room.is_short() else "")))
 
 
@@ -252,7 +254,10 @@ def _attempt(function: Callable, call: tuple):
 
 
 def _told(error: BaseException) -> str:
-  return f"{type(error).__name__}: {error!s:.200}"
+  try:
+    return f"{type(error).__name__}: {error!s:.200}"
+  except Exception:  # of a __str__ that fails itself
+    return type(error).__name__
 
 
 def _taken() -> int:

@@ -60,6 +60,8 @@ def _judge(name: str, pattern: str, completion: str, answer: str) -> tuple[float
 
 
 def _finite(reward) -> float:
+  if isinstance(getattr(reward, "item", None), Callable):  # a scalar of NumPy, JAX or PyTorch
+    reward = reward.item()
   if not isinstance(reward, int | float) or not abs(reward) <= types.MAX_VERDICT:
     most = f"{types.MAX_VERDICT:g}"
     raise TypeError(

@@ -15,6 +15,18 @@ class Unpicklable(Exception):
     super().__init__(one)
 
 
+class Untold(BaseException):
+  def __str__(self):
+    raise RuntimeError("no text")
+
+
+def fork():
+  """As a library does that means to end in its child, and does not."""
+  if os.fork() == 0:
+    time.sleep(0.3)
+  return "no number"
+
+
 def kill_oneself():
   os.kill(os.getpid(), signal.SIGKILL)
 
@@ -48,6 +60,8 @@ BAD = {
   "takes 10 GiB": allocate,
   "raises": lambda: raise_that(RuntimeError("no")),
   "raises what can't be pickled": lambda: raise_that(Unpicklable("a", "b")),
+  "raises what can't be told": lambda: raise_that(Untold()),
+  "forks": fork,
   "nan": lambda: float("nan"),
   "infinity": lambda: float("inf"),
   "more than a float32 holds": lambda: 1e300,
@@ -70,6 +84,14 @@ def says_its_limit(completion: str, answer: str) -> float:
   import resource
 
   return resource.getrlimit(resource.RLIMIT_AS)[0] / 2**20
+
+
+@verifiers.verifier
+def returns_scalars(completion: str, answer: str) -> float:
+  """1 as the type of NumPy that the completion names."""
+  import numpy as np
+
+  return getattr(np, completion)(1)
 
 
 def not_a_verifier(completion: str, answer: str) -> float:

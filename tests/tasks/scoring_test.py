@@ -30,6 +30,13 @@ def test_a_failure_is_told_apart_from_a_wrong_answer_and_its_reason_is_logged(sc
   assert "verifier failed (RuntimeError: no) on 'raises'" in caplog.text
 
 
+def test_scalars_of_numpy_are_numbers():
+  name = "tests.tasks.misbehaving:returns_scalars"
+  with scoring.Scorer(name, workers=1, time_limit=5.0) as one:
+    texts = ["float32", "float64", "int64", "bool_", "array", "atleast_2d", "complex64", "str_"]
+    assert one.rewards(one.submit(texts, '"5"')) == ([1.0] * 6 + [0.0] * 2, 2)
+
+
 def test_without_a_limit_memory_is_not_limited():
   name = "tests.tasks.misbehaving:says_its_limit"
   limits = []
