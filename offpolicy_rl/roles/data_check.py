@@ -89,8 +89,11 @@ def _lengths(config, found: Sequence[data.Part]) -> Iterator[str]:
 
 
 def _row(label: str, lengths: list[int], limit: int) -> str:
-  values = np.quantile(lengths or [0], list(_QUANTILES.values()), method="nearest")
-  return f"{label:<28}" + "".join(f"{value:>8,}" for value in values) + f"{limit:>8,}"
+  shown = ["-"] * len(_QUANTILES)
+  if lengths:
+    values = np.quantile(lengths, list(_QUANTILES.values()), method="nearest")
+    shown = [f"{value:,}" for value in values]
+  return f"{label:<28}" + "".join(f"{value:>8}" for value in shown) + f"{limit:>8,}"
 
 
 def _not_used(part: data.Part) -> Iterator[str]:

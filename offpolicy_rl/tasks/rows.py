@@ -6,6 +6,7 @@ can't be used is told as LeftOut in its place: whether that is too many is the t
 
 import bz2
 import collections
+import decimal
 import gzip
 import io
 import itertools
@@ -24,12 +25,18 @@ _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, OSError)
 _OTHERS = {
   b"PK\x03\x04": ("a zip archive", "unpack it"),
   b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it with zstd -d"),
+  b"\xff\xfe\0\0": ("UTF-32", "convert it with iconv -f UTF-32 -t UTF-8"),
   b"\xff\xfe": ("UTF-16", "convert it with iconv -f UTF-16 -t UTF-8"),
   b"\xfe\xff": ("UTF-16", "convert it with iconv -f UTF-16 -t UTF-8"),
   **dict.fromkeys((*_OPENERS, _PARQUET), ("a compressed file in a compressed one", "unpack it")),
 }
 _LONGEST_LINE = 1 << 26  # characters; a file without line ends is not read into memory
 _BATCH = 1000  # rows of Parquet at a time
+# As JSON calls what it reads.
+_KINDS = {
+  list: "an array", str: "a string", int: "a number", float: "a number", bool: "true or false",
+  type(None): "null",
+}  # fmt: skip
 
 
 class TaskError(ValueError):
@@ -84,13 +91,15 @@ def read(path: pathlib.Path) -> Iterator[Row | LeftOut]:
 def text(values: Values, column: str) -> str:
   """What a row says in a column, a number as text; RowError where that is no text, or blank."""
   value = values.get(column)
-  if isinstance(value, bool) or not isinstance(value, str | int | float):
+  if isinstance(value, bool) or not isinstance(value, str | int | float | decimal.Decimal):
     given = f"{value!r:.60}" if column in values else f"only the columns {sorted(values)!s:.200}"
     raise RowError(f"{column}: got {given}, expected a text or a number")
   if column in values.twice:
     raise RowError(f"{column}: there twice, expected once")
   if isinstance(value, float):
     return _number(value, column)
+  if isinstance(value, decimal.Decimal):
+    return f"{value:f}"
   value = str(value)
   if not value.strip():
     raise RowError(f"{column}: got {value!r:.60}, expected a text that is not blank")
@@ -167,12 +176,23 @@ def _row(path: pathlib.Path, number: int, line: str) -> Row | LeftOut:
     values = json.loads(line, object_pairs_hook=_values)
   except RecursionError:
     return LeftOut(where, "got JSON that is nested too deeply")
-  except ValueError as error:
-    hint = "; one object per line: jq -c '.[]' FILE" if number == 1 and line[0] == "[" else ""
-    return LeftOut(where, f"no JSON: {error!s:.200}{hint}")
+  except json.JSONDecodeError as error:
+    why = f"no JSON: {error.msg} at character {error.colno}"
+    return LeftOut(where, why + (_hint(line) if number == 1 else ""))
+  except ValueError as error:  # an integer of more digits than Python reads
+    return LeftOut(where, f"no JSON: {error!s:.200}")
   if not isinstance(values, Values):
-    return LeftOut(where, f"got {type(values).__name__}, expected an object")
+    kind = _KINDS[type(values)]
+    return LeftOut(where, f"got {kind}, expected an object" + (_hint(line) if number == 1 else ""))
   return Row(where, values)
+
+
+def _hint(first: str) -> str:
+  """What to do with a file whose first line this is."""
+  jq = {"[": "'.[]'", "{": "."}.get(first.lstrip()[:1])
+  if jq:
+    return f"; one object per line: jq -c {jq} FILE"
+  return "; CSV is not read, only JSON lines and Parquet" if "," in first else ""
 
 
 def _values(pairs: list[tuple]) -> Values:
@@ -184,14 +204,32 @@ def _values(pairs: list[tuple]) -> Values:
 
 
 def _parquet(path: pathlib.Path) -> Iterator[Row]:
-  import pyarrow  # some 50 MB; only those who have such files pay
-  from pyarrow import parquet
+  from pyarrow import parquet  # some 50 MB; only those who have such files pay
 
   number = 0
   try:
     with parquet.ParquetFile(path) as file:
-      lists = (batch.to_pylist() for batch in file.iter_batches(_BATCH))
-      for number, values in enumerate(itertools.chain.from_iterable(lists), 1):
-        yield Row(f"{path}:{number}", Values(values))
-  except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-    raise TaskError(f"{path}:{number + 1}: can't be read as Parquet: {error!s:.200}") from None
+      names = collections.Counter(file.schema_arrow.names)
+      twice = frozenset(name for name, count in names.items() if count > 1)
+      lists = (batch.to_pylist() for batch in _as_written(file.iter_batches(_BATCH)))
+      for number, pairs in enumerate(itertools.chain.from_iterable(lists), 1):
+        values = Values(pairs)
+        values.twice = twice
+        yield Row(f"{path}:{number}", values)
+  except Exception as error:  # of pyarrow; of dates, time zones, ... that Python doesn't have
+    why = " ".join(str(error).split())
+    raise TaskError(f"{path}:{number + 1}: can't be read as Parquet: {why:.200}") from None
+
+
+def _as_written(batches: Iterator) -> Iterator:
+  """Batches with 0.1 of 32 or 16 bits as 0.1, not 0.10000000149."""
+  import pyarrow
+
+  for batch in batches:
+    columns = [
+      column.cast(pyarrow.string()).cast(pyarrow.float64())
+      if column.type in (pyarrow.float16(), pyarrow.float32())
+      else column
+      for column in batch.columns
+    ]
+    yield pyarrow.RecordBatch.from_arrays(columns, batch.schema.names)

@@ -183,6 +183,18 @@ def test_a_start_lists_no_problems_that_take_long_to_list(tiny_config, monkeypat
   data.check_start(tiny_config)
 
 
+def test_lengths_of_nothing_are_not_0(tiny_config, tmp_path):
+  path = write(
+    tmp_path / "a.jsonl", *({"question": "q" * 20 + str(i), "answer": "r"} for i in range(30))
+  )
+  settings(tiny_config, name="jsonl", train_file=path, max_prompt_tokens=9)
+  policy = parts.policy_of(tiny_config, None)
+  found = data.look_through(tiny_config, catalog.of(tiny_config.task), policy)
+  told = list(data_check.report(tiny_config, policy, found))
+  [row] = [line.split() for line in told if line.startswith("  train demonstrations")]
+  assert row[2:7] == ["-"] * 5
+
+
 def test_golds_of_a_mixture_are_judged_by_their_own_verifier(tiny_config, tmp_path):
   path = write(tmp_path / "a.jsonl", *({"question": f"q{i}", "answer": "red"} for i in range(99)))
   members = {

@@ -1,6 +1,7 @@
 """Data files as people have them: read, or refused with the file, the line and what to do."""
 
 import bz2
+import decimal
 import gzip
 import json
 import lzma
@@ -58,6 +59,65 @@ def test_parquet_is_read(tmp_path):
     rows.text(last.values, "question")
 
 
+def test_parquet_numbers_are_as_they_were_written(tmp_path):
+  import pyarrow
+  from pyarrow import parquet
+
+  columns = {
+    "half": pyarrow.array([5.5, None], pyarrow.float32()).cast(pyarrow.float16()),
+    "single": pyarrow.array([0.1, None], pyarrow.float32()),
+    "decimal": pyarrow.array([decimal.Decimal("5.50"), None]),
+    "unsigned": pyarrow.array([2**63, None], pyarrow.uint64()),
+    "dictionary": pyarrow.array(["a", None]).dictionary_encode(),
+  }
+  parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+  first, second = rows.read(tmp_path / "a.parquet")
+  assert [rows.text(first.values, name) for name in columns] == [
+    "5.5", "0.1", "5.50", str(2**63), "a",
+  ]  # fmt: skip
+  assert set(second.values.values()) == {None}
+
+
+def test_a_column_that_is_there_twice_is_not_read(tmp_path):
+  import pyarrow
+  from pyarrow import parquet
+
+  table = pyarrow.table([["q"], ["r"], ["1"]], names=["question", "question", "answer"])
+  parquet.write_table(table, tmp_path / "a.parquet")
+  [row] = rows.read(tmp_path / "a.parquet")
+  assert rows.text(row.values, "answer") == "1"
+  with pytest.raises(rows.RowError, match="question: there twice"):
+    rows.text(row.values, "question")
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "duration"])
+def test_parquet_that_python_has_no_values_for_is_refused_with_its_row(tmp_path, kind):
+  import pyarrow
+  from pyarrow import parquet
+
+  of_kind = pyarrow.timestamp("us") if kind == "timestamp" else pyarrow.duration("s")
+  table = pyarrow.table({"question": ["q"], "t": pyarrow.array([2**62], of_kind)})
+  parquet.write_table(table, tmp_path / "a.parquet")
+  with pytest.raises(rows.TaskError, match="a.parquet:1: can't be read as Parquet"):
+    read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+  ("text", "why", "hint"),
+  [
+    (json.dumps(GOOD), "got an array, expected an object", "per line: jq -c '.[]' FILE"),
+    (json.dumps(GOOD, indent=1), "no JSON: Expecting value", "per line: jq -c '.[]' FILE"),
+    (json.dumps({"data": GOOD}, indent=1), "no JSON: Expecting", "per line: jq -c . FILE"),
+    (TEXT.replace("\n", ""), "no JSON: Extra data at character 36", "per line: jq -c . FILE"),
+    ("question,answer\n1+1=,2\n", "no JSON: ", "; CSV is not read, only JSON lines and Parquet"),
+  ],
+)
+def test_files_of_other_forms_are_told_what_to_do(tmp_path, text, why, hint):
+  (tmp_path / "a.jsonl").write_text(text)
+  first = next(rows.read(tmp_path / "a.jsonl"))
+  assert first.where.endswith(":1") and first.why.startswith(why) and first.why.endswith(hint)
+
+
 def test_lines_are_counted_as_editors_do(tmp_path):
   (tmp_path / "a.jsonl").write_bytes(b'\r\n{"a": "x\xe2\x80\xa8y"}\r\n\r\n{"a": 2}')
   found = list(rows.read(tmp_path / "a.jsonl"))
@@ -76,6 +136,7 @@ REFUSED = {
     ":1: got the byte 0xe9, which is no UTF-8, at character 18",
   ),
   "UTF-16": (TEXT.encode("utf-16"), ":1: got UTF-16, expected JSON lines in UTF-8; convert it"),
+  "UTF-32": (TEXT.encode("utf-32"), ":1: got UTF-32, expected JSON lines in UTF-8; convert it"),
   "UTF-16 without mark": (TEXT.encode("utf-16-le"), ":1: got UTF-16 or binary"),
   "UTF-16 in gzip": (gzip.compress(TEXT.encode("utf-16")), ":1: got UTF-16, expected JSON"),
   "zip": (b"PK\x03\x04" + bytes(100), ":1: got a zip archive, expected .*; unpack it"),
@@ -114,7 +175,7 @@ def test_a_line_without_an_end_is_not_kept(tmp_path, monkeypatch):
 
 LEFT_OUT = {
   '{"question": "q"': "no JSON: ",
-  '[{"question": "q", "answer": "1"}]': "got list, expected an object",
+  '[{"question": "q", "answer": "1"}]': "got an array, expected an object",
   '{"question": "q", "answer": "1", "meta": ' + "[" * 99999 + "]" * 99999 + "}": "nested too dee",
   '{"question": "a \\ud83d", "answer": "1"}': r"question: got half of a surrogate pair, '\ud83d'",
   '{"question": "q", "answer": "\\udc00"}': "answer: got half of a surrogate pair",

@@ -94,6 +94,19 @@ def test_math_takes_the_answer_or_the_last_box(tiny_config, tmp_path):
     again.check()
 
 
+def test_one_question_with_one_answer_is_no_contradiction(tiny_config):
+  """Beside the answer, reasoning-gym says how an entry was made, which differs."""
+  entries = [{"answer": str(12 + (i == 2)), "metadata": {"source_index": i}} for i in range(3)]
+  answers = [verifiers.dumps({"dataset": "gcd", "entry": entry}) for entry in entries]
+  answers += [json.dumps({"any": i}) for i in range(2)]
+  asked = ["q", "q", "q", "own", "own"]
+  listed = [sources.Problem(*pair, "12") for pair in zip(asked, answers, strict=True)]
+  reading = catalog.Task("t", lambda: listed, "m:f", heldout=lambda: []).read("train")
+  assert [row.why.rpartition("with ")[2] for row in reading.repeated] == [
+    "the same answer", "another answer", "another answer",
+  ]  # fmt: skip
+
+
 def test_any_file_with_two_columns_is_a_task(tiny_config, tmp_path):
   rows = [{"ask": f"q{i}", "say": i, "how": f"it is {i}"} for i in range(200)]
   path = write(tmp_path / "a.jsonl", *rows, "", {"ask": "q7", "say": 8})
@@ -127,7 +140,7 @@ def test_what_is_held_out_is_not_trained_on(tiny_config, tmp_path):
   ("row", "message"),
   [
     ("{", r"a.jsonl:1: no JSON: "),
-    ("[1]", r"a.jsonl:1: got list, expected an object"),
+    ("[1]", r"a.jsonl:1: got an array, expected an object; one object per line"),
     ({"answer": "1"}, r"a.jsonl:1: question: got only the columns \['answer'\], expected a text"),
     (
       {"question": "q", "answer": ["1"]},
