@@ -8,7 +8,8 @@ import numpy as np
 
 from offpolicy_rl.tasks import extraction, forms, latex, numerals, thoughts
 
-_AROUND = " \t\n.,:;!$*`'\""
+_AROUND_FORMULAS = ' \t\n.,:;!$`"'
+_AROUND_WORDS = _AROUND_FORMULAS + "*'"
 _UNMARKED = str.maketrans("", "", "‹›")
 _NUMBER = re.compile(r"-?\d+(?:/\d+)?")
 _SPACE_BESIDE_SIGNS = re.compile(r"(?<=[^\w\s])\s+|\s+(?=[^\w\s\\])")
@@ -21,8 +22,8 @@ def final_answer(text: str, *, finished: bool = True) -> str | None:
   the verifier `numeric` where both answer with a number (`extraction.number`): the text is then the
   reduced fraction. Otherwise it is the marked text in the spelling of `forms.spelled` (1, 2 and
   \{2, 1\} are the same, as for `math_verify`; expressions only as they are written), or else the
-  last line; in lower case, without spaces and punctuation that don't matter. A number and a text
-  never vote together: (-\infty, 3) and 2\sqrt{3} are texts.
+  last line; words in lower case, without spaces and punctuation that don't matter. A number and a
+  text never vote together: (-\infty, 3) and 2\sqrt{3} are texts.
 
   None = no answer: nothing was said, or the completion was cut, or it ends in a thought.
   """
@@ -34,15 +35,15 @@ def final_answer(text: str, *, finished: bool = True) -> str | None:
     return str(number)
   marked = extraction.marked(text)
   if marked is not None:
-    return _plain(marked, forms.spelled(forms.of(marked)))
+    return _plain(marked, forms.spelled(forms.of(marked)), around=_AROUND_FORMULAS)
   last = (text.strip().splitlines() or [""])[-1]
-  return _plain(last, latex.normal(last) if len(last) <= numerals.LONGEST else last)
+  normal = latex.normal(last) if len(last) <= numerals.LONGEST else last
+  return _plain(last, normal.casefold(), around=_AROUND_WORDS)
 
 
-def _plain(said: str, text: str) -> str | None:
-  text = text.translate(_UNMARKED)
-  text = _SPACE_BESIDE_SIGNS.sub("", " ".join(text.casefold().split()))
-  bare = text.strip(_AROUND)
+def _plain(said: str, text: str, *, around: str) -> str | None:
+  text = _SPACE_BESIDE_SIGNS.sub("", " ".join(text.translate(_UNMARKED).split()))
+  bare = text.strip(around)
   # 5! without its sign would look like the number 5.
   return (said.strip() if _NUMBER.fullmatch(bare) else bare) or None
 

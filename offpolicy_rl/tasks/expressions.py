@@ -15,6 +15,8 @@ from latex2sympy2_extended.math_normalization import NormalizationConfig
 
 _DIGITS = 80
 _CLOSE = sympy.Float("1e-50", _DIGITS)
+_ZERO = sympy.Float("1e-150", _DIGITS)  # what sympy is left with where a value is 0 is smaller
+_MOST_BITS = 100_000  # of a number that is written down
 _NOTHING = NormalizationConfig(
   basic_latex=False, units=False, malformed_operators=False, nits=False, boxed="none"
 )
@@ -82,9 +84,13 @@ def _check_names(text: str, found: sympy.Expr) -> None:
 
 
 def _at(expression: sympy.Expr, point: int) -> sympy.Expr:
-  """Its value where every variable has one of its own, the same in all expressions."""
+  """Its value where every variable has one of its own, the same in all expressions; exact where
+  it is rational.
+  """
   values = {symbol: _value(str(symbol), point) for symbol in expression.free_symbols}
-  value = expression.subs(values).evalf(_DIGITS)
+  value = expression.subs(values)
+  exact = _rational(value)
+  value = value.evalf(_DIGITS) if exact is None else exact
   if not value.is_number or value.has(sympy.nan, sympy.oo, sympy.zoo):
     raise Unreadable(f"{expression!s:.60}: its value is {value!s:.60}")
   return value
@@ -97,5 +103,25 @@ def _value(name: str, point: int) -> sympy.Rational:
   return -size if point in _SIGNED else size
 
 
+def _rational(expression: sympy.Expr) -> sympy.Rational | None:
+  """Its exact value; None when it has none, or one that is too large to write down."""
+  if expression.is_Rational:
+    return expression
+  if not isinstance(expression, sympy.Add | sympy.Mul | sympy.Pow):
+    return None
+  values = list(map(_rational, expression.args))
+  if None in values:
+    return None
+  if not isinstance(expression, sympy.Pow):
+    return sympy.Add(*values) if isinstance(expression, sympy.Add) else sympy.Mul(*values)
+  base, power = values
+  bits = base.p.bit_length() + base.q.bit_length()
+  if power.q != 1 or bits * abs(power.p) > _MOST_BITS or (base == 0 and power < 0):
+    return None
+  return base**power
+
+
 def _close(a: sympy.Expr, b: sympy.Expr) -> bool:
-  return bool(abs(a - b) <= _CLOSE * (abs(a) + abs(b))) or bool(abs(a) + abs(b) < _CLOSE)
+  if a.is_Rational and b.is_Rational:  # 2^{200} is not 2^{200} - 1
+    return a == b
+  return bool(abs(a - b) <= _CLOSE * (abs(a) + abs(b))) or bool(abs(a) + abs(b) < _ZERO)

@@ -87,11 +87,21 @@ def last_boxed(text: str) -> str | None:
   return "" if next(_boxes_backwards(text), None) else None
 
 
+# Lines that begin with "####" and are headings, where anything follows them.
+_HEADING = re.compile(
+  r"\W*(?:(?:step|solution|part|case|method|example|problem|question|approach|option)\b.*"
+  r"|(?:the )?(?:final )?(?:answer|result|conclusion|explanation|verification|check|summary)\W*)",
+  re.IGNORECASE,
+)
+
+
 def _after_hashes(text: str) -> str | None:
-  found = _HASHES.findall(text)
-  if found:
-    return found[-1].strip()
-  return "" if "####" in text else None
+  found = [(match.end(), match[1].strip()) for match in _HASHES.finditer(text)]
+  last = len(text.rstrip())
+  held = [line for end, line in found if end >= last or not _HEADING.fullmatch(line)]
+  if held:
+    return held[-1]
+  return "" if "####" in text and not found else None
 
 
 def given(completion: str) -> str | None:
@@ -147,7 +157,7 @@ _TAG = re.compile(r"</?[a-zA-Z_]{1,20}/?>")
 _TOKEN = re.compile(
   r"(?P<word>‹[^‹›]*›|(?<![^\W\d_])[^\W\d_]+(?:['’][^\W\d_]+)*)"
   r"|(?P<command>\\[a-zA-Z]+)|(?P<digits>\d+)"
-  r"|(?P<stop>[.,;:?](?=\s|$|[\"'”*)])|[=\n\"“”#—`]|\\[\\()\[\]]|(?<![\d)])\*\*|\*\*(?![\d(]))"
+  r"|(?P<stop>[.,;:?](?=\s|$|[\"'”*)])|[-=]+>|[=\n\"“”#—`]|\\[\\()\[\]]|(?<![\d)])\*\*|\*\*(?![\d(]))"
   r"|(?P<other>.)",
   re.DOTALL,
 )
@@ -156,6 +166,7 @@ _RELATIONS = frozenset(
 )
 _BULLET = re.compile(r"\s*[-+]\s")
 _ENUMERATED = re.compile(r"\s*\d+[.)]\s+\S")
+_TABLE = re.compile(r"\s*\|.*\|.*\|\s*")  # a row of it: | total | 5 |
 _AND_A_HALF = re.compile(r"\s*and\s+(?:a|one)\s+(?:half|quarter|third|fifth|tenth)\b")
 
 
@@ -175,6 +186,8 @@ def _last_number(text: str) -> fractions.Fraction | None:
   cut = begin == 0 and start > 0  # the line goes on to the left
   until = line.find("\n", at)
   line = latex.plain(_TAG.sub("\n", line[begin : None if until < 0 else until]))
+  if _TABLE.fullmatch(line):
+    line = line.replace("|", "\n")
   tokens = list(_TOKEN.finditer(line))
   places = [i for i, token in enumerate(tokens) if token["digits"] and not _in_a_word(tokens, i)]
   if not places or (not cut and _ENUMERATED.match(line) and places[-1] < 3):
@@ -219,14 +232,34 @@ def _expression(line: str, tokens: list[re.Match], at: int, cut: bool):
   return None if value is None else value * numerals.multiple(numerals.words(right)[:1])
 
 
+# What stands before a number that is not the answer, but a part of it.
+_PART = re.compile(
+  r"(?:(?:root|half|third|quarter|fifth|tenth|percent|%|power|out)\s+of|\d\s+(?:to|remainder|R)"
+  rf"|\bto\s+the|[!<>/]=|\d\s*{latex.IDEOGRAPH}{{1,3}})\s*$"
+)
+# 2 hours and 30 minutes: the second number is not all.
+_RESTS = re.compile(
+  r"\d\s*(?:(?:weeks?|days?|hours?|hrs?|h|minutes?|mins?)[,\s]+(?:and\s+)?\d+\s*(?:days?|hours?|"
+  r"hrs?|h|minutes?|mins?|m|seconds?|secs?|s)|(?:feet|foot|ft)[,\s]+(?:and\s+)?\d+\s*in(?:ch(?:es)?)?"
+  r"|years?[,\s]+(?:and\s+)?\d+\s*(?:months?|weeks?|days?)|months?[,\s]+(?:and\s+)?\d+\s*(?:weeks?|"
+  r"days?)|(?:pounds?|lbs?)[,\s]+(?:and\s+)?\d+\s*(?:ounces?|oz)|(?:dollars?\s+)?and\s+\d+\s*cents?)"
+  r"(?![a-zA-Z])"
+)
+
+
 def _fits(text: str, left: str, right: str) -> bool:
   """Whether the words beside an expression leave its value as it is."""
   word = re.match(r"[^\W\d_]+", right)
   glued = word and not text[-1:].isspace() and text[-1:] not in "/-"
-  if glued and not numerals.is_word(word[0], latex=False, glued=True, behind=True):
+  foreign = word and re.match(latex.IDEOGRAPH, word[0])
+  if (glued or foreign) and not numerals.is_word(word[0], latex=False, glued=True, behind=True):
     return False
-  before = re.search(r"(?:(root)\s+of|([^\W\d_]+))\s*$", left)
-  changed = before and (before[1] or before[2].casefold() in numerals.CHANGES - {"or", "no", "not"})
+  if _PART.search(left[-80:]) or _RESTS.search(left[-80:] + text + right[:20]):
+    return False
+  before = re.search(r"([^\W\d_]+)\s*$", left)
+  if before and re.search(latex.IDEOGRAPH, before[1]):
+    return numerals.is_word(before[1], latex=False, glued=False, behind=False)
+  changed = before and before[1].casefold() in numerals.CHANGES - {"or", "no"}
   behind = numerals.words(right[:60])[:1]
   return not (
     changed or numerals.CHANGES_WHAT_IT_FOLLOWS.intersection(behind) or _AND_A_HALF.match(right)

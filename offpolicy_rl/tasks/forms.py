@@ -48,6 +48,7 @@ _SHORT_WORDS = frozenset(
 def of(text: str, depth: int = 0) -> Form:
   """Takes a formula apart."""
   text = latex.normal(re.sub(r"(?<![a-zA-Z\\])(and|or)(?![a-zA-Z])", r"\\text{\1}", text))
+  text = text.removeprefix("+") if text == "+\\infty" else text
   if len(text) > numerals.LONGEST or depth > _DEEPEST:
     return Form(TEXT, _as_text(text))
   if _is_words(text):
@@ -133,6 +134,8 @@ def _bracketed(text: str, tokens: list[str], depth: int) -> Form | None:
     if any(not piece for piece in pieces):
       return Form(TEXT, _as_text(text))
     ends = tuple(of(piece, depth + 1) for piece in pieces)
+    if kinds == ("(", ")") and [end.text for end in ends] == ["-\\infty", "\\infty"]:
+      return Form(TEXT, "\\mathbb{R}")
     return Form(TUPLE, "".join(kinds), ends)
   if kinds in (("(", ")"), ("{", "}")) and not commas:
     return of("".join(inside), depth + 1)
@@ -202,7 +205,19 @@ def is_name(form: Form) -> bool:
   return numerals.NAME.fullmatch(form.text) is not None
 
 
+def is_ordered(form: Form) -> bool:
+  """Whether a list says whose value each one is: x = 1, y = 2, but not x_1 = 1, x_2 = 2."""
+  if form.kind != SET or not all(part.kind == EQUATION for part in form.parts):
+    return False
+  return len({part.parts[0].text.partition("_")[0] for part in form.parts}) > 1
+
+
 def _relation(text: str, tokens: list[str], depth: int) -> Form | None:
+  (exact, *rounded), _ = _split(tokens, ("\\approx",))
+  if exact and len(rounded) == 1 and rounded[0]:  # \sqrt{13} \approx 3.606
+    if numerals.NAME.fullmatch(exact) and exact not in ("\\pi", "e"):
+      return Form(EQUATION, "", (Form(TEXT, exact), of(rounded[0], depth + 1)))
+    return of(exact, depth + 1)
   pieces, signs = _split(tokens, _RELATIONS)
   if not signs or not all(pieces):
     return Form(TEXT, _as_text(text)) if _has(tokens, _UNTRUSTED) and "|" not in tokens else None
@@ -270,7 +285,7 @@ def _plus_minus(text: str, tokens: list[str], depth: int) -> Form | None:
 _EXPRESSION = re.compile(
   r"(?>\d++(?:\.\d++)?|\.\d++|(?<![a-zA-Z])[a-zA-Z]{1,3}(?![a-zA-Z])(?:_(?:[\da-zA-Z]|\{[\da-zA-Z]+\}))?"
   r"|\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|pi|rho|sigma|tau|phi|omega)(?![a-zA-Z])"
-  r"|\\sqrt\[\d\]|\\(?:frac|sqrt|times|cdot|binom|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|ln|lfloor"
+  r"|\\sqrt\[(?:\d{1,2}|[a-z])\]|\\(?:frac|sqrt|times|cdot|binom|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|ln|lfloor"
   r"|rfloor|lceil|rceil)(?![a-zA-Z])|\\log_(?:\d|[a-z]|\{\w+\})|\\log(?![a-zA-Z])|[-+*/^!{}()|\s])++"
 )
 # f(x) might be a product or a function; a/bc has two readings; towers of powers take for ever.
@@ -340,7 +355,9 @@ def spelled(form: Form) -> str:
   if form.kind == EQUATION and is_name(form.parts[0]):
     return spelled(form.parts[1])
   if form.kind in (SET, UNION):
-    parts = sorted({spelled(part) for part in form.parts})
+    ordered = is_ordered(form)
+    name = lambda part: part.parts[0].text + "=" if ordered else ""
+    parts = sorted({name(part) + spelled(part) for part in form.parts})
     return "\\cup".join(parts) if form.kind == UNION else "\\{" + ",".join(parts) + "\\}"
   if form.kind == TUPLE:
     opening = next(sign for sign in _OPENING if form.text.startswith(sign))

@@ -9,6 +9,7 @@ _LETTERS = {
   **dict.fromkeys("−–‐‑﹣－", "-"), **dict.fromkeys("⁄∕÷", "/"), **dict.fromkeys("∣｜", "|"),
   **dict.fromkeys("\u00a0\u202f\u2007\u2008\u2005", THIN),
   **dict.fromkeys("\u00ad\u200b\u2060\ufeff", ""),
+  "。": ". ", "：": ": ", "、": ", ", "；": "; ",
   "＋": "+", "＝": "=", "（": "(", "）": ")", "，": ",", "．": ".", "％": "%", "＄": "$", "′": "'",
   "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "°": r"^\circ ",
 } | {
@@ -24,10 +25,16 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
 
+IDEOGRAPH = "[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # and kana, and syllables of Korean
+# Chinese and Japanese put no space between words and numbers.
+_BESIDE_IDEOGRAPHS = re.compile(rf"(?<={IDEOGRAPH})(?=[\d$¥￥\\.-])|(?<=\d)(?={IDEOGRAPH})")
+
+
 def _ascii(text: str) -> str:
   """Digits, fractions and operators of Unicode as ASCII and LaTeX write them."""
   text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
   text = re.sub("[₀-₉]+", lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
+  text = _BESIDE_IDEOGRAPHS.sub(" ", text)
   return "".join(map(_ascii_character, text))
 
 
@@ -49,6 +56,7 @@ _TEXT = re.compile(
 )
 _DOUBLE_BRACES = re.compile(r"\{\{([^{}]*)\}\}")
 _OVER = re.compile(r"\{([^{}]+)\\over(?![a-zA-Z])([^{}]+)\}|^([^{}]+)\\over(?![a-zA-Z])([^{}]+)$")
+_UPRIGHT = r"\\(?:text|math)(?:rm|it|normal)?\{\s*([eixyzn])\s*\}"  # 3\mathrm{i}: no unit
 _SPACING = (
   (
     re.compile(
@@ -62,6 +70,9 @@ _SPACING = (
   (re.compile(r"\{,\}"), ","),
   (re.compile(r"(?<!\\)\\[,;:> ]|~|\\(?:q?quad|thinspace|enspace|space)(?![a-zA-Z])"), THIN),
   (re.compile(r"\\[dtcs]frac(?![a-zA-Z])|\\nicefrac(?![a-zA-Z])"), r"\\frac"),
+  (re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
+  (re.compile(r"(?<![a-zA-Z])" + _UPRIGHT), r"\1"),
+  (re.compile(_UPRIGHT), r" \1"),
   (re.compile(r"\\\$"), "¤"),  # money; a bare $ may begin a formula
   (re.compile(r"\\([%#&])"), r"\1"),
   (re.compile(r"\\(?:mathdollar|textdollar)"), "¤"),

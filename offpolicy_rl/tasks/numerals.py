@@ -85,6 +85,10 @@ _SHORT_WORDS = _set(
   "mb gb tb hz khz mhz st nd rd th am pm is of to at by an as it on be egg eggs sq cu deg rad pct "
   "bit bits the she her his for and each"
 )
+# 5万 is 50000, 5倍 five times, 5的 of 5, 负5 minus 5, 不是5 not 5.
+_IDEOGRAPHS = re.compile(latex_lib.IDEOGRAPH)
+_CHANGES_BEFORE_IT = re.compile(r"^(?:[万萬亿億兆千百十半倍点割多余만억천백조]|分之|的)")
+_CHANGES_BEHIND_IT = re.compile(r"[不非负負]|マイナス|마이너스")
 _LETTER_UNITS = frozenset("mgshLl")
 _ARTICLES = frozenset("aAI")
 
@@ -167,6 +171,8 @@ def is_word(word: str, *, latex: bool, glued: bool, behind: bool) -> bool:
 
   `glued`: no space between; `behind`: they follow the number.
   """
+  if _IDEOGRAPHS.search(word):
+    return not (_CHANGES_BEFORE_IT if behind else _CHANGES_BEHIND_IT).search(word.strip("‹›"))
   if word.startswith("‹"):
     return True
   if len(word) == 1:

@@ -71,6 +71,8 @@ def same(a: forms.Form, b: forms.Form) -> bool:
   if a.kind == forms.NUMBER:
     return _same_numbers(a, b)
   if a.kind in (forms.SET, forms.UNION):
+    if forms.is_ordered(a) != forms.is_ordered(b):
+      return _same_all(a.parts, b.parts)
     return _matched(a.parts, b.parts)
   if a.kind == forms.TUPLE:
     return a.text == b.text and _same_all(a.parts, b.parts)
@@ -86,7 +88,7 @@ def same(a: forms.Form, b: forms.Form) -> bool:
 
 
 def _same_of_two_kinds(a: forms.Form, b: forms.Form) -> bool:
-  if a.kind == forms.EQUATION and forms.is_name(a.parts[0]):
+  if a.kind == forms.EQUATION and (forms.is_name(a.parts[0]) or _computes(a)):
     return same(a.parts[1], b)
   if (a.kind, b.kind) == (forms.NUMBER, forms.EXPRESSION):
     exact = forms.Form(forms.EXPRESSION, f"\\frac{{{a.value.numerator}}}{{{a.value.denominator}}}")
@@ -135,6 +137,13 @@ def _same_equations(a: forms.Form, b: forms.Form) -> bool:
     return expressions.proportional(_difference(a), _difference(b))
   except expressions.Unreadable:
     return False
+
+
+def _computes(equation: forms.Form) -> bool:
+  """5! = 120, whose left side is the right one: it gives an answer and how it came about."""
+  left, right = forms.of(equation.parts[0].text), equation.parts[1]
+  kinds = {left.kind, right.kind}
+  return kinds.issubset({forms.NUMBER, forms.EXPRESSION}) and same(left, right)
 
 
 def _difference(equation: forms.Form) -> str:
