@@ -20,13 +20,6 @@ class Untold(BaseException):
     raise RuntimeError("no text")
 
 
-def fork():
-  """As a library does that means to end in its child, and does not."""
-  if os.fork() == 0:
-    time.sleep(0.3)
-  return "no number"
-
-
 def kill_oneself():
   os.kill(os.getpid(), signal.SIGKILL)
 
@@ -61,7 +54,6 @@ BAD = {
   "raises": lambda: raise_that(RuntimeError("no")),
   "raises what can't be pickled": lambda: raise_that(Unpicklable("a", "b")),
   "raises what can't be told": lambda: raise_that(Untold()),
-  "forks": fork,
   "nan": lambda: float("nan"),
   "infinity": lambda: float("inf"),
   "more than a float32 holds": lambda: 1e300,

@@ -65,6 +65,13 @@ def note_and_die(path):
   os._exit(3)
 
 
+def fork(x):
+  """As a library does that means to end in its child, and does not."""
+  if os.fork():
+    time.sleep(0.5)  # the child is done first
+  return x
+
+
 def start_and_hang(path):
   """Programs, one in a session of its own, one whose parent has ended; then stays in C."""
   found = [subprocess.Popen(["sleep", "97"], start_new_session=new) for new in (False, True)]
@@ -121,6 +128,14 @@ def test_a_late_import_counts_in_no_limit_either(a_pool, tmp_path):
   assert a_pool.submit(note_and_sleep, [(tmp_path / "log",)]).result() == [
     pool.Failed("not done after 0.5 s")
   ]
+
+
+@with_limits()
+def test_a_fork_by_a_call_answers_nothing(a_pool):
+  """Its answer would be taken for that of the next call, whose for that of the one behind it."""
+  assert a_pool.submit(fork, [(7,)]).result() == [7]
+  time.sleep(1.0)
+  assert a_pool.submit(plus_one, [(1,), (2,), (3,)]).result() == [2, 3, 4]
 
 
 @with_limits(prepare=is_missing)
