@@ -28,6 +28,7 @@ _OPTIONAL = {
   "rope_theta": "rope.freq_base",
 }
 _SCALING = "rope.scaling.type"
+_ROPE_FACTORS = "rope_freqs.weight"  # the scaling of Llama 3.1, worked out
 # Those that do not change what is computed, the last three only where nothing is scaled.
 _HARMLESS = {
   "vocab_size", "tensor_data_layout", "rope.scaling.factor", "rope.scaling.finetuned",
@@ -100,8 +101,13 @@ class GgufFile:
     given = {k.removeprefix(prefix): k for k in self._metadata if k.startswith(prefix)}
     scaling = self.get(prefix + _SCALING, "none")
     rows = {tensor.name: int(tensor.shape[-1]) for tensor in self._reader.tensors}
-    if scaling != "none" or "rope_freqs.weight" in rows:
+    if scaling != "none":
       raise GgufError(f"{self._path}: rope scaling {scaling!r} is not read, supported: none")
+    if _ROPE_FACTORS in rows:
+      raise GgufError(
+        f"{self._path}: tensor {_ROPE_FACTORS!r} is not read, expected no rope scaling; Llama 3.1 "
+        "and later can be imported from their *.safetensors"
+      )
     if "token_embd.weight" not in rows:
       raise GgufError(f"{self._path}: tensor 'token_embd.weight' missing")
     known = {*_KEYS.values(), *_OPTIONAL.values(), *_HARMLESS, *_HEAD_DIMS, _SCALING}

@@ -34,7 +34,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Keys of generation_config.json that change what transformers generates. A run samples as its own
 # configuration says. None and these values change nothing.
 _NOT_FOLLOWED = {
-  "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0,
+  "num_beams": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0,
   "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
   "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0,
   "eta_cutoff": 0.0, "min_length": 0, "min_new_tokens": 0, "bad_words_ids": [],

@@ -137,7 +137,8 @@ class Tokenizer:
   def turn_notes(self) -> list[str]:
     """A line where the chat template ends turns with what ends no completion."""
     behind = self._behind_turns if self._chat else []
-    end = self.spell(behind).strip()
+    marks = [self.special[token] for token in behind if token in self.special]
+    end = marks[0] if marks else self.spell(behind).strip()
     if (
       not end or set(behind) & set(self.ends) or stop_texts.first(end, self.stop_texts) is not None
     ):

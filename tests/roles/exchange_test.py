@@ -49,14 +49,14 @@ def test_a_good_checkpoint_is_taken_as_it_is(published, tmp_path, capsys):
 
 def test_it_says_what_ends_a_completion_and_what_is_not_followed(published, tmp_path):
   source = copied(published, tmp_path)
-  (source / "generation_config.json").write_text(
-    json.dumps({"eos_token_id": [0, 1], "temperature": 0.7, "top_k": 0, "repetition_penalty": 1.1})
-  )
+  said = {"temperature": 0.7, "top_k": 0, "repetition_penalty": 1.1, "num_beams": 4}
+  generation = json.dumps({"eos_token_id": [0, 1]} | said)
+  (source / "generation_config.json").write_text(generation)
   lines = exchange.import_checkpoint(str(source), str(tmp_path / "to")).splitlines()
   assert lines[1:] == [
     "  a completion ends with '<|im_end|>' (1), '<|im_start|>' (0)",
-    "  generation_config.json: temperature = 0.7, repetition_penalty = 1.1: not followed, "
-    "sampler.* say how to sample",
+    "  generation_config.json: temperature = 0.7, repetition_penalty = 1.1, num_beams = 4: not "
+    "followed, sampler.* say how to sample",
   ]
   ending = "{% for m in messages %}{{ m.content }}<|im_start|>{% endfor %}"
   (source / "chat_template.jinja").write_text(ending)

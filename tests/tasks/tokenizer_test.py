@@ -300,6 +300,9 @@ def test_turns_that_end_with_text_are_told(folder):
     "sampler.stop"
   )
   assert opened(folder).turn_notes() == [note] == opened(folder).check()[1:]
+  (folder / tokenizer.TEMPLATE).write_text(ending.replace("[/END]", "!<|im_start|>\n"))
+  assert opened(folder).turn_notes() == [note.replace("[/END]", "<|im_start|>")]
+  (folder / tokenizer.TEMPLATE).write_text(ending)
   assert opened(folder, chat=False).turn_notes() == []
   assert opened(folder, stop=["[/END]"]).turn_notes() == []
   for template in (ending.replace("[/END]", ""), "{{ messages[0].content }}[/END]"):
