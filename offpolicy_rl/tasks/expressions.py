@@ -13,9 +13,9 @@ import sympy
 from latex2sympy2_extended import latex2sympy2
 from latex2sympy2_extended.math_normalization import NormalizationConfig
 
-_DIGITS = 80
-_CLOSE = sympy.Float("1e-50", _DIGITS)
-_ZERO = sympy.Float("1e-150", _DIGITS)  # what sympy is left with where a value is 0 is smaller
+_DIGITS = 250
+_CLOSE = sympy.Float("1e-200", _DIGITS)
+_ZERO = sympy.Float("1e-240", _DIGITS)  # what sympy is left with where a value is 0 is smaller
 _MOST_BITS = 100_000  # of a number that is written down
 _NOTHING = NormalizationConfig(
   basic_latex=False, units=False, malformed_operators=False, nits=False, boxed="none"
