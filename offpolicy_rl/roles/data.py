@@ -127,6 +127,13 @@ def check_problems(config, selection: catalog.Selection, policy: parts.Policy) -
     if any(len(part.reading.problems) > _SAMPLE for part in found):
       found = look()
     require(config, found)
+  for part in found:
+    if part.unreadable:
+      where, why = part.unreadable[0]
+      _LOG.warning(
+        "task %s, %s: answers to %d problems can't be judged and earn nothing; the first: %s: %s",
+        part.task.name, part.split, len(part.unreadable), where, why,
+      )  # fmt: skip
 
 
 def policy_of(config) -> parts.Policy:

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from offpolicy_rl import config as config_lib
 from offpolicy_rl import main
 from offpolicy_rl.roles import data, data_check, parts
 from offpolicy_rl.tasks import catalog, prompts, sources
@@ -83,6 +84,17 @@ def test_what_could_not_start_is_a_usage_error(tmp_path, capsys, rows, keys, mes
     told.removeprefix("offpolicy-rl check")
   )
   assert not run_dir.exists()
+
+
+def test_a_start_says_which_answers_it_bears_with(tiny_config, tmp_path, caplog):
+  bad = {"question": "q", "answer": "two hours and 3"}  # trained on: its hash decides
+  path = write(tmp_path / "a.jsonl", *SUMS, bad)
+  asked = dict(name="jsonl", train_file=path, verifier="numeric", max_prompt_tokens=20)
+  settings(tiny_config, **asked, max_bad_rows=0.1)
+  selection, policy = config_lib.check_data(tiny_config), data.policy_of(tiny_config)
+  data.check_problems(tiny_config, selection, policy)
+  assert "1 problems can't be judged and earn nothing; the first: " + path in caplog.text
+  assert "expected one number" in caplog.text
 
 
 def test_local_reads_its_rows_before_it_makes_a_directory(tmp_path, capsys):
