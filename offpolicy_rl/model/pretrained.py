@@ -148,12 +148,14 @@ class Checkpoint:
     self.directory = pathlib.Path(directory)
     self.keys = _read_json(self.directory / CONFIG)
     self.config = families.read(self.keys)
-    self._file_of = self._open()
+    self._slices = self._open()
+    if self.config.tied_embeddings and _INPUT not in self._slices and _OUTPUT in self._slices:
+      self._slices[_INPUT] = self._slices.pop(_OUTPUT)  # a file may keep either name of one matrix
     self.shapes = tensor_shapes(self.config)  # their name -> shape
     self.dtypes = self._check()
 
   def _open(self) -> dict:
-    """Tensor name -> the file that holds it."""
+    """Tensor name -> its values in a file, to be read by slices."""
     found, file_names = {}, {}
     for file_name in weight_files(self.directory):
       path = self.directory / file_name
@@ -167,29 +169,29 @@ class Checkpoint:
           raise CheckpointError(
             f"{self.directory}: {name} is in {file_names[name]} and in {file_name}, expected once"
           )
-        found[name], file_names[name] = file, file_name
+        found[name], file_names[name] = file.get_slice(name), file_name
     return found
 
   def _check(self) -> dict[str, str]:
     """Tensor name -> numpy dtype."""
     problems, dtypes = [], {}
-    if not self.shapes.keys() & self._file_of.keys():
+    if not self.shapes.keys() & self._slices.keys():
       raise CheckpointError(
-        f"{self.directory}: got tensors like {min(self._file_of, default=None)}, expected "
+        f"{self.directory}: got tensors like {min(self._slices, default=None)}, expected "
         f"{len(self.shapes)} like {min(self.shapes)}"
       )
     for name, shape in self.shapes.items():
-      if name not in self._file_of:
+      if name not in self._slices:
         problems.append(f"{name} missing")
         continue
-      found = self._file_of[name].get_slice(name)
+      found = self._slices[name]
       dtypes[name] = _DTYPES.get(found.get_dtype(), "")
       if tuple(found.get_shape()) != shape or not dtypes[name]:
         problems.append(
           f"{name}: got {found.get_dtype()} {found.get_shape()}, expected {list(shape)} of one of "
           f"{sorted(_DTYPES)}"
         )
-    left = {n for n in self._file_of if n not in self.shapes and not n.endswith(_UNUSED)}
+    left = {n for n in self._slices if n not in self.shapes and not n.endswith(_UNUSED)}
     if not problems and _OUTPUT in left:
       left.remove(_OUTPUT)
       if not self._is_copy(_OUTPUT, _INPUT):
@@ -205,7 +207,7 @@ class Checkpoint:
 
   def _is_copy(self, name: str, of: str) -> bool:
     """Whether two matrices hold the same values."""
-    a, b = (self._file_of[n].get_slice(n) for n in (name, of))
+    a, b = self._slices[name], self._slices[of]
     rows, columns = b.get_shape()
     if a.get_shape() != b.get_shape() or a.get_dtype() != b.get_dtype():
       return False
@@ -232,7 +234,7 @@ class Checkpoint:
     flat = ours.reshape(-1, *ours.shape[place.stacked :])
     shape, index = shape[place.stacked :], index[place.stacked :]
     for i, name in enumerate(place.names(cut[: place.stacked])):
-      theirs = self._file_of[name].get_slice(name)[_their_index(place, index, shape)]
+      theirs = self._slices[name][_their_index(place, index, shape)]
       flat[i] = _to_ours(place, theirs, index, shape)
     return ours
 

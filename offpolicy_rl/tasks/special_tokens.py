@@ -87,6 +87,8 @@ def read(files: types.ModelFiles) -> SpecialTokens:
     TokenizerError: one of them is no JSON, or names tokens in another way than transformers does.
   """
   settings = parse(files.tokenizer_config, SETTINGS)
+  if not settings.get("tokenizer_class"):
+    settings |= {"tokenizer_class": parse(files.config, CONFIG).get("tokenizer_class")}
   added = []
   if _DECODER in settings:
     where = f"{SETTINGS}: {_DECODER}"

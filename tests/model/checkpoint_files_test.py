@@ -133,6 +133,17 @@ def test_a_copy_of_the_embedding_is_no_matrix_of_its_own(tmp_path, dtype, monkey
   assert not pretrained.Checkpoint(folder).config.tied_embeddings
 
 
+def test_a_matrix_with_two_names_may_be_kept_under_either(tmp_path):
+  """Whatever drops one of two equal names: transformers reads lm_head as both."""
+  keys = UNTIED | {"tie_word_embeddings": True}
+  folder = random_checkpoints.write(tmp_path / "model", keys)
+  tensors = random_checkpoints.tensors(keys)
+  expected = tensors.pop(EMBEDDING)
+  save(folder, tensors | {HEAD: expected})
+  np.testing.assert_array_equal(embedding(folder), expected)
+  assert HEAD not in pretrained.Checkpoint(folder).dtypes
+
+
 def test_a_head_that_is_promised_and_missing_is_refused(tmp_path):
   folder = random_checkpoints.write(tmp_path / "model", TIED)
   (folder / pretrained.CONFIG).write_text(json.dumps(UNTIED))

@@ -235,6 +235,7 @@ _LLAMA = {"tokenizer_class": "LlamaTokenizer"}
     ({"config": {"eos_token_id": None}, "generation_config": {"eos_token_id": []}}, (2,)),
     # What the tokenizer's class says by itself, unless a file says otherwise.
     ({"tokenizer_config": _LLAMA}, (2,)),
+    ({"tokenizer_config": {}, "config": _LLAMA}, (2,)),
     ({"tokenizer_config": _LLAMA, "config": {"eos_token_id": 3}}, (2, 3)),
     ({"tokenizer_config": _LLAMA | {"eos_token": None}, "config": {"eos_token_id": 3}}, (3,)),
     ({"tokenizer_config": {"eos_token": ""}, "config": {"eos_token_id": 3}}, (3,)),
