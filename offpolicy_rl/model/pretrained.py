@@ -4,6 +4,7 @@ No host ever holds a whole model: each device's part of each parameter is read f
 by itself, and an export goes layer by layer. PyTorch is not needed.
 """
 
+import fnmatch
 import itertools
 import json
 import math
@@ -249,12 +250,12 @@ def weight_files(directory) -> list[str]:
     CheckpointError: one is missing, the index does not name any, or there is an adapter, with which
       transformers reads another model.
   """
-  if any(directory.glob(_ADAPTER)):
+  there = {path.name for path in directory.iterdir()}
+  if _ADAPTER in there:
     raise CheckpointError(
       f"{directory / _ADAPTER}: adapters are not read, expected a model into which they are merged "
       "(merge_and_unload of the package peft), without this file"
     )
-  there = {path.name for path in directory.glob("*.safetensors*")}
   names = [SINGLE]
   if SINGLE not in there and INDEX in there:
     of_tensors = _read_json(directory / INDEX).get("weight_map")
@@ -272,7 +273,9 @@ def weight_files(directory) -> list[str]:
     names = sorted(set(of_tensors.values()))
   missing = [name for name in names if name not in there]
   if missing:
-    hints = "".join(f"; {hint}" for name, hint in _HINTS.items() if any(directory.glob(name)))
+    hints = "".join(
+      f"; {hint}" for pattern, hint in _HINTS.items() if fnmatch.filter(there, pattern)
+    )
     raise CheckpointError(f"{directory}: files {missing} are missing{hints}")
   return names
 

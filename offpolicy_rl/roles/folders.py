@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fnmatch
 import os
 import pathlib
 import shutil
@@ -19,12 +20,13 @@ def copy_matching(source, to: pathlib.Path, patterns: Iterable[str]) -> None:
   A pattern is of a file directly in it, or of one in a folder directly in it.
   """
   for pattern in patterns:
-    for path in epath.Path(source).glob(pattern):
-      if path.is_dir():
-        continue
-      copied = to / pattern.rpartition("/")[0] / path.name
-      copied.parent.mkdir(exist_ok=True)
-      path.copy(copied)
+    # Not by epath's glob, which takes `[` in the directory's name for a pattern, too.
+    folder, _, name = pattern.rpartition("/")
+    there = epath.Path(source) / folder
+    for path in there.iterdir() if there.is_dir() else ():
+      if fnmatch.fnmatchcase(path.name, name) and not path.is_dir():
+        (to / folder).mkdir(exist_ok=True)
+        path.copy(to / folder / path.name)
 
 
 def link(name: pathlib.Path, to: pathlib.Path, *, empty: bool) -> None:

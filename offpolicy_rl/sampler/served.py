@@ -253,10 +253,12 @@ class ServedEngine:
     with tempfile.TemporaryDirectory(dir=self._directory) as folder:
       new = pathlib.Path(folder)
       pretrained.save(new, self._config, params, self._dtypes)
-      for old in (*self._directory.glob("*.safetensors"), self._directory / pretrained.INDEX):
-        old.unlink(missing_ok=True)
-      for file in new.iterdir():
-        file.rename(self._directory / file.name)
+      names = [file.name for file in new.iterdir()]
+      old = {file.name for file in self._directory.glob("*.safetensors")} | {pretrained.INDEX}
+      for name in names:  # before what is too much goes: there are weights at any time
+        (new / name).rename(self._directory / name)
+      for name in old.difference(names):
+        (self._directory / name).unlink(missing_ok=True)
 
   def _gap(self, params, ticket: types.Ticket) -> float:
     [choice] = self._server.complete(ticket, number=1, max_tokens=_PROBE_TOKENS)

@@ -152,9 +152,11 @@ def complete_versions(directory: str, session: str) -> list[int]:
   """Versions that can be restored now, oldest first; [] when another session wrote them."""
   try:
     index = json.loads((_path(directory) / _INDEX).read_text())
+    return index["versions"] if index["session"] == session else []
   except FileNotFoundError:
     return []
-  return index["versions"] if index["session"] == session else []
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{directory}/{_INDEX}: no list of versions: {error!r:.100}") from None
 
 
 def restore(directory: str, version: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict:

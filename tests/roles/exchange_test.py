@@ -100,9 +100,7 @@ def test_a_bucket_is_read(published, tmp_path, monkeypatch):
   local, bucket = str(published), "gs://somewhere"
   with testing.mock_epath(
     isdir=lambda real, path: real(str(path).replace(bucket, local)),
-    glob=lambda real, path: [
-      found.replace(local, bucket) for found in real(str(path).replace(bucket, local))
-    ],
+    listdir=lambda real, path: real(str(path).replace(bucket, local)),
     copy=lambda real, path, to, **how: real(str(path).replace(bucket, local), to, **how),
   ):
     exchange.import_checkpoint(bucket, str(tmp_path / "to"))

@@ -54,6 +54,14 @@ def test_only_the_files_that_are_read_are_taken(source, tmp_path):
   ]
 
 
+def test_brackets_in_the_name_of_a_directory_are_no_pattern(source, tmp_path):
+  odd = source.rename(tmp_path / "models [b]*")
+  assert run(odd, tmp_path / "to [1-2]") == 0
+  assert sorted(p.name for p in (tmp_path / "to [1-2]").iterdir()) == sorted(
+    p.name for p in odd.iterdir()
+  )
+
+
 def test_gemma_3_1b_has_one_token_more_than_rows(tmp_path, capsys):
   """<image_soft_token>, 262,144: imported, and refused where a prompt would use it."""
   published = ROOT / "tests" / "data" / "published" / "gemma-3-1b-it" / "config.json"
