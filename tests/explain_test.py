@@ -91,9 +91,12 @@ def test_overrides_reach_the_objective(capsys):
   [
     (["--rewards=0,a"], "--rewards: got '0,a', expected numbers such as 0,0,1,1"),
     (["--rewards=1"], "--rewards: got [1.0], expected at least two finite numbers"),
-    (["--rewards=0,nan"], "expected at least two finite numbers"),
+    (["--rewards=0,nan"], "--rewards: got '0,nan', expected numbers such as 0,0,1,1"),
     (["--rewards=0,1", "--objective=grpo"], "got grpo, expected a regression"),
-    (["--rewards=0,1", "--beta=-1"], "objective.beta: got -1.0, expected a number > 0"),
+    (
+      ["--rewards=0,1", "--config.objective.beta=-1"],
+      "objective.beta: got -1.0, expected a number",
+    ),
     (["--objective=ppo"], "objective.name: got 'ppo', expected one of"),
   ],
 )
