@@ -131,10 +131,40 @@ def _mark(text: str) -> tuple[str, bool] | None:
     if held and kind is last_tagged:
       inner = _mark(held)
       return inner if inner and inner[0] else (held, False)
+    if held and kind is last_boxed:
+      return _in_its_formula(text), True
     if held:
-      return held, kind is last_boxed
+      return held, False
     empty = empty or held is not None
   return ("", False) if empty else None
+
+
+# A sign before a box, no dash or bullet: $-\\boxed{5}$, = - \\boxed{5}.
+_NEGATIVE = re.compile(r"(?:(?:^|[^\w)\]}])[-−]|[=({\[$,:<>] {0,9}[-−] {1,9})$")
+# An operator before it, or mathematics that goes on behind it to the end of the formula.
+_OPERATOR = re.compile(
+  r"(?:[\w)\]}] {0,9}\*|[/^+×÷]|[\w)\]}][-−]|\d\s{1,9}[-−]|\\(?:times|cdot|div|pm|mp|sqrt))\s{0,9}$"
+)
+_GOES_ON = re.compile(
+  r"(?:\s|\\[,;:! ])*(?:\^(?!\s*\{?\s*\\circ)|[π×÷]|[-−+*/]\s*[\d\\({.]"
+  r"|\\(?:times|cdot|div|pm|mp|pi|sqrt|[dt]?frac|over)(?![a-zA-Z])).*?(?=\$|\\[)\]]|\n|$)"
+)
+_BESIDE = 200  # characters of a formula that are looked at on each side of a box
+
+
+def _in_its_formula(text: str) -> str:
+  r"""What is boxed, with what a formula does to it outside of the box: -\boxed{5}, \boxed{5}\pi."""
+  held = boxes(text)
+  if len(held) > 1:
+    return ", ".join(held)
+  start, inside, end = next(box for box in _boxes_backwards(text) if box[1])
+  before, behind = text[max(0, start - _BESIDE) : start], text[end : end + _BESIDE]
+  goes_on = _GOES_ON.match(behind)
+  if _OPERATOR.search(before):
+    return f"... {before[-1:]} {inside}"  # where the formula begins is not known
+  if goes_on:
+    inside = f"{inside if inside.isdigit() else f'({inside})'}{goes_on[0]}"
+  return f"-({inside})" if _NEGATIVE.search(before) else inside
 
 
 def number(text: str) -> fractions.Fraction | None:

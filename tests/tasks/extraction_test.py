@@ -170,6 +170,26 @@ def test_no_text_raises(text):
   extraction.last_boxed(text)
 
 
+# What stands beside a box in its formula belongs to the answer; dashes, bullets and text do not.
+BESIDE = [
+  (r"-\boxed{5}", -5), (r"$x = -\boxed{5}$", -5), (r"= - \boxed{\frac{1}{2}}", -Fraction(1, 2)),
+  (r"the answer is -\boxed{7}", -7), (r"\boxed{5}\times 10^3", 5000),
+  (r"\boxed{5}/6", Fraction(5, 6)), (r"4 * \boxed{5}", None),
+  (r"\boxed{5}\pi", None), (r"\boxed{2}\sqrt{3}", None), (r"\boxed{5}^2", None),
+  (r"\boxed{5} + 3", None), (r"x-\boxed{7}", None), (r"5 - \boxed{7}", None),
+  (r"3 \times \boxed{4} = 12", None), (r"2\boxed{4}", 4),
+  ("- \\boxed{5}", 5), ("so:\n- \\boxed{5}", 5), (r"Answer - \boxed{5}", 5), (r"**\boxed{5}**", 5),
+  (r"*\boxed{5}*", 5), (r"\boxed{5}^\circ", 5), (r"\boxed{5}^{\circ}", 5), (r"\boxed{5}\%", 5),
+  (r"\boxed{5}!", 5), (r"\boxed{5} - as said", 5), (r"$\boxed{5}$ apples and 3 pears", 5),
+  (r"3 + 4 = \boxed{7}", 7), (r"\[ \boxed{7} \]", 7), (r"(\boxed{7})", 7), (r"→\boxed{5}", 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), BESIDE, ids=lambda x: repr(x)[:30])
+def test_a_box_is_read_with_what_its_formula_does_to_it(text, value):
+  assert extraction.number(text) == value
+
+
 def test_boxes():
   assert extraction.last_boxed(r"\boxed{\frac{1}{\sqrt{2}}}, x") == r"\frac{1}{\sqrt{2}}"
   assert extraction.last_boxed(r"\boxed{1} \boxed{2") == "1"
