@@ -27,7 +27,7 @@ from offpolicy_rl.transport import bounds
 __all__ = [
   "ConfigError", "architecture_relations", "base", "batch_parts", "check_data", "check_resume",
   "flatten", "from_json", "load", "objective_choices", "objective_section", "override", "presets",
-  "reduction_setting", "require", "to_json", "validate", "warnings",
+  "reduction_setting", "require", "to_json", "updates_per_step", "validate", "warnings",
 ]  # fmt: skip
 
 
@@ -86,6 +86,11 @@ def _check_keys_and_types(values: dict) -> None:
 def batch_parts(learner: config_dict.ConfigDict) -> int:
   """Parts that a batch is laid out in: those of one update, for each minibatch."""
   return learner.minibatches * learner.microbatches
+
+
+def updates_per_step(learner: config_dict.ConfigDict) -> int:
+  """Optimizer updates that a step makes of its batch."""
+  return learner.minibatches * learner.epochs
 
 
 def _objective_relations(c, rows_per_part: int) -> list[tuple[bool, str]]:
@@ -162,7 +167,7 @@ def reduction_setting(config: config_dict.ConfigDict) -> reductions.Setting:
     and (sampler.top_k, sampler.top_p, sampler.min_p) == (0, 1.0, 0.0)
   )
   return reductions.Setting(
-    updates=config.learner.minibatches * config.learner.epochs,
+    updates=updates_per_step(config.learner),
     on_policy=same_numbers and config.lag.max_lag == 0 and config.lag.mode != lag.REPLAY,
   )
 

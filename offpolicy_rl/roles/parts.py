@@ -151,7 +151,7 @@ def step_choices(config, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh) 
       shares_prompts=learner.layout == packing.SHARED,
     ),
   )  # fmt: skip
-  updates = learner.minibatches * learner.epochs
+  updates = config_lib.updates_per_step(learner)
   optimizer = state_lib.make_optimizer(
     learning_rate=learner.learning_rate,
     num_steps=learner.steps * updates,
