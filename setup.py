@@ -76,6 +76,8 @@ EXTRAS = {
     "nbclient>=0.11,<0.12",  # runs launch/colab's notebook
     "nbformat>=5.11,<6",
     "ipykernel>=7.4,<8",
+    "setuptools>=80",  # with the next one, what pyproject.toml asks for: a test builds the package
+    "grpcio-tools==1.85.1",
   ],
 }
 
