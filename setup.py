@@ -95,6 +95,6 @@ setup(
   package_data={"offpolicy_rl.transport": ["*.proto"], "offpolicy_rl.report": ["*.css", "*.js"]},
   install_requires=REQUIRES,
   extras_require=EXTRAS,
-  entry_points={"console_scripts": ["offpolicy-rl = offpolicy_rl.main:main"]},
+  entry_points={"console_scripts": ["offpolicy-rl = offpolicy_rl.cli.main:main"]},
   cmdclass={"build_py": BuildWithProto},
 )

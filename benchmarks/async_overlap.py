@@ -23,7 +23,7 @@ import tempfile
 import time
 
 from benchmarks.demo_seeds import machine
-from offpolicy_rl import metrics
+from offpolicy_rl.observe import metrics
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 WARM_UP = 15  # steps
@@ -32,18 +32,30 @@ MODES = {
   "asynchronous": {"lag.mode": "async", "lag.max_lag": 4, "sampler.weight_update": "in_flight"},
 }
 CARD = {
-  "task.name": "chain_sum", "task.max_prompt_tokens": 7, "task.max_completion_tokens": 32,
-  "warm_start.steps": 0, "evaluation.every": 0, "evaluation.problems": 1, "evaluation.samples": 1,
-  "model.num_layers": 2, "model.width": 512, "model.mlp_width": 2048,
-  "model.num_heads": 4, "model.num_kv_heads": 4,
-  "learner.prompts_per_step": 14, "learner.group_size": 7, "learner.audit_every": 0,
-  "learner.learning_rate": 1e-6, "sampler.slots": 7, "checkpoint.every": 10_000,
-}  # fmt: skip
+  "task.name": "chain_sum",
+  "task.max_prompt_tokens": 7,
+  "task.max_completion_tokens": 32,
+  "warm_start.steps": 0,
+  "evaluation.every": 0,
+  "evaluation.problems": 1,
+  "evaluation.samples": 1,
+  "model.num_layers": 2,
+  "model.width": 512,
+  "model.mlp_width": 2048,
+  "model.num_heads": 4,
+  "model.num_kv_heads": 4,
+  "learner.prompts_per_step": 14,
+  "learner.group_size": 7,
+  "learner.audit_every": 0,
+  "learner.learning_rate": 1e-6,
+  "sampler.slots": 7,
+  "checkpoint.every": 10_000,
+}
 
 
 def start(core: int, *arguments: str) -> subprocess.Popen:
   """A role on one core."""
-  command = ["taskset", "-c", str(core), sys.executable, "-m", "offpolicy_rl.main", *arguments]
+  command = ["taskset", "-c", str(core), sys.executable, "-m", "offpolicy_rl.cli.main", *arguments]
   return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"XLA_FLAGS": ""})
 
 
@@ -116,10 +128,16 @@ def main() -> None:
   cores = both_cores()
   asked = " ".join(["python -m benchmarks.async_overlap", *sys.argv[1:]])
   result = {
-    "machine": machine(), "command": asked,
-    "card": CARD, "modes": MODES, "steps_per_hour": per_hour, "ratio": statistics.median(ratios),
-    "ratios": ratios, "both_cores": cores, "runs": found,
-  }  # fmt: skip
+    "machine": machine(),
+    "command": asked,
+    "card": CARD,
+    "modes": MODES,
+    "steps_per_hour": per_hour,
+    "ratio": statistics.median(ratios),
+    "ratios": ratios,
+    "both_cores": cores,
+    "runs": found,
+  }
   print(
     f"steps per hour: {per_hour}; ratio {result['ratio']} {ratios}; "
     f"both cores do {cores} times the work of one"

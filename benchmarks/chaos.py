@@ -26,19 +26,25 @@ import time
 import numpy as np
 
 from benchmarks import chaos_faults
-from offpolicy_rl import metrics
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.replay import schedule
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 LAG = 4
 STEPS_PER_FAULT = 8
 SETTINGS = [
-  "--config=configs/test.py", "--config.warm_start.steps=30", f"--config.lag.max_lag={LAG}",
-  "--config.checkpoint.every=5", "--config.evaluation.every=0", "--config.learner.audit_every=0",
-  "--config.transport.lease_seconds=3", "--config.transport.heartbeat_seconds=0.5",
-  "--config.transport.reissue_seconds=4", "--config.sampler.grace_seconds=2",
+  "--config=configs/test.py",
+  "--config.warm_start.steps=30",
+  f"--config.lag.max_lag={LAG}",
+  "--config.checkpoint.every=5",
+  "--config.evaluation.every=0",
+  "--config.learner.audit_every=0",
+  "--config.transport.lease_seconds=3",
+  "--config.transport.heartbeat_seconds=0.5",
+  "--config.transport.reissue_seconds=4",
+  "--config.sampler.grace_seconds=2",
   "--config.transport.reconnect_seconds=120",
-]  # fmt: skip
+]
 STALLED_SECONDS = 120.0
 _ACCEPTED = re.compile(r"(train/\d+/\d+) ([0-9a-f]{16}): accepted")
 
@@ -54,9 +60,11 @@ class Run:
     self.clock = folder / "hook" / "clock"
     self.env = os.environ | chaos_faults.write_clock_hook(folder / "hook")
     self.arguments = [
-      *SETTINGS, f"--config.lag.mode={mode}", f"--config.learner.steps={steps}",
+      *SETTINGS,
+      f"--config.lag.mode={mode}",
+      f"--config.learner.steps={steps}",
       f"--run_dir={self.run_dir}",
-    ]  # fmt: skip
+    ]
     self.learner: subprocess.Popen | None = None
     self.samplers: list[subprocess.Popen | None] = [None] * samplers
     self.starts = collections.Counter()
@@ -66,9 +74,12 @@ class Run:
     self.starts[name] += 1
     with (self.logs / f"{name}.log").open("a") as log:
       return subprocess.Popen(
-        [sys.executable, "-m", "offpolicy_rl.main", *arguments], env=self.env,
-        stdout=log, stderr=log, start_new_session=True,
-      )  # fmt: skip
+        [sys.executable, "-m", "offpolicy_rl.cli.main", *arguments],
+        env=self.env,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+      )
 
   def tend(self) -> bool:
     """Starts whatever is not running; True once the learner has finished the run."""
@@ -86,9 +97,13 @@ class Run:
     for i, sampler in enumerate(self.samplers):
       if self.proxy.target and (sampler is None or sampler.poll() is not None):
         self.samplers[i] = self.launch(
-          f"sampler-{i}", "sampler", f"--learner={self.proxy.address}", f"--name=s{i}",
-          "--patience=120", "--verbose",
-        )  # fmt: skip
+          f"sampler-{i}",
+          "sampler",
+          f"--learner={self.proxy.address}",
+          f"--name=s{i}",
+          "--patience=120",
+          "--verbose",
+        )
     return False
 
   def progress(self) -> int:
@@ -205,10 +220,19 @@ def jump_clock(run, draw) -> bool:
 
 
 FAULTS = {
-  kill_learner: 2, kill_sampler: 3, kill_all: 1, preempt_sampler: 2, stop_sampler: 3,
-  stop_learner: 2, cut_connections: 3, slow_connections: 2, damage_bytes: 3, fill_disk: 2,
-  damage_checkpoint: 1, jump_clock: 2,
-}  # fmt: skip
+  kill_learner: 2,
+  kill_sampler: 3,
+  kill_all: 1,
+  preempt_sampler: 2,
+  stop_sampler: 3,
+  stop_learner: 2,
+  cut_connections: 3,
+  slow_connections: 2,
+  damage_bytes: 3,
+  fill_disk: 2,
+  damage_checkpoint: 1,
+  jump_clock: 2,
+}
 
 
 def disturb(run: Run, *, faults: int, draw: random.Random, say) -> collections.Counter:
@@ -350,9 +374,12 @@ def main() -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     report = study(
-      faults=arguments.faults, seed=arguments.seed, mode=arguments.mode,
-      samplers=arguments.samplers, folder=folder,
-    )  # fmt: skip
+      faults=arguments.faults,
+      seed=arguments.seed,
+      mode=arguments.mode,
+      samplers=arguments.samplers,
+      folder=folder,
+    )
   name = f"chaos_{arguments.mode}"
   if arguments.faults >= 100:
     (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")

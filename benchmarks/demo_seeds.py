@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-from offpolicy_rl import metrics
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.report import charts, series
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -24,10 +24,18 @@ def run(seed: int, run_dir: pathlib.Path, extra: list[str]) -> dict:
   """One whole demo in its own processes -> what it reached."""
   start = time.monotonic()
   subprocess.run(
-    [sys.executable, "-m", "offpolicy_rl.main", "local", "--config=configs/demo.py",
-     f"--run_dir={run_dir}", f"--config.seed={seed}", *extra],
+    [
+      sys.executable,
+      "-m",
+      "offpolicy_rl.cli.main",
+      "local",
+      "--config=configs/demo.py",
+      f"--run_dir={run_dir}",
+      f"--config.seed={seed}",
+      *extra,
+    ],
     check=True,
-  )  # fmt: skip
+  )
   seconds = time.monotonic() - start
   rows = metrics.read(run_dir)
   heldout = [row for row in rows if row["kind"] == metrics.HELDOUT]
@@ -49,9 +57,13 @@ def run(seed: int, run_dir: pathlib.Path, extra: list[str]) -> dict:
 def machine() -> str:
   """Processor and cores, for people."""
   model = next(
-    (line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-     if line.startswith("model name")), platform.machine(),
-  )  # fmt: skip
+    (
+      line.split(":")[1].strip()
+      for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+      if line.startswith("model name")
+    ),
+    platform.machine(),
+  )
   return f"{os.cpu_count()} cores of {model}"
 
 

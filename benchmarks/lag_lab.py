@@ -164,10 +164,11 @@ def tune(entry: Entry, study: Study) -> list[dict]:
   for value in dict.fromkeys(v for v, _ in points):
     lanes = [
       (seed, setting, rate)
-      for v, rate in points if v == value
+      for v, rate in points
+      if v == value
       for setting in study.settings
       for seed in study.tuning_seeds
-    ]  # fmt: skip
+    ]
     scores = score(run_lanes(entry, value, lanes, study.steps))
     scores = scores.reshape(-1, len(study.tuning_seeds)).mean(axis=1)
     for (_, setting, rate), found in zip(lanes[:: len(study.tuning_seeds)], scores, strict=True):
@@ -268,8 +269,11 @@ def main() -> None:
       ]
       for job in concurrent.futures.as_completed(jobs):
         print(job.result(), flush=True)
-  reports = [json.loads((folder / f"{label}.json").read_text()) for label in study.entries
-             if (folder / f"{label}.json").exists()]  # fmt: skip
+  reports = [
+    json.loads((folder / f"{label}.json").read_text())
+    for label in study.entries
+    if (folder / f"{label}.json").exists()
+  ]
   about = {
     "command": f"python -m benchmarks.lag_lab{' --quick' if arguments.quick else ''}",
     "machine": machine(),

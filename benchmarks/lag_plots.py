@@ -12,9 +12,15 @@ FAMILIES = {
   "with importance ratios": ("grpo", "dapo", "decoupled_ppo", "cispo", "topr"),
   "without ratios": ("reinforce", "asymre", "copg", "oapl", "mean", "shift_1", "shift_1_auto"),
   "baselines and shifts": (
-    "oapl_coupled", "oapl_coupled_loo", "shift_-1", "mean", "shift_0.5", "shift_1", "shift_2",
+    "oapl_coupled",
+    "oapl_coupled_loo",
+    "shift_-1",
+    "mean",
+    "shift_0.5",
+    "shift_1",
+    "shift_2",
   ),
-}  # fmt: skip
+}
 CURVES = ("grpo", "cispo", "reinforce", "oapl", "oapl_coupled", "mean", "shift_1")
 _COLORS = ("#3266ad", "#c4622d", "#3d8a52", "#8a5aa8", "#b2373f", "#6b6b6b", "#1a9c9c")
 
@@ -106,10 +112,18 @@ def page(reports: list[dict], about: dict, name: str) -> str:
         f"## Mean pass@1 over the run against the same, {title}",
         difference_table(reports, which, "mean_accuracy", "shift_1"),
       ]
-  parts += ["## lambda(t) at the end of training, tuned for each lag",
-            table([r for r in reports if r["tuned"].startswith(("beta", "target"))
-                   and r["label"] != "copg"] or reports, "tuned_per_lag", "lambda_hat", 4),
-            "## What the tuning chose (value, learning rate)", chosen_table(reports)]  # fmt: skip
+  parts += [
+    "## lambda(t) at the end of training, tuned for each lag",
+    table(
+      [r for r in reports if r["tuned"].startswith(("beta", "target")) and r["label"] != "copg"]
+      or reports,
+      "tuned_per_lag",
+      "lambda_hat",
+      4,
+    ),
+    "## What the tuning chose (value, learning rate)",
+    chosen_table(reports),
+  ]
   return "\n\n".join(parts) + "\n"
 
 

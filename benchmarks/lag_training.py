@@ -18,7 +18,7 @@ import optax
 
 from benchmarks import lag_world as world
 from offpolicy_rl import losses
-from offpolicy_rl.losses import induced_target, links, ratios
+from offpolicy_rl.losses import functions, induced_target, ratios
 
 MAX_LAG = 256
 EVERY = 32  # steps between evaluations; training metrics are means over them
@@ -141,7 +141,7 @@ def _gradient(objective, target_kl: float, params, batch: world.Completions, ste
     prepared = prepared._replace(beta=jnp.maximum(prepared.beta, matched))
   gradient = jax.grad(lambda p: objective.loss(inputs_of(p), prepared))(params)
   u = jnp.sum(before.policy_logprobs - batch.logprobs, axis=-1)
-  shifted = links.shifted_advantages(objective.choices, prepared)
+  shifted = functions.shifted_advantages(objective.choices, prepared)
   lambda_hat = jnp.mean(shifted - prepared.beta * u)
   if objective.choices.fn != "regression":
     lambda_hat = jnp.zeros_like(lambda_hat)

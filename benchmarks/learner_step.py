@@ -24,11 +24,12 @@ import numpy as np
 
 from benchmarks.demo_seeds import machine
 from benchmarks.sampler import model as sampler_model
-from offpolicy_rl import losses, memory, types
+from offpolicy_rl import losses, types
 from offpolicy_rl.learner import hardware, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import attention, cost, policy, sharding
 from offpolicy_rl.replay import batching, packing
+from offpolicy_rl.system import memory
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 GROUP_SIZE, PROMPT, COMPLETION = 4, 64, 192
@@ -119,9 +120,13 @@ def measure(config, rows: int, rounds: int, remat: str) -> dict:
   product, flops = products(config, rows * (PROMPT + COMPLETION))
   read, size = reading()
   work = {
-    "assembling": learner.assemble, "copying": learner.copy, "step": learner.step,
-    "publishing": learner.publish, "product": product, "read": read,
-  }  # fmt: skip
+    "assembling": learner.assemble,
+    "copying": learner.copy,
+    "step": learner.step,
+    "publishing": learner.publish,
+    "product": product,
+    "read": read,
+  }
   took = {name: [] for name in work}
   for _ in range(rounds + 2):  # the first compiles, the second settles
     for name, function in work.items():
@@ -139,13 +144,21 @@ def measure(config, rows: int, rounds: int, remat: str) -> dict:
   peak = hardware.PEAK_FLOPS.get(kind)
   achieved = learner.flops / seconds["step"]
   return {
-    "device": kind, "dtype": config.compute_dtype, "rows": rows, "remat": remat,
-    "tokens": rows * (PROMPT + COMPLETION), "seconds": seconds,
+    "device": kind,
+    "dtype": config.compute_dtype,
+    "rows": rows,
+    "remat": remat,
+    "tokens": rows * (PROMPT + COMPLETION),
+    "seconds": seconds,
     "spread": {name: [min(found[2:]), max(found[2:])] for name, found in took.items()},
-    "model_flops": learner.flops, "flops_per_second": achieved, "mfu": peak and achieved / peak,
-    "product_flops_per_second": rate, "bytes_per_second": bandwidth,
-    "floor_seconds": floors, "of_floor": max(floors.values()) / seconds["step"],
-  }  # fmt: skip
+    "model_flops": learner.flops,
+    "flops_per_second": achieved,
+    "mfu": peak and achieved / peak,
+    "product_flops_per_second": rate,
+    "bytes_per_second": bandwidth,
+    "floor_seconds": floors,
+    "of_floor": max(floors.values()) / seconds["step"],
+  }
 
 
 def main() -> None:

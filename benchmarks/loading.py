@@ -22,11 +22,20 @@ from benchmarks.demo_seeds import machine
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 LLAMA_1B = {
-  "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-  "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128_256,
-  "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 5e5, "tie_word_embeddings": True,
+  "model_type": "llama",
+  "hidden_size": 2048,
+  "intermediate_size": 8192,
+  "num_hidden_layers": 16,
+  "num_attention_heads": 32,
+  "num_key_value_heads": 8,
+  "head_dim": 64,
+  "vocab_size": 128_256,
+  "hidden_act": "silu",
+  "rms_norm_eps": 1e-5,
+  "rope_theta": 5e5,
+  "tie_word_embeddings": True,
   "dtype": "bfloat16",
-}  # fmt: skip
+}
 QUICK = LLAMA_1B | {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 8_192}
 
 
@@ -85,11 +94,11 @@ def make(folder: pathlib.Path, keys: dict) -> int:
 
 def take(pipe, source: str, to: str) -> None:
   """Imports in this process."""
-  from offpolicy_rl.roles import exchange
+  from offpolicy_rl.roles import convert
 
   start = time.perf_counter()
   with Peak() as peak:
-    exchange.import_checkpoint(source, to)
+    convert.import_checkpoint(source, to)
   pipe.send({"peak_mb": peak.mb, "seconds": time.perf_counter() - start})
 
 
@@ -110,9 +119,7 @@ def load(pipe, folder: str, processes: int, index: int, port: int) -> None:
   with Peak() as peak:
     params = jax.block_until_ready(opened.load(shardings))
   held = sum(s.data.nbytes for x in jax.tree.leaves(params) for s in x.addressable_shards)
-  pipe.send({
-    "peak_mb": peak.mb, "held_mb": held / 1e6, "seconds": time.perf_counter() - start,
-  })  # fmt: skip
+  pipe.send({"peak_mb": peak.mb, "held_mb": held / 1e6, "seconds": time.perf_counter() - start})
 
 
 def run(target, *arguments) -> list[dict]:

@@ -95,8 +95,12 @@ def main() -> None:
     results.append(row)
     numbers = f"{row['loss'][0]:8.2f}{row['with_metrics'][0]:10.2f}{row['gradient'][0]:10.2f}"
     print(f"{name:20}{row['floor_ms']:6.1f} ms{numbers}", flush=True)
-  about = {"command": "python -m benchmarks.losses_cost", "machine": machine(),
-           "shape": list(arguments.shape), "median_25_75_percent_of_ratios": results}  # fmt: skip
+  about = {
+    "command": "python -m benchmarks.losses_cost",
+    "machine": machine(),
+    "shape": list(arguments.shape),
+    "median_25_75_percent_of_ratios": results,
+  }
   (RESULTS / "losses_cost.json").write_text(json.dumps(about, indent=1) + "\n")
 
 

@@ -20,22 +20,31 @@ GIB = 2**30
 # Card -> (topology, mesh, microbatches), as large as a team would take for it.
 CASES = {
   "gsm8k_qwen3_0_6b": [
-    ("v5e:2x2", {"fsdp": 4}, 16), ("v5p:2x2x1", {"fsdp": 4}, 16), ("v6e:2x2", {"fsdp": 4}, 16),
+    ("v5e:2x2", {"fsdp": 4}, 16),
+    ("v5p:2x2x1", {"fsdp": 4}, 16),
+    ("v6e:2x2", {"fsdp": 4}, 16),
   ],
   "gsm8k_qwen3_1_7b": [
-    ("v5e:4x4", {"fsdp": 16}, 16), ("v5p:2x2x2", {"fsdp": 8}, 16), ("v6e:2x4", {"fsdp": 8}, 16),
+    ("v5e:4x4", {"fsdp": 16}, 16),
+    ("v5p:2x2x2", {"fsdp": 8}, 16),
+    ("v6e:2x4", {"fsdp": 8}, 16),
   ],
   "gsm8k_qwen3_8b": [
-    ("v5e:8x8", {"fsdp": 64}, 4), ("v5p:4x4x2", {"fsdp": 32}, 8), ("v6e:4x8", {"fsdp": 32}, 8),
+    ("v5e:8x8", {"fsdp": 64}, 4),
+    ("v5p:4x4x2", {"fsdp": 32}, 8),
+    ("v6e:4x8", {"fsdp": 32}, 8),
   ],
   "gsm8k_qwen3_32b": [
-    ("v5e:16x16", {"fsdp": 64, "tensor": 4}, 4), ("v5p:4x4x4", {"fsdp": 64}, 4),
+    ("v5e:16x16", {"fsdp": 64, "tensor": 4}, 4),
+    ("v5p:4x4x4", {"fsdp": 64}, 4),
     ("v6e:8x16", {"fsdp": 64, "tensor": 2}, 4),
   ],
   "gsm8k_qwen3_30b_a3b": [
-    ("v5e:8x8", {"fsdp": 64}, 4), ("v5p:4x4x2", {"fsdp": 32}, 8), ("v6e:4x8", {"fsdp": 32}, 8),
+    ("v5e:8x8", {"fsdp": 64}, 4),
+    ("v5p:4x4x2", {"fsdp": 32}, 8),
+    ("v6e:4x8", {"fsdp": 32}, 8),
   ],
-}  # fmt: skip
+}
 
 
 def plan(card: str, topology: str, mesh: dict, microbatches: int) -> dict:
@@ -46,9 +55,17 @@ def plan(card: str, topology: str, mesh: dict, microbatches: int) -> dict:
   with tempfile.TemporaryDirectory() as folder:
     out = pathlib.Path(folder) / "plan.json"
     done = subprocess.run(
-      [sys.executable, "-m", "offpolicy_rl.main", "plan", f"--config=configs/{card}.py",
-       f"--topology={topology}", f"--json={out}", *flags],
-    )  # fmt: skip
+      [
+        sys.executable,
+        "-m",
+        "offpolicy_rl.cli.main",
+        "plan",
+        f"--config=configs/{card}.py",
+        f"--topology={topology}",
+        f"--json={out}",
+        *flags,
+      ]
+    )
     if done.returncode not in (0, 3):
       raise SystemExit(f"{card} on {topology}: plan failed")
     return {"card": card} | json.loads(out.read_text())
@@ -74,9 +91,16 @@ def line(found: dict) -> str:
 def table(rows: list[dict]) -> str:
   """Markdown."""
   names = (
-    "card", "topology", "mesh", "train step, GiB per device", "of it state and batch",
-    "PFLOP per step", "GiB in collectives", "decoding, GiB x devices", "compiled in CPU",
-  )  # fmt: skip
+    "card",
+    "topology",
+    "mesh",
+    "train step, GiB per device",
+    "of it state and batch",
+    "PFLOP per step",
+    "GiB in collectives",
+    "decoding, GiB x devices",
+    "compiled in CPU",
+  )
   head = f"| {' | '.join(names)} |\n{'| --- ' * len(names)}|"
   return "\n".join([head, *map(line, rows)]) + "\n"
 

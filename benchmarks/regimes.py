@@ -86,12 +86,18 @@ def compare(label: str, overrides: dict) -> list[dict]:
     first, statistic, lam = predict(objective.choices, right / ARMS)
     ends = curves[:, -STEPS // 5 :].mean(axis=1)
     starts = curves[:, :10].mean(axis=1)
-    rows.append({
-      "baseline": label, "p": right / ARMS, "statistic": statistic,
-      "start_predicted": first, "start_measured": float(starts.mean()),
-      "end_predicted": lam, "end_measured": float(ends.mean()),
-      "end_spread": float(ends.std(ddof=1)),
-    })  # fmt: skip
+    rows.append(
+      {
+        "baseline": label,
+        "p": right / ARMS,
+        "statistic": statistic,
+        "start_predicted": first,
+        "start_measured": float(starts.mean()),
+        "end_predicted": lam,
+        "end_measured": float(ends.mean()),
+        "end_spread": float(ends.std(ddof=1)),
+      }
+    )
   return rows
 
 

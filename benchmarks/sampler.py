@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.demo_seeds import machine
-from offpolicy_rl import memory, types
+from offpolicy_rl import types
 from offpolicy_rl.model import cost, decoder, policy
 from offpolicy_rl.sampler import engine as engine_lib
 from offpolicy_rl.sampler import stopping
+from offpolicy_rl.system import memory
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 PROMPT, COMPLETION, GROUP_SIZE = 64, 64, 8
@@ -39,9 +40,13 @@ def model(quick: bool) -> decoder.DecoderConfig:
     size = dict(num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384)
   vocabulary = 4096 if quick else 49_152
   return decoder.DecoderConfig(
-    vocab_size=vocabulary, rope_theta=1e5, norm_eps=1e-5, tied_embeddings=True,
-    scaled_embeddings=False, **size,
-  )  # fmt: skip
+    vocab_size=vocabulary,
+    rope_theta=1e5,
+    norm_eps=1e-5,
+    tied_embeddings=True,
+    scaled_embeddings=False,
+    **size,
+  )
 
 
 def make_engine(config, ends: tuple[int, ...], *, slots: int, max_tokens: int):
@@ -57,11 +62,19 @@ def tickets(config, number: int, first: int = 0) -> list[types.Ticket]:
   rng = np.random.default_rng(first)
   return [
     types.Ticket(
-      f"{i}", types.TRAIN, 0, i, rng.integers(0, config.vocab_size, PROMPT).astype(np.int32),
-      "", 0, 0, GROUP_SIZE, 1.0,
+      f"{i}",
+      types.TRAIN,
+      0,
+      i,
+      rng.integers(0, config.vocab_size, PROMPT).astype(np.int32),
+      "",
+      0,
+      0,
+      GROUP_SIZE,
+      1.0,
     )
     for i in range(first, first + number)
-  ]  # fmt: skip
+  ]
 
 
 def seconds(function, *arguments) -> float:
@@ -102,11 +115,16 @@ def decoding(config, params, slots: int, rounds: int) -> dict:
   }
   step = statistics.median(took)
   return {
-    "slots": slots, "tokens_in_cache": length, "step_seconds": step,
-    "spread": [min(took), max(took)], "tokens_per_second": slots / step,
-    "gflops": statistics.median(rate) / 1e9, "gb_per_second": statistics.median(bandwidth) / 1e9,
-    "floor_seconds": floors, "of_floor": max(floors.values()) / step,
-  }  # fmt: skip
+    "slots": slots,
+    "tokens_in_cache": length,
+    "step_seconds": step,
+    "spread": [min(took), max(took)],
+    "tokens_per_second": slots / step,
+    "gflops": statistics.median(rate) / 1e9,
+    "gb_per_second": statistics.median(bandwidth) / 1e9,
+    "floor_seconds": floors,
+    "of_floor": max(floors.values()) / step,
+  }
 
 
 def static(machine_, params, asked) -> int:

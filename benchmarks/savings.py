@@ -67,9 +67,7 @@ class Work:
     found = []
     for g in range(GROUPS):
       prompt = rng.integers(0, vocab_size, self.prompt).astype(np.int32)
-      ticket = types.Ticket(
-        str(g), types.TRAIN, 0, g, prompt, "", 0, 0, GROUP_SIZE, 1.0
-      )  # fmt: skip
+      ticket = types.Ticket(str(g), types.TRAIN, 0, g, prompt, "", 0, 0, GROUP_SIZE, 1.0)
       made = []
       for _ in range(GROUP_SIZE):
         size = int(rng.integers(self.shortest, self.longest + 1))
@@ -116,13 +114,18 @@ def serve(pipe, work: Work, chunk=0, layout="padded", remat="none", dtype="float
   before = resident_mb()
   state, metrics = compiled(state, batch, None)
   jax.block_until_ready(state)
-  pipe.send({
-    "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
-    "resident_mb": resident_mb(), "resident_before_mb": before,
-    "loss": float(metrics["loss"]), "tokens": int(metrics["tokens"]),
-    "columns": int(batch.rows.tokens.size), "scored": int(batch.rows.targets.size),
-    "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-  })  # fmt: skip
+  pipe.send(
+    {
+      "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+      "resident_mb": resident_mb(),
+      "resident_before_mb": before,
+      "loss": float(metrics["loss"]),
+      "tokens": int(metrics["tokens"]),
+      "columns": int(batch.rows.tokens.size),
+      "scored": int(batch.rows.targets.size),
+      "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+    }
+  )
   while pipe.recv() is not None:
     start = time.perf_counter()
     state, metrics = compiled(state, batch, None)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 
 from benchmarks.demo_seeds import machine, picture
-from offpolicy_rl import metrics
+from offpolicy_rl.observe import metrics
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 CARD = "--config=configs/smollm2_chain_sum.py"
@@ -30,7 +30,7 @@ WINDOW = 20  # steps that the figures of a run's beginning and end are means of
 
 def command(*arguments: str) -> None:
   """Runs `offpolicy-rl`; its output stays visible."""
-  subprocess.run([sys.executable, "-m", "offpolicy_rl.main", *arguments], check=True)
+  subprocess.run([sys.executable, "-m", "offpolicy_rl.cli.main", *arguments], check=True)
 
 
 def train(name: str, run_dir: pathlib.Path, extra: list[str]) -> list[dict]:

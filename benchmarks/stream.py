@@ -24,9 +24,10 @@ import time
 import grpc
 import numpy as np
 
-from offpolicy_rl import memory, types
+from offpolicy_rl import types
 from offpolicy_rl.replay import lag, ledger, store
-from offpolicy_rl.roles.front import Front
+from offpolicy_rl.roles.sampler_service import Front
+from offpolicy_rl.system import memory
 from offpolicy_rl.transport import client, codec, server, weights
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -71,10 +72,14 @@ def serve_learner(folder: str, pipe) -> None:
   memory.keep_freed_memory()
   groups = store.GroupStore(pathlib.Path(folder), decode=codec.group_of_request)
   front = Front(
-    book=ledger.Ledger(60.0), groups=groups, weights=weights.WeightStore(),
-    vocab_size=VOCABULARY, max_tokens=TOKENS,
-    control=lag.LagControl("async", 9), version=0,
-  )  # fmt: skip
+    book=ledger.Ledger(60.0),
+    groups=groups,
+    weights=weights.WeightStore(),
+    vocab_size=VOCABULARY,
+    max_tokens=TOKENS,
+    control=lag.LagControl("async", 9),
+    version=0,
+  )
   identity = server.Identity("one", "stream", "{}", "none")
   wire, address = server.start(
     "127.0.0.1:0", identity, front.handlers(), front.weights, max_samplers=80, max_message_mb=64
@@ -220,10 +225,12 @@ def many_samplers(learner: Served, groups: list[types.Group], first: int) -> lis
     fresh = renamed(groups, first)
     first += len(groups)
     cpu, started = learner.ask(), time.perf_counter()
-    run_all([
-      lambda wire=wire, share=fresh[i::count]: [wire.push([g]) for g in share]
-      for i, wire in enumerate(wires)
-    ])  # fmt: skip
+    run_all(
+      [
+        lambda wire=wire, share=fresh[i::count]: [wire.push([g]) for g in share]
+        for i, wire in enumerate(wires)
+      ]
+    )
     spent = time.perf_counter() - started
     rows.append(
       {

@@ -22,8 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.demo_seeds import machine
-from offpolicy_rl import memory
 from offpolicy_rl.replay.ledger import Ledger
+from offpolicy_rl.system import memory
 from offpolicy_rl.transport import client, delta, receiver, server, weights
 from tests.transport import learners
 
@@ -78,10 +78,15 @@ def puller(pipe, address: str, layout: receiver.Layout, core: int | None) -> Non
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
     before, start = held.received_bytes, time.perf_counter()
     version = wire.pull_weights(0, 2**30, held)[0]
-    pipe.send({
-      "version": version, "seconds": time.perf_counter() - start,
-      "bytes": held.received_bytes - before, "peak_mb": peak_mb(), **seconds,
-    })  # fmt: skip
+    pipe.send(
+      {
+        "version": version,
+        "seconds": time.perf_counter() - start,
+        "bytes": held.received_bytes - before,
+        "peak_mb": peak_mb(),
+        **seconds,
+      }
+    )
     del held
 
 
@@ -110,11 +115,19 @@ def qwen3_06b(part: int = 1) -> dict[str, tuple]:
     shapes |= {
       f"layer{i}/{name}": shape
       for name, shape in {
-        "q": (1024, 2048), "k": (1024, 1024), "v": (1024, 1024), "o": (2048, 1024),
-        "gate": (1024, 3072), "up": (1024, 3072), "down": (3072, 1024),
-        "norm1": (1024,), "norm2": (1024,), "q_norm": (128,), "k_norm": (128,),
+        "q": (1024, 2048),
+        "k": (1024, 1024),
+        "v": (1024, 1024),
+        "o": (2048, 1024),
+        "gate": (1024, 3072),
+        "up": (1024, 3072),
+        "down": (3072, 1024),
+        "norm1": (1024,),
+        "norm2": (1024,),
+        "q_norm": (128,),
+        "k_norm": (128,),
       }.items()
-    }  # fmt: skip
+    }
   return shapes
 
 
@@ -227,9 +240,17 @@ def make_learner(dtype: str, rows: int, columns: int):
   from offpolicy_rl.model import decoder, policy, sharding
 
   config = decoder.DecoderConfig(
-    vocab_size=1024, num_layers=3, width=256, num_heads=8, num_kv_heads=4, head_dim=32,
-    mlp_width=768, rope_theta=1e4, norm_eps=1e-6, tied_embeddings=True,
-  )  # fmt: skip
+    vocab_size=1024,
+    num_layers=3,
+    width=256,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=32,
+    mlp_width=768,
+    rope_theta=1e4,
+    norm_eps=1e-6,
+    tied_embeddings=True,
+  )
   optimizer = state_lib.make_optimizer(learning_rate=RATE, num_steps=10**6, adam=(B1, B2, EPS))
   objective = losses.objective("beta_shift", beta=0.5, kappa=0.2)
   choices = step.StepChoices(config, objective, optimizer, 1.0)
@@ -303,8 +324,14 @@ def learner_cost(dtype: str, counts: list[int], rounds: int, steps: int, tokens:
   rows = [learner_row(n, values[n], values[0]) for n in counts]
   for row in rows:
     print(f"  {dtype}: {json.dumps(row)}", flush=True)
-  return {"dtype": dtype, "parameters": parameters, "tokens_per_step": int(np.prod(tokens)),
-          "rounds": rounds, "steps_per_round": steps, "rows": rows}  # fmt: skip
+  return {
+    "dtype": dtype,
+    "parameters": parameters,
+    "tokens_per_step": int(np.prod(tokens)),
+    "rounds": rounds,
+    "steps_per_round": steps,
+    "rows": rows,
+  }
 
 
 def learner_row(pullers: int, values: np.ndarray, none: np.ndarray) -> dict:
@@ -333,8 +360,11 @@ def main() -> None:
   arguments = parser.parse_args()
   path = RESULTS / "weights.json"
   about = json.loads(path.read_text()) if path.exists() else {}
-  about |= {"command": "python -m benchmarks.weights", "machine": machine(),
-            "quartiles": "median, 25 %, 75 %"}  # fmt: skip
+  about |= {
+    "command": "python -m benchmarks.weights",
+    "machine": machine(),
+    "quartiles": "median, 25 %, 75 %",
+  }
   if arguments.only != "learner":
     about["transfer"] = [
       transfer(ml_dtypes.bfloat16, 1, arguments.updates),

@@ -10,11 +10,11 @@ import pytest
 
 from benchmarks.parity import answers_of, forward_logits, gap, open_model
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import main
+from offpolicy_rl.cli import main
 from offpolicy_rl.tasks import tokenizer
 from tests.conftest import ROOT
 from tests.model.conftest import reference, run_reference  # noqa: F401 (a fixture)
-from tests.system import processes, train_rows
+from tests.run_system import processes, train_rows
 from tests.tasks.tokenizer_test import Gguf
 
 CARDS = {  # card -> random model of tests/reference
@@ -27,14 +27,25 @@ CARDS = {  # card -> random model of tests/reference
 OTHER_SIZES = {"gsm8k_qwen3_1_7b", "gsm8k_qwen3_8b", "gsm8k_qwen3_32b"}  # of a card above
 # Sizes only: everything else is the card's.
 SMALL = {
-  "mesh.fsdp": 1, "sampler.tensor": 1,
-  "task.data_dir": "tests/data/word_problems", "task.max_prompt_tokens": 450,
-  "task.max_completion_tokens": 12, "task.verifier_processes": 1, "learner.steps": 2,
-  "learner.prompts_per_step": 4, "learner.group_size": 2, "learner.microbatches": 2,
-  "learner.row_tokens": 1000, "learner.max_refills": 2, "learner.logprob_chunk": 8,
-  "learner.learning_rate": 1e-3, "learner.warmup_steps": 0, "sampler.slots": 8,
-  "evaluation.problems": 2, "evaluation.samples": 2,
-}  # fmt: skip
+  "mesh.fsdp": 1,
+  "sampler.tensor": 1,
+  "task.data_dir": "tests/data/word_problems",
+  "task.max_prompt_tokens": 450,
+  "task.max_completion_tokens": 12,
+  "task.verifier_processes": 1,
+  "learner.steps": 2,
+  "learner.prompts_per_step": 4,
+  "learner.group_size": 2,
+  "learner.microbatches": 2,
+  "learner.row_tokens": 1000,
+  "learner.max_refills": 2,
+  "learner.logprob_chunk": 8,
+  "learner.learning_rate": 1e-3,
+  "learner.warmup_steps": 0,
+  "sampler.slots": 8,
+  "evaluation.problems": 2,
+  "evaluation.samples": 2,
+}
 
 
 def test_every_card_of_a_published_model_is_tried_here():
@@ -66,9 +77,12 @@ def test_from_import_to_export(tmp_path, reference, exported, card, family):  # 
   settings = [f"--config.{key}={value}" for key, value in small.items()]
   with processes() as launch:
     local = launch(
-      "local", f"--config=configs/{card}.py", f"--config.model.checkpoint={taken}",
-      f"--run_dir={run}", *settings,
-    )  # fmt: skip
+      "local",
+      f"--config=configs/{card}.py",
+      f"--config.model.checkpoint={taken}",
+      f"--run_dir={run}",
+      *settings,
+    )
     output, _ = local.communicate(timeout=300)
   assert local.returncode == 0, output
   assert "a completion ends with '<|im_end|>' (1)" in output

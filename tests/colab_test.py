@@ -11,8 +11,9 @@ import nbformat
 import pytest
 
 from configs import base
-from offpolicy_rl import arguments, metrics
 from offpolicy_rl import config as config_lib
+from offpolicy_rl.cli import arguments
+from offpolicy_rl.observe import metrics
 from tests.conftest import ROOT
 
 NOTEBOOK = ROOT / "launch" / "colab" / "offpolicy_rl_demo.ipynb"
@@ -62,9 +63,11 @@ def executed(tmp_path_factory):
   assert names(small) <= names(cell.source), "every setting of the test is one of the notebook"
   cell.source += small
   client = nbclient.NotebookClient(
-    notebook, timeout=600, kernel_name="python3",
+    notebook,
+    timeout=600,
+    kernel_name="python3",
     resources={"metadata": {"path": str(NOTEBOOK.parent)}},
-  )  # fmt: skip
+  )
   client.execute()
   return notebook, runs
 

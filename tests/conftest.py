@@ -48,11 +48,22 @@ def signals():
 
 # Files of minutes, which are begun first, so that no worker is left alone with one at the end.
 LONG = (
-  "several_processes_test.py", "resume_test.py", "end_to_end_test.py", "elastic_test.py",
-  "lora_test.py", "step_test.py", "colab_test.py", "running_test.py", "chaos_test.py",
-  "cards_test.py", "docs_test.py", "exchange_test.py", "evaluate_test.py", "local_test.py",
+  "several_processes_test.py",
+  "resume_test.py",
+  "end_to_end_test.py",
+  "elastic_test.py",
+  "lora_test.py",
+  "step_test.py",
+  "colab_test.py",
+  "running_test.py",
+  "chaos_test.py",
+  "cards_test.py",
+  "docs_test.py",
+  "exchange_test.py",
+  "evaluate_test.py",
+  "local_test.py",
   "config_json_test.py",
-)  # fmt: skip
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -11,13 +11,15 @@ import shlex
 import numpy as np
 import pytest
 
-from offpolicy_rl import arguments, config_keys, losses, main
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import losses
+from offpolicy_rl.cli import arguments, main
+from offpolicy_rl.config import keys as config_keys
 from offpolicy_rl.model import families
 from offpolicy_rl.tasks import catalog, scoring
 from tests import pages
 from tests.conftest import ROOT
-from tests.system import processes, train_rows
+from tests.run_system import processes, train_rows
 
 PAGES, CARDS = pages.all_pages(), pages.cards()
 PACKAGE = ROOT / "offpolicy_rl"
@@ -180,8 +182,12 @@ def test_there_are_runnable_commands():
 
 def test_the_examples_are_there():
   assert set(EXAMPLES) == {
-    "my_objective.py", "my_task.py", "my_verifier.py", "configs/my_model.py", "my_family.py",
-  }  # fmt: skip
+    "my_objective.py",
+    "my_task.py",
+    "my_verifier.py",
+    "configs/my_model.py",
+    "my_family.py",
+  }
 
 
 @pytest.mark.timeout(300)
@@ -190,13 +196,19 @@ def test_a_run_with_everything_ones_own(examples):
   run = examples / "run"
   with processes() as launch:
     local = launch(
-      "local", f"--config={examples}/configs/my_model.py", f"--run_dir={run}",
-      "--config.objective.fn=my_objective:tempered", "--config.task.name=my_task:doubles",
-      "--config.task.verifier=my_verifier:in_place", "--config.task.max_prompt_tokens=5",
-      "--config.task.max_completion_tokens=4", "--config.warm_start.steps=40",
-      "--config.learner.steps=2", "--config.learner.audit_every=0",
+      "local",
+      f"--config={examples}/configs/my_model.py",
+      f"--run_dir={run}",
+      "--config.objective.fn=my_objective:tempered",
+      "--config.task.name=my_task:doubles",
+      "--config.task.verifier=my_verifier:in_place",
+      "--config.task.max_prompt_tokens=5",
+      "--config.task.max_completion_tokens=4",
+      "--config.warm_start.steps=40",
+      "--config.learner.steps=2",
+      "--config.learner.audit_every=0",
       PYTHONPATH=f"{examples}:{ROOT}",
-    )  # fmt: skip
+    )
     output, _ = local.communicate(timeout=280)
   assert local.returncode == 0, output
   rows = train_rows(run)
@@ -233,11 +245,20 @@ def test_the_task_of_the_page_has_both_splits(examples, tiny_config):
 def test_the_family_of_the_page_is_read(examples, tmp_path, monkeypatch):
   monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
   keys = {  # of Mistral-7B-v0.3
-    "architectures": ["MistralForCausalLM"], "hidden_act": "silu", "hidden_size": 4096,
-    "intermediate_size": 14336, "max_position_embeddings": 32768, "num_attention_heads": 32,
-    "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
-    "sliding_window": None, "tie_word_embeddings": False, "vocab_size": 32768,
-  }  # fmt: skip
+    "architectures": ["MistralForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "vocab_size": 32768,
+  }
   (tmp_path / "config.json").write_text(json.dumps(keys | {"model_type": "mistral"}))
   found = importlib.import_module("my_family").architecture(tmp_path)
   assert found == families.read(keys | {"model_type": "llama"})

@@ -4,13 +4,17 @@ import os
 import signal
 import time
 
-from tests.system import ledger_of, processes, train_rows, wait_for
+from tests.run_system import ledger_of, processes, train_rows, wait_for
 
 STEPS = 100
 SETTINGS = [
-  "--config=configs/test.py", "--config.warm_start.steps=0", "--config.evaluation.every=0",
-  f"--config.learner.steps={STEPS}", "--config.lag.mode=async", "--config.lag.max_lag=3",
-]  # fmt: skip
+  "--config=configs/test.py",
+  "--config.warm_start.steps=0",
+  "--config.evaluation.every=0",
+  f"--config.learner.steps={STEPS}",
+  "--config.lag.mode=async",
+  "--config.lag.max_lag=3",
+]
 GROUPS = STEPS * 8 + 2 * 2 * 8  # of training, and two evaluations with two tickets per problem
 
 

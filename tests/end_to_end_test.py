@@ -11,20 +11,21 @@ import jax
 import numpy as np
 import pytest
 
-from offpolicy_rl import metrics, types, watch
+from offpolicy_rl import types
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import policy, sharding
+from offpolicy_rl.observe import metrics, watch
 from offpolicy_rl.replay import admission, batching, lag
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.roles import data, parts
+from offpolicy_rl.roles import build, data
 from offpolicy_rl.roles import learner as learner_role
 from offpolicy_rl.roles import sampler as sampler_role
 from offpolicy_rl.tasks import catalog, scoring
 from offpolicy_rl.tasks.stream import PromptStream
 from offpolicy_rl.transport import server
 from tests.conftest import ROOT
-from tests.system import assert_identical, processes, train_rows, wait_for
+from tests.run_system import assert_identical, processes, train_rows, wait_for
 from tests.transport import learners
 
 STEPS = 20
@@ -44,21 +45,25 @@ def small(config, **changes):
 
 def plain_loop(config):
   """Sample, score, update in one process: no tickets, no wire, no ledger."""
-  known = parts.policy_of(config, None)
+  known = build.policy_of(config, None)
   mesh = sharding.make_mesh(**config.mesh)
-  choices = parts.step_choices(config, known.model, mesh)
-  engine = parts.make_engine(
-    config, known, group_size=config.learner.group_size,
+  choices = build.step_choices(config, known.model, mesh)
+  engine = build.make_engine(
+    config,
+    known,
+    group_size=config.learner.group_size,
     max_prompt_tokens=config.task.max_prompt_tokens,
-  )  # fmt: skip
+  )
   verify = scoring.resolve(catalog.TASKS[config.task.name].verifier)
   decode = known.words.decode
   [(_, read)] = data.examples(config, "train", known)
   made = admission.Tickets(
-    PromptStream(read.examples, config.seed), lag.LagControl("fixed", 0),
-    prompts_per_step=config.learner.prompts_per_step, group_size=config.learner.group_size,
+    PromptStream(read.examples, config.seed),
+    lag.LagControl("fixed", 0),
+    prompts_per_step=config.learner.prompts_per_step,
+    group_size=config.learner.group_size,
     temperature=config.sampler.temperature,
-  )  # fmt: skip
+  )
   with jax.sharding.set_mesh(mesh):
     state = state_lib.create(choices.model, mesh, choices.optimizer, config.seed)
     update = step.compile_step(choices, state_lib.shardings(choices.model, mesh, choices.optimizer))
@@ -75,7 +80,7 @@ def plain_loop(config):
         )
         groups.append(types.FinishedGroup(ticket, types.Group(ticket.ticket_id, scored), at))
       batch = batching.make_batch(
-        groups, parts.limits(config, group_size=config.learner.group_size)
+        groups, build.limits(config, group_size=config.learner.group_size)
       )
       state, _ = update(state, state_lib.place_batch(mesh, batch), None)
   return policy.flatten(jax.tree.map(np.array, state.params))
@@ -218,12 +223,19 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
 def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):
   with processes() as launch:
     local = launch(
-      "local", "--config=configs/test.py", f"--run_dir={tmp_path}/run", "--config.lag.max_lag=4",
-      "--config.warm_start.stop_loss=0.7", "--config.learner.steps=150",
-      "--config.learner.prompts_per_step=16", "--config.learner.group_size=8",
-      "--config.sampler.slots=128", "--config.learner.learning_rate=2e-3",
-      "--config.learner.schedule=cosine", XLA_FLAGS="",
-    )  # fmt: skip
+      "local",
+      "--config=configs/test.py",
+      f"--run_dir={tmp_path}/run",
+      "--config.lag.max_lag=4",
+      "--config.warm_start.stop_loss=0.7",
+      "--config.learner.steps=150",
+      "--config.learner.prompts_per_step=16",
+      "--config.learner.group_size=8",
+      "--config.sampler.slots=128",
+      "--config.learner.learning_rate=2e-3",
+      "--config.learner.schedule=cosine",
+      XLA_FLAGS="",
+    )
     output, _ = local.communicate(timeout=200)
   assert local.returncode == 0, output
   rows = train_rows(tmp_path / "run")

@@ -21,8 +21,11 @@ def install(tmp_path, **env):
   base = {"PATH": str(bin_dir), "HOME": str(tmp_path)}
   return subprocess.run(
     [shutil.which("bash"), str(INSTALL), str(tmp_path / "venv"), "gym"],
-    env=base | env, capture_output=True, text=True, cwd=tmp_path,
-  )  # fmt: skip
+    env=base | env,
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+  )
 
 
 def test_no_python_is_explained(tmp_path):

@@ -13,36 +13,23 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "offpolicy_rl"
 BASE = {"types"}
 ALLOWED = {
   "types": set(),
-  "metrics": BASE,
-  "output": set(),
-  "locks": set(),
-  "children": set(),
-  "progress": {"metrics", "output"},
-  "frame": BASE | {"metrics", "progress"},
-  "watch": BASE | {"frame", "metrics", "output", "progress"},
-  "prometheus": BASE | {"metrics"},
-  "report": {"metrics", "config_text"},
-  "explain": {"losses"},
-  "arguments": {"flag_values"},
-  "environment": set(),
-  "flag_values": set(),
-  "memory": set(),
+  "files": set(),
+  "system": set(),
   "tasks": BASE,
   "model": BASE,
   "losses": BASE,
   "replay": BASE,
-  "saving": set(),
-  "transport": BASE | {"saving"},
-  "config": {"config_keys", "config_text", "losses", "replay", "tasks", "transport"},
-  "config_keys": {"replay", "tasks", "transport"},
-  "config_text": {"losses"},
+  "transport": BASE | {"files"},
+  "config": {"losses", "replay", "tasks", "transport"},
+  "observe": BASE | {"config", "system"},
+  "report": {"config", "observe"},
+  "evaluation": BASE | {"tasks"},
   "sampler": BASE | {"model", "tasks"},
-  "learner": BASE | {"model", "losses", "replay", "saving"},
-  "sweep": {"arguments", "children", "config", "config_text", "metrics", "output"},
+  "learner": BASE | {"files", "losses", "model", "replay"},
+  "sweep": {"cli", "config", "observe", "system"},
   "roles": None,  # everything
   "planning": None,
-  "main": None,
-  "commands": None,
+  "cli": None,
 }
 
 
@@ -112,7 +99,7 @@ def test_a_learner_loads_tensorflow_only_for_its_prompts():
 
 
 def test_checking_a_configuration_loads_no_jax():
-  modules = "offpolicy_rl.main, offpolicy_rl.config, offpolicy_rl.roles.evaluation_settings"
+  modules = "offpolicy_rl.cli.main, offpolicy_rl.config, offpolicy_rl.config.evaluation"
   assert not loaded_after(f"import {modules}") & {"jax", "tensorflow"}
 
 

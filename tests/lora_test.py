@@ -11,28 +11,37 @@ import pytest
 from benchmarks import chaos
 from benchmarks.parity import answers_of, forward_logits, gap, open_model
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import main, metrics, types
+from offpolicy_rl import types
+from offpolicy_rl.cli import main
 from offpolicy_rl.model import lora, policy, sharding
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.replay import lag
-from offpolicy_rl.roles import front, parts, publishing, pulling
+from offpolicy_rl.roles import build, publishing, pulling, sampler_service
 from offpolicy_rl.tasks import tokenizer
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import weights
 from tests.model.conftest import reference, run_reference  # noqa: F401 (a fixture)
 from tests.model.families_test import LLAMA
 from tests.model.lora_test import ADAPTED, logits
-from tests.system import assert_identical, processes, train_rows
+from tests.run_system import assert_identical, processes, train_rows
 from tests.tasks.tokenizer_test import Gguf
 
 TARGETS = "w_q,w_v,w_o,w_down"
 SETTINGS = (
-  "--config=configs/test.py", "--config.task.chat=False", "--config.task.prompt=Add: {question}",
-  "--config.task.max_prompt_tokens=20", "--config.warm_start.steps=30",
-  "--config.evaluation.every=0", "--config.lag.mode=fixed", "--config.lag.max_lag=1",
-  "--config.model.lora_rank=4", f"--config.model.lora_targets={TARGETS}",
-  "--config.objective.kl_coef=0.1", "--config.learner.audit_every=1",
+  "--config=configs/test.py",
+  "--config.task.chat=False",
+  "--config.task.prompt=Add: {question}",
+  "--config.task.max_prompt_tokens=20",
+  "--config.warm_start.steps=30",
+  "--config.evaluation.every=0",
+  "--config.lag.mode=fixed",
+  "--config.lag.max_lag=1",
+  "--config.model.lora_rank=4",
+  f"--config.model.lora_targets={TARGETS}",
+  "--config.objective.kl_coef=0.1",
+  "--config.learner.audit_every=1",
   "--config.learner.learning_rate=0.01",
-)  # fmt: skip
+)
 
 
 def local(*arguments):
@@ -73,8 +82,8 @@ def test_adapters_from_a_published_checkpoint_to_another_one(tmp_path, reference
   answers = answers_of(out)
   assert gap(forward_logits(config, params, answers["tokens"]), answers) < 1e-3
   config_of_run = config_lib.from_json((run / "config.json").read_text())
-  model = parts.policy_of(config_of_run, tokenizer.read_files(run / "model")).model
-  step, merged = parts.newest_params(run, model)
+  model = build.policy_of(config_of_run, tokenizer.read_files(run / "model")).model
+  step, merged = build.newest_params(run, model)
   assert step == 4
   assert_identical(*(jax.tree.map(np.asarray, policy.flatten(p)) for p in (merged, params)))
   found = main.main(["eval", f"--run_dir={run}", "--problems=2", f"--out={tmp_path / 'eval'}"])
@@ -90,10 +99,14 @@ def number_of_adapter_weights() -> int:
 def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
   """Learner's store to sampler's receiver, without the wire between them."""
   store, sent = weights.WeightStore(), []
-  desk = front.Front(
-    book=SimpleNamespace(needed_versions=lambda _: set()), groups=None, weights=store,
-    vocab_size=9, max_tokens=9, control=lag.LagControl("fixed", 1),
-  )  # fmt: skip
+  desk = sampler_service.Front(
+    book=SimpleNamespace(needed_versions=lambda _: set()),
+    groups=None,
+    weights=store,
+    vocab_size=9,
+    max_tokens=9,
+    control=lag.LagControl("fixed", 1),
+  )
 
   def pull_weights(low, high, receiver):
     request = pb.WeightsRequest(min_version=low, max_version=high)
@@ -123,9 +136,15 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
   whole, few = bytes_of(base), bytes_of(adapters)
   assert desk.version_bytes == few < whole / 3
   assert sent == [
-    (types.RAW_VERSION, whole), (types.BASE_VERSION, whole),
-    (0, few), (0, 0), (1, few), (1, 0), (2, few), (2, 0),
-  ]  # fmt: skip
+    (types.RAW_VERSION, whole),
+    (types.BASE_VERSION, whole),
+    (0, few),
+    (0, 0),
+    (1, few),
+    (1, 0),
+    (2, few),
+    (2, 0),
+  ]
   # Whoever joins late gets the base, too.
   late = pulling.weights(wire, tiny_config, ADAPTED, None, [sharding.make_mesh()])
   assert late.pull(0, 2)[0] == 2 and sent[-2:] == [(types.BASE_VERSION, whole), (2, few)]
@@ -143,10 +162,13 @@ def stirred(key):
 
 def test_experts_have_no_adapters(tiny_config):
   moe = LLAMA | {
-    "model_type": "qwen3_moe", "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+    "model_type": "qwen3_moe",
+    "head_dim": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
     "moe_intermediate_size": 8,
-  }  # fmt: skip
+  }
   files = types.ModelFiles(json.dumps(moe), "", "", "")
   config_lib.override(tiny_config, [("model.lora_rank", "2")])
   with pytest.raises(config_lib.ConfigError, match="lora_targets: .*experts have no adapters"):
-    parts.policy_of(tiny_config, files)
+    build.policy_of(tiny_config, files)

@@ -17,10 +17,19 @@ from tests.report_runs import ATTACK, evaluation, sample, train_row
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
 SWITCHES = (
-  "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-  "--disable-background-networking", "--disable-component-update", "--disable-sync",
-  "--window-size=1440,900", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=4000",
-)  # fmt: skip
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+  "--window-size=1440,900",
+  "--enable-logging=stderr",
+  "--v=0",
+  "--virtual-time-budget=4000",
+)
 
 # Opens every page wide and narrow, uses it as a person would, and writes down what happens.
 HARNESS = """<!doctype html><body><script>
@@ -104,8 +113,10 @@ def chromium(address: str, profile) -> tuple[str, list[str]]:
   """(the page after its scripts have run, what it wrote to the console)."""
   done = subprocess.run(
     [CHROMIUM, *SWITCHES, f"--user-data-dir={profile}", "--dump-dom", address],
-    capture_output=True, text=True, timeout=60,
-  )  # fmt: skip
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
   assert done.returncode == 0, done.stderr
   return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -119,7 +130,7 @@ def folder(tmp_path_factory):
     train=[(s, train_row(s, mismatch__max=1e-6 * (s + 1))) for s in range(60)],
     heldout=[(s, evaluation("during", s, s / 60)) for s in range(0, 61, 20)],
     samples=[sample(s, ATTACK, "x" * 300, " two\nlines", tokens=40) for s in (0, 10, 59)],
-  )  # fmt: skip
+  )
   begun = report_runs.write(folder / "begun")
   report.write(whole).rename(folder / "whole.html")
   report.write(begun).rename(folder / "begun.html")

@@ -100,9 +100,12 @@ def test_ticks_are_round_and_enclose_the_data(low, high):
 
 def test_rows_before_the_first_version_and_without_a_value_are_left_out():
   rows = [
-    {"step": 0, "version": -1, "a": 1.0}, {"step": 3, "version": 3, "a": 2.0, "b": 1.5, "c": 2.5},
-    {"step": 1, "a": float("inf")}, {"step": 2, "a": 4}, {"step": 5},
-  ]  # fmt: skip
+    {"step": 0, "version": -1, "a": 1.0},
+    {"step": 3, "version": 3, "a": 2.0, "b": 1.5, "c": 2.5},
+    {"step": 1, "a": float("inf")},
+    {"step": 2, "a": 4},
+    {"step": 5},
+  ]
   assert series.points(rows, "a", "b", "c") == [(2, 4, 4, 4), (3, 2.0, 1.5, 2.5)]
 
 
@@ -124,9 +127,19 @@ def test_cells_are_drawn_from_the_bottom():
 
 @pytest.mark.parametrize(
   ("value", "text"),
-  [(0.12345, "0.123"), (1234.5, "1,234"), (22.2e9, "22.2G"), (12_345, "12.3k"), (0, "0"),
-   (1.234e-5, "1.23e-5"), (-3.0, "-3"), (5e13, "50T"),
-   (999.9, "1,000"), (999_990, "1M"), (9_999, "10k")],
-)  # fmt: skip
+  [
+    (0.12345, "0.123"),
+    (1234.5, "1,234"),
+    (22.2e9, "22.2G"),
+    (12_345, "12.3k"),
+    (0, "0"),
+    (1.234e-5, "1.23e-5"),
+    (-3.0, "-3"),
+    (5e13, "50T"),
+    (999.9, "1,000"),
+    (999_990, "1M"),
+    (9_999, "10k"),
+  ],
+)
 def test_numbers_are_short(value, text):
   assert charts.number(value) == text

@@ -2,36 +2,57 @@
 
 import json
 
-from offpolicy_rl import metrics
+from offpolicy_rl.observe import metrics
 
 CONFIG = {
-  "task": {"name": "<task>"}, "objective": {"name": "beta_shift"}, "seed": 1,
+  "task": {"name": "<task>"},
+  "objective": {"name": "beta_shift"},
+  "seed": 1,
   "lag": {"mode": "fixed", "max_lag": 3},
   "learner": {"prompts_per_step": 2, "group_size": 4, "steps": 40},
-}  # fmt: skip
+}
 ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;'\""
 
 
 def train_row(step: int, **changes) -> dict:
   """What a step writes, in part; `/` of a name is `__` here."""
   row = {
-    "reward": step / 100, "entropy": 0.25, "lag/mean": 2.0, "lag/max": 3, "tokens": 600,
-    "lag/in_flight_histogram": {"0": 30, "1": 10}, "lag/in_queue_histogram": {"2": 40},
-    "seconds/waiting": 0.1, "seconds/step": 0.3, "seconds/publishing": 0.0,
-    "regime/positive": 0.75, "regime/boundary": 0.25, "regime/negative": 0.0,
-    "log_ratio/mean": -0.1, "log_ratio/q05": -1.0, "log_ratio/q50": -0.05, "log_ratio/q95": 0.5,
-    "filtered/groups": 0, "filtered/reward": 0.0, "filtered/by_length": {},
-  }  # fmt: skip
+    "reward": step / 100,
+    "entropy": 0.25,
+    "lag/mean": 2.0,
+    "lag/max": 3,
+    "tokens": 600,
+    "lag/in_flight_histogram": {"0": 30, "1": 10},
+    "lag/in_queue_histogram": {"2": 40},
+    "seconds/waiting": 0.1,
+    "seconds/step": 0.3,
+    "seconds/publishing": 0.0,
+    "regime/positive": 0.75,
+    "regime/boundary": 0.25,
+    "regime/negative": 0.0,
+    "log_ratio/mean": -0.1,
+    "log_ratio/q05": -1.0,
+    "log_ratio/q50": -0.05,
+    "log_ratio/q95": 0.5,
+    "filtered/groups": 0,
+    "filtered/reward": 0.0,
+    "filtered/by_length": {},
+  }
   return row | {name.replace("__", "/"): value for name, value in changes.items()}
 
 
 def evaluation(phase: str, version: int, accuracy: float) -> dict:
   """A row of a held-out evaluation."""
   return {
-    "phase": phase, "version": version, "heldout/pass@1": accuracy, "heldout/greedy": accuracy,
-    "heldout/pass@1_stderr": 0.01, "heldout/pass@k": min(1.0, accuracy + 0.1), "heldout/k": 4,
+    "phase": phase,
+    "version": version,
+    "heldout/pass@1": accuracy,
+    "heldout/greedy": accuracy,
+    "heldout/pass@1_stderr": 0.01,
+    "heldout/pass@k": min(1.0, accuracy + 0.1),
+    "heldout/k": 4,
     "heldout/problems": 64,
-  }  # fmt: skip
+  }
 
 
 def sample(step: int, *texts: str, tokens: int = 0) -> dict:
@@ -42,15 +63,22 @@ def sample(step: int, *texts: str, tokens: int = 0) -> dict:
     half = len(pieces) // 2
     completions.append(
       {
-        "text": "".join(pieces[:-1]), "reward": float(number == 0), "finished": True,
-        "pieces": pieces, "versions": [[step, half], [step + 1, len(pieces) - half]],
-        "sampler_logprobs": [-0.5] * len(pieces), "log_ratios": [0.25, *[-0.125] * (tokens + 1)],
+        "text": "".join(pieces[:-1]),
+        "reward": float(number == 0),
+        "finished": True,
+        "pieces": pieces,
+        "versions": [[step, half], [step + 1, len(pieces) - half]],
+        "sampler_logprobs": [-0.5] * len(pieces),
+        "log_ratios": [0.25, *[-0.125] * (tokens + 1)],
       }
-    )  # fmt: skip
+    )
   return {
-    "step": step, "version": step, "arrival": step, "prompt": f"prompt of {step} {ATTACK}",
+    "step": step,
+    "version": step,
+    "arrival": step,
+    "prompt": f"prompt of {step} {ATTACK}",
     "completions": completions,
-  }  # fmt: skip
+  }
 
 
 def write(run_dir, *, config=None, train=(), heldout=(), samples=(), others=()):

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from offpolicy_rl import main, metrics, report
+from offpolicy_rl import report
+from offpolicy_rl.cli import main
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.report import completions, configuration, document, samplers
 from tests import report_runs
 from tests.conftest import ROOT
@@ -52,10 +54,12 @@ def charts_of(page: str) -> dict:
 
 def test_the_page_says_what_the_run_wrote(tmp_path):
   report_runs.write(
-    tmp_path, train=[(s, train_row(s)) for s in range(30)], samples=[sample(0, "a")],
+    tmp_path,
+    train=[(s, train_row(s)) for s in range(30)],
+    samples=[sample(0, "a")],
     heldout=[(0, evaluation("before", 0, 0.125)), (30, evaluation("after", 30, 0.75))],
     others=[(metrics.TASK, 0, {"prompts": 1234, "prompts_too_long": 5})],
-  )  # fmt: skip
+  )
   page = report.write(tmp_path).read_text()
   outline, charts = Outline(page), charts_of(page)
   assert outline.has("fixed 3", "2 prompts x 4 completions", "30 of 40", "0.125 → 0.750")
@@ -76,9 +80,13 @@ def test_text_of_a_run_stays_text(tmp_path):
   run_dir = tmp_path / "<i>run"
   config = CONFIG | {"task": {"name": ATTACK}, ATTACK: {ATTACK: ATTACK}}
   report_runs.write(
-    run_dir, config=config, samples=[sample(0, ATTACK)], others=[(metrics.TASK, 0, {ATTACK: 1})],
-    train=[(0, train_row(0))], heldout=[(0, evaluation(ATTACK, 0, 0.5))],
-  )  # fmt: skip
+    run_dir,
+    config=config,
+    samples=[sample(0, ATTACK)],
+    others=[(metrics.TASK, 0, {ATTACK: 1})],
+    train=[(0, train_row(0))],
+    heldout=[(0, evaluation(ATTACK, 0, 0.5))],
+  )
   (run_dir / "ledger.json").write_text(json.dumps({ATTACK: 3}))
   other = report_runs.write(tmp_path / "other", train=[(0, train_row(0))])
   one = report.write(run_dir).read_text()
@@ -171,9 +179,15 @@ def test_what_is_shown_of_a_completion():
   assert found["range"] == 0.25
   [completion] = found["groups"][0]["completions"]
   assert completion == {
-    "reward": 1.0, "finished": True, "tokens": 3, "pieces": ["a", "t0 ", "<eos>"], "gap": 0,
-    "versions": [[4, 1], [5, 2]], "sampler": [-500] * 3, "ratios": [250, -125, -125],
-  }  # fmt: skip
+    "reward": 1.0,
+    "finished": True,
+    "tokens": 3,
+    "pieces": ["a", "t0 ", "<eos>"],
+    "gap": 0,
+    "versions": [[4, 1], [5, 2]],
+    "sampler": [-500] * 3,
+    "ratios": [250, -125, -125],
+  }
 
 
 def test_the_middle_of_a_long_completion_is_left_out():
@@ -209,9 +223,10 @@ def two_runs(tmp_path):
   """Runs of different length, one key apart."""
   config = CONFIG | {"objective": {"name": "grpo"}}
   first = report_runs.write(
-    tmp_path / "first", train=[(s, train_row(s, reward=0.25)) for s in range(20)],
+    tmp_path / "first",
+    train=[(s, train_row(s, reward=0.25)) for s in range(20)],
     heldout=[(0, evaluation("before", 0, 0.1)), (20, evaluation("after", 20, 0.5))],
-  )  # fmt: skip
+  )
   rows = [(s, train_row(s, reward=s / 10, mismatch__max=1e-5 * (s + 1))) for s in range(10)]
   return first, report_runs.write(tmp_path / "second", config=config, train=rows)
 
@@ -271,13 +286,19 @@ def test_a_comparison_goes_where_it_is_told(tmp_path):
 
 def test_samplers_are_compared_over_all_their_completions():
   rows = [
-    {"sampler/completions": {"a": 3, "<b>": 1}, "sampler/reward": {"a": 1.0, "<b>": 0.5},
-     "sampler/log_ratio": {"a": 0.01, "<b>": math.inf}, "sampler/unlike": {"<b>": 9.0}},
+    {
+      "sampler/completions": {"a": 3, "<b>": 1},
+      "sampler/reward": {"a": 1.0, "<b>": 0.5},
+      "sampler/log_ratio": {"a": 0.01, "<b>": math.inf},
+      "sampler/unlike": {"<b>": 9.0},
+    },
     {"sampler/completions": {"a": 1}, "sampler/reward": {"a": 0.0}},
     {"step": 2},  # of an older release
-  ]  # fmt: skip
+  ]
   text = samplers.table(rows)
   cells = [re.findall(r">([^<>]*)</t[dh]>", row) for row in text.split("<tr>")[2:]]
-  assert cells == [["a", "4", "0.75", "", "", "0.01", "", "0"],
-                   ["&lt;b&gt;", "1", "0.5", "", "", "", "", "1"]]  # fmt: skip
+  assert cells == [
+    ["a", "4", "0.75", "", "", "0.01", "", "0"],
+    ["&lt;b&gt;", "1", "0.5", "", "", "", "", "1"],
+  ]
   assert samplers.table([{"step": 2}]) == ""

@@ -8,20 +8,18 @@ import signal
 import pytest
 
 from benchmarks import chaos
-from offpolicy_rl import metrics
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.replay import schedule
-from tests.system import (
-  assert_identical,
-  processes,
-  train_rows,
-  wait_for,
-)
+from tests.run_system import assert_identical, processes, train_rows, wait_for
 
 STEPS = 45
 SETTINGS = [
-  "--config=configs/test.py", "--config.warm_start.steps=40", f"--config.learner.steps={STEPS}",
-  "--config.checkpoint.every=7", "--config.evaluation.every=13",
-]  # fmt: skip
+  "--config=configs/test.py",
+  "--config.warm_start.steps=40",
+  f"--config.learner.steps={STEPS}",
+  "--config.checkpoint.every=7",
+  "--config.evaluation.every=13",
+]
 
 
 def run_through(run_dir, *settings, samplers=2):
@@ -75,9 +73,15 @@ def schedule_rows(run_dir):
 def deterministic(row: dict) -> dict:
   """What of a metrics row does not measure time or how far samplers were."""
   timing = (
-    "seconds/", "sampler/", "lag/in_", "mismatch/", "alarm/mismatch", "alarm/sampler",
-    "flops_per_second", "compilations",
-  )  # fmt: skip
+    "seconds/",
+    "sampler/",
+    "lag/in_",
+    "mismatch/",
+    "alarm/mismatch",
+    "alarm/sampler",
+    "flops_per_second",
+    "compilations",
+  )
   return {key: value for key, value in row.items() if not key.startswith(timing)}
 
 
@@ -111,9 +115,7 @@ def schedule_of(run_dir):
 @pytest.mark.timeout(600)
 def test_async_uses_every_group_once_and_can_be_replayed_to_the_bit(tmp_path):
   run_dir = tmp_path / "run"
-  settings = [
-    "--config.lag.mode=async", "--config.lag.max_lag=6", "--config.learner.max_refills=1",
-  ]  # fmt: skip
+  settings = ["--config.lag.mode=async", "--config.lag.max_lag=6", "--config.learner.max_refills=1"]
   run_with_kills(run_dir, settings, {11: "l", 25: "b"}, seed=1)
   rows = schedule_rows(run_dir)[1:]
   assert [row["step"] for row in rows] == list(range(STEPS))

@@ -10,20 +10,26 @@ import pytest
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.model import policy
-from offpolicy_rl.roles import parts
-from tests import system
+from offpolicy_rl.roles import build
+from tests import run_system as system
 
 STEPS = 30
 DEVICES = 2
 KEPT = 5  # the step from which the run of one process is gone on with by four
 SETTINGS = [
-  "--config=configs/test.py", "--config.warm_start.steps=40", f"--config.learner.steps={STEPS}",
-  "--config.evaluation.every=0", "--config.evaluation.problems=2",
-  f"--config.checkpoint.every={KEPT}", "--config.checkpoint.keep=20",
-  "--config.lag.mode=fixed", "--config.lag.max_lag=2", f"--config.mesh.data={DEVICES}",
+  "--config=configs/test.py",
+  "--config.warm_start.steps=40",
+  f"--config.learner.steps={STEPS}",
+  "--config.evaluation.every=0",
+  "--config.evaluation.problems=2",
+  f"--config.checkpoint.every={KEPT}",
+  "--config.checkpoint.keep=20",
+  "--config.lag.mode=fixed",
+  "--config.lag.max_lag=2",
+  f"--config.mesh.data={DEVICES}",
   # Adam divides by the size of a gradient: noise in tiny ones must not become a whole step.
   "--config.learner.adam_eps=1e-3",
-]  # fmt: skip
+]
 
 
 def free_port() -> int:
@@ -63,7 +69,7 @@ def outcome(run_dir) -> tuple[dict, dict]:
   rows = system.train_rows(run_dir)
   course = {name: [row[name] for row in rows] for name in ("reward", "tokens", "entropy")}
   config = config_lib.from_json((run_dir / "config.json").read_text())
-  step, params = parts.newest_params(run_dir, parts.policy_of(config, None).model)
+  step, params = build.newest_params(run_dir, build.policy_of(config, None).model)
   assert step == STEPS
   return course, policy.flatten(params)
 
@@ -138,9 +144,13 @@ def test_different_configurations_are_refused(tmp_path):
   run_dir = tmp_path / "run"
   port = free_port()
   shared = [
-    "learner", *SETTINGS, f"--run_dir={run_dir}", f"--weights_dir={run_dir}-weights",
-    f"--coordinator=127.0.0.1:{port}", "--num_processes=2",
-  ]  # fmt: skip
+    "learner",
+    *SETTINGS,
+    f"--run_dir={run_dir}",
+    f"--weights_dir={run_dir}-weights",
+    f"--coordinator=127.0.0.1:{port}",
+    "--num_processes=2",
+  ]
   flags = f"{system.XLA_FLAGS} --xla_force_host_platform_device_count={DEVICES // 2}"
   with system.processes() as launch:
     both = [

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from offpolicy_rl import metrics
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.roles import sampler as sampler_role
 from tests.end_to_end_test import over_the_wire, small
-from tests.system import train_rows
+from tests.run_system import train_rows
 from tests.tasks.sources_test import WORDS
 
 
@@ -19,10 +19,16 @@ def completions(run_dir):
 def test_a_mixture_with_a_format_reward(tiny_config, tmp_path):
   mixture = {"gsm8k": {"rate": 0.5, "data_dir": str(WORDS)}, "sums": 0.5}
   config = small(
-    tiny_config, task__name="mixture", task__mixture=json.dumps(mixture),
-    task__max_prompt_tokens=100, task__format_pattern="[a-z].*[0-9]", task__format_reward=0.25,
-    learner__steps=2, learner__prompts_per_step=4, learner__audit_every=0,
-  )  # fmt: skip
+    tiny_config,
+    task__name="mixture",
+    task__mixture=json.dumps(mixture),
+    task__max_prompt_tokens=100,
+    task__format_pattern="[a-z].*[0-9]",
+    task__format_reward=0.25,
+    learner__steps=2,
+    learner__prompts_per_step=4,
+    learner__audit_every=0,
+  )
   config.warm_start.steps, config.warm_start.rows = 3, 16
   with pytest.raises(ValueError, match="none of the 1[0-9] demonstrations .*fits in; raise it"):
     over_the_wire_alone(config, tmp_path / "refused")

@@ -34,8 +34,11 @@ WARM_UP = {
   "decode": 1,
   "train": 2,
 }  # rounds: compilation, and whatever is compiled again
-JOBS = {"transformers": ("generate", "train"), "tunix": ("generate", "train"),
-        "vllm": ("generate", "decode")}  # fmt: skip
+JOBS = {
+  "transformers": ("generate", "train"),
+  "tunix": ("generate", "train"),
+  "vllm": ("generate", "decode"),
+}
 
 
 class Side:
@@ -43,9 +46,13 @@ class Side:
 
   def __init__(self, command: list[str]):
     self._process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
       env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    )
 
   def do(self, job: str, turn: int) -> dict:
     """What `work.serve` answers."""
@@ -78,11 +85,14 @@ def compare(peer: str, shape: str, job: str, rounds: int) -> dict:
   own, other = rates["ours"][WARM_UP[job] :], rates[peer][WARM_UP[job] :]
   ratios = [a / b for a, b in zip(own, other, strict=True)]
   return {
-    "peer": peer, "shape": shape, "job": job,
+    "peer": peer,
+    "shape": shape,
+    "job": job,
     "tokens_per_second": {"ours": statistics.median(own), peer: statistics.median(other)},
-    "ratio": statistics.median(ratios), "ratio_spread": [min(ratios), max(ratios)],
+    "ratio": statistics.median(ratios),
+    "ratio_spread": [min(ratios), max(ratios)],
     "peak_mb": {name: round(rates[f"{name} peak MB"][-1]) for name in sides},
-  }  # fmt: skip
+  }
 
 
 def main() -> None:

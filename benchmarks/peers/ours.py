@@ -7,22 +7,30 @@ import jax
 import numpy as np
 
 from benchmarks.peers import work
-from offpolicy_rl import losses, memory, types
+from offpolicy_rl import losses, types
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import decoder, policy, sharding
 from offpolicy_rl.replay import batching, packing
 from offpolicy_rl.sampler import engine, stopping
+from offpolicy_rl.system import memory
 
 
 def model(shape: dict) -> decoder.DecoderConfig:
   """Llama of this shape."""
   return decoder.DecoderConfig(
-    vocab_size=shape["vocabulary"], num_layers=shape["layers"], width=shape["width"],
-    num_heads=shape["heads"], num_kv_heads=shape["kv_heads"],
-    head_dim=shape["width"] // shape["heads"], mlp_width=shape["mlp"], rope_theta=1e4,
-    norm_eps=1e-5, tied_embeddings=True, scaled_embeddings=False,
-  )  # fmt: skip
+    vocab_size=shape["vocabulary"],
+    num_layers=shape["layers"],
+    width=shape["width"],
+    num_heads=shape["heads"],
+    num_kv_heads=shape["kv_heads"],
+    head_dim=shape["width"] // shape["heads"],
+    mlp_width=shape["mlp"],
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    tied_embeddings=True,
+    scaled_embeddings=False,
+  )
 
 
 def generator(config, *, most: int = work.MOST, ends=None, chosen=lambda prompts: prompts):
@@ -34,10 +42,20 @@ def generator(config, *, most: int = work.MOST, ends=None, chosen=lambda prompts
 
   def generate(turn: int) -> int:
     tickets = [
-      types.Ticket(f"{turn}/{i}", types.TRAIN, turn, turn * work.GROUPS + i, prompt, "", 0, 0,
-                   work.GROUP_SIZE, 1.0)
+      types.Ticket(
+        f"{turn}/{i}",
+        types.TRAIN,
+        turn,
+        turn * work.GROUPS + i,
+        prompt,
+        "",
+        0,
+        0,
+        work.GROUP_SIZE,
+        1.0,
+      )
       for i, prompt in enumerate(chosen(work.prompts(config.vocab_size, turn)))
-    ]  # fmt: skip
+    ]
     groups = machine.generate(params, 0, tickets)
     return sum(t.tokens.size for group in groups for t in group)
 
@@ -69,9 +87,12 @@ def trainer(config):
     for i, row in enumerate(work.rows(config.vocab_size, turn)):
       ticket = types.Ticket(str(i), types.TRAIN, 0, i, row[: work.PROMPT], "", 0, 0, 1, 1.0)
       made = types.Trajectory(
-        row[work.PROMPT :], np.full(length, -10.0, np.float32), np.zeros(length, np.int32), True,
+        row[work.PROMPT :],
+        np.full(length, -10.0, np.float32),
+        np.zeros(length, np.int32),
+        True,
         float(i % 2),
-      )  # fmt: skip
+      )
       groups.append(types.FinishedGroup(ticket, types.Group(str(i), (made,)), 0))
     batch = state_lib.place_batch(mesh, batching.make_batch(groups, limits))
     state, _ = compiled(state, batch, None)

@@ -12,11 +12,16 @@ def model(shape: dict) -> transformers.LlamaForCausalLM:
   """Llama of this shape, float32."""
   torch.manual_seed(0)
   config = transformers.LlamaConfig(
-    vocab_size=shape["vocabulary"], num_hidden_layers=shape["layers"], hidden_size=shape["width"],
-    num_attention_heads=shape["heads"], num_key_value_heads=shape["kv_heads"],
-    intermediate_size=shape["mlp"], tie_word_embeddings=True, rms_norm_eps=1e-5,
+    vocab_size=shape["vocabulary"],
+    num_hidden_layers=shape["layers"],
+    hidden_size=shape["width"],
+    num_attention_heads=shape["heads"],
+    num_key_value_heads=shape["kv_heads"],
+    intermediate_size=shape["mlp"],
+    tie_word_embeddings=True,
+    rms_norm_eps=1e-5,
     max_position_embeddings=1024,
-  )  # fmt: skip
+  )
   return transformers.LlamaForCausalLM(config)
 
 
@@ -34,9 +39,15 @@ def generator(llama, vocabulary: int):
     for first in range(0, len(prompts), work.SLOTS):
       batch = prompts[first : first + work.SLOTS]
       out = llama.generate(
-        batch, attention_mask=torch.ones_like(batch), do_sample=True, temperature=1.0, top_k=0,
-        max_new_tokens=work.MOST, eos_token_id=ends, pad_token_id=0,
-      )[:, work.PROMPT :]  # fmt: skip
+        batch,
+        attention_mask=torch.ones_like(batch),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        max_new_tokens=work.MOST,
+        eos_token_id=ends,
+        pad_token_id=0,
+      )[:, work.PROMPT :]
       ended = torch.isin(out, stop)
       lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, out.shape[1])
       made += int(lengths.sum())

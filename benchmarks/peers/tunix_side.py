@@ -40,11 +40,18 @@ class Words:
 def model(shape: dict, remat: str = "NONE"):
   """Llama of this shape, float32, on a mesh of one device."""
   config = llama3.ModelConfig(
-    num_layers=shape["layers"], vocab_size=shape["vocabulary"], embed_dim=shape["width"],
-    hidden_dim=shape["mlp"], num_heads=shape["heads"], num_kv_heads=shape["kv_heads"],
-    head_dim=shape["width"] // shape["heads"], rope_theta=10_000, norm_eps=1e-5,
-    weight_tying=True, remat_config=llama3.RematConfig[remat],
-  )  # fmt: skip
+    num_layers=shape["layers"],
+    vocab_size=shape["vocabulary"],
+    embed_dim=shape["width"],
+    hidden_dim=shape["mlp"],
+    num_heads=shape["heads"],
+    num_kv_heads=shape["kv_heads"],
+    head_dim=shape["width"] // shape["heads"],
+    rope_theta=10_000,
+    norm_eps=1e-5,
+    weight_tying=True,
+    remat_config=llama3.RematConfig[remat],
+  )
   llama = llama3.Llama3(config, rngs=nnx.Rngs(0))
   keys = iter(jax.random.split(jax.random.key(0), 1000))
   draw = lambda x: 0.02 * jax.random.normal(next(keys), x.shape, x.dtype)
@@ -67,10 +74,15 @@ def generator(llama, vocabulary: int):
     made = 0
     for first in range(0, len(texts), work.SLOTS):
       out = made_by(
-        texts[first : first + work.SLOTS], max_generation_steps=work.MOST,
-        max_prompt_length=work.PROMPT, eos_tokens=ends, temperature=1.0, top_p=1.0,
-        return_logprobs=True, seed=1000 * turn + first,
-      )  # fmt: skip
+        texts[first : first + work.SLOTS],
+        max_generation_steps=work.MOST,
+        max_prompt_length=work.PROMPT,
+        eos_tokens=ends,
+        temperature=1.0,
+        top_p=1.0,
+        return_logprobs=True,
+        seed=1000 * turn + first,
+      )
       made += sum(min(len(tokens) + 1, work.MOST) for tokens in out.tokens)  # ends are cut off
     return made
 
@@ -97,11 +109,14 @@ def optimizing(llama, vocabulary: int):
     rows = np.maximum(work.rows(vocabulary, turn), 2)  # no padding among them
     prompts, completions = jnp.asarray(rows[:, : work.PROMPT]), jnp.asarray(rows[:, work.PROMPT :])
     example = common.TrainExample(
-      prompt_ids=prompts, prompt_mask=jnp.ones_like(prompts), completion_ids=completions,
-      completion_mask=jnp.ones_like(completions), ref_per_token_logps=None,
+      prompt_ids=prompts,
+      prompt_mask=jnp.ones_like(prompts),
+      completion_ids=completions,
+      completion_mask=jnp.ones_like(completions),
+      ref_per_token_logps=None,
       advantages=jnp.asarray([1.0, -1.0] * (work.ROWS // 2)),
       old_per_token_logps=jnp.full(completions.shape, -10.0),
-    )  # fmt: skip
+    )
     jax.block_until_ready(step(example))
     return rows.size
 

@@ -11,9 +11,11 @@ import sys
 import tempfile
 
 os.environ |= {
-  "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "2", "OMP_NUM_THREADS": "2",
+  "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+  "VLLM_CPU_KVCACHE_SPACE": "2",
+  "OMP_NUM_THREADS": "2",
   "VLLM_LOGGING_LEVEL": "ERROR",
-}  # fmt: skip
+}
 
 import vllm
 import work
@@ -22,19 +24,34 @@ import work
 def engine(shape: dict, directory: pathlib.Path) -> vllm.LLM:
   """Llama of this shape, float32, with room for as many rows as there are slots."""
   architecture = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-    "vocab_size": shape["vocabulary"], "num_hidden_layers": shape["layers"],
-    "hidden_size": shape["width"], "num_attention_heads": shape["heads"],
-    "num_key_value_heads": shape["kv_heads"], "head_dim": shape["width"] // shape["heads"],
-    "intermediate_size": shape["mlp"], "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 1024, "rope_theta": 10_000.0, "torch_dtype": "float32",
-  }  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "vocab_size": shape["vocabulary"],
+    "num_hidden_layers": shape["layers"],
+    "hidden_size": shape["width"],
+    "num_attention_heads": shape["heads"],
+    "num_key_value_heads": shape["kv_heads"],
+    "head_dim": shape["width"] // shape["heads"],
+    "intermediate_size": shape["mlp"],
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 1024,
+    "rope_theta": 10_000.0,
+    "torch_dtype": "float32",
+  }
   (directory / "config.json").write_text(json.dumps(architecture))
   return vllm.LLM(
-    str(directory), skip_tokenizer_init=True, load_format="dummy", dtype="float32",
-    enforce_eager=True, max_model_len=work.PROMPT + work.MOST, max_num_seqs=work.SLOTS,
-    logprobs_mode="processed_logprobs", disable_log_stats=True,
-  )  # fmt: skip
+    str(directory),
+    skip_tokenizer_init=True,
+    load_format="dummy",
+    dtype="float32",
+    enforce_eager=True,
+    max_model_len=work.PROMPT + work.MOST,
+    max_num_seqs=work.SLOTS,
+    logprobs_mode="processed_logprobs",
+    disable_log_stats=True,
+  )
 
 
 def jobs(llm: vllm.LLM, vocabulary: int) -> dict:

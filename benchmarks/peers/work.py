@@ -16,10 +16,15 @@ import numpy as np
 
 SHAPES = {  # of Llama: SmolLM2's, and a small one
   "135m": {
-    "layers": 30, "width": 576, "heads": 9, "kv_heads": 3, "mlp": 1536, "vocabulary": 49_152,
+    "layers": 30,
+    "width": 576,
+    "heads": 9,
+    "kv_heads": 3,
+    "mlp": 1536,
+    "vocabulary": 49_152,
   },
   "tiny": {"layers": 4, "width": 128, "heads": 4, "kv_heads": 2, "mlp": 384, "vocabulary": 4_096},
-}  # fmt: skip
+}
 PROMPT, MOST = 64, 256  # tokens of a prompt, of a completion at most
 GROUPS, GROUP_SIZE, SLOTS = 24, 8, 64  # completions per turn: 192, in 64 rows at a time
 ONE_IN = 40  # tokens that end a completion: lengths are ragged, about 40 in the mean

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from offpolicy_rl import saving
+from offpolicy_rl import files as saving
 from offpolicy_rl.learner.state import TrainState
 from offpolicy_rl.model import policy
 
@@ -50,9 +50,13 @@ class Checkpoints:
   """The checkpoints of one run by step, and the frozen initial policy."""
 
   def __init__(
-    self, directory: pathlib.Path, *, keep: int, say: Callable[[str], None] = print,
+    self,
+    directory: pathlib.Path,
+    *,
+    keep: int,
+    say: Callable[[str], None] = print,
     committed: Callable[[list[int]], None] = lambda steps: None,
-  ):  # fmt: skip
+  ):
     """`say` tells people what failed; `committed(steps)` is called after each new commit.
 
     Several processes on one directory call the same methods in the same order; each writes and

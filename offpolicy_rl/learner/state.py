@@ -27,10 +27,16 @@ class Optimizer(NamedTuple):
 
 
 def make_optimizer(
-  *, learning_rate: float, num_steps: int, warmup_steps: int = 0, schedule: str = "constant",
+  *,
+  learning_rate: float,
+  num_steps: int,
+  warmup_steps: int = 0,
+  schedule: str = "constant",
   adam: tuple[float, float, float] = (0.9, 0.99, 1e-8),
-  weight_decay: float = 0.0, max_grad_norm: float = 1.0, in_host_memory: bool = False,
-) -> Optimizer:  # fmt: skip
+  weight_decay: float = 0.0,
+  max_grad_norm: float = 1.0,
+  in_host_memory: bool = False,
+) -> Optimizer:
   """AdamW (arXiv 1711.05101) behind a clip of the gradient's global norm.
 
   `adam`: decay of the first and of the second moment, and epsilon.
@@ -48,8 +54,7 @@ def make_optimizer(
       0.0 if warmup_steps else learning_rate, learning_rate, max(warmup_steps, 1)
     )
   made = optax.chain(
-    optax.clip_by_global_norm(max_grad_norm),
-    optax.adamw(rate, *adam, weight_decay=weight_decay),
+    optax.clip_by_global_norm(max_grad_norm), optax.adamw(rate, *adam, weight_decay=weight_decay)
   )
 
   def update(gradients, state, params, good=True):
@@ -57,8 +62,9 @@ def make_optimizer(
     updates, new = made.update(gradients, state, params)
     return jax.tree.map(
       lambda x, otherwise: jnp.where(good, x, otherwise),
-      (updates, new), (jax.tree.map(jnp.zeros_like, updates), state),
-    )  # fmt: skip
+      (updates, new),
+      (jax.tree.map(jnp.zeros_like, updates), state),
+    )
 
   def update_from_host(gradients, state, params, good=True):
     """The same, with the state on the device for as long as it takes."""

@@ -218,9 +218,7 @@ def router_metrics(
 def compile_step(choices: StepChoices, state_shardings):
   """`train_step` jitted for a mesh; the old state's memory is reused."""
   return jax.jit(
-    functools.partial(train_step, choices),
-    donate_argnums=0,
-    out_shardings=(state_shardings, None),
+    functools.partial(train_step, choices), donate_argnums=0, out_shardings=(state_shardings, None)
   )
 
 

@@ -143,10 +143,7 @@ _ALLOWED = {
 }
 _RANGES = {
   "beta beta1 tau_high tau_low": (lambda x: 0 < x < math.inf, "a number > 0, finite"),
-  "clip_high dual_clip ratio_max correction_high weight_high": (
-    lambda x: x > 0,
-    "a number > 0",
-  ),
+  "clip_high dual_clip ratio_max correction_high weight_high": (lambda x: x > 0, "a number > 0"),
   "std_eps weight_low correction_low gap_low gap_high kl_tau kl_coef "
   "overlong_cache max_tokens group_size": (lambda x: 0 <= x < math.inf, "a number >= 0"),
   "kappa shift": (math.isfinite, "a finite number"),

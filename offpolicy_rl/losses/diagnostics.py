@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from offpolicy_rl.losses import induced_target, links, masked, ratios
+from offpolicy_rl.losses import functions, induced_target, masked, ratios
 from offpolicy_rl.losses.choices import Choices
 from offpolicy_rl.losses.inputs import LossInputs, Prepared
 
@@ -83,7 +83,7 @@ def of(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[str, ja
   mask = inputs.loss_mask
   lengths = masked.lengths(mask)
   valid = lengths > 0
-  advantages = links.shifted_advantages(choices, prepared)
+  advantages = functions.shifted_advantages(choices, prepared)
   gap = ratios.gap(inputs.policy_logprobs, inputs.sampler_logprobs, mask)
   found = {"advantage/abs_mean": masked.masked_mean(jnp.abs(advantages), valid)}
   if choices.fn == "ppo_clip" and choices.anchor == "sampler" and choices.level == "token":

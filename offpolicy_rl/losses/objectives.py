@@ -5,15 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from offpolicy_rl.losses import (
-  advantages,
-  diagnostics,
-  links,
-  masked,
-  pairs,
-  presets,
-  ratios,
-)
+from offpolicy_rl.losses import advantages, diagnostics, functions, masked, pairs, presets, ratios
 from offpolicy_rl.losses.choices import PAIRWISE, Choices
 from offpolicy_rl.losses.inputs import LossInputs, Prepared, required
 
@@ -54,7 +46,7 @@ class Objective:
   def loss(self, inputs: LossInputs, prepared: Prepared) -> jax.Array:
     """The rows' share of the batch's loss: adds up over any split into rows."""
     choices, inputs = self.choices, _bounded(inputs)
-    per_row = links.find(choices.fn)(choices, inputs, prepared)
+    per_row = functions.find(choices.fn)(choices, inputs, prepared)
     if per_row.shape != prepared.row_weights.shape:
       raise ValueError(
         f"objective.fn: {choices.fn} returned shape {per_row.shape}, expected one loss per row, "
@@ -64,7 +56,7 @@ class Objective:
       reference = required(inputs, "reference_logprobs")
       gap = ratios.gap(inputs.policy_logprobs, reference, inputs.loss_mask)
       per_row += choices.kl_coef * masked.masked_sum(
-        links.reference_kl(gap, choices.kl), inputs.loss_mask, -1
+        functions.reference_kl(gap, choices.kl), inputs.loss_mask, -1
       )
     return jnp.sum(prepared.row_weights * per_row)
 
@@ -85,5 +77,5 @@ def objective(name: str | Choices, **overrides) -> Objective:
     ValueError: unknown preset or choice, or a value that makes no sense.
   """
   found = Objective(presets.choose(name, **overrides))
-  links.find(found.choices.fn)
+  functions.find(found.choices.fn)
   return found

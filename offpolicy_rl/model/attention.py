@@ -76,9 +76,13 @@ def attend(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight, config):
   if config.attention == CUDNN and sight.segments_BxT is not None:
     return _even(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight.visible_BxTxS, scale, "cudnn")
   return jax.nn.dot_product_attention(
-    q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, mask=sight.visible_BxTxS[:, None], scale=scale,
+    q_BxTxHxC,
+    k_BxSxKxC,
+    v_BxSxKxC,
+    mask=sight.visible_BxTxS[:, None],
+    scale=scale,
     implementation="xla",
-  )  # fmt: skip
+  )
 
 
 def _even(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, visible_BxTxT, scale: float, implementation: str):
@@ -121,8 +125,10 @@ def _splash(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, sight, config):
     near = functools.partial(_kernel, config, config.sliding_window)
     attended = _by_shard(
       lambda *arrays: jax.lax.cond(arrays[-1], near, everything, *arrays[:-1]),
-      *by_head, segments, sight.is_local,
-    )  # fmt: skip
+      *by_head,
+      segments,
+      sight.is_local,
+    )
   return attended[:, :, :length, :channels].swapaxes(1, 2)
 
 
@@ -173,6 +179,12 @@ def _kernel(config, window: int, q_BxHxTxC, k_BxKxTxC, v_BxKxTxC, segments_BxT):
 
 
 _BLOCKS = (
-  "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute",
-  "block_q_dq", "block_kv_dq",
-)  # fmt: skip
+  "block_q",
+  "block_kv",
+  "block_kv_compute",
+  "block_q_dkv",
+  "block_kv_dkv",
+  "block_kv_dkv_compute",
+  "block_q_dq",
+  "block_kv_dq",
+)

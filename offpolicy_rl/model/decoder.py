@@ -107,10 +107,7 @@ REMAT = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
-_ACTIVATIONS = {
-  "silu": jax.nn.silu,
-  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, config: DecoderConfig) -> jax.Array:

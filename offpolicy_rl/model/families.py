@@ -24,30 +24,58 @@ from offpolicy_rl.model.rope_keys import FULL, LOCAL
 
 # What transformers takes for a key that is left out (`Family.defaults`).
 _LLAMA = {
-  "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
-  "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None, "hidden_act": "silu",
-  "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 2048,
-}  # fmt: skip
+  "vocab_size": 32_000,
+  "hidden_size": 4096,
+  "intermediate_size": 11_008,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+  "num_key_value_heads": None,
+  "head_dim": None,
+  "hidden_act": "silu",
+  "rms_norm_eps": 1e-6,
+  "tie_word_embeddings": False,
+  "max_position_embeddings": 2048,
+}
 _QWEN2 = _LLAMA | {
-  "vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32,
+  "vocab_size": 151_936,
+  "intermediate_size": 22_016,
+  "num_key_value_heads": 32,
   "max_position_embeddings": 32_768,
-}  # fmt: skip
+}
 _QWEN3_MOE = _QWEN2 | {
-  "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24,
-  "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8,
-  "moe_intermediate_size": 768, "norm_topk_prob": False,
-}  # fmt: skip
+  "hidden_size": 2048,
+  "intermediate_size": 6144,
+  "num_hidden_layers": 24,
+  "num_key_value_heads": 4,
+  "num_experts": 128,
+  "num_experts_per_tok": 8,
+  "moe_intermediate_size": 768,
+  "norm_topk_prob": False,
+}
 _GEMMA2 = {
-  "vocab_size": 256_000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-  "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
-  "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
-  "max_position_embeddings": 8192, "query_pre_attn_scalar": 256, "sliding_window": 4096,
-  "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
-}  # fmt: skip
+  "vocab_size": 256_000,
+  "hidden_size": 2304,
+  "intermediate_size": 9216,
+  "num_hidden_layers": 26,
+  "num_attention_heads": 8,
+  "num_key_value_heads": 4,
+  "head_dim": 256,
+  "hidden_activation": "gelu_pytorch_tanh",
+  "rms_norm_eps": 1e-6,
+  "tie_word_embeddings": True,
+  "max_position_embeddings": 8192,
+  "query_pre_attn_scalar": 256,
+  "sliding_window": 4096,
+  "final_logit_softcapping": 30.0,
+  "attn_logit_softcapping": 50.0,
+}
 _GEMMA3 = _GEMMA2 | {
-  "vocab_size": 262_208, "max_position_embeddings": 131_072, "sliding_window_pattern": 6,
-  "final_logit_softcapping": None, "attn_logit_softcapping": None,
-}  # fmt: skip
+  "vocab_size": 262_208,
+  "max_position_embeddings": 131_072,
+  "sliding_window_pattern": 6,
+  "final_logit_softcapping": None,
+  "attn_logit_softcapping": None,
+}
 
 
 class Family(NamedTuple):
@@ -74,42 +102,103 @@ FAMILIES = {
   "gemma3_text": Family(_GEMMA3, _SOFTCAPS, gemma=3, qk_norm=True),
 }
 _ACTIVATIONS = {
-  "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
-}  # fmt: skip
+  "silu": "silu",
+  "swish": "silu",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu_new": "gelu_tanh",
+}
 _ACTIVATION = Kind(
   ", ".join(_ACTIVATIONS), lambda x: isinstance(x, str) and x in _ACTIVATIONS, "silu"
 )
 # Keys that do not change what a forward pass computes: of the configuration itself, ...
 _HARMLESS = {
-  "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
-  "_commit_hash", "_experts_implementation_internal", "_flash_attn_2_enabled", "_name_or_path",
-  "architectures", "attention_dropout", "attn_implementation", "bos_token_id",
-  "cache_implementation", "chunk_size_feed_forward",
+  "_attn_implementation",
+  "_attn_implementation_autoset",
+  "_attn_implementation_internal",
+  "_commit_hash",
+  "_experts_implementation_internal",
+  "_flash_attn_2_enabled",
+  "_name_or_path",
+  "architectures",
+  "attention_dropout",
+  "attn_implementation",
+  "bos_token_id",
+  "cache_implementation",
+  "chunk_size_feed_forward",
   "dual_chunk_attention_config",  # of Qwen2.5-1M, which transformers ignores
-  "eos_token_id", "experts_implementation", "id2label", "initializer_range", "is_encoder_decoder",
-  "is_llama_config", "label2id", "max_position_embeddings", "max_sequence_length",
-  "max_window_layers", "name_or_path",
-  "num_labels", "output_attentions", "output_hidden_states", "output_router_logits",
-  "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "router_aux_loss_coef",
-  "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
-}  # fmt: skip
+  "eos_token_id",
+  "experts_implementation",
+  "id2label",
+  "initializer_range",
+  "is_encoder_decoder",
+  "is_llama_config",
+  "label2id",
+  "max_position_embeddings",
+  "max_sequence_length",
+  "max_window_layers",
+  "name_or_path",
+  "num_labels",
+  "output_attentions",
+  "output_hidden_states",
+  "output_router_logits",
+  "pad_token_id",
+  "pretraining_tp",
+  "problem_type",
+  "return_dict",
+  "router_aux_loss_coef",
+  "transformers.js_config",
+  "transformers_version",
+  "unsloth_fixed",
+  "unsloth_version",
+  "use_cache",
+}
 # ... about training or encoders, from transformers 4, ...
 _HARMLESS |= {
-  "add_cross_attention", "cross_attention_hidden_size", "decoder_start_token_id",
-  "finetuning_task", "gradient_checkpointing", "is_decoder", "neftune_noise_alpha", "prefix",
+  "add_cross_attention",
+  "cross_attention_hidden_size",
+  "decoder_start_token_id",
+  "finetuning_task",
+  "gradient_checkpointing",
+  "is_decoder",
+  "neftune_noise_alpha",
+  "prefix",
   "pruned_heads",
-  "sep_token_id", "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder",
-  "tokenizer_class", "torchscript", "use_bfloat16",
-}  # fmt: skip
+  "sep_token_id",
+  "task_specific_params",
+  "tf_legacy_loss",
+  "tie_encoder_decoder",
+  "tokenizer_class",
+  "torchscript",
+  "use_bfloat16",
+}
 # ... and about generation, which transformers 5 drops.
 _HARMLESS |= {
-  "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
-  "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id",
-  "forced_eos_token_id", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
-  "num_beam_groups", "num_beams", "num_return_sequences", "output_scores",
-  "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens",
-  "temperature", "top_k", "top_p", "typical_p",
-}  # fmt: skip
+  "bad_words_ids",
+  "begin_suppress_tokens",
+  "diversity_penalty",
+  "do_sample",
+  "early_stopping",
+  "encoder_no_repeat_ngram_size",
+  "exponential_decay_length_penalty",
+  "forced_bos_token_id",
+  "forced_eos_token_id",
+  "length_penalty",
+  "max_length",
+  "min_length",
+  "no_repeat_ngram_size",
+  "num_beam_groups",
+  "num_beams",
+  "num_return_sequences",
+  "output_scores",
+  "remove_invalid_values",
+  "repetition_penalty",
+  "return_dict_in_generate",
+  "suppress_tokens",
+  "temperature",
+  "top_k",
+  "top_p",
+  "typical_p",
+}
 # Keys that may be there with these values only.
 _DTYPES = (None, "bfloat16", "float16", "float32")
 _FIXED = {

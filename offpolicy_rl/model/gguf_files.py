@@ -31,9 +31,12 @@ _SCALING = "rope.scaling.type"
 _ROPE_FACTORS = "rope_freqs.weight"  # the scaling of Llama 3.1, worked out
 # Those that do not change what is computed, the last three only where nothing is scaled.
 _HARMLESS = {
-  "vocab_size", "tensor_data_layout", "rope.scaling.factor", "rope.scaling.finetuned",
+  "vocab_size",
+  "tensor_data_layout",
+  "rope.scaling.factor",
+  "rope.scaling.finetuned",
   "rope.scaling.original_context_length",
-}  # fmt: skip
+}
 _HEAD_DIMS = ("rope.dimension_count", "attention.value_length")  # all channels, not some
 _NAMES = {  # theirs -> published; {} is the layer
   "token_embd": "model.embed_tokens",

@@ -11,10 +11,17 @@ import jax.numpy as jnp
 SCALE = "_scale"
 # Matrices of a block -> the axes that their product sums over, without the layers' in front.
 SUMMED_AXES = {
-  "w_q": (0,), "w_k": (0,), "w_v": (0,), "w_o": (0, 1),
-  "w_gate": (0,), "w_up": (0,), "w_down": (0,),
-  "experts_gate": (1,), "experts_up": (1,), "experts_down": (1,),
-}  # fmt: skip
+  "w_q": (0,),
+  "w_k": (0,),
+  "w_v": (0,),
+  "w_o": (0, 1),
+  "w_gate": (0,),
+  "w_up": (0,),
+  "w_down": (0,),
+  "experts_gate": (1,),
+  "experts_up": (1,),
+  "experts_down": (1,),
+}
 
 
 def param_axes(axes: dict[str, tuple]) -> dict[str, tuple]:

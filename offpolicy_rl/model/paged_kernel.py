@@ -77,8 +77,11 @@ def _call(config, layer_1, tables_BxP, first_B, last_B, q_BxHxC, k_BxKxC, v_BxKx
       in_specs=[*map(of_row, (q_BxHxC, k_BxKxC, v_BxKxC)), where_it_lies, where_it_lies],
       out_specs=[of_row(q_BxHxC), where_it_lies, where_it_lies],
       scratch_shapes=[
-        (buffer, buffer), (written, written), pltpu.SMEM((1,), jnp.int32),
-        pltpu.SemaphoreType.DMA((2, 2)), pltpu.SemaphoreType.DMA((2,)),
+        (buffer, buffer),
+        (written, written),
+        pltpu.SMEM((1,), jnp.int32),
+        pltpu.SemaphoreType.DMA((2, 2)),
+        pltpu.SemaphoreType.DMA((2,)),
       ],
     ),
     # Tables hold pages of the pool; to check each copy takes longer than to begin it.
@@ -89,7 +92,7 @@ def _call(config, layer_1, tables_BxP, first_B, last_B, q_BxHxC, k_BxKxC, v_BxKx
     input_output_aliases={7: 1, 8: 2},
     interpret=pltpu.InterpretParams() if config.attention == PAGED_INTERPRETED else False,
     name="paged_attention",
-  )(layer_1, tables_BxP.reshape(-1), first_B, last_B, q_BxHxC, k_BxKxC, v_BxKxC, *pool)  # fmt: skip
+  )(layer_1, tables_BxP.reshape(-1), first_B, last_B, q_BxHxC, k_BxKxC, v_BxKxC, *pool)
 
 
 class _Refs(NamedTuple):

@@ -157,8 +157,10 @@ def _seeing(q_BxTxKxGxC, k_BxKxSxC, v_BxKxSxC, seen_BxTxS, found: _Found, config
   weights = jnp.where(seen, jnp.exp(scores - top[..., None]), 0.0)
   kept = jnp.exp(found.top - top)
   added = jnp.einsum(
-    "bkgts,bksc->bkgtc", weights.astype(v_BxKxSxC.dtype), v_BxKxSxC,
+    "bkgts,bksc->bkgtc",
+    weights.astype(v_BxKxSxC.dtype),
+    v_BxKxSxC,
     preferred_element_type=jnp.float32,
-  )  # fmt: skip
+  )
   total = found.total * kept + jnp.sum(weights, axis=-1)
   return _Found(top, total, found.values * kept[..., None] + added)

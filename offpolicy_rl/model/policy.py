@@ -97,9 +97,13 @@ class TokenStats(NamedTuple):
 
 
 def token_stats(
-  config: decoder.DecoderConfig, params: Params, rows: types.PackedRows, temperature: float, *,
+  config: decoder.DecoderConfig,
+  params: Params,
+  rows: types.PackedRows,
+  temperature: float,
+  *,
   chunk: int = 0,
-) -> TokenStats:  # fmt: skip
+) -> TokenStats:
   """Log-probability and entropy [R, S] of the scored tokens under softmax(logits / temperature).
 
   Logits are computed for these tokens only. The shift by one between a logit and the token that it

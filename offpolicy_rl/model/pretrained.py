@@ -32,10 +32,16 @@ _SHARD_BYTES = 4 << 30
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # What belongs to a checkpoint besides config.json and the weights; anything else stays.
 COMPANIONS = (
-  "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
-  "vocab.json", "merges.txt", "chat_template*",
-  "additional_chat_templates/*.jinja", "LICENSE*",
-)  # fmt: skip
+  "generation_config.json",
+  "tokenizer*",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "chat_template*",
+  "additional_chat_templates/*.jinja",
+  "LICENSE*",
+)
 _UNUSED = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry
 
 

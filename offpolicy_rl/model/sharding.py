@@ -84,9 +84,11 @@ def sum_over_experts(local, tokens: tuple, experts: tuple) -> jax.Array:
     return jax.lax.psum(local(first, *tokens, *experts), EXPERT)
 
   split = jax.shard_map(
-    shard, in_specs=(PartitionSpec(), PartitionSpec(EXPERT)), out_specs=PartitionSpec(),
+    shard,
+    in_specs=(PartitionSpec(), PartitionSpec(EXPERT)),
+    out_specs=PartitionSpec(),
     axis_names={EXPERT},
-  )  # fmt: skip
+  )
   return split(tokens, experts)
 
 
@@ -110,9 +112,8 @@ def by_rows(local, whole, rows: tuple):
 
   split = PartitionSpec(axes)
   return jax.shard_map(
-    shard, in_specs=(PartitionSpec(), *(split for _ in rows)), out_specs=split,
-    axis_names=set(axes),
-  )(whole, *rows)  # fmt: skip
+    shard, in_specs=(PartitionSpec(), *(split for _ in rows)), out_specs=split, axis_names=set(axes)
+  )(whole, *rows)
 
 
 def tree_shardings(mesh: Mesh, tree, axes_of):

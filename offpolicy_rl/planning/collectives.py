@@ -5,13 +5,31 @@ import re
 from typing import NamedTuple
 
 KINDS = (
-  "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
-  "ragged-all-to-all", "collective-broadcast",
-)  # fmt: skip
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+  "ragged-all-to-all",
+  "collective-broadcast",
+)
 _BITS = {
-  "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "f16": 16, "bf16": 16,
-  "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64,
-}  # fmt: skip
+  "pred": 8,
+  "s4": 4,
+  "u4": 4,
+  "s8": 8,
+  "u8": 8,
+  "s16": 16,
+  "u16": 16,
+  "f16": 16,
+  "bf16": 16,
+  "s32": 32,
+  "u32": 32,
+  "f32": 32,
+  "s64": 64,
+  "u64": 64,
+  "f64": 64,
+}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _OPERATION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
 _CALLED = re.compile(

@@ -10,10 +10,10 @@ import rich.console
 import rich.table
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import output
 from offpolicy_rl.model import decoder, sharding
 from offpolicy_rl.planning import programs, topology
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import build
+from offpolicy_rl.system import output
 
 _GIB = 2**30
 _PACKAGE = pathlib.Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def run(config, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
   Raises:
     ConfigError: topology and mesh do not go together, or can't be had.
   """
-  model = parts.published_model(config, architecture)
+  model = build.published_model(config, architecture)
   kept = cache / f"{_digest(config, architecture, name)}.json"
   if kept.is_file():
     return json.loads(kept.read_text())
@@ -100,8 +100,10 @@ def advice(
     if config.mesh.data > 1:
       found.append(f"mesh.fsdp={config.mesh.fsdp * config.mesh.data}, mesh.data=1: state is split")
     if learner.argument_bytes > 0.8 * capacity:
-      found.append("more devices, model.lora_rank, or learner.offload_optimizer=True: state alone "
-                   f"takes {learner.argument_bytes / _GIB:.1f} GiB of each device")  # fmt: skip
+      found.append(
+        "more devices, model.lora_rank, or learner.offload_optimizer=True: state alone "
+        f"takes {learner.argument_bytes / _GIB:.1f} GiB of each device"
+      )
   if not sampler.fits:
     found.append(f"sampler.tensor={2 * config.sampler.tensor}: weights and cache are split")
     found.append("sampler.slots or sampler.cache_tokens: less cache")
@@ -121,13 +123,19 @@ def show(found: dict, console: rich.console.Console | None = None) -> None:
   )
   table = rich.table.Table("GiB per device", "", "peak", "free", "given", "temporary", "TFLOP", "s")
   for program in found["programs"]:
-    numbers = [program["peak_bytes"], capacity - program["peak_bytes"], program["argument_bytes"],
-               program["temporary_bytes"]]  # fmt: skip
+    numbers = [
+      program["peak_bytes"],
+      capacity - program["peak_bytes"],
+      program["argument_bytes"],
+      program["temporary_bytes"],
+    ]
     table.add_row(
-      program["name"], "fits" if program["fits"] else "too large",
+      program["name"],
+      "fits" if program["fits"] else "too large",
       *(f"{number / _GIB:.2f}" for number in numbers),
-      f"{program['flops'] / 1e12:.1f}", f"{program['compile_seconds']:.0f}",
-    )  # fmt: skip
+      f"{program['flops'] / 1e12:.1f}",
+      f"{program['compile_seconds']:.0f}",
+    )
   console.print(table)
   console.print("(given: state and batch, or weights and cache; s: CPU time of compiling)")
   for program in found["programs"]:

@@ -17,7 +17,7 @@ from offpolicy_rl.learner import step
 from offpolicy_rl.model import cost, decoder, lora, paging, policy, sharding
 from offpolicy_rl.planning import collectives
 from offpolicy_rl.replay import batching, packing
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import build
 from offpolicy_rl.sampler import engine, generation
 
 _USED = re.compile(r"Used ([\d.]+)([KMG])i?B? of ([\d.]+)([KMG])i?B?")
@@ -42,9 +42,9 @@ class Program:
 
 def train(config, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Program:
   """The update that the learner would run, with the largest batch that there can be."""
-  choices = parts.step_choices(config, model, mesh)
+  choices = build.step_choices(config, model, mesh)
   groups = _longest_groups(config)
-  limits = parts.limits(config, group_size=config.learner.group_size)
+  limits = build.limits(config, group_size=config.learner.group_size)
   batch = batching.make_batch(groups, limits, config_lib.batch_parts(config.learner))
   place = lambda x: _struct(x, sharding.batch_sharding(mesh, x.ndim))
   shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
@@ -65,7 +65,7 @@ def decode(config, model: decoder.DecoderConfig, devices, capacity: int) -> Prog
   sampler, task = config.sampler, config.task
   mesh = sharding.make_mesh(tensor=sampler.tensor, devices=devices)
   model = dataclasses.replace(lora.plain(model), int8_weights=sampler.int8_weights)
-  sizes = parts.engine_sizes(
+  sizes = build.engine_sizes(
     config, group_size=config.learner.group_size, max_prompt_tokens=task.max_prompt_tokens
   )
   model = engine.computed_on(model, sizes, mesh)
@@ -77,9 +77,11 @@ def decode(config, model: decoder.DecoderConfig, devices, capacity: int) -> Prog
   slots = jax.eval_shape(lambda: generation.empty(sizes.slots, sizes.max_tokens))
   tables = jax.ShapeDtypeStruct((sizes.slots, sizes.row_pages), jnp.int32, sharding=whole)
   arguments = (
-    params, jax.tree.map(lambda x: _struct(x, whole), slots),
-    jax.tree.map(lambda x: _struct(x, heads), pool), tables,
-  )  # fmt: skip
+    params,
+    jax.tree.map(lambda x: _struct(x, whole), slots),
+    jax.tree.map(lambda x: _struct(x, heads), pool),
+    tables,
+  )
   jitted = jax.jit(
     lambda params, *others: generation.decode(model, params, *others, steps=sizes.steps, ends=(0,)),
     donate_argnums=(1, 2),
@@ -97,9 +99,7 @@ def _longest_groups(config) -> list[types.FinishedGroup]:
   one = types.Trajectory(tokens, np.zeros(tokens.size, np.float32), tokens, False, 0.0)
   made = []
   for g in range(learner.prompts_per_step):
-    ticket = types.Ticket(
-      str(g), types.TRAIN, 0, g, prompt, "", 0, 0, learner.group_size, 1.0
-    )  # fmt: skip
+    ticket = types.Ticket(str(g), types.TRAIN, 0, g, prompt, "", 0, 0, learner.group_size, 1.0)
     group = types.Group(str(g), (one,) * learner.group_size)
     made.append(types.FinishedGroup(ticket, group, 0))
   return made
@@ -121,9 +121,14 @@ def _compiled(name: str, jitted, arguments, mesh: Mesh, capacity: int, flops: in
       raise
     peak = _used(str(error)) or capacity + 1
     return Program(
-      compile_seconds=time.process_time() - started, peak_bytes=peak, argument_bytes=given,
-      temporary_bytes=peak - given, fits=False, traffic={}, **known,
-    )  # fmt: skip
+      compile_seconds=time.process_time() - started,
+      peak_bytes=peak,
+      argument_bytes=given,
+      temporary_bytes=peak - given,
+      fits=False,
+      traffic={},
+      **known,
+    )
   memory = compiled.memory_analysis()
   peak = memory.peak_memory_in_bytes
   return Program(

@@ -101,9 +101,16 @@ class Admission:
   """Remembers up to which step tickets were handed to the ledger."""
 
   def __init__(
-    self, ledger: Ledger, lag: LagControl, tickets: Tickets, *, first_step: int, num_steps: int,
-    reached: Callable[[int, int], None], known_steps: int = 0,
-  ):  # fmt: skip
+    self,
+    ledger: Ledger,
+    lag: LagControl,
+    tickets: Tickets,
+    *,
+    first_step: int,
+    num_steps: int,
+    reached: Callable[[int, int], None],
+    known_steps: int = 0,
+  ):
     """`reached(version, next step)` notes progress durably before any ticket goes out.
 
     `known_steps`: tickets of earlier steps were out before a restart, so answers may come for them.

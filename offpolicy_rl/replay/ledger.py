@@ -21,9 +21,21 @@ from offpolicy_rl.replay import leases
 # Taken tickets whose late second answers are still told apart from unknown ones.
 _REMEMBERED = 65_536
 _COUNTS = (
-  "added", "recovered", "leased", "reclaimed", "expired", "returned", "reissued", "declined",
-  "finished", "duplicates", "unknown", "taken", "replaced", "set_aside",
-)  # fmt: skip
+  "added",
+  "recovered",
+  "leased",
+  "reclaimed",
+  "expired",
+  "returned",
+  "reissued",
+  "declined",
+  "finished",
+  "duplicates",
+  "unknown",
+  "taken",
+  "replaced",
+  "set_aside",
+)
 _REFUSALS = 2  # samplers that must decline a ticket before it is set aside; fewer where fewer live
 
 
@@ -375,7 +387,4 @@ class Ledger:
         "out": len(self._leases.tickets() - self._queue.keys()),
         "waiting": len(self._finished),
       }
-      return {
-        **dict.fromkeys(_COUNTS, 0),
-        **self._counts,
-      } | state
+      return {**dict.fromkeys(_COUNTS, 0), **self._counts} | state

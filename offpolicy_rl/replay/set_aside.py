@@ -16,9 +16,7 @@ class SetAside:
   """What `Ledger.set_aside_by` wants; called under its lock, so lines are kept for `told`."""
 
   def __init__(
-    self,
-    spare: Callable[[types.Ticket], types.Ticket | None],
-    text: Callable[[types.Ticket], str],
+    self, spare: Callable[[types.Ticket], types.Ticket | None], text: Callable[[types.Ticket], str]
   ):
     """`spare(ticket)`: the one in its place; None when they are used up. `text`: of a prompt."""
     self._spare, self._text = spare, text

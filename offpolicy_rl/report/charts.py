@@ -12,9 +12,7 @@ from offpolicy_rl.report.series import Series
 WIDTH, HEIGHT = 330, 210
 LEFT, RIGHT, TOP, BOTTOM = 42, 14, 24, 36
 # What a picture has that no style sheet reaches; style.css has the same and darker ones.
-COLORS = (
-  "#2f6db5", "#c8602a", "#2e8b57", "#8557b0", "#b8344a", "#1b8a94", "#8a6d3b", "#6b7480",
-)  # fmt: skip
+COLORS = ("#2f6db5", "#c8602a", "#2e8b57", "#8557b0", "#b8344a", "#1b8a94", "#8a6d3b", "#6b7480")
 _DOT_DISTANCE = 5  # pixels between points from which on each has a dot
 
 

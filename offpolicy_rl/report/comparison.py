@@ -4,8 +4,8 @@ import html
 import pathlib
 from collections.abc import Sequence
 
-from offpolicy_rl import metrics
-from offpolicy_rl.config_text import ConfigError
+from offpolicy_rl.config.text import ConfigError
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.report import catalogue, configuration, document, figures, runs
 from offpolicy_rl.report.charts import COLORS, number
 from offpolicy_rl.report.page import duration
@@ -15,11 +15,15 @@ _NO_STEP = "<p class=soft>No step was made.</p>"
 _LATE = 0.1  # share of the steps that counts as the end
 # Of training rows: label, metric; means over the end.
 _LATE_MEANS = (
-  ("reward", "reward"), ("entropy", "entropy"), ("lag", "lag/mean"),
-  ("log-ratio", "log_ratio/mean"), ("lambda", "lambda_hat"), ("update, s", "seconds/step"),
+  ("reward", "reward"),
+  ("entropy", "entropy"),
+  ("lag", "lag/mean"),
+  ("log-ratio", "log_ratio/mean"),
+  ("lambda", "lambda_hat"),
+  ("update, s", "seconds/step"),
   ("waiting, s", "seconds/waiting"),
   ("samplers' tokens/s", "sampler/tokens_per_second"),
-)  # fmt: skip
+)
 
 
 def compare(run_dirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
@@ -47,16 +51,20 @@ def _page(named: Sequence[tuple[str, Run]]) -> str:
     document.section("table", "At the end", _final(named)),
     document.section("curves", "Curves", document.grid(drawn) or _NO_STEP),
     document.section(
-      "configuration", "Where their configurations differ",
+      "configuration",
+      "Where their configurations differ",
       configuration.table(("key", *names), differing) if differing else same,
     ),
-  ]  # fmt: skip
+  ]
   anchors = [("table", "At the end"), ("curves", "Curves"), ("configuration", "Configuration")]
   title = f"{len(named)} runs"
   parts = [
-    f"<header><h1>{title}</h1>{_switches(named)}</header>", document.navigation(anchors),
-    "<main>", *sections, "</main>",
-  ]  # fmt: skip
+    f"<header><h1>{title}</h1>{_switches(named)}</header>",
+    document.navigation(anchors),
+    "<main>",
+    *sections,
+    "</main>",
+  ]
   data = {"charts": [f.data for f in drawn if f], "completions": {"groups": [], "range": 1.0}}
   return document.page(title, parts, data)
 
@@ -75,9 +83,16 @@ def _switches(named: Sequence[tuple[str, Run]]) -> str:
 def _final(named: Sequence[tuple[str, Run]]) -> str:
   """Where each run has got to."""
   head = [
-    "run", "steps", "pass@1", "± 95 %", "greedy", "pass@k", *(label for label, _ in _LATE_MEANS),
-    "largest mismatch", "time",
-  ]  # fmt: skip
+    "run",
+    "steps",
+    "pass@1",
+    "± 95 %",
+    "greedy",
+    "pass@k",
+    *(label for label, _ in _LATE_MEANS),
+    "largest mismatch",
+    "time",
+  ]
   note = (
     "<p class=soft>Held-out accuracy: the newest evaluation. Mismatch and time: of the whole run. "
     "Others: means over the last tenth of its steps.</p>"
@@ -100,8 +115,12 @@ def _ending(run: Run) -> list[str]:
     row.get(f"seconds/{part}", 0.0) for row in train for part in ("waiting", "step", "publishing")
   ]
   return [
-    f"{len(train):,}", show(newest.get("heldout/pass@1"), ".3f"),
+    f"{len(train):,}",
+    show(newest.get("heldout/pass@1"), ".3f"),
     show(None if spread is None else 1.96 * spread, ".3f"),
-    show(newest.get("heldout/greedy"), ".3f"), show(newest.get("heldout/pass@k"), ".3f"), *means,
-    number(max(gaps)) if gaps else "", duration(sum(seconds)),
-  ]  # fmt: skip
+    show(newest.get("heldout/greedy"), ".3f"),
+    show(newest.get("heldout/pass@k"), ".3f"),
+    *means,
+    number(max(gaps)) if gaps else "",
+    duration(sum(seconds)),
+  ]

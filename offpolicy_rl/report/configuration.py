@@ -4,7 +4,7 @@ import html
 import json
 from collections.abc import Sequence
 
-from offpolicy_rl import config_text
+from offpolicy_rl.config import text
 from offpolicy_rl.report import runs
 
 _ABSENT = object()
@@ -12,7 +12,7 @@ _ABSENT = object()
 
 def changes(config: dict) -> list[tuple[str, str, str]]:
   """(key, base's value, the run's), as text."""
-  base, own = runs.keys(config_text.base().to_dict()), runs.keys(config)
+  base, own = runs.keys(text.base().to_dict()), runs.keys(config)
   return differences([base, own])
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from offpolicy_rl import metrics
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.report import charts, runs, series
 from offpolicy_rl.report.catalogue import STACKED, Chart, Line
 
@@ -96,7 +96,7 @@ def _curves(chart: Chart, sources: Sequence[_Source], width: int) -> list[charts
 
 def heat_of_run(
   name: str, title: str, meaning: str, run: runs.Run, last_step: int
-) -> Figure | None:  # fmt: skip
+) -> Figure | None:
   """Shares of tokens by lag over steps, from the histograms `name`; None where there are none."""
   rows = [row for row in run.rows[metrics.TRAIN] if row.get(name)]
   if not rows:
@@ -109,9 +109,12 @@ def heat_of_run(
   drawn = charts.heat(cells, (0.0, float(last_step)), "versions")
   middle = [(a + b) / 2 for a, b in itertools.pairwise(cells.edges)]
   data = {
-    "high": max(last_step, 1), "linked": True, "x": _steps(middle), "labels": cells.labels,
+    "high": max(last_step, 1),
+    "linked": True,
+    "x": _steps(middle),
+    "labels": cells.labels,
     "columns": [_short(column) for column in cells.columns],
-  }  # fmt: skip
+  }
   return Figure(_framed(title, meaning, keys, drawn), data)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from offpolicy_rl import metrics
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.report import (
   catalogue,
   completions,
@@ -63,8 +63,10 @@ def _page(run: Run) -> str:
     f"<header><h1>{html.escape(run.name)}</h1><p class=soft>{html.escape(runs.title(run.config))}"
     f"</p>{_tiles(run)}</header>",
     document.navigation([(p.anchor, p.title) for p in parts]),
-    "<main>", *sections, "</main>",
-  ]  # fmt: skip
+    "<main>",
+    *sections,
+    "</main>",
+  ]
   drawn = [figure for p in parts for figure in p.charts if figure]
   data = {"charts": [f.data for f in drawn], "completions": completions.shown(run.samples)}
   return document.page(run.name, whole, data)
@@ -130,14 +132,20 @@ def _phases(run: Run) -> str:
   """Held-out accuracy before and after each phase."""
   found = [row for row in run.rows[metrics.HELDOUT] if row["phase"] != "during"]
   names = {
-    "heldout/greedy": "greedy", "heldout/pass@1": "pass@1", "heldout/pass@k": "pass@k",
-    "heldout/k": "k", "heldout/problems": "problems",
-  }  # fmt: skip
+    "heldout/greedy": "greedy",
+    "heldout/pass@1": "pass@1",
+    "heldout/pass@k": "pass@k",
+    "heldout/k": "k",
+    "heldout/problems": "problems",
+  }
   body = [
-    [row["phase"], str(row["version"]) if row["version"] >= 0 else "none yet",
-     *(_cell(row.get(name)) for name in names)]
+    [
+      row["phase"],
+      str(row["version"]) if row["version"] >= 0 else "none yet",
+      *(_cell(row.get(name)) for name in names),
+    ]
     for row in found
-  ]  # fmt: skip
+  ]
   head = ("held-out", "version", *names.values())
   return document.table(head, body, empty="No evaluation has finished.")
 
@@ -188,8 +196,10 @@ def _left_out(run: Run) -> str:
   groups = [[_up_to(n), f"{lengths[n]:,}"] for n in sorted(lengths)]
   prompts = [
     [name.replace("_", " "), f"{count:,}"]
-    for row in run.rows[metrics.TASK] for name, count in row.items() if name not in ("kind", "step")
-  ]  # fmt: skip
+    for row in run.rows[metrics.TASK]
+    for name, count in row.items()
+    if name not in ("kind", "step")
+  ]
   tickets = [[name, f"{count:,}"] for name, count in run.tickets.items() if count]
   tables = [
     document.table(("replaced, by mean length", "groups"), groups),

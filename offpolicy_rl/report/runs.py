@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from offpolicy_rl import metrics
-from offpolicy_rl.config_text import ConfigError
+from offpolicy_rl.config.text import ConfigError
+from offpolicy_rl.observe import metrics
 
 _FILTERED = "filtered/by_length"
 _NORMAL_95 = 1.96  # standard errors to either side of a mean
@@ -72,8 +72,9 @@ def _interval(row: dict) -> dict[str, float]:
 
 def last_step(runs: Iterable[Run]) -> int:
   """The end of an axis that has room for all of them."""
-  found = [r["step"] for run in runs for kind in (metrics.TRAIN, metrics.HELDOUT)
-           for r in run.rows[kind]]  # fmt: skip
+  found = [
+    r["step"] for run in runs for kind in (metrics.TRAIN, metrics.HELDOUT) for r in run.rows[kind]
+  ]
   return max(found, default=0)
 
 

@@ -9,9 +9,12 @@ from offpolicy_rl.report import document
 
 _SHOWN = 64  # samplers, those with the most completions
 _MEANS = {
-  "reward": "reward", "length": "tokens", "entropy": "entropy, nats",
-  "log_ratio": "|log-ratio|, nats", "mismatch": "mismatch, nats",
-}  # fmt: skip
+  "reward": "reward",
+  "length": "tokens",
+  "entropy": "entropy, nats",
+  "log_ratio": "|log-ratio|, nats",
+  "mismatch": "mismatch, nats",
+}
 
 
 def table(rows: Sequence[dict]) -> str:

@@ -10,10 +10,12 @@ import jax
 import numpy as np
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import progress, types
+from offpolicy_rl import types
+from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import checkpoint, loop, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import cost, sharding
+from offpolicy_rl.observe import progress
 from offpolicy_rl.replay import (
   admission,
   batching,
@@ -25,11 +27,10 @@ from offpolicy_rl.replay import (
   store,
 )
 from offpolicy_rl.replay import set_aside as set_aside_lib
-from offpolicy_rl.roles import parts, processes
-from offpolicy_rl.roles.front import Front
+from offpolicy_rl.roles import build, multihost
 from offpolicy_rl.roles.publishing import Publishing
-from offpolicy_rl.roles.records import Records
-from offpolicy_rl.sampler import evaluation
+from offpolicy_rl.roles.run_files import Records
+from offpolicy_rl.roles.sampler_service import Front
 from offpolicy_rl.transport import codec, hosts
 
 
@@ -42,7 +43,7 @@ class Learner:
   stop: threading.Event
   choices: step.StepChoices
   mesh: jax.sharding.Mesh
-  policy: parts.Policy
+  policy: build.Policy
   screen: progress.Progress
   checkpoints: checkpoint.Checkpoints
   restored: checkpoint.Restored | None
@@ -50,7 +51,7 @@ class Learner:
   front: Front
   publishing: Publishing
   followers: hosts.Leader | None = None  # where other processes follow this one
-  desk: evaluation.Desk | None = None  # until the prompts are read
+  desk: requests.Desk | None = None  # until the prompts are read
   shown: Callable[[int], types.Batch] | None = None  # the warm start's batches; as `desk`
   refills: refill.Refills | None = None  # where groups without signal are replaced
   set_aside: set_aside_lib.SetAside | None = None  # as `desk`
@@ -82,7 +83,7 @@ class Learner:
   def _share(self, at_step: int, batch: types.Batch, versions: Collection[int]) -> types.Batch:
     """A batch on the devices; the processes that follow get what theirs hold."""
     if self.followers is not None:
-      arrays = tuple(processes.leaves(batch))
+      arrays = tuple(multihost.leaves(batch))
       self.followers.order(hosts.Order(hosts.BATCH, at_step, tuple(sorted(versions)), arrays))
     return jax.block_until_ready(state_lib.place_batch(self.mesh, batch))
 
@@ -97,7 +98,7 @@ class Learner:
       self.tell_set_aside()
       groups = self.front.book.take(ids, timeout=0.5)
     started = time.perf_counter()
-    limits = parts.limits(self.config, group_size=settings.group_size)
+    limits = build.limits(self.config, group_size=settings.group_size)
     batch = batching.make_batch(groups, limits, config_lib.batch_parts(settings))
     versions = frozenset(np.unique(batch.versions).tolist()) - {types.NO_VERSION}
     placed = self._share(at_step, batch, versions)
@@ -167,23 +168,29 @@ class Learner:
 
 
 def make_learner(
-  config, run_dir: pathlib.Path, stop: threading.Event, resume: bool, published,
+  config,
+  run_dir: pathlib.Path,
+  stop: threading.Event,
+  resume: bool,
+  published,
   leader: hosts.Leader | None = None,
-) -> Learner:  # fmt: skip
+) -> Learner:
   """Reads what there is to resume, then opens the run's files."""
-  control = parts.lag_control(config)
+  control = build.lag_control(config)
   screen = progress.Progress(config.learner.steps)
   run_dir.mkdir(parents=True, exist_ok=True)
-  files = parts.model_files(config, run_dir, resume=resume)
-  parts.fix_day(config, files)
-  policy = parts.policy_of(config, files)
+  files = build.model_files(config, run_dir, resume=resume)
+  build.fix_day(config, files)
+  policy = build.policy_of(config, files)
   mesh = sharding.make_mesh(**config.mesh)
-  choices = parts.step_choices(config, policy.model, mesh)
+  choices = build.step_choices(config, policy.model, mesh)
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
   saved = checkpoint.Checkpoints(
-    run_dir / "checkpoints", keep=config.checkpoint.keep, say=screen.say,
+    run_dir / "checkpoints",
+    keep=config.checkpoint.keep,
+    say=screen.say,
     committed=lambda steps: _prune(saved, groups, steps),
-  )  # fmt: skip
+  )
   newest = _newest(saved, config.learner.steps) if resume else None
   if leader is not None:
     leader.order(
@@ -195,10 +202,7 @@ def make_learner(
   (groups.clear if restored is None else groups.claim)(codec.GROUP_FORM)
   _write_configuration(config, run_dir)
   front = Front(
-    book=ledger.Ledger(
-      config.transport.lease_seconds, reissue_seconds=config.transport.reissue_seconds,
-      recover=groups.get,
-    ),
+    book=_ledger(config.transport, groups),
     groups=groups,
     weights=published,
     vocab_size=policy.model.vocab_size,
@@ -206,7 +210,7 @@ def make_learner(
     control=control,
     newest_ever=groups.progress()[0],
     say=screen.say,
-  )  # fmt: skip
+  )
   return Learner(
     config=config,
     run_dir=run_dir,
@@ -217,14 +221,25 @@ def make_learner(
     screen=screen,
     checkpoints=saved,
     restored=restored,
-    records=Records(
-      run_dir, config_lib.to_json(config), screen,
-      position=restored and restored.position["files"], first_step=restored.step if restored else 0,
-    ),
+    records=_records(config, run_dir, screen, restored),
     front=front,
     publishing=Publishing(published, config.transport.weights_dtype, front.published),
     followers=leader,
-  )  # fmt: skip
+  )
+
+
+def _ledger(settings, groups: store.GroupStore) -> ledger.Ledger:
+  return ledger.Ledger(
+    settings.lease_seconds, reissue_seconds=settings.reissue_seconds, recover=groups.get
+  )
+
+
+def _records(config, run_dir: pathlib.Path, screen, restored) -> Records:
+  position = restored and restored.position["files"]
+  first_step = restored.step if restored else 0
+  return Records(
+    run_dir, config_lib.to_json(config), screen, position=position, first_step=first_step
+  )
 
 
 def _newest(saved: checkpoint.Checkpoints, steps: int) -> int | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import build
 from offpolicy_rl.tasks import (
   catalog,
   pool,
@@ -53,15 +53,27 @@ def ticket_fault(config, vocab_size: int) -> Callable[[prompts.Example], str | N
 
   def fault(example: prompts.Example) -> str | None:
     """None where a sampler can."""
-    message = codec.encode_ticket(types.Ticket(
-      "train/0/0", types.TRAIN, 0, 0, example.prompt_tokens, example.answer, 0, 0, completions,
-      config.sampler.temperature,
-    ))  # fmt: skip
+    message = codec.encode_ticket(
+      types.Ticket(
+        "train/0/0",
+        types.TRAIN,
+        0,
+        0,
+        example.prompt_tokens,
+        example.answer,
+        0,
+        0,
+        completions,
+        config.sampler.temperature,
+      )
+    )
     try:
       codec.check_ticket(
-        codec.decode_ticket(message), vocab_size=vocab_size, max_completions=completions,
+        codec.decode_ticket(message),
+        vocab_size=vocab_size,
+        max_completions=completions,
         max_prompt_tokens=config.task.max_prompt_tokens,
-      )  # fmt: skip
+      )
       size = example.prompt_tokens.size
       bounds.check_prompt(size, example.answer, config.transport.max_message_mb, "ticket")
     except codec.WireError as error:
@@ -71,16 +83,19 @@ def ticket_fault(config, vocab_size: int) -> Callable[[prompts.Example], str | N
   return fault
 
 
-def examples(config, split: str, policy: parts.Policy) -> Members:
+def examples(config, split: str, policy: build.Policy) -> Members:
   """(rate, prompts) of each task that the configuration mixes.
 
   Raises:
     TaskError: problems can't be had, or too many make no prompt.
   """
   return prompts.members(
-    catalog.of(config.task), split, policy.words, config.task.max_prompt_tokens,
+    catalog.of(config.task),
+    split,
+    policy.words,
+    config.task.max_prompt_tokens,
     ticket_fault(config, policy.model.vocab_size),
-  )  # fmt: skip
+  )
 
 
 def summary(name: str, train: Members, held: Members) -> str:
@@ -101,14 +116,14 @@ def check_start(config) -> None:
 
   Raises:
     ConfigError: a run could not start.
-    tokenizer.TokenizerError, families.UnsupportedModel: as `parts.policy_of`.
+    tokenizer.TokenizerError, families.UnsupportedModel: as `build.policy_of`.
   """
   selection, policy = config_lib.check_data(config), policy_of(config)
   check_messages(config, policy)
   check_problems(config, selection, policy)
 
 
-def check_problems(config, selection: catalog.Selection, policy: parts.Policy) -> None:
+def check_problems(config, selection: catalog.Selection, policy: build.Policy) -> None:
   """Looks at some problems of each task, and where something is wrong at all; ConfigError.
 
   Tasks that are slow to list are passed over: all prompts of all tasks are read a little later.
@@ -132,38 +147,46 @@ def check_problems(config, selection: catalog.Selection, policy: parts.Policy) -
       where, why = part.unreadable[0]
       _LOG.warning(
         "task %s, %s: answers to %d problems can't be judged and earn nothing; the first: %s: %s",
-        part.task.name, part.split, len(part.unreadable), where, why,
-      )  # fmt: skip
+        part.task.name,
+        part.split,
+        len(part.unreadable),
+        where,
+        why,
+      )
 
 
-def policy_of(config) -> parts.Policy:
+def policy_of(config) -> build.Policy:
   """The policy that a run of this configuration begins with; the configuration stays as it is."""
   config, folder = config_lib.from_json(config_lib.to_json(config)), config.model.checkpoint
   files = tokenizer.read_files(pathlib.Path(folder)) if folder else None
-  parts.fix_day(config, files)
-  return parts.policy_of(config, files)
+  build.fix_day(config, files)
+  return build.policy_of(config, files)
 
 
-def check_messages(config, policy: parts.Policy) -> None:
+def check_messages(config, policy: build.Policy) -> None:
   """ConfigError when what samplers are told first is larger than a message may be.
 
   Groups and prompts are `config.validate`'s and `ticket_fault`'s; weights go in pieces.
   """
   most, size = config.transport.max_message_mb, _hello_bytes(config, policy)
-  config_lib.require([(
-    size <= most << 20,
-    f"transport.max_message_mb: got {most}, expected at least {(size >> 20) + 1}: the model's "
-    "tokenizer and the configuration have to fit",
-  )])  # fmt: skip
+  config_lib.require(
+    [
+      (
+        size <= most << 20,
+        f"transport.max_message_mb: got {most}, expected at least {(size >> 20) + 1}: the model's "
+        "tokenizer and the configuration have to fit",
+      )
+    ]
+  )
 
 
-def _hello_bytes(config, policy: parts.Policy) -> int:
+def _hello_bytes(config, policy: build.Policy) -> int:
   """About what a sampler is told when it joins."""
   files = (text for text in policy.files or () if isinstance(text, str))
   return sum(len(text.encode()) for text in files) + len(config_lib.to_json(config)) + 4096
 
 
-def largest_message(config, policy: parts.Policy) -> tuple[str, int]:
+def largest_message(config, policy: build.Policy) -> tuple[str, int]:
   """(what it is, bytes at most) of a run's messages, those of weights aside."""
   completions = max(config.learner.group_size, config.evaluation.samples)
   tokens = config.task.max_completion_tokens
@@ -176,9 +199,14 @@ def largest_message(config, policy: parts.Policy) -> tuple[str, int]:
 
 
 def look_through(
-  config, selection: catalog.Selection, policy: parts.Policy, *, only: Sequence[int] | None = None,
-  sample: int | None = None, golds: bool = True,
-) -> list[Part]:  # fmt: skip
+  config,
+  selection: catalog.Selection,
+  policy: build.Policy,
+  *,
+  only: Sequence[int] | None = None,
+  sample: int | None = None,
+  golds: bool = True,
+) -> list[Part]:
   """Renders problems and lets the verifiers read the right answers.
 
   Args:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.roles import data, parts
+from offpolicy_rl.roles import build, data
 from offpolicy_rl.tasks import catalog, pool
 from offpolicy_rl.tasks.rows import LeftOut
 
@@ -42,14 +42,14 @@ def run(config, say: Callable[[str], None] = print) -> None:
   say("A run can start.")
 
 
-def report(config, policy: parts.Policy, found: Sequence[data.Part]) -> Iterator[str]:
+def report(config, policy: build.Policy, found: Sequence[data.Part]) -> Iterator[str]:
   """Lines for a terminal or a file."""
   for task in dict.fromkeys(part.task.name for part in found):
     yield from _task(task, [part for part in found if part.task.name == task])
   yield ""
   yield from _lengths(config, found)
   yield ""
-  for note in parts.sampling_notes(config, policy):
+  for note in build.sampling_notes(config, policy):
     yield from textwrap.wrap(note, _WIDTH, subsequent_indent="  ")
   name, size = data.largest_message(config, policy)
   told = f"largest message: {name}, {size / 2**20:.2g} of {config.transport.max_message_mb} MB"

@@ -10,20 +10,27 @@ import numpy as np
 import rich.progress
 import rich.table
 
-from offpolicy_rl import output, types
+from offpolicy_rl import types
+from offpolicy_rl.evaluation import requests, votes
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.model import pretrained
-from offpolicy_rl.roles import data, folders, parts
-from offpolicy_rl.sampler import evaluation, votes, worker
+from offpolicy_rl.roles import build, data, folders
+from offpolicy_rl.sampler import worker
+from offpolicy_rl.system import output
 from offpolicy_rl.tasks import catalog, stream, tokenizer
 
 _WIDTH_MULTIPLE = 16  # prompt columns: few shapes to compile, little padding
 
 
 def run(
-  config, *, ks: tuple[int, ...], split: str, problems: int | None, out: pathlib.Path,
+  config,
+  *,
+  ks: tuple[int, ...],
+  split: str,
+  problems: int | None,
+  out: pathlib.Path,
   run_dir: pathlib.Path | None,
-) -> dict:  # fmt: skip
+) -> dict:
   """Answers problems greedily and by sampling; prints a table, writes `out`, returns eval.json.
 
   `out`/problems.jsonl holds every problem with its completions, `out`/eval.json the estimates. Both
@@ -41,9 +48,9 @@ def run(
   """
   console = output.console()
   files = _files(config, run_dir)
-  parts.fix_day(config, files)
-  policy = parts.policy_of(config, files)
-  for note in parts.sampling_notes(config, policy):
+  build.fix_day(config, files)
+  policy = build.policy_of(config, files)
+  for note in build.sampling_notes(config, policy):
     console.print(note, markup=False)
   examples, skipped = _examples(config, policy, split)
   examples = examples[:problems]
@@ -64,7 +71,7 @@ def run(
       "samples": config.evaluation.samples,
       "temperature": config.sampler.temperature,
       "seed": config.seed,
-      "estimates": [e._asdict() for e in evaluation.estimates(answered, ks, seed=config.seed)],
+      "estimates": [e._asdict() for e in requests.estimates(answered, ks, seed=config.seed)],
       **_totals(counts),
     }
     (half / "eval.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -85,11 +92,11 @@ def _write_answers(path: pathlib.Path, rows: Iterator[dict]):
 
 def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
   if run_dir is not None:
-    return parts.model_files(config, run_dir, resume=True)
+    return build.model_files(config, run_dir, resume=True)
   return tokenizer.read_files(pathlib.Path(config.model.checkpoint))
 
 
-def _examples(config, policy: parts.Policy, split: str):
+def _examples(config, policy: build.Policy, split: str):
   """(prompts in their order, numbers of those that are too long or can't be used)."""
   data.check_problems(config, catalog.of(config.task), policy)
   members = data.examples(config, split, policy)
@@ -101,40 +108,47 @@ def _examples(config, policy: parts.Policy, split: str):
   }
 
 
-def _weights(config, policy: parts.Policy, run_dir: pathlib.Path | None):
+def _weights(config, policy: build.Policy, run_dir: pathlib.Path | None):
   """(step or None, parameters on the first device)."""
   if run_dir is not None:
-    return parts.newest_params(run_dir, policy.model)
+    return build.newest_params(run_dir, policy.model)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   published = pretrained.Checkpoint(pathlib.Path(config.model.checkpoint))
   return None, published.load(jax.tree.map(lambda _: here, policy_lib.shapes(published.config)))
 
 
-def _answer(config, policy: parts.Policy, params, examples, console) -> Iterator[dict]:
+def _answer(config, policy: build.Policy, params, examples, console) -> Iterator[dict]:
   """One row of problems.jsonl per example, in order."""
   slots, samples = config.sampler.slots, config.evaluation.samples
   longest = max(example.prompt_tokens.size for example in examples)
   columns = longest + -longest % _WIDTH_MULTIPLE
   greedy, sampled = (
-    parts.make_engine(config, policy, group_size=size, max_prompt_tokens=columns)
+    build.make_engine(config, policy, group_size=size, max_prompt_tokens=columns)
     for size in (1, samples)
   )
-  made = evaluation.tickets(
-    examples, name="eval", version=0, step=0, num_samples=samples,
+  made = requests.tickets(
+    examples,
+    name="eval",
+    version=0,
+    step=0,
+    num_samples=samples,
     temperature=config.sampler.temperature,
-  )  # fmt: skip
+  )
   starts = range(0, len(made), 2 * slots)
-  with parts.scorer(config.task) as scorer:
+  with build.scorer(config.task) as scorer:
     for start in rich.progress.track(starts, "problems", console=console, transient=True):
       tickets = made[start : start + 2 * slots]
       groups = [
         group
         for ask, of_kind in ((greedy, tickets[::2]), (sampled, tickets[1::2]))
         for group in worker.score_groups(
-          scorer, policy.words, of_kind, ask.generate(params, 0, of_kind),
+          scorer,
+          policy.words,
+          of_kind,
+          ask.generate(params, 0, of_kind),
           judge_unfinished=config.task.judge_unfinished,
         )
-      ]  # fmt: skip
+      ]
       half = len(groups) // 2
       for ticket, one, many in zip(tickets[::2], groups[:half], groups[half:], strict=True):
         yield _row(policy.words, ticket, one, many, config.task.judge_unfinished)
@@ -174,8 +188,8 @@ def _completion(words, trajectory: types.Trajectory, judged: str | None) -> dict
   }
 
 
-def _verdicts(row: dict) -> evaluation.Answered:
-  return evaluation.Answered(
+def _verdicts(row: dict) -> requests.Answered:
+  return requests.Answered(
     greedy=row["greedy"]["reward"] == 1.0,
     correct=[sample["reward"] == 1.0 for sample in row["samples"]],
     answers=[sample["final_answer"] for sample in row["samples"]],

@@ -14,7 +14,7 @@ import jax
 from offpolicy_rl import types
 from offpolicy_rl.learner import checkpoint, loop, step
 from offpolicy_rl.model import sharding
-from offpolicy_rl.roles import assembly, beginning, learner, parts, processes
+from offpolicy_rl.roles import assembly, build, learner, multihost, training
 from offpolicy_rl.roles.publishing import Publishing
 from offpolicy_rl.transport import hosts
 
@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Process:
-  """A following process while it runs; a `beginning.Process`."""
+  """A following process while it runs; a `training.Process`."""
 
   config: object
   choices: step.StepChoices
@@ -52,7 +52,7 @@ class Process:
     order = self.leader.batch(at_step, wanted)
     if order is None:
       raise loop.Stopped
-    return loop.Consumed(processes.placed(self.mesh, order), frozenset(order.versions))
+    return loop.Consumed(multihost.placed(self.mesh, order), frozenset(order.versions))
 
   def begin(self, at_step: int, consumed: loop.Consumed) -> None:
     """See `loop.Parts`."""
@@ -86,9 +86,9 @@ def run_follower(
 
 def _make(config, checkpoints, follower: hosts.Follower, weights_dir: str) -> Process:
   begun = follower.next(hosts.BEGIN)
-  policy = parts.policy_of(config, begun.model_files)
+  policy = build.policy_of(config, begun.model_files)
   mesh = sharding.make_mesh(**config.mesh)
-  choices = parts.step_choices(config, policy.model, mesh)
+  choices = build.step_choices(config, policy.model, mesh)
   saved = checkpoint.Checkpoints(checkpoints, keep=config.checkpoint.keep, say=_LOG.warning)
   return Process(
     config=config,
@@ -97,7 +97,7 @@ def _make(config, checkpoints, follower: hosts.Follower, weights_dir: str) -> Pr
     checkpoints=saved,
     restored=assembly.restore(saved, begun.step, choices, mesh) if begun.step >= 0 else None,
     publishing=Publishing(
-      parts.make_store(config, weights_dir, session=""), config.transport.weights_dtype
+      build.make_store(config, weights_dir, session=""), config.transport.weights_dtype
     ),
     leader=follower,
   )
@@ -108,7 +108,7 @@ def _train(me: Process) -> None:
   every = me.config.checkpoint.every
   with jax.sharding.set_mesh(me.mesh):
     try:
-      state, reference = beginning.initial_state(me)
+      state, reference = training.initial_state(me)
     except loop.Stopped:
       return
     first_step = int(state.step)
@@ -123,8 +123,12 @@ def _train(me: Process) -> None:
         me.save(version, state)
 
     functions = loop.Parts(
-      me.next_batch, me.begin, learner.train_step(me, reference), me.publishing.soon,
-      lambda at_step, row: None, after_step,
-    )  # fmt: skip
+      me.next_batch,
+      me.begin,
+      learner.train_step(me, reference),
+      me.publishing.soon,
+      lambda at_step, row: None,
+      after_step,
+    )
     state = loop.run(state, functions, first_step=first_step, num_steps=me.config.learner.steps)
   me.save(int(state.step), state)

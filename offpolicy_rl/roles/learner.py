@@ -14,13 +14,14 @@ import jax
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import report
+from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import audit, checkpoint, hardware, loop, poison, step
 from offpolicy_rl.learner import state as state_lib
+from offpolicy_rl.observe import profiling
 from offpolicy_rl.replay import admission, refill, set_aside
-from offpolicy_rl.roles import beginning, parts, profiling
+from offpolicy_rl.roles import build, training
 from offpolicy_rl.roles.assembly import Learner, make_learner
 from offpolicy_rl.roles.live import Live
-from offpolicy_rl.sampler import evaluation
 from offpolicy_rl.tasks import stream
 from offpolicy_rl.transport import hosts, security, server
 
@@ -38,10 +39,15 @@ class Serving(NamedTuple):
 
 
 def run_learner(
-  config, run_dir: pathlib.Path, serving: Serving, *, resume: bool = False,
-  stop: threading.Event | None = None, leader: hosts.Leader | None = None,
+  config,
+  run_dir: pathlib.Path,
+  serving: Serving,
+  *,
+  resume: bool = False,
+  stop: threading.Event | None = None,
+  leader: hosts.Leader | None = None,
   profile: profiling.Plan | None = None,
-) -> state_lib.TrainState | None:  # fmt: skip
+) -> state_lib.TrainState | None:
   """Trains to the end of the configuration, or until `stop`; returns the last state.
 
   None when it was stopped before version 0 existed.
@@ -52,7 +58,7 @@ def run_learner(
   completions.jsonl, lag_schedule.jsonl, live.json, ledger.json, report.html, profile/.
   """
   session = uuid.uuid4().hex
-  published = parts.make_store(config, serving.weights_dir, session)
+  published = build.make_store(config, serving.weights_dir, session)
   me = make_learner(config, run_dir, stop or threading.Event(), resume, published, leader)
   profile = profiling.left(profile, me.restored.step if me.restored else 0, me.say)
   identity = server.Identity(
@@ -65,20 +71,25 @@ def run_learner(
   )
   live = Live(run_dir, session, config, me.front)
   if serving.registry is not None:
-    from offpolicy_rl import prometheus  # who is not asked for figures does without
+    from offpolicy_rl.observe import prometheus  # who is not asked for figures does without
 
     serving.registry.register(prometheus.LearnerCollector(live.look))
   handlers = dataclasses.replace(me.front.handlers(), watch=live.news)
   wire, address = server.start(
-    serving.listen, identity, handlers, me.front.weights,
-    max_samplers=config.transport.max_samplers, max_message_mb=config.transport.max_message_mb,
-    credentials=serving.credentials, reflection=serving.reflection,
-  )  # fmt: skip
+    serving.listen,
+    identity,
+    handlers,
+    me.front.weights,
+    max_samplers=config.transport.max_samplers,
+    max_message_mb=config.transport.max_message_mb,
+    credentials=serving.credentials,
+    reflection=serving.reflection,
+  )
   live.begin()
   checkpoint.write_durably(run_dir / "address", address)
   me.screen.say(f"learner at {address} ({security.describe(serving.credentials, serving.listen)})")
   me.screen.say(f"run directory {run_dir}")
-  for line in parts.sampling_notes(config, me.policy):
+  for line in build.sampling_notes(config, me.policy):
     me.screen.say(line)
   ended = "failed"
   try:
@@ -95,17 +106,20 @@ def run_learner(
 def _train(me: Learner, profile: profiling.Plan | None) -> state_lib.TrainState | None:
   """Warm start or restore, the loop, the last evaluation."""
   config = me.config
-  train, heldout = beginning.prompts(me)
+  train, heldout = training.prompts(me)
   tickets = _tickets(me, train)
-  me.desk = evaluation.Desk(
-    me.front.book, heldout[: config.evaluation.problems], samples=config.evaluation.samples,
-    temperature=config.sampler.temperature, write=me.records.heldout,
-  )  # fmt: skip
+  me.desk = requests.Desk(
+    me.front.book,
+    heldout[: config.evaluation.problems],
+    samples=config.evaluation.samples,
+    temperature=config.sampler.temperature,
+    write=me.records.heldout,
+  )
   if config.warm_start.steps:
-    me.shown = beginning.demonstrations(me, train)
+    me.shown = training.demonstrations(me, train)
   with jax.sharding.set_mesh(me.mesh):
     try:
-      state, reference = beginning.initial_state(me)
+      state, reference = training.initial_state(me)
     except loop.Stopped:
       me.order(hosts.STOP, 0)
       me.say("stopped during the warm start; --resume will begin anew")
@@ -163,9 +177,14 @@ def _make_admission(
 ) -> admission.Admission:
   learner, front = me.config.learner, me.front
   return admission.Admission(
-    front.book, front.control, tickets, first_step=first_step, num_steps=learner.steps,
-    reached=front.groups.reached, known_steps=front.groups.progress()[1],
-  )  # fmt: skip
+    front.book,
+    front.control,
+    tickets,
+    first_step=first_step,
+    num_steps=learner.steps,
+    reached=front.groups.reached,
+    known_steps=front.groups.progress()[1],
+  )
 
 
 def train_step(me, reference) -> Callable:

@@ -5,8 +5,9 @@ import pathlib
 import threading
 import time
 
-from offpolicy_rl import metrics, types, watch
-from offpolicy_rl.roles.front import Front
+from offpolicy_rl import types
+from offpolicy_rl.observe import metrics, watch
+from offpolicy_rl.roles.sampler_service import Front
 from offpolicy_rl.transport import names
 
 _SECONDS = 2.0  # between two versions of the file
@@ -34,10 +35,15 @@ class Live:
     measured = lambda sampler: sampler.stats | self._front.makers.stats(sampler.name)
     samplers = [s._replace(name=shown[s.name], stats=measured(s)) for s in samplers]
     return types.RunStatus(
-      session=self._session, run_id=self._run_dir.absolute().name, about=self._about,
-      at=time.time(), ended=self._ended, num_steps=self._num_steps,
-      tickets=self._front.book.audit(), samplers=tuple(sorted(samplers)),
-    )  # fmt: skip
+      session=self._session,
+      run_id=self._run_dir.absolute().name,
+      about=self._about,
+      at=time.time(),
+      ended=self._ended,
+      num_steps=self._num_steps,
+      tickets=self._front.book.audit(),
+      samplers=tuple(sorted(samplers)),
+    )
 
   def news(self, session: str, position: int, wait_seconds: float) -> types.News:
     """See `server.Handlers.watch`: waits, but not longer than the run."""

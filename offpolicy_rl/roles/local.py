@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 
-from offpolicy_rl import children, watch
+from offpolicy_rl.observe import watch
+from offpolicy_rl.system import children
 
 _MAX_ENDS, _WINDOW_SECONDS = 6, 600.0  # of one sampler, for the same reason: the run ends
 _LAST_SECONDS = 10.0  # for samplers to end by themselves
@@ -33,9 +34,14 @@ class _Place:
 
 
 def run(
-  learner_args: list[str], *, run_dir: pathlib.Path, samplers: int, stop: threading.Event,
-  sampler_args: list[str], start=children.start,
-) -> int:  # fmt: skip
+  learner_args: list[str],
+  *,
+  run_dir: pathlib.Path,
+  samplers: int,
+  stop: threading.Event,
+  sampler_args: list[str],
+  start=children.start,
+) -> int:
   """Starts the processes and waits; returns the learner's exit code.
 
   1 when samplers keep ending for the same reason, 130 when somebody else stopped the learner. A

@@ -147,10 +147,15 @@ def _in_directory(weights_dir: str, wire: client.LearnerClient, config, layout):
     nonlocal held_of
     session = wire.session
     found = weights_dir_lib.pull(
-      weights_dir, low, high, session=session, like=layout,
+      weights_dir,
+      low,
+      high,
+      session=session,
+      like=layout,
       held_version=held_version if held_of == session else types.NO_VERSION,
-      seconds=config.transport.reconnect_seconds, check=wire.check_session,
-    )  # fmt: skip
+      seconds=config.transport.reconnect_seconds,
+      check=wire.check_session,
+    )
     held_of = session
     return found
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import locks, metrics
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.replay import schedule
+from offpolicy_rl.system import locks
 
 CONFIG = "config.json"
 _ASIDE = "before-"

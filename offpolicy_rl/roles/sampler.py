@@ -16,7 +16,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.model import lora, sharding
 from offpolicy_rl.replay import schedule
-from offpolicy_rl.roles import parts, pulling
+from offpolicy_rl.roles import build, pulling
 from offpolicy_rl.sampler import engines, worker
 from offpolicy_rl.sampler import served as served_lib
 from offpolicy_rl.tasks import scoring, shaping
@@ -49,10 +49,15 @@ class Joining(NamedTuple):
 
 
 def run_sampler(
-  joining: Joining, *, name: str, stop: threading.Event,
-  abandon: Callable[[], None] = lambda: None, weights_dir: str | None = None,
-  served: Served | None = None, registry: object | None = None,
-) -> None:  # fmt: skip
+  joining: Joining,
+  *,
+  name: str,
+  stop: threading.Event,
+  abandon: Callable[[], None] = lambda: None,
+  weights_dir: str | None = None,
+  served: Served | None = None,
+  registry: object | None = None,
+) -> None:
   """Serves a learner until its run is over or `stop`.
 
   `name`: for people; a process is known by `names.unique(name)`. Everything else comes from the
@@ -68,16 +73,19 @@ def run_sampler(
   """
   sampler_id = names.unique(name)
   wire = client.LearnerClient(
-    joining.address, sampler_id, reconnect_seconds=joining.patience,
-    credentials=joining.credentials, proxy=joining.proxy,
-  )  # fmt: skip
+    joining.address,
+    sampler_id,
+    reconnect_seconds=joining.patience,
+    credentials=joining.credentials,
+    proxy=joining.proxy,
+  )
   done = threading.Event()
   _in_background(lambda: (stop.wait(), wire.stop()))
   identity = wire.hello()
   _LOG.info("joined %s as %s", joining.address, sampler_id)
   config = config_lib.from_json(identity.config_json)
   config_lib.validate(config)
-  policy = parts.policy_of(config, identity.model_files)
+  policy = build.policy_of(config, identity.model_files)
   if policy.words.fingerprint != identity.vocabulary_fingerprint:
     raise RunMismatch(
       f"vocabulary_fingerprint: the learner's is {identity.vocabulary_fingerprint}, this sampler's "
@@ -89,7 +97,7 @@ def run_sampler(
   slots = config.sampler.slots * (config.sampler.data if served is None else 1)
   stats = worker.Stats(room=slots)
   if registry is not None:
-    from offpolicy_rl import prometheus  # who is not asked for figures does without
+    from offpolicy_rl.observe import prometheus  # who is not asked for figures does without
 
     collector = prometheus.SamplerCollector(stats, lambda: standing(stats, slots))
     registry.register(collector)
@@ -108,7 +116,7 @@ def run_sampler(
 def _scorer(task) -> scoring.Scorer:
   """The verifier processes; RunMismatch when this machine lacks a verifier."""
   try:
-    return parts.scorer(task)
+    return build.scorer(task)
   except ValueError as error:
     raise RunMismatch(f"the learner's task can't be judged here: {error}") from None
 
@@ -151,9 +159,11 @@ class _Link:
     """Tickets that fit this sampler, None when the run is over; the others are declined."""
     limit = math.ceil(room / config.learner.group_size)
     check = functools.partial(
-      codec.check_ticket, vocab_size=vocab_size, max_completions=config.sampler.slots,
+      codec.check_ticket,
+      vocab_size=vocab_size,
+      max_completions=config.sampler.slots,
       max_prompt_tokens=config.task.max_prompt_tokens,
-    )  # fmt: skip
+    )
     return self.keep_trying(lambda: self.wire.lease(limit, holding=have, check=check))
 
   def pull(self, held: pulling.PerSession, low: int, high: int):
@@ -184,11 +194,11 @@ class _Link:
         )
 
 
-def _parts(link: _Link, config, policy: parts.Policy, scorer, weights_dir, served) -> worker.Parts:
+def _parts(link: _Link, config, policy: build.Policy, scorer, weights_dir, served) -> worker.Parts:
   shape = shaping.Shaping(
     config.task.format_reward, config.task.length_weight, config.task.failed_reward
   )
-  meshes = parts.sampler_meshes(config) if served is None else [sharding.make_mesh()]
+  meshes = build.sampler_meshes(config) if served is None else [sharding.make_mesh()]
   held = pulling.PerSession(
     lambda: pulling.weights(link.wire, config, policy.model, weights_dir, meshes)
   )
@@ -199,29 +209,36 @@ def _parts(link: _Link, config, policy: parts.Policy, scorer, weights_dir, serve
     lease=functools.partial(link.lease, config, policy.model.vocab_size),
     pull_weights=functools.partial(link.pull, held),
     score=functools.partial(
-      worker.score_groups, scorer, policy.words, shape=shape,
+      worker.score_groups,
+      scorer,
+      policy.words,
+      shape=shape,
       judge_unfinished=config.task.judge_unfinished,
     ),
     push=link.push,
     weight_update=config.sampler.weight_update,
     refresh_cache=config.sampler.cache_after_update == "recompute",
-  )  # fmt: skip
+  )
 
 
-def _engines(config, policy: parts.Policy, meshes, served: Served | None) -> list:
+def _engines(config, policy: build.Policy, meshes, served: Served | None) -> list:
   """Our own, one per mesh, or the server's."""
   if served is not None:
     return [_served_engine(config, policy, served)]
   return [
-    parts.make_engine(
-      config, policy, group_size=config.learner.group_size, mesh=mesh,
-      max_prompt_tokens=config.task.max_prompt_tokens, int8_weights=config.sampler.int8_weights,
+    build.make_engine(
+      config,
+      policy,
+      group_size=config.learner.group_size,
+      mesh=mesh,
+      max_prompt_tokens=config.task.max_prompt_tokens,
+      int8_weights=config.sampler.int8_weights,
     )
     for mesh in meshes
-  ]  # fmt: skip
+  ]
 
 
-def _served_engine(config, policy: parts.Policy, served: Served) -> served_lib.ServedEngine:
+def _served_engine(config, policy: build.Policy, served: Served) -> served_lib.ServedEngine:
   if policy.files is None:
     raise RunMismatch(
       "--vllm: the learner's policy is no published model, which a server could run"
@@ -232,13 +249,18 @@ def _served_engine(config, policy: parts.Policy, served: Served) -> served_lib.S
       "sampler.weight_update=between_groups and sampler.int8_weights=False"
     )
   wanted = served_lib.Wanted(
-    config.task.max_completion_tokens, parts.stops(config, policy), parts.truncation(config),
+    config.task.max_completion_tokens,
+    build.stops(config, policy),
+    build.truncation(config),
     config.seed,
-  )  # fmt: skip
+  )
   return served_lib.ServedEngine(
-    served_lib.Server(served.url, wanted), lora.plain(policy.model), directory=served.directory,
-    slots=config.sampler.slots, most=served.tolerance,
-  )  # fmt: skip
+    served_lib.Server(served.url, wanted),
+    lora.plain(policy.model),
+    directory=served.directory,
+    slots=config.sampler.slots,
+    most=served.tolerance,
+  )
 
 
 def _leave_in_time(wire, stop, done, grace_seconds: float, abandon: Callable[[], None]) -> None:

@@ -61,9 +61,12 @@ def computed_on(
 ) -> decoder.DecoderConfig:
   """With the form of attention that an engine on this mesh decodes with."""
   form = attention.best_for_decoding(
-    mesh.devices.flat[0].platform, config, page_tokens=sizes.page_tokens,
-    table_entries=sizes.slots * sizes.row_pages, shards=mesh.shape[sharding.RULES["kv_heads"]],
-  )  # fmt: skip
+    mesh.devices.flat[0].platform,
+    config,
+    page_tokens=sizes.page_tokens,
+    table_entries=sizes.slots * sizes.row_pages,
+    shards=mesh.shape[sharding.RULES["kv_heads"]],
+  )
   return dataclasses.replace(config, attention=form)
 
 
@@ -103,9 +106,15 @@ class Engine:
   """Answers tickets, a few tokens of all slots per `step`."""
 
   def __init__(
-    self, config: decoder.DecoderConfig, sizes: Sizes, *, stops: stopping.Stops, seed: int,
-    truncation: sampling.Truncation = sampling.NONE, mesh: jax.sharding.Mesh | None = None,
-  ):  # fmt: skip
+    self,
+    config: decoder.DecoderConfig,
+    sizes: Sizes,
+    *,
+    stops: stopping.Stops,
+    seed: int,
+    truncation: sampling.Truncation = sampling.NONE,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
     """Allocates the cache.
 
     Args:
@@ -199,9 +208,15 @@ class Engine:
     self._reserve()
     before = {slot: len(completion.versions) for slot, completion in self._seated.items()}
     self._slots, self._pool = generation.decode(
-      self._config, params, self._slots, self._pool, self._tables,
-      steps=self._sizes.steps, ends=self._stops.tokens, truncation=self._truncation,
-    )  # fmt: skip
+      self._config,
+      params,
+      self._slots,
+      self._pool,
+      self._tables,
+      steps=self._sizes.steps,
+      ends=self._stops.tokens,
+      truncation=self._truncation,
+    )
     # Waits for the devices: on CPU they read the tables where they are, and we will change them.
     running, lengths = map(np.array, jax.device_get((self._slots.running, self._slots.lengths)))
     cut = self._cut(before, lengths, running)

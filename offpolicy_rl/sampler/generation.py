@@ -125,9 +125,16 @@ def leave(slots: Slots, stays: jax.Array) -> Slots:
   donate_argnames=("slots", "pool"),
 )
 def decode(
-  config: decoder.DecoderConfig, params, slots: Slots, pool: paging.Pool, tables, *,
-  steps: int, ends: tuple[int, ...], truncation: sampling.Truncation = sampling.NONE,
-) -> tuple[Slots, paging.Pool]:  # fmt: skip
+  config: decoder.DecoderConfig,
+  params,
+  slots: Slots,
+  pool: paging.Pool,
+  tables,
+  *,
+  steps: int,
+  ends: tuple[int, ...],
+  truncation: sampling.Truncation = sampling.NONE,
+) -> tuple[Slots, paging.Pool]:
   """At most `steps` tokens for every running slot.
 
   Args:

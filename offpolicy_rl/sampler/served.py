@@ -90,15 +90,21 @@ class Server:
     """
     wanted = self._wanted
     request = {
-      "prompt": ticket.prompt_tokens.tolist(), "n": number,
+      "prompt": ticket.prompt_tokens.tolist(),
+      "n": number,
       "max_tokens": max_tokens or wanted.max_tokens,
-      "temperature": ticket.temperature, "seed": _seed(wanted.seed, ticket),
-      "stop_token_ids": list(wanted.stops.tokens), "stop": list(wanted.stops.texts),
-      "top_k": wanted.truncation.top_k or -1, "top_p": wanted.truncation.top_p,
+      "temperature": ticket.temperature,
+      "seed": _seed(wanted.seed, ticket),
+      "stop_token_ids": list(wanted.stops.tokens),
+      "stop": list(wanted.stops.texts),
+      "top_k": wanted.truncation.top_k or -1,
+      "top_p": wanted.truncation.top_p,
       "min_p": wanted.truncation.min_p,
       "repetition_penalty": 1.0,  # else vLLM takes that of the checkpoint's generation_config.json
-      "logprobs": 1, "return_token_ids": True, "skip_special_tokens": False,
-    }  # fmt: skip
+      "logprobs": 1,
+      "return_token_ids": True,
+      "skip_special_tokens": False,
+    }
     choices = self._post("/v1/completions", request).get("choices", ())
     if len(choices) != number:
       raise ServerError(f"{self._url}: got {len(choices)} choices, expected {number}")
@@ -131,9 +137,12 @@ def _up_to_stop(made: types.Trajectory, stops: stopping.Stops) -> types.Trajecto
   if end is None:
     return made
   return dataclasses.replace(
-    made, tokens=made.tokens[:end], logprobs=made.logprobs[:end], versions=made.versions[:end],
+    made,
+    tokens=made.tokens[:end],
+    logprobs=made.logprobs[:end],
+    versions=made.versions[:end],
     finished=True,
-  )  # fmt: skip
+  )
 
 
 def trajectory(choice: dict, version: int) -> types.Trajectory:
@@ -164,9 +173,14 @@ class ServedEngine:
   """Answers tickets by a server; weights change only while nothing is under way."""
 
   def __init__(
-    self, server: Server, config: decoder.DecoderConfig, *, directory: pathlib.Path, slots: int,
+    self,
+    server: Server,
+    config: decoder.DecoderConfig,
+    *,
+    directory: pathlib.Path,
+    slots: int,
     most: float,
-  ):  # fmt: skip
+  ):
     """Prepares; nothing is asked yet.
 
     Args:

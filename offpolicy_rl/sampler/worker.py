@@ -183,10 +183,14 @@ class _Work:
 
 
 def score_groups(
-  scorer, words,
-  tickets: list[types.Ticket], groups: list[list[types.Trajectory]],
-  *, shape: shaping.Shaping = shaping.NONE, judge_unfinished: bool = False,
-) -> list[types.Group]:  # fmt: skip
+  scorer,
+  words,
+  tickets: list[types.Ticket],
+  groups: list[list[types.Trajectory]],
+  *,
+  shape: shaping.Shaping = shaping.NONE,
+  judge_unfinished: bool = False,
+) -> list[types.Group]:
   """Judges all groups side by side in the scorer's processes.
 
   Rewards of training groups are shaped; verdicts never are, nor those of evaluation. Completions
@@ -230,7 +234,9 @@ def readable(
   return [
     thoughts.judged(
       words.decode(trajectory.tokens.tolist()),
-      finished=trajectory.finished, opened=opened, judge_unfinished=judge_unfinished,
+      finished=trajectory.finished,
+      opened=opened,
+      judge_unfinished=judge_unfinished,
     )
     for trajectory in trajectories
-  ]  # fmt: skip
+  ]

@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Callable, Iterable
 
-from offpolicy_rl.config_text import ConfigError
+from offpolicy_rl.config.text import ConfigError
 
 Settings = list[dict[str, object]]
 Distribution = Callable[[float], object]  # of a number in [0, 1)

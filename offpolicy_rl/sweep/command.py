@@ -2,8 +2,8 @@
 
 import pathlib
 
-from offpolicy_rl import arguments as arguments_lib
-from offpolicy_rl.config_text import ConfigError
+from offpolicy_rl.cli import arguments as arguments_lib
+from offpolicy_rl.config.text import ConfigError
 from offpolicy_rl.sweep import running, runs, summary
 from offpolicy_rl.sweep.screen import Screen
 
@@ -31,9 +31,14 @@ def _execute(arguments, sweep: runs.Sweep, out: pathlib.Path, stop_on_signals) -
     runs.write(sweep, out)
     stop = stop_on_signals()
     status = running.execute(
-      sweep, out, parallel=arguments.parallel, stop=stop, screen=Screen(arguments.parallel),
-      retry_failed=arguments.retry_failed, samplers=arguments.samplers,
-    )  # fmt: skip
+      sweep,
+      out,
+      parallel=arguments.parallel,
+      stop=stop,
+      screen=Screen(arguments.parallel),
+      retry_failed=arguments.retry_failed,
+      samplers=arguments.samplers,
+    )
   if set(status.values()) == {runs.FINISHED}:
     return 0
   return 130 if stop.is_set() else 1

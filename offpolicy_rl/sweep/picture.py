@@ -8,8 +8,16 @@ from offpolicy_rl.sweep import summary
 from offpolicy_rl.sweep.runs import FINISHED, short
 
 _COLORS = (
-  "#3266ad", "#c4622d", "#3d8a52", "#8a5aa8", "#b2373f", "#6b6b6b", "#1a9c9c", "#b08a1e", "#d163a7",
-)  # fmt: skip
+  "#3266ad",
+  "#c4622d",
+  "#3d8a52",
+  "#8a5aa8",
+  "#b2373f",
+  "#6b6b6b",
+  "#1a9c9c",
+  "#b08a1e",
+  "#d163a7",
+)
 _MARKERS = "osD^vP"
 _MOST_PLACES = 12  # values of the horizontal axis that still get a place each, and lines between
 _FEWEST = 3  # runs that an interval is drawn for; of two it would be wider than the axis

@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from offpolicy_rl import children, metrics
-from offpolicy_rl.config_text import ConfigError
+from offpolicy_rl.config.text import ConfigError
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.sweep import runs as runs_lib
 from offpolicy_rl.sweep.runs import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING
 from offpolicy_rl.sweep.screen import Screen
+from offpolicy_rl.system import children
 
 LOG = "log.txt"
 _FAILED = "failed.txt"
@@ -99,9 +100,16 @@ def run_process(line: list[str], run_dir: pathlib.Path, stop: threading.Event) -
 
 
 def execute(
-  sweep: runs_lib.Sweep, out: pathlib.Path, *, parallel: int, stop: threading.Event,
-  screen: Screen, retry_failed: bool = False, samplers: int = 1, run_one: RunOne = run_process,
-) -> dict[str, str]:  # fmt: skip
+  sweep: runs_lib.Sweep,
+  out: pathlib.Path,
+  *,
+  parallel: int,
+  stop: threading.Event,
+  screen: Screen,
+  retry_failed: bool = False,
+  samplers: int = 1,
+  run_one: RunOne = run_process,
+) -> dict[str, str]:
   """Brings every run to its end, `parallel` of them at a time -> name of each run, its status.
 
   Finished runs are skipped, interrupted ones resumed; failed ones too with `retry_failed`.

@@ -7,12 +7,16 @@ import shlex
 from typing import NamedTuple
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import config_text
+from offpolicy_rl.config import text as config_text
 
 FILE = "sweep.json"
 WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = (
-  "waiting", "running", "interrupted", "failed", "finished",
-)  # fmt: skip
+  "waiting",
+  "running",
+  "interrupted",
+  "failed",
+  "finished",
+)
 _NAME_LENGTH = 160  # of a directory; file systems take 255
 
 
@@ -186,10 +190,12 @@ def arguments(sweep: Sweep, run: Run, out: pathlib.Path, *, role: str, samplers:
   """The command line of one run, behind `offpolicy-rl`."""
   own = [(key, str(value)) for key, value in run.settings.items()]
   return [
-    role, f"--config={sweep.card}", f"--run_dir={out / run.name}",
+    role,
+    f"--config={sweep.card}",
+    f"--run_dir={out / run.name}",
     *([f"--samplers={samplers}"] if role == "local" and samplers > 1 else []),
     *(f"--config.{key}={text}" for key, text in [*sweep.assignments, *own]),
-  ]  # fmt: skip
+  ]
 
 
 def command(line: list[str]) -> str:

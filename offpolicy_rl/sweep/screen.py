@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from offpolicy_rl import metrics, output
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.sweep.runs import FINISHED
+from offpolicy_rl.system import output
 
 PLAIN_SECONDS = 60.0  # between the lines of a run where there is no terminal
 

@@ -7,7 +7,7 @@ import statistics
 
 from scipy import special
 
-from offpolicy_rl import metrics
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.sweep import running
 from offpolicy_rl.sweep import runs as runs_lib
 
@@ -95,23 +95,35 @@ def table(rows: Rows) -> str:
   keys = list(rows[0]["settings"])
   head = ["run", *map(runs_lib.short, keys), *FIGURES, "steps/h", "status"]
   body = [
-    [row["name"].partition("-")[0], *(_text(v) for v in row["settings"].values()),
-     *(_number(row[name]) for name in FIGURES), _number(row["steps_per_hour"], 0),
-     row["status"] + ("" if row["status"] == runs_lib.FINISHED else f", {row['steps']} steps")]
+    [
+      row["name"].partition("-")[0],
+      *(_text(v) for v in row["settings"].values()),
+      *(_number(row[name]) for name in FIGURES),
+      _number(row["steps_per_hour"], 0),
+      row["status"] + ("" if row["status"] == runs_lib.FINISHED else f", {row['steps']} steps"),
+    ]
     for row in rows
-  ]  # fmt: skip
+  ]
   return _markdown(head, body)
 
 
 def seeds_table(groups: Rows) -> str:
   """Markdown: one line per setting, mean ± half of the 95 % interval."""
   head = [*map(runs_lib.short, groups[0]["settings"]), "runs", *FIGURES]
-  return _markdown(head, [
-    [*(_text(v) for v in group["settings"].values()), str(group["runs"]),
-     *(" ± ".join(map(_number, group[name])) if group["runs"] > 1 else _number(group[name][0])
-       for name in FIGURES)]
-    for group in groups
-  ])  # fmt: skip
+  return _markdown(
+    head,
+    [
+      [
+        *(_text(v) for v in group["settings"].values()),
+        str(group["runs"]),
+        *(
+          " ± ".join(map(_number, group[name])) if group["runs"] > 1 else _number(group[name][0])
+          for name in FIGURES
+        ),
+      ]
+      for group in groups
+    ],
+  )
 
 
 def _markdown(head: list[str], body: list[list[str]]) -> str:

@@ -22,9 +22,17 @@ from offpolicy_rl.tasks.splits import Selection, Task
 MIXTURE, GYM = "mixture", "reasoning_gym"
 # Keys of the section `task` that a member of a mixture may have of its own.
 MEMBER_KEYS = (
-  "data_dir", "train_file", "heldout_file", "question_column", "answer_column",
-  "demonstration_column", "size", "options", "verifier", "max_bad_rows",
-)  # fmt: skip
+  "data_dir",
+  "train_file",
+  "heldout_file",
+  "question_column",
+  "answer_column",
+  "demonstration_column",
+  "size",
+  "options",
+  "verifier",
+  "max_bad_rows",
+)
 
 
 def _sums() -> list[Problem]:
@@ -61,11 +69,7 @@ TASKS = {
       check=sources.check_gym,
       slow=True,
     ),
-    Task(
-      name="sums",
-      problems=_sums,
-      verifier=verifiers.NAMED["exact"],
-    ),
+    Task(name="sums", problems=_sums, verifier=verifiers.NAMED["exact"]),
   )
 }
 
@@ -93,10 +97,14 @@ def _gym_task(settings, label: str) -> Task:
 def _gsm8k_task(settings, _) -> Task:
   part = lambda split: sources.gsm8k(sources.gsm8k_rows(settings.data_dir, split))
   return Task(
-    settings.name, part("train"), verifiers.NAMED["numeric"], heldout=part("test"),
+    settings.name,
+    part("train"),
+    verifiers.NAMED["numeric"],
+    heldout=part("test"),
     check=lambda: sources.check_gsm8k(settings.data_dir),
-    slow=not sources.gsm8k_has_files(settings.data_dir), max_bad_rows=settings.max_bad_rows,
-  )  # fmt: skip
+    slow=not sources.gsm8k_has_files(settings.data_dir),
+    max_bad_rows=settings.max_bad_rows,
+  )
 
 
 def _math_task(settings, _) -> Task:
@@ -109,9 +117,13 @@ def _math_task(settings, _) -> Task:
       sources.check_file("task.data_dir", path)
 
   return Task(
-    settings.name, sources.math(train), verifiers.NAMED["math_verify"], heldout=sources.math(test),
-    check=check, max_bad_rows=settings.max_bad_rows,
-  )  # fmt: skip
+    settings.name,
+    sources.math(train),
+    verifiers.NAMED["math_verify"],
+    heldout=sources.math(test),
+    check=check,
+    max_bad_rows=settings.max_bad_rows,
+  )
 
 
 def _jsonl_task(settings, label: str) -> Task:

@@ -97,9 +97,11 @@ def _environment(day: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnviron
   found.filters["tojson"] = _to_json
   midnight = datetime.datetime.combine(day, datetime.time())
   found.globals |= {
-    "raise_exception": _raise, _CALENDAR: midnight.strftime, "dict": _Dict(),
+    "raise_exception": _raise,
+    _CALENDAR: midnight.strftime,
+    "dict": _Dict(),
     "namespace": _Namespace,
-  }  # fmt: skip
+  }
   return found
 
 

@@ -309,13 +309,35 @@ def _expression(text: str, tokens: list[str], depth: int) -> Form | None:
 
 
 _UNIT_NAMES = {
-  "cm": "centimeter centimetre", "mm": "millimeter millimetre", "m": "meter metre",
-  "km": "kilometer kilometre", "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile",
-  "g": "gram", "kg": "kilogram", "lb": "pound", "oz": "ounce", "s": "second sec",
-  "min": "minute", "h": "hour hr", "day": "", "week": "", "month": "", "year": "yr",
-  "dollar": "buck", "cent": "", "am": "a.m", "pm": "p.m", "l": "liter litre", "ml": "milliliter",
-  "mph": "", "degree": "deg", "radian": "rad",
-}  # fmt: skip
+  "cm": "centimeter centimetre",
+  "mm": "millimeter millimetre",
+  "m": "meter metre",
+  "km": "kilometer kilometre",
+  "in": "inch inche",
+  "ft": "foot feet",
+  "yd": "yard",
+  "mi": "mile",
+  "g": "gram",
+  "kg": "kilogram",
+  "lb": "pound",
+  "oz": "ounce",
+  "s": "second sec",
+  "min": "minute",
+  "h": "hour hr",
+  "day": "",
+  "week": "",
+  "month": "",
+  "year": "yr",
+  "dollar": "buck",
+  "cent": "",
+  "am": "a.m",
+  "pm": "p.m",
+  "l": "liter litre",
+  "ml": "milliliter",
+  "mph": "",
+  "degree": "deg",
+  "radian": "rad",
+}
 _UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _UNIT_WORD = re.compile(r"‹?([a-zA-Z]+(?:\.[a-zA-Z])?)›?\.?(?:\^\{?(-?\d)\}?)?")

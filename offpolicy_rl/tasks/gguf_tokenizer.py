@@ -23,9 +23,13 @@ _NAMED = {
 # What Qwen2.5 and Qwen3 say in files that converters to GGUF do not read, or read otherwise.
 _QWEN = "qwen2"
 _QWEN_TEXTS = {  # they look like control tokens, which converters take them for
-  "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
+  "<|fim_prefix|>",
+  "<|fim_middle|>",
+  "<|fim_suffix|>",
+  "<|fim_pad|>",
+  "<|repo_name|>",
   "<|file_sep|>",
-}  # fmt: skip
+}
 _QWEN_END = "<|endoftext|>"  # ends a completion, too; as bos_token_id it begins nothing
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, of a turn, of a message
 
@@ -120,14 +124,17 @@ def _bpe(metadata: _Metadata, tokens: list[str], pre: str) -> tokenizers.Tokeniz
     raise TokenizerError(f"tokenizer.ggml.merges: {error}") from None
   inner.normalizer, inner.pre_tokenizer = _splitting(pre)
   inner.decoder = tokenizers.decoders.ByteLevel()
-  inner.add_tokens([
-    tokenizers.AddedToken(
-      text, special=kind == _CONTROL and (pre != _QWEN or text not in _QWEN_TEXTS),
-      normalized=False,
-    )
-    for text, kind in zip(tokens, kinds, strict=True)
-    if kind in (_CONTROL, _USER_DEFINED)
-  ])  # fmt: skip
+  inner.add_tokens(
+    [
+      tokenizers.AddedToken(
+        text,
+        special=kind == _CONTROL and (pre != _QWEN or text not in _QWEN_TEXTS),
+        normalized=False,
+      )
+      for text, kind in zip(tokens, kinds, strict=True)
+      if kind in (_CONTROL, _USER_DEFINED)
+    ]
+  )
   return inner
 
 

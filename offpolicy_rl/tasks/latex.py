@@ -6,21 +6,59 @@ import unicodedata
 THIN = "\u2009"  # what stands for every space that LaTeX and typographers put into numbers
 
 _LETTERS = {
-  **dict.fromkeys("−–‐‑﹣－", "-"), **dict.fromkeys("⁄∕÷", "/"), **dict.fromkeys("∣｜", "|"),
+  **dict.fromkeys("−–‐‑﹣－", "-"),
+  **dict.fromkeys("⁄∕÷", "/"),
+  **dict.fromkeys("∣｜", "|"),
   **dict.fromkeys("\u00a0\u202f\u2007\u2008\u2005", THIN),
   **dict.fromkeys("\u00ad\u200b\u2060\ufeff", ""),
-  "。": ". ", "：": ": ", "、": ", ", "；": "; ",
-  "＋": "+", "＝": "=", "（": "(", "）": ")", "，": ",", "．": ".", "％": "%", "＄": "$", "′": "'",
-  "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "°": r"^\circ ",
+  "。": ". ",
+  "：": ": ",
+  "、": ", ",
+  "；": "; ",
+  "＋": "+",
+  "＝": "=",
+  "（": "(",
+  "）": ")",
+  "，": ",",
+  "．": ".",
+  "％": "%",
+  "＄": "$",
+  "′": "'",
+  "ℝ": r"\mathbb{R}",
+  "ℤ": r"\mathbb{Z}",
+  "°": r"^\circ ",
 } | {
   character: f"\\{name} "
   for character, name in {
-    "×": "times", "·": "cdot", "⋅": "cdot", "√": "sqrt", "π": "pi", "∞": "infty", "≈": "approx",
-    "…": "ldots", "≤": "le", "≥": "ge", "≠": "ne", "∅": "emptyset", "∪": "cup", "∩": "cap",
-    "∈": "in", "→": "to", "±": "pm", "θ": "theta", "α": "alpha", "β": "beta", "γ": "gamma",
-    "λ": "lambda", "μ": "mu", "ω": "omega", "φ": "phi", "∠": "angle", "△": "triangle",
+    "×": "times",
+    "·": "cdot",
+    "⋅": "cdot",
+    "√": "sqrt",
+    "π": "pi",
+    "∞": "infty",
+    "≈": "approx",
+    "…": "ldots",
+    "≤": "le",
+    "≥": "ge",
+    "≠": "ne",
+    "∅": "emptyset",
+    "∪": "cup",
+    "∩": "cap",
+    "∈": "in",
+    "→": "to",
+    "±": "pm",
+    "θ": "theta",
+    "α": "alpha",
+    "β": "beta",
+    "γ": "gamma",
+    "λ": "lambda",
+    "μ": "mu",
+    "ω": "omega",
+    "φ": "phi",
+    "∠": "angle",
+    "△": "triangle",
   }.items()
-}  # fmt: skip
+}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
@@ -98,9 +136,20 @@ def plain(text: str) -> str:
 
 
 _WRAPPERS = (
-  ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("*", "*"),
-  ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"), ("“", "”"), ("{", "}"),
-)  # fmt: skip
+  ("$$", "$$"),
+  ("$", "$"),
+  ("\\(", "\\)"),
+  ("\\[", "\\]"),
+  ("**", "**"),
+  ("__", "__"),
+  ("*", "*"),
+  ("_", "_"),
+  ("`", "`"),
+  ('"', '"'),
+  ("'", "'"),
+  ("“", "”"),
+  ("{", "}"),
+)
 
 
 def unwrapped(text: str) -> str:
@@ -119,13 +168,38 @@ def unwrapped(text: str) -> str:
 
 
 _SYNONYMS = {
-  "leq": "\\le ", "leqslant": "\\le ", "geq": "\\ge ", "geqslant": "\\ge ", "neq": "\\ne ",
-  "lt": "<", "gt": ">", "varnothing": "\\emptyset ", "lbrace": "\\{", "rbrace": "\\}", "mid": "|",
-  "vert": "|", "lvert": "|", "rvert": "|", "colon": ":", "ast": "*", "dots": "\\ldots ",
-  "cdots": "\\ldots ", "rightarrow": "\\to ", "longrightarrow": "\\to ", "infin": "\\infty ",
-  "varphi": "\\phi ", "varepsilon": "\\epsilon ", "land": "\\wedge ", "lor": "\\vee ",
-  "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "div": "/", "R": "\\mathbb{R}",
-}  # fmt: skip
+  "leq": "\\le ",
+  "leqslant": "\\le ",
+  "geq": "\\ge ",
+  "geqslant": "\\ge ",
+  "neq": "\\ne ",
+  "lt": "<",
+  "gt": ">",
+  "varnothing": "\\emptyset ",
+  "lbrace": "\\{",
+  "rbrace": "\\}",
+  "mid": "|",
+  "vert": "|",
+  "lvert": "|",
+  "rvert": "|",
+  "colon": ":",
+  "ast": "*",
+  "dots": "\\ldots ",
+  "cdots": "\\ldots ",
+  "rightarrow": "\\to ",
+  "longrightarrow": "\\to ",
+  "infin": "\\infty ",
+  "varphi": "\\phi ",
+  "varepsilon": "\\epsilon ",
+  "land": "\\wedge ",
+  "lor": "\\vee ",
+  "lbrack": "[",
+  "rbrack": "]",
+  "lparen": "(",
+  "rparen": ")",
+  "div": "/",
+  "R": "\\mathbb{R}",
+}
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\{[^{}]*\}|\d)\s*(\{[^{}]*\}|\d)")
 _SHORT_ROOT = re.compile(r"\\sqrt\s*(\d|[a-zA-Z])(?![a-zA-Z])")

@@ -78,8 +78,12 @@ _NUMBER_WORDS = _set(
   "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
 )
 MULTIPLES = {
-  "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-}  # fmt: skip
+  "hundred": 10**2,
+  "thousand": 10**3,
+  "million": 10**6,
+  "billion": 10**9,
+  "trillion": 10**12,
+}
 _SHORT_WORDS = _set(
   "km cm mm nm dm kg mg lb lbs oz ft in yd mi hr hrs min mins sec secs ms mph kph kmh ml cl kw kwh "
   "mb gb tb hz khz mhz st nd rd th am pm is of to at by an as it on be egg eggs sq cu deg rad pct "
@@ -254,7 +258,7 @@ NAME = re.compile(
 _ARITHMETIC = re.compile(
   rf"(?:[\d\s.,+*/()^%{{}}{_THIN}-]|{_CURRENCY}|\\(?:times|cdot|div|frac)(?![a-zA-Z])|(?<=\s)[xX](?=\s)"
   r"|÷|‹[^‹›]*›|[^\W\d_]{2,}+)++"
-)  # fmt: skip
+)
 
 
 def _may_equal(left: str, value: fractions.Fraction, latex: bool) -> bool:

@@ -30,9 +30,11 @@ class Tokenized:
 
 
 def tokenized(
-  problems: Iterable[sources.Problem], words, max_prompt_tokens: int,
+  problems: Iterable[sources.Problem],
+  words,
+  max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
-) -> Tokenized:  # fmt: skip
+) -> Tokenized:
   """The prompts of problems.
 
   Args:
@@ -63,9 +65,12 @@ def tokenized(
 
 
 def members(
-  selection: splits.Selection, split: str, words, max_prompt_tokens: int,
+  selection: splits.Selection,
+  split: str,
+  words,
+  max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
-) -> list[tuple[float, Tokenized]]:  # fmt: skip
+) -> list[tuple[float, Tokenized]]:
   """(rate, prompts) of each task; arguments as for `tokenized`.
 
   How the members of a mixture interleave is `stream`'s affair.

@@ -34,9 +34,13 @@ _LONGEST_LINE = 1 << 26  # characters; a file without line ends is not read into
 _BATCH = 1000  # rows of Parquet at a time
 # As JSON calls what it reads.
 _KINDS = {
-  list: "an array", str: "a string", int: "a number", float: "a number", bool: "true or false",
+  list: "an array",
+  str: "a string",
+  int: "a number",
+  float: "a number",
+  bool: "true or false",
   type(None): "null",
-}  # fmt: skip
+}
 
 
 class TaskError(ValueError):

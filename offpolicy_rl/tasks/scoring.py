@@ -74,9 +74,15 @@ class Scorer:
   """Judges completions in worker processes; one that fails costs only its own reward."""
 
   def __init__(
-    self, verifier: str, *, workers: int, time_limit: float, memory_mb: int = 0,
-    also: Sequence[str] = (), pattern: str = "",
-  ):  # fmt: skip
+    self,
+    verifier: str,
+    *,
+    workers: int,
+    time_limit: float,
+    memory_mb: int = 0,
+    also: Sequence[str] = (),
+    pattern: str = "",
+  ):
     """Checks that all verifiers can be imported; ValueError names the one that can't.
 
     Args:
@@ -90,9 +96,8 @@ class Scorer:
       resolve(name)
     self._verifier, self._pattern = verifier, pattern
     self._pool = pool.Pool(
-      workers, prepare=functools.partial(allow, names), time_limit=time_limit,
-      memory_mb=memory_mb,
-    )  # fmt: skip
+      workers, prepare=functools.partial(allow, names), time_limit=time_limit, memory_mb=memory_mb
+    )
 
   def __enter__(self):
     return self

@@ -20,7 +20,7 @@ from offpolicy_rl.tasks.rows import LeftOut, TaskError
 _GSM8K = "gsm8k:1.0.0"  # in TFDS
 # Tasks of reasoning-gym 0.1.25 with a catch; those that are no use: verifiers.REFUSED.
 WARNED = {
-  "prime_factorization": "its scorer raises on text without numbers; those count as failures",
+  "prime_factorization": "its scorer raises on text without numbers; those count as failures"
 } | dict.fromkeys(
   ("knight_swap", "sokoban", "futoshiki", "zebra_puzzles"), "it takes up to a second per problem"
 )

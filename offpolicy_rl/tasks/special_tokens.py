@@ -16,8 +16,14 @@ CONFIG, TOKENIZER, SETTINGS = "config.json", "tokenizer.json", "tokenizer_config
 GENERATION, MAP, ADDED = "generation_config.json", "special_tokens_map.json", "added_tokens.json"
 _DECODER, _EOS_ID = "added_tokens_decoder", "eos_token_id"
 _NAMES = (
-  "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-)  # fmt: skip
+  "bos_token",
+  "eos_token",
+  "unk_token",
+  "sep_token",
+  "pad_token",
+  "cls_token",
+  "mask_token",
+)
 # What transformers' classes name where tokenizer_config.json has no such key; null is one.
 _OF_CLASSES = {
   "Gemma": dict(
@@ -28,19 +34,39 @@ _OF_CLASSES = {
   "Qwen2": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
 }
 _KINDS = {
-  dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false",
-}  # fmt: skip
+  dict: "an object",
+  list: "a list",
+  str: "a text",
+  int: "a whole number",
+  bool: "true or false",
+}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Keys of generation_config.json that change what transformers generates. A run samples as its own
 # configuration says. None and these values change nothing.
 _NOT_FOLLOWED = {
-  "num_beams": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0,
-  "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
-  "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0,
-  "eta_cutoff": 0.0, "min_length": 0, "min_new_tokens": 0, "bad_words_ids": [],
-  "sequence_bias": {}, "suppress_tokens": [], "begin_suppress_tokens": [],
-  "forced_bos_token_id": None, "forced_eos_token_id": None, "stop_strings": [],
-}  # fmt: skip
+  "num_beams": 1,
+  "temperature": 1.0,
+  "top_k": 0,
+  "top_p": 1.0,
+  "min_p": 0.0,
+  "typical_p": 1.0,
+  "repetition_penalty": 1.0,
+  "presence_penalty": 0.0,
+  "frequency_penalty": 0.0,
+  "no_repeat_ngram_size": 0,
+  "encoder_repetition_penalty": 1.0,
+  "epsilon_cutoff": 0.0,
+  "eta_cutoff": 0.0,
+  "min_length": 0,
+  "min_new_tokens": 0,
+  "bad_words_ids": [],
+  "sequence_bias": {},
+  "suppress_tokens": [],
+  "begin_suppress_tokens": [],
+  "forced_bos_token_id": None,
+  "forced_eos_token_id": None,
+  "stop_strings": [],
+}
 
 
 class TokenizerError(ValueError):

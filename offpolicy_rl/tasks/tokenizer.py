@@ -29,10 +29,17 @@ class Tokenizer:
   """Text <-> token ids of a published model."""
 
   def __init__(
-    self, files: types.ModelFiles, *, template: str = "{question}", chat: bool = True,
-    system: str = "", arguments: dict | None = None, day: datetime.date | None = None,
-    vocab_size: int | None = None, stop: Sequence[str] = (),
-  ):  # fmt: skip
+    self,
+    files: types.ModelFiles,
+    *,
+    template: str = "{question}",
+    chat: bool = True,
+    system: str = "",
+    arguments: dict | None = None,
+    day: datetime.date | None = None,
+    vocab_size: int | None = None,
+    stop: Sequence[str] = (),
+  ):
     """How questions become prompts (`prompt`):
 
     Args:
@@ -283,10 +290,11 @@ def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Token
   there = {token.content for token in found.get_added_tokens_decoder().values()}
   nowhere = lambda text: text == special.named.get("eos_token") and found.token_to_id(text) is None
   wanted = [
-    a for a in special.added
+    a
+    for a in special.added
     if a.token.content  # an empty text is how some files say that there is none
     and (a.id is not None or not (a.token.content in there or nowhere(a.token.content)))
-  ]  # fmt: skip
+  ]
   found.add_tokens([a.token for a in wanted])
   for a in wanted:
     number = found.token_to_id(a.token.content)

@@ -41,7 +41,10 @@ REFUSED = (
   )
   | dict.fromkeys(
     (
-      "countdown", "puzzle24", "simple_integration", "intermediate_integration",
+      "countdown",
+      "puzzle24",
+      "simple_integration",
+      "intermediate_integration",
       "polynomial_multiplication",
     ),
     "its scorer runs the completion as Python",
@@ -50,7 +53,7 @@ REFUSED = (
     ("bitwise_arithmetic", "number_sorting"),
     "its scorer runs the problem, which comes over the wire, as Python",
   )
-)  # fmt: skip
+)
 # The scorers of these run the completion as Python, too, but only to give part of the marks.
 JUDGED_BY_EQUALITY = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 

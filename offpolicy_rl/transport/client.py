@@ -11,15 +11,15 @@ import grpc
 from offpolicy_rl import types
 from offpolicy_rl.transport import (
   bounds,
+  checksum,
   codec,
   connections,
   diagnosis,
   refusals,
-  seal,
   security,
   watching,
   weights,
-)  # fmt: skip
+)
 from offpolicy_rl.transport import receiver as receiver_lib
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
@@ -81,7 +81,7 @@ class LearnerClient:
     ]
     self._channel = security.open_channel(address, credentials, options)
     self._credentials = credentials
-    self._stub = rpc.LearnerStub(seal.SealedChannel(self._channel))
+    self._stub = rpc.LearnerStub(checksum.SealedChannel(self._channel))
     self._address, self._id, self._proxy = address, sampler_id, proxy
     self._patience, self._max_message_mb = reconnect_seconds, bounds.MAX_MESSAGE_MB
     self._transfer_seconds = _LEAST_SECONDS
@@ -120,9 +120,12 @@ class LearnerClient:
     return Identity.of(reply)
 
   def lease(
-    self, limit: int, wait_seconds: float = 5.0, holding: Sequence[str] = (),
+    self,
+    limit: int,
+    wait_seconds: float = 5.0,
+    holding: Sequence[str] = (),
     check: Callable[[types.Ticket], None] = lambda ticket: None,
-  ) -> list[types.Ticket] | None:  # fmt: skip
+  ) -> list[types.Ticket] | None:
     """Up to `limit` tickets, [] when there was none in time, None when the run is over.
 
     Those that can't be read, or for which `check` raises WireError, are declined.
@@ -130,9 +133,12 @@ class LearnerClient:
     `holding`: ids of the tickets that we still work on; any other lease of ours ends.
     """
     request = pb.LeaseRequest(
-      session=self._session, sampler_id=self._id,
-      credits=min(limit, bounds.MAX_CREDITS), wait_seconds=wait_seconds, holding=holding,
-    )  # fmt: skip
+      session=self._session,
+      sampler_id=self._id,
+      credits=min(limit, bounds.MAX_CREDITS),
+      wait_seconds=wait_seconds,
+      holding=holding,
+    )
     seconds = wait_seconds + self._transfer_seconds
     reply = self._call(lambda: self._stub.Lease(request, timeout=seconds))
     self._hear_of(request.session, reply.newest_version)

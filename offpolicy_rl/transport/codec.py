@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import bounds, seal
+from offpolicy_rl.transport import bounds, checksum
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport.bounds import WireError as WireError
 from offpolicy_rl.transport.bounds import refuse as _refuse
@@ -229,7 +229,7 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
 
 def group_of_request(data: bytes, index: int) -> types.Group:
   """A group of a serialized and sealed PushRequest; ValueError when the bytes are damaged."""
-  request = pb.PushRequest.FromString(seal.checked(data))
+  request = pb.PushRequest.FromString(checksum.checked(data))
   return decode_group(request.groups[index], request.sampler_id)
 
 

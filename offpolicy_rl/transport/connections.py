@@ -70,8 +70,11 @@ def places(share: int) -> int:
   if left < share:
     _LOG.warning(
       "the limit of open files (ulimit -n) is %d, which leaves %d connections, expected at least "
-      "%d; raise it, or lower transport.max_samplers", soft, max(left, 1), share,
-    )  # fmt: skip
+      "%d; raise it, or lower transport.max_samplers",
+      soft,
+      max(left, 1),
+      share,
+    )
   return max(1, min(most, left))
 
 

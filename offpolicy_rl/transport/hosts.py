@@ -48,9 +48,16 @@ class Leader:
   """The first process: serves the others."""
 
   def __init__(
-    self, host: str, *, followers: int, shards: int, secret: bytes, config_sha256: bytes,
-    lost: Callable[[str], None], stop: threading.Event,
-  ):  # fmt: skip
+    self,
+    host: str,
+    *,
+    followers: int,
+    shards: int,
+    secret: bytes,
+    config_sha256: bytes,
+    lost: Callable[[str], None],
+    stop: threading.Event,
+  ):
     """Serves at `host`, at any free port; `address` has it.
 
     Args:
@@ -97,10 +104,13 @@ class Leader:
       shares = [_message(self._share(x, shards)) for x in order.arrays]
       waiting.put(
         pb.Order(
-          what=order.what, step=order.step, versions=order.versions, arrays=shares,
+          what=order.what,
+          step=order.step,
+          versions=order.versions,
+          arrays=shares,
           model_files=files,
         )
-      )  # fmt: skip
+      )
 
   def _share(self, array: np.ndarray, shards: list[int]) -> np.ndarray:
     size = array.shape[1] // self._shards
@@ -163,9 +173,15 @@ class Follower:
   """Any other process."""
 
   def __init__(
-    self, address: str, *, process: int, shards: Sequence[int], secret: bytes,
-    config_sha256: bytes, lost: Callable[[str], None],
-  ):  # fmt: skip
+    self,
+    address: str,
+    *,
+    process: int,
+    shards: Sequence[int],
+    secret: bytes,
+    config_sha256: bytes,
+    lost: Callable[[str], None],
+  ):
     """Arguments as for `Leader`; `shards`: of a batch, that this process's devices hold."""
     options = [*_UNLIMITED, *connections.KEEPALIVE, *connections.through(None)]
     self._channel = grpc.insecure_channel(address, options=options)

@@ -263,9 +263,11 @@ def open_channel(address: str, credentials: Credentials, options: list) -> grpc.
 
 
 class _Bearer(
-  grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor,
-  grpc.StreamUnaryClientInterceptor, grpc.StreamStreamClientInterceptor,
-):  # fmt: skip
+  grpc.UnaryUnaryClientInterceptor,
+  grpc.UnaryStreamClientInterceptor,
+  grpc.StreamUnaryClientInterceptor,
+  grpc.StreamStreamClientInterceptor,
+):
   """Adds the token to every call. (gRPC's own call credentials refuse to work without TLS.)"""
 
   def __init__(self, token: str):

@@ -16,15 +16,15 @@ from grpc_health.v1 import health
 from offpolicy_rl import types
 from offpolicy_rl.transport import (
   bounds,
+  checksum,
   codec,
   connections,
-  door,
+  interceptors,
   refusals,
-  seal,
   security,
   watching,
   weights,
-)  # fmt: skip
+)
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 
@@ -119,9 +119,14 @@ def _request_and_bytes(data: bytes) -> tuple[pb.PushRequest, bytes]:
 
 class _Servicer(rpc.LearnerServicer):
   def __init__(
-    self, identity: Identity, handlers: Handlers, store: weights.WeightStore, notices: door.Notices,
-    *, max_message_mb: int,
-  ):  # fmt: skip
+    self,
+    identity: Identity,
+    handlers: Handlers,
+    store: weights.WeightStore,
+    notices: interceptors.Notices,
+    *,
+    max_message_mb: int,
+  ):
     self._identity, self._handlers, self._store = identity, handlers, store
     self._notices, self._max_bytes = notices, max_message_mb << 20
     self._watching = threading.Semaphore(WATCHERS)
@@ -155,10 +160,11 @@ class _Servicer(rpc.LearnerServicer):
   def _check_protocol(self, request, context, who: str) -> None:
     if request.protocol != PROTOCOL:
       refusals.abort(
-        context, grpc.StatusCode.FAILED_PRECONDITION,
+        context,
+        grpc.StatusCode.FAILED_PRECONDITION,
         f"protocol: the {who} speaks version {request.protocol}, this learner {PROTOCOL}; "
         "install the same release of offpolicy-rl on both",
-      )  # fmt: skip
+      )
 
   def Hello(self, request, context):
     """See trajectory.proto."""
@@ -190,8 +196,7 @@ class _Servicer(rpc.LearnerServicer):
     self._check_session(request, context)
     self._handlers.heartbeat(request.sampler_id, dict(request.stats), dict(request.progress))
     return pb.HeartbeatReply(
-      run_finished=self._handlers.run_finished(),
-      newest_version=self._handlers.newest_version(),
+      run_finished=self._handlers.run_finished(), newest_version=self._handlers.newest_version()
     )
 
   def Decline(self, request, context):
@@ -274,18 +279,20 @@ class _Servicer(rpc.LearnerServicer):
     self._check_session(request, context)
     if self._identity.weights_in_directory:
       refusals.abort(
-        context, grpc.StatusCode.FAILED_PRECONDITION,
+        context,
+        grpc.StatusCode.FAILED_PRECONDITION,
         "PullWeights: this learner writes its weights to a directory; give the sampler its path by "
         "--weights_dir",
-      )  # fmt: skip
+      )
     chunks = self._store.answer(request)
     if chunks is None:
       wanted = f"[{request.min_version}, {request.max_version}]"
       refusals.abort(
-        context, grpc.StatusCode.NOT_FOUND,
+        context,
+        grpc.StatusCode.NOT_FOUND,
         f"min_version, max_version: no version in {wanted}, there are {self._store.versions()}",
         refusals.Reason.NO_VERSION,
-      )  # fmt: skip
+      )
     yield from chunks
 
   def Watch(self, request, context):
@@ -347,10 +354,16 @@ def _check_size(identity: Identity, max_message_mb: int) -> None:
 
 
 def start(
-  listen: str, identity: Identity, handlers: Handlers, store: weights.WeightStore,
-  *, max_samplers: int, max_message_mb: int,
-  credentials: security.Credentials = security.NONE, reflection: bool = False,
-) -> tuple[Wire, str]:  # fmt: skip
+  listen: str,
+  identity: Identity,
+  handlers: Handlers,
+  store: weights.WeightStore,
+  *,
+  max_samplers: int,
+  max_message_mb: int,
+  credentials: security.Credentials = security.NONE,
+  reflection: bool = False,
+) -> tuple[Wire, str]:
   """Serves in background threads; returns the server and the address it got.
 
   Raises:
@@ -373,16 +386,18 @@ def start(
     ("grpc.http2.max_ping_strikes", 0),
     *connections.server_options(connections.places(share)),
   ]
-  notices = door.Notices()
-  entrance = door.Door(security.read_token(credentials), notices)
+  notices = interceptors.Notices()
+  entrance = interceptors.Door(security.read_token(credentials), notices)
   server = grpc.server(
-    pool, options=options, interceptors=[entrance, seal.SealedServer()],
+    pool,
+    options=options,
+    interceptors=[entrance, checksum.SealedServer()],
     maximum_concurrent_rpcs=calls,
-  )  # fmt: skip
+  )
   servicer = _Servicer(identity, handlers, store, notices, max_message_mb=max_message_mb)
   rpc.add_LearnerServicer_to_server(servicer, server)
   server.add_registered_method_handlers(SERVICE, _frugal_handlers(servicer))
-  status = door.add_standard_services(server, SERVICE, with_reflection=reflection)
+  status = interceptors.add_standard_services(server, SERVICE, with_reflection=reflection)
   port = security.add_port(server, listen, credentials)
   server.start()
   return Wire(

@@ -13,11 +13,15 @@ def encode_news(news: types.News) -> pb.WatchReply:
   """For the wire; what would be too much is left out: the oldest rows, the last samplers."""
   status = news.status
   reply = pb.WatchReply(
-    session=status.session, run_id=bounds.words(status.run_id),
+    session=status.session,
+    run_id=bounds.words(status.run_id),
     about=bounds.words(status.about),
-    ended=status.ended, num_steps=status.num_steps, tickets=status.tickets,
-    anew=news.anew, position=news.position,
-  )  # fmt: skip
+    ended=status.ended,
+    num_steps=status.num_steps,
+    tickets=status.tickets,
+    anew=news.anew,
+    position=news.position,
+  )
   for sampler in status.samplers[: bounds.MAX_SAMPLERS]:
     reply.samplers.add(**sampler._asdict())
   for row in news.rows[-bounds.MAX_ROWS :]:
@@ -37,10 +41,15 @@ def decode_news(reply: pb.WatchReply) -> types.News:
   _check_most(reply.rows, "rows", bounds.MAX_ROWS)
   _check_names(reply.tickets, "tickets")
   status = types.RunStatus(
-    session=reply.session, run_id=reply.run_id, about=reply.about, at=time.time(),
-    ended=reply.ended, num_steps=reply.num_steps, tickets=dict(reply.tickets),
+    session=reply.session,
+    run_id=reply.run_id,
+    about=reply.about,
+    at=time.time(),
+    ended=reply.ended,
+    num_steps=reply.num_steps,
+    tickets=dict(reply.tickets),
     samplers=tuple(map(_decode_sampler, reply.samplers)),
-  )  # fmt: skip
+  )
   return types.News(status, reply.anew, reply.position, [_decode_row(row) for row in reply.rows])
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import codec, delta, seal
+from offpolicy_rl.transport import checksum, codec, delta
 from offpolicy_rl.transport import trajectory_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
@@ -87,15 +87,21 @@ def _make_plan(new: _Version, base: _Version | None) -> _Plan:
     payloads.append(raw_bytes(array) if sparse is None else memoryview(sparse))
     infos.append(
       pb.TensorInfo(
-        name=name, dtype=codec.dtype_code(array.dtype), shape=array.shape, sha256=sha256,
+        name=name,
+        dtype=codec.dtype_code(array.dtype),
+        shape=array.shape,
+        sha256=sha256,
         encoding=pb.ENCODING_FULL if sparse is None else pb.ENCODING_SPARSE,
         payload_bytes=len(payloads[-1]),
       )
-    )  # fmt: skip
+    )
   header = pb.WeightsHeader(
-    version=new.number, base_version=base_version, tensors=infos,
-    total_bytes=sum(map(len, payloads)), sha256=new.sha256(),
-  )  # fmt: skip
+    version=new.number,
+    base_version=base_version,
+    tensors=infos,
+    total_bytes=sum(map(len, payloads)),
+    sha256=new.sha256(),
+  )
   return _Plan(header, payloads)
 
 
@@ -110,7 +116,7 @@ def _chunks(plan: _Plan, offset: int) -> Iterator[bytes]:
 
   Serialized here because a protobuf message would copy the bytes twice more, at the learner's cost.
   """
-  yield seal.seal(pb.WeightsChunk(header=plan.header, offset=offset).SerializeToString())
+  yield checksum.seal(pb.WeightsChunk(header=plan.header, offset=offset).SerializeToString())
   for payload in plan.payloads:
     for start in range(min(offset, len(payload)), len(payload), CHUNK_BYTES):
       data = payload[start : start + CHUNK_BYTES]
@@ -186,7 +192,7 @@ class WeightStore:
       held = None
     if held is new:
       header = pb.WeightsHeader(version=new.number, already_held=True)
-      yield seal.seal(pb.WeightsChunk(header=header).SerializeToString())
+      yield checksum.seal(pb.WeightsChunk(header=header).SerializeToString())
       return
     plan = self._plan(new, held)
     same = header_digest(plan.header) == request.resume.header_sha256

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from offpolicy_rl import saving
+from offpolicy_rl import files
 
 _INDEX = "index.json"
 _OURS = re.compile(r"-?\d+(\.orbax-checkpoint-tmp.*)?|(index|lock)\.json(\.tmp)?")
@@ -80,7 +80,7 @@ class Publisher:
       name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_where_read_back(x))
       for name, x in tensors.items()
     }
-    writer = saving.standard(f"weights-{version}")
+    writer = files.standard(f"weights-{version}")
     writer.save(self._directory / str(version), tensors)
     self._jobs[version] = self._worker.submit(self._finish, writer, version)
 
@@ -145,7 +145,7 @@ def _where_read_back(x) -> jax.sharding.Sharding:
 def _path(directory: str) -> epath.Path:
   """Absolute, as orbax wants it; `absolute()` would take gs:// for a relative path."""
   path = epath.Path(directory)
-  return saving.plain(path if path.is_absolute() else path.absolute())
+  return files.plain(path if path.is_absolute() else path.absolute())
 
 
 def complete_versions(directory: str, session: str) -> list[int]:
@@ -161,14 +161,21 @@ def complete_versions(directory: str, session: str) -> list[int]:
 
 def restore(directory: str, version: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict:
   """{path: array}, each read straight into the sharding that `like` gives it."""
-  with saving.standard(f"reads-{version}") as reader:
+  with files.standard(f"reads-{version}") as reader:
     return reader.restore(_path(directory) / str(version), like)
 
 
 def pull(
-  directory: str, min_version: int, max_version: int, *, session: str, held_version: int,
-  like: dict[str, jax.ShapeDtypeStruct], seconds: float, check: Callable[[], None] = lambda: None,
-) -> tuple[int, dict | None]:  # fmt: skip
+  directory: str,
+  min_version: int,
+  max_version: int,
+  *,
+  session: str,
+  held_version: int,
+  like: dict[str, jax.ShapeDtypeStruct],
+  seconds: float,
+  check: Callable[[], None] = lambda: None,
+) -> tuple[int, dict | None]:
   """Newest complete version within the bounds -> (version, {path: array}), None when it is held.
 
   Args:

@@ -82,11 +82,11 @@ def test_every_lane_has_exactly_its_lag():
   lanes = [(0, False), (4, False), (64, False), (16, True), (64, True)]
   lag, periodic = zip(*lanes, strict=True)
   history = lag_training.train(
-    losses.choose("reinforce"), 96, 0.0,
-    lag_training.Lane(
-      jnp.zeros(5, int), jnp.array(lag), jnp.array(periodic), jnp.full(5, 1e-3)
-    ),
-  )  # fmt: skip
+    losses.choose("reinforce"),
+    96,
+    0.0,
+    lag_training.Lane(jnp.zeros(5, int), jnp.array(lag), jnp.array(periodic), jnp.full(5, 1e-3)),
+  )
   for lane, found in zip(lanes, history.lag, strict=True):
     steps = np.arange(96)
     used = steps % lane[0] if lane[1] else np.minimum(steps, lane[0])

@@ -10,15 +10,30 @@ import shutil
 import subprocess
 import sys
 
-from offpolicy_rl import arguments as arguments_lib
+from offpolicy_rl.cli import arguments as arguments_lib
 from tests.conftest import ROOT
 
 LAUNCH = ROOT / "launch"
 _STUB = pathlib.Path(__file__).parent / "stub.py"
 _TOOLS = (
-  "bash", "basename", "cat", "chmod", "dirname", "env", "git", "gzip", "head", "id", "ln", "mkdir",
-  "openssl", "rm", "sed", "sleep", "tar",
-)  # fmt: skip
+  "bash",
+  "basename",
+  "cat",
+  "chmod",
+  "dirname",
+  "env",
+  "git",
+  "gzip",
+  "head",
+  "id",
+  "ln",
+  "mkdir",
+  "openssl",
+  "rm",
+  "sed",
+  "sleep",
+  "tar",
+)
 
 
 class Desk:
@@ -50,9 +65,13 @@ class Desk:
   def run(self, script, *arguments, cwd=ROOT, **env) -> subprocess.CompletedProcess:
     """Runs a script (below launch/, or any path) with this PATH and no other environment."""
     return subprocess.run(
-      [LAUNCH / script, *arguments], cwd=cwd, env={"PATH": str(self.folder)} | env,
-      capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+      [LAUNCH / script, *arguments],
+      cwd=cwd,
+      env={"PATH": str(self.folder)} | env,
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
 
 
 def accepted(words: list[str]):

@@ -153,9 +153,11 @@ def test_only_the_first_process_is_asked_how_it_is(pods):
   assert (startup["failureThreshold"], liveness["failureThreshold"]) == (120, 20)
   probe = liveness["exec"]["command"][2]
   asked = lambda index: subprocess.run(
-    ["bash", "-c", probe.replace("grpc_health_probe", "echo")], capture_output=True, text=True,
+    ["bash", "-c", probe.replace("grpc_health_probe", "echo")],
+    capture_output=True,
+    text=True,
     env={"JOB_COMPLETION_INDEX": index, "PATH": "/usr/bin:/bin"},
-  )  # fmt: skip
+  )
   assert ok(asked("1")) == ""
   flags = re.findall(r"-([-a-z]+)(?:=(\S+))?(?: |$)", ok(asked("0")))
   assert dict(flags)["addr"] == "localhost:50051" and dict(flags)["tls"] == ""

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests import system
+from tests import run_system as system
 from tests.launch.desk import LAUNCH, accepted
 
 # Notes its arguments and its signals, and ends with the code in ROLE.exit once that file is there.
@@ -62,10 +62,14 @@ def local(tmp_path, heard_sigint):
   def start(*arguments: str):
     begun.append(
       subprocess.Popen(
-        [LAUNCH / "local.sh", f"--run_dir={tmp_path}/run", *arguments], text=True, env=env,
-        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [LAUNCH / "local.sh", f"--run_dir={tmp_path}/run", *arguments],
+        text=True,
+        env=env,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
       )
-    )  # fmt: skip
+    )
     return begun[-1]
 
   yield start

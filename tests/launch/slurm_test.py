@@ -7,16 +7,31 @@ import pytest
 from tests.launch.desk import LAUNCH, accepted
 
 JOB = {
-  "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "5", "SLURM_GPUS_ON_NODE": "4",
-  "SLURM_CPUS_ON_NODE": "64", "SLURM_JOB_NODELIST": "n[1-5]",
-}  # fmt: skip
+  "SLURM_JOB_ID": "7",
+  "SLURM_JOB_NUM_NODES": "5",
+  "SLURM_GPUS_ON_NODE": "4",
+  "SLURM_CPUS_ON_NODE": "64",
+  "SLURM_JOB_NODELIST": "n[1-5]",
+}
 SRUN = [
-  "--nodes", "--ntasks", "--relative", "--ntasks-per-node", "--gpu-bind", "--cpus-per-task",
+  "--nodes",
+  "--ntasks",
+  "--relative",
+  "--ntasks-per-node",
+  "--gpu-bind",
+  "--cpus-per-task",
   "--kill-on-bad-exit",
-]  # fmt: skip
+]
 SBATCH = {
-  "job-name", "nodes", "gpus-per-node", "exclusive", "requeue", "open-mode", "output", "signal",
-}  # fmt: skip
+  "job-name",
+  "nodes",
+  "gpus-per-node",
+  "exclusive",
+  "requeue",
+  "open-mode",
+  "output",
+  "signal",
+}
 PROGRAM = ".venv/bin/offpolicy-rl"
 
 

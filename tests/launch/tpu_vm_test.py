@@ -13,13 +13,18 @@ QUEUED, VM = "compute tpus queued-resources", "compute tpus tpu-vm"
 GCLOUD = {
   f"{QUEUED} list": ["--filter", "--format", "--zone"],
   f"{QUEUED} create": [
-    "--node-id", "--accelerator-type", "--runtime-version", "--spot", "--async", "--zone",
+    "--node-id",
+    "--accelerator-type",
+    "--runtime-version",
+    "--spot",
+    "--async",
+    "--zone",
   ],
   f"{QUEUED} delete": ["--force", "--quiet", "--async", "--zone"],
   f"{VM} ssh": ["--worker", "--command", "--zone"],
   f"{VM} scp": ["--worker", "--zone"],
   f"{VM} describe": ["--format", "--zone"],
-}  # fmt: skip
+}
 SYSTEMD_RUN = ["--unit", "--uid", "--setenv", "--working-directory", "--property"]
 SETTINGS = {"NAME": "r", "ZONE": "z", "SHARED": "bucket", "POLL_SECONDS": "0"}
 COMMANDS = ["create", "setup", "learner", "samplers", "logs", "stop", "delete"]
@@ -189,9 +194,14 @@ def test_samplers_stop_before_the_learner_and_all_is_deleted(desk):
   ok(desk.run("tpu_vm.sh", "logs", "r-sampler-1", **SETTINGS))
   ok(desk.run("tpu_vm.sh", "delete", **SETTINGS))
   assert [" ".join(call[:2]) for call in changing(desk)] == [
-    "ssh r-sampler-0", "ssh r-sampler-1", "ssh r", "ssh r-sampler-1",
-    "delete r-sampler-0", "delete r-sampler-1", "delete r",
-  ]  # fmt: skip
+    "ssh r-sampler-0",
+    "ssh r-sampler-1",
+    "ssh r",
+    "ssh r-sampler-1",
+    "delete r-sampler-0",
+    "delete r-sampler-1",
+    "delete r",
+  ]
   said = [remote_words(call)[-1] for call in changing(desk) if call[0] == "ssh"]
   assert said == ["stop", "stop", "stop", "logs"]
 

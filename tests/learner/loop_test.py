@@ -25,9 +25,13 @@ def parts(calls: list, **changes) -> loop.Parts:
 
   note = lambda name: lambda step, *_: calls.append((name, step))
   made = {
-    "next_batch": next_batch, "begin": note("begin"), "train_step": train_step,
-    "publish": note("publish"), "write": note("write"), "after_step": note("after"),
-  }  # fmt: skip
+    "next_batch": next_batch,
+    "begin": note("begin"),
+    "train_step": train_step,
+    "publish": note("publish"),
+    "write": note("write"),
+    "after_step": note("after"),
+  }
   return loop.Parts(**(made | changes))
 
 
@@ -51,9 +55,11 @@ def test_scalars_become_numbers_and_arrays_stay_where_they_are():
   row = FINE | {"loss": np.float32(0.5), "policy_logprobs": array}
   made = lambda step, state, consumed: (state, row)
   loop.run(
-    BEGIN, parts([], train_step=made, write=lambda _, row: rows.append(row)),
-    first_step=0, num_steps=1,
-  )  # fmt: skip
+    BEGIN,
+    parts([], train_step=made, write=lambda _, row: rows.append(row)),
+    first_step=0,
+    num_steps=1,
+  )
   assert type(rows[0]["loss"]) is float and rows[0]["policy_logprobs"] is array
 
 

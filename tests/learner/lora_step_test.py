@@ -53,8 +53,10 @@ def test_one_step_is_the_gradient_of_the_adapters_through_adam():
     part = jax.tree.map(lambda x: x[0], batch)
     found = made.token_stats(lora.join(base, adapters), part)
     frozen = choices().token_stats(base, part)
-    inputs = losses.LossInputs(found.logprobs, *(flat(x) for x in (
-      batch.sampler_logprobs, batch.loss_mask, batch.rewards, batch.group_ids)))  # fmt: skip
+    inputs = losses.LossInputs(
+      found.logprobs,
+      *(flat(x) for x in (batch.sampler_logprobs, batch.loss_mask, batch.rewards, batch.group_ids)),
+    )
     return made.objective(inputs._replace(reference_logprobs=frozen.logprobs))[0]
 
   value, gradient = jax.value_and_grad(loss)(state.params)

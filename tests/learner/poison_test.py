@@ -15,7 +15,7 @@ from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import sharding
 from offpolicy_rl.roles import learner
 from tests.learner.step_test import CONFIG, OPTIMIZER, choices, random_batch, run_once
-from tests.system import assert_identical
+from tests.run_system import assert_identical
 
 SAMPLERS = ("good~1", "good~1", "bad~7", "good~2")
 
@@ -46,9 +46,11 @@ class Learner(SimpleNamespace):
   def __init__(self, made, mesh=None):
     section = SimpleNamespace(prompts_per_step=4, audit_every=0, mismatch_alarm=0.0)
     super().__init__(
-      choices=made, mesh=mesh or sharding.make_mesh(), said=[],
+      choices=made,
+      mesh=mesh or sharding.make_mesh(),
+      said=[],
       config=SimpleNamespace(learner=section, lag=SimpleNamespace(max_lag=0)),
-    )  # fmt: skip
+    )
 
   def say(self, text):
     self.said.append(text)
@@ -57,11 +59,10 @@ class Learner(SimpleNamespace):
     """(state, row) after the step `at` from fresh parameters."""
     groups = [
       types.FinishedGroup(
-        SimpleNamespace(ticket_id=f"train/{at}/{i}"),
-        types.Group("", (), sampler_id=SAMPLERS[i]), 0,
+        SimpleNamespace(ticket_id=f"train/{at}/{i}"), types.Group("", (), sampler_id=SAMPLERS[i]), 0
       )
       for i in range(4)
-    ]  # fmt: skip
+    ]
     state = state_lib.create(CONFIG, self.mesh, OPTIMIZER, seed=0)
     with jax.sharding.set_mesh(self.mesh):
       placed = state_lib.place_batch(self.mesh, batch)

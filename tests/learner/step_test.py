@@ -69,8 +69,10 @@ def test_one_step_is_the_objectives_gradient_through_adam(objective):
 
   def loss(p):
     logprobs = stats_of(p, batch).logprobs
-    inputs = losses.LossInputs(logprobs, *(flat(x) for x in (
-      batch.sampler_logprobs, batch.loss_mask, batch.rewards, batch.group_ids)))  # fmt: skip
+    inputs = losses.LossInputs(
+      logprobs,
+      *(flat(x) for x in (batch.sampler_logprobs, batch.loss_mask, batch.rewards, batch.group_ids)),
+    )
     # Sampled by the version that is updated: the log-linear proximal policy is the sampler's.
     inputs = inputs._replace(proximal_logprobs=inputs.sampler_logprobs)
     return made.objective(inputs)[0]
@@ -136,8 +138,7 @@ def test_eight_devices_give_the_update_of_one():
 
 
 @pytest.mark.parametrize(
-  ("objective", "microbatches"),
-  [("beta_shift", 8), ("dapo", 4), ("copg", 4)],
+  ("objective", "microbatches"), [("beta_shift", 8), ("dapo", 4), ("copg", 4)]
 )
 def test_microbatches_give_the_update_of_the_whole_batch(objective, microbatches):
   made, mesh = choices(objective), sharding.make_mesh()
@@ -171,8 +172,9 @@ def test_several_updates_are_made_one_after_the_other_from_one_proximal_policy(o
     inputs = losses.LossInputs(
       logprobs,
       *(flat(x) for x in (minibatch.sampler_logprobs, minibatch.loss_mask, minibatch.rewards)),
-      group_ids=flat(minibatch.group_ids), proximal_logprobs=flat(lq),
-    )  # fmt: skip
+      group_ids=flat(minibatch.group_ids),
+      proximal_logprobs=flat(lq),
+    )
     return made.objective(inputs)[0]
 
   gradient_of = jax.jit(jax.value_and_grad(loss))
@@ -194,8 +196,11 @@ def test_several_updates_are_made_one_after_the_other_from_one_proximal_policy(o
   np.testing.assert_allclose([metrics["loss"], metrics["grad_norm"]], means, rtol=1e-3)
   for name, moment in first_moments(state).items():
     np.testing.assert_allclose(moment, moments[name], atol=2e-3 * np.abs(moment).max())
-  np.testing.assert_allclose(metrics["log_ratio/mean"], jnp.mean(jnp.sum(
-    jnp.where(batch.loss_mask, before - batch.sampler_logprobs, 0), -1)), rtol=1e-4)  # fmt: skip
+  np.testing.assert_allclose(
+    metrics["log_ratio/mean"],
+    jnp.mean(jnp.sum(jnp.where(batch.loss_mask, before - batch.sampler_logprobs, 0), -1)),
+    rtol=1e-4,
+  )
   if objective == "tis":  # `grpo` has no proximal policy; with the newest one, `tis` is another
     without, _ = run(whole)
     assert any(
@@ -363,9 +368,13 @@ def test_the_warm_start_ends_at_the_loss_asked_for():
   seen = []
   state = state_lib.create(CONFIG, sharding.make_mesh(), OPTIMIZER, seed=0)
   state = warm_start.run(
-    choices(), state, num_steps=100, next_batch=lambda _: batch,
-    write=lambda _, loss: seen.append(loss), stop_loss=0.5,
-  )  # fmt: skip
+    choices(),
+    state,
+    num_steps=100,
+    next_batch=lambda _: batch,
+    write=lambda _, loss: seen.append(loss),
+    stop_loss=0.5,
+  )
   smoothed = seen[0]
   for i, loss in enumerate(seen[1:]):
     assert smoothed >= 0.5, i

@@ -40,14 +40,32 @@ START = {
 }
 # ... configuration key -> our choice, where the value carries over ...
 KEYS = {
-  "agg": "aggregation", "eps_low": "clip_low", "eps_high": "clip_high", "kl": "kl",
-  "kl_coef": "kl_coef", "dual_c": "dual_clip", "opsm": "opsm_delta", "clip_low": "weight_low",
-  "clip_max": "weight_high", "cap": "weight_high", "delta": "ratio_max", "level": "level",
-  "lo": "weight_low", "hi": "weight_high", "eps": "std_eps", "beta": "beta", "beta1": "beta1",
-  "kappa": "kappa", "scale": "scale", "anchor": "anchor", "kl_tau": "kl_tau",
-  "mask_low": "gap_low", "mask_high": "gap_high", "symmetric": "gap_two_sided",
+  "agg": "aggregation",
+  "eps_low": "clip_low",
+  "eps_high": "clip_high",
+  "kl": "kl",
+  "kl_coef": "kl_coef",
+  "dual_c": "dual_clip",
+  "opsm": "opsm_delta",
+  "clip_low": "weight_low",
+  "clip_max": "weight_high",
+  "cap": "weight_high",
+  "delta": "ratio_max",
+  "level": "level",
+  "lo": "weight_low",
+  "hi": "weight_high",
+  "eps": "std_eps",
+  "beta": "beta",
+  "beta1": "beta1",
+  "kappa": "kappa",
+  "scale": "scale",
+  "anchor": "anchor",
+  "kl_tau": "kl_tau",
+  "mask_low": "gap_low",
+  "mask_high": "gap_high",
+  "symmetric": "gap_two_sided",
   "split": "topr_sign",
-}  # fmt: skip
+}
 # ... and where it does not.
 SPECIAL = {
   ("adv_kind", "asym"): {"advantage": "mean"},
@@ -141,11 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     good = max(loss_error, gradient_error) <= tolerance(row, float32=arguments.float32)
     bad += not good
     old = worst.get(row["name"], (0.0, 0.0, True))
-    worst[row["name"]] = (
-      max(old[0], loss_error),
-      max(old[1], gradient_error),
-      old[2] and good,
-    )
+    worst[row["name"]] = (max(old[0], loss_error), max(old[1], gradient_error), old[2] and good)
   print(f"{'configuration':28}{'loss':>10}{'gradient':>10}   worst relative error")
   for name, (loss_error, gradient_error, good) in worst.items():
     print(f"{name:28}{loss_error:10.1e}{gradient_error:10.1e}{'' if good else '   WRONG'}")

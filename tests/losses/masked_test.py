@@ -11,12 +11,7 @@ from tests.losses import slow_reference
 from tests.losses.objectives_test import NAMES, arrays, build, value_and_gradient
 from tests.losses.slow_reference import random_inputs
 
-TOKEN_FIELDS = (
-  "policy_logprobs",
-  "sampler_logprobs",
-  "reference_logprobs",
-  "proximal_logprobs",
-)
+TOKEN_FIELDS = ("policy_logprobs", "sampler_logprobs", "reference_logprobs", "proximal_logprobs")
 WITHOUT_RATIO = [
   name
   for name, c in losses.PRESETS.items()

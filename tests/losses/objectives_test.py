@@ -66,7 +66,7 @@ VARIANTS = (
   ("prime_dppo", {"gap_low": 0.03, "gap_high": 0.05, "kl_tau": 0.1}),
   ("prime_ipo", {"gap_high": 0.05}),
   ("sapo", {"anchor": "proximal", "tau_low": 2.0}),
-)  # fmt: skip
+)
 CASES = [*((name, {}) for name in NAMES), *VARIANTS]
 
 
@@ -255,7 +255,7 @@ def test_an_objective_from_outside(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
   "fn",
-  ["no_such_module:f", "offpolicy_rl.losses.links:no_such_function", "math:", ":f", ".links:f"],
+  ["no_such_module:f", "offpolicy_rl.losses.functions:no_such_function", "math:", ":f", ".links:f"],
 )
 def test_a_function_that_is_not_there_is_refused(fn):
   with pytest.raises(ValueError, match=re.escape(f"objective.fn: got {fn!r}")):

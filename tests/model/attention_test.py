@@ -43,9 +43,10 @@ def assert_same(a, b, rtol=1e-4, atol=2e-5):
 
 
 @pytest.mark.parametrize(
-  "config", [CONFIG, LOCAL, dataclasses.replace(CONFIG, attention_softcap=2.0)],
+  "config",
+  [CONFIG, LOCAL, dataclasses.replace(CONFIG, attention_softcap=2.0)],
   ids=["global", "local", "softcap"],
-)  # fmt: skip
+)
 def test_the_kernel_of_the_tpu_computes_the_same(config):
   params, rows = random_params(config), packed_rows()
   splash = dataclasses.replace(config, attention=attention.SPLASH_INTERPRETED)

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.parity import TOLERANCE, answers_of, forward_logits, gap, open_model
 from offpolicy_rl.model import families
 from offpolicy_rl.planning import architectures
-from offpolicy_rl.roles import exchange
+from offpolicy_rl.roles import convert
 from offpolicy_rl.tasks import tokenizer
 from tests.conftest import ROOT
 from tests.model import config_variants, random_checkpoints
@@ -44,7 +44,7 @@ def answered(tmp_path_factory):
     source = folder / name / "source"
     random_checkpoints.write(source, random_checkpoints.shrunk(PUBLISHED[name]))
     tokenizer.write_from_gguf(Gguf(), source)
-    exchange.import_checkpoint(str(source), str(folder / name / "model"))
+    convert.import_checkpoint(str(source), str(folder / name / "model"))
   run_reference("logits", *folder.iterdir())
   return folder
 

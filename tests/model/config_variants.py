@@ -5,26 +5,32 @@ A variant is a family and keys to change; `LEFT_OUT` takes one away.
 
 LEFT_OUT = object()
 _SIZES = {
-  "vocab_size": 264, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-  "num_attention_heads": 6, "num_key_value_heads": 2,
-}  # fmt: skip
+  "vocab_size": 264,
+  "hidden_size": 48,
+  "intermediate_size": 80,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 6,
+  "num_key_value_heads": 2,
+}
 _GEMMA = {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 24}
 BASES = {
   "llama": _SIZES,
   "qwen2": _SIZES,
   "qwen3": _SIZES | {"head_dim": 20},
-  "qwen3_moe": _SIZES | {
-    "head_dim": 20, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-  },
+  "qwen3_moe": _SIZES
+  | {"head_dim": 20, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
   "gemma2": _SIZES | _GEMMA,
   "gemma3_text": _SIZES | _GEMMA | {"num_hidden_layers": 7},
-}  # fmt: skip
+}
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 LLAMA3 = {
-  "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+  "rope_type": "llama3",
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
   "original_max_position_embeddings": 32,
-}  # fmt: skip
+}
 _NO_LENGTH = {k: v for k, v in LLAMA3.items() if not k.startswith("original")}
 FULL, LOCAL = "full_attention", "sliding_attention"
 _BOTH = {FULL: {"rope_theta": 900.0}, LOCAL: {"rope_theta": 30.0}}
@@ -160,7 +166,7 @@ READ = {
     {"query_pre_attn_scalar": LEFT_OUT, "head_dim": LEFT_OUT, "sliding_window": LEFT_OUT},
     {"tie_word_embeddings": False, "use_bidirectional_attention": False},
   ],
-}  # fmt: skip
+}
 
 _COUNT = "an integer from 1"
 # Refused, by this message.
@@ -254,10 +260,7 @@ REFUSED = {
     ({"head_dim": None}, f"head_dim: got None, supported: {_COUNT}"),
     ({"attention_bias": True}, "attention_bias: got True, supported: False"),
     (
-      {
-        "rope_parameters": default(1e6),
-        "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
-      },
+      {"rope_parameters": default(1e6), "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
       "rope_scaling.rope_type: got 'yarn', supported: default, linear, llama3",
     ),
   ],
@@ -322,7 +325,7 @@ REFUSED = {
     # transformers puts it beside a rope_type of its own, and so reads no scaling.
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: unknown keys ['factor']"),
   ],
-}  # fmt: skip
+}
 
 
 def changed(family: str, change: dict) -> dict:

@@ -14,9 +14,17 @@ from tests.model.decoder_test import CONFIG
 
 # Large enough that matrix products are nearly all of the work; one layer, which XLA counts once.
 WIDE = decoder.DecoderConfig(
-  vocab_size=2048, num_layers=1, width=256, num_heads=8, num_kv_heads=4, head_dim=32, mlp_width=768,
-  rope_theta=1e4, norm_eps=1e-6, tied_embeddings=True,
-)  # fmt: skip
+  vocab_size=2048,
+  num_layers=1,
+  width=256,
+  num_heads=8,
+  num_kv_heads=4,
+  head_dim=32,
+  mlp_width=768,
+  rope_theta=1e4,
+  norm_eps=1e-6,
+  tied_embeddings=True,
+)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -53,16 +61,15 @@ def test_the_work_of_groups_is_what_their_rows_see(layout):
   groups = [(7, [3, 1, 5]), (2, [4, 4]), (9, [8])]
   completions = [
     packing.Completion(g, np.ones(prompt, np.int32), np.ones(size, np.int32))
-    for g, (prompt, sizes) in enumerate(groups) for size in sizes
-  ]  # fmt: skip
+    for g, (prompt, sizes) in enumerate(groups)
+    for size in sizes
+  ]
   limits = packing.Limits(layout, 9, 8, columns=60)
   rows, _ = packing.lay_out([completions], limits)
   visible, behind = decoder._packed_sight(rows.positions[0], rows.segments[0], rows.branches[0])
   visible &= (rows.segments[0] > 0)[:, :, None] & (rows.segments[0] > 0)[:, None, :]
   found = cost.work(config, groups, shared=layout == "shared")
-  assert found == (
-    (rows.segments > 0).sum(), visible.sum(), (visible & (behind < 6)).sum(), 25,
-  )  # fmt: skip
+  assert found == ((rows.segments > 0).sum(), visible.sum(), (visible & (behind < 6)).sum(), 25)
 
 
 def test_a_decode_step_reads_every_weight_once_and_the_cache_of_each_row():

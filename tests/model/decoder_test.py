@@ -11,9 +11,17 @@ from offpolicy_rl.model import decoder, paging, policy
 from tests.rows import whole_rows
 
 CONFIG = decoder.DecoderConfig(
-  vocab_size=48, num_layers=3, width=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=64,
-  rope_theta=1000.0, norm_eps=1e-5, tied_embeddings=True,
-)  # fmt: skip
+  vocab_size=48,
+  num_layers=3,
+  width=32,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  mlp_width=64,
+  rope_theta=1000.0,
+  norm_eps=1e-5,
+  tied_embeddings=True,
+)
 
 
 def random_params(config, seed=0):
@@ -49,10 +57,12 @@ def numpy_logits(config, params, tokens):
       for h in range(c.num_heads):
         k_head = h // (c.num_heads // c.num_kv_heads)
         query = rotate(normed[t] @ w["w_q"][:, h], t)
-        scores = np.array([
-          query @ rotate(normed[s] @ w["w_k"][:, k_head], s) / np.sqrt(c.head_dim)
-          for s in range(t + 1)
-        ])  # fmt: skip
+        scores = np.array(
+          [
+            query @ rotate(normed[s] @ w["w_k"][:, k_head], s) / np.sqrt(c.head_dim)
+            for s in range(t + 1)
+          ]
+        )
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
         value = sum(weights[s] * (normed[s] @ w["w_v"][:, k_head]) for s in range(t + 1))

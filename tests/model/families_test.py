@@ -9,20 +9,41 @@ from offpolicy_rl.model import families, rope
 from tests.model import config_variants
 
 LLAMA = {  # as transformers 4 wrote it
-  "model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
-  "num_hidden_layers": 3, "intermediate_size": 128, "vocab_size": 100, "rms_norm_eps": 1e-5,
-  "hidden_act": "silu", "rope_theta": 500_000.0, "tie_word_embeddings": False,
-  "attention_bias": False, "mlp_bias": False, "torch_dtype": "bfloat16", "pretraining_tp": 1,
-}  # fmt: skip
+  "model_type": "llama",
+  "hidden_size": 64,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "num_hidden_layers": 3,
+  "intermediate_size": 128,
+  "vocab_size": 100,
+  "rms_norm_eps": 1e-5,
+  "hidden_act": "silu",
+  "rope_theta": 500_000.0,
+  "tie_word_embeddings": False,
+  "attention_bias": False,
+  "mlp_bias": False,
+  "torch_dtype": "bfloat16",
+  "pretraining_tp": 1,
+}
 LLAMA3 = {
-  "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+  "rope_type": "llama3",
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
   "original_max_position_embeddings": 8192,
-}  # fmt: skip
+}
 GEMMA3 = {
-  **LLAMA, "model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "head_dim": 32,
-  "query_pre_attn_scalar": 256, "sliding_window": 512, "rope_local_base_freq": 10_000.0,
-  "num_hidden_layers": 7, "sliding_window_pattern": 6, "rope_scaling": None,
-}  # fmt: skip
+  **LLAMA,
+  "model_type": "gemma3_text",
+  "hidden_activation": "gelu_pytorch_tanh",
+  "head_dim": 32,
+  "query_pre_attn_scalar": 256,
+  "sliding_window": 512,
+  "rope_local_base_freq": 10_000.0,
+  "num_hidden_layers": 7,
+  "sliding_window_pattern": 6,
+  "rope_scaling": None,
+}
 del GEMMA3["hidden_act"], GEMMA3["tie_word_embeddings"]
 
 
@@ -51,8 +72,15 @@ def test_gemma3_in_the_old_spelling():
 
 def test_what_only_qwen2_and_qwen3_have():
   plain = families.read(LLAMA)
-  qwen2 = families.read({**LLAMA, "model_type": "qwen2", "use_sliding_window": False,
-                         "sliding_window": 4096, "max_window_layers": 21})  # fmt: skip
+  qwen2 = families.read(
+    {
+      **LLAMA,
+      "model_type": "qwen2",
+      "use_sliding_window": False,
+      "sliding_window": 4096,
+      "max_window_layers": 21,
+    }
+  )
   assert qwen2 == dataclasses.replace(plain, qkv_bias=True)
   qwen3 = families.read({**LLAMA, "model_type": "qwen3", "head_dim": 16})
   assert qwen3 == dataclasses.replace(plain, qk_norm=True)
@@ -114,10 +142,35 @@ def test_what_is_no_json_object_is_refused(text):
 
 # What may stand in a file that somebody else wrote: in the place of each value, inside objects too.
 ODD = (
-  None, True, False, 0, 1, -1, 3, 2**63, 10**400, -1.5, 0.0, 1e-320, 1e308, float("nan"),
-  float("inf"), "", "1", "silu", "\ud800", [], [1], ["full_attention"] * 3, [None], [[]], {},
-  {"a": 1}, {"full_attention": 1}, {"rope_type": []},
-)  # fmt: skip
+  None,
+  True,
+  False,
+  0,
+  1,
+  -1,
+  3,
+  2**63,
+  10**400,
+  -1.5,
+  0.0,
+  1e-320,
+  1e308,
+  float("nan"),
+  float("inf"),
+  "",
+  "1",
+  "silu",
+  "\ud800",
+  [],
+  [1],
+  ["full_attention"] * 3,
+  [None],
+  [[]],
+  {},
+  {"a": 1},
+  {"full_attention": 1},
+  {"rope_type": []},
+)
 
 
 def places(value, path=()):
@@ -137,8 +190,10 @@ def test_whatever_a_key_holds_only_unsupported_model_is_raised(family):
   both = {"full_attention": {**LLAMA3, "rope_theta": 9.0}, "sliding_attention": {"rope_theta": 3.0}}
   more = {
     "rope_parameters": both if family == "gemma3_text" else both["full_attention"],
-    "rope_scaling": LLAMA3, families.IGNORED: ["mup"], "torch_dtype": "bfloat16",
-  }  # fmt: skip
+    "rope_scaling": LLAMA3,
+    families.IGNORED: ["mup"],
+    "torch_dtype": "bfloat16",
+  }
   usual = {k: v for k, v in families.FAMILIES[family].defaults.items() if v is not None}
   base = config_variants.changed(family, usual)
   base |= {"rope_theta": 9.0, "layer_types": None, "quantization_config": None}

@@ -25,10 +25,16 @@ def write(path, arrays, architecture="llama", leave_out=(), **settings):
   """`settings`: further keys by their methods of the writer, or over those that are there."""
   writer = gguf.GGUFWriter(path, architecture)
   plain = {
-    "block_count": 1, "embedding_length": WIDTH, "feed_forward_length": 96, "head_count": HEADS,
-    "head_count_kv": KV_HEADS, "layer_norm_rms_eps": 1e-5, "rope_freq_base": 1e4,
-    "context_length": 128, "token_list": [f"t{i}" for i in range(WORDS)],
-  }  # fmt: skip
+    "block_count": 1,
+    "embedding_length": WIDTH,
+    "feed_forward_length": 96,
+    "head_count": HEADS,
+    "head_count_kv": KV_HEADS,
+    "layer_norm_rms_eps": 1e-5,
+    "rope_freq_base": 1e4,
+    "context_length": 128,
+    "token_list": [f"t{i}" for i in range(WORDS)],
+  }
   for key in plain.keys() - set(leave_out):
     getattr(writer, f"add_{key}")(plain[key])
   for key, value in settings.items():

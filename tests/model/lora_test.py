@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import config_keys
+from offpolicy_rl.config import keys
 from offpolicy_rl.model import lora, policy, sharding
 from tests.model.decoder_test import CONFIG, random_params
 from tests.model.sharding_test import by_rows
@@ -25,9 +25,12 @@ VARIANTS = {
   "all": {"qkv_bias": True, "tied_embeddings": False},
   "gemma": {"post_norms": True, "qk_norm": True, "norm_offset": 1.0, "activation": "gelu_tanh"},
   "experts": {
-    "num_experts": 4, "experts_per_token": 2, "expert_width": 24, "lora_targets": ("w_k", "w_o"),
+    "num_experts": 4,
+    "experts_per_token": 2,
+    "expert_width": 24,
+    "lora_targets": ("w_k", "w_o"),
   },
-}  # fmt: skip
+}
 
 
 def logits(config, params):
@@ -101,8 +104,15 @@ def test_splitting_and_joining_copies_nothing():
   again = policy.flatten(lora.join(base, adapters))
   assert all(again[name] is x for name, x in policy.flatten(whole).items())
   count = sum(math.prod(x.shape) for x in policy.flatten(adapters).values())
-  matrices = {"w_q": (32, 32), "w_k": (32, 16), "w_v": (32, 16), "w_o": (32, 32),
-              "w_gate": (32, 64), "w_up": (32, 64), "w_down": (64, 32)}  # fmt: skip
+  matrices = {
+    "w_q": (32, 32),
+    "w_k": (32, 16),
+    "w_v": (32, 16),
+    "w_o": (32, 32),
+    "w_gate": (32, 64),
+    "w_up": (32, 64),
+    "w_down": (64, 32),
+  }
   assert count == CONFIG.num_layers * RANK * sum(i + o for i, o in matrices.values())
 
 
@@ -125,7 +135,7 @@ def test_adapters_are_split_like_their_matrices_and_compute_the_same():
 
 
 def test_the_configuration_knows_every_target(tiny_config):
-  assert set(config_keys.LORA_TARGETS) == set(lora.INPUT_AXES)
+  assert set(keys.LORA_TARGETS) == set(lora.INPUT_AXES)
   for wrong in ("", "w_q,w_x", "w_q, w_k"):
     config_lib.override(tiny_config, [("model.lora_targets", wrong)])
     with pytest.raises(config_lib.ConfigError, match=r"model.lora_targets: got .*, expected some"):

@@ -115,8 +115,13 @@ def wide_weights():
 
 
 def placed(mesh, arrays):
-  axes = (("batch", None), (), ("expert", "embed", "mlp"), ("expert", "embed", "mlp"),
-          ("expert", "mlp", "embed"))  # fmt: skip
+  axes = (
+    ("batch", None),
+    (),
+    ("expert", "embed", "mlp"),
+    ("expert", "embed", "mlp"),
+    ("expert", "mlp", "embed"),
+  )
   shardings = [jax.sharding.NamedSharding(mesh, sharding.spec(*names)) for names in axes]
   return [jax.device_put(x, s) for x, s in zip(arrays, shardings, strict=True)]
 
@@ -140,8 +145,14 @@ def test_weights_of_experts_stay_where_they_are():
   """No collective of the compiled program carries as much as one expert's matrix."""
   mesh = sharding.make_mesh(expert=8)
   with jax.sharding.set_mesh(mesh):
-    split = placed(mesh, (jnp.ones((8, 256)), jnp.ones((256, 8)), *(
-      jnp.ones((8, *s)) for s in ((256, 512), (256, 512), (512, 256)))))  # fmt: skip
+    split = placed(
+      mesh,
+      (
+        jnp.ones((8, 256)),
+        jnp.ones((256, 8)),
+        *(jnp.ones((8, *s)) for s in ((256, 512), (256, 512), (512, 256))),
+      ),
+    )
     text = jax.jit(lambda *args: ours(*args, 2, True)).lower(*split).compile().as_text()
   moved = re.findall(r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-reduce|all-to-all|collective)", text)
   assert moved

@@ -23,9 +23,14 @@ def case(**changes):
 
 def config_of(one) -> decoder.DecoderConfig:
   return dataclasses.replace(
-    CONFIG, num_heads=one.kv_heads * one.group, num_kv_heads=one.kv_heads, head_dim=CHANNELS,
-    compute_dtype=one.dtype, sliding_window=6, attention_softcap=one.cap,
-  )  # fmt: skip
+    CONFIG,
+    num_heads=one.kv_heads * one.group,
+    num_kv_heads=one.kv_heads,
+    head_dim=CHANNELS,
+    compute_dtype=one.dtype,
+    sliding_window=6,
+    attention_softcap=one.cap,
+  )
 
 
 def decoding(one):
@@ -70,7 +75,7 @@ def assert_same(found, expected, dtype):
     case(group=4, local=True, cap=2.0),
   ],
   ids=["all", "window, odd rows, bfloat16", "one key head, soft-cap", "window, soft-cap"],
-)  # fmt: skip
+)
 def test_the_kernel_writes_and_sees_the_same(one, monkeypatch):
   two_pages = 2 * one.kv_heads * SIZE * CHANNELS * jnp.dtype(one.dtype).itemsize
   monkeypatch.setattr(paged_kernel, "_BLOCK_BYTES", two_pages)

@@ -9,9 +9,15 @@ import safetensors.numpy
 from offpolicy_rl.model import families, pretrained
 
 SIZES = {
-  "vocab_size": 264, "hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 6,
-  "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-}  # fmt: skip
+  "vocab_size": 264,
+  "hidden_size": 48,
+  "intermediate_size": 80,
+  "num_attention_heads": 6,
+  "head_dim": 16,
+  "num_experts": 6,
+  "num_experts_per_tok": 2,
+  "moe_intermediate_size": 24,
+}
 
 
 def shrunk(keys: dict) -> dict:

@@ -28,9 +28,12 @@ def test_state_is_born_sharded():
     CONFIG, mesh, state_lib.make_optimizer(learning_rate=1e-3, num_steps=9), seed=0
   )
   expected = {
-    "embedding": (24, 16), "blocks/w_q": (3, 16, 2, 8), "blocks/w_k": (3, 16, 1, 8),
-    "blocks/w_down": (3, 32, 16), "final_norm": (32,),
-  }  # fmt: skip
+    "embedding": (24, 16),
+    "blocks/w_q": (3, 16, 2, 8),
+    "blocks/w_k": (3, 16, 1, 8),
+    "blocks/w_down": (3, 32, 16),
+    "final_norm": (32,),
+  }
   moments = next(
     s
     for s in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu"))

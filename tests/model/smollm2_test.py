@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offpolicy_rl import main, types
+from offpolicy_rl import types
+from offpolicy_rl.cli import main
 from offpolicy_rl.model import policy, pretrained, sharding
 from offpolicy_rl.sampler import engine, stopping
 from offpolicy_rl.tasks import tokenizer

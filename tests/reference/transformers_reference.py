@@ -18,25 +18,37 @@ import torch
 import transformers
 
 SHAPE = dict(
-  vocab_size=264, hidden_size=48, intermediate_size=80, num_hidden_layers=4,
-  num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=512,
-)  # fmt: skip
+  vocab_size=264,
+  hidden_size=48,
+  intermediate_size=80,
+  num_hidden_layers=4,
+  num_attention_heads=6,
+  num_key_value_heads=2,
+  max_position_embeddings=512,
+)
 LLAMA3_SCALING = {
-  "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
-  "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
-}  # fmt: skip
+  "rope_type": "llama3",
+  "rope_theta": 5000.0,
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 32,
+}
 
 
 def gemma3(rope_full: dict):
   """Gemma 3 whose windows are shorter than the rows."""
   return transformers.Gemma3TextConfig(
-    **SHAPE, head_dim=16, sliding_window=7, query_pre_attn_scalar=24,
+    **SHAPE,
+    head_dim=16,
+    sliding_window=7,
+    query_pre_attn_scalar=24,
     layer_types=["sliding_attention", "full_attention"] * 2,
     rope_parameters={
       "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
       "full_attention": {"rope_theta": 9000.0, **rope_full},
     },
-  )  # fmt: skip
+  )
 
 
 CONFIGS = {

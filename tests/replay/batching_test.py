@@ -130,16 +130,18 @@ def test_admission_queues_each_step_once_as_versions_appear():
   made = admission.Tickets([Example(i) for i in range(9)], LagControl("async", 2), 1, 2, 1.0)
   noted = []
   admit = admission.Admission(
-    book, LagControl("async", 2), made, first_step=0, num_steps=5,
+    book,
+    LagControl("async", 2),
+    made,
+    first_step=0,
+    num_steps=5,
     reached=lambda *progress: noted.append((progress, book.audit()["added"])),
-  )  # fmt: skip
+  )
   seen = []
   for version in range(6):
     admit.published(version)
     seen.append([t.ticket_id for t in book.lease("s", 99, timeout=0)])
-  assert seen == [
-    ["train/0/0", "train/1/0", "train/2/0"], ["train/3/0"], ["train/4/0"], [], [], [],
-  ]  # fmt: skip
+  assert seen == [["train/0/0", "train/1/0", "train/2/0"], ["train/3/0"], ["train/4/0"], [], [], []]
   # Progress is noted before the tickets it speaks of are there to be leased.
   assert noted[:3] == [((0, 3), 0), ((1, 4), 3), ((2, 5), 4)]
 
@@ -148,9 +150,14 @@ def test_answers_to_a_learner_that_died_are_known_by_their_ticket():
   book = Ledger(10)
   made = admission.Tickets([Example(i) for i in range(99)], LagControl("async", 1), 2, 2, 1.0)
   admit = admission.Admission(
-    book, LagControl("async", 1), made, first_step=4, num_steps=20,
-    reached=lambda *_: None, known_steps=9,
-  )  # fmt: skip
+    book,
+    LagControl("async", 1),
+    made,
+    first_step=4,
+    num_steps=20,
+    reached=lambda *_: None,
+    known_steps=9,
+  )
   admit.published(4)  # queues steps 4 and 5; before the restart tickets of steps up to 8 were out
   known = lambda name: admit.ticket_before_restart(name, version=4)
   assert known("train/8/1").ticket_id == "train/8/1"

@@ -46,11 +46,15 @@ def test_a_replay_asks_for_the_recorded_version_of_each_group():
   recorded = schedule.Schedule("{}", [[0, 0], [1, 0], [0, 2]], [[], [], []], [0, 0, 0, 3], [])
   lag = LagControl("replay", recorded=recorded)
   assert [[lag.versions_for(s, g) for g in (0, 1)] for s in range(3)] == [
-    [(0, 0), (0, 0)], [(1, 1), (0, 0)], [(0, 0), (2, 2)],
-  ]  # fmt: skip
+    [(0, 0), (0, 0)],
+    [(1, 1), (0, 0)],
+    [(0, 0), (2, 2)],
+  ]
   assert [[lag.admits(s, newest) for s in range(3)] for newest in (0, 1, 2)] == [
-    [True, False, False], [True, True, False], [True, True, True],
-  ]  # fmt: skip
+    [True, False, False],
+    [True, True, False],
+    [True, True, True],
+  ]
   assert [lag.oldest_needed(s) for s in range(4)] == [0, 0, 0, 3]
 
 

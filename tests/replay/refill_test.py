@@ -108,8 +108,10 @@ def test_a_group_without_signal_makes_way_for_one_of_the_next_prompt():
   taken = book.take(ids, timeout=0)
   assert [g.ticket.ticket_id for g in taken] == ["train/5/3", "train/5/1", "train/5/2"]
   assert refills.metrics(5) == {
-    "filtered/groups": 1, "filtered/reward": 1.0, "filtered/by_length": {"4": 1},
-  }  # fmt: skip
+    "filtered/groups": 1,
+    "filtered/reward": 1.0,
+    "filtered/by_length": {"4": 1},
+  }
   assert refills.metrics(6)["filtered/groups"] == 0
   assert balance(book)["taken"] == 3
 
@@ -144,8 +146,10 @@ def test_when_the_spares_are_used_up_the_last_group_is_used():
       for spare in (number + 3, number + 6):
         book.finish(group(f"train/5/{spare}", 0.0, 1.0), 5)
   assert [g.ticket.ticket_id for g in book.take(ids, timeout=0)] == [
-    "train/5/6", "train/5/4", "train/5/5",
-  ]  # fmt: skip
+    "train/5/6",
+    "train/5/4",
+    "train/5/5",
+  ]
   assert refills.metrics(5)["filtered/groups"] == 4
   balance(book)
 
@@ -204,9 +208,14 @@ def test_a_replay_begins_with_the_groups_that_were_used():
 def test_an_answer_to_a_dead_learners_replacement_is_known():
   tickets = make_tickets()
   admit = admission.Admission(
-    Ledger(10), LagControl("fixed", 2), tickets, first_step=4, num_steps=20,
-    reached=lambda *_: None, known_steps=9,
-  )  # fmt: skip
+    Ledger(10),
+    LagControl("fixed", 2),
+    tickets,
+    first_step=4,
+    num_steps=20,
+    reached=lambda *_: None,
+    known_steps=9,
+  )
   admit.published(4)  # queues up to step 6
   assert admit.ticket_before_restart("train/8/7", 4) == tickets.named("train/8/7")
   assert admit.ticket_before_restart("train/8/33", 4) is None  # no such spare

@@ -57,8 +57,10 @@ def test_one_empty_question_costs_nothing_but_itself(samplers):
   book, aside, ids = opened(made())
   work(book, samplers, {"train/5/1"})
   assert [g.ticket.ticket_id for g in book.take(ids, timeout=0)] == [
-    "train/5/0", "train/5/4", "train/5/2",
-  ]  # fmt: skip
+    "train/5/0",
+    "train/5/4",
+    "train/5/2",
+  ]
   [line] = aside.told()
   assert line.startswith("prompt 'prompt of train/5/1' (ticket train/5/1) is set aside: a: empty")
   assert line.endswith("; ticket train/5/4 takes its place")

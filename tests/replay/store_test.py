@@ -12,7 +12,7 @@ import pytest
 
 from offpolicy_rl import types
 from offpolicy_rl.replay import store
-from offpolicy_rl.transport import codec, seal
+from offpolicy_rl.transport import checksum, codec
 
 
 def ticket(step: int, index: int = 0, kind: str = "train") -> types.Ticket:
@@ -29,7 +29,7 @@ def group(t: types.Ticket, text: str = "") -> types.Group:
 def put(groups: store.GroupStore, arrival: int, *answers: tuple[types.Ticket, str]):
   """One message with these answers."""
   message = codec.push_requests([group(t, text) for t, text in answers], "session", "me")
-  data = seal.seal(next(message).SerializeToString())
+  data = checksum.seal(next(message).SerializeToString())
   return groups.put(data, [(i, t) for i, (t, _) in enumerate(answers)], arrival)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import main
-from offpolicy_rl.roles import data, data_check, parts
+from offpolicy_rl.cli import main
+from offpolicy_rl.roles import build, data, data_check
 from offpolicy_rl.tasks import catalog, prompts, sources
 from tests.tasks.sources_test import settings, write
 
@@ -29,10 +29,14 @@ def checked(capsys, path, **keys):
 
 def test_a_report_says_everything_and_fits_a_terminal(tmp_path, capsys):
   train = write(
-    tmp_path / "a.jsonl", *SUMS, {"question": "", "answer": "1"},
-    {"question": "x" * 9, "answer": 1}, SUMS[3], SUMS[4] | {"answer": "6"},
+    tmp_path / "a.jsonl",
+    *SUMS,
+    {"question": "", "answer": "1"},
+    {"question": "x" * 9, "answer": 1},
+    SUMS[3],
+    SUMS[4] | {"answer": "6"},
     {"question": "pi", "answer": "about three"},
-  )  # fmt: skip
+  )
   held = write(tmp_path / "b.jsonl", *SUMS[:5], {"question": "1 + 1", "answer": 2})
   code, lines, _ = checked(capsys, train, heldout_file=held, max_bad_rows=0.05, verifier="numeric")
   assert code == 0 and lines[-1] == "A run can start."
@@ -200,7 +204,7 @@ def test_lengths_of_nothing_are_not_0(tiny_config, tmp_path):
     tmp_path / "a.jsonl", *({"question": "q" * 20 + str(i), "answer": "r"} for i in range(30))
   )
   settings(tiny_config, name="jsonl", train_file=path, max_prompt_tokens=9)
-  policy = parts.policy_of(tiny_config, None)
+  policy = build.policy_of(tiny_config, None)
   found = data.look_through(tiny_config, catalog.of(tiny_config.task), policy)
   told = list(data_check.report(tiny_config, policy, found))
   [row] = [line.split() for line in told if line.startswith("  train demonstrations")]
@@ -215,7 +219,7 @@ def test_golds_of_a_mixture_are_judged_by_their_own_verifier(tiny_config, tmp_pa
   }
   settings(tiny_config, name="mixture", mixture=json.dumps(members), max_prompt_tokens=9)
   selection = catalog.of(tiny_config.task)
-  policy = parts.policy_of(tiny_config, None)
+  policy = build.policy_of(tiny_config, None)
   found = data.look_through(tiny_config, selection, policy, sample=20)
   for part in found:
     bad, some = len(part.unreadable), len(part.made.examples)

@@ -9,21 +9,29 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import main
+from offpolicy_rl.cli import main
+from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import families, policy, pretrained, sharding
-from offpolicy_rl.roles import evaluate, parts
-from offpolicy_rl.sampler import evaluation
+from offpolicy_rl.roles import build, evaluate
 from offpolicy_rl.tasks import catalog, tokenizer, verifiers
 from tests.rows import whole_rows
 from tests.tasks.tokenizer_test import Gguf
 
 LLAMA = {
-  "model_type": "llama", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2,
-  "vocab_size": 264, "num_key_value_heads": 1, "intermediate_size": 24, "hidden_act": "silu",
-  "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": False,
-}  # fmt: skip
+  "model_type": "llama",
+  "hidden_size": 16,
+  "num_attention_heads": 2,
+  "num_hidden_layers": 2,
+  "vocab_size": 264,
+  "num_key_value_heads": 1,
+  "intermediate_size": 24,
+  "hidden_act": "silu",
+  "rms_norm_eps": 1e-5,
+  "rope_theta": 1e4,
+  "tie_word_embeddings": False,
+}
 
 
 def fond_of_7_and_8(params, words):
@@ -43,8 +51,8 @@ def run_dir(tmp_path_factory):
   config = config_lib.load("configs/test.py")
   config.model.tied_embeddings = False
   (folder / "config.json").write_text(config_lib.to_json(config))
-  made = parts.policy_of(config, None)
-  optimizer = parts.step_choices(config, made.model, sharding.make_mesh()).optimizer
+  made = build.policy_of(config, None)
+  optimizer = build.step_choices(config, made.model, sharding.make_mesh()).optimizer
   params = fond_of_7_and_8(policy.init(made.model, jax.random.key(0)), made.words)
   state = state_lib.TrainState(jnp.int32(3), params, optimizer.init(params))
   saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)
@@ -96,7 +104,7 @@ def test_a_run(run_dir, tmp_path, capsys):
   assert value["greedy"] == np.mean([row["greedy"]["reward"] for row in rows])
   assert value["pass@1"] == pytest.approx(np.mean([s["reward"] for s in sampled]))
   correct = [sum(int(s["reward"]) for s in row["samples"]) for row in rows]
-  of_eight = [evaluation.pass_at_k(16, c, 8) for c in correct]
+  of_eight = [requests.pass_at_k(16, c, 8) for c in correct]
   assert value["pass@8"] == pytest.approx(np.mean(of_eight))
   assert all(f"{row['low']:.3f} – {row['high']:.3f}" in shown for row in found["estimates"])
 
@@ -115,10 +123,17 @@ def test_a_run(run_dir, tmp_path, capsys):
 def test_a_published_checkpoint(published, tmp_path, capsys):
   temperature, prompt = 0.7, "Say {question}"
   found, rows = evaluated(
-    tmp_path / "out", f"--checkpoint={published}", "--task=sums", "--k=2", "--problems=3",
-    f"--temperature={temperature}", "--max_completion_tokens=5", "--split=train",
-    f"--config.task.prompt={prompt}", '--config.sampler.stop=["####"]',
-  )  # fmt: skip
+    tmp_path / "out",
+    f"--checkpoint={published}",
+    "--task=sums",
+    "--k=2",
+    "--problems=3",
+    f"--temperature={temperature}",
+    "--max_completion_tokens=5",
+    "--split=train",
+    f"--config.task.prompt={prompt}",
+    '--config.sampler.stop=["####"]',
+  )
   shown = capsys.readouterr().out
   assert "a completion ends with '<|im_end|>' (1), the text '####', or after 5 tokens" in shown
   assert found["step"] is None and found["samples"] == 2 and found["split"] == "train"
@@ -187,7 +202,7 @@ def test_keys_come_after_flags(run_dir, monkeypatch, flags, samples, problems):
 
 @pytest.mark.parametrize("message", WRONG)
 def test_wrong_flags_are_refused(run_dir, published, capsys, message, monkeypatch):
-  monkeypatch.setattr(parts, "policy_of", lambda *_: pytest.fail("too late"))
+  monkeypatch.setattr(build, "policy_of", lambda *_: pytest.fail("too late"))
   flags = WRONG[message].replace("RUN", str(run_dir)).replace("MODEL", str(published)).split()
   assert main.main(["eval", *flags]) == 2
   assert message in capsys.readouterr().err

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from offpolicy_rl import main
+from offpolicy_rl.cli import main
 from offpolicy_rl.model import pretrained
 from offpolicy_rl.tasks import tokenizer
 from tests.conftest import ROOT
@@ -48,10 +48,7 @@ def test_only_the_files_that_are_read_are_taken(source, tmp_path):
   assert weights(tmp_path / "single") == [pretrained.SINGLE]
   (source / pretrained.SINGLE).unlink()
   assert run(source, tmp_path / "indexed") == 0
-  assert weights(tmp_path / "indexed") == [
-    "model-00001-of-00001.safetensors",
-    pretrained.INDEX,
-  ]
+  assert weights(tmp_path / "indexed") == ["model-00001-of-00001.safetensors", pretrained.INDEX]
 
 
 def test_brackets_in_the_name_of_a_directory_are_no_pattern(source, tmp_path):

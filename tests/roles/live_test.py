@@ -7,20 +7,24 @@ import time
 import numpy as np
 from rich.console import Console
 
-from offpolicy_rl import frame, metrics, watch
+from offpolicy_rl.observe import frame, metrics, watch
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.roles import live as live_lib
-from offpolicy_rl.roles.front import Front
+from offpolicy_rl.roles.sampler_service import Front
 from offpolicy_rl.transport import client, names, server, weights
 
 
 def make(tiny_config, run_dir) -> tuple[Front, live_lib.Live]:
   run_dir.mkdir(exist_ok=True)
   front = Front(
-    book=Ledger(10), groups=None, weights=weights.WeightStore(), vocab_size=9, max_tokens=9,
+    book=Ledger(10),
+    groups=None,
+    weights=weights.WeightStore(),
+    vocab_size=9,
+    max_tokens=9,
     control=LagControl("async", 1),
-  )  # fmt: skip
+  )
   return front, live_lib.Live(run_dir, "one", tiny_config, front)
 
 
@@ -103,9 +107,13 @@ def test_who_watches_is_no_sampler_and_keeps_no_run_waiting(tiny_config, tmp_pat
   live.begin()
   asked = front.handlers().__class__(**{**vars(front.handlers()), "watch": live.news})
   wire, address = server.start(
-    "127.0.0.1:0", server.Identity("one", "run", "{}", "p"), asked, front.weights,
-    max_samplers=1, max_message_mb=1,
-  )  # fmt: skip
+    "127.0.0.1:0",
+    server.Identity("one", "run", "{}", "p"),
+    asked,
+    front.weights,
+    max_samplers=1,
+    max_message_mb=1,
+  )
   writer = metrics.MetricsWriter(tmp_path / "run")
   writer.write(metrics.WARM_START, 0, {"loss": 2.5})
   watcher = client.LearnerClient(address, "watch")

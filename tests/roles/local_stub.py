@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from offpolicy_rl import children
+from offpolicy_rl.system import children
 
 children.end_with_parent()
 role, notes = sys.argv[1], pathlib.Path(os.environ["NOTES"])

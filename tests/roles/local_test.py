@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from offpolicy_rl import children
 from offpolicy_rl.roles import local
+from offpolicy_rl.system import children
 from tests.conftest import ROOT
-from tests.system import wait_for
+from tests.run_system import wait_for
 
 STUB = str(pathlib.Path(__file__).with_name("local_stub.py"))
 PARENT = f"""

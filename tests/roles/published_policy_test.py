@@ -7,7 +7,7 @@ import pytest
 
 from configs import base
 from offpolicy_rl import types
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import build
 from offpolicy_rl.tasks import prompts, sources
 from tests.conftest import ROOT
 from tests.model.families_test import LLAMA
@@ -26,9 +26,10 @@ def files(**more) -> types.ModelFiles:
   settings = {"eos_token": "<eos>", "bos_token": "<|begin_of_text|>"}
   given = {
     "config": json.dumps(LLAMA | {"vocab_size": 272, "eos_token_id": [1, 5]}),
-    "tokenizer": small.byte_level(SPECIAL).to_str(), "tokenizer_config": json.dumps(settings),
+    "tokenizer": small.byte_level(SPECIAL).to_str(),
+    "tokenizer_config": json.dumps(settings),
     "chat_template": template("gemma2"),
-  }  # fmt: skip
+  }
   return types.ModelFiles(**given | more)
 
 
@@ -44,14 +45,14 @@ def config():
 def test_every_end_reaches_the_engine_the_texts_and_the_people(config):
   config.sampler.stop = '["<start_of_turn>", "####"]'
   generation = json.dumps({"eos_token_id": [1, 5], "temperature": 0.6, "do_sample": True})
-  policy = parts.policy_of(config, files(generation_config=generation))
-  stops = parts.stops(config, policy)
+  policy = build.policy_of(config, files(generation_config=generation))
+  stops = build.stops(config, policy)
   assert (stops.tokens, stops.texts) == ((1, 5, 6), ("####",))
   words = policy.words
   tokens = words.encode("5 #### 6")
   assert stops.found(tokens, 0) == 6 and words.decode(tokens) == "5 "
   assert words.decode(words.encode("7<end_of_turn>\nuser")) == "7"
-  assert parts.sampling_notes(config, policy) == [
+  assert build.sampling_notes(config, policy) == [
     "a completion ends with '<eos>' (1), '<end_of_turn>' (5), '<start_of_turn>' (6), the text "
     "'####', or after 40 tokens",
     "generation_config.json: temperature = 0.6: not followed, sampler.* say how to sample",
@@ -60,27 +61,27 @@ def test_every_end_reaches_the_engine_the_texts_and_the_people(config):
 
 def test_a_run_says_that_nothing_ends_the_turns_of_its_template(config):
   ending = "{% for m in messages %}{{ m.content }}<start_of_turn>{% endfor %}"
-  policy = parts.policy_of(config, files(chat_template=ending))
-  assert parts.sampling_notes(config, policy)[1].startswith(
+  policy = build.policy_of(config, files(chat_template=ending))
+  assert build.sampling_notes(config, policy)[1].startswith(
     "the chat template ends a turn with '<start_of_turn>', but no file says"
   )
   config.sampler.stop = '["<start_of_turn>"]'
-  policy = parts.policy_of(config, files(chat_template=ending))
-  assert not any("ends a turn" in note for note in parts.sampling_notes(config, policy))
+  policy = build.policy_of(config, files(chat_template=ending))
+  assert not any("ends a turn" in note for note in build.sampling_notes(config, policy))
 
 
 def test_a_fresh_model_ends_with_its_own_token(tiny_config):
   tiny_config.sampler.stop = '["=="]'
-  policy = parts.policy_of(tiny_config, None)
-  [note] = parts.sampling_notes(tiny_config, policy)
+  policy = build.policy_of(tiny_config, None)
+  [note] = build.sampling_notes(tiny_config, policy)
   assert note.startswith("a completion ends with '<eos>' (1), the text '==', or after")
-  assert parts.stops(tiny_config, policy).tokens == (1,)
+  assert build.stops(tiny_config, policy).tokens == (1,)
 
 
 @pytest.mark.parametrize(("chat", "end"), [(True, 5), (False, 1)])
 def test_demonstrations_end_as_the_model_ends_its_turn(config, chat, end):
   config.task.chat = chat
-  words = parts.policy_of(config, files()).words
+  words = build.policy_of(config, files()).words
   problem = sources.Problem("1+1?", '"2"', "2")
   [example] = prompts.tokenized([problem], words, 100).examples
   assert example.demonstration_tokens.tolist() == [*words.encode("2"), end]
@@ -89,7 +90,7 @@ def test_demonstrations_end_as_the_model_ends_its_turn(config, chat, end):
 def test_the_configuration_says_what_a_template_is_told(config):
   config.task.system_prompt = "Be brief."
   config.task.chat_arguments = '{"enable_thinking": false}'
-  words = parts.policy_of(config, files(chat_template=template("qwen3"))).words
+  words = build.policy_of(config, files(chat_template=template("qwen3"))).words
   assert words.spell(words.prompt("1+1?")) == (
     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n"
     "<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -99,15 +100,15 @@ def test_the_configuration_says_what_a_template_is_told(config):
 def test_prompts_of_a_run_are_those_of_its_first_day(config):
   dated = files(chat_template=template("llama3"))
   config.task.chat_date = "2003-02-01"
-  parts.fix_day(config, dated)  # is fixed already
-  words = parts.policy_of(config, dated).words
+  build.fix_day(config, dated)  # is fixed already
+  words = build.policy_of(config, dated).words
   assert "Today is 01 Feb 2003." in words.spell(words.prompt("1+1?"))
   config.task.chat_date = ""
-  parts.fix_day(config, files())  # takes no interest in it
+  build.fix_day(config, files())  # takes no interest in it
   assert config.task.chat_date == ""
   before = datetime.date.today()
-  parts.fix_day(config, dated)
+  build.fix_day(config, dated)
   assert config.task.chat_date in (before.isoformat(), datetime.date.today().isoformat())
   config.task.chat_date, config.task.chat = "", False
-  parts.fix_day(config, dated)
+  build.fix_day(config, dated)
   assert config.task.chat_date == ""

@@ -14,8 +14,10 @@ def test_the_rate_adds_up_the_samplers_heard_of_lately():
   heard.hear("b", {"tokens_per_second": 9.0, "waiting": 0.25})
   now[0] = 11.0
   assert heard.metrics() == {
-    "sampler/count": 2, "sampler/tokens_per_second": 9.0, "sampler/waiting": 0.25,
-  }  # fmt: skip
+    "sampler/count": 2,
+    "sampler/tokens_per_second": 9.0,
+    "sampler/waiting": 0.25,
+  }
 
 
 def test_new_names_push_out_those_not_heard_of_longest():

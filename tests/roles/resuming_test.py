@@ -8,8 +8,9 @@ import types
 import pytest
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import locks, main
+from offpolicy_rl.cli import main
 from offpolicy_rl.roles import folders, learner, resuming
+from offpolicy_rl.system import locks
 
 CARD = "configs/test.py"
 

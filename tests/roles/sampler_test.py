@@ -11,7 +11,7 @@ from configs import base
 from offpolicy_rl import types
 from offpolicy_rl.model import lora, policy, sharding
 from offpolicy_rl.replay import batching
-from offpolicy_rl.roles import parts
+from offpolicy_rl.roles import build
 from offpolicy_rl.roles.pulling import Adapted, Weights
 from tests.model.decoder_test import CONFIG
 
@@ -92,6 +92,6 @@ def test_demonstrations_take_rows_of_their_own_size():
   config = base.get_config()
   config.learner.layout = "shared"
   pairs = [(np.array([2, 3], np.int32), np.array([5, 1], np.int32))] * 4
-  batch = batching.demonstration_batch(pairs, parts.limits(config, group_size=1))
+  batch = batching.demonstration_batch(pairs, build.limits(config, group_size=1))
   longest = config.task.max_prompt_tokens + config.task.max_completion_tokens
   assert batch.rows.tokens.shape == (1, 4, longest)

@@ -125,9 +125,11 @@ def test_draws_from_a_large_vocabulary_follow_its_blocks_and_their_tokens():
 def test_devices_that_split_a_vocabulary_keep_their_logits(vocabulary, devices):
   """They send one another sums of blocks at most."""
   mesh = jax.make_mesh(
-    (devices,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,),
+    (devices,),
+    ("tensor",),
+    axis_types=(jax.sharding.AxisType.Auto,),
     devices=jax.devices()[:devices],
-  )  # fmt: skip
+  )
   layout = jax.NamedSharding(mesh, jax.P(None, "tensor"))
   logits = jax.ShapeDtypeStruct((4, vocabulary), jnp.float32, sharding=layout)
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))

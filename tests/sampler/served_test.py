@@ -80,9 +80,11 @@ class Stub:
       logprobs.append(float(log_p[tokens[-1]]))
     reason = "stop" if END in tokens else "length"
     return {
-      "index": index, "token_ids": tokens, "logprobs": {"token_logprobs": logprobs},
+      "index": index,
+      "token_ids": tokens,
+      "logprobs": {"token_logprobs": logprobs},
       "finish_reason": reason,
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture

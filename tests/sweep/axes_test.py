@@ -8,14 +8,19 @@ from offpolicy_rl.config import ConfigError
 
 def test_grids_columns_and_products():
   assert sweep.grid({"a": [1, 2], "seed": range(2)}) == [
-    {"a": 1, "seed": 0}, {"a": 1, "seed": 1}, {"a": 2, "seed": 0}, {"a": 2, "seed": 1},
-  ]  # fmt: skip
+    {"a": 1, "seed": 0},
+    {"a": 1, "seed": 1},
+    {"a": 2, "seed": 0},
+    {"a": 2, "seed": 1},
+  ]
   assert sweep.zipped({"a": [1, 2], "b": ["x", "y"]}) == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
   mixed = sweep.product([{"a": 1}, {"a": 2, "b": 3}], sweep.seeds(2))
   assert mixed == [
-    {"a": 1, "seed": 0}, {"a": 1, "seed": 1},
-    {"a": 2, "b": 3, "seed": 0}, {"a": 2, "b": 3, "seed": 1},
-  ]  # fmt: skip
+    {"a": 1, "seed": 0},
+    {"a": 1, "seed": 1},
+    {"a": 2, "b": 3, "seed": 0},
+    {"a": 2, "b": 3, "seed": 1},
+  ]
 
 
 def test_draws_are_repeatable_and_more_of_them_keep_the_first():

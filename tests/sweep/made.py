@@ -2,7 +2,7 @@
 
 import pathlib
 
-from offpolicy_rl import metrics
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.sweep import runs
 from tests.conftest import ROOT
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from offpolicy_rl.config import ConfigError
 from offpolicy_rl.sweep import running, runs, summary
 from offpolicy_rl.sweep.screen import Screen
+from tests.run_system import processes, train_rows, wait_for
 from tests.sweep.made import CARD, expand, finish, sweep_file
-from tests.system import processes, train_rows, wait_for
 
 
 class Stub:
@@ -45,9 +45,14 @@ def execute(made: runs.Sweep, out, stub, *, stop=None, parallel=2, **flags):
   out.mkdir(exist_ok=True)
   runs.write(made, out)
   found = running.execute(
-    made, out, parallel=parallel, stop=stop or threading.Event(), screen=screen, run_one=stub,
+    made,
+    out,
+    parallel=parallel,
+    stop=stop or threading.Event(),
+    screen=screen,
+    run_one=stub,
     **flags,
-  )  # fmt: skip
+  )
   return [found[run.name] for run in made.runs], text.getvalue()
 
 
@@ -143,9 +148,13 @@ def test_runs_may_be_added_but_not_changed(tmp_path):
   )
   more = runs.reconcile(expand(tmp_path, wider), out)
   assert [run.name for run in more.runs] == [
-    "000-lag.max_lag=0", "002-lag.max_lag=0,seed=1", "003-lag.max_lag=4,seed=0",
-    "004-lag.max_lag=4,seed=1", "001-lag.max_lag=16", "005-lag.max_lag=16,seed=1",
-  ]  # fmt: skip
+    "000-lag.max_lag=0",
+    "002-lag.max_lag=0,seed=1",
+    "003-lag.max_lag=4,seed=0",
+    "004-lag.max_lag=4,seed=1",
+    "001-lag.max_lag=16",
+    "005-lag.max_lag=16,seed=1",
+  ]
   stub = Stub()
   assert execute(more, out, stub)[0] == ["finished"] * 6
   assert [name for name, _ in sorted(stub.asked)] == ["002", "003", "004", "005"]
@@ -164,10 +173,17 @@ def test_runs_may_be_added_but_not_changed(tmp_path):
 def test_a_real_run_is_interrupted_and_goes_on_beside_another(tmp_path):
   out = tmp_path / "out"
   small = {
-    "model.num_layers": 1, "warm_start.steps": 0, "learner.steps": 60, "evaluation.every": 0,
-    "evaluation.problems": 1, "evaluation.samples": 1, "checkpoint.every": 1000,
-    "lag.mode": "fixed", "lag.max_lag": 0, "learner.prompts_per_step": 4,
-  }  # fmt: skip
+    "model.num_layers": 1,
+    "warm_start.steps": 0,
+    "learner.steps": 60,
+    "evaluation.every": 0,
+    "evaluation.problems": 1,
+    "evaluation.samples": 1,
+    "checkpoint.every": 1000,
+    "lag.mode": "fixed",
+    "lag.max_lag": 0,
+    "learner.prompts_per_step": 4,
+  }
   flags = ["sweep", f"--config={CARD}", f"--sweep={sweep_file(tmp_path, 'sweep.seeds(2)')}"]
   flags += [f"--out={out}", *(f"--config.{key}={value}" for key, value in small.items())]
   first, second = out / "000-seed=0", out / "001-seed=1"

@@ -5,9 +5,9 @@ import shlex
 
 import pytest
 
-from offpolicy_rl import arguments as arguments_lib
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import main
+from offpolicy_rl.cli import arguments as arguments_lib
+from offpolicy_rl.cli import main
 from offpolicy_rl.sweep import runs
 from tests.conftest import ROOT
 from tests.sweep.made import CARD, expand, sweep_file
@@ -59,9 +59,11 @@ def test_names_are_directories_and_differ_whatever_the_values_are(tmp_path):
 )
 def test_mistakes_are_refused_by_name_before_anything_starts(tmp_path, capsys, returned, message):
   arguments = [
-    f"--config={CARD}", f"--sweep={sweep_file(tmp_path, returned)}", f"--out={tmp_path}/out",
+    f"--config={CARD}",
+    f"--sweep={sweep_file(tmp_path, returned)}",
+    f"--out={tmp_path}/out",
     "--config.learner.steps=5",
-  ]  # fmt: skip
+  ]
   assert main.main(["sweep", *arguments]) == 2
   error = capsys.readouterr().err
   assert re.search(message, error), error

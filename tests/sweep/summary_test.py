@@ -7,7 +7,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from offpolicy_rl import metrics, sweep
+from offpolicy_rl import sweep
+from offpolicy_rl.observe import metrics
 from offpolicy_rl.sweep import running, summary
 from offpolicy_rl.sweep.screen import Screen
 from tests.sweep.made import expand, finish, swept
@@ -56,10 +57,12 @@ def test_the_summary_has_every_run_and_means_over_seeds(tmp_path):
     (
       """sweep.draws(9, {"objective.beta": sweep.uniform(0.1, 1), "learner.learning_rate":
         sweep.log_uniform(1e-4, 1e-2), "objective.name": sweep.choice("tis", "grpo")})""",
-      None, None, ("objective.beta", ["objective.name"], []),
+      None,
+      None,
+      ("objective.beta", ["objective.name"], []),
     ),
   ],
-)  # fmt: skip
+)
 def test_the_axes_of_the_picture_come_from_the_sweep(tmp_path, returned, x, series, axes):
   rows = summary.collect(*swept(tmp_path, returned))
   assert summary.chosen_axes(rows, x, series) == axes

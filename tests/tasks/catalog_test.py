@@ -80,10 +80,7 @@ def test_a_task_of_ones_own_is_asked_once_and_mixes_with_others(tiny_config):
 
 
 WRONG = [
-  (
-    {"name": "chess"},
-    "task.name: got 'chess', expected one of chain_sum, spell_backward, sums, ",
-  ),
+  ({"name": "chess"}, "task.name: got 'chess', expected one of chain_sum, spell_backward, sums, "),
   ({"name": "gsm8k:x"}, "task.name: got 'gsm8k:x', expected one of"),
   ({"name": "no_such_module:f"}, "task.name: 'no_such_module:f', expected an importable module"),
   ({"name": "..:f"}, r"task.name: '..:f', expected an importable module"),
@@ -94,10 +91,7 @@ WRONG = [
   ({"name": "jsonl:../x"}, "task.name: got 'jsonl:../x', expected only letters, digits"),
   ({"name": "reasoning_gym"}, "task.name: got 'reasoning_gym', expected reasoning_gym:NAME"),
   ({"name": "reasoning_gym:gcd", "options": "{"}, "task.options: got '{', expected a JSON object"),
-  (
-    {"name": "reasoning_gym:gcd", "options": "[]"},
-    r"task.options: got '\[\]', expected a JSON",
-  ),
+  ({"name": "reasoning_gym:gcd", "options": "[]"}, r"task.options: got '\[\]', expected a JSON"),
   ({"verifier": "best"}, "task.verifier: got 'best' for sums, expected numeric, math_verify"),
   ({"verifier": "reasoning_gym"}, "task.verifier: got 'reasoning_gym' for sums"),
   ({"mixture": '{"sums": 1}'}, "task.mixture: got .*, expected '' unless"),
@@ -108,10 +102,7 @@ WRONG = [
   ({"name": "mixture", "mixture": '{"sums": 1, "mixture": 1}'}, "task.name: got 'mixture'"),
   ({"name": "mixture", "mixture": '{"sums": 0, "gsm8k": 1}'}, "task.mixture: sums: got rate 0"),
   ({"name": "mixture", "mixture": '{"sums": {}, "gsm8k": 1}'}, "task.mixture: sums: got rate None"),
-  (
-    {"name": "mixture", "mixture": '{"sums": true, "gsm8k": 1}'},
-    "task.mixture: sums: got rate T",
-  ),
+  ({"name": "mixture", "mixture": '{"sums": true, "gsm8k": 1}'}, "task.mixture: sums: got rate T"),
   ({"name": "mixture", "mixture": '{"sums": NaN, "gsm8k": 1}'}, "task.mixture: sums: got rate nan"),
   ({"name": "mixture", "mixture": '{"sums": 1, "gsm8k": 1e4}'}, "got rates .*at least 1/1000"),
   (

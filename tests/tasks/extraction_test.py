@@ -172,17 +172,37 @@ def test_no_text_raises(text):
 
 # What stands beside a box in its formula belongs to the answer; dashes, bullets and text do not.
 BESIDE = [
-  (r"-\boxed{5}", -5), (r"$x = -\boxed{5}$", -5), (r"= - \boxed{\frac{1}{2}}", -Fraction(1, 2)),
-  (r"the answer is -\boxed{7}", -7), (r"\boxed{5}\times 10^3", 5000),
-  (r"\boxed{5}/6", Fraction(5, 6)), (r"4 * \boxed{5}", None),
-  (r"\boxed{5}\pi", None), (r"\boxed{2}\sqrt{3}", None), (r"\boxed{5}^2", None),
-  (r"\boxed{5} + 3", None), (r"x-\boxed{7}", None), (r"5 - \boxed{7}", None),
-  (r"3 \times \boxed{4} = 12", None), (r"2\boxed{4}", 4),
-  ("- \\boxed{5}", 5), ("so:\n- \\boxed{5}", 5), (r"Answer - \boxed{5}", 5), (r"**\boxed{5}**", 5),
-  (r"*\boxed{5}*", 5), (r"\boxed{5}^\circ", 5), (r"\boxed{5}^{\circ}", 5), (r"\boxed{5}\%", 5),
-  (r"\boxed{5}!", 5), (r"\boxed{5} - as said", 5), (r"$\boxed{5}$ apples and 3 pears", 5),
-  (r"3 + 4 = \boxed{7}", 7), (r"\[ \boxed{7} \]", 7), (r"(\boxed{7})", 7), (r"→\boxed{5}", 5),
-]  # fmt: skip
+  (r"-\boxed{5}", -5),
+  (r"$x = -\boxed{5}$", -5),
+  (r"= - \boxed{\frac{1}{2}}", -Fraction(1, 2)),
+  (r"the answer is -\boxed{7}", -7),
+  (r"\boxed{5}\times 10^3", 5000),
+  (r"\boxed{5}/6", Fraction(5, 6)),
+  (r"4 * \boxed{5}", None),
+  (r"\boxed{5}\pi", None),
+  (r"\boxed{2}\sqrt{3}", None),
+  (r"\boxed{5}^2", None),
+  (r"\boxed{5} + 3", None),
+  (r"x-\boxed{7}", None),
+  (r"5 - \boxed{7}", None),
+  (r"3 \times \boxed{4} = 12", None),
+  (r"2\boxed{4}", 4),
+  ("- \\boxed{5}", 5),
+  ("so:\n- \\boxed{5}", 5),
+  (r"Answer - \boxed{5}", 5),
+  (r"**\boxed{5}**", 5),
+  (r"*\boxed{5}*", 5),
+  (r"\boxed{5}^\circ", 5),
+  (r"\boxed{5}^{\circ}", 5),
+  (r"\boxed{5}\%", 5),
+  (r"\boxed{5}!", 5),
+  (r"\boxed{5} - as said", 5),
+  (r"$\boxed{5}$ apples and 3 pears", 5),
+  (r"3 + 4 = \boxed{7}", 7),
+  (r"\[ \boxed{7} \]", 7),
+  (r"(\boxed{7})", 7),
+  (r"→\boxed{5}", 5),
+]
 
 
 @pytest.mark.parametrize(("text", "value"), BESIDE, ids=lambda x: repr(x)[:30])
@@ -219,10 +239,32 @@ def test_boxes_that_are_listed_are_one_answer(text, expected):
 
 
 PIECES = [
-  "<answer>", "</answer>", "<answer></answer>", r"\boxed{", r"\boxed{}", r"\boxed{1} and ",
-  r"\boxed ", "####", "#### \n", "#", "1,", "1 / ", "-", "1" * 50, "x2", "½", "{", "}", r"\frac{",
-  r"\text{", "( ", "\n", " ", "٣x", "<think>",
-]  # fmt: skip
+  "<answer>",
+  "</answer>",
+  "<answer></answer>",
+  r"\boxed{",
+  r"\boxed{}",
+  r"\boxed{1} and ",
+  r"\boxed ",
+  "####",
+  "#### \n",
+  "#",
+  "1,",
+  "1 / ",
+  "-",
+  "1" * 50,
+  "x2",
+  "½",
+  "{",
+  "}",
+  r"\frac{",
+  r"\text{",
+  "( ",
+  "\n",
+  " ",
+  "٣x",
+  "<think>",
+]
 
 
 @pytest.mark.parametrize("piece", PIECES)

@@ -33,12 +33,16 @@ def write(path, inner, *, kinds=None, **more):
   writer = gguf.GGUFWriter(path, "qwen2")
   merges = json.loads(inner.to_str())["model"]["merges"]
   settings = {
-    "tokenizer_model": "gpt2", "tokenizer_pre": "qwen2", "token_list": tokens,
+    "tokenizer_model": "gpt2",
+    "tokenizer_pre": "qwen2",
+    "token_list": tokens,
     "token_types": [kind.get(text, gguf.TokenType.NORMAL) for text in tokens],
     "token_merges": [" ".join(pair) for pair in merges],
-    "eos_token_id": SPECIAL["<|im_end|>"], "bos_token_id": SPECIAL["<|endoftext|>"],
-    "pad_token_id": SPECIAL["<|endoftext|>"], "chat_template": CHATML,
-  } | more  # fmt: skip
+    "eos_token_id": SPECIAL["<|im_end|>"],
+    "bos_token_id": SPECIAL["<|endoftext|>"],
+    "pad_token_id": SPECIAL["<|endoftext|>"],
+    "chat_template": CHATML,
+  } | more
   for key, value in settings.items():
     if value is not None:
       getattr(writer, f"add_{key}")(value)
@@ -64,9 +68,11 @@ def test_both_ways_give_the_same_ids_and_texts(tmp_path, inner):
   file = write(tmp_path / "f.gguf", inner, chat_template=CHATML + "{{ bos_token }}")
   files = imported(tmp_path / "gguf", file)
   settings = {
-    "eos_token": "<|im_end|>", "bos_token": None, "pad_token": "<|endoftext|>",
+    "eos_token": "<|im_end|>",
+    "bos_token": None,
+    "pad_token": "<|endoftext|>",
     "chat_template": CHATML + "{{ bos_token }}",
-  }  # fmt: skip
+  }
   generation = {"eos_token_id": [268, 266], "temperature": 0.7}
   other = small.write(
     tmp_path / "hf", inner, tokenizer_config=settings, generation_config=generation
@@ -88,12 +94,17 @@ def test_both_ways_give_the_same_ids_and_texts(tmp_path, inner):
 
 def test_ends_beginnings_and_templates_of_the_metadata_are_kept(tmp_path, inner):
   templates = [
-    {"name": "default", "template": CHATML}, {"name": "tool_use", "template": "{{ tools[0] }}!"},
-  ]  # fmt: skip
+    {"name": "default", "template": CHATML},
+    {"name": "tool_use", "template": "{{ tools[0] }}!"},
+  ]
   file = write(
-    tmp_path / "f.gguf", inner, eot_token_id=SPECIAL["<|im_start|>"], add_bos_token=True,
-    unk_token_id=0, chat_template=templates,
-  )  # fmt: skip
+    tmp_path / "f.gguf",
+    inner,
+    eot_token_id=SPECIAL["<|im_start|>"],
+    add_bos_token=True,
+    unk_token_id=0,
+    chat_template=templates,
+  )
   files = imported(tmp_path / "gguf", file)
   words = tokenizer.Tokenizer(files, chat=False)
   assert words.ends == (268, 267, 266)

@@ -16,12 +16,60 @@ SMALL = {
   "zebra_puzzles": {"num_people": 2, "num_characteristics": 2},
 }
 CONSTANTS = (
-  "", " ", "0", "0.", "1", "-1", "2", "10", "100", "1e308", "1e-12", "0.5", "nan", "-nan", "NaN",
-  "nan nan", "nanj", "inf", "-inf", "Infinity", "True", "False", "None", "null", "yes", "no",
-  "list", "[]", "[[]]", "()", "{}", '""', "a", "A", "x", "-", "...", "0/1", "0,0", "0 0", "[0]",
-  "[nan]", "(0, 0)", "1j", "i", "error", "solution", "answer", "I do not know.", "²", "٣",
-  " ".join(map(str, range(-50, 300))), ", ".join(map(str, range(-50, 300))),
-)  # fmt: skip
+  "",
+  " ",
+  "0",
+  "0.",
+  "1",
+  "-1",
+  "2",
+  "10",
+  "100",
+  "1e308",
+  "1e-12",
+  "0.5",
+  "nan",
+  "-nan",
+  "NaN",
+  "nan nan",
+  "nanj",
+  "inf",
+  "-inf",
+  "Infinity",
+  "True",
+  "False",
+  "None",
+  "null",
+  "yes",
+  "no",
+  "list",
+  "[]",
+  "[[]]",
+  "()",
+  "{}",
+  '""',
+  "a",
+  "A",
+  "x",
+  "-",
+  "...",
+  "0/1",
+  "0,0",
+  "0 0",
+  "[0]",
+  "[nan]",
+  "(0, 0)",
+  "1j",
+  "i",
+  "error",
+  "solution",
+  "answer",
+  "I do not know.",
+  "²",
+  "٣",
+  " ".join(map(str, range(-50, 300))),
+  ", ".join(map(str, range(-50, 300))),
+)
 # Raises on these; what raises costs the completion its reward and is counted.
 RAISES = {"prime_factorization": ValueError, "game_of_life": KeyError}
 
@@ -47,9 +95,15 @@ def test_all_tasks_are_judged_or_refused():
 def test_its_own_answer_is_right_whatever_space_is_around_it(drawn, name):
   right, answer = drawn(name)
   for text in (
-    right, f" {right}", f"{right}\n", f"\n\n{right} \n", f"<answer>{right}</answer>",
-    f"So:\n<answer>\n{right}\n</answer>", f"<think>hm</think>\n\n{right}", f"hm</think> {right}",
-  ):  # fmt: skip
+    right,
+    f" {right}",
+    f"{right}\n",
+    f"\n\n{right} \n",
+    f"<answer>{right}</answer>",
+    f"So:\n<answer>\n{right}\n</answer>",
+    f"<think>hm</think>\n\n{right}",
+    f"hm</think> {right}",
+  ):
     assert verifiers.reasoning_gym(text, answer) == 1.0, text
   assert verifiers.reasoning_gym(f"<think>{right}", answer) == 0.0
   assert verifiers.why_unreadable("reasoning_gym", answer) is None

@@ -260,9 +260,12 @@ def test_any_written_number_is_read(whole, thousandths):
 def test_any_fraction_is_read(above, below, kind):
   sign, size = "-" * (above < 0), abs(above)
   for text in (
-    rf"{sign}\{kind}frac{{{size}}}{{{below}}}", rf"\{kind}frac{{{above}}}{{{below}}}",
-    rf"{sign} \{kind}frac{{ {size} }}{{ {below} }}", f"{above}/{below}", f"x = {above} / {below}",
-  ):  # fmt: skip
+    rf"{sign}\{kind}frac{{{size}}}{{{below}}}",
+    rf"\{kind}frac{{{above}}}{{{below}}}",
+    rf"{sign} \{kind}frac{{ {size} }}{{ {below} }}",
+    f"{above}/{below}",
+    f"x = {above} / {below}",
+  ):
     assert numerals.read(text) == Fraction(above, below)
 
 

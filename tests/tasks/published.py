@@ -29,9 +29,10 @@ FAMILIES = {
   "smollm2-135m-instruct": ({}, "smollm2", None),
   "deepseek-r1-distill-qwen-1.5b": (
     {"<｜User｜>": 151644, "<｜Assistant｜>": 151645, "<think>": 151648, "</think>": 151649},
-    "deepseek-r1", "<｜begin▁of▁sentence｜>",
+    "deepseek-r1",
+    "<｜begin▁of▁sentence｜>",
   ),
-}  # fmt: skip
+}
 R1_SPECIAL = {"<｜end▁of▁sentence｜>": 151643, "<｜begin▁of▁sentence｜>": 151646}
 
 

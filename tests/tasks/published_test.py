@@ -16,19 +16,26 @@ KNOWN = {  # what ends a completion; with what the model ends its turn; how text
   "gemma-2-2b-it": (["<eos>", "<end_of_turn>"], "<end_of_turn>", "<bos>"),
   "smollm2-135m-instruct": (["<|im_end|>"], "<|im_end|>", None),
   "llama-3.2-1b-instruct": (
-    ["<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"], "<|eot_id|>", "<|begin_of_text|>",
+    ["<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"],
+    "<|eot_id|>",
+    "<|begin_of_text|>",
   ),
   "deepseek-r1-distill-qwen-1.5b": (
-    ["<｜end▁of▁sentence｜>"], "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>",
+    ["<｜end▁of▁sentence｜>"],
+    "<｜end▁of▁sentence｜>",
+    "<｜begin▁of▁sentence｜>",
   ),
-}  # fmt: skip
+}
 SAMPLING = {  # what generation_config.json would have differently
   "qwen2.5-0.5b-instruct": {
-    "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.1,
+    "temperature": 0.7,
+    "top_k": 20,
+    "top_p": 0.8,
+    "repetition_penalty": 1.1,
   },
   "gemma-3-1b-it": {"top_k": 64, "top_p": 0.95},
   "gemma-2-2b-it": {},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

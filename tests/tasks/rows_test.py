@@ -73,8 +73,12 @@ def test_parquet_numbers_are_as_they_were_written(tmp_path):
   parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
   first, second = rows.read(tmp_path / "a.parquet")
   assert [rows.text(first.values, name) for name in columns] == [
-    "5.5", "0.1", "5.50", str(2**63), "a",
-  ]  # fmt: skip
+    "5.5",
+    "0.1",
+    "5.50",
+    str(2**63),
+    "a",
+  ]
   assert set(second.values.values()) == {None}
 
 
@@ -122,8 +126,9 @@ def test_lines_are_counted_as_editors_do(tmp_path):
   (tmp_path / "a.jsonl").write_bytes(b'\r\n{"a": "x\xe2\x80\xa8y"}\r\n\r\n{"a": 2}')
   found = list(rows.read(tmp_path / "a.jsonl"))
   assert [(row.where[-2:], row.values) for row in found] == [
-    (":2", {"a": "x\u2028y"}), (":4", {"a": 2}),
-  ]  # fmt: skip
+    (":2", {"a": "x\u2028y"}),
+    (":4", {"a": 2}),
+  ]
 
 
 REFUSED = {
@@ -261,10 +266,19 @@ def test_one_bad_row_does_not_refuse_all_of_math(tiny_config, tmp_path):
 
 @pytest.mark.parametrize(
   "row",
-  [{"answer": ["5"]}, {"answer": {"value": 5}}, {"answer": True}, {"answer": float("nan")},
-   {"answer": None}, {"answer": " "}, {"answer": "5", "solution": ["so"]}, {"solution": None},
-   {"solution": r"\boxed{}"}, {"solution": r"\boxed{5"}],
-)  # fmt: skip
+  [
+    {"answer": ["5"]},
+    {"answer": {"value": 5}},
+    {"answer": True},
+    {"answer": float("nan")},
+    {"answer": None},
+    {"answer": " "},
+    {"answer": "5", "solution": ["so"]},
+    {"solution": None},
+    {"solution": r"\boxed{}"},
+    {"solution": r"\boxed{5"},
+  ],
+)
 def test_what_is_no_text_becomes_none_in_math(tiny_config, tmp_path, row):
   good = {"problem": "good", "answer": "1"}
   found = math(tmp_path, tiny_config, {"problem": "p"} | row, good, max_bad_rows=0.5)
@@ -294,8 +308,9 @@ def test_splits_may_be_compressed_or_parquet(tiny_config, tmp_path):
   asked = config_lib.check_data(tiny_config)
   [train], [heldout] = asked.split("train"), asked.split("heldout")
   assert [[json.loads(p.answer) for p in part] for part in (train, heldout)] == [
-    ["2", "3", "4"], ["0", "1"],
-  ]  # fmt: skip
+    ["2", "3", "4"],
+    ["0", "1"],
+  ]
 
 
 def test_problems_of_ones_own_are_looked_at_too(tiny_config):

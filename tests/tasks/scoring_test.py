@@ -63,8 +63,10 @@ def test_formats_are_looked_for_in_the_worker_within_the_limit():
   with scoring.Scorer(NAME, workers=1, time_limit=1.0, pattern=pattern) as one:
     found = one.judgements(one.submit(texts, '"5"'))
   assert [(j.well_formed, j.failed) for j in found] == [
-    (True, False), (False, False), (False, True),
-  ]  # fmt: skip
+    (True, False),
+    (False, False),
+    (False, True),
+  ]
 
 
 def test_a_pattern_that_never_ends_is_a_failure():
@@ -75,9 +77,15 @@ def test_a_pattern_that_never_ends_is_a_failure():
 
 @pytest.mark.parametrize(
   "name",
-  ["nowhere:f", "offpolicy_rl.tasks.verifiers:nothing", "no_colon", "os:system", "json:loads",
-   "tests.tasks.misbehaving:not_a_verifier"],
-)  # fmt: skip
+  [
+    "nowhere:f",
+    "offpolicy_rl.tasks.verifiers:nothing",
+    "no_colon",
+    "os:system",
+    "json:loads",
+    "tests.tasks.misbehaving:not_a_verifier",
+  ],
+)
 def test_what_is_no_verifier_is_refused_at_once(name):
   for asked in ((name,), (NAME, name)):
     with pytest.raises(ValueError, match=f"verifier: '{name}', expected"):
@@ -112,9 +120,8 @@ def test_training_is_shaped_and_evaluation_sees_the_verdict(scorer):
   texts = ["5", "raises", "666"]
   shape = shaping.Shaping(format_reward=0.25, length_weight=0.5, failed=shaping.MEAN)
   groups = worker.score_groups(
-    scorer, Bytes(), tickets, [[trajectory(t) for t in texts]] * 2,
-    shape=shape,
-  )  # fmt: skip
+    scorer, Bytes(), tickets, [[trajectory(t) for t in texts]] * 2, shape=shape
+  )
   trained, evaluated = ([t.reward for t in group.trajectories] for group in groups)
   # l = 1/2 - (length - 1) / 5: 0.5 for "5", min(0, 0.1) for "666".
   assert trained == [1.5, (1.5 + 0.25) / 2, 0.25]
@@ -143,9 +150,12 @@ def test_what_has_not_answered_earns_nothing(
   """Whatever is added for format or length: a pattern may well be found in a cut text."""
   texts = ["5", "<think>6</think>5", "<think>5", "<think>5</think>6", "6</think> 5"]
   [group] = worker.score_groups(
-    judge_at_once, Bytes(), [ticket(kind, prompt)],
-    [[trajectory(text, finished=finished) for text in texts]], judge_unfinished=judge_unfinished,
-  )  # fmt: skip
+    judge_at_once,
+    Bytes(),
+    [ticket(kind, prompt)],
+    [[trajectory(text, finished=finished) for text in texts]],
+    judge_unfinished=judge_unfinished,
+  )
   assert [t.reward for t in group.trajectories] == expected
   assert group.verifier_failures == 0
 
@@ -168,9 +178,11 @@ def judge_at_once():
 def test_a_cut_completion_earns_nothing_for_its_format_and_reaches_no_verifier(scorer):
   texts = ["5", "5", "raises"]
   [group] = worker.score_groups(
-    scorer, Bytes(), [ticket(types.TRAIN)],
+    scorer,
+    Bytes(),
+    [ticket(types.TRAIN)],
     [[trajectory(text, finished=i == 0) for i, text in enumerate(texts)]],
     shape=shaping.Shaping(format_reward=0.25),
-  )  # fmt: skip
+  )
   assert [t.reward for t in group.trajectories] == [1.25, 0.0, 0.0]
   assert group.verifier_failures == 0

@@ -11,8 +11,11 @@ UNFORMED, FAILED = Judgement(1.0, False, False), Judgement(0.0, False, True)
 
 def test_nothing_is_added_unless_asked():
   assert shaping.rewards([RIGHT, WRONG, UNFORMED, FAILED], [1, 9, 3, 4], shaping.NONE) == [
-    1.0, 0.0, 1.0, 0.0,
-  ]  # fmt: skip
+    1.0,
+    0.0,
+    1.0,
+    0.0,
+  ]
 
 
 def test_the_length_reward_is_kimis():

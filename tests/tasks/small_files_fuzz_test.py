@@ -10,25 +10,56 @@ from offpolicy_rl.tasks import special_tokens, tokenizer
 from tests.tasks import small_tokenizers as small
 
 VALUES = (
-  None, True, False, 0, 1, -1, 10**30, 1.5, float("nan"), "", "<s>", "\ud800", "x" * 1000, [], [[]],
-  [None], ["<s>", 3], {}, {"content": None}, {"content": ["x"]}, {"content": "<s>", "lstrip": "no"},
-  {"0": {"content": "<unk>"}}, {"x": "y"}, {"-1": {"content": "q"}}, [{"name": 3}], [{}],
-  [{"name": "default", "template": 5}], [{"name": "x", "template": "y"}], {"default": None},
-)  # fmt: skip
+  None,
+  True,
+  False,
+  0,
+  1,
+  -1,
+  10**30,
+  1.5,
+  float("nan"),
+  "",
+  "<s>",
+  "\ud800",
+  "x" * 1000,
+  [],
+  [[]],
+  [None],
+  ["<s>", 3],
+  {},
+  {"content": None},
+  {"content": ["x"]},
+  {"content": "<s>", "lstrip": "no"},
+  {"0": {"content": "<unk>"}},
+  {"x": "y"},
+  {"-1": {"content": "q"}},
+  [{"name": 3}],
+  [{}],
+  [{"name": "default", "template": 5}],
+  [{"name": "x", "template": "y"}],
+  {"default": None},
+)
 GOOD = {
   "config": {"eos_token_id": 2, "vocab_size": 267},
   "tokenizer_config": {
-    "bos_token": "<s>", "eos_token": {"content": "</s>"}, "unk_token": "<unk>", "sep_token": None,
+    "bos_token": "<s>",
+    "eos_token": {"content": "</s>"},
+    "unk_token": "<unk>",
+    "sep_token": None,
     "pad_token": "<pad>",
     "added_tokens_decoder": {"0": {"content": "<unk>", "special": True}},
-    "additional_special_tokens": ["<pad>"], "extra_special_tokens": {"image_token": "<pad>"},
+    "additional_special_tokens": ["<pad>"],
+    "extra_special_tokens": {"image_token": "<pad>"},
     "chat_template": [{"name": "default", "template": "{{ messages[0].content }}"}],
-    "split_special_tokens": False, "tokenizer_class": "LlamaTokenizer", "image_token": "<pad>",
+    "split_special_tokens": False,
+    "tokenizer_class": "LlamaTokenizer",
+    "image_token": "<pad>",
   },
   "generation_config": {"eos_token_id": [2, 3], "temperature": 0.6, "suppress_tokens": [1]},
   "special_tokens_map": {"bos_token": "<s>", "additional_special_tokens": ["<pad>"]},
   "added_tokens": {"<new>": 267},
-}  # fmt: skip
+}
 INNER = small.begin_with(small.byte_level({"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3}), "<s>")
 
 
@@ -87,26 +118,44 @@ def test_parts_of_files_are_read_or_refused():
 
 
 TEMPLATES = (
-  "{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ messages.x.y }}", "{{ none() }}", 
-  "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{% include 'x' %}", "{% extends 'y' %}",
-  "{{ ''.__class__() }}", "{{ namespace(__x=1) }}",
+  "{{ 1 / 0 }}",
+  "{{ 'a' + 1 }}",
+  "{{ messages.x.y }}",
+  "{{ none() }}",
+  "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+  "{% include 'x' %}",
+  "{% extends 'y' %}",
+  "{{ ''.__class__() }}",
+  "{{ namespace(__x=1) }}",
   "{% set ns = namespace() %}{% set ns.__y = 1 %}",
-  "{{ messages | unknown }}", "{{ range(10**9) | list }}", "{{ '%d' | format('x') }}", "{{ x ",
-  "{% for a in b %}", "{{ raise_exception(messages) }}", "{{ strftime_now(3) }}",
+  "{{ messages | unknown }}",
+  "{{ range(10**9) | list }}",
+  "{{ '%d' | format('x') }}",
+  "{{ x ",
+  "{% for a in b %}",
+  "{{ raise_exception(messages) }}",
+  "{{ strftime_now(3) }}",
   "{% generation %}",
-  "{{ messages | tojson(indent='x', sort_keys=3, separators=1) }}", "{{ dict(1) }}",
-  "{{ 9 ** 9 ** 5 ** messages | length ** 'x' }}", "{{ lipsum.__globals__.x }}",
-  "(" * 300 + "{{" + "(" * 300 + "1" + ")" * 300 + "}}", "{% if x %}" * 200 + "{% endif %}" * 200,
-  "{% for x in [1] %}" * 30 + "{% endfor %}" * 30, "{{ messages.append(1) }}", "{{ self.x() }}",
-)  # fmt: skip
+  "{{ messages | tojson(indent='x', sort_keys=3, separators=1) }}",
+  "{{ dict(1) }}",
+  "{{ 9 ** 9 ** 5 ** messages | length ** 'x' }}",
+  "{{ lipsum.__globals__.x }}",
+  "(" * 300 + "{{" + "(" * 300 + "1" + ")" * 300 + "}}",
+  "{% if x %}" * 200 + "{% endif %}" * 200,
+  "{% for x in [1] %}" * 30 + "{% endfor %}" * 30,
+  "{{ messages.append(1) }}",
+  "{{ self.x() }}",
+)
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda text: text[:30])
 def test_a_template_that_fails_is_refused_by_file(template):
   files = types.ModelFiles(
-    tokenizer=INNER.to_str(), config="", tokenizer_config='{"eos_token": "</s>"}',
+    tokenizer=INNER.to_str(),
+    config="",
+    tokenizer_config='{"eos_token": "</s>"}',
     chat_template=template,
-  )  # fmt: skip
+  )
   words = tokenizer.Tokenizer(files)
   with pytest.raises(tokenizer.TokenizerError, match="chat_template.jinja: "):
     words.check()
@@ -129,10 +178,17 @@ class Metadata:
 def test_other_metadata_are_read_or_refused(tmp_path):
   tokens = [*small.BYTES, "<s>", "</s>", "<think>", "th"]
   good = {
-    "model": "gpt2", "pre": "qwen2", "tokens": tokens, "merges": ["t h"],
-    "token_type": [1] * 256 + [3, 3, 4, 1], "bos_token_id": 256, "eos_token_id": 257,
-    "eot_token_id": 257, "unknown_token_id": 0, "add_bos_token": True,
-  }  # fmt: skip
+    "model": "gpt2",
+    "pre": "qwen2",
+    "tokens": tokens,
+    "merges": ["t h"],
+    "token_type": [1] * 256 + [3, 3, 4, 1],
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "eot_token_id": 257,
+    "unknown_token_id": 0,
+    "add_bos_token": True,
+  }
   good = {f"tokenizer.ggml.{key}": value for key, value in good.items()}
   good |= {"tokenizer.chat_template": "{{ messages }}", "tokenizer.chat_templates": ["x"]}
   draw = random.Random(2)

@@ -26,10 +26,12 @@ def byte_level(special: dict[str, int], *, plain: dict[str, int] | None = None, 
   inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   if not gpt2:
     inner.normalizer = normalizers.NFC()
-    inner.pre_tokenizer = pre_tokenizers.Sequence([
-      pre_tokenizers.Split(tokenizers.Regex(QWEN_SPLIT), "isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+      [
+        pre_tokenizers.Split(tokenizers.Regex(QWEN_SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+      ]
+    )
   inner.decoder = decoders.ByteLevel()
   _add(inner, special, plain or {})
   return inner
@@ -72,10 +74,12 @@ def _numbered(texts: list[str], taken: dict[str, int]) -> dict[str, int]:
 
 
 def _add(inner, special, plain) -> None:
-  inner.add_tokens([
-    *(tokenizers.AddedToken(text, special=True, normalized=False) for text in special),
-    *(tokenizers.AddedToken(text, special=False, normalized=False) for text in plain),
-  ])  # fmt: skip
+  inner.add_tokens(
+    [
+      *(tokenizers.AddedToken(text, special=True, normalized=False) for text in special),
+      *(tokenizers.AddedToken(text, special=False, normalized=False) for text in plain),
+    ]
+  )
 
 
 def write(folder: pathlib.Path, inner: tokenizers.Tokenizer, **files) -> pathlib.Path:

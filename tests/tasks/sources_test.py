@@ -103,8 +103,10 @@ def test_one_question_with_one_answer_is_no_contradiction(tiny_config):
   listed = [sources.Problem(*pair, "12") for pair in zip(asked, answers, strict=True)]
   reading = catalog.Task("t", lambda: listed, "m:f", heldout=lambda: []).read("train")
   assert [row.why.rpartition("with ")[2] for row in reading.repeated] == [
-    "the same answer", "another answer", "another answer",
-  ]  # fmt: skip
+    "the same answer",
+    "another answer",
+    "another answer",
+  ]
 
 
 def test_any_file_with_two_columns_is_a_task(tiny_config, tmp_path):
@@ -142,14 +144,8 @@ def test_what_is_held_out_is_not_trained_on(tiny_config, tmp_path):
     ("{", r"a.jsonl:1: no JSON: "),
     ("[1]", r"a.jsonl:1: got an array, expected an object; one object per line"),
     ({"answer": "1"}, r"a.jsonl:1: question: got only the columns \['answer'\], expected a text"),
-    (
-      {"question": "q", "answer": ["1"]},
-      r"a.jsonl:1: answer: got \['1'\], expected a text",
-    ),
-    (
-      {"question": "q", "answer": True},
-      r"a.jsonl:1: answer: got True, expected a text",
-    ),
+    ({"question": "q", "answer": ["1"]}, r"a.jsonl:1: answer: got \['1'\], expected a text"),
+    ({"question": "q", "answer": True}, r"a.jsonl:1: answer: got True, expected a text"),
   ],
 )
 def test_bad_rows_are_named_by_file_and_line(tiny_config, tmp_path, row, message):
@@ -169,9 +165,22 @@ def test_a_missing_file_is_named_by_key(tiny_config, tmp_path, key):
 # ---------------------------------------------------------------- reasoning-gym
 
 # One per family of the package; all 105 were tried, see verifiers.REFUSED and sources.WARNED.
-NAMES = ["arc_agi", "basic_arithmetic", "binary_matrix", "caesar_cipher", "gcd", "gsm_symbolic",
-         "letter_counting", "n_queens", "prime_factorization", "rearc", "simple_equations",
-         "spiral_matrix", "string_insertion", "syllogism"]  # fmt: skip
+NAMES = [
+  "arc_agi",
+  "basic_arithmetic",
+  "binary_matrix",
+  "caesar_cipher",
+  "gcd",
+  "gsm_symbolic",
+  "letter_counting",
+  "n_queens",
+  "prime_factorization",
+  "rearc",
+  "simple_equations",
+  "spiral_matrix",
+  "string_insertion",
+  "syllogism",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -224,9 +233,12 @@ def test_the_reasons_for_refusing_hold():
 
 # Files of the package that run text of their own making: to draw problems, not to judge them.
 HARMLESS = {
-  "basic_arithmetic", "codeio", "generators_00_49", "generators_50_99",
+  "basic_arithmetic",
+  "codeio",
+  "generators_00_49",
+  "generators_50_99",
   "propositional_logic",  # a parser of its own
-}  # fmt: skip
+}
 
 
 def test_no_other_scorer_runs_text_as_python():
@@ -264,18 +276,9 @@ def test_a_refused_task_is_not_judged_either(name):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    (
-      {"name": "reasoning_gym:chess"},
-      r"task.options: got {} for reasoning_gym:chess: .*not",
-    ),
-    (
-      {"options": '{"min_term": 2}'},
-      r"task.options: got {\"min_term\": 2} for reasoning",
-    ),
-    (
-      {"options": '{"min_terms": -2}'},
-      r"task.options: got {\"min_terms\": -2} .*min_terms",
-    ),
+    ({"name": "reasoning_gym:chess"}, r"task.options: got {} for reasoning_gym:chess: .*not"),
+    ({"options": '{"min_term": 2}'}, r"task.options: got {\"min_term\": 2} for reasoning"),
+    ({"options": '{"min_terms": -2}'}, r"task.options: got {\"min_terms\": -2} .*min_terms"),
   ],
 )
 def test_wrong_names_and_options_are_refused_by_the_check(tiny_config, changes, message):

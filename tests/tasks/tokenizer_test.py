@@ -23,9 +23,14 @@ class Gguf:
   def __init__(self, **changes):
     tokens = ["<|im_start|>", "<|im_end|>", *sorted(BYTES), "12", "ab", "Ġab"]
     self._values = {
-      "model": "gpt2", "pre": "smollm", "tokens": tokens, "merges": MERGES,
-      "token_type": [3, 3] + [1] * (len(tokens) - 2), "bos_token_id": 0, "eos_token_id": 1,
-    } | changes  # fmt: skip
+      "model": "gpt2",
+      "pre": "smollm",
+      "tokens": tokens,
+      "merges": MERGES,
+      "token_type": [3, 3] + [1] * (len(tokens) - 2),
+      "bos_token_id": 0,
+      "eos_token_id": 1,
+    } | changes
 
   def get(self, key, default=None):
     if key == "tokenizer.chat_template":
@@ -56,10 +61,17 @@ def test_tags_around_thoughts_are_seen_also_where_they_are_special(folder):
   size = len(content["model"]["vocab"])
   tokens = ("[THINK]", "[/THINK]", "[INST]")
   content["added_tokens"] += [
-    {"id": size + i, "content": text, "special": True, "normalized": False, "single_word": False,
-     "lstrip": False, "rstrip": False}
+    {
+      "id": size + i,
+      "content": text,
+      "special": True,
+      "normalized": False,
+      "single_word": False,
+      "lstrip": False,
+      "rstrip": False,
+    }
     for i, text in enumerate(tokens)
-  ]  # fmt: skip
+  ]
   file.write_text(json.dumps(content))
   words = opened(folder)
   ids = words.encode("[INST][THINK]ab 12[/THINK]a<|im_end|>b")
@@ -386,10 +398,13 @@ def test_a_token_without_an_embedding_can_not_be_used():
 
 def test_the_fingerprint_tells_everything_apart_that_a_sampler_goes_by():
   changes = [
-    {}, {"generation_config": {"eos_token_id": 3}}, {"chat_template": "x"},
-    {"tokenizer_config": {"eos_token": "<s>"}}, {"special_tokens_map": {"pad_token": "<pad>"}},
+    {},
+    {"generation_config": {"eos_token_id": 3}},
+    {"chat_template": "x"},
+    {"tokenizer_config": {"eos_token": "<s>"}},
+    {"special_tokens_map": {"pad_token": "<pad>"}},
     {"added_tokens": {"b": 4}},
-  ]  # fmt: skip
+  ]
   prints = [tokenizer.Tokenizer(files_of(**change)).fingerprint for change in changes]
   prints.append(tokenizer.Tokenizer(files_of(), stop=["<pad>"]).fingerprint)
   assert len(set(prints)) == len(prints)

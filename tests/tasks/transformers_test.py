@@ -15,12 +15,14 @@ from tests.tasks.published import FAMILIES, published, template_of
 
 # Of no published directory: template, and what is said about a tokenizer of Llama 2's kind.
 OWN = {
-  "chatml": ("chatml", None), "llama3": ("llama3", None), "odd": ("odd", None),
+  "chatml": ("chatml", None),
+  "llama3": ("llama3", None),
+  "odd": ("odd", None),
   "metaspace": ("mistral", {}),
   "llama2": ("mistral", {"tokenizer_class": "LlamaTokenizer"}),
   "llama2-legacy": ("chatml", {"tokenizer_class": "LlamaTokenizerFast", "legacy": True}),
   "llama2-plain": ("chatml", {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}),
-}  # fmt: skip
+}
 
 QUESTIONS = (
   "How much is 17 + 25?",
@@ -42,32 +44,42 @@ CONVERSATIONS = [
   *([message("user", text)] for text in QUESTIONS),
   *([message("system", "Be brief.\n"), message("user", text)] for text in QUESTIONS),
   [
-    message("user", "1+1?"), message("assistant", "<think>\nhm\n</think>\n\n2"),
-    message("user", "And 2+2? "), message("assistant", " 4\n"),
+    message("user", "1+1?"),
+    message("assistant", "<think>\nhm\n</think>\n\n2"),
+    message("user", "And 2+2? "),
+    message("assistant", " 4\n"),
   ],
   [
-    message("system", "A"), message("user", "1+1?"), message("assistant", "2"),
+    message("system", "A"),
+    message("user", "1+1?"),
+    message("assistant", "2"),
     message("user", "And 2+2?"),
   ],
   [message("user", [{"type": "text", "text": " parts "}, {"type": "image"}])],
   [message("assistant", "I begin."), message("user", "No.")],
-]  # fmt: skip
+]
 TOOL = {
   "type": "function",
   "function": {
-    "name": "add", "description": 'Adds & "subtracts" <é>',
+    "name": "add",
+    "description": 'Adds & "subtracts" <é>',
     "parameters": {
       "type": "object",
       "properties": {
-        "xs": {"type": "array", "items": {"type": "integer"}}, "b": {"type": "string"},
+        "xs": {"type": "array", "items": {"type": "integer"}},
+        "b": {"type": "string"},
       },
     },
   },
-}  # fmt: skip
+}
 ARGUMENTS = [
-  {}, {"enable_thinking": False}, {"enable_thinking": True}, {"date_string": "3 Mar 2003"},
-  {"tools": [TOOL]}, {"documents": [{"title": "t", "text": "x"}], "bos_token": "<other>"},
-]  # fmt: skip
+  {},
+  {"enable_thinking": False},
+  {"enable_thinking": True},
+  {"date_string": "3 Mar 2003"},
+  {"tools": [TOOL]},
+  {"documents": [{"title": "t", "text": "x"}], "bos_token": "<other>"},
+]
 CHATS = [
   *((chat, {}, opened) for chat in CONVERSATIONS for opened in (True, False)),
   *((chat, arguments, True) for chat in CONVERSATIONS[6:] for arguments in ARGUMENTS[1:]),
@@ -84,10 +96,15 @@ def made(folder, name: str):
     inner = small.sentence_pieces(special, prefix=True)
   small.begin_with(inner, "<s>")
   settings = {
-    "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": None,
-    "unk_token": {"__type": "AddedToken", "content": "<unk>"}, "image_token": "<image>",
-    "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "not this one",
-  } | (about or {})  # fmt: skip
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+    "mask_token": None,
+    "unk_token": {"__type": "AddedToken", "content": "<unk>"},
+    "image_token": "<image>",
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "chat_template": "not this one",
+  } | (about or {})
   inner.enable_truncation(5)
   inner.enable_padding(length=9, pad_id=3, pad_token="<pad>")
   to = small.write(folder / name, inner, tokenizer_config=settings)
@@ -97,53 +114,68 @@ def made(folder, name: str):
 
 def flags(content: str, **more) -> dict:
   return {
-    "content": content, "lstrip": False, "rstrip": False, "single_word": False,
-    "normalized": False, "special": False,
-  } | more  # fmt: skip
+    "content": content,
+    "lstrip": False,
+    "rstrip": False,
+    "single_word": False,
+    "normalized": False,
+    "special": False,
+  } | more
 
 
 # The ways in which small files name tokens that tokenizer.json lacks or knows otherwise.
 _PLAIN = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
 WAYS = {
   "listed": {
-    "tokenizer_config": _PLAIN | {
+    "tokenizer_config": _PLAIN
+    | {
       "added_tokens_decoder": {
-        "267": flags("<new>", lstrip=True, special=True), "268": flags("ab<", rstrip=True),
-        "269": flags("thethe", single_word=True), "270": flags("Éa", normalized=True),
-      },
+        "267": flags("<new>", lstrip=True, special=True),
+        "268": flags("ab<", rstrip=True),
+        "269": flags("thethe", single_word=True),
+        "270": flags("Éa", normalized=True),
+      }
     },
     "special_tokens_map": {"unk_token": "<unk>"},
   },
   "changed": {
-    "tokenizer_config": _PLAIN | {
+    "tokenizer_config": _PLAIN
+    | {
       "added_tokens_decoder": {
-        "0": flags("<unk>"), "1": flags("<s>", special=True, rstrip=True), "2": flags("</s>"),
-      },
-    },
+        "0": flags("<unk>"),
+        "1": flags("<s>", special=True, rstrip=True),
+        "2": flags("</s>"),
+      }
+    }
   },
   "legacy": {
     "tokenizer_config": {"eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"},
     "special_tokens_map": {
-      "bos_token": {"content": "<s>", "lstrip": False, "rstrip": False, "normalized": True,
-                    "single_word": False},
-      "extra_special_tokens": ["<new>"], "eos_token": "<pad>",
+      "bos_token": {
+        "content": "<s>",
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": True,
+        "single_word": False,
+      },
+      "extra_special_tokens": ["<new>"],
+      "eos_token": "<pad>",
     },
     "added_tokens": {"thethe": 268, "<new>": 267},
   },
   "unnamed": {
-    "tokenizer_config": _PLAIN | {
-      "pad_token": "[PAD]", "additional_special_tokens": ["12"], "sep_token": "the",
-    },
+    "tokenizer_config": _PLAIN
+    | {"pad_token": "[PAD]", "additional_special_tokens": ["12"], "sep_token": "the"}
   },
   "specific": {
-    "tokenizer_config": _PLAIN | {"model_specific_special_tokens": {"image_token": "<image>"}},
+    "tokenizer_config": _PLAIN | {"model_specific_special_tokens": {"image_token": "<image>"}}
   },
   "empty": {"tokenizer_config": _PLAIN | {"pad_token": "", "sep_token": ""}},
   "split": {"tokenizer_config": _PLAIN | {"split_special_tokens": True}},
   "dictionary": {
-    "tokenizer_config": _PLAIN | {"extra_special_tokens": {"image_token": "<image>", "x": "<new>"}},
+    "tokenizer_config": _PLAIN | {"extra_special_tokens": {"image_token": "<image>", "x": "<new>"}}
   },
-}  # fmt: skip
+}
 
 
 def other_way(folder, name: str):
@@ -174,8 +206,9 @@ def told(tmp_path_factory):
   script = ROOT / "tests" / "reference" / "transformers_tokenizers.py"
   subprocess.run(
     [parity.PYTHON, script, folder / "questions.json", folder / "answers.json"],
-    check=True, timeout=300,
-  )  # fmt: skip
+    check=True,
+    timeout=300,
+  )
   answers = json.loads((folder / "answers.json").read_text())
   day = datetime.date.fromisoformat(answers["day"])
   return {

@@ -162,7 +162,8 @@ def test_right_answers_that_can_be_judged(name, right):
     ("numeric", "12, 18", "expected one number"),
     ("numeric", "", "expected one number"),
     (
-      "numeric", "3 * 24 = 72\n#### 72",
+      "numeric",
+      "3 * 24 = 72\n#### 72",
       "expected one number: only what follows '####', as task.name=gsm8k reads it",
     ),
     ("exact", "", "answer: it is empty"),
@@ -170,7 +171,7 @@ def test_right_answers_that_can_be_judged(name, right):
     ("exact", "a <answer>b</answer>", "is not found right"),
     ("math_verify", "", "answer: it is empty"),
   ],
-)  # fmt: skip
+)
 def test_right_answers_that_can_not_be_judged_are_said_to_be_so(name, right, why):
   assert why in verifiers.why_unreadable(name, json.dumps(right))
   mixed = verifiers.of_mixture(name, json.dumps(right))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import bounds, client, codec, seal
+from offpolicy_rl.transport import bounds, checksum, client, codec
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from offpolicy_rl.transport.server import PROTOCOL
@@ -126,7 +126,7 @@ def test_requests_out_of_bounds_are_refused_by_field(learner, name):
   method, request, expected = BAD_REQUESTS[name]
   channel = grpc.insecure_channel(learner.address)
   with channel, pytest.raises(grpc.RpcError, match=expected) as error:
-    getattr(rpc.LearnerStub(seal.SealedChannel(channel)), method)(request)
+    getattr(rpc.LearnerStub(checksum.SealedChannel(channel)), method)(request)
   assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
   assert learner.beats == []
 
@@ -139,7 +139,7 @@ def test_as_many_tickets_may_be_held_as_are_given_at_once():
 def test_a_long_session_is_not_sent_back_whole(learner):
   channel = grpc.insecure_channel(learner.address)
   with channel, pytest.raises(grpc.RpcError) as error:
-    rpc.LearnerStub(seal.SealedChannel(channel)).Lease(pb.LeaseRequest(session="s" * 3_000_000))
+    rpc.LearnerStub(checksum.SealedChannel(channel)).Lease(pb.LeaseRequest(session="s" * 3_000_000))
   assert error.value.code() == grpc.StatusCode.ABORTED and len(error.value.details()) < 400
 
 
@@ -213,9 +213,14 @@ def test_no_ticket_is_larger_than_its_bound(prompt, answer):
   size = bounds.ticket_bytes(prompt, answer)
   if answer.isprintable() or not answer:  # else protobuf takes it no more
     ticket = a_ticket(
-      ticket_id="t" * 256, prompt_tokens=np.zeros(prompt, np.int32), answer=answer,
-      group_index=2**31 - 1, min_version=2**31 - 2, max_version=2**31 - 2, step=2**31 - 1,
-    )  # fmt: skip
+      ticket_id="t" * 256,
+      prompt_tokens=np.zeros(prompt, np.int32),
+      answer=answer,
+      group_index=2**31 - 1,
+      min_version=2**31 - 2,
+      max_version=2**31 - 2,
+      step=2**31 - 1,
+    )
     message = codec.encode_ticket(ticket)
     assert size - 1024 < message.ByteSize() <= size - 512
     assert codec.decode_ticket(message).answer == answer

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offpolicy_rl import config_keys, types
+from offpolicy_rl import types
+from offpolicy_rl.config import keys as config_keys
 from offpolicy_rl.transport import bounds, codec
 from offpolicy_rl.transport import trajectory_pb2 as pb
 
@@ -95,9 +96,12 @@ def test_groups_come_back_equal():
 
 def test_completions_of_unequal_length_come_back_equal():
   short = a_trajectory(
-    tokens=np.array([7], np.int32), logprobs=np.array([-2.0], np.float32),
-    versions=np.array([3], np.int32), finished=False, reward=0.25,
-  )  # fmt: skip
+    tokens=np.array([7], np.int32),
+    logprobs=np.array([-2.0], np.float32),
+    versions=np.array([3], np.int32),
+    finished=False,
+    reward=0.25,
+  )
   group = a_group(short, a_trajectory(), short)
   assert same(codec.decode_group(codec.encode_group(group)), group)
 
@@ -107,11 +111,18 @@ def test_completions_of_unequal_length_come_back_equal():
 )
 def test_groups_go_in_few_messages_none_of_them_needlessly_large(tokens, messages):
   groups = [
-    types.Group(str(i), (a_trajectory(
-      tokens=np.zeros(n, np.int32), logprobs=np.zeros(n, np.float32), versions=np.zeros(n, np.int32)
-    ),))
+    types.Group(
+      str(i),
+      (
+        a_trajectory(
+          tokens=np.zeros(n, np.int32),
+          logprobs=np.zeros(n, np.float32),
+          versions=np.zeros(n, np.int32),
+        ),
+      ),
+    )
     for i, n in enumerate(tokens)
-  ]  # fmt: skip
+  ]
   requests = list(codec.push_requests(groups, "s", "me"))
   assert len(requests) == messages
   assert {(r.session, r.sampler_id) for r in requests} == {("s", "me")}
@@ -269,9 +280,10 @@ def test_answers_that_do_not_fit_their_ticket_are_refused(name):
 def test_a_good_answer_passes():
   check(a_group())
   extreme = a_trajectory(
-    logprobs=np.full(3, bounds.MIN_LOGPROB, np.float32), reward=-bounds.MAX_REWARD,
+    logprobs=np.full(3, bounds.MIN_LOGPROB, np.float32),
+    reward=-bounds.MAX_REWARD,
     verdict=types.MAX_VERDICT,
-  )  # fmt: skip
+  )
   check(a_group(extreme, extreme))
 
 

@@ -148,9 +148,13 @@ def with_few_descriptors(tmp_path: pathlib.Path, soft: int, hard: int, samplers:
   """(process, address, limits)."""
   command = [sys.executable, "-c", FEW, *map(str, (tmp_path, soft, hard, samplers))]
   process = subprocess.Popen(
-    command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    command,
+    cwd=ROOT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
     text=True,
-  )  # fmt: skip
+  )
   try:
     address, *limits = process.stdout.readline().split()
     yield process, address, [int(limit) for limit in limits]

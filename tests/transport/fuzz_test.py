@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offpolicy_rl.transport import codec, seal, server, watching
+from offpolicy_rl.transport import checksum, codec, server, watching
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from tests.transport import fuzzing
 
@@ -31,9 +31,12 @@ def survives(decode, message: type, data: bytes) -> None:
 def test_groups_are_decoded_or_refused(rng):
   good = [codec.encode_group(fuzzing.answer(f"train/{i}")) for i in range(2)]
   check = lambda group: codec.check_group(
-    group, fuzzing.ticket("train/0"), vocab_size=fuzzing.VOCAB, max_tokens=fuzzing.MAX_TOKENS,
+    group,
+    fuzzing.ticket("train/0"),
+    vocab_size=fuzzing.VOCAB,
+    max_tokens=fuzzing.MAX_TOKENS,
     newest_version=fuzzing.NEWEST,
-  )  # fmt: skip
+  )
   accepted = []
   decode = lambda message: (
     group := codec.decode_group(message),
@@ -86,7 +89,11 @@ def test_a_bombarded_server_stays_well(target, seed, caplog):
 
 
 UNREADABLE = {  # what is sent -> how that must end
-  "sealed": (seal.seal(b"\x0a\xff"), "INVALID_ARGUMENT", "/{}: got bytes that cannot be parsed"),
+  "sealed": (
+    checksum.seal(b"\x0a\xff"),
+    "INVALID_ARGUMENT",
+    "/{}: got bytes that cannot be parsed",
+  ),
   "not sealed": (b"\x0a\xff", "INTERNAL", "a message was damaged on the way"),
   "empty": (b"", "INTERNAL", "a message was damaged on the way"),
 }

@@ -20,7 +20,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from offpolicy_rl import types
 from offpolicy_rl.replay.ledger import Ledger, Verdict
-from offpolicy_rl.transport import client, codec, receiver, seal, server, weights
+from offpolicy_rl.transport import checksum, client, codec, receiver, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from tests.transport import learners
 
@@ -101,7 +101,7 @@ def stream(store, held: receiver.Receiver, low: int = 0, high: int = 99) -> list
 
 def receive(held: receiver.Receiver, chunks: list[bytes]):
   """What `LearnerClient.pull_weights` does with the bytes of one stream."""
-  parse = lambda data: pb.WeightsChunk.FromString(seal.checked_chunk(data))
+  parse = lambda data: pb.WeightsChunk.FromString(checksum.checked_chunk(data))
   return held.receive(parse(data) for data in chunks)
 
 
@@ -116,7 +116,7 @@ def _pulls(who: dict[str, str]) -> list[pb.WeightsRequest]:
 
 
 def _break_off(chunks: list[bytes]):
-  yield pb.WeightsChunk.FromString(seal.checked_chunk(chunks[0]))
+  yield pb.WeightsChunk.FromString(checksum.checked_chunk(chunks[0]))
   yield pb.WeightsChunk(data=pb.WeightsChunk.FromString(chunks[1]).data[:30])
   raise ConnectionError
 
@@ -333,7 +333,7 @@ def wrap(rng: random.Random, data: bytes) -> bytes:
   way = rng.random()
   if way < 0.06:
     return data
-  return damage(rng, seal.seal(data), data) if way < 0.12 else seal.seal(data)
+  return damage(rng, checksum.seal(data), data) if way < 0.12 else checksum.seal(data)
 
 
 def is_sealed(data: bytes) -> bool:
@@ -357,9 +357,14 @@ def bombard(target: Target, rng: random.Random, count: int) -> collections.Count
 def unexpected(outcomes: collections.Counter) -> dict[str, int]:
   """Ends of calls that there must not be."""
   good = {
-    "OK", "group refused", "INVALID_ARGUMENT", "ABORTED", "FAILED_PRECONDITION", "NOT_FOUND",
+    "OK",
+    "group refused",
+    "INVALID_ARGUMENT",
+    "ABORTED",
+    "FAILED_PRECONDITION",
+    "NOT_FOUND",
     DAMAGED,
-  }  # fmt: skip
+  }
   return {kind: count for kind, count in outcomes.items() if kind not in good}
 
 
@@ -381,11 +386,11 @@ def call(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
 
 def send(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
   """The call's outcome; raw bytes in both directions. Raises grpc.RpcError."""
-  path, checked = PATH + method, seal.checked
+  path, checked = PATH + method, checksum.checked
   if method == "Push":
     replies = channel.stream_stream(path)(iter(messages), timeout=10)
   elif method == "PullWeights":
-    replies, checked = channel.unary_stream(path)(messages[0], timeout=10), seal.checked_chunk
+    replies, checked = channel.unary_stream(path)(messages[0], timeout=10), checksum.checked_chunk
   else:
     replies = [channel.unary_unary(path)(messages[0], timeout=10)]
   found = [REPLIES[method].FromString(checked(reply)) for reply in replies]
@@ -393,7 +398,7 @@ def send(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
     return "OK"
   if len(found) != len(messages):
     return "groups without an answer"
-  sent = [len(pb.PushRequest.FromString(seal.checked(message)).groups) for message in messages]
+  sent = [len(pb.PushRequest.FromString(checksum.checked(message)).groups) for message in messages]
   if [len(reply.acks) for reply in found] != sent:
     return "groups without an answer"
   verdicts = [ack.verdict for reply in found for ack in reply.acks]

@@ -70,9 +70,8 @@ class Learner:
     )
     identity = server.Identity(session, "run", "{}", "print")
     self.server, self.address = server.start(
-      listen, identity, asked, self.store, max_samplers=max_samplers, max_message_mb=4,
-      **protection,
-    )  # fmt: skip
+      listen, identity, asked, self.store, max_samplers=max_samplers, max_message_mb=4, **protection
+    )
 
   def _finish(self, groups: list, _) -> concurrent.futures.Future:
     if self.refuse:

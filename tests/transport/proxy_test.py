@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from offpolicy_rl import main
-from offpolicy_rl.roles import processes
+from offpolicy_rl.cli import main
+from offpolicy_rl.roles import multihost
 from offpolicy_rl.transport import client, hosts
 from tests.transport.learners import Learner, connect, ticket
 
@@ -33,9 +33,14 @@ def test_a_sampler_connects_straight(learner):
 def test_the_processes_of_a_learner_connect_straight():
   lost = []
   leader = hosts.Leader(
-    "127.0.0.1", followers=1, shards=1, secret=b"s", config_sha256=b"c", lost=lost.append,
+    "127.0.0.1",
+    followers=1,
+    shards=1,
+    secret=b"s",
+    config_sha256=b"c",
+    lost=lost.append,
     stop=threading.Event(),
-  )  # fmt: skip
+  )
   follower = hosts.Follower(
     leader.address, process=1, shards=[0], secret=b"s", config_sha256=b"c", lost=lost.append
   )
@@ -50,9 +55,9 @@ def test_the_processes_of_a_learner_connect_straight():
 def test_jax_connects_the_processes_straight(monkeypatch):
   before, seen = dict(os.environ), []
   monkeypatch.setattr(
-    processes.jax.distributed, "initialize", lambda *_, **__: seen.append(dict(os.environ))
+    multihost.jax.distributed, "initialize", lambda *_, **__: seen.append(dict(os.environ))
   )
-  processes.join(processes.Group("a.example:1", 2, 0))
+  multihost.join(multihost.Group("a.example:1", 2, 0))
   assert not [name for name in seen[0] if name.lower().endswith("_proxy")]
   assert dict(os.environ) == before  # downloads may need it
 

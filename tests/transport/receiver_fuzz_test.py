@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import codec, receiver, seal, weights
+from offpolicy_rl.transport import checksum, codec, receiver, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from tests.transport import fuzzing
 
@@ -29,7 +29,7 @@ def make(holds: bool) -> receiver.Receiver:
 
 def parsed(held: receiver.Receiver) -> list[pb.WeightsChunk]:
   """The good stream of version 1, a delta where there is a base."""
-  parse = lambda data: pb.WeightsChunk.FromString(seal.checked_chunk(data))
+  parse = lambda data: pb.WeightsChunk.FromString(checksum.checked_chunk(data))
   return list(map(parse, fuzzing.stream(STORE, held)))
 
 
@@ -48,7 +48,7 @@ def survives(held: receiver.Receiver, get) -> None:
   before = holdings(held)
   try:
     version, tensors = get()
-  except (codec.WireError, seal.SealError, DecodeError) as error:
+  except (codec.WireError, checksum.SealError, DecodeError) as error:
     assert len(str(error)) < 1000 and str(error).isprintable()
     assert holdings(held) in (before, NOTHING)
   else:
@@ -144,9 +144,13 @@ def test_nobody_is_told_to_hold_what_never_came():
 def test_shapes_that_numpy_cannot_hold_are_refused_by_name(shape, name):
   header = pb.WeightsHeader(version=1, base_version=-2)
   header.tensors.add(
-    name=name, dtype=pb.DTYPE_FLOAT32, shape=shape, encoding=pb.ENCODING_FULL,
-    payload_bytes=160, sha256=bytes(32),
-  )  # fmt: skip
+    name=name,
+    dtype=pb.DTYPE_FLOAT32,
+    shape=shape,
+    encoding=pb.ENCODING_FULL,
+    payload_bytes=160,
+    sha256=bytes(32),
+  )
   consistent(header)
   held = receiver.Receiver(fuzzing.LAYOUT)
   with pytest.raises(codec.WireError, match=rf"weights.tensors: got \[.{name[:4]}") as error:

@@ -8,16 +8,19 @@ import threading
 import grpc
 import pytest
 
-from offpolicy_rl.transport import client, receiver, refusals, seal, server
+from offpolicy_rl.transport import checksum, client, receiver, refusals, server
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from tests.transport.learners import Learner, answer, connect, ticket
 
 CODES = [code for code in grpc.StatusCode if code != grpc.StatusCode.OK]
 TEXTS = [
-  "Received message larger than max (5 vs. 4)", "Frame size 13369344 is larger than max frame size",
-  "authorization: missing, expected the learner's token", "say Hello again", "",
-]  # fmt: skip
+  "Received message larger than max (5 vs. 4)",
+  "Frame size 13369344 is larger than max frame size",
+  "authorization: missing, expected the learner's token",
+  "say Hello again",
+  "",
+]
 
 
 class Failing(rpc.LearnerServicer):
@@ -36,7 +39,7 @@ class Failing(rpc.LearnerServicer):
 def serving(servicer):
   """Its address."""
   pool = concurrent.futures.ThreadPoolExecutor(4)
-  running = grpc.server(pool, interceptors=[seal.SealedServer()])
+  running = grpc.server(pool, interceptors=[checksum.SealedServer()])
   rpc.add_LearnerServicer_to_server(servicer, running)
   address = f"127.0.0.1:{running.add_insecure_port('127.0.0.1:0')}"
   running.start()
@@ -169,7 +172,7 @@ def test_final_reasons_arrive_from_every_door(tmp_path):
   (tmp_path / "token").write_text("secret-0123456789abcdef")
   learner = Learner(credentials=server.security.Credentials(token_file=str(tmp_path / "token")))
   channel = grpc.insecure_channel(learner.address)
-  stub = rpc.LearnerStub(seal.SealedChannel(channel))
+  stub = rpc.LearnerStub(checksum.SealedChannel(channel))
   who = {"session": "one", "sampler_id": "me"}
   known = (("authorization", "Bearer secret-0123456789abcdef"),)
   hello = pb.HelloRequest(protocol=server.PROTOCOL, sampler_id="me")

@@ -11,10 +11,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from offpolicy_rl.transport import client, door, receiver, seal, security, server
+from offpolicy_rl.transport import checksum, client, interceptors, receiver, security, server
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
-from tests.config_test import command
+from tests.config.check_test import command
 from tests.conftest import ROOT
 from tests.transport.learners import LAYOUT, Learner, answer, ticket
 
@@ -283,7 +283,7 @@ def test_probes_need_no_token_but_everything_else_does(certs):
     with pytest.raises(grpc.RpcError) as error:
       next(probe.Watch(health_pb2.HealthCheckRequest()))
     assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
-    stub = rpc.LearnerStub(seal.SealedChannel(channel))
+    stub = rpc.LearnerStub(checksum.SealedChannel(channel))
     request = pb.LeaseRequest(session="one", sampler_id="me")
     for call in (stub.Lease, stub.Hello, stub.Leave, lambda r: next(stub.PullWeights(r))):
       with pytest.raises(grpc.RpcError) as error:
@@ -313,7 +313,7 @@ def test_services_are_described_on_request_only(reflection):
 
 
 def test_notices_are_given_once_and_their_memory_is_bounded(caplog):
-  notices = door.Notices()
+  notices = interceptors.Notices()
   for port in range(5):
     notices.warn(f"ipv4:10.0.0.1:{port}", "no token")
   notices.warn("ipv4:10.0.0.2:1", "no token")
@@ -327,7 +327,7 @@ def test_notices_are_given_once_and_their_memory_is_bounded(caplog):
 def test_calls_beyond_the_places_are_refused_and_tried_again():
   learner, places = Learner(max_samplers=1), 5 + server.WATCHERS
   with grpc.insecure_channel(learner.address) as channel:
-    stub = rpc.LearnerStub(seal.SealedChannel(channel))
+    stub = rpc.LearnerStub(checksum.SealedChannel(channel))
     request = pb.LeaseRequest(session="one", sampler_id="slow", credits=1, wait_seconds=3)
     waiting = [stub.Lease.future(request) for _ in range(places)]
     time.sleep(1)  # all have arrived by now; a call of ours must not be in their way

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import bounds, client, seal, security, server, watching, weights
+from offpolicy_rl.transport import bounds, checksum, client, security, server, watching, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from tests.transport import fuzzing
@@ -22,9 +22,14 @@ class Watched:
     asked = handlers(self.book, watch=watch or self.watch)
     identity = server.Identity("one", "run", "{}", "print")
     self.wire, self.address = server.start(
-      "127.0.0.1:0", identity, asked, weights.WeightStore(), max_samplers=1, max_message_mb=4,
+      "127.0.0.1:0",
+      identity,
+      asked,
+      weights.WeightStore(),
+      max_samplers=1,
+      max_message_mb=4,
       **protection,
-    )  # fmt: skip
+    )
 
   def watch(self, session: str, position: int, seconds: float) -> types.News:
     self.asked.append((session, position))
@@ -100,15 +105,9 @@ def test_a_watcher_needs_the_learners_token(tmp_path):
 OURS = {"protocol": server.PROTOCOL}
 BAD_REQUESTS = {
   "another protocol": (pb.WatchRequest(protocol=99), "the watcher speaks version 99"),
-  "no session": (
-    pb.WatchRequest(**OURS, session="\x1b[2J"),
-    r"session: got '\\x1b",
-  ),
+  "no session": (pb.WatchRequest(**OURS, session="\x1b[2J"), r"session: got '\\x1b"),
   "too long": (pb.WatchRequest(**OURS, wait_seconds=1e9), "wait_seconds: got"),
-  "nan": (
-    pb.WatchRequest(**OURS, wait_seconds=float("nan")),
-    "wait_seconds: got nan",
-  ),
+  "nan": (pb.WatchRequest(**OURS, wait_seconds=float("nan")), "wait_seconds: got nan"),
 }
 
 
@@ -119,7 +118,7 @@ def test_bad_requests_are_refused_by_field(watched, kind):
     grpc.insecure_channel(watched.address) as channel,
     pytest.raises(grpc.RpcError, match=said) as error,
   ):
-    rpc.LearnerStub(seal.SealedChannel(channel)).Watch(request)
+    rpc.LearnerStub(checksum.SealedChannel(channel)).Watch(request)
   assert error.value.code().name in ("FAILED_PRECONDITION", "INVALID_ARGUMENT")
   assert not watched.asked
 
@@ -168,9 +167,13 @@ def test_what_is_too_much_is_cut_before_it_is_sent():
 
 def test_a_learner_that_cannot_be_watched_says_so():
   running, address = server.start(
-    "127.0.0.1:0", server.Identity("one", "run", "{}", "print"), handlers(Ledger(5)), None,
-    max_samplers=1, max_message_mb=1,
-  )  # fmt: skip
+    "127.0.0.1:0",
+    server.Identity("one", "run", "{}", "print"),
+    handlers(Ledger(5)),
+    None,
+    max_samplers=1,
+    max_message_mb=1,
+  )
   with pytest.raises(client.Refused, match="can't be watched"):
     watcher(address).watch("", 0, 0.0)
   running.stop(0).wait()

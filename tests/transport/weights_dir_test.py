@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offpolicy_rl import locks
 from offpolicy_rl.model import sharding
+from offpolicy_rl.system import locks
 from offpolicy_rl.transport import weights_dir
 
 
@@ -36,9 +36,15 @@ LIKE = like(tensors(0))
 
 def pull(directory, low=0, high=99, held=-2, session="one", seconds=5.0, **more):
   return weights_dir.pull(
-    str(directory), low, high, session=session, held_version=held, like=LIKE, seconds=seconds,
+    str(directory),
+    low,
+    high,
+    session=session,
+    held_version=held,
+    like=LIKE,
+    seconds=seconds,
     **more,
-  )  # fmt: skip
+  )
 
 
 def assert_same_bits(found: dict, expected: dict):

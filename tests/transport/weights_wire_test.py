@@ -7,17 +7,11 @@ import numpy as np
 import pytest
 
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.transport import client, codec, receiver, seal, server, weights
+from offpolicy_rl.transport import checksum, client, codec, receiver, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from tests.transport import learners
-from tests.transport.weights_test import (
-  LAYOUT,
-  TOTAL,
-  assert_same_bits,
-  history,
-  small_chunks,
-)  # fmt: skip
+from tests.transport.weights_test import LAYOUT, TOTAL, assert_same_bits, history, small_chunks
 
 assert small_chunks  # the fixture holds here, too
 
@@ -192,7 +186,7 @@ def test_four_samplers_that_pull_at_once_all_get_everything(learner):
 def test_the_bytes_on_the_wire_are_messages_of_the_proto(learner):
   """The server writes them itself; whoever has only the .proto must be able to read them."""
   _, versions, wire = learner
-  stub = rpc.LearnerStub(seal.SealedChannel(wire._channel))
+  stub = rpc.LearnerStub(checksum.SealedChannel(wire._channel))
   request = pb.WeightsRequest(
     session="one", sampler_id="me", min_version=4, max_version=4, held_version=-2
   )

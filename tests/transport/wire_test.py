@@ -13,7 +13,7 @@ import pytest
 
 from offpolicy_rl import types
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.transport import client, receiver, seal, server, weights
+from offpolicy_rl.transport import checksum, client, receiver, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from tests.transport.learners import LAYOUT, Learner, answer, believed, connect, handlers, ticket
@@ -50,7 +50,7 @@ def test_lease_returns_empty_when_there_is_nothing_in_time(learner):
 
 def test_another_protocol_version_is_refused_clearly(learner):
   with grpc.insecure_channel(learner.address) as channel:
-    stub = rpc.LearnerStub(seal.SealedChannel(channel))
+    stub = rpc.LearnerStub(checksum.SealedChannel(channel))
     with pytest.raises(grpc.RpcError) as error:
       stub.Hello(pb.HelloRequest(protocol=99, sampler_id="old"))
   assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
@@ -81,7 +81,7 @@ def test_a_malformed_group_is_refused_and_does_not_disturb_the_others(learner):
   good = client.codec.encode_group(answer("b"))
   request = pb.PushRequest(session="one", sampler_id="me", groups=[bad, good])
   with grpc.insecure_channel(learner.address) as channel:
-    [reply] = rpc.LearnerStub(seal.SealedChannel(channel)).Push(iter([request]))
+    [reply] = rpc.LearnerStub(checksum.SealedChannel(channel)).Push(iter([request]))
   acks = reply.acks
   assert [a.verdict for a in acks] == [pb.VERDICT_REFUSED, pb.VERDICT_ACCEPTED]
   assert "group.tokens.dtype" in acks[0].reason
@@ -148,10 +148,13 @@ def test_a_group_that_the_learner_stumbles_over_is_tried_again(finish, caplog):
 
   book.add([ticket("a"), ticket("b")])
   running, address = server.start(
-    "127.0.0.1:0", server.Identity("one", "run", "{}", "print"),
-    handlers(book, finish=finish_at_second), weights.WeightStore(),
-    max_samplers=1, max_message_mb=4,
-  )  # fmt: skip
+    "127.0.0.1:0",
+    server.Identity("one", "run", "{}", "print"),
+    handlers(book, finish=finish_at_second),
+    weights.WeightStore(),
+    max_samplers=1,
+    max_message_mb=4,
+  )
   acks = connect(address).push([answer("a"), answer("b")])
   assert failures == ["a"] and [ack.ticket_id for ack in acks] == ["a", "b"]
   assert book.audit()["waiting"] == 2
@@ -253,9 +256,13 @@ def test_what_a_sampler_is_told_first_may_be_as_large_as_the_key_says(size_mb, l
   files = types.ModelFiles(*types.ModelFiles._fields)._replace(tokenizer="t" * (size_mb << 20))
   large = server.Identity("one", "run", "{}", "print", model_files=files)
   serve = functools.partial(
-    server.start, "127.0.0.1:0", large, handlers(Ledger(lease_seconds=5)), weights.WeightStore(),
+    server.start,
+    "127.0.0.1:0",
+    large,
+    handlers(Ledger(lease_seconds=5)),
+    weights.WeightStore(),
     max_samplers=1,
-  )  # fmt: skip
+  )
   running, address = serve(max_message_mb=limit_mb)
   wire = client.LearnerClient(address, "me", reconnect_seconds=5)
   assert wire.hello().model_files == files

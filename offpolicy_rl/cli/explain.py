@@ -1,0 +1,225 @@
+"""What an objective aims at, for people: the induced target of a group's rewards, as table and PNG.
+
+  offpolicy-rl explain                                      every preset with its formula
+  offpolicy-rl explain --objective=dapo                     one preset: source, choices
+  offpolicy-rl explain --objective=oapl --rewards=0,0,1,1   its target, with --png=FILE as a picture
+
+The completions given are taken as the sampler's whole distribution, all equally likely.
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from offpolicy_rl import losses
+from offpolicy_rl.losses import advantages, induced_target, reductions
+
+# Sign of log E exp(A/beta) -> what it is called and means.
+_REGIMES = {1: "positive: pessimistic", 0: "boundary: exponential tilt", -1: "negative: sharper"}
+
+
+def presets(known: list[losses.Choices], setting: reductions.Setting) -> None:
+  """Prints every preset with its formula, and which of them coincide in a setting."""
+  table = Table(box=box.SIMPLE)
+  table.add_column("objective.name", no_wrap=True)
+  table.add_column("loss (symbols: losses/choices.py)")
+  for choices in sorted(known, key=lambda choices: choices.name):
+    table.add_row(choices.name, choices.formula)
+  console = Console(highlight=False)
+  console.print(table)
+  for group in reductions.coinciding(known, setting):
+    console.print(
+      f"The same gradient with {_in_words(setting)}, up to a constant factor: "
+      + ", ".join(name for name, _ in group),
+      markup=False,
+    )
+
+
+def _in_words(setting: reductions.Setting) -> str:
+  updates = "one update" if setting.updates == 1 else f"{setting.updates} updates"
+  return f"{updates} per batch" + (", on-policy" if setting.on_policy else "")
+
+
+def card(choices: losses.Choices, known: list[losses.Choices], setting: reductions.Setting) -> None:
+  """Prints where an objective comes from and every choice in which it differs from the defaults.
+
+  Then what it reduces to in a setting, and which presets (`known`) are the same there.
+  """
+  console = Console(highlight=False)
+  console.print(f"[bold]{choices.name}[/bold]   {choices.formula}", markup=True)
+  console.print(f"source: {choices.source}", markup=False)
+  if choices.differs:
+    console.print(f"differs: {choices.differs}", markup=False)
+  for field in losses.choices.OVERRIDABLE:
+    value = getattr(choices, field.name)
+    is_choice = field.name not in ("name", "group_size", "max_tokens")
+    if is_choice and (value != field.default or field.name == "fn"):
+      console.print(f"  --config.objective.{field.name}={value}", markup=False)
+  made = reductions.reduced(choices, setting)
+  same = []
+  if made.choices.fn != choices.fn or made.choices.weight != choices.weight:
+    same.append(f"that of {reductions.in_words(made.choices)}")
+  for other in known:
+    simple = reductions.reduced(other, setting)
+    if other.name != choices.name and simple.choices == made.choices:
+      same.append(f"{made.factor / simple.factor:.4g} times that of {other.name}")
+  if same:
+    console.print(f"With {_in_words(setting)} its gradient is " + ", ".join(same), markup=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """One policy beside the sampler's, as numbers."""
+
+  name: str
+  lam: float
+  regime: int
+  statistic: float
+  ratios: np.ndarray  # pi / mu per completion
+  kl: float  # KL(pi || mu), nats
+  entropy: float
+  reward: float
+  ess: float
+  temperature: float
+  collapsed: bool = False
+
+
+def explain(rewards: list[float], choices: losses.Choices) -> tuple[np.ndarray, list[Target]]:
+  """(advantages [G], targets): the objective's own first, then mean, boundary and above it.
+
+  Raises:
+    ValueError: an objective that is not a regression on the log-ratio, or fewer than two rewards.
+  """
+  if choices.fn != "regression":
+    raise ValueError(
+      f"--objective: got {choices.name}, expected a regression on the log-ratio (fn = regression); "
+      f"objective.fn = {choices.fn} has no temperature and so no induced target"
+    )
+  if len(rewards) < 2 or not np.all(np.isfinite(rewards)):
+    raise ValueError(f"--rewards: got {rewards}, expected at least two finite numbers")
+  values = np.asarray(rewards, np.float32)
+  own = np.asarray(
+    advantages.of(choices, values, np.zeros(len(values), int), np.ones(len(values), int))
+  )
+  own = own + choices.kappa * choices.beta + choices.shift
+  centred = values - values.mean()
+  boundary = (
+    values
+    - choices.beta * float(induced_target.regime_statistic(centred, choices.beta))
+    - values.mean()
+  )
+  cases = {
+    choices.name: own,
+    "mean - beta": centred + choices.beta,
+    "mean": centred,
+    "V*": boundary,
+    "V* + beta/2": boundary - 0.5 * choices.beta,
+  }
+  targets = [_target(name, table, values, choices.beta) for name, table in cases.items()]
+  return own, targets
+
+
+def _target(name: str, table: np.ndarray, rewards: np.ndarray, beta: float) -> Target:
+  atol = 8 * float(np.finfo(np.float32).eps) * float(np.abs(rewards).max())
+  found = induced_target.solve(table, beta, atol=atol)
+  u = found.log_ratios
+  return Target(
+    name=name,
+    lam=float(found.lam),
+    regime=int(found.regime),
+    statistic=float(found.regime_statistic),
+    ratios=np.exp(np.asarray(u)),
+    kl=float(induced_target.reverse_kl(u)),
+    entropy=float(induced_target.entropy(u)),
+    reward=float(induced_target.expected_reward(u, rewards)),
+    ess=float(induced_target.effective_sample_fraction(u)),
+    temperature=float(induced_target.effective_temperature(found, table, beta)),
+    collapsed=bool(found.collapsed),
+  )
+
+
+def show(rewards: list[float], own: np.ndarray, targets: list[Target], beta: float) -> None:
+  """Prints both tables."""
+  console = Console()
+  mine, nominal = targets[0], targets[3]
+  size = len(rewards)
+  table = Table(title=f"Each completion (beta = {beta:g}, sampler: 1/{size} each)", box=box.SIMPLE)
+  for column in ("completion", "reward", "A / beta", "induced pi", "pi / mu", "nominal pi"):
+    table.add_column(column, justify="right")
+  for i in np.argsort(-np.asarray(rewards), kind="stable"):
+    table.add_row(
+      str(i),
+      f"{rewards[i]:g}",
+      f"{own[i] / beta:.3f}",
+      f"{mine.ratios[i] / size:.4f}",
+      f"{mine.ratios[i]:.3f}",
+      f"{nominal.ratios[i] / size:.4f}",
+    )
+  console.print(table)
+  table = Table(title="The target, beside that of other baselines", box=box.SIMPLE)
+  for column in ("baseline", "regime", "lambda", "reward", "KL", "entropy", "ESS", "T"):
+    left = column in ("baseline", "regime")
+    table.add_column(column, justify="left" if left else "right", no_wrap=True)
+  for t in targets:
+    regime = "winner takes all" if t.collapsed else _REGIMES[t.regime].split(":")[0]
+    table.add_row(
+      t.name,
+      regime,
+      f"{t.lam:.4g}",
+      f"{t.reward:.4f}",
+      f"{t.kl:.4f}",
+      f"{t.entropy:.4f}",
+      f"{t.ess:.3f}",
+      f"{t.temperature:.4g}",
+    )
+  console.print(table)
+  console.print(
+    f"log E exp(A/beta) = {mine.statistic:.4g}, so the regime is {_REGIMES[mine.regime]}.\n"
+    "Of each target: expected reward, KL to the sampler and entropy (nats), effective sample size "
+    "(fraction), T = temperature of the closest exponential tilt."
+  )
+  if mine.regime < 0:
+    console.print(
+      "A negative regime can have several minima; which one is reached depends on luck."
+    )
+
+
+def draw(rewards: list[float], targets: list[Target], beta: float, path: pathlib.Path) -> None:
+  """The picture: probability of every completion under each target, and pi/mu against reward.
+
+  Raises:
+    RuntimeError: matplotlib is not installed.
+  """
+  try:
+    from matplotlib.figure import Figure
+  except ImportError:
+    raise RuntimeError(
+      "--png needs matplotlib: pip install 'offpolicy-rl[bench]', or leave --png out"
+    ) from None
+  figure = Figure(figsize=(10, 4), layout="constrained")
+  bars, curves = figure.subplots(1, 2, width_ratios=(3, 2))
+  order = np.argsort(np.asarray(rewards), kind="stable")
+  places = np.arange(len(rewards))
+  chosen = [targets[0], targets[3], targets[4]]
+  colours = ("#1f6feb", "#8a8f98", "#d1495b")
+  for i, (target, colour) in enumerate(zip(chosen, colours, strict=True)):
+    label = f"{target.name}: λ = {target.lam:.3g}"
+    heights = target.ratios[order] / len(rewards)
+    bars.bar(places + 0.27 * (i - 1), heights, 0.25, color=colour, label=label)
+    curves.plot(
+      np.asarray(rewards)[order], target.ratios[order], "o-", color=colour, label=target.name
+    )
+  bars.axhline(1 / len(rewards), color="black", lw=0.8, ls=":", label="sampler")
+  bars.set_xticks(places, [f"{rewards[i]:g}" for i in order])
+  bars.set(xlabel="completion, by reward", ylabel="probability")
+  bars.set_title(f"induced targets, β = {beta:g}", fontsize=10)
+  bars.legend(fontsize=8, frameon=False)
+  curves.set(xlabel="reward", ylabel="π / μ")
+  curves.set_title("how much more likely than under the sampler", fontsize=10)
+  for axes in (bars, curves):
+    axes.spines[["top", "right"]].set_visible(False)
+  figure.savefig(path, dpi=130)

@@ -1,0 +1,1 @@
+"""Held-out accuracy: evaluation requests, pass@k and majority votes."""

@@ -1,0 +1,127 @@
+"""A live run on a terminal, read from its directory or told by its learner; the run never notices.
+
+A source answers (session, position, seconds to wait) -> `types.News`: `of_directory`, or
+`LearnerClient.watch` of transport/client.py.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.live import Live
+
+from offpolicy_rl import types
+from offpolicy_rl.observe import frame, metrics, progress
+from offpolicy_rl.system import output
+
+FILE = "live.json"
+_SECONDS = 1.0  # between looks
+_KEPT = 2000  # rows; of more, every second one of the older half goes
+
+Source = Callable[[str, int, float], types.News]
+
+
+def about(config) -> str:
+  """A run in a few words; `config`: nested, read by key."""
+  lag = config["lag"]
+  return (
+    f"{config['task']['name']}, {config['objective']['name']}, lag {lag['mode']} {lag['max_lag']}, "
+    f"seed {config['seed']}"
+  )
+
+
+def write_status(run_dir: pathlib.Path, status: types.RunStatus) -> None:
+  """Replaces RUN/live.json."""
+  row = status._asdict() | {"samplers": [sampler._asdict() for sampler in status.samplers]}
+  temporary = run_dir / f"{FILE}.tmp"
+  temporary.write_text(json.dumps(row))
+  temporary.replace(run_dir / FILE)
+
+
+def read_status(run_dir: pathlib.Path) -> types.RunStatus:
+  """Of RUN/live.json; of a run that has none, as much as its configuration says."""
+  file = run_dir / FILE
+  if file.exists():
+    row = json.loads(file.read_text())
+    samplers = tuple(types.SamplerStatus(**sampler) for sampler in row.pop("samplers"))
+    return types.RunStatus(**row, samplers=samplers)
+  config = json.loads((run_dir / "config.json").read_text())
+  ended = "finished" if (run_dir / "ledger.json").exists() else ""
+  return types.RunStatus(
+    session="",
+    run_id=run_dir.absolute().name,
+    about=about(config),
+    at=math.nan,
+    ended=ended,
+    num_steps=config["learner"]["steps"],
+    tickets={},
+    samplers=(),
+  )
+
+
+def of_directory(run_dir: pathlib.Path) -> Source:
+  """Looks at a run's files; the directory may be another machine's, mounted."""
+
+  def look(session: str, position: int, wait_seconds: float) -> types.News:
+    """As `client.LearnerClient.watch`."""
+    time.sleep(wait_seconds)
+    return metrics.news(run_dir, read_status(run_dir), session, position)
+
+  return look
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """What is known of a run."""
+
+  status: types.RunStatus
+  position: int
+  newest: dict[str, dict]  # kind -> name -> value
+  rows: list[types.MetricsRow]
+
+
+def update(view: View | None, news: types.News) -> View:
+  """What is known after the news."""
+  before, known = ([], {}) if view is None or news.anew else (view.rows, view.newest)
+  rows = before + news.rows
+  while len(rows) > _KEPT:
+    half = len(rows) // 2
+    rows = rows[:half:2] + rows[half:]
+  return View(news.status, news.position, metrics.newest(known, news), rows)
+
+
+def run(source: Source, console: Console, *, once: bool = False) -> View:
+  """Shows a run until it is over, or once; plain lines where there is no terminal."""
+  view = update(None, source("", 0, 0.0))
+  if once:
+    console.print(frame.of(view.status, view.newest, view.rows, console))
+    return view
+  look = lambda view: update(view, source(view.status.session, view.position, _SECONDS))
+  view = (_draw if console.is_terminal else _tell)(view, look, console)
+  console.print(frame.last_words(view.status, view.newest))
+  return view
+
+
+def _draw(view: View, look: Callable[[View], View], console: Console) -> View:
+  draw = lambda: frame.of(view.status, view.newest, view.rows, console)
+  with Live(get_renderable=draw, console=console, refresh_per_second=2):
+    while not view.status.ended and output.problem() is None:  # raised in Live's own thread
+      view = look(view)
+  return view
+
+
+def _tell(view: View, look: Callable[[View], View], console: Console) -> View:
+  """One line every few seconds, as the learner's own."""
+  told = -math.inf
+  while True:
+    now = time.monotonic()
+    if now - told >= progress.PLAIN_SECONDS or view.status.ended:
+      console.print(frame.line(view.status, view.newest, view.rows))
+      told = now
+    if view.status.ended:
+      return view
+    view = look(view)

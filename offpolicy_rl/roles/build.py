@@ -1,0 +1,314 @@
+"""From the configuration to the parts that both roles share."""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import shutil
+
+import jax
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl import losses, types
+from offpolicy_rl.learner import checkpoint, step
+from offpolicy_rl.learner import state as state_lib
+from offpolicy_rl.model import attention, decoder, families, lora, pretrained, sharding
+from offpolicy_rl.model import policy as policy_lib
+from offpolicy_rl.replay import lag, packing, schedule
+from offpolicy_rl.roles import folders
+from offpolicy_rl.sampler import engine, sampling, stopping
+from offpolicy_rl.tasks import catalog, chat, scoring, tokenizer, vocabulary
+from offpolicy_rl.transport import weights
+
+_NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
+_MAX_REFILLS = "learner.max_refills"
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """What both roles know about the policy besides its weights."""
+
+  model: decoder.DecoderConfig
+  words: vocabulary.Vocabulary | tokenizer.Tokenizer
+  files: types.ModelFiles | None = None  # of a published model
+
+
+def policy_of(config, files: types.ModelFiles | None) -> Policy:
+  """A fresh model with the task's vocabulary, or the published one that `files` belong to.
+
+  Raises:
+    ConfigError, families.UnsupportedModel, tokenizer.TokenizerError: it can't be used.
+  """
+  stop = json.loads(config.sampler.stop or "[]")
+  if files is None:
+    words = catalog.of(config.task).vocabulary.stopping(stop)
+    own = {key: value for key, value in config.model.items() if key not in _NO_ARCHITECTURE}
+    model = decoder.DecoderConfig(vocab_size=words.size, **own)
+    return Policy(_with_adapters(model, config.model), words)
+  model = published_model(config, families.parse(files.config))
+  task = config.task
+  words = tokenizer.Tokenizer(
+    files,
+    template=task.prompt,
+    chat=task.chat,
+    system=task.system_prompt,
+    stop=stop,
+    arguments=json.loads(task.chat_arguments or "{}"),
+    vocab_size=model.vocab_size,
+    day=datetime.date.fromisoformat(task.chat_date) if task.chat_date else None,
+  )
+  return Policy(model, words, files)
+
+
+def fix_day(config, files: types.ModelFiles | None) -> None:
+  """Writes today into task.chat_date where prompts depend on it: from then on they don't.
+
+  Raises:
+    tokenizer.TokenizerError: a file can't be read.
+  """
+  task = config.task
+  if files is None or not task.chat or task.chat_date:
+    return
+  tools = json.loads(task.chat_arguments or "{}").get("tools") is not None
+  if chat.looks_at_the_calendar(files, tools=tools):
+    task.chat_date = datetime.date.today().isoformat()
+
+
+def sampling_notes(config, policy: Policy) -> list[str]:
+  """What people should know about how completions are sampled, a line each."""
+  words = policy.words
+  texts = [f"the text {text!r}" for text in words.stop_texts]
+  ends = ", ".join([tokenizer.describe_ends(words), *texts])
+  notes = [f"a completion ends with {ends}, or after {config.task.max_completion_tokens} tokens"]
+  if policy.files is not None:
+    notes += [*words.turn_notes(), *tokenizer.notes(policy.files)]
+  return notes
+
+
+def published_model(config, architecture: dict) -> decoder.DecoderConfig:
+  """From config.json of a published model, as the configuration wants it computed.
+
+  Raises:
+    ConfigError, families.UnsupportedModel: it can't be used.
+  """
+  model = _with_adapters(families.read(architecture), config.model)
+  model = dataclasses.replace(model, compute_dtype=config.model.compute_dtype)
+  config_lib.require(config_lib.architecture_relations(config, dataclasses.asdict(model)))
+  return model
+
+
+def _with_adapters(model: decoder.DecoderConfig, wanted) -> decoder.DecoderConfig:
+  """With the adapters that `config.model` asks for."""
+  if not wanted.lora_rank:
+    return model
+  targets = tuple(dict.fromkeys(wanted.lora_targets.split(",")))
+  config_lib.require(
+    [
+      (
+        not model.num_experts or not set(targets) & {"w_gate", "w_up", "w_down"},
+        f"model.lora_targets: got {wanted.lora_targets}, expected some of w_q,w_k,w_v,w_o: experts "
+        "have no adapters",
+      )
+    ]
+  )
+  return dataclasses.replace(
+    model, lora_rank=wanted.lora_rank, lora_alpha=float(wanted.lora_alpha), lora_targets=targets
+  )
+
+
+def model_files(config, run_dir: pathlib.Path, *, resume: bool) -> types.ModelFiles | None:
+  """Of the published checkpoint that the run begins with; kept in RUN/model for resume and export.
+
+  `resume`: those kept are the run's own, the checkpoint may be gone; else they are copied anew.
+  """
+  if not config.model.checkpoint:
+    return None
+  source, kept = pathlib.Path(config.model.checkpoint), run_dir / "model"
+  if not (resume and kept.is_dir()):
+    tokenizer.read_files(source)  # refuses it before anything is touched
+    shutil.rmtree(kept, ignore_errors=True)
+    with folders.whole(kept) as half:
+      folders.copy_matching(source, half, (pretrained.CONFIG, *pretrained.COMPANIONS))
+  return tokenizer.read_files(kept)
+
+
+def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[int, dict]:
+  """(step, parameters of the plain decoder) of a run's newest checkpoint, on the first device.
+
+  Raises:
+    checkpoint.CheckpointError: there is none, or it is damaged.
+  """
+  saved, shapes = run_dir / "checkpoints", policy_lib.shapes(lora.plain(model))
+  if not model.lora_rank:
+    return checkpoint.newest_params(saved, shapes)
+  step, adapters = checkpoint.newest_params(saved, lora.split(policy_lib.shapes(model))[1])
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  reader = checkpoint.Checkpoints(saved, keep=1)
+  base = reader.restore_initial(shapes, jax.tree.map(lambda _: here, shapes))
+  reader.close()
+  return step, lora.merge(model, base, adapters)
+
+
+def step_choices(config, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh) -> step.StepChoices:
+  """What the learner's step is compiled for."""
+  learner = config.learner
+  model = dataclasses.replace(
+    model,
+    remat=learner.remat,
+    attention=attention.best(
+      mesh.devices.flat[0].platform,
+      compute_dtype=model.compute_dtype,
+      head_dim=model.head_dim,
+      shares_prompts=learner.layout == packing.SHARED,
+    ),
+  )
+  updates = config_lib.updates_per_step(learner)
+  optimizer = state_lib.make_optimizer(
+    learning_rate=learner.learning_rate,
+    num_steps=learner.steps * updates,
+    warmup_steps=learner.warmup_steps * updates,
+    schedule=learner.schedule,
+    adam=(learner.adam_b1, learner.adam_b2, learner.adam_eps),
+    weight_decay=learner.weight_decay,
+    max_grad_norm=learner.max_grad_norm,
+    in_host_memory=learner.offload_optimizer,
+  )
+  return step.StepChoices(
+    model=model,
+    objective=losses.objective(config_lib.objective_choices(config)),
+    optimizer=optimizer,
+    temperature=config.sampler.temperature,
+    logprob_chunk=learner.logprob_chunk,
+    shown=learner.group_size,
+    minibatches=learner.minibatches,
+    epochs=learner.epochs,
+  )
+
+
+def lag_control(config) -> lag.LagControl:
+  """The lag mode; reads the recorded schedule of a replay."""
+  recorded = None
+  if config.lag.mode == lag.REPLAY:
+    recorded = schedule.read(pathlib.Path(config.lag.schedule))
+    if len(recorded.versions) < config.learner.steps:
+      raise schedule.ScheduleError(
+        f"learner.steps: got {config.learner.steps}, but {config.lag.schedule} recorded only "
+        f"{len(recorded.versions)}"
+      )
+    if {len(row) for row in recorded.versions} - {config.learner.prompts_per_step}:
+      raise schedule.ScheduleError(
+        f"learner.prompts_per_step: got {config.learner.prompts_per_step}, but "
+        f"{config.lag.schedule} recorded {len(recorded.versions[0])} groups per step"
+      )
+    refills = config_lib.flatten(config_lib.from_json(recorded.config_json)).get(_MAX_REFILLS)
+    if refills != config.learner.max_refills:  # spare prompts are numbered by it
+      raise schedule.ScheduleError(
+        f"{_MAX_REFILLS}: got {config.learner.max_refills}, but {config.lag.schedule} recorded "
+        f"{refills}"
+      )
+  return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded)
+
+
+def engine_sizes(config, *, group_size: int, max_prompt_tokens: int) -> engine.Sizes:
+  """Of a generation engine; arguments as for `make_engine`."""
+  sampler = config.sampler
+  return engine.Sizes(
+    slots=sampler.slots,
+    group_size=group_size,
+    max_prompt_tokens=max_prompt_tokens,
+    max_tokens=config.task.max_completion_tokens,
+    page_tokens=sampler.page_tokens,
+    cache_tokens=sampler.cache_tokens,
+    prefill_tokens=sampler.prefill_tokens,
+    steps=sampler.decode_steps,
+  )
+
+
+def make_engine(
+  config,
+  policy: Policy,
+  *,
+  group_size: int,
+  max_prompt_tokens: int,
+  int8_weights: bool = False,
+  mesh: jax.sharding.Mesh | None = None,
+) -> engine.Engine:
+  """A generation engine; it computes with adapters merged into their base.
+
+  Args:
+    group_size: completions per prompt.
+    int8_weights: its parameters will be quantized ones.
+    mesh: that its parameters will be laid out on; None = the first device.
+  """
+  sizes = engine_sizes(config, group_size=group_size, max_prompt_tokens=max_prompt_tokens)
+  model = dataclasses.replace(lora.plain(policy.model), int8_weights=int8_weights)
+  return engine.Engine(
+    model,
+    sizes,
+    seed=config.seed,
+    stops=stops(config, policy),
+    truncation=truncation(config),
+    mesh=mesh,
+  )
+
+
+def stops(_, policy: Policy) -> stopping.Stops:
+  """What ends a completion; `policy_of` has looked at sampler.stop."""
+  words = policy.words
+  return stopping.Stops(words.ends, words.stop_texts, words.whole_text, words.spell)
+
+
+def truncation(config) -> sampling.Truncation:
+  """Of the distribution that is sampled from."""
+  return sampling.Truncation(config.sampler.top_k, config.sampler.top_p, config.sampler.min_p)
+
+
+def sampler_meshes(config) -> list[jax.sharding.Mesh]:
+  """One per engine of a sampler, over the devices of its machine.
+
+  Raises:
+    ValueError: it has too few.
+  """
+  number, size, devices = config.sampler.data, config.sampler.tensor, jax.local_devices()
+  if number * size > len(devices):
+    raise ValueError(
+      f"sampler.data, sampler.tensor: got {number} x {size}, but this machine has {len(devices)} "
+      "devices"
+    )
+  own = [devices[i * size : (i + 1) * size] for i in range(number)]
+  return [sharding.make_mesh(tensor=size, devices=some) for some in own]
+
+
+def make_store(config, weights_dir: str | None, session: str):
+  """Where the learner publishes: put, retain, versions, close."""
+  if weights_dir is None:
+    return weights.WeightStore(delta_bases=config.transport.delta_bases)
+  from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only where it is used
+
+  return weights_dir_lib.Publisher(weights_dir, session)
+
+
+def scorer(task) -> scoring.Scorer:
+  """The processes that judge answers; ValueError when this machine lacks a verifier."""
+  wanted = catalog.of(task)
+  return scoring.Scorer(
+    wanted.verifier,
+    also=wanted.verifiers,
+    workers=task.verifier_processes,
+    time_limit=task.verifier_seconds,
+    memory_mb=task.verifier_memory_mb,
+    pattern=task.format_pattern,
+  )
+
+
+def limits(config, *, group_size: int) -> packing.Limits:
+  """How batches of groups of this size are laid out."""
+  learner, task = config.learner, config.task
+  longest = (task.max_prompt_tokens, task.max_completion_tokens)
+  return packing.Limits(
+    learner.layout,
+    *longest,
+    columns=learner.row_tokens or packing.row_columns(learner.layout, *longest, group_size),
+    shards=config.mesh.data * config.mesh.fsdp * config.mesh.expert,
+    buckets=learner.buckets,
+  )

@@ -1,0 +1,151 @@
+"""Published checkpoints in: checked, converted where they are GGUF, put where runs find them."""
+
+import glob
+import json
+import math
+import pathlib
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Collection
+
+import safetensors.numpy
+from etils import epath
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.model import families, gguf_files, lora, pretrained
+from offpolicy_rl.roles import build, folders
+from offpolicy_rl.tasks import tokenizer
+
+_TEMPLATE_SECONDS = 20.0  # to render one question; milliseconds are usual
+
+
+def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> str:
+  """Checks a published checkpoint and copies it to the directory `to`; returns a summary.
+
+  Args:
+    source: a directory (local or in a bucket) with config.json, *.safetensors and tokenizer files,
+      or a GGUF file.
+    ignore: keys of config.json that are known to change nothing.
+
+  Raises:
+    FileExistsError: `to` is there already.
+    families.UnsupportedModel, pretrained.CheckpointError, gguf_files.GgufError,
+    tokenizer.TokenizerError: it can't be used; nothing is left behind.
+  """
+  target = pathlib.Path(to)
+  if target.exists():
+    raise FileExistsError(f"--to: {to} is there already, expected a new directory")
+  with folders.whole(target) as half:
+    if source.endswith(".gguf"):
+      _convert(pathlib.Path(source), half)
+    else:
+      _copy(epath.Path(source), half)
+    if ignore:
+      _remember(half / pretrained.CONFIG, ignore)
+    try:
+      found = _checked(half)
+    except ValueError as error:  # of a directory that is gone when people read this
+      raise type(error)(str(error).replace(str(half), source.rstrip("/"))) from None
+  return f"{target}: {found}"
+
+
+def _remember(path: pathlib.Path, ignore: Collection[str]) -> None:
+  """Notes in config.json which of its keys do not matter: every later reader needs to know."""
+  keys = families.parse(path.read_text(encoding="utf-8"))
+  path.write_text(json.dumps(keys | {families.IGNORED: sorted(ignore)}, indent=2) + "\n")
+
+
+def _copy(source: epath.Path, to: pathlib.Path) -> None:
+  if not source.is_dir():
+    raise pretrained.CheckpointError(
+      f"--from: {source} is no directory and no .gguf file; `hf download NAME --local-dir DIR` "
+      "gets a published checkpoint"
+    )
+  weights = pretrained.weight_files(source)
+  index = [] if weights == [pretrained.SINGLE] else [pretrained.INDEX]
+  taken = map(glob.escape, [pretrained.CONFIG, *index, *weights])
+  folders.copy_matching(source, to, (*taken, *pretrained.COMPANIONS))
+
+
+def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
+  file = gguf_files.GgufFile(source)
+  keys = file.config_json()
+  families.read(keys)  # refused before anything is converted
+  (to / pretrained.CONFIG).write_text(json.dumps(keys, indent=2) + "\n")
+  safetensors.numpy.save_file(dict(file.tensors()), to / pretrained.SINGLE, {"format": "pt"})
+  tokenizer.write_from_gguf(file, to)
+
+
+def _checked(folder: pathlib.Path) -> str:
+  """A checkpoint that can be used, in a few lines."""
+  checkpoint = pretrained.Checkpoint(folder)
+  files = tokenizer.read_files(folder)
+  words = tokenizer.Tokenizer(files, vocab_size=checkpoint.config.vocab_size)
+  count = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+  dtypes = ", ".join(sorted(set(checkpoint.dtypes.values())))
+  family = checkpoint.keys["model_type"]
+  said = _in_time(words.check)
+  lines = [f"{family}, {count / 1e6:,.1f} M parameters ({dtypes}), {words.size:,} tokens"]
+  return "\n  ".join([*lines, *said, *tokenizer.notes(files)])
+
+
+def _in_time(check: Callable[[], list[str]]) -> list[str]:
+  """What `check` returns, which runs code from elsewhere; TokenizerError when it takes too long."""
+  found: queue.SimpleQueue = queue.SimpleQueue()
+
+  def run() -> None:
+    """Hands over what it returns or raises."""
+    try:
+      found.put(check())
+    except Exception as error:  # for the other thread to raise
+      found.put(error)
+
+  threading.Thread(target=run, daemon=True, name="template").start()
+  try:
+    result = found.get(timeout=_TEMPLATE_SECONDS)
+  except queue.Empty:
+    raise tokenizer.TokenizerError(
+      f"{tokenizer.TEMPLATE}: one question takes it more than {_TEMPLATE_SECONDS:g} s"
+    ) from None
+  if isinstance(result, Exception):
+    raise result
+  return result
+
+
+def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str:
+  """Writes the policy of a run's newest checkpoint as published ones are; returns a summary.
+
+  Adapters are merged into the weights.
+
+  Args:
+    dtype: of the tensors, e.g. "bfloat16"; None = what the imported checkpoint says.
+
+  Raises:
+    FileExistsError: `to` is there already.
+    pretrained.CheckpointError: the run did not begin with a published checkpoint, or has none.
+  """
+  run, target = pathlib.Path(run_dir), pathlib.Path(to)
+  if target.exists():
+    raise FileExistsError(f"--to: {to} is there already, expected a new directory")
+  if not (run / "model").is_dir():
+    raise pretrained.CheckpointError(
+      f"--run_dir: {run}/model is missing: only runs that began with a published checkpoint "
+      "(model.checkpoint) can be exported as one"
+    )
+  files = tokenizer.read_files(run / "model")
+  keys = families.parse(files.config)
+  settings = config_lib.from_json((run / "config.json").read_text())
+  config_lib.validate(settings)
+  model = build.policy_of(settings, files).model
+  step, params = build.newest_params(run, model)
+  config = lora.plain(model)
+  dtype = dtype or keys.get("dtype") or keys.get("torch_dtype") or "float32"
+  names = pretrained.tensor_shapes(config)
+  with folders.whole(target) as half:
+    pretrained.save(half, config, params, dict.fromkeys(names, dtype))
+    shutil.copytree(run / "model", half, dirs_exist_ok=True)
+    said = [name for name in ("dtype", "torch_dtype") if name in keys] or ["dtype"]
+    keys |= dict.fromkeys(said, dtype)  # transformers 5 or 4, or both
+    (half / pretrained.CONFIG).write_text(json.dumps(keys, indent=2) + "\n")
+  return f"{target}: step {step} of {run}, {len(names)} tensors, {dtype}"

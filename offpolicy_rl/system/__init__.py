@@ -1,0 +1,1 @@
+"""The operating system's side: locks, child processes, output, memory, the environment."""

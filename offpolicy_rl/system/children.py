@@ -1,0 +1,91 @@
+"""Child processes that end with their parent, whatever ends it, and words for how one ended.
+
+A parent holds a pipe that nobody writes to, a child reads from it. The kernel closes it when the
+parent is gone, also by SIGKILL; so the child notices, on every system.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+PARENT = "OFFPOLICY_RL_PARENT"  # in a child's environment: the descriptor that it reads from
+_ORDERLY_SECONDS = 60.0  # for a child to end in order once its parent is gone
+_MAIN = (sys.executable, "-m", "offpolicy_rl.cli.main")
+
+_started: list[subprocess.Popen] = []
+_lifeline: tuple[int, int] | None = None  # (read, written by nobody)
+_lock = threading.Lock()
+
+
+def start(arguments: list[str], *, output=None, command: tuple[str, ...] = _MAIN):
+  """`offpolicy-rl ARGUMENTS` as a `subprocess.Popen`; `output`: a file for both of its streams.
+
+  In its own session, so that Ctrl-C reaches only us and we pass it on in order.
+  """
+  global _lifeline
+  with _lock:
+    _lifeline = _lifeline or os.pipe()
+    child = subprocess.Popen(
+      [*command, *arguments],
+      stdin=subprocess.DEVNULL,
+      stdout=output,
+      stderr=output,
+      start_new_session=True,
+      pass_fds=_lifeline[:1],
+      env=os.environ | {PARENT: str(_lifeline[0])},
+    )
+    _started.append(child)
+  return child
+
+
+def end_with_parent() -> None:
+  """In a child: SIGTERM to ourselves once the parent is gone, and SIGKILL a minute later."""
+  text = os.environ.pop(PARENT, None)  # not for our own children
+  if text is None:
+    return
+  lifeline = int(text)
+  os.set_inheritable(lifeline, False)
+
+  def watch() -> None:
+    """Waits for the end of the pipe."""
+    with contextlib.suppress(OSError):
+      os.read(lifeline, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_ORDERLY_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+  threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def kill(child: subprocess.Popen) -> None:
+  """At once, and with it what it has started."""
+  with contextlib.suppress(ProcessLookupError, PermissionError):
+    os.killpg(child.pid, signal.SIGKILL)
+
+
+def kill_all() -> None:
+  """Every child that is left."""
+  for child in _started:
+    if child.returncode is None:
+      kill(child)
+
+
+def describe(code: int) -> str:
+  """How a process ended, from its exit code as Python or a shell tells it."""
+  number = -code if code < 0 else code - 128
+  try:
+    name = signal.Signals(number).name
+  except ValueError:
+    return f"exit code {code}"
+  if code == 128 + signal.SIGINT:
+    return "interrupted, exit code 130"
+  return f"killed by {name}"
+
+
+def exit_code(code: int) -> int:
+  """What to end with after a child that ended so: signals as shells tell them."""
+  return code if code >= 0 else 128 - code

@@ -1,0 +1,64 @@
+"""From the flags of eval to a configuration: started anywhere, installed or not."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from offpolicy_rl.cli import arguments
+from offpolicy_rl.config import evaluation, text
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def published(tmp_path):
+  """What the settings look at of a published checkpoint."""
+  folder = tmp_path / "model"
+  folder.mkdir()
+  (folder / "config.json").write_text("{}")
+  return folder
+
+
+def settings(*flags, ks=(1, 2)):
+  parsed = arguments.parser("").parse_args(["eval", *flags])
+  return evaluation.configuration(parsed, [], ks)[0]
+
+
+def test_the_learners_groups_need_no_slots(published):
+  config = settings(f"--checkpoint={published}", "--slots=4")
+  assert (config.sampler.slots, config.evaluation.samples, config.learner.group_size) == (4, 2, 8)
+  with pytest.raises(text.ConfigError, match="sampler.slots: got 4, expected at least 8"):
+    settings(f"--checkpoint={published}", "--slots=4", ks=(8,))
+
+
+def test_base_is_found_from_any_directory(published, monkeypatch):
+  monkeypatch.chdir(published)
+  assert settings(f"--checkpoint={published}").task.max_prompt_tokens == 512
+
+
+def test_what_is_installed_has_every_key(tmp_path):
+  source = tmp_path / "source"
+  for name in ("offpolicy_rl", "configs"):
+    shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+  for name in ("setup.py", "README.md"):
+    shutil.copy(ROOT / name, source)
+  built = tmp_path / "site-packages"
+  build = [sys.executable, "setup.py", "-q", "build_py", f"--build-lib={built}"]
+  subprocess.run(build, cwd=source, check=True, capture_output=True)
+  program = (
+    "from offpolicy_rl import config, config_text; import types; found = config_text.base(); "
+    "config.validate(found); print(config.__file__, len(config.flatten(found)), types.__file__)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(built)},
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  file, number, _ = done.stdout.split()
+  assert file.startswith(str(built))
+  assert int(number) == len(text.flatten(text.base()))

@@ -1,0 +1,143 @@
+"""The files of a run that grow with every step, and the progress line."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from offpolicy_rl.observe import metrics, progress
+
+ROW = {
+  "reward": 0.5,
+  "entropy": 0.25,
+  "lag/mean": 3.0,
+  "tokens": 600,
+  "seconds/waiting": 0.1,
+  "seconds/step": 0.2,
+  "seconds/publishing": 0.0,
+}
+
+
+def test_rows_come_back_and_a_cut_line_is_left_out(tmp_path):
+  writer = metrics.MetricsWriter(tmp_path)
+  writer.write(metrics.TRAIN, 0, {"reward": 0.5, "lag/histogram": {"1": 3}})
+  writer.close()
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"kind": "train", "st')
+  assert metrics.read(tmp_path) == [
+    {"kind": "train", "step": 0, "reward": 0.5, "lag/histogram": {"1": 3}}
+  ]
+  assert metrics.read(tmp_path / "nowhere") == []
+
+
+def test_a_resume_drops_the_rows_of_the_lost_future(tmp_path):
+  """Also a last line that was cut by the crash."""
+  writer = metrics.MetricsWriter(tmp_path)
+  writer.write(metrics.WARM_START, 50, {"loss": 1.0})
+  for step in range(8):
+    if step == 5:
+      position = writer.position()
+    writer.write(metrics.TRAIN, step, {"reward": 0.0})
+  writer.close()
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"kind": "train", "st')
+  writer = metrics.MetricsWriter(tmp_path, position=position, step=5)
+  writer.write(metrics.TRAIN, 5, {"reward": 1.0})
+  writer.close()
+  rows = metrics.read(tmp_path)
+  assert [r["step"] for r in rows] == [50, 0, 1, 2, 3, 4, 5]
+  assert rows[-1]["reward"] == 1.0
+
+
+@pytest.mark.parametrize(("position", "kept"), [(None, [0, 1]), (12, [0]), (0, []), (999, [0, 1])])
+def test_a_file_goes_on_where_the_checkpoint_stood(tmp_path, position, kept):
+  """Past its end, too: the file of a run whose own disk was lost begins anew, without a hole."""
+  rows = [{"step": 0}, {"step": 1}]
+  first = metrics.JsonLines(tmp_path / metrics.FILE)
+  for row in rows:
+    first.append(row)
+  first.close()
+  second = metrics.JsonLines(tmp_path / metrics.FILE, position)
+  second.append({"step": 7})
+  second.close()
+  assert [row["step"] for row in metrics.read(tmp_path)] == [*kept, 7]
+
+
+def scalars(folder) -> list[tuple[int, str, float]]:
+  """(step, tag, value) of every event file, in the order of their making."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  found = []
+  for path in sorted(folder.iterdir(), key=lambda p: int(p.suffix[1:])):
+    data = path.read_bytes()
+    while data:  # a record: length, its checksum, the event, its checksum
+      length = int.from_bytes(data[:8], "little")
+      event = Event.FromString(data[12 : 12 + length])
+      found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+      data = data[16 + length :]
+  return found
+
+
+def test_tensorboard_gets_the_scalars_and_survives_a_disk_that_refuses(tmp_path, monkeypatch):
+  writer = metrics.MetricsWriter(tmp_path)
+  writer.write(metrics.TRAIN, 0, {"reward": 0.5, "lag/histogram": {"1": 3}})
+  refuse = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+  with monkeypatch.context() as full:
+    full.setattr("tensorboardX.event_file_writer.EventsWriter.flush", refuse)
+    writer.write(metrics.TRAIN, 1, {"reward": 0.25})
+  writer.write(metrics.HELDOUT, 2, {"heldout/pass@1": 1.0})
+  writer.close()
+  assert [row["step"] for row in metrics.read(tmp_path)] == [0, 1, 2]
+  found = scalars(tmp_path / "tensorboard")
+  assert found[0] == (0, "train/reward", 0.5) and found[-1] == (2, "heldout/pass@1", 1.0)
+
+
+def test_plain_progress_lines_where_there_is_no_terminal():
+  out = io.StringIO()
+  screen = progress.Progress(100, Console(file=out, width=200, highlight=False))
+  screen.heldout(0.75)
+  screen.sampler_rate(1234.0)
+  for step in (0, 1, 2, 99):
+    screen.step(step, ROW)
+  screen.stop()
+  lines = out.getvalue().splitlines()
+  assert len(lines) == 2  # the first, and the last; those in between came within five seconds
+  assert lines[0] == (
+    "step 1/100  left 0:00  reward 0.500  held-out 0.750  entropy 0.250  lag 3.0  "
+    "tokens/s: learner 2,000  sampler 1,234"
+  )
+  assert lines[1].startswith("step 100/100")
+
+
+def test_a_terminal_gets_one_live_line():
+  out = io.StringIO()
+  screen = progress.Progress(
+    100, Console(file=out, width=200, force_terminal=True, highlight=False)
+  )
+  for step in range(50):
+    screen.step(step, ROW)
+  screen.say("a line that stays")
+  screen.stop()
+  visible = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n")
+  assert "a line that stays" in visible and "step 50/100" in visible
+  assert visible.count("step ") < 15
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("alarm/memorising", "the mean log-ratio is positive"),
+    ("verifier_failures", "the verifier fails on completions of every batch"),
+  ],
+)
+def test_an_alarm_is_told_once_and_only_when_it_lasts(name, message):
+  out = io.StringIO()
+  screen = progress.Progress(1000, Console(file=out, width=500, highlight=False))
+  for step in range(100):  # off every tenth step: never twenty in a row
+    screen.step(step, ROW | {name: float(step % 10 > 0)})
+  assert "alarm" not in out.getvalue()
+  for step in range(100, 200):
+    screen.step(step, ROW | {name: 1.0})
+  assert out.getvalue().count("alarm") == 1
+  assert f"alarm, steps 92 to 111: {message}" in out.getvalue()

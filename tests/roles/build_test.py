@@ -1,0 +1,32 @@
+"""From the configuration to parts: what a replay must have in common with the run it follows."""
+
+import json
+
+import pytest
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.replay import schedule
+from offpolicy_rl.roles import build
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("steps", 3, "learner.steps: got 3, but .* recorded only 2"),
+    ("prompts_per_step", 1, "learner.prompts_per_step: got 1, but .* recorded 2 groups"),
+    ("max_refills", 1, "learner.max_refills: got 1, but .* recorded 2"),
+  ],
+)
+def test_a_replay_follows_the_run_it_is_of(tiny_config, tmp_path, key, value, message):
+  learner = tiny_config.learner
+  learner.steps, learner.prompts_per_step, learner.max_refills = 2, 2, 2
+  groups = {"versions": [0, 0], "digests": ["a", "b"], "attempts": [0, 2]}
+  rows = [{"config": json.loads(config_lib.to_json(tiny_config))}]
+  rows += [{"step": step} | groups for step in range(2)]
+  path = tmp_path / schedule.FILE
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  tiny_config.lag.mode, tiny_config.lag.schedule = "replay", str(path)
+  assert build.lag_control(tiny_config).recorded.attempts == [[0, 2]] * 2
+  learner[key] = value
+  with pytest.raises(schedule.ScheduleError, match=message):
+    build.lag_control(tiny_config)
