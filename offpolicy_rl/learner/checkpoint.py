@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from offpolicy_rl import files as saving
+from offpolicy_rl import files
 from offpolicy_rl.learner.state import TrainState
 from offpolicy_rl.model import policy
 
@@ -64,9 +64,9 @@ class Checkpoints:
     """
     self._steps = directory.resolve() / "steps"
     self._initial = directory.resolve() / "initial"
-    self._plain = saving.plain(directory.resolve())  # for Orbax
+    self._plain = files.plain(directory.resolve())  # for Orbax
     self._keep, self._say, self._committed = keep, say, committed
-    self._writer = saving.composite("checkpoint")
+    self._writer = files.composite("checkpoint")
     self._thread: threading.Thread | None = None
     self._saved = set(self.steps())
 
@@ -126,7 +126,7 @@ class Checkpoints:
       if half.name.partition(".")[0] == str(step) and not half.name.endswith(_DAMAGED):
         shutil.rmtree(half, ignore_errors=True)
     self._saved.discard(step)
-    self._writer = saving.composite("checkpoint")  # the old one would raise this error again
+    self._writer = files.composite("checkpoint")  # the old one would raise this error again
     self._say(f"checkpoint of step {step} failed, the run goes on: {_one_line(error)}")
 
   def amend(self, step: int, position: dict) -> None:
@@ -191,7 +191,7 @@ class Checkpoints:
 
   def save_initial(self, params) -> None:
     """Keeps version 0, the reference of objectives with a KL term."""
-    with saving.standard("initial") as writer:
+    with files.standard("initial") as writer:
       writer.save(self._plain / "initial", params, force=True)
     if not jax.process_index():
       _write_commit(self._initial, {})
@@ -200,7 +200,7 @@ class Checkpoints:
     """Inverse of `save_initial`; CheckpointError when it is damaged or missing."""
     if not jax.process_index():
       _verified_position(self._initial)
-    with saving.standard("initial") as reader:
+    with files.standard("initial") as reader:
       return reader.restore(self._plain / "initial", _abstract(like, shardings))
 
   def wait(self) -> None:
@@ -232,7 +232,7 @@ def newest_params(directory: pathlib.Path, like) -> tuple[int, dict]:
   wanted = {"params": _abstract(like, jax.tree.map(lambda _: here, like))}
   with ocp.PyTreeCheckpointer() as reader:
     found = reader.restore(
-      saving.plain(folder) / "state",
+      files.plain(folder) / "state",
       args=ocp.args.PyTreeRestore(
         wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),

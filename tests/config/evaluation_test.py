@@ -48,8 +48,8 @@ def test_what_is_installed_has_every_key(tmp_path):
   build = [sys.executable, "setup.py", "-q", "build_py", f"--build-lib={built}"]
   subprocess.run(build, cwd=source, check=True, capture_output=True)
   program = (
-    "from offpolicy_rl import config, config_text; import types; found = config_text.base(); "
-    "config.validate(found); print(config.__file__, len(config.flatten(found)), types.__file__)"
+    "from offpolicy_rl import config; import types; found = config.base(); config.validate(found); "
+    "print(config.__file__, len(config.flatten(found)), types.__file__)"
   )
   done = subprocess.run(
     [sys.executable, "-c", program],

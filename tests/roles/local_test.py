@@ -19,7 +19,8 @@ from tests.run_system import wait_for
 STUB = str(pathlib.Path(__file__).with_name("local_stub.py"))
 PARENT = f"""
 import functools, pathlib, sys
-from offpolicy_rl import children, main
+from offpolicy_rl.cli import main
+from offpolicy_rl.system import children
 from offpolicy_rl.roles import local
 stop, start = main._stop_on_signals(), functools.partial(
   children.start, command=(sys.executable, {STUB!r}))

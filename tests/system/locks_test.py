@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 
 HOLD = """
 import sys, time
-from offpolicy_rl import locks
+from offpolicy_rl.system import locks
 with locks.hold(sys.argv[1], "--run_dir", print):
   print("held", flush=True)
   sys.stdin.read()

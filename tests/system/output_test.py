@@ -14,7 +14,9 @@ from offpolicy_rl.observe import progress
 from offpolicy_rl.sweep import screen
 from tests.conftest import ROOT
 
-BEGIN = "import sys; from offpolicy_rl import output; output.guard(); output.in_background()\n"
+BEGIN = (
+  "import sys; from offpolicy_rl.system import output; output.guard(); output.in_background()\n"
+)
 # Works, and says so in a file; what it prints comes from Python, from rich, and from a C library.
 WORK = """
 import logging, os, pathlib, warnings
@@ -117,7 +119,7 @@ def test_a_command_that_only_shows_ends_with_its_reader(tmp_path):
 
 
 def test_what_could_not_be_written_is_known(tmp_path):
-  begin = "import sys; from offpolicy_rl import output; output.guard()\n"
+  begin = "import sys; from offpolicy_rl.system import output; output.guard()\n"
   code = begin + "print('x', flush=True); print(output.problem(), file=sys.stderr)"
   with pathlib.Path("/dev/full").open("wb") as full:
     process = subprocess.run(
