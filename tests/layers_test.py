@@ -15,7 +15,7 @@ ALLOWED = {
   "types": set(),
   "files": set(),
   "system": set(),
-  "tasks": BASE,
+  "tasks": BASE | {"system"},
   "model": BASE,
   "losses": BASE,
   "replay": BASE,

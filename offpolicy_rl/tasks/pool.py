@@ -19,6 +19,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from offpolicy_rl.system import output
+
 _START_SECONDS = 300.0  # to import and prepare; a machine may be busy
 _PROC = pathlib.Path("/proc")
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -171,6 +173,8 @@ class _Worker:
 def _serve(pipe, prepare: Callable[[], object], memory_mb: int) -> None:
   """Runs in the process: prepares, says None or what went wrong, answers until it is killed."""
   _end_with_parent()
+  output.guard()  # what a call prints must neither fail it nor take its time
+  output.in_background()
   try:
     prepare()
   except BaseException as error:

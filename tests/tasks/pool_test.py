@@ -72,6 +72,12 @@ def fork(x):
   return x
 
 
+def prints(x):
+  """More than a pipe holds."""
+  print("x" * 200_000, flush=True)
+  return x
+
+
 def start_and_hang(path):
   """Programs, one in a session of its own, one whose parent has ended; then stays in C."""
   found = [subprocess.Popen(["sleep", "97"], start_new_session=new) for new in (False, True)]
@@ -212,3 +218,27 @@ def test_workers_and_what_they_started_end_when_their_sampler_is_killed(tmp_path
   sampler.wait()
   pids = [int(pid) for pid in file.read_text().split()]
   wait_for(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+@pytest.mark.parametrize("output", ["gone", "full", "unread"])
+def test_what_a_call_prints_costs_it_nothing_whoever_reads(tmp_path, output):
+  program = (
+    "import pathlib, sys\n"
+    "from tests.tasks import pool_test\n"
+    "one = pool_test.made(time_limit=3.0)\n"
+    "found = one.submit(pool_test.prints, [(1,), (2,)]).result()\n"
+    "pathlib.Path(sys.argv[1]).write_text(str(found))\n"
+    "one.close()"
+  )
+  theirs, ours = os.pipe()
+  if output == "gone":
+    os.close(theirs)
+  with open("/dev/full" if output == "full" else ours, "wb") as stream:
+    subprocess.run(
+      [sys.executable, "-c", program, str(tmp_path / "found")], stdout=stream, stderr=stream,
+      env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, timeout=60, check=True,
+    )  # fmt: skip
+  if output != "gone":
+    os.close(theirs)
+  assert (tmp_path / "found").read_text() == "[1, 2]"
