@@ -94,7 +94,11 @@ _TEXT = re.compile(
 )
 _DOUBLE_BRACES = re.compile(r"\{\{([^{}]*)\}\}")
 _OVER = re.compile(r"\{([^{}]+)\\over(?![a-zA-Z])([^{}]+)\}|^([^{}]+)\\over(?![a-zA-Z])([^{}]+)$")
-_UPRIGHT = r"\\(?:text|math)(?:rm|it|normal)?\{\s*([eixyzn])\s*\}"  # 3\mathrm{i}: no unit
+# 3\mathrm{i}, 2\mathbf{v}: variables, no units.
+_UPRIGHT = (
+  r"\\(?:(?:text|math)(?:rm|it|normal)?\{\s*(?=[eijkxyzn]\s*\})"
+  r"|(?:math(?:bf|sf|tt)|boldsymbol)\{\s*)([a-zA-Z])\s*\}"
+)
 _SPACING = (
   (
     re.compile(
