@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import operator
+import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -63,6 +64,8 @@ def base(
     ConfigError: there is none, or the directory holds what is not to be written over.
     ValueError: `replay` can't be read.
   """
+  if where:
+    _check_directories(where)
   if where and resume:
     _check_resuming(where)
   elif where and not restart:
@@ -82,6 +85,15 @@ def base(
   if found is None:
     raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
   return found, None, []
+
+
+def _check_directories(where: Places) -> None:
+  for flag, path in (("run_dir", where.run_dir), ("checkpoint_dir", where.checkpoints)):
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not there.is_dir():
+      raise config_lib.ConfigError(
+        f"--{flag}: got {str(path)!r}, expected a directory, or a place for one; {there} is none"
+      )
 
 
 def _check_beginning(where: Places) -> None:

@@ -138,6 +138,19 @@ def test_resume_of_what_has_not_begun_takes_the_card(tmp_path):
   assert configured("--resume", f"--run_dir={tmp_path}/run", f"--config={CARD}")[0] == card()
 
 
+@pytest.mark.parametrize("flag", ["run_dir", "checkpoint_dir"])
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_a_directory_that_can_not_be_one_is_refused_by_its_flag(tmp_path, capsys, flag, below):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+  for name in ("file", "nowhere"):
+    places = {"run_dir": f"{tmp_path}/run", flag: f"{tmp_path}/{name}{below}"}
+    flags = [f"--{key}={value}" for key, value in places.items()]
+    said = refused(capsys, f"--config={CARD}", *flags)
+    assert f"--{flag}: got '{tmp_path}/{name}{below}', expected a directory" in said
+    assert f"{tmp_path}/{name} is none" in said
+
+
 def test_a_run_is_never_written_over(tmp_path, capsys):
   checkpoints = leave_run(tmp_path / "run")
   run = (f"--config={CARD}", f"--run_dir={tmp_path}/run")
