@@ -16,7 +16,8 @@ from offpolicy_rl.cli import main
 from offpolicy_rl.model import lora, policy, sharding
 from offpolicy_rl.observe import metrics
 from offpolicy_rl.replay import lag
-from offpolicy_rl.roles import build, publishing, pulling, sampler_service
+from offpolicy_rl.roles import build, publishing, sampler_service
+from offpolicy_rl.roles.weights import SamplerWeights
 from offpolicy_rl.tasks import tokenizer
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import weights
@@ -120,8 +121,8 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
   published = publishing.Publishing(store, "float32", desk.published)
   published.now(types.RAW_VERSION, jax.tree.map(lambda x: x + 1, base))
   published.base(base)
-  wire = SimpleNamespace(pull_weights=pull_weights)
-  held = pulling.weights(wire, tiny_config, ADAPTED, None, [sharding.make_mesh()])
+  learner = SimpleNamespace(session="one", pull_weights=pull_weights)
+  held = SamplerWeights(learner, tiny_config, ADAPTED, [sharding.make_mesh()])
   [raw] = held.pull(types.RAW_VERSION, types.RAW_VERSION)[1]
   np.testing.assert_array_equal(raw["embedding"], base["embedding"] + 1)
   for version in range(3):
@@ -146,7 +147,7 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
     (2, 0),
   ]
   # Whoever joins late gets the base, too.
-  late = pulling.weights(wire, tiny_config, ADAPTED, None, [sharding.make_mesh()])
+  late = SamplerWeights(learner, tiny_config, ADAPTED, [sharding.make_mesh()])
   assert late.pull(0, 2)[0] == 2 and sent[-2:] == [(types.BASE_VERSION, whole), (2, few)]
 
 

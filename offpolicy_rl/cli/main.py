@@ -363,26 +363,38 @@ def _learner_of_several(arguments, config, stop, credentials) -> int:
 def _sampler(arguments, assignments) -> int:
   if assignments:
     raise config_lib.ConfigError(f"{assignments[0]}: a sampler is configured by its learner")
-  credentials, registry = _sampler_protection(arguments), _metrics(arguments)
+  if arguments.vllm and not arguments.vllm_dir:
+    raise config_lib.ConfigError("--vllm_dir: missing, expected because --vllm is given")
+  name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
+  wire, registry = _learner_client(arguments, name), _metrics(arguments)
   from offpolicy_rl.roles import sampler  # imports JAX
 
-  served = None
+  vllm = None
   if arguments.vllm:
-    if not arguments.vllm_dir:
-      raise config_lib.ConfigError("--vllm_dir: missing, expected because --vllm is given")
-    served = sampler.Served(arguments.vllm, arguments.vllm_dir, arguments.vllm_tolerance)
-  name = arguments.name or f"{socket.gethostname()}-{os.getpid()}"
-  joining = sampler.Joining(arguments.learner, credentials, arguments.patience, arguments.proxy)
+    vllm = sampler.Vllm(arguments.vllm, arguments.vllm_dir, arguments.vllm_tolerance)
   sampler.run_sampler(
-    joining,
-    name=name,
+    wire,
     stop=_stop_on_signals(),
     abandon=lambda: _exit(0),
     weights_dir=arguments.weights_dir,
-    served=served,
+    vllm=vllm,
     registry=registry,
   )
   return 0
+
+
+def _learner_client(arguments, name: str):
+  """The connection to the learner, by which it knows this process as `name` and random letters."""
+  credentials = _sampler_protection(arguments)
+  from offpolicy_rl.transport import client, names
+
+  return client.LearnerClient(
+    arguments.learner,
+    names.unique(name),
+    reconnect_seconds=arguments.patience,
+    credentials=credentials,
+    proxy=arguments.proxy,
+  )
 
 
 def _watch(arguments, _) -> int:

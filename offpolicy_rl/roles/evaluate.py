@@ -158,7 +158,7 @@ def _row(
   words, ticket: types.Ticket, greedy: types.Group, sampled: types.Group, judge_unfinished: bool
 ) -> dict:
   completions = [*greedy.trajectories, *sampled.trajectories]
-  texts = worker.readable(words, ticket, completions, judge_unfinished=judge_unfinished)
+  texts = worker.judged_texts(words, ticket, completions, judge_unfinished=judge_unfinished)
   first, *others = [
     _completion(words, trajectory, text)
     for trajectory, text in zip(completions, texts, strict=True)

@@ -16,14 +16,14 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.model import lora, sharding
 from offpolicy_rl.replay import schedule
-from offpolicy_rl.roles import build, pulling
-from offpolicy_rl.sampler import engines, worker
-from offpolicy_rl.sampler import served as served_lib
+from offpolicy_rl.roles import build
+from offpolicy_rl.roles import weights as weights_lib
+from offpolicy_rl.sampler import engines, served, worker
 from offpolicy_rl.tasks import scoring, shaping
-from offpolicy_rl.transport import client, codec, names, security
+from offpolicy_rl.transport import client, codec
 
 _LOG = logging.getLogger(__name__)
-_MOST_REFUSED = 8  # groups, one after the other: then it's not the groups
+_MAX_REFUSALS = 8  # groups refused in a row: then it is not the groups
 _RATE_SECONDS = 60.0  # tokens come in bursts, a group's all at once
 
 
@@ -31,58 +31,77 @@ class RunMismatch(RuntimeError):
   """The learner at this address is not one that this sampler can serve."""
 
 
-class Served(NamedTuple):
-  """A vLLM server that generates in place of our own engine (sampler/served.py)."""
+class Vllm(NamedTuple):
+  """A vLLM server that generates in place of our engine (sampler/served.py)."""
 
   url: str
-  directory: pathlib.Path  # that it reads its weights from, as this machine sees it
+  directory: pathlib.Path  # the server's model directory, as this machine sees it
   tolerance: float  # of log-probabilities, in nats
 
 
-class Joining(NamedTuple):
-  """Where the learner is and how to get in."""
-
-  address: str
-  credentials: security.Credentials = security.NONE  # checked (`security.check_sampler`)
-  patience: float = 60.0  # seconds to look for it
-  proxy: str | None = None  # http://HOST:PORT
-
-
 def run_sampler(
-  joining: Joining,
+  wire: client.LearnerClient,
   *,
-  name: str,
   stop: threading.Event,
   abandon: Callable[[], None] = lambda: None,
   weights_dir: str | None = None,
-  served: Served | None = None,
+  vllm: Vllm | None = None,
   registry: object | None = None,
 ) -> None:
   """Serves a learner until its run is over or `stop`.
 
-  `name`: for people; a process is known by `names.unique(name)`. Everything else comes from the
-  learner's configuration. `weights_dir` is the learner's, as this
-  machine sees it; None when the learner streams its weights. After `stop`, the groups begun are
-  finished and pushed; those that would take longer than sampler.grace_seconds are returned, and
-  `abandon` is called (a process ends itself there: a running computation can't be interrupted).
-  `served`: generates instead of us. `registry`: of prometheus.serve.
+  After `stop`, the groups begun are finished and pushed. Those that take longer than
+  sampler.grace_seconds are returned, and `abandon` is called: it has to end the process, as a
+  running computation can't be interrupted.
+
+  Args:
+    weights_dir: the learner's, as this machine sees it; None = the learner streams its weights.
+    registry: of prometheus.serve; None = no figures for Prometheus.
 
   Raises:
-    client.LearnerGone: nobody answered for `joining.patience` seconds.
+    client.LearnerGone: nobody answered for as long as `wire` is patient.
     client.Refused, RunMismatch: wrong protocol, run, vocabulary or --weights_dir.
   """
-  sampler_id = names.unique(name)
-  wire = client.LearnerClient(
-    joining.address,
-    sampler_id,
-    reconnect_seconds=joining.patience,
-    credentials=joining.credentials,
-    proxy=joining.proxy,
-  )
   done = threading.Event()
   _in_background(lambda: (stop.wait(), wire.stop()))
   identity = wire.hello()
-  _LOG.info("joined %s as %s", joining.address, sampler_id)
+  _LOG.info("joined the learner's session %s", wire.session)
+  config, policy = _accept(identity, weights_dir)
+  wire.configure(config.transport.reconnect_seconds, config.transport.max_message_mb)
+  slots = config.sampler.slots * (1 if vllm else config.sampler.data)
+  stats = worker.Stats(room=slots)
+  scorer = _scorer(config.task)
+  if registry is not None:
+    from offpolicy_rl.observe import prometheus  # only where figures are served
+
+    registry.register(prometheus.SamplerCollector(stats, lambda: status(stats, slots)))
+  _in_background(lambda: _beat(wire, stats, slots, config.transport.heartbeat_seconds, done))
+  _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
+  try:
+    with scorer:
+      meshes = [sharding.make_mesh()] if vllm else build.sampler_meshes(config)
+      weights = weights_lib.SamplerWeights(wire, config, policy.model, meshes, weights_dir)
+      worker.run(
+        _vllm_engine(config, policy, vllm) if vllm else _own_engine(config, policy, meshes),
+        _Learner(wire, identity, config, policy.model.vocab_size, weights, stop),
+        functools.partial(_score, scorer, policy.words, config.task),
+        stats,
+        should_stop=stop.is_set,
+        weight_update=config.sampler.weight_update,
+        refresh_cache=config.sampler.cache_after_update == "recompute",
+      )
+  finally:
+    done.set()
+  _leave(wire)
+  wire.close()
+
+
+def _in_background(function: Callable) -> None:
+  threading.Thread(target=function, daemon=True).start()
+
+
+def _accept(identity, weights_dir: str | None) -> tuple[object, build.Policy]:
+  """The learner's configuration and policy; RunMismatch when this sampler can't serve it."""
   config = config_lib.from_json(identity.config_json)
   config_lib.validate(config)
   policy = build.policy_of(config, identity.model_files)
@@ -91,63 +110,108 @@ def run_sampler(
       f"vocabulary_fingerprint: the learner's is {identity.vocabulary_fingerprint}, this sampler's "
       f"{policy.words.fingerprint}; install the same release of offpolicy-rl on both"
     )
-  _check_weights_dir(weights_dir, identity.weights_in_directory)
-  wire.configure(config.transport.reconnect_seconds, config.transport.max_message_mb)
-  scorer = _scorer(config.task)
-  slots = config.sampler.slots * (config.sampler.data if served is None else 1)
-  stats = worker.Stats(room=slots)
-  if registry is not None:
-    from offpolicy_rl.observe import prometheus  # who is not asked for figures does without
-
-    collector = prometheus.SamplerCollector(stats, lambda: standing(stats, slots))
-    registry.register(collector)
-  _in_background(lambda: _beat(wire, stats, slots, config.transport.heartbeat_seconds, done))
-  _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
-  try:
-    with scorer:
-      link = _Link(wire, identity, stop)
-      worker.run(_parts(link, config, policy, scorer, weights_dir, served), stats, stop.is_set)
-  finally:
-    done.set()
-  _leave(wire)
-  wire.close()
+  if identity.weights_in_directory and weights_dir is None:
+    raise RunMismatch(
+      "--weights_dir: missing; the learner writes its weights to a directory, give the sampler "
+      "the path under which it finds the same one"
+    )
+  if weights_dir is not None and not identity.weights_in_directory:
+    raise RunMismatch(
+      f"--weights_dir: got {weights_dir}, but the learner streams its weights; leave it out, or "
+      "start the learner with --weights_dir, too"
+    )
+  return config, policy
 
 
 def _scorer(task) -> scoring.Scorer:
-  """The verifier processes; RunMismatch when this machine lacks a verifier."""
   try:
     return build.scorer(task)
   except ValueError as error:
     raise RunMismatch(f"the learner's task can't be judged here: {error}") from None
 
 
-def _in_background(function: Callable) -> None:
-  threading.Thread(target=function, daemon=True).start()
+def _score(scorer, vocabulary, task, tickets, trajectories) -> list[types.Group]:
+  shape = shaping.Shaping(task.format_reward, task.length_weight, task.failed_reward)
+  return worker.score_groups(
+    scorer, vocabulary, tickets, trajectories, shape=shape, judge_unfinished=task.judge_unfinished
+  )
 
 
-class _Link:
-  """The wire, joined again whenever the learner was restarted; used by several threads."""
+class _Learner:
+  """The learner as the worker sees it: a restarted one is joined again, and the call repeated."""
 
-  def __init__(self, wire: client.LearnerClient, identity, stop: threading.Event):
-    self.wire, self._identity, self._stop = wire, identity, stop
+  def __init__(self, wire, identity, config, vocab_size: int, weights, stop: threading.Event):
+    self._wire, self._identity, self._weights, self._stop = wire, identity, weights, stop
+    self._group_size = config.learner.group_size
+    self._check_ticket = functools.partial(
+      codec.check_ticket,
+      vocab_size=vocab_size,
+      max_completions=config.sampler.slots,
+      max_prompt_tokens=config.task.max_prompt_tokens,
+    )
     self._joining = threading.Lock()
-    self._refused = 0  # groups, one after the other
+    self._refusals = 0  # in a row
 
-  def keep_trying(self, call: Callable, *arguments):
-    """What `call` returns, in whatever session."""
+  @property
+  def session(self) -> str:
+    """The one joined last."""
+    return self._wire.session
+
+  @property
+  def newest_version(self) -> int:
+    """As far as this session's learner has said."""
+    return self._wire.newest_version
+
+  def lease(self, room: int, ticket_ids: list[str]) -> list[types.Ticket] | None:
+    """Tickets that fit this sampler; the others are declined. None = the run is over."""
+    limit = math.ceil(room / self._group_size)
+    return self._call(lambda: self._wire.lease(limit, holding=ticket_ids, check=self._check_ticket))
+
+  def pull_weights(self, min_version: int, max_version: int) -> tuple[int, list] | None:
+    """The version and its parameters on each mesh; None = the learner has none of these now."""
+    try:
+      return self._call(lambda: self._weights.pull(min_version, max_version))
+    except client.VersionGone as error:
+      _LOG.warning("%s; leaving the tickets to others", error)
+      self._stop.wait(1.0)
+      return None
+
+  def push(self, groups: list[types.Group]) -> None:
+    """Returns once every group is acknowledged, if need be by a restarted learner.
+
+    The ticket of a refused group goes to other samplers.
+
+    Raises:
+      client.Refused: many groups in a row were.
+    """
+    acks = self._call(lambda: self._wire.push(groups))
+    for ack, group in zip(acks, groups, strict=True):
+      verdict = client.verdict(ack)
+      _LOG.info("%s %s: %s", ack.ticket_id, schedule.digest(group), verdict)
+      if verdict != "refused":
+        self._refusals = 0
+        continue
+      self._refusals += 1
+      _LOG.error("the learner refused the group of ticket %s: %s", ack.ticket_id, ack.reason)
+      if self._refusals == _MAX_REFUSALS:
+        raise client.Refused(
+          f"the learner refused {_MAX_REFUSALS} groups one after the other, the last one because "
+          f"{ack.reason}"
+        )
+
+  def _call(self, function: Callable):
     while True:
-      session = self.wire.session
+      session = self._wire.session
       try:
-        return call(*arguments)
+        return function()
       except client.SessionLost:
         self._rejoin(session)
 
   def _rejoin(self, lost: str) -> None:
-    """Once per lost session; RunMismatch when the learner runs something else now."""
     with self._joining:
-      if self.wire.session != lost:
+      if self._wire.session != lost:  # another thread was here
         return
-      new, old = self.wire.hello(), self._identity
+      new, old = self._wire.hello(), self._identity
       if (new.run_id, new.config_json) != (old.run_id, old.config_json):
         raise RunMismatch(
           f"run_id: the learner now runs {new.run_id} with another configuration, this sampler "
@@ -155,90 +219,25 @@ class _Link:
         )
       _LOG.warning("the learner was restarted; joined its new session")
 
-  def lease(self, config, vocab_size: int, room: int, have: list[str]):
-    """Tickets that fit this sampler, None when the run is over; the others are declined."""
-    limit = math.ceil(room / config.learner.group_size)
-    check = functools.partial(
-      codec.check_ticket,
-      vocab_size=vocab_size,
-      max_completions=config.sampler.slots,
-      max_prompt_tokens=config.task.max_prompt_tokens,
-    )
-    return self.keep_trying(lambda: self.wire.lease(limit, holding=have, check=check))
 
-  def pull(self, held: pulling.PerSession, low: int, high: int):
-    """(version, parameters), or None where the learner has none of these any more."""
-    try:
-      return self.keep_trying(lambda: held.pull(self.wire.session, low, high))
-    except client.VersionGone as error:
-      _LOG.warning("%s; leaving the tickets to others", error)
-      self._stop.wait(1.0)
-      return None
-
-  def push(self, groups: list[types.Group]) -> None:
-    """Until every group is acknowledged, also by a learner that was restarted meanwhile.
-
-    A refused one is left to the learner, which gives its ticket to others; Refused after many.
-    """
-    acks = self.keep_trying(self.wire.push, groups)
-    for ack, group in zip(acks, groups, strict=True):
-      what = client.verdict(ack)
-      _LOG.info("%s %s: %s", ack.ticket_id, schedule.digest(group), what)
-      self._refused = self._refused + 1 if what == "refused" else 0
-      if what == "refused":
-        _LOG.error("the learner refused the group of ticket %s: %s", ack.ticket_id, ack.reason)
-      if self._refused == _MOST_REFUSED:
-        raise client.Refused(
-          f"the learner refused {_MOST_REFUSED} groups one after the other, the last one because "
-          f"{ack.reason}"
-        )
-
-
-def _parts(link: _Link, config, policy: build.Policy, scorer, weights_dir, served) -> worker.Parts:
-  shape = shaping.Shaping(
-    config.task.format_reward, config.task.length_weight, config.task.failed_reward
-  )
-  meshes = build.sampler_meshes(config) if served is None else [sharding.make_mesh()]
-  held = pulling.PerSession(
-    lambda: pulling.weights(link.wire, config, policy.model, weights_dir, meshes)
-  )
-  return worker.Parts(
-    engine=engines.Engines(_engines(config, policy, meshes, served)),
-    session=lambda: link.wire.session,
-    newest_version=lambda: link.wire.newest_version,
-    lease=functools.partial(link.lease, config, policy.model.vocab_size),
-    pull_weights=functools.partial(link.pull, held),
-    score=functools.partial(
-      worker.score_groups,
-      scorer,
-      policy.words,
-      shape=shape,
-      judge_unfinished=config.task.judge_unfinished,
-    ),
-    push=link.push,
-    weight_update=config.sampler.weight_update,
-    refresh_cache=config.sampler.cache_after_update == "recompute",
+def _own_engine(config, policy: build.Policy, meshes) -> engines.Engines:
+  """One engine per mesh."""
+  return engines.Engines(
+    [
+      build.make_engine(
+        config,
+        policy,
+        group_size=config.learner.group_size,
+        mesh=mesh,
+        max_prompt_tokens=config.task.max_prompt_tokens,
+        int8_weights=config.sampler.int8_weights,
+      )
+      for mesh in meshes
+    ]
   )
 
 
-def _engines(config, policy: build.Policy, meshes, served: Served | None) -> list:
-  """Our own, one per mesh, or the server's."""
-  if served is not None:
-    return [_served_engine(config, policy, served)]
-  return [
-    build.make_engine(
-      config,
-      policy,
-      group_size=config.learner.group_size,
-      mesh=mesh,
-      max_prompt_tokens=config.task.max_prompt_tokens,
-      int8_weights=config.sampler.int8_weights,
-    )
-    for mesh in meshes
-  ]
-
-
-def _served_engine(config, policy: build.Policy, served: Served) -> served_lib.ServedEngine:
+def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
   if policy.files is None:
     raise RunMismatch(
       "--vllm: the learner's policy is no published model, which a server could run"
@@ -248,19 +247,20 @@ def _served_engine(config, policy: build.Policy, served: Served) -> served_lib.S
       "--vllm: a server takes weights between groups, in their own dtype; set "
       "sampler.weight_update=between_groups and sampler.int8_weights=False"
     )
-  wanted = served_lib.Wanted(
+  wanted = served.Wanted(
     config.task.max_completion_tokens,
     build.stops(config, policy),
     build.truncation(config),
     config.seed,
   )
-  return served_lib.ServedEngine(
-    served_lib.Server(served.url, wanted),
+  engine = served.ServedEngine(
+    served.Server(vllm.url, wanted),
     lora.plain(policy.model),
-    directory=served.directory,
+    directory=vllm.directory,
     slots=config.sampler.slots,
-    most=served.tolerance,
+    most=vllm.tolerance,
   )
+  return engines.Engines([engine])
 
 
 def _leave_in_time(wire, stop, done, grace_seconds: float, abandon: Callable[[], None]) -> None:
@@ -278,21 +278,8 @@ def _leave(wire: client.LearnerClient) -> None:
     _LOG.debug("leave: %s", error)
 
 
-def _check_weights_dir(weights_dir: str | None, in_directory: bool) -> None:
-  if in_directory and weights_dir is None:
-    raise RunMismatch(
-      "--weights_dir: missing; the learner writes its weights to a directory, give the sampler "
-      "the path under which it finds the same one"
-    )
-  if weights_dir is not None and not in_directory:
-    raise RunMismatch(
-      f"--weights_dir: got {weights_dir}, but the learner streams its weights; leave it out, or "
-      "start the learner with --weights_dir, too"
-    )
-
-
-def standing(stats: worker.Stats, slots: int) -> dict[str, float]:
-  """How a sampler with so many slots stands."""
+def status(stats: worker.Stats, slots: int) -> dict[str, float]:
+  """The state of a sampler with this many slots, as sent to the learner and to Prometheus."""
   version = {} if stats.version == types.NO_VERSION else {"version": stats.version}
   return version | {
     "slots": slots,
@@ -303,16 +290,16 @@ def standing(stats: worker.Stats, slots: int) -> dict[str, float]:
 
 
 def _beat(wire, stats: worker.Stats, slots: int, seconds: float, done: threading.Event) -> None:
-  """Heartbeats until the work is done; a failed one is left to the next."""
-  # (when, tokens, seconds of waiting) of the last minute
-  seen = collections.deque([(time.monotonic(), 0, 0.0)])
+  """Sends heartbeats until the work is done; the next one makes up for one that failed."""
+  # (time, tokens, seconds of waiting) of the last minute
+  recent = collections.deque([(time.monotonic(), 0, 0.0)])
   while not done.wait(seconds):
-    seen.append((time.monotonic(), stats.tokens, stats.seconds_waiting))
-    while len(seen) > 2 and seen[1][0] < seen[-1][0] - _RATE_SECONDS:
-      seen.popleft()
-    elapsed, tokens, waited = (new - old for old, new in zip(seen[0], seen[-1], strict=True))
-    told = {"tokens_per_second": tokens / elapsed, "waiting": waited / elapsed}
+    recent.append((time.monotonic(), stats.tokens, stats.seconds_waiting))
+    while len(recent) > 2 and recent[1][0] < recent[-1][0] - _RATE_SECONDS:
+      recent.popleft()
+    elapsed, tokens, waited = (b - a for a, b in zip(recent[0], recent[-1], strict=True))
+    rates = {"tokens_per_second": tokens / elapsed, "waiting": waited / elapsed}
     try:
-      wire.heartbeat(told | standing(stats, slots), stats.progress)
+      wire.heartbeat(rates | status(stats, slots), stats.progress)
     except Exception as error:  # the main thread's calls report a lasting problem
       _LOG.debug("heartbeat: %s", error)

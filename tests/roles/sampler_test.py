@@ -1,6 +1,7 @@
 """The sampler role's own decisions."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,32 +13,32 @@ from offpolicy_rl import types
 from offpolicy_rl.model import lora, policy, sharding
 from offpolicy_rl.replay import batching
 from offpolicy_rl.roles import build
-from offpolicy_rl.roles.pulling import Adapted, Weights
+from offpolicy_rl.roles.weights import SamplerWeights, place
 from tests.model.decoder_test import CONFIG
 
 ADAPTED = dataclasses.replace(CONFIG, lora_rank=2, lora_alpha=4.0, lora_targets=("w_q",))
 
 
-def test_adapters_of_another_session_with_the_same_number_are_not_mixed_up():
+def test_adapters_of_another_session_with_the_same_number_are_not_mixed_up(tiny_config):
   base_params = policy.init(CONFIG, jax.random.key(0))
-  shapes = lora.split(policy.shapes(ADAPTED))[1]
-  sent = {"value": 1.0}
+  shapes, held = lora.split(policy.shapes(ADAPTED))[1], []
 
-  def fetch(low, high, held):
-    if sent["value"] is None:
+  def pull_weights(low, high, receiver):
+    if low == types.BASE_VERSION:
+      return low, policy.flatten(base_params)
+    if receiver in held:
       return 3, None  # nothing new
-    made = jax.tree.map(lambda x: np.full(x.shape, sent["value"], np.float32), shapes)
-    sent["value"] = None
-    return 3, policy.flatten(made)
+    held.append(receiver)
+    value = float(len(held))
+    return 3, policy.flatten(jax.tree.map(lambda x: np.full(x.shape, value, np.float32), shapes))
 
+  learner = SimpleNamespace(session="one", pull_weights=pull_weights)
   meshes = [sharding.make_mesh(devices=[device]) for device in jax.devices()[:2]]
-  sent_base = lambda *_: (types.BASE_VERSION, policy.flatten(base_params))
-  whole = Weights(sent_base, base_params, meshes)
-  adapted = Adapted(ADAPTED, whole, Weights(fetch, shapes, meshes))
-  first = adapted.pull(3, 3)
-  assert adapted.pull(3, 3)[1] is first[1]  # merged once
-  sent["value"] = 2.0  # the learner was restarted and came to version 3 again
-  second = adapted.pull(3, 3)
+  weights = SamplerWeights(learner, tiny_config, ADAPTED, meshes)
+  first = weights.pull(3, 3)
+  assert weights.pull(3, 3)[1] is first[1]  # merged once
+  learner.session = "two"  # the learner was restarted and came to version 3 again
+  second = weights.pull(3, 3)
   assert first[0] == second[0] == 3
   own = base_params["blocks"]["w_q"]
   added = lambda pulled, at: np.asarray(pulled[1][at]["blocks"]["w_q"]) - np.asarray(own)
@@ -64,8 +65,7 @@ def test_the_next_version_is_not_written_over_the_one_in_use(offset, dtype):
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), received)
   meshes = [sharding.make_mesh(), sharding.make_mesh(devices=jax.devices()[1:2])]
   meshes.append(sharding.make_mesh(fsdp=2))
-  held = Weights(lambda *_: (1, received), shapes, meshes)
-  _, in_use = held.pull(1, 1)
+  in_use = [place(received, shapes, mesh) for mesh in meshes]
   for tensor in received.values():
     tensor[...] = -1
   for params in in_use:

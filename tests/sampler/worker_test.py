@@ -1,7 +1,6 @@
 """The worker's decisions, with an engine and a learner of plain Python."""
 
 import collections
-import dataclasses
 import itertools
 import threading
 import time
@@ -63,7 +62,7 @@ class Learner:
 
   def __init__(self, tickets, newest=0):
     self.tickets = collections.deque(tickets)
-    self.newest, self.session = newest, "one"
+    self.newest_version, self.session = newest, "one"
     self.pushed, self.pulls, self.had = [], [], []
     self.pushing = threading.Event()
     self.pushing.set()
@@ -76,8 +75,8 @@ class Learner:
       return None
     return [self.tickets.popleft() for _ in range(min(room, len(self.tickets)))]
 
-  def pull(self, low, high):
-    version = min(high, self.newest)
+  def pull_weights(self, low, high):
+    version = min(high, self.newest_version)
     if version < low:
       return None
     self.pulls.append(version)
@@ -87,20 +86,13 @@ class Learner:
     self.pushing.wait(30)
     self.pushed += groups
 
-  def parts(self, engine, **others) -> worker.Parts:
-    score = lambda tickets, found: [
-      types.Group(t.ticket_id, tuple(f)) for t, f in zip(tickets, found, strict=True)
-    ]
-    return worker.Parts(
-      engine=engine,
-      lease=self.lease,
-      session=lambda: self.session,
-      newest_version=lambda: self.newest,
-      pull_weights=self.pull,
-      score=score,
-      push=self.push,
-      **others,
-    )
+
+def score(tickets, found) -> list[types.Group]:
+  return [types.Group(t.ticket_id, tuple(f)) for t, f in zip(tickets, found, strict=True)]
+
+
+def run(learner, engine, stats=None, **options):
+  worker.run(engine, learner, score, stats or worker.Stats(), **options)
 
 
 def names(groups) -> list[str]:
@@ -110,7 +102,7 @@ def names(groups) -> list[str]:
 def test_every_ticket_is_answered_once_and_held_until_it_is_pushed():
   learner, engine = Learner([ticket(f"{i}") for i in range(9)]), Engine()
   stats = worker.Stats()
-  worker.run(learner.parts(engine), stats)
+  run(learner, engine, stats)
   assert names(learner.pushed) == [f"{i}" for i in range(9)]
   assert (stats.groups, stats.tokens) == (9, 27)
   assert learner.pulls == [0]  # nothing newer: not asked again
@@ -130,14 +122,14 @@ def test_a_ticket_handed_out_twice_is_answered_once():
     return repeated + tickets or None
 
   learner.lease = again
-  worker.run(learner.parts(engine), worker.Stats())
+  run(learner, engine)
   assert names(learner.pushed) == [f"{i}" for i in range(4)]
 
 
 def test_progress_is_told_of_every_ticket_that_a_worker_has():
   learner, engine, stats = Learner([ticket("0"), ticket("1")]), Engine(slots=1), worker.Stats()
   learner.pushing.clear()
-  seen, score = [], lambda tickets, found: [types.Group(t.ticket_id, ()) for t in tickets]
+  seen = []
   step = engine.step
 
   def stepped(*args):
@@ -147,8 +139,7 @@ def test_progress_is_told_of_every_ticket_that_a_worker_has():
     return step(*args)
 
   engine.step = stepped
-  parts = dataclasses.replace(learner.parts(engine), score=score)
-  worker.run(parts, stats)
+  run(learner, engine, stats)
   assert {"0": 1} in seen and {"0": 2} in seen
   assert {"0": 4, "1": 1} in seen  # complete, but not acknowledged
   assert stats.progress == {}
@@ -157,7 +148,7 @@ def test_progress_is_told_of_every_ticket_that_a_worker_has():
 def test_generation_goes_on_while_groups_are_pushed():
   learner, engine = Learner([ticket(f"{i}") for i in range(6)]), Engine(slots=1)
   learner.pushing.clear()  # until five are held
-  worker.run(learner.parts(engine), worker.Stats())
+  run(learner, engine)
   assert names(learner.pushed) == [f"{i}" for i in range(6)]
   assert max(map(len, learner.had)) >= 5  # generated, and not acknowledged yet
 
@@ -182,7 +173,7 @@ def test_the_next_tickets_are_leased_before_the_slots_are_free():
   learner, engine = Learner([ticket(f"{i}") for i in range(4)]), Foreseeing(slots=1)
   lease = learner.lease
   learner.lease = lambda *args: begun.append(tuple(engine._open)) or lease(*args)
-  worker.run(learner.parts(engine), worker.Stats())
+  run(learner, engine)
   assert names(learner.pushed) == [f"{i}" for i in range(4)]
   assert begun == [(), ("0",), ("1",), ("2",), ("3",)]
 
@@ -193,7 +184,7 @@ def publishing(engine, learner, version, at):
 
   def counted(*args):
     if next(count) == at:
-      learner.newest = version
+      learner.newest_version = version
     return step(*args)
 
   engine.step = counted
@@ -202,7 +193,7 @@ def publishing(engine, learner, version, at):
 def test_between_groups_what_runs_is_finished_with_the_weights_it_began_with():
   learner, engine = Learner([ticket(f"{i}") for i in range(8)]), Engine(slots=2, steps=3)
   publishing(engine, learner, 4, at=1)
-  worker.run(learner.parts(engine), worker.Stats())
+  run(learner, engine)
   assert learner.pulls == [0, 4]
   for group in learner.pushed:
     assert len(set(group.trajectories[0].versions)) == 1
@@ -214,7 +205,7 @@ def test_in_flight_completions_go_on_with_newer_weights_that_their_tickets_allow
   tickets = [ticket("a"), ticket("b", high=2)]
   learner, engine = Learner(tickets), Engine(slots=2, steps=30)
   publishing(engine, learner, 4, at=5)
-  worker.run(learner.parts(engine, weight_update=worker.IN_FLIGHT), worker.Stats())
+  run(learner, engine, weight_update=worker.IN_FLIGHT)
   for group in learner.pushed:
     versions = group.trajectories[0].versions
     assert set(versions) == {0, 2} and (np.diff(versions) >= 0).all()
@@ -232,7 +223,7 @@ def test_exact_versions_are_waited_for():
       return first(room, have) if learner.tickets else later.popleft()
 
     learner.lease = lease
-    worker.run(learner.parts(engine, weight_update=update), worker.Stats())
+    run(learner, engine, weight_update=update)
     assert {g.ticket_id: set(g.trajectories[0].versions) for g in learner.pushed} == {
       "a": {0},
       "b": {1},
@@ -249,25 +240,25 @@ def test_weights_of_another_session_are_pulled_again():
     return step(*args)
 
   engine.step = restarted
-  worker.run(learner.parts(engine), worker.Stats())
+  run(learner, engine)
   assert learner.pulls == [3, 3]
   assert {params for params, _, _ in engine.log} == {"one/3", "two/3"}
 
 
 def test_tickets_of_versions_that_are_gone_are_left_to_others():
   learner, engine = Learner([ticket("a", 5, 6), ticket("b")]), Engine(slots=1)
-  worker.run(learner.parts(engine), worker.Stats())
+  run(learner, engine)
   assert names(learner.pushed) == ["b"]
 
 
 def test_a_request_to_stop_finishes_what_was_begun():
   learner, engine = Learner([ticket(f"{i}") for i in range(50)]), Engine(slots=2, steps=3)
-  worker.run(learner.parts(engine), worker.Stats(), lambda: len(engine.log) > 4)
+  run(learner, engine, should_stop=lambda: len(engine.log) > 4)
   begun = {name for _, _, names in engine.log for name in names}
   assert names(learner.pushed) == sorted(begun) and len(begun) < 50
 
 
-@pytest.mark.parametrize("where", ["lease", "pull", "push"])
+@pytest.mark.parametrize("where", ["lease", "pull_weights", "push"])
 def test_what_goes_wrong_in_the_background_ends_the_worker(where):
   learner = Learner([ticket(f"{i}") for i in range(4)])
 
@@ -276,4 +267,4 @@ def test_what_goes_wrong_in_the_background_ends_the_worker(where):
 
   setattr(learner, where, broken)
   with pytest.raises(OSError, match=f"{where} broke"):
-    worker.run(learner.parts(Engine()), worker.Stats())
+    run(learner, Engine())

@@ -1,0 +1,162 @@
+"""Weights between a learner and its samplers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from offpolicy_rl import types
+from offpolicy_rl.model import decoder, int8, lora
+from offpolicy_rl.model import policy as policy_lib
+from offpolicy_rl.transport import client, receiver
+
+Tensors = dict[str, np.ndarray | jax.Array]  # parameter path -> array
+Layout = dict[str, jax.ShapeDtypeStruct]  # parameter path -> shape, dtype on the wire, sharding
+
+
+# The sampler's side.
+
+
+class SamplerWeights:
+  """The parameters on a sampler's devices, replaced when tickets ask for another version.
+
+  With LoRA the base model is pulled once, and each version of the adapters is merged with it once.
+  A negative version is a full model even then (`types.RAW_VERSION`).
+  """
+
+  def __init__(
+    self,
+    learner: client.LearnerClient,
+    config,
+    model: decoder.DecoderConfig,
+    meshes: Sequence[jax.sharding.Mesh],
+    weights_dir: str | None = None,
+  ):
+    """Pulls nothing yet.
+
+    Args:
+      model: with the adapters, if there are any.
+      meshes: a copy is placed on each.
+      weights_dir: the learner's; None = it streams its weights.
+    """
+    self._learner, self._config, self._model = learner, config, model
+    self._meshes, self._weights_dir = meshes, weights_dir
+    full = policy_lib.cast(model, policy_lib.shapes(lora.plain(model)))
+    adapters = lora.split(policy_lib.shapes(model))[1] if model.lora_rank else None
+    self._shapes = {"full": full, "adapters": adapters}
+    self._start(learner.session)
+
+  def _start(self, session: str) -> None:
+    """Forgets everything: version 5 of another session may have other bits."""
+    self._session = session
+    self._sources = {kind: self._source(shapes) for kind, shapes in self._shapes.items() if shapes}
+    self._base: list | None = None
+    self._kind, self._version, self._params = "", types.NO_VERSION, None
+
+  def _source(self, shapes) -> "_Streamed | _Stored":
+    dtype = self._config.transport.weights_dtype
+    shardings = policy_lib.param_shardings(self._meshes[0], shapes)
+    layout = policy_lib.flatten(
+      jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, shardings)
+    )
+    if self._weights_dir is None:
+      return _Streamed(self._learner, layout)
+    seconds = self._config.transport.reconnect_seconds
+    return _Stored(self._learner, layout, self._weights_dir, seconds)
+
+  def pull(self, min_version: int, max_version: int) -> tuple[int, list]:
+    """The newest version within the bounds, and its parameters on each mesh.
+
+    Raises:
+      client.SessionLost: the learner was restarted.
+      client.VersionGone: it has none of these versions any more.
+    """
+    if self._learner.session != self._session:
+      self._start(self._learner.session)
+    kind = "adapters" if self._shapes["adapters"] and max_version >= 0 else "full"
+    source = self._sources[kind]
+    if kind == "adapters" and self._base is None:
+      _, tensors = self._sources["full"].fetch(types.BASE_VERSION, types.BASE_VERSION)
+      self._base = self._placed(tensors, "full")
+      self._sources["full"].forget()
+    if kind != self._kind:
+      source.forget()
+      self._kind, self._version, self._params = kind, types.NO_VERSION, None
+    version, tensors = source.fetch(min_version, max_version, self._version)
+    if tensors is not None:
+      self._params = None  # frees its memory before more is taken
+      self._params, self._version = self._prepared(tensors), version
+    return version, self._params
+
+  def _prepared(self, tensors: Tensors) -> list:
+    params = self._placed(tensors, self._kind)
+    if self._kind == "adapters":
+      pairs = zip(self._base, params, strict=True)
+      params = [lora.merge(self._model, base, adapters) for base, adapters in pairs]
+    return [int8.quantize(p) for p in params] if self._config.sampler.int8_weights else params
+
+  def _placed(self, tensors: Tensors, kind: str) -> list:
+    return [place(tensors, self._shapes[kind], mesh) for mesh in self._meshes]
+
+
+def place(tensors: Tensors, shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Parameters on a mesh, in the dtypes of `shapes`, that share no memory with host arrays.
+
+  The receiver writes the next version over its arrays while these are sampled from. The copy is
+  made here: on CPU JAX keeps using a host array that is aligned to 64 bytes, may_alias=False or not
+  (0.12.0.1). One tensor at a time, so that the host holds one more than the receiver does.
+  """
+  shardings = policy_lib.flatten(policy_lib.param_shardings(mesh, shapes))
+  placed = {}
+  for name, tensor in tensors.items():
+    copy = tensor.copy() if isinstance(tensor, np.ndarray) else tensor
+    placed[name] = jax.block_until_ready(jax.device_put(copy, shardings[name]))
+  return jax.tree.map(lambda x, s: x.astype(s.dtype), policy_lib.unflatten(placed), shapes)
+
+
+class _Streamed:
+  """Tensors that the learner streams, written over those of the version before."""
+
+  def __init__(self, learner: client.LearnerClient, layout: Layout):
+    self._learner = learner
+    self._receiver = receiver.Receiver({name: (x.shape, x.dtype) for name, x in layout.items()})
+
+  def fetch(self, low: int, high: int, _=types.NO_VERSION) -> tuple[int, Tensors | None]:
+    """The newest version within the bounds; tensors None = it is the one held."""
+    return self._learner.pull_weights(low, high, self._receiver)
+
+  def forget(self) -> None:
+    """Frees the host's memory; the next version is sent in full."""
+    self._receiver.forget()
+
+
+class _Stored:
+  """Tensors in a directory that the learner writes; each device reads its part."""
+
+  def __init__(self, learner: client.LearnerClient, layout: Layout, directory: str, seconds: float):
+    self._learner, self._session, self._layout = learner, learner.session, layout
+    self._directory, self._seconds = directory, seconds
+
+  def fetch(self, low: int, high: int, held=types.NO_VERSION) -> tuple[int, Tensors | None]:
+    """The newest version within the bounds; tensors None = it is the one held."""
+    from offpolicy_rl.transport import weights_dir  # Orbax: only when it is used
+
+    return weights_dir.pull(
+      self._directory,
+      low,
+      high,
+      session=self._session,
+      like=self._layout,
+      held_version=held,
+      seconds=self._seconds,
+      check=self._check_session,
+    )
+
+  def _check_session(self) -> None:
+    if self._learner.session != self._session:  # another thread has joined the new one
+      raise client.SessionLost("the learner was restarted")
+    self._learner.check_session()
+
+  def forget(self) -> None:
+    """Nothing is held on the host."""
