@@ -176,7 +176,10 @@ def explain(arguments, assignments) -> int:
   if arguments.beta is not None:
     config.objective.beta = arguments.beta
   config_lib.override(config, [arguments_lib.key_and_text(a) for a in assignments])
-  choices = config_lib.objective_choices(config)
+  try:
+    choices = config_lib.objective_choices(config)
+  except ValueError as error:
+    raise config_lib.ConfigError(str(error)) from None
   from offpolicy_rl.cli import explain as target  # imports JAX
 
   if not arguments.rewards:

@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from offpolicy_rl import losses
@@ -20,6 +21,7 @@ from offpolicy_rl.losses import advantages, induced_target, reductions
 
 # Sign of log E exp(A/beta) -> what it is called and means.
 _REGIMES = {1: "positive: pessimistic", 0: "boundary: exponential tilt", -1: "negative: sharper"}
+_WIDEST = 1000  # columns of a table
 
 
 def presets(known: list[losses.Choices], setting: reductions.Setting) -> None:
@@ -144,7 +146,7 @@ def _target(name: str, table: np.ndarray, rewards: np.ndarray, beta: float) -> T
 
 def show(rewards: list[float], own: np.ndarray, targets: list[Target], beta: float) -> None:
   """Prints both tables."""
-  console = Console()
+  console = Console(highlight=False)
   mine, nominal = targets[0], targets[3]
   size = len(rewards)
   table = Table(title=f"Each completion (beta = {beta:g}, sampler: 1/{size} each)", box=box.SIMPLE)
@@ -159,7 +161,7 @@ def show(rewards: list[float], own: np.ndarray, targets: list[Target], beta: flo
       f"{mine.ratios[i]:.3f}",
       f"{nominal.ratios[i] / size:.4f}",
     )
-  console.print(table)
+  _print_whole(table)
   table = Table(title="The target, beside that of other baselines", box=box.SIMPLE)
   for column in ("baseline", "regime", "lambda", "reward", "KL", "entropy", "ESS", "T"):
     left = column in ("baseline", "regime")
@@ -176,7 +178,7 @@ def show(rewards: list[float], own: np.ndarray, targets: list[Target], beta: flo
       f"{t.ess:.3f}",
       f"{t.temperature:.4g}",
     )
-  console.print(table)
+  _print_whole(table)
   console.print(
     f"log E exp(A/beta) = {mine.statistic:.4g}, so the regime is {_REGIMES[mine.regime]}.\n"
     "Of each target: expected reward, KL to the sampler and entropy (nats), effective sample size "
@@ -186,6 +188,14 @@ def show(rewards: list[float], own: np.ndarray, targets: list[Target], beta: flo
     console.print(
       "A negative regime can have several minima; which one is reached depends on luck."
     )
+
+
+def _print_whole(table: Table) -> None:
+  """As wide as it is: on a narrow terminal lines go round, but no figure is cut."""
+  console = Console(highlight=False)
+  wanted = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+  console.width = max(console.width, wanted)
+  console.print(table)
 
 
 def draw(rewards: list[float], targets: list[Target], beta: float, path: pathlib.Path) -> None:

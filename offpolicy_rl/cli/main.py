@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"offpolicy-rl {arguments.role}: {error}", file=sys.stderr)
     return 2 if isinstance(error, config_lib.ConfigError) else 1
   if not works and (problem := output.problem()):
-    print(f"offpolicy-rl {arguments.role}: standard output: {problem}", file=sys.stderr)
+    if not isinstance(problem, BrokenPipeError):  # a reader that has seen enough is no news
+      print(f"offpolicy-rl {arguments.role}: standard output: {problem}", file=sys.stderr)
     return code or 1
   return code
 

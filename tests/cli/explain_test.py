@@ -105,3 +105,28 @@ def test_mistakes_are_named(capsys, arguments, message):
   code, _, err = run(capsys, *arguments)
   assert code != 0
   assert message in err
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_no_figure_is_cut_on_a_narrow_terminal(capsys, monkeypatch, columns):
+  monkeypatch.setenv("COLUMNS", columns)
+  code, out, _ = run(capsys, "--objective=oapl", "--beta=0.5", "--rewards=0,0,1,1")
+  assert code == 0 and "\N{HORIZONTAL ELLIPSIS}" not in out
+  own = next(line for line in out.splitlines() if line.startswith("  oapl "))
+  [t, *_] = explain.explain([0.0, 0.0, 1.0, 1.0], losses.choose("oapl", beta=0.5))[1]
+  assert own.split() == [
+    "oapl",
+    "positive",
+    f"{t.lam:.4g}",
+    f"{t.reward:.4f}",
+    f"{t.kl:.4f}",
+    f"{t.entropy:.4f}",
+    f"{t.ess:.3f}",
+    f"{t.temperature:.4g}",
+  ]
+
+
+def test_an_unknown_objective_is_a_wrong_argument(capsys):
+  code, _, err = run(capsys, "--objective=nonesuch")
+  assert code == 2
+  assert err.startswith("offpolicy-rl explain: objective.name: got 'nonesuch', expected one of")

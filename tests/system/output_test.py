@@ -151,3 +151,16 @@ def test_a_path_is_no_markup(make):
   text = io.StringIO()
   make(Console(file=text, width=200)).say("run directory a[/red]b [bold]c :smile: d")
   assert text.getvalue() == "run directory a[/red]b [bold]c :smile: d\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_news():
+  """Of `explain | head -3`: no line about it, as of any tool."""
+  process = subprocess.Popen(
+    [sys.executable, "-m", "offpolicy_rl.cli.main", "explain"],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+  process.stdout.close()
+  process.stdout = None
+  assert process.communicate(timeout=60)[1] == b"" and process.returncode == 1
