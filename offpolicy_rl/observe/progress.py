@@ -1,5 +1,6 @@
 """What a person sees of a run: one live line, or plain lines where there is no terminal."""
 
+import math
 import time
 
 from rich.console import Console
@@ -30,6 +31,17 @@ ALARMS = {
 def needed(alarm: str) -> int:
   """Steps in a row before an alarm is spoken of."""
   return 1 if alarm in _AT_ONCE else ALARM_STEPS
+
+
+def _known(number: float, form: str) -> str:
+  return "-" if math.isnan(number) else format(number, form)
+
+
+def _clock(seconds: float) -> str:
+  if math.isnan(seconds):
+    return "-:--"
+  minutes, seconds = divmod(int(seconds), 60)
+  return f"{minutes}:{seconds:02d}"
 
 
 class Progress:
@@ -74,14 +86,14 @@ class Progress:
       self._shown = now
 
   def line(self, step: int, row: dict, seconds_left: float) -> str:
-    """The text of one step."""
-    minutes, seconds = divmod(int(seconds_left), 60)
+    """The text of one step; what is not known (NaN) is a dash."""
     learner = metrics.pace(row)["tokens_per_second"]
     return (
-      f"step {step + 1}/{self._num_steps}  left {minutes}:{seconds:02d}  "  # first: lines get cut
+      f"step {step + 1}/{self._num_steps}  left {_clock(seconds_left)}  "  # first: lines get cut
       f"reward {row['reward']:.3f}  "
-      f"held-out {self._heldout:.3f}  entropy {row['entropy']:.3f}  lag {row['lag/mean']:.1f}  "
-      f"tokens/s: learner {learner:,.0f}  sampler {self._sampler_rate:,.0f}"
+      f"held-out {_known(self._heldout, '.3f')}  "
+      f"entropy {row['entropy']:.3f}  lag {row['lag/mean']:.1f}  "
+      f"tokens/s: learner {learner:,.0f}  sampler {_known(self._sampler_rate, ',.0f')}"
     )
 
   def _tell_alarms(self, step: int, row: dict) -> None:
@@ -95,8 +107,10 @@ class Progress:
 
   def _seconds_left(self, now: float, step: int) -> float:
     started, first = self._started
-    done = step - first
-    return (now - started) / done * (self._num_steps - step - 1) if done else 0.0
+    done, left = step - first, self._num_steps - step - 1
+    if not left:
+      return 0.0
+    return (now - started) / done * left if done else math.nan
 
   def stop(self) -> None:
     """Ends the live line, leaving it on the screen."""

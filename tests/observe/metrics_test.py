@@ -104,10 +104,24 @@ def test_plain_progress_lines_where_there_is_no_terminal():
   lines = out.getvalue().splitlines()
   assert len(lines) == 2  # the first, and the last; those in between came within five seconds
   assert lines[0] == (
-    "step 1/100  left 0:00  reward 0.500  held-out 0.750  entropy 0.250  lag 3.0  "
+    "step 1/100  left -:--  reward 0.500  held-out 0.750  entropy 0.250  lag 3.0  "
     "tokens/s: learner 2,000  sampler 1,234"
   )
   assert lines[1].startswith("step 100/100")
+
+
+def test_what_is_not_known_yet_is_no_number():
+  """After --resume, before an evaluation; and how long the first step took says nothing."""
+  out = io.StringIO()
+  screen = progress.Progress(3, Console(file=out, width=200, highlight=False))
+  screen.step(1, ROW)
+  screen.step(2, ROW)
+  first, last = out.getvalue().splitlines()
+  assert first == (
+    "step 2/3  left -:--  reward 0.500  held-out -  entropy 0.250  lag 3.0  "
+    "tokens/s: learner 2,000  sampler -"
+  )
+  assert last.startswith("step 3/3  left 0:00  ")
 
 
 def test_a_terminal_gets_one_live_line():
