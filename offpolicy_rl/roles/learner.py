@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import shlex
 import threading
 import uuid
 from collections.abc import Callable
@@ -256,7 +257,8 @@ def _finish(me: Learner, state) -> None:
   version = int(state.step)
   me.save(version, state)
   if me.stop.is_set():
-    me.screen.say(f"stopped after step {version}; continue with --resume --run_dir={me.run_dir}")
+    where = shlex.quote(str(me.run_dir))
+    me.screen.say(f"stopped after step {version}; continue with --resume --run_dir={where}")
     return
   if me.restored is not None and me.restored.done and me.restored.step == version:
     me.say(f"all {version} steps are made and evaluated; learner.steps says how many")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from offpolicy_rl.system import children
 _MAX_ENDS, _WINDOW_SECONDS = 6, 600.0  # of one sampler, for the same reason: the run ends
 _LAST_SECONDS = 10.0  # for samplers to end by themselves
 _STOPPED = 130  # exit code
+_STOPPING = (
+  "stopping, with a checkpoint, after the step or evaluation at work; once more ends at once"
+)
 _TAIL_BYTES = 4096  # of a log, of which the last line is shown
 
 
@@ -60,6 +64,8 @@ def run(
         line = ["sampler", f"--learner={address}", *sampler_args]
         problem = next(filter(None, (_tend(p, line, run_dir, start) for p in places)), None)
       stop.wait(0.1)
+    if stop.is_set() and learner.poll() is None:
+      print(_STOPPING, file=sys.stderr)
     asked = stop.is_set() or problem is not None
     return _said(_end_learner(learner), run_dir, asked=asked, problem=problem)
   finally:
@@ -139,7 +145,7 @@ def _end_learner(learner: subprocess.Popen) -> int:
 
 def _said(code: int, run_dir: pathlib.Path, *, asked: bool, problem: str | None) -> int:
   """The exit code of it all; what the learner can't have said itself is said."""
-  go_on = f"go on with --resume --run_dir={run_dir}"
+  go_on = f"go on with --resume --run_dir={shlex.quote(str(run_dir))}"
   if problem is not None:
     print(f"{problem}\nthe run was ended for that, with a checkpoint; {go_on}", file=sys.stderr)
     return children.exit_code(code) or 1

@@ -147,6 +147,23 @@ def test_a_learner_that_ends_is_spoken_of(notes, capfd, hurt, code, said):
   assert not any(map(alive, pids(notes, "sampler")))
 
 
+def test_a_run_that_is_asked_to_stop_says_so_at_once(notes, capfd):
+  """The learner may have a long step or an evaluation before it."""
+  run = Local(notes)
+  run.stop.set()
+  assert run.ended() == 0
+  assert capfd.readouterr().err == (
+    "stopping, with a checkpoint, after the step or evaluation at work; once more ends at once\n"
+  )
+
+
+def test_the_directory_of_a_printed_command_is_one_word(notes, capfd):
+  spaced = notes / "a run [1"
+  spaced.mkdir()
+  local._said(7, spaced, asked=False, problem=None)
+  assert capfd.readouterr().err.endswith(f"go on with --resume --run_dir='{spaced}'\n")
+
+
 def test_the_address_of_an_earlier_run_is_left_alone(notes):
   """Another `local` on this directory may still need it, whose learner then refuses ours."""
   (notes / "run" / "address").write_text("old")
