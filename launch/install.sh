@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # install.sh VENV EXTRAS: an editable installation in a virtual environment, made if it is not there.
 set -euo pipefail
+usage() { sed -n '2s/^# //p' "$0"; }
+if [ "${1:-}" = --help ]; then usage; exit; fi
+[ $# -eq 2 ] || { usage >&2; exit 2; }
 venv=$1 extras=$2
 
 find_python() { # the first interpreter of 3.12 or newer

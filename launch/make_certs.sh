@@ -5,7 +5,9 @@
 # For tests and small private clusters: DIR/ca.key can sign anything, so keep it off the machines that
 # only run samplers. Everything is valid for DAYS (default 365). Needs openssl.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,6s/^# \?//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,6s/^# \?//p' "$0"; }
+[ $# -ge 1 ] || { usage >&2; exit 2; }
+if [ "$1" = --help ]; then usage; exit; fi
 dir=$1 days=${DAYS:-365}
 shift
 umask 077 # keys and token are for their owner only

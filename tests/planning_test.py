@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.model import sharding
-from offpolicy_rl.planning import collectives, topology
+from offpolicy_rl.planning import architectures, collectives, plan, programs, topology
 
 HLO = """HloModule jit_f
 
@@ -130,3 +130,20 @@ def test_what_is_no_topology_is_refused(name):
 def test_memory_is_that_of_one_device():
   assert topology.memory_bytes("v5e:4x4") == 16 * 2**30
   assert topology.memory_bytes("v5p:2x2x1") == 95 * 2**30
+
+
+def test_minutes_of_compiling_are_announced(tmp_path, monkeypatch, capsys):
+  def compiled(*_):
+    raise RuntimeError("far enough")
+
+  monkeypatch.setattr(topology, "devices", lambda name: jax.devices())
+  monkeypatch.setattr(programs, "train", compiled)
+  config = config_lib.load("configs/gsm8k_qwen3_8b.py")
+  config.mesh.fsdp = 8
+  architecture = architectures.KNOWN["qwen3-8b"]
+  with pytest.raises(RuntimeError, match="far enough"):
+    plan.run(config, "v5e:2x4", architecture=architecture, cache=tmp_path)
+  assert capsys.readouterr().err == (
+    f"compiling the learner's step and the sampler's decoding for v5e:2x4: a minute or more; "
+    f"the answer is kept in {tmp_path}\n"
+  )

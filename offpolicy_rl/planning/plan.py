@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import sys
 from importlib import metadata
 
 import rich.console
@@ -43,6 +44,11 @@ def run(config, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
     raise config_lib.ConfigError(
       f"mesh: got {shape} = {size} devices, expected the {len(devices)} of --topology={name}"
     )
+  print(
+    f"compiling the learner's step and the sampler's decoding for {name}: a minute or more; the "
+    f"answer is kept in {cache}",
+    file=sys.stderr,
+  )
   capacity = topology.memory_bytes(name)
   learner = programs.train(config, model, sharding.make_mesh(**mesh, devices=devices), capacity)
   engine = topology.of_engine(name, config.sampler.tensor)
