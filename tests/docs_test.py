@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import losses
 from offpolicy_rl.cli import arguments, main
 from offpolicy_rl.config import keys as config_keys
 from offpolicy_rl.model import families
@@ -27,8 +26,8 @@ COMMANDS = [command for page in PAGES + CARDS for command in pages.commands(page
 EXAMPLES = {name: text for page in PAGES for name, text in pages.files(page).items()}
 ROLES = arguments.parser("")._subparsers._group_actions[0].choices
 MAKEFILE = (ROOT / "Makefile").read_text()
-SECTIONS = {key.split(".")[0] for key in config_keys.KEYS} | {"objective"}
-KEYS = set(config_keys.KEYS) | {f"objective.{f.name}" for f in losses.choices.OVERRIDABLE}
+KEYS = config_keys.all_keys().keys()
+SECTIONS = {key.split(".")[0] for key in KEYS}
 SOURCE = "".join(p.read_text() for p in PACKAGE.rglob("*.py") if "_pb2" not in p.name)
 
 

@@ -24,7 +24,7 @@ def parser(description: str) -> argparse.ArgumentParser:
   roles = parser.add_subparsers(
     dest="role",
     required=True,
-    metavar="local|learner|sampler|watch|sweep|eval|check|plan|report|import|export|explain",
+    metavar="local|learner|sampler|watch|sweep|eval|check|plan|report|import|export|explain|keys",
   )
   both = argparse.ArgumentParser(add_help=False)
   both.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
@@ -262,6 +262,9 @@ def _add_files(roles, both: argparse.ArgumentParser) -> None:
     "--beta", type=flag_values.positive, help="temperature (default: the preset's)"
   )
   explain.add_argument("--png", type=pathlib.Path, help="draw a picture, too")
+  keys = roles.add_parser("keys", parents=[both], help="every key of a configuration")
+  keys.add_argument("pattern", nargs="?", default="", help="only keys with this in name or meaning")
+  keys.add_argument("--markdown", action="store_true", help="as the table of configs/README.md")
 
 
 def _add_protection(parser: argparse.ArgumentParser) -> None:

@@ -168,6 +168,14 @@ def export(arguments, _) -> int:
   return 0
 
 
+def keys(arguments, _) -> int:
+  """Lists the keys of a configuration."""
+  from offpolicy_rl.config import listing
+
+  print(*(listing.table() if arguments.markdown else listing.lines(arguments.pattern)), sep="\n")
+  return 0
+
+
 def explain(arguments, assignments) -> int:
   """Objectives and the targets that they induce."""
   config = config_lib.load(arguments.config) if arguments.config else config_lib.base()

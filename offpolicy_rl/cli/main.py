@@ -13,10 +13,11 @@
   offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       a published checkpoint, checked
   offpolicy-rl export  --run_dir=runs/... --to=DIR         its policy as a published checkpoint
   offpolicy-rl explain --rewards=0,0,1,1 --objective=oapl  the target that an objective induces
+  offpolicy-rl keys    [PATTERN]                           every key of a configuration
 
   offpolicy-rl local   --replay=runs/.../lag_schedule.jsonl  an async run again, to the bit
 
-Any key of the configuration: --config.objective.beta=0.2
+Any key of a configuration: --config.objective.beta=0.2
 """
 
 import contextlib
@@ -415,6 +416,7 @@ _ROLES = {
   "import": commands.import_,
   "export": commands.export,
   "explain": commands.explain,
+  "keys": commands.keys,
 }
 
 if __name__ == "__main__":

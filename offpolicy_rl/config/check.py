@@ -1,17 +1,18 @@
 """Refuses a wrong configuration before anything expensive starts. Imports no JAX.
 
-`configs/base.py` lists every key, `config_keys` says which values make sense, and this file which
-of them go together.
+`configs/base.py` says what each key may be, and this file which values go together.
 """
 
-import math
+import itertools
+from collections.abc import Iterator
 
 from ml_collections import config_dict
 
 from offpolicy_rl import losses
-from offpolicy_rl.config.keys import KEYS
+from offpolicy_rl.config import keys
 from offpolicy_rl.config.text import ConfigError, flatten
 from offpolicy_rl.losses import group_regime, reductions
+from offpolicy_rl.model import names
 from offpolicy_rl.replay import lag, packing
 from offpolicy_rl.tasks import catalog
 from offpolicy_rl.transport import bounds
@@ -19,19 +20,24 @@ from offpolicy_rl.transport import bounds
 
 def validate(config: config_dict.ConfigDict, *, trains: bool = True) -> None:
   """Raises ConfigError for the first wrong value; `trains`: groups for a learner are sampled."""
-  values = flatten(config)
-  _check_keys_and_types(values)
-  for name, key in KEYS.items():
-    value = values[name]
-    if (isinstance(value, float) and not math.isfinite(value)) or not key.is_good(value):
-      raise ConfigError(f"{name}: got {value!r}, expected {key.expected}")
+  _check_keys(flatten(config))
   try:
     objective_choices(config)
     catalog.of(config.task)
   except ValueError as error:
     raise ConfigError(str(error)) from None
-  wire = _message_relations(config) if trains else []
-  require([*_relations(config), *_slot_relations(config, trains), *wire])
+  if not config.model.checkpoint:
+    vocab_size = catalog.of(config.task).vocabulary.size
+    fresh = {"vocab_size": vocab_size, "num_experts": 0, "expert_width": 0}
+    check_architecture(config, dict(config.model) | fresh)
+  relations = (_task, _rows, _objective, _layout, _lag, _sampler, _transport)
+  problems = itertools.chain(*(relation(config) for relation in relations))
+  _raise_first(itertools.chain(problems, _one_ticket(config, trains)))
+
+
+def _raise_first(problems: Iterator[str]) -> None:
+  for problem in problems:
+    raise ConfigError(problem)
 
 
 def check_data(config: config_dict.ConfigDict) -> catalog.Selection:
@@ -44,29 +50,22 @@ def check_data(config: config_dict.ConfigDict) -> catalog.Selection:
   return selection
 
 
-def require(relations: list[tuple[bool, str]]) -> None:
-  """Raises ConfigError for the first that does not hold."""
-  for holds, message in relations:
-    if not holds:
-      raise ConfigError(message)
-
-
-def _check_keys_and_types(values: dict) -> None:
-  """A configuration may come from a file or over the wire, so nothing is taken for granted."""
-  kinds = {name: key.kind for name, key in KEYS.items()}
-  choices = {f"objective.{field.name}": field.type for field in losses.choices.OVERRIDABLE}
-  for key in kinds.keys() | choices.keys():
-    if key not in values:
-      expected = KEYS[key].expected if key in KEYS else "a value"
-      raise ConfigError(f"{key}: missing, expected {expected}")
-  for key, value in values.items():
-    if key not in kinds and key not in choices:
-      raise ConfigError(f"{key[:100]!r}: unknown key")
-    if value is None and key in choices:
+def _check_keys(values: dict) -> None:
+  """Refuses what is no key, no value, or not allowed: a configuration may come over the wire."""
+  known = keys.all_keys()
+  for name, key in known.items():
+    if name not in values:
+      raise ConfigError(f"{name}: missing, expected {key.expected}")
+  for name, value in values.items():
+    if name not in known:
+      raise ConfigError(f"{name[:100]!r}: unknown key")
+    key = known[name]
+    if value is None and key.default is None:
       continue
-    kind = kinds.get(key) or choices[key]
-    if type(value) is not kind and not (kind is float and type(value) is int):
-      raise ConfigError(f"{key}: got {value!r:.100}, expected {kind.__name__}")
+    if not key.has_type(value):
+      raise ConfigError(f"{name}: got {value!r:.100}, expected {key.kind.__name__}")
+    if not key.is_good(value):
+      raise ConfigError(f"{name}: got {value!r}, expected {key.expected}")
 
 
 def batch_parts(learner: config_dict.ConfigDict) -> int:
@@ -77,50 +76,6 @@ def batch_parts(learner: config_dict.ConfigDict) -> int:
 def updates_per_step(learner: config_dict.ConfigDict) -> int:
   """Optimizer updates that a step makes of its batch."""
   return learner.minibatches * learner.epochs
-
-
-def _objective_relations(c, rows_per_part: int) -> list[tuple[bool, str]]:
-  """The same for what the objective asks of the rest."""
-  objective = objective_choices(c)
-  return [
-    (
-      not objective.couples_rows or rows_per_part % c.learner.group_size == 0,
-      f"learner.microbatches: got {c.learner.microbatches}, expected a divisor of "
-      f"learner.prompts_per_step / learner.minibatches = {c.learner.prompts_per_step} / "
-      f"{c.learner.minibatches}: "
-      f"objective.fn = {objective.fn} needs whole groups",
-    ),
-    (
-      objective.advantage != "value",
-      "objective.advantage: got 'value', expected another: the learner has no values V* of its "
-      "prompts; objective.advantage=vhat estimates them from the current group",
-    ),
-  ]
-
-
-def _layout_relations(c) -> list[tuple[bool, str]]:
-  """How rows are filled."""
-  layout, columns = c.learner.layout, c.learner.row_tokens
-  longest = c.task.max_prompt_tokens + c.task.max_completion_tokens
-  return [
-    (
-      columns == 0 or layout != packing.PADDED,
-      f"learner.row_tokens: got {columns}, expected 0 with layout padded: a row is one completion",
-    ),
-    (
-      columns == 0 or columns >= longest,
-      f"learner.row_tokens: got {columns}, expected at least {longest}, the longest prompt and "
-      "completion",
-    ),
-  ]
-
-
-def objective_section() -> config_dict.ConfigDict:
-  """Every choice of an objective, unset: the preset's value holds until one is given."""
-  section = config_dict.ConfigDict()
-  for field in losses.choices.OVERRIDABLE:
-    section[field.name] = config_dict.placeholder(field.type)
-  return section
 
 
 def objective_choices(config: config_dict.ConfigDict) -> losses.Choices:
@@ -155,140 +110,156 @@ def reduction_setting(config: config_dict.ConfigDict) -> reductions.Setting:
   )
 
 
-def _tensor_relations(model: dict, key: str, tensor: int) -> list[tuple[bool, str]]:
-  """What can't be split over so many devices."""
-  kv_heads, expert_width = model["num_kv_heads"], model["expert_width"]
-  got = f"{key}: got {tensor}, expected a divisor of"
-  return [
-    (
-      kv_heads % tensor == 0 and model["mlp_width"] % tensor == 0,
-      f"{got} model.num_kv_heads = {kv_heads} and of model.mlp_width = {model['mlp_width']}",
-    ),
-    (model["vocab_size"] % tensor == 0, f"{got} the vocabulary's {model['vocab_size']} ids"),
-    (
-      not model["num_experts"] or expert_width % tensor == 0,
-      f"{got} {expert_width}, the width of the model's experts",
-    ),
-  ]
+def check_architecture(config: config_dict.ConfigDict, model: dict) -> None:
+  """Raises ConfigError when a decoder can't be split as the configuration says.
+
+  Args:
+    model: the fields of a `DecoderConfig`.
+  """
+  _raise_first(_architecture(config, model))
 
 
-def architecture_relations(config: config_dict.ConfigDict, model: dict) -> list[tuple[bool, str]]:
-  """Conditions between a decoder's fields and the meshes: (holds, what to say when it doesn't)."""
-  heads, kv_heads, mesh = model["num_heads"], model["num_kv_heads"], config.mesh
-  experts = model["num_experts"]
-  return [
-    (
-      heads % kv_heads == 0,
-      f"model.num_kv_heads: got {kv_heads}, expected a divisor of model.num_heads = {heads}",
-    ),
-    *_tensor_relations(model, "mesh.tensor", mesh.tensor),
-    *_tensor_relations(model, "sampler.tensor", config.sampler.tensor),
-    (
-      model["width"] % mesh.fsdp == 0,
-      f"mesh.fsdp: got {mesh.fsdp}, expected a divisor of model.width = {model['width']}",
-    ),
-    (
-      (experts or 1) % mesh.expert == 0,
-      f"mesh.expert: got {mesh.expert}, expected a divisor of the model's {experts} experts"
-      if experts
-      else f"mesh.expert: got {mesh.expert}, expected 1: the model has no experts",
-    ),
-  ]
+def _architecture(c, model: dict) -> Iterator[str]:
+  heads, kv_heads, experts = model["num_heads"], model["num_kv_heads"], model["num_experts"]
+  if heads % kv_heads:
+    yield f"model.num_kv_heads: got {kv_heads}, expected a divisor of model.num_heads = {heads}"
+  mlp_width, vocab_size, expert_width = (
+    model[key] for key in ("mlp_width", "vocab_size", "expert_width")
+  )
+  for key, tensor in (("mesh.tensor", c.mesh.tensor), ("sampler.tensor", c.sampler.tensor)):
+    divisor = f"{key}: got {tensor}, expected a divisor of"
+    if kv_heads % tensor or mlp_width % tensor:
+      yield f"{divisor} model.num_kv_heads = {kv_heads} and of model.mlp_width = {mlp_width}"
+    if vocab_size % tensor:
+      yield f"{divisor} the vocabulary's {vocab_size} ids"
+    if experts and expert_width % tensor:
+      yield f"{divisor} {expert_width}, the width of the model's experts"
+  if model["width"] % c.mesh.fsdp:
+    yield f"mesh.fsdp: got {c.mesh.fsdp}, expected a divisor of model.width = {model['width']}"
+  if not experts and c.mesh.expert > 1:
+    yield f"mesh.expert: got {c.mesh.expert}, expected 1: the model has no experts"
+  if experts % c.mesh.expert:
+    yield f"mesh.expert: got {c.mesh.expert}, expected a divisor of the model's {experts} experts"
 
 
-def _relations(c) -> list[tuple[bool, str]]:
-  """Conditions between keys: (holds, what to say when it does not)."""
-  rows = c.learner.prompts_per_step * c.learner.group_size
-  shards = c.mesh.data * c.mesh.fsdp * c.mesh.expert
-  parts = batch_parts(c.learner)
-  longest = c.task.max_prompt_tokens + c.task.max_completion_tokens
-  vocab_size = catalog.of(c.task).vocabulary.size
-  own = dict(c.model) | {"vocab_size": vocab_size, "num_experts": 0, "expert_width": 0}
-  return [
-    (
-      bool(c.task.format_pattern) == (c.task.format_reward > 0),
+def _task(c) -> Iterator[str]:
+  if bool(c.task.format_pattern) != (c.task.format_reward > 0):
+    yield (
       f"task.format_reward: got {c.task.format_reward} with task.format_pattern = "
-      f"{c.task.format_pattern!r}, expected both or neither",
-    ),
-    *([] if c.model.checkpoint else architecture_relations(c, own)),
-    (
-      c.learner.prompts_per_step % c.learner.minibatches == 0,
-      f"learner.minibatches: got {c.learner.minibatches}, expected a divisor of "
-      f"learner.prompts_per_step = {c.learner.prompts_per_step}: groups stay whole",
-    ),
-    (
-      rows % (parts * shards) == 0,
-      "mesh.data, mesh.fsdp, mesh.expert, learner.minibatches, learner.microbatches: got "
-      f"{c.mesh.data} x {c.mesh.fsdp} x {c.mesh.expert} x {c.learner.minibatches} x "
-      f"{c.learner.microbatches}, expected a divisor of the {rows} rows of a batch "
-      "(prompts_per_step x group_size)",
-    ),
-    *_objective_relations(c, rows // parts),
-    *_layout_relations(c),
-    (
-      c.warm_start.rows % shards == 0,
-      f"warm_start.rows: got {c.warm_start.rows}, expected a multiple of data x fsdp x "
-      f"expert = {shards}",
-    ),
-    (
-      c.lag.mode != lag.PERIODIC or c.lag.max_lag >= 1,
-      f"lag.max_lag: got {c.lag.max_lag}, expected at least 1 in mode periodic",
-    ),
-    (
-      (c.lag.mode == lag.REPLAY) == bool(c.lag.schedule),
-      f"lag.schedule: got {c.lag.schedule!r}, expected a file in mode replay and '' in every other",
-    ),
-    (
-      not c.sampler.cache_tokens or c.sampler.cache_tokens >= 2 * (longest + c.sampler.page_tokens),
-      f"sampler.cache_tokens: got {c.sampler.cache_tokens}, expected 0 or at least "
-      f"{2 * (longest + c.sampler.page_tokens)}: two of the longest rows, in whole pages",
-    ),
-    (
-      c.sampler.weight_update == "between_groups" or c.lag.mode == lag.ASYNC,
-      f"sampler.weight_update: got {c.sampler.weight_update}, expected between_groups with "
-      f"lag.mode = {c.lag.mode}: its groups are of exactly one version",
-    ),
-    (
-      c.transport.heartbeat_seconds * 2 <= c.transport.lease_seconds,
-      f"transport.heartbeat_seconds: got {c.transport.heartbeat_seconds}, expected at most half "
-      f"of transport.lease_seconds = {c.transport.lease_seconds}",
-    ),
-  ]
-
-
-def _slot_relations(c, trains: bool) -> list[tuple[bool, str]]:
-  """Whether the completions of one ticket have room."""
-  slots, need = c.sampler.slots, max(c.evaluation.samples, c.learner.group_size if trains else 1)
-  return [
-    (
-      slots >= need,
-      f"sampler.slots: got {slots}, expected at least {need}, the completions of one ticket",
+      f"{c.task.format_pattern!r}, expected both or neither"
     )
-  ]
 
 
-def _message_relations(c) -> list[tuple[bool, str]]:
-  """Whether a ticket and its group fit into messages of the wire."""
-  completions = max(c.evaluation.samples, c.learner.group_size)
-  prompt, longest = c.task.max_prompt_tokens, c.task.max_completion_tokens
-  group = bounds.max_group_bytes(completions, longest)
-  most = max(bounds.ticket_bytes(prompt, ""), group)
-  return [
-    (
-      completions <= bounds.MAX_COMPLETIONS,
+def _rows(c) -> Iterator[str]:
+  prompts, minibatches, mesh = c.learner.prompts_per_step, c.learner.minibatches, c.mesh
+  if prompts % minibatches:
+    yield (
+      f"learner.minibatches: got {minibatches}, expected a divisor of "
+      f"learner.prompts_per_step = {prompts}: groups stay whole"
+    )
+  rows, shards = prompts * c.learner.group_size, names.batch_shards(mesh)
+  if rows % (batch_parts(c.learner) * shards):
+    yield (
+      "mesh.data, mesh.fsdp, mesh.expert, learner.minibatches, learner.microbatches: got "
+      f"{mesh.data} x {mesh.fsdp} x {mesh.expert} x {minibatches} x {c.learner.microbatches}, "
+      f"expected a divisor of the {rows} rows of a batch (prompts_per_step x group_size)"
+    )
+  if c.warm_start.rows % shards:
+    yield (
+      f"warm_start.rows: got {c.warm_start.rows}, expected a multiple of data x fsdp x "
+      f"expert = {shards}"
+    )
+
+
+def _objective(c) -> Iterator[str]:
+  objective, learner = objective_choices(c), c.learner
+  rows = learner.prompts_per_step * learner.group_size // batch_parts(learner)
+  if objective.couples_rows and rows % learner.group_size:
+    yield (
+      f"learner.microbatches: got {learner.microbatches}, expected a divisor of "
+      f"learner.prompts_per_step / learner.minibatches = {learner.prompts_per_step} / "
+      f"{learner.minibatches}: objective.fn = {objective.fn} needs whole groups"
+    )
+  if objective.advantage == "value":
+    yield (
+      "objective.advantage: got 'value', expected another: the learner has no values V* of its "
+      "prompts; objective.advantage=vhat estimates them from the current group"
+    )
+
+
+def _longest(c) -> int:
+  """Tokens of the longest prompt and completion."""
+  return c.task.max_prompt_tokens + c.task.max_completion_tokens
+
+
+def _layout(c) -> Iterator[str]:
+  columns = c.learner.row_tokens
+  if columns and c.learner.layout == packing.PADDED:
+    yield (
+      f"learner.row_tokens: got {columns}, expected 0 with layout padded: a row is one completion"
+    )
+  if columns and columns < _longest(c):
+    yield (
+      f"learner.row_tokens: got {columns}, expected at least {_longest(c)}, the longest prompt and "
+      "completion"
+    )
+
+
+def _lag(c) -> Iterator[str]:
+  if c.lag.mode == lag.PERIODIC and c.lag.max_lag < 1:
+    yield f"lag.max_lag: got {c.lag.max_lag}, expected at least 1 in mode periodic"
+  if (c.lag.mode == lag.REPLAY) != bool(c.lag.schedule):
+    yield (
+      f"lag.schedule: got {c.lag.schedule!r}, expected a file in mode replay and '' in every other"
+    )
+
+
+def _sampler(c) -> Iterator[str]:
+  least = 2 * (_longest(c) + c.sampler.page_tokens)
+  if 0 < c.sampler.cache_tokens < least:
+    yield (
+      f"sampler.cache_tokens: got {c.sampler.cache_tokens}, expected 0 or at least {least}: two of "
+      "the longest rows, in whole pages"
+    )
+  if c.sampler.weight_update != "between_groups" and c.lag.mode != lag.ASYNC:
+    yield (
+      f"sampler.weight_update: got {c.sampler.weight_update}, expected between_groups with "
+      f"lag.mode = {c.lag.mode}: its groups are of exactly one version"
+    )
+
+
+def _transport(c) -> Iterator[str]:
+  if c.transport.heartbeat_seconds * 2 > c.transport.lease_seconds:
+    yield (
+      f"transport.heartbeat_seconds: got {c.transport.heartbeat_seconds}, expected at most half "
+      f"of transport.lease_seconds = {c.transport.lease_seconds}"
+    )
+
+
+def _one_ticket(c, trains: bool) -> Iterator[str]:
+  """A ticket's completions need room in an engine and, when they train, in a message."""
+  completions = max(c.evaluation.samples, c.learner.group_size if trains else 1)
+  if c.sampler.slots < completions:
+    yield (
+      f"sampler.slots: got {c.sampler.slots}, expected at least {completions}, the completions of "
+      "one ticket"
+    )
+  if trains and completions > bounds.MAX_COMPLETIONS:
+    yield (
       f"learner.group_size, evaluation.samples: got {completions}, expected at most "
-      f"{bounds.MAX_COMPLETIONS} completions of a ticket",
-    ),
-    (
-      most <= c.transport.max_message_mb << 20,
+      f"{bounds.MAX_COMPLETIONS} completions of a ticket"
+    )
+  prompt, longest = c.task.max_prompt_tokens, c.task.max_completion_tokens
+  most = max(bounds.ticket_bytes(prompt, ""), bounds.max_group_bytes(completions, longest))
+  if trains and most > c.transport.max_message_mb << 20:
+    yield (
       f"transport.max_message_mb: got {c.transport.max_message_mb}, expected at least "
       f"{(most >> 20) + 1}: a prompt of {prompt} tokens has to fit, and so have {completions} "
-      f"completions of {longest} tokens with a version for each",
-    ),
-  ]
+      f"completions of {longest} tokens with a version for each"
+    )
 
 
-# What a resumed run may not change: the groups that it has, and those still out, rest on it.
+# What a resumed run may not change: its groups, and those still being sampled, rest on it.
 _FROZEN = (
   "seed",
   "task.",
@@ -307,7 +278,7 @@ _FROZEN = (
   "evaluation.samples",
   "transport.weights_dtype",
 )
-# But these may: where files lie now, and how verifiers are run.
+# Except where files lie now, and how verifiers are run.
 _FREE = (
   "task.data_dir",
   "task.train_file",
@@ -321,7 +292,7 @@ _FREE = (
 def check_resume(saved: config_dict.ConfigDict, now: config_dict.ConfigDict) -> None:
   """Raises ConfigError for the first key that a resumed run must keep and does not.
 
-  Keys that a later release has added are as it says: a run of before has no value of them.
+  Keys that a later release has added may have any value.
   """
   before = flatten(saved)
   for key, value in flatten(now).items():
@@ -334,19 +305,19 @@ def check_resume(saved: config_dict.ConfigDict, now: config_dict.ConfigDict) -> 
 
 
 def warnings(config: config_dict.ConfigDict) -> list[str]:
-  """What is allowed but will probably disappoint: choice and consequence, one line each."""
+  """Choices that are allowed but will probably disappoint, a line each with the consequence."""
   objective = objective_choices(config)
-  found = catalog.warnings(catalog.of(config.task))
+  lines = catalog.warnings(catalog.of(config.task))
   truncation = {key: config.sampler[key] for key in ("top_k", "top_p", "min_p")}
   if truncation != {"top_k": 0, "top_p": 1.0, "min_p": 0.0}:
-    found.append(
+    lines.append(
       f"sampler.top_k, top_p, min_p: got {', '.join(map(str, truncation.values()))}; samples come "
       "from a truncated distribution, the learner's log-probabilities are of the full one: every "
       "log-ratio has a bias (mismatch/max shows it)"
     )
-  found.append(_inert_ratio(objective, reduction_setting(config)))
+  lines.append(_inert_ratio(objective, reduction_setting(config)))
   if objective.fn == "regression" and objective.advantage in group_regime.BASELINES:
-    found.append(
+    lines.append(
       group_regime.regime_warning(
         objective.advantage,
         config.learner.group_size,
@@ -356,11 +327,11 @@ def warnings(config: config_dict.ConfigDict) -> list[str]:
         dv=objective.shift,
       )
     )
-  return [warning for warning in found if warning]
+  return [warning for warning in lines if warning]
 
 
 def _inert_ratio(objective: losses.Choices, setting: reductions.Setting) -> str | None:
-  """What remains of an objective whose ratio to the proximal policy is always 1."""
+  """A warning when the objective's ratio to the proximal policy is always 1."""
   if setting.updates > 1 or objective.anchor != "proximal" or objective.proximal != "current":
     return None
   simple = reductions.reduced(objective, setting._replace(on_policy=False)).choices

@@ -1,193 +1,171 @@
-"""Every key of a configuration but those of `objective`: its type, and which values make sense."""
+"""The keys of a configuration: `configs/base.py` is written with these functions and read by them.
+
+Every other list of keys (defaults, checks, `offpolicy-rl keys`, the table of configs/README.md)
+comes from there. Imports no JAX.
+"""
 
 import datetime
+import functools
 import json
+import math
+import operator
+import pathlib
 import re
-from collections.abc import Callable
+import runpy
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from offpolicy_rl.replay import lag, packing
-from offpolicy_rl.tasks import shaping
-from offpolicy_rl.transport import bounds
+from ml_collections import config_dict
+
+from offpolicy_rl import losses
+
+_BOUNDS = {
+  "above": operator.gt,
+  "at_least": operator.ge,
+  "below": operator.lt,
+  "at_most": operator.le,
+  "a_multiple_of": lambda x, n: x % n == 0,
+}
 
 
 class Key(NamedTuple):
-  """What one value has to be."""
+  """One key: its default and meaning, and the values that it may have."""
 
+  default: Any  # None = unset, a value that only such keys may have
+  meaning: str  # with unit and reason
   kind: type
-  is_good: Callable[[Any], bool]
-  expected: str  # in words
+  expected: str  # the allowed values, in words
+  is_good: Callable[[Any], bool]  # whether a value of this type is allowed
+
+  def has_type(self, value: Any) -> bool:
+    """Whether a value has this key's type; an int may stand for a float, a bool not for an int."""
+    return type(value) is self.kind or (self.kind is float and type(value) is int)
 
 
-def _one_of(*allowed) -> Key:
-  return Key(type(allowed[0]), lambda x: x in allowed, "one of " + ", ".join(map(str, allowed)))
+def integer(default: int, meaning: str, **bounds: int) -> Key:
+  """A whole number; `bounds` are `above`, `at_least`, `below`, `at_most` and `a_multiple_of`."""
+  return _bounded(int, default, meaning, bounds)
 
 
-def _at_least(low: int) -> Key:
-  return Key(int, lambda x: x >= low, f"at least {low}")
+def number(default: float, meaning: str, **bounds: float) -> Key:
+  """A finite float; `bounds` as in `integer`."""
+  return _bounded(float, default, meaning, bounds)
 
 
-def _between(low: int, high: int) -> Key:
-  return Key(int, lambda x: low <= x <= high, f"{low} to {high}")
+def _bounded(kind: type, default: float, meaning: str, bounds: Mapping[str, float]) -> Key:
+  expected = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
+  is_good = lambda x: (
+    math.isfinite(x) and all(_BOUNDS[name](x, bound) for name, bound in bounds.items())
+  )
+  return Key(default, meaning, kind, expected, is_good)
 
 
-def _from(low: float) -> Key:
-  return Key(float, lambda x: x >= low, f"at least {low}")
+def switch(default: bool, meaning: str) -> Key:
+  """True or False."""
+  return Key(default, meaning, bool, "True or False", lambda x: True)
 
 
-def _text(expected: str, is_good: Callable[[str], bool] = lambda x: True) -> Key:
-  return Key(str, is_good, expected)
+def one_of(default: str, allowed: Iterable[str], meaning: str) -> Key:
+  """One of a few words."""
+  return Key(default, meaning, str, f"one of {', '.join(allowed)}", lambda x: x in allowed)
 
 
-def _is_pattern(text: str) -> bool:
-  try:
-    re.compile(text)
-  except (re.error, RecursionError, OverflowError):
-    return False
-  return True
+def chosen_from(default: str, allowed: Iterable[str], meaning: str) -> Key:
+  """At least one of a few words, separated by commas without spaces."""
+  is_good = lambda x: set(x.split(",")) <= set(allowed)
+  return Key(default, meaning, str, f"some of {','.join(allowed)}", is_good)
 
 
-def _is_day_or_nothing(text: str) -> bool:
-  try:
-    return not text or bool(datetime.date.fromisoformat(text))
-  except ValueError:
-    return False
+def text(
+  default: str,
+  meaning: str,
+  expected: str = "a text",
+  is_good: Callable[[str], bool] = lambda x: True,
+) -> Key:
+  """Any text for which `is_good`; relations to other keys are in check.py."""
+  return Key(default, meaning, str, expected, is_good)
 
 
-def _is_variables(text: str) -> bool:
-  try:
-    found = json.loads(text or "{}")
-  except (ValueError, RecursionError):
-    return False
-  return isinstance(found, dict) and not _OF_PROMPTS & found.keys()
+def regular_expression(default: str, meaning: str) -> Key:
+  """A pattern of Python's `re`, or ""."""
+  return _parsed(default, meaning, "a regular expression of Python, or '' for none", re.compile)
 
 
-def _is_list_of_texts(text: str) -> bool:
-  try:
-    found = json.loads(text or "[]")
-  except ValueError:
-    return False
-  return isinstance(found, list) and all(isinstance(x, str) and x for x in found)
+def day(default: str, meaning: str) -> Key:
+  """YYYY-MM-DD, or ""."""
+  return _parsed(default, meaning, "YYYY-MM-DD, or ''", datetime.date.fromisoformat)
 
 
-_POSITIVE = Key(float, lambda x: x > 0, "a number > 0")
-_FRACTION = Key(float, lambda x: 0 <= x < 1, "in [0, 1)")
-_NAME = _text("the name of a column", bool)
-_ANY_TEXT = _text("a text")  # judged together with other keys
-# More would not fit beside the largest verdict in what may come over the wire.
-_SHAPING = Key(float, lambda x: 0 <= x <= 1e6, "0 to 1e6")
-_SWITCH = Key(bool, lambda x: True, "True or False")
-_OF_PROMPTS = {"messages", "add_generation_prompt"}  # a prompt itself says these to a template
-LORA_TARGETS = ("w_q", "w_k", "w_v", "w_o", "w_gate", "w_up", "w_down")
+def json_texts(default: str, meaning: str) -> Key:
+  """A JSON list of texts that are not empty, or ""."""
 
-KEYS = {
-  "seed": _between(0, 2**31 - 1),
-  "task.name": _ANY_TEXT,
-  "task.mixture": _ANY_TEXT,
-  "task.data_dir": _ANY_TEXT,
-  "task.train_file": _ANY_TEXT,
-  "task.heldout_file": _ANY_TEXT,
-  "task.question_column": _NAME,
-  "task.answer_column": _NAME,
-  "task.demonstration_column": _ANY_TEXT,
-  "task.size": _at_least(1),
-  "task.options": _ANY_TEXT,
-  "task.max_bad_rows": _FRACTION,
-  "task.prompt": _text("a text with {question} in it", lambda x: "{question}" in x),
-  "task.system_prompt": _ANY_TEXT,
-  "task.chat_arguments": _text(
-    f"a JSON object of variables other than {', '.join(sorted(_OF_PROMPTS))}, or ''", _is_variables
-  ),
-  "task.chat_date": _text("YYYY-MM-DD, or ''", _is_day_or_nothing),
-  "task.max_prompt_tokens": _at_least(1),
-  "task.max_completion_tokens": _at_least(1),
-  "task.verifier": _ANY_TEXT,
-  "task.verifier_processes": _at_least(1),
-  "task.verifier_seconds": _POSITIVE,
-  "task.verifier_memory_mb": _at_least(0),
-  "task.failed_reward": _one_of(shaping.ZERO, shaping.MEAN),
-  "task.format_pattern": _text("a regular expression of Python, or '' for none", _is_pattern),
-  "task.format_reward": _SHAPING,
-  "task.length_weight": _SHAPING,
-  "model.checkpoint": _ANY_TEXT,
-  "model.num_layers": _at_least(1),
-  "model.width": _at_least(1),
-  "model.num_heads": _at_least(1),
-  "model.num_kv_heads": _at_least(1),
-  "model.head_dim": Key(int, lambda x: x > 0 and x % 2 == 0, "a positive even number"),
-  "model.mlp_width": _at_least(1),
-  "model.rope_theta": _POSITIVE,
-  "model.norm_eps": _POSITIVE,
-  "model.compute_dtype": _one_of("float32", "bfloat16"),
-  "model.lora_rank": _at_least(0),
-  "model.lora_alpha": _POSITIVE,
-  "model.lora_targets": _text(
-    "some of " + ",".join(LORA_TARGETS), lambda x: set(x.split(",")) <= set(LORA_TARGETS)
-  ),
-  "mesh.data": _at_least(1),
-  "mesh.fsdp": _at_least(1),
-  "mesh.tensor": _at_least(1),
-  "mesh.expert": _at_least(1),
-  "warm_start.steps": _at_least(0),
-  "warm_start.stop_loss": _from(0),
-  "warm_start.rows": _at_least(1),
-  "warm_start.learning_rate": _POSITIVE,
-  "lag.mode": _one_of(*lag.MODES),
-  "lag.max_lag": _at_least(0),
-  "lag.schedule": _text("a file, or '' for none"),
-  "learner.steps": _at_least(0),
-  "learner.prompts_per_step": _at_least(1),
-  "learner.max_refills": _at_least(0),
-  "learner.group_size": _at_least(2),  # every advantage compares with the group
-  "learner.minibatches": _at_least(1),
-  "learner.epochs": _at_least(1),
-  "learner.microbatches": _at_least(1),
-  "learner.layout": _one_of(*packing.LAYOUTS),
-  "learner.row_tokens": _at_least(0),
-  "learner.buckets": _between(1, 16),
-  "learner.logprob_chunk": _at_least(0),
-  "learner.remat": _one_of("none", "dots", "full"),
-  "learner.learning_rate": _POSITIVE,
-  "learner.warmup_steps": _at_least(0),
-  "learner.schedule": _one_of("constant", "cosine"),
-  "learner.adam_b1": _FRACTION,
-  "learner.adam_b2": _FRACTION,
-  "learner.adam_eps": _POSITIVE,
-  "learner.weight_decay": _from(0),
-  "learner.max_grad_norm": _POSITIVE,
-  "learner.audit_every": _at_least(0),
-  "learner.mismatch_alarm": _from(0),
-  "sampler.slots": _at_least(1),
-  "sampler.data": _at_least(1),
-  "sampler.tensor": _at_least(1),
-  "sampler.temperature": _POSITIVE,
-  "sampler.top_k": _at_least(0),
-  "sampler.top_p": Key(float, lambda x: 0 < x <= 1, "in (0, 1]"),
-  "sampler.min_p": _FRACTION,
-  "sampler.stop": _text("a JSON list of texts, or '' for none", _is_list_of_texts),
-  "sampler.int8_weights": _SWITCH,
-  "sampler.weight_update": _one_of("between_groups", "in_flight"),
-  "sampler.cache_after_update": _one_of("keep", "recompute"),
-  "sampler.page_tokens": _at_least(1),
-  "sampler.cache_tokens": _at_least(0),
-  "sampler.prefill_tokens": _at_least(1),
-  "sampler.decode_steps": _at_least(1),
-  "sampler.grace_seconds": _from(0),
-  "evaluation.every": _at_least(0),
-  "evaluation.problems": _at_least(1),
-  "evaluation.samples": _at_least(1),
-  "checkpoint.every": _at_least(1),
-  "checkpoint.keep": _at_least(1),
-  "transport.lease_seconds": _POSITIVE,
-  "transport.heartbeat_seconds": _POSITIVE,
-  "transport.reissue_seconds": _POSITIVE,
-  "transport.reconnect_seconds": _POSITIVE,
-  "transport.max_samplers": _at_least(1),
-  "transport.max_message_mb": _between(2, bounds.MAX_MESSAGE_MB),
-  "transport.weights_dtype": _one_of("float32", "bfloat16"),
-  "transport.delta_bases": _at_least(0),
-  "learner.offload_optimizer": _SWITCH,
-  "model.tied_embeddings": _SWITCH,
-  "task.chat": _SWITCH,
-  "task.judge_unfinished": _SWITCH,
-}
+  def parse(value: str) -> None:
+    items = json.loads(value)
+    if not isinstance(items, list) or not all(isinstance(x, str) and x for x in items):
+      raise ValueError
+
+  return _parsed(default, meaning, "a JSON list of texts, or '' for none", parse)
+
+
+def json_object(default: str, meaning: str, *, without: Iterable[str]) -> Key:
+  """A JSON object without some names, or ""."""
+
+  def parse(value: str) -> None:
+    items = json.loads(value)
+    if not isinstance(items, dict) or items.keys() & set(without):
+      raise ValueError
+
+  expected = f"a JSON object of variables other than {', '.join(without)}, or ''"
+  return _parsed(default, meaning, expected, parse)
+
+
+def _parsed(default: str, meaning: str, expected: str, parse: Callable[[str], Any]) -> Key:
+  """A text that is empty or that `parse` accepts."""
+
+  def is_good(value: str) -> bool:
+    try:
+      if value:
+        parse(value)
+    except (ValueError, re.error, RecursionError, OverflowError):
+      return False
+    return True
+
+  return Key(default, meaning, str, expected, is_good)
+
+
+def objective_keys(preset: str) -> dict[str, Key]:
+  """A key for each choice of an objective; what is unset is as in the preset."""
+  fields = {f"objective.{field.name}": field for field in losses.choices.OVERRIDABLE}
+  kinds = {name: field.type for name, field in fields.items()}
+  keys = {name: Key(None, "", kind, "a value", lambda x: True) for name, kind in kinds.items()}
+  return keys | {"objective.name": one_of(preset, sorted(losses.PRESETS), "the preset")}
+
+
+def locked_config(groups: Mapping[str, Mapping[str, Key]]) -> config_dict.ConfigDict:
+  """The defaults of all keys; a key without one remembers its type."""
+  nested = {}
+  for name, key in _flat(groups).items():
+    section, _, last = name.rpartition(".")
+    value = config_dict.placeholder(key.kind) if key.default is None else key.default
+    (nested.setdefault(section, {}) if section else nested)[last] = value
+  return config_dict.ConfigDict(nested).lock()
+
+
+@functools.cache
+def groups() -> dict[str, dict[str, Key]]:
+  """Heading -> keys, as in configs/base.py: of the installed package, or of this checkout."""
+  package = pathlib.Path(__file__).parent.parent
+  for root in (package / "shipped", package.parent):
+    if (root / "configs" / "base.py").is_file():
+      return runpy.run_path(str(root / "configs" / "base.py"))["GROUPS"]
+  raise FileNotFoundError(f"configs/base.py: neither in {package}/shipped nor beside {package}")
+
+
+@functools.cache
+def all_keys() -> dict[str, Key]:
+  """Every key of a configuration: "section.name" -> Key."""
+  return _flat(groups())
+
+
+def _flat(groups: Mapping[str, Mapping[str, Key]]) -> dict[str, Key]:
+  return {name: key for keys in groups.values() for name, key in keys.items()}

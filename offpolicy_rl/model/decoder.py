@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from offpolicy_rl.model import int8, lora, mixture, paging, rope
+from offpolicy_rl.model import int8, lora, mixture, names, paging, rope
 from offpolicy_rl.model.attention import attend, softcap
 from offpolicy_rl.model.sharding import constrain
 
@@ -56,13 +56,13 @@ class DecoderConfig:
   normalized_router: bool = False  # weights of a token's experts add up to 1
   # How it is computed, which is no part of the architecture.
   compute_dtype: str = "float32"  # of weights, activations and cache; logits are always float32
-  remat: str = "none"  # what the backward pass computes a second time: a key of REMAT
+  remat: str = "none"  # what the backward pass computes a second time: a key of names.REMAT
   attention: str = "plain"  # a form of `attention`
   int8_weights: bool = False  # matrices of the layers are held as integers (int8.py)
   # Adapters (lora.py); rank 0 = none.
   lora_rank: int = 0
   lora_alpha: float = 0.0
-  lora_targets: tuple[str, ...] = ()  # of lora.INPUT_AXES
+  lora_targets: tuple[str, ...] = ()  # of names.LORA_INPUT_AXES
 
 
 class Sight(NamedTuple):
@@ -101,12 +101,6 @@ PARAM_AXES = {
   "experts_down": (None, "expert", "mlp", "embed"),
 }
 PARAM_AXES |= lora.param_axes(PARAM_AXES) | int8.param_axes(PARAM_AXES)
-# What is kept of a layer for the backward pass: everything, its matrix products, its input only.
-REMAT = {
-  "none": None,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 
 
@@ -352,8 +346,9 @@ def _rematerialised(name: str):
   """Decorator of a layer."""
   if name == "none":
     return lambda layer: layer
+  policy = getattr(jax.checkpoint_policies, names.REMAT[name])
   # Layers are scanned, so that their repetition can't be optimised away.
-  return lambda layer: nnx.remat(layer, policy=REMAT[name], prevent_cse=False)
+  return lambda layer: nnx.remat(layer, policy=policy, prevent_cse=False)
 
 
 def _packed_sight(positions_BxT, segments_BxT, branches_BxT):

@@ -12,21 +12,21 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-# Matrices of a block that can have an adapter -> how many of their leading axes are inputs.
-INPUT_AXES = {"w_q": 1, "w_k": 1, "w_v": 1, "w_o": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
+from offpolicy_rl.model.names import LORA_INPUT_AXES
+
 A, B = "_lora_a", "_lora_b"
 
 
 def shapes(name: str, shape: tuple[int, ...], rank: int) -> tuple[tuple, tuple]:
   """Shapes of A and B of a layer's matrix `name` of this shape."""
-  inputs = INPUT_AXES[name]
+  inputs = LORA_INPUT_AXES[name]
   return (*shape[:inputs], rank), (rank, *shape[inputs:])
 
 
 def param_axes(axes: dict[str, tuple]) -> dict[str, tuple]:
   """Logical axes of adapters from those of the matrices (layers in front); ranks are whole."""
   found = {}
-  for name, inputs in INPUT_AXES.items():
+  for name, inputs in LORA_INPUT_AXES.items():
     layer, *own = axes[name]
     found[name + A] = (layer, *own[:inputs], None)
     found[name + B] = (layer, None, *own[inputs:])

@@ -1,7 +1,7 @@
-"""The only file that names mesh axes.
+"""Splits arrays over a device mesh.
 
 Arrays name *logical* axes (`decoder.PARAM_AXES` for parameters, `constrain` for activations);
-`RULES` says over which mesh axes each is split. Anything not listed is replicated.
+`names.RULES` says over which mesh axes each is split. Anything not listed is replicated.
 """
 
 import math
@@ -11,18 +11,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA, FSDP, TENSOR, EXPERT = "data", "fsdp", "tensor", "expert"
-AXES = (DATA, FSDP, TENSOR, EXPERT)
-
-RULES = {
-  "batch": (DATA, FSDP, EXPERT),
-  "embed": FSDP,
-  "vocab": TENSOR,
-  "heads": TENSOR,
-  "kv_heads": TENSOR,
-  "mlp": TENSOR,
-  "expert": EXPERT,
-}
+from offpolicy_rl.model.names import AXES, EXPERT, RULES, batch_shards
 
 
 def make_mesh(
@@ -123,14 +112,9 @@ def tree_shardings(mesh: Mesh, tree, axes_of):
   )
 
 
-def batch_shards(mesh: Mesh) -> int:
-  """In how many parts the rows of a batch are split."""
-  return math.prod(mesh.shape[axis] for axis in RULES["batch"])
-
-
 def local_batch_shards(mesh: Mesh) -> list[int]:
   """Which of these parts the devices of this process hold."""
-  shards = batch_shards(mesh)
+  shards = batch_shards(mesh.shape)
   held = batch_sharding(mesh, 2).addressable_devices_indices_map((1, shards))
   return sorted({rows.indices(shards)[0] for _, rows in held.values()})
 
@@ -141,7 +125,7 @@ def from_share(mesh: Mesh, share: np.ndarray, held: list[int]) -> jax.Array:
   `share`: its rows that belong to the parts `held`, one after the other; see `local_batch_shards`.
   """
   size = share.shape[1] // len(held)
-  shape = (share.shape[0], size * batch_shards(mesh), *share.shape[2:])
+  shape = (share.shape[0], size * batch_shards(mesh.shape), *share.shape[2:])
 
   def part(index):
     """What of the share a device holds."""

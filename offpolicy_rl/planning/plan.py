@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import sys
 from importlib import metadata
@@ -38,7 +39,7 @@ def run(config, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
     return json.loads(kept.read_text())
   devices = topology.devices(name)
   mesh = dict(config.mesh)
-  size = mesh["data"] * mesh["fsdp"] * mesh["tensor"] * mesh["expert"]
+  size = math.prod(mesh.values())
   if size != len(devices):
     shape = " x ".join(f"{axis} {count}" for axis, count in mesh.items())
     raise config_lib.ConfigError(

@@ -12,7 +12,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import losses, types
 from offpolicy_rl.learner import checkpoint, step
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import attention, decoder, families, lora, pretrained, sharding
+from offpolicy_rl.model import attention, decoder, families, lora, names, pretrained, sharding
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import lag, packing, schedule
 from offpolicy_rl.roles import folders
@@ -93,7 +93,7 @@ def published_model(config, architecture: dict) -> decoder.DecoderConfig:
   """
   model = _with_adapters(families.read(architecture), config.model)
   model = dataclasses.replace(model, compute_dtype=config.model.compute_dtype)
-  config_lib.require(config_lib.architecture_relations(config, dataclasses.asdict(model)))
+  config_lib.check_architecture(config, dataclasses.asdict(model))
   return model
 
 
@@ -102,15 +102,11 @@ def _with_adapters(model: decoder.DecoderConfig, wanted) -> decoder.DecoderConfi
   if not wanted.lora_rank:
     return model
   targets = tuple(dict.fromkeys(wanted.lora_targets.split(",")))
-  config_lib.require(
-    [
-      (
-        not model.num_experts or not set(targets) & {"w_gate", "w_up", "w_down"},
-        f"model.lora_targets: got {wanted.lora_targets}, expected some of w_q,w_k,w_v,w_o: experts "
-        "have no adapters",
-      )
-    ]
-  )
+  if model.num_experts and set(targets) & {"w_gate", "w_up", "w_down"}:
+    raise config_lib.ConfigError(
+      f"model.lora_targets: got {wanted.lora_targets}, expected some of w_q,w_k,w_v,w_o: experts "
+      "have no adapters"
+    )
   return dataclasses.replace(
     model, lora_rank=wanted.lora_rank, lora_alpha=float(wanted.lora_alpha), lora_targets=targets
   )
@@ -309,6 +305,6 @@ def limits(config, *, group_size: int) -> packing.Limits:
     learner.layout,
     *longest,
     columns=learner.row_tokens or packing.row_columns(learner.layout, *longest, group_size),
-    shards=config.mesh.data * config.mesh.fsdp * config.mesh.expert,
+    shards=names.batch_shards(config.mesh),
     buckets=learner.buckets,
   )

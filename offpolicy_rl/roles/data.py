@@ -169,15 +169,11 @@ def check_messages(config, policy: build.Policy) -> None:
   Groups and prompts are `config.validate`'s and `ticket_fault`'s; weights go in pieces.
   """
   most, size = config.transport.max_message_mb, _hello_bytes(config, policy)
-  config_lib.require(
-    [
-      (
-        size <= most << 20,
-        f"transport.max_message_mb: got {most}, expected at least {(size >> 20) + 1}: the model's "
-        "tokenizer and the configuration have to fit",
-      )
-    ]
-  )
+  if size > most << 20:
+    raise config_lib.ConfigError(
+      f"transport.max_message_mb: got {most}, expected at least {(size >> 20) + 1}: the model's "
+      "tokenizer and the configuration have to fit"
+    )
 
 
 def _hello_bytes(config, policy: build.Policy) -> int:

@@ -88,7 +88,7 @@ def meet(
       f"mesh: {dict(mesh.shape)} has {mesh.size} devices, expected all {jax.device_count()} of the "
       f"{jax.process_count()} processes"
     )
-  shards = sharding.batch_shards(mesh)
+  shards = sharding.batch_shards(mesh.shape)
   digest = hashlib.sha256(config_lib.to_json(config).encode()).digest()
   secret, leader = secrets.token_bytes(_SECRET_BYTES), None
   if jax.process_index() == 0:

@@ -10,10 +10,9 @@ import pytest
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import losses
 from offpolicy_rl.cli import main
-from offpolicy_rl.config import keys as config_keys
 from tests.conftest import ROOT
 
-SHARED = ("__init__", "models", "gsm8k")  # what cards share
+SHARED = ("__init__", "gsm8k")  # what cards share
 CARDS = [p for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in SHARED]
 
 
@@ -23,12 +22,6 @@ def test_every_card_is_valid_and_locked(card):
   config_lib.validate(config)
   assert config.is_locked
   assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
-
-
-def test_every_key_of_base_is_checked():
-  keys = set(config_lib.flatten(config_lib.load(str(ROOT / "configs" / "base.py"))))
-  checked_by_losses = {f"objective.{field.name}" for field in losses.choices.OVERRIDABLE}
-  assert set(config_keys.KEYS) | checked_by_losses == keys
 
 
 @pytest.mark.parametrize("name", sorted(losses.PRESETS))
@@ -75,8 +68,8 @@ WRONG = [
   ("sampler.data=0", "sampler.data: got 0, expected at least 1"),
   ("sampler.tensor=2", "sampler.tensor: got 2, expected a divisor of model.num_kv_heads = 1"),
   ("sampler.top_k=-1", "sampler.top_k: got -1, expected at least 0"),
-  ("sampler.top_p=0", "sampler.top_p: got 0.0, expected in (0, 1]"),
-  ("sampler.min_p=1", "sampler.min_p: got 1.0, expected in [0, 1)"),
+  ("sampler.top_p=0", "sampler.top_p: got 0.0, expected above 0 and at most 1"),
+  ("sampler.min_p=1", "sampler.min_p: got 1.0, expected at least 0 and below 1"),
   ("sampler.stop=end", "sampler.stop: got 'end', expected a JSON list of texts"),
   ('sampler.stop=[""]', "expected a JSON list of texts"),
   ("sampler.cache_after_update=never", "got 'never', expected one of keep, recompute"),
@@ -93,7 +86,7 @@ WRONG = [
   ("task.format_pattern=(", "task.format_pattern: got '(', expected a regular expression"),
   ("task.format_pattern=x", "task.format_reward: got 0.0 with task.format_pattern = 'x', expected"),
   ("task.format_reward=1", "task.format_reward: got 1.0 with task.format_pattern = '', expected"),
-  ("task.length_weight=-1", "task.length_weight: got -1.0, expected 0 to 1e6"),
+  ("task.length_weight=-1", "task.length_weight: got -1.0, expected at least 0 and at most"),
   ("learner.max_refills=-1", "learner.max_refills: got -1, expected at least 0"),
   ("transport.lease_seconds=0.6", "transport.heartbeat_seconds: got 0.5, expected at most half"),
   ("transport.weights_dtype=float16", "weights_dtype: got 'float16', expected one of float32, bf"),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offpolicy_rl.model import attention, decoder, paging, policy, sharding
+from offpolicy_rl.model import attention, names, paging, policy, sharding
 from offpolicy_rl.replay import packing
 from tests.model.decoder_test import CONFIG, random_params
 from tests.replay.packing_test import COMPLETION, PROMPT, completions_of
@@ -106,7 +106,7 @@ def test_the_more_is_computed_again_the_less_is_kept():
     compiled = jax.jit(jax.grad(total)).lower(policy.shapes(config)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  none, dots, full = map(temporary_bytes, decoder.REMAT)
+  none, dots, full = map(temporary_bytes, names.REMAT)
   assert none > 1.3 * dots and dots > 1.3 * full
 
 

@@ -293,9 +293,9 @@ def test_the_largest_values_leave_room_in_float32():
   assert most > (1e5 * bounds.MIN_LOGPROB) ** 2 * 1e6
   assert most > (2 * bounds.MAX_REWARD) ** 2 * 1e6
   keys = ("task.format_reward", "task.length_weight")
-  shaped = sum(1e6 for key in keys if config_keys.KEYS[key].is_good(1e6))
+  shaped = sum(1e6 for key in keys if config_keys.all_keys()[key].is_good(1e6))
   assert types.MAX_VERDICT + shaped <= bounds.MAX_REWARD
-  assert not any(config_keys.KEYS[key].is_good(1.1e6) for key in keys)
+  assert not any(config_keys.all_keys()[key].is_good(1.1e6) for key in keys)
 
 
 def test_the_verdict_travels_beside_the_shaped_reward():

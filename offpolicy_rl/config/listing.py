@@ -1,0 +1,48 @@
+"""All keys as text: for a terminal (`offpolicy-rl keys`), and the table of configs/README.md."""
+
+import html
+import textwrap
+from collections.abc import Iterator
+
+from offpolicy_rl.config import keys
+
+_WIDTH = 80
+
+
+def lines(pattern: str = "") -> Iterator[str]:
+  """Lines of at most 80 columns about each key that has `pattern` in its name or meaning."""
+  for heading, group in keys.groups().items():
+    chosen = {name: key for name, key in group.items() if _matches(pattern, name, key)}
+    if chosen:
+      yield from ("", heading, "")
+    for name, key in chosen.items():
+      yield from _wrapped(f"{name} = {_default(key)}  ({_allowed(key)})", "  ", "      ")
+      yield from _wrapped(key.meaning, "      ", "      ")
+
+
+def _matches(pattern: str, name: str, key: keys.Key) -> bool:
+  return pattern.lower() in f"{name} {key.meaning}".lower()
+
+
+def _wrapped(text: str, first: str, others: str) -> list[str]:
+  return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=others)
+
+
+def table() -> Iterator[str]:
+  """The same as Markdown, a table under each heading."""
+  for heading, group in keys.groups().items():
+    yield from ("", f"### {heading}", "", "| key | default | allowed | meaning |")
+    yield "| --- | --- | --- | --- |"
+    for name, key in group.items():
+      cells = [f"`{name}`", f"`{_default(key)}`", _allowed(key), key.meaning]
+      yield "| " + " | ".join(html.escape(x, quote=False).replace("|", "\\|") for x in cells) + " |"
+
+
+def _default(key: keys.Key) -> str:
+  return str(key.default) if key.default != "" else "''"
+
+
+def _allowed(key: keys.Key) -> str:
+  if key.kind in (int, float):
+    return ", ".join(filter(None, (key.kind.__name__, key.expected)))
+  return key.expected
