@@ -119,19 +119,18 @@ class MetricsWriter:
 
 
 def read(run_dir: pathlib.Path) -> list[dict]:
-  """The rows of a run; a last line cut short by a crash is left out."""
-  return read_lines(pathlib.Path(run_dir) / FILE)
+  """The rows of a run; a line that a crash or a bad disk has damaged is left out."""
+  rows = read_lines(pathlib.Path(run_dir) / FILE)
+  return [r for r in rows if isinstance(r.get("kind"), str) and type(r.get("step")) is int]
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
-  """The rows of a file of JsonLines, [] where there is none; as `read`."""
+  """The rows of a file of JsonLines, [] where there is none; damaged ones are left out."""
   rows = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
+  for line in path.read_bytes().split(b"\n") if path.exists() else []:
+    with contextlib.suppress(ValueError, RecursionError):
       rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return rows
+  return [row for row in rows if isinstance(row, dict)]
 
 
 def news(run_dir: pathlib.Path, status: types.RunStatus, session: str, position: int) -> types.News:

@@ -1,6 +1,7 @@
 """The files of a run that grow with every step, and the progress line."""
 
 import io
+import json
 import re
 
 import pytest
@@ -29,6 +30,27 @@ def test_rows_come_back_and_a_cut_line_is_left_out(tmp_path):
     {"kind": "train", "step": 0, "reward": 0.5, "lag/histogram": {"1": 3}}
   ]
   assert metrics.read(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    b"\0" * 512,
+    b'{"kind": "train", "step": \xff}',
+    b"[1]",
+    b'{"step": 1}',
+    b'{"kind": "train"}',
+    b'{"kind": "train", "step": "1"}',
+    b"[" * 100_000,
+  ],
+  ids=["zeros", "no text", "no object", "no kind", "no step", "no number", "deep"],
+)
+def test_what_a_bad_disk_left_of_a_line_costs_no_other(tmp_path, damage):
+  rows = [{"kind": "train", "step": step, "reward": 0.5} for step in range(3)]
+  lines = [json.dumps(row).encode() for row in rows]
+  lines[1] = damage
+  (tmp_path / metrics.FILE).write_bytes(b"\n".join(lines) + b"\n")
+  assert metrics.read(tmp_path) == [rows[0], rows[2]]
 
 
 def test_a_resume_drops_the_rows_of_the_lost_future(tmp_path):
@@ -61,7 +83,7 @@ def test_a_file_goes_on_where_the_checkpoint_stood(tmp_path, position, kept):
   second = metrics.JsonLines(tmp_path / metrics.FILE, position)
   second.append({"step": 7})
   second.close()
-  assert [row["step"] for row in metrics.read(tmp_path)] == [*kept, 7]
+  assert [row["step"] for row in metrics.read_lines(tmp_path / metrics.FILE)] == [*kept, 7]
 
 
 def scalars(folder) -> list[tuple[int, str, float]]:
