@@ -51,7 +51,7 @@ class Learner:
   front: Front
   publishing: Publishing
   followers: hosts.Leader | None = None  # where other processes follow this one
-  desk: requests.Desk | None = None  # until the prompts are read
+  desk: requests.EvaluationRequests | None = None  # until the prompts are read
   shown: Callable[[int], types.Batch] | None = None  # the warm start's batches; as `desk`
   refills: refill.Refills | None = None  # where groups without signal are replaced
   set_aside: set_aside_lib.SetAside | None = None  # as `desk`
@@ -62,7 +62,7 @@ class Learner:
 
   def ask(self, phase: str, *, version: int, step: int) -> None:
     """Asks the samplers for an evaluation; its result is booked when it is there."""
-    self.desk.ask(phase, version=version, step=step)
+    self.desk.request(phase, version=version, step=step)
 
   def demonstrations(self, at_step: int) -> types.Batch:
     """Of a step of the warm start, on the devices; raises loop.Stopped."""
@@ -159,7 +159,7 @@ class Learner:
 
   def save(self, version: int, state: state_lib.TrainState) -> None:
     """Starts a checkpoint: all that `version` needs to go on as if nothing had happened."""
-    position = {"files": self.records.position(), "evaluations": self.desk.open()}
+    position = {"files": self.records.position(), "evaluations": self.desk.pending()}
     self.publishing.settle()
     older = self.front.older_versions()
     self.order(hosts.SAVE, version, older)

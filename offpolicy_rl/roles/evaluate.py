@@ -11,7 +11,7 @@ import rich.progress
 import rich.table
 
 from offpolicy_rl import types
-from offpolicy_rl.evaluation import requests, votes
+from offpolicy_rl.evaluation import estimates, requests, votes
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.model import pretrained
 from offpolicy_rl.roles import build, data, folders
@@ -71,7 +71,7 @@ def run(
       "samples": config.evaluation.samples,
       "temperature": config.sampler.temperature,
       "seed": config.seed,
-      "estimates": [e._asdict() for e in requests.estimates(answered, ks, seed=config.seed)],
+      "estimates": [e._asdict() for e in estimates.estimates(answered, ks, seed=config.seed)],
       **_totals(counts),
     }
     (half / "eval.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -188,8 +188,8 @@ def _completion(words, trajectory: types.Trajectory, judged: str | None) -> dict
   }
 
 
-def _verdicts(row: dict) -> requests.Answered:
-  return requests.Answered(
+def _verdicts(row: dict) -> estimates.Verdicts:
+  return estimates.Verdicts(
     greedy=row["greedy"]["reward"] == 1.0,
     correct=[sample["reward"] == 1.0 for sample in row["samples"]],
     answers=[sample["final_answer"] for sample in row["samples"]],

@@ -109,7 +109,7 @@ def _train(me: Learner, profile: profiling.Plan | None) -> state_lib.TrainState 
   config = me.config
   train, heldout = training.prompts(me)
   tickets = _tickets(me, train)
-  me.desk = requests.Desk(
+  me.desk = requests.EvaluationRequests(
     me.front.book,
     heldout[: config.evaluation.problems],
     samples=config.evaluation.samples,

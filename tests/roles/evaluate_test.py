@@ -10,7 +10,7 @@ import pytest
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import main
-from offpolicy_rl.evaluation import requests
+from offpolicy_rl.evaluation import estimates
 from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import families, policy, pretrained, sharding
@@ -104,7 +104,7 @@ def test_a_run(run_dir, tmp_path, capsys):
   assert value["greedy"] == np.mean([row["greedy"]["reward"] for row in rows])
   assert value["pass@1"] == pytest.approx(np.mean([s["reward"] for s in sampled]))
   correct = [sum(int(s["reward"]) for s in row["samples"]) for row in rows]
-  of_eight = [requests.pass_at_k(16, c, 8) for c in correct]
+  of_eight = [estimates.pass_at_k(16, c, 8) for c in correct]
   assert value["pass@8"] == pytest.approx(np.mean(of_eight))
   assert all(f"{row['low']:.3f} – {row['high']:.3f}" in shown for row in found["estimates"])
 
