@@ -12,7 +12,7 @@ import pytest
 
 from configs import base
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.cli import arguments
+from offpolicy_rl.cli import flags as flags_lib
 from offpolicy_rl.observe import metrics
 from tests.conftest import ROOT
 
@@ -124,7 +124,7 @@ def test_the_repository_has_it_without_outputs():
 def test_flags_and_files_that_it_names_exist():
   notebook = read()
   text = "\n".join(cell.source for cell in notebook.cells)
-  parser = arguments.parser("")
+  parser = flags_lib.parser("")
   (roles,) = (a.choices for a in parser._actions if a.dest == "role")
   known = {flag for role in roles.values() for flag in role._option_string_actions}
   keys = set(config_lib.flatten(base.get_config()))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.cli import arguments, main
+from offpolicy_rl.cli import flags as flags_lib
+from offpolicy_rl.cli import main
 from offpolicy_rl.config import keys as config_keys
 from offpolicy_rl.model import families
 from offpolicy_rl.tasks import catalog, scoring
@@ -24,7 +25,7 @@ PAGES, CARDS = pages.all_pages(), pages.cards()
 PACKAGE = ROOT / "offpolicy_rl"
 COMMANDS = [command for page in PAGES + CARDS for command in pages.commands(page)]
 EXAMPLES = {name: text for page in PAGES for name, text in pages.files(page).items()}
-ROLES = arguments.parser("")._subparsers._group_actions[0].choices
+ROLES = flags_lib.parser("")._subparsers._group_actions[0].choices
 MAKEFILE = (ROOT / "Makefile").read_text()
 KEYS = config_keys.all_keys().keys()
 SECTIONS = {key.split(".")[0] for key in KEYS}
@@ -121,7 +122,7 @@ def test_a_command_can_be_given(command, examples):
 
 
 def _check_ours(words: list[str], whole: bool, examples: pathlib.Path) -> None:
-  assignments = [arguments.key_and_text(w) for w in words if w.startswith("--config.")]
+  assignments = [flags_lib.key_and_text(w) for w in words if w.startswith("--config.")]
   others = [w for w in words if not w.startswith("--config.")]
   if not others or others[0] == "--help":
     return
@@ -129,7 +130,7 @@ def _check_ours(words: list[str], whole: bool, examples: pathlib.Path) -> None:
   assert set(flags) <= set(ROLES[others[0]]._option_string_actions), others
   if not whole:
     return
-  given = arguments.parser("").parse_args(others)
+  given = flags_lib.parser("").parse_args(others)
   card = getattr(given, "config", None)
   if card:
     here = ROOT / card if (ROOT / card).exists() else examples / card

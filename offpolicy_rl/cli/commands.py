@@ -1,4 +1,4 @@
-"""The commands that neither train nor sample: arguments and assignments in, exit code out."""
+"""The commands that neither train nor sample: flags and assignments in, exit code out."""
 
 import json
 import math
@@ -8,52 +8,49 @@ import sys
 import time
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.cli import arguments as arguments_lib
-from offpolicy_rl.cli import flag_values
-from offpolicy_rl.system import output
+from offpolicy_rl.cli import credentials
+from offpolicy_rl.cli import flags as flags_lib
+from offpolicy_rl.system import output, signals
+
+Assignments = list[tuple[str, str]]  # key, text of its value
 
 
-def sweep(arguments, assignments, stop_on_signals) -> int:
-  """Many runs of a card; 1 when some are not finished. `stop_on_signals` makes an event."""
+def sweep(flags, assignments: Assignments) -> int:
+  """Makes many runs of a card; 1 when some are not finished."""
   from offpolicy_rl.sweep import command
 
-  return command.run(arguments, assignments, stop_on_signals)
+  return command.run(flags, assignments, signals.stop_event)
 
 
-def eval_(arguments, assignments) -> int:
+def eval_(flags, assignments: Assignments) -> int:
   """Greedy accuracy, pass@k and majority vote of a checkpoint or of a run."""
   from offpolicy_rl.config import evaluation
 
-  ks = evaluation.numbers(arguments.k)
-  pairs = [arguments_lib.key_and_text(a) for a in assignments]
-  config, problems = evaluation.configuration(arguments, pairs, ks)
+  ks = evaluation.numbers(flags.k)
+  config, problems = evaluation.configuration(flags, assignments, ks)
   config_lib.check_data(config)
-  source = pathlib.Path(arguments.run_dir or arguments.checkpoint).resolve()
-  if arguments.out and pathlib.Path(arguments.out).exists():
-    raise config_lib.ConfigError(
-      f"--out: {arguments.out} is there already, expected a new directory"
-    )
+  source = pathlib.Path(flags.run_dir or flags.checkpoint).resolve()
+  if flags.out and pathlib.Path(flags.out).exists():
+    raise config_lib.ConfigError(f"--out: {flags.out} is there already, expected a new directory")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
-  from offpolicy_rl.roles import evaluate, resuming  # imports JAX
+  from offpolicy_rl.roles import evaluate, run_directory  # imports JAX
 
   name = f"{source.name}-{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-  with resuming.directory(arguments.out, pathlib.Path("evals"), name) as out:
+  with run_directory.given_or_new(flags.out, "evals", name) as out:
     evaluate.run(
       config,
       ks=ks,
-      split=arguments.split,
+      split=flags.split,
       problems=problems,
       out=out,
-      run_dir=source if arguments.run_dir else None,
+      run_dir=source if flags.run_dir else None,
     )
   return 0
 
 
-def check(arguments, assignments) -> int:
+def check(flags, assignments: Assignments) -> int:
   """Reads all prompts of a card and says what a run would make of them."""
-  config = config_lib.load(arguments.config)
-  config_lib.override(config, [arguments_lib.key_and_text(a) for a in assignments])
-  config_lib.validate(config)
+  config = _card(flags, assignments)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
   from offpolicy_rl.roles import data_check  # imports JAX
 
@@ -61,34 +58,39 @@ def check(arguments, assignments) -> int:
   return 0
 
 
-def plan(arguments, assignments) -> int:
+def _card(flags, assignments: Assignments):
+  config = config_lib.load(flags.config)
+  config_lib.override(config, assignments)
+  config_lib.validate(config)
+  return config
+
+
+def plan(flags, assignments: Assignments) -> int:
   """Compiles a card for a topology; 3 when it does not fit."""
   from offpolicy_rl.planning import topology
 
-  topology.kind(arguments.topology)
-  config = config_lib.load(arguments.config)
-  config_lib.override(config, [arguments_lib.key_and_text(a) for a in assignments])
-  config_lib.validate(config)
-  architecture = _architecture(arguments, config)
+  topology.kind(flags.topology)
+  config = _card(flags, assignments)
+  architecture = _architecture(flags, config)
   topology.prepare_environment()
   from offpolicy_rl.planning import plan as planner  # imports JAX
 
-  found = planner.run(
-    config, arguments.topology, architecture=architecture, cache=pathlib.Path(arguments.cache)
+  result = planner.run(
+    config, flags.topology, architecture=architecture, cache=pathlib.Path(flags.cache)
   )
-  planner.show(found)
-  if arguments.json:
-    arguments.json.write_text(json.dumps(found, indent=1) + "\n")
-  return 0 if all(program["fits"] for program in found["programs"]) else 3
+  planner.show(result)
+  if flags.json:
+    flags.json.write_text(json.dumps(result, indent=1) + "\n")
+  return 0 if all(program["fits"] for program in result["programs"]) else 3
 
 
-def _architecture(arguments, config) -> dict:
-  """config.json of the card's published model: from the checkpoint, or as it is known to be."""
+def _architecture(flags, config) -> dict:
+  """config.json of the card's published model: the checkpoint's, or the one known by its name."""
   if not config.model.checkpoint:
     raise config_lib.ConfigError("model.checkpoint: got '', expected a published model to plan for")
   from offpolicy_rl.planning import architectures
 
-  path = pathlib.Path(arguments.architecture or config.model.checkpoint)
+  path = pathlib.Path(flags.architecture or config.model.checkpoint)
   file = path / "config.json" if path.is_dir() else path
   if file.is_file():
     return json.loads(file.read_text())
@@ -100,50 +102,38 @@ def _architecture(arguments, config) -> dict:
   )
 
 
-def watch(arguments, credentials) -> int:
-  """Shows a live run; 130 when interrupted. `credentials()`: checked ones, for an address."""
+def watch(flags, _: Assignments) -> int:
+  """Shows a live run."""
   from offpolicy_rl.observe import watch as screen
 
   console = output.console(soft_wrap=not sys.stdout.isatty())
-  try:
-    screen.run(_watched(arguments, credentials), console, once=arguments.once)
-  except KeyboardInterrupt:
-    return 130
+  screen.run(_news(flags), console, once=flags.once)
   return 0
 
 
-def _watched(arguments, credentials):
-  """The source of news that RUN names."""
+def _news(flags):
+  """The source of news about RUN."""
   from offpolicy_rl.observe import watch as screen
 
-  run_dir = pathlib.Path(arguments.run)
+  run_dir = pathlib.Path(flags.run)
   if (run_dir / "config.json").is_file():
     return screen.of_directory(run_dir)
-  if run_dir.is_dir() or not flag_values.is_peer(arguments.run):
+  if run_dir.is_dir() or not flags_lib.is_peer(flags.run):
     raise config_lib.ConfigError(
-      f"RUN: got {arguments.run!r}, expected a directory with the config.json of a run, or the "
-      f"HOST:PORT of a learner, the port from 1 to {flag_values.MAX_PORT}"
+      f"RUN: got {flags.run!r}, expected a directory with the config.json of a run, or the "
+      f"HOST:PORT of a learner, the port from 1 to {flags_lib.MAX_PORT}"
     )
-  from offpolicy_rl.transport import client  # imports gRPC
-
-  wire = client.LearnerClient(
-    arguments.run,
-    "watch",
-    reconnect_seconds=arguments.patience,
-    credentials=credentials(),
-    proxy=arguments.proxy,
-  )
-  return wire.watch
+  return credentials.client_of_learner(flags, flags.run, "watch").watch
 
 
-def report(arguments, _) -> int:
+def report(flags, _: Assignments) -> int:
   """Writes the report of a run, or a page about several."""
   from offpolicy_rl import report as pages
 
-  run_dirs = [pathlib.Path(path) for path in arguments.run_dir]
+  run_dirs = [pathlib.Path(path) for path in flags.run_dir]
   if len(run_dirs) > 1:
-    print(pages.compare(run_dirs, arguments.to or run_dirs[0].parent / "comparison.html"))
-  elif arguments.to:
+    print(pages.compare(run_dirs, flags.to or run_dirs[0].parent / "comparison.html"))
+  elif flags.to:
     raise config_lib.ConfigError(
       "--to: expected with several --run_dir only: one run keeps its own"
     )
@@ -152,62 +142,62 @@ def report(arguments, _) -> int:
   return 0
 
 
-def import_(arguments, _) -> int:
+def import_(flags, _: Assignments) -> int:
   """Checks and takes a published checkpoint."""
   from offpolicy_rl.roles import convert  # imports JAX
 
-  print(convert.import_checkpoint(arguments.source, arguments.to, ignore=arguments.ignore))
+  print(convert.import_checkpoint(flags.source, flags.to, ignore=flags.ignore))
   return 0
 
 
-def export(arguments, _) -> int:
+def export(flags, _: Assignments) -> int:
   """Publishes the policy of a run."""
   from offpolicy_rl.roles import convert  # imports JAX
 
-  print(convert.export_checkpoint(arguments.run_dir, arguments.to, dtype=arguments.dtype))
+  print(convert.export_checkpoint(flags.run_dir, flags.to, dtype=flags.dtype))
   return 0
 
 
-def keys(arguments, _) -> int:
+def keys(flags, _: Assignments) -> int:
   """Lists the keys of a configuration."""
   from offpolicy_rl.config import listing
 
-  print(*(listing.table() if arguments.markdown else listing.lines(arguments.pattern)), sep="\n")
+  print(*(listing.table() if flags.markdown else listing.lines(flags.pattern)), sep="\n")
   return 0
 
 
-def explain(arguments, assignments) -> int:
+def explain(flags, assignments: Assignments) -> int:
   """Objectives and the targets that they induce."""
-  config = config_lib.load(arguments.config) if arguments.config else config_lib.base()
-  if arguments.objective:
-    config.objective.name = arguments.objective
-  if arguments.beta is not None:
-    config.objective.beta = arguments.beta
-  config_lib.override(config, [arguments_lib.key_and_text(a) for a in assignments])
+  config = config_lib.load(flags.config) if flags.config else config_lib.base()
+  if flags.objective:
+    config.objective.name = flags.objective
+  if flags.beta is not None:
+    config.objective.beta = flags.beta
+  config_lib.override(config, assignments)
   try:
     choices = config_lib.objective_choices(config)
   except ValueError as error:
     raise config_lib.ConfigError(str(error)) from None
   from offpolicy_rl.cli import explain as target  # imports JAX
 
-  if not arguments.rewards:
+  if not flags.rewards:
     known, setting = config_lib.presets(config), config_lib.reduction_setting(config)
-    if arguments.objective:
+    if flags.objective:
       target.card(choices, known, setting)
     else:
       target.presets(known, setting)
     return 0
   try:
-    rewards = [float(text) for text in arguments.rewards.split(",")]
+    rewards = [float(text) for text in flags.rewards.split(",")]
     if not all(map(math.isfinite, rewards)):
       raise ValueError
   except ValueError:
     raise config_lib.ConfigError(
-      f"--rewards: got {arguments.rewards!r}, expected numbers such as 0,0,1,1"
+      f"--rewards: got {flags.rewards!r}, expected numbers such as 0,0,1,1"
     ) from None
   own, targets = target.explain(rewards, choices)
   target.show(rewards, own, targets, choices.beta)
-  if arguments.png:
-    target.draw(rewards, targets, choices.beta, arguments.png)
-    print(f"picture: {arguments.png}")
+  if flags.png:
+    target.draw(rewards, targets, choices.beta, flags.png)
+    print(f"picture: {flags.png}")
   return 0

@@ -6,7 +6,6 @@ position, and size and SHA-256 of every file. It is written last. What has no co
 
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import threading
@@ -64,9 +63,9 @@ class Checkpoints:
     """
     self._steps = directory.resolve() / "steps"
     self._initial = directory.resolve() / "initial"
-    self._plain = files.plain(directory.resolve())  # for Orbax
+    self._plain = files.orbax_path(directory.resolve())  # for Orbax
     self._keep, self._say, self._committed = keep, say, committed
-    self._writer = files.composite("checkpoint")
+    self._writer = files.orbax_composite("checkpoint")
     self._thread: threading.Thread | None = None
     self._saved = set(self.steps())
 
@@ -126,7 +125,7 @@ class Checkpoints:
       if half.name.partition(".")[0] == str(step) and not half.name.endswith(_DAMAGED):
         shutil.rmtree(half, ignore_errors=True)
     self._saved.discard(step)
-    self._writer = files.composite("checkpoint")  # the old one would raise this error again
+    self._writer = files.orbax_composite("checkpoint")  # the old one would raise this error again
     self._say(f"checkpoint of step {step} failed, the run goes on: {_one_line(error)}")
 
   def amend(self, step: int, position: dict) -> None:
@@ -138,7 +137,7 @@ class Checkpoints:
       return
     commit = json.loads((self._steps / str(step) / _COMMIT).read_text())
     commit["position"] |= position
-    write_durably(self._steps / str(step) / _COMMIT, json.dumps(commit))
+    files.write_durably(self._steps / str(step) / _COMMIT, json.dumps(commit))
 
   def newest(self) -> int | None:
     """The newest committed step whose bytes are all right; None when none was ever committed.
@@ -191,7 +190,7 @@ class Checkpoints:
 
   def save_initial(self, params) -> None:
     """Keeps version 0, the reference of objectives with a KL term."""
-    with files.standard("initial") as writer:
+    with files.orbax_standard("initial") as writer:
       writer.save(self._plain / "initial", params, force=True)
     if not jax.process_index():
       _write_commit(self._initial, {})
@@ -200,7 +199,7 @@ class Checkpoints:
     """Inverse of `save_initial`; CheckpointError when it is damaged or missing."""
     if not jax.process_index():
       _verified_position(self._initial)
-    with files.standard("initial") as reader:
+    with files.orbax_standard("initial") as reader:
       return reader.restore(self._plain / "initial", _abstract(like, shardings))
 
   def wait(self) -> None:
@@ -232,7 +231,7 @@ def newest_params(directory: pathlib.Path, like) -> tuple[int, dict]:
   wanted = {"params": _abstract(like, jax.tree.map(lambda _: here, like))}
   with ocp.PyTreeCheckpointer() as reader:
     found = reader.restore(
-      files.plain(folder) / "state",
+      files.orbax_path(folder) / "state",
       args=ocp.args.PyTreeRestore(
         wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
@@ -242,37 +241,26 @@ def newest_params(directory: pathlib.Path, like) -> tuple[int, dict]:
   return steps[-1], found["params"]
 
 
-def write_durably(path: pathlib.Path, text: str) -> None:
-  """Replaces a file: after a crash it holds the old or the new text, whole."""
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.rename(path)
-  _sync(path.parent)
-
-
 def _write_commit(folder: pathlib.Path, position: dict) -> None:
   """Syncs every file and folder, then writes the commit."""
-  files = {}
+  contents = {}
   for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-    _sync(path)
+    files.sync(path)
     name = str(path.relative_to(folder))
-    files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    contents[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
   for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder, folder.parent):
-    _sync(path)
-  write_durably(folder / _COMMIT, json.dumps({"position": position, "files": files}))
+    files.sync(path)
+  files.write_durably(folder / _COMMIT, json.dumps({"position": position, "files": contents}))
 
 
 def _verified_position(folder: pathlib.Path) -> dict:
   """Checks every file against the commit; CheckpointError names the first that differs."""
   try:
     commit = json.loads((folder / _COMMIT).read_text())
-    position, files = commit["position"], commit["files"]
+    position, contents = commit["position"], commit["files"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise CheckpointError(f"{folder / _COMMIT}: {_one_line(error)}") from None
-  for name, expected in files.items():
+  for name, expected in contents.items():
     path = folder / name
     if not path.is_file():
       raise CheckpointError(f"{path}: missing, expected {expected['bytes']} bytes")
@@ -287,14 +275,6 @@ def _remove(folder: pathlib.Path) -> None:
   """The commit goes first: a half-removed checkpoint does not count."""
   (folder / _COMMIT).unlink()
   shutil.rmtree(folder)
-
-
-def _sync(path: pathlib.Path) -> None:
-  handle = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
 
 
 def _sha256(path: pathlib.Path) -> str:

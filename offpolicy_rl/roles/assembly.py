@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
 from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import checkpoint, loop, step
@@ -256,7 +257,7 @@ def _write_configuration(config, run_dir: pathlib.Path) -> None:
   """Also beside the checkpoints, which another machine may go on from."""
   for folder in (run_dir, run_dir / "checkpoints"):
     folder.mkdir(exist_ok=True)
-    checkpoint.write_durably(folder / "config.json", config_lib.to_json(config))
+    files_lib.write_durably(folder / "config.json", config_lib.to_json(config))
 
 
 def restore(

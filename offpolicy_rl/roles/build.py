@@ -9,13 +9,13 @@ import shutil
 import jax
 
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import files as files_lib
 from offpolicy_rl import losses, types
 from offpolicy_rl.learner import checkpoint, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import attention, decoder, families, lora, names, pretrained, sharding
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import lag, packing, schedule
-from offpolicy_rl.roles import folders
 from offpolicy_rl.sampler import engine, sampling, stopping
 from offpolicy_rl.tasks import catalog, chat, scoring, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
@@ -123,8 +123,8 @@ def model_files(config, run_dir: pathlib.Path, *, resume: bool) -> types.ModelFi
   if not (resume and kept.is_dir()):
     tokenizer.read_files(source)  # refuses it before anything is touched
     shutil.rmtree(kept, ignore_errors=True)
-    with folders.whole(kept) as half:
-      folders.copy_matching(source, half, (pretrained.CONFIG, *pretrained.COMPANIONS))
+    with files_lib.new_directory(kept) as half:
+      files_lib.copy_matching(source, half, (pretrained.CONFIG, *pretrained.COMPANIONS))
   return tokenizer.read_files(kept)
 
 

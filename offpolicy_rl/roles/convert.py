@@ -13,8 +13,9 @@ import safetensors.numpy
 from etils import epath
 
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import files as files_lib
 from offpolicy_rl.model import families, gguf_files, lora, pretrained
-from offpolicy_rl.roles import build, folders
+from offpolicy_rl.roles import build
 from offpolicy_rl.tasks import tokenizer
 
 _TEMPLATE_SECONDS = 20.0  # to render one question; milliseconds are usual
@@ -36,7 +37,7 @@ def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> 
   target = pathlib.Path(to)
   if target.exists():
     raise FileExistsError(f"--to: {to} is there already, expected a new directory")
-  with folders.whole(target) as half:
+  with files_lib.new_directory(target) as half:
     if source.endswith(".gguf"):
       _convert(pathlib.Path(source), half)
     else:
@@ -65,7 +66,7 @@ def _copy(source: epath.Path, to: pathlib.Path) -> None:
   weights = pretrained.weight_files(source)
   index = [] if weights == [pretrained.SINGLE] else [pretrained.INDEX]
   taken = map(glob.escape, [pretrained.CONFIG, *index, *weights])
-  folders.copy_matching(source, to, (*taken, *pretrained.COMPANIONS))
+  files_lib.copy_matching(source, to, (*taken, *pretrained.COMPANIONS))
 
 
 def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
@@ -142,7 +143,7 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
   config = lora.plain(model)
   dtype = dtype or keys.get("dtype") or keys.get("torch_dtype") or "float32"
   names = pretrained.tensor_shapes(config)
-  with folders.whole(target) as half:
+  with files_lib.new_directory(target) as half:
     pretrained.save(half, config, params, dict.fromkeys(names, dtype))
     shutil.copytree(run / "model", half, dirs_exist_ok=True)
     said = [name for name in ("dtype", "torch_dtype") if name in keys] or ["dtype"]

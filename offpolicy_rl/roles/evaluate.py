@@ -10,11 +10,12 @@ import numpy as np
 import rich.progress
 import rich.table
 
+from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
 from offpolicy_rl.evaluation import estimates, requests, votes
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.model import pretrained
-from offpolicy_rl.roles import build, data, folders
+from offpolicy_rl.roles import build, data
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.system import output
 from offpolicy_rl.tasks import catalog, stream, tokenizer
@@ -56,7 +57,7 @@ def run(
   examples = examples[:problems]
   step, params = _weights(config, policy, run_dir)
   started = time.perf_counter()
-  with folders.whole(out) as half:
+  with files_lib.new_directory(out) as half:
     answered, counts = _write_answers(
       half / "problems.jsonl", _answer(config, policy, params, examples, console)
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import report
+from offpolicy_rl import files, report
 from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import audit, checkpoint, hardware, loop, poison, step
 from offpolicy_rl.learner import state as state_lib
@@ -87,7 +87,7 @@ def run_learner(
     reflection=serving.reflection,
   )
   live.begin()
-  checkpoint.write_durably(run_dir / "address", address)
+  files.write_durably(run_dir / "address", address)
   me.screen.say(f"learner at {address} ({security.describe(serving.credentials, serving.listen)})")
   me.screen.say(f"run directory {run_dir}")
   for line in build.sampling_notes(config, me.policy):
@@ -283,7 +283,7 @@ def _shut_down(me: Learner, wire) -> None:
     silent_seconds=3 * transport.heartbeat_seconds, at_most_seconds=transport.lease_seconds
   )
   audit_row = me.front.book.audit()
-  checkpoint.write_durably(me.run_dir / "ledger.json", json.dumps(audit_row))
+  files.write_durably(me.run_dir / "ledger.json", json.dumps(audit_row))
   me.checkpoints.close()
   me.publishing.settle()
   me.front.weights.close()

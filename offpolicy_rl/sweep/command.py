@@ -2,13 +2,12 @@
 
 import pathlib
 
-from offpolicy_rl.cli import arguments as arguments_lib
 from offpolicy_rl.config.text import ConfigError
 from offpolicy_rl.sweep import running, runs, summary
 from offpolicy_rl.sweep.screen import Screen
 
 
-def run(arguments, assignments: list[str], stop_on_signals) -> int:
+def run(arguments, assignments: list[tuple[str, str]], stop_on_signals) -> int:
   """Returns 0 when every run is finished, 1 when not, 130 when interrupted."""
   sweep, out = _sweep(arguments, assignments)
   if arguments.print:
@@ -44,7 +43,7 @@ def _execute(arguments, sweep: runs.Sweep, out: pathlib.Path, stop_on_signals) -
   return 130 if stop.is_set() else 1
 
 
-def _sweep(arguments, assignments: list[str]) -> tuple[runs.Sweep, pathlib.Path]:
+def _sweep(arguments, assignments: list[tuple[str, str]]) -> tuple[runs.Sweep, pathlib.Path]:
   """(the sweep with the names its runs have, its directory)."""
   if arguments.summarize and not arguments.sweep:
     if not arguments.out:
@@ -53,8 +52,7 @@ def _sweep(arguments, assignments: list[str]) -> tuple[runs.Sweep, pathlib.Path]
   for flag, example in (("config", "configs/test.py"), ("sweep", "configs/sweeps/tiny.py")):
     if not getattr(arguments, flag):
       raise ConfigError(f"--{flag}: missing, expected a file such as {example}")
-  pairs = [arguments_lib.key_and_text(a) for a in assignments]
-  sweep = runs.expand(arguments.sweep, arguments.config, pairs)
+  sweep = runs.expand(arguments.sweep, arguments.config, assignments)
   stems = [pathlib.Path(path).stem for path in (arguments.config, arguments.sweep)]
   out = pathlib.Path(arguments.out or pathlib.Path("sweeps") / "-".join(stems))
   return runs.reconcile(sweep, out), out

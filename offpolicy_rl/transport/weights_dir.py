@@ -80,7 +80,7 @@ class Publisher:
       name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_where_read_back(x))
       for name, x in tensors.items()
     }
-    writer = files.standard(f"weights-{version}")
+    writer = files.orbax_standard(f"weights-{version}")
     writer.save(self._directory / str(version), tensors)
     self._jobs[version] = self._worker.submit(self._finish, writer, version)
 
@@ -145,7 +145,7 @@ def _where_read_back(x) -> jax.sharding.Sharding:
 def _path(directory: str) -> epath.Path:
   """Absolute, as orbax wants it; `absolute()` would take gs:// for a relative path."""
   path = epath.Path(directory)
-  return files.plain(path if path.is_absolute() else path.absolute())
+  return files.orbax_path(path if path.is_absolute() else path.absolute())
 
 
 def complete_versions(directory: str, session: str) -> list[int]:
@@ -161,7 +161,7 @@ def complete_versions(directory: str, session: str) -> list[int]:
 
 def restore(directory: str, version: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict:
   """{path: array}, each read straight into the sharding that `like` gives it."""
-  with files.standard(f"reads-{version}") as reader:
+  with files.orbax_standard(f"reads-{version}") as reader:
     return reader.restore(_path(directory) / str(version), like)
 
 

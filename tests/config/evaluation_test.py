@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from offpolicy_rl.cli import arguments
+from offpolicy_rl.cli import flags as flags_lib
 from offpolicy_rl.config import evaluation, text
 from tests.conftest import ROOT
 
@@ -22,7 +22,7 @@ def published(tmp_path):
 
 
 def settings(*flags, ks=(1, 2)):
-  parsed = arguments.parser("").parse_args(["eval", *flags])
+  parsed = flags_lib.parser("").parse_args(["eval", *flags])
   return evaluation.configuration(parsed, [], ks)[0]
 
 

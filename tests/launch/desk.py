@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 
-from offpolicy_rl.cli import arguments as arguments_lib
+from offpolicy_rl.cli import flags
 from tests.conftest import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -76,7 +76,7 @@ class Desk:
 
 def accepted(words: list[str]):
   """What `offpolicy-rl` itself reads from these arguments; it refuses unknown ones."""
-  return arguments_lib.parser("").parse_args([w for w in words if not w.startswith("--config.")])
+  return flags.parser("").parse_args([w for w in words if not w.startswith("--config.")])
 
 
 def ok(done: subprocess.CompletedProcess) -> str:

@@ -9,9 +9,10 @@ from etils.epath import gpath, testing
 
 from configs import base
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import files as files_lib
 from offpolicy_rl.cli import main
 from offpolicy_rl.model import decoder, families, policy, pretrained
-from offpolicy_rl.roles import build, convert, folders
+from offpolicy_rl.roles import build, convert, run_directory
 from offpolicy_rl.tasks import tokenizer
 from tests.model.families_test import LLAMA
 from tests.tasks.tokenizer_test import Gguf
@@ -245,20 +246,20 @@ def test_no_directory_is_said(tmp_path):
 def test_a_link_is_made_once_and_never_over_something(tmp_path):
   name, target = tmp_path / "run" / "checkpoints", tmp_path / "shared"
   for _ in range(2):
-    folders.link(name, target, empty=True)
+    run_directory.link(name, target, empty=True)
     (target / "file").write_text("")
   assert (name / "file").exists()
   with pytest.raises(FileExistsError, match="holds files of another run"):
-    folders.link(tmp_path / "other", target, empty=True)
+    run_directory.link(tmp_path / "other", target, empty=True)
   with pytest.raises(FileExistsError, match="expected no such name or a link"):
-    folders.link(tmp_path / "shared", tmp_path / "elsewhere", empty=False)
+    run_directory.link(tmp_path / "shared", tmp_path / "elsewhere", empty=False)
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
 def test_a_whole_directory_is_as_open_as_the_umask_says(tmp_path, mask, mode):
   before = os.umask(mask)
   try:
-    with folders.whole(tmp_path / "made"):
+    with files_lib.new_directory(tmp_path / "made"):
       pass
   finally:
     os.umask(before)

@@ -19,10 +19,9 @@ from tests.run_system import wait_for
 STUB = str(pathlib.Path(__file__).with_name("local_stub.py"))
 PARENT = f"""
 import functools, pathlib, sys
-from offpolicy_rl.cli import main
-from offpolicy_rl.system import children
+from offpolicy_rl.system import children, signals
 from offpolicy_rl.roles import local
-stop, start = main._stop_on_signals(), functools.partial(
+stop, start = signals.stop_event(), functools.partial(
   children.start, command=(sys.executable, {STUB!r}))
 code = local.run([], run_dir=pathlib.Path(sys.argv[1]), samplers=2, stop=stop, sampler_args=[],
                  start=start)

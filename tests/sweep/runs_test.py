@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.cli import arguments as arguments_lib
-from offpolicy_rl.cli import main
+from offpolicy_rl.cli import flags as flags_lib
+from offpolicy_rl.cli import main, training
 from offpolicy_rl.sweep import runs
 from tests.conftest import ROOT
 from tests.sweep.made import CARD, expand, sweep_file
@@ -107,8 +107,9 @@ def test_a_printed_command_line_makes_the_same_configuration(tmp_path, capsys):
   wanted = expand(tmp_path, returned, [("lag.max_lag", "3")]).runs
   for run, begin, end in zip(wanted, starts[:-1], starts[1:], strict=True):
     words = lines[begin + 1 : end]
-    parsed = arguments_lib.parser("").parse_args([w for w in words if "--config." not in w])
-    config, said = main._configuration(parsed, [w for w in words if "--config." in w])
+    parsed = flags_lib.parser("").parse_args([w for w in words if "--config." not in w])
+    pairs = [flags_lib.key_and_text(w) for w in words if "--config." in w]
+    config, said = training.configuration(parsed, pairs)
     assert config_lib.flatten(config) == run.values
     assert parsed.role == "learner" and not said
     assert parsed.run_dir == str(tmp_path / "a b" / run.name)

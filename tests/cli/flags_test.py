@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from offpolicy_rl.cli import arguments, flag_values, main
+from offpolicy_rl.cli import flags, main
 
 PEERS = [
   "127.0.0.1:1",
@@ -61,27 +61,27 @@ NO_HOSTS = [
 
 @pytest.mark.parametrize("text", PEERS)
 def test_addresses(text):
-  assert flag_values.peer(text) == flag_values.listen(text) == flag_values.coordinator(text) == text
+  assert flags.peer(text) == flags.listen(text) == flags.coordinator(text) == text
 
 
 @pytest.mark.parametrize("text", [*NO_PORTS, *NO_HOSTS])
 def test_what_is_no_address(text):
-  for check in (flag_values.peer, flag_values.coordinator, flag_values.listen):
+  for check in (flags.peer, flags.coordinator, flags.listen):
     with pytest.raises(argparse.ArgumentTypeError, match="^got .* expected HOST:PORT such as"):
       check(text)
 
 
 def test_port_0_is_for_those_who_listen():
   for text in ("127.0.0.1:0", "[::]:0", "localhost:0"):
-    assert flag_values.listen(text) == text
+    assert flags.listen(text) == text
     with pytest.raises(argparse.ArgumentTypeError, match="the port from 1 to 65535"):
-      flag_values.peer(text)
-  assert flag_values.coordinator("auto") == "auto"
+      flags.peer(text)
+  assert flags.coordinator("auto") == "auto"
 
 
 @pytest.mark.parametrize("text", ["http://127.0.0.1:8000", "https://a.example", "http://[::1]:80/"])
 def test_urls(text):
-  assert flag_values.url(text) == text
+  assert flags.url(text) == text
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,9 @@ def test_urls(text):
 )
 def test_what_is_no_url(text):
   with pytest.raises(argparse.ArgumentTypeError, match="expected http://HOST:PORT or https:"):
-    flag_values.url(text)
+    flags.url(text)
   with pytest.raises(argparse.ArgumentTypeError, match="expected http://HOST:PORT$"):
-    flag_values.proxy(text)
+    flags.proxy(text)
 
 
 LEARNER, SAMPLER = ["learner", "--config=configs/test.py"], ["sampler", "--learner=a:1"]
@@ -149,7 +149,7 @@ def test_every_flag_of_a_kind_is_checked(capsys, others, flag, values):
 
 def test_no_flag_takes_any_float_or_address():
   """A new one has to say what it takes, too."""
-  parser = arguments.parser("")
+  parser = flags.parser("")
   [roles] = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
   for role, sub in roles.choices.items():
     for action in sub._actions:

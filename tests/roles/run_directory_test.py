@@ -8,8 +8,10 @@ import types
 import pytest
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.cli import main
-from offpolicy_rl.roles import folders, learner, resuming
+from offpolicy_rl import files
+from offpolicy_rl.cli import flags as flags_lib
+from offpolicy_rl.cli import main, training
+from offpolicy_rl.roles import learner, run_directory
 from offpolicy_rl.system import locks
 
 CARD = "configs/test.py"
@@ -24,7 +26,7 @@ def card(**changed):
 
 def leave_run(run_dir, *, checkpoints=None, made=3, **changed) -> pathlib.Path:
   """What a run leaves that the command line looks at; where its checkpoints are."""
-  where = resuming.places(str(run_dir), checkpoints and str(checkpoints))
+  where = run_directory.of_flags(str(run_dir), checkpoints and str(checkpoints))
   (where.checkpoints / "steps" / "2").mkdir(parents=True)
   (where.checkpoints / "steps" / "2" / "commit.json").write_text("{}")
   run_dir.mkdir(exist_ok=True)
@@ -37,13 +39,14 @@ def leave_run(run_dir, *, checkpoints=None, made=3, **changed) -> pathlib.Path:
 
 
 def parsed(*flags: str):
-  return main.arguments_lib.parser("").parse_args(["learner", *flags])
+  return flags_lib.parser("").parse_args(["learner", *flags])
 
 
 def configured(*flags: str):
   """(configuration, lines about it) of a command line."""
-  ours = [flag for flag in flags if flag.startswith("--config.")]
-  return main._configuration(parsed(*[flag for flag in flags if flag not in ours]), ours)
+  keys = [flag for flag in flags if flag.startswith("--config.")]
+  others = parsed(*[flag for flag in flags if flag not in keys])
+  return training.configuration(others, [flags_lib.key_and_text(key) for key in keys])
 
 
 def refused(capsys, *flags: str) -> str:
@@ -94,7 +97,7 @@ def test_keys_that_came_or_went_with_a_release(tmp_path):
   run, now = card(steps=7).to_dict(), card()
   del run["learner"]["max_grad_norm"]
   run["learner"]["old"] = 3
-  found, said = resuming.merged(config_lib.from_json(json.dumps(run)), now, "CARD")
+  found, said = run_directory.merge(config_lib.from_json(json.dumps(run)), now, "CARD")
   config_lib.validate(found)
   assert found.learner.max_grad_norm == now.learner.max_grad_norm and found.learner.steps == 7
   assert any(
@@ -168,9 +171,10 @@ def test_a_run_is_never_written_over(tmp_path, capsys):
 def test_restart_keeps_what_was_there(tmp_path):
   leave_run(tmp_path / "run", steps=7)
   arguments = parsed("--restart", f"--run_dir={tmp_path}/run")
-  config, said = main._configuration(arguments, [])
+  config, said = training.configuration(arguments, [])
   assert config.learner.steps == 7 and said == []
-  with main._ours(arguments, tmp_path / "run"):
+  where = run_directory.of_flags(f"{tmp_path}/run", None)
+  with run_directory.claimed(where, None, resume=False, restart=True, lost=print):
     left = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert [name.partition("-")[0] for name in left] == ["before", "checkpoints", "lock.json"]
     [kept] = (tmp_path / "run").glob("before-*")
@@ -178,7 +182,7 @@ def test_restart_keeps_what_was_there(tmp_path):
     [kept] = (tmp_path / "run" / "checkpoints").glob("before-*")
     assert (kept / "steps" / "2" / "commit.json").exists() and (kept / "config.json").exists()
   assert (
-    main._configuration(parsed(f"--config={CARD}", f"--run_dir={tmp_path}/run"), [])[0] == card()
+    training.configuration(parsed(f"--config={CARD}", f"--run_dir={tmp_path}/run"), [])[0] == card()
   )
 
 
@@ -198,11 +202,11 @@ def test_a_directory_at_work_is_refused_and_left_as_it_is(tmp_path, capsys, flag
 
 def test_runs_of_one_second_have_directories_of_their_own(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(main.time, "strftime", lambda _: "NOW")
+  monkeypatch.setattr(training.time, "strftime", lambda _: "NOW")
   arguments, found = parsed("--config=cards/mine.py"), []
 
   def claim():
-    with main._run_directory(arguments) as run_dir:
+    with training.new_run_directory(arguments) as run_dir:
       (run_dir / "file").write_text("")
       found.append(str(run_dir))
 
@@ -212,7 +216,7 @@ def test_runs_of_one_second_have_directories_of_their_own(tmp_path, monkeypatch)
   for thread in both:
     thread.join()
   assert sorted(found) == ["runs/mine-NOW", "runs/mine-NOW-2"]
-  with main._run_directory(parsed("--config=runs/mine-NOW/config.json")) as run_dir:
+  with training.new_run_directory(parsed("--config=runs/mine-NOW/config.json")) as run_dir:
     assert run_dir.name == "mine-NOW-NOW"
   assert not run_dir.exists()  # nothing came of it
 
@@ -220,7 +224,7 @@ def test_runs_of_one_second_have_directories_of_their_own(tmp_path, monkeypatch)
 def test_what_was_made_is_kept_where_its_name_was_taken_meanwhile(tmp_path):
   target = tmp_path / "eval"
   refused = pytest.raises(FileExistsError, match=r"what was made is in .*eval-2")
-  with refused, folders.whole(target) as half:
+  with refused, files.new_directory(target) as half:
     (half / "mine").write_text("")
     target.mkdir()
     (target / "theirs").write_text("")

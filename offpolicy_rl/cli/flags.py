@@ -1,0 +1,399 @@
+"""The flags of every command, and the values that they take.
+
+Values are checked before anything starts, because what is behind them is careless: a port of 70000
+becomes 4464, and a number of seconds that is not a number never passes.
+"""
+
+import argparse
+import ipaddress
+import math
+import pathlib
+import re
+import urllib.parse
+from typing import NoReturn
+
+from offpolicy_rl import __version__
+
+MAX_PORT = 65_535
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
+
+
+def _refuse(text: str, expected: str) -> NoReturn:
+  raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
+
+
+def number(text: str, *, positive: bool = False) -> float:
+  """A finite number of at least 0, or above 0."""
+  expected = "a finite number above 0" if positive else "a finite number of at least 0"
+  try:
+    value = float(text)
+  except ValueError:
+    _refuse(text, expected)
+  if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    _refuse(text, expected)
+  return value
+
+
+def positive(text: str) -> float:
+  """A finite number above 0."""
+  return number(text, positive=True)
+
+
+def count(text: str, least: int = 1) -> int:
+  """An integer of at least `least`."""
+  if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
+    _refuse(text, f"a whole number of at least {least}")
+  return int(text)
+
+
+def index(text: str) -> int:
+  """An integer of at least 0."""
+  return count(text, least=0)
+
+
+def port(text: str) -> int:
+  """A port; 0 is any free one."""
+  if not _is_port(text, 0):
+    _refuse(text, f"0 to {MAX_PORT}")
+  return int(text)
+
+
+def listen(text: str) -> str:
+  """HOST:PORT to serve; port 0 is any free one."""
+  host, _, port = text.rpartition(":")
+  if not (_is_host(host) and _is_port(port, 0)):
+    _refuse(text, _address("such as 127.0.0.1:0 or 0.0.0.0:50051", 0))
+  return text
+
+
+def is_peer(text: str) -> bool:
+  """Whether it is a HOST:PORT to connect to."""
+  host, _, port = text.rpartition(":")
+  return _is_host(host) and _is_port(port, 1)
+
+
+def peer(text: str) -> str:
+  """HOST:PORT to connect to."""
+  if not is_peer(text):
+    _refuse(text, _address("such as learner.example:50051 or [::1]:50051", 1))
+  return text
+
+
+def coordinator(text: str) -> str:
+  """HOST:PORT to connect to, or auto."""
+  return text if text == "auto" else peer(text)
+
+
+def url(text: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
+  """http://HOST[:PORT], or https."""
+  expected = " or ".join(f"{scheme}://HOST:PORT" for scheme in schemes)
+  try:
+    parts = urllib.parse.urlsplit(text)
+    host, port = parts.hostname or "", parts.port
+  except ValueError:
+    _refuse(text, expected)
+  host = f"[{host}]" if ":" in host else host
+  if parts.scheme not in schemes or not _is_host(host) or port == 0:
+    _refuse(text, expected)
+  return text
+
+
+def proxy(text: str) -> str:
+  """http://HOST:PORT."""
+  return url(text, schemes=("http",))
+
+
+def _address(examples: str, least: int) -> str:
+  return f"HOST:PORT {examples}, the port from {least} to {MAX_PORT}"
+
+
+def _is_port(text: str, least: int) -> bool:
+  return bool(re.fullmatch(r"[0-9]{1,5}", text)) and least <= int(text) <= MAX_PORT
+
+
+def _is_host(text: str) -> bool:
+  """A name, an IPv4 address, or an IPv6 address in brackets."""
+  try:
+    if text.startswith("[") and text.endswith("]"):
+      return bool(ipaddress.IPv6Address(text[1:-1]))
+    if re.fullmatch(r"[0-9.]+", text):
+      return bool(ipaddress.IPv4Address(text))
+  except ValueError:
+    return False
+  return bool(_NAME.fullmatch(text))
+
+
+def key_and_text(assignment: str) -> tuple[str, str]:
+  """--config.objective.beta=0.2 -> ("objective.beta", "0.2")."""
+  return assignment.removeprefix("--config.").partition("=")[::2]
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    """Exits with one line, as for every other mistake."""
+    self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+  """The flags of every command; `description` is shown by --help."""
+  parser = _Parser(
+    prog="offpolicy-rl",
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--version", action="version", version=__version__)
+  names = "local|learner|sampler|watch|sweep|eval|check|plan|report|import|export|explain|keys"
+  commands = parser.add_subparsers(dest="role", required=True, metavar=names)
+  for name, help, groups in (
+    ("local", "learner and samplers on this machine", (_training, _local)),
+    ("learner", "only the learner", (_training, _learner)),
+    ("sampler", "only a sampler", (_serving, _sampler, _client)),
+    ("watch", "a live run on this terminal", (_watch, _client)),
+    ("sweep", "many runs of a card, from one file", (_sweep,)),
+    ("eval", "pass@k of a checkpoint or of a run", (_eval,)),
+    ("check", "what a run would make of its data", (_check,)),
+    ("plan", "does a card fit on a TPU pod?", (_plan,)),
+    ("report", "write the report of a run, or several", (_report,)),
+    ("import", "check and take a published checkpoint", (_import,)),
+    ("export", "publish the policy of a run", (_export,)),
+    ("explain", "the target that an objective induces", (_explain,)),
+    ("keys", "every key of a configuration", (_keys,)),
+  ):
+    command = commands.add_parser(name, help=help)
+    command.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
+    for add_flags in groups:
+      add_flags(command)
+  return parser
+
+
+def _serving(parser: argparse.ArgumentParser) -> None:
+  """Flags of learners and samplers."""
+  add = parser.add_argument
+  add(
+    "--weights_dir",
+    metavar="PATH",
+    help="weights go through this directory (local, NFS, gs://), which learner and samplers share",
+  )
+  add("--metrics_port", type=port, help="serve figures for Prometheus there (0 = any free port)")
+  add("--metrics_host", default="127.0.0.1", help="address of --metrics_port; others may read it")
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+  """Flags of local and learner."""
+  _serving(parser)
+  add = parser.add_argument
+  add("--config", help="experiment card, e.g. configs/demo.py")
+  add("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
+  again = parser.add_mutually_exclusive_group()
+  again.add_argument(
+    "--resume",
+    action="store_true",
+    help="go on from run_dir's last checkpoint, with the run's own configuration",
+  )
+  again.add_argument(
+    "--restart",
+    action="store_true",
+    help="begin anew in run_dir; the run before is kept in RUN/before-TIME",
+  )
+  add("--replay", metavar="FILE", help="sample each group with the version that this run's did")
+  add(
+    "--profile",
+    metavar="START-END",
+    help="trace the updates that make version END out of START, into RUN/profile",
+  )
+  add(
+    "--profile_memory",
+    type=int,
+    metavar="VERSION",
+    help="write what the devices' memory holds after so many updates, into RUN/profile",
+  )
+  any_port = "address to serve (port 0 = any)"
+  add("--listen", default="127.0.0.1:0", type=listen, help=any_port)
+  add("--tls_cert", help="the learner's certificate (PEM): serve TLS only")
+  add("--tls_key", help="private key of --tls_cert (PEM)")
+  add("--tls_client_ca", help="admit only samplers with a certificate of it (PEM)")
+  add("--token_file", help="admit only samplers that know the token in this file")
+  beyond = "allow --listen beyond loopback without protection"
+  add("--insecure", action="store_true", help=beyond)
+  described = "describe the services to tools such as grpcurl"
+  add("--reflection", action="store_true", help=described)
+
+
+def _local(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--samplers", type=count, default=1, help="number of sampler processes")
+  _authority(parser, "authority of --tls_cert (PEM), which the samplers of local trust")
+
+
+def _learner(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add(
+    "--coordinator",
+    metavar="HOST:PORT",
+    type=coordinator,
+    help="several processes train together, one per host, each started with the same flags: where "
+    "the first one is; auto = ask the TPU pod or the cluster",
+  )
+  add(
+    "--checkpoint_dir",
+    metavar="PATH",
+    help="checkpoints go there, RUN/checkpoints is a link to it; with --coordinator a directory "
+    "that all processes share, while RUN need only be a local disk of the first one",
+  )
+  add("--num_processes", type=count, help="of them (not with auto)")
+  add("--process_id", type=index, help="of this one, from 0 (not with auto)")
+
+
+def _sampler(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add("--learner", required=True, type=peer, help="the learner's HOST:PORT")
+  add("--name", help="unique name (default: host and process id)")
+  server = "a vLLM server generates, started as sampler/served.py says"
+  add("--vllm", metavar="URL", type=url, help=server)
+  add(
+    "--vllm_dir",
+    metavar="DIR",
+    type=pathlib.Path,
+    help="the published checkpoint that it was started with; its weights are replaced",
+  )
+  add(
+    "--vllm_tolerance",
+    type=number,
+    default=0.1,
+    metavar="NATS",
+    help="how far its log-probabilities may be from those of the weights it was told to load",
+  )
+
+
+def _client(parser: argparse.ArgumentParser) -> None:
+  """Flags of commands that connect to a learner."""
+  add = parser.add_argument
+  add("--patience", type=number, default=60.0, help="seconds to look for the learner")
+  add(
+    "--proxy",
+    metavar="URL",
+    type=proxy,
+    help="go through this HTTP proxy; without, none is used, whatever the environment says",
+  )
+  add("--tls_cert", help="certificate that shows who this is (PEM)")
+  add("--tls_key", help="private key of --tls_cert (PEM)")
+  add("--token_file", help="file with the learner's token")
+  _authority(parser, "authority of the learner's certificate (PEM): speak TLS and trust no other")
+
+
+def _authority(parser: argparse.ArgumentParser, help: str) -> None:
+  parser.add_argument("--tls_ca", help=help)
+  parser.add_argument("--tls_server_name", help="name in that certificate, if not the host")
+
+
+def _watch(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("run", metavar="RUN", help="a run's directory, or its learner's HOST:PORT")
+  parser.add_argument("--once", action="store_true", help="show one frame and end")
+
+
+def _sweep(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add("--config", help="experiment card that all runs share")
+  add("--sweep", metavar="FILE", help="e.g. configs/sweeps/lag_x_objective.py")
+  add("--out", metavar="DIR", help="of the runs (default: sweeps/CARD-FILE)")
+  add("--parallel", type=count, default=1, help="runs at a time")
+  add("--samplers", type=count, default=1, help="sampler processes of each run")
+  add("--retry_failed", action="store_true", help="failed runs go on, too")
+  add(
+    "--print",
+    nargs="?",
+    const="local",
+    choices=("local", "learner"),
+    metavar="local|learner",
+    help="only print a command line for every run, for pods and schedulers",
+  )
+  add("--summarize", action="store_true", help="only write the summary again")
+  add("--x", metavar="KEY", help="horizontal axis of the picture")
+  add("--series", metavar="KEY", help="what its lines stand for")
+
+
+def _eval(parser: argparse.ArgumentParser) -> None:
+  """Flags without a default leave the configuration's value."""
+  add = parser.add_argument
+  add("--checkpoint", metavar="DIR", help="a published checkpoint (import)")
+  add("--run_dir", metavar="DIR", help="a run; its newest checkpoint counts")
+  add("--config", help="experiment card (default: configs/base.py, see README)")
+  add("--task", help="name of a task")
+  add("--k", default="1", help="of pass@k and maj@k, e.g. 1,4,16")
+  add("--samples", type=count, help="completions per problem (default: largest k)")
+  add("--split", choices=("heldout", "train"), default="heldout")
+  add("--problems", type=count, help="the first so many (default: all)")
+  add("--temperature", type=positive, help="of the sampled completions")
+  add("--max_prompt_tokens", type=int, help="longer prompts are left out")
+  add("--max_completion_tokens", type=int, help="where completions are cut")
+  add("--slots", type=int, help="completions decoded side by side")
+  add("--seed", type=int, help="of the samples and the intervals")
+  add("--out", metavar="DIR", help="new directory (default: evals/NAME-TIME)")
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--config", required=True, help="experiment card")
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add("--config", required=True, help="experiment card")
+  add("--topology", required=True, help="e.g. v5e:4x4, v5p:4x4x4, v6e:16x16")
+  add(
+    "--architecture",
+    metavar="FILE",
+    help="config.json of the model (default: the checkpoint's, or what is known of its name)",
+  )
+  add("--json", type=pathlib.Path, help="write what was found, too")
+  add("--cache", default=".cache/plans", metavar="DIR", help="where answers are kept")
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+  several = "given several times: one page about all"
+  parser.add_argument("--run_dir", required=True, action="append", help=several)
+  parser.add_argument(
+    "--to",
+    type=pathlib.Path,
+    metavar="FILE",
+    help="the page about several runs (default: comparison.html beside the first run)",
+  )
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--from",
+    dest="source",
+    required=True,
+    metavar="DIR|FILE.gguf",
+    help="config.json, *.safetensors and tokenizer files (local or gs://), or a GGUF file",
+  )
+  parser.add_argument("--to", required=True, metavar="DIR", help="where to put it")
+  parser.add_argument(
+    "--ignore",
+    action="append",
+    default=[],
+    metavar="KEY",
+    help="an unknown key of config.json that does not change what the model computes",
+  )
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add("--run_dir", required=True, help="of a run that began with a published checkpoint")
+  add("--to", required=True, metavar="DIR", help="where to put it")
+  add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors")
+
+
+def _explain(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add("--config", help="experiment card (default: configs/base.py)")
+  add("--rewards", help="of one group, e.g. 0,0,1,1: computes the target")
+  add("--objective", help="a preset (without --rewards: shows its choices)")
+  add("--beta", type=positive, help="temperature (default: the preset's)")
+  add("--png", type=pathlib.Path, help="draw a picture, too")
+
+
+def _keys(parser: argparse.ArgumentParser) -> None:
+  pattern = "only keys with this in name or meaning"
+  parser.add_argument("pattern", nargs="?", default="", help=pattern)
+  markdown = "as the table of configs/README.md"
+  parser.add_argument("--markdown", action="store_true", help=markdown)

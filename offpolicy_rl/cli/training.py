@@ -1,0 +1,182 @@
+"""The commands that train and sample: local, learner, sampler. Flags in, exit code out."""
+
+import os
+import pathlib
+import socket
+import sys
+import time
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.cli import credentials
+from offpolicy_rl.roles import run_directory
+from offpolicy_rl.system import signals
+
+Assignments = list[tuple[str, str]]  # key, text of its value
+
+_SWITCHES = ("resume", "restart", "insecure", "reflection", "verbose")
+_PASSED_ON = (  # from local to its learner
+  "config",
+  "replay",
+  "listen",
+  "weights_dir",
+  "tls_cert",
+  "tls_key",
+  "tls_client_ca",
+  "token_file",
+  "metrics_port",
+  "metrics_host",
+  "profile",
+  "profile_memory",
+)
+
+
+def local(flags, assignments: Assignments) -> int:
+  """Runs a learner and its samplers as processes of this machine."""
+  from offpolicy_rl.roles import local
+
+  config, _ = configuration(flags, assignments)
+  profile_plan(flags, config)  # refuses mistakes before anything starts
+  sampler_flags = credentials.flags_of_local_samplers(flags)
+  sampler_flags += credentials.given(flags, ("weights_dir",))
+  learner_flags = credentials.given(flags, _PASSED_ON)
+  learner_flags += [f"--{switch}" for switch in _SWITCHES if getattr(flags, switch)]
+  learner_flags += [f"--config.{key}={text}" for key, text in assignments]
+  config_lib.check_data(config)
+  stop = signals.stop_event()
+  with new_run_directory(flags) as run_dir:
+    code = local.run(
+      learner_flags, run_dir=run_dir, samplers=flags.samplers, stop=stop, sampler_args=sampler_flags
+    )
+  return signals.INTERRUPTED if stop.is_set() and code == 0 else code
+
+
+def learner(flags, assignments: Assignments) -> int:
+  """Trains; alone, or as one of several processes."""
+  config, notes = configuration(flags, assignments)
+  protection = credentials.of_learner(flags)
+  for line in [*notes, *(f"warning: {warning}" for warning in config_lib.warnings(config))]:
+    print(line, file=sys.stderr)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
+  if flags.resume or flags.process_id:  # the run has passed the check, or the first process does
+    config_lib.check_data(config)
+  else:
+    from offpolicy_rl.roles import data  # imports JAX
+
+    data.check_start(config)
+  stop, plan = signals.stop_event(), profile_plan(flags, config)
+  if flags.coordinator:
+    return _one_of_several(flags, config, protection, plan, stop)
+  with new_run_directory(flags) as run_dir:
+    _train(flags, config, run_dir, protection, plan, stop)
+  return 0
+
+
+def _train(flags, config, run_dir: pathlib.Path, protection, plan, stop, leader=None) -> None:
+  run = run_directory.of_flags(str(run_dir), flags.checkpoint_dir)
+  resume, restart = flags.resume, flags.restart
+  with run_directory.claimed(run, flags.weights_dir, resume=resume, restart=restart, lost=_lost):
+    registry = metrics_registry(flags)
+    from offpolicy_rl.roles import learner  # imports JAX
+
+    serving = learner.Serving(
+      flags.listen, protection, flags.reflection, flags.weights_dir, registry
+    )
+    learner.run_learner(
+      config, run_dir, serving, resume=resume, stop=stop, leader=leader, profile=plan
+    )
+
+
+def _lost(text: str) -> None:
+  """Ends this process before it writes anything more into a directory that another one has."""
+  print(f"offpolicy-rl learner: {text}", file=sys.stderr)
+  signals.exit_now(1)
+
+
+def _one_of_several(flags, config, protection, plan, stop) -> int:
+  """The first process has samplers, files, locks and figures; the others follow it."""
+  for flag in ("run_dir", "weights_dir"):
+    if not getattr(flags, flag):
+      raise config_lib.ConfigError(
+        f"--{flag}: missing, expected because --coordinator is given: the processes share it"
+      )
+  from offpolicy_rl.roles import follower, multihost  # imports JAX
+
+  group = multihost.Group(flags.coordinator, flags.num_processes, flags.process_id)
+  multihost.join(group)
+  signals.stop_event(stop)  # JAX has put its own handler in place of ours
+  with multihost.ending_together():
+    leader, followed = multihost.meet(group, config, stop=stop, lost=multihost.abandon)
+    if followed:
+      checkpoints = run_directory.of_flags(flags.run_dir, flags.checkpoint_dir).checkpoints
+      follower.run_follower(config, checkpoints, follower=followed, weights_dir=flags.weights_dir)
+    else:
+      _train(flags, config, pathlib.Path(flags.run_dir), protection, plan, stop, leader)
+  return 0
+
+
+def sampler(flags, assignments: Assignments) -> int:
+  """Samples for the learner at --learner."""
+  if assignments:
+    key = f"--config.{assignments[0][0]}"
+    raise config_lib.ConfigError(f"{key}: a sampler is configured by its learner")
+  if flags.vllm and not flags.vllm_dir:
+    raise config_lib.ConfigError("--vllm_dir: missing, expected because --vllm is given")
+  from offpolicy_rl.transport import names
+
+  sampler_id = names.unique(flags.name or f"{socket.gethostname()}-{os.getpid()}")
+  wire = credentials.client_of_learner(flags, flags.learner, sampler_id)
+  registry = metrics_registry(flags)
+  from offpolicy_rl.roles import sampler  # imports JAX
+
+  vllm = sampler.Vllm(flags.vllm, flags.vllm_dir, flags.vllm_tolerance) if flags.vllm else None
+  sampler.run_sampler(
+    wire,
+    stop=signals.stop_event(),
+    abandon=lambda: signals.exit_now(0),
+    weights_dir=flags.weights_dir,
+    vllm=vllm,
+    registry=registry,
+  )
+  return 0
+
+
+def configuration(flags, assignments: Assignments):
+  """The checked configuration of local or learner, and notes, see `run_directory.configuration`."""
+  checkpoint_dir = getattr(flags, "checkpoint_dir", None)  # learner only
+  return run_directory.configuration(
+    run_directory.of_flags(flags.run_dir, checkpoint_dir) if flags.run_dir else None,
+    card=flags.config,
+    replay=flags.replay,
+    resume=flags.resume,
+    restart=flags.restart,
+    assignments=assignments,
+  )
+
+
+def new_run_directory(flags):
+  """A context manager of --run_dir, or of a new directory named for the card and the time."""
+  card = pathlib.Path(flags.config or "replay").resolve()
+  name = card.parent.name if card.suffix == ".json" else card.stem
+  time_of_start = time.strftime("%Y%m%d-%H%M%S")
+  return run_directory.given_or_new(flags.run_dir, "runs", f"{name}-{time_of_start}")
+
+
+def profile_plan(flags, config):
+  """The steps to profile, or None; ConfigError when there are no such steps."""
+  from offpolicy_rl.observe import profiling
+
+  return profiling.plan(flags.profile, flags.profile_memory, config.learner.steps)
+
+
+def metrics_registry(flags):
+  """The registry of figures served at --metrics_port, or None."""
+  if flags.metrics_port is None:
+    return None
+  from offpolicy_rl.observe import prometheus
+
+  try:
+    registry, url = prometheus.serve(flags.metrics_host, flags.metrics_port)
+  except prometheus.AddressError as error:
+    raise config_lib.ConfigError(str(error)) from None
+  print(f"metrics at {url}", flush=True)
+  return registry

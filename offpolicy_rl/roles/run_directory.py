@@ -1,0 +1,245 @@
+"""Run directories: claiming one, and the configuration that its run goes on with. Loads no JAX."""
+
+import contextlib
+import functools
+import json
+import operator
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from ml_collections import config_dict
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl import files
+from offpolicy_rl.observe import metrics
+from offpolicy_rl.replay import schedule
+from offpolicy_rl.system import locks
+
+CONFIG = "config.json"
+_PREVIOUS = "before-"  # in the names of directories for what a restart has moved out of the way
+_FILLED_IN = ("task.chat_date",)  # by the run, where its card leaves it open
+
+
+class RunDirectory(NamedTuple):
+  """The two directories of a run: checkpoints may be shared between hosts, the rest may not."""
+
+  path: pathlib.Path
+  checkpoints: pathlib.Path
+
+  def steps(self) -> int:
+    """The number of training steps that the run's metrics contain."""
+    rows = metrics.read(self.path)
+    return 1 + max((row["step"] for row in rows if row["kind"] == metrics.TRAIN), default=-1)
+
+  def has_checkpoints(self) -> bool:
+    """Whether there ever was one, damaged ones included."""
+    return any((self.checkpoints / "steps").glob("*"))
+
+  def saved_config(self) -> config_dict.ConfigDict | None:
+    """The run's configuration, from beside the checkpoints or from the run; None = there is none.
+
+    Raises:
+      ConfigError: it can't be read; names the file.
+    """
+    for file in (self.checkpoints / CONFIG, self.path / CONFIG):
+      if file.is_file():
+        return config_lib.load(str(file))
+    return None
+
+
+def of_flags(run_dir: str, checkpoint_dir: str | None) -> RunDirectory:
+  """The directories that --run_dir and --checkpoint_dir name."""
+  path = pathlib.Path(run_dir)
+  return RunDirectory(
+    path, pathlib.Path(checkpoint_dir) if checkpoint_dir else path / "checkpoints"
+  )
+
+
+def configuration(
+  run: RunDirectory | None,
+  *,
+  card: str | None,
+  replay: str | None,
+  resume: bool,
+  restart: bool,
+  assignments: Sequence[tuple[str, str]],
+) -> tuple[config_dict.ConfigDict, list[str]]:
+  """The checked configuration of a run, and lines about differences from its card or its past.
+
+  A resumed run goes on with its own: a card says how runs begin, and may have changed since.
+
+  Args:
+    run: None = a new directory.
+    card, replay: files.
+    assignments: keys and the texts of their values, from the command line.
+
+  Raises:
+    ConfigError: it is wrong, or a directory holds a run that must not be overwritten.
+    ValueError: `replay` can't be read.
+  """
+  if run is None and (resume or restart):
+    raise config_lib.ConfigError("--run_dir: missing, expected the directory of the run to resume")
+  if run is not None:
+    _check(run, resume=resume, restart=restart)
+  found, before, notes = config_lib.load(card) if card else None, None, []
+  if resume and run.has_checkpoints() and (before := run.saved_config()):
+    found, notes = merge(before, found, card)
+  elif found is None and (resume or restart):
+    found = run.saved_config()
+    if found is None:
+      raise config_lib.ConfigError(
+        f"--run_dir: no file {run.path / CONFIG}, expected the run to resume"
+      )
+  elif found is None and replay:
+    found = config_lib.from_json(schedule.read(pathlib.Path(replay)).config_json)
+  elif found is None:
+    raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
+  if replay:
+    found.lag.mode, found.lag.schedule = "replay", str(pathlib.Path(replay).resolve())
+  config_lib.override(found, assignments)
+  config_lib.validate(found)
+  if before is not None:
+    config_lib.check_resume(before, found)
+    given = {key for key, _ in assignments}
+    notes = [line for line in notes if line.partition(":")[0] not in given]
+    notes += _changes(before, found)
+  return found, notes
+
+
+def _check(run: RunDirectory, *, resume: bool, restart: bool) -> None:
+  for flag, path in (("run_dir", run.path), ("checkpoint_dir", run.checkpoints)):
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not there.is_dir():
+      raise config_lib.ConfigError(
+        f"--{flag}: got {str(path)!r}, expected a directory, or a place for one; {there} is none"
+      )
+  if restart:
+    return
+  steps, has_checkpoints = run.steps(), run.has_checkpoints()
+  if resume and steps and not has_checkpoints:
+    raise config_lib.ConfigError(
+      f"--resume: {run.path / metrics.FILE} tells of {steps} steps, but there is no checkpoint "
+      f"in {run.checkpoints}; put them back, name their place by --checkpoint_dir, or begin anew "
+      "by --restart (the run's files are kept)"
+    )
+  if not resume and (steps or has_checkpoints):
+    raise config_lib.ConfigError(
+      f"--run_dir: {run.path} holds a run already; go on with it by --resume, begin it anew "
+      f"by --restart (its files are kept), or choose another"
+    )
+
+
+def merge(run, card, card_name: str | None) -> tuple[config_dict.ConfigDict, list[str]]:
+  """The configuration of a run with the keys that a later release has added, and notes.
+
+  Args:
+    card: the configuration that a card has now; None = configs/base.py has the new keys.
+  """
+  saved, notes = config_lib.flatten(run), []
+  newer = config_lib.base() if card is None else card
+  current, nested = config_lib.flatten(newer), newer.to_dict()
+  for key, value in current.items():
+    if key not in saved:
+      source = card_name or "configs/base.py"
+      notes.append(f"{key}: {value!r}, as {source} has it; the run began without this key")
+      continue
+    *sections, last = key.split(".")
+    functools.reduce(operator.getitem, sections, nested)[last] = saved[key]
+    if card_name and saved[key] != value and key not in _FILLED_IN:
+      notes.append(
+        f"{key}: {saved[key]!r}, as the run has it; {card_name} says {value!r} "
+        f"(to change it: --config.{key}={value})"
+      )
+  for key in saved.keys() - current.keys():
+    notes.append(f"{key}: left out, this release does not know it; the run had {saved[key]!r}")
+  return config_lib.from_json(json.dumps(nested)), notes
+
+
+def _changes(before, now) -> list[str]:
+  saved = config_lib.flatten(before)
+  return [
+    f"{key}: {value!r} from here on, was {saved[key]!r}"
+    for key, value in config_lib.flatten(now).items()
+    if key in saved and saved[key] != value
+  ]
+
+
+@contextlib.contextmanager
+def given_or_new(given: str | None, parent: str, name: str) -> Iterator[pathlib.Path]:
+  """The given directory, or a new one in `parent`, which is removed if it stays empty."""
+  if given:
+    yield pathlib.Path(given)
+    return
+  path = files.make_unique(pathlib.Path(parent), name)
+  try:
+    yield path
+  finally:
+    with contextlib.suppress(OSError):
+      path.rmdir()
+
+
+@contextlib.contextmanager
+def claimed(
+  run: RunDirectory,
+  weights_dir: str | None,
+  *,
+  resume: bool,
+  restart: bool,
+  lost: Callable[[str], None],
+) -> Iterator[None]:
+  """The directories of a run, ready for use and locked against other learners.
+
+  Args:
+    lost: as of `locks.hold`.
+
+  Raises:
+    locks.Held: another learner is at work in one of them.
+    FileExistsError: the checkpoints' directory holds files of another run.
+  """
+  directories = {"run_dir": run.path, "checkpoint_dir": run.checkpoints, "weights_dir": weights_dir}
+  with contextlib.ExitStack() as stack:
+    for flag, directory in directories.items():
+      if directory:
+        stack.enter_context(locks.hold(str(directory), f"--{flag}", lost))
+    if restart:
+      for moved in _move_previous(run):
+        print(f"the run before is kept in {moved}")
+    if run.checkpoints != run.path / "checkpoints":
+      link(run.path / "checkpoints", run.checkpoints, empty=not resume)
+    yield
+
+
+def _move_previous(run: RunDirectory) -> list[pathlib.Path]:
+  """Moves a run's files out of the way of a new one; returns the directories they are in now."""
+  moved = []
+  for directory in run:
+    stays = (locks.FILE, "checkpoints") if directory == run.path else (locks.FILE,)
+    paths = list(directory.iterdir()) if directory.exists() else []
+    paths = [p for p in paths if p.name not in stays and not p.name.startswith(_PREVIOUS)]
+    if paths:
+      moved.append(files.make_unique(directory, _PREVIOUS + time.strftime("%Y%m%d-%H%M%S")))
+      for path in paths:
+        path.rename(moved[-1] / path.name)
+  return moved
+
+
+def link(name: pathlib.Path, to: pathlib.Path, *, empty: bool) -> None:
+  """Makes `name` a link to the directory `to`, which is created if it is missing.
+
+  Raises:
+    FileExistsError: `name` is something else, or `to` has to be `empty` and holds a run.
+  """
+  to = to.resolve()
+  to.mkdir(parents=True, exist_ok=True)
+  if name.is_symlink() and name.resolve() == to:
+    return
+  if name.exists() or name.is_symlink():
+    raise FileExistsError(f"{name}: is there already, expected no such name or a link to {to}")
+  kept = [p for p in to.iterdir() if p.name not in (locks.FILE, CONFIG)]
+  if empty and not all(path.name.startswith(_PREVIOUS) for path in kept):
+    raise FileExistsError(f"{to}: holds files of another run, expected an empty directory")
+  name.parent.mkdir(parents=True, exist_ok=True)
+  name.symlink_to(to)
