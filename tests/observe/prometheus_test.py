@@ -61,7 +61,7 @@ def served():
     watch_test.train(10, reward=0.75),
   )
   registry.register(prometheus.LearnerCollector(run.news))
-  registry.register(prometheus.SamplerCollector(STATS, lambda: sampler_role.standing(STATS, 16)))
+  registry.register(prometheus.SamplerCollector(STATS, lambda: sampler_role.status(STATS, 16)))
   assert run.asked == []  # nothing was read to register it
   return url, [scrape(url) for _ in range(3)], run
 
