@@ -4,9 +4,9 @@ import json
 import pathlib
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from offpolicy_rl.sweep.summary import mean_and_half_width
+from offpolicy_rl.observe import plots
+from offpolicy_rl.observe.plots import mean_and_half_width
 
 FAMILIES = {
   "with importance ratios": ("grpo", "dapo", "decoupled_ppo", "cispo", "topr"),
@@ -22,7 +22,6 @@ FAMILIES = {
   ),
 }
 CURVES = ("grpo", "cispo", "reinforce", "oapl", "oapl_coupled", "mean", "shift_1")
-_COLORS = ("#3266ad", "#c4622d", "#3d8a52", "#8a5aa8", "#b2373f", "#6b6b6b", "#1a9c9c")
 
 
 def name_of(setting) -> str:
@@ -130,22 +129,19 @@ def page(reports: list[dict], about: dict, name: str) -> str:
 def against_lag(reports: list[dict], field: str, title: str, path: pathlib.Path) -> None:
   """Final value against lag: fixed above, periodic below, one column per family."""
   known = {r["label"]: r for r in reports}
-  figure = Figure(figsize=(13, 7), layout="constrained")
-  axes = figure.subplots(2, len(FAMILIES), sharex=True, sharey=True)
+  figure, axes = plots.panels(2, len(FAMILIES), (13, 7), sharex=True, sharey=True)
   for column, (family, labels) in enumerate(FAMILIES.items()):
-    shown = [(label, c) for label, c in zip(labels, _COLORS, strict=False) if label in known]
+    shown = [(label, c) for label, c in zip(labels, plots.COLORS, strict=False) if label in known]
     for axis, periodic in zip(axes[:, column], (False, True), strict=True):
       for label, color in shown:
         _line(axis, known[label]["tuned_per_lag"], periodic, field, label, color)
-      axis.spines[["top", "right"]].set_visible(False)
-      axis.grid(alpha=0.2)
     axes[0, column].set_title(family, fontsize=10)
     axes[0, column].legend(fontsize=8, frameon=False, loc="lower left")
     axes[0, column].set_xlabel("")
     axes[1, column].set_xlabel("lag (updates)")
   axes[0, 0].set_ylabel(f"{title}\nfixed lag")
   axes[1, 0].set_ylabel(f"{title}\nperiodic lag")
-  figure.savefig(path, dpi=110)
+  plots.save(figure, path)
 
 
 def _line(axis, rows: list[dict], periodic: bool, field: str, label: str, color: str) -> None:
@@ -165,10 +161,10 @@ def curves(reports: list[dict], every: int, path: pathlib.Path) -> None:
   """Held-out pass@1 and entropy against step, one column per fixed lag, tuned for each lag."""
   known = {r["label"]: r for r in reports}
   settings = [row["setting"] for row in reports[0]["tuned_per_lag"] if not row["setting"][1]]
-  figure = Figure(figsize=(3 * len(settings) + 1, 5.5), layout="constrained")
-  axes = figure.subplots(2, len(settings), sharex=True, sharey="row", squeeze=False)
+  size = (3 * len(settings) + 1, 5.5)
+  figure, axes = plots.panels(2, len(settings), size, sharex=True, sharey="row")
   for column, setting in enumerate(settings):
-    for label, color in zip(CURVES, _COLORS, strict=True):
+    for label, color in zip(CURVES, plots.COLORS, strict=False):
       if label not in known:
         continue
       row = next(r for r in known[label]["tuned_per_lag"] if r["setting"] == setting)
@@ -180,10 +176,7 @@ def curves(reports: list[dict], every: int, path: pathlib.Path) -> None:
   axes[0, 0].set_ylabel("held-out pass@1")
   axes[1, 0].set_ylabel("entropy, nats")
   axes[0, 0].legend(fontsize=7, frameon=False)
-  for axis in axes.flat:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.2)
-  figure.savefig(path, dpi=110)
+  plots.save(figure, path)
 
 
 def rounded(x):

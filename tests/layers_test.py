@@ -26,7 +26,7 @@ ALLOWED = {
   "evaluation": BASE | {"tasks"},
   "sampler": BASE | {"model", "tasks"},
   "learner": BASE | {"files", "losses", "model", "replay"},
-  "sweep": {"cli", "config", "observe", "system"},
+  "sweep": BASE | {"cli", "config", "observe", "system"},
   "roles": None,  # everything
   "planning": None,
   "cli": None,

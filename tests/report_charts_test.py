@@ -5,19 +5,19 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from offpolicy_rl.report import charts, figures, series
+from offpolicy_rl.report import figures, series, svg
 
 
 def points(*pairs) -> list[series.Point]:
   return [series.Point(x, y, y, y) for x, y in pairs]
 
 
-def drawn(*curves, log=False, form=charts.lines):
+def drawn(*curves, log=False, form=svg.lines):
   """The picture of lists of (x, y)."""
-  found = [series.of(points(*pairs), 1) for pairs in curves]
+  found = [series.binned(points(*pairs), 1) for pairs in curves]
   last = max(x for s in found for x in s.x)
-  frame = charts.frame(found, (0, last), log=log)
-  named = [charts.Curve("c", s, n) for n, s in enumerate(found)]
+  frame = svg.frame(found, (0, last), log=log)
+  named = [svg.Curve("c", s, n) for n, s in enumerate(found)]
   return ElementTree.fromstring(form(named, frame, "unit")), frame
 
 
@@ -26,51 +26,51 @@ def corners(element) -> list[tuple[float, float]]:
 
 
 def test_lines_place_points_and_ticks():
-  svg, _ = drawn([(0, 0.0), (10, 1.0)], [(5, 0.5)])
-  first, second = [corners(e) for e in svg.iter("polyline")]
+  picture, _ = drawn([(0, 0.0), (10, 1.0)], [(5, 0.5)])
+  first, second = [corners(e) for e in picture.iter("polyline")]
   (x0, y0), (x1, y1) = first
   [(xm, ym)] = second
   assert x0 < x1 and y0 > y1  # time to the right, larger values higher
   assert xm == pytest.approx((x0 + x1) / 2, abs=0.2) and ym == pytest.approx((y0 + y1) / 2, abs=0.2)
-  texts = [e.text for e in svg.iter("text")]
+  texts = [e.text for e in picture.iter("text")]
   assert {"0", "0.2", "1", "10", "step", "unit"} <= set(texts)
 
 
 def test_a_logarithmic_axis_gives_every_power_the_same_room():
-  svg, frame = drawn([(0, 1e-6), (1, 1e-4), (2, 1e-2)], log=True)
+  picture, frame = drawn([(0, 1e-6), (1, 1e-4), (2, 1e-2)], log=True)
   assert frame.ticks == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
-  ys = [y for _, y in corners(next(svg.iter("polyline")))]
+  ys = [y for _, y in corners(next(picture.iter("polyline")))]
   assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.2)
   assert len(series.log_ticks(1e-12, 1.0)) <= 7
 
 
 def test_areas_lie_on_top_of_one_another():
-  svg, frame = drawn([(0, 0.25), (1, 0.5)], [(0, 0.75), (1, 0.5)], form=charts.stacked)
-  lower, upper = [corners(e) for e in svg.iter("polygon")]
+  picture, frame = drawn([(0, 0.25), (1, 0.5)], [(0, 0.75), (1, 0.5)], form=svg.stacked)
+  lower, upper = [corners(e) for e in picture.iter("polygon")]
   heights = [y for _, y in lower[:2]]
   assert heights == pytest.approx([frame.y(0.25), frame.y(0.5)], abs=0.1)
   assert [y for _, y in upper[2:]] == heights[::-1]  # the upper one begins where the lower ends
 
 
 def test_a_spread_is_shaded():
-  s = series.of([series.Point(0, 1, 0, 2), series.Point(1, 1, 0.5, 2)], 1)
-  frame = charts.frame([s], (0, 1))
-  svg = ElementTree.fromstring(charts.lines([charts.Curve("c", s, 0)], frame))
-  ys = [y for _, y in corners(next(svg.iter("polygon")))]
+  s = series.binned([series.Point(0, 1, 0, 2), series.Point(1, 1, 0.5, 2)], 1)
+  frame = svg.frame([s], (0, 1))
+  picture = ElementTree.fromstring(svg.lines([svg.Curve("c", s, 0)], frame))
+  ys = [y for _, y in corners(next(picture.iter("polygon")))]
   assert ys == pytest.approx([frame.y(v) for v in (2, 2, 0.5, 0)], abs=0.1)
 
 
 def test_what_is_off_the_picture_is_told():
-  svg, frame = drawn([(x, 1.0 + x / 100) for x in range(99)] + [(99, 500.0)])
+  picture, frame = drawn([(x, 1.0 + x / 100) for x in range(99)] + [(99, 500.0)])
   assert frame.ticks[-1] < 3
-  assert "up to 500" in [e.text for e in svg.iter("text")]
-  svg, frame = drawn([(x, float(x)) for x in range(100)])
+  assert "up to 500" in [e.text for e in picture.iter("text")]
+  picture, frame = drawn([(x, float(x)) for x in range(100)])
   assert frame.ticks[-1] >= 99
-  assert not any(e.text.startswith("up to") for e in svg.iter("text") if e.text)
+  assert not any(e.text.startswith("up to") for e in picture.iter("text") if e.text)
 
 
 def test_bins_have_means_and_extremes():
-  s = series.of(points(*((x, float(x)) for x in range(7))), 3)
+  s = series.binned(points(*((x, float(x)) for x in range(7))), 3)
   assert s.x == [1.0, 4.0, 7.0]
   assert s.values == [1.0, 4.0, 6.0] and s.lows == [0, 3, 6] and s.highs == [2, 5, 6]
   assert series.bin_width(299) == 1 and series.bin_width(300) == 2
@@ -81,8 +81,8 @@ def test_smoothing_keeps_lines_straight_and_removes_noise():
   np.testing.assert_allclose(series.smoothed(straight), straight, atol=1e-9)
   noise = [(-1.0) ** i for i in range(100)]
   assert max(map(abs, series.smoothed(noise)[5:-5])) < 0.2
-  assert series.of(points(*enumerate(noise)), 1).smooth
-  assert series.of(points(*enumerate(noise[:20])), 1).smooth == []
+  assert series.binned(points(*enumerate(noise)), 1).smooth
+  assert series.binned(points(*enumerate(noise[:20])), 1).smooth == []
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_heat_cells_are_shares_of_their_column():
 
 
 def test_cells_are_drawn_from_the_bottom():
-  heat = charts.Heat([0.0, 1.0], ["0", "1"], [[0.0, 1.0]])
-  [cell] = list(ElementTree.fromstring(charts.heat(heat, (0, 1), "versions")).iter("rect"))
-  assert float(cell.attrib["y"]) == charts.TOP and cell.attrib["fill-opacity"] == "1.00"
+  heat = svg.Heat([0.0, 1.0], ["0", "1"], [[0.0, 1.0]])
+  [cell] = list(ElementTree.fromstring(svg.heat(heat, (0, 1), "versions")).iter("rect"))
+  assert float(cell.attrib["y"]) == svg.TOP and cell.attrib["fill-opacity"] == "1.00"
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_cells_are_drawn_from_the_bottom():
   ],
 )
 def test_numbers_are_short(value, text):
-  assert charts.number(value) == text
+  assert svg.number(value) == text

@@ -63,12 +63,13 @@ def test_the_page_says_what_the_run_wrote(tmp_path):
   page = report.write(tmp_path).read_text()
   outline, charts = Outline(page), charts_of(page)
   assert outline.has("fixed 3", "2 prompts x 4 completions", "30 of 40", "0.125 → 0.750")
-  assert outline.has("before 0 0.125 0.125 0.225 4 64", "after 30 0.750 0.750 0.850 4 64")
-  assert outline.has("prompts 1,234", "prompts too long 5", "12 s")
+  assert outline.has("before 0 0.125 0.125 0.010 0.225 4 64")
+  assert outline.has("after 30 0.750 0.750 0.010 0.850 4 64", "time of all steps 0:12")
+  assert outline.has("prompts 1,234", "prompts too long 5")
   assert charts["Reward"]["lines"] == [{"x": [*range(30)], "y": [s / 100 for s in range(30)]}]
   assert charts["Held-out accuracy"]["lines"][0] == {"x": [0, 30], "y": [0.125, 0.75]}
   assert charts["Learner's utilisation"]["lines"][0]["y"] == [0.75] * 29  # without the first
-  assert charts["Tokens per second"]["lines"][0]["y"] == [1500] * 29
+  assert charts["Learner's tokens"]["lines"][0]["y"] == [1500] * 29
   regimes = [line["y"][0] for line in charts["Regimes"]["lines"]]
   assert regimes == [0.75, 0.25, 0]
   in_flight = charts["Lag in flight"]

@@ -117,7 +117,7 @@ def _news(flags):
 
   run_dir = pathlib.Path(flags.run)
   if (run_dir / "config.json").is_file():
-    return screen.of_directory(run_dir)
+    return screen.directory(run_dir)
   if run_dir.is_dir() or not flags_lib.is_peer(flags.run):
     raise config_lib.ConfigError(
       f"RUN: got {flags.run!r}, expected a directory with the config.json of a run, or the "

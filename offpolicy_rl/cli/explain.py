@@ -18,6 +18,7 @@ from rich.table import Table
 
 from offpolicy_rl import losses
 from offpolicy_rl.losses import advantages, induced_target, reductions
+from offpolicy_rl.observe import plots
 
 # Sign of log E exp(A/beta) -> what it is called and means.
 _REGIMES = {1: "positive: pessimistic", 0: "boundary: exponential tilt", -1: "negative: sharper"}
@@ -202,20 +203,13 @@ def draw(rewards: list[float], targets: list[Target], beta: float, path: pathlib
   """The picture: probability of every completion under each target, and pi/mu against reward.
 
   Raises:
-    RuntimeError: matplotlib is not installed.
+    plots.MissingMatplotlibError: matplotlib is not installed.
   """
-  try:
-    from matplotlib.figure import Figure
-  except ImportError:
-    raise RuntimeError(
-      "--png needs matplotlib: pip install 'offpolicy-rl[bench]', or leave --png out"
-    ) from None
-  figure = Figure(figsize=(10, 4), layout="constrained")
-  bars, curves = figure.subplots(1, 2, width_ratios=(3, 2))
+  figure, [[bars, curves]] = plots.panels(1, 2, (10, 4), width_ratios=(3, 2))
   order = np.argsort(np.asarray(rewards), kind="stable")
   places = np.arange(len(rewards))
   chosen = [targets[0], targets[3], targets[4]]
-  colours = ("#1f6feb", "#8a8f98", "#d1495b")
+  colours = (plots.COLORS[0], plots.COLORS[5], plots.COLORS[1])
   for i, (target, colour) in enumerate(zip(chosen, colours, strict=True)):
     label = f"{target.name}: λ = {target.lam:.3g}"
     heights = target.ratios[order] / len(rewards)
@@ -230,6 +224,4 @@ def draw(rewards: list[float], targets: list[Target], beta: float, path: pathlib
   bars.legend(fontsize=8, frameon=False)
   curves.set(xlabel="reward", ylabel="π / μ")
   curves.set_title("how much more likely than under the sampler", fontsize=10)
-  for axes in (bars, curves):
-    axes.spines[["top", "right"]].set_visible(False)
-  figure.savefig(path, dpi=130)
+  plots.save(figure, path)

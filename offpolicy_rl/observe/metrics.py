@@ -1,7 +1,6 @@
 """One writer for every number of a run: metrics.jsonl and TensorBoard."""
 
 import contextlib
-import io
 import json
 import os
 import pathlib
@@ -11,8 +10,9 @@ from offpolicy_rl import types
 
 TASK, TRAIN, HELDOUT, WARM_START = "task", "train", "heldout", "warm_start"
 FILE = "metrics.jsonl"
-_NEWEST_BYTES = 1 << 26  # of a file that somebody looks at who does not know it yet
-_SPREAD, _NEWEST = 200, 32  # rows of these that are kept: evenly spread ones, the last ones
+TIMES = ("seconds/waiting", "seconds/step", "seconds/publishing")  # all of a step's
+_MAX_BYTES, _TAIL_BYTES = 1 << 26, 1 << 16  # read of a file for the first time; for `last_rows`
+_SPREAD, _LAST = 200, 32  # rows that are kept of those: evenly spread ones, the last ones
 
 
 class JsonLines:
@@ -134,53 +134,68 @@ def read_lines(path: pathlib.Path) -> list[dict]:
 
 
 def news(run_dir: pathlib.Path, status: types.RunStatus, session: str, position: int) -> types.News:
-  """What somebody does not know yet who was told, in `session`, of the rows up to `position`."""
+  """What a watcher does not know yet who read up to `position` in `session`."""
   path = pathlib.Path(run_dir) / FILE
   size = path.stat().st_size if path.exists() else 0
   anew = session != status.session or position > size
-  start = max(0, size - _NEWEST_BYTES) if anew else position
-  with path.open("rb") if size else contextlib.nullcontext(io.BytesIO()) as file:
+  lines, position = _whole_lines(path, max(0, size - _MAX_BYTES) if anew else position)
+  return types.News(status, anew, position, _parsed(_thinned(lines)))
+
+
+def last_rows(run_dir: pathlib.Path) -> list[types.MetricsRow]:
+  """The newest rows of a run, as many as stand in 64 kB."""
+  path = pathlib.Path(run_dir) / FILE
+  start = max(0, path.stat().st_size - _TAIL_BYTES) if path.exists() else 0
+  return _parsed(_whole_lines(path, start)[0])
+
+
+def _whole_lines(path: pathlib.Path, start: int) -> tuple[list[bytes], int]:
+  """(lines from a position on, position behind them); a line being written is left out."""
+  if not path.exists():
+    return [], start
+  with path.open("rb") as file:
     file.seek(start)
-    text = file.read().rpartition(b"\n")[0]
-  lines = text.splitlines()
-  rows = [row for row in map(_numbers, _thinned(lines)) if row is not None]
-  return types.News(status, anew, start + len(text) + bool(text), rows)
+    text, end, _ = file.read().rpartition(b"\n")
+  return text.splitlines(), start + len(text) + len(end)
 
 
 def _thinned(lines: list[bytes]) -> list[bytes]:
-  """Few of many, in order: every so many-th, the last ones, and what evaluations found."""
+  """Some of many, in order: evenly spread ones, the last ones, and all evaluations."""
   stride = -(-len(lines) // _SPREAD) or 1
   heldout = b'{"kind": "%s"' % HELDOUT.encode()
-  found = [i for i, line in enumerate(lines) if line.startswith(heldout)][-_SPREAD:]
-  newest = range(max(0, len(lines) - _NEWEST), len(lines))
-  return [lines[i] for i in sorted({*range(0, len(lines), stride), *newest, *found})]
+  evaluations = [i for i, line in enumerate(lines) if line.startswith(heldout)][-_SPREAD:]
+  last = range(max(0, len(lines) - _LAST), len(lines))
+  return [lines[i] for i in sorted({*range(0, len(lines), stride), *last, *evaluations})]
 
 
-def _numbers(line: bytes) -> types.MetricsRow | None:
-  """None for the rest of a line of which a part was read before a resumed run cut the file."""
-  try:
-    row = json.loads(line)
-    kind, step = row.pop("kind"), row.pop("step")
-  except (ValueError, KeyError, AttributeError):
-    return None
-  numbers = {name: float(v) for name, v in row.items() if isinstance(v, (int, float))}
-  return types.MetricsRow(kind, step, numbers)
+def _parsed(lines: list[bytes]) -> list[types.MetricsRow]:
+  """The numbers of whole rows; the rest of a row whose beginning was cut off is left out."""
+  rows = []
+  for line in lines:
+    with contextlib.suppress(ValueError, KeyError, AttributeError):
+      row = json.loads(line)
+      kind, step = row.pop("kind"), row.pop("step")
+      numbers = {name: float(v) for name, v in row.items() if isinstance(v, (int, float))}
+      rows.append(types.MetricsRow(kind, step, numbers | derived(numbers)))
+  return rows
 
 
-def newest(known: dict[str, dict], news: types.News) -> dict[str, dict]:
+def newest(known: dict[str, dict], rows: list[types.MetricsRow]) -> dict[str, dict]:
   """kind -> name -> its newest value, and "step": `known`, brought up to date."""
-  found = {} if news.anew else dict(known)
-  for row in news.rows:
-    found[row.kind] = found.get(row.kind, {}) | row.values | {"step": row.step}
-  return found
+  updated = dict(known)
+  for row in rows:
+    updated[row.kind] = updated.get(row.kind, {}) | row.values | {"step": row.step}
+  return updated
 
 
-def pace(row: dict) -> dict[str, float]:
-  """Of a training step: its seconds, tokens_per_second, and waiting, the share of its time."""
-  seconds = sum(row[f"seconds/{part}"] for part in ("waiting", "step", "publishing"))
-  seconds = max(seconds, 1e-9)
-  return {
-    "seconds": seconds,
-    "tokens_per_second": row["tokens"] / seconds,
-    "waiting": row["seconds/waiting"] / seconds,
+def derived(row: dict) -> dict[str, float]:
+  """The metrics `learner/...` of a training row; {} where it lacks its times."""
+  if not all(name in row for name in TIMES):
+    return {}
+  seconds = max(sum(row[name] for name in TIMES), 1e-9)
+  found = {
+    "learner/seconds": seconds,
+    "learner/waiting": row["seconds/waiting"] / seconds,
+    "learner/utilisation": row["seconds/step"] / seconds,
   }
+  return found | ({"learner/tokens_per_second": row["tokens"] / seconds} if "tokens" in row else {})

@@ -1,6 +1,6 @@
-"""A live run on a terminal, read from its directory or told by its learner; the run never notices.
+"""A live run on a terminal, from its directory or its learner; the run never notices.
 
-A source answers (session, position, seconds to wait) -> `types.News`: `of_directory`, or
+A source answers (session, position, seconds to wait) -> `types.News`: `directory`, or
 `LearnerClient.watch` of transport/client.py.
 """
 
@@ -15,18 +15,18 @@ from rich.console import Console
 from rich.live import Live
 
 from offpolicy_rl import types
-from offpolicy_rl.observe import frame, metrics, progress
+from offpolicy_rl.observe import metrics, terminal
 from offpolicy_rl.system import output
 
 FILE = "live.json"
 _SECONDS = 1.0  # between looks
-_KEPT = 2000  # rows; of more, every second one of the older half goes
+_MAX_ROWS = 2000  # of more, every second one of the older half goes
 
 Source = Callable[[str, int, float], types.News]
 
 
 def about(config) -> str:
-  """A run in a few words; `config`: nested, read by key."""
+  """Task, objective, lag and seed of a nested configuration, as text."""
   lag = config["lag"]
   return (
     f"{config['task']['name']}, {config['objective']['name']}, lag {lag['mode']} {lag['max_lag']}, "
@@ -43,7 +43,7 @@ def write_status(run_dir: pathlib.Path, status: types.RunStatus) -> None:
 
 
 def read_status(run_dir: pathlib.Path) -> types.RunStatus:
-  """Of RUN/live.json; of a run that has none, as much as its configuration says."""
+  """Reads RUN/live.json; of a run that has none, what its configuration says."""
   file = run_dir / FILE
   if file.exists():
     row = json.loads(file.read_text())
@@ -63,11 +63,10 @@ def read_status(run_dir: pathlib.Path) -> types.RunStatus:
   )
 
 
-def of_directory(run_dir: pathlib.Path) -> Source:
-  """Looks at a run's files; the directory may be another machine's, mounted."""
+def directory(run_dir: pathlib.Path) -> Source:
+  """Reads a run's files; the directory may be another machine's, mounted."""
 
   def look(session: str, position: int, wait_seconds: float) -> types.News:
-    """As `client.LearnerClient.watch`."""
     time.sleep(wait_seconds)
     return metrics.news(run_dir, read_status(run_dir), session, position)
 
@@ -76,52 +75,45 @@ def of_directory(run_dir: pathlib.Path) -> Source:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """What is known of a run."""
+  """All that is known of a run."""
 
   status: types.RunStatus
   position: int
-  newest: dict[str, dict]  # kind -> name -> value
+  newest: terminal.Newest
   rows: list[types.MetricsRow]
 
 
 def update(view: View | None, news: types.News) -> View:
-  """What is known after the news."""
-  before, known = ([], {}) if view is None or news.anew else (view.rows, view.newest)
-  rows = before + news.rows
-  while len(rows) > _KEPT:
+  """A view with what is new; thinned where it has too many rows."""
+  rows, newest = ([], {}) if view is None or news.anew else (view.rows, view.newest)
+  rows = rows + news.rows
+  while len(rows) > _MAX_ROWS:
     half = len(rows) // 2
     rows = rows[:half:2] + rows[half:]
-  return View(news.status, news.position, metrics.newest(known, news), rows)
+  return View(news.status, news.position, metrics.newest(newest, news.rows), rows)
 
 
 def run(source: Source, console: Console, *, once: bool = False) -> View:
   """Shows a run until it is over, or once; plain lines where there is no terminal."""
   view = update(None, source("", 0, 0.0))
+  draw = lambda: terminal.dashboard(view.status, view.newest, view.rows, console)
+  look = lambda: update(view, source(view.status.session, view.position, _SECONDS))
   if once:
-    console.print(frame.of(view.status, view.newest, view.rows, console))
+    console.print(draw())
     return view
-  look = lambda view: update(view, source(view.status.session, view.position, _SECONDS))
-  view = (_draw if console.is_terminal else _tell)(view, look, console)
-  console.print(frame.last_words(view.status, view.newest))
+  if console.is_terminal:
+    with Live(get_renderable=draw, console=console, refresh_per_second=2):
+      while not view.status.ended and output.problem() is None:  # raised in Live's own thread
+        view = look()
+  else:
+    printed = -math.inf
+    while True:
+      now = time.monotonic()
+      if now - printed >= terminal.LINE_SECONDS or view.status.ended:
+        console.print(terminal.line(view.status, view.newest, view.rows))
+        printed = now
+      if view.status.ended:
+        break
+      view = look()
+  console.print(terminal.ending(view.status, view.newest))
   return view
-
-
-def _draw(view: View, look: Callable[[View], View], console: Console) -> View:
-  draw = lambda: frame.of(view.status, view.newest, view.rows, console)
-  with Live(get_renderable=draw, console=console, refresh_per_second=2):
-    while not view.status.ended and output.problem() is None:  # raised in Live's own thread
-      view = look(view)
-  return view
-
-
-def _tell(view: View, look: Callable[[View], View], console: Console) -> View:
-  """One line every few seconds, as the learner's own."""
-  told = -math.inf
-  while True:
-    now = time.monotonic()
-    if now - told >= progress.PLAIN_SECONDS or view.status.ended:
-      console.print(frame.line(view.status, view.newest, view.rows))
-      told = now
-    if view.status.ended:
-      return view
-    view = look(view)

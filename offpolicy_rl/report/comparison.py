@@ -5,25 +5,16 @@ import pathlib
 from collections.abc import Sequence
 
 from offpolicy_rl.config.text import ConfigError
-from offpolicy_rl.observe import metrics
-from offpolicy_rl.report import catalogue, configuration, document, figures, runs
-from offpolicy_rl.report.charts import COLORS, number
-from offpolicy_rl.report.page import duration
+from offpolicy_rl.observe import charts as charts_lib
+from offpolicy_rl.observe import metrics, terminal
+from offpolicy_rl.observe.charts import Chart
+from offpolicy_rl.report import configuration, document, figures, runs
 from offpolicy_rl.report.runs import Run
+from offpolicy_rl.report.svg import COLORS, number
 
 _NO_STEP = "<p class=soft>No step was made.</p>"
 _LATE = 0.1  # share of the steps that counts as the end
-# Of training rows: label, metric; means over the end.
-_LATE_MEANS = (
-  ("reward", "reward"),
-  ("entropy", "entropy"),
-  ("lag", "lag/mean"),
-  ("log-ratio", "log_ratio/mean"),
-  ("lambda", "lambda_hat"),
-  ("update, s", "seconds/step"),
-  ("waiting, s", "seconds/waiting"),
-  ("samplers' tokens/s", "sampler/tokens_per_second"),
-)
+_FIGURES = [figure for figure in charts_lib.FIGURES if figure.kind == metrics.TRAIN]
 
 
 def compare(run_dirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
@@ -43,7 +34,7 @@ def compare(run_dirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pat
 
 def _page(named: Sequence[tuple[str, Run]]) -> str:
   last = runs.last_step([run for _, run in named])
-  drawn = [figures.of_runs(chart, named, last) for chart in catalogue.COMPARED]
+  drawn = [figures.draw_runs(chart, named, last) for chart in _charts()]
   names = [name for name, _ in named]
   differing = configuration.differences([runs.keys(run.config) for _, run in named])
   same = "<p class=soft>All keys are the same.</p>"
@@ -69,6 +60,25 @@ def _page(named: Sequence[tuple[str, Run]]) -> str:
   return document.page(title, parts, data)
 
 
+def _charts() -> list[Chart]:
+  """One line of a chart each: every run draws it once."""
+  single = []
+  for chart in charts_lib.CHARTS:
+    for label in chart.compared:
+      title = chart.title if len(chart.compared) == 1 else f"{chart.title}, {label}"
+      spread = chart.spread if label == next(iter(chart.lines)) else ("", "")
+      single.append(
+        chart._replace(
+          title=title,
+          lines={label: chart.lines[label]},
+          meaning="",
+          form=charts_lib.LINES,
+          spread=spread if chart.kind == metrics.HELDOUT else ("", ""),
+        )
+      )
+  return single
+
+
 def _switches(named: Sequence[tuple[str, Run]]) -> str:
   """The legend, whose boxes take runs off the charts."""
   rows = "".join(
@@ -82,20 +92,11 @@ def _switches(named: Sequence[tuple[str, Run]]) -> str:
 
 def _final(named: Sequence[tuple[str, Run]]) -> str:
   """Where each run has got to."""
-  head = [
-    "run",
-    "steps",
-    "pass@1",
-    "± 95 %",
-    "greedy",
-    "pass@k",
-    *(label for label, _ in _LATE_MEANS),
-    "largest mismatch",
-    "time",
-  ]
+  head = ["run", "steps", "pass@1", "± 95 %", "greedy", "pass@k"]
+  head += [*(figure.label for figure in _FIGURES), "largest of all", "time"]
   note = (
-    "<p class=soft>Held-out accuracy: the newest evaluation. Mismatch and time: of the whole run. "
-    "Others: means over the last tenth of its steps.</p>"
+    "<p class=soft>Held-out accuracy: the newest evaluation. The largest mismatch of all and time: "
+    "of the whole run. Others: means over the last tenth of its steps.</p>"
   )
   return document.table(head, [[name, *_ending(run)] for name, run in named]) + note
 
@@ -103,24 +104,21 @@ def _final(named: Sequence[tuple[str, Run]]) -> str:
 def _ending(run: Run) -> list[str]:
   train, heldout = run.rows[metrics.TRAIN], run.rows[metrics.HELDOUT]
   newest = heldout[-1] if heldout else {}
-  show = lambda value, form: "" if value is None else f"{value:{form}}"
+  show = lambda value: "" if value is None else f"{value:.3f}"
   spread = newest.get("heldout/pass@1_stderr")
   late = train[-max(1, round(_LATE * len(train))) :]
   means = []
-  for _, name in _LATE_MEANS:
-    values = [row[name] for row in late if name in row]
-    means.append(number(sum(values) / len(values)) if values else "")
+  for figure in _FIGURES:
+    values = [row[figure.name] for row in late if figure.name in row]
+    means.append(format(sum(values) / len(values), figure.format) if values else "")
   gaps = [row["mismatch/max"] for row in train if "mismatch/max" in row]
-  seconds = [
-    row.get(f"seconds/{part}", 0.0) for row in train for part in ("waiting", "step", "publishing")
-  ]
   return [
     f"{len(train):,}",
-    show(newest.get("heldout/pass@1"), ".3f"),
-    show(None if spread is None else 1.96 * spread, ".3f"),
-    show(newest.get("heldout/greedy"), ".3f"),
-    show(newest.get("heldout/pass@k"), ".3f"),
+    show(newest.get("heldout/pass@1")),
+    show(None if spread is None else 1.96 * spread),
+    show(newest.get("heldout/greedy")),
+    show(newest.get("heldout/pass@k")),
     *means,
     number(max(gaps)) if gaps else "",
-    duration(sum(seconds)),
+    terminal.clock(sum(row.get("learner/seconds", 0.0) for row in train)),
   ]

@@ -1,4 +1,4 @@
-"""Charts of a run, or of several, as HTML with the values that charts.js reads out."""
+"""Charts of a run, or of several, as HTML with the values that svg.js reads out."""
 
 import html
 import itertools
@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from offpolicy_rl.observe import metrics
-from offpolicy_rl.report import charts, runs, series
-from offpolicy_rl.report.catalogue import STACKED, Chart, Line
+from offpolicy_rl.observe import catalogue, metrics
+from offpolicy_rl.observe.charts import STACKED, Chart
+from offpolicy_rl.report import runs, series, svg
 
 _HEAT_COLUMNS, _HEAT_ROWS = 60, 16
 _FEW = 60
@@ -18,37 +18,40 @@ class Figure(NamedTuple):
   """A drawn chart."""
 
   html: str
-  data: dict  # what charts.js needs, see there
+  data: dict  # what svg.js needs, see there
 
 
 class _Source(NamedTuple):
-  """Where a curve comes from."""
+  """Where a curve comes from; `low`, `high`: metrics that it is shaded between."""
 
   label: str
   rows: Sequence[dict]
-  line: Line
-  css: str
+  name: str
+  css: str = ""
+  low: str = ""
+  high: str = ""
 
 
-def of_run(chart: Chart, run: runs.Run, last_step: int) -> Figure | None:
+def draw_run(chart: Chart, run: runs.Run, last_step: int) -> Figure | None:
   """One chart of one run; None where the run has no values for it."""
-  rows = {line.kind: run.rows[line.kind] for line in chart.lines}
+  rows = run.rows[chart.kind]
   if chart.form == STACKED:  # every area needs all steps
-    names = [line.name for line in chart.lines]
-    rows = {kind: [row for row in of if _is_whole(row, names)] for kind, of in rows.items()}
-  sources = [_Source(line.label, rows[line.kind], line, "") for line in chart.lines]
+    finite = lambda row, name: math.isfinite(row.get(name, math.nan))
+    rows = [row for row in rows if all(finite(row, name) for name in chart.lines.values())]
+  spreads = itertools.chain([chart.spread], itertools.repeat(("", "")))
+  sources = [
+    _Source(label.replace("_", " "), rows, name, "", *spread)
+    for (label, name), spread in zip(chart.lines.items(), spreads, strict=False)
+  ]
   return _figure(chart, sources, last_step, series.POINTS)
 
 
-def _is_whole(row: dict, names: Sequence[str]) -> bool:
-  return all(math.isfinite(row.get(name, math.nan)) for name in names)
-
-
-def of_runs(chart: Chart, named: Sequence[tuple[str, runs.Run]], last_step: int) -> Figure | None:
-  """One metric, a line per run; runs keep their colours from chart to chart."""
-  line = chart.lines[0]
+def draw_runs(chart: Chart, named: Sequence[tuple[str, runs.Run]], last_step: int) -> Figure | None:
+  """A chart's first line, of several runs; these keep their colours from chart to chart."""
+  name = chart.metric.name
   sources = [
-    _Source(name, run.rows[line.kind], line, f"r{n}") for n, (name, run) in enumerate(named)
+    _Source(label, run.rows[chart.kind], name, f"r{n}", *chart.spread)
+    for n, (label, run) in enumerate(named)
   ]
   # A page of many runs must not grow with their number.
   return _figure(chart, sources, last_step, max(60, series.POINTS * 2 // (1 + len(named))))
@@ -56,7 +59,7 @@ def of_runs(chart: Chart, named: Sequence[tuple[str, runs.Run]], last_step: int)
 
 def _figure(chart: Chart, sources: Sequence[_Source], last_step: int, most: int) -> Figure | None:
   """Draws what has values, in `most` points a line."""
-  own_steps = all(s.line.kind == metrics.WARM_START for s in sources)
+  own_steps = chart.kind == metrics.WARM_START
   if own_steps:
     last_step = max((row["step"] for s in sources for row in s.rows), default=0)
   curves = _curves(chart, sources, series.bin_width(last_step, most))
@@ -66,37 +69,34 @@ def _figure(chart: Chart, sources: Sequence[_Source], last_step: int, most: int)
   if chart.form == STACKED:
     total = [sum(values) for values in zip(*(c.series.values for c in curves), strict=True)]
     whole = curves[0].series._replace(values=[0.0, *total], smooth=[], lows=[0.0], highs=total)
-    drawn = charts.stacked(curves, charts.frame([whole], x_range), chart.unit)
+    drawn = svg.stacked(curves, svg.frame([whole], x_range), chart.metric.unit)
   else:
-    at = charts.frame([c.series for c in curves], x_range, log=chart.log)
-    drawn = charts.lines(curves, at, chart.unit)
+    at = svg.frame([c.series for c in curves], x_range, log=chart.log)
+    drawn = svg.lines(curves, at, chart.metric.unit)
   lines = [{"x": _steps(c.series.x), "y": _short(c.series.values)} for c in curves]
   keys = "".join(
     f'<span class="key {c.css}"><i class="c{c.color}"></i>{html.escape(c.label)} '
-    f"<b>{charts.number(c.series.values[-1])}</b></span>"
+    f"<b>{svg.number(c.series.values[-1])}</b></span>"
     for c in curves
   )
   data = {"high": max(last_step, 1), "linked": not own_steps, "lines": lines}
-  return Figure(_framed(chart.title, chart.meaning, keys, drawn), data)
+  return Figure(_framed(chart.title, chart.about, chart.metric.better, keys, drawn), data)
 
 
-def _curves(chart: Chart, sources: Sequence[_Source], width: int) -> list[charts.Curve]:
-  found = []
+def _curves(chart: Chart, sources: Sequence[_Source], width: int) -> list[svg.Curve]:
+  curves = []
   for n, source in enumerate(sources):
-    line = source.line
-    points = series.points(source.rows, line.name, line.low, line.high)[chart.skip :]
+    points = series.points(source.rows, source.name, source.low, source.high)[chart.skip :]
     if chart.log:
       points = [p for p in points if p.value > 0]
     if points:
       # Few points, such as evaluations, stay at the step they belong to.
-      bins = series.of(points, 1 if len(points) <= _FEW else width)
-      found.append(charts.Curve(source.label, bins, n % len(charts.COLORS), source.css))
-  return found
+      bins = series.binned(points, 1 if len(points) <= _FEW else width)
+      curves.append(svg.Curve(source.label, bins, n % len(svg.COLORS), source.css))
+  return curves
 
 
-def heat_of_run(
-  name: str, title: str, meaning: str, run: runs.Run, last_step: int
-) -> Figure | None:
+def draw_histogram(title: str, name: str, run: runs.Run, last_step: int) -> Figure | None:
   """Shares of tokens by lag over steps, from the histograms `name`; None where there are none."""
   rows = [row for row in run.rows[metrics.TRAIN] if row.get(name)]
   if not rows:
@@ -106,7 +106,7 @@ def heat_of_run(
     '<span class="key">share of tokens: 0 % <i class="ramp"></i> 100 %</span>'
     '<span class="key shares"><b></b></span>'
   )
-  drawn = charts.heat(cells, (0.0, float(last_step)), "versions")
+  drawn = svg.heat(cells, (0.0, float(last_step)), "versions")
   middle = [(a + b) / 2 for a, b in itertools.pairwise(cells.edges)]
   data = {
     "high": max(last_step, 1),
@@ -115,10 +115,12 @@ def heat_of_run(
     "labels": cells.labels,
     "columns": [_short(column) for column in cells.columns],
   }
-  return Figure(_framed(title, meaning, keys, drawn), data)
+  return Figure(
+    _framed(title, catalogue.METRICS[metrics.TRAIN][name].meaning, "", keys, drawn), data
+  )
 
 
-def heat_cells(histograms: Sequence[tuple[int, dict[str, int]]], last_step: int) -> charts.Heat:
+def heat_cells(histograms: Sequence[tuple[int, dict[str, int]]], last_step: int) -> svg.Heat:
   """[(step, {lag: tokens})], by step -> shares per column of steps and row of lags."""
   per_row = math.ceil((1 + max(int(lag) for _, h in histograms for lag in h)) / _HEAT_ROWS)
   rows = 1 + max(int(lag) // per_row for _, h in histograms for lag in h)
@@ -130,18 +132,18 @@ def heat_cells(histograms: Sequence[tuple[int, dict[str, int]]], last_step: int)
       counts[step // width - first][int(lag) // per_row] += tokens
   edge = lambda column: min(max(column * width - 0.5, 0.0), max(last_step, 1))
   low = lambda row: row * per_row
-  return charts.Heat(
+  return svg.Heat(
     edges=[edge(first + c) for c in range(len(counts) + 1)],
     labels=[str(low(r)) if per_row == 1 else f"{low(r)}-{low(r + 1) - 1}" for r in range(rows)],
     columns=[[n / max(sum(column), 1) for n in column] for column in counts],
   )
 
 
-def _framed(title: str, meaning: str, keys: str, drawn: str) -> str:
-  name = html.escape(title)
+def _framed(title: str, meaning: str, better: str, keys: str, drawn: str) -> str:
+  name, text = html.escape(title), html.escape("; ".join(filter(None, (meaning, better))))
   return (
     f'<figure><figcaption><b>{name}</b><span class="at"></span>'
-    f"<small>{html.escape(meaning)}</small></figcaption>"
+    f"<small>{text}</small></figcaption>"
     f'<div class="keys">{keys}</div>'
     f'<div class="plot" tabindex="0" role="slider" aria-label="{name}" aria-valuenow="0" '
     f'aria-valuemin="0" aria-valuetext="arrow keys read values">{drawn}</div></figure>'

@@ -6,30 +6,25 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from offpolicy_rl.observe import metrics
-from offpolicy_rl.report import (
-  catalogue,
-  completions,
-  configuration,
-  document,
-  figures,
-  runs,
-  samplers,
-)
-from offpolicy_rl.report.charts import number
+from offpolicy_rl.observe import charts as charts_lib
+from offpolicy_rl.observe import metrics, terminal
+from offpolicy_rl.observe.catalogue import ALARMS, METRICS
+from offpolicy_rl.observe.charts import Chart
+from offpolicy_rl.report import completions, configuration, document, figures, runs, samplers
+from offpolicy_rl.report.figures import Figure
 from offpolicy_rl.report.runs import Run
+from offpolicy_rl.report.svg import number
 
-_ALARMS = {
-  "alarm/lambda_negative": "lambda is negative",
-  "alarm/memorising": "the mean log-ratio is positive",
-  "alarm/sampler": "one sampler's tokens are unlike the others'",
-  "alarm/mismatch": "sampler and learner disagree about log-probabilities",
-}
-_HEATS = (
-  ("lag/in_flight_histogram", "Lag in flight", "versions published from sampling to arrival"),
-  ("lag/in_queue_histogram", "Lag in queue", "versions published from arrival to use"),
+_HISTOGRAMS = {"Lag in flight": "lag/in_flight_histogram", "Lag in queue": "lag/in_queue_histogram"}
+_WHOLE_LAG = {"Lag of every token": "lag/histogram"}  # of runs that did not split it
+_REPLACED = Chart(
+  "Replaced groups",
+  "Left out",
+  {},  # by length
+  "for want of signal, by their completions' mean length",
+  form=charts_lib.STACKED,
 )
-_WHOLE_LAG = ("lag/histogram", "Lag of every token", "versions from sampling to use")
+_REPLACED_REWARD = Chart("Their reward", "Left out", {"reward": "filtered/reward"})
 
 
 def write(run_dir: pathlib.Path) -> pathlib.Path:
@@ -49,7 +44,7 @@ class _Part(NamedTuple):
 
   anchor: str
   title: str
-  charts: Sequence[figures.Figure | None] = ()
+  charts: Sequence[Figure | None] = ()
   above: str = ""
   below: str = ""
 
@@ -74,16 +69,21 @@ def _page(run: Run) -> str:
 
 def _parts(run: Run) -> list[_Part]:
   last = runs.last_step([run])
-  of = lambda charts: [figures.of_run(chart, run, last) for chart in charts]
+  draw = lambda section: [
+    figures.draw_run(chart, run, last)
+    for chart in charts_lib.CHARTS
+    if chart.reported and chart.section == section
+  ]
+  below = _BROWSER if run.samples else _NO_COMPLETIONS
   return [
-    _Part("results", "Results", of(catalogue.RESULTS), above=_phases(run)),
-    _Part("lag", "Lag", _lag(run, last) + of(catalogue.LAG)),
-    _Part("objective", "Objective", of(catalogue.OBJECTIVE)),
-    _Part("agreement", "Policy against sampler", of(catalogue.AGREEMENT), below=_alarms(run)),
+    _Part("results", charts_lib.RESULTS, draw(charts_lib.RESULTS), above=_phases(run)),
+    _Part("lag", charts_lib.LAG, _lag(run, last) + draw(charts_lib.LAG)),
+    _Part("objective", charts_lib.OBJECTIVE, draw(charts_lib.OBJECTIVE)),
+    _Part("agreement", charts_lib.AGREEMENT, draw(charts_lib.AGREEMENT), below=_alarms(run)),
     _Part("samplers", "Samplers", below=samplers.table(run.rows[metrics.TRAIN])),
-    _Part("time", "Throughput and waiting", of(catalogue.THROUGHPUT)),
+    _Part("time", charts_lib.TIME, draw(charts_lib.TIME)),
     _Part("left-out", "Left out", _filtered(run, last), below=_left_out(run)),
-    _Part("completions", "Completions", below=_BROWSER if run.samples else _NO_COMPLETIONS),
+    _Part("completions", "Completions", below=below),
     _Part("configuration", "Configuration", below=configuration.section(run.config)),
   ]
 
@@ -109,81 +109,66 @@ def _tiles(run: Run) -> str:
   gaps = [row["mismatch/max"] for row in train if "mismatch/max" in row]
   if gaps:
     tiles.append(("largest mismatch, nats", number(max(gaps))))
-  seconds = sum(
-    row.get(f"seconds/{part}", 0.0) for row in train for part in ("waiting", "step", "publishing")
-  )
+  seconds = sum(row.get("learner/seconds", 0.0) for row in train)
   if seconds:
-    tiles.append(("time of all steps", duration(seconds)))
+    tiles.append(("time of all steps", terminal.clock(seconds)))
   cells = "".join(
     f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in tiles
   )
   return f"<dl class=tiles>{cells}</dl>"
 
 
-def duration(seconds: float) -> str:
-  """For people."""
-  if seconds < 120:
-    return f"{seconds:.0f} s"
-  minutes = round(seconds / 60)
-  return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _phases(run: Run) -> str:
   """Held-out accuracy before and after each phase."""
-  found = [row for row in run.rows[metrics.HELDOUT] if row["phase"] != "during"]
-  names = {
-    "heldout/greedy": "greedy",
-    "heldout/pass@1": "pass@1",
-    "heldout/pass@k": "pass@k",
-    "heldout/k": "k",
-    "heldout/problems": "problems",
-  }
+  names = [name for name in METRICS[metrics.HELDOUT] if name.startswith("heldout/")]
+  rows = [row for row in run.rows[metrics.HELDOUT] if row["phase"] != "during"]
+  names = [name for name in names if any(name in row for row in rows)]
   body = [
     [
       row["phase"],
       str(row["version"]) if row["version"] >= 0 else "none yet",
       *(_cell(row.get(name)) for name in names),
     ]
-    for row in found
+    for row in rows
   ]
-  head = ("held-out", "version", *names.values())
+  head = ["held-out", "version", *(_words(name) for name in names)]
   return document.table(head, body, empty="No evaluation has finished.")
+
+
+def _words(name: str) -> str:
+  return name.rpartition("/")[2].replace("_", " ")
 
 
 def _cell(value) -> str:
   return "" if value is None else f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _lag(run: Run, last: int) -> list:
-  """How lag is spread, over steps; runs that did not split it have one picture."""
-  found = [figures.heat_of_run(*heat, run, last) for heat in _HEATS]
-  return found if any(found) else [figures.heat_of_run(*_WHOLE_LAG, run, last)]
+def _lag(run: Run, last: int) -> list[Figure | None]:
+  """How lag is spread, over steps."""
+  drawn = [figures.draw_histogram(t, name, run, last) for t, name in _HISTOGRAMS.items()]
+  whole = [figures.draw_histogram(t, name, run, last) for t, name in _WHOLE_LAG.items()]
+  return drawn if any(drawn) else whole
 
 
 def _alarms(run: Run) -> str:
   train = run.rows[metrics.TRAIN]
-  counts = {text: sum(row.get(name, 0) > 0 for row in train) for name, text in _ALARMS.items()}
-  rows = [[text, f"{n:,} of {len(train):,}"] for text, n in counts.items() if n]
+  counts = {alarm: sum(row.get(alarm.name, 0) > 0 for row in train) for alarm in ALARMS}
+  rows = [[alarm.meaning, f"{n:,} of {len(train):,}"] for alarm, n in counts.items() if n]
   return document.table(("alarm", "steps"), rows)
 
 
-def _filtered(run: Run, last: int) -> list:
-  lengths = _lengths(run)
-  if not lengths:
-    return []
-  lines = tuple(
-    catalogue.Line(metrics.TRAIN, f"filtered/length/{n}", _up_to(n)) for n in sorted(lengths)
-  )
-  charts = (catalogue.FILTERED._replace(lines=lines), catalogue.FILTERED_REWARD)
-  return [figures.of_run(chart, run, last) for chart in charts]
+def _filtered(run: Run, last: int) -> list[Figure | None]:
+  lines = {_up_to(n): f"filtered/length/{n}" for n in sorted(_lengths(run))}
+  shown = (_REPLACED._replace(lines=lines), _REPLACED_REWARD) if lines else ()
+  return [figures.draw_run(chart, run, last) for chart in shown]
 
 
 def _lengths(run: Run) -> Counter:
-  """Replaced groups by their completions' mean length, as `replay/refill.py` rounds it up."""
-  found = Counter()
+  """Replaced groups by their completions' mean length, rounded up to a power of 2."""
+  groups = Counter()
   for row in run.rows[metrics.TRAIN]:
-    found.update({int(n): count for n, count in row.get("filtered/by_length", {}).items()})
-  return found
+    groups.update({int(n): count for n, count in row.get("filtered/by_length", {}).items()})
+  return groups
 
 
 def _up_to(length: int) -> str:

@@ -35,7 +35,7 @@ def read(run_dir: pathlib.Path) -> Run:
   for row in metrics.read(run_dir):
     rows.setdefault(row["kind"], []).append(row)
   lengths = sorted({int(n) for row in rows[metrics.TRAIN] for n in row.get(_FILTERED, ())})
-  rows[metrics.TRAIN] = [row | _of_step(row, lengths) for row in rows[metrics.TRAIN]]
+  rows[metrics.TRAIN] = [row | _derived(row, lengths) for row in rows[metrics.TRAIN]]
   rows[metrics.HELDOUT] = [row | _interval(row) for row in rows[metrics.HELDOUT]]
   tickets = run_dir / "ledger.json"
   return Run(
@@ -47,22 +47,15 @@ def read(run_dir: pathlib.Path) -> Run:
   )
 
 
-def _of_step(row: dict, lengths: Sequence[int]) -> dict[str, float]:
-  """What follows from a training row; `lengths` of groups that the run left out."""
-  names = ("seconds/waiting", "seconds/step", "seconds/publishing")
-  found = {}
-  if _FILTERED in row:
-    found = {f"filtered/length/{n}": row[_FILTERED].get(str(n), 0) for n in lengths}
-  if all(name in row for name in names):
-    seconds = sum(row[name] for name in names)
-    found["learner/utilisation"] = row["seconds/step"] / seconds if seconds else 0.0
-    if "tokens" in row and seconds:
-      found["learner/tokens_per_second"] = row["tokens"] / seconds
-  return found
+def _derived(row: dict, lengths: Sequence[int]) -> dict[str, float]:
+  """Metrics that follow from a training row; `lengths` of groups that the run left out."""
+  by_length = row.get(_FILTERED)
+  counts = {} if by_length is None else {n: by_length.get(str(n), 0) for n in lengths}
+  return metrics.derived(row) | {f"filtered/length/{n}": count for n, count in counts.items()}
 
 
 def _interval(row: dict) -> dict[str, float]:
-  """About 95 % of what another set of problems would have given."""
+  """The 95 % interval of pass@1 over problems."""
   if "heldout/pass@1_stderr" not in row:
     return {}
   half = _NORMAL_95 * row["heldout/pass@1_stderr"]
@@ -71,26 +64,21 @@ def _interval(row: dict) -> dict[str, float]:
 
 
 def last_step(runs: Iterable[Run]) -> int:
-  """The end of an axis that has room for all of them."""
-  found = [
-    r["step"] for run in runs for kind in (metrics.TRAIN, metrics.HELDOUT) for r in run.rows[kind]
-  ]
-  return max(found, default=0)
+  """The newest step of all runs, where their common axis ends."""
+  kinds = (metrics.TRAIN, metrics.HELDOUT)
+  return max((r["step"] for run in runs for kind in kinds for r in run.rows[kind]), default=0)
 
 
 def keys(config: dict, prefix: str = "") -> dict:
   """{"section.key": value}."""
-  found = {}
+  flat = {}
   for key, value in config.items():
-    if isinstance(value, dict):
-      found |= keys(value, f"{prefix}{key}.")
-    else:
-      found[prefix + key] = value
-  return found
+    flat |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat
 
 
 def title(config: dict) -> str:
-  """A run in a line."""
+  """Task, objective, lag, batch and seed in a line."""
   lag, learner = config["lag"], config["learner"]
   return (
     f"task {config['task']['name']}, objective {config['objective']['name']}, "
@@ -100,7 +88,7 @@ def title(config: dict) -> str:
 
 
 def names(directories: Sequence[pathlib.Path]) -> list[str]:
-  """A name for each: its own, or its whole path where others share that."""
+  """The name of each directory, or its path where others share the name."""
   short = [path.resolve().name for path in directories]
   return [
     name if short.count(name) == 1 else str(path)

@@ -1,40 +1,34 @@
-"""Who sampled what: a table of a run's samplers."""
+"""A table of a run's samplers: how many completions each made, and what they are like."""
 
-import collections
-import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
+from offpolicy_rl.observe import catalogue, metrics
 from offpolicy_rl.report import document
 
-_SHOWN = 64  # samplers, those with the most completions
-_MEANS = {
-  "reward": "reward",
-  "length": "tokens",
-  "entropy": "entropy, nats",
-  "log_ratio": "|log-ratio|, nats",
-  "mismatch": "mismatch, nats",
-}
+_MAX_ROWS = 64  # samplers, those with the most completions
+_MEANS = ("reward", "length", "entropy", "log_ratio", "mismatch")
 
 
 def table(rows: Sequence[dict]) -> str:
   """HTML: means over all completions of each sampler; "" where rows don't tell them apart."""
-  count, sums, weights = collections.Counter(), collections.Counter(), collections.Counter()
-  unlike = collections.Counter(name for row in rows for name in row.get("sampler/unlike", ()))
-  for row, name in itertools.product(rows, _MEANS):
-    completions = row.get("sampler/completions", {})
-    values = row.get(f"sampler/{name}", {})
-    known = {sampler: x for sampler, x in values.items() if math.isfinite(x)}
-    sums.update({(sampler, name): x * completions[sampler] for sampler, x in known.items()})
-    weights.update({(sampler, name): completions[sampler] for sampler in known})
+  count, sums, weights, unlike = Counter(), Counter(), Counter(), Counter()
   for row in rows:
-    count.update(row.get("sampler/completions", {}))
-  mean = lambda sampler, name: (
-    f"{sums[sampler, name] / weights[sampler, name]:.4g}" if weights[sampler, name] else ""
-  )
+    completions = row.get("sampler/completions", {})
+    count.update(completions)
+    unlike.update(list(row.get("sampler/unlike", ())))
+    for name in _MEANS:
+      values = row.get(f"sampler/{name}", {}).items()
+      known = {sampler: value for sampler, value in values if math.isfinite(value)}
+      sums.update({(of, name): value * completions[of] for of, value in known.items()})
+      weights.update({(of, name): completions[of] for of in known})
+  mean = lambda *key: f"{sums[key] / weights[key]:.4g}" if weights[key] else ""
   body = [
     [sampler, f"{n:,}", *(mean(sampler, name) for name in _MEANS), f"{unlike[sampler]:,}"]
-    for sampler, n in count.most_common(_SHOWN)
+    for sampler, n in count.most_common(_MAX_ROWS)
   ]
-  head = ("sampler", "completions", *_MEANS.values(), "steps in which it was unlike the others")
+  units = [catalogue.METRICS[metrics.TRAIN][f"sampler/{name}"].unit for name in _MEANS]
+  heads = [f"{name.replace('_', '-')}, {unit}" for name, unit in zip(_MEANS, units, strict=True)]
+  head = ("sampler", "completions", *heads, "steps in which it was unlike the others")
   return document.table(head, body)

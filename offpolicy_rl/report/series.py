@@ -49,7 +49,7 @@ def points(rows: Iterable[dict], name: str, low: str = "", high: str = "") -> li
   return sorted(found)
 
 
-def of(found: Sequence[Point], width: int) -> Series:
+def binned(found: Sequence[Point], width: int) -> Series:
   """Points, sorted by x, in bins of `width` steps."""
   bins = [list(same) for _, same in itertools.groupby(found, key=lambda p: p.x // width)]
   middle = lambda x: x if width == 1 else x // width * width + (width - 1) / 2

@@ -16,7 +16,7 @@ from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import checkpoint, loop, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import cost, sharding
-from offpolicy_rl.observe import progress
+from offpolicy_rl.observe import terminal
 from offpolicy_rl.replay import (
   admission,
   batching,
@@ -45,7 +45,7 @@ class Learner:
   choices: step.StepChoices
   mesh: jax.sharding.Mesh
   policy: build.Policy
-  screen: progress.Progress
+  screen: terminal.Progress
   checkpoints: checkpoint.Checkpoints
   restored: checkpoint.Restored | None
   records: Records
@@ -178,7 +178,7 @@ def make_learner(
 ) -> Learner:
   """Reads what there is to resume, then opens the run's files."""
   control = build.lag_control(config)
-  screen = progress.Progress(config.learner.steps)
+  screen = terminal.Progress(config.learner.steps)
   run_dir.mkdir(parents=True, exist_ok=True)
   files = build.model_files(config, run_dir, resume=resume)
   build.fix_day(config, files)

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.observe import metrics, progress
+from offpolicy_rl.observe import metrics, terminal
 from offpolicy_rl.replay import schedule
 
 _SAMPLE_EVERY = 10  # steps between groups kept as text
@@ -20,7 +20,7 @@ class Records:
     self,
     run_dir: pathlib.Path,
     config_json: str,
-    screen: progress.Progress,
+    screen: terminal.Progress,
     *,
     position: dict | None,
     first_step: int,
@@ -49,36 +49,24 @@ class Records:
 
   def warm_start(self, step: int, loss: float) -> None:
     """Books a step of the supervised phase."""
-    self._metrics.write(metrics.WARM_START, step, {"loss": loss})
-    if (step + 1) % 50 == 0:
-      self._screen.say(f"warm start {step + 1}: loss {loss:.3f}")
+    self._write(metrics.WARM_START, step, {"loss": loss})
+
+  def _write(self, kind: str, step: int, row: dict) -> None:
+    self._metrics.write(kind, step, row)
+    self._screen.row(kind, step, row)
 
   def train(self, step: int, row: dict, logprobs) -> None:
     """Books a training step and shows it.
 
     `logprobs`: [G, M] of the tokens of its first group under the policy before the update.
     """
-    self._metrics.write(metrics.TRAIN, step, row)
+    self._write(metrics.TRAIN, step, row)
     if self._sample is not None:
       self._completions.append(_compared(self._sample, np.asarray(logprobs)))
-    self._screen.sampler_rate(row["sampler/tokens_per_second"])
-    self._screen.step(step, row)
 
   def heldout(self, step: int, row: dict) -> None:
     """Books an evaluation and shows it."""
-    self._metrics.write(metrics.HELDOUT, step, row)
-    self._screen.heldout(row["heldout/pass@1"])
-    if row["phase"] != "during":
-      self._screen.say(
-        f"held-out {row['phase']}: greedy {row['heldout/greedy']:.3f}, "
-        f"pass@1 {row['heldout/pass@1']:.3f} ± {row['heldout/pass@1_stderr']:.3f}, "
-        f"pass@{row['heldout/k']} {row['heldout/pass@k']:.3f} ({row['heldout/problems']} problems)"
-      )
-    if row["heldout/verifier_failures"]:
-      self._screen.say(
-        f"held-out {row['phase']}: the verifier failed on {row['heldout/verifier_failures']} "
-        "completions, which count as wrong; the samplers' logs say why"
-      )
+    self._write(metrics.HELDOUT, step, row)
 
   def consumed(self, step: int, groups: list[types.FinishedGroup], *, last: bool, words) -> dict:
     """Books which groups a step uses, now and then one of them as text; returns its row.

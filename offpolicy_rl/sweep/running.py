@@ -7,7 +7,6 @@ failed.txt   why it ended without being done; gone once it is tried again
 import concurrent.futures
 import contextlib
 import fcntl
-import json
 import pathlib
 import signal
 import threading
@@ -23,7 +22,6 @@ from offpolicy_rl.system import children
 
 LOG = "log.txt"
 _FAILED = "failed.txt"
-_TAIL_BYTES = 64 * 1024  # of metrics.jsonl: the newest rows are there
 _LOOK_SECONDS = 0.5
 
 # (command line behind offpolicy-rl, run directory, stop) -> exit code; ends in order once `stop`
@@ -159,7 +157,7 @@ def _until_ended(attempts: dict, out: pathlib.Path, *, stop: threading.Event, sc
       run = attempts.pop(future)
       ended[run.name] = future.result()
       screen.ended(run, ended[run.name], out / run.name)
-    screen.show({run.name: newest(out / run.name) for run in attempts.values()})
+    screen.show({run.name: metrics.last_rows(out / run.name) for run in attempts.values()})
   return ended
 
 
@@ -180,19 +178,3 @@ def _attempt(
   reason = children.describe(code)
   (run_dir / _FAILED).write_text(f"{reason} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
   return FAILED
-
-
-def newest(run_dir: pathlib.Path) -> dict[str, dict]:
-  """The last row of each kind among the newest of a run; little is read."""
-  path = run_dir / metrics.FILE
-  if not path.exists():
-    return {}
-  with path.open("rb") as file:
-    file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-    lines = file.read().split(b"\n")[:-1]  # what follows the last newline is being written
-  found = {}
-  for line in lines:
-    with contextlib.suppress(ValueError):  # the first one may be cut
-      row = json.loads(line)
-      found[row["kind"]] = row
-  return found

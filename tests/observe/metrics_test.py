@@ -7,17 +7,19 @@ import re
 import pytest
 from rich.console import Console
 
-from offpolicy_rl.observe import metrics, progress
+from offpolicy_rl.observe import metrics, terminal
 
 ROW = {
   "reward": 0.5,
   "entropy": 0.25,
   "lag/mean": 3.0,
   "tokens": 600,
+  "sampler/tokens_per_second": 1234.0,
   "seconds/waiting": 0.1,
   "seconds/step": 0.2,
   "seconds/publishing": 0.0,
 }
+HELDOUT = {"phase": "during", "heldout/pass@1": 0.75, "heldout/verifier_failures": 0}
 
 
 def test_rows_come_back_and_a_cut_line_is_left_out(tmp_path):
@@ -117,17 +119,16 @@ def test_tensorboard_gets_the_scalars_and_survives_a_disk_that_refuses(tmp_path,
 
 def test_plain_progress_lines_where_there_is_no_terminal():
   out = io.StringIO()
-  screen = progress.Progress(100, Console(file=out, width=200, highlight=False))
-  screen.heldout(0.75)
-  screen.sampler_rate(1234.0)
+  screen = terminal.Progress(100, Console(file=out, width=200, highlight=False))
+  screen.row(metrics.HELDOUT, 0, HELDOUT)
   for step in (0, 1, 2, 99):
-    screen.step(step, ROW)
+    screen.row(metrics.TRAIN, step, ROW)
   screen.stop()
   lines = out.getvalue().splitlines()
   assert len(lines) == 2  # the first, and the last; those in between came within five seconds
   assert lines[0] == (
     "step 1/100  left -:--  reward 0.500  held-out 0.750  entropy 0.250  lag 3.0  "
-    "tokens/s: learner 2,000  sampler 1,234"
+    "learner tok/s 2,000  sampler tok/s 1,234"
   )
   assert lines[1].startswith("step 100/100")
 
@@ -135,24 +136,25 @@ def test_plain_progress_lines_where_there_is_no_terminal():
 def test_what_is_not_known_yet_is_no_number():
   """After --resume, before an evaluation; and how long the first step took says nothing."""
   out = io.StringIO()
-  screen = progress.Progress(3, Console(file=out, width=200, highlight=False))
-  screen.step(1, ROW)
-  screen.step(2, ROW)
+  screen = terminal.Progress(3, Console(file=out, width=200, highlight=False))
+  row = {name: value for name, value in ROW.items() if name != "sampler/tokens_per_second"}
+  screen.row(metrics.TRAIN, 1, row)
+  screen.row(metrics.TRAIN, 2, row)
   first, last = out.getvalue().splitlines()
   assert first == (
     "step 2/3  left -:--  reward 0.500  held-out -  entropy 0.250  lag 3.0  "
-    "tokens/s: learner 2,000  sampler -"
+    "learner tok/s 2,000  sampler tok/s -"
   )
   assert last.startswith("step 3/3  left 0:00  ")
 
 
 def test_a_terminal_gets_one_live_line():
   out = io.StringIO()
-  screen = progress.Progress(
+  screen = terminal.Progress(
     100, Console(file=out, width=200, force_terminal=True, highlight=False)
   )
   for step in range(50):
-    screen.step(step, ROW)
+    screen.row(metrics.TRAIN, step, ROW)
   screen.say("a line that stays")
   screen.stop()
   visible = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n")
@@ -169,11 +171,11 @@ def test_a_terminal_gets_one_live_line():
 )
 def test_an_alarm_is_told_once_and_only_when_it_lasts(name, message):
   out = io.StringIO()
-  screen = progress.Progress(1000, Console(file=out, width=500, highlight=False))
+  screen = terminal.Progress(1000, Console(file=out, width=500, highlight=False))
   for step in range(100):  # off every tenth step: never twenty in a row
-    screen.step(step, ROW | {name: float(step % 10 > 0)})
+    screen.row(metrics.TRAIN, step, ROW | {name: float(step % 10 > 0)})
   assert "alarm" not in out.getvalue()
   for step in range(100, 200):
-    screen.step(step, ROW | {name: 1.0})
+    screen.row(metrics.TRAIN, step, ROW | {name: 1.0})
   assert out.getvalue().count("alarm") == 1
   assert f"alarm, steps 92 to 111: {message}" in out.getvalue()

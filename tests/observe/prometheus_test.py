@@ -12,7 +12,7 @@ from prometheus_client import parser
 
 from offpolicy_rl import types
 from offpolicy_rl.cli import main
-from offpolicy_rl.observe import metrics, prometheus
+from offpolicy_rl.observe import charts, grafana, metrics, prometheus
 from offpolicy_rl.roles import sampler as sampler_role
 from offpolicy_rl.sampler import worker
 from tests.conftest import ROOT
@@ -20,7 +20,10 @@ from tests.observe import watch_test
 
 DASHBOARD = ROOT / "launch" / "grafana_dashboard.json"
 # Every number that a figure is made of, beside those of watch_test.
-NAMES = {name for figure in prometheus._FIGURES for name in figure.values.values()}
+NAMES = {name for chart in charts.CHARTS if chart.gauge for name in chart.exported.values()}
+PER_SAMPLER = dict.fromkeys([m.name for m in (*prometheus.HEARTBEAT, *prometheus.MEASURED)], 0.5)
+HOST, NEW = watch_test.STATUS.samplers
+STATUS = watch_test.STATUS._replace(samplers=(HOST._replace(stats=PER_SAMPLER | HOST.stats), NEW))
 STATS = worker.Stats(room=4, version=7, tokens=500, groups=60, seconds_scoring=2.5)
 
 
@@ -32,8 +35,8 @@ class Run:
 
   def news(self, session: str, position: int) -> types.News:
     self.asked.append((session, position))
-    told = [metrics._numbers(json.dumps(self.rows.pop(0)).encode())] if self.rows else []
-    return types.News(watch_test.STATUS, not position, position + 10, told)
+    told = metrics._parsed([json.dumps(self.rows.pop(0)).encode()]) if self.rows else []
+    return types.News(STATUS, not position, position + 10, told)
 
 
 def scrape(url: str) -> dict[tuple, float]:
@@ -81,7 +84,7 @@ def test_a_scrape_reads_what_is_new_and_keeps_what_it_knew(served):
 
 def test_status_and_samplers(served):
   found, learner = served[1][2], "offpolicy_rl_learner_"
-  info = ("offpolicy_rl_run_info", ("about", watch_test.STATUS.about), ("run_id", "runs/[bold]a"))
+  info = ("offpolicy_rl_run_info", ("about", STATUS.about), ("run_id", "runs/[bold]a"))
   assert found[info] == 1
   assert found[f"{learner}tickets", ("state", "leased")] == 4
   assert found[f"{learner}ticket_events_total", ("event", "taken")] == 60
@@ -118,7 +121,7 @@ def test_who_connects_and_says_nothing_takes_few_places_and_not_for_long(monkeyp
       for _ in range(100)
     ]
     assert silent[-1].recv(1) == b""  # at once: there is no place for it
-    assert threads < threading.active_count() <= threads + prometheus._AT_ONCE
+    assert threads < threading.active_count() <= threads + prometheus._MAX_REQUESTS
     for one in silent:
       one.settimeout(5.0)
     assert all(one.recv(1) == b"" for one in silent)  # the first ones when their time is over
@@ -182,5 +185,16 @@ def test_the_dashboard_asks_for_figures_that_exist(served):
   [query] = [v["query"] for v in dashboard["templating"]["list"] if v["name"] == "learner"]
   name, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", query).groups()
   assert label in exported[name]
-  ours = {name for name in exported if name.startswith("offpolicy_rl_learner_")}
-  assert ours - used <= {"offpolicy_rl_learner_sampler_groups"}  # and shows nearly all
+  assert used == {
+    name for name in exported if re.match("offpolicy_rl_(learner|sampler)_.*", name)
+  } - {
+    "offpolicy_rl_sampler_version",
+    "offpolicy_rl_sampler_slots",
+    "offpolicy_rl_sampler_slots_busy",
+  } | {"process_cpu_seconds_total", "process_resident_memory_bytes"}  # and shows all
+
+
+def test_the_dashboard_is_the_one_that_the_catalogue_makes():
+  assert DASHBOARD.read_text() == grafana.text(), (
+    "run: python -m offpolicy_rl.observe.grafana > launch/grafana_dashboard.json"
+  )

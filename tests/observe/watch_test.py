@@ -11,7 +11,7 @@ from rich.console import Console
 
 from offpolicy_rl import types
 from offpolicy_rl.cli import main
-from offpolicy_rl.observe import frame, metrics, watch
+from offpolicy_rl.observe import metrics, terminal, watch
 
 STATUS = types.RunStatus(
   session="one",
@@ -76,9 +76,9 @@ def write(run_dir, rows, status=STATUS):
 
 
 def shown(status, rows, width=120) -> str:
-  news = types.News(status, True, 0, [metrics._numbers(json.dumps(row).encode()) for row in rows])
+  news = types.News(status, True, 0, metrics._parsed([json.dumps(row).encode() for row in rows]))
   console = Console(file=io.StringIO(), width=width)
-  console.print(frame.of(status, metrics.newest({}, news), news.rows, console))
+  console.print(terminal.dashboard(status, metrics.newest({}, news.rows), news.rows, console))
   return console.file.getvalue()
 
 
@@ -90,7 +90,7 @@ def test_a_directory_tells_what_is_new_and_nothing_twice(tmp_path):
   write(run, [train(0), train(1)])
   with (run / metrics.FILE).open("a") as file:
     file.write('{"kind": "train", "st')  # being written
-  look = watch.of_directory(run)
+  look = watch.directory(run)
   first = look("", 0, 0.0)
   assert first.status == STATUS and first.anew
   assert [row.step for row in first.rows] == [0, 1]
@@ -108,7 +108,7 @@ def test_a_resumed_run_is_looked_at_anew(tmp_path):
   """It cuts its files where its checkpoint was; what was seen of a lost future is void."""
   run = tmp_path / "run"
   write(run, [train(i) for i in range(6)])
-  look = watch.of_directory(run)
+  look = watch.directory(run)
   view = watch.update(None, look("", 0, 0.0))
   lines = (run / metrics.FILE).read_text().splitlines(keepends=True)
   (run / metrics.FILE).write_text("".join(lines[:3]))
@@ -130,7 +130,7 @@ def test_of_many_rows_few_are_kept_but_all_evaluations(tmp_path):
   rows = [train(i) for i in range(1000)]
   rows[501:501] = [heldout(500, 0.75, 500)]
   write(run, rows)
-  found = watch.of_directory(run)("", 0, 0.0).rows
+  found = watch.directory(run)("", 0, 0.0).rows
   assert [row.step for row in found[-32:]] == list(range(968, 1000))
   assert [row.step for row in found[:3]] == [0, 6, 12] and len(found) < 200
   assert [row.step for row in found if row.kind == "heldout"] == [500]
@@ -181,7 +181,7 @@ def test_a_frame_has_everything():
     "learner tok/s 300",
     "sampler tok/s 1,234",
     "learner waits 25%",
-    "utilisation   2.0e+09 flop/s",
+    "flop/s        2.0e+09",
     "target of the groups: 75% pessimistic, 25% sharper",
     "tickets: 12 open: 3 queued, 4 leased, 5 done; so far 60 taken, 2 expired",
   ):
@@ -218,12 +218,12 @@ def test_alarms_newest_first_and_in_words_once_they_last():
 
 
 def test_curves():
-  assert frame.curve([(i, float(i)) for i in range(8)]) == "▁▂▃▄▅▆▇█"
-  assert frame.curve([(i, float(i)) for i in range(80)], most=4) == "▁▃▆█"
-  assert frame.curve([(0, 1.0), (1, math.nan), (2, 1.0)]) == "▁▁"
-  assert frame.curve([(0, 0.0), (9, 1.0), (10, 2.0)], "abc") == "aac"
-  assert frame.curve([(3, 5.0)]) == frame.curve([]) == ""
-  assert [frame.clock(s) for s in (5, 65, 3723)] == ["0:05", "1:05", "1:02:03"]
+  assert terminal.curve([(i, float(i)) for i in range(8)]) == "▁▂▃▄▅▆▇█"
+  assert terminal.curve([(i, float(i)) for i in range(80)], most=4) == "▁▃▆█"
+  assert terminal.curve([(0, 1.0), (1, math.nan), (2, 1.0)]) == "▁▁"
+  assert terminal.curve([(0, 0.0), (9, 1.0), (10, 2.0)], "abc") == "aac"
+  assert terminal.curve([(3, 5.0)]) == terminal.curve([]) == ""
+  assert [terminal.clock(s) for s in (5, 65, 3723)] == ["0:05", "1:05", "1:02:03"]
 
 
 # ------------------------------------------------------------------ running
@@ -240,7 +240,7 @@ def scripted(*news):
   return look, asked
 
 
-ROW = metrics._numbers(json.dumps(train(9)).encode())
+[ROW] = metrics._parsed([json.dumps(train(9)).encode()])
 BEGUN = types.News(STATUS, True, 10, [ROW])
 DONE = types.News(STATUS._replace(ended="finished"), False, 20, [ROW._replace(step=39)])
 

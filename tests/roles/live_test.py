@@ -7,7 +7,7 @@ import time
 import numpy as np
 from rich.console import Console
 
-from offpolicy_rl.observe import frame, metrics, watch
+from offpolicy_rl.observe import metrics, terminal, watch
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.roles import live as live_lib
@@ -63,7 +63,7 @@ def test_samplers_are_told_of_by_name_with_what_is_measured_of_them(tiny_config,
     other: {},
   }
   console = Console(file=io.StringIO(), width=120)
-  console.print(frame.of(live.status(), {}, [], console))
+  console.print(terminal.dashboard(live.status(), {}, [], console))
   assert b in console.file.getvalue()
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from offpolicy_rl import types
-from offpolicy_rl.observe import metrics, progress
+from offpolicy_rl.observe import metrics, terminal
 from offpolicy_rl.roles import run_files
 from offpolicy_rl.tasks.vocabulary import EOS, Vocabulary
 
@@ -25,7 +25,7 @@ ROW = {
 
 
 def opened(run_dir, position=None, first_step=0) -> run_files.Records:
-  screen = progress.Progress(100, Console(file=io.StringIO()))
+  screen = terminal.Progress(100, Console(file=io.StringIO()))
   return run_files.Records(run_dir, "{}", screen, position=position, first_step=first_step)
 
 

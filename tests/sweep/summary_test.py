@@ -7,9 +7,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from offpolicy_rl import sweep
 from offpolicy_rl.observe import metrics
-from offpolicy_rl.sweep import running, summary
+from offpolicy_rl.sweep import picture, results, summary
 from offpolicy_rl.sweep.screen import Screen
 from tests.sweep.made import expand, finish, swept
 
@@ -64,16 +63,14 @@ def test_the_summary_has_every_run_and_means_over_seeds(tmp_path):
   ],
 )
 def test_the_axes_of_the_picture_come_from_the_sweep(tmp_path, returned, x, series, axes):
-  rows = summary.collect(*swept(tmp_path, returned))
-  assert summary.chosen_axes(rows, x, series) == axes
+  rows = results.collect(*swept(tmp_path, returned))
+  assert results.chosen_axes(rows, x, series) == axes
 
 
 def test_the_picture_has_means_dots_and_intervals_where_they_belong(tmp_path):
   pytest.importorskip("matplotlib")
-  from offpolicy_rl.sweep import picture
-
-  rows = summary.collect(*swept(tmp_path, LAGS, lag_score))
-  figure = picture.compose(rows, *summary.chosen_axes(rows, None, None))
+  rows = results.collect(*swept(tmp_path, LAGS, lag_score))
+  figure = picture.draw(rows, *results.chosen_axes(rows, None, None))
   final = figure.axes[0]
   assert [label.get_text() for label in final.get_xticklabels()] == ["0", "64"]
   means = {line.get_label(): line for line in final.lines if line.get_label() in ("oapl", "tis")}
@@ -87,8 +84,6 @@ def test_the_picture_has_means_dots_and_intervals_where_they_belong(tmp_path):
 def test_without_matplotlib_the_summary_says_what_to_install(tmp_path, monkeypatch):
   made, out = swept(tmp_path, "sweep.seeds(2)")
   monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-  monkeypatch.delitem(sys.modules, "offpolicy_rl.sweep.picture", raising=False)
-  monkeypatch.delattr(sweep, "picture", raising=False)
   assert "pip install 'offpolicy-rl[bench]'" in summary.write(made, out)
   assert not (out / "scores.png").exists()
 
@@ -96,9 +91,9 @@ def test_without_matplotlib_the_summary_says_what_to_install(tmp_path, monkeypat
 def test_a_line_says_how_far_a_run_is(tmp_path):
   [run] = expand(tmp_path, '[{"lag.max_lag": 4}]').runs
   screen = Screen(1, Console(file=io.StringIO()))
-  screen.begin({run.name: "waiting"}, [run])
-  screen.started(run)
-  assert screen.line(run) == "starting        held-out   -    000"
+  assert screen.line(run, []) == "starting  000"
   finish(tmp_path, steps=3)
-  screen.show({run.name: running.newest(tmp_path)})
-  assert screen.line(run) == "step 3/40       held-out 0.500  reward 0.500  entropy 10.000  000"
+  assert screen.line(run, metrics.last_rows(tmp_path)) == (
+    "step 3/40  left 1:14  reward 0.500  held-out 0.500  entropy 10.000  lag -  learner tok/s -  "
+    "sampler tok/s -  000"
+  )

@@ -10,7 +10,7 @@ import time
 import pytest
 from rich.console import Console
 
-from offpolicy_rl.observe import progress
+from offpolicy_rl.observe import terminal
 from offpolicy_rl.sweep import screen
 from tests.conftest import ROOT
 
@@ -146,7 +146,7 @@ def test_a_command_whose_output_is_its_result_fails_with_it():
   ]
 
 
-@pytest.mark.parametrize("make", [lambda c: progress.Progress(3, c), lambda c: screen.Screen(1, c)])
+@pytest.mark.parametrize("make", [lambda c: terminal.Progress(3, c), lambda c: screen.Screen(1, c)])
 def test_a_path_is_no_markup(make):
   text = io.StringIO()
   make(Console(file=text, width=200)).say("run directory a[/red]b [bold]c :smile: d")

@@ -1,0 +1,311 @@
+"""A run on a terminal: a line per step, or everything at once for `watch`. Reads no files."""
+
+import collections
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from offpolicy_rl import types
+from offpolicy_rl.observe import catalogue, charts, metrics
+from offpolicy_rl.system import output
+
+LINE_SECONDS = 5.0  # between the lines of a run where there is no terminal
+_BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
+_CURVE, _SHORT_CURVE, _WIDE = 20, 10, 100  # characters, and the width from which curves are long
+_MAX_SAMPLERS = 16  # lines
+_SILENT_SECONDS = 15.0  # after which a learner or a sampler looks lost
+_RECENT = 20  # rows, for alarms and the time left
+_ENDS = {  # RunStatus.ended -> colour, words
+  "finished": ("green", "finished"),
+  "stopped": ("yellow", "stopped; --resume goes on"),
+  "failed": ("red", "failed; the learner's last lines say why"),
+}
+Newest = dict[str, dict[str, float]]  # kind of row -> name -> newest value, as of metrics.newest
+
+
+def clock(seconds: float) -> str:
+  """1:02:03 or 2:03; -:-- for NaN."""
+  if math.isnan(seconds):
+    return "-:--"
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def seconds_left(rows: Sequence[types.MetricsRow], num_steps: int) -> float:
+  """By the pace of the last steps; the first one compiles and does not count. NaN = unknown."""
+  train = [row for row in rows if row.kind == metrics.TRAIN]
+  steps = num_steps - train[-1].step - 1 if train else num_steps
+  paces = [row.values["learner/seconds"] for row in train[1:][-_RECENT:]]
+  return sum(paces) / len(paces) * steps if paces else math.nan if steps else 0.0
+
+
+def figure(newest: Newest, of: charts.Figure) -> str:
+  """A figure's newest value as text, "-" where there is none."""
+  value = newest.get(of.kind, {}).get(of.name)
+  return "-" if value is None else format(value, of.format)
+
+
+def step_line(newest: Newest, num_steps: int, left: float) -> str:
+  """How far a run is and its main figures, the important ones first: lines get cut."""
+  figures = "  ".join(f"{f.label} {figure(newest, f)}" for f in charts.FIGURES if f.in_line)
+  return f"step {_updates(newest)}/{num_steps}  left {clock(left)}  {figures}"
+
+
+def phase(newest: Newest, num_steps: int) -> str:
+  """What a run is doing, as far as its rows say."""
+  if metrics.TRAIN in newest:
+    return "training" if _updates(newest) < num_steps else "last checkpoint and evaluation"
+  if warm := newest.get(metrics.WARM_START):
+    return f"warm start, step {warm['step'] + 1:.0f}, loss {warm['loss']:.3f}"
+  return "starting"
+
+
+def _updates(newest: Newest) -> int:
+  return int(newest[metrics.TRAIN]["step"]) + 1 if metrics.TRAIN in newest else 0
+
+
+class Lines:
+  """Lines that are redrawn in place; printed now and then where there is no terminal."""
+
+  def __init__(self, console: Console | None, seconds: float):
+    """`seconds`: between two printings where there is no terminal."""
+    self._console, self._seconds = console or output.console(), seconds
+    self._live: Live | None = None
+    self._printed = -math.inf
+
+  def say(self, text: str) -> None:
+    """Prints a line that stays."""
+    self._console.print(Text(text))
+
+  def show(self, lines: Sequence[str], *, last: bool = False) -> None:
+    """Replaces the lines; `last`: to be printed in any case."""
+    now = time.monotonic()
+    if self._console.is_terminal:
+      if self._live is None:
+        self._live = Live(console=self._console, refresh_per_second=4)
+        self._live.start()
+      self._live.update(Text("\n".join(lines), overflow="ellipsis", no_wrap=True))
+    elif last or now - self._printed >= self._seconds:
+      self._printed = now
+      for line in lines:
+        self.say(line)
+
+  def stop(self) -> None:
+    """Leaves the last lines on the screen."""
+    if self._live is not None:
+      self._live.stop()
+      self._live = None
+
+
+class Progress:
+  """The learner's own terminal: its newest step, evaluations, alarms that last."""
+
+  def __init__(self, num_steps: int, console: Console | None = None):
+    self._lines, self._num_steps = Lines(console, LINE_SECONDS), num_steps
+    self._newest: Newest = {}
+    self._train: list[types.MetricsRow] = []  # the last ones
+    self._alarms: collections.Counter[str] = collections.Counter()  # steps in a row; told once
+    self.say, self.stop = self._lines.say, self._lines.stop
+
+  def row(self, kind: str, step: int, row: dict) -> None:
+    """Shows a row of metrics.jsonl that was just written."""
+    self._newest[kind] = row | metrics.derived(row) | {"step": step}
+    if kind == metrics.TRAIN:
+      self._train = [*self._train, types.MetricsRow(kind, step, self._newest[kind])][-_RECENT - 1 :]
+      self._say_alarms(step, row)
+      left = seconds_left(self._train, self._num_steps)
+      line = step_line(self._newest, self._num_steps, left)
+      self._lines.show([line], last=step + 1 == self._num_steps)
+    elif kind == metrics.WARM_START and (step + 1) % 50 == 0:
+      self.say(f"warm start {step + 1}: loss {row['loss']:.3f}")
+    elif kind == metrics.HELDOUT:
+      self._say_evaluation(row)
+
+  def _say_evaluation(self, row: dict) -> None:
+    if row["phase"] != "during":
+      self.say(
+        f"held-out {row['phase']}: greedy {row['heldout/greedy']:.3f}, "
+        f"pass@1 {row['heldout/pass@1']:.3f} ± {row['heldout/pass@1_stderr']:.3f}, "
+        f"pass@{row['heldout/k']} {row['heldout/pass@k']:.3f} ({row['heldout/problems']} problems)"
+      )
+    if row["heldout/verifier_failures"]:
+      self.say(
+        f"held-out {row['phase']}: the verifier failed on {row['heldout/verifier_failures']} "
+        "completions, which count as wrong; the samplers' logs say why"
+      )
+
+  def _say_alarms(self, step: int, row: dict) -> None:
+    for alarm in catalogue.ALARMS:
+      name, steps = alarm.name, alarm.alarm_steps
+      if name in row and self._alarms[name] < steps:
+        self._alarms[name] = self._alarms[name] + 1 if row[name] else 0
+        if self._alarms[name] == steps:
+          self.say(f"alarm, steps {step - steps + 2} to {step + 1}: {alarm.alarm}")
+
+
+# ------------------------------------------------------------------ a watched run
+
+
+def dashboard(
+  status: types.RunStatus, newest: Newest, rows: list[types.MetricsRow], console: Console
+) -> RenderableType:
+  """Progress, figures with small curves, regimes, tickets, samplers and alarms of a run."""
+  blocks = _BLOCKS if console.encoding.startswith("utf") else _ASCII_BLOCKS
+  draw = lambda points: curve(points, blocks, _CURVE if console.width >= _WIDE else _SHORT_CURVE)
+  parts = [_head(status, newest), _bar(status, newest, rows), _figures(newest, rows, draw)]
+  if regimes := _regimes(newest):
+    parts.append(Text(regimes))
+  if status.tickets:
+    parts.append(Text(_tickets(status.tickets)))
+  if status.samplers:
+    parts.append(_samplers(status))
+  return Group(*parts, *_alarms(rows))
+
+
+def line(status: types.RunStatus, newest: Newest, rows: list[types.MetricsRow]) -> Text:
+  """The main figures of a watched run, where there is no terminal."""
+  if metrics.TRAIN not in newest:
+    return Text(f"{_phase(status, newest)}  samplers {len(status.samplers)}")
+  text = step_line(newest, status.num_steps, seconds_left(rows, status.num_steps))
+  tickets = "  ".join(f"{name} {count}" for name, count in _open_tickets(status.tickets).items())
+  return Text(f"{text}  samplers {len(status.samplers)}  tickets: {tickets or 'unknown'}")
+
+
+def ending(status: types.RunStatus, newest: Newest) -> Text:
+  """A line about how a run ended."""
+  color, words = _ENDS[status.ended]
+  heldout = newest.get(metrics.HELDOUT, {})
+  accuracy = f", held-out pass@1 {heldout['heldout/pass@1']:.3f}" if heldout else ""
+  done = f"{_updates(newest)} of {status.num_steps} steps{accuracy}"
+  return Text(f"{status.run_id}: {words} ({done})", color)
+
+
+def _phase(status: types.RunStatus, newest: Newest) -> str:
+  return _ENDS[status.ended][1] if status.ended else phase(newest, status.num_steps)
+
+
+def _head(status: types.RunStatus, newest: Newest) -> Text:
+  color = _ENDS.get(status.ended, ("cyan",))[0]
+  head = Text.assemble(
+    (status.run_id, "bold"), f"  {status.about}  ", (_phase(status, newest), color)
+  )
+  silent = time.time() - status.at
+  if not status.ended and silent > _SILENT_SECONDS:  # false for nan: unknown
+    head.append(f"  no sign of life from the learner for {silent:.0f} s", "red")
+  return head
+
+
+def _bar(status: types.RunStatus, newest: Newest, rows: list[types.MetricsRow]) -> Table:
+  done, left = _updates(newest), 0 if status.ended else seconds_left(rows, status.num_steps)
+  bar = ProgressBar(total=max(status.num_steps, 1), completed=done, width=40)
+  table = Table.grid(padding=(0, 2))
+  words = f"left {clock(left)}" if left > 0 else ""
+  table.add_row(Text(f"step {done}/{status.num_steps}"), bar, Text(words))
+  return table
+
+
+def _figures(newest: Newest, rows, draw: Callable[[list], str]) -> Table:
+  """Two figures with their curves on each line."""
+  table = Table.grid(padding=(0, 1))
+  for _ in range(6):
+    table.add_column(no_wrap=True)
+  cells = []
+  for f in charts.FIGURES:
+    # Step 0 comes before the warm start, too: evaluations of no version are not drawn.
+    values = [(row.step, row.values) for row in rows if row.kind == f.kind]
+    values = [(step, v) for step, v in values if v.get("version", 0) >= 0]
+    points = draw([(step, v[f.name]) for step, v in values if f.name in v])
+    text = figure(newest, f)
+    if f.name == "lag/mean" and "lag/max" in newest.get(f.kind, {}):
+      text += f" (max {newest[f.kind]['lag/max']:.0f})"
+    cells += [Text(f.label, "dim"), Text(text, "bold"), Text(points, "cyan")]
+  for six in itertools.batched(cells, 6):
+    table.add_row(*six)
+  return table
+
+
+def _regimes(newest: Newest) -> str:
+  """Shares of the groups whose induced target is of each kind, where the objective has one."""
+  train = newest.get(metrics.TRAIN, {})
+  [chart] = [chart for chart in charts.CHARTS if chart.gauge == "regime_ratio"]
+  shares = {words: train.get(name, 0) for words, name in chart.lines.items()}
+  text = ", ".join(f"{share:.0%} {words}" for words, share in shares.items() if share)
+  return f"target of the groups: {text}" if text else ""
+
+
+def curve(points: list[tuple[int, float]], blocks: str = _BLOCKS, most: int = _CURVE) -> str:
+  """Points (x, y) as a line of blocks; a place without a point looks as the one before."""
+  points = [(x, y) for x, y in points if math.isfinite(y)]
+  if len(points) < 2:
+    return ""
+  first, last = points[0][0], points[-1][0]
+  width = min(most, len(points))
+  places: list[list[float]] = [[] for _ in range(width)]
+  for x, y in points:
+    places[min(width - 1, (x - first) * width // max(last - first, 1))].append(y)
+  means, mean = [], points[0][1]
+  for place in places:
+    mean = sum(place) / len(place) if place else mean
+    means.append(mean)
+  low, high = min(means), max(means)
+  scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+  return "".join(blocks[round((mean - low) * scale)] for mean in means)
+
+
+def _open_tickets(tickets: dict[str, int]) -> dict[str, int]:
+  """Tickets that no step has taken: all of them, and where they are."""
+  if not tickets:
+    return {}
+  queued, leased, done = (tickets[name] for name in ("queued", "out", "waiting"))
+  return {"open": queued + leased + done, "queued": queued, "leased": leased, "done": done}
+
+
+def _tickets(counts: dict[str, int]) -> str:
+  total, *parts = [f"{count} {name}" for name, count in _open_tickets(counts).items()]
+  events = ("taken", "expired", "returned", "reissued", "duplicates", "unknown", "replaced")
+  so_far = ", ".join(f"{counts[name]} {name}" for name in events if counts.get(name))
+  return f"tickets: {total}: {', '.join(parts)}" + (f"; so far {so_far}" if so_far else "")
+
+
+def _samplers(status: types.RunStatus) -> Table:
+  table = Table(box=None, padding=(0, 2), header_style="dim")
+  table.add_column("sampler")
+  for name in ("version", "tokens/s", "slots busy", "groups", "heartbeat"):
+    table.add_column(name, justify="right")
+  for sampler in status.samplers[:_MAX_SAMPLERS]:
+    number = lambda name, stats=sampler.stats: f"{stats[name]:,.0f}" if name in stats else "-"
+    lost = sampler.silent_seconds > _SILENT_SECONDS
+    table.add_row(
+      Text(sampler.name, "red" if sampler.stats.get("unlike") else ""),
+      number("version"),
+      number("tokens_per_second"),
+      f"{number('slots_busy')}/{number('slots')}",
+      number("groups"),
+      Text(f"{sampler.silent_seconds:.1f} s ago", "red" if lost else ""),
+    )
+  if len(status.samplers) > _MAX_SAMPLERS:
+    table.add_row(Text(f"and {len(status.samplers) - _MAX_SAMPLERS} more", "dim"))
+  return table
+
+
+def _alarms(rows: list[types.MetricsRow]) -> list[Text]:
+  """The newest first; advice once an alarm has lasted."""
+  alarms = []
+  for alarm in catalogue.ALARMS:
+    name = alarm.name
+    recent = [r for r in rows if r.kind == metrics.TRAIN and name in r.values][-_RECENT:]
+    on = [row for row in recent if row.values[name]]
+    if on:
+      lasts = len(on) >= alarm.alarm_steps
+      text = f"alarm, step {on[-1].step + 1}, {len(on)} of the last {len(recent)}: "
+      text += alarm.alarm if lasts else name.removeprefix("alarm/")
+      alarms.append((on[-1].step, Text(text, "red" if lasts else "dim")))
+  return [text for _, text in sorted(alarms, key=lambda pair: -pair[0])]

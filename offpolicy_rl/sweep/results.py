@@ -1,0 +1,101 @@
+"""The scores of a sweep's runs, their means over seeds, and the axes to draw them on."""
+
+import json
+import math
+import pathlib
+import statistics
+
+from offpolicy_rl.observe import metrics
+from offpolicy_rl.observe.plots import mean_and_half_width
+from offpolicy_rl.sweep import running
+from offpolicy_rl.sweep import runs as runs_lib
+
+SCORES = ("final", "mean", "entropy")  # of a run; `catalogue.METRICS["sweep"]` says what they are
+_LAST = 20  # steps that the entropy is the mean of
+_MAX_SERIES = 8  # values of a key that is still drawn as one series each
+Rows = list[dict]
+
+
+def scores(run_dir: pathlib.Path) -> dict[str, float | None]:
+  """Steps, scores and speed of a run so far; None where it has none yet."""
+  rows = metrics.read(run_dir)
+  train = [row for row in rows if row["kind"] == metrics.TRAIN]
+  heldout = [r for r in rows if r["kind"] == metrics.HELDOUT and r["version"] >= 0]
+  final = [row["heldout/pass@1"] for row in heldout if row["phase"] == "after"]
+  seconds = sum(metrics.derived(row)["learner/seconds"] for row in train[1:])
+  mean = lambda values: statistics.fmean(values) if values else None
+  return {
+    "steps": len(train),
+    "final": final[-1] if final else None,
+    "mean": mean([row["heldout/pass@1"] for row in heldout]),
+    "entropy": mean([row["entropy"] for row in train[-_LAST:]]),
+    "steps_per_hour": 3600 * len(train[1:]) / seconds if seconds else None,
+  }
+
+
+def collect(sweep: runs_lib.Sweep, out: pathlib.Path) -> Rows:
+  """One row per run: name, status, the keys that differ between runs, and its scores."""
+  keys = runs_lib.varying(sweep.runs)
+  return [
+    {
+      "name": run.name,
+      "status": running.status(run, out),
+      "settings": {key: run.values[key] for key in keys},
+      **scores(out / run.name),
+    }
+    for run in sweep.runs
+  ]
+
+
+def over_seeds(rows: Rows) -> Rows:
+  """Finished runs that differ in the seed alone, together: their number, means and half widths."""
+  groups: dict[str, Rows] = {}
+  for row in rows:
+    if row["status"] == runs_lib.FINISHED:
+      own = {key: value for key, value in row["settings"].items() if key != "seed"}
+      groups.setdefault(json.dumps(own), []).append(row)
+  return [
+    {
+      "settings": json.loads(own),
+      "runs": len(group),
+      **{name: _estimate([row[name] for row in group]) for name in SCORES},
+    }
+    for own, group in groups.items()
+  ]
+
+
+def _estimate(values: list[float | None]) -> tuple[float | None, float | None]:
+  """(mean, half width) as JSON has them; a run of no steps has no entropy."""
+  if None in values:
+    return None, None
+  mean, half = mean_and_half_width(values)
+  return mean, None if math.isnan(half) else half
+
+
+def chosen_axes(rows: Rows, x: str | None, series: str | None) -> tuple[str, list[str], list[str]]:
+  """(key of the horizontal axis, keys that tell series apart, keys that points are means over).
+
+  Without `x`: lag.max_lag, or else the number with most values. Without `series`: every other key
+  with few values, but those that follow from the ones before.
+  """
+  keys = list(rows[0]["settings"])
+  count = lambda names: len({repr([row["settings"][k] for k in names]) for row in rows})
+  others = [key for key in keys if key != "seed"] or keys
+  if x is None:
+    numbers = [key for key in others if is_number(rows, key)]
+    ranked = sorted(numbers or others, key=lambda key: -count([key]))
+    x = "lag.max_lag" if "lag.max_lag" in numbers else next(iter(ranked), "seed")
+  apart = [series] if series else []
+  candidates = sorted(others, key=lambda key: key != "objective.name")  # others follow from it
+  for key in [] if series else candidates:
+    follows = count([x]) <= _MAX_SERIES and count([x, key]) == count([x])
+    few = count([key]) <= _MAX_SERIES
+    if key != x and few and not follows and count([*apart, key]) > max(count(apart), 1):
+      apart.append(key)
+  pooled = [key for key in keys if count([x, *apart, key]) > count([x, *apart])]
+  return x, apart, pooled
+
+
+def is_number(rows: Rows, key: str) -> bool:
+  """Whether all values of a key are numbers."""
+  return all(type(row["settings"][key]) in (int, float) for row in rows)
