@@ -15,7 +15,7 @@ from offpolicy_rl import types
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import policy, sharding
-from offpolicy_rl.observe import metrics, watch
+from offpolicy_rl.observe import catalogue, metrics, watch
 from offpolicy_rl.replay import admission, batching, lag
 from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.roles import build, data
@@ -160,6 +160,8 @@ def test_groups_without_signal_are_replaced_the_same_way_by_any_number_of_sample
   first = over_the_wire(config, tmp_path / "a", samplers=2)
   assert_identical(first, over_the_wire(config, tmp_path / "b", samplers=1))
   rows, others = train_rows(tmp_path / "a"), train_rows(tmp_path / "b")
+  for row in metrics.read(tmp_path / "a"):
+    assert row.keys() - {"kind", "step"} <= catalogue.METRICS[row["kind"]].keys()
   filtered = ("filtered/groups", "filtered/reward", "filtered/by_length")
   for key in (*filtered, "reward", "groups_without_signal"):
     assert [row[key] for row in rows] == [row[key] for row in others]
