@@ -136,7 +136,7 @@ GROUPS = {
   "The model: the architecture of a fresh one": {
     "model.num_layers": integer(2, "decoder blocks", at_least=1),
     "model.width": integer(64, "residual stream", at_least=1),
-    "model.num_heads": integer(8, "query heads; small models learn faster with more", at_least=1),
+    "model.num_heads": integer(8, "query heads", at_least=1),
     "model.num_kv_heads": integer(8, "key and value heads, a divisor of num_heads", at_least=1),
     "model.head_dim": integer(8, "width of a head, for rotary pairs", at_least=2, a_multiple_of=2),
     "model.mlp_width": integer(192, "hidden layer of the gated MLP", at_least=1),
@@ -241,7 +241,7 @@ GROUPS = {
     ),
     "learner.buckets": integer(
       1,
-      "sizes that rows and columns are rounded up to; more = less padding and more compilations",
+      "rows and columns are rounded up to one of so many sizes: less padding, more compilations",
       at_least=1,
       at_most=16,
     ),
@@ -261,8 +261,8 @@ GROUPS = {
     ),
   },
   "The learner: optimizer (Adam)": {
-    "learner.learning_rate": number(3e-4, "after the warm-up", above=0),
-    "learner.warmup_steps": integer(0, "linear from 0", at_least=0),
+    "learner.learning_rate": number(3e-4, "Adam's step size after the warm-up", above=0),
+    "learner.warmup_steps": integer(0, "in which the rate rises linearly from 0", at_least=0),
     "learner.schedule": one_of(
       "constant", ("constant", "cosine"), "cosine: down to 0 at the last step"
     ),
@@ -318,7 +318,7 @@ GROUPS = {
       "in_flight: the keys and values of tokens that older weights sampled",
     ),
     "sampler.page_tokens": integer(
-      32, "per page of the cache (model/paging.py); completions share their prompt's", at_least=1
+      32, "per page of the cache (model/paging.py); completions share prompt pages", at_least=1
     ),
     "sampler.cache_tokens": integer(
       0,

@@ -13,23 +13,3 @@ from offpolicy_rl.config.check import (
   warnings,
 )
 from offpolicy_rl.config.text import ConfigError, base, flatten, from_json, load, override, to_json
-
-__all__ = [
-  "ConfigError",
-  "base",
-  "batch_parts",
-  "check_architecture",
-  "check_data",
-  "check_resume",
-  "flatten",
-  "from_json",
-  "load",
-  "objective_choices",
-  "override",
-  "presets",
-  "reduction_setting",
-  "to_json",
-  "updates_per_step",
-  "validate",
-  "warnings",
-]

@@ -135,10 +135,12 @@ def _parsed(default: str, meaning: str, expected: str, parse: Callable[[str], An
 
 def objective_keys(preset: str) -> dict[str, Key]:
   """A key for each choice of an objective; what is unset is as in the preset."""
-  fields = {f"objective.{field.name}": field for field in losses.choices.OVERRIDABLE}
-  kinds = {name: field.type for name, field in fields.items()}
-  keys = {name: Key(None, "", kind, "a value", lambda x: True) for name, kind in kinds.items()}
-  return keys | {"objective.name": one_of(preset, sorted(losses.PRESETS), "the preset")}
+  keys = {"objective.name": one_of(preset, sorted(losses.PRESETS), "the preset")}
+  for field in losses.choices.OVERRIDABLE[1:]:
+    rule = {"meaning": "", "expected": "a value", "holds": lambda x: True, **field.metadata}
+    name = f"objective.{field.name}"
+    keys[name] = Key(None, rule["meaning"], field.type, rule["expected"], rule["holds"])
+  return keys
 
 
 def locked_config(groups: Mapping[str, Mapping[str, Key]]) -> config_dict.ConfigDict:

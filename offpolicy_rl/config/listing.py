@@ -43,6 +43,4 @@ def _default(key: keys.Key) -> str:
 
 
 def _allowed(key: keys.Key) -> str:
-  if key.kind in (int, float):
-    return ", ".join(filter(None, (key.kind.__name__, key.expected)))
-  return key.expected
+  return f"{key.kind.__name__}, {key.expected}" if key.kind in (int, float) else key.expected

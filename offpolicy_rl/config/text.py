@@ -107,11 +107,11 @@ def override(config: config_dict.ConfigDict, assignments: list[tuple[str, str]])
   Raises:
     ConfigError: unknown key, or text that is no value of its type.
   """
+  present = [key for key in flatten(config) if key in keys.all_keys()]
   for key, text in assignments:
-    present = flatten(config).keys() & keys.all_keys()
     if key not in present:
       same_section = [k for k in present if k.rpartition(".")[0] == key.rpartition(".")[0]]
-      expected = ", ".join(sorted(same_section or present))
+      expected = ", ".join(same_section or present)
       raise ConfigError(f"--config.{key}: unknown key, expected one of: {expected}")
     config.update_from_flattened_dict({key: _parse(key, text)})
 
