@@ -29,74 +29,73 @@ _BOUNDS = {
 
 
 class Key(NamedTuple):
-  """One key: its default and meaning, and the values that it may have."""
+  """One key: its default, the values that it may have, and what it means."""
 
   default: Any  # None = unset, a value that only such keys may have
-  meaning: str  # with unit and reason
   kind: type
   expected: str  # the allowed values, in words
   is_good: Callable[[Any], bool]  # whether a value of this type is allowed
+  meaning: str = ""
+
+  def means(self, meaning: str) -> "Key":
+    """The key with its meaning: unit and reason included, so that nobody has to ask."""
+    return self._replace(meaning=meaning)
 
   def has_type(self, value: Any) -> bool:
     """Whether a value has this key's type; an int may stand for a float, a bool not for an int."""
     return type(value) is self.kind or (self.kind is float and type(value) is int)
 
 
-def integer(default: int, meaning: str, **bounds: int) -> Key:
+def integer(default: int, **bounds: int) -> Key:
   """A whole number; `bounds` are `above`, `at_least`, `below`, `at_most` and `a_multiple_of`."""
-  return _bounded(int, default, meaning, bounds)
+  return _bounded(int, default, bounds)
 
 
-def number(default: float, meaning: str, **bounds: float) -> Key:
+def number(default: float, **bounds: float) -> Key:
   """A finite float; `bounds` as in `integer`."""
-  return _bounded(float, default, meaning, bounds)
+  return _bounded(float, default, bounds)
 
 
-def _bounded(kind: type, default: float, meaning: str, bounds: Mapping[str, float]) -> Key:
+def _bounded(kind: type, default: float, bounds: Mapping[str, float]) -> Key:
   expected = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
-  is_good = lambda x: (
-    math.isfinite(x) and all(_BOUNDS[name](x, bound) for name, bound in bounds.items())
-  )
-  return Key(default, meaning, kind, expected, is_good)
+  is_good = lambda x: math.isfinite(x) and all(_BOUNDS[name](x, n) for name, n in bounds.items())
+  return Key(default, kind, expected, is_good)
 
 
-def switch(default: bool, meaning: str) -> Key:
+def switch(default: bool) -> Key:
   """True or False."""
-  return Key(default, meaning, bool, "True or False", lambda x: True)
+  return Key(default, bool, "True or False", lambda x: True)
 
 
-def one_of(default: str, allowed: Iterable[str], meaning: str) -> Key:
+def one_of(default: str, allowed: Iterable[str]) -> Key:
   """One of a few words."""
-  return Key(default, meaning, str, f"one of {', '.join(allowed)}", lambda x: x in allowed)
+  return Key(default, str, f"one of {', '.join(allowed)}", lambda x: x in allowed)
 
 
-def chosen_from(default: str, allowed: Iterable[str], meaning: str) -> Key:
+def chosen_from(default: str, allowed: Iterable[str]) -> Key:
   """At least one of a few words, separated by commas without spaces."""
   is_good = lambda x: set(x.split(",")) <= set(allowed)
-  return Key(default, meaning, str, f"some of {','.join(allowed)}", is_good)
+  return Key(default, str, f"some of {','.join(allowed)}", is_good)
 
 
 def text(
-  default: str,
-  meaning: str,
-  expected: str = "a text",
-  is_good: Callable[[str], bool] = lambda x: True,
+  default: str, expected: str = "a text", is_good: Callable[[str], bool] = lambda x: True
 ) -> Key:
-  """Any text for which `is_good`; relations to other keys are in check.py."""
-  return Key(default, meaning, str, expected, is_good)
+  """Any text for which `is_good`."""
+  return Key(default, str, expected, is_good)
 
 
-def regular_expression(default: str, meaning: str) -> Key:
+def regular_expression(default: str) -> Key:
   """A pattern of Python's `re`, or ""."""
-  return _parsed(default, meaning, "a regular expression of Python, or '' for none", re.compile)
+  return _parsed(default, "a regular expression of Python, or '' for none", re.compile)
 
 
-def day(default: str, meaning: str) -> Key:
+def day(default: str) -> Key:
   """YYYY-MM-DD, or ""."""
-  return _parsed(default, meaning, "YYYY-MM-DD, or ''", datetime.date.fromisoformat)
+  return _parsed(default, "YYYY-MM-DD, or ''", datetime.date.fromisoformat)
 
 
-def json_texts(default: str, meaning: str) -> Key:
+def json_texts(default: str) -> Key:
   """A JSON list of texts that are not empty, or ""."""
 
   def parse(value: str) -> None:
@@ -104,10 +103,10 @@ def json_texts(default: str, meaning: str) -> Key:
     if not isinstance(items, list) or not all(isinstance(x, str) and x for x in items):
       raise ValueError
 
-  return _parsed(default, meaning, "a JSON list of texts, or '' for none", parse)
+  return _parsed(default, "a JSON list of texts, or '' for none", parse)
 
 
-def json_object(default: str, meaning: str, *, without: Iterable[str]) -> Key:
+def json_object(default: str, *, without: Iterable[str]) -> Key:
   """A JSON object without some names, or ""."""
 
   def parse(value: str) -> None:
@@ -116,10 +115,10 @@ def json_object(default: str, meaning: str, *, without: Iterable[str]) -> Key:
       raise ValueError
 
   expected = f"a JSON object of variables other than {', '.join(without)}, or ''"
-  return _parsed(default, meaning, expected, parse)
+  return _parsed(default, expected, parse)
 
 
-def _parsed(default: str, meaning: str, expected: str, parse: Callable[[str], Any]) -> Key:
+def _parsed(default: str, expected: str, parse: Callable[[str], Any]) -> Key:
   """A text that is empty or that `parse` accepts."""
 
   def is_good(value: str) -> bool:
@@ -130,16 +129,16 @@ def _parsed(default: str, meaning: str, expected: str, parse: Callable[[str], An
       return False
     return True
 
-  return Key(default, meaning, str, expected, is_good)
+  return Key(default, str, expected, is_good)
 
 
 def objective_keys(preset: str) -> dict[str, Key]:
   """A key for each choice of an objective; what is unset is as in the preset."""
-  keys = {"objective.name": one_of(preset, sorted(losses.PRESETS), "the preset")}
+  keys = {"objective.name": one_of(preset, sorted(losses.PRESETS)).means("the preset")}
   for field in losses.choices.OVERRIDABLE[1:]:
     rule = {"meaning": "", "expected": "a value", "holds": lambda x: True, **field.metadata}
     name = f"objective.{field.name}"
-    keys[name] = Key(None, rule["meaning"], field.type, rule["expected"], rule["holds"])
+    keys[name] = Key(None, field.type, rule["expected"], rule["holds"], rule["meaning"])
   return keys
 
 

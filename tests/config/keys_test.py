@@ -9,17 +9,17 @@ from offpolicy_rl.config import keys, listing
 from tests.conftest import ROOT
 
 KINDS = [
-  (keys.integer(2, "", at_least=1, at_most=3), [1, 3], [0, 4]),
-  (keys.integer(2, "", at_least=2, a_multiple_of=2), [2, 4], [0, 3]),
-  (keys.number(0.5, "", above=0, below=1), [0.1, 0.9], [0.0, 1.0, float("nan")]),
-  (keys.number(0.0, "", at_least=0), [0.0, 1e300], [-0.1, float("inf")]),
-  (keys.one_of("a", ("a", "b"), ""), ["a", "b"], ["", "c", "a,b"]),
-  (keys.chosen_from("a", ("a", "b"), ""), ["a", "b,a"], ["", "c", "a, b"]),
-  (keys.text("", "", "a long text", lambda x: len(x) > 3), ["long"], ["", "abc"]),
-  (keys.regular_expression("", ""), ["", "a+"], ["(", "a{9999999999}", "(" * 10_000]),
-  (keys.day("", ""), ["", "2026-02-28"], ["2026-02-29", "today"]),
-  (keys.json_texts("", ""), ["", "[]", '["a"]'], ["a", "{}", '[""]', "[1]", "[" * 100_000]),
-  (keys.json_object("", "", without=("x",)), ["", '{"y": 1}'], ["[]", '{"x": 1}', "{"]),
+  (keys.integer(2, at_least=1, at_most=3), [1, 3], [0, 4]),
+  (keys.integer(2, at_least=2, a_multiple_of=2), [2, 4], [0, 3]),
+  (keys.number(0.5, above=0, below=1), [0.1, 0.9], [0.0, 1.0, float("nan")]),
+  (keys.number(0.0, at_least=0), [0.0, 1e300], [-0.1, float("inf")]),
+  (keys.one_of("a", ("a", "b")), ["a", "b"], ["", "c", "a,b"]),
+  (keys.chosen_from("a", ("a", "b")), ["a", "b,a"], ["", "c", "a, b"]),
+  (keys.text("", "a long text", lambda x: len(x) > 3), ["long"], ["", "abc"]),
+  (keys.regular_expression(""), ["", "a+"], ["(", "a{9999999999}", "(" * 10_000]),
+  (keys.day(""), ["", "2026-02-28"], ["2026-02-29", "today"]),
+  (keys.json_texts(""), ["", "[]", '["a"]'], ["a", "{}", '[""]', "[1]", "[" * 100_000]),
+  (keys.json_object("", without=("x",)), ["", '{"y": 1}'], ["[]", '{"x": 1}', "{"]),
 ]
 
 
@@ -30,21 +30,19 @@ def test_a_key_allows_its_values_and_no_others(key, good, bad):
 
 
 def test_types_are_exact_but_for_whole_floats():
-  whole, real = keys.integer(1, ""), keys.number(1.0, "")
+  whole, real = keys.integer(1), keys.number(1.0)
   assert whole.has_type(1) and real.has_type(1) and real.has_type(1.0)
   assert not whole.has_type(1.0) and not whole.has_type(True) and not real.has_type(True)
 
 
 def test_bounds_are_told_in_words():
-  assert keys.integer(4, "", at_least=2, a_multiple_of=2).expected == (
-    "at least 2 and a multiple of 2"
-  )
-  assert keys.number(0.5, "", above=0, at_most=1).expected == "above 0 and at most 1"
+  assert keys.integer(4, at_least=2, a_multiple_of=2).expected == ("at least 2 and a multiple of 2")
+  assert keys.number(0.5, above=0, at_most=1).expected == "above 0 and at most 1"
 
 
 def test_defaults_become_a_locked_configuration_that_keeps_types():
-  rate = keys.Key(None, "", float, "", lambda x: True)
-  config = keys.locked_config({"A": {"seed": keys.integer(3, "")}, "B": {"learner.rate": rate}})
+  rate = keys.Key(None, float, "", lambda x: True)
+  config = keys.locked_config({"A": {"seed": keys.integer(3)}, "B": {"learner.rate": rate}})
   assert config.to_dict() == {"seed": 3, "learner": {"rate": None}}
   with pytest.raises(TypeError):
     config.learner.rate = "fast"
