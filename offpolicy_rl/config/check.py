@@ -3,8 +3,9 @@
 `configs/base.py` says what each key may be, and this file which values go together.
 """
 
-import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -17,27 +18,33 @@ from offpolicy_rl.replay import lag, packing
 from offpolicy_rl.tasks import catalog
 from offpolicy_rl.transport import bounds
 
+Problems = Iterator[str]  # "KEY: what was expected", for values that do not go together
+
 
 def validate(config: config_dict.ConfigDict, *, trains: bool = True) -> None:
   """Raises ConfigError for the first wrong value; `trains`: groups for a learner are sampled."""
   _check_keys(flatten(config))
   try:
-    objective_choices(config)
-    catalog.of(config.task)
+    objective = objective_choices(config)
+    vocab_size = catalog.of(config.task).vocabulary.size
   except ValueError as error:
     raise ConfigError(str(error)) from None
+  if objective.advantage == "value":
+    raise ConfigError(
+      "objective.advantage: got 'value', expected another: the learner has no values V* of its "
+      "prompts; objective.advantage=vhat estimates them from the current group"
+    )
   if not config.model.checkpoint:
-    vocab_size = catalog.of(config.task).vocabulary.size
     fresh = {"vocab_size": vocab_size, "num_experts": 0, "expert_width": 0}
     check_architecture(config, dict(config.model) | fresh)
-  relations = (_task, _rows, _objective, _layout, _lag, _sampler, _transport)
-  problems = itertools.chain(*(relation(config) for relation in relations))
-  _raise_first(itertools.chain(problems, _one_ticket(config, trains)))
+  _raise_first(flatten(config), _relations(config, trains))
 
 
-def _raise_first(problems: Iterator[str]) -> None:
+def _raise_first(values: Mapping[str, Any], problems: Problems) -> None:
   for problem in problems:
-    raise ConfigError(problem)
+    together, _, expected = problem.partition(": ")
+    got = ", ".join(repr(values[key]) for key in together.split(", "))
+    raise ConfigError(f"{together}: got {got}, expected {expected}")
 
 
 def check_data(config: config_dict.ConfigDict) -> catalog.Selection:
@@ -110,81 +117,76 @@ def reduction_setting(config: config_dict.ConfigDict) -> reductions.Setting:
   )
 
 
-def check_architecture(config: config_dict.ConfigDict, model: dict) -> None:
+def check_architecture(config: config_dict.ConfigDict, model: Mapping[str, Any]) -> None:
   """Raises ConfigError when a decoder can't be split as the configuration says.
 
   Args:
     model: the fields of a `DecoderConfig`.
   """
-  _raise_first(_architecture(config, model))
+  values = flatten(config) | {f"model.{name}": value for name, value in model.items()}
+  _raise_first(values, _architecture(values))
 
 
-def _architecture(c, model: dict) -> Iterator[str]:
-  heads, kv_heads, experts = model["num_heads"], model["num_kv_heads"], model["num_experts"]
-  if heads % kv_heads:
-    yield f"model.num_kv_heads: got {kv_heads}, expected a divisor of model.num_heads = {heads}"
-  mlp_width, vocab_size, expert_width = (
-    model[key] for key in ("mlp_width", "vocab_size", "expert_width")
+def _architecture(values: Mapping[str, Any]) -> Problems:
+  heads, kv_heads, experts = (
+    values[f"model.num_{name}"] for name in ("heads", "kv_heads", "experts")
   )
-  for key, tensor in (("mesh.tensor", c.mesh.tensor), ("sampler.tensor", c.sampler.tensor)):
-    divisor = f"{key}: got {tensor}, expected a divisor of"
-    if kv_heads % tensor or mlp_width % tensor:
-      yield f"{divisor} model.num_kv_heads = {kv_heads} and of model.mlp_width = {mlp_width}"
-    if vocab_size % tensor:
-      yield f"{divisor} the vocabulary's {vocab_size} ids"
-    if experts and expert_width % tensor:
-      yield f"{divisor} {expert_width}, the width of the model's experts"
-  if model["width"] % c.mesh.fsdp:
-    yield f"mesh.fsdp: got {c.mesh.fsdp}, expected a divisor of model.width = {model['width']}"
-  if not experts and c.mesh.expert > 1:
-    yield f"mesh.expert: got {c.mesh.expert}, expected 1: the model has no experts"
-  if experts % c.mesh.expert:
-    yield f"mesh.expert: got {c.mesh.expert}, expected a divisor of the model's {experts} experts"
+  mlp_width, expert_width = values["model.mlp_width"], values["model.expert_width"]
+  width, vocab_size = values["model.width"], values["model.vocab_size"]
+  if heads % kv_heads:
+    yield f"model.num_kv_heads: a divisor of model.num_heads = {heads}"
+  for key in ("mesh.tensor", "sampler.tensor"):
+    if kv_heads % values[key] or mlp_width % values[key]:
+      both = f"model.num_kv_heads = {kv_heads} and of model.mlp_width = {mlp_width}"
+      yield f"{key}: a divisor of {both}"
+    if vocab_size % values[key]:
+      yield f"{key}: a divisor of the vocabulary's {vocab_size} ids"
+    if experts and expert_width % values[key]:
+      yield f"{key}: a divisor of {expert_width}, the width of the model's experts"
+  if width % values["mesh.fsdp"]:
+    yield f"mesh.fsdp: a divisor of model.width = {width}"
+  if not experts and values["mesh.expert"] > 1:
+    yield "mesh.expert: 1: the model has no experts"
+  if experts % values["mesh.expert"]:
+    yield f"mesh.expert: a divisor of the model's {experts} experts"
 
 
-def _task(c) -> Iterator[str]:
+def _relations(c, trains: bool) -> Problems:
   if bool(c.task.format_pattern) != (c.task.format_reward > 0):
-    yield (
-      f"task.format_reward: got {c.task.format_reward} with task.format_pattern = "
-      f"{c.task.format_pattern!r}, expected both or neither"
-    )
+    yield "task.format_pattern, task.format_reward: a pattern and a reward above 0, or neither"
+  yield from _rows(c)
+  yield from _lag(c)
+  yield from _cache_and_leases(c)
+  completions = max(c.evaluation.samples, c.learner.group_size if trains else 1)
+  if c.sampler.slots < completions:
+    yield f"sampler.slots: at least {completions}, the completions of one ticket"
+  if trains:
+    yield from _messages(c)
 
 
-def _rows(c) -> Iterator[str]:
-  prompts, minibatches, mesh = c.learner.prompts_per_step, c.learner.minibatches, c.mesh
-  if prompts % minibatches:
-    yield (
-      f"learner.minibatches: got {minibatches}, expected a divisor of "
-      f"learner.prompts_per_step = {prompts}: groups stay whole"
-    )
-  rows, shards = prompts * c.learner.group_size, names.batch_shards(mesh)
+def _rows(c) -> Problems:
+  prompts, shards = c.learner.prompts_per_step, names.batch_shards(c.mesh)
+  if prompts % c.learner.minibatches:
+    yield f"learner.minibatches: a divisor of learner.prompts_per_step = {prompts}: whole groups"
+  rows = prompts * c.learner.group_size
   if rows % (batch_parts(c.learner) * shards):
     yield (
-      "mesh.data, mesh.fsdp, mesh.expert, learner.minibatches, learner.microbatches: got "
-      f"{mesh.data} x {mesh.fsdp} x {mesh.expert} x {minibatches} x {c.learner.microbatches}, "
-      f"expected a divisor of the {rows} rows of a batch (prompts_per_step x group_size)"
+      "mesh.data, mesh.fsdp, mesh.expert, learner.minibatches, learner.microbatches: a product "
+      f"that divides the {rows} rows of a batch (prompts_per_step x group_size)"
+    )
+  objective = objective_choices(c)
+  if objective.couples_rows and prompts % batch_parts(c.learner):
+    yield (
+      "learner.microbatches: a divisor of learner.prompts_per_step / learner.minibatches = "
+      f"{prompts} / {c.learner.minibatches}: objective.fn = {objective.fn} needs whole groups"
     )
   if c.warm_start.rows % shards:
-    yield (
-      f"warm_start.rows: got {c.warm_start.rows}, expected a multiple of data x fsdp x "
-      f"expert = {shards}"
-    )
-
-
-def _objective(c) -> Iterator[str]:
-  objective, learner = objective_choices(c), c.learner
-  rows = learner.prompts_per_step * learner.group_size // batch_parts(learner)
-  if objective.couples_rows and rows % learner.group_size:
-    yield (
-      f"learner.microbatches: got {learner.microbatches}, expected a divisor of "
-      f"learner.prompts_per_step / learner.minibatches = {learner.prompts_per_step} / "
-      f"{learner.minibatches}: objective.fn = {objective.fn} needs whole groups"
-    )
-  if objective.advantage == "value":
-    yield (
-      "objective.advantage: got 'value', expected another: the learner has no values V* of its "
-      "prompts; objective.advantage=vhat estimates them from the current group"
-    )
+    yield f"warm_start.rows: a multiple of data x fsdp x expert = {shards}"
+  columns, longest = c.learner.row_tokens, _longest(c)
+  if columns and c.learner.layout == packing.PADDED:
+    yield "learner.row_tokens: 0 with layout padded: a row is one completion"
+  if 0 < columns < longest:
+    yield f"learner.row_tokens: at least {longest}, the longest prompt and completion"
 
 
 def _longest(c) -> int:
@@ -192,100 +194,54 @@ def _longest(c) -> int:
   return c.task.max_prompt_tokens + c.task.max_completion_tokens
 
 
-def _layout(c) -> Iterator[str]:
-  columns = c.learner.row_tokens
-  if columns and c.learner.layout == packing.PADDED:
-    yield (
-      f"learner.row_tokens: got {columns}, expected 0 with layout padded: a row is one completion"
-    )
-  if columns and columns < _longest(c):
-    yield (
-      f"learner.row_tokens: got {columns}, expected at least {_longest(c)}, the longest prompt and "
-      "completion"
-    )
-
-
-def _lag(c) -> Iterator[str]:
+def _lag(c) -> Problems:
   if c.lag.mode == lag.PERIODIC and c.lag.max_lag < 1:
-    yield f"lag.max_lag: got {c.lag.max_lag}, expected at least 1 in mode periodic"
+    yield "lag.max_lag: at least 1 in mode periodic"
   if (c.lag.mode == lag.REPLAY) != bool(c.lag.schedule):
-    yield (
-      f"lag.schedule: got {c.lag.schedule!r}, expected a file in mode replay and '' in every other"
-    )
-
-
-def _sampler(c) -> Iterator[str]:
-  least = 2 * (_longest(c) + c.sampler.page_tokens)
-  if 0 < c.sampler.cache_tokens < least:
-    yield (
-      f"sampler.cache_tokens: got {c.sampler.cache_tokens}, expected 0 or at least {least}: two of "
-      "the longest rows, in whole pages"
-    )
+    yield "lag.schedule: a file in mode replay and '' in every other"
   if c.sampler.weight_update != "between_groups" and c.lag.mode != lag.ASYNC:
     yield (
-      f"sampler.weight_update: got {c.sampler.weight_update}, expected between_groups with "
-      f"lag.mode = {c.lag.mode}: its groups are of exactly one version"
+      f"sampler.weight_update: between_groups with lag.mode = {c.lag.mode}: its groups are of "
+      "exactly one version"
     )
 
 
-def _transport(c) -> Iterator[str]:
-  if c.transport.heartbeat_seconds * 2 > c.transport.lease_seconds:
-    yield (
-      f"transport.heartbeat_seconds: got {c.transport.heartbeat_seconds}, expected at most half "
-      f"of transport.lease_seconds = {c.transport.lease_seconds}"
-    )
+def _cache_and_leases(c) -> Problems:
+  least = 2 * (_longest(c) + c.sampler.page_tokens)
+  if 0 < c.sampler.cache_tokens < least:
+    yield f"sampler.cache_tokens: 0 or at least {least}: two of the longest rows, in whole pages"
+  lease = c.transport.lease_seconds
+  if c.transport.heartbeat_seconds * 2 > lease:
+    yield f"transport.heartbeat_seconds: at most half of transport.lease_seconds = {lease}"
 
 
-def _one_ticket(c, trains: bool) -> Iterator[str]:
-  """A ticket's completions need room in an engine and, when they train, in a message."""
-  completions = max(c.evaluation.samples, c.learner.group_size if trains else 1)
-  if c.sampler.slots < completions:
-    yield (
-      f"sampler.slots: got {c.sampler.slots}, expected at least {completions}, the completions of "
-      "one ticket"
-    )
-  if trains and completions > bounds.MAX_COMPLETIONS:
-    yield (
-      f"learner.group_size, evaluation.samples: got {completions}, expected at most "
-      f"{bounds.MAX_COMPLETIONS} completions of a ticket"
-    )
+def _messages(c) -> Problems:
+  """A ticket and its group have to fit into messages."""
+  for key, completions in (
+    ("learner.group_size", c.learner.group_size),
+    ("evaluation.samples", c.evaluation.samples),
+  ):
+    if completions > bounds.MAX_COMPLETIONS:
+      yield f"{key}: at most {bounds.MAX_COMPLETIONS} completions of a ticket"
+  completions = max(c.learner.group_size, c.evaluation.samples)
   prompt, longest = c.task.max_prompt_tokens, c.task.max_completion_tokens
   most = max(bounds.ticket_bytes(prompt, ""), bounds.max_group_bytes(completions, longest))
-  if trains and most > c.transport.max_message_mb << 20:
+  if most > c.transport.max_message_mb << 20:
     yield (
-      f"transport.max_message_mb: got {c.transport.max_message_mb}, expected at least "
-      f"{(most >> 20) + 1}: a prompt of {prompt} tokens has to fit, and so have {completions} "
-      f"completions of {longest} tokens with a version for each"
+      f"transport.max_message_mb: at least {(most >> 20) + 1}: a prompt of {prompt} tokens has to "
+      f"fit, and so have {completions} completions of {longest} tokens with a version for each"
     )
 
 
 # What a resumed run may not change: its groups, and those still being sampled, rest on it.
-_FROZEN = (
-  "seed",
-  "task.",
-  "model.",
-  "lag.",
-  "learner.prompts_per_step",
-  "learner.group_size",
-  "learner.max_refills",
-  "sampler.temperature",
-  "sampler.top_k",
-  "sampler.top_p",
-  "sampler.min_p",
-  "sampler.stop",
-  "sampler.slots",
-  "evaluation.problems",
-  "evaluation.samples",
-  "transport.weights_dtype",
+_FROZEN = re.compile(
+  r"seed|task\.|model\.|lag\.|learner\.(prompts_per_step|group_size|max_refills)|"
+  r"sampler\.(temperature|top_k|top_p|min_p|stop|slots)|evaluation\.(problems|samples)|"
+  r"transport\.weights_dtype"
 )
 # Except where files lie now, and how verifiers are run.
-_FREE = (
-  "task.data_dir",
-  "task.train_file",
-  "task.heldout_file",
-  "task.verifier_processes",
-  "task.verifier_seconds",
-  "task.verifier_memory_mb",
+_FREE = re.compile(
+  r"task\.(data_dir|train_file|heldout_file|verifier_(processes|seconds|memory_mb))"
 )
 
 
@@ -296,7 +252,7 @@ def check_resume(saved: config_dict.ConfigDict, now: config_dict.ConfigDict) -> 
   """
   before = flatten(saved)
   for key, value in flatten(now).items():
-    must_stay = key in before and key.startswith(_FROZEN) and key not in _FREE
+    must_stay = key in before and _FROZEN.match(key) and not _FREE.match(key)
     if must_stay and value != before[key]:
       raise ConfigError(
         f"{key}: got {value!r}, expected {before[key]!r} as the run to resume; its groups were "

@@ -79,18 +79,15 @@ WRONG = [
   ("transport.delta_bases=-1", "transport.delta_bases: got -1, expected at least 0"),
 ]
 NOT_TOGETHER = [
-  ("task.format_pattern=x", "task.format_reward: got 0.0 with task.format_pattern = 'x', expected"),
-  ("task.format_reward=1", "task.format_reward: got 1.0 with task.format_pattern = '', expected"),
+  ("task.format_pattern=x", "task.format_pattern, task.format_reward: got 'x', 0.0, expected a pa"),
+  ("task.format_reward=1", "task.format_pattern, task.format_reward: got '', 1.0, expected a pat"),
   ("model.num_kv_heads=3", "model.num_kv_heads: got 3, expected a divisor of model.num_heads = 2"),
   ("mesh.tensor=2", "mesh.tensor: got 2, expected a divisor of model.num_kv_heads = 1"),
   ("sampler.tensor=2", "sampler.tensor: got 2, expected a divisor of model.num_kv_heads = 1"),
   ("mesh.fsdp=3", "mesh.fsdp: got 3, expected a divisor of model.width = 32"),
   ("mesh.expert=2", "mesh.expert: got 2, expected 1: the model has no experts"),
-  (
-    "mesh.data=3",
-    "learner.minibatches, learner.microbatches: got 3 x 1 x 1 x 1 x 1, expected a divisor",
-  ),
-  ("learner.microbatches=5", "got 1 x 1 x 1 x 1 x 5, expected a divisor of the 32 rows"),
+  ("mesh.data=3", "learner.minibatches, learner.microbatches: got 3, 1, 1, 1, 1, expected a produ"),
+  ("learner.microbatches=5", "got 1, 1, 1, 1, 5, expected a product that divides the 32 rows"),
   (
     "learner.minibatches=3",
     "learner.minibatches: got 3, expected a divisor of learner.prompts_per",
@@ -113,7 +110,7 @@ NOT_TOGETHER = [
   ("sampler.cache_tokens=12", "sampler.cache_tokens: got 12, expected 0 or at least 78"),
   (
     "sampler.weight_update=in_flight lag.mode=fixed",
-    "sampler.weight_update: got in_flight, expected between_groups with lag.mode = fixed",
+    "sampler.weight_update: got 'in_flight', expected between_groups with lag.mode = fixed",
   ),
   ("transport.lease_seconds=0.6", "transport.heartbeat_seconds: got 0.5, expected at most half"),
 ]
@@ -166,7 +163,7 @@ def test_experts_are_split_evenly(tiny_config):
     ),
     (
       "evaluation.samples=4097 sampler.slots=4097",
-      "learner.group_size, evaluation.samples: got 4097, expected at most 4096 completions",
+      "evaluation.samples: got 4097, expected at most 4096 completions",
     ),
   ],
 )
