@@ -4,6 +4,8 @@ A card copies `get_config()` and changes what differs. Any key is a flag:
 --config.learner.group_size=16. The same as a list: offpolicy-rl keys [PATTERN].
 """
 
+from ml_collections import config_dict
+
 from offpolicy_rl.config.keys import (
   chosen_from,
   day,
@@ -291,6 +293,6 @@ GROUPS = {
 }
 
 
-def get_config():
+def get_config() -> config_dict.ConfigDict:
   """The complete, locked ConfigDict with every default."""
   return locked_config(GROUPS)

@@ -1,20 +1,20 @@
-"""GSM8K with a published model: what the cards of all families share. Not a card by itself.
+"""GSM8K with a published model: the part that the cards of all families share. No card by itself.
 
-The full-size runs were not made: no accelerator was to be had. What is tested is every card as it
-stands with a small random model of its family, from import to export (tests/cards_test.py).
+These cards have not been run at full size, for want of an accelerator. tests/cards_test.py runs
+them with small random models of their families, from import to export.
 """
 
 from configs import base
 
 
 def get_config(checkpoint: str):
-  """One slice of four chips unless the card says more; samplers are separate machines."""
+  """A learner on four chips unless the card says more; samplers are separate machines."""
   c = base.get_config()
   c.model.checkpoint = f"checkpoints/{checkpoint}"  # offpolicy-rl import --to=
   c.model.compute_dtype = "bfloat16"
   c.mesh.fsdp = 4
 
-  c.task.name = "gsm8k"  # GSM8K_DIR=... or task.data_dir; TFDS's own directory otherwise
+  c.task.name = "gsm8k"  # from GSM8K_DIR or task.data_dir, else from the directory of TFDS
   c.task.prompt = (
     '{question}\nReason step by step and end with "#### " and the answer as a plain number.'
   )
@@ -39,7 +39,7 @@ def get_config(checkpoint: str):
   c.learner.buckets = 8
   c.learner.logprob_chunk = 256
   c.learner.remat = "full"
-  c.learner.max_refills = 64  # groups all right or all wrong are replaced
+  c.learner.max_refills = 64  # groups with equal rewards are replaced
   c.sampler.slots = 64
   c.evaluation.problems = 256
   c.evaluation.samples = 4

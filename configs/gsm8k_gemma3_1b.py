@@ -5,7 +5,7 @@
   offpolicy-rl sampler --learner=HOST:50051 ...
 
 PATH: a copy of google/gemma-3-1b-it.
-1.0 B parameters; five of six layers see 512 tokens only. One key/value head can't be split, so
+1.0 B parameters; five of six layers attend to 512 tokens only. There is one key/value head, so
 mesh.tensor stays 1.
 """
 

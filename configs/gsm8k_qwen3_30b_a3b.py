@@ -5,7 +5,7 @@
   offpolicy-rl sampler --learner=HOST:50051 ...
 
 PATH: a copy of Qwen/Qwen3-30B-A3B.
-30 B parameters, 3 B of them at work per token. Adapters on attention; the experts stay as they are.
+30 B parameters, 3 B of them active per token. Adapters on attention; experts are not trained.
 """
 
 from configs import gsm8k
@@ -17,6 +17,6 @@ def get_config():
   c.model.lora_rank = 32
   c.model.lora_targets = "w_q,w_k,w_v,w_o"
   c.mesh.fsdp = 16
-  c.sampler.tensor = 4  # devices that share a copy: 61 GB of weights, 4 key heads
+  c.sampler.tensor = 4  # devices per engine, for 61 GB of weights; 4 key heads
   c.learner.learning_rate = 2e-5
   return c

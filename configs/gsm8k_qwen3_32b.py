@@ -18,5 +18,5 @@ def get_config():
   c.learner.microbatches = 4
   c.mesh.tensor = 4
   c.sampler.tensor = 8
-  c.sampler.page_tokens = 128  # one key head per device: a page is still a long copy
+  c.sampler.page_tokens = 128  # one key head per device: larger pages keep copies long
   return c

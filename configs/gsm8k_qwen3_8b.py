@@ -17,5 +17,5 @@ def get_config():
   c.mesh.fsdp = 64
   c.learner.microbatches = 4
   c.sampler.tensor = 4
-  c.sampler.page_tokens = 128  # two key heads per device: a page is still a long copy
+  c.sampler.page_tokens = 128  # two key heads per device: larger pages keep copies long
   return c

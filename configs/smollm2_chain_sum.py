@@ -13,7 +13,7 @@ _ASKED = "State the final answer to the following arithmetic problem: "
 
 
 def get_config():
-  """Three examples in the prompt, answers of a few tokens, a group on one copy of its prompt."""
+  """Three examples in the prompt, answers of a few tokens, one copy of the prompt per group."""
   c = base.get_config()
   c.model.checkpoint = "checkpoints/smollm2"
   c.task.name = "reasoning_gym:chain_sum"
@@ -30,9 +30,9 @@ def get_config():
   c.learner.learning_rate = 1e-5
   c.learner.warmup_steps = 5
   c.learner.prompts_per_step = 16
-  c.learner.group_size = 16  # behind one copy of the prompt: cheap
+  c.learner.group_size = 16  # cheap, as they share a copy of the prompt
   c.learner.layout = "shared"
-  c.learner.remat = "dots"  # a little faster here, too: less to write
+  c.learner.remat = "dots"  # slightly faster even on CPU: less to write
   c.learner.audit_every = 20
   c.sampler.slots = 256
   c.evaluation.problems = 64

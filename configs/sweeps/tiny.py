@@ -1,4 +1,4 @@
-"""Two objectives at two lags: what a sweep looks like, in a minute.
+"""A sweep of a minute: two objectives at two lags.
 
 Command:  offpolicy-rl sweep --config=configs/test.py --sweep=configs/sweeps/tiny.py --parallel=2
 Time:     49 seconds on 2 cores of AMD EPYC, shared with other work

@@ -1,5 +1,6 @@
 """From the flags of `eval` to a checked configuration. Imports no JAX."""
 
+import argparse
 import pathlib
 
 from ml_collections import config_dict
@@ -30,7 +31,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def configuration(
-  arguments, assignments: list[tuple[str, str]], ks: tuple[int, ...]
+  arguments: argparse.Namespace, assignments: list[tuple[str, str]], ks: tuple[int, ...]
 ) -> tuple[config_dict.ConfigDict, int | None]:
   """(configuration of the run or card, changed by the flags; problems, None = all), checked.
 
@@ -75,7 +76,7 @@ def _check_weights_fit(before: dict, config: config_dict.ConfigDict) -> None:
       )
 
 
-def _from_run(arguments) -> config_dict.ConfigDict:
+def _from_run(arguments: argparse.Namespace) -> config_dict.ConfigDict:
   run_dir = pathlib.Path(arguments.run_dir)
   if arguments.config:
     raise ConfigError("--config: the run has its own, change it by --config.KEY=VALUE")
@@ -85,7 +86,7 @@ def _from_run(arguments) -> config_dict.ConfigDict:
   return config_text.from_json((run_dir / "config.json").read_text())
 
 
-def _from_checkpoint(arguments) -> config_dict.ConfigDict:
+def _from_checkpoint(arguments: argparse.Namespace) -> config_dict.ConfigDict:
   """The card, or base.py with more room, as published models need it."""
   folder = pathlib.Path(arguments.checkpoint)
   if not (folder / "config.json").is_file():

@@ -113,7 +113,8 @@ def override(config: config_dict.ConfigDict, assignments: list[tuple[str, str]])
       same_section = [k for k in present if k.rpartition(".")[0] == key.rpartition(".")[0]]
       expected = ", ".join(same_section or present)
       raise ConfigError(f"--config.{key}: unknown key, expected one of: {expected}")
-    config.update_from_flattened_dict({key: _parse(key, text)})
+    with config.ignore_type():  # a file's value may have any
+      config.update_from_flattened_dict({key: _parse(key, text)})
 
 
 def _parse(key: str, text: str) -> Any:

@@ -1,5 +1,7 @@
 """Configurations from cards, flags and JSON."""
 
+import json
+
 import pytest
 
 from offpolicy_rl import config as config_lib
@@ -37,6 +39,15 @@ def test_unset_choices_can_be_set_after_a_round_trip_through_json(tiny_config):
   config_lib.override(back, pairs)
   config_lib.validate(back)
   assert (back.objective.kl_coef, back.objective.kl, back.objective.beta1) == (0.5, "k2", 2.0)
+
+
+def test_a_flag_replaces_a_value_of_the_wrong_type_in_a_file(tiny_config):
+  nested = tiny_config.to_dict()
+  nested["learner"]["steps"], nested["lag"]["max_lag"] = "many", None
+  config = config_lib.from_json(json.dumps(nested))
+  config_lib.override(config, [("learner.steps", "3"), ("lag.max_lag", "4")])
+  config_lib.validate(config)
+  assert (config.learner.steps, config.lag.max_lag) == (3, 4)
 
 
 @pytest.mark.parametrize(
