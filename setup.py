@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 SHIPPED = "offpolicy_rl.shipped.configs"
-PROTOS = ["offpolicy_rl/transport/trajectory.proto", "offpolicy_rl/transport/hosts.proto"]
+PROTO = "offpolicy_rl/transport/trajectory.proto"
 
 
 class BuildWithProto(build_py):
@@ -17,8 +17,8 @@ class BuildWithProto(build_py):
     from grpc_tools import protoc
 
     arguments = ["protoc", "-I.", "--python_out=.", "--pyi_out=.", "--grpc_python_out=."]
-    if protoc.main(arguments + PROTOS) != 0:
-      raise SystemExit(f"protoc could not compile {PROTOS}")
+    if protoc.main([*arguments, PROTO]) != 0:
+      raise SystemExit(f"protoc could not compile {PROTO}")
     super().run()
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.demo_seeds import machine
 from benchmarks.sampler import model as sampler_model
 from offpolicy_rl import losses, types
-from offpolicy_rl.learner import hardware, step
+from offpolicy_rl.learner import speed, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import attention, cost, policy, sharding
 from offpolicy_rl.replay import batching, packing
@@ -141,7 +141,7 @@ def measure(config, rows: int, rounds: int, remat: str) -> dict:
     "bytes": (2 * learner.state_bytes + 2 * learner.state_bytes / 3) / bandwidth,
   }
   kind = learner.mesh.devices.flat[0].device_kind
-  peak = hardware.PEAK_FLOPS.get(kind)
+  peak = speed.PEAK_FLOPS.get(kind)
   achieved = learner.flops / seconds["step"]
   return {
     "device": kind,

@@ -9,6 +9,7 @@ which is only ever evaluated. Where adapters are trained, versions from 0 on are
 """
 
 import dataclasses
+import enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,6 +73,22 @@ class FinishedGroup:
   ticket: Ticket
   group: Group
   arrival_version: int  # newest version when it arrived: splits lag into in flight / in queue
+
+
+class PushStatus(enum.Enum):
+  """What became of a group that a sampler pushed."""
+
+  ACCEPTED = "accepted"  # durable
+  DUPLICATE = "duplicate"
+  UNKNOWN = "unknown"  # no open ticket has its id
+  REFUSED = "refused"
+
+
+class PushOutcome(NamedTuple):
+  """What a sampler is told about a group that it pushed."""
+
+  status: PushStatus
+  reason: str = ""  # where it is UNKNOWN or REFUSED
 
 
 class ModelFiles(NamedTuple):

@@ -71,7 +71,7 @@ def learner(flags, assignments: Assignments) -> int:
   return 0
 
 
-def _train(flags, config, run_dir: pathlib.Path, protection, plan, stop, leader=None) -> None:
+def _train(flags, config, run_dir: pathlib.Path, protection, plan, stop) -> None:
   run = run_directory.of_flags(str(run_dir), flags.checkpoint_dir)
   resume, restart = flags.resume, flags.restart
   with run_directory.claimed(run, flags.weights_dir, resume=resume, restart=restart, lost=_lost):
@@ -81,9 +81,7 @@ def _train(flags, config, run_dir: pathlib.Path, protection, plan, stop, leader=
     serving = learner.Serving(
       flags.listen, protection, flags.reflection, flags.weights_dir, registry
     )
-    learner.run_learner(
-      config, run_dir, serving, resume=resume, stop=stop, leader=leader, profile=plan
-    )
+    learner.run_learner(config, run_dir, serving, resume=resume, stop=stop, profile=plan)
 
 
 def _lost(text: str) -> None:
@@ -99,18 +97,17 @@ def _one_of_several(flags, config, protection, plan, stop) -> int:
       raise config_lib.ConfigError(
         f"--{flag}: missing, expected because --coordinator is given: the processes share it"
       )
-  from offpolicy_rl.roles import follower, multihost  # imports JAX
+  from offpolicy_rl.roles import multihost  # imports JAX
 
   group = multihost.Group(flags.coordinator, flags.num_processes, flags.process_id)
   multihost.join(group)
   signals.stop_event(stop)  # JAX has put its own handler in place of ours
   with multihost.ending_together():
-    leader, followed = multihost.meet(group, config, stop=stop, lost=multihost.abandon)
-    if followed:
-      checkpoints = run_directory.of_flags(flags.run_dir, flags.checkpoint_dir).checkpoints
-      follower.run_follower(config, checkpoints, follower=followed, weights_dir=flags.weights_dir)
+    if multihost.check_agreement(config) == 0:
+      _train(flags, config, pathlib.Path(flags.run_dir), protection, plan, stop)
     else:
-      _train(flags, config, pathlib.Path(flags.run_dir), protection, plan, stop, leader)
+      checkpoints = run_directory.of_flags(flags.run_dir, flags.checkpoint_dir).checkpoints
+      multihost.run_follower(config, checkpoints, flags.weights_dir, stop)
   return 0
 
 

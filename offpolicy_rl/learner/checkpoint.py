@@ -17,7 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from offpolicy_rl import files
+from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner.state import TrainState
+from offpolicy_rl.learner.step import StepChoices
 from offpolicy_rl.model import policy
 
 _COMMIT = "commit.json"
@@ -187,6 +189,13 @@ class Checkpoints:
       older = jax.tree.map(np.asarray, older)
     versions = {int(v): policy.flatten(tree) for v, tree in older.items()}
     return Restored(step, TrainState(**found["state"]), versions, position)
+
+  def restore_for(self, choices: StepChoices, mesh: jax.sharding.Mesh, step: int) -> Restored:
+    """The checkpoint of a step, laid out on a mesh for a training step; raises as `restore`."""
+    like = state_lib.shapes(choices.model, choices.optimizer)
+    shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
+    with jax.sharding.set_mesh(mesh):
+      return self.restore(step, like, shardings)
 
   def save_initial(self, params) -> None:
     """Keeps version 0, the reference of objectives with a KL term."""

@@ -4,12 +4,12 @@ import concurrent.futures
 import dataclasses
 import math
 import threading
-import time
 from collections.abc import Callable
 
 import numpy as np
 
 from offpolicy_rl import types
+from offpolicy_rl.learner.speed import Timer
 from offpolicy_rl.learner.state import TrainState
 
 
@@ -18,93 +18,102 @@ class NonFiniteError(RuntimeError):
 
 
 class Stopped(Exception):
-  """Somebody asked the learner to stop while it waited for a batch."""
+  """The learner was asked to stop while it waited for a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Consumed:
-  """One step's groups, assembled."""
+class StepBatch:
+  """The groups of one step, assembled."""
 
-  placed: types.Batch  # on the devices
+  arrays: types.Batch  # on the devices
   versions: frozenset[int]  # that sampled its tokens
-  # What the first process of a learner knows; empty in the others.
-  groups: list[types.FinishedGroup] = dataclasses.field(default_factory=list)
+  # Known to the first process of a learner only.
+  groups: tuple[types.FinishedGroup, ...] = ()
   metrics: dict = dataclasses.field(default_factory=dict)  # lag, lengths
 
+  def group_name(self, number: int) -> str:
+    """A group for an error message: its ticket and sampler, where they are known."""
+    if not self.groups:
+      return f"group {number}"
+    finished = self.groups[number]
+    return f"the group of ticket {finished.ticket.ticket_id}, by {finished.group.sampler_id},"
+
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-  """The functions a learner is made of; the wire, or plain Python in a test, is behind them."""
+class Functions:
+  """What the loop calls; devices, wire and disk are behind them, or plain Python in a test."""
 
-  # (step, whether anybody still wants it) -> its groups. Blocks; runs a step ahead in a thread of
-  # its own; raises Stopped
-  next_batch: Callable[[int, Callable[[], bool]], Consumed]
-  begin: Callable[[int, Consumed], None]  # books what the step uses; raises Stopped
-  train_step: Callable  # (step, state, Consumed) -> (state, metrics)
+  next_batch: Callable[[int], StepBatch]  # (step); blocks; raises Stopped
+  update: Callable[[int, TrainState, StepBatch], tuple[TrainState, dict]]  # (step, state, batch)
   publish: Callable[[int, dict], None]  # (version, params); may go on in the background
   write: Callable[[int, dict], None]  # (step, metrics)
   after_step: Callable[[int, TrainState], None]  # (version, state): checkpoints, evaluation
 
 
-def run(state: TrainState, parts: Parts, *, first_step: int, num_steps: int) -> TrainState:
-  """Updates until `num_steps` are done; returns the last state, also when stopped early.
-
-  The next batch is waited for, assembled and copied to the devices while a step runs.
-  """
-  over = threading.Event()
-  wanted = lambda: not over.is_set()
-  with concurrent.futures.ThreadPoolExecutor(1) as ahead:
-    try:
-      upcoming = ahead.submit(parts.next_batch, first_step, wanted)
-      for step in range(first_step, num_steps):
-        started = time.perf_counter()
-        consumed = upcoming.result()
-        parts.begin(step, consumed)
-        batched = time.perf_counter()
-        more = step + 1 < num_steps
-        upcoming = ahead.submit(parts.next_batch, step + 1, wanted) if more else None
-        state, metrics = parts.train_step(step, state, consumed)
-        # Waits for the device, where arrays stay until somebody looks at them.
-        metrics = {k: v if np.ndim(v) else np.asarray(v).item() for k, v in metrics.items()}
-        check_finite(step, metrics, consumed)
-        stepped = time.perf_counter()
-        parts.publish(step + 1, state.params)
-        published = time.perf_counter()
-        times = {
-          "seconds/waiting": batched - started,
-          "seconds/step": stepped - batched,
-          "seconds/publishing": published - stepped,
-        }
-        parts.write(step, metrics | consumed.metrics | times)
-        parts.after_step(step + 1, state)
-    except Stopped:
-      pass
-    finally:
-      over.set()
+def run(state: TrainState, functions: Functions, *, first_step: int, num_steps: int) -> TrainState:
+  """Updates until `num_steps` are done; returns the last state, also when stopped early."""
+  timer = Timer()
+  try:
+    for step in range(first_step, num_steps):
+      with timer("seconds/waiting"):
+        batch = functions.next_batch(step)
+      with timer("seconds/step"):
+        state, metrics = functions.update(step, state, batch)
+        metrics = _scalars_on_host(metrics)
+        check_finite(step, metrics, batch)
+      with timer("seconds/publishing"):
+        functions.publish(step + 1, state.params)
+      functions.write(step, metrics | batch.metrics | timer.seconds)
+      functions.after_step(step + 1, state)
+  except Stopped:
+    pass
   return state
 
 
-def check_finite(step: int, metrics: dict, consumed: Consumed) -> None:
+class Prefetch:
+  """Calls `make(step, wanted)` for the next step in a thread while the current one is used.
+
+  `wanted()` is False once nobody needs the result any more.
+  """
+
+  def __init__(self, make: Callable, num_steps: int):
+    self._make, self._num_steps = make, num_steps
+    self._closed = threading.Event()
+    self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    self._upcoming: concurrent.futures.Future | None = None
+
+  def __call__(self, step: int):
+    """Returns what `make` returned for this step, or raises what it raised."""
+    result = (self._upcoming or self._start(step)).result()
+    self._upcoming = self._start(step + 1) if step + 1 < self._num_steps else None
+    return result
+
+  def _start(self, step: int) -> concurrent.futures.Future:
+    return self._executor.submit(self._make, step, lambda: not self._closed.is_set())
+
+  def close(self) -> None:
+    """Ends the thread; whatever it waits for is not wanted any more."""
+    self._closed.set()
+    self._executor.shutdown()
+
+
+def _scalars_on_host(metrics: dict) -> dict:
+  """Waits for the device. Arrays stay there until they are looked at."""
+  return {k: v if np.ndim(v) else np.asarray(v).item() for k, v in metrics.items()}
+
+
+def check_finite(step: int, metrics: dict, batch: StepBatch) -> None:
   """Raises NonFiniteError for a loss or gradient norm that is NaN or infinite."""
   if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
     return
   row = int(metrics["first_nonfinite_row"])
   where = "every log-probability is finite" if row < 0 else f"first in row {row}"
-  if metrics.get("poisoned_groups", 0) == len(consumed.groups) > 0:
-    samplers = ", ".join(sorted({g.group.sampler_id for g in consumed.groups}))
+  if metrics.get("poisoned_groups", 0) == len(batch.groups) > 0:
+    samplers = ", ".join(sorted({g.group.sampler_id for g in batch.groups}))
     where += f"; every group alone makes it so (of samplers {samplers}): has the policy diverged?"
-  if row >= 0 and consumed.groups:
-    each = [g.ticket.ticket_id for g in consumed.groups for _ in g.group.trajectories]
-    where += f", group {each[row]}"
+  if row >= 0 and batch.groups:
+    ids = [g.ticket.ticket_id for g in batch.groups for _ in g.group.trajectories]
+    where += f", group {ids[row]}"
   raise NonFiniteError(
     f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; {where}"
   )
-
-
-def poisoned(step: int, number: int, consumed: Consumed) -> str:
-  """Names a group, by its number in the batch, without which a step is made."""
-  name = f"group {number}"
-  if consumed.groups:
-    finished = consumed.groups[number]
-    name = f"the group of ticket {finished.ticket.ticket_id}, by {finished.group.sampler_id},"
-  return f"step {step}: {name} makes the loss or its gradient infinite or nan, and is left out"

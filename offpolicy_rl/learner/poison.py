@@ -52,8 +52,8 @@ def culprits(is_finite: Callable[[list[int]], bool], groups: list[int]) -> list[
   return found or groups
 
 
-class Antidote:
-  """Finds what poisoned a batch, and leaves it out."""
+class PoisonFilter:
+  """Finds the groups that poison a batch, and leaves them out."""
 
   def __init__(self, choices: step.StepChoices, groups: int, reference_params):
     """`groups`: in every batch. Compiles nothing before it is needed."""

@@ -127,7 +127,7 @@ def _fresh(config: decoder.DecoderConfig, optimizer, key) -> TrainState:
 def place_batch(mesh, batch):
   """Host arrays -> device arrays; the rows or completions of each part are split.
 
-  Of several processes, each has the whole batch or `sharding.from_share`.
+  Of several processes, each has the whole batch.
   """
 
   def place(x):

@@ -20,8 +20,10 @@ def run(
   next_batch: Callable[[int], types.Batch],
   write: Callable[[int, float], None],
   stop_loss: float = 0.0,
-) -> TrainState:
+) -> tuple[TrainState, list[float]]:
   """Imitates demonstrations for at most `num_steps`; `write` gets the loss of each step.
+
+  Returns the last state and the losses, in nats per demonstration token.
 
   Ends early when the smoothed loss falls below `stop_loss`. Seeds differ in how many steps they
   need, so a loss, not a number of steps, makes runs start from equally good policies.
@@ -31,12 +33,13 @@ def run(
     donate_argnums=0,
     out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
   )
-  smoothed = None
+  losses, smoothed = [], None
   for step in range(num_steps):
     state, metrics = step_fn(state, next_batch(step))
     loss = metrics["loss"].item()
+    losses.append(loss)
     write(step, loss)
     smoothed = loss if smoothed is None else _SMOOTHING * smoothed + (1 - _SMOOTHING) * loss
     if smoothed < stop_loss:
       break
-  return state
+  return state, losses

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from offpolicy_rl.model.names import AXES, EXPERT, RULES, batch_shards
+from offpolicy_rl.model.names import AXES, EXPERT, RULES
 
 
 def make_mesh(
@@ -110,29 +110,6 @@ def tree_shardings(mesh: Mesh, tree, axes_of):
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: NamedSharding(mesh, spec(*axes_of(path, leaf))), tree
   )
-
-
-def local_batch_shards(mesh: Mesh) -> list[int]:
-  """Which of these parts the devices of this process hold."""
-  shards = batch_shards(mesh.shape)
-  held = batch_sharding(mesh, 2).addressable_devices_indices_map((1, shards))
-  return sorted({rows.indices(shards)[0] for _, rows in held.values()})
-
-
-def from_share(mesh: Mesh, share: np.ndarray, held: list[int]) -> jax.Array:
-  """An array of a batch [parts, rows, ...] on all devices.
-
-  `share`: its rows that belong to the parts `held`, one after the other; see `local_batch_shards`.
-  """
-  size = share.shape[1] // len(held)
-  shape = (share.shape[0], size * batch_shards(mesh.shape), *share.shape[2:])
-
-  def part(index):
-    """What of the share a device holds."""
-    at = held.index((index[1].start or 0) // size) * size
-    return share[:, at : at + size]
-
-  return jax.make_array_from_callback(shape, batch_sharding(mesh, share.ndim), part)
 
 
 def batch_sharding(mesh: Mesh, rank: int) -> NamedSharding:

@@ -65,7 +65,7 @@ def left(asked: Plan | None, first_step: int, say: Callable[[str], None]) -> Pla
 
 @contextlib.contextmanager
 def profiled(functions, asked: Plan | None, run_dir: pathlib.Path, say: Callable[[str], None]):
-  """The loop's functions (`loop.Parts`), which do what the plan asks for; as they are without one.
+  """The loop's functions (`loop.Functions`), changed to do what the plan asks for.
 
   A trace begins behind the update before it, so that no step's time holds what that costs.
   """
@@ -74,19 +74,17 @@ def profiled(functions, asked: Plan | None, run_dir: pathlib.Path, say: Callable
     return
   watching = _Profiler(asked, run_dir / FOLDER, say)
 
-  def begin(step, consumed):
-    """See `loop.Parts.begin`."""
-    functions.begin(step, consumed)
+  def update(step, state, batch):
     watching.step_begins(step)
+    return functions.update(step, state, batch)
 
   def after_step(version, state):
-    """See `loop.Parts.after_step`."""
     watching.step_ends()
     functions.after_step(version, state)
     watching.version(version)
 
   try:
-    yield dataclasses.replace(functions, begin=begin, after_step=after_step)
+    yield dataclasses.replace(functions, update=update, after_step=after_step)
   finally:
     watching.step_ends()
     watching.end_trace()

@@ -130,17 +130,17 @@ class Admission:
       self._ledger.add(self._tickets.of(step))
     self._next_step = next_step  # last: until then `ticket_before_restart` still knows them
 
-  def ticket_before_restart(self, ticket_id: str, version: int) -> types.Ticket | str | None:
+  def is_consumed(self, ticket_id: str, version: int) -> bool:
+    """Whether it is the ticket of a step that `version` has consumed."""
+    parsed = _step_and_number(ticket_id)
+    return parsed is not None and parsed[0] < version
+
+  def ticket_before_restart(self, ticket_id: str) -> types.Ticket | None:
     """The ticket of a group that answers a learner which died since.
 
-    Not queued yet in this session but known to be out: the ticket. Of a step that `version` has
-    consumed: "duplicate". Otherwise None.
+    None unless it is not queued yet in this session, but known to be out.
     """
-    found = _step_and_number(ticket_id)
-    if found is None:
-      return None
-    if found[0] < version:
-      return "duplicate"
-    if not self._next_step <= found[0] < min(self._known_steps, self._num_steps):
+    parsed = _step_and_number(ticket_id)
+    if parsed is None or not self._next_step <= parsed[0] < min(self._known_steps, self._num_steps):
       return None
     return self._tickets.named(ticket_id)

@@ -9,7 +9,6 @@ wait take a timeout.
 """
 
 import collections
-import enum
 import math
 import threading
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from offpolicy_rl import types
 from offpolicy_rl.replay import leases
+from offpolicy_rl.types import PushStatus
 
 # Taken tickets whose late second answers are still told apart from unknown ones.
 _REMEMBERED = 65_536
@@ -39,14 +39,6 @@ _COUNTS = (
 _REFUSALS = 2  # samplers that must decline a ticket before it is set aside; fewer where fewer live
 
 
-class Verdict(enum.Enum):
-  """What became of a group that a sampler pushed."""
-
-  ACCEPTED = "accepted"
-  DUPLICATE = "duplicate"
-  UNKNOWN = "unknown"
-
-
 class SetAsideError(RuntimeError):
   """A ticket that no sampler can answer, and nothing is left to take its place."""
 
@@ -59,6 +51,11 @@ class Ledger:
     reissue_seconds: a ticket that made no progress for so long goes to one more sampler; the first
       answer wins.
     recover: ticket -> the durable answer that it had before a restart, or None.
+    replace: finished group -> the ticket that takes its place, or None; a quick function of the
+      group alone.
+    set_aside: (ticket that no sampler can answer, why) -> the ticket that takes its place, a
+      function of the ticket alone, or None. Then a ticket of evaluation is finished with an empty
+      group, and a training step can't be made: `take` raises SetAsideError.
   """
 
   def __init__(
@@ -67,42 +64,25 @@ class Ledger:
     *,
     reissue_seconds: float = math.inf,
     recover: Callable[[types.Ticket], types.FinishedGroup | None] = lambda ticket: None,
+    replace: Callable[[types.FinishedGroup], types.Ticket | None] = lambda finished: None,
+    set_aside: Callable[[types.Ticket, str], types.Ticket | None] = lambda ticket, why: None,
     clock: Callable[[], float] = time.monotonic,
   ):
     self._lease_seconds, self._reissue_seconds = lease_seconds, reissue_seconds
     self._recover, self._clock = recover, clock
+    self._replace, self._set_aside = replace, set_aside
     self._changed = threading.Condition()
     self._tickets: dict[str, types.Ticket] = {}  # every ticket not taken yet
     self._queue: collections.OrderedDict[str, None] = collections.OrderedDict()
     self._leases = leases.Leases(lease_seconds)
     self._finished: dict[str, types.FinishedGroup] = {}
     self._taken: collections.OrderedDict[str, None] = collections.OrderedDict()
-    self._replace: Callable[[types.FinishedGroup], types.Ticket | None] = lambda finished: None
     self._instead: dict[str, str] = {}  # id that a step asks for -> id of the ticket in its place
     self._asked_as: dict[str, str] = {}  # the other way round
     self._reasons: dict[str, dict[str, str]] = {}  # ticket -> sampler that declined it -> why
-    self._set_aside: Callable[[types.Ticket, str], types.Ticket | None] = lambda ticket, why: None
     self._hopeless = ""  # why no step can be made any more
     self._closed = False
     self._counts = collections.Counter()
-
-  def replace_by(self, replace: Callable[[types.FinishedGroup], types.Ticket | None]) -> None:
-    """From now on `replace` sees each finished group: None, or the ticket to take its place.
-
-    Must be a function of the group alone, and quick.
-    """
-    with self._changed:
-      self._replace = replace
-
-  def set_aside_by(self, set_aside: Callable[[types.Ticket, str], types.Ticket | None]) -> None:
-    """From now on `set_aside(ticket, why)` is told of a ticket that no sampler can answer.
-
-    It returns the ticket to take its place, a function of the ticket alone; or None. Then a ticket
-    of evaluation is finished with an empty group, and a training step can't be made: `take` raises
-    SetAsideError.
-    """
-    with self._changed:
-      self._set_aside = set_aside
 
   def add(self, tickets: Iterable[types.Ticket], *, first: bool = False) -> None:
     """Queues tickets in order; `first` puts them before all others (evaluation).
@@ -282,30 +262,30 @@ class Ledger:
     with self._changed:
       return self._tickets.get(ticket_id)
 
-  def finish(self, group: types.Group, arrival_version: int) -> Verdict:
+  def finish(self, group: types.Group, arrival_version: int) -> PushStatus:
     """Books a checked group; the first complete answer to a ticket wins."""
-    [verdict] = self.finish_all([group], arrival_version)
-    return verdict
+    [status] = self.finish_all([group], arrival_version)
+    return status
 
-  def finish_all(self, groups: Iterable[types.Group], arrival_version: int) -> list[Verdict]:
+  def finish_all(self, groups: Iterable[types.Group], arrival_version: int) -> list[PushStatus]:
     """The same for several; wakes those who wait once."""
     with self._changed:
-      verdicts = [self._book(group, arrival_version) for group in groups]
+      statuses = [self._book(group, arrival_version) for group in groups]
       self._changed.notify_all()
-      return verdicts
+      return statuses
 
-  def _book(self, group: types.Group, arrival_version: int) -> Verdict:
+  def _book(self, group: types.Group, arrival_version: int) -> PushStatus:
     ticket_id = group.ticket_id
     if ticket_id in self._taken or ticket_id in self._finished:
       self._counts["duplicates"] += 1
-      return Verdict.DUPLICATE
+      return PushStatus.DUPLICATE
     if ticket_id not in self._tickets:
       self._counts["unknown"] += 1
-      return Verdict.UNKNOWN
+      return PushStatus.UNKNOWN
     self._forget(ticket_id)
     self._counts["finished"] += 1
     self._settle(types.FinishedGroup(self._tickets[ticket_id], group, arrival_version))
-    return Verdict.ACCEPTED
+    return PushStatus.ACCEPTED
 
   def _settle(self, finished: types.FinishedGroup) -> None:
     """Keeps a finished group until a step takes it, or puts another ticket in its place."""

@@ -27,7 +27,7 @@ class Schedule(NamedTuple):
   versions: list[list[int]]  # [step][group], the version that sampled it
   digests: list[list[str]]  # [step][group], of the group's content
   oldest: list[int]  # [step + 1], oldest version that this step or a later one needs
-  attempts: list[list[int]]  # [step][group], how often it was replaced (replay/refill.py)
+  attempts: list[list[int]]  # [step][group], how often it was replaced (replay/dynamic_sampling.py)
 
 
 def digest(group: types.Group) -> str:

@@ -5,19 +5,30 @@ import datetime
 import json
 import pathlib
 import shutil
+from typing import NamedTuple
 
 import jax
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
 from offpolicy_rl import losses, types
+from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import checkpoint, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import attention, decoder, families, lora, names, pretrained, sharding
 from offpolicy_rl.model import policy as policy_lib
-from offpolicy_rl.replay import lag, packing, schedule
+from offpolicy_rl.replay import (
+  admission,
+  dynamic_sampling,
+  lag,
+  ledger,
+  packing,
+  schedule,
+  store,
+  unanswerable,
+)
 from offpolicy_rl.sampler import engine, sampling, stopping
-from offpolicy_rl.tasks import catalog, chat, scoring, tokenizer, vocabulary
+from offpolicy_rl.tasks import catalog, chat, scoring, stream, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
 
 _NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
@@ -126,6 +137,16 @@ def model_files(config, run_dir: pathlib.Path, *, resume: bool) -> types.ModelFi
     with files_lib.new_directory(kept) as half:
       files_lib.copy_matching(source, half, (pretrained.CONFIG, *pretrained.COMPANIONS))
   return tokenizer.read_files(kept)
+
+
+def run_policy(config, run_dir: pathlib.Path, *, resume: bool) -> Policy:
+  """The policy of a run; copies the small files of its checkpoint into the run's directory.
+
+  Raises: as `policy_of`.
+  """
+  files = model_files(config, run_dir, resume=resume)
+  fix_day(config, files)
+  return policy_of(config, files)
 
 
 def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[int, dict]:
@@ -308,3 +329,53 @@ def limits(config, *, group_size: int) -> packing.Limits:
     shards=names.batch_shards(config.mesh),
     buckets=learner.buckets,
   )
+
+
+def evaluations(
+  config, tickets: ledger.Ledger, heldout: list, write
+) -> requests.EvaluationRequests:
+  """Evaluations of the first of the held-out prompts; `write(step, metrics)` gets each result."""
+  return requests.EvaluationRequests(
+    tickets,
+    heldout[: config.evaluation.problems],
+    samples=config.evaluation.samples,
+    temperature=config.sampler.temperature,
+    write=write,
+  )
+
+
+class Queue(NamedTuple):
+  """The tickets of a run, and what takes the place of those whose groups can't be used."""
+
+  tickets: admission.Tickets
+  ledger: ledger.Ledger
+  unanswerable: unanswerable.Unanswerable
+  dynamic_sampling: dynamic_sampling.DynamicSampling | None  # None: every group is used
+
+
+def make_queue(
+  config, policy: Policy, prompts, control: lag.LagControl, groups: store.GroupStore
+) -> Queue:
+  """Tickets for the training prompts, [(rate, prompts)] of each task; nothing is queued yet."""
+  settings, transport = config.learner, config.transport
+  tickets = admission.Tickets(
+    stream=stream.of(prompts, config.seed),
+    lag=control,
+    prompts_per_step=settings.prompts_per_step,
+    group_size=settings.group_size,
+    temperature=config.sampler.temperature,
+    max_refills=settings.max_refills,
+  )
+  text = lambda ticket: policy.words.decode(ticket.prompt_tokens.tolist())
+  set_aside = unanswerable.Unanswerable(tickets.spare, text)
+  replace = None
+  if settings.max_refills and control.recorded is None:  # a replay knows which groups were used
+    replace = dynamic_sampling.DynamicSampling(tickets.after)
+  book = ledger.Ledger(
+    transport.lease_seconds,
+    reissue_seconds=transport.reissue_seconds,
+    recover=groups.get,
+    replace=replace or (lambda finished: None),
+    set_aside=set_aside,
+  )
+  return Queue(tickets, book, set_aside, replace)

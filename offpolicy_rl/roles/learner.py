@@ -1,42 +1,43 @@
-"""The learner: owns prompts, ledger, weights and the loop; samplers come and go."""
+"""The first process of a learner: prompts, tickets, samplers, files. Training is in training.py."""
 
-import contextlib
 import dataclasses
+import functools
 import json
-import logging
 import pathlib
 import shlex
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
+import numpy as np
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl import files, report
+from offpolicy_rl import files as files_lib
+from offpolicy_rl import report, types
 from offpolicy_rl.evaluation import requests
-from offpolicy_rl.learner import audit, checkpoint, hardware, loop, poison, step
+from offpolicy_rl.learner import checkpoint, loop, speed
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.observe import profiling
-from offpolicy_rl.replay import admission, refill, set_aside
-from offpolicy_rl.roles import build, training
-from offpolicy_rl.roles.assembly import Learner, make_learner
-from offpolicy_rl.roles.live import Live
-from offpolicy_rl.tasks import stream
-from offpolicy_rl.transport import hosts, security, server
-
-_LOG = logging.getLogger(__name__)
+from offpolicy_rl.model import cost, sharding
+from offpolicy_rl.observe import profiling, terminal
+from offpolicy_rl.replay import admission, batching, packing, sampler_stats, schedule, store
+from offpolicy_rl.roles import build, multihost, training
+from offpolicy_rl.roles import prompts as prompts_lib
+from offpolicy_rl.roles.run_files import LiveStatus, RunFiles
+from offpolicy_rl.roles.sampler_service import SamplerService
+from offpolicy_rl.roles.weights import Publisher
+from offpolicy_rl.transport import codec, security, server
 
 
 class Serving(NamedTuple):
-  """Where samplers find the learner, and who may. Checked (`security.check_listen_address`)."""
+  """Where samplers reach the learner, and which may. Checked (`security.check_listen_address`)."""
 
   listen: str
   credentials: security.Credentials = security.NONE
   reflection: bool = False
   weights_dir: str | None = None  # samplers read the weights there; None = they are streamed
-  registry: object | None = None  # of prometheus.serve: figures are asked for
+  registry: object | None = None  # of prometheus.serve; None = no figures for Prometheus
 
 
 def run_learner(
@@ -46,252 +47,389 @@ def run_learner(
   *,
   resume: bool = False,
   stop: threading.Event | None = None,
-  leader: hosts.Leader | None = None,
   profile: profiling.Plan | None = None,
 ) -> state_lib.TrainState | None:
   """Trains to the end of the configuration, or until `stop`; returns the last state.
 
-  None when it was stopped before version 0 existed.
-
-  `leader`: of the processes that follow this one (roles/follower.py). `profile`: what to look at.
+  None when it was stopped before version 0 existed. Where the learner has several processes
+  (roles/multihost.py), this is the first one's part.
 
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/, groups/,
   completions.jsonl, lag_schedule.jsonl, live.json, ledger.json, report.html, profile/.
   """
   session = uuid.uuid4().hex
-  published = build.make_store(config, serving.weights_dir, session)
-  me = make_learner(config, run_dir, stop or threading.Event(), resume, published, leader)
-  profile = profiling.left(profile, me.restored.step if me.restored else 0, me.say)
+  learner = make_learner(
+    config, run_dir, session, serving.weights_dir, stop or threading.Event(), resume=resume
+  )
+  live = LiveStatus(run_dir, session, config, learner.service)
+  result = "failed"
+  try:
+    wire = _serve(learner, serving, session, live)
+    state = training.train(learner, _profiler(learner, profile))
+    if state is not None:
+      learner.finish(int(state.step))
+    result = "stopped" if learner.stop.is_set() else "finished"
+    return state
+  finally:
+    live.end(result)
+    # After an error among several the process ends: nothing can be written without all of them.
+    if learner.orders.alone or result != "failed":
+      _shut_down(learner, wire)
+
+
+def _serve(learner: "Learner", serving: Serving, session: str, live: LiveStatus) -> server.Wire:
+  """Opens the learner to samplers and watchers; prints where."""
+  config = learner.config
   identity = server.Identity(
     session=session,
-    run_id=run_dir.name,
+    run_id=learner.run_dir.name,
     config_json=config_lib.to_json(config),
-    vocabulary_fingerprint=me.policy.words.fingerprint,
+    vocabulary_fingerprint=learner.policy.words.fingerprint,
     weights_in_directory=serving.weights_dir is not None,
-    model_files=me.policy.files,
+    model_files=learner.policy.files,
   )
-  live = Live(run_dir, session, config, me.front)
   if serving.registry is not None:
-    from offpolicy_rl.observe import prometheus  # who is not asked for figures does without
+    from offpolicy_rl.observe import prometheus  # only where it is asked for
 
-    serving.registry.register(prometheus.LearnerCollector(live.look))
-  handlers = dataclasses.replace(me.front.handlers(), watch=live.news)
+    serving.registry.register(prometheus.LearnerCollector(live.news))
   wire, address = server.start(
     serving.listen,
     identity,
-    handlers,
-    me.front.weights,
+    learner.service.handlers(live.wait_for_news),
+    learner.service.weights,
     max_samplers=config.transport.max_samplers,
     max_message_mb=config.transport.max_message_mb,
     credentials=serving.credentials,
     reflection=serving.reflection,
   )
-  live.begin()
-  files.write_durably(run_dir / "address", address)
-  me.screen.say(f"learner at {address} ({security.describe(serving.credentials, serving.listen)})")
-  me.screen.say(f"run directory {run_dir}")
-  for line in build.sampling_notes(config, me.policy):
-    me.screen.say(line)
-  ended = "failed"
-  try:
-    state = _train(me, profile)
-    ended = "stopped" if me.stop.is_set() else "finished"
-    return state
-  finally:
-    live.end(ended)
-    # After an error among several the process ends: nothing can be written without all of them.
-    if leader is None or ended != "failed":
-      _shut_down(me, wire)
+  files_lib.write_durably(learner.run_dir / "address", address)
+  learner.say(f"learner at {address} ({security.describe(serving.credentials, serving.listen)})")
+  learner.say(f"run directory {learner.run_dir}")
+  for line in build.sampling_notes(config, learner.policy):
+    learner.say(line)
+  return wire
 
 
-def _train(me: Learner, profile: profiling.Plan | None) -> state_lib.TrainState | None:
-  """Warm start or restore, the loop, the last evaluation."""
-  config = me.config
-  train, heldout = training.prompts(me)
-  tickets = _tickets(me, train)
-  me.desk = requests.EvaluationRequests(
-    me.front.book,
-    heldout[: config.evaluation.problems],
-    samples=config.evaluation.samples,
-    temperature=config.sampler.temperature,
-    write=me.records.heldout,
-  )
-  if config.warm_start.steps:
-    me.shown = training.demonstrations(me, train)
-  with jax.sharding.set_mesh(me.mesh):
-    try:
-      state, reference = training.initial_state(me)
-    except loop.Stopped:
-      me.order(hosts.STOP, 0)
-      me.say("stopped during the warm start; --resume will begin anew")
-      return None
-    first_step = int(state.step)
-    me.publishing.now(first_step, state.params)
-    if me.restored is None:
-      me.ask("after warm start" if config.warm_start.steps else "before", version=0, step=0)
-      _save_first(me, state)
-    me.front.open(_make_admission(me, tickets, first_step))
-    with contextlib.closing(hardware.Speed(me.mesh)) as speed:
-      plain = _loop_parts(me, reference, speed)
-      with profiling.profiled(plain, profile, me.run_dir, me.say) as functions:
-        state = loop.run(state, functions, first_step=first_step, num_steps=config.learner.steps)
-    if int(state.step) < config.learner.steps:
-      me.order(hosts.STOP, int(state.step))
-  me.screen.stop()
-  _finish(me, state)
-  return state
+def _profiler(learner: "Learner", plan: profiling.Plan | None):
+  """Context manager around the functions of the loop."""
+  first_step = learner.restored.step if learner.restored else 0
+  plan = profiling.left(plan, first_step, learner.say)
+  return lambda functions: profiling.profiled(functions, plan, learner.run_dir, learner.say)
 
 
-def _save_first(me: Learner, state) -> None:
-  """Before any training ticket goes out: no acknowledged group is without a state to return to."""
-  me.save(0, state)
-  me.checkpoints.wait()
-  if not me.checkpoints.steps():
-    raise checkpoint.CheckpointError(
-      f"{me.run_dir}/checkpoints: the first one could not be written"
-    )
-
-
-def _tickets(me: Learner, train) -> admission.Tickets:
-  """Those of the run's training prompts; the ledger is told what may take the place of which."""
-  learner, front = me.config.learner, me.front
-  tickets = admission.Tickets(
-    stream=stream.of(train, me.config.seed),
-    lag=front.control,
-    prompts_per_step=learner.prompts_per_step,
-    group_size=learner.group_size,
-    temperature=me.config.sampler.temperature,
-    max_refills=learner.max_refills,
-  )
-  if learner.max_refills and front.control.recorded is None:  # a replay knows what was used
-    me.refills = refill.Refills(tickets.after)
-    front.book.replace_by(me.refills)
-  me.set_aside = set_aside.SetAside(
-    tickets.spare, lambda ticket: me.policy.words.decode(ticket.prompt_tokens.tolist())
-  )
-  front.book.set_aside_by(me.set_aside)
-  return tickets
-
-
-def _make_admission(
-  me: Learner, tickets: admission.Tickets, first_step: int
-) -> admission.Admission:
-  learner, front = me.config.learner, me.front
-  return admission.Admission(
-    front.book,
-    front.control,
-    tickets,
-    first_step=first_step,
-    num_steps=learner.steps,
-    reached=front.groups.reached,
-    known_steps=front.groups.progress()[1],
-  )
-
-
-def train_step(me, reference) -> Callable:
-  """What every process of a learner does with a batch; see `loop.Parts.train_step`."""
-  compiled = step.compile_step(
-    me.choices, state_lib.shardings(me.choices.model, me.mesh, me.choices.optimizer)
-  )
-  every = me.config.learner.audit_every
-  check = audit.LogprobAudit(
-    me.choices, every=every, max_lag=me.config.lag.max_lag, frozen=reference
-  )
-
-  antidote = poison.Antidote(me.choices, me.config.learner.prompts_per_step, reference)
-
-  def update(at_step, state, consumed):
-    """The step; made without the groups that poison it, where some do."""
-    state, row = compiled(state, consumed.placed, reference)
-    bad = antidote.find(state, consumed.placed) if int(row["updates_skipped"]) else []
-    if bad and len(bad) < me.config.learner.prompts_per_step:
-      for number in bad:
-        me.say(loop.poisoned(at_step, number, consumed))
-      if not int(state.step) > at_step:
-        of_all = {name: row[name] for name in ("row_entropy", "row_log_ratio") if name in row}
-        state, row = compiled(state, antidote.without(consumed.placed, bad), reference)
-        row |= of_all  # what was left out is part of what its sampler made
-    return state, row | {"poisoned_groups": len(bad)}
-
-  def run(at_step, state, consumed):
-    """See `loop.Parts.train_step`."""
-    found = check(at_step, state, consumed.versions, consumed.placed)
-    if me.choices.model.num_experts and every and at_step % every == 0:
-      found |= step.router_metrics(me.choices, state.params, consumed.placed, reference)
-    if "mismatch/mean" in found and me.config.learner.mismatch_alarm:
-      found["alarm/mismatch"] = float(found["mismatch/mean"] > me.config.learner.mismatch_alarm)
-    state, row = update(at_step, state, consumed)
-    return state, row | found
-
-  return run
-
-
-def _loop_parts(me: Learner, reference, speed: hardware.Speed) -> loop.Parts:
-  """Binds the loop's functions."""
-  config = me.config
-
-  def write(at_step, row):
-    """The row of a step, with what the other threads count."""
-    logprobs = row.pop("policy_logprobs")
-    of_front = me.front.pulse.metrics() | {"weights/bytes": me.front.version_bytes}
-    row |= me.of_samplers(at_step, row)
-    me.records.train(at_step, row | of_front | speed.metrics(row), logprobs)
-
-  def after_step(version, state):
-    """See `loop.Parts.after_step`."""
-    wanted = config.evaluation.every and version % config.evaluation.every == 0
-    if wanted and version < config.learner.steps:
-      me.publishing.settle()
-      me.ask("during", version=version, step=version)
-    me.desk.collect()
-    if version % config.checkpoint.every == 0:
-      me.save(version, state)
-
-  return loop.Parts(
-    me.next_batch, me.begin, train_step(me, reference), me.publishing.soon, write, after_step
-  )
-
-
-def _finish(me: Learner, state) -> None:
-  """Last checkpoint, last evaluation (unless stopped early)."""
-  version = int(state.step)
-  me.save(version, state)
-  if me.stop.is_set():
-    where = shlex.quote(str(me.run_dir))
-    me.screen.say(f"stopped after step {version}; continue with --resume --run_dir={where}")
-    return
-  if me.restored is not None and me.restored.done and me.restored.step == version:
-    me.say(f"all {version} steps are made and evaluated; learner.steps says how many")
-    return
-  me.ask("after", version=version, step=version)
-  while not me.desk.collect(timeout=0.5):
-    me.tell_set_aside()
-    if me.stop.is_set():
-      return
-  me.tell_set_aside()
-  # Whoever goes on from here keeps the evaluation.
-  me.checkpoints.amend(version, {"files": me.records.position(), "done": True})
-
-
-def _shut_down(me: Learner, wire) -> None:
-  """Tells samplers that the run is over, writes what is left, prints where to look."""
-  me.screen.stop()
+def _shut_down(learner: "Learner", wire: server.Wire) -> None:
+  """Tells samplers that the run is over, closes everything, prints where to look."""
+  learner.screen.stop()
+  learner.prefetch.close()
   wire.say_not_serving()
   # The next heartbeat comes from whoever is still at work; each leaves when it hears the news.
-  transport = me.config.transport
-  me.front.dismiss(
+  transport = learner.config.transport
+  learner.service.dismiss(
     silent_seconds=3 * transport.heartbeat_seconds, at_most_seconds=transport.lease_seconds
   )
-  audit_row = me.front.book.audit()
-  files.write_durably(me.run_dir / "ledger.json", json.dumps(audit_row))
-  me.checkpoints.close()
-  me.publishing.settle()
-  me.front.weights.close()
-  me.records.close()
+  learner.checkpoints.close()
+  learner.publisher.close()
+  learner.files.close()
+  learner.speed.close()
   wire.stop(grace=2.0).wait(10)  # whatever a peer does, the run ends
-  if me.followers is not None:
-    me.followers.end()
-  me.front.groups.close()
-  counts = ", ".join(f"{count} {name}" for name, count in audit_row.items() if count)
-  me.screen.say(f"tickets: {counts or 'none'}")
-  me.screen.say(f"report: {report.write(me.run_dir)}")
+  learner.orders.announce(multihost.END)
+  learner.service.groups.close()
+  tickets = learner.service.ledger.audit()
+  files_lib.write_durably(learner.run_dir / "ledger.json", json.dumps(tickets))
+  counts = ", ".join(f"{count} {name}" for name, count in tickets.items() if count)
+  learner.say(f"tickets: {counts or 'none'}")
+  learner.say(f"report: {report.write(learner.run_dir)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner(training.Process):
+  """The first process: it has the prompts, the ledger, the samplers and the run's files."""
+
+  run_dir: pathlib.Path
+  stop: threading.Event
+  policy: build.Policy
+  screen: terminal.Progress
+  files: RunFiles
+  service: SamplerService
+  queue: build.Queue
+  evaluations: requests.EvaluationRequests
+  warm_start_batch: Callable[[int], types.Batch] | None  # None: no warm start
+  orders: multihost.Orders
+  speed: speed.Speed
+
+  @functools.cached_property
+  def prefetch(self) -> loop.Prefetch:
+    """Assembles the next batch while a step runs."""
+    return loop.Prefetch(self._assemble, self.config.learner.steps)
+
+  def say(self, text: str) -> None:
+    """Prints a line."""
+    self.screen.say(text)
+
+  def request_evaluation(self, phase: str, *, version: int, step: int) -> None:
+    """Asks the samplers for the held-out accuracy of a published version."""
+    self.evaluations.request(phase, version=version, step=step)
+
+  def demonstrations(self, at_step: int) -> types.Batch:
+    """The batch of a step of the warm start, on the devices; raises loop.Stopped."""
+    self._check_stop()
+    batch = self.warm_start_batch(at_step)
+    return self.orders.send_batch(self.mesh, at_step, batch, frozenset())
+
+  def write_warm_start(self, at_step: int, loss: float) -> None:
+    """Writes the metrics of a step of the warm start."""
+    self.files.write_warm_start(at_step, loss)
+    self.evaluations.collect()
+
+  def start_sampling(self, version: int) -> None:
+    """Hands out the tickets that this version admits, from now on."""
+    if not self.checkpoints.steps():
+      # Before any ticket goes out: no acknowledged group is without a state to return to.
+      raise checkpoint.CheckpointError(
+        f"{self.run_dir}/checkpoints: the first one could not be written"
+      )
+    self.speed.compilations()  # those before the first step are not its own
+    groups = self.service.groups
+    self.service.start(
+      admission.Admission(
+        self.service.ledger,
+        self.service.control,
+        self.queue.tickets,
+        first_step=version,
+        num_steps=self.config.learner.steps,
+        reached=groups.reached,
+        known_steps=groups.progress()[1],
+      )
+    )
+
+  def next_batch(self, at_step: int) -> loop.StepBatch:
+    """The groups of a step, once all are back; writes down that it uses them."""
+    batch = self.prefetch(at_step)
+    self._check_stop()  # before every step: there may always be a batch ready
+    last = at_step + 1 == self.config.learner.steps
+    row = self.files.write_groups(at_step, batch.groups, last=last, words=self.policy.words)
+    self._compare_with_recording(at_step, row)
+    if self.orders.alone:
+      return batch
+    arrays = self.orders.send_batch(self.mesh, at_step, batch.arrays, batch.versions)
+    return dataclasses.replace(batch, arrays=arrays)
+
+  def _check_stop(self) -> None:
+    if self.stop.is_set():
+      self.orders.announce(multihost.STOP)
+      raise loop.Stopped
+
+  def _assemble(self, at_step: int, wanted: Callable[[], bool]) -> loop.StepBatch | None:
+    """Waits for the groups of a step; None when nobody wants them any more."""
+    settings, model = self.config.learner, self.choices.model
+    ids = admission.ticket_ids(at_step, settings.prompts_per_step, self.service.control)
+    groups = None
+    while groups is None:
+      if self.stop.is_set() or not wanted():
+        return None
+      self._report_unanswerable()
+      groups = self.service.ledger.take(ids, timeout=0.5)
+    started = time.perf_counter()
+    limits = build.limits(self.config, group_size=settings.group_size)
+    batch = batching.make_batch(groups, limits, config_lib.batch_parts(settings))
+    versions = frozenset(np.unique(batch.versions).tolist()) - {types.NO_VERSION}
+    if self.orders.alone:
+      batch = self.orders.send_batch(self.mesh, at_step, batch, versions)
+    work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
+    metrics = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
+    metrics |= {
+      "of_completions": sampler_stats.of_completions(groups),
+      "set_aside": self.queue.unanswerable.count(at_step),
+      "flops": cost.train_flops(model, work) * settings.epochs,
+    }
+    if self.queue.dynamic_sampling is not None:
+      metrics |= self.queue.dynamic_sampling.metrics(at_step)
+    metrics["seconds/assembling"] = time.perf_counter() - started
+    return loop.StepBatch(batch, versions, tuple(groups), metrics)
+
+  def _report_unanswerable(self) -> None:
+    for line in self.queue.unanswerable.messages():
+      self.say(line)
+
+  def _compare_with_recording(self, at_step: int, row: dict) -> None:
+    """Stops a replay at the first group that differs from the recorded one."""
+    recorded = self.service.control.recorded
+    if recorded is None or row["digests"] == recorded.digests[at_step]:
+      return
+    pairs = zip(row["digests"], recorded.digests[at_step], strict=True)
+    group = next(i for i, (new, old) in enumerate(pairs) if new != old)
+    raise schedule.ScheduleError(
+      f"--replay: step {at_step}, group {group} differs from the recorded one: the two runs do not "
+      "compute the same (another release, machine or number of devices?)"
+    )
+
+  def write(self, at_step: int, row: dict) -> None:
+    """Writes the metrics of a step, with those of the samplers and of the devices."""
+    logprobs = row.pop("policy_logprobs")
+    row |= self._sampler_metrics(at_step, row) | self.service.heartbeats.metrics()
+    row |= {"weights/bytes": self.service.version_bytes} | self.speed.metrics(row)
+    self.files.write_step(at_step, row, logprobs)
+
+  def _sampler_metrics(self, at_step: int, row: dict) -> dict:
+    """Takes what is per completion out of a step's row; returns it by sampler, with an alarm."""
+    per_row = {name: row.pop(f"row_{name}", None) for name in ("entropy", "log_ratio", "mismatch")}
+    per_row = {name: np.asarray(x) for name, x in per_row.items() if x is not None}
+    stats = self.service.stats
+    before = stats.unlike()
+    by_sampler = stats.step(row.pop("of_completions") | per_row)
+    unlike = stats.unlike()
+    for sampler_id in unlike.keys() - before.keys():
+      self.say(
+        f"alarm, step {at_step + 1}: the tokens of sampler {sampler_id} are unlike the others': "
+        f"their log-probabilities are {unlike[sampler_id]:.2g} nats off in the mean; is its memory "
+        "or its model damaged? Its groups are used for as long as it runs"
+      )
+    return {
+      **{f"sampler/{name}": values for name, values in by_sampler.items()},
+      "sampler/unlike": unlike,
+      "alarm/sampler": float(bool(unlike)),
+    }
+
+  def after_step(self, version: int) -> None:
+    """Requests an evaluation where one is due, and collects those that are complete."""
+    every = self.config.evaluation.every
+    if every and version % every == 0 and version < self.config.learner.steps:
+      self.publisher.wait()
+      self.request_evaluation("during", version=version, step=version)
+    self.evaluations.collect()
+
+  def save(self, version: int, state: state_lib.TrainState) -> None:
+    """Starts a checkpoint: all that `version` needs to go on as if nothing had happened."""
+    position = {"files": self.files.position(), "evaluations": self.evaluations.pending()}
+    self.publisher.wait()
+    older = self.service.older_versions()
+    self.orders.announce(multihost.SAVE, version=version, versions=older)
+    versions = {v: self.service.weights.tensors(v) for v in older}
+    self.checkpoints.save(version, state, versions=versions, position=position)
+
+  def finish(self, version: int) -> None:
+    """Evaluates the last version, unless the run was stopped."""
+    self.screen.stop()
+    if self.stop.is_set():
+      where = shlex.quote(str(self.run_dir))
+      self.say(f"stopped after step {version}; continue with --resume --run_dir={where}")
+      return
+    if self.restored is not None and self.restored.done and self.restored.step == version:
+      self.say(f"all {version} steps are made and evaluated; learner.steps says how many")
+      return
+    self.request_evaluation("after", version=version, step=version)
+    while not self.evaluations.collect(timeout=0.5):
+      self._report_unanswerable()
+      if self.stop.is_set():
+        return
+    self._report_unanswerable()
+    # Whoever goes on from here keeps the evaluation.
+    self.checkpoints.amend(version, {"files": self.files.position(), "done": True})
+
+
+def make_learner(
+  config,
+  run_dir: pathlib.Path,
+  session: str,
+  weights_dir: str | None,
+  stop: threading.Event,
+  *,
+  resume: bool,
+) -> Learner:
+  """Reads the prompts and what there is to resume, and opens the run's files."""
+  control = build.lag_control(config)
+  screen = terminal.Progress(config.learner.steps)
+  run_dir.mkdir(parents=True, exist_ok=True)
+  policy = build.run_policy(config, run_dir, resume=resume)
+  mesh = sharding.make_mesh(**config.mesh)
+  choices = build.step_choices(config, policy.model, mesh)
+  groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
+  checkpoints = checkpoint.Checkpoints(
+    run_dir / "checkpoints",
+    keep=config.checkpoint.keep,
+    say=screen.say,
+    committed=lambda steps: _prune(checkpoints, groups, steps),
+  )
+  newest = _newest_step(config, checkpoints) if resume else None
+  if resume and newest is None:
+    screen.say(f"--resume: no checkpoint in {run_dir}, starting from the beginning")
+  orders = multihost.Orders(stop)
+  model_files = policy.files and policy.files._asdict()
+  orders.announce(multihost.BEGIN, step=newest, model_files=model_files)
+  restored = None if newest is None else checkpoints.restore_for(choices, mesh, newest)
+  files = _open_files(config, run_dir, groups, screen, restored)
+  prompts, warm_start_batch = _read_prompts(config, policy, files, screen, begins=restored is None)
+  queue = build.make_queue(config, policy, prompts.train, control, groups)
+  service = SamplerService(
+    queue.ledger,
+    groups,
+    build.make_store(config, weights_dir, session),
+    control,
+    vocab_size=policy.model.vocab_size,
+    max_tokens=config.task.max_completion_tokens,
+    say=screen.say,
+  )
+  return Learner(
+    config=config,
+    choices=choices,
+    mesh=mesh,
+    checkpoints=checkpoints,
+    restored=restored,
+    publisher=Publisher(service.weights, config.transport.weights_dtype, service.published),
+    run_dir=run_dir,
+    stop=stop,
+    policy=policy,
+    screen=screen,
+    files=files,
+    service=service,
+    queue=queue,
+    evaluations=build.evaluations(config, queue.ledger, prompts.heldout, files.write_heldout),
+    warm_start_batch=warm_start_batch,
+    orders=orders,
+    speed=speed.Speed(mesh),
+  )
+
+
+def _newest_step(config, checkpoints: checkpoint.Checkpoints) -> int | None:
+  """The step to go on from; ConfigError when the run is to have fewer."""
+  newest = checkpoints.newest()
+  if newest is not None and newest > config.learner.steps:
+    raise config_lib.ConfigError(
+      f"learner.steps: got {config.learner.steps}, but the run has made {newest}; expected as many "
+      "at least"
+    )
+  return newest
+
+
+def _read_prompts(config, policy, files: RunFiles, screen, *, begins: bool):
+  """(prompts, batches of the warm start or None); of a run that begins the counts are written."""
+  prompts = prompts_lib.read(config, policy)
+  screen.say(prompts.summary)
+  warm_start_batch, left_out = None, ""
+  if config.warm_start.steps:
+    warm_start_batch, left_out = prompts_lib.demonstrations(config, prompts.train)
+  if begins:
+    files.write_task(prompts.counts)
+    if left_out:
+      screen.say(left_out)
+  return prompts, warm_start_batch
+
+
+def _open_files(config, run_dir, groups, screen, restored) -> RunFiles:
+  """Keeps of an earlier run what the restored checkpoint knows, and writes the configuration."""
+  (groups.clear if restored is None else groups.claim)(codec.GROUP_FORM)
+  # Also beside the checkpoints, which another machine may go on from.
+  for folder in (run_dir, run_dir / "checkpoints"):
+    folder.mkdir(exist_ok=True)
+    files_lib.write_durably(folder / "config.json", config_lib.to_json(config))
+  position = restored and restored.position["files"]
+  first_step = restored.step if restored else 0
+  return RunFiles(
+    run_dir, config_lib.to_json(config), screen, position=position, first_step=first_step
+  )
+
+
+def _prune(checkpoints, groups: store.GroupStore, steps: list[int]) -> None:
+  """Removes the groups that no checkpoint which is kept can ask for."""
+  open_rows = [row for at in steps for row in checkpoints.position(at)["evaluations"]]
+  groups.prune(steps[0], keep=[ticket_id for row in open_rows for ticket_id in row["ticket_ids"]])

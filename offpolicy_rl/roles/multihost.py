@@ -1,59 +1,72 @@
-"""A learner of several processes: how they find one another, and what one does with an order.
+"""A learner of several processes: how they meet, and what the first one tells the others.
 
-Every process runs the same command. `jax.distributed` makes one set of devices of all of theirs;
-then the first one tells the others, by a collective of these devices, where it can be asked.
+Every process runs the same command and the same `training.train`. Prompts, ledger, samplers and
+files belong to the first one. What the others need of them are *orders*, which the first process
+puts into the key-value store of `jax.distributed` in the order in which it works, and the rows of
+each batch, which it broadcasts over the devices.
 """
 
 import contextlib
+import dataclasses
 import hashlib
+import json
 import logging
 import os
-import secrets
-import socket
+import pathlib
 import sys
 import threading
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax._src import distributed  # the key-value store has no public name; orbax uses it, too
 from jax.experimental import multihost_utils
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
+from offpolicy_rl.learner import checkpoint, loop
+from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import sharding
+from offpolicy_rl.roles import build, training
+from offpolicy_rl.roles.weights import Publisher
 from offpolicy_rl.system import output
-from offpolicy_rl.transport import hosts
 
 _LOG = logging.getLogger(__name__)
-_SECRET_BYTES, _ADDRESS_BYTES = 32, 256
-_HEARTBEAT_SECONDS = 40  # without one from a process, jax.distributed ends all others
-LOST = 4  # exit code
-FOUND = "auto"  # --coordinator: a TPU pod's or a cluster's environment says who is who
+_HEARTBEAT_SECONDS = 40  # jax.distributed ends every process when one is silent for so long
+_PREFIX = "offpolicy_rl"
+_KEPT_ORDERS = 64  # the others are never further behind: each step is a collective
+_WAIT_MS = 10_000
+AUTO = "auto"  # --coordinator: the environment of a TPU pod or a cluster names the processes
+
+BEGIN, BATCH, SAVE, STOP, END = "begin", "batch", "save", "stop", "end"
+
+
+class MultihostError(RuntimeError):
+  """The processes of a learner do not fit together, or one did not come."""
 
 
 class Group(NamedTuple):
-  """The processes that belong together, as the command line names them."""
+  """The processes of a learner, as the command line names them."""
 
-  coordinator: str  # HOST:PORT of the first process, or FOUND
+  coordinator: str  # HOST:PORT of the first process, or AUTO
   processes: int | None = None
   process: int | None = None
 
 
 def join(group: Group) -> None:
-  """Makes the devices of all processes visible; before anything else uses JAX.
+  """Makes the devices of all processes visible. Call it before anything else uses JAX.
 
   Raises:
-    HostsError: the others were not found.
+    MultihostError: the others were not found.
   """
-  address = None if group.coordinator == FOUND else group.coordinator
+  address = None if group.coordinator == AUTO else group.coordinator
   try:
     with _without_proxies():
       jax.distributed.initialize(
         address, group.processes, group.process, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
       )
   except (RuntimeError, ValueError) as error:
-    raise hosts.HostsError(
+    raise MultihostError(
       f"--coordinator: the processes of {group.coordinator} did not find one another: {error}"
     ) from None
 
@@ -70,16 +83,11 @@ def _without_proxies():
     os.environ.update(kept)
 
 
-def meet(
-  group: Group, config, *, stop: threading.Event, lost: Callable[[str], None]
-) -> tuple[hosts.Leader | None, hosts.Follower | None]:
-  """(leader, None) in the first process, (None, follower) in the others.
-
-  `stop`, `lost`: as in `hosts.Leader`. A follower that is to stop tells the leader and goes on
-  until that one says so.
+def check_agreement(config) -> int:
+  """Checks that all processes have one configuration for all devices; returns this one's number.
 
   Raises:
-    HostsError: they do not fit together.
+    MultihostError: the configurations differ.
     ValueError: the mesh of the configuration does not cover all devices.
   """
   mesh = sharding.make_mesh(**config.mesh)
@@ -88,78 +96,161 @@ def meet(
       f"mesh: {dict(mesh.shape)} has {mesh.size} devices, expected all {jax.device_count()} of the "
       f"{jax.process_count()} processes"
     )
-  shards = sharding.batch_shards(mesh.shape)
-  digest = hashlib.sha256(config_lib.to_json(config).encode()).digest()
-  secret, leader = secrets.token_bytes(_SECRET_BYTES), None
-  if jax.process_index() == 0:
-    leader = hosts.Leader(
-      _own_host(group.coordinator),
-      followers=jax.process_count() - 1,
-      shards=shards,
-      secret=secret,
-      config_sha256=digest,
-      lost=lost,
-      stop=stop,
-    )
-  told = _tell_all(secret + (leader.address.encode() if leader else b""))
-  if leader is not None:
-    leader.wait_for_all()
-    return leader, None
-  follower = hosts.Follower(
-    told[_SECRET_BYTES:].decode(),
-    process=jax.process_index(),
-    shards=sharding.local_batch_shards(mesh),
-    secret=told[:_SECRET_BYTES],
-    config_sha256=digest,
-    lost=lost,
-  )
-  _pass_on(stop, follower)
-  return None, follower
+  digest = np.frombuffer(hashlib.sha256(config_lib.to_json(config).encode()).digest(), np.uint8)
+  digests = multihost_utils.process_allgather(digest)
+  for process in range(1, len(digests)):
+    if (digests[process] != digests[0]).any():
+      raise MultihostError(f"--config: process {process} has another configuration than process 0")
+  return jax.process_index()
 
 
-def _tell_all(message: bytes) -> bytes:
-  """The first process's message, in every process."""
-  padded = message.ljust(_SECRET_BYTES + _ADDRESS_BYTES, b" ")
-  told = multihost_utils.broadcast_one_to_all(np.frombuffer(padded, np.uint8))
-  return np.asarray(told, np.uint8).tobytes().rstrip(b" ")
+class Orders:
+  """What the first process announces and the others receive, in the same order.
 
-
-def _own_host(coordinator: str) -> str:
-  """The address of this machine that the others can reach."""
-  if coordinator != FOUND:
-    return coordinator.rpartition(":")[0]
-  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-    probe.connect(("10.255.255.255", 1))  # sends nothing: asks which interface would be used
-    return probe.getsockname()[0]
-
-
-def placed(mesh: jax.sharding.Mesh, share: hosts.Order) -> types.Batch:
-  """A batch on the devices of all processes, from this one's share of its rows."""
-  held = sharding.local_batch_shards(mesh)
-  rows = len(types.PackedRows._fields)
-  arrays = [sharding.from_share(mesh, x, held) for x in share.arrays]
-  return types.Batch(types.PackedRows(*arrays[:rows]), *arrays[rows:])
-
-
-def leaves(batch: types.Batch) -> list[np.ndarray]:
-  """The arrays of a batch in the order in which `placed` takes them."""
-  return [*batch.rows, *batch[1:]]
-
-
-def abandon(reason: str) -> None:
-  """Another process is gone: ends this one at once, since no program can end without all of them.
-
-  Nothing is lost that the checkpoints and the stored groups do not hold.
+  With one process there is nobody to tell, and `announce` does nothing.
   """
-  message = f"offpolicy-rl learner: {reason}; start all again with --resume"
-  print(message, file=sys.stderr, flush=True)
-  output.drain()
-  os._exit(LOST)
+
+  def __init__(self, stop: threading.Event):
+    """`stop`: set in the first process when any of them is to stop; see `pass_on`."""
+    self._store = distributed.global_state.client
+    self._count = 0
+    if not self.alone:
+      threading.Thread(target=self._pass_on, args=(stop,), daemon=True, name="stop").start()
+
+  @property
+  def alone(self) -> bool:
+    """Whether the learner has one process only."""
+    return self._store is None
+
+  def _pass_on(self, stop: threading.Event) -> None:
+    """Carries the wish to stop to the first process; the others go on until it announces STOP."""
+    if jax.process_index():
+      stop.wait()
+      self._store.key_value_set(f"{_PREFIX}/stop", "1", allow_overwrite=True)
+      return
+    with contextlib.suppress(MultihostError):  # the store goes when the run ends
+      self._wait_for(f"{_PREFIX}/stop")
+      stop.set()
+
+  def _wait_for(self, key: str) -> str:
+    while True:
+      try:
+        return self._store.blocking_key_value_get(key, _WAIT_MS)
+      except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+          raise MultihostError(
+            f"process 0 of the learner is gone ({error}); start all again with --resume"
+          ) from None
+
+  def announce(self, kind: str, **values) -> None:
+    """Tells the other processes; `values` are JSON."""
+    if self.alone:
+      return
+    self._store.key_value_set(f"{_PREFIX}/{self._count}", json.dumps({"kind": kind, **values}))
+    if self._count >= _KEPT_ORDERS:
+      self._store.key_value_delete(f"{_PREFIX}/{self._count - _KEPT_ORDERS}")
+    self._count += 1
+
+  def receive(self, kind: str) -> dict:
+    """Waits for the next order, which has to be of this kind, and returns its values.
+
+    Raises:
+      loop.Stopped: it is STOP.
+      MultihostError: it is another one, or the first process is gone.
+    """
+    order = json.loads(self._wait_for(f"{_PREFIX}/{self._count}"))
+    self._count += 1
+    if order["kind"] == STOP:
+      raise loop.Stopped
+    if order["kind"] != kind:
+      raise MultihostError(
+        f"process 0 is at {order}, this one at {kind!r}: do all processes run the same release?"
+      )
+    return order
+
+  def send_batch(
+    self, mesh: jax.sharding.Mesh, at_step: int, batch: types.Batch, versions: frozenset[int]
+  ) -> types.Batch:
+    """Puts a batch on the devices of all processes; called by the first one."""
+    if not self.alone:
+      leaves = [(x.shape, x.dtype.name) for x in jax.tree.leaves(batch)]
+      self.announce(BATCH, step=at_step, versions=sorted(versions), leaves=leaves)
+      batch = multihost_utils.broadcast_one_to_all(batch)
+    return jax.block_until_ready(state_lib.place_batch(mesh, batch))
+
+  def receive_batch(self, mesh: jax.sharding.Mesh, at_step: int) -> loop.StepBatch:
+    """Takes part in `send_batch`; called by the other processes. Raises as `receive`."""
+    order = self.receive(BATCH)
+    if order["step"] != at_step:
+      raise MultihostError(f"process 0 is at step {order['step']}, this one at {at_step}")
+    leaves = [np.zeros(shape, dtype) for shape, dtype in order["leaves"]]
+    rows = len(types.PackedRows._fields)
+    batch = types.Batch(types.PackedRows(*leaves[:rows]), *leaves[rows:])
+    batch = multihost_utils.broadcast_one_to_all(batch)
+    placed = jax.block_until_ready(state_lib.place_batch(mesh, batch))
+    return loop.StepBatch(placed, frozenset(order["versions"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Follower(training.Process):
+  """Any process of a learner but the first."""
+
+  orders: Orders
+
+  def say(self, text: str) -> None:
+    """Logs the line; the first process prints it."""
+    _LOG.info(text)
+
+  def demonstrations(self, at_step: int) -> types.Batch:
+    """Receives the batch of a step of the warm start; raises loop.Stopped."""
+    return self.next_batch(at_step).arrays
+
+  def next_batch(self, at_step: int) -> loop.StepBatch:
+    """Receives the batch of a step; raises loop.Stopped."""
+    return self.orders.receive_batch(self.mesh, at_step)
+
+  def save(self, version: int, state: state_lib.TrainState) -> None:
+    """Writes this process's part of a checkpoint."""
+    older = self.orders.receive(SAVE)["versions"]
+    self.publisher.wait()
+    versions = {v: self.publisher.store.tensors(v) for v in older}
+    self.checkpoints.save(version, state, versions=versions, position={})
+
+
+def run_follower(
+  config, checkpoints: pathlib.Path, weights_dir: str, stop: threading.Event
+) -> None:
+  """Trains as the first process does, to the end of its run.
+
+  `checkpoints`, `weights_dir`: directories that all processes share.
+  """
+  follower = _make_follower(config, checkpoints, weights_dir, stop)
+  training.train(follower)
+  # Not after an error: what is being written waits for the other processes.
+  follower.checkpoints.close()
+  follower.publisher.close()
+  follower.orders.receive(END)
+
+
+def _make_follower(
+  config, checkpoints: pathlib.Path, weights_dir: str, stop: threading.Event
+) -> Follower:
+  """Waits until the first process says where the run begins."""
+  orders = Orders(stop)
+  begin = orders.receive(BEGIN)
+  files = types.ModelFiles(**begin["model_files"]) if begin["model_files"] else None
+  mesh = sharding.make_mesh(**config.mesh)
+  choices = build.step_choices(config, build.policy_of(config, files).model, mesh)
+  saved = checkpoint.Checkpoints(checkpoints, keep=config.checkpoint.keep, say=_LOG.warning)
+  restored = None if begin["step"] is None else saved.restore_for(choices, mesh, begin["step"])
+  store = build.make_store(config, weights_dir, session="")
+  publisher = Publisher(store, config.transport.weights_dtype)
+  return Follower(config, choices, mesh, saved, restored, publisher, orders)
 
 
 @contextlib.contextmanager
 def ending_together():
-  """An error in one process ends it at once: at its exit JAX would wait for all others."""
+  """Ends the process at once after an error: at its exit JAX would wait for all others."""
   try:
     yield
   except Exception as error:
@@ -168,12 +259,3 @@ def ending_together():
     print(f"offpolicy-rl learner: {error}", file=sys.stderr, flush=True)
     output.drain()
     os._exit(2 if isinstance(error, config_lib.ConfigError) else 1)
-
-
-def _pass_on(stop: threading.Event, follower: hosts.Follower) -> None:
-  def watch():
-    """Tells the first process once `stop` is set."""
-    stop.wait()
-    follower.ask_to_stop()
-
-  threading.Thread(target=watch, daemon=True, name="asks-to-stop").start()

@@ -184,19 +184,18 @@ class _Learner:
     Raises:
       client.Refused: many groups in a row were.
     """
-    acks = self._call(lambda: self._wire.push(groups))
-    for ack, group in zip(acks, groups, strict=True):
-      verdict = client.verdict(ack)
-      _LOG.info("%s %s: %s", ack.ticket_id, schedule.digest(group), verdict)
-      if verdict != "refused":
+    outcomes = self._call(lambda: self._wire.push(groups))
+    for (status, reason), group in zip(outcomes, groups, strict=True):
+      _LOG.info("%s %s: %s", group.ticket_id, schedule.digest(group), status.value)
+      if status is not types.PushStatus.REFUSED:
         self._refusals = 0
         continue
       self._refusals += 1
-      _LOG.error("the learner refused the group of ticket %s: %s", ack.ticket_id, ack.reason)
+      _LOG.error("the learner refused the group of ticket %s: %s", group.ticket_id, reason)
       if self._refusals == _MAX_REFUSALS:
         raise client.Refused(
           f"the learner refused {_MAX_REFUSALS} groups one after the other, the last one because "
-          f"{ack.reason}"
+          f"{reason}"
         )
 
   def _call(self, function: Callable):

@@ -1,160 +1,227 @@
-"""The learner's front desk: everything a sampler can ask for, and what it may not."""
+"""What the learner does when a sampler calls: tickets out, groups in, weights by version."""
 
+import collections
 import concurrent.futures
-import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable
 
 from offpolicy_rl import types
 from offpolicy_rl.replay import admission, lag, ledger, store
-from offpolicy_rl.replay.makers import Makers
-from offpolicy_rl.roles.pulse import Pulse
+from offpolicy_rl.replay.sampler_stats import SamplerStats
 from offpolicy_rl.transport import codec, names, server, weights
+from offpolicy_rl.types import PushOutcome, PushStatus
 
 _LOG = logging.getLogger(__name__)
-_NAMESAKES = 64  # names that are said to be those of several samplers, once each
-_LATELY_SECONDS = 10.0  # a sampler that was heard of since is alive
+_MOST_REPORTED_NAMES = 64
+_RECENT_SECONDS = 10.0  # a sampler that was heard of since then is alive
+_MOST_SAMPLERS = 1024  # whose heartbeats are remembered
 
 
-@dataclasses.dataclass
-class Front:
-  """Tickets out, groups in, weights by version. Called from the wire's threads."""
+class Heartbeats:
+  """The last heartbeat of each sampler. Thread-safe; drops the ones silent for longest."""
 
-  book: ledger.Ledger
-  groups: store.GroupStore
-  weights: weights.WeightStore  # or weights_dir.Publisher
-  vocab_size: int
-  max_tokens: int  # of a completion
-  control: lag.LagControl
-  admit: admission.Admission | None = None  # None until training begins
-  version: int = types.RAW_VERSION  # newest published in this session
-  version_bytes: int = 0  # of its weights, sent in full
-  newest_ever: int = types.RAW_VERSION  # before a restart, samplers may have held newer ones
-  finished: bool = False
-  pulse: Pulse = dataclasses.field(default_factory=Pulse)
-  makers: Makers = dataclasses.field(default_factory=Makers)
-  namesakes: set[str] = dataclasses.field(default_factory=set)  # names spoken of
-  say: Callable[[str], None] = _LOG.warning  # to the person who watches the learner
+  def __init__(self, clock: Callable[[], float] = time.monotonic):
+    self._clock = clock
+    self._lock = threading.Lock()
+    self._last: collections.OrderedDict[str, tuple[float, dict]] = collections.OrderedDict()
 
-  def handlers(self) -> server.Handlers:
-    """The wire's view of the learner."""
+  def record(self, sampler_id: str, stats: dict[str, float]) -> None:
+    """Remembers a heartbeat."""
+    with self._lock:
+      self._last[sampler_id] = (self._clock(), stats)
+      self._last.move_to_end(sampler_id)
+      if len(self._last) > _MOST_SAMPLERS:
+        self._last.popitem(last=False)
+
+  def remove(self, sampler_id: str) -> None:
+    """Drops a sampler that left."""
+    with self._lock:
+      self._last.pop(sampler_id, None)
+
+  def recent(self, seconds: float) -> dict[str, dict[str, float]]:
+    """sampler -> stats of those heard of in the last so many seconds, the newest last."""
+    with self._lock:
+      since = self._clock() - seconds
+      return {sampler_id: stats for sampler_id, (at, stats) in self._last.items() if at > since}
+
+  def metrics(self) -> dict[str, float]:
+    """Metrics over the samplers heard of in the last ten seconds.
+
+    sampler/count; sampler/tokens_per_second, completion tokens of all of them; sampler/waiting,
+    share of their time in which they have nothing to generate, where any of them says so.
+    """
+    recent = self.recent(_RECENT_SECONDS).values()
+    waiting = [stats["waiting"] for stats in recent if "waiting" in stats]
+    return {
+      "sampler/count": len(recent),
+      "sampler/tokens_per_second": sum(stats.get("tokens_per_second", 0.0) for stats in recent),
+      **({"sampler/waiting": sum(waiting) / len(waiting)} if waiting else {}),
+    }
+
+  def statuses(self) -> list[types.SamplerStatus]:
+    """The last heartbeat of every sampler that is remembered."""
+    with self._lock:
+      now = self._clock()
+      return [types.SamplerStatus(name, now - at, s) for name, (at, s) in self._last.items()]
+
+
+class SamplerService:
+  """Tickets, groups and weights for samplers. Called from the server's threads."""
+
+  def __init__(
+    self,
+    tickets: ledger.Ledger,
+    groups: store.GroupStore,
+    weight_store: weights.WeightStore,
+    control: lag.LagControl,
+    *,
+    vocab_size: int,
+    max_tokens: int,
+    say: Callable[[str], None] = _LOG.warning,
+  ):
+    """Hands out no training tickets before `start`.
+
+    Args:
+      weight_store: a WeightStore, or a weights_dir.Publisher.
+      max_tokens: of a completion.
+      say: prints a line for the person who watches the learner.
+    """
+    self.ledger, self.groups, self.weights, self.control = tickets, groups, weight_store, control
+    self._vocab_size, self._max_tokens, self._say = vocab_size, max_tokens, say
+    self._admission: admission.Admission | None = None  # None until training begins
+    self.version = types.RAW_VERSION  # newest published in this session
+    self.version_bytes = 0  # of its weights, sent in full
+    # Before a restart samplers may have held newer versions.
+    self._newest_before = groups.progress()[0] if groups is not None else types.RAW_VERSION
+    self.finished = False
+    self.heartbeats, self.stats = Heartbeats(), SamplerStats()
+    self._reported_names: set[str] = set()
+
+  def handlers(self, watch: Callable[[str, int, float], types.News] | None = None):
+    """The server's view of this service; `watch` answers those who watch the run."""
     return server.Handlers(
       join=self.join,
-      lease=self.book.lease,
+      lease=self.ledger.lease,
       heartbeat=self.heartbeat,
-      decline=self.book.decline,
-      finish=self.finish,
+      decline=self.ledger.decline,
+      finish=self.push,
       leave=self.leave,
       run_finished=lambda: self.finished,
       newest_version=lambda: self.version,
+      watch=watch,
     )
 
   def join(self, sampler_id: str) -> None:
-    """A sampler begins, or begins anew, with empty hands."""
-    self.book.release(sampler_id)
-    self.pulse.hear(sampler_id, {})
+    """Registers a sampler that begins, or begins anew, without tickets."""
+    self.ledger.release(sampler_id)
+    self.heartbeats.record(sampler_id, {})
     name = names.name_of(sampler_id)
-    others = [i for i in self.pulse.ids(_LATELY_SECONDS) if names.name_of(i) == name]
-    if len(others) > 1 and name not in self.namesakes and len(self.namesakes) < _NAMESAKES:
-      self.namesakes.add(name)
-      self.say(f"{len(others)} samplers are called {name}, told apart as {', '.join(others)}")
+    same = [i for i in self.heartbeats.recent(_RECENT_SECONDS) if names.name_of(i) == name]
+    reported = self._reported_names
+    if len(same) > 1 and name not in reported and len(reported) < _MOST_REPORTED_NAMES:
+      reported.add(name)
+      self._say(f"{len(same)} samplers are called {name}, told apart as {', '.join(same)}")
 
   def heartbeat(self, sampler_id: str, stats: dict[str, float], progress: dict[str, int]) -> None:
-    """Keeps leases alive and remembers how the sampler is doing."""
-    self.book.heartbeat(sampler_id, progress)
-    self.pulse.hear(sampler_id, stats)
+    """Extends a sampler's leases and remembers its stats."""
+    self.ledger.heartbeat(sampler_id, progress)
+    self.heartbeats.record(sampler_id, stats)
 
   def leave(self, sampler_id: str) -> int:
-    """A sampler goes; its tickets are handed out again at once."""
-    self.pulse.forget(sampler_id)
-    return self.book.release(sampler_id)
+    """Removes a sampler; its tickets are handed out again at once. Returns how many they are."""
+    self.heartbeats.remove(sampler_id)
+    return self.ledger.release(sampler_id)
 
-  def finish(
-    self, groups: list[types.Group | codec.WireError], received: bytes
+  def push(
+    self, groups: list[types.Group | codec.WireError], message: bytes
   ) -> concurrent.futures.Future:
     """Checks the groups of a message and makes them durable; see `server.Handlers.finish`.
 
-    `received`: the message that they were read from.
+    `message`: the bytes that they were read from.
     """
-    told: concurrent.futures.Future = concurrent.futures.Future()
-    outcomes, arrival = [self._judge(group) for group in groups], self.version
-    answers = [(i, ticket) for i, ticket in enumerate(outcomes) if isinstance(ticket, types.Ticket)]
-    if not answers:
-      told.set_result(outcomes)
-      return told
+    future: concurrent.futures.Future = concurrent.futures.Future()
+    checked, arrival = [self._check(group) for group in groups], self.version
+    outcomes = [outcome for _, outcome in checked]
+    good = [(i, ticket) for i, (ticket, _) in enumerate(checked) if ticket is not None]
+    if not good:
+      future.set_result(outcomes)
+      return future
 
     def durable(written: concurrent.futures.Future) -> None:
-      """The groups are on disk: books them, then tells the sampler."""
       if written.exception():
-        told.set_exception(written.exception())
+        future.set_exception(written.exception())
         return
       # A ticket that is not queued yet will find its group in the store.
-      self.book.finish_all([groups[i] for i, _ in answers], arrival)
-      for (i, _), new in zip(answers, written.result(), strict=True):
-        outcomes[i] = "accepted" if new else "duplicate"
-      told.set_result(outcomes)
+      self.ledger.finish_all([groups[i] for i, _ in good], arrival)
+      for (i, _), new in zip(good, written.result(), strict=True):
+        outcomes[i] = PushOutcome(PushStatus.ACCEPTED if new else PushStatus.DUPLICATE)
+      future.set_result(outcomes)
 
-    self.groups.put(received, answers, arrival).add_done_callback(durable)
-    return told
+    self.groups.put(message, good, arrival).add_done_callback(durable)
+    return future
 
-  def _judge(self, group: types.Group | codec.WireError) -> types.Ticket | str | codec.WireError:
-    """The ticket that a good group answers; or what became of a group that need not be kept."""
+  def _check(self, group: types.Group | codec.WireError) -> tuple[types.Ticket | None, PushOutcome]:
+    """(the ticket that a good group answers or None, the outcome)."""
     if isinstance(group, codec.WireError):
-      return group
-    ticket = self.book.ticket(group.ticket_id)
-    if ticket is None and self.admit is not None:
-      ticket = self.admit.ticket_before_restart(group.ticket_id, self.version)
-    if not isinstance(ticket, types.Ticket):
-      return ticket or self.book.finish(group, self.version).value
+      return None, PushOutcome(PushStatus.REFUSED, str(group))
+    ticket = self.ledger.ticket(group.ticket_id)
+    if ticket is None and self._admission is not None:
+      if self._admission.is_consumed(group.ticket_id, self.version):
+        return None, PushOutcome(PushStatus.DUPLICATE)
+      ticket = self._admission.ticket_before_restart(group.ticket_id)
+    if ticket is None:
+      status = self.ledger.finish(group, self.version)
+      unknown = f"group.ticket_id: {group.ticket_id!r} is no open ticket"
+      return None, PushOutcome(status, unknown if status is PushStatus.UNKNOWN else "")
     try:
       codec.check_group(
         group,
         ticket,
-        vocab_size=self.vocab_size,
-        max_tokens=self.max_tokens,
-        newest_version=max(self.version, self.newest_ever),
+        vocab_size=self._vocab_size,
+        max_tokens=self._max_tokens,
+        newest_version=max(self.version, self._newest_before),
       )
     except codec.WireError as error:
-      return error
-    return ticket
+      return None, PushOutcome(PushStatus.REFUSED, str(error))
+    return ticket, PushOutcome(PushStatus.ACCEPTED)
 
   def published(self, version: int, size: int) -> None:
-    """A version of `size` bytes is available from now on: the steps that it admits are queued."""
+    """Queues the steps that a version admits, which can be pulled from now on (`size` bytes)."""
     self.version, self.version_bytes = version, size
-    if self.admit is not None:
-      self.admit.published(version)
-      self.forget_old_versions()
+    if self._admission is not None:
+      self._admission.published(version)
+      self.drop_old_versions()
 
-  def open(self, admit: admission.Admission) -> None:
-    """Training begins: the newest version admits its first steps."""
-    self.admit = admit
+  def start(self, admit: admission.Admission) -> None:
+    """Begins training: the newest version admits its first steps."""
+    self._admission = admit
     admit.published(self.version)
 
-  def forget_old_versions(self) -> None:
+  def drop_old_versions(self) -> None:
     """Drops weights that neither an open ticket nor a step to come will ask for."""
-    self.weights.retain(self._needed())
+    self.weights.retain(self._is_needed())
 
-  def _needed(self) -> Callable[[int], bool]:
-    open_tickets = self.book.needed_versions(self.version)
+  def _is_needed(self) -> Callable[[int], bool]:
+    needed = self.ledger.needed_versions(self.version) | {types.BASE_VERSION}
     oldest = self.control.oldest_needed(self.version)
-    kept = open_tickets | {types.BASE_VERSION}
-    return lambda version: version in kept or version >= oldest
+    return lambda version: version in needed or version >= oldest
 
   def older_versions(self) -> list[int]:
-    """What a resumed run needs besides its own parameters to answer every open ticket."""
-    self.forget_old_versions()
-    needed = self._needed()  # the store may keep more than that, for deltas
+    """Versions that a resumed run needs besides its own to answer every open ticket."""
+    self.drop_old_versions()
+    is_needed = self._is_needed()  # the store may keep more than that, for deltas
     kept_elsewhere = (self.version, types.BASE_VERSION)
-    return [v for v in self.weights.versions() if v not in kept_elsewhere and needed(v)]
+    return [v for v in self.weights.versions() if v not in kept_elsewhere and is_needed(v)]
 
   def dismiss(self, *, silent_seconds: float, at_most_seconds: float) -> None:
-    """The run is over: waits until every sampler has left, or was silent for so long.
+    """Ends the run for samplers: waits until each has left or was silent for so long.
 
-    Not for ever: one whose work hangs may go on with its heartbeats.
+    Never longer than `at_most_seconds`: one that hangs may go on with its heartbeats.
     """
     self.finished = True
-    self.book.close()
+    self.ledger.close()
     end = time.monotonic() + at_most_seconds
-    while self.pulse.heard_of(silent_seconds) and time.monotonic() < end:
+    while self.heartbeats.recent(silent_seconds) and time.monotonic() < end:
       time.sleep(0.05)

@@ -1,187 +1,187 @@
-"""How a run begins: its prompts, and the policy of version 0 or of the last checkpoint.
+"""Training, from the first parameters to the last checkpoint; the same in every process."""
 
-`initial_state` runs in every process of a learner, in step; what only the first one does is behind
-the methods of `Process`.
-"""
-
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from offpolicy_rl import types
-from offpolicy_rl.learner import checkpoint, step, warm_start
+from offpolicy_rl.learner import checkpoint, loop, step, warm_start
 from offpolicy_rl.learner import state as state_lib
+from offpolicy_rl.learner.update import Update
 from offpolicy_rl.model import lora, policy, pretrained
-from offpolicy_rl.replay import batching
-from offpolicy_rl.roles import build, data
-from offpolicy_rl.roles.assembly import Learner
-from offpolicy_rl.roles.publishing import Publishing
-from offpolicy_rl.tasks import stream
+from offpolicy_rl.roles.weights import Publisher
 
 
-class Process(Protocol):
-  """What the beginning needs of a process: the learner's first one, or one that follows it."""
+@dataclasses.dataclass(frozen=True)
+class Process:
+  """One process of a learner: what it computes with, and what differs from process to process.
+
+  The methods that do nothing here are for the first process (roles/learner.py), which has the
+  samplers and the run's files.
+  """
 
   config: object
   choices: step.StepChoices
   mesh: jax.sharding.Mesh
   checkpoints: checkpoint.Checkpoints
-  restored: checkpoint.Restored | None
-  publishing: Publishing
-
-  def say(self, text: str) -> None:
-    """Tells people, once for all processes."""
-
-  def ask(self, phase: str, *, version: int, step: int) -> None:
-    """Asks the samplers for an evaluation."""
+  restored: checkpoint.Restored | None  # None: the run begins
+  publisher: Publisher
 
   def demonstrations(self, at_step: int) -> types.Batch:
-    """Of a step of the warm start, on the devices; raises loop.Stopped."""
+    """The batch of a step of the warm start, on the devices; raises loop.Stopped."""
+    raise NotImplementedError
 
-  def warmed(self, at_step: int, loss: float) -> None:
-    """Books a step of the warm start."""
+  def next_batch(self, at_step: int) -> loop.StepBatch:
+    """The batch of a step; blocks until it is there; raises loop.Stopped."""
+    raise NotImplementedError
+
+  def save(self, version: int, state: state_lib.TrainState) -> None:
+    """Starts a checkpoint."""
+    raise NotImplementedError
+
+  def say(self, text: str) -> None:
+    """Prints a line."""
+
+  def request_evaluation(self, phase: str, *, version: int, step: int) -> None:
+    """Asks the samplers for the held-out accuracy of a published version."""
+
+  def start_sampling(self, version: int) -> None:
+    """Hands out the tickets that this version admits, from now on."""
+
+  def write_warm_start(self, at_step: int, loss: float) -> None:
+    """Writes the metrics of a step of the warm start."""
+
+  def write(self, at_step: int, row: dict) -> None:
+    """Writes the metrics of a step."""
+
+  def after_step(self, version: int) -> None:
+    """Requests and collects evaluations."""
 
 
-def prompts(me: Learner) -> tuple[list[tuple[float, list]], list]:
-  """([(rate, training prompts) of each task], held-out prompts in the order of their use)."""
-  train, held = (data.examples(me.config, split, me.policy) for split in data.SPLITS)
-  for split, members in zip(data.SPLITS, (train, held), strict=True):
-    data.require_some(me.config, split, [made for _, made in members])
-  heldout = stream.in_turn([(rate, made.examples) for rate, made in held])
-  counts = {
-    "prompts": sum(len(made.examples) for _, made in train),
-    "heldout_prompts": len(heldout),
-    "prompts_too_long": sum(len(made.too_long) for _, made in train),
-    "heldout_prompts_too_long": sum(len(made.too_long) for _, made in held),
-    "prompts_left_out": sum(len(made.left_out) for _, made in train),
-    "heldout_prompts_left_out": sum(len(made.left_out) for _, made in held),
-  }
-  examples = [(rate, made.examples) for rate, made in train]
-  if me.restored is None:
-    me.records.task(counts)
-    if me.config.warm_start.steps:
-      _check_demonstrations(me, examples)
-  me.screen.say(data.summary(me.config.task.name, train, held))
-  return examples, heldout
+def train(
+  process: Process, around: Callable[[loop.Functions], Any] = contextlib.nullcontext
+) -> state_lib.TrainState | None:
+  """Trains to the end of the configuration or until a stop; returns the last state.
 
-
-def initial_state(me: Process):
-  """(state, frozen initial policy or None): restored, or made and warm-started.
-
-  The frozen policy is there when the objective looks at a reference or adapters are trained on it.
+  None when it was stopped before version 0 existed. `around(functions)` is a context manager for
+  the time of the loop, whose value is called in place of `functions` (profiling).
   """
-  choices = me.choices
-  adapters = bool(choices.model.lora_rank)
-  wants_frozen = adapters or choices.objective.choices.needs_reference
-  if me.restored is not None:
-    frozen = _restored_frozen(me) if wants_frozen else None  # published before a ticket asks for it
-    return _restored_state(me), frozen
-  params = _initial_params(me)
-  if me.config.warm_start.steps:
-    me.publishing.now(types.RAW_VERSION, params)
-    me.ask("before warm start", version=types.RAW_VERSION, step=0)
-    params = _warm_start(me, params)
-  if wants_frozen:
-    me.checkpoints.save_initial(params)
+  config = process.config
+  with jax.sharding.set_mesh(process.mesh):
+    try:
+      state, reference = initial_state(process)
+    except loop.Stopped:
+      process.say("stopped during the warm start; --resume will begin anew")
+      return None
+    first_step = int(state.step)
+    process.publisher.publish_now(first_step, state.params)
+    if process.restored is None:
+      phase = "after warm start" if config.warm_start.steps else "before"
+      process.request_evaluation(phase, version=0, step=0)
+      process.save(0, state)
+      process.checkpoints.wait()
+    process.start_sampling(first_step)
+
+    def after_step(version: int, state: state_lib.TrainState) -> None:
+      process.after_step(version)
+      if version % config.checkpoint.every == 0:
+        process.save(version, state)
+
+    functions = loop.Functions(
+      next_batch=process.next_batch,
+      update=Update(process.choices, process.mesh, reference, config, process.say),
+      publish=process.publisher.publish,
+      write=process.write,
+      after_step=after_step,
+    )
+    with around(functions) as functions:
+      state = loop.run(state, functions, first_step=first_step, num_steps=config.learner.steps)
+  process.save(int(state.step), state)
+  return state
+
+
+def initial_state(process: Process) -> tuple[state_lib.TrainState, dict | None]:
+  """(state, frozen parameters of version 0 or None): fresh, published, warm-started or restored.
+
+  The frozen ones are there where the objective needs a reference, or adapters a base.
+
+  Raises:
+    loop.Stopped: during the warm start.
+  """
+  choices, config = process.choices, process.config
+  adapters = choices.model.lora_rank > 0
+  needs_frozen = adapters or choices.objective.choices.needs_reference
+  if process.restored is not None:
+    # The base is published before a ticket asks for it.
+    frozen = _restored_frozen(process) if needs_frozen else None
+    return _restored_state(process), frozen
+  params = _initial_params(process)
+  if config.warm_start.steps:
+    process.publisher.publish_now(types.RAW_VERSION, params)
+    process.request_evaluation("before warm start", version=types.RAW_VERSION, step=0)
+    params = _warm_start(process, params)
+  if needs_frozen:
+    process.checkpoints.save_initial(params)
   if adapters:
-    me.publishing.base(params)
-    return state_lib.create(choices.model, me.mesh, choices.optimizer, me.config.seed), params
-  frozen = jax.tree.map(jnp.copy, params) if wants_frozen else None
-  return state_lib.from_params(params, choices.optimizer, me.mesh), frozen
+    process.publisher.publish_base(params)
+    return state_lib.create(choices.model, process.mesh, choices.optimizer, config.seed), params
+  frozen = jax.tree.map(jnp.copy, params) if needs_frozen else None
+  return state_lib.from_params(params, choices.optimizer, process.mesh), frozen
 
 
-def _restored_state(me: Process) -> state_lib.TrainState:
-  """Of the last checkpoint; what was open then is asked for again."""
-  me.say(f"resuming from the checkpoint of step {me.restored.step}")
-  for version, tensors in me.restored.versions.items():
-    me.publishing.store.put(version, tensors)
-  for row in me.restored.position["evaluations"]:
-    me.ask(row["phase"], version=row["version"], step=row["step"])
-  return me.restored.state
+def _restored_state(process: Process) -> state_lib.TrainState:
+  """The state of the last checkpoint. Evaluations that were open then are requested again."""
+  restored = process.restored
+  process.say(f"resuming from the checkpoint of step {restored.step}")
+  for version, tensors in restored.versions.items():
+    process.publisher.store.put(version, tensors)
+  for row in restored.position.get("evaluations", ()):
+    process.request_evaluation(row["phase"], version=row["version"], step=row["step"])
+  return restored.state
 
 
-def _restored_frozen(me: Process):
-  shapes = policy.shapes(lora.plain(me.choices.model))
-  params = me.checkpoints.restore_initial(shapes, policy.param_shardings(me.mesh, shapes))
-  if me.choices.model.lora_rank:
-    me.publishing.base(params)
+def _restored_frozen(process: Process):
+  shapes = policy.shapes(lora.plain(process.choices.model))
+  shardings = policy.param_shardings(process.mesh, shapes)
+  params = process.checkpoints.restore_initial(shapes, shardings)
+  if process.choices.model.lora_rank:
+    process.publisher.publish_base(params)
   return params
 
 
-def _initial_params(me: Process):
-  """Fresh, or the weights of a published checkpoint, each device reading its own part."""
-  model = lora.plain(me.choices.model)
-  if not me.config.model.checkpoint:
-    return state_lib.create_params(model, me.mesh, me.config.seed)
-  found = pretrained.Checkpoint(pathlib.Path(me.config.model.checkpoint))
-  me.say(f"weights of {found.directory}")
-  return found.load(policy.param_shardings(me.mesh, policy.shapes(model)))
+def _initial_params(process: Process):
+  """Fresh parameters, or a published checkpoint's, of which each device reads its own part."""
+  model = lora.plain(process.choices.model)
+  if not process.config.model.checkpoint:
+    return state_lib.create_params(model, process.mesh, process.config.seed)
+  published = pretrained.Checkpoint(pathlib.Path(process.config.model.checkpoint))
+  process.say(f"weights of {published.directory}")
+  return published.load(policy.param_shardings(process.mesh, policy.shapes(model)))
 
 
-def _that_fit(me: Learner, train):
-  """The training prompts whose demonstration is no longer than a completion may be."""
-  most = me.config.task.max_completion_tokens
-  return [(rate, [e for e in es if e.demonstration_tokens.size <= most]) for rate, es in train]
-
-
-def _check_demonstrations(me: Learner, train) -> None:
-  """Tells how many the warm start will leave out; ValueError when a task keeps none."""
-  most, left_out = me.config.task.max_completion_tokens, 0
-  for (rate, examples), (_, kept) in zip(train, _that_fit(me, train), strict=True):
-    left_out += len(examples) - len(kept)
-    if not kept:
-      raise ValueError(
-        f"task.max_completion_tokens: got {most}, which none of the {len(examples)} demonstrations "
-        f"(at rate {rate:g}) fits in; raise it, or set warm_start.steps=0"
-      )
-  if left_out:
-    me.screen.say(f"warm start: {left_out} demonstrations of more than {most} tokens are left out")
-
-
-def demonstrations(me: Learner, train) -> Callable[[int], types.Batch]:
-  """Step of the warm start -> its batch, on the host."""
-  rows = me.config.warm_start.rows
-  limits = build.limits(me.config, group_size=1)
-  shown = stream.of(_that_fit(me, train), me.config.seed + 1)
-
-  def batch(at_step: int) -> types.Batch:
-    """The next `rows` demonstrations of the stream."""
-    chosen = [shown[at_step * rows + i] for i in range(rows)]
-    pairs = [(e.prompt_tokens, e.demonstration_tokens) for e in chosen]
-    return batching.demonstration_batch(pairs, limits)
-
-  return batch
-
-
-def _warm_start(me: Process, params):
-  """These parameters, whose memory is reused, after the supervised phase."""
-  settings = me.config.warm_start
+def _warm_start(process: Process, params):
+  """Parameters after the supervised phase; the memory of `params` is reused."""
+  settings = process.config.warm_start
   optimizer = state_lib.make_optimizer(
     learning_rate=settings.learning_rate,
     num_steps=settings.steps,
     warmup_steps=settings.steps // 20,
     # Constant to the end: after a decay to zero, RL's first updates would undo the fine tuning.
     schedule="constant",
-    in_host_memory=me.config.learner.offload_optimizer,
+    in_host_memory=process.config.learner.offload_optimizer,
   )
-  losses = []
-
-  def write(at_step: int, loss: float) -> None:
-    """Remembers the loss for the end, and books it."""
-    losses.append(loss)
-    me.warmed(at_step, loss)
-
-  state = warm_start.run(
-    dataclasses.replace(me.choices.reference(), optimizer=optimizer),
-    state_lib.from_params(params, optimizer, me.mesh),
+  state, losses = warm_start.run(
+    dataclasses.replace(process.choices.reference(), optimizer=optimizer),
+    state_lib.from_params(params, optimizer, process.mesh),
     num_steps=settings.steps,
-    next_batch=me.demonstrations,
-    write=write,
+    next_batch=process.demonstrations,
+    write=process.write_warm_start,
     stop_loss=settings.stop_loss,
   )
-  me.say(f"warm start ended after {len(losses)} steps, loss {losses[-1]:.3f}")
+  process.say(f"warm start ended after {len(losses)} steps, loss {losses[-1]:.3f}")
   return state.params

@@ -1,6 +1,7 @@
-"""Weights between a learner and its samplers."""
+"""Weights on their way: published by every process of a learner, pulled by samplers."""
 
-from collections.abc import Sequence
+import concurrent.futures
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,9 +11,69 @@ from offpolicy_rl import types
 from offpolicy_rl.model import decoder, int8, lora
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.transport import client, receiver
+from offpolicy_rl.transport import weights as weight_store
 
 Tensors = dict[str, np.ndarray | jax.Array]  # parameter path -> array
 Layout = dict[str, jax.ShapeDtypeStruct]  # parameter path -> shape, dtype on the wire, sharding
+
+
+# The learner's side.
+
+
+class Publisher:
+  """Copies parameters of the learner and puts them into a store, in the background if asked to."""
+
+  def __init__(
+    self,
+    store: weight_store.WeightStore,
+    dtype: str,
+    published: Callable[[int, int], None] = lambda version, size: None,
+  ):
+    """Publishes nothing yet.
+
+    Args:
+      store: a WeightStore, or a weights_dir.Publisher.
+      dtype: of what samplers get.
+      published: called with (version, bytes) once a version can be pulled.
+    """
+    self.store, self._dtype, self._published = store, dtype, published
+    self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="publish")
+    self._pending: concurrent.futures.Future | None = None
+
+  def publish_now(self, version: int, params) -> None:
+    """Makes a version available."""
+    self.publish(version, params)
+    self.wait()
+
+  def publish(self, version: int, params) -> None:
+    """Makes a version available in the background, after the version before it."""
+    # A real copy: the next step will reuse the memory of these.
+    tensors = policy_lib.flatten(policy_lib.copy(params, self._dtype))
+    self.wait()
+    self._pending = self._executor.submit(self._put, version, tensors)
+
+  def wait(self) -> None:
+    """Returns once the last published version is available; raises what went wrong."""
+    if self._pending is not None:
+      pending, self._pending = self._pending, None
+      pending.result()
+
+  def _put(self, version: int, tensors) -> None:
+    self.store.put(version, tensors)
+    self._published(version, sum(x.nbytes for x in tensors.values()))
+
+  def publish_base(self, params) -> None:
+    """Makes the frozen model available, whose adapters are published from now on.
+
+    Without a copy where the dtype allows: nothing will write over it.
+    """
+    tensors = {k: x.astype(self._dtype) for k, x in policy_lib.flatten(params).items()}
+    self.store.put(types.BASE_VERSION, tensors)
+
+  def close(self) -> None:
+    """Waits for what is under way, and closes the store."""
+    self.wait()
+    self.store.close()
 
 
 # The sampler's side.

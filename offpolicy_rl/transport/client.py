@@ -48,11 +48,6 @@ class VersionGone(Refused):
   """No version that the tickets ask for: others have answered them while we hung."""
 
 
-def verdict(ack: pb.Ack) -> str:
-  """In words, e.g. "accepted"."""
-  return pb.Verdict.Name(ack.verdict).removeprefix("VERDICT_").lower()
-
-
 class LearnerClient:
   """One sampler's connection. Methods block; `heartbeat` may run in another thread."""
 
@@ -221,7 +216,7 @@ class LearnerClient:
     request = pb.HeartbeatRequest(session=self._session, sampler_id=self._id)
     self._call(lambda: self._stub.Heartbeat(request, timeout=10))
 
-  def push(self, groups: list[types.Group]) -> list[pb.Ack]:
+  def push(self, groups: list[types.Group]) -> list[types.PushOutcome]:
     """Sends groups until each is acknowledged: durable, not needed any more, or refused.
 
     Raises:
@@ -236,7 +231,8 @@ class LearnerClient:
       """One stream; None where acknowledgements are missing, as when a frame was damaged."""
       requests = codec.push_requests(groups, self._session, self._id)
       acks = [ack for reply in self._stub.Push(requests, timeout=120) for ack in reply.acks]
-      return acks if [ack.ticket_id for ack in acks] == pushed else None
+      complete = [ack.ticket_id for ack in acks] == pushed
+      return [codec.decode_ack(ack) for ack in acks] if complete else None
 
     return self._call(push)
 

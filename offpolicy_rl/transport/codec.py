@@ -165,6 +165,18 @@ def _decode_versions(runs, length: int, field: str) -> np.ndarray:
   )
 
 
+def encode_ack(ticket_id: str, outcome: types.PushOutcome) -> pb.Ack:
+  """The learner's answer to a pushed group."""
+  verdict = pb.Verdict.Value(f"VERDICT_{outcome.status.name}")
+  return pb.Ack(ticket_id=ticket_id, verdict=verdict, reason=outcome.reason)
+
+
+def decode_ack(message: pb.Ack) -> types.PushOutcome:
+  """Inverse of `encode_ack`."""
+  name = pb.Verdict.Name(message.verdict).removeprefix("VERDICT_")
+  return types.PushOutcome(types.PushStatus[name], message.reason)
+
+
 def encode_group(group: types.Group, message: pb.Group | None = None) -> pb.Group:
   """Group -> message; fills in `message` where it is given, which saves copying its arrays."""
   message = pb.Group() if message is None else message

@@ -27,6 +27,7 @@ from offpolicy_rl.transport import (
 )
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
+from offpolicy_rl.types import PushOutcome, PushStatus
 
 PROTOCOL = 3  # raise it with every incompatible change of trajectory.proto
 SERVICE = pb.DESCRIPTOR.services_by_name["Learner"].full_name
@@ -44,8 +45,7 @@ class Handlers:
   lease: Callable[[str, int, float, set[str]], list[types.Ticket]]
   heartbeat: Callable[[str, dict[str, float], dict[str, int]], None]  # (.., stats, progress)
   decline: Callable[[str, dict[str, str]], None]  # (sampler, ticket -> why it can't be answered)
-  # (a message's groups, or what is wrong with one; its bytes) -> future of one outcome for each:
-  # "accepted" (durable) | "duplicate" | "unknown" | a WireError
+  # (a message's groups, or what is wrong with one; its bytes) -> future of a PushOutcome for each
   finish: Callable[[list[types.Group | bounds.WireError], bytes], concurrent.futures.Future]
   leave: Callable[[str], int]  # -> tickets returned
   run_finished: Callable[[], bool]
@@ -82,13 +82,6 @@ class Identity:
 
 class _WrongSession(Exception):
   """A call of somebody who joined the learner before it was restarted."""
-
-
-_VERDICTS = {
-  "accepted": pb.VERDICT_ACCEPTED,
-  "duplicate": pb.VERDICT_DUPLICATE,
-  "unknown": pb.VERDICT_UNKNOWN,
-}
 
 
 def _say_hello_again(context: grpc.ServicerContext, error: _WrongSession) -> NoReturn:
@@ -137,9 +130,9 @@ class _Servicer(rpc.LearnerServicer):
       raise _WrongSession(f"session: got {bounds.shown(request.session)}, expected {expected}")
     bounds.check_request(request)
 
-  def _note(self, peer: str, error: bounds.WireError, detail: str = "") -> None:
+  def _note(self, peer: str, error: str, detail: str = "") -> None:
     """Logs a refusal, once per peer and field."""
-    field, _, rest = str(error).partition(": ")
+    field, _, rest = error.partition(": ")
     self._notices.warn(peer, re.sub(r"\d+", "*", field), f"{detail}{rest}")
 
   @contextlib.contextmanager
@@ -150,7 +143,7 @@ class _Servicer(rpc.LearnerServicer):
     except _WrongSession as error:
       _say_hello_again(context, error)
     except bounds.WireError as error:
-      self._note(context.peer(), error)
+      self._note(context.peer(), str(error))
       refusals.abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
   def _check_session(self, request, context) -> None:
@@ -242,7 +235,7 @@ class _Servicer(rpc.LearnerServicer):
       groups = [_decoded(group, request.sampler_id) for group in request.groups]
       return self._handlers.finish(groups, received)
     except bounds.WireError as error:
-      return _known([error] * len(request.groups))
+      return _known([PushOutcome(PushStatus.REFUSED, str(error))] * len(request.groups))
     except Exception as error:  # `_acknowledge` raises it again, where it ends the call
       return _known(error=error)
 
@@ -261,15 +254,11 @@ class _Servicer(rpc.LearnerServicer):
       context.abort(grpc.StatusCode.UNAVAILABLE, f"the groups could not be kept: {error}")
     reply, refused = pb.PushReply(), {}
     for ticket_id, outcome in zip(ticket_ids, outcomes, strict=True):
-      ack = reply.acks.add(ticket_id=ticket_id[: bounds.MAX_TICKET_ID])
-      if isinstance(outcome, bounds.WireError):
-        self._note(context.peer(), outcome, f"ticket {bounds.shown(ticket_id)}, ")
-        ack.verdict, ack.reason = pb.VERDICT_REFUSED, str(outcome)
-        refused[ack.ticket_id] = str(outcome)
-        continue
-      ack.verdict = _VERDICTS[outcome]
-      if outcome == "unknown":
-        ack.reason = f"group.ticket_id: {ack.ticket_id!r} is no open ticket"
+      ack = codec.encode_ack(ticket_id[: bounds.MAX_TICKET_ID], outcome)
+      reply.acks.append(ack)
+      if outcome.status is PushStatus.REFUSED:
+        self._note(context.peer(), outcome.reason, f"ticket {bounds.shown(ticket_id)}, ")
+        refused[ack.ticket_id] = outcome.reason
     if refused:
       self._handlers.decline(sampler_id, refused)
     return reply

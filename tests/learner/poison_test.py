@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from offpolicy_rl import types
 from offpolicy_rl.learner import loop, poison, step
 from offpolicy_rl.learner import state as state_lib
+from offpolicy_rl.learner.update import Update
 from offpolicy_rl.model import sharding
-from offpolicy_rl.roles import learner
 from tests.learner.step_test import CONFIG, OPTIMIZER, choices, random_batch, run_once
 from tests.run_system import assert_identical
 
@@ -40,20 +40,14 @@ def leaves(state) -> dict:
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in found}
 
 
-class Learner(SimpleNamespace):
-  """What `learner.train_step` needs of one."""
+class Learner:
+  """Makes one update and keeps what it prints."""
 
   def __init__(self, made, mesh=None):
     section = SimpleNamespace(prompts_per_step=4, audit_every=0, mismatch_alarm=0.0)
-    super().__init__(
-      choices=made,
-      mesh=mesh or sharding.make_mesh(),
-      said=[],
-      config=SimpleNamespace(learner=section, lag=SimpleNamespace(max_lag=0)),
-    )
-
-  def say(self, text):
-    self.said.append(text)
+    config = SimpleNamespace(learner=section, lag=SimpleNamespace(max_lag=0))
+    self.mesh, self.said = mesh or sharding.make_mesh(), []
+    self.update = Update(made, self.mesh, None, config, self.said.append)
 
   def step(self, batch, at=0):
     """(state, row) after the step `at` from fresh parameters."""
@@ -66,8 +60,8 @@ class Learner(SimpleNamespace):
     state = state_lib.create(CONFIG, self.mesh, OPTIMIZER, seed=0)
     with jax.sharding.set_mesh(self.mesh):
       placed = state_lib.place_batch(self.mesh, batch)
-      consumed = loop.Consumed(placed, frozenset({0}), groups)
-      state, row = learner.train_step(self, None)(at, state, consumed)
+      consumed = loop.StepBatch(placed, frozenset({0}), tuple(groups))
+      state, row = self.update(at, state, consumed)
     row = {name: x if np.ndim(x) else np.asarray(x).item() for name, x in row.items()}
     loop.check_finite(at, row, consumed)
     return state, row

@@ -298,7 +298,7 @@ def test_non_finite_steps_stop_with_step_and_group():
   group = lambda i: SimpleNamespace(
     ticket=SimpleNamespace(ticket_id=f"train/7/{i}"), group=SimpleNamespace(trajectories=range(4))
   )
-  consumed = loop.Consumed(batch, frozenset(), [group(i) for i in range(4)])
+  consumed = loop.StepBatch(batch, frozenset(), tuple(group(i) for i in range(4)))
   bad = {"loss": float("nan"), "grad_norm": 1.0, "first_nonfinite_row": 9}
   with pytest.raises(loop.NonFiniteError, match=r"step 7: loss nan.*row 9, group train/7/2"):
     loop.check_finite(7, bad, consumed)
@@ -307,7 +307,7 @@ def test_non_finite_steps_stop_with_step_and_group():
       7, {"loss": 1.0, "grad_norm": float("inf"), "first_nonfinite_row": -1}, consumed
     )
   loop.check_finite(7, {"loss": 1.0, "grad_norm": 1.0, "first_nonfinite_row": -1}, consumed)
-  following = loop.Consumed(batch, frozenset())  # a process that does not know the groups
+  following = loop.StepBatch(batch, frozenset())  # a process that does not know the groups
   with pytest.raises(loop.NonFiniteError, match=r"first in row 9$"):
     loop.check_finite(7, bad, following)
 
@@ -367,7 +367,7 @@ def test_the_warm_start_ends_at_the_loss_asked_for():
   batch = batching.demonstration_batch(pairs, packing.Limits(packing.PADDED, 2, 3, 5))
   seen = []
   state = state_lib.create(CONFIG, sharding.make_mesh(), OPTIMIZER, seed=0)
-  state = warm_start.run(
+  state, _ = warm_start.run(
     choices(),
     state,
     num_steps=100,

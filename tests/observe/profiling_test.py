@@ -14,16 +14,16 @@ from offpolicy_rl.observe import profiling
 _update = jax.jit(lambda x: x @ x / jnp.sum(x))
 
 
-def functions(events: list) -> loop.Parts:
+def functions(events: list) -> loop.Functions:
   """Of a loop that squares a matrix."""
 
-  def train_step(step, state, consumed):
+  def update(step, state, batch):
+    events.append(("update", step))
     return Params(_update(state.params)), {"loss": 1.0, "grad_norm": 1.0}
 
-  return loop.Parts(
-    next_batch=lambda step, wanted: loop.Consumed(None, frozenset()),
-    begin=lambda step, consumed: events.append(("begin", step)),
-    train_step=train_step,
+  return loop.Functions(
+    next_batch=lambda step: loop.StepBatch(None, frozenset()),
+    update=update,
     publish=lambda version, params: None,
     write=lambda step, row: None,
     after_step=lambda version, state: events.append(("after", version)),
@@ -66,7 +66,7 @@ def test_a_trace_has_the_steps_and_what_they_ran(tmp_path):
     told = json.load(file)["traceEvents"]
   assert sum(event.get("name") == profiling.STEP for event in told) == 3
   assert any("PjRt" in event.get("name", "") for event in told)
-  assert events == [e for s in range(8) for e in (("begin", s), ("after", s + 1))]
+  assert events == [e for s in range(8) for e in (("update", s), ("after", s + 1))]
   assert said == [f"profile: {tmp_path / 'profile'}"]
 
 

@@ -159,9 +159,10 @@ def test_answers_to_a_learner_that_died_are_known_by_their_ticket():
     known_steps=9,
   )
   admit.published(4)  # queues steps 4 and 5; before the restart tickets of steps up to 8 were out
-  known = lambda name: admit.ticket_before_restart(name, version=4)
+  known = admit.ticket_before_restart
   assert known("train/8/1").ticket_id == "train/8/1"
-  assert known("train/3/0") == "duplicate"  # consumed before the checkpoint
+  assert admit.is_consumed("train/3/0", version=4)  # before the checkpoint
+  assert not any(admit.is_consumed(name, version=4) for name in ("train/4/0", "eval/x/0", "/"))
   for name in (
     "train/5/0",
     "train/9/0",

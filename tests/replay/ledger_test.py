@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from offpolicy_rl import types
-from offpolicy_rl.replay.ledger import Ledger, SetAsideError, Verdict
+from offpolicy_rl.replay.ledger import Ledger, SetAsideError
+from offpolicy_rl.types import PushStatus
 
 
 def ticket(name: str, low: int = 0, high: int = 0) -> types.Ticket:
@@ -80,11 +81,11 @@ def test_the_first_answer_wins_and_the_second_is_a_duplicate():
   book.lease("slow", 1, timeout=0)
   clock.now = 20
   book.lease("quick", 1, timeout=0)
-  assert book.finish(group("a"), 5) is Verdict.ACCEPTED
-  assert book.finish(group("a"), 5) is Verdict.DUPLICATE
+  assert book.finish(group("a"), 5) is PushStatus.ACCEPTED
+  assert book.finish(group("a"), 5) is PushStatus.DUPLICATE
   [taken] = book.take(["a"], timeout=0)
   assert taken.arrival_version == 5
-  assert book.finish(group("a"), 6) is Verdict.DUPLICATE  # also after it was used
+  assert book.finish(group("a"), 6) is PushStatus.DUPLICATE  # also after it was used
 
 
 def test_an_answer_to_an_expired_lease_still_counts_once():
@@ -94,12 +95,12 @@ def test_an_answer_to_an_expired_lease_still_counts_once():
   book.lease("slow", 1, timeout=0)
   clock.now = 20
   book.lease("nobody", 0, timeout=0)  # notices the expiry, the ticket is queued again
-  assert book.finish(group("a"), 0) is Verdict.ACCEPTED
+  assert book.finish(group("a"), 0) is PushStatus.ACCEPTED
   assert book.lease("other", 1, timeout=0) == []
 
 
 def test_unknown_tickets_are_told_apart():
-  assert Ledger(10).finish(group("never"), 0) is Verdict.UNKNOWN
+  assert Ledger(10).finish(group("never"), 0) is PushStatus.UNKNOWN
 
 
 def test_a_ticket_can_not_be_added_twice():
@@ -167,7 +168,7 @@ def test_what_a_sampler_says_it_has_is_not_handed_to_it_again():
   assert names(book.lease("s", 4, timeout=0, holding=["a", "b"])) == []
   assert names(book.lease("u", 4, timeout=0, holding=())) == []  # s has b again
   assert book.audit()["reclaimed"] == 2 and book.audit()["out"] == 2
-  assert book.finish(group("a"), 0) is Verdict.ACCEPTED
+  assert book.finish(group("a"), 0) is PushStatus.ACCEPTED
   assert names(book.lease("s", 4, timeout=0, holding=["a", "b"])) == []
 
 
@@ -216,9 +217,9 @@ def test_a_long_rollout_that_goes_on_is_not_issued_again():
 
 
 def test_a_declined_ticket_goes_to_others_and_after_two_of_them_to_nobody():
-  book, told = Ledger(lease_seconds=10), []
-  book.set_aside_by(lambda ticket, why: told.append((ticket.ticket_id, why)) or other)
-  other = ticket("b")
+  told, other = [], ticket("b")
+  set_aside = lambda ticket, why: told.append((ticket.ticket_id, why)) or other
+  book = Ledger(lease_seconds=10, set_aside=set_aside)
   book.add([ticket("a")])
   for sampler in ("s", "t"):
     book.heartbeat(sampler, {})
@@ -231,8 +232,8 @@ def test_a_declined_ticket_goes_to_others_and_after_two_of_them_to_nobody():
   book.decline("t", {"a": "empty"})
   assert told == [("a", "s: too long; t: empty")]
   assert names(book.lease("s", 1, timeout=0)) == ["b"]
-  assert book.finish(group("a"), 0) is Verdict.DUPLICATE
-  assert book.finish(group("b"), 0) is Verdict.ACCEPTED
+  assert book.finish(group("a"), 0) is PushStatus.DUPLICATE
+  assert book.finish(group("b"), 0) is PushStatus.ACCEPTED
   assert names(g.ticket for g in book.take(["a"], timeout=0)) == ["b"]
   audit = book.audit()
   assert (audit["declined"], audit["set_aside"], audit["replaced"]) == (2, 1, 1)
@@ -240,11 +241,9 @@ def test_a_declined_ticket_goes_to_others_and_after_two_of_them_to_nobody():
 
 
 def test_one_refusal_is_enough_where_no_other_sampler_lives():
-  clock = Clock()
-  book = Ledger(lease_seconds=10, clock=clock)
-  told = []
-  book.set_aside_by(lambda ticket, why: told.append(ticket.ticket_id) or ticket_named("z"))
-  ticket_named = ticket
+  clock, told, ticket_z = Clock(), [], ticket("z")
+  set_aside = lambda ticket, why: told.append(ticket.ticket_id) or ticket_z
+  book = Ledger(lease_seconds=10, clock=clock, set_aside=set_aside)
   book.add([ticket("a")])
   book.heartbeat("other", {})
   clock.now = 8
@@ -283,8 +282,8 @@ def test_a_ticket_out_for_long_goes_to_a_second_sampler_and_in_time_to_a_third()
     for sampler in ("slow", "second"):
       book.heartbeat(sampler, {})
   assert names(book.lease("third", 5, timeout=0)) == ["a", "b"]
-  assert book.finish(group("a"), 0) is Verdict.ACCEPTED
-  assert book.finish(group("a"), 0) is Verdict.DUPLICATE
+  assert book.finish(group("a"), 0) is PushStatus.ACCEPTED
+  assert book.finish(group("a"), 0) is PushStatus.DUPLICATE
 
 
 def test_the_slow_sampler_may_win_before_anybody_took_the_second_issue():
@@ -294,7 +293,7 @@ def test_the_slow_sampler_may_win_before_anybody_took_the_second_issue():
   book.lease("slow", 1, timeout=0)
   clock.now = 31
   assert book.lease("slow", 1, timeout=0) == []  # queued for somebody else
-  assert book.finish(group("a"), 0) is Verdict.ACCEPTED
+  assert book.finish(group("a"), 0) is PushStatus.ACCEPTED
   assert book.lease("quick", 1, timeout=0) == []
 
 
@@ -303,7 +302,7 @@ def test_a_ticket_answered_before_a_restart_is_finished_at_once():
   book = Ledger(lease_seconds=10, recover=lambda t: before if t.ticket_id == "b" else None)
   book.add([ticket("a"), ticket("b")])
   assert names(book.lease("s", 5, timeout=0)) == ["a"]
-  assert book.finish(group("b"), 9) is Verdict.DUPLICATE
+  assert book.finish(group("b"), 9) is PushStatus.DUPLICATE
   assert book.take(["b"], timeout=0) == [before]
   assert book.audit()["recovered"] == 1
 
@@ -353,7 +352,7 @@ class LedgerMachine(RuleBasedStateMachine):
     if self.added:
       name = data.draw(st.sampled_from(self.added))
       first = name not in self.finished
-      expected = Verdict.ACCEPTED if first else Verdict.DUPLICATE
+      expected = PushStatus.ACCEPTED if first else PushStatus.DUPLICATE
       assert self.book.finish(group(name), 0) is expected
       self.finished.add(name)
 

@@ -1,5 +1,6 @@
 """The learner role's own decisions."""
 
+import dataclasses
 import threading
 import types
 
@@ -10,7 +11,8 @@ import pytest
 
 from offpolicy_rl.learner import loop
 from offpolicy_rl.replay.lag import LagControl
-from offpolicy_rl.roles import assembly, publishing
+from offpolicy_rl.roles import learner, multihost
+from offpolicy_rl.roles.weights import Publisher
 from offpolicy_rl.transport import weights
 
 
@@ -19,18 +21,22 @@ def test_a_learner_that_never_has_to_wait_still_hears_that_it_is_to_stop():
   stop = threading.Event()
   stop.set()
   always = types.SimpleNamespace(take=lambda ids, timeout: pytest.fail("another batch was taken"))
-  records = types.SimpleNamespace(consumed=lambda *_, **__: pytest.fail("a step was booked"))
-  me = types.SimpleNamespace(
-    config=types.SimpleNamespace(learner=types.SimpleNamespace(prompts_per_step=2)),
-    front=types.SimpleNamespace(book=always, control=LagControl("async", 1)),
-    choices=types.SimpleNamespace(model=None),
-    records=records,
-    stop=stop,
+  files = types.SimpleNamespace(write_groups=lambda *_, **__: pytest.fail("a step was written"))
+  fields = dict.fromkeys(field.name for field in dataclasses.fields(learner.Learner))
+  first = learner.Learner(
+    **fields
+    | {
+      "config": types.SimpleNamespace(learner=types.SimpleNamespace(prompts_per_step=2, steps=9)),
+      "service": types.SimpleNamespace(ledger=always, control=LagControl("async", 1)),
+      "choices": types.SimpleNamespace(model=None),
+      "files": files,
+      "orders": multihost.Orders(stop),
+      "stop": stop,
+    }
   )
   with pytest.raises(loop.Stopped):
-    assembly.Learner.next_batch(me, 0, lambda: True)
-  with pytest.raises(loop.Stopped):
-    assembly.Learner.begin(me, 0, None)
+    first.next_batch(0)
+  first.prefetch.close()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -38,11 +44,11 @@ def test_published_weights_stay_when_their_parameters_are_donated(dtype):
   """The next step reuses their memory while samplers still pull them."""
   params = {"a": jnp.arange(4096.0) + 0, "b": {"c": jnp.ones((64, 64)) * 3}}
   before = jax.tree.map(np.array, params)
-  made = publishing.Publishing(weights.WeightStore(), dtype)
-  made.soon(1, params)
+  publisher = Publisher(weights.WeightStore(), dtype)
+  publisher.publish(1, params)
   donated = jax.jit(lambda p: jax.tree.map(lambda x: x - 1, p), donate_argnums=0)(params)
   jax.block_until_ready(donated)
-  made.settle()
-  kept = made.store.tensors(1)
+  publisher.wait()
+  kept = publisher.store.tensors(1)
   np.testing.assert_array_equal(kept["a"], before["a"].astype(dtype))
   np.testing.assert_array_equal(kept["b/c"], before["b"]["c"].astype(dtype))

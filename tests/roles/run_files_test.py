@@ -24,9 +24,9 @@ ROW = {
 }
 
 
-def opened(run_dir, position=None, first_step=0) -> run_files.Records:
+def opened(run_dir, position=None, first_step=0) -> run_files.RunFiles:
   screen = terminal.Progress(100, Console(file=io.StringIO()))
-  return run_files.Records(run_dir, "{}", screen, position=position, first_step=first_step)
+  return run_files.RunFiles(run_dir, "{}", screen, position=position, first_step=first_step)
 
 
 def group(step: int) -> types.FinishedGroup:
@@ -46,11 +46,11 @@ def group(step: int) -> types.FinishedGroup:
   return types.FinishedGroup(ticket, types.Group(name, found, sampler_id="s~1"), step + 1)
 
 
-def make_steps(files: run_files.Records, steps, end: int = 100) -> None:
+def make_steps(files: run_files.RunFiles, steps, end: int = 100) -> None:
   logprobs = np.array([[-0.25, -0.5, 0.0, 0.0], [-0.5, -1.0, -0.50004, 0.0]], np.float32)
   for step in steps:
-    files.consumed(step, [group(step)], last=step + 1 == end, words=WORDS)
-    files.train(step, ROW, logprobs)
+    files.write_groups(step, [group(step)], last=step + 1 == end, words=WORDS)
+    files.write_step(step, ROW, logprobs)
 
 
 def test_a_group_is_written_with_what_the_step_says_about_it(tmp_path):
@@ -96,7 +96,7 @@ def test_a_resumed_run_writes_the_same_files(tmp_path, stood):
   make_steps(files, range(stood))
   position = files.position()
   make_steps(files, range(stood, 21))
-  files.consumed(21, [group(21)], last=False, words=WORDS)  # killed in the middle of this step
+  files.write_groups(21, [group(21)], last=False, words=WORDS)  # killed in the middle of this step
   files.close()
   files = opened(torn, position, first_step=stood)
   make_steps(files, range(stood, 25))

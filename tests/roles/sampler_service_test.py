@@ -1,4 +1,4 @@
-"""The front desk at the end of a run."""
+"""What the learner does when samplers call, and at the end of a run."""
 
 import time
 
@@ -8,18 +8,14 @@ import pytest
 from offpolicy_rl import types
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.roles.sampler_service import Front
+from offpolicy_rl.roles.sampler_service import Heartbeats, SamplerService
 from offpolicy_rl.transport import bounds, names
+from offpolicy_rl.types import PushStatus
 
 
-def front() -> Front:
-  return Front(
-    book=Ledger(10),
-    groups=None,
-    weights=None,
-    vocab_size=9,
-    max_tokens=9,
-    control=LagControl("async", 1),
+def service(say=print) -> SamplerService:
+  return SamplerService(
+    Ledger(10), None, None, LagControl("async", 1), vocab_size=9, max_tokens=9, say=say
   )
 
 
@@ -28,37 +24,37 @@ def ticket(name: str) -> types.Ticket:
 
 
 def test_a_sampler_that_only_beats_does_not_keep_the_learner_from_ending():
-  desk = front()
-  desk.join("hung")
+  learner = service()
+  learner.join("hung")
   start = time.monotonic()
-  desk.dismiss(silent_seconds=60, at_most_seconds=0.3)
+  learner.dismiss(silent_seconds=60, at_most_seconds=0.3)
   assert 0.3 <= time.monotonic() - start < 5
 
 
 def test_nobody_is_waited_for_who_has_left_or_fell_silent():
-  desk = front()
-  desk.join("gone")
-  desk.leave("gone")
-  desk.join("silent")
+  learner = service()
+  learner.join("gone")
+  learner.leave("gone")
+  learner.join("silent")
   start = time.monotonic()
-  desk.dismiss(silent_seconds=0.2, at_most_seconds=60)
-  assert time.monotonic() - start < 5 and desk.finished
+  learner.dismiss(silent_seconds=0.2, at_most_seconds=60)
+  assert time.monotonic() - start < 5 and learner.finished
 
 
 def test_two_living_samplers_of_one_name_are_told_apart_and_said():
-  desk, said = front(), []
-  desk.say = said.append
+  said = []
+  learner = service(said.append)
   first, second, other = names.unique("node7-1"), names.unique("node7-1"), names.unique("node8-1")
   for sampler_id in (first, other, second):
-    desk.join(sampler_id)
+    learner.join(sampler_id)
   assert said == [f"2 samplers are called node7-1, told apart as {first}, {second}"]
   for _ in range(100):
-    desk.join(second)
+    learner.join(second)
   assert len(said) == 1
-  desk.book.add([ticket("a"), ticket("b")])
-  assert [t.ticket_id for t in desk.book.lease(first, 1, timeout=0, holding=[])] == ["a"]
-  assert [t.ticket_id for t in desk.book.lease(second, 1, timeout=0, holding=[])] == ["b"]
-  assert desk.leave(first) == 1  # not what its namesake has
+  learner.ledger.add([ticket("a"), ticket("b")])
+  assert [t.ticket_id for t in learner.ledger.lease(first, 1, timeout=0, holding=[])] == ["a"]
+  assert [t.ticket_id for t in learner.ledger.lease(second, 1, timeout=0, holding=[])] == ["b"]
+  assert learner.leave(first) == 1  # not what its namesake has
 
 
 def test_people_are_shown_names_where_these_are_enough():
@@ -67,3 +63,43 @@ def test_people_are_shown_names_where_these_are_enough():
   assert names.shown([a, b, c, "old"]) == {a: a, b: b, c: "c", "old": "old"}
   with pytest.raises(bounds.WireError, match="--name: got 'a~b'"):
     names.unique("a~b")
+
+
+def test_a_group_without_an_open_ticket_is_unknown_by_name():
+  [outcome] = service().push([types.Group("zzz", ())], b"").result()
+  assert outcome == (PushStatus.UNKNOWN, "group.ticket_id: 'zzz' is no open ticket")
+
+
+def test_what_is_wrong_with_a_group_is_the_reason_of_its_refusal():
+  learner = service()
+  learner.ledger.add([ticket("a")])
+  unreadable, short = bounds.WireError("group.tokens: got 3"), types.Group("a", ())
+  first, second = learner.push([unreadable, short], b"").result()
+  assert first == (PushStatus.REFUSED, "group.tokens: got 3")
+  assert second.status is PushStatus.REFUSED and "2" in second.reason
+
+
+def test_the_rate_adds_up_the_samplers_heard_of_lately():
+  now = [0.0]
+  beats = Heartbeats(clock=lambda: now[0])
+  beats.record("a", {"tokens_per_second": 5.0})
+  now[0] = 6.0
+  beats.record("b", {"tokens_per_second": 7.0})
+  beats.record("c", {"something_else": 1.0})
+  assert beats.metrics() == {"sampler/count": 3, "sampler/tokens_per_second": 12.0}
+  beats.record("b", {"tokens_per_second": 9.0, "waiting": 0.25})
+  now[0] = 11.0
+  assert beats.metrics() == {
+    "sampler/count": 2,
+    "sampler/tokens_per_second": 9.0,
+    "sampler/waiting": 0.25,
+  }
+
+
+def test_new_names_push_out_those_not_beats_of_longest():
+  beats = Heartbeats(clock=lambda: 0.0)
+  beats.record("faithful", {"tokens_per_second": 3.0})
+  for i in range(5000):
+    beats.record(f"made-up-{i}", {})
+    beats.record("faithful", {"tokens_per_second": 3.0})
+  assert len(beats._last) == 1024 and beats.metrics()["sampler/tokens_per_second"] == 3.0

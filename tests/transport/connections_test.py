@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from offpolicy_rl.transport import connections, hosts, server
+from offpolicy_rl.transport import connections, server
 from tests.conftest import ROOT
 from tests.transport.learners import Learner, connect, ticket
 
@@ -199,14 +199,3 @@ def test_descriptors_are_looked_at_without_keeping_any():
     learner.server._shares.enforce()
   assert len(connections._open()) <= held + 1 and held >= before
   learner.stop()
-
-
-def test_the_processes_of_a_learner_bound_their_port_too(monkeypatch, closing):
-  monkeypatch.setattr(connections, "_FIRST_WORDS_MS", 2000)
-  leader = hosts.Leader(
-    "127.0.0.1", followers=0, shards=1, secret=b"s", config_sha256=b"c", lost=print, stop=None
-  )
-  silent = closing(opened(leader.address, 80))
-  assert wait_for(lambda: still_open(silent) <= 4 * 8, 1.5)
-  assert wait_for(lambda: not still_open(silent))
-  leader.end()

@@ -19,9 +19,10 @@ from google.protobuf import message as message_lib
 from google.protobuf.descriptor import FieldDescriptor
 
 from offpolicy_rl import types
-from offpolicy_rl.replay.ledger import Ledger, Verdict
+from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.transport import checksum, client, codec, receiver, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
+from offpolicy_rl.types import PushStatus
 from tests.transport import learners
 
 SESSION, VOCAB, MAX_TOKENS = "one", 50, 8
@@ -253,9 +254,8 @@ class Target:
   def __init__(self):
     self.made = 20
     self.names = [f"train/{i}" for i in range(self.made)]
-    self.book = Ledger(lease_seconds=5)
+    self.book = Ledger(lease_seconds=5, set_aside=self._other)
     self.book.add(map(ticket, self.names))
-    self.book.set_aside_by(self._other)
     self.bad_groups, self.accepted, self.other_leased = 0, 0, 0
     handlers = learners.handlers(
       self.book, lease=self._lease, finish=self._finish, watch=lambda *_: news()
@@ -279,9 +279,9 @@ class Target:
   def _finish(self, groups: list, _: bytes) -> concurrent.futures.Future:
     return learners.done([self._finish_one(group) for group in groups])
 
-  def _finish_one(self, group: types.Group | codec.WireError) -> str | codec.WireError:
+  def _finish_one(self, group: types.Group | codec.WireError) -> types.PushOutcome:
     if isinstance(group, codec.WireError):
-      return group
+      return learners.outcome(self.book, group)
     asked = self.book.ticket(group.ticket_id)
     if asked is not None:
       try:
@@ -289,12 +289,12 @@ class Target:
           group, asked, vocab_size=VOCAB, max_tokens=MAX_TOKENS, newest_version=NEWEST
         )
       except codec.WireError as error:
-        return error
-    verdict = self.book.finish(group, NEWEST)
-    if verdict is Verdict.ACCEPTED:
+        return learners.outcome(self.book, error)
+    status = self.book.finish(group, NEWEST)
+    if status is PushStatus.ACCEPTED:
       self.accepted += 1
       self.bad_groups += not is_good(group)
-    return verdict.value
+    return types.PushOutcome(status)
 
   def renew(self) -> None:
     """Replaces the answered tickets, so that there is always something to answer."""
@@ -315,12 +315,12 @@ class Target:
     self.other_leased += leased != [name]
     held = receiver.Receiver(LAYOUT)
     pulled = [sampler.pull_weights(version, version, held)[0] for version in (0, NEWEST)]
-    acks = sampler.push([answer(ticket_id) for ticket_id in leased])
+    outcomes = sampler.push([answer(ticket_id) for ticket_id in leased])
     sampler.leave()
     sampler.close()
-    verdicts = [ack.verdict for ack in acks]
+    statuses = [outcome.status for outcome in outcomes]
     taken = self.book.take([name], timeout=0) if leased == [name] else leased
-    return verdicts == [pb.VERDICT_ACCEPTED] and bool(taken) and pulled == [0, NEWEST]
+    return statuses == [PushStatus.ACCEPTED] and bool(taken) and pulled == [0, NEWEST]
 
   def close(self) -> bool:
     """Ends the server; False when it hangs."""

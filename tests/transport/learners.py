@@ -19,10 +19,16 @@ def done(outcomes: list) -> concurrent.futures.Future:
   return future
 
 
+def outcome(book: Ledger, group: types.Group | bounds.WireError) -> types.PushOutcome:
+  """Books a group that could be read."""
+  if isinstance(group, bounds.WireError):
+    return types.PushOutcome(types.PushStatus.REFUSED, str(group))
+  return types.PushOutcome(book.finish(group, 0))
+
+
 def believed(book: Ledger, groups: list) -> concurrent.futures.Future:
   """Books every group that could be read; what `server.Handlers.finish` returns."""
-  good = lambda group: isinstance(group, types.Group)
-  return done([book.finish(group, 0).value if good(group) else group for group in groups])
+  return done([outcome(book, group) for group in groups])
 
 
 def handlers(book: Ledger, **others) -> server.Handlers:
@@ -56,7 +62,8 @@ class Learner:
   """A running server, on a port of our choice."""
 
   def __init__(self, session="one", listen="127.0.0.1:0", max_samplers=4, **protection):
-    self.book = Ledger(lease_seconds=5)
+    self.set_aside = lambda ticket, why: None
+    self.book = Ledger(lease_seconds=5, set_aside=lambda *arguments: self.set_aside(*arguments))
     self.store = weights.WeightStore()
     self.store.put(0, {"w": np.arange(3, dtype=np.float32)})
     self.finished = False
@@ -75,7 +82,7 @@ class Learner:
 
   def _finish(self, groups: list, _) -> concurrent.futures.Future:
     if self.refuse:
-      return done([bounds.WireError("group: not wanted")] * len(groups))
+      return believed(self.book, [bounds.WireError("group: not wanted")] * len(groups))
     return believed(self.book, groups)
 
   def stop(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from offpolicy_rl.cli import main
 from offpolicy_rl.roles import multihost
-from offpolicy_rl.transport import client, hosts
+from offpolicy_rl.transport import client
 from tests.transport.learners import Learner, connect, ticket
 
 NOWHERE = "http://127.0.0.1:9"
@@ -27,28 +27,6 @@ def environment(request, monkeypatch):
 def test_a_sampler_connects_straight(learner):
   learner.book.add([ticket("a")])
   assert [t.ticket_id for t in connect(learner.address, patience=3).lease(1)] == ["a"]
-
-
-@pytest.mark.usefixtures("environment")
-def test_the_processes_of_a_learner_connect_straight():
-  lost = []
-  leader = hosts.Leader(
-    "127.0.0.1",
-    followers=1,
-    shards=1,
-    secret=b"s",
-    config_sha256=b"c",
-    lost=lost.append,
-    stop=threading.Event(),
-  )
-  follower = hosts.Follower(
-    leader.address, process=1, shards=[0], secret=b"s", config_sha256=b"c", lost=lost.append
-  )
-  leader.wait_for_all()
-  leader.end()
-  follower.next(hosts.END)
-  follower.close()
-  assert not lost
 
 
 @pytest.mark.usefixtures("environment")

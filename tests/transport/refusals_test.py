@@ -8,6 +8,7 @@ import threading
 import grpc
 import pytest
 
+from offpolicy_rl import types
 from offpolicy_rl.transport import checksum, client, receiver, refusals, server
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
@@ -162,7 +163,7 @@ def test_a_damaged_frame_ends_a_connection_and_no_sampler(learner, kind):
   between.damage = DAMAGES[kind]
   [ack] = wire.push([answer(leased[0].ticket_id)])
   assert between.damage is None
-  assert ack.verdict in (pb.VERDICT_ACCEPTED, pb.VERDICT_DUPLICATE)
+  assert ack.status in (types.PushStatus.ACCEPTED, types.PushStatus.DUPLICATE)
   wire.close()
   between.close()
 

@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from offpolicy_rl import types
 from offpolicy_rl.transport import checksum, client, interceptors, receiver, security, server
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
@@ -72,7 +73,7 @@ def work(learner: Learner, own: security.Credentials, name: str, patience: float
     wire.hello()
     assert [t.ticket_id for t in wire.lease(1)] == [name]
     assert wire.pull_weights(0, 0, receiver.Receiver(LAYOUT))[0] == 0
-    assert wire.push([answer(name)])[0].verdict == pb.VERDICT_ACCEPTED
+    assert wire.push([answer(name)])[0].status is types.PushStatus.ACCEPTED
     wire.heartbeat({"tokens_per_second": 1.0}, {})
   finally:
     wire.close()

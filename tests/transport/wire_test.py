@@ -16,6 +16,7 @@ from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.transport import checksum, client, receiver, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
+from offpolicy_rl.types import PushStatus
 from tests.transport.learners import LAYOUT, Learner, answer, believed, connect, handlers, ticket
 
 
@@ -28,13 +29,8 @@ def test_a_round_of_work(learner):
   version, tensors = wire.pull_weights(0, 0, held)
   assert version == 0 and np.array_equal(tensors["w"], [0, 1, 2])
   assert wire.pull_weights(0, 0, held) == (0, None)
-  acks = wire.push([answer("a"), answer("b"), answer("a")])
-  assert [a.verdict for a in acks] == [
-    pb.VERDICT_ACCEPTED,
-    pb.VERDICT_ACCEPTED,
-    pb.VERDICT_DUPLICATE,
-  ]
-  assert [a.ticket_id for a in acks] == ["a", "b", "a"]
+  statuses = [status for status, _ in wire.push([answer("a"), answer("b"), answer("a")])]
+  assert statuses == [PushStatus.ACCEPTED, PushStatus.ACCEPTED, PushStatus.DUPLICATE]
   assert len(learner.book.take(["a", "b"], timeout=0)) == 2
   wire.heartbeat({"tokens_per_second": 7.0}, {"c": 40})
   assert learner.beats == [("me", {"tokens_per_second": 7.0}, {"c": 40})]
@@ -65,11 +61,7 @@ def test_the_client_turns_a_protocol_mismatch_into_one_clear_error(learner, monk
 
 def test_an_unknown_ticket_is_dropped_and_a_missing_version_refused_by_name(learner):
   wire = connect(learner.address)
-  [ack] = wire.push([answer("zzz")])
-  assert (ack.verdict, ack.reason) == (
-    pb.VERDICT_UNKNOWN,
-    "group.ticket_id: 'zzz' is no open ticket",
-  )
+  assert wire.push([answer("zzz")]) == [(PushStatus.UNKNOWN, "")]
   with pytest.raises(client.Refused, match=r"no version in \[3, 4\], there are \[0\]"):
     wire.pull_weights(3, 4, receiver.Receiver({}))
 
@@ -92,7 +84,7 @@ def test_a_malformed_group_is_refused_and_does_not_disturb_the_others(learner):
 def test_a_ticket_that_can_not_be_answered_is_declined_with_the_reason(learner):
   """An empty question, and one that is beyond this sampler; the others are served."""
   wire, told = connect(learner.address), []
-  learner.book.set_aside_by(lambda ticket, why: told.append((ticket.ticket_id, why)))
+  learner.set_aside = lambda ticket, why: told.append((ticket.ticket_id, why))
   empty = dataclasses.replace(
     ticket("eval/a"), kind=types.EVAL, prompt_tokens=np.zeros(0, np.int32)
   )
@@ -118,8 +110,8 @@ def test_a_ticket_whose_answer_is_refused_is_not_handed_to_that_sampler_again(le
   assert [t.ticket_id for t in wire.lease(1)] == ["a"]
   bad = dataclasses.replace(answer("a").trajectories[0], verdict=float("nan"))
   learner.refuse = True
-  [ack] = wire.push([types.Group("a", (bad,))])
-  assert client.verdict(ack) == "refused"
+  [(status, _)] = wire.push([types.Group("a", (bad,))])
+  assert status is PushStatus.REFUSED
   assert [t.ticket_id for t in wire.lease(2)] == ["b"]
   assert learner.book.audit()["declined"] == 1
 
@@ -155,8 +147,8 @@ def test_a_group_that_the_learner_stumbles_over_is_tried_again(finish, caplog):
     max_samplers=1,
     max_message_mb=4,
   )
-  acks = connect(address).push([answer("a"), answer("b")])
-  assert failures == ["a"] and [ack.ticket_id for ack in acks] == ["a", "b"]
+  outcomes = connect(address).push([answer("a"), answer("b")])
+  assert failures == ["a"] and [status for status, _ in outcomes] == [PushStatus.ACCEPTED] * 2
   assert book.audit()["waiting"] == 2
   running.stop(0).wait()
 
@@ -193,7 +185,7 @@ def test_an_oversize_message_is_refused_before_it_is_sent(learner):
   with pytest.raises(client.Refused, match=expected):
     wire.push([large_group("a", 200_000)])
   assert learner.book.audit()["waiting"] == 0
-  assert wire.push([large_group("a", 100_000)])[0].verdict == pb.VERDICT_ACCEPTED
+  assert wire.push([large_group("a", 100_000)])[0].status is PushStatus.ACCEPTED
 
 
 def test_the_server_takes_no_message_beyond_the_limit(learner):
@@ -239,7 +231,7 @@ def test_a_large_reply_is_waited_for(learner, monkeypatch, limit_mb, seconds):
 def test_a_ticket_that_fits_no_message_is_set_aside_and_the_others_go_out(learner):
   """Prompts are measured where they are read; if one slips through, the run goes on."""
   said = []
-  learner.book.set_aside_by(lambda ticket, why: said.append((ticket.ticket_id, why)))
+  learner.set_aside = lambda ticket, why: said.append((ticket.ticket_id, why))
   large = dataclasses.replace(with_answer("large", 5_000_000), kind=types.EVAL)
   learner.book.add([large, ticket("small")])
   wire, found = connect(learner.address), []
@@ -323,8 +315,10 @@ def test_many_samplers_share_the_tickets(learner):
     wire = client.LearnerClient(learner.address, f"s{threading.get_ident()}")
     wire.hello()
     while tickets := wire.lease(3, wait_seconds=0.2):
-      acks = wire.push([answer(t.ticket_id) for t in tickets])
-      done.extend(a.ticket_id for a in acks)
+      names = [t.ticket_id for t in tickets]
+      for name, (status, _) in zip(names, wire.push(list(map(answer, names))), strict=True):
+        if status is PushStatus.ACCEPTED:
+          done.append(name)
 
   threads = [threading.Thread(target=work) for _ in range(4)]
   for thread in threads:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from offpolicy_rl import types
 from offpolicy_rl.replay import admission
+from offpolicy_rl.replay.dynamic_sampling import DynamicSampling
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger, SetAsideError
-from offpolicy_rl.replay.refill import Refills
-from offpolicy_rl.replay.set_aside import SetAside
-from tests.replay.refill_test import Example, balance, group
+from offpolicy_rl.replay.unanswerable import Unanswerable
+from tests.replay.dynamic_sampling_test import Example, balance, group
 
 PROMPTS, LAG = 3, LagControl("fixed", 2)
 
@@ -30,10 +30,8 @@ def made(most=0) -> admission.Tickets:
 
 
 def opened(tickets, step=5):
-  book = Ledger(lease_seconds=10)
-  aside = SetAside(tickets.spare, lambda ticket: f"prompt of {ticket.ticket_id}")
-  book.set_aside_by(aside)
-  book.replace_by(Refills(tickets.after))
+  aside = Unanswerable(tickets.spare, lambda ticket: f"prompt of {ticket.ticket_id}")
+  book = Ledger(lease_seconds=10, set_aside=aside, replace=DynamicSampling(tickets.after))
   book.add(tickets.of(step))
   return book, aside, admission.ticket_ids(step, PROMPTS, LAG)
 
@@ -61,10 +59,10 @@ def test_one_empty_question_costs_nothing_but_itself(samplers):
     "train/5/4",
     "train/5/2",
   ]
-  [line] = aside.told()
+  [line] = aside.messages()
   assert line.startswith("prompt 'prompt of train/5/1' (ticket train/5/1) is set aside: a: empty")
   assert line.endswith("; ticket train/5/4 takes its place")
-  assert aside.told() == [] and aside.count(5) == 1 and aside.count(5) == 0
+  assert aside.messages() == [] and aside.count(5) == 1 and aside.count(5) == 0
   assert balance(book)["set_aside"] == 1
 
 
@@ -108,8 +106,8 @@ def test_when_the_spares_are_used_up_the_run_ends_by_name():
   work(book, ["a", "b"], all_of_one)
   with pytest.raises(SetAsideError, match=r"can answer ticket train/5/25 \([ab]: empty"):
     book.take(ids, timeout=0)
-  assert len(aside.told()) == 1 + admission.SPARES
-  assert aside.told() == [] and balance(book)["set_aside"] == 1 + admission.SPARES
+  assert len(aside.messages()) == 1 + admission.SPARES
+  assert aside.messages() == [] and balance(book)["set_aside"] == 1 + admission.SPARES
 
 
 def test_an_evaluation_goes_on_without_the_problem():
@@ -119,7 +117,7 @@ def test_an_evaluation_goes_on_without_the_problem():
   work(book, ["a"], {"eval/x"})
   [finished] = book.take(["eval/x"], timeout=0)
   assert finished.group.trajectories == ()
-  assert aside.told() == [
+  assert aside.messages() == [
     "held-out prompt 'prompt of eval/x' (ticket eval/x) is set aside: a: empty; it counts as not "
     "solved"
   ]
@@ -127,7 +125,7 @@ def test_an_evaluation_goes_on_without_the_problem():
 
 def test_lines_are_of_bounded_length():
   _, aside, _ = opened(made())
-  aside = SetAside(made().spare, lambda ticket: "x" * 10_000)
+  aside = Unanswerable(made().spare, lambda ticket: "x" * 10_000)
   aside(made().named("train/5/0"), "empty")
-  assert len(aside.told()[0]) < 400
+  assert len(aside.messages()[0]) < 400
   assert np.iinfo(np.uint32).max >= made().named("train/5/6").group_index

@@ -12,8 +12,8 @@ from offpolicy_rl import types
 _TEXT = 200  # characters of a prompt that people are shown
 
 
-class SetAside:
-  """What `Ledger.set_aside_by` wants; called under its lock, so lines are kept for `told`."""
+class Unanswerable:
+  """`set_aside` of a Ledger. It is called under a lock, so lines for people wait for `messages`."""
 
   def __init__(
     self, spare: Callable[[types.Ticket], types.Ticket | None], text: Callable[[types.Ticket], str]
@@ -37,8 +37,8 @@ class SetAside:
     self._lines.append(f"{prompt}; {instead}")
     return spare
 
-  def told(self) -> list[str]:
-    """What people should know that they were not told yet."""
+  def messages(self) -> list[str]:
+    """Lines for people since the last call."""
     return [self._lines.popleft() for _ in range(len(self._lines))]
 
   def count(self, step: int) -> int:

@@ -1,4 +1,4 @@
-"""What each sampler's completions are like: a replica that emits garbage is named.
+"""Statistics of each sampler's completions; a replica that emits garbage is named.
 
 Only shown and written, never part of an update: runs with exact lag do not depend on who sampled.
 """
@@ -19,7 +19,7 @@ _LEAST_GAP, _TIMES = 0.5, 4.0
 
 
 def of_completions(groups: Sequence[types.FinishedGroup]) -> dict[str, np.ndarray]:
-  """What the host knows of every completion of a batch [N], in its order."""
+  """Arrays [N] of what the host knows of the completions of a batch, in its order."""
   rows = [(g.group.sampler_id, t) for g in groups for t in g.group.trajectories]
   return {
     "sampler": np.array([sampler_id for sampler_id, _ in rows]),
@@ -29,7 +29,7 @@ def of_completions(groups: Sequence[types.FinishedGroup]) -> dict[str, np.ndarra
   }
 
 
-class Makers:
+class SamplerStats:
   """Remembers the newest completions of every sampler."""
 
   def __init__(self):
@@ -84,7 +84,7 @@ class Makers:
     """Samplers whose tokens are unlike the others' -> mean |log-ratio| of their newest ones."""
     return dict(self._unlike)
 
-  def stats(self, sampler_id: str) -> dict[str, float]:
-    """Of one sampler: the means of its last batch, and whether it is unlike the others."""
+  def latest(self, sampler_id: str) -> dict[str, float]:
+    """Means of a sampler's last batch, and whether it is unlike the others."""
     means = {name: x for name, x in self._means.get(sampler_id, {}).items() if np.isfinite(x)}
     return means | {"unlike": float(sampler_id in self._unlike)} if means else {}

@@ -10,30 +10,24 @@ from rich.console import Console
 from offpolicy_rl.observe import metrics, terminal, watch
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.roles import live as live_lib
-from offpolicy_rl.roles.sampler_service import Front
+from offpolicy_rl.roles import run_files
+from offpolicy_rl.roles.sampler_service import SamplerService
 from offpolicy_rl.transport import client, names, server, weights
 
 
-def make(tiny_config, run_dir) -> tuple[Front, live_lib.Live]:
+def make(tiny_config, run_dir) -> tuple[SamplerService, run_files.LiveStatus]:
   run_dir.mkdir(exist_ok=True)
-  front = Front(
-    book=Ledger(10),
-    groups=None,
-    weights=weights.WeightStore(),
-    vocab_size=9,
-    max_tokens=9,
-    control=LagControl("async", 1),
+  service = SamplerService(
+    Ledger(10), None, weights.WeightStore(), LagControl("async", 1), vocab_size=9, max_tokens=9
   )
-  return front, live_lib.Live(run_dir, "one", tiny_config, front)
+  return service, run_files.LiveStatus(run_dir, "one", tiny_config, service)
 
 
 def test_the_file_is_kept_up_to_date_until_the_end(tiny_config, tmp_path, monkeypatch):
-  monkeypatch.setattr(live_lib, "_SECONDS", 0.02)
-  front, live = make(tiny_config, tmp_path / "run")
-  live.begin()
-  front.join("a")
-  front.heartbeat("a", {"version": 3.0}, {})
+  monkeypatch.setattr(run_files, "_STATUS_SECONDS", 0.02)
+  service, live = make(tiny_config, tmp_path / "run")
+  service.join("a")
+  service.heartbeat("a", {"version": 3.0}, {})
   end = time.monotonic() + 10
   while time.monotonic() < end and not (
     (tmp_path / "run" / watch.FILE).exists() and watch.read_status(tmp_path / "run").samplers
@@ -49,13 +43,13 @@ def test_the_file_is_kept_up_to_date_until_the_end(tiny_config, tmp_path, monkey
 
 
 def test_samplers_are_told_of_by_name_with_what_is_measured_of_them(tiny_config, tmp_path):
-  front, live = make(tiny_config, tmp_path / "run")
+  service, live = make(tiny_config, tmp_path / "run")
   a, b, other = names.unique("a"), names.unique("b"), names.unique("b")
   for sampler_id in (a, b, other):
-    front.join(sampler_id)
-  front.heartbeat(a, {"version": 3.0}, {})
+    service.join(sampler_id)
+  service.heartbeat(a, {"version": 3.0}, {})
   gaps, who = np.array([0.25] * 8 + [9.0] * 8), np.array([a] * 8 + [b] * 8)
-  front.makers.step({"sampler": who, "log_ratio": gaps})
+  service.stats.step({"sampler": who, "log_ratio": gaps})
   found = {s.name: s.stats for s in live.status().samplers}
   assert found == {
     "a": {"version": 3.0, "completions": 8, "log_ratio": 0.25, "unlike": 0.0},
@@ -79,7 +73,6 @@ def test_a_run_that_ends_while_the_file_is_written_is_said_to_have_ended(
 
   monkeypatch.setattr(watch, "write_status", write_slowly)
   _, live = make(tiny_config, tmp_path / "run")
-  live.begin()
   assert writing.wait(5)
   threading.Timer(0.2, go_on.set).start()
   live.end("finished")
@@ -87,7 +80,7 @@ def test_a_run_that_ends_while_the_file_is_written_is_said_to_have_ended(
 
 
 def test_a_full_disk_ends_no_run(tiny_config, tmp_path, monkeypatch):
-  monkeypatch.setattr(live_lib, "_SECONDS", 0.01)
+  monkeypatch.setattr(run_files, "_STATUS_SECONDS", 0.01)
   asked = threading.Event()
 
   def refuse(*_):
@@ -96,21 +89,18 @@ def test_a_full_disk_ends_no_run(tiny_config, tmp_path, monkeypatch):
 
   monkeypatch.setattr(watch, "write_status", refuse)
   _, live = make(tiny_config, tmp_path / "run")
-  live.begin()
   assert asked.wait(5)
   live.end("stopped")
   assert live.status().ended == "stopped"
 
 
 def test_who_watches_is_no_sampler_and_keeps_no_run_waiting(tiny_config, tmp_path):
-  front, live = make(tiny_config, tmp_path / "run")
-  live.begin()
-  asked = front.handlers().__class__(**{**vars(front.handlers()), "watch": live.news})
+  service, live = make(tiny_config, tmp_path / "run")
   wire, address = server.start(
     "127.0.0.1:0",
     server.Identity("one", "run", "{}", "p"),
-    asked,
-    front.weights,
+    service.handlers(live.wait_for_news),
+    service.weights,
     max_samplers=1,
     max_message_mb=1,
   )
@@ -129,7 +119,7 @@ def test_who_watches_is_no_sampler_and_keeps_no_run_waiting(tiny_config, tmp_pat
   assert live.status().samplers == () and not later
   start = time.monotonic()
   live.end("finished")
-  front.dismiss(silent_seconds=60, at_most_seconds=60)
+  service.dismiss(silent_seconds=60, at_most_seconds=60)
   wire.stop(grace=2.0).wait(10)  # as the learner does
   looking.join(10)
   assert time.monotonic() - start < 8

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from offpolicy_rl import types
 from offpolicy_rl.replay import admission
+from offpolicy_rl.replay.dynamic_sampling import DynamicSampling, has_signal
 from offpolicy_rl.replay.lag import LagControl
-from offpolicy_rl.replay.ledger import Ledger, Verdict
-from offpolicy_rl.replay.refill import Refills, has_signal
+from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.tasks import scoring, shaping
+from offpolicy_rl.types import PushStatus
 
 PROMPTS, MOST = 3, 2
 
@@ -36,9 +37,9 @@ def group(name: str, *rewards: float, length: int = 3) -> types.Group:
 
 def opened(step=5, recover=lambda ticket: None):
   """A ledger with the tickets of one step, and its refills."""
-  tickets, book = make_tickets(), Ledger(lease_seconds=10, recover=recover)
-  refills = Refills(tickets.after)
-  book.replace_by(refills)
+  tickets = make_tickets()
+  refills = DynamicSampling(tickets.after)
+  book = Ledger(lease_seconds=10, recover=recover, replace=refills)
   book.add(tickets.of(step))
   return book, refills, admission.ticket_ids(step, PROMPTS, LagControl("fixed", 2))
 
@@ -69,7 +70,7 @@ def test_shaping_is_no_signal(shape):
     ),
   )
   assert has_signal(of(0.0, 1.0)) and not has_signal(of(0.0, 0.0))
-  refills = Refills(make_tickets().after)
+  refills = DynamicSampling(make_tickets().after)
   finished = types.FinishedGroup(make_tickets().named("train/5/0"), of(0.0, 0.0), 0)
   assert refills(finished).ticket_id == "train/5/3"
   assert refills.metrics(5)["filtered/reward"] == 0.0
@@ -98,7 +99,7 @@ def test_no_other_name_is_a_ticket(name):
 def test_a_group_without_signal_makes_way_for_one_of_the_next_prompt():
   book, refills, ids = opened()
   [first, *_] = book.lease("s", 1, timeout=0)
-  assert book.finish(group(first.ticket_id, 1.0, 1.0), 5) is Verdict.ACCEPTED
+  assert book.finish(group(first.ticket_id, 1.0, 1.0), 5) is PushStatus.ACCEPTED
   assert book.take(ids, timeout=0) is None
   [again, *others] = book.lease("s", 9, timeout=0)  # before the rest: its step may be waiting
   assert again.ticket_id == "train/5/3" and again.group_index == first.group_index + 1
@@ -131,9 +132,9 @@ def test_late_answers_to_any_of_them_are_duplicates():
   named = ["train/5/0", "train/5/3", "train/5/1", "train/5/2"]
   for name in named:
     book.finish(group(name, 0.0, float(name != "train/5/0")), 5)
-    assert book.finish(group(name, 0.0, 1.0), 5) is Verdict.DUPLICATE
+    assert book.finish(group(name, 0.0, 1.0), 5) is PushStatus.DUPLICATE
   assert len(book.take(ids, timeout=0)) == 3
-  assert all(book.finish(group(name, 0.0, 1.0), 5) is Verdict.DUPLICATE for name in named)
+  assert all(book.finish(group(name, 0.0, 1.0), 5) is PushStatus.DUPLICATE for name in named)
   with pytest.raises(ValueError, match="'train/5/0' was added before"):
     book.add(make_tickets().of(5))
 
@@ -141,7 +142,7 @@ def test_late_answers_to_any_of_them_are_duplicates():
 def test_when_the_spares_are_used_up_the_last_group_is_used():
   book, refills, ids = opened()
   for number in (0, 3, 6, 1, 2):
-    assert book.finish(group(f"train/5/{number}", *[0.5] * 2), 5) is Verdict.ACCEPTED
+    assert book.finish(group(f"train/5/{number}", *[0.5] * 2), 5) is PushStatus.ACCEPTED
     if number in (1, 2):
       for spare in (number + 3, number + 6):
         book.finish(group(f"train/5/{spare}", 0.0, 1.0), 5)
@@ -217,5 +218,5 @@ def test_an_answer_to_a_dead_learners_replacement_is_known():
     known_steps=9,
   )
   admit.published(4)  # queues up to step 6
-  assert admit.ticket_before_restart("train/8/7", 4) == tickets.named("train/8/7")
-  assert admit.ticket_before_restart("train/8/33", 4) is None  # no such spare
+  assert admit.ticket_before_restart("train/8/7") == tickets.named("train/8/7")
+  assert admit.ticket_before_restart("train/8/33") is None  # no such spare

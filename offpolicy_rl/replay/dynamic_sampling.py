@@ -23,8 +23,8 @@ def has_signal(group: types.Group) -> bool:
   return min(verdicts) != max(verdicts)
 
 
-class Refills:
-  """Says which ticket takes the place of a finished group, and counts what was left out."""
+class DynamicSampling:
+  """Replaces finished groups without signal by other tickets, and counts them."""
 
   def __init__(self, next_ticket: Callable[[types.Ticket], types.Ticket | None]):
     """`next_ticket(ticket)`: the one that replaces it; None when its spares are used up."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import types
-from offpolicy_rl.replay import makers
+from offpolicy_rl.replay import sampler_stats
 
 
 def batch(**gaps) -> dict:
@@ -19,7 +19,7 @@ def batch(**gaps) -> dict:
 
 def test_means_of_a_batch_by_sampler():
   known = batch(a=[0.1, 0.3], b=[0.2]) | {"mismatch": np.array([np.nan, 0.5, np.nan])}
-  found = makers.Makers().step(known)
+  found = sampler_stats.SamplerStats().step(known)
   assert found["completions"] == {"a": 2, "b": 1}
   assert found["reward"] == {"a": 0.5, "b": 2.0}
   assert found["log_ratio"] == {"a": pytest.approx(0.2), "b": pytest.approx(0.2)}
@@ -34,7 +34,7 @@ def test_what_the_host_knows_of_completions():
   made = [
     types.FinishedGroup(None, types.Group("x", rows, sampler_id=s), 0) for s in ("a~1", "b~2")
   ]
-  found = makers.of_completions(made)
+  found = sampler_stats.of_completions(made)
   assert found["sampler"].tolist() == ["a~1", "a~1", "b~2", "b~2"]
   assert found["length"].tolist() == [3, 1, 3, 1]
   assert found["reward"].tolist() == [1.5, -0.5] * 2 and found["verdict"].tolist() == [1, 0] * 2
@@ -52,28 +52,28 @@ def test_what_the_host_knows_of_completions():
   ],
 )
 def test_who_is_unlike_the_others(gaps, expected):
-  found = makers.Makers()
+  found = sampler_stats.SamplerStats()
   for _ in range(4):
     found.step(batch(**{name: [gap] * 4 for name, gap in gaps.items()}))
   assert found.unlike().keys() == expected
-  assert {name for name in gaps if found.stats(name)["unlike"]} == expected
+  assert {name for name in gaps if found.latest(name)["unlike"]} == expected
 
 
 def test_few_completions_are_no_proof_and_a_sampler_can_get_well():
-  found = makers.Makers()
+  found = sampler_stats.SamplerStats()
   found.step(batch(a=[0.01] * 7, b=[5.0] * 7))
   assert found.unlike() == {}
   found.step(batch(a=[0.01], b=[5.0]))
   assert found.unlike() == {"b": 5.0}
   for _ in range(8):
     found.step(batch(a=[0.01] * 8, b=[0.01] * 8))
-  assert found.unlike() == {} and found.stats("b")["unlike"] == 0.0
+  assert found.unlike() == {} and found.latest("b")["unlike"] == 0.0
 
 
 def test_samplers_that_come_and_go_are_forgotten():
-  found = makers.Makers()
+  found = sampler_stats.SamplerStats()
   for i in range(1000):
     found.step(batch(**{f"s{i}": [0.1] * 8}))
-  assert found.stats("s999")["log_ratio"] == pytest.approx(0.1)
-  assert found.stats("s0") == {} and found.stats("never") == {}
+  assert found.latest("s999")["log_ratio"] == pytest.approx(0.1)
+  assert found.latest("s0") == {} and found.latest("never") == {}
   assert len(found._gaps) == len(found._means) == len(found._newest) == 256

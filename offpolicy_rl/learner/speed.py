@@ -1,0 +1,74 @@
+"""Where a learner's time goes: seconds per part of a step, flops, compilations."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax.monitoring
+
+# bfloat16 flops per second of one device, without sparsity, by JAX's device_kind: from the vendors'
+# data sheets (cloud.google.com/tpu/docs, nvidia.com).
+PEAK_FLOPS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+  "NVIDIA A100-SXM4-40GB": 312e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H200": 989e12,
+}
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Timer:
+  """Measures the parts of a step: `with timer("seconds/waiting"): ...`; `seconds` has the last."""
+
+  def __init__(self):
+    self.seconds: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def __call__(self, name: str) -> Iterator[None]:
+    """Sets `seconds[name]` to the duration of the block."""
+    started = time.perf_counter()
+    yield
+    self.seconds[name] = time.perf_counter() - started
+
+
+class Speed:
+  """Flops and compilations of each step on a mesh.
+
+  Compilations are counted from construction to `close`, over all threads of the process.
+  """
+
+  def __init__(self, mesh: jax.sharding.Mesh):
+    devices = list(mesh.devices.flat)
+    peak = PEAK_FLOPS.get(devices[0].device_kind)
+    self._peak = peak and peak * len(devices)
+    self._number, self._seconds = 0, 0.0
+    jax.monitoring.register_event_duration_secs_listener(self._count)
+
+  def _count(self, event: str, seconds: float, **_) -> None:
+    if event == _COMPILED:
+      self._number += 1
+      self._seconds += seconds
+
+  def metrics(self, row: dict) -> dict[str, float]:
+    """flops_per_second, mfu where the device's peak is known, compilations, seconds/compiling.
+
+    Args:
+      row: of a step, with "flops" (model flops as `model/cost.py` counts them) and "seconds/step".
+    """
+    rate = row["flops"] / row["seconds/step"]
+    utilisation = {"mfu": rate / self._peak} if self._peak else {}
+    return {"flops_per_second": rate, **utilisation, **self.compilations()}
+
+  def compilations(self) -> dict[str, float]:
+    """compilations and seconds/compiling since the last call."""
+    counts = {"compilations": self._number, "seconds/compiling": self._seconds}
+    self._number, self._seconds = 0, 0.0
+    return counts
+
+  def close(self) -> None:
+    """Stops counting compilations."""
+    jax.monitoring.unregister_event_duration_listener(self._count)

@@ -1,0 +1,69 @@
+"""What every process of a learner does with a batch: the step, and checks beside it."""
+
+from collections.abc import Callable
+
+import jax
+
+from offpolicy_rl.learner import audit, poison, step
+from offpolicy_rl.learner import state as state_lib
+from offpolicy_rl.learner.loop import StepBatch
+
+
+class Update:
+  """Call it with (step, state, batch) for (new state, metrics); see `step.train_step`.
+
+  Groups whose numbers make the update infinite are left out (learner/poison.py). Now and then the
+  learner's log-probabilities are compared with the sampler's (learner/audit.py), and the load of a
+  mixture's experts is measured.
+  """
+
+  def __init__(
+    self,
+    choices: step.StepChoices,
+    mesh: jax.sharding.Mesh,
+    reference,
+    config,
+    say: Callable[[str], None],
+  ):
+    """`reference`: frozen parameters, see `step.train_step`; `say`: prints a line."""
+    self._choices, self._reference, self._say = choices, reference, say
+    self._every, self._alarm = config.learner.audit_every, config.learner.mismatch_alarm
+    self._groups = config.learner.prompts_per_step
+    shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
+    self._step = step.compile_step(choices, shardings)
+    self._audit = audit.LogprobAudit(
+      choices, every=self._every, max_lag=config.lag.max_lag, frozen=reference
+    )
+    self._poison = poison.PoisonFilter(choices, self._groups, reference)
+
+  def __call__(
+    self, at_step: int, state: state_lib.TrainState, batch: StepBatch
+  ) -> tuple[state_lib.TrainState, dict]:
+    """Makes one step; the old state's memory is reused."""
+    checks = self._audit(at_step, state, batch.versions, batch.arrays)
+    if self._choices.model.num_experts and self._every and at_step % self._every == 0:
+      checks |= step.router_metrics(self._choices, state.params, batch.arrays, self._reference)
+    if "mismatch/mean" in checks and self._alarm:
+      checks["alarm/mismatch"] = float(checks["mismatch/mean"] > self._alarm)
+    state, metrics = self._finite_step(at_step, state, batch)
+    return state, metrics | checks
+
+  def _finite_step(self, at_step: int, state: state_lib.TrainState, batch: StepBatch):
+    """The step; once more without the groups that poison it, where some do."""
+    state, metrics = self._step(state, batch.arrays, self._reference)
+    if not int(metrics["updates_skipped"]):
+      return state, metrics | {"poisoned_groups": 0}
+    bad = self._poison.find(state, batch.arrays)
+    if 0 < len(bad) < self._groups:
+      for number in bad:
+        self._say(
+          f"step {at_step}: {batch.group_name(number)} makes the loss or its gradient infinite or "
+          "nan, and is left out"
+        )
+      if not int(state.step) > at_step:
+        # What was left out is part of what its sampler made.
+        rows = {name: metrics[name] for name in ("row_entropy", "row_log_ratio") if name in metrics}
+        rest = self._poison.without(batch.arrays, bad)
+        state, metrics = self._step(state, rest, self._reference)
+        metrics |= rows
+    return state, metrics | {"poisoned_groups": len(bad)}

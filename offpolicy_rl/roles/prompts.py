@@ -1,0 +1,72 @@
+"""The prompts of a run: those it trains on, those held out, and demonstrations of the former."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from offpolicy_rl import types
+from offpolicy_rl.replay import batching
+from offpolicy_rl.roles import build, data
+from offpolicy_rl.tasks import stream
+
+Members = list[tuple[float, list]]  # (rate, prompts) of each task
+
+
+class Prompts(NamedTuple):
+  """Prompts, as token ids."""
+
+  train: Members
+  heldout: list  # in the order of their use
+  counts: dict[str, int]  # metrics: prompts, those too long, those left out
+  summary: str  # a line
+
+
+def read(config, policy: build.Policy) -> Prompts:
+  """Reads all prompts of the configuration's tasks.
+
+  Raises:
+    TaskError: there are none.
+  """
+  train, held = (data.examples(config, split, policy) for split in data.SPLITS)
+  for split, members in zip(data.SPLITS, (train, held), strict=True):
+    data.require_some(config, split, [made for _, made in members])
+  heldout = stream.in_turn([(rate, made.examples) for rate, made in held])
+  count = lambda members, field: sum(len(getattr(made, field)) for _, made in members)
+  counts = {
+    "prompts": count(train, "examples"),
+    "heldout_prompts": len(heldout),
+    "prompts_too_long": count(train, "too_long"),
+    "heldout_prompts_too_long": count(held, "too_long"),
+    "prompts_left_out": count(train, "left_out"),
+    "heldout_prompts_left_out": count(held, "left_out"),
+  }
+  examples = [(rate, made.examples) for rate, made in train]
+  return Prompts(examples, heldout, counts, data.summary(config.task.name, train, held))
+
+
+def demonstrations(config, train: Members) -> tuple[Callable[[int], types.Batch], str]:
+  """(step of the warm start -> its batch on the host, a line about what is left out or "").
+
+  Demonstrations longer than a completion may be are left out.
+
+  Raises:
+    ValueError: a task keeps none.
+  """
+  most, rows = config.task.max_completion_tokens, config.warm_start.rows
+  kept = [(rate, [e for e in es if e.demonstration_tokens.size <= most]) for rate, es in train]
+  for (rate, examples), (_, fitting) in zip(train, kept, strict=True):
+    if not fitting:
+      raise ValueError(
+        f"task.max_completion_tokens: got {most}, which none of the {len(examples)} demonstrations "
+        f"(at rate {rate:g}) fits in; raise it, or set warm_start.steps=0"
+      )
+  left_out = sum(len(examples) for _, examples in train) - sum(len(es) for _, es in kept)
+  note = f"warm start: {left_out} demonstrations of more than {most} tokens are left out"
+  limits = build.limits(config, group_size=1)
+  shown = stream.of(kept, config.seed + 1)
+
+  def batch(at_step: int) -> types.Batch:
+    chosen = [shown[at_step * rows + i] for i in range(rows)]
+    pairs = [(e.prompt_tokens, e.demonstration_tokens) for e in chosen]
+    return batching.demonstration_batch(pairs, limits)
+
+  return batch, note if left_out else ""
