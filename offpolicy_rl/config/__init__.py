@@ -1,15 +1,17 @@
 """Configurations: read, overridden and checked before anything expensive starts. Imports no JAX."""
 
 from offpolicy_rl.config.check import (
-  batch_parts,
   check_architecture,
   check_data,
   check_resume,
+  validate,
+  warnings,
+)
+from offpolicy_rl.config.derived import (
+  batch_parts,
   objective_choices,
   presets,
   reduction_setting,
   updates_per_step,
-  validate,
-  warnings,
 )
 from offpolicy_rl.config.text import ConfigError, base, flatten, from_json, load, override, to_json

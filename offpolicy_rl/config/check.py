@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 from offpolicy_rl import losses
 from offpolicy_rl.config import keys
+from offpolicy_rl.config.derived import batch_parts, objective_choices, reduction_setting
 from offpolicy_rl.config.text import ConfigError, flatten
 from offpolicy_rl.losses import group_regime, reductions
 from offpolicy_rl.model import names
@@ -73,48 +74,6 @@ def _check_keys(values: dict) -> None:
       raise ConfigError(f"{name}: got {value!r:.100}, expected {key.kind.__name__}")
     if not key.is_good(value):
       raise ConfigError(f"{name}: got {value!r}, expected {key.expected}")
-
-
-def batch_parts(learner: config_dict.ConfigDict) -> int:
-  """Parts that a batch is laid out in: those of one update, for each minibatch."""
-  return learner.minibatches * learner.microbatches
-
-
-def updates_per_step(learner: config_dict.ConfigDict) -> int:
-  """Optimizer updates that a step makes of its batch."""
-  return learner.minibatches * learner.epochs
-
-
-def objective_choices(config: config_dict.ConfigDict) -> losses.Choices:
-  """The preset named by the configuration with the choices that it replaces.
-
-  Raises:
-    ValueError: a choice that makes no sense; names the key, its value and what was expected.
-  """
-  given = config.objective.to_dict()
-  known = {"max_tokens": config.task.max_completion_tokens, "group_size": config.learner.group_size}
-  given |= {key: value for key, value in known.items() if given[key] is None}
-  return losses.choose(**given)
-
-
-def presets(config: config_dict.ConfigDict) -> list[losses.Choices]:
-  """Every preset as this configuration would use it: its lengths and group size, nothing else."""
-  known = {"max_tokens": config.task.max_completion_tokens, "group_size": config.learner.group_size}
-  return [losses.choose(name, **known) for name in losses.PRESETS]
-
-
-def reduction_setting(config: config_dict.ConfigDict) -> reductions.Setting:
-  """Which ratios are 1 in this run; the sampler's only where it computes what the learner does."""
-  sampler = config.sampler
-  same_numbers = (
-    config.transport.weights_dtype == "float32"
-    and not sampler.int8_weights
-    and (sampler.top_k, sampler.top_p, sampler.min_p) == (0, 1.0, 0.0)
-  )
-  return reductions.Setting(
-    updates=updates_per_step(config.learner),
-    on_policy=same_numbers and config.lag.max_lag == 0 and config.lag.mode != lag.REPLAY,
-  )
 
 
 def check_architecture(config: config_dict.ConfigDict, model: Mapping[str, Any]) -> None:
