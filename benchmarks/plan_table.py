@@ -14,7 +14,7 @@ import sys
 import tempfile
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-README = pathlib.Path(__file__).parent.parent / "README.md"
+README = pathlib.Path(__file__).parent.parent / "offpolicy_rl" / "planning" / "README.md"
 BEGIN, END = "<!-- plans -->\n", "<!-- end of plans -->\n"
 GIB = 2**30
 # Card -> (topology, mesh, microbatches), as large as a team would take for it.
