@@ -52,9 +52,9 @@ def check(flags, assignments: Assignments) -> int:
   """Reads all prompts of a card and says what a run would make of them."""
   config = _card(flags, assignments)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
-  from offpolicy_rl.roles import data_check  # imports JAX
+  from offpolicy_rl.roles import check  # imports JAX
 
-  data_check.run(config)
+  check.run(config)
   return 0
 
 

@@ -1,13 +1,14 @@
-"""The data of a run: prompts, and all that their tickets need checked where they are read."""
+"""The prompts of a run, and what has to be true of them before it starts."""
 
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from offpolicy_rl import config as config_lib
@@ -28,66 +29,19 @@ from offpolicy_rl.transport import bounds, codec
 
 _LOG = logging.getLogger(__name__)
 SPLITS = (catalog.TRAIN_SPLIT, catalog.HELDOUT_SPLIT)
-_SAMPLE = 64  # problems of a split that are looked at before a run
-_CHUNK = 250  # golds that a worker gets at a time
-_MOST_WORKERS = 8
-_SUITABLE = ("numeric", "math_verify", "exact")  # what else may read a gold, the strictest first
-
+_SAMPLE = 64  # problems of a split that are inspected before a run
+_CHUNK = 250  # right answers that a worker gets at a time
+_MAX_WORKERS = 8
+_STRICTEST_FIRST = ("numeric", "math_verify", "exact")  # verifiers to recommend for an answer
 
 Members = list[tuple[float, prompts.Tokenized]]  # (rate, prompts) of each task
-
-
-class Part(NamedTuple):
-  """A split of a task, looked through."""
-
-  task: catalog.Task
-  split: str
-  reading: splits.Reading
-  made: prompts.Tokenized
-  unreadable: list[LeftOut]  # golds that the task's verifier can't read
-
-
-def ticket_fault(config, vocab_size: int) -> Callable[[prompts.Example], str | None]:
-  """Says why no sampler could answer a prompt: what it, and the wire, would say to its ticket."""
-  completions = max(config.learner.group_size, config.evaluation.samples)
-
-  def fault(example: prompts.Example) -> str | None:
-    """None where a sampler can."""
-    message = codec.encode_ticket(
-      types.Ticket(
-        "train/0/0",
-        types.TRAIN,
-        0,
-        0,
-        example.prompt_tokens,
-        example.answer,
-        0,
-        0,
-        completions,
-        config.sampler.temperature,
-      )
-    )
-    try:
-      codec.check_ticket(
-        codec.decode_ticket(message),
-        vocab_size=vocab_size,
-        max_completions=completions,
-        max_prompt_tokens=config.task.max_prompt_tokens,
-      )
-      size = example.prompt_tokens.size
-      bounds.check_prompt(size, example.answer, config.transport.max_message_mb, "ticket")
-    except codec.WireError as error:
-      return str(error)
-    return None
-
-  return fault
 
 
 def examples(config, split: str, policy: build.Policy) -> Members:
   """(rate, prompts) of each task that the configuration mixes.
 
   Raises:
-    TaskError: problems can't be had, or too many make no prompt.
+    TaskError: problems can't be read, or too many of them make no prompt.
   """
   return prompts.members(
     catalog.of(config.task),
@@ -98,92 +52,95 @@ def examples(config, split: str, policy: build.Policy) -> Members:
   )
 
 
+def ticket_fault(config, vocab_size: int) -> Callable[[prompts.Example], str | None]:
+  """A function that says why no sampler could answer a prompt; None where one can."""
+  return functools.partial(_ticket_fault, config, vocab_size)
+
+
+def _ticket_fault(config, vocab_size: int, example: prompts.Example) -> str | None:
+  completions = max(config.learner.group_size, config.evaluation.samples)
+  temperature = config.sampler.temperature
+  ticket = types.Ticket(
+    "train/0/0",
+    types.TRAIN,
+    0,
+    0,
+    example.prompt_tokens,
+    example.answer,
+    0,
+    0,
+    completions,
+    temperature,
+  )
+  try:
+    codec.check_ticket(
+      codec.decode_ticket(codec.encode_ticket(ticket)),
+      vocab_size=vocab_size,
+      max_completions=completions,
+      max_prompt_tokens=config.task.max_prompt_tokens,
+    )
+    size = example.prompt_tokens.size
+    bounds.check_prompt(size, example.answer, config.transport.max_message_mb, "ticket")
+  except codec.WireError as error:
+    return str(error)
+  return None
+
+
 def summary(name: str, train: Members, held: Members) -> str:
   """A line about the prompts of a task."""
   count = lambda members, field: sum(len(getattr(made, field)) for _, made in members)
-  told = (
+  line = (
     f"task {name}: {count(train, 'examples')} prompts, {count(held, 'examples')} held out, "
     f"{count(train, 'too_long')} and {count(held, 'too_long')} too long"
   )
   left_out = [row for _, made in (*train, *held) for row in made.left_out]
   if not left_out:
-    return told
-  return f"{told}, {len(left_out)} can't be used: {left_out[0].where}: {left_out[0].why}"
+    return line
+  return f"{line}, {len(left_out)} can't be used: {left_out[0].where}: {left_out[0].why}"
 
 
 def check_start(config) -> None:
-  """What a run has to pass before it makes its directory, see `check_problems`.
+  """Checks what a run needs, before it makes its directory; see `check_problems`.
 
   Raises:
     ConfigError: a run could not start.
     tokenizer.TokenizerError, families.UnsupportedModel: as `build.policy_of`.
   """
-  selection, policy = config_lib.check_data(config), policy_of(config)
+  selection, policy = config_lib.check_data(config), initial_policy(config)
   check_messages(config, policy)
   check_problems(config, selection, policy)
 
 
-def check_problems(config, selection: catalog.Selection, policy: build.Policy) -> None:
-  """Looks at some problems of each task, and where something is wrong at all; ConfigError.
-
-  Tasks that are slow to list are passed over: all prompts of all tasks are read a little later.
-  """
-  quick = [i for i, task in enumerate(selection.tasks) if not task.slow]
-  if not quick:
-    return
-  look = functools.partial(look_through, config, selection, policy, only=quick)
-  try:
-    found = look(sample=_SAMPLE)
-  except pool.PoolError as error:  # who judges is the samplers' affair
-    _LOG.warning("whether right answers can be judged is not looked at: %s", error)
-    look = functools.partial(look, golds=False)
-    found = look(sample=_SAMPLE)
-  if any(part.made.left_out or part.unreadable or not part.made.examples for part in found):
-    if any(len(part.reading.problems) > _SAMPLE for part in found):
-      found = look()
-    require(config, found)
-  for part in found:
-    if part.unreadable:
-      where, why = part.unreadable[0]
-      _LOG.warning(
-        "task %s, %s: answers to %d problems can't be judged and earn nothing; the first: %s: %s",
-        part.task.name,
-        part.split,
-        len(part.unreadable),
-        where,
-        why,
-      )
-
-
-def policy_of(config) -> build.Policy:
-  """The policy that a run of this configuration begins with; the configuration stays as it is."""
-  config, folder = config_lib.from_json(config_lib.to_json(config)), config.model.checkpoint
+def initial_policy(config) -> build.Policy:
+  """The policy that a run begins with; the configuration stays as it is."""
+  config = config_lib.from_json(config_lib.to_json(config))
+  folder = config.model.checkpoint
   files = tokenizer.read_files(pathlib.Path(folder)) if folder else None
   build.fix_day(config, files)
   return build.policy_of(config, files)
 
 
 def check_messages(config, policy: build.Policy) -> None:
-  """ConfigError when what samplers are told first is larger than a message may be.
+  """ConfigError when a sampler's welcome is larger than a message may be.
 
-  Groups and prompts are `config.validate`'s and `ticket_fault`'s; weights go in pieces.
+  Groups and prompts are checked by `config.validate` and `ticket_fault`; weights go in pieces.
   """
-  most, size = config.transport.max_message_mb, _hello_bytes(config, policy)
-  if size > most << 20:
+  limit, size = config.transport.max_message_mb, _hello_bytes(config, policy)
+  if size > limit << 20:
     raise config_lib.ConfigError(
-      f"transport.max_message_mb: got {most}, expected at least {(size >> 20) + 1}: the model's "
+      f"transport.max_message_mb: got {limit}, expected at least {(size >> 20) + 1}: the model's "
       "tokenizer and the configuration have to fit"
     )
 
 
 def _hello_bytes(config, policy: build.Policy) -> int:
-  """About what a sampler is told when it joins."""
+  """About the size of what a sampler receives when it joins."""
   files = (text for text in policy.files or () if isinstance(text, str))
   return sum(len(text.encode()) for text in files) + len(config_lib.to_json(config)) + 4096
 
 
 def largest_message(config, policy: build.Policy) -> tuple[str, int]:
-  """(what it is, bytes at most) of a run's messages, those of weights aside."""
+  """(description, largest size in bytes) of a run's largest message, weights aside."""
   completions = max(config.learner.group_size, config.evaluation.samples)
   tokens = config.task.max_completion_tokens
   group = f"a group of {completions} completions with {tokens} tokens each"
@@ -194,91 +151,131 @@ def largest_message(config, policy: build.Policy) -> tuple[str, int]:
   return max(sizes.items(), key=lambda item: item[1])
 
 
-def look_through(
+def check_problems(config, selection: catalog.Selection, policy: build.Policy) -> None:
+  """Inspects a sample of each task, and all problems where something is wrong; ConfigError.
+
+  Tasks that are slow to list are skipped: the run reads all prompts of all tasks a little later.
+  """
+  quick = [i for i, task in enumerate(selection.tasks) if not task.slow]
+  if not quick:
+    return
+  look = functools.partial(inspect, config, selection, policy, only=quick)
+  try:
+    inspected = look(sample=_SAMPLE)
+  except pool.PoolError as error:  # only samplers need the verifier
+    _LOG.warning("whether right answers can be judged is not looked at: %s", error)
+    look = functools.partial(look, judge=False)
+    inspected = look(sample=_SAMPLE)
+  if any(one.made.left_out or one.unreadable or not one.made.examples for one in inspected):
+    if any(len(one.reading.problems) > _SAMPLE for one in inspected):
+      inspected = look()
+    require(config, inspected)
+  for one in inspected:
+    if one.unreadable:
+      where, why = one.unreadable[0]
+      _LOG.warning(
+        "task %s, %s: answers to %d problems can't be judged and earn nothing; the first: %s: %s",
+        one.task.name,
+        one.split,
+        len(one.unreadable),
+        where,
+        why,
+      )
+
+
+class Inspected(NamedTuple):
+  """A split of a task, inspected."""
+
+  task: catalog.Task
+  split: str
+  reading: splits.Reading
+  made: prompts.Tokenized
+  unreadable: list[LeftOut]  # problems whose right answer the task's verifier can't read
+
+
+def inspect(
   config,
   selection: catalog.Selection,
   policy: build.Policy,
   *,
-  only: Sequence[int] | None = None,
+  only: Collection[int] | None = None,
   sample: int | None = None,
-  golds: bool = True,
-) -> list[Part]:
-  """Renders problems and lets the verifiers read the right answers.
+  judge: bool = True,
+) -> list[Inspected]:
+  """Renders problems and has the verifiers read the right answers.
 
   Args:
-    only: which tasks; None = all.
-    sample: problems per task and split, spread evenly; None = all.
-    golds: whether verifiers read them.
+    only: indices of tasks; None = all.
+    sample: problems per task and split, evenly spaced; None = all.
+    judge: whether verifiers read the answers.
 
   Raises:
-    TaskError: problems can't be had. pool.PoolError: a verifier can't.
+    TaskError: problems can't be read.
+    pool.PoolError: a verifier can't be used.
   """
   fault = ticket_fault(config, policy.model.vocab_size)
-  found, right = [], []
+  inspected, judged = [], []
   for split in SPLITS:
     for i, (task, reading) in enumerate(zip(selection.tasks, selection.read(split), strict=True)):
       if only is not None and i not in only:
         continue
-      chosen = _spread(reading.problems, sample)
+      step = 1 if sample is None else max(1, -(-len(reading.problems) // sample))
+      chosen = reading.problems[::step]
       made = prompts.tokenized(chosen, policy.words, config.task.max_prompt_tokens, fault)
-      found.append(Part(task, split, reading, made, unreadable=[]))
-      right.append(chosen if len(selection.tasks) == 1 else list(map(_of_task, chosen)))
-  if not golds:
-    return found
-  unreadable = _unreadable(config.task, [part.task.verifier for part in found], right)
-  return [part._replace(unreadable=left) for part, left in zip(found, unreadable, strict=True)]
+      inspected.append(Inspected(task, split, reading, made, unreadable=[]))
+      judged.append(chosen if len(selection.tasks) == 1 else list(map(_of_its_task, chosen)))
+  if not judge:
+    return inspected
+  unreadable = _unreadable(config.task, [one.task.verifier for one in inspected], judged)
+  return [one._replace(unreadable=rows) for one, rows in zip(inspected, unreadable, strict=True)]
 
 
-def _spread(problems: list, sample: int | None) -> list:
-  """So many of them, evenly spaced."""
-  return problems if sample is None else problems[:: max(1, -(-len(problems) // sample))]
-
-
-def _of_task(problem: sources.Problem) -> sources.Problem:
-  """A problem of a mixture with the answer data that its task gave it."""
+def _of_its_task(problem: sources.Problem) -> sources.Problem:
+  """A problem of a mixture with the answer that its task gave it."""
   return dataclasses.replace(problem, answer=json.loads(problem.answer)["answer"])
 
 
 def _unreadable(
-  task, names: Sequence[str], golds: Sequence[list[sources.Problem]]
+  task, names: Sequence[str], problems: Sequence[list[sources.Problem]]
 ) -> list[list[LeftOut]]:
-  """Those of each list that the verifier of that name can't read; in processes, with its limits."""
-  chunks = [
-    (place, name, problems[i : i + _CHUNK])
-    for place, (name, problems) in enumerate(zip(names, golds, strict=True))
-    for i in range(0, len(problems), _CHUNK)
-    if name != verifiers.NAMED["exact"]  # reads everything
-  ]
-  found = [[] for _ in golds]
-  if not chunks:
-    return found
-  with contextlib.closing(
-    pool.Pool(
-      min(1 + sum(map(len, golds)) // _CHUNK, _MOST_WORKERS, os.cpu_count() or 1),
-      prepare=functools.partial(scoring.allow, tuple(dict.fromkeys(names))),
-      time_limit=task.verifier_seconds,
-      memory_mb=task.verifier_memory_mb,
-    )
-  ) as workers:
+  """The problems of each list that the verifier of that name can't read, judged in processes."""
+  exact = verifiers.NAMED["exact"]  # reads everything
+  if not any(rows for name, rows in zip(names, problems, strict=True) if name != exact):
+    return [[] for _ in problems]
+  workers = pool.Pool(
+    min(1 + sum(map(len, problems)) // _CHUNK, _MAX_WORKERS, os.cpu_count() or 1),
+    prepare=functools.partial(scoring.allow, tuple(dict.fromkeys(names))),
+    time_limit=task.verifier_seconds,
+    memory_mb=task.verifier_memory_mb,
+  )
+  with contextlib.closing(workers):
     handles = [
-      workers.submit(_why_unreadable, [(name, problem.answer) for problem in problems])
-      for _, name, problems in chunks
+      [
+        workers.submit(_why_unreadable, [(name, problem.answer) for problem in chunk])
+        for chunk in (itertools.batched(rows, _CHUNK) if name != exact else ())
+      ]
+      for name, rows in zip(names, problems, strict=True)
     ]
-    for (place, _, problems), handle in zip(chunks, handles, strict=True):
-      pairs = zip(problems, handle.result(), strict=True)
-      found[place] += [LeftOut(problem.where, _told(why)) for problem, why in pairs if why]
-  return found
+    reasons = [itertools.chain.from_iterable(h.result() for h in chunks) for chunks in handles]
+    return [
+      [
+        LeftOut(problem.where, why.reason if isinstance(why, pool.Failed) else why)
+        for problem, why in zip(rows, whys, strict=False)  # no reasons for exact
+        if why
+      ]
+      for rows, whys in zip(problems, reasons, strict=True)
+    ]
 
 
 def _why_unreadable(name: str, answer: str) -> str | None:
   """Runs in a worker; names a verifier that would suit."""
-  ours = name in verifiers.NAMED.values()
-  if not ours and not isinstance(json.loads(answer), str):
+  is_ours = name in verifiers.NAMED.values()
+  if not is_ours and not isinstance(json.loads(answer), str):
     return None  # only its verifier knows what is right
   why = verifiers.why_unreadable(name, answer)
   if why is None:
     return None
-  others = [short for short in _SUITABLE if verifiers.NAMED[short] != name]
+  others = [short for short in _STRICTEST_FIRST if verifiers.NAMED[short] != name]
   suits = next((short for short in others if _reads(short, answer)), None)
   return why + (f"; task.verifier={suits} can" if suits else "")
 
@@ -290,24 +287,20 @@ def _reads(short: str, answer: str) -> bool:
     return False
 
 
-def _told(why: str | pool.Failed) -> str:
-  return why.reason if isinstance(why, pool.Failed) else why
-
-
-def require(config, found: Sequence[Part]) -> None:
-  """Raises ConfigError when a run could not start with what was looked through."""
+def require(config, inspected: Sequence[Inspected]) -> None:
+  """Raises ConfigError when a run could not start with these problems."""
   try:
-    for part in found:
-      left_out = [*part.made.left_out, *part.unreadable]
-      splits.refuse_too_many(left_out, len(part.reading.problems), part.task.max_bad_rows)
+    for one in inspected:
+      left_out = [*one.made.left_out, *one.unreadable]
+      splits.refuse_too_many(left_out, len(one.reading.problems), one.task.max_bad_rows)
     for split in SPLITS:
-      require_some(config, split, [part.made for part in found if part.split == split])
+      require_some(config, split, [one.made for one in inspected if one.split == split])
   except TaskError as error:
     raise config_lib.ConfigError(str(error)) from None
 
 
 def require_some(config, split: str, made: Sequence[prompts.Tokenized]) -> None:
-  """TaskError unless every task has prompts to train on, or one has some that are held out."""
+  """Raises TaskError unless every task has prompts to train on, or one has some held out."""
   counts = [len(one.examples) for one in made]
   if all(counts) if split == catalog.TRAIN_SPLIT else any(counts):
     return

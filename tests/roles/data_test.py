@@ -8,7 +8,7 @@ import pytest
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import main
-from offpolicy_rl.roles import build, data, data_check
+from offpolicy_rl.roles import build, check, data
 from offpolicy_rl.tasks import catalog, prompts, sources
 from tests.tasks.sources_test import settings, write
 
@@ -95,7 +95,7 @@ def test_a_start_says_which_answers_it_bears_with(tiny_config, tmp_path, caplog)
   path = write(tmp_path / "a.jsonl", *SUMS, bad)
   asked = dict(name="jsonl", train_file=path, verifier="numeric", max_prompt_tokens=20)
   settings(tiny_config, **asked, max_bad_rows=0.1)
-  selection, policy = config_lib.check_data(tiny_config), data.policy_of(tiny_config)
+  selection, policy = config_lib.check_data(tiny_config), data.initial_policy(tiny_config)
   data.check_problems(tiny_config, selection, policy)
   assert "1 problems can't be judged and earn nothing; the first: " + path in caplog.text
   assert "expected one number" in caplog.text
@@ -164,7 +164,7 @@ def test_a_run_says_what_its_prompts_are(tiny_config, tmp_path):
   bad = {"question": "q", "answer": None}
   path = write(tmp_path / "a.jsonl", *SUMS, bad, {"question": "x" * 9, "answer": 1})
   settings(tiny_config, name="jsonl", train_file=path, max_prompt_tokens=8, max_bad_rows=0.1)
-  policy = data.policy_of(tiny_config)
+  policy = data.initial_policy(tiny_config)
   train, held = (data.examples(tiny_config, split, policy) for split in data.SPLITS)
   counts = [len(made.examples) for [(_, made)] in (train, held)]
   assert sum(counts) == 40 and [row.where for row in train[0][1].left_out] == [f"{path}:41"]
@@ -205,8 +205,8 @@ def test_lengths_of_nothing_are_not_0(tiny_config, tmp_path):
   )
   settings(tiny_config, name="jsonl", train_file=path, max_prompt_tokens=9)
   policy = build.policy_of(tiny_config, None)
-  found = data.look_through(tiny_config, catalog.of(tiny_config.task), policy)
-  told = list(data_check.report(tiny_config, policy, found))
+  found = data.inspect(tiny_config, catalog.of(tiny_config.task), policy)
+  told = list(check.report(tiny_config, policy, found))
   [row] = [line.split() for line in told if line.startswith("  train demonstrations")]
   assert row[2:7] == ["-"] * 5
 
@@ -220,11 +220,11 @@ def test_golds_of_a_mixture_are_judged_by_their_own_verifier(tiny_config, tmp_pa
   settings(tiny_config, name="mixture", mixture=json.dumps(members), max_prompt_tokens=9)
   selection = catalog.of(tiny_config.task)
   policy = build.policy_of(tiny_config, None)
-  found = data.look_through(tiny_config, selection, policy, sample=20)
+  found = data.inspect(tiny_config, selection, policy, sample=20)
   for part in found:
     bad, some = len(part.unreadable), len(part.made.examples)
     assert (bad == 0) if part.task.name == "jsonl:words" else (0 < bad == some <= 20)
   assert found[1].unreadable[0].where.startswith(f"{path}:")
-  told = list(data_check.report(tiny_config, policy, found))
+  told = list(check.report(tiny_config, policy, found))
   row = next(i for i, line in enumerate(told) if line == "  jsonl:numbers, train")
   assert told[row + 1].split()[:2] == ["prompts", "2"] and len(told[row + 1]) <= 80

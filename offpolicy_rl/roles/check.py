@@ -1,0 +1,111 @@
+"""The command `check`: reads all prompts, and says what a run would make of them."""
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.roles import build, data
+from offpolicy_rl.tasks import catalog, pool
+
+_WIDTH = 80  # columns
+_MAX_ROWS = 10  # printed of a kind
+_LONGEST_NAME = 11  # that fits beside the numbers
+_QUANTILES = {"min": 0.0, "50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
+
+
+def run(config, say: Callable[[str], None] = print) -> None:
+  """Reads every prompt of train and held-out, and prints a report.
+
+  Raises:
+    ConfigError: a run could not start.
+  """
+  selection = catalog.of(config.task)
+  try:
+    policy = data.initial_policy(config)
+    for task in selection.tasks:
+      task.check()
+    # Everything that is wrong goes into the report, however much it is; it is judged below.
+    lenient = [dataclasses.replace(task, max_bad_rows=1.0) for task in selection.tasks]
+    lenient = dataclasses.replace(selection, tasks=tuple(lenient))
+    inspected = data.inspect(config, lenient, policy)
+    for line in report(config, policy, inspected):
+      say(line)
+    selection.check()
+  except (ValueError, pool.PoolError) as error:  # of the model's files, the problems, a verifier
+    raise config_lib.ConfigError(str(error)) from None
+  strict = {task.name: task for task in selection.tasks}
+  data.require(config, [one._replace(task=strict[one.task.name]) for one in inspected])
+  data.check_messages(config, policy)
+  say("A run can start.")
+
+
+def report(config, policy: build.Policy, inspected: Sequence[data.Inspected]) -> Iterator[str]:
+  """Lines of at most 80 columns, but for paths and reasons."""
+  for task in dict.fromkeys(one.task.name for one in inspected):
+    yield from _task(task, [one for one in inspected if one.task.name == task])
+  yield ""
+  yield from _lengths(config, inspected)
+  yield ""
+  name, size = data.largest_message(config, policy)
+  message = f"largest message: {name}, {size / 2**20:.2g} of {config.transport.max_message_mb} MB"
+  for note in (*build.sampling_notes(config, policy), message):
+    yield from textwrap.wrap(note, _WIDTH, subsequent_indent="  ")
+  for one in inspected:
+    yield from _not_used(one)
+
+
+def _task(name: str, splits: Sequence[data.Inspected]) -> Iterator[str]:
+  yield f"task {name}, judged by {splits[0].task.verifier.removeprefix('offpolicy_rl.tasks.')}"
+  for one in splits:
+    reading, made = one.reading, one.made
+    counts = {
+      "can't be used": len(reading.left_out) + len(made.left_out),
+      "too long": len(made.too_long),
+      "repeated": len(reading.repeated),
+      "held out": reading.held_out,
+    }
+    rows = sum(counts.values()) + len(made.examples)
+    less = "".join(f", {count:,} {kind}" for kind, count in counts.items() if count)
+    yield f"  {one.split:<8}{len(made.examples):>9,} prompts of {rows:,} rows{less}"
+
+
+def _lengths(config, inspected: Sequence[data.Inspected]) -> Iterator[str]:
+  """Quantiles of the lengths of prompts, those that are too long included, and demonstrations."""
+  yield f"{'tokens':<28}" + "".join(f"{name:>8}" for name in _QUANTILES) + f"{'limit':>8}"
+  for one in sorted(inspected, key=lambda one: one.task.name):
+    name = one.split if len(inspected) == len(data.SPLITS) else f"{one.task.name}, {one.split}"
+    label = f"  {name} "
+    if len(name) > _LONGEST_NAME:
+      yield label.rstrip()
+      label = "    "
+    lengths = [example.demonstration_tokens.size for example in one.made.examples]
+    yield _row(f"{label}prompts", one.made.prompt_lengths, config.task.max_prompt_tokens)
+    yield _row(f"{label}demonstrations", lengths, config.task.max_completion_tokens)
+
+
+def _row(label: str, lengths: list[int], limit: int) -> str:
+  cells = ["-"] * len(_QUANTILES)
+  if lengths:
+    values = np.quantile(lengths, list(_QUANTILES.values()), method="nearest")
+    cells = [f"{value:,}" for value in values]
+  return f"{label:<28}" + "".join(f"{cell:>8}" for cell in cells) + f"{limit:>8,}"
+
+
+def _not_used(one: data.Inspected) -> Iterator[str]:
+  """Problems without a prompt, or that can't be judged, each with its place."""
+  others = sum("another" in row.why for row in one.reading.repeated)
+  for title, rows in (
+    ("can't be used", one.reading.left_out + one.made.left_out),
+    ("with answers that the verifier can't read", one.unreadable),
+    (f"repeated, {others:,} of them with another answer", one.reading.repeated),
+    ("too long", one.made.too_long),
+  ):
+    if rows:
+      yield ""
+      yield f"{one.task.name}, {one.split}: {len(rows):,} {title}"
+      yield from (f"  {row.where}: {row.why:.300}" for row in rows[:_MAX_ROWS])
+      if len(rows) > _MAX_ROWS:
+        yield f"  ... and {len(rows) - _MAX_ROWS:,} more"
