@@ -1,10 +1,10 @@
-"""Published checkpoints in: checked, converted where they are GGUF, put where runs find them."""
+"""Published checkpoints: `import` checks and copies or converts one, `export` writes one."""
 
+import concurrent.futures
 import glob
 import json
 import math
 import pathlib
-import queue
 import shutil
 import threading
 from collections.abc import Callable, Collection
@@ -18,7 +18,7 @@ from offpolicy_rl.model import families, gguf_files, lora, pretrained
 from offpolicy_rl.roles import build
 from offpolicy_rl.tasks import tokenizer
 
-_TEMPLATE_SECONDS = 20.0  # to render one question; milliseconds are usual
+_TEMPLATE_SECONDS = 20.0  # for one question; milliseconds are usual
 
 
 def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> str:
@@ -32,29 +32,25 @@ def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> 
   Raises:
     FileExistsError: `to` is there already.
     families.UnsupportedModel, pretrained.CheckpointError, gguf_files.GgufError,
-    tokenizer.TokenizerError: it can't be used; nothing is left behind.
+      tokenizer.TokenizerError: it can't be used; nothing is left behind.
   """
   target = pathlib.Path(to)
   if target.exists():
     raise FileExistsError(f"--to: {to} is there already, expected a new directory")
-  with files_lib.new_directory(target) as half:
+  with files_lib.new_directory(target) as folder:
     if source.endswith(".gguf"):
-      _convert(pathlib.Path(source), half)
+      _convert(pathlib.Path(source), folder)
     else:
-      _copy(epath.Path(source), half)
-    if ignore:
-      _remember(half / pretrained.CONFIG, ignore)
+      _copy(epath.Path(source), folder)
+    if ignore:  # every later reader needs to know
+      path = folder / pretrained.CONFIG
+      keys = families.parse(path.read_text(encoding="utf-8"))
+      path.write_text(json.dumps(keys | {families.IGNORED: sorted(ignore)}, indent=2) + "\n")
     try:
-      found = _checked(half)
-    except ValueError as error:  # of a directory that is gone when people read this
-      raise type(error)(str(error).replace(str(half), source.rstrip("/"))) from None
-  return f"{target}: {found}"
-
-
-def _remember(path: pathlib.Path, ignore: Collection[str]) -> None:
-  """Notes in config.json which of its keys do not matter: every later reader needs to know."""
-  keys = families.parse(path.read_text(encoding="utf-8"))
-  path.write_text(json.dumps(keys | {families.IGNORED: sorted(ignore)}, indent=2) + "\n")
+      summary = _check(folder)
+    except ValueError as error:  # names a directory that is gone when people read this
+      raise type(error)(str(error).replace(str(folder), source.rstrip("/"))) from None
+  return f"{target}: {summary}"
 
 
 def _copy(source: epath.Path, to: pathlib.Path) -> None:
@@ -65,8 +61,8 @@ def _copy(source: epath.Path, to: pathlib.Path) -> None:
     )
   weights = pretrained.weight_files(source)
   index = [] if weights == [pretrained.SINGLE] else [pretrained.INDEX]
-  taken = map(glob.escape, [pretrained.CONFIG, *index, *weights])
-  files_lib.copy_matching(source, to, (*taken, *pretrained.COMPANIONS))
+  names = map(glob.escape, [pretrained.CONFIG, *index, *weights])
+  files_lib.copy_matching(source, to, (*names, *pretrained.COMPANIONS))
 
 
 def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
@@ -78,49 +74,45 @@ def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
   tokenizer.write_from_gguf(file, to)
 
 
-def _checked(folder: pathlib.Path) -> str:
-  """A checkpoint that can be used, in a few lines."""
+def _check(folder: pathlib.Path) -> str:
+  """A summary of a checkpoint, in a few lines; raises when it can't be used."""
   checkpoint = pretrained.Checkpoint(folder)
   files = tokenizer.read_files(folder)
   words = tokenizer.Tokenizer(files, vocab_size=checkpoint.config.vocab_size)
   count = sum(math.prod(shape) for shape in checkpoint.shapes.values())
   dtypes = ", ".join(sorted(set(checkpoint.dtypes.values())))
   family = checkpoint.keys["model_type"]
-  said = _in_time(words.check)
-  lines = [f"{family}, {count / 1e6:,.1f} M parameters ({dtypes}), {words.size:,} tokens"]
-  return "\n  ".join([*lines, *said, *tokenizer.notes(files)])
+  notes = [*_in_time(words.check), *tokenizer.notes(files)]
+  line = f"{family}, {count / 1e6:,.1f} M parameters ({dtypes}), {words.size:,} tokens"
+  return "\n  ".join([line, *notes])
 
 
 def _in_time(check: Callable[[], list[str]]) -> list[str]:
-  """What `check` returns, which runs code from elsewhere; TokenizerError when it takes too long."""
-  found: queue.SimpleQueue = queue.SimpleQueue()
+  """The result of `check`, which runs a template's code; TokenizerError if it takes too long."""
+  result: concurrent.futures.Future = concurrent.futures.Future()
 
   def run() -> None:
-    """Hands over what it returns or raises."""
     try:
-      found.put(check())
-    except Exception as error:  # for the other thread to raise
-      found.put(error)
+      result.set_result(check())
+    except Exception as error:
+      result.set_exception(error)
 
-  threading.Thread(target=run, daemon=True, name="template").start()
+  threading.Thread(target=run, daemon=True, name="template").start()  # can't be stopped
   try:
-    result = found.get(timeout=_TEMPLATE_SECONDS)
-  except queue.Empty:
+    return result.result(timeout=_TEMPLATE_SECONDS)
+  except TimeoutError:
     raise tokenizer.TokenizerError(
       f"{tokenizer.TEMPLATE}: one question takes it more than {_TEMPLATE_SECONDS:g} s"
     ) from None
-  if isinstance(result, Exception):
-    raise result
-  return result
 
 
 def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str:
-  """Writes the policy of a run's newest checkpoint as published ones are; returns a summary.
+  """Writes the policy of a run's newest checkpoint as a published one; returns a summary.
 
   Adapters are merged into the weights.
 
   Args:
-    dtype: of the tensors, e.g. "bfloat16"; None = what the imported checkpoint says.
+    dtype: of the tensors, e.g. "bfloat16"; None = that of the imported checkpoint.
 
   Raises:
     FileExistsError: `to` is there already.
@@ -143,10 +135,10 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
   config = lora.plain(model)
   dtype = dtype or keys.get("dtype") or keys.get("torch_dtype") or "float32"
   names = pretrained.tensor_shapes(config)
-  with files_lib.new_directory(target) as half:
-    pretrained.save(half, config, params, dict.fromkeys(names, dtype))
-    shutil.copytree(run / "model", half, dirs_exist_ok=True)
-    said = [name for name in ("dtype", "torch_dtype") if name in keys] or ["dtype"]
-    keys |= dict.fromkeys(said, dtype)  # transformers 5 or 4, or both
-    (half / pretrained.CONFIG).write_text(json.dumps(keys, indent=2) + "\n")
+  with files_lib.new_directory(target) as folder:
+    pretrained.save(folder, config, params, dict.fromkeys(names, dtype))
+    shutil.copytree(run / "model", folder, dirs_exist_ok=True)
+    present = [name for name in ("dtype", "torch_dtype") if name in keys] or ["dtype"]
+    keys |= dict.fromkeys(present, dtype)  # transformers 5 or 4, or both
+    (folder / pretrained.CONFIG).write_text(json.dumps(keys, indent=2) + "\n")
   return f"{target}: step {step} of {run}, {len(names)} tensors, {dtype}"

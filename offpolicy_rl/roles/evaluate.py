@@ -1,4 +1,4 @@
-"""Evaluates a published checkpoint, or the newest one of a run, on this machine alone."""
+"""Evaluates a published checkpoint, or a run's newest one, on this machine alone."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
 from offpolicy_rl.evaluation import estimates, requests, votes
 from offpolicy_rl.model import policy as policy_lib
-from offpolicy_rl.model import pretrained
+from offpolicy_rl.model import pretrained, sharding
 from offpolicy_rl.roles import build, data
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.system import output
@@ -35,13 +35,13 @@ def run(
   """Answers problems greedily and by sampling; prints a table, writes `out`, returns eval.json.
 
   `out`/problems.jsonl holds every problem with its completions, `out`/eval.json the estimates. Both
-  are functions of the weights, the configuration and the seed. When it fails, `out` is not there.
+  are functions of the weights, the configuration and the seed. `out` is absent when it fails.
 
   Args:
     config: checked; the weights are those of `config.model.checkpoint` when `run_dir` is None.
     ks: ascending, none above `config.evaluation.samples`.
     split: "heldout" or "train".
-    problems: how many, from the beginning; None = all.
+    problems: answers the first so many; None = all.
 
   Raises:
     ValueError: no prompt is short enough.
@@ -57,12 +57,11 @@ def run(
   examples = examples[:problems]
   step, params = _weights(config, policy, run_dir)
   started = time.perf_counter()
-  with files_lib.new_directory(out) as half:
-    answered, counts = _write_answers(
-      half / "problems.jsonl", _answer(config, policy, params, examples, console)
-    )
+  with files_lib.new_directory(out) as folder:
+    rows = _answer(config, policy, params, examples, console)
+    verdicts, counts = _write(folder / "problems.jsonl", rows)
     seconds = time.perf_counter() - started
-    found = {
+    result = {
       "weights": str(run_dir or config.model.checkpoint),
       "step": step,
       "task": config.task.to_dict(),
@@ -72,23 +71,23 @@ def run(
       "samples": config.evaluation.samples,
       "temperature": config.sampler.temperature,
       "seed": config.seed,
-      "estimates": [e._asdict() for e in estimates.estimates(answered, ks, seed=config.seed)],
+      "estimates": [e._asdict() for e in estimates.estimates(verdicts, ks, seed=config.seed)],
       **_totals(counts),
     }
-    (half / "eval.json").write_text(json.dumps(found, indent=2) + "\n")
-  _show(console, found, seconds=seconds, out=out)
-  return found
+    (folder / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
+  _show(console, result, seconds=seconds, out=out)
+  return result
 
 
-def _write_answers(path: pathlib.Path, rows: Iterator[dict]):
-  """(verdicts, counts) of each row, which goes into the file; all texts at once would be many."""
-  answered, counts = [], []
+def _write(path: pathlib.Path, rows: Iterator[dict]) -> tuple[list[estimates.Verdicts], list[dict]]:
+  """Writes each row and keeps what estimates and totals need of it: all texts would be too much."""
+  verdicts, counts = [], []
   with path.open("w", encoding="utf-8") as file:
     for row in rows:
       file.write(json.dumps(row, ensure_ascii=False) + "\n")
-      answered.append(_verdicts(row))
+      verdicts.append(_verdicts(row))
       counts.append(_counts(row))
-  return answered, counts
+  return verdicts, counts
 
 
 def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
@@ -98,7 +97,7 @@ def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
 
 
 def _examples(config, policy: build.Policy, split: str):
-  """(prompts in their order, numbers of those that are too long or can't be used)."""
+  """(prompts in order, numbers of those that are too long or can't be used)."""
   data.check_problems(config, catalog.of(config.task), policy)
   members = data.examples(config, split, policy)
   data.require_some(config, split, [made for _, made in members])
@@ -109,13 +108,15 @@ def _examples(config, policy: build.Policy, split: str):
   }
 
 
-def _weights(config, policy: build.Policy, run_dir: pathlib.Path | None):
-  """(step or None, parameters on the first device)."""
+def _weights(config, policy: build.Policy, run_dir: pathlib.Path | None) -> tuple[int | None, dict]:
+  """(step of the run, parameters on the engine's mesh)."""
+  mesh = sharding.make_mesh()
   if run_dir is not None:
-    return build.newest_params(run_dir, policy.model)
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    step, params = build.newest_params(run_dir, policy.model)
+    return step, jax.device_put(params, policy_lib.param_shardings(mesh, params))
   published = pretrained.Checkpoint(pathlib.Path(config.model.checkpoint))
-  return None, published.load(jax.tree.map(lambda _: here, policy_lib.shapes(published.config)))
+  shapes = policy_lib.shapes(published.config)
+  return None, published.load(policy_lib.param_shardings(mesh, shapes))
 
 
 def _answer(config, policy: build.Policy, params, examples, console) -> Iterator[dict]:
@@ -123,61 +124,43 @@ def _answer(config, policy: build.Policy, params, examples, console) -> Iterator
   slots, samples = config.sampler.slots, config.evaluation.samples
   longest = max(example.prompt_tokens.size for example in examples)
   columns = longest + -longest % _WIDTH_MULTIPLE
-  greedy, sampled = (
-    build.make_engine(config, policy, group_size=size, max_prompt_tokens=columns)
-    for size in (1, samples)
+  engine = build.make_engine(config, policy, group_size=samples, max_prompt_tokens=columns)
+  temperature, judge_unfinished = config.sampler.temperature, config.task.judge_unfinished
+  tickets = requests.tickets(
+    examples, name="eval", version=0, step=0, num_samples=samples, temperature=temperature
   )
-  made = requests.tickets(
-    examples,
-    name="eval",
-    version=0,
-    step=0,
-    num_samples=samples,
-    temperature=config.sampler.temperature,
-  )
-  starts = range(0, len(made), 2 * slots)
+  starts = range(0, len(tickets), 2 * slots)
   with build.scorer(config.task) as scorer:
     for start in rich.progress.track(starts, "problems", console=console, transient=True):
-      tickets = made[start : start + 2 * slots]
-      groups = [
-        group
-        for ask, of_kind in ((greedy, tickets[::2]), (sampled, tickets[1::2]))
-        for group in worker.score_groups(
-          scorer,
-          policy.words,
-          of_kind,
-          ask.generate(params, 0, of_kind),
-          judge_unfinished=config.task.judge_unfinished,
-        )
-      ]
-      half = len(groups) // 2
-      for ticket, one, many in zip(tickets[::2], groups[:half], groups[half:], strict=True):
-        yield _row(policy.words, ticket, one, many, config.task.judge_unfinished)
+      some = tickets[start : start + 2 * slots]  # a greedy and a sampled one of each problem
+      answers = engine.generate(params, 0, some)
+      groups = worker.score_groups(
+        scorer, policy.words, some, answers, judge_unfinished=judge_unfinished
+      )
+      for ticket, greedy, sampled in zip(some[::2], groups[::2], groups[1::2], strict=True):
+        yield _row(policy.words, ticket, greedy, sampled, judge_unfinished)
 
 
 def _row(
   words, ticket: types.Ticket, greedy: types.Group, sampled: types.Group, judge_unfinished: bool
 ) -> dict:
-  completions = [*greedy.trajectories, *sampled.trajectories]
-  texts = worker.judged_texts(words, ticket, completions, judge_unfinished=judge_unfinished)
-  first, *others = [
-    _completion(words, trajectory, text)
-    for trajectory, text in zip(completions, texts, strict=True)
-  ]
+  trajectories = [*greedy.trajectories, *sampled.trajectories]
+  texts = worker.judged_texts(words, ticket, trajectories, judge_unfinished=judge_unfinished)
+  completions = [_completion(words, *pair) for pair in zip(trajectories, texts, strict=True)]
   return {
     "index": ticket.group_index,
     "prompt": words.whole_text(ticket.prompt_tokens.tolist()),
     "answer": ticket.answer,
-    "greedy": first,
-    "samples": others,
+    "greedy": completions[0],
+    "samples": completions[1:],
     "verifier_failures": greedy.verifier_failures + sampled.verifier_failures,
   }
 
 
 def _completion(words, trajectory: types.Trajectory, judged: str | None) -> dict:
-  """`logprob`: of the whole completion, in nats, under what it was drawn from; 0 when greedy.
+  """A completion; `judged` is the text that the verifier saw.
 
-  `judged`: what the verifier saw of it.
+  `logprob`: of all its tokens, in nats, under the distribution sampled from; 0 when greedy.
   """
   return {
     "text": words.decode(trajectory.tokens.tolist()),
@@ -198,7 +181,6 @@ def _verdicts(row: dict) -> estimates.Verdicts:
 
 
 def _counts(row: dict) -> dict:
-  """What the totals need of a problem."""
   samples = row["samples"]
   return {
     "tokens": sum(sample["tokens"] for sample in samples),
@@ -221,22 +203,22 @@ def _totals(rows: list[dict]) -> dict:
   }
 
 
-def _show(console, found: dict, *, seconds: float, out: pathlib.Path) -> None:
-  at = "" if found["step"] is None else f", step {found['step']}"
-  table = rich.table.Table(title=f"{found['task']['name']} ({found['split']}){at}")
+def _show(console, result: dict, *, seconds: float, out: pathlib.Path) -> None:
+  step = "" if result["step"] is None else f", step {result['step']}"
+  table = rich.table.Table(title=f"{result['task']['name']} ({result['split']}){step}")
   for column in ("", "estimate", "95 % interval"):
     table.add_column(column, justify="left" if not column else "right")
-  for row in found["estimates"]:
+  for row in result["estimates"]:
     table.add_row(row["name"], f"{row['value']:.3f}", f"{row['low']:.3f} – {row['high']:.3f}")
   console.print(table)
-  completions = found["problems"] * (found["samples"] + 1)
-  tokens = found["problems"] * (
-    found["samples"] * found["mean_tokens"] + found["greedy_mean_tokens"]
+  completions = result["problems"] * (result["samples"] + 1)
+  tokens = result["problems"] * (
+    result["samples"] * result["mean_tokens"] + result["greedy_mean_tokens"]
   )
   console.print(
-    f"{found['problems']} problems, {found['samples']} samples at temperature "
-    f"{found['temperature']:g}: {found['mean_tokens']:.1f} tokens on average, "
-    f"{found['cut_fraction']:.1%} cut; {found['verifier_failures']} verifier failures; "
-    f"{found['prompts_too_long']} prompts too long, {found['prompts_left_out']} can't be used"
+    f"{result['problems']} problems, {result['samples']} samples at temperature "
+    f"{result['temperature']:g}: {result['mean_tokens']:.1f} tokens on average, "
+    f"{result['cut_fraction']:.1%} cut; {result['verifier_failures']} verifier failures; "
+    f"{result['prompts_too_long']} prompts too long, {result['prompts_left_out']} can't be used"
   )
   console.print(f"{completions} completions, {tokens / seconds:,.0f} tokens/s; written to {out}")

@@ -142,16 +142,23 @@ def test_a_published_checkpoint(published, tmp_path, capsys):
   params = opened.load(jax.tree.map(lambda _: here, policy.shapes(opened.config)))
   words = tokenizer.Tokenizer(tokenizer.read_files(published), template=prompt)
   problems = catalog.TASKS["sums"].split("train")
+  sequences, starts, sampled = [], [], []
   for row, problem in zip(rows, problems, strict=False):
-    asked = words.prompt(problem.question)
+    prompt_tokens = words.prompt(problem.question)
     # The end-of-sequence token of the first message does not end the text.
     assert row["prompt"] == f"user\nSay {problem.question}\nassistant\n"
     for sample in row["samples"]:
       answer = words.encode(sample["text"]) + [words.eos] * sample["finished"]
       assert len(answer) == sample["tokens"]
-      stats = policy.token_stats(opened.config, params, whole_rows([asked + answer]), temperature)
-      total = stats.logprobs[0, len(asked) - 1 :].sum()
-      assert sample["logprob"] == pytest.approx(float(total), rel=1e-4)
+      sequences.append(prompt_tokens + answer)
+      starts.append(len(prompt_tokens) - 1)
+      sampled.append(sample["logprob"])
+  width = max(map(len, sequences))
+  padded = [tokens + [words.eos] * (width - len(tokens)) for tokens in sequences]  # causal: unseen
+  stats = policy.token_stats(opened.config, params, whole_rows(padded), temperature)
+  rows = zip(stats.logprobs, starts, sequences, strict=True)
+  totals = [float(row[start : len(tokens) - 1].sum()) for row, start, tokens in rows]
+  assert totals == pytest.approx(sampled, rel=1e-4)
 
 
 WRONG = {
@@ -236,5 +243,5 @@ def test_texts_are_written_as_utf_8(tmp_path, monkeypatch):
   monkeypatch.setattr(evaluate, "_counts", len)
   with monkeypatch.context() as elsewhere:
     elsewhere.setattr(pathlib.Path, "open", latin)
-    evaluate._write_answers(path, iter([{"text": "½ €"}]))
+    evaluate._write(path, iter([{"text": "½ €"}]))
   assert "½ €" in path.read_bytes().decode("utf-8")

@@ -109,18 +109,18 @@ def test_samplers_that_keep_ending_for_one_reason_end_the_run_with_it(notes, cap
 def booked(monkeypatch, place, seconds: float, why: str):
   """(why the run has to end, pause) after a sampler's end at that time."""
   monkeypatch.setattr(time, "monotonic", lambda: seconds)
-  problem = local._booked(place, why, pathlib.Path("run"))
+  problem = place._ended(why)
   return problem, place.not_before - seconds
 
 
 def test_ends_count_by_reason_and_rate(monkeypatch):
-  a_day = local._Place(0)
+  a_day = local._Place(0, pathlib.Path("run"))
   for hour in range(24):
     assert booked(monkeypatch, a_day, hour * 3600.0, "killed by SIGKILL") == (None, 0)
-  reasons = local._Place(1)
+  reasons = local._Place(1, pathlib.Path("run"))
   for i in range(10):
     assert booked(monkeypatch, reasons, i * 60.0, f"exit code {i % 2}")[0] is None
-  quick = local._Place(2)
+  quick = local._Place(2, pathlib.Path("run"))
   found = [booked(monkeypatch, quick, 1000.0 + i, "exit code 1") for i in range(6)]
   assert [pause for _, pause in found[:5]] == [0, 1, 3, 7, 15]
   assert [problem is None for problem, _ in found] == [True] * 5 + [False]
@@ -159,7 +159,7 @@ def test_a_run_that_is_asked_to_stop_says_so_at_once(notes, capfd):
 def test_the_directory_of_a_printed_command_is_one_word(notes, capfd):
   spaced = notes / "a run [1"
   spaced.mkdir()
-  local._said(7, spaced, asked=False, problem=None)
+  local._exit_code(7, spaced, stopped=False, problem=None)
   assert capfd.readouterr().err.endswith(f"go on with --resume --run_dir='{spaced}'\n")
 
 
