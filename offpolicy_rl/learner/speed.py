@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax.monitoring
 
@@ -28,7 +28,7 @@ class Timer:
     self.seconds: dict[str, float] = {}
 
   @contextlib.contextmanager
-  def __call__(self, name: str) -> Iterator[None]:
+  def __call__(self, name: str) -> Generator[None]:
     """Sets `seconds[name]` to the duration of the block."""
     started = time.perf_counter()
     yield
@@ -48,10 +48,10 @@ class Speed:
     self._number, self._seconds = 0, 0.0
     jax.monitoring.register_event_duration_secs_listener(self._count)
 
-  def _count(self, event: str, seconds: float, **_) -> None:
+  def _count(self, event: str, duration_secs: float, **_) -> None:
     if event == _COMPILED:
       self._number += 1
-      self._seconds += seconds
+      self._seconds += duration_secs
 
   def metrics(self, row: dict) -> dict[str, float]:
     """flops_per_second, mfu where the device's peak is known, compilations, seconds/compiling.

@@ -8,6 +8,7 @@ import shutil
 from typing import NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
@@ -44,7 +45,7 @@ class Policy:
   files: types.ModelFiles | None = None  # of a published model
 
 
-def policy_of(config, files: types.ModelFiles | None) -> Policy:
+def policy_of(config: ConfigDict, files: types.ModelFiles | None) -> Policy:
   """A fresh model with the task's vocabulary, or the published one that `files` belong to.
 
   Raises:
@@ -71,7 +72,7 @@ def policy_of(config, files: types.ModelFiles | None) -> Policy:
   return Policy(model, words, files)
 
 
-def fix_day(config, files: types.ModelFiles | None) -> None:
+def fix_day(config: ConfigDict, files: types.ModelFiles | None) -> None:
   """Writes today into task.chat_date where prompts depend on it: from then on they don't.
 
   Raises:
@@ -85,18 +86,18 @@ def fix_day(config, files: types.ModelFiles | None) -> None:
     task.chat_date = datetime.date.today().isoformat()
 
 
-def sampling_notes(config, policy: Policy) -> list[str]:
+def sampling_notes(config: ConfigDict, policy: Policy) -> list[str]:
   """What people should know about how completions are sampled, a line each."""
   words = policy.words
   texts = [f"the text {text!r}" for text in words.stop_texts]
   ends = ", ".join([tokenizer.describe_ends(words), *texts])
   notes = [f"a completion ends with {ends}, or after {config.task.max_completion_tokens} tokens"]
-  if policy.files is not None:
+  if policy.files is not None and isinstance(words, tokenizer.Tokenizer):
     notes += [*words.turn_notes(), *tokenizer.notes(policy.files)]
   return notes
 
 
-def published_model(config, architecture: dict) -> decoder.DecoderConfig:
+def published_model(config: ConfigDict, architecture: dict) -> decoder.DecoderConfig:
   """From config.json of a published model, as the configuration wants it computed.
 
   Raises:
@@ -123,7 +124,9 @@ def _with_adapters(model: decoder.DecoderConfig, wanted) -> decoder.DecoderConfi
   )
 
 
-def model_files(config, run_dir: pathlib.Path, *, resume: bool) -> types.ModelFiles | None:
+def model_files(
+  config: ConfigDict, run_dir: pathlib.Path, *, resume: bool
+) -> types.ModelFiles | None:
   """Of the published checkpoint that the run begins with; kept in RUN/model for resume and export.
 
   `resume`: those kept are the run's own, the checkpoint may be gone; else they are copied anew.
@@ -139,7 +142,7 @@ def model_files(config, run_dir: pathlib.Path, *, resume: bool) -> types.ModelFi
   return tokenizer.read_files(kept)
 
 
-def run_policy(config, run_dir: pathlib.Path, *, resume: bool) -> Policy:
+def run_policy(config: ConfigDict, run_dir: pathlib.Path, *, resume: bool) -> Policy:
   """The policy of a run; copies the small files of its checkpoint into the run's directory.
 
   Raises: as `policy_of`.
@@ -166,7 +169,9 @@ def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[
   return step, lora.merge(model, base, adapters)
 
 
-def step_choices(config, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh) -> step.StepChoices:
+def step_choices(
+  config: ConfigDict, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh
+) -> step.StepChoices:
   """What the learner's step is compiled for."""
   learner = config.learner
   model = dataclasses.replace(
@@ -202,7 +207,7 @@ def step_choices(config, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh) 
   )
 
 
-def lag_control(config) -> lag.LagControl:
+def lag_control(config: ConfigDict) -> lag.LagControl:
   """The lag mode; reads the recorded schedule of a replay."""
   recorded = None
   if config.lag.mode == lag.REPLAY:
@@ -226,7 +231,7 @@ def lag_control(config) -> lag.LagControl:
   return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded)
 
 
-def engine_sizes(config, *, group_size: int, max_prompt_tokens: int) -> engine.Sizes:
+def engine_sizes(config: ConfigDict, *, group_size: int, max_prompt_tokens: int) -> engine.Sizes:
   """Of a generation engine; arguments as for `make_engine`."""
   sampler = config.sampler
   return engine.Sizes(
@@ -275,12 +280,12 @@ def stops(_, policy: Policy) -> stopping.Stops:
   return stopping.Stops(words.ends, words.stop_texts, words.whole_text, words.spell)
 
 
-def truncation(config) -> sampling.Truncation:
+def truncation(config: ConfigDict) -> sampling.Truncation:
   """Of the distribution that is sampled from."""
   return sampling.Truncation(config.sampler.top_k, config.sampler.top_p, config.sampler.min_p)
 
 
-def sampler_meshes(config) -> list[jax.sharding.Mesh]:
+def sampler_meshes(config: ConfigDict) -> list[jax.sharding.Mesh]:
   """One per engine of a sampler, over the devices of its machine.
 
   Raises:
@@ -296,7 +301,7 @@ def sampler_meshes(config) -> list[jax.sharding.Mesh]:
   return [sharding.make_mesh(tensor=size, devices=some) for some in own]
 
 
-def make_store(config, weights_dir: str | None, session: str):
+def make_store(config: ConfigDict, weights_dir: str | None, session: str):
   """Where the learner publishes: put, retain, versions, close."""
   if weights_dir is None:
     return weights.WeightStore(delta_bases=config.transport.delta_bases)
@@ -318,7 +323,7 @@ def scorer(task) -> scoring.Scorer:
   )
 
 
-def limits(config, *, group_size: int) -> packing.Limits:
+def limits(config: ConfigDict, *, group_size: int) -> packing.Limits:
   """How batches of groups of this size are laid out."""
   learner, task = config.learner, config.task
   longest = (task.max_prompt_tokens, task.max_completion_tokens)

@@ -9,9 +9,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
@@ -37,11 +38,11 @@ class Serving(NamedTuple):
   credentials: security.Credentials = security.NONE
   reflection: bool = False
   weights_dir: str | None = None  # samplers read the weights there; None = they are streamed
-  registry: object | None = None  # of prometheus.serve; None = no figures for Prometheus
+  registry: Any = None  # of prometheus.serve; None = no figures for Prometheus
 
 
 def run_learner(
-  config,
+  config: ConfigDict,
   run_dir: pathlib.Path,
   serving: Serving,
   *,
@@ -172,6 +173,7 @@ class Learner(training.Process):
 
   def demonstrations(self, at_step: int) -> types.Batch:
     """The batch of a step of the warm start, on the devices; raises loop.Stopped."""
+    assert self.warm_start_batch is not None
     self._check_stop()
     batch = self.warm_start_batch(at_step)
     return self.orders.send_batch(self.mesh, at_step, batch, frozenset())
@@ -328,7 +330,7 @@ class Learner(training.Process):
 
 
 def make_learner(
-  config,
+  config: ConfigDict,
   run_dir: pathlib.Path,
   session: str,
   weights_dir: str | None,
@@ -390,7 +392,7 @@ def make_learner(
   )
 
 
-def _newest_step(config, checkpoints: checkpoint.Checkpoints) -> int | None:
+def _newest_step(config: ConfigDict, checkpoints: checkpoint.Checkpoints) -> int | None:
   """The step to go on from; ConfigError when the run is to have fewer."""
   newest = checkpoints.newest()
   if newest is not None and newest > config.learner.steps:
@@ -401,7 +403,9 @@ def _newest_step(config, checkpoints: checkpoint.Checkpoints) -> int | None:
   return newest
 
 
-def _read_prompts(config, policy, files: RunFiles, screen, *, begins: bool):
+def _read_prompts(
+  config: ConfigDict, policy: build.Policy, files: RunFiles, screen, *, begins: bool
+):
   """(prompts, batches of the warm start or None); of a run that begins the counts are written."""
   prompts = prompts_lib.read(config, policy)
   screen.say(prompts.summary)
@@ -415,7 +419,7 @@ def _read_prompts(config, policy, files: RunFiles, screen, *, begins: bool):
   return prompts, warm_start_batch
 
 
-def _open_files(config, run_dir, groups, screen, restored) -> RunFiles:
+def _open_files(config: ConfigDict, run_dir: pathlib.Path, groups, screen, restored) -> RunFiles:
   """Keeps of an earlier run what the restored checkpoint knows, and writes the configuration."""
   (groups.clear if restored is None else groups.claim)(codec.GROUP_FORM)
   # Also beside the checkpoints, which another machine may go on from.

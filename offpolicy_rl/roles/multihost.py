@@ -15,12 +15,13 @@ import os
 import pathlib
 import sys
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax._src import distributed  # the key-value store has no public name; orbax uses it, too
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
@@ -83,7 +84,7 @@ def _without_proxies():
     os.environ.update(kept)
 
 
-def check_agreement(config) -> int:
+def check_agreement(config: ConfigDict) -> int:
   """Checks that all processes have one configuration for all devices; returns this one's number.
 
   Raises:
@@ -111,23 +112,24 @@ class Orders:
   """
 
   def __init__(self, stop: threading.Event):
-    """`stop`: set in the first process when any of them is to stop; see `pass_on`."""
-    self._store = distributed.global_state.client
+    """`stop`: of this process; the first one stops when any of them is to."""
+    self._store: Any = distributed.global_state.client  # None: one process
     self._count = 0
     if not self.alone:
-      threading.Thread(target=self._pass_on, args=(stop,), daemon=True, name="stop").start()
+      pass_on = self._ask_to_stop if jax.process_index() else self._hear_of_stop
+      threading.Thread(target=pass_on, args=(stop,), daemon=True, name="stop").start()
 
   @property
   def alone(self) -> bool:
     """Whether the learner has one process only."""
     return self._store is None
 
-  def _pass_on(self, stop: threading.Event) -> None:
-    """Carries the wish to stop to the first process; the others go on until it announces STOP."""
-    if jax.process_index():
-      stop.wait()
-      self._store.key_value_set(f"{_PREFIX}/stop", "1", allow_overwrite=True)
-      return
+  def _ask_to_stop(self, stop: threading.Event) -> None:
+    """Tells the first process; this one goes on until that one announces STOP."""
+    stop.wait()
+    self._store.key_value_set(f"{_PREFIX}/stop", "1", allow_overwrite=True)
+
+  def _hear_of_stop(self, stop: threading.Event) -> None:
     with contextlib.suppress(MultihostError):  # the store goes when the run ends
       self._wait_for(f"{_PREFIX}/stop")
       stop.set()
@@ -218,7 +220,7 @@ class Follower(training.Process):
 
 
 def run_follower(
-  config, checkpoints: pathlib.Path, weights_dir: str, stop: threading.Event
+  config: ConfigDict, checkpoints: pathlib.Path, weights_dir: str, stop: threading.Event
 ) -> None:
   """Trains as the first process does, to the end of its run.
 
@@ -233,7 +235,7 @@ def run_follower(
 
 
 def _make_follower(
-  config, checkpoints: pathlib.Path, weights_dir: str, stop: threading.Event
+  config: ConfigDict, checkpoints: pathlib.Path, weights_dir: str, stop: threading.Event
 ) -> Follower:
   """Waits until the first process says where the run begins."""
   orders = Orders(stop)

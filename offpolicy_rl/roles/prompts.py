@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from offpolicy_rl import types
 from offpolicy_rl.replay import batching
 from offpolicy_rl.roles import build, data
@@ -20,7 +22,7 @@ class Prompts(NamedTuple):
   summary: str  # a line
 
 
-def read(config, policy: build.Policy) -> Prompts:
+def read(config: ConfigDict, policy: build.Policy) -> Prompts:
   """Reads all prompts of the configuration's tasks.
 
   Raises:
@@ -43,7 +45,7 @@ def read(config, policy: build.Policy) -> Prompts:
   return Prompts(examples, heldout, counts, data.summary(config.task.name, train, held))
 
 
-def demonstrations(config, train: Members) -> tuple[Callable[[int], types.Batch], str]:
+def demonstrations(config: ConfigDict, train: Members) -> tuple[Callable[[int], types.Batch], str]:
   """(step of the warm start -> its batch on the host, a line about what is left out or "").
 
   Demonstrations longer than a completion may be are left out.

@@ -134,12 +134,12 @@ class SamplerService:
     self.heartbeats.remove(sampler_id)
     return self.ledger.release(sampler_id)
 
-  def push(
-    self, groups: list[types.Group | codec.WireError], message: bytes
-  ) -> concurrent.futures.Future:
+  def push(self, groups: list, message: bytes) -> concurrent.futures.Future:
     """Checks the groups of a message and makes them durable; see `server.Handlers.finish`.
 
-    `message`: the bytes that they were read from.
+    Args:
+      groups: each a Group, or the WireError that says why it could not be read.
+      message: the bytes that they were read from.
     """
     future: concurrent.futures.Future = concurrent.futures.Future()
     checked, arrival = [self._check(group) for group in groups], self.version

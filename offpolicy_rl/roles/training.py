@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from offpolicy_rl import types
 from offpolicy_rl.learner import checkpoint, loop, step, warm_start
@@ -25,7 +26,7 @@ class Process:
   samplers and the run's files.
   """
 
-  config: object
+  config: ConfigDict
   choices: step.StepChoices
   mesh: jax.sharding.Mesh
   checkpoints: checkpoint.Checkpoints
@@ -119,7 +120,7 @@ def initial_state(process: Process) -> tuple[state_lib.TrainState, dict | None]:
   if process.restored is not None:
     # The base is published before a ticket asks for it.
     frozen = _restored_frozen(process) if needs_frozen else None
-    return _restored_state(process), frozen
+    return _restored_state(process, process.restored), frozen
   params = _initial_params(process)
   if config.warm_start.steps:
     process.publisher.publish_now(types.RAW_VERSION, params)
@@ -134,9 +135,8 @@ def initial_state(process: Process) -> tuple[state_lib.TrainState, dict | None]:
   return state_lib.from_params(params, choices.optimizer, process.mesh), frozen
 
 
-def _restored_state(process: Process) -> state_lib.TrainState:
+def _restored_state(process: Process, restored: checkpoint.Restored) -> state_lib.TrainState:
   """The state of the last checkpoint. Evaluations that were open then are requested again."""
-  restored = process.restored
   process.say(f"resuming from the checkpoint of step {restored.step}")
   for version, tensors in restored.versions.items():
     process.publisher.store.put(version, tensors)
