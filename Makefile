@@ -1,5 +1,5 @@
 # make demo   sets up and runs the main job
-# make test   sets up and passes the tests
+# make test   sets up and passes the tests, but for those of whole runs: make test-long
 # make checkpoints/smollm2   a small pretrained model, for configs/smollm2_chain_sum.py
 # PYTHON=/path/to/python3.12 chooses the interpreter; SAMPLERS=3 and ARGS="--config.seed=1" reach the demo.
 SHELL := /bin/bash
@@ -15,14 +15,17 @@ ARGS ?=
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint proto clean
+.PHONY: demo test test-long lint proto clean
 
 demo: $(VENV)/.installed-gym
 	$(BIN)/offpolicy-rl local --config=configs/demo.py --samplers=$(SAMPLERS) $(ARGS)
 
 test: $(VENV)/.installed-gym-test $(REFERENCE)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+test-long: $(VENV)/.installed-gym-test $(REFERENCE)/.installed
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 lint: $(VENV)/.installed-gym-test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -64,6 +64,7 @@ def exported(tmp_path_factory):
   return tmp_path_factory.mktemp("exported")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("card", "family"), CARDS.items())
 def test_from_import_to_export(tmp_path, reference, exported, card, family):  # noqa: F811
@@ -99,6 +100,7 @@ def test_from_import_to_export(tmp_path, reference, exported, card, family):  # 
   assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
 
 
+@pytest.mark.long
 def test_transformers_computes_the_same_with_what_was_exported(reference, exported):  # noqa: F811
   """After the runs above; all at once, as importing PyTorch takes longer than the comparison."""
   assert {folder.name for folder in exported.iterdir()} == CARDS.keys()

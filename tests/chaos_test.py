@@ -16,6 +16,7 @@ def report(tmp_path_factory):
   )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(500)
 def test_nothing_is_lost_doubled_or_bent_by_faults(report):
   assert chaos.passed(report), report

@@ -72,6 +72,7 @@ def executed(tmp_path_factory):
   return notebook, runs
 
 
+@pytest.mark.long
 def test_every_cell_runs_and_shows_what_it_should(executed):
   notebook, _ = executed
   code = cells(notebook, "code")
@@ -82,6 +83,7 @@ def test_every_cell_runs_and_shows_what_it_should(executed):
   assert "\nstep 1/12 " in printed(notebook) and "\x1b" not in printed(notebook)  # plain lines
 
 
+@pytest.mark.long
 def test_the_accuracies_it_prints_are_those_of_its_runs(executed):
   notebook, runs = executed
   said = re.findall(
@@ -101,6 +103,7 @@ def test_the_accuracies_it_prints_are_those_of_its_runs(executed):
     assert name == "demo" or before != after, "or nothing was tested"  # the demo is asynchronous
 
 
+@pytest.mark.long
 def test_the_runs_at_lag_differ_in_the_objective_only(executed):
   _, runs = executed
   found = {}

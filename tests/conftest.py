@@ -11,8 +11,12 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Many tests, and the processes they start, compile the same programs: once per session is enough.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="offpolicy-rl-tests-")
+# Tests, workers and the processes they start compile the same programs: once a session is enough.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+  os.environ["JAX_COMPILATION_CACHE_DIR"]  # of the process that has started this worker
+  if "PYTEST_XDIST_WORKER" in os.environ
+  else tempfile.mkdtemp(prefix="offpolicy-rl-tests-")
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import pathlib
@@ -23,6 +27,7 @@ import jax
 import pytest
 
 from offpolicy_rl import config as config_lib
+from tests.cpu_times import pytest_addoption, pytest_runtest_protocol  # noqa: F401 (hooks)
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -46,32 +51,34 @@ def signals():
       signal.signal(number, handler)
 
 
-# Files of minutes, which are begun first, so that no worker is left alone with one at the end.
-LONG = (
+# Files that take longest are begun first: no worker is left alone with one at the end.
+LONGEST = (
   "several_processes_test.py",
   "resume_test.py",
-  "end_to_end_test.py",
-  "elastic_test.py",
-  "lora_test.py",
-  "step_test.py",
-  "colab_test.py",
-  "running_test.py",
-  "chaos_test.py",
   "cards_test.py",
+  "lora_test.py",
+  "colab_test.py",
+  "end_to_end_test.py",
+  "lag_lab_test.py",
+  "elastic_test.py",
+  "step_test.py",
+  "chaos_test.py",
+  "running_test.py",
   "docs_test.py",
-  "exchange_test.py",
-  "evaluate_test.py",
   "local_test.py",
+  "reductions_test.py",
   "config_json_test.py",
+  "poison_test.py",
 )
 
 
 def pytest_collection_modifyitems(items):
-  """Long files first; the others in their order."""
-  place = {name: number for number, name in enumerate(LONG)}
-  items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+  """The longest files first; the others in their order."""
+  place = {name: number for number, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 def pytest_sessionfinish():
   """The compiled programs go when the session ends."""
-  shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+  if "PYTEST_XDIST_WORKER" not in os.environ:
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

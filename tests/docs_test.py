@@ -190,6 +190,7 @@ def test_the_examples_are_there():
   }
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_run_with_everything_ones_own(examples):
   """Own objective, task, verifier and architecture in one run with a separate sampler."""

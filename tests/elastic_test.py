@@ -4,8 +4,11 @@ import os
 import signal
 import time
 
+import pytest
+
 from tests.run_system import ledger_of, processes, train_rows, wait_for
 
+pytestmark = pytest.mark.long
 STEPS = 100
 SETTINGS = [
   "--config=configs/test.py",

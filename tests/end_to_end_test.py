@@ -222,6 +222,7 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
 # ---------------------------------------------------------------- separate processes
 
 
+@pytest.mark.long
 def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):
   with processes() as launch:
     local = launch(
@@ -260,6 +261,7 @@ def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):
   assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_a_checkpoint_and_resume_finishes(tmp_path):
   run_dir = tmp_path / "run"
   with processes() as launch:

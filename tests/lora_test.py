@@ -52,6 +52,7 @@ def local(*arguments):
   assert process.returncode == 0, output
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_adapters_from_a_published_checkpoint_to_another_one(tmp_path, reference):  # noqa: F811
   source, taken, out = tmp_path / "source", tmp_path / "taken", tmp_path / "out"

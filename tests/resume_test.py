@@ -85,6 +85,7 @@ def deterministic(row: dict) -> dict:
   return {key: value for key, value in row.items() if not key.startswith(timing)}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_fixed_lag_survives_kills_of_learner_samplers_and_all_to_the_bit(tmp_path):
   """What replaces a group without signal depends on that group only, before and after a kill."""
@@ -112,6 +113,7 @@ def schedule_of(run_dir):
   return [(row["digests"], row["attempts"]) for row in schedule_rows(run_dir)[1:]]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_async_uses_every_group_once_and_can_be_replayed_to_the_bit(tmp_path):
   run_dir = tmp_path / "run"

@@ -13,6 +13,7 @@ from offpolicy_rl.model import policy
 from offpolicy_rl.roles import build
 from tests import run_system as system
 
+pytestmark = pytest.mark.long
 STEPS = 30
 DEVICES = 2
 KEPT = 5  # the step from which the run of one process is gone on with by four

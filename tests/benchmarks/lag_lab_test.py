@@ -96,6 +96,7 @@ def test_every_lane_has_exactly_its_lag():
   assert history.ess[2, 3] < 0.999
 
 
+@pytest.mark.long
 def test_a_small_study_runs_resumes_and_is_written(tmp_path):
   pytest.importorskip("matplotlib")
   from benchmarks import lag_plots

@@ -170,6 +170,7 @@ def test_runs_may_be_added_but_not_changed(tmp_path):
 # ---------------------------------------------------------------- real runs
 
 
+@pytest.mark.long
 def test_a_real_run_is_interrupted_and_goes_on_beside_another(tmp_path):
   out = tmp_path / "out"
   small = {
