@@ -16,8 +16,8 @@ from offpolicy_rl.cli import main
 from offpolicy_rl.model import lora, policy, sharding
 from offpolicy_rl.observe import metrics
 from offpolicy_rl.replay import lag
-from offpolicy_rl.roles import build, publishing, sampler_service
-from offpolicy_rl.roles.weights import SamplerWeights
+from offpolicy_rl.roles import build, sampler_service
+from offpolicy_rl.roles.weights import Publisher, SamplerWeights
 from offpolicy_rl.tasks import tokenizer
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import weights
@@ -101,13 +101,9 @@ def number_of_adapter_weights() -> int:
 def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
   """Learner's store to sampler's receiver, without the wire between them."""
   store, sent = weights.WeightStore(), []
-  desk = sampler_service.Front(
-    book=SimpleNamespace(needed_versions=lambda _: set()),
-    groups=None,
-    weights=store,
-    vocab_size=9,
-    max_tokens=9,
-    control=lag.LagControl("fixed", 1),
+  tickets = SimpleNamespace(needed_versions=lambda _: set())
+  service = sampler_service.SamplerService(
+    tickets, None, store, lag.LagControl("fixed", 1), vocab_size=9, max_tokens=9
   )
 
   def pull_weights(low, high, receiver):
@@ -119,24 +115,24 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
     return found
 
   base, _ = lora.split(policy.init(ADAPTED, jax.random.key(0)))
-  published = publishing.Publishing(store, "float32", desk.published)
-  published.now(types.RAW_VERSION, jax.tree.map(lambda x: x + 1, base))
-  published.base(base)
+  publisher = Publisher(store, "float32", service.published)
+  publisher.publish_now(types.RAW_VERSION, jax.tree.map(lambda x: x + 1, base))
+  publisher.publish_base(base)
   learner = SimpleNamespace(session="one", pull_weights=pull_weights)
   held = SamplerWeights(learner, tiny_config, ADAPTED, [sharding.make_mesh()])
   [raw] = held.pull(types.RAW_VERSION, types.RAW_VERSION)[1]
   np.testing.assert_array_equal(raw["embedding"], base["embedding"] + 1)
   for version in range(3):
     adapters = stirred(jax.random.key(version))
-    published.now(version, adapters)
+    publisher.publish_now(version, adapters)
     got, params = held.pull(0, version)
     assert got == version
     expected = logits(ADAPTED, lora.join(base, adapters))
     np.testing.assert_allclose(logits(lora.plain(ADAPTED), params[0]), expected, atol=5e-5)
     assert held.pull(0, version)[1] is params
-    assert desk.older_versions() == {0: [], 1: [0], 2: [1]}[version]
+    assert service.older_versions() == {0: [], 1: [0], 2: [1]}[version]
   whole, few = bytes_of(base), bytes_of(adapters)
-  assert desk.version_bytes == few < whole / 3
+  assert service.version_bytes == few < whole / 3
   assert sent == [
     (types.RAW_VERSION, whole),
     (types.BASE_VERSION, whole),
