@@ -62,7 +62,7 @@ def is_well(found: dict) -> bool:
   return (
     not (found["unexpected"] or found["bad_groups"] or found["good_sampler"]["failures"])
     and found["after"]["memory_mb"] <= found["before"]["memory_mb"] + MEMORY_MB
-    and found["after"]["threads"] <= found["before"]["threads"] + fuzzing.PLACES
+    and found["after"]["threads"] <= found["before"]["threads"] + fuzzing.CALL_THREADS
     and found["stopped"]
   )
 

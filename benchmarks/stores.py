@@ -62,7 +62,7 @@ def main() -> None:
   """Prints and writes megabytes per second and CPU milliseconds per megabyte."""
   groups = [stream.group(i) for i in range(15)]
   [request] = codec.push_requests(groups, "session", "sampler")
-  data = checksum.seal(request.SerializeToString())
+  data = checksum.add(request.SerializeToString())
   megabytes = COMMITS * len(data) / 1e6
   rates, costs = {kind: [] for kind in KINDS}, {kind: [] for kind in KINDS}
   with tempfile.TemporaryDirectory(prefix="stores-") as folder:

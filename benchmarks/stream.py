@@ -28,7 +28,7 @@ from offpolicy_rl import types
 from offpolicy_rl.replay import lag, ledger, store
 from offpolicy_rl.roles.sampler_service import Front
 from offpolicy_rl.system import memory
-from offpolicy_rl.transport import client, codec, server, weights
+from offpolicy_rl.transport import client, codec, protocol, server, weights
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 COMPLETIONS, TOKENS, VOCABULARY = 8, 2048, 150_000
@@ -80,7 +80,7 @@ def serve_learner(folder: str, pipe) -> None:
     control=lag.LagControl("async", 9),
     version=0,
   )
-  identity = server.Identity("one", "stream", "{}", "none")
+  identity = protocol.Identity("one", "stream", "{}", "none")
   wire, address = server.start(
     "127.0.0.1:0", identity, front.handlers(), front.weights, max_samplers=80, max_message_mb=64
   )

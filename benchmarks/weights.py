@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.demo_seeds import machine
 from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.system import memory
-from offpolicy_rl.transport import client, delta, receiver, server, weights
+from offpolicy_rl.transport import client, delta, protocol, receiver, server, weights
 from tests.transport import learners
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -44,7 +44,7 @@ def quartiles(values) -> list[float]:
 def serve(store: weights.WeightStore):
   """A learner's server that only gives weights -> (server, address)."""
   asked = learners.handlers(Ledger(lease_seconds=60))
-  identity = server.Identity("session", "run", "{}", "print")
+  identity = protocol.Identity("session", "run", "{}", "print")
   return server.start("127.0.0.1:0", identity, asked, store, max_samplers=8, max_message_mb=64)
 
 

@@ -23,7 +23,7 @@ from offpolicy_rl.roles import learner as learner_role
 from offpolicy_rl.roles import sampler as sampler_role
 from offpolicy_rl.tasks import catalog, scoring
 from offpolicy_rl.tasks.stream import PromptStream
-from offpolicy_rl.transport import server
+from offpolicy_rl.transport import protocol, server
 from tests.conftest import ROOT
 from tests.run_system import assert_identical, processes, train_rows, wait_for
 from tests.transport import learners
@@ -204,7 +204,7 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
   from offpolicy_rl import config as config_lib
 
   task = catalog.TASKS[tiny_config.task.name]
-  identity = server.Identity(
+  identity = protocol.Identity(
     "s", "run", config_lib.to_json(tiny_config), task.vocabulary.fingerprint, in_directory
   )
   asked = learners.handlers(Ledger(lease_seconds=5), run_finished=lambda: True)

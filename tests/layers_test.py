@@ -33,19 +33,22 @@ ALLOWED = {
 }
 
 
-def imported_rooms(path: pathlib.Path) -> set[str]:
-  """First parts below offpolicy_rl that a file imports, at any depth of the code."""
-  found = set()
+def imports(path: pathlib.Path) -> set[str]:
+  """Dotted names that a file imports, at any depth of the code: a.b.c for `from a.b import c`."""
+  names = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
-      names = [alias.name for alias in node.names]
+      names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f"{path}: relative import"
-      names = [f"{node.module}.{alias.name}" for alias in node.names]
-    else:
-      continue
-    found |= {name.split(".")[1] for name in names if name.startswith("offpolicy_rl.")}
-  return found - {"__version__"}
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def imported_rooms(path: pathlib.Path) -> set[str]:
+  """First parts below offpolicy_rl that a file imports."""
+  names = (name for name in imports(path) if name.startswith("offpolicy_rl."))
+  return {name.split(".")[1] for name in names} - {"__version__"}
 
 
 def room(path: pathlib.Path) -> str:
@@ -66,20 +69,50 @@ def test_every_room_is_covered_and_has_files():
   assert {room(path) for path in FILES} == set(ALLOWED)
 
 
-def test_only_tasks_import_tensorflow_and_seqio():
-  for path in FILES:
-    heavy = {
-      name.split(".")[0]
-      for node in ast.walk(ast.parse(path.read_text()))
-      for name in (
-        [a.name for a in node.names]
-        if isinstance(node, ast.Import)
-        else [node.module or ""]
-        if isinstance(node, ast.ImportFrom)
-        else []
-      )
-    } & {"seqio", "tensorflow", "tensorflow_datasets"}
-    assert not heavy or path.name == "seqio_tasks.py", path
+def test_only_two_files_import_tensorflow_and_seqio():
+  heavy = {"seqio", "tensorflow", "tensorflow_datasets"}
+  found = {path for path in FILES if heavy & {name.split(".")[0] for name in imports(path)}}
+  assert found == {PACKAGE / "tasks/seqio_tasks.py", PACKAGE / "tasks/tfds.py"}
+
+
+def module_imports(package: pathlib.Path) -> dict[str, set[str]]:
+  """Module -> the modules of the package that it imports, inside functions, too."""
+  files = [path for path in package.rglob("*.py") if "_pb2" not in path.name]
+  dotted = lambda path: ".".join(path.relative_to(package.parent).with_suffix("").parts)
+  modules = {dotted(path).removesuffix(".__init__"): path for path in files}
+  graph = {}
+  for module, path in modules.items():
+    names = {n if n in modules else n.rpartition(".")[0] for n in imports(path)}
+    graph[module] = names & modules.keys() - {module}
+  return graph
+
+
+def in_cycles(graph: dict[str, set[str]]) -> set[str]:
+  """Modules of cycles, and those between two: what is left without the first and the last."""
+  graph = dict(graph)
+  while loose := {m for m in graph if not graph[m] & graph.keys()}:
+    graph = {m: imported for m, imported in graph.items() if m not in loose}
+  while loose := graph.keys() - set().union(*graph.values()):
+    graph = {m: imported for m, imported in graph.items() if m not in loose}
+  return set(graph)
+
+
+def test_modules_import_each_other_without_cycles():
+  assert in_cycles(module_imports(PACKAGE)) == set()
+
+
+def test_cycles_are_found():
+  assert in_cycles({"a": {"b"}, "b": {"c"}, "c": set()}) == set()
+  assert in_cycles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == {"b", "c"}
+
+
+def test_a_client_needs_no_server():
+  graph, reached, todo = module_imports(PACKAGE), set(), {"offpolicy_rl.transport.client"}
+  while todo:
+    reached |= todo
+    todo = set().union(*(graph[module] for module in todo)) - reached
+  assert "offpolicy_rl.transport.protocol" in reached
+  assert "offpolicy_rl.transport.server" not in reached
 
 
 def loaded_after(statement: str) -> set[str]:

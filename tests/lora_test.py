@@ -109,7 +109,7 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
   def pull_weights(low, high, receiver):
     request = pb.WeightsRequest(min_version=low, max_version=high)
     before = receiver.received_bytes
-    chunks = map(pb.WeightsChunk.FromString, store.answer(receiver.complete(request)))
+    chunks = map(pb.WeightsChunk.FromString, store.answer(receiver.fill_in(request)))
     found = receiver.receive(chunks)
     sent.append((found[0], receiver.received_bytes - before))
     return found

@@ -29,8 +29,6 @@ USED_ELSEWHERE = {
   "observe/prometheus.py:LearnerCollector.describe": "called by prometheus_client",
   "observe/prometheus.py:SamplerCollector.describe": "called by prometheus_client",
   "tasks/seqio_tasks.py:register": "for pipelines elsewhere that read seqio's registries",
-  "transport/checksum.py:SealedChannel.unary_stream": "called by the generated stub",
-  "transport/checksum.py:SealedChannel.unary_unary": "called by the generated stub",
   "sampler/vllm_worker.py:Worker": "named by vLLM's --worker-extension-cls",
   "sampler/vllm_worker.py:Worker.load_again": "called by name through vLLM's collective_rpc",
 }

@@ -28,7 +28,7 @@ from offpolicy_rl.roles import prompts as prompts_lib
 from offpolicy_rl.roles.run_files import LiveStatus, RunFiles
 from offpolicy_rl.roles.sampler_service import SamplerService
 from offpolicy_rl.roles.weights import Publisher
-from offpolicy_rl.transport import codec, security, server
+from offpolicy_rl.transport import codec, protocol, security, server
 
 
 class Serving(NamedTuple):
@@ -78,10 +78,10 @@ def run_learner(
       _shut_down(learner, wire)
 
 
-def _serve(learner: "Learner", serving: Serving, session: str, live: LiveStatus) -> server.Wire:
+def _serve(learner: "Learner", serving: Serving, session: str, live: LiveStatus) -> server.Server:
   """Opens the learner to samplers and watchers; prints where."""
   config = learner.config
-  identity = server.Identity(
+  identity = protocol.Identity(
     session=session,
     run_id=learner.run_dir.name,
     config_json=config_lib.to_json(config),
@@ -118,7 +118,7 @@ def _profiler(learner: "Learner", plan: profiling.Plan | None):
   return lambda functions: profiling.profiled(functions, plan, learner.run_dir, learner.say)
 
 
-def _shut_down(learner: "Learner", wire: server.Wire) -> None:
+def _shut_down(learner: "Learner", wire: server.Server) -> None:
   """Tells samplers that the run is over, closes everything, prints where to look."""
   learner.screen.stop()
   learner.prefetch.close()

@@ -1,12 +1,11 @@
-"""The catalog in seqio's registries, for pipelines elsewhere; and what only seqio can read: TFDS.
+"""Puts the catalog into seqio's registries, for pipelines elsewhere; a run does not need it.
 
-The only file that imports seqio and TensorFlow (5 s and 0.9 GB): import it where it is needed. A
-run does not need it, unless TFDS prepared its data. Examples hold three texts: `inputs` (the
-question), `targets` (an answer worth imitating) and `answer` (JSON for the verifier).
+Examples hold three texts: `inputs` (the question), `targets` (an answer worth imitating) and
+`answer` (JSON for the verifier). The import loads seqio and TensorFlow (5 s and 0.9 GB).
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from offpolicy_rl.tasks import catalog, quiet
 
@@ -44,9 +43,9 @@ for _task in catalog.TASKS.values():
 
 
 def register(selection: catalog.Selection, settings: str) -> str:
-  """Adds what a configuration asks for to seqio's registries; returns the name there.
+  """Registers the tasks of a configuration with seqio; returns the name of the task or mixture.
 
-  `settings`: everything that decides the problems, as text: equal ones are one entry.
+  `settings`: all that decides the problems, as text; equal texts share one entry.
   """
   if selection.name in catalog.TASKS:
     return selection.name
@@ -61,25 +60,3 @@ def register(selection: catalog.Selection, settings: str) -> str:
     _add(member, lambda split, i=i: selection.split(split)[i])
   seqio.MixtureRegistry.add(name, list(zip(members, selection.rates, strict=True)))
   return name
-
-
-def problems(name: str, split: str) -> list[catalog.Problem]:
-  """Of a registered task, in its order."""
-  dataset = seqio.get_mixture_or_task(name).get_dataset(
-    sequence_length=None, split=split, shuffle=False
-  )
-  rows = dataset.as_numpy_iterator()
-  return [
-    catalog.Problem(*(row[column].decode() for column in ("inputs", "answer", "targets")))
-    for row in rows
-  ]
-
-
-def tfds_rows(name: str, data_dir: str, split: str) -> Iterator[dict[str, str]]:
-  """Rows of a data set ("name:version") that TFDS prepared in `data_dir`; nothing is downloaded."""
-  source = seqio.TfdsDataSource(
-    tfds_name=name, tfds_data_dir=data_dir, splits=[split], read_only=True
-  )
-  dataset = source.get_dataset(split, shuffle=False)
-  for row in dataset.as_numpy_iterator():
-    yield {key: value.decode() for key, value in row.items()}

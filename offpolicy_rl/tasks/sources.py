@@ -178,10 +178,10 @@ def gsm8k_rows(data_dir: str, split: str) -> Callable[[], Iterable[rows.Row | Le
     path = split_file(folder, split)
     if path.is_file():
       return rows.read(path)
-    from offpolicy_rl.tasks import seqio_tasks  # TensorFlow, only here
+    from offpolicy_rl.tasks import tfds  # TensorFlow, only here
 
-    found = seqio_tasks.tfds_rows(_GSM8K, str(folder), split)
-    return (rows.Row(f"{folder}: {split} {i}", rows.Values(row)) for i, row in enumerate(found))
+    prepared = tfds.read(_GSM8K, str(folder), split)
+    return (rows.Row(f"{folder}: {split} {i}", rows.Values(row)) for i, row in enumerate(prepared))
 
   return read
 

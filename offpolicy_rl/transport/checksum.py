@@ -1,8 +1,8 @@
 """A checksum on every message, so that bytes changed on the way are noticed and asked for again.
 
 TCP's checksum has 16 bits and ends at the first proxy, and TLS is not always on. The CRC-32 of a
-message follows it as protobuf field 15, so the sealed bytes are still a message of the same type:
-parsing skips the unknown field.
+message follows it as protobuf field 15, so the bytes are still a message of the same type: parsing
+skips the unknown field.
 
 Chunks of weights are the exception: SHA-256 digests guard them, and a second checksum would cost
 the learner half as much again as sending them.
@@ -13,75 +13,66 @@ from collections.abc import Callable
 
 import grpc
 
+from offpolicy_rl.transport.protocol import SERVICE
+
 _TAG = b"\x7d"  # field 15, wire type fixed32
 _CHUNK_DATA = b"\x12"  # what a WeightsChunk with `data` begins with: field 2, length-delimited
-_SERVICE = "/offpolicy_rl.Learner/"
 
 
-class SealError(ValueError):
+class ChecksumError(ValueError):
   """The bytes are not those that were sent."""
 
 
-def seal(data: bytes) -> bytes:
+def add(data: bytes) -> bytes:
   """A serialized message with its checksum."""
   return data + _TAG + zlib.crc32(data).to_bytes(4, "little")
 
 
-def checked(data: bytes) -> bytes:
-  """The same sealed bytes; SealError when their checksum is missing or wrong."""
-  found = zlib.crc32(memoryview(data)[:-5]).to_bytes(4, "little")
-  if data[-5:-4] != _TAG or data[-4:] != found:
-    raise SealError("a message was damaged on the way: its checksum is missing or wrong")
+def verify(data: bytes) -> bytes:
+  """The same bytes; ChecksumError when their checksum is missing or wrong."""
+  expected = zlib.crc32(memoryview(data)[:-5]).to_bytes(4, "little")
+  if data[-5:-4] != _TAG or data[-4:] != expected:
+    raise ChecksumError("a message was damaged on the way: its checksum is missing or wrong")
   return data
 
 
-def checked_chunk(data: bytes) -> bytes:
-  """The same for a serialized WeightsChunk, of which only headers are sealed."""
-  return data if data[:1] == _CHUNK_DATA else checked(data)
+def verify_chunk(data: bytes) -> bytes:
+  """`verify` for a serialized WeightsChunk, of which only headers have a checksum."""
+  return data if data[:1] == _CHUNK_DATA else verify(data)
 
 
-def _sealing(serialize: Callable) -> Callable:
-  return lambda message: seal(serialize(message))
-
-
-def _checking(parse: Callable, checked: Callable = checked) -> Callable:
-  return lambda data: parse(checked(data))
-
-
-class SealedChannel:
-  """A channel as the generated stub uses it, whose messages are sealed."""
+class Channel:
+  """A channel for the generated stub, whose messages have checksums."""
 
   def __init__(self, channel: grpc.Channel):
-    self._channel = channel
-
-  def unary_unary(self, *args, **kwargs):
-    """As grpc.Channel's."""
-    return self._sealed(self._channel.unary_unary, args, kwargs)
-
-  def unary_stream(self, *args, **kwargs):
-    """As grpc.Channel's; only PullWeights is of this kind."""
-    return self._sealed(self._channel.unary_stream, args, kwargs, checked_chunk)
-
-  def stream_stream(self, *args, **kwargs):
-    """As grpc.Channel's."""
-    return self._sealed(self._channel.stream_stream, args, kwargs)
-
-  def _sealed(self, make: Callable, args, kwargs, checked: Callable = checked):
-    kwargs["request_serializer"] = _sealing(kwargs["request_serializer"])
-    kwargs["response_deserializer"] = _checking(kwargs["response_deserializer"], checked)
-    return make(*args, **kwargs)
+    self.unary_unary = _with_checksums(channel.unary_unary, verify)
+    self.unary_stream = _with_checksums(channel.unary_stream, verify_chunk)  # PullWeights
+    self.stream_stream = _with_checksums(channel.stream_stream, verify)
 
 
-class SealedServer(grpc.ServerInterceptor):
-  """Checks the learner's requests and seals its replies; leaves health checks alone."""
+def _with_checksums(connect: Callable, verify: Callable[[bytes], bytes]) -> Callable:
+  def method(path, *, request_serializer, response_deserializer, **options):
+    return connect(
+      path,
+      request_serializer=lambda message: add(request_serializer(message)),
+      response_deserializer=lambda data: response_deserializer(verify(data)),
+      **options,
+    )
+
+  return method
+
+
+class Interceptor(grpc.ServerInterceptor):
+  """Verifies the learner's requests and adds checksums to its replies, but not to health checks."""
 
   def intercept_service(self, continuation, details):
-    """As grpc.ServerInterceptor's."""
+    """Implements grpc.ServerInterceptor."""
     handler = continuation(details)
-    if handler is None or not details.method.startswith(_SERVICE):
+    if handler is None or not details.method.startswith(f"/{SERVICE}/"):
       return handler
+    parse, serialize = handler.request_deserializer, handler.response_serializer
     return handler._replace(
-      request_deserializer=_checking(handler.request_deserializer),
-      # None: PullWeights serializes and seals by itself.
-      response_serializer=handler.response_serializer and _sealing(handler.response_serializer),
+      request_deserializer=lambda data: parse(verify(data)),
+      # None: PullWeights serializes by itself, with checksums.
+      response_serializer=serialize and (lambda message: add(serialize(message))),
     )

@@ -241,7 +241,7 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
 
 def group_of_request(data: bytes, index: int) -> types.Group:
   """A group of a serialized and sealed PushRequest; ValueError when the bytes are damaged."""
-  request = pb.PushRequest.FromString(checksum.checked(data))
+  request = pb.PushRequest.FromString(checksum.verify(data))
   return decode_group(request.groups[index], request.sampler_id)
 
 

@@ -1,8 +1,8 @@
-"""How connections are kept and bounded: never so many that no file can be opened.
+"""Bounds a server's connections: never so many that no file can be opened.
 
-Who connects is unknown until its first call brings a token. So a peer has little time to say
-anything, one address has a share of the places only, and the rest of the process's descriptors is
-kept for files. gRPC does all of it but the share of an address, which `Shares` sees to.
+A peer is unknown until its first call brings a token. So it has little time to say anything, one
+address may have only so many connections, and file descriptors are kept back for files. gRPC does
+all of it but the limit per address, which `AddressLimit` enforces.
 """
 
 import collections
@@ -13,111 +13,98 @@ import socket
 import stat
 import threading
 
+from offpolicy_rl.transport.protocol import KEEPALIVE
+
 try:
   import resource
-except ImportError:  # no Unix: descriptors have no limit that could be asked for
+except ImportError:  # no Unix: there is no limit to ask for
   resource = None
 
 _LOG = logging.getLogger(__name__)
 
-# A peer whose machine or network is gone is noticed after 40 s. Both ends ping.
-KEEPALIVE = [
-  ("grpc.keepalive_time_ms", 30_000),
-  ("grpc.keepalive_timeout_ms", 10_000),
-  ("grpc.keepalive_permit_without_calls", 1),
-  ("grpc.http2.max_pings_without_data", 0),
-]
-_FIRST_WORDS_MS = 10_000  # TLS handshake and HTTP/2 settings; gRPC's default is two minutes
+_HANDSHAKE_MS = 10_000  # TLS handshake and HTTP/2 settings; gRPC's default is two minutes
 _IDLE_MS = 600_000  # without a call; samplers beat far more often
-_KEPT = 256  # descriptors for files: checkpoints open many at once
-_LOOK_SECONDS = 1.0
-_ADDRESSES = 4  # that may use their whole share at the same time
+_RESERVED = 256  # descriptors for files: checkpoints open many at once
+_CHECK_SECONDS = 1.0
+_ADDRESSES = 4  # that may use their limit in full at the same time
 
 
-def through(proxy: str | None) -> list[tuple]:
-  """Options of a channel: through http://HOST:PORT; None = straight, whatever http_proxy says."""
-  if proxy is None:
-    return [("grpc.enable_http_proxy", 0)]
-  return [("grpc.enable_http_proxy", 1), ("grpc.http_proxy", proxy)]
-
-
-def server_options(most: int) -> list[tuple]:
-  """Of a server that has at most so many connections at a time."""
+def server_options(max_connections: int) -> list[tuple[str, int]]:
+  """Channel arguments of a server."""
   return [
-    ("grpc.max_allowed_incoming_connections", most),
-    ("grpc.server_handshake_timeout_ms", _FIRST_WORDS_MS),
+    ("grpc.max_allowed_incoming_connections", max_connections),
+    ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
     ("grpc.max_connection_idle_ms", _IDLE_MS),
     ("grpc.so_reuseport", 0),  # two servers on one port must be an error
     *KEEPALIVE,
   ]
 
 
-def places(share: int) -> int:
-  """Connections that a server may have where one address may have `share`.
+def max_connections(per_address: int) -> int:
+  """Connections that a server may have where one address may have `per_address`.
 
-  Makes room for them: raises this process's limit of open files as far as it may. What is in use,
-  and a reserve for files, is not given away.
+  Raises this process's limit of open files as far as it may, and leaves what is in use and a
+  reserve for files.
   """
-  most = _ADDRESSES * share
+  wanted = _ADDRESSES * per_address
   if resource is None:
-    return most
+    return wanted
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft != hard:
-    with contextlib.suppress(OSError, ValueError):  # macOS calls a limit endless that is not
+    with contextlib.suppress(OSError, ValueError):  # macOS reports no limit where there is one
       resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
       soft = hard
-  left = most if soft == resource.RLIM_INFINITY else soft - len(_open()) - min(_KEPT, soft // 2)
-  if left < share:
+  if soft == resource.RLIM_INFINITY:
+    return wanted
+  left = soft - len(_descriptors()) - min(_RESERVED, soft // 2)
+  if left < per_address:
     _LOG.warning(
       "the limit of open files (ulimit -n) is %d, which leaves %d connections, expected at least "
       "%d; raise it, or lower transport.max_samplers",
       soft,
       max(left, 1),
-      share,
+      per_address,
     )
-  return max(1, min(most, left))
+  return max(1, min(wanted, left))
 
 
-class Shares:
-  """Sees to it, in a thread, that no address has more than its share of a port's connections.
+class AddressLimit:
+  """Closes, from a thread, the newest connections to a port of addresses that have too many."""
 
-  The newest go: whoever was there before stays connected.
-  """
-
-  def __init__(self, port: int, share: int):
-    """`port`: that this process serves; looked at until `stop`."""
-    self._port, self._share = port, share
-    self._known: dict[tuple, None] = {}  # (host, port) of peers, in the order they came in
-    self._over = threading.Event()
-    threading.Thread(target=self._watch, daemon=True, name="connections").start()
+  def __init__(self, port: int, per_address: int):
+    """`port`: one that this process serves; checked until `stop`."""
+    self._port, self._per_address = port, per_address
+    self._peers: dict[tuple, None] = {}  # (host, port), oldest first
+    self._stopped = threading.Event()
+    threading.Thread(target=self._run, daemon=True, name="connections").start()
 
   def stop(self) -> None:
-    """Looks no more."""
-    self._over.set()
+    """Ends the thread."""
+    self._stopped.set()
 
-  def _watch(self) -> None:
-    while not self._over.wait(_LOOK_SECONDS):
+  def _run(self) -> None:
+    while not self._stopped.wait(_CHECK_SECONDS):
       try:
         self.enforce()
       except OSError as error:  # e.g. no descriptor is left to look with
         _LOG.debug("connections: %r", error)
 
   def enforce(self) -> None:
-    """Looks once."""
-    here = {peer: number for number in _open() if (peer := _peer(number, self._port))}
-    self._known = {peer: None for peer in (*self._known, *here) if peer in here}
+    """Checks once."""
+    current = {peer: number for number in _descriptors() if (peer := _peer(number, self._port))}
+    self._peers = {peer: None for peer in (*self._peers, *current) if peer in current}
     by_host = collections.defaultdict(list)
-    for peer in self._known:  # the oldest first
+    for peer in self._peers:
       by_host[peer[0]].append(peer)
     for host, peers in by_host.items():
-      for peer in peers[self._share :]:
-        _peer(here[peer], self._port, to_shut=peer)
-      if len(peers) > self._share:
-        _LOG.warning("%s: %d connections, closed but for %d", host, len(peers), self._share)
+      for peer in peers[self._per_address :]:
+        _peer(current[peer], self._port, to_shut=peer)
+      if len(peers) > self._per_address:
+        _LOG.warning("%s: %d connections, closed but for %d", host, len(peers), self._per_address)
 
 
-def _open() -> list[int]:
-  """The descriptors of this process; [] where the system does not say."""
+def _descriptors() -> list[int]:
+  """The open file descriptors of this process; [] where the system does not say."""
   for folder in ("/proc/self/fd", "/dev/fd"):
     try:
       return [int(name) for name in os.listdir(folder)]
@@ -127,7 +114,7 @@ def _open() -> list[int]:
 
 
 def _peer(number: int, port: int, *, to_shut: tuple | None = None) -> tuple | None:
-  """(host, port) of who is connected to this port of ours by a descriptor; None = nobody.
+  """(host, port) of the peer that a descriptor connects to this port of ours; None = no peer.
 
   `to_shut`: ends the connection if it is this peer's. gRPC, whose descriptor it is, then closes it.
   """
@@ -143,9 +130,9 @@ def _peer(number: int, port: int, *, to_shut: tuple | None = None) -> tuple | No
     os.close(copy)
     return None
   with same, contextlib.suppress(OSError):  # those that listen have no peer
-    here, there = same.getsockname(), same.getpeername()
-    if same.family in (socket.AF_INET, socket.AF_INET6) and here[1] == port:
-      if there[:2] == to_shut:
+    ours, theirs = same.getsockname(), same.getpeername()
+    if same.family in (socket.AF_INET, socket.AF_INET6) and ours[1] == port:
+      if theirs[:2] == to_shut:
         same.shutdown(socket.SHUT_RDWR)
-      return there[:2]
+      return theirs[:2]
   return None

@@ -1,4 +1,4 @@
-"""The learner's door: no token, no entry; what cannot be parsed stays outside."""
+"""Checks a call's token and parses its requests before the learner sees them."""
 
 import collections
 import hmac
@@ -11,16 +11,16 @@ from google.protobuf import message as message_lib
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from offpolicy_rl.transport import bounds, checksum, refusals
+from offpolicy_rl.transport import bounds, checksum, protocol
 
 _LOG = logging.getLogger(__name__)
-_REMEMBERED = 1024  # pairs of peer and reason
-# Probes carry no token. Only the short call: Watch would let a stranger hold a place for ever.
+_MAX_REMEMBERED = 1024  # pairs of peer and reason
+# Probes carry no token. Only the short call: Watch would let a stranger occupy a thread for ever.
 _OPEN_METHODS = {f"/{health.SERVICE_NAME}/Check"}
 
 
-class Notices:
-  """Warns once per peer and reason. Thread-safe; remembers the last `_REMEMBERED` pairs."""
+class RefusalLog:
+  """Warns once per peer and reason. Thread-safe; remembers the last `_MAX_REMEMBERED` pairs."""
 
   def __init__(self):
     self._lock = threading.Lock()
@@ -33,50 +33,49 @@ class Notices:
       if (host, reason) in self._seen:
         return
       self._seen[host, reason] = None
-      if len(self._seen) > _REMEMBERED:
+      if len(self._seen) > _MAX_REMEMBERED:
         self._seen.popitem(last=False)
     _LOG.warning("refused %s: %s%s (said once)", host, reason, f": {detail}" if detail else "")
 
 
-class Door(grpc.ServerInterceptor):
-  """Checks the token before a call is looked at, and parses requests without a traceback."""
+class AuthInterceptor(grpc.ServerInterceptor):
+  """Checks the token of every call, and parses requests without a traceback in the log."""
 
-  def __init__(self, token: str | None, notices: Notices):
-    """Without a token everybody may enter."""
+  def __init__(self, token: str | None, log: RefusalLog):
+    """None: no token is needed."""
     self._expected = None if token is None else f"Bearer {token}".encode()
-    self._notices = notices
+    self._log = log
 
-  def intercept_service(self, continuation, handler_call_details):
-    """gRPC asks here for the handler of every call."""
-    method = handler_call_details.method
-    reason = self._reason_to_refuse(method, handler_call_details.invocation_metadata)
+  def intercept_service(self, continuation, details):
+    """Implements grpc.ServerInterceptor."""
+    reason = self._problem(details.method, details.invocation_metadata)
     if reason:
       return self._refusal(reason)
-    handler = continuation(handler_call_details)
-    return handler and self._careful(method, handler)
+    handler = continuation(details)
+    return handler and self._parsing(details.method, handler)
 
-  def _reason_to_refuse(self, method: str, metadata) -> str | None:
+  def _problem(self, method: str, metadata) -> str | None:
+    """What is wrong with a call's token."""
     if self._expected is None or method in _OPEN_METHODS:
       return None
-    shown = [value for key, value in metadata if key == "authorization"]
-    if not shown:
+    tokens = [value for key, value in metadata if key == "authorization"]
+    if not tokens:
       return "authorization: missing, expected the learner's token; give the sampler --token_file"
-    given = shown[0].encode() if isinstance(shown[0], str) else shown[0]
-    if len(shown) > 1 or not hmac.compare_digest(given, self._expected):
+    given = tokens[0].encode() if isinstance(tokens[0], str) else tokens[0]
+    if len(tokens) > 1 or not hmac.compare_digest(given, self._expected):
       return "authorization: got another token than the learner's; compare the two --token_file"
     return None
 
   def _refusal(self, reason: str) -> grpc.RpcMethodHandler:
     def refuse(_, context):
-      """Ends the call."""
-      self._notices.warn(context.peer(), reason)
-      refusals.abort(context, grpc.StatusCode.UNAUTHENTICATED, reason)
+      self._log.warn(context.peer(), reason)
+      protocol.abort(context, grpc.StatusCode.UNAUTHENTICATED, reason)
 
     # Answers any kind of call without reading a single message of it.
     return grpc.stream_unary_rpc_method_handler(refuse)
 
-  def _careful(self, method: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
-    """The same handler, but what cannot be parsed ends the call with a clear error.
+  def _parsing(self, method: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    """The same handler; a message that cannot be parsed ends the call with a clear error.
 
     gRPC would log a traceback per message, and a stream that begins with one would keep the server
     from ever stopping (grpcio 1.85).
@@ -88,19 +87,17 @@ class Door(grpc.ServerInterceptor):
       return handler
 
     def read(data: bytes, context):
-      """A message, or the end of the call with the reason."""
       try:
         return parse(data)
-      except checksum.SealError as error:  # the sender tries again
-        self._notices.warn(context.peer(), str(error))
+      except checksum.ChecksumError as error:  # the sender tries again
+        self._log.warn(context.peer(), str(error))
         context.abort(grpc.StatusCode.INTERNAL, str(error))
       except message_lib.DecodeError:
         reason = f"{method}: got bytes that cannot be parsed, expected its request message"
-        self._notices.warn(context.peer(), reason)
-        refusals.abort(context, grpc.StatusCode.INVALID_ARGUMENT, reason)
+        self._log.warn(context.peer(), reason)
+        protocol.abort(context, grpc.StatusCode.INVALID_ARGUMENT, reason)
 
     def read_and_behave(sent, context):
-      """The handler, on messages that were read here."""
       if handler.request_streaming:
         return behave((read(data, context) for data in sent), context)
       return behave(read(sent, context), context)
@@ -111,7 +108,7 @@ class Door(grpc.ServerInterceptor):
 def add_standard_services(
   server: grpc.Server, service: str, *, with_reflection: bool
 ) -> health.HealthServicer:
-  """Health checking and, for tools such as grpcurl, a description of the services."""
+  """Adds health checking and, for tools such as grpcurl, a description of the services."""
   status = health.HealthServicer()
   health_pb2_grpc.add_HealthServicer_to_server(status, server)
   for name in ("", service):

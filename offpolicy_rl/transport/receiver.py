@@ -98,7 +98,7 @@ class Receiver:
     self._tensors: weights.Tensors = {}
     self._assembly: _Assembly | None = None
 
-  def complete(self, request: pb.WeightsRequest) -> pb.WeightsRequest:
+  def fill_in(self, request: pb.WeightsRequest) -> pb.WeightsRequest:
     """The request with what we hold and where to go on."""
     request.held_version, request.held_sha256 = self._version, self._sha256
     request.ClearField("resume")
@@ -178,7 +178,7 @@ class Receiver:
       self._check_payload(info, header.base_version)
     if sum(info.payload_bytes for info in header.tensors) != header.total_bytes:
       _refuse("weights.total_bytes", header.total_bytes, "the sum of payload_bytes")
-    if weights.whole_digest([info.sha256 for info in header.tensors]) != header.sha256:
+    if weights.combined_digest([info.sha256 for info in header.tensors]) != header.sha256:
       _refuse("weights.sha256", header.sha256.hex(), "the digest of the tensors' digests")
 
   def _check_payload(self, info: pb.TensorInfo, base_version: int) -> None:

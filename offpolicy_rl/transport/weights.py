@@ -32,7 +32,7 @@ def digest(array: np.ndarray) -> bytes:
   return hashlib.sha256(raw_bytes(array)).digest()
 
 
-def whole_digest(digests: list[bytes]) -> bytes:
+def combined_digest(digests: list[bytes]) -> bytes:
   """One digest for all tensors, without reading their bytes again."""
   return hashlib.sha256(b"".join(digests)).digest()
 
@@ -65,7 +65,7 @@ class _Version:
 
   def sha256(self) -> bytes:
     """Of everything."""
-    return whole_digest(self.digests())
+    return combined_digest(self.digests())
 
 
 class _Plan(NamedTuple):
@@ -116,7 +116,7 @@ def _chunks(plan: _Plan, offset: int) -> Iterator[bytes]:
 
   Serialized here because a protobuf message would copy the bytes twice more, at the learner's cost.
   """
-  yield checksum.seal(pb.WeightsChunk(header=plan.header, offset=offset).SerializeToString())
+  yield checksum.add(pb.WeightsChunk(header=plan.header, offset=offset).SerializeToString())
   for payload in plan.payloads:
     for start in range(min(offset, len(payload)), len(payload), CHUNK_BYTES):
       data = payload[start : start + CHUNK_BYTES]
@@ -192,7 +192,7 @@ class WeightStore:
       held = None
     if held is new:
       header = pb.WeightsHeader(version=new.number, already_held=True)
-      yield checksum.seal(pb.WeightsChunk(header=header).SerializeToString())
+      yield checksum.add(pb.WeightsChunk(header=header).SerializeToString())
       return
     plan = self._plan(new, held)
     same = header_digest(plan.header) == request.resume.header_sha256

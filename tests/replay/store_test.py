@@ -29,7 +29,7 @@ def group(t: types.Ticket, text: str = "") -> types.Group:
 def put(groups: store.GroupStore, arrival: int, *answers: tuple[types.Ticket, str]):
   """One message with these answers."""
   message = codec.push_requests([group(t, text) for t, text in answers], "session", "me")
-  data = checksum.seal(next(message).SerializeToString())
+  data = checksum.add(next(message).SerializeToString())
   return groups.put(data, [(i, t) for i, (t, _) in enumerate(answers)], arrival)
 
 

@@ -12,7 +12,7 @@ from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.roles import run_files
 from offpolicy_rl.roles.sampler_service import SamplerService
-from offpolicy_rl.transport import client, names, server, weights
+from offpolicy_rl.transport import client, names, protocol, server, weights
 
 
 def make(tiny_config, run_dir) -> tuple[SamplerService, run_files.LiveStatus]:
@@ -98,7 +98,7 @@ def test_who_watches_is_no_sampler_and_keeps_no_run_waiting(tiny_config, tmp_pat
   service, live = make(tiny_config, tmp_path / "run")
   wire, address = server.start(
     "127.0.0.1:0",
-    server.Identity("one", "run", "{}", "p"),
+    protocol.Identity("one", "run", "{}", "p"),
     service.handlers(live.wait_for_news),
     service.weights,
     max_samplers=1,

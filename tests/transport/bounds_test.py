@@ -10,7 +10,7 @@ from offpolicy_rl import types
 from offpolicy_rl.transport import bounds, checksum, client, codec
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
-from offpolicy_rl.transport.server import PROTOCOL
+from offpolicy_rl.transport.protocol import PROTOCOL
 from tests.transport.codec_test import a_group, a_ticket, a_trajectory
 
 WHO = {"session": "one", "sampler_id": "me"}
@@ -126,7 +126,7 @@ def test_requests_out_of_bounds_are_refused_by_field(learner, name):
   method, request, expected = BAD_REQUESTS[name]
   channel = grpc.insecure_channel(learner.address)
   with channel, pytest.raises(grpc.RpcError, match=expected) as error:
-    getattr(rpc.LearnerStub(checksum.SealedChannel(channel)), method)(request)
+    getattr(rpc.LearnerStub(checksum.Channel(channel)), method)(request)
   assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
   assert learner.beats == []
 
@@ -139,7 +139,7 @@ def test_as_many_tickets_may_be_held_as_are_given_at_once():
 def test_a_long_session_is_not_sent_back_whole(learner):
   channel = grpc.insecure_channel(learner.address)
   with channel, pytest.raises(grpc.RpcError) as error:
-    rpc.LearnerStub(checksum.SealedChannel(channel)).Lease(pb.LeaseRequest(session="s" * 3_000_000))
+    rpc.LearnerStub(checksum.Channel(channel)).Lease(pb.LeaseRequest(session="s" * 3_000_000))
   assert error.value.code() == grpc.StatusCode.ABORTED and len(error.value.details()) < 400
 
 

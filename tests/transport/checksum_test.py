@@ -13,7 +13,7 @@ MESSAGE = pb.LeaseRequest(session="one", sampler_id="me", credits=3, wait_second
 
 @given(st.data())
 def test_any_changed_lost_or_added_byte_is_noticed(data):
-  sealed = bytearray(checksum.seal(MESSAGE.SerializeToString()))
+  sealed = bytearray(checksum.add(MESSAGE.SerializeToString()))
   place = data.draw(st.integers(0, len(sealed) - 1))
   kind = data.draw(st.sampled_from(["flip", "drop", "double"]))
   if kind == "flip":
@@ -22,18 +22,18 @@ def test_any_changed_lost_or_added_byte_is_noticed(data):
     del sealed[place]
   else:
     sealed.insert(place, sealed[place])
-  with pytest.raises(checksum.SealError):
-    checksum.checked(bytes(sealed))
+  with pytest.raises(checksum.ChecksumError):
+    checksum.verify(bytes(sealed))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7d", MESSAGE.SerializeToString()])
 def test_a_missing_checksum_is_noticed(data):
-  with pytest.raises(checksum.SealError, match="missing or wrong"):
-    checksum.checked(data)
+  with pytest.raises(checksum.ChecksumError, match="missing or wrong"):
+    checksum.verify(data)
 
 
 def test_sealed_bytes_are_a_message_of_the_same_type():
-  parsed = pb.LeaseRequest.FromString(checksum.seal(MESSAGE.SerializeToString()))
+  parsed = pb.LeaseRequest.FromString(checksum.add(MESSAGE.SerializeToString()))
   assert (parsed.session, parsed.credits) == ("one", 3)
 
 
@@ -45,5 +45,5 @@ def test_the_server_does_not_act_on_an_unsealed_message(learner):
       call(good)
     assert error.value.code() == grpc.StatusCode.INTERNAL
     assert learner.beats == []
-    call(checksum.seal(good))
+    call(checksum.add(good))
   assert learner.beats == [("me", {}, {})]

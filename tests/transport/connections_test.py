@@ -15,7 +15,7 @@ from tests.transport.learners import Learner, connect, ticket
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
-SHARE = 2 * 1 + 2 * server.WATCHERS  # of an address, where there may be one sampler
+SHARE = 2 * 1 + 2 * server.MAX_WATCHERS  # of an address, where there may be one sampler
 
 
 def opened(address: str, count: int, source: str = "127.0.0.1", says: bytes = b""):
@@ -67,7 +67,7 @@ def closing():
 @pytest.mark.parametrize("says", [b"", b"PRI", PREFACE, b"\x16\x03\x01\x02\x00\x01"])
 def test_who_says_nothing_useful_is_soon_gone(monkeypatch, closing, says):
   """Before the token is asked for; a sampler that works is not disturbed."""
-  monkeypatch.setattr(connections, "_FIRST_WORDS_MS", 500)
+  monkeypatch.setattr(connections, "_HANDSHAKE_MS", 500)
   learner = Learner()
   wire = connect(learner.address)
   silent = closing(opened(learner.address, 5, says=says))
@@ -89,7 +89,7 @@ def test_one_address_has_its_share_and_others_theirs(closing):
   learner = Learner(max_samplers=1)
   wire = connect(learner.address)
   flood = closing(opened(learner.address, 3 * SHARE, "127.0.0.2"))
-  shares = learner.server._shares
+  shares = learner.server._address_limit
   assert wait_for(lambda: shares.enforce() or still_open(flood) == SHARE)
   assert all(map(is_open, flood[:SHARE]))  # the newest went
   learner.book.add([ticket("a"), ticket("b")])
@@ -101,7 +101,7 @@ def test_one_address_has_its_share_and_others_theirs(closing):
 def test_a_sampler_stays_connected_while_its_own_address_floods(closing):
   learner = Learner(max_samplers=1)
   wire = connect(learner.address)
-  shares = learner.server._shares
+  shares = learner.server._address_limit
   shares.enforce()
   flood = closing(opened(learner.address, 3 * SHARE))
   assert wait_for(lambda: shares.enforce() or still_open(flood) == SHARE - 1)
@@ -112,9 +112,9 @@ def test_a_sampler_stays_connected_while_its_own_address_floods(closing):
 
 
 def test_flooding_ends_and_the_places_are_free_again(monkeypatch, closing):
-  monkeypatch.setattr(connections, "_FIRST_WORDS_MS", 1000)
+  monkeypatch.setattr(connections, "_HANDSHAKE_MS", 1000)
   learner = Learner(max_samplers=1)
-  places = connections.places(SHARE)
+  places = connections.max_connections(SHARE)
   flood = closing(
     [one for n in range(2, 8) for one in opened(learner.address, SHARE, f"127.0.0.{n}")]
   )
@@ -186,16 +186,16 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(tmp_path):
 
 def test_too_few_descriptors_for_the_samplers_are_said(monkeypatch, caplog):
   monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (100, 100))
-  assert 1 <= connections.places(48) <= 50
+  assert 1 <= connections.max_connections(48) <= 50
   assert "limit of open files (ulimit -n) is 100" in caplog.text and "at least 48" in caplog.text
 
 
 def test_descriptors_are_looked_at_without_keeping_any():
-  before = len(connections._open())
+  before = len(connections._descriptors())
   learner = Learner()
-  learner.server._shares.enforce()
-  held = len(connections._open())
+  learner.server._address_limit.enforce()
+  held = len(connections._descriptors())
   for _ in range(20):
-    learner.server._shares.enforce()
-  assert len(connections._open()) <= held + 1 and held >= before
+    learner.server._address_limit.enforce()
+  assert len(connections._descriptors()) <= held + 1 and held >= before
   learner.stop()

@@ -20,7 +20,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from offpolicy_rl import types
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.transport import checksum, client, codec, receiver, server, weights
+from offpolicy_rl.transport import checksum, client, codec, protocol, receiver, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.types import PushStatus
 from tests.transport import learners
@@ -39,9 +39,9 @@ REPLIES = {
   "Watch": pb.WatchReply,
 }
 DAMAGED = "damaged"  # how a call should end of which a message was not sealed, or no more
-PATH = f"/{server.SERVICE}/"
+PATH = f"/{protocol.SERVICE}/"
 SAMPLERS = 2
-PLACES = 3 * SAMPLERS + 2 + server.WATCHERS  # threads that the server may start as it needs them
+CALL_THREADS = 3 * SAMPLERS + 2 + server.MAX_WATCHERS  # at most; started as they are needed
 TEXTS = ["", "me", SESSION, "train/0", "../../etc/passwd", "x" * 5000, "\0\n\x1b[31m", "é" * 200]
 NUMBERS = [0, 1, 2, 3, 7, 255, 4097, 2**31 - 1, 2**32 - 1]
 FLOATS = [0.0, -0.5, 1.0, -1e-9, math.nan, math.inf, -math.inf, 3e38]
@@ -96,13 +96,13 @@ def weight_store() -> weights.WeightStore:
 
 def stream(store, held: receiver.Receiver, low: int = 0, high: int = 99) -> list[bytes]:
   """What a receiver is sent."""
-  request = held.complete(pb.WeightsRequest(min_version=low, max_version=high))
+  request = held.fill_in(pb.WeightsRequest(min_version=low, max_version=high))
   return list(store.answer(request))
 
 
 def receive(held: receiver.Receiver, chunks: list[bytes]):
   """What `LearnerClient.pull_weights` does with the bytes of one stream."""
-  parse = lambda data: pb.WeightsChunk.FromString(checksum.checked_chunk(data))
+  parse = lambda data: pb.WeightsChunk.FromString(checksum.verify_chunk(data))
   return held.receive(parse(data) for data in chunks)
 
 
@@ -112,12 +112,12 @@ def _pulls(who: dict[str, str]) -> list[pb.WeightsRequest]:
   receive(held, stream(store, held, high=0))
   with contextlib.suppress(ConnectionError):
     broken.receive(_break_off(stream(store, broken)))
-  pull = lambda holder: holder.complete(pb.WeightsRequest(**who, max_version=NEWEST))
+  pull = lambda holder: holder.fill_in(pb.WeightsRequest(**who, max_version=NEWEST))
   return [pull(receiver.Receiver(LAYOUT)), pull(held), pull(broken)]
 
 
 def _break_off(chunks: list[bytes]):
-  yield pb.WeightsChunk.FromString(checksum.checked_chunk(chunks[0]))
+  yield pb.WeightsChunk.FromString(checksum.verify_chunk(chunks[0]))
   yield pb.WeightsChunk(data=pb.WeightsChunk.FromString(chunks[1]).data[:30])
   raise ConnectionError
 
@@ -126,7 +126,7 @@ def good_requests(names: list[str]) -> dict[str, list[message_lib.Message]]:
   """What a sampler would send, by method."""
   who = {"session": SESSION, "sampler_id": "me"}
   return {
-    "Hello": [pb.HelloRequest(protocol=server.PROTOCOL, sampler_id="me")],
+    "Hello": [pb.HelloRequest(protocol=protocol.PROTOCOL, sampler_id="me")],
     "Lease": [pb.LeaseRequest(**who, credits=2, wait_seconds=0.01, holding=names[:2])],
     "Heartbeat": [
       pb.HeartbeatRequest(**who, stats={"tokens_per_second": 3.0}, progress={names[0]: 7})
@@ -135,7 +135,7 @@ def good_requests(names: list[str]) -> dict[str, list[message_lib.Message]]:
     "Leave": [pb.LeaveRequest(**who)],
     "PullWeights": _pulls(who),
     "Watch": [
-      pb.WatchRequest(protocol=server.PROTOCOL, session=SESSION, position=9, wait_seconds=0.01)
+      pb.WatchRequest(protocol=protocol.PROTOCOL, session=SESSION, position=9, wait_seconds=0.01)
     ],
     "Push": [*codec.push_requests([answer(name) for name in names], SESSION, "me")]
     + [pb.PushRequest(**who, groups=[codec.encode_group(answer(name))]) for name in names],
@@ -260,7 +260,7 @@ class Target:
     handlers = learners.handlers(
       self.book, lease=self._lease, finish=self._finish, watch=lambda *_: news()
     )
-    identity = server.Identity(SESSION, "run", "{}", "print")
+    identity = protocol.Identity(SESSION, "run", "{}", "print")
     self.wire, self.address = server.start(
       "127.0.0.1:0", identity, handlers, weight_store(), max_samplers=SAMPLERS, max_message_mb=1
     )
@@ -333,7 +333,7 @@ def wrap(rng: random.Random, data: bytes) -> bytes:
   way = rng.random()
   if way < 0.06:
     return data
-  return damage(rng, checksum.seal(data), data) if way < 0.12 else checksum.seal(data)
+  return damage(rng, checksum.add(data), data) if way < 0.12 else checksum.add(data)
 
 
 def is_sealed(data: bytes) -> bool:
@@ -386,11 +386,11 @@ def call(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
 
 def send(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
   """The call's outcome; raw bytes in both directions. Raises grpc.RpcError."""
-  path, checked = PATH + method, checksum.checked
+  path, checked = PATH + method, checksum.verify
   if method == "Push":
     replies = channel.stream_stream(path)(iter(messages), timeout=10)
   elif method == "PullWeights":
-    replies, checked = channel.unary_stream(path)(messages[0], timeout=10), checksum.checked_chunk
+    replies, checked = channel.unary_stream(path)(messages[0], timeout=10), checksum.verify_chunk
   else:
     replies = [channel.unary_unary(path)(messages[0], timeout=10)]
   found = [REPLIES[method].FromString(checked(reply)) for reply in replies]
@@ -398,7 +398,7 @@ def send(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
     return "OK"
   if len(found) != len(messages):
     return "groups without an answer"
-  sent = [len(pb.PushRequest.FromString(checksum.checked(message)).groups) for message in messages]
+  sent = [len(pb.PushRequest.FromString(checksum.verify(message)).groups) for message in messages]
   if [len(reply.acks) for reply in found] != sent:
     return "groups without an answer"
   verdicts = [ack.verdict for reply in found for ack in reply.acks]

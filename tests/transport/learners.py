@@ -7,7 +7,7 @@ import numpy as np
 
 from offpolicy_rl import types
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.transport import bounds, client, receiver, server, weights
+from offpolicy_rl.transport import bounds, client, protocol, receiver, server, weights
 
 LAYOUT: receiver.Layout = {"w": ((3,), np.dtype(np.float32))}  # of its weights
 
@@ -75,7 +75,7 @@ class Learner:
       finish=self._finish,
       run_finished=lambda: self.finished,
     )
-    identity = server.Identity(session, "run", "{}", "print")
+    identity = protocol.Identity(session, "run", "{}", "print")
     self.server, self.address = server.start(
       listen, identity, asked, self.store, max_samplers=max_samplers, max_message_mb=4, **protection
     )

@@ -47,19 +47,19 @@ def test_no_path_of_the_weights_directory_comes_from_a_message():
   tree = ast.parse((package / "transport" / "weights_dir.py").read_text())
   own = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and "offpolicy" in n.module]
   assert [(n.module, [name.name for name in n.names]) for n in own] == [
-    ("offpolicy_rl", ["saving"])  # options of the library that writes
+    ("offpolicy_rl", ["files"])  # options of the library that writes
   ]
   joined = [n for n in ast.walk(tree) if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Div)]
   added = {ast.unparse(node.right) for node in joined}
   assert added == {"str(version)", "_INDEX", "f'{_INDEX}.tmp'"}
   assert [ast.unparse(n.args[0]) for name, n in calls(tree) if name == "Path"] == ["directory"]
-  given = [
+  given = {
     ast.unparse(node.args[0])
     for path in package.rglob("*.py")
     for _, node in calls(ast.parse(path.read_text()))
-    if ast.unparse(node.func).startswith(("weights_dir_lib.", "weights_dir."))
-  ]
-  assert given == ["weights_dir"] * 2  # parts.make_store and the sampler's `fetch`
-  main = ast.parse((package / "main.py").read_text())
-  passed = [k for _, n in calls(main) for k in n.keywords if k.arg == "weights_dir"]
-  assert {ast.unparse(k.value) for k in passed} == {"arguments.weights_dir"}
+    if ast.unparse(node.func) in ("weights_dir_lib.Publisher", "weights_dir.pull")
+  }
+  assert given == {"weights_dir", "self._directory"}  # build.make_store, roles/weights._Stored
+  command_line = ast.parse((package / "cli" / "training.py").read_text())
+  passed = [k for _, n in calls(command_line) for k in n.keywords if k.arg == "weights_dir"]
+  assert {ast.unparse(k.value) for k in passed} == {"flags.weights_dir"}

@@ -29,13 +29,13 @@ def make(holds: bool) -> receiver.Receiver:
 
 def parsed(held: receiver.Receiver) -> list[pb.WeightsChunk]:
   """The good stream of version 1, a delta where there is a base."""
-  parse = lambda data: pb.WeightsChunk.FromString(checksum.checked_chunk(data))
+  parse = lambda data: pb.WeightsChunk.FromString(checksum.verify_chunk(data))
   return list(map(parse, fuzzing.stream(STORE, held)))
 
 
 def holdings(held: receiver.Receiver):
   """Version, digest and bits of what a sampler has."""
-  request = held.complete(pb.WeightsRequest())
+  request = held.fill_in(pb.WeightsRequest())
   tensors = {name: array.tobytes() for name, array in held._tensors.items()}
   return request.held_version, request.held_sha256, tensors
 
@@ -48,7 +48,7 @@ def survives(held: receiver.Receiver, get) -> None:
   before = holdings(held)
   try:
     version, tensors = get()
-  except (codec.WireError, checksum.SealError, DecodeError) as error:
+  except (codec.WireError, checksum.ChecksumError, DecodeError) as error:
     assert len(str(error)) < 1000 and str(error).isprintable()
     assert holdings(held) in (before, NOTHING)
   else:
@@ -114,7 +114,7 @@ def test_headers_that_describe_impossible_tensors_are_refused(rng, holds):
 def consistent(header: pb.WeightsHeader) -> None:
   """Total and digest fit the tensors."""
   header.total_bytes = sum(info.payload_bytes for info in header.tensors) % 2**64
-  header.sha256 = weights.whole_digest([info.sha256 for info in header.tensors])
+  header.sha256 = weights.combined_digest([info.sha256 for info in header.tensors])
 
 
 @MESSAGES

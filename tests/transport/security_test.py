@@ -12,10 +12,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import checksum, client, interceptors, receiver, security, server
+from offpolicy_rl.cli import main
+from offpolicy_rl.transport import (
+  checksum,
+  client,
+  interceptors,
+  protocol,
+  receiver,
+  security,
+  server,
+)
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
-from tests.config.check_test import command
 from tests.conftest import ROOT
 from tests.transport.learners import LAYOUT, Learner, answer, ticket
 
@@ -253,16 +261,16 @@ def test_beyond_loopback_tls_and_a_way_to_know_samplers_are_needed(given, missin
     (["learner", "--token_file=/none"], "--token_file: got '/none', expected a file"),
   ],
 )
-def test_the_command_line_refuses_wrong_protection(tmp_path, arguments, message):
+def test_the_command_line_refuses_wrong_protection(tmp_path, arguments, message, capsys):
   run_dir = tmp_path / "run"
-  done, _ = command(*arguments, "--config=configs/test.py", f"--run_dir={run_dir}")
-  assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+  assert main.main([*arguments, "--config=configs/test.py", f"--run_dir={run_dir}"]) == 2
+  assert message in capsys.readouterr().err
   assert not run_dir.exists()
 
 
-def test_the_command_line_of_a_sampler_refuses_wrong_protection():
-  done, _ = command("sampler", "--learner=127.0.0.1:1", "--tls_ca=/none.pem")
-  assert done.returncode == 2 and "--tls_ca: got '/none.pem', expected a file" in done.stderr
+def test_the_command_line_of_a_sampler_refuses_wrong_protection(capsys):
+  assert main.main(["sampler", "--learner=127.0.0.1:1", "--tls_ca=/none.pem"]) == 2
+  assert "--tls_ca: got '/none.pem', expected a file" in capsys.readouterr().err
 
 
 def test_make_certs_keeps_what_is_there(certs):
@@ -278,20 +286,20 @@ def test_probes_need_no_token_but_everything_else_does(certs):
   learner = Learner(credentials=credentials(certs, token_file="token"))
   with grpc.insecure_channel(learner.address) as channel:
     probe = health_pb2_grpc.HealthStub(channel)
-    for name in ("", server.SERVICE):
+    for name in ("", protocol.SERVICE):
       reply = probe.Check(health_pb2.HealthCheckRequest(service=name))
       assert reply.status == health_pb2.HealthCheckResponse.SERVING
     with pytest.raises(grpc.RpcError) as error:
       next(probe.Watch(health_pb2.HealthCheckRequest()))
     assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
-    stub = rpc.LearnerStub(checksum.SealedChannel(channel))
+    stub = rpc.LearnerStub(checksum.Channel(channel))
     request = pb.LeaseRequest(session="one", sampler_id="me")
     for call in (stub.Lease, stub.Hello, stub.Leave, lambda r: next(stub.PullWeights(r))):
       with pytest.raises(grpc.RpcError) as error:
         call(request)
       assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
     learner.server.say_not_serving()
-    reply = probe.Check(health_pb2.HealthCheckRequest(service=server.SERVICE))
+    reply = probe.Check(health_pb2.HealthCheckRequest(service=protocol.SERVICE))
     assert reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
   learner.stop()
 
@@ -305,7 +313,7 @@ def test_services_are_described_on_request_only(reflection):
     if reflection:
       reply = next(stub.ServerReflectionInfo(iter([ask])))
       names = {service.name for service in reply.list_services_response.service}
-      assert {server.SERVICE, "grpc.health.v1.Health"} <= names
+      assert {protocol.SERVICE, "grpc.health.v1.Health"} <= names
     else:
       with pytest.raises(grpc.RpcError) as error:
         next(stub.ServerReflectionInfo(iter([ask])))
@@ -314,7 +322,7 @@ def test_services_are_described_on_request_only(reflection):
 
 
 def test_notices_are_given_once_and_their_memory_is_bounded(caplog):
-  notices = interceptors.Notices()
+  notices = interceptors.RefusalLog()
   for port in range(5):
     notices.warn(f"ipv4:10.0.0.1:{port}", "no token")
   notices.warn("ipv4:10.0.0.2:1", "no token")
@@ -326,14 +334,14 @@ def test_notices_are_given_once_and_their_memory_is_bounded(caplog):
 
 
 def test_calls_beyond_the_places_are_refused_and_tried_again():
-  learner, places = Learner(max_samplers=1), 5 + server.WATCHERS
+  learner, places = Learner(max_samplers=1), 5 + server.MAX_WATCHERS
   with grpc.insecure_channel(learner.address) as channel:
-    stub = rpc.LearnerStub(checksum.SealedChannel(channel))
+    stub = rpc.LearnerStub(checksum.Channel(channel))
     request = pb.LeaseRequest(session="one", sampler_id="slow", credits=1, wait_seconds=3)
     waiting = [stub.Lease.future(request) for _ in range(places)]
     time.sleep(1)  # all have arrived by now; a call of ours must not be in their way
     with pytest.raises(grpc.RpcError) as error:
-      stub.Hello(pb.HelloRequest(protocol=server.PROTOCOL, sampler_id="me"))
+      stub.Hello(pb.HelloRequest(protocol=protocol.PROTOCOL, sampler_id="me"))
     assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     wire = client.LearnerClient(learner.address, "me", reconnect_seconds=20)
     wire.hello()  # waits for a place
@@ -347,6 +355,6 @@ def test_an_unsealed_message_gets_no_answer_without_the_token(certs):
   learner = Learner(credentials=credentials(certs, token_file="token"))
   with grpc.insecure_channel(learner.address) as channel:
     with pytest.raises(grpc.RpcError) as error:
-      channel.unary_unary(f"/{server.SERVICE}/Lease")(b"\x0a\xff")
+      channel.unary_unary(f"/{protocol.SERVICE}/Lease")(b"\x0a\xff")
     assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
   learner.stop()

@@ -7,7 +7,16 @@ import grpc
 import pytest
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import bounds, checksum, client, security, server, watching, weights
+from offpolicy_rl.transport import (
+  bounds,
+  checksum,
+  client,
+  protocol,
+  security,
+  server,
+  watching,
+  weights,
+)
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from tests.transport import fuzzing
@@ -20,7 +29,7 @@ class Watched:
   def __init__(self, watch=None, **protection):
     self.book, self.asked, self.over = Ledger(lease_seconds=5), [], threading.Event()
     asked = handlers(self.book, watch=watch or self.watch)
-    identity = server.Identity("one", "run", "{}", "print")
+    identity = protocol.Identity("one", "run", "{}", "print")
     self.wire, self.address = server.start(
       "127.0.0.1:0",
       identity,
@@ -70,13 +79,13 @@ def test_a_watcher_takes_no_place_of_a_sampler_and_only_so_many_watch(watched):
   """All places of watchers are held; the one sampler there may be works as ever."""
   news = []
   look = lambda: news.append(watcher(watched.address).watch("", 0, 30.0))
-  watching_ones = [threading.Thread(target=look) for _ in range(server.WATCHERS)]
+  watching_ones = [threading.Thread(target=look) for _ in range(server.MAX_WATCHERS)]
   for thread in watching_ones:
     thread.start()
   end = time.monotonic() + 10
-  while len(watched.asked) < server.WATCHERS and time.monotonic() < end:
+  while len(watched.asked) < server.MAX_WATCHERS and time.monotonic() < end:
     time.sleep(0.01)
-  with pytest.raises(client.LearnerGone, match=f"{server.WATCHERS} watchers look at this run"):
+  with pytest.raises(client.LearnerGone, match=f"{server.MAX_WATCHERS} watchers look at this run"):
     watcher(watched.address, patience=0.1).watch("", 0, 0.0)
   sampler = connect(watched.address)
   watched.book.add([ticket("a")])
@@ -86,7 +95,7 @@ def test_a_watcher_takes_no_place_of_a_sampler_and_only_so_many_watch(watched):
   watched.over.set()  # the run ends: all of them hear of it at once
   for thread in watching_ones:
     thread.join(5)
-  assert len(news) == server.WATCHERS
+  assert len(news) == server.MAX_WATCHERS
 
 
 def test_a_watcher_needs_the_learners_token(tmp_path):
@@ -102,7 +111,7 @@ def test_a_watcher_needs_the_learners_token(tmp_path):
   watched.stop()
 
 
-OURS = {"protocol": server.PROTOCOL}
+OURS = {"protocol": protocol.PROTOCOL}
 BAD_REQUESTS = {
   "another protocol": (pb.WatchRequest(protocol=99), "the watcher speaks version 99"),
   "no session": (pb.WatchRequest(**OURS, session="\x1b[2J"), r"session: got '\\x1b"),
@@ -118,7 +127,7 @@ def test_bad_requests_are_refused_by_field(watched, kind):
     grpc.insecure_channel(watched.address) as channel,
     pytest.raises(grpc.RpcError, match=said) as error,
   ):
-    rpc.LearnerStub(checksum.SealedChannel(channel)).Watch(request)
+    rpc.LearnerStub(checksum.Channel(channel)).Watch(request)
   assert error.value.code().name in ("FAILED_PRECONDITION", "INVALID_ARGUMENT")
   assert not watched.asked
 
@@ -168,7 +177,7 @@ def test_what_is_too_much_is_cut_before_it_is_sent():
 def test_a_learner_that_cannot_be_watched_says_so():
   running, address = server.start(
     "127.0.0.1:0",
-    server.Identity("one", "run", "{}", "print"),
+    protocol.Identity("one", "run", "{}", "print"),
     handlers(Ledger(5)),
     None,
     max_samplers=1,

@@ -54,7 +54,7 @@ def history(count: int = 4) -> tuple[weights.WeightStore, list[weights.Tensors]]
 
 def ask(store, held: receiver.Receiver, low: int = 0, high: int = 99) -> list[pb.WeightsChunk]:
   """The stream that answers a receiver, as messages."""
-  request = held.complete(pb.WeightsRequest(min_version=low, max_version=high))
+  request = held.fill_in(pb.WeightsRequest(min_version=low, max_version=high))
   return [pb.WeightsChunk.FromString(chunk) for chunk in store.answer(request)]
 
 
@@ -195,7 +195,7 @@ def test_every_flipped_bit_is_noticed_and_nothing_is_held_then(base):
     held = make()
     with pytest.raises(receiver.DamagedError, match=r"weights.tensors\["):
       held.receive(damaged)
-    request = held.complete(pb.WeightsRequest())
+    request = held.fill_in(pb.WeightsRequest())
     assert (request.held_version, request.held_sha256) == (types.NO_VERSION, b"")
   assert_same_bits(held.receive(ask(store, held))[1], versions[3])
   assert base is None or payload_bytes(chunks) < TOTAL / 8

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.transport import checksum, client, codec, receiver, server, weights
+from offpolicy_rl.transport import checksum, client, codec, protocol, receiver, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from tests.transport import learners
@@ -38,7 +38,7 @@ class Unreliable:
 
 def serve(store, **identity):
   asked = learners.handlers(Ledger(lease_seconds=5))
-  who = server.Identity("one", "run", "{}", "print", **identity)
+  who = protocol.Identity("one", "run", "{}", "print", **identity)
   return server.start("127.0.0.1:0", who, asked, store, max_samplers=4, max_message_mb=4)
 
 
@@ -186,7 +186,7 @@ def test_four_samplers_that_pull_at_once_all_get_everything(learner):
 def test_the_bytes_on_the_wire_are_messages_of_the_proto(learner):
   """The server writes them itself; whoever has only the .proto must be able to read them."""
   _, versions, wire = learner
-  stub = rpc.LearnerStub(checksum.SealedChannel(wire._channel))
+  stub = rpc.LearnerStub(checksum.Channel(wire._channel))
   request = pb.WeightsRequest(
     session="one", sampler_id="me", min_version=4, max_version=4, held_version=-2
   )

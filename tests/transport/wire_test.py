@@ -13,7 +13,7 @@ import pytest
 
 from offpolicy_rl import types
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.transport import checksum, client, receiver, server, weights
+from offpolicy_rl.transport import checksum, client, protocol, receiver, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from offpolicy_rl.types import PushStatus
@@ -46,16 +46,18 @@ def test_lease_returns_empty_when_there_is_nothing_in_time(learner):
 
 def test_another_protocol_version_is_refused_clearly(learner):
   with grpc.insecure_channel(learner.address) as channel:
-    stub = rpc.LearnerStub(checksum.SealedChannel(channel))
+    stub = rpc.LearnerStub(checksum.Channel(channel))
     with pytest.raises(grpc.RpcError) as error:
       stub.Hello(pb.HelloRequest(protocol=99, sampler_id="old"))
   assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-  assert f"the sampler speaks version 99, this learner {server.PROTOCOL}" in error.value.details()
+  assert f"the sampler speaks version 99, this learner {protocol.PROTOCOL}" in error.value.details()
 
 
 def test_the_client_turns_a_protocol_mismatch_into_one_clear_error(learner, monkeypatch):
-  monkeypatch.setattr(client, "PROTOCOL", 99)
-  with pytest.raises(client.Refused, match=f"speaks version 99, this learner {server.PROTOCOL}"):
+  release = type(protocol)("another release")
+  vars(release).update(vars(protocol), PROTOCOL=99)
+  monkeypatch.setattr(client, "protocol", release)
+  with pytest.raises(client.Refused, match=f"speaks version 99, this learner {protocol.PROTOCOL}"):
     connect(learner.address)
 
 
@@ -73,7 +75,7 @@ def test_a_malformed_group_is_refused_and_does_not_disturb_the_others(learner):
   good = client.codec.encode_group(answer("b"))
   request = pb.PushRequest(session="one", sampler_id="me", groups=[bad, good])
   with grpc.insecure_channel(learner.address) as channel:
-    [reply] = rpc.LearnerStub(checksum.SealedChannel(channel)).Push(iter([request]))
+    [reply] = rpc.LearnerStub(checksum.Channel(channel)).Push(iter([request]))
   acks = reply.acks
   assert [a.verdict for a in acks] == [pb.VERDICT_REFUSED, pb.VERDICT_ACCEPTED]
   assert "group.tokens.dtype" in acks[0].reason
@@ -141,7 +143,7 @@ def test_a_group_that_the_learner_stumbles_over_is_tried_again(finish, caplog):
   book.add([ticket("a"), ticket("b")])
   running, address = server.start(
     "127.0.0.1:0",
-    server.Identity("one", "run", "{}", "print"),
+    protocol.Identity("one", "run", "{}", "print"),
     handlers(book, finish=finish_at_second),
     weights.WeightStore(),
     max_samplers=1,
@@ -246,7 +248,7 @@ def test_a_ticket_that_fits_no_message_is_set_aside_and_the_others_go_out(learne
 def test_what_a_sampler_is_told_first_may_be_as_large_as_the_key_says(size_mb, limit_mb):
   """A tokenizer can be; and the sampler knows the key only afterwards."""
   files = types.ModelFiles(*types.ModelFiles._fields)._replace(tokenizer="t" * (size_mb << 20))
-  large = server.Identity("one", "run", "{}", "print", model_files=files)
+  large = protocol.Identity("one", "run", "{}", "print", model_files=files)
   serve = functools.partial(
     server.start,
     "127.0.0.1:0",

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import checksum, client, receiver, refusals, server
+from offpolicy_rl.transport import checksum, client, protocol, receiver, server
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 from tests.transport.learners import Learner, answer, connect, ticket
@@ -40,7 +40,7 @@ class Failing(rpc.LearnerServicer):
 def serving(servicer):
   """Its address."""
   pool = concurrent.futures.ThreadPoolExecutor(4)
-  running = grpc.server(pool, interceptors=[checksum.SealedServer()])
+  running = grpc.server(pool, interceptors=[checksum.Interceptor()])
   rpc.add_LearnerServicer_to_server(servicer, running)
   address = f"127.0.0.1:{running.add_insecure_port('127.0.0.1:0')}"
   running.start()
@@ -68,7 +68,7 @@ def test_the_last_failure_is_told_when_patience_ends():
 
 
 def refusing(context):
-  refusals.abort(context, grpc.StatusCode.UNAUTHENTICATED, "authorization: got another token")
+  protocol.abort(context, grpc.StatusCode.UNAUTHENTICATED, "authorization: got another token")
 
 
 def test_one_refusal_may_be_a_damaged_token_two_are_not():
@@ -94,12 +94,12 @@ def test_reasons_are_the_learners_own():
       self.trailing_metadata = lambda: entries
 
   key = "offpolicy-rl-reason"
-  assert refusals.reason_of(Error()) is None
-  assert refusals.reason_of(Error(("other", "refused"))) is None
-  assert refusals.reason_of(Error((key, "no such reason"))) is None
-  assert refusals.reason_of(Error((key, "refused"), (key, "new-session"))) is None
-  for reason in refusals.Reason:
-    assert refusals.reason_of(Error(("a", "b"), (key, reason.value))) is reason
+  assert protocol.reason_of(Error()) is None
+  assert protocol.reason_of(Error(("other", "refused"))) is None
+  assert protocol.reason_of(Error((key, "no such reason"))) is None
+  assert protocol.reason_of(Error((key, "refused"), (key, "new-session"))) is None
+  for reason in protocol.Reason:
+    assert protocol.reason_of(Error(("a", "b"), (key, reason.value))) is reason
 
 
 class Wire(threading.Thread):
@@ -173,37 +173,37 @@ def test_final_reasons_arrive_from_every_door(tmp_path):
   (tmp_path / "token").write_text("secret-0123456789abcdef")
   learner = Learner(credentials=server.security.Credentials(token_file=str(tmp_path / "token")))
   channel = grpc.insecure_channel(learner.address)
-  stub = rpc.LearnerStub(checksum.SealedChannel(channel))
+  stub = rpc.LearnerStub(checksum.Channel(channel))
   who = {"session": "one", "sampler_id": "me"}
   known = (("authorization", "Bearer secret-0123456789abcdef"),)
-  hello = pb.HelloRequest(protocol=server.PROTOCOL, sampler_id="me")
+  hello = pb.HelloRequest(protocol=protocol.PROTOCOL, sampler_id="me")
   asked = {
-    "token": (lambda: stub.Hello(hello), refusals.Reason.REFUSED),
+    "token": (lambda: stub.Hello(hello), protocol.Reason.REFUSED),
     "protocol": (
       lambda: stub.Hello(pb.HelloRequest(protocol=99, sampler_id="me"), metadata=known),
-      refusals.Reason.REFUSED,
+      protocol.Reason.REFUSED,
     ),
     "session": (
       lambda: stub.Heartbeat(pb.HeartbeatRequest(session="two", sampler_id="me"), metadata=known),
-      refusals.Reason.NEW_SESSION,
+      protocol.Reason.NEW_SESSION,
     ),
     "request": (
       lambda: stub.Lease(pb.LeaseRequest(**who), metadata=known),
-      refusals.Reason.REFUSED,
+      protocol.Reason.REFUSED,
     ),
     "push": (
       lambda: list(stub.Push(iter([pb.PushRequest(session="two")]), metadata=known)),
-      refusals.Reason.NEW_SESSION,
+      protocol.Reason.NEW_SESSION,
     ),
     "versions": (
       lambda: list(
         stub.PullWeights(pb.WeightsRequest(**who, min_version=3, max_version=3), metadata=known)
       ),
-      refusals.Reason.NO_VERSION,
+      protocol.Reason.NO_VERSION,
     ),
     "watch": (
-      lambda: stub.Watch(pb.WatchRequest(protocol=server.PROTOCOL), metadata=known),
-      refusals.Reason.REFUSED,
+      lambda: stub.Watch(pb.WatchRequest(protocol=protocol.PROTOCOL), metadata=known),
+      protocol.Reason.REFUSED,
     ),
     "method": (
       lambda: channel.unary_unary("/offpolicy_rl.Learner/None")(b"", metadata=known),
@@ -213,5 +213,5 @@ def test_final_reasons_arrive_from_every_door(tmp_path):
   for name, (call, expected) in asked.items():
     with pytest.raises(grpc.RpcError) as error:
       call()
-    assert refusals.reason_of(error.value) is expected, name
+    assert protocol.reason_of(error.value) is expected, name
   learner.stop()
