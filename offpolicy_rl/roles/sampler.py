@@ -246,7 +246,7 @@ def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
       "--vllm: a server takes weights between groups, in their own dtype; set "
       "sampler.weight_update=between_groups and sampler.int8_weights=False"
     )
-  wanted = served.Wanted(
+  wanted = served.SamplingParams(
     config.task.max_completion_tokens,
     build.stops(config, policy),
     build.truncation(config),
@@ -257,7 +257,7 @@ def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
     lora.plain(policy.model),
     directory=vllm.directory,
     slots=config.sampler.slots,
-    most=vllm.tolerance,
+    tolerance=vllm.tolerance,
   )
   return engines.Engines([engine])
 

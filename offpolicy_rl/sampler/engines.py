@@ -1,7 +1,6 @@
 """Several engines side by side, each on devices of its own, used like one."""
 
 import concurrent.futures
-import itertools
 from collections.abc import Sequence
 
 from offpolicy_rl import types
@@ -9,16 +8,11 @@ from offpolicy_rl.sampler.engine import Engine
 
 
 class Engines:
-  """The interface of `Engine`; parameters come as one tree per engine."""
+  """The interface of `Engine`, with one tree of parameters per engine."""
 
   def __init__(self, engines: Sequence[Engine]):
     self._engines = engines
     self._pool = concurrent.futures.ThreadPoolExecutor(len(engines))
-
-  @property
-  def idle(self) -> bool:
-    """Nothing is being answered."""
-    return all(engine.idle for engine in self._engines)
 
   @property
   def room(self) -> int:
@@ -27,7 +21,7 @@ class Engines:
 
   @property
   def room_soon(self) -> int:
-    """The same after the next step, as far as it is certain."""
+    """The room after the next step, as far as it is certain."""
     return sum(max(engine.room_soon, 0) for engine in self._engines)
 
   @property
@@ -36,15 +30,15 @@ class Engines:
     return {name: n for engine in self._engines for name, n in engine.progress.items()}
 
   def add(self, tickets: list[types.Ticket]) -> None:
-    """Each goes where there is most room."""
+    """Gives each ticket to the engine with most room."""
     for ticket in tickets:
       max(self._engines, key=lambda engine: engine.room).add([ticket])
 
   def step(self, params: Sequence, version: int) -> list:
-    """As `Engine.step`, all at the same time."""
-    stepped = self._pool.map(lambda engine, own: engine.step(own, version), self._engines, params)
-    return list(itertools.chain.from_iterable(stepped))
+    """As `Engine.step`, of all engines at the same time."""
+    groups = self._pool.map(lambda engine, p: engine.step(p, version), self._engines, params)
+    return [group for some in groups for group in some]
 
   def refresh(self, params: Sequence) -> None:
     """As `Engine.refresh`."""
-    list(self._pool.map(lambda engine, own: engine.refresh(own), self._engines, params))
+    list(self._pool.map(lambda engine, p: engine.refresh(p), self._engines, params))

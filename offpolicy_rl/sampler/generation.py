@@ -1,8 +1,8 @@
-"""What the devices do while generating: prefill prompts, seat completions, decode.
+"""The devices' work: prefill prompts, start completions, decode.
 
 A fixed number of slots decodes in lockstep; each slot continues one prompt. Shapes never change, so
-each program is compiled once, and a completion depends on its own prompt, parameters and key only,
-not on its slot, on its neighbours or on when it was seated.
+each program is compiled once, and a completion depends only on its prompt, parameters and key: not
+on its slot, its neighbours or the time of its start.
 
 Sizes: S slots, M completion tokens, P pages of a row, R prompts prefilled at a time.
 """
@@ -21,10 +21,10 @@ _STREAMS = {types.TRAIN: 0, types.EVAL: 1}
 
 
 class Slots(NamedTuple):
-  """What is generated at the moment."""
+  """The state of all slots."""
 
   token: jax.Array  # int32 [S], the newest one, which the model has not seen
-  position: jax.Array  # int32 [S], its place in prompt plus completion
+  position: jax.Array  # int32 [S], of that token in prompt and completion
   running: jax.Array  # bool [S]
   keys: jax.Array  # PRNG keys [S]
   temperature: jax.Array  # float32 [S], 0 = greedy
@@ -34,20 +34,20 @@ class Slots(NamedTuple):
   logprobs: jax.Array  # float32 [S, M]; 0 for a greedy token, which had probability 1
 
 
-class Seats(NamedTuple):
-  """Completions to begin. The same sizes whatever their number."""
+class Starts(NamedTuple):
+  """Completions to start; the sizes do not depend on their number."""
 
-  fresh: jax.Array  # bool [S], the slots that begin one
+  fresh: jax.Array  # bool [S], the slots that start one
   token: jax.Array  # int32 [S], last token of the prompt
-  position: jax.Array  # int32 [S], its place
+  position: jax.Array  # int32 [S], of that token
   keys: jax.Array  # uint32 [S, 3]: stream, group index, completion index
   temperature: jax.Array  # float32 [S]
   page_from: jax.Array  # int32 [S], the last page of the prompt where it is not full; 0 = none
-  page_to: jax.Array  # int32 [S], the completion's own, which begins as a copy of it
+  page_to: jax.Array  # int32 [S], the completion's first page, which begins as a copy of it
 
 
 def empty_pool(config: decoder.DecoderConfig, pages: int, page_tokens: int) -> paging.Pool:
-  """Born where it stays: split over the mesh like key and value heads."""
+  """A pool of pages, created where it stays: split over the mesh like key and value heads."""
   axes = (None, None, "kv_heads", None, None)
   make = lambda: jax.tree.map(
     lambda x: sharding.constrain(x, *axes), paging.empty(config, pages, page_tokens)
@@ -56,7 +56,7 @@ def empty_pool(config: decoder.DecoderConfig, pages: int, page_tokens: int) -> p
 
 
 def empty(slots: int, max_tokens: int) -> Slots:
-  """Nobody is seated."""
+  """Slots in which nothing runs."""
   return Slots(
     token=jnp.zeros(slots, jnp.int32),
     position=jnp.zeros(slots, jnp.int32),
@@ -71,7 +71,7 @@ def empty(slots: int, max_tokens: int) -> Slots:
 
 
 def key_numbers(ticket: types.Ticket, completion: int) -> tuple[int, int, int]:
-  """What a completion's key is made of besides the seed; never who samples it."""
+  """The numbers that a completion's key is made of besides the seed; never the sampler."""
   return _STREAMS[ticket.kind], ticket.group_index, completion
 
 
@@ -87,9 +87,9 @@ def prefill(config: decoder.DecoderConfig, params, pool, tables, tokens, start) 
   """Writes the keys and values of R pieces of prompts.
 
   Args:
-    tables: int32 [R, P]. What lies past a table's pages is written to page 0.
+    tables: int32 [R, P]; tokens past a table's pages are written to page 0.
     tokens: int32 [R, T].
-    start: int32 [R], the place of the first of them in its prompt.
+    start: int32 [R], position of the first token in its prompt.
   """
   positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
   model = policy.module(config, params)
@@ -97,25 +97,25 @@ def prefill(config: decoder.DecoderConfig, params, pool, tables, tokens, start) 
 
 
 @functools.partial(jax.jit, donate_argnames=("slots", "pool"))
-def seat(slots: Slots, pool: paging.Pool, seats: Seats, seed) -> tuple[Slots, paging.Pool]:
-  """Begins completions; the other slots go on."""
-  pool = paging.copy(pool, seats.page_from, seats.page_to)
-  keys = jax.vmap(lambda numbers: _key(seed, numbers))(seats.keys)
-  pick = functools.partial(jnp.where, seats.fresh)
+def start(slots: Slots, pool: paging.Pool, starts: Starts, seed) -> tuple[Slots, paging.Pool]:
+  """Starts completions; the other slots go on."""
+  pool = paging.copy(pool, starts.page_from, starts.page_to)
+  keys = jax.vmap(lambda numbers: _key(seed, numbers))(starts.keys)
+  pick = functools.partial(jnp.where, starts.fresh)
   return slots._replace(
-    token=pick(seats.token, slots.token),
-    position=pick(seats.position, slots.position),
-    running=seats.fresh | slots.running,
+    token=pick(starts.token, slots.token),
+    position=pick(starts.position, slots.position),
+    running=starts.fresh | slots.running,
     keys=pick(keys, slots.keys),
-    temperature=pick(seats.temperature, slots.temperature),
+    temperature=pick(starts.temperature, slots.temperature),
     lengths=pick(0, slots.lengths),
-    finished=~seats.fresh & slots.finished,
+    finished=~starts.fresh & slots.finished,
   ), pool
 
 
 @jax.jit
-def leave(slots: Slots, stays: jax.Array) -> Slots:
-  """Ends what runs in the slots where `stays`, bool [S], is False."""
+def stop(slots: Slots, stays: jax.Array) -> Slots:
+  """Stops the slots where `stays`, bool [S], is False."""
   return slots._replace(running=slots.running & stays)
 
 
@@ -135,7 +135,7 @@ def decode(
   ends: tuple[int, ...],
   truncation: sampling.Truncation = sampling.NONE,
 ) -> tuple[Slots, paging.Pool]:
-  """At most `steps` tokens for every running slot.
+  """Decodes at most `steps` tokens in every running slot.
 
   Args:
     tables: int32 [S, P], pages of every slot, with room for these tokens.
@@ -144,10 +144,9 @@ def decode(
   max_tokens = slots.tokens.shape[1]
   rows = jnp.arange(slots.token.size)
 
-  def one(carried):
-    """One token for every slot that runs."""
+  def one_token(carried):
     step, slots, pool = carried
-    # Those that do not run write to page 0.
+    # Slots that do not run write to page 0.
     cache = paging.Cache(pool, jnp.where(slots.running[:, None], tables, 0))
     position = jnp.where(slots.running, slots.position, 0)
     logits, cache = policy.apply(config, params, slots.token[:, None], position[:, None], cache)
@@ -169,4 +168,4 @@ def decode(
     return step + 1, slots, cache.pool
 
   unfinished = lambda carried: (carried[0] < steps) & jnp.any(carried[1].running)
-  return jax.lax.while_loop(unfinished, one, (jnp.int32(0), slots, pool))[1:]
+  return jax.lax.while_loop(unfinished, one_token, (jnp.int32(0), slots, pool))[1:]

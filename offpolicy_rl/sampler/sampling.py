@@ -1,4 +1,4 @@
-"""From logits to a token: temperature and truncation, and what really was sampled from."""
+"""From logits to a token and its log-probability under the distribution sampled from."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 
 class Truncation(NamedTuple):
-  """Unlikely tokens are left out; the rest is normalised again. Off by default.
+  """Leaves out unlikely tokens and normalises the rest. Off by default.
 
-  What a learner computes is the probability of the full distribution, so truncation makes sampler
-  and learner differ.
+  A learner computes probabilities of the full distribution, so truncation makes sampler and learner
+  differ.
   """
 
   top_k: int = 0  # keeps the k likeliest; 0 = all (Fan et al., arXiv 1805.04833)
@@ -24,9 +24,9 @@ _DEVICES = 8  # over which a vocabulary is split without cutting a block, where 
 
 
 def truncate(log_p: jax.Array, how: Truncation) -> jax.Array:
-  """Log-probabilities [V] -> those of the distribution that is left, -inf for what is out.
+  """Log-probabilities [V] of the truncated distribution, -inf for tokens that are left out.
 
-  In this order: min_p, top_k, top_p of what these leave. Of equally likely tokens all are kept.
+  In this order: min_p, top_k, then top_p of what these leave. Equally likely tokens are all kept.
   """
   if how.min_p > 0:
     log_p = _kept(log_p, jnp.max(log_p) + jnp.log(how.min_p))
@@ -47,7 +47,7 @@ def _kept(log_p: jax.Array, least) -> jax.Array:
 def sample_token(
   logits: jax.Array, key: jax.Array, temperature: jax.Array, truncation: Truncation = NONE
 ):
-  """One draw from softmax(logits [V] / temperature), truncated -> (token, its logprob).
+  """(token, its logprob), drawn from softmax(logits [V] / temperature), truncated.
 
   Greedy at temperature 0, with logprob 0: it had probability 1.
   """
@@ -58,7 +58,7 @@ def sample_token(
   scores = _in_blocks(scores, -jnp.inf)
   highest = jnp.max(scores, axis=1)
   top = jnp.max(highest)
-  p = jnp.exp(scores - top)  # not normalised: the vocabulary is gone through only once
+  p = jnp.exp(scores - top)  # not normalised: one pass over the vocabulary less
   drawn, total = _draw(p, jax.random.uniform(key))
   block = jnp.argmax(highest)
   token = jnp.where(greedy, block * scores.shape[1] + jnp.argmax(scores[block]), drawn)
@@ -77,11 +77,11 @@ def _in_blocks(x: jax.Array, filling: float) -> jax.Array:
 
 
 def _draw(p: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """A token with a probability proportional to p [blocks, tokens] -> (token, sum of all).
+  """(token drawn with a probability proportional to p [blocks, tokens], sum of all p).
 
-  Inverse of the cumulative distribution at a number in [0, 1): first a block, then in it. One
-  random number per token, where adding Gumbel noise to every logit takes one per entry of the
-  vocabulary, which is most of the time of a small model's step on CPU.
+  Inverts the cumulative distribution at a number in [0, 1): first of the blocks, then in one. That
+  takes one random number per token. Gumbel noise would take one per entry of the vocabulary, which
+  is most of the time of a small model's step on CPU.
   """
   blocks = jnp.sum(p, axis=1)
   total = jnp.sum(blocks)
@@ -90,9 +90,9 @@ def _draw(p: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _reaches(p: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(the first entry up to which more than `target` adds up, what is left of it before that)."""
-  held = jnp.cumsum(p)
-  enough = (held > target) & (p > 0)
-  # Rounding may leave none; an entry without probability must never be drawn.
+  """(first entry at which the cumulative sum exceeds `target`, the rest of `target` before it)."""
+  sums = jnp.cumsum(p)
+  enough = (sums > target) & (p > 0)
+  # Rounding may leave no entry; one without probability must never be drawn.
   entry = jnp.where(jnp.any(enough), jnp.argmax(enough), jnp.argmax(p))
-  return entry, target - (held[entry] - p[entry])
+  return entry, target - (sums[entry] - p[entry])

@@ -1,12 +1,12 @@
 """Generation by a vLLM server, behind the interface of `engine.Engine`.
 
-The server reads its weights from a directory, which is written anew for every version; then it is
-told to load them and to forget the keys and values of prompts that older weights computed. What it
-answers is not believed: after each update the log-probabilities of one completion are compared with
-those that these weights really give, because a server can keep old ones without saying so. The
-prompt is one that it has seen before the update, so that a cache which was kept is noticed, too.
+The server reads its weights from a directory, which is written anew for every version. Then it is
+told to load them, and to forget the keys and values that older weights computed. A server can keep
+old weights without saying so; so after each update the log-probabilities of one completion are
+compared with those that these weights really give. Its prompt is one that the server has seen
+before the update, so that a cache which was kept is noticed, too.
 
-Start it so that it loads what we write, gives the log-probabilities of the distribution sampled
+Start it so that it loads these weights, gives the log-probabilities of the distribution sampled
 from, and can be told to load (`vllm_worker.py`), on an address that nobody else reaches:
 
     VLLM_SERVER_DEV_MODE=1 vllm serve DIR --host 127.0.0.1 --logprobs-mode processed_logprobs
@@ -15,7 +15,6 @@ from, and can be told to load (`vllm_worker.py`), on an address that nobody else
 
 import collections
 import concurrent.futures
-import dataclasses
 import functools
 import http.client
 import json
@@ -36,20 +35,20 @@ from offpolicy_rl.model import decoder, policy, pretrained
 from offpolicy_rl.sampler import sampling, stopping
 
 _LOG = logging.getLogger(__name__)
-_LOOK_SECONDS = 0.1  # how long a step waits for something to get complete
+_WAIT_SECONDS = 0.1  # of a step, for an answer
 _PROBE_TOKENS = 16  # of the completion that is compared
 
 
 class ServerError(RuntimeError):
-  """The server did not do what it was asked to; names the request and the answer."""
+  """The server refused or failed; names the request and the answer."""
 
 
 class StaleWeights(ServerError):
-  """Its log-probabilities are not those of the weights that it was told to load."""
+  """The server's log-probabilities are not those of the weights that it was told to load."""
 
 
-class Wanted(NamedTuple):
-  """How completions are sampled."""
+class SamplingParams(NamedTuple):
+  """The parameters that completions are sampled with."""
 
   max_tokens: int
   stops: stopping.Stops
@@ -64,17 +63,12 @@ _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Server:
   """An OpenAI-compatible server with vLLM's extensions."""
 
-  def __init__(self, url: str, wanted: Wanted, *, seconds: float = 600.0):
-    """`seconds`: how long an answer may take."""
-    self._url, self._wanted, self._seconds = url.rstrip("/"), wanted, seconds
-
-  @property
-  def stops(self) -> stopping.Stops:
-    """What ends a completion."""
-    return self._wanted.stops
+  def __init__(self, url: str, params: SamplingParams, *, seconds: float = 600.0):
+    """Sends nothing yet; an answer may take `seconds`."""
+    self.params, self._url, self._seconds = params, url.rstrip("/"), seconds
 
   def load(self) -> None:
-    """Makes it read its weights again, and forget what it has cached of prompts."""
+    """Has it read its weights again, and forget what it has cached of prompts."""
     self._post("/collective_rpc", {"method": "load_again"})
     self._post("/reset_prefix_cache?reset_running_requests=true&reset_external=true", {})
 
@@ -83,23 +77,21 @@ class Server:
   ) -> list[dict]:
     """Choices for a ticket: token_ids, logprobs.token_logprobs, finish_reason.
 
-    `max_tokens`: other than usual.
-
     Raises:
-      ServerError: it did not answer so.
+      ServerError: the answer is another one.
     """
-    wanted = self._wanted
+    params = self.params
     request = {
       "prompt": ticket.prompt_tokens.tolist(),
       "n": number,
-      "max_tokens": max_tokens or wanted.max_tokens,
+      "max_tokens": max_tokens or params.max_tokens,
       "temperature": ticket.temperature,
-      "seed": _seed(wanted.seed, ticket),
-      "stop_token_ids": list(wanted.stops.tokens),
-      "stop": list(wanted.stops.texts),
-      "top_k": wanted.truncation.top_k or -1,
-      "top_p": wanted.truncation.top_p,
-      "min_p": wanted.truncation.min_p,
+      "seed": _seed(params.seed, ticket),
+      "stop_token_ids": list(params.stops.tokens),
+      "stop": list(params.stops.texts),
+      "top_k": params.truncation.top_k or -1,
+      "top_p": params.truncation.top_p,
+      "min_p": params.truncation.min_p,
       "repetition_penalty": 1.0,  # else vLLM takes that of the checkpoint's generation_config.json
       "logprobs": 1,
       "return_token_ids": True,
@@ -126,27 +118,22 @@ class Server:
 
 
 def _seed(seed: int, ticket: types.Ticket) -> int:
-  """Of a ticket's completions; the server derives one for each."""
+  """The seed of a ticket's completions; the server derives one for each."""
   kind = 0 if ticket.kind == types.TRAIN else 1
   return int(np.random.SeedSequence((seed, kind, ticket.group_index)).generate_state(1)[0] >> 1)
 
 
-def _up_to_stop(made: types.Trajectory, stops: stopping.Stops) -> types.Trajectory:
-  """Without what comes behind a stop text: servers do not see one with special tokens in it."""
-  end = stops.found(made.tokens.tolist(), 0)
+def _up_to_stop(whole: types.Trajectory, stops: stopping.Stops) -> types.Trajectory:
+  """Cuts behind the first stop text: servers do not notice one with special tokens in it."""
+  end = stops.length(whole.tokens.tolist(), 0)
   if end is None:
-    return made
-  return dataclasses.replace(
-    made,
-    tokens=made.tokens[:end],
-    logprobs=made.logprobs[:end],
-    versions=made.versions[:end],
-    finished=True,
-  )
+    return whole
+  tokens, logprobs, versions = whole.tokens[:end], whole.logprobs[:end], whole.versions[:end]
+  return types.Trajectory(tokens, logprobs, versions, finished=True)
 
 
 def trajectory(choice: dict, version: int) -> types.Trajectory:
-  """One choice of the server.
+  """The completion in a choice of the server.
 
   Raises:
     ServerError: it has no tokens, or not a finite log-probability for each.
@@ -179,112 +166,112 @@ class ServedEngine:
     *,
     directory: pathlib.Path,
     slots: int,
-    most: float,
+    tolerance: float,
   ):
-    """Prepares; nothing is asked yet.
+    """Sends nothing to the server yet.
 
     Args:
-      config: of the model in `directory`, a published checkpoint, which the server was started with
-        and whose weights are replaced.
+      config: of the model in `directory`, the published checkpoint that the server was started
+        with, and whose weights are replaced.
       slots: completions under way at a time.
-      most: how far apart log-probabilities may be, in nats.
+      tolerance: largest difference between log-probabilities, in nats.
     """
     self._server, self._config, self._directory = server, config, directory
     self._dtypes = pretrained.Checkpoint(directory).dtypes
-    self._slots, self._most = slots, most
+    self._slots, self._tolerance = slots, tolerance
     self._pool = concurrent.futures.ThreadPoolExecutor(slots, thread_name_prefix="served")
     self._waiting: collections.deque[types.Ticket] = collections.deque()
-    self._asked: dict[concurrent.futures.Future, types.Ticket] = {}
+    self._answering: dict[concurrent.futures.Future, types.Ticket] = {}
     self._probe: types.Ticket | None = None  # the longest prompt so far: caches hold whole blocks
     self._params = None
 
   @property
   def idle(self) -> bool:
-    """Nothing is being answered."""
-    return not (self._waiting or self._asked)
+    """Whether nothing is being answered."""
+    return not (self._waiting or self._answering)
 
   @property
   def room(self) -> int:
-    """Completions that could be asked for now."""
-    under_way = [*self._waiting, *self._asked.values()]
+    """Completions that could be requested now."""
+    under_way = [*self._waiting, *self._answering.values()]
     return self._slots - sum(ticket.num_completions for ticket in under_way)
 
-  room_soon = room  # nothing is known of what will end when
+  room_soon = room  # when answers come is unknown
 
   @property
   def progress(self) -> dict[str, int]:
-    """Ticket id -> seconds: an answer comes all at once, and the request has a limit of its own."""
+    """Ticket id -> seconds: answers come all at once, and requests have their own time limit."""
     now = int(time.monotonic())
     return {t.ticket_id: 0 for t in self._waiting} | {
-      t.ticket_id: now for t in self._asked.values()
+      t.ticket_id: now for t in self._answering.values()
     }
 
   def add(self, tickets: list[types.Ticket]) -> None:
-    """Answers these, too."""
+    """Puts tickets into the queue."""
     self._waiting.extend(tickets)
     prompts = [ticket for ticket in (self._probe, *tickets) if ticket is not None]
     self._probe = max(prompts, key=lambda ticket: ticket.prompt_tokens.size, default=None)
 
   def step(self, params, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
-    """Asks for what waits -> the groups that got complete, unscored.
+    """Requests what waits; returns the groups that are complete, unscored.
 
     Raises:
       StaleWeights, ServerError: the server can't be used.
     """
-    if params is not self._params and self._waiting and not self._asked:
+    if params is not self._params and self._waiting and not self._answering:
       self._load(params, self._probe)
       self._params = params
     while self._waiting and params is self._params:
       ticket = self._waiting.popleft()
       answer = self._pool.submit(self._answer, ticket, version)
-      self._asked[answer] = ticket
-    if not self._asked:
+      self._answering[answer] = ticket
+    if not self._answering:
       return []
-    done, _ = concurrent.futures.wait(self._asked, _LOOK_SECONDS, "FIRST_COMPLETED")
-    return [(self._asked.pop(answer), answer.result()) for answer in done]
+    done, _ = concurrent.futures.wait(self._answering, _WAIT_SECONDS, "FIRST_COMPLETED")
+    return [(self._answering.pop(answer), answer.result()) for answer in done]
 
   def _answer(self, ticket: types.Ticket, version: int) -> list[types.Trajectory]:
     choices = self._server.complete(ticket, number=ticket.num_completions)
-    made = (trajectory(choice, version) for choice in choices)
-    return [_up_to_stop(one, self._server.stops) for one in made]
+    stops = self._server.params.stops
+    return [_up_to_stop(trajectory(choice, version), stops) for choice in choices]
 
   def _load(self, params, probe: types.Ticket) -> None:
-    """Makes the server use these parameters, and sees that it does."""
-    self._server.complete(probe, number=1, max_tokens=1)  # so the old weights have seen the prompt
+    """Has the server use these parameters, and checks that it does."""
+    self._server.complete(probe, number=1, max_tokens=1)  # the old weights have seen the prompt
     self._write(params)
     self._server.load()
     gap = self._gap(params, probe)
     _LOG.info("log-probabilities of the server differ by %.2g nats at most", gap)
-    if not gap <= self._most:
+    if not gap <= self._tolerance:
       raise StaleWeights(
         f"the server's log-probabilities differ by {gap:.3g} nats from those of its weights, "
-        f"expected at most {self._most:g}: it keeps old weights, or what they computed of prompts, "
-        "or computes otherwise"
+        f"expected at most {self._tolerance:g}: it keeps old weights, or what they computed of "
+        "prompts, or computes otherwise"
       )
 
   def _write(self, params) -> None:
-    """In place of the weights that are there."""
+    """Replaces the weights in the directory; there are some at any time."""
     with tempfile.TemporaryDirectory(dir=self._directory) as folder:
       new = pathlib.Path(folder)
       pretrained.save(new, self._config, params, self._dtypes)
       names = [file.name for file in new.iterdir()]
       old = {file.name for file in self._directory.glob("*.safetensors")} | {pretrained.INDEX}
-      for name in names:  # before what is too much goes: there are weights at any time
+      for name in names:
         (new / name).rename(self._directory / name)
       for name in old.difference(names):
         (self._directory / name).unlink(missing_ok=True)
 
   def _gap(self, params, ticket: types.Ticket) -> float:
     [choice] = self._server.complete(ticket, number=1, max_tokens=_PROBE_TOKENS)
-    told = trajectory(choice, 0)
-    expected = logprobs(self._config, params, ticket, told.tokens)
-    return float(np.abs(told.logprobs - expected).max())
+    served = trajectory(choice, 0)
+    expected = logprobs(self._config, params, ticket, served.tokens)
+    return float(np.abs(served.logprobs - expected).max())
 
 
 def logprobs(
   config: decoder.DecoderConfig, params, ticket: types.Ticket, tokens: np.ndarray
 ) -> np.ndarray:
-  """Of a completion's tokens, under softmax(logits / temperature); at 0 under softmax(logits)."""
+  """Log-probabilities of a completion's tokens under softmax(logits / (temperature or 1))."""
   row = np.concatenate([ticket.prompt_tokens, tokens])
   columns = -(-row.size // 64) * 64  # few sizes, few compilations
   padded = np.zeros((1, columns), np.int32)

@@ -1,4 +1,4 @@
-"""What ends a completion besides its length."""
+"""Ends of completions, besides their length."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ class Stops:
   decode: Callable[[Sequence[int]], str] | None = None  # without special tokens; needed for texts
   spell: Callable[[Sequence[int]], str] | None = None  # with them by name; None = there are none
 
-  def found(self, tokens: Sequence[int], looked_at: int) -> int | None:
-    """Length of a completion up to the token that completes one of the texts, None without one.
+  def length(self, tokens: Sequence[int], looked_at: int) -> int | None:
+    """Number of tokens up to the one that completes a stop text; None = there is no stop text.
 
     Args:
-      looked_at: none was found within so many of the tokens.
+      looked_at: there is none within so many of the tokens.
     """
     if not self.texts or looked_at >= len(tokens):
       return None
@@ -34,7 +34,7 @@ class Stops:
     return any(stop_texts.first(read(tokens), self.texts) is not None for read in reads)
 
   def _begin(self, tokens: Sequence[int], looked_at: int) -> int:
-    """A place before that of any text that ends behind `looked_at`."""
+    """A position before any text that ends behind `looked_at`."""
     longest = max(map(len, self.texts))
     begin, step = looked_at, 4 * longest  # a character is four tokens at most
     while begin > 0:

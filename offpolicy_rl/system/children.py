@@ -1,7 +1,7 @@
-"""Child processes that end with their parent, whatever ends it, and words for how one ended.
+"""Child processes that end with their parent, whatever ends it, and descriptions of how one ended.
 
-A parent holds a pipe that nobody writes to, a child reads from it. The kernel closes it when the
-parent is gone, also by SIGKILL; so the child notices, on every system.
+A parent holds a pipe that nobody writes to; a child reads from it. The kernel closes the pipe when
+the parent is gone, even by SIGKILL, so the child notices on every system.
 """
 
 import contextlib
@@ -12,8 +12,8 @@ import sys
 import threading
 import time
 
-PARENT = "OFFPOLICY_RL_PARENT"  # in a child's environment: the descriptor that it reads from
-_ORDERLY_SECONDS = 60.0  # for a child to end in order once its parent is gone
+PARENT = "OFFPOLICY_RL_PARENT"  # variable of a child: the descriptor that it reads from
+_GRACE_SECONDS = 60.0  # for a child to end in order once its parent is gone
 _MAIN = (sys.executable, "-m", "offpolicy_rl.cli.main")
 
 _started: list[subprocess.Popen] = []
@@ -22,9 +22,12 @@ _lock = threading.Lock()
 
 
 def start(arguments: list[str], *, output=None, command: tuple[str, ...] = _MAIN):
-  """`offpolicy-rl ARGUMENTS` as a `subprocess.Popen`; `output`: a file for both of its streams.
+  """Starts `offpolicy-rl ARGUMENTS`; returns the `subprocess.Popen`.
 
-  In its own session, so that Ctrl-C reaches only us and we pass it on in order.
+  It has its own session, so that Ctrl-C reaches only the parent, which passes it on in order.
+
+  Args:
+    output: a file for its standard output and error; None = those of the parent.
   """
   global _lifeline
   with _lock:
@@ -43,7 +46,7 @@ def start(arguments: list[str], *, output=None, command: tuple[str, ...] = _MAIN
 
 
 def end_with_parent() -> None:
-  """In a child: SIGTERM to ourselves once the parent is gone, and SIGKILL a minute later."""
+  """In a child: has this process get SIGTERM when the parent is gone, SIGKILL a minute later."""
   text = os.environ.pop(PARENT, None)  # not for our own children
   if text is None:
     return
@@ -51,31 +54,30 @@ def end_with_parent() -> None:
   os.set_inheritable(lifeline, False)
 
   def watch() -> None:
-    """Waits for the end of the pipe."""
     with contextlib.suppress(OSError):
       os.read(lifeline, 1)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_ORDERLY_SECONDS)
+    time.sleep(_GRACE_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 
   threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
 def kill(child: subprocess.Popen) -> None:
-  """At once, and with it what it has started."""
+  """Kills a child and the processes that it has started."""
   with contextlib.suppress(ProcessLookupError, PermissionError):
     os.killpg(child.pid, signal.SIGKILL)
 
 
 def kill_all() -> None:
-  """Every child that is left."""
+  """Kills every child that is left."""
   for child in _started:
     if child.returncode is None:
       kill(child)
 
 
 def describe(code: int) -> str:
-  """How a process ended, from its exit code as Python or a shell tells it."""
+  """Describes how a process ended, from its exit code as of Python or a shell."""
   number = -code if code < 0 else code - 128
   try:
     name = signal.Signals(number).name
@@ -87,5 +89,5 @@ def describe(code: int) -> str:
 
 
 def exit_code(code: int) -> int:
-  """What to end with after a child that ended so: signals as shells tell them."""
+  """The exit code to end with after a child's: 128 + N for signal N, as shells have it."""
   return code if code >= 0 else 128 - code

@@ -1,11 +1,11 @@
-"""Variables of the environment that would change what a run computes, behind its configuration."""
+"""Environment variables that would change what a run computes, beside its configuration."""
 
 import logging
 import os
 
 _LOG = logging.getLogger(__name__)
 
-# JAX reads these when it is imported. Learner and samplers may be on machines that differ in them.
+# Read by JAX when it is imported. The machines of learner and samplers may differ in them.
 _CHANGING = (
   "JAX_ENABLE_X64",  # other dtypes than those of the cache and the wire
   "JAX_NUMPY_DTYPE_PROMOTION",
@@ -16,7 +16,7 @@ _CHANGING = (
 
 
 def ignore_what_changes_results() -> None:
-  """Removes them, and says so; before JAX is imported, and for processes to come, too."""
+  """Removes them with a warning, for child processes, too. Call before JAX is imported."""
   for name in _CHANGING:
     value = os.environ.pop(name, None)
     if value is not None:

@@ -1,9 +1,9 @@
-"""One learner per directory: a lock that dies with its process, and a lease for other machines.
+"""One learner per directory: a lock that ends with its process, and a lease for other machines.
 
-`lock.json` in the directory says who holds it. Its holder locks the file (flock), which the kernel
-undoes when the process ends, however it ends; where the file system passes that on (local disks,
-NFS), it is all there is to it. For those that do not (buckets), the holder also renews what is in
-the file, and whoever comes from another machine first looks whether it does.
+`lock.json` in the directory names the holder. The holder locks the file (flock); the kernel ends
+that lock with the process. That is enough on file systems with locks (local disks, NFS). For those
+without (buckets), the holder also renews the file's content, and a learner on another machine first
+watches whether it is renewed.
 """
 
 import contextlib
@@ -18,23 +18,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from etils import epath
 
 FILE = "lock.json"
 _RENEW_SECONDS = 10.0
-_LEASE_SECONDS = 60.0  # without renewal: dead. Mounted buckets show changes a minute late
-_BYTES = 512  # of a file that is written in place: always as long, never empty in between
+_LEASE_SECONDS = 60.0  # without renewal the holder is dead; mounted buckets lag by a minute
+_BYTES = 512  # of a file written in place: of constant length, it is never empty in between
 _BOOT = pathlib.Path("/proc/sys/kernel/random/boot_id")
 
 
 class Held(RuntimeError):
-  """Somebody else holds the directory; says who, since when, and what to do."""
+  """Another learner holds the directory; names it, and says what to do."""
 
 
 class Holder(NamedTuple):
-  """Who holds a directory."""
+  """The process that holds a directory."""
 
   host: str
   machine: str  # this start of its kernel: where the kernel's locks count
@@ -43,143 +43,135 @@ class Holder(NamedTuple):
   token: str  # of this one process, at random
   renewed: float  # seconds since 1970
 
-  def says(self) -> str:
+  def __str__(self) -> str:
     """For people."""
     return f"host {self.host}, process {self.pid}, since {self.since}"
 
 
 @contextlib.contextmanager
 def hold(directory: str, flag: str, lost: Callable[[str], None]) -> Iterator[None]:
-  """Nobody else holds the directory meanwhile; it is made where it is not there.
+  """Holds a directory, which is created if it is missing.
 
   Args:
     directory: local, mounted, or in a bucket (gs://).
     flag: that named it, for messages.
-    lost: called with a line when somebody took it over, because we gave no sign of life for long (a
-      machine that slept): this process must write nothing more.
+    lost: called with a line when another learner took the directory over, because this process did
+      not renew its lease for long (a machine that slept): it must write nothing more.
 
   Raises:
-    Held: somebody does.
-    OSError: it can't be made or written.
+    Held: another learner holds it.
+    OSError: it can't be created or written.
   """
-  us, over = _ourselves(), threading.Event()
-  with _file(directory) as file:
-    _take(file, us, directory, flag)
-    renewer = threading.Thread(
-      target=_keep_renewing, args=(file, us, over, directory, lost), daemon=True, name="lease"
-    )
+  with _lock_file(directory) as file:
+    lease, done = _Lease(file, directory, flag), threading.Event()
+    lease.take()
+    renewer = threading.Thread(target=lease.keep, args=(done, lost), daemon=True, name="lease")
     renewer.start()
     try:
       yield
     finally:
-      over.set()
+      done.set()
       renewer.join(_RENEW_SECONDS)
-      _leave(file, us)
+      lease.give_back()
 
 
 @contextlib.contextmanager
-def _file(directory: str) -> Iterator["_File | _Object"]:
-  """The lock file of a directory, which is made if need be and goes if it stays empty."""
+def _lock_file(directory: str) -> Iterator["_File | _Object"]:
+  """The lock file of a directory, which is created if need be and removed if it stays empty."""
   if "://" in directory:
     epath.Path(directory).mkdir(parents=True, exist_ok=True)
     yield _Object(epath.Path(directory) / FILE)
     return
-  place = pathlib.Path(directory)
-  made = not place.exists()
-  place.mkdir(parents=True, exist_ok=True)
-  file = _File(place / FILE)
+  path = pathlib.Path(directory)
+  is_new = not path.exists()
+  path.mkdir(parents=True, exist_ok=True)
+  file = _File(path / FILE)
   try:
     yield file
   finally:
     file.close()
-    if made:
+    if is_new:
       with contextlib.suppress(OSError):
-        place.rmdir()
+        path.rmdir()
 
 
-def _take(file: "_File | _Object", us: Holder, directory: str, flag: str) -> None:
-  locked = file.lock()
-  holder = file.read()
-  if locked is False:
-    raise Held(_refusal(directory, flag, holder or _soon(file)))
-  if holder is not None and not (locked and holder.machine == us.machine):
-    _see_whether_it_lives(file, holder, directory, flag)
-  file.write(us)
-  if not locked:
-    _settle(file, us, directory, flag)
+class _Lease:
+  """This process's lease of one directory."""
 
+  def __init__(self, file: "_File | _Object", directory: str, flag: str):
+    host = socket.gethostname()
+    machine = _BOOT.read_text().strip() if _BOOT.exists() else host
+    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    self._file, self._directory, self._flag = file, directory, flag
+    self._holder = Holder(host, machine, os.getpid(), since, secrets.token_hex(8), time.time())
 
-def _leave(file: "_File | _Object", us: Holder) -> None:
-  with contextlib.suppress(OSError):
-    now = file.read()
-    if now is None or now.token == us.token:
-      file.remove()
+  def take(self) -> None:
+    """Becomes the holder; raises Held."""
+    locked, holder = self._file.lock(), self._file.read()
+    if locked is False:
+      self._refuse(holder or self._read_again())
+    if holder is not None and not (locked and holder.machine == self._holder.machine):
+      self._wait_for_its_end(holder)
+    self._file.write(self._holder)
+    if not locked:  # of two that came at once, the last one to write stays
+      time.sleep(min(2.0, _LEASE_SECONDS / 2))
+      if (other := self._other()) is not None:
+        self._refuse(other)
 
+  def _refuse(self, holder: Holder | None) -> NoReturn:
+    raise Held(
+      f"{self._flag}: a learner is at work in {self._directory} "
+      f"({holder or 'one that has not said yet who it is'}); wait for its end or end it, or choose "
+      "another directory for a second one"
+    )
 
-def _ourselves() -> Holder:
-  machine = _BOOT.read_text().strip() if _BOOT.exists() else socket.gethostname()
-  since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-  return Holder(
-    socket.gethostname(), machine, os.getpid(), since, secrets.token_hex(8), time.time()
-  )
+  def _read_again(self) -> Holder | None:
+    """The holder a moment later: it may have been about to write its name."""
+    time.sleep(0.3)
+    return self._file.read()
 
+  def _wait_for_its_end(self, holder: Holder) -> None:
+    """Returns when a holder on another machine is dead; raises Held when it renews its lease.
 
-def _refusal(directory: str, flag: str, holder: Holder | None) -> str:
-  who = holder.says() if holder else "one that has not said yet who it is"
-  return (
-    f"{flag}: a learner is at work in {directory} ({who}); wait for its end or end it, or choose "
-    "another directory for a second one"
-  )
-
-
-def _see_whether_it_lives(file, holder: Holder, directory: str, flag: str) -> None:
-  """Returns when a holder of another machine is dead; Held when it renews its lease.
-
-  Clocks are not believed: those of hosts differ, and jump.
-  """
-  print(
-    f"{flag}: {directory} was left by a learner of another machine ({holder.says()}); seeing for "
-    f"{_LEASE_SECONDS:.0f} s whether it lives",
-    file=sys.stderr,
-  )
-  end = time.monotonic() + _LEASE_SECONDS
-  while time.monotonic() < end:
-    time.sleep(min(1.0, _LEASE_SECONDS / 4))
-    now = file.read() or _soon(file)
-    if now is None:  # it has ended in order
-      return
-    if now != holder:
-      raise Held(_refusal(directory, flag, now))
-
-
-def _soon(file) -> Holder | None:
-  """Who is in it a moment later, where nobody was: it may have been about to be written."""
-  time.sleep(0.3)
-  return file.read()
-
-
-def _settle(file, us: Holder, directory: str, flag: str) -> None:
-  """Of two that came at once where no lock is, the last one to write stays."""
-  time.sleep(min(2.0, _LEASE_SECONDS / 2))
-  now = file.read()
-  if now is not None and now.token != us.token:
-    raise Held(_refusal(directory, flag, now))
-
-
-def _keep_renewing(
-  file, us: Holder, over: threading.Event, directory: str, lost: Callable[[str], None]
-) -> None:
-  while not over.wait(_RENEW_SECONDS):
-    with contextlib.suppress(OSError):  # a full disk or an absent server: the next time
-      now = file.read()
-      if now is not None and now.token != us.token:
-        lost(f"{directory} was taken over by another learner ({now.says()}); ending this one")
+    Clocks are not trusted: those of hosts differ, and jump.
+    """
+    print(
+      f"{self._flag}: {self._directory} was left by a learner of another machine ({holder}); "
+      f"seeing for {_LEASE_SECONDS:.0f} s whether it lives",
+      file=sys.stderr,
+    )
+    end = time.monotonic() + _LEASE_SECONDS
+    while time.monotonic() < end:
+      time.sleep(min(1.0, _LEASE_SECONDS / 4))
+      now = self._file.read() or self._read_again()
+      if now is None:  # it has ended in order
         return
-      file.write(us._replace(renewed=time.time()))
+      if now != holder:
+        self._refuse(now)
+
+  def _other(self) -> Holder | None:
+    """Another process that is in the file."""
+    now = self._file.read()
+    return now if now is not None and now.token != self._holder.token else None
+
+  def keep(self, done: threading.Event, lost: Callable[[str], None]) -> None:
+    """Renews the lease until `done`; see `hold` for `lost`."""
+    while not done.wait(_RENEW_SECONDS):
+      with contextlib.suppress(OSError):  # a full disk or an absent server: the next time
+        if (other := self._other()) is not None:
+          lost(f"{self._directory} was taken over by another learner ({other}); ending this one")
+          return
+        self._file.write(self._holder._replace(renewed=time.time()))
+
+  def give_back(self) -> None:
+    """Removes the file, unless another process is in it."""
+    with contextlib.suppress(OSError):
+      if self._other() is None:
+        self._file.remove()
 
 
 def _read(path) -> Holder | None:
-  """Who is in a file; None where nobody is, or nobody of ours. Opened anew: NFS looks only then."""
+  """The holder in a file; None = there is none. Opens the file anew: NFS looks only then."""
   try:
     return Holder(**json.loads(path.read_bytes()))
   except (FileNotFoundError, ValueError, TypeError):
@@ -187,18 +179,18 @@ def _read(path) -> Holder | None:
 
 
 class _File:
-  """In a directory of this machine, or a mounted one."""
+  """A lock file in a local or mounted directory."""
 
   def __init__(self, path: pathlib.Path):
     self._path, self._handle = path, -1
 
   def close(self) -> None:
-    """And unlocks."""
+    """Ends the lock."""
     if self._handle >= 0:
       os.close(self._handle)
 
   def lock(self) -> bool | None:
-    """True: ours until the process ends; False: another's; None: no locks in this file system."""
+    """True = locked until this process ends, False = another's, None = there are no locks here."""
     while True:
       self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
       try:
@@ -214,36 +206,36 @@ class _File:
       os.close(self._handle)
 
   def read(self) -> Holder | None:
-    """Who is in it."""
+    """The holder in the file."""
     return _read(self._path)
 
   def write(self, holder: Holder) -> None:
-    """In place: a new file would not be the locked one."""
+    """Writes in place: a new file would not be the locked one."""
     os.pwrite(self._handle, json.dumps(holder._asdict()).ljust(_BYTES).encode(), 0)
     os.fsync(self._handle)
 
   def remove(self) -> None:
-    """Still locked."""
+    """Removes the file, still locked."""
     self._path.unlink()
 
 
 class _Object:
-  """In a bucket; as `_File`."""
+  """A lock file in a bucket, with the interface of `_File`."""
 
   def __init__(self, path: epath.Path):
     self._path = path
 
   def lock(self) -> None:
-    """There are none."""
+    """Buckets have no locks."""
 
   def read(self) -> Holder | None:
-    """Who is in it."""
+    """The holder in the file."""
     return _read(self._path)
 
   def write(self, holder: Holder) -> None:
-    """Buckets replace the whole."""
+    """Replaces the file."""
     self._path.write_text(json.dumps(holder._asdict()))
 
   def remove(self) -> None:
-    """So that the next one need not wait."""
+    """Removes the file, so that the next learner need not wait."""
     self._path.unlink()

@@ -1,4 +1,4 @@
-"""The C library's ways with memory."""
+"""The C library's memory allocator."""
 
 import ctypes
 
@@ -7,12 +7,11 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-  """Has glibc keep what is freed, for the next step and the next message; before threads begin.
+  """Has glibc keep freed memory for the next step and the next message. Call before threads start.
 
-  By default large blocks go back to the kernel, and whatever needs one next is written to pages
-  that the kernel must find and clear first. That took as long as sending a message, and a quarter
-  of a training step on CPU. One arena, as the others can't hold blocks above 64 MB. Does nothing
-  where there is no glibc.
+  By default large blocks go back to the kernel, which must find and clear pages for the next one.
+  That took as long as sending a message, and a quarter of a training step on CPU. There is one
+  arena, as the others can't hold blocks above 64 MB. Does nothing without glibc.
   """
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
   if mallopt is not None:

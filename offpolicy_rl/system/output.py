@@ -1,8 +1,9 @@
-"""Standard output and error that can't stop, hang or change what a program does.
+"""Standard output and error that can't stop or hang a program.
 
 A reader may go away (`| head`, a closed terminal), stop reading (Ctrl-S, a dead collector), or its
 disk may be full; a stream may be closed from the start, or know ASCII only. None of that is a
-reason to lose a run. What can't be written is dropped, what can't be encoded is written as \\u....
+reason to lose a run. Text that can't be written is dropped; characters that can't be encoded are
+written as \\u....
 """
 
 import atexit
@@ -18,20 +19,20 @@ import time
 
 from rich.console import Console
 
-_MAX_BYTES = 1 << 20  # waiting for a slow reader; what comes then is dropped
-_STALLED_SECONDS = 2.0  # at the end, without a byte taken: then the reader is given up
-_LONGEST_WRITE = 4096  # what a pipe that has room takes at once
+_MAX_BYTES = 1 << 20  # waiting for a slow reader; more is dropped
+_STALLED_SECONDS = 2.0  # at the end, without a byte read: then the rest is given up
+_LONGEST_WRITE = 4096  # bytes that a pipe with room takes at once
 
 
 def console(*, soft_wrap: bool = True) -> Console:
-  """Where a command prints: text is taken as it is, whatever brackets and colons are in it."""
+  """A console that prints text as it is, whatever brackets and colons are in it."""
   return Console(highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap)
 
 
 def guard() -> None:
-  """Descriptors 0 to 2 exist, nothing printed raises; for whoever works, and prints beside it.
+  """Opens descriptors 0 to 2 if they are closed, and has `print` never raise.
 
-  `in_background` and `strict` say more. Leaves streams alone that are not the process's own.
+  For commands that print beside their work. Leaves streams alone that are not the process's own.
   """
   _open_closed()
   with contextlib.suppress(ValueError, AttributeError):  # another thread's; not on Windows
@@ -45,13 +46,13 @@ def guard() -> None:
 
 
 def in_background() -> None:
-  """After `guard`: a thread writes, so that a reader who does not read keeps nobody waiting."""
+  """After `guard`: has a thread write, so that nothing waits for a reader who does not read."""
   queues: dict[tuple, _Queue] = {}
   for name in ("stdout", "stderr"):
     raw = _raw_of(getattr(sys, name))
     if raw is not None:
-      found = os.fstat(raw.fileno())
-      queue = queues.setdefault((found.st_dev, found.st_ino), _Queue())
+      status = os.fstat(raw.fileno())
+      queue = queues.setdefault((status.st_dev, status.st_ino), _Queue())
       queue.descriptors.append((raw.number, raw.fileno()))
       raw.queue = queue
   for queue in queues.values():
@@ -61,20 +62,20 @@ def in_background() -> None:
 
 
 def strict() -> None:
-  """After `guard`: what can't be written raises, for a command that does nothing but show."""
+  """After `guard`: has failed writes raise, for a command that does nothing but print."""
   raw = _raw_of(sys.stdout)
   if raw is not None:
     raw.strict = True
 
 
 def problem() -> OSError | None:
-  """Why something could not be written to standard output, if so."""
+  """The error of the first failed write to standard output, if any failed."""
   raw = _raw_of(sys.stdout)
   return raw and raw.problem
 
 
 def drain() -> None:
-  """Waits for what was printed in the background, while it is read: before `os._exit`."""
+  """Waits until background output is written, as long as it is read. Call before `os._exit`."""
   for queue in _QUEUES:
     queue.drain()
 
@@ -83,7 +84,7 @@ _QUEUES: list["_Queue"] = []
 
 
 def _open_closed() -> None:
-  """Else the next file that is opened would be standard output, and be written into."""
+  """Opens closed ones: else the next file opened would be standard output, and be written to."""
   for number, mode, name in ((0, "r", "stdin"), (1, "w", "stdout"), (2, "w", "stderr")):
     try:
       os.fstat(number)
@@ -110,7 +111,7 @@ def _raw_of(stream) -> "_Raw | None":
 
 
 class _Raw(io.RawIOBase):
-  """A descriptor that takes everything."""
+  """A descriptor whose writes do not fail."""
 
   def __init__(self, number: int):
     self.number, self._copy = number, os.dup(number)
@@ -118,7 +119,7 @@ class _Raw(io.RawIOBase):
     self.queue: _Queue | None = None
 
   def fileno(self) -> int:
-    """Of the same file as the standard one, which may be redirected meanwhile."""
+    """A copy of the standard descriptor, which may be redirected meanwhile."""
     return self._copy
 
   def isatty(self) -> bool:
@@ -130,7 +131,7 @@ class _Raw(io.RawIOBase):
     return True
 
   def write(self, data) -> int:
-    """As every stream, but for what it raises."""
+    """Writes all of `data`, or keeps the error in `problem`."""
     data = bytes(data)
     if self.queue is not None and self.queue.put(self._copy, data):
       return len(data)
@@ -139,13 +140,13 @@ class _Raw(io.RawIOBase):
     except OSError as error:
       self.problem = self.problem or error
       if self.strict:
-        self.strict = False  # what is left in buffers at the end is no news
+        self.strict = False  # raises once: buffers are flushed again at the end
         raise
     return len(data)
 
 
 def _write(descriptor: int, data: bytes) -> None:
-  """All of it, also where somebody made the file non-blocking."""
+  """Writes everything, even if another process made the file non-blocking."""
   while data:
     try:
       data = data[os.write(descriptor, data[:_LONGEST_WRITE]) :]
@@ -154,29 +155,29 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 class _Queue:
-  """What waits to be written to one file, in order."""
+  """Output that waits to be written to one file, in order."""
 
   def __init__(self):
     self.descriptors: list[tuple[int, int]] = []  # (standard one, our copy)
     self._waiting: collections.deque[tuple[int, bytes]] = collections.deque()
     self._bytes, self._dropped = 0, 0
-    self._moved = time.monotonic()  # when something was written last
-    self._over = False
+    self._moved = time.monotonic()  # time of the last write
+    self._closed = False
     self._changed = threading.Condition()
     self._process = os.getpid()
 
   def start(self) -> None:
-    """From now on things are written."""
+    """Starts the thread that writes."""
     threading.Thread(target=self._run, name="output", daemon=True).start()
 
   def put(self, descriptor: int, data: bytes) -> bool:
-    """Takes what is to be written; False in a forked process, which lacks the thread."""
+    """Queues data; returns False in a forked process, which lacks the thread."""
     if os.getpid() != self._process:
       return False
     with self._changed:
       if not self._waiting:
         self._moved = time.monotonic()
-      if self._over or self._bytes + len(data) > _MAX_BYTES:
+      if self._closed or self._bytes + len(data) > _MAX_BYTES:
         self._dropped += data.count(b"\n")
       else:
         self._waiting.append((descriptor, data))
@@ -185,12 +186,12 @@ class _Queue:
     return True
 
   def drain(self) -> None:
-    """Returns when all is written, or nobody reads; what comes later may be dropped."""
+    """Returns when everything is written, or nobody reads; later output may be dropped."""
     begun = time.monotonic()
     with self._changed:
       while self._waiting and time.monotonic() - max(self._moved, begun) < _STALLED_SECONDS:
         self._changed.wait(0.05)
-      self._over = bool(self._waiting)
+      self._closed = bool(self._waiting)
 
   def _run(self) -> None:
     while True:
@@ -199,15 +200,16 @@ class _Queue:
           self._changed.wait()
         descriptor, data = self._waiting[0]
       for start in range(0, len(data), _LONGEST_WRITE):
-        with contextlib.suppress(OSError):  # nobody there, or no room
+        with contextlib.suppress(OSError):  # no reader, or no space
           _write(descriptor, data[start : start + _LONGEST_WRITE])
         self._wait_for_room(descriptor)
         self._moved = time.monotonic()
       self._written(data, descriptor)
 
   def _wait_for_room(self, descriptor: int) -> None:
-    """What C libraries write past us goes nowhere meanwhile: they would wait in the middle of it,
-    with whatever locks they hold.
+    """Waits for the reader, while direct writes of C libraries go to /dev/null.
+
+    They would wait in the middle of a write, with whatever locks they hold.
     """
     room = select.poll()
     room.register(descriptor, select.POLLOUT)

@@ -50,7 +50,7 @@ def test_every_end_reaches_the_engine_the_texts_and_the_people(config):
   assert (stops.tokens, stops.texts) == ((1, 5, 6), ("####",))
   words = policy.words
   tokens = words.encode("5 #### 6")
-  assert stops.found(tokens, 0) == 6 and words.decode(tokens) == "5 "
+  assert stops.length(tokens, 0) == 6 and words.decode(tokens) == "5 "
   assert words.decode(words.encode("7<end_of_turn>\nuser")) == "7"
   assert build.sampling_notes(config, policy) == [
     "a completion ends with '<eos>' (1), '<end_of_turn>' (5), '<start_of_turn>' (6), the text "

@@ -269,7 +269,7 @@ def test_an_engine_over_two_devices_and_two_engines_sample_the_same():
   assert both.room == 0
   assert all(not one.idle for one in each)  # the work was dealt out
   found = []
-  while not both.idle:
+  while not all(one.idle for one in each):
     found += both.step(own, 0)
   by_id = {t.ticket_id: group for t, group in found}
   assert tokens_of(by_id[t.ticket_id] for t in tickets) == tokens_of(expected)

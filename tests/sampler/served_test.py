@@ -17,7 +17,7 @@ from tests.model.families_test import LLAMA
 END = 1
 CONFIG = families.read(LLAMA | {"vocab_size": 264})
 NEXT = jax.jit(policy.apply, static_argnums=0)
-WANTED = served.Wanted(5, stopping.Stops((END,)), sampling.NONE, seed=3)
+WANTED = served.SamplingParams(5, stopping.Stops((END,)), sampling.NONE, seed=3)
 
 
 class Stub:
@@ -119,7 +119,7 @@ def completion_request(index: int) -> dict:
 
 
 def engine(stub, wanted=WANTED, **changes) -> served.ServedEngine:
-  how = {"directory": stub.directory, "slots": 4, "most": 1e-3} | changes
+  how = {"directory": stub.directory, "slots": 4, "tolerance": 1e-3} | changes
   return served.ServedEngine(served.Server(stub.url, wanted, seconds=20), CONFIG, **how)
 
 
@@ -155,7 +155,7 @@ def test_the_checkpoints_own_sampling_is_switched_off_and_stop_texts_end_complet
   assert all(body["repetition_penalty"] == 1.0 for path, body in stub.requests if "prompt" in body)
   second = int(trajectories[0].tokens[1])  # stands for a special token, which servers overlook
   stops = stopping.Stops((END,), ("!",), lambda _: "", lambda ids: "!" if second in ids else "")
-  cut = engine(stub, served.Wanted(5, stops, sampling.NONE, seed=3))
+  cut = engine(stub, served.SamplingParams(5, stops, sampling.NONE, seed=3))
   cut.add([ticket(0)])
   [found] = answers(cut, params, version=3).values()
   for one, other in zip(found, trajectories, strict=True):
@@ -187,7 +187,7 @@ def test_a_server_that_keeps_old_weights_is_found_out(stub):
 def test_prompts_that_old_weights_have_read_are_forgotten(stub):
   """Known prompts, also those of a sampler that was here before, get the new weights' values."""
   stub.answer("/v1/completions", completion_request(0))
-  made = engine(stub, most=float("inf"))  # not even the probe's doing
+  made = engine(stub, tolerance=float("inf"))  # not even the probe's doing
   for version, params in enumerate((weights(1), weights(2))):
     made.add([ticket(0)])
     for trajectory in answers(made, params, version)["train/0/0"]:

@@ -25,7 +25,7 @@ def test_the_completion_ends_with_the_token_that_completes_the_text(tokens, leng
     found, looked_at = None, 0
     while found is None and looked_at < len(tokens):
       upto = min(looked_at + chunk, len(tokens))
-      found = STOPS.found(tokens[:upto], looked_at)
+      found = STOPS.length(tokens[:upto], looked_at)
       looked_at = upto
     assert found == length
 
@@ -39,7 +39,7 @@ def test_random_texts_end_where_the_whole_text_says():
     looked_at, found = 0, None
     while found is None and looked_at < 30:
       upto = min(30, looked_at + int(rng.integers(1, 9)))
-      found, looked_at = STOPS.found(tokens[:upto], looked_at), upto
+      found, looked_at = STOPS.length(tokens[:upto], looked_at), upto
     assert found == expected
 
 
@@ -66,9 +66,9 @@ def test_a_special_token_hides_no_text(tokens, length):
     looked_at, found = 0, None
     while found is None and looked_at < len(tokens):
       upto = min(looked_at + chunk, len(tokens))
-      found, looked_at = SPELLED.found(tokens[:upto], looked_at), upto
+      found, looked_at = SPELLED.length(tokens[:upto], looked_at), upto
     assert found == length
 
 
 def test_without_texts_nothing_is_decoded():
-  assert Stops((0,)).found([1, 2, 3], 0) is None
+  assert Stops((0,)).length([1, 2, 3], 0) is None
