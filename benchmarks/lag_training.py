@@ -9,6 +9,7 @@ that is a multiple of the lag (periodic), exactly as replay/lag.py defines it. B
 ring of MAX_LAG + 1 places.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -17,8 +18,9 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import lag_world as world
+from benchmarks import matched_beta
 from offpolicy_rl import losses
-from offpolicy_rl.losses import functions, induced_target, ratios
+from offpolicy_rl.losses import ratios
 
 MAX_LAG = 256
 EVERY = 32  # steps between evaluations; training metrics are means over them
@@ -132,18 +134,17 @@ def _gradient(objective, target_kl: float, params, batch: world.Completions, ste
       versions=versions,
     )
 
-  before = inputs_of(params)
-  prepared = objective.prepare(before)
+  before, choices = inputs_of(params), objective.choices
   if target_kl:
     rewards = batch.rewards.reshape(-1, world.GROUP_SIZE)
-    kappa = objective.choices.kappa
-    matched = induced_target.beta_for_kl(rewards, None, target_kl, kappa=kappa).beta
-    prepared = prepared._replace(beta=jnp.maximum(prepared.beta, matched))
+    matched = matched_beta.beta_for_kl(rewards, None, target_kl, kappa=choices.kappa).beta
+    choices = dataclasses.replace(choices, beta=jnp.maximum(choices.beta, matched))
+    objective = losses.Objective(choices)
+  prepared = objective.prepare(before)
   gradient = jax.grad(lambda p: objective.loss(inputs_of(p), prepared))(params)
   u = jnp.sum(before.policy_logprobs - batch.logprobs, axis=-1)
-  shifted = functions.shifted_advantages(objective.choices, prepared)
-  lambda_hat = jnp.mean(shifted - prepared.beta * u)
-  if objective.choices.fn != "regression":
+  lambda_hat = jnp.mean(prepared.advantages - choices.beta * u)
+  if choices.fn != "regression":
     lambda_hat = jnp.zeros_like(lambda_hat)
   ess = ratios.effective_sample_size(u, jnp.ones(u.shape, bool))
   lag = jnp.float32(step - batch.version)

@@ -71,7 +71,7 @@ def predict(choices: losses.Choices, p: float) -> tuple[float, float, float]:
   right = round(p * ARMS)
   table = jnp.array([success] * right + [failure] * (ARMS - right))
   target = induced_target.solve(table, choices.beta)
-  first = group_regime.initial_lambda(choices.advantage, p, GROUP_SIZE, **given)
+  first = (1 - p) * failure + p * success  # E A_eff: where training starts, pi = mu
   return first, float(target.regime_statistic), float(target.lam)
 
 

@@ -17,7 +17,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from offpolicy_rl import losses
-from offpolicy_rl.losses import advantages, induced_target, reductions
+from offpolicy_rl.losses import induced_target, reductions
 from offpolicy_rl.observe import plots
 
 # Sign of log E exp(A/beta) -> what it is called and means.
@@ -105,10 +105,14 @@ def explain(rewards: list[float], choices: losses.Choices) -> tuple[np.ndarray, 
   if len(rewards) < 2 or not np.all(np.isfinite(rewards)):
     raise ValueError(f"--rewards: got {rewards}, expected at least two finite numbers")
   values = np.asarray(rewards, np.float32)
-  own = np.asarray(
-    advantages.of(choices, values, np.zeros(len(values), int), np.ones(len(values), int))
+  group = losses.LossInputs(
+    policy_logprobs=None,
+    sampler_logprobs=None,
+    loss_mask=np.ones((len(values), 1), bool),
+    rewards=values,
+    group_ids=np.zeros(len(values), int),
   )
-  own = own + choices.kappa * choices.beta + choices.shift
+  own = np.asarray(losses.objective(choices).prepare(group).advantages)
   centred = values - values.mean()
   boundary = (
     values

@@ -230,6 +230,7 @@ def warnings(config: config_dict.ConfigDict) -> list[str]:
       "from a truncated distribution, the learner's log-probabilities are of the full one: every "
       "log-ratio has a bias (mismatch/max shows it)"
     )
+  lines += _unused_keys(config, objective)
   lines.append(_inert_ratio(objective, reduction_setting(config)))
   if objective.fn == "regression" and objective.advantage in group_regime.BASELINES:
     lines.append(
@@ -243,6 +244,18 @@ def warnings(config: config_dict.ConfigDict) -> list[str]:
       )
     )
   return [warning for warning in lines if warning]
+
+
+def _unused_keys(config: config_dict.ConfigDict, objective: losses.Choices) -> list[str]:
+  """A warning for each key of the objective that is set and that none of its functions takes."""
+  sizes = {"name", "group_size", "max_tokens", "whole_groups"}
+  unused = config.objective.keys() - objective.used() - sizes
+  return [
+    f"objective.{key}: got {config.objective[key]!r}, which changes nothing: objective.fn = "
+    f"{objective.fn} and the other functions of {objective.name} do not take it"
+    for key in sorted(unused)
+    if config.objective[key] is not None
+  ]
 
 
 def _inert_ratio(objective: losses.Choices, setting: reductions.Setting) -> str | None:

@@ -1,4 +1,8 @@
-"""The judgement: pure functions on arrays, no model and no configuration.
+"""Losses, advantages and weights: pure functions of arrays, no model and no configuration.
+
+loss_per_row = losses.ppo_clip(policy_logprobs, anchor_logprobs, advantages, loss_mask)
+
+A preset puts them together for a batch:
 
 objective = losses.objective("beta_shift", beta=0.1)
 loss, metrics = objective(losses.LossInputs(policy_logprobs, sampler_logprobs, ...))
@@ -6,15 +10,20 @@ loss, metrics = objective(losses.LossInputs(policy_logprobs, sampler_logprobs, .
 
 import importlib
 
-from offpolicy_rl.losses.choices import Choices
+from offpolicy_rl.losses.choices import ARGUMENTS, Choices
 from offpolicy_rl.losses.presets import PRESETS, choose
 
-__all__ = ["PRESETS", "Choices", "LossInputs", "Objective", "choose", "objective"]
-_NEED_JAX = {"LossInputs": "inputs", "Objective": "objectives", "objective": "objectives"}
+# Name -> the module that it is loaded from at its first use, and JAX with it: checking a
+# configuration needs none of them.
+_MODULES = {
+  **dict.fromkeys((*ARGUMENTS["fn"], "reference_kl", "row_log_ratio"), "functions"),
+  **dict.fromkeys(("LossInputs", "Objective", "objective"), "objectives"),
+  "pessimistic_regularizer": "pessimism",
+}
+__all__ = ["PRESETS", "Choices", "choose", *_MODULES]
 
 
 def __getattr__(name: str):
-  """Loads JAX at the first use: checking a configuration must not wait for it."""
-  if name not in _NEED_JAX:
+  if name not in _MODULES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  return getattr(importlib.import_module(f"offpolicy_rl.losses.{_NEED_JAX[name]}"), name)
+  return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

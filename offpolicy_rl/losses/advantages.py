@@ -1,42 +1,43 @@
-"""Advantages from the rewards of a group. All take rewards [B] and group_ids [B], return [B].
+"""Advantages from the rewards of a group: float [B] from rewards [B] and group_ids [B].
 
-Empty rows (cut out by the loss mask) still count here: their reward was really obtained.
+ADVANTAGES at the end is what `objective.advantage` chooses from; keyword arguments are keys of
+`objective.`. Rows without a loss token count, too: their reward was really obtained.
 """
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from offpolicy_rl.losses import masked
-from offpolicy_rl.losses.choices import Choices
 
 
-def mean(rewards: jax.Array, group_ids: jax.Array) -> jax.Array:
+def mean(rewards: Array, group_ids: Array) -> Array:
   """A = r - rbar: Kimi k1.5 (arXiv 2501.12599), Dr. GRPO (arXiv 2503.20783)."""
   centred = rewards - masked.group_mean(rewards, group_ids)
   return jnp.where(masked.group_varies(rewards, group_ids), centred, 0.0)
 
 
-def leave_one_out(rewards: jax.Array, group_ids: jax.Array) -> jax.Array:
+def leave_one_out(rewards: Array, group_ids: Array) -> Array:
   """A = r - mean of the others = G / (G - 1) (r - rbar): RLOO (arXiv 2402.14740). Alone: 0."""
   size = masked.group_size(group_ids)
   return mean(rewards, group_ids) * size / jnp.maximum(size - 1, 1)
 
 
-def std(rewards: jax.Array, group_ids: jax.Array, *, eps: float, ddof: int) -> jax.Array:
-  """A = (r - rbar) / (s + eps): GRPO (arXiv 2402.03300); s with G - ddof degrees of freedom."""
+def std(rewards: Array, group_ids: Array, *, std_eps: float = 1e-4, std_ddof: int = 1) -> Array:
+  """A = (r - rbar) / (s + std_eps), s over G - std_ddof degrees of freedom: GRPO (2402.03300)."""
   centred = mean(rewards, group_ids)
   size = masked.group_size(group_ids)
-  variance = masked.group_mean(centred**2, group_ids) * size / jnp.maximum(size - ddof, 1)
-  return _divided(centred, jnp.sqrt(variance) + eps)
+  variance = masked.group_mean(centred**2, group_ids) * size / jnp.maximum(size - std_ddof, 1)
+  return _divided(centred, jnp.sqrt(variance) + std_eps)
 
 
-def batch_std(rewards: jax.Array, group_ids: jax.Array, *, eps: float) -> jax.Array:
-  """A = (r - rbar) / (s + eps), s over the whole batch's r - rbar: ScaleRL (arXiv 2510.13786)."""
+def batch_std(rewards: Array, group_ids: Array, *, std_eps: float = 1e-4) -> Array:
+  """A = (r - rbar) / (s + std_eps), s over the batch's r - rbar: ScaleRL (arXiv 2510.13786)."""
   centred = mean(rewards, group_ids)
-  return _divided(centred, jnp.std(centred) + eps)
+  return _divided(centred, jnp.std(centred) + std_eps)
 
 
-def whitened(rewards: jax.Array, group_ids: jax.Array, lengths: jax.Array) -> jax.Array:
+def whitened(rewards: Array, group_ids: Array, lengths: Array) -> Array:
   """r - rbar brought to mean 0, variance 1 over the batch's tokens: REINFORCE++ (2501.03262)."""
   centred = mean(rewards, group_ids)
   count = jnp.maximum(jnp.sum(lengths), 1)
@@ -45,7 +46,7 @@ def whitened(rewards: jax.Array, group_ids: jax.Array, lengths: jax.Array) -> ja
   return (centred - centre) * jax.lax.rsqrt(variance + 1e-8)
 
 
-def vhat(rewards: jax.Array, group_ids: jax.Array, *, beta1: jax.Array | float) -> jax.Array:
+def vhat(rewards: Array, group_ids: Array, *, beta1: float = 1.0) -> Array:
   """A = r - beta1 log mean exp(r / beta1), own sample included: OAPL (arXiv 2602.19362).
 
   The largest reward of the group is subtracted inside the exponential, so any beta1 > 0 is safe.
@@ -55,7 +56,7 @@ def vhat(rewards: jax.Array, group_ids: jax.Array, *, beta1: jax.Array | float) 
   return rewards - top - value
 
 
-def vhat_leave_one_out(rewards: jax.Array, group_ids: jax.Array, *, beta1: float) -> jax.Array:
+def vhat_leave_one_out(rewards: Array, group_ids: Array, *, beta1: float = 1.0) -> Array:
   """As `vhat`, the mean over the other samples of the group: PMD (arXiv 2602.05933). Alone: 0.
 
   Without the row itself the group's largest reward may be another: the runner-up takes its place,
@@ -77,42 +78,31 @@ def vhat_leave_one_out(rewards: jax.Array, group_ids: jax.Array, *, beta1: float
   return jnp.where(alone, 0.0, rewards - value)
 
 
-def overlong_penalty(lengths: jax.Array, *, max_tokens: int, cache: int) -> jax.Array:
-  """DAPO's soft punishment (arXiv 2503.14476): 0 up to max_tokens - cache, then down to -1."""
-  return jnp.clip((max_tokens - cache - lengths) / cache, -1.0, 0.0)
+def value(rewards: Array, values: Array) -> Array:
+  """A = r - V*(x), values [B] = V* of the row's prompt: A*-PO (arXiv 2505.20686)."""
+  return rewards - values
 
 
-def shaped(choices: Choices, rewards: jax.Array, lengths: jax.Array) -> jax.Array:
-  """Rewards [B] with the overlong penalty, if one was chosen."""
-  if not choices.overlong_cache:
-    return rewards
-  return rewards + overlong_penalty(
-    lengths, max_tokens=choices.max_tokens, cache=choices.overlong_cache
-  )
+def overlong_penalty(lengths: Array, *, max_tokens: int, overlong_cache: int) -> Array:
+  """DAPO's soft punishment (arXiv 2503.14476), float [B] in [-1, 0], to be added to the rewards.
+
+  0 for lengths [B] up to max_tokens - overlong_cache, then falling linearly to -1.
+  """
+  return jnp.clip((max_tokens - overlong_cache - lengths) / overlong_cache, -1.0, 0.0)
 
 
-def _divided(x: jax.Array, by: jax.Array) -> jax.Array:
+ADVANTAGES = {
+  "mean": mean,
+  "loo": leave_one_out,
+  "std": std,
+  "batch_std": batch_std,
+  "whitened": whitened,
+  "vhat": vhat,
+  "vhat_loo": vhat_leave_one_out,
+  "value": value,
+}
+
+
+def _divided(x: Array, by: Array) -> Array:
   """x / by, where by = 0 means that x is 0 as well."""
   return x / jnp.where(by > 0, by, 1.0)
-
-
-def of(choices: Choices, rewards, group_ids, lengths, values=None) -> jax.Array:
-  """The chosen advantage [B] of shaped rewards, no pessimistic shift; lengths [B]: loss tokens.
-
-  Raises:
-    ValueError: advantage "value" without `values`.
-  """
-  kind = choices.advantage
-  if kind == "value":
-    if values is None:
-      raise ValueError("values: got None, but objective.advantage = 'value' needs them")
-    return rewards - values
-  return {
-    "mean": lambda: mean(rewards, group_ids),
-    "loo": lambda: leave_one_out(rewards, group_ids),
-    "std": lambda: std(rewards, group_ids, eps=choices.std_eps, ddof=choices.std_ddof),
-    "batch_std": lambda: batch_std(rewards, group_ids, eps=choices.std_eps),
-    "whitened": lambda: whitened(rewards, group_ids, lengths),
-    "vhat": lambda: vhat(rewards, group_ids, beta1=choices.beta1),
-    "vhat_loo": lambda: vhat_leave_one_out(rewards, group_ids, beta1=choices.beta1),
-  }[kind]()

@@ -1,99 +1,173 @@
-"""What an objective is made of. Data only, no JAX, so that a configuration is checked quickly.
+"""The keys of `objective.` in a configuration, and the functions that they choose. Loads no JAX.
 
 Symbols in every formula: lp, lb, lq, lr = log-probability of the sampled token under the policy pi,
-the sampler's policy mu, the proximal policy and the reference policy; la = the anchor's, one of
-those; m = loss mask; |y| = completion tokens of the row; u = sum_t m (lp - la); rbar = mean reward
-of the row's group; A = advantage; sg = stop-gradient; C[a, b] = clip to [a, b]. Losses are
+the sampler's policy mu, the proximal policy pi_q and the reference policy; la = the anchor's, one
+of those; m = loss mask; |y| = completion tokens of the row; u = sum_t m (lp - la); rbar = mean
+reward of the row's group; A = advantage; sg = stop-gradient; C[a, b] = clip to [a, b]. Losses are
 minimised.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-ADVANTAGES = ("mean", "loo", "std", "batch_std", "whitened", "vhat", "vhat_loo", "value")
-AGGREGATIONS = ("seq_sum", "seq_mean", "token_mean", "constant", "prompt_mean")
-ANCHORS = ("sampler", "proximal", "reference")
-CORRECTIONS = ("none", "token_truncate", "token_mask", "seq_truncate", "seq_mask", "geo_mask")
-WEIGHTS = ("none", "truncate", "double_mask", "topr", "directional")
-PAIRWISE = ("centred_squares", "pair_squares", "pair_dpo", "pair_ipo")
+# Key -> the functions that it can name, each with the keys that are its keyword arguments. The
+# functions are in functions.LOSSES, advantages.ADVANTAGES, weights.WEIGHTS and weights.CORRECTIONS.
+ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+  "fn": {
+    "regression": ("beta", "kappa", "shift", "scale"),
+    "centred_squares": ("beta", "scale"),
+    "pair_squares": ("beta", "scale"),
+    "pair_dpo": ("beta",),
+    "pair_ipo": ("beta",),
+    "policy_gradient": ("kl_tau",),
+    "ppo_clip": ("level", "clip_low", "clip_high", "dual_clip", "ratio_max"),
+    "truncated_ratio": ("ratio_max",),
+    "probability_gap": ("gap_low", "gap_high", "gap_two_sided", "kl_tau"),
+    "soft_gate": ("tau_high", "tau_low"),
+  },
+  "advantage": {
+    "mean": (),
+    "loo": (),
+    "std": ("std_ddof", "std_eps"),
+    "batch_std": ("std_eps",),
+    "whitened": (),
+    "vhat": ("beta1",),
+    "vhat_loo": ("beta1",),
+    "value": (),
+  },
+  "weight": {
+    "none": (),
+    "truncate": ("level", "weight_low", "weight_high"),
+    "double_mask": ("weight_low", "weight_high"),
+    "topr": ("level", "topr_sign"),
+    "directional": ("clip_low", "clip_high"),
+  },
+  "correction": {
+    "none": (),
+    "token_truncate": ("correction_low", "correction_high"),
+    "token_mask": ("correction_low", "correction_high"),
+    "seq_truncate": ("correction_high",),
+    "seq_mask": ("correction_high",),
+    "geo_mask": ("correction_low", "correction_high"),
+  },
+}
+PAIRWISE = ("centred_squares", "pair_squares", "pair_dpo", "pair_ipo")  # compare rows of a group
+BY_ROW = ("regression", *PAIRWISE)  # take the log-ratios of rows
+WEIGHTED = ("policy_gradient", "ppo_clip")  # take weights of tokens
+
+
+def _key(default: Any, holds: Callable[[Any], bool], expected: str, meaning: str) -> Any:
+  metadata = {"holds": holds, "expected": expected, "meaning": meaning}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def _one_of(default: str, allowed: Iterable[str], meaning: str) -> Any:
+  names = tuple(allowed)
+  return _key(default, lambda x: x in names, f"one of {', '.join(names)}", meaning)
+
+
+def _switch(meaning: str) -> Any:
+  return _key(False, lambda x: x in (False, True), "True or False", meaning)
+
+
+def _finite(default: float, meaning: str) -> Any:
+  return _key(default, math.isfinite, "a finite number", meaning)
+
+
+def _positive(default: float, meaning: str) -> Any:
+  return _key(default, lambda x: 0 < x < math.inf, "a number > 0, finite", meaning)
+
+
+def _not_negative(default: float, meaning: str) -> Any:
+  return _key(default, lambda x: 0 <= x < math.inf, "a number >= 0", meaning)
+
+
+def _bound(default: float, meaning: str) -> Any:
+  return _key(default, lambda x: x > 0, "a number > 0", meaning)
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-  """One composition. A preset of presets.py names its formula, its source and what differs."""
+  """An objective as data: a value for every key, and where it comes from.
+
+  Functions never see this record: they get the values whose names are their keyword arguments.
+  """
 
   name: str
   formula: str
   source: str  # paper: title, arXiv number
   differs: str = ""  # from the authors' code, where known
 
-  fn: str = "regression"  # a function of links.py, or your own as "module:function"
-  whole_groups: bool = False  # your function compares rows: micro-batches keep groups whole
+  fn: str = _key(
+    "regression",
+    lambda x: x in ARGUMENTS["fn"] or ":" in x,
+    f"one of {', '.join(ARGUMENTS['fn'])}, or your own function as module:function",
+    "the loss of a row",
+  )
+  whole_groups: bool = _switch("fn is your own and compares rows of a group: keep groups together")
 
-  # The advantage of a completion, from its group's rewards (advantages.py).
-  advantage: str = "mean"  # one of ADVANTAGES
-  std_ddof: int = 1  # std: degrees of freedom taken off
-  std_eps: float = 1e-4  # std: added to the deviation
-  beta1: float = 1.0  # vhat: temperature of the value
-  kappa: float = 0.0  # pessimistic shift A + kappa beta, in units of beta
-  shift: float = 0.0  # pessimistic shift A + shift, in units of reward
-  drop_zero_variance: bool = False  # leave out groups whose rewards are all equal
-  overlong_cache: int = 0  # soft penalty over the last so many of max_tokens; 0 = none
-  max_tokens: int = 0  # longest completion allowed: aggregation "constant", overlong penalty
-  group_size: int = 0  # > 0: rows come in consecutive groups of this size
+  advantage: str = _one_of("mean", ARGUMENTS["advantage"], "of a row, from its group's rewards")
+  std_ddof: int = _key(1, lambda x: x in (0, 1), "0 or 1", "std: degrees of freedom taken off")
+  std_eps: float = _not_negative(1e-4, "std, batch_std: added to the deviation")
+  beta1: float = _positive(1.0, "vhat, vhat_loo: temperature of the value")
+  kappa: float = _finite(0.0, "pessimistic shift A + kappa beta, in units of beta")
+  shift: float = _finite(0.0, "pessimistic shift A + shift, in units of reward")
+  drop_zero_variance: bool = _switch("leave out groups whose rewards are all equal")
+  overlong_cache: int = _not_negative(
+    0, "soft penalty over the last so many of max_tokens; 0: none"
+  )
+  max_tokens: int = _not_negative(0, "longest completion, for overlong_cache and constant")
+  group_size: int = _not_negative(0, "> 0: rows come in consecutive groups of this size")
 
-  # Whose log-probs the ratio is against.
-  anchor: str = "sampler"  # one of ANCHORS
-  # Where lq comes from when not given: "current", the policy before the step's first update, or
-  # "loglinear", between that and the sampler (ratios.py).
-  proximal: str = "current"
+  anchor: str = _one_of("sampler", ("sampler", "proximal", "reference"), "policy of the ratio")
+  proximal: str = _one_of(
+    "current", ("current", "loglinear"), "pi_q: the policy before the step, or by AReaL's formula"
+  )
 
-  # Regression on the log-ratio.
-  beta: float = 0.1  # temperature, in units of reward per nat of u
-  scale: str = "half_over_beta"  # residual^2 / (2 beta), or "plain": residual^2
-  log_ratio: str = "sum"  # u = "sum" or "mean" over the row's tokens
+  beta: float = _positive(0.1, "temperature, in units of reward per nat of u")
+  scale: str = _one_of(
+    "half_over_beta", ("half_over_beta", "plain"), "residual^2 / (2 beta), or residual^2"
+  )
+  log_ratio: str = _one_of("sum", ("sum", "mean"), "u: over the row's tokens")
 
-  # Policy gradient: stop-gradient weight of each token from its ratio to the anchor (ratios.py).
-  weight: str = "none"  # one of WEIGHTS
-  weight_low: float = 0.0
-  weight_high: float = math.inf
-  topr_sign: str = "advantage"  # topr: positives are told by the "advantage" or by the "reward"
+  weight: str = _one_of("none", ARGUMENTS["weight"], "of a token, from its ratio to the anchor")
+  weight_low: float = _not_negative(0.0, "lower bound of that ratio")
+  weight_high: float = _bound(math.inf, "upper bound of that ratio")
+  topr_sign: str = _one_of("advantage", ("advantage", "reward"), "topr: what makes a positive row")
+  level: str = _one_of("token", ("token", "sequence"), "a ratio per token, or one per completion")
 
-  # Ratio with a gradient: PPO's and its relatives.
-  level: str = "token"  # ratio per "token", or one per "sequence"
-  clip_low: float = 0.2  # ratio kept in [1 - clip_low, 1 + clip_high]
-  clip_high: float = 0.2
-  dual_clip: float = math.inf  # A < 0: loss at most -dual_clip A
-  ratio_max: float = math.inf  # two-sided clip, truncation
-  gap_low: float = 0.2  # probability_gap: pi - mu allowed in [-gap_low, gap_high]
-  gap_high: float = 0.2
-  gap_two_sided: bool = False
-  kl_tau: float = 0.0  # weight of the squared log-ratio to the anchor, per token
-  tau_high: float = 1.0  # soft_gate: temperature for A > 0 and A <= 0
-  tau_low: float = 1.05
+  clip_low: float = _key(0.2, lambda x: 0 <= x <= 1, "in [0, 1]", "ratio at least 1 - clip_low")
+  clip_high: float = _bound(0.2, "ratio at most 1 + clip_high")
+  dual_clip: float = _bound(math.inf, "A < 0: loss at most -dual_clip A")
+  ratio_max: float = _bound(math.inf, "bound of the ratio for either sign of A")
+  gap_low: float = _not_negative(0.2, "probability_gap: pi - mu at least -gap_low")
+  gap_high: float = _not_negative(0.2, "probability_gap: pi - mu at most gap_high")
+  gap_two_sided: bool = _switch("probability_gap: |pi - mu| at most gap_high, whatever A is")
+  kl_tau: float = _not_negative(0.0, "weight of the squared log-ratio to the anchor, per token")
+  tau_high: float = _positive(1.0, "soft_gate: temperature for A > 0")
+  tau_low: float = _positive(1.05, "soft_gate: temperature for A <= 0")
 
-  # Correction for the mismatch pi_q / mu of the proximal policy to the sampler's.
-  correction: str = "none"  # one of CORRECTIONS
-  correction_low: float = 0.0
-  correction_high: float = math.inf
-  opsm_delta: float = math.inf  # rows with A < 0 and mean(lb - lp) above this are left out
+  correction: str = _one_of("none", ARGUMENTS["correction"], "weight of a token for pi_q / mu")
+  correction_low: float = _not_negative(0.0, "lower bound of that ratio")
+  correction_high: float = _bound(math.inf, "upper bound of that ratio")
+  opsm_delta: float = _key(
+    math.inf, lambda x: x == x, "a number", "leave out rows with A < 0 and mean(lb - lp) above this"
+  )
 
-  aggregation: str = "seq_sum"  # one of AGGREGATIONS (masked.row_weights)
-  kl_coef: float = 0.0  # weight of KL(policy || reference), added to any function
-  kl: str = "k3"  # its estimator: "k1" | "k2" | "k3"
+  aggregation: str = _one_of(
+    "seq_sum", ("seq_sum", "seq_mean", "token_mean", "constant", "prompt_mean"), "of rows"
+  )
+  kl_coef: float = _not_negative(0.0, "weight of KL(policy || reference)")
+  kl: str = _one_of("k3", ("k1", "k2", "k3"), "estimator of that KL")
 
   def check(self) -> None:
-    """Raises ValueError for the first wrong choice: field, value, what was expected."""
-    for key, allowed in _ALLOWED.items():
-      if getattr(self, key) not in allowed:
-        raise ValueError(
-          f"objective.{key}: got {getattr(self, key)!r}, expected one of {', '.join(allowed)}"
-        )
-    for keys, (is_good, expected) in _RANGES.items():
-      for key in keys.split():
-        value = getattr(self, key)
-        if not is_good(value):
-          raise ValueError(f"objective.{key}: got {value!r}, expected {expected}")
+    """Raises ValueError for the first wrong value: key, value, what was expected."""
+    for field in OVERRIDABLE[1:]:
+      value, rule = getattr(self, field.name), field.metadata
+      if not rule["holds"](value):
+        raise ValueError(f"objective.{field.name}: got {value!r}, expected {rule['expected']}")
     if self.max_tokens == 0 and (self.aggregation == "constant" or self.overlong_cache):
       raise ValueError(
         "objective.max_tokens: got 0, expected the longest completion allowed, which aggregation "
@@ -112,7 +186,7 @@ class Choices:
 
   @property
   def needs_proximal(self) -> bool:
-    """Whether `proximal_logprobs` are looked at."""
+    """Whether `proximal_logprobs` must be given."""
     return self.anchor == "proximal" or self.correction != "none"
 
   @property
@@ -120,33 +194,31 @@ class Choices:
     """Whether a group's rows must be in the same micro-batch."""
     return self.whole_groups or self.fn in PAIRWISE
 
+  def used(self) -> set[str]:
+    """The keys that make a difference; all of them where `fn` is your own."""
+    if self.fn not in ARGUMENTS["fn"]:
+      return {field.name for field in OVERRIDABLE}
+    keys = {"fn", "anchor", "drop_zero_variance", "overlong_cache", *ARGUMENTS["fn"][self.fn]}
+    if self.fn in BY_ROW:
+      keys.add("log_ratio")
+    if self.fn in WEIGHTED:
+      keys |= {"weight", *ARGUMENTS["weight"][self.weight], "opsm_delta"}
+      keys |= {"correction", *ARGUMENTS["correction"][self.correction]}
+    if self.fn == "policy_gradient" and self.weight == "none" and not self.kl_tau:
+      keys.remove("anchor")
+    if self.fn not in PAIRWISE:
+      keys |= {"advantage", *ARGUMENTS["advantage"][self.advantage], "kappa", "shift"}
+      keys |= {"aggregation", "kl_coef"} | ({"kl"} if self.kl_coef else set())
+      keys |= {"beta"} if self.kappa else set()
+    if self.overlong_cache or ("aggregation" in keys and self.aggregation == "constant"):
+      keys.add("max_tokens")
+    corrected = "correction" in keys and self.correction != "none"
+    if corrected or ("anchor" in keys and self.anchor == "proximal"):
+      keys.add("proximal")
+    return keys
 
-# What a configuration may set.
+
+# What a configuration may set: the name of a preset, then the keys that replace its values.
 OVERRIDABLE = tuple(
-  field
-  for field in dataclasses.fields(Choices)
-  if field.name not in ("formula", "source", "differs")
+  field for field in dataclasses.fields(Choices) if field.name == "name" or field.metadata
 )
-
-_ALLOWED = {
-  "advantage": ADVANTAGES,
-  "aggregation": AGGREGATIONS,
-  "anchor": ANCHORS,
-  "proximal": ("current", "loglinear"),
-  "scale": ("half_over_beta", "plain"),
-  "log_ratio": ("sum", "mean"),
-  "weight": WEIGHTS,
-  "level": ("token", "sequence"),
-  "topr_sign": ("advantage", "reward"),
-  "correction": CORRECTIONS,
-  "kl": ("k1", "k2", "k3"),
-}
-_RANGES = {
-  "beta beta1 tau_high tau_low": (lambda x: 0 < x < math.inf, "a number > 0, finite"),
-  "clip_high dual_clip ratio_max correction_high weight_high": (lambda x: x > 0, "a number > 0"),
-  "std_eps weight_low correction_low gap_low gap_high kl_tau kl_coef "
-  "overlong_cache max_tokens group_size": (lambda x: 0 <= x < math.inf, "a number >= 0"),
-  "kappa shift": (math.isfinite, "a finite number"),
-  "clip_low": (lambda x: 0 <= x <= 1, "in [0, 1]"),
-  "std_ddof": (lambda x: x in (0, 1), "0 or 1"),
-}

@@ -1,4 +1,4 @@
-"""What a step says about its objective. All of it is defined in the table of this folder's README.
+"""What a step says about its objective, as defined in the table of this folder's README.
 
 Nothing here has a gradient or changes an update.
 """
@@ -8,13 +8,34 @@ import math
 import jax
 import jax.numpy as jnp
 
-from offpolicy_rl.losses import functions, induced_target, masked, ratios
-from offpolicy_rl.losses.choices import Choices
-from offpolicy_rl.losses.inputs import LossInputs, Prepared
+from offpolicy_rl.losses import induced_target, masked, ratios
+
+
+def metrics(choices, inputs, prepared) -> dict[str, jax.Array]:
+  """Every metric that makes sense for these Choices, LossInputs and Prepared; scalars."""
+  mask, advantages = inputs.loss_mask, prepared.advantages
+  lengths = masked.lengths(mask)
+  valid = lengths > 0
+  gap = ratios.log_ratio(inputs.policy_logprobs, inputs.sampler_logprobs, mask)
+  values = {"advantage/abs_mean": masked.masked_mean(jnp.abs(advantages), valid)}
+  if choices.fn == "ppo_clip" and choices.anchor == "sampler" and choices.level == "token":
+    clipped = past_clip(gap, advantages, clip_low=choices.clip_low, clip_high=choices.clip_high)
+    u, clipped = masked.row_sums(gap, clipped)
+    values["clip_fraction"] = jnp.sum(clipped) / jnp.maximum(jnp.sum(lengths), 1)
+  else:
+    u = jnp.sum(gap, axis=-1)
+  values |= log_ratio_metrics(u, valid)
+  if choices.fn == "regression" and choices.anchor == "sampler":
+    anchored = ratios.row_mean(gap, mask)[:, 0] if choices.log_ratio == "mean" else u
+    values |= lambda_metrics(advantages - choices.beta * anchored, valid)
+    if choices.group_size:
+      tables = (x.reshape(-1, choices.group_size) for x in (advantages, inputs.rewards))
+      values |= target_metrics(*tables, beta=choices.beta)
+  return values
 
 
 def log_ratio_metrics(u: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
-  """How far the policy is from the sampler: u [B] of the completions that are valid [B]."""
+  """Distance of the policy from the sampler: u [B] of the completions that are valid [B]."""
   mean = masked.masked_mean(u, valid)
   quantiles = jnp.nanquantile(jnp.where(valid, u, jnp.nan), jnp.array([0.05, 0.5, 0.95]))
   return {
@@ -30,28 +51,26 @@ def log_ratio_metrics(u: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
 
 def lambda_metrics(residual: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
   """lambda(t) = mean(A - beta u), shift included; residual [B]."""
-  found = masked.masked_mean(residual, valid)
-  return {"lambda_hat": found, "alarm/lambda_negative": (found < 0).astype(jnp.float32)}
+  lam = masked.masked_mean(residual, valid)
+  return {"lambda_hat": lam, "alarm/lambda_negative": (lam < 0).astype(jnp.float32)}
 
 
 def target_metrics(
-  choices: Choices, inputs: LossInputs, advantages: jax.Array, beta: jax.Array
+  advantages: jax.Array, rewards: jax.Array, *, beta: jax.Array | float
 ) -> dict[str, jax.Array]:
   """The induced target of each group, beside the exponential one: means over groups.
 
   Args:
-    advantages: float [B], shift included; rows in consecutive groups of choices.group_size.
-    beta: float [B].
+    advantages: float [groups, G], shift included.
+    rewards: float [groups, G].
+    beta: temperature, scalar.
   """
-  table = advantages.reshape(-1, choices.group_size)
-  rewards = inputs.rewards.reshape(table.shape)
-  beta = beta.reshape(table.shape)[:, 0]
   # Advantages of a group without variance are 0 up to the rounding of the rewards' mean.
-  atol = 8 * jnp.finfo(table.dtype).eps * jnp.max(jnp.abs(rewards))
-  target = induced_target.solve(table, beta, atol=atol)
+  atol = 8 * jnp.finfo(advantages.dtype).eps * jnp.max(jnp.abs(rewards))
+  target = induced_target.solve(advantages, beta, atol=atol)
   nominal = induced_target.nominal(rewards, beta)
   return {
-    "beta": jnp.mean(beta),
+    "beta": jnp.asarray(beta, advantages.dtype),
     "regime/statistic": jnp.mean(target.regime_statistic),
     "regime/positive": jnp.mean(target.regime > 0),
     "regime/boundary": jnp.mean(target.regime == 0),
@@ -64,37 +83,14 @@ def target_metrics(
   }
 
 
-def past_clip(choices: Choices, gap: jax.Array, advantages: jax.Array) -> jax.Array:
+def past_clip(
+  log_ratio: jax.Array, advantages: jax.Array, *, clip_low: float, clip_high: float
+) -> jax.Array:
   """[B, T] 1.0 where the ratio is past the clip that binds for its row's advantage, else 0.0.
 
-  gap [B, T] is 0 outside the loss mask, where nothing is clipped.
+  log_ratio [B, T] is 0 outside the loss mask, where nothing is clipped.
   """
   sign = jnp.sign(advantages)[:, None]
-  above, below = gap > math.log1p(choices.clip_high), gap < _log1p(-choices.clip_low)
-  return jnp.where(sign > 0, above, below & (sign < 0)).astype(gap.dtype)
-
-
-def _log1p(x: float) -> float:
-  return math.log1p(x) if x > -1 else -math.inf
-
-
-def of(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[str, jax.Array]:
-  """Every metric that makes sense for the choices; scalars."""
-  mask = inputs.loss_mask
-  lengths = masked.lengths(mask)
-  valid = lengths > 0
-  advantages = functions.shifted_advantages(choices, prepared)
-  gap = ratios.gap(inputs.policy_logprobs, inputs.sampler_logprobs, mask)
-  found = {"advantage/abs_mean": masked.masked_mean(jnp.abs(advantages), valid)}
-  if choices.fn == "ppo_clip" and choices.anchor == "sampler" and choices.level == "token":
-    u, clipped = masked.row_sums(gap, past_clip(choices, gap, advantages))
-    found["clip_fraction"] = jnp.sum(clipped) / jnp.maximum(jnp.sum(lengths), 1)
-  else:
-    u = jnp.sum(gap, axis=-1)
-  found |= log_ratio_metrics(u, valid)
-  if choices.fn == "regression" and choices.anchor == "sampler":
-    anchored = ratios.row_mean(gap, mask)[:, 0] if choices.log_ratio == "mean" else u
-    found |= lambda_metrics(advantages - prepared.beta * anchored, valid)
-    if choices.group_size:
-      found |= target_metrics(choices, inputs, advantages, prepared.beta)
-  return found
+  lowest = math.log1p(-clip_low) if clip_low < 1 else -math.inf
+  above, below = log_ratio > math.log1p(clip_high), log_ratio < lowest
+  return jnp.where(sign > 0, above, below & (sign < 0)).astype(log_ratio.dtype)

@@ -1,191 +1,302 @@
-"""From log-probs and advantages to a loss per row. One small function each.
+"""Losses: arrays and keyword arguments in, the loss of each row out, float [B].
 
-Every function takes (choices, inputs, prepared) and returns float [B]: the loss of each row, summed
-over its tokens. The objective multiplies with `prepared.row_weights` [B] and adds up. Your own
-function of that form is used through --config.objective.fn=my_module:my_function.
+B rows (completions), T tokens. A row's loss is the sum over its tokens; the average over rows is
+the objective's choice (masked.row_weights). Keyword arguments are keys of `objective.`, and LOSSES
+at the end is what `objective.fn` chooses from.
+
+  policy_logprobs lp, anchor_logprobs la   float [B, T], nats, of the sampled tokens
+  log_ratios u = sum_t m (lp - la)         float [B], nats (row_log_ratio)
+  advantages A, rewards r                  float [B], in units of reward
+  weights w                                float [B, T] or [B, 1], without gradient
+  loss_mask m                              bool [B, T], True = counts; the rest may be anything
+  group_ids                                int [B], equal in the G rows of a group
 """
 
-import importlib
-from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from offpolicy_rl.losses import masked, pairs, pessimism, ratios
-from offpolicy_rl.losses.choices import Choices
-from offpolicy_rl.losses.inputs import LossInputs, Prepared, required
 
 
-def log_ratio(choices: Choices, inputs: LossInputs) -> jax.Array:
-  """u [B]: log-ratio of the policy to the anchor, token sum (or mean) per row."""
-  gap = _gap(choices, inputs)
-  if choices.log_ratio == "mean":
-    return ratios.row_mean(gap, inputs.loss_mask)[:, 0]
-  return jnp.sum(gap, axis=-1)
+def regression(
+  log_ratios: Array,
+  unshifted_advantages: Array,
+  *,
+  beta: Array | float = 0.1,  # temperature, in units of reward per nat of u
+  kappa: float = 0.0,  # pessimistic shift in units of beta
+  shift: float = 0.0,  # pessimistic shift in units of reward
+  scale: str = "half_over_beta",  # "plain": the squared residual itself
+) -> Array:
+  """Regression of the log-ratio on the advantage, without ratio weights.
 
+    (beta u - A - kappa beta - shift)^2 / (2 beta)
 
-def regression(choices: Choices, inputs: LossInputs, prepared: Prepared) -> jax.Array:
-  """(beta u - A)^2 / (2 beta) + the pessimistic regularizer; "plain" scale: times 2 beta.
+  computed as the regression on A plus the pessimistic regularizer; shifts > 0 are pessimistic. With
+  equal weights of the rows and u a sum over the loss mask's True tokens, its induced target is the
+  Lambert-tempered one; dividing by the length changes it. u and A are [B], and so is the loss.
 
-  Equal weights of the rows and the token-sum in u are what makes the induced target Lambert's;
-  dividing by the length changes the target itself.
+  Beta-shifted mean over Lambert-tempered targets, arXiv 2605.28150; OAPL, arXiv 2602.19362;
+  Kimi k1.5: scaling RL with LLMs, arXiv 2501.12599.
   """
-  beta = prepared.beta
-  u = log_ratio(choices, inputs)
-  loss = (beta * u - prepared.advantages) ** 2 / (2 * beta)
-  if choices.kappa or choices.shift:
+  loss = (beta * log_ratios - unshifted_advantages) ** 2 / (2 * beta)
+  if kappa or shift:
     loss += pessimism.pessimistic_regularizer(
-      u, prepared.advantages, beta=beta, kappa=choices.kappa, dv=choices.shift
+      log_ratios, unshifted_advantages, beta=beta, kappa=kappa, dv=shift
     )
-  return loss * (2 * beta) if choices.scale == "plain" else loss
+  return loss * (2 * beta) if scale == "plain" else loss
 
 
-def policy_gradient(choices: Choices, inputs: LossInputs, prepared: Prepared) -> jax.Array:
-  """-sg(w) (A - kl_tau d) lp per token: w from the anchor's ratio and from the correction."""
-  advantage = shifted_advantages(choices, prepared)[:, None]
-  weight = _correction(choices, inputs)
-  if choices.weight != "none" or choices.kl_tau:
-    gap = _gap(choices, inputs)
-    weight *= ratios.gradient_weights(choices, gap, inputs.loss_mask, advantage, inputs.rewards)
-    advantage = advantage - choices.kl_tau * jax.lax.stop_gradient(gap)
-  return -masked.masked_sum(weight * advantage * inputs.policy_logprobs, inputs.loss_mask, -1)
+def centred_squares(
+  log_ratios: Array,
+  rewards: Array,
+  group_ids: Array,
+  *,
+  beta: Array | float = 0.1,  # temperature, in units of reward per nat of u
+  scale: str = "half_over_beta",  # "plain": without the factor 1 / (2 beta)
+) -> Array:
+  """A row's share of its group's variance of e = beta u - r; no baseline matters.
 
+    (e - mean of the group's e)^2 / (G - 1) / (2 beta)
 
-def ppo_clip(choices: Choices, inputs: LossInputs, prepared: Prepared) -> jax.Array:
-  """-min(min(r, ratio_max) A, C[1 - clip_low, 1 + clip_high](r) A) per token.
+  A group's sum is the mean over its pairs of half the squared difference of e. All arrays are [B];
+  a group's rows must all be there.
 
-  r = exp(lp - la), or exp(mean_t (lp - la)) at level "sequence" (GSPO). dual_clip bounds the loss
-  of A < 0 by -dual_clip A; correction weights and OPSM multiply from outside.
+  Contrastive policy gradient (CoPG), arXiv 2406.19185; VarGrad, arXiv 2010.10436.
   """
-  mask = inputs.loss_mask
-  advantage = shifted_advantages(choices, prepared)[:, None]
-  gap = _gap(choices, inputs)
-  if choices.level == "sequence":
-    gap = jnp.broadcast_to(ratios.row_mean(gap, mask), gap.shape)
-  ratio = ratios.of(gap)
-  clipped = ratios.clipped(ratio, 1 - choices.clip_low, 1 + choices.clip_high)
-  if choices.ratio_max < float("inf"):
-    ratio = jnp.minimum(ratio, choices.ratio_max)
-  loss = -jnp.minimum(ratio * advantage, clipped * advantage)
-  if choices.dual_clip < float("inf"):
-    loss = jnp.where(advantage < 0, jnp.minimum(loss, -choices.dual_clip * advantage), loss)
-  loss *= _correction(choices, inputs)
-  if choices.opsm_delta < float("inf"):
-    drift = ratios.gap(inputs.policy_logprobs, inputs.sampler_logprobs, mask)
-    loss *= ratios.kept_rows(choices, drift, mask, advantage)
-  return masked.masked_sum(loss, mask, -1)
-
-
-def truncated_ratio(choices: Choices, inputs: LossInputs, prepared: Prepared) -> jax.Array:
-  """-min(rho, ratio_max) A per token; no gradient where the ratio is truncated (AIPO)."""
-  advantage = shifted_advantages(choices, prepared)[:, None]
-  ratio = ratios.clipped(ratios.of(_gap(choices, inputs)), 0.0, choices.ratio_max)
-  return -masked.masked_sum(ratio * advantage, inputs.loss_mask, -1)
-
-
-def probability_gap(choices: Choices, inputs: LossInputs, prepared: Prepared) -> jax.Array:
-  """-keep A rho + kl_tau d^2 per token, d = lp - la.
-
-  keep drops tokens whose probability has already moved far along A: pi - mu > gap_high with A > 0,
-  pi - mu < -gap_low with A <= 0; `gap_two_sided`: |pi - mu| > gap_high whatever A.
-  """
-  advantage = shifted_advantages(choices, prepared)[:, None]
-  gap = _gap(choices, inputs)
-  policy = jnp.where(inputs.loss_mask, inputs.policy_logprobs, 0.0)
-  moved = jax.lax.stop_gradient(jnp.exp(policy) - jnp.exp(policy - gap))
-  if choices.gap_two_sided:
-    far = jnp.abs(moved) > choices.gap_high
-  else:
-    far = jnp.where(advantage > 0, moved > choices.gap_high, moved < -choices.gap_low)
-  loss = jnp.where(far, 0.0, -advantage * ratios.of(gap)) + choices.kl_tau * gap**2
-  return masked.masked_sum(loss, inputs.loss_mask, -1)
-
-
-def soft_gate(choices: Choices, inputs: LossInputs, prepared: Prepared) -> jax.Array:
-  """-(4 / tau) sigmoid(tau (r - 1)) A per token, tau = tau_high for A > 0, else tau_low (SAPO)."""
-  advantage = shifted_advantages(choices, prepared)[:, None]
-  tau = jnp.where(advantage > 0, choices.tau_high, choices.tau_low)
-  gate = jax.nn.sigmoid(tau * (ratios.of(_gap(choices, inputs)) - 1)) * 4 / tau
-  return -masked.masked_sum(gate * advantage, inputs.loss_mask, -1)
-
-
-def centred_squares(choices: Choices, inputs: LossInputs, prepared: Prepared) -> jax.Array:
-  """The group's variance of beta u - r, / (2 beta): mean over pairs of half the squared difference.
-
-  The residual is centred by itself, so lambda is 0 for any baseline. "plain" scale: times 2 beta.
-  """
-  beta, groups = prepared.beta, masked.renumbered(inputs.group_ids)
-  residual = beta * log_ratio(choices, inputs) - prepared.rewards
+  groups, residual = masked.renumbered(group_ids), beta * log_ratios - rewards
   centred = residual - masked.group_mean(residual, groups)
   loss = centred**2 / jnp.maximum(masked.group_size(groups) - 1, 1) / (2 * beta)
-  return loss * (2 * beta) if choices.scale == "plain" else loss
+  return loss * (2 * beta) if scale == "plain" else loss
 
 
-def pair_squares(choices: Choices, inputs: LossInputs, prepared: Prepared) -> jax.Array:
-  """(beta du - dr)^2 for the group's rows 0 and 1, 2 and 3, ...; d = difference in the pair."""
-  partner, leads = pairs.adjacent(inputs.group_ids)
-  residual = prepared.beta * log_ratio(choices, inputs) - prepared.rewards
+def pair_squares(
+  log_ratios: Array,
+  rewards: Array,
+  group_ids: Array,
+  *,
+  beta: Array | float = 0.1,  # temperature, in units of reward per nat of u; 1 / eta of the paper
+  scale: str = "half_over_beta",  # "plain": without the factor 1 / (2 beta)
+) -> Array:
+  """Regression of relative rewards, for the group's rows 0 and 1, 2 and 3, ...
+
+    (beta (u_0 - u_1) - (r_0 - r_1))^2 / (2 beta) at the first row of each pair
+
+  All arrays are [B]; a group's rows must all be there.
+
+  REBEL: RL via regressing relative rewards, arXiv 2404.16767.
+  """
+  partner, leads = pairs.adjacent(group_ids)
+  residual = beta * log_ratios - rewards
   loss = jnp.where(leads, (residual - residual[partner]) ** 2, 0.0)
-  return loss if choices.scale == "plain" else loss / (2 * prepared.beta)
+  return loss if scale == "plain" else loss / (2 * beta)
 
 
-def pair_dpo(choices: Choices, inputs: LossInputs, prepared: Prepared) -> jax.Array:
-  """-log sigmoid(beta h), h = u_w - u_l of the group's best and worst row."""
-  loser, wins = pairs.extremes(prepared.rewards, inputs.group_ids)
-  u = log_ratio(choices, inputs)
-  return jnp.where(wins, -jax.nn.log_sigmoid(prepared.beta * (u - u[loser])), 0.0)
+def pair_dpo(
+  log_ratios: Array, rewards: Array, group_ids: Array, *, beta: Array | float = 0.1
+) -> Array:
+  """Logistic loss of the group's best row w against its worst row l.
 
+    -log sigmoid(beta (u_w - u_l)) at row w
 
-def pair_ipo(choices: Choices, inputs: LossInputs, prepared: Prepared) -> jax.Array:
-  """(h - 1 / (2 beta))^2, h = u_w - u_l of the group's best and worst row."""
-  loser, wins = pairs.extremes(prepared.rewards, inputs.group_ids)
-  u = log_ratio(choices, inputs)
-  return jnp.where(wins, (u - u[loser] - 0.5 / prepared.beta) ** 2, 0.0)
+  All arrays are [B]; a group's rows must all be there.
 
-
-def reference_kl(gap: jax.Array, estimator: str) -> jax.Array:
-  """Estimators of KL(policy || reference) from x = lp - lr: k1 = x, k2 = x^2/2, k3 = e^-x + x - 1.
-
-  http://joschu.net/blog/kl-approx.html; as a loss only k2 has the reverse KL's gradient on-policy.
+  Direct preference optimization (DPO), arXiv 2305.18290.
   """
-  if estimator == "k1":
-    return gap
-  if estimator == "k2":
-    return 0.5 * gap**2
-  return ratios.of(-gap) + gap - 1
+  loser, wins = pairs.extremes(rewards, group_ids)
+  return jnp.where(wins, -jax.nn.log_sigmoid(beta * (log_ratios - log_ratios[loser])), 0.0)
 
 
-def shifted_advantages(choices: Choices, prepared: Prepared) -> jax.Array:
-  """A + kappa beta + shift [B]."""
-  return prepared.advantages + choices.kappa * prepared.beta + choices.shift
+def pair_ipo(
+  log_ratios: Array, rewards: Array, group_ids: Array, *, beta: Array | float = 0.1
+) -> Array:
+  """Squared loss of the group's best row w against its worst row l.
 
+    (u_w - u_l - 1 / (2 beta))^2 at row w
 
-def find(fn: str) -> Callable:
-  """The function of that name here, or of a module of yours ("module:function").
+  All arrays are [B]; a group's rows must all be there.
 
-  Raises:
-    ValueError: no such module, or nothing in it that can be called.
+  A general theoretical paradigm to understand learning from human preferences (IPO),
+  arXiv 2310.12036.
   """
-  if ":" not in fn:
-    return globals()[fn]
-  module, _, name = fn.partition(":")
-  try:
-    found = getattr(importlib.import_module(module), name)
-  except (ImportError, AttributeError, TypeError, ValueError) as error:
-    raise ValueError(f"objective.fn: got {fn!r}: {error}") from None
-  if not callable(found):
-    raise ValueError(f"objective.fn: got {fn!r}, which is {found!r:.60}, expected a function")
-  return found
+  loser, wins = pairs.extremes(rewards, group_ids)
+  return jnp.where(wins, (log_ratios - log_ratios[loser] - 0.5 / beta) ** 2, 0.0)
 
 
-def _gap(choices: Choices, inputs: LossInputs) -> jax.Array:
-  return ratios.gap(
-    inputs.policy_logprobs, required(inputs, f"{choices.anchor}_logprobs"), inputs.loss_mask
-  )
+def policy_gradient(
+  policy_logprobs: Array,
+  advantages: Array,
+  loss_mask: Array,
+  *,
+  weights: Array | float = 1.0,
+  anchor_logprobs: Array | None = None,  # needed where kl_tau > 0
+  kl_tau: float = 0.0,  # weight of the squared log-ratio to the anchor, per token
+) -> Array:
+  """Policy gradient, with or without importance weights.
+
+    -sum_t m sg[w (A - kl_tau (lp - la))] lp
+
+  lp, la [B, T], A [B], m True = counts; the loss is [B].
+
+  Simple statistical gradient-following algorithms (REINFORCE), Williams 1992; Back to basics
+  (RLOO), arXiv 2402.14740. The source of each kind of weight is in weights.py.
+  """
+  advantages = advantages[:, None]
+  if kl_tau:
+    log_ratio = ratios.log_ratio(policy_logprobs, anchor_logprobs, loss_mask)
+    advantages = advantages - kl_tau * jax.lax.stop_gradient(log_ratio)
+  return -masked.masked_sum(weights * advantages * policy_logprobs, loss_mask, -1)
 
 
-def _correction(choices: Choices, inputs: LossInputs) -> jax.Array | float:
-  if choices.correction == "none":
-    return 1.0
-  proximal = required(inputs, "proximal_logprobs")
-  return ratios.correction_weights(choices, proximal, inputs.sampler_logprobs, inputs.loss_mask)
+def ppo_clip(
+  policy_logprobs: Array,
+  anchor_logprobs: Array,
+  advantages: Array,
+  loss_mask: Array,
+  *,
+  weights: Array | float = 1.0,
+  level: str = "token",  # "sequence": r = exp(mean_t (lp - la)) in every token of the row
+  clip_low: float = 0.2,  # distances of the band's edges from 1
+  clip_high: float = 0.2,
+  dual_clip: float = math.inf,  # A < 0: a token's loss is at most -dual_clip A
+  ratio_max: float = math.inf,  # bound of the ratio for either sign of A
+) -> Array:
+  """PPO's clipped surrogate; with its keyword arguments also GSPO, dual and two-sided clip.
+
+    -sum_t m w min(min(r, ratio_max) A, C[1 - clip_low, 1 + clip_high](r) A),   r = exp(lp - la)
+
+  On the edge of the band the gradient is whole. lp, la [B, T], A [B], m True = counts; the loss
+  is [B].
+
+  Proximal policy optimization algorithms (PPO), arXiv 1707.06347; Group sequence policy
+  optimization (GSPO), arXiv 2507.18071; Mastering complex control (dual clip), arXiv 1912.09729;
+  INTELLECT-2 (two-sided clip), arXiv 2505.07291.
+  """
+  advantages = advantages[:, None]
+  log_ratio = ratios.log_ratio(policy_logprobs, anchor_logprobs, loss_mask)
+  if level == "sequence":
+    log_ratio = jnp.broadcast_to(ratios.row_mean(log_ratio, loss_mask), log_ratio.shape)
+  ratio = ratios.exp(log_ratio)
+  clipped = ratios.clip(ratio, 1 - clip_low, 1 + clip_high)
+  if ratio_max < math.inf:
+    ratio = jnp.minimum(ratio, ratio_max)
+  loss = -jnp.minimum(ratio * advantages, clipped * advantages)
+  if dual_clip < math.inf:
+    loss = jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
+  return masked.masked_sum(loss * weights, loss_mask, -1)
+
+
+def truncated_ratio(
+  policy_logprobs: Array,
+  anchor_logprobs: Array,
+  advantages: Array,
+  loss_mask: Array,
+  *,
+  ratio_max: float = math.inf,
+) -> Array:
+  """Importance-weighted advantage, without gradient where the ratio is truncated.
+
+    -sum_t m min(rho, ratio_max) A,   rho = exp(lp - la)
+
+  lp, la [B, T], A [B], m True = counts; the loss is [B].
+
+  LlamaRL (AIPO), arXiv 2505.24034.
+  """
+  log_ratio = ratios.log_ratio(policy_logprobs, anchor_logprobs, loss_mask)
+  ratio = ratios.clip(ratios.exp(log_ratio), 0.0, ratio_max)
+  return -masked.masked_sum(ratio * advantages[:, None], loss_mask, -1)
+
+
+def probability_gap(
+  policy_logprobs: Array,
+  anchor_logprobs: Array,
+  advantages: Array,
+  loss_mask: Array,
+  *,
+  gap_low: float = 0.2,  # A <= 0: keep = 0 where pi - mu < -gap_low
+  gap_high: float = 0.2,  # A > 0: keep = 0 where pi - mu > gap_high
+  gap_two_sided: bool = False,  # keep = 0 where |pi - mu| > gap_high, whatever A is
+  kl_tau: float = 0.0,  # weight of the squared log-ratio, per token
+) -> Array:
+  """Importance-weighted advantage of tokens whose probability has not yet moved far along A.
+
+    sum_t m (-keep e^d A + kl_tau d^2),   d = lp - la
+
+  lp, la [B, T], A [B], m True = counts; the loss is [B].
+
+  prime-rl, https://github.com/PrimeIntellect-ai/prime-rl (2026).
+  """
+  advantages = advantages[:, None]
+  log_ratio = ratios.log_ratio(policy_logprobs, anchor_logprobs, loss_mask)
+  policy = jnp.where(loss_mask, policy_logprobs, 0.0)
+  moved = jax.lax.stop_gradient(jnp.exp(policy) - jnp.exp(policy - log_ratio))
+  far = jnp.where(advantages > 0, moved > gap_high, moved < -gap_low)
+  if gap_two_sided:
+    far = jnp.abs(moved) > gap_high
+  loss = jnp.where(far, 0.0, -advantages * ratios.exp(log_ratio)) + kl_tau * log_ratio**2
+  return masked.masked_sum(loss, loss_mask, -1)
+
+
+def soft_gate(
+  policy_logprobs: Array,
+  anchor_logprobs: Array,
+  advantages: Array,
+  loss_mask: Array,
+  *,
+  tau_high: float = 1.0,  # tau for A > 0
+  tau_low: float = 1.05,  # tau for A <= 0
+) -> Array:
+  """A sigmoid of the ratio in place of PPO's clip.
+
+    -sum_t m (4 / tau) sigmoid(tau (rho - 1)) A,   rho = exp(lp - la)
+
+  lp, la [B, T], A [B], m True = counts; the loss is [B].
+
+  Soft adaptive policy optimization (SAPO), arXiv 2511.20347.
+  """
+  advantages = advantages[:, None]
+  tau = jnp.where(advantages > 0, tau_high, tau_low)
+  ratio = ratios.exp(ratios.log_ratio(policy_logprobs, anchor_logprobs, loss_mask))
+  gate = jax.nn.sigmoid(tau * (ratio - 1)) * 4 / tau
+  return -masked.masked_sum(gate * advantages, loss_mask, -1)
+
+
+def reference_kl(
+  policy_logprobs: Array, reference_logprobs: Array, loss_mask: Array, *, kl: str = "k3"
+) -> Array:
+  """Estimate of KL(policy || reference) of each row, the sum over its tokens, in nats.
+
+    k1: x,   k2: x^2 / 2,   k3: e^-x + x - 1,   x = lp - lr
+
+  As a loss only k2 has the reverse KL's gradient on-policy. lp, lr [B, T], mask True = counts.
+
+  http://joschu.net/blog/kl-approx.html
+  """
+  x = ratios.log_ratio(policy_logprobs, reference_logprobs, loss_mask)
+  if kl == "k3":
+    return masked.masked_sum(ratios.exp(-x) + x - 1, loss_mask, -1)
+  return masked.masked_sum(x if kl == "k1" else 0.5 * x**2, loss_mask, -1)
+
+
+def row_log_ratio(
+  policy_logprobs: Array, anchor_logprobs: Array, loss_mask: Array, *, log_ratio: str = "sum"
+) -> Array:
+  """u [B] = sum_t m (lp - la), or the mean over the row's tokens; lp, la [B, T], True = counts."""
+  gap = ratios.log_ratio(policy_logprobs, anchor_logprobs, loss_mask)
+  return jnp.sum(gap, axis=-1) if log_ratio == "sum" else ratios.row_mean(gap, loss_mask)[:, 0]
+
+
+LOSSES = {
+  "regression": regression,
+  "centred_squares": centred_squares,
+  "pair_squares": pair_squares,
+  "pair_dpo": pair_dpo,
+  "pair_ipo": pair_ipo,
+  "policy_gradient": policy_gradient,
+  "ppo_clip": ppo_clip,
+  "truncated_ratio": truncated_ratio,
+  "probability_gap": probability_gap,
+  "soft_gate": soft_gate,
+}

@@ -75,16 +75,6 @@ def group_regime_statistic(
   return float(np.logaddexp(math.log1p(-p) + failure / beta, math.log(p) + success / beta))
 
 
-def initial_lambda(baseline: str, p: float, group_size: int, *, beta: float, **choices) -> float:
-  """lam where training starts, pi = mu: E A_eff, in units of reward.
-
-  Negative beside a positive statistic it means a transient: the target is pessimistic, but on the
-  way there the policy first sharpens as in the negative regime (OAPL with beta1 > beta).
-  """
-  failure, success = effective_advantage(baseline, p, group_size, beta=beta, **choices)
-  return (1 - p) * failure + p * success
-
-
 def required_beta1(
   group_size: int, *, beta: float, kappa: float = 0.0, dv: float = 0.0, rates=RATES
 ) -> float | None:

@@ -1,9 +1,9 @@
-"""Wright's omega, the real branches of Lambert's W in log space, and the constraint E_mu e^u = 1.
+"""Wright's omega, Lambert's W_0 in log space, and the constraint E_mu e^u = 1.
 
 Sources: Corless and Jeffrey, "The Wright omega function" (2002); the iteration is Fritsch, Shafer
-and Crowley's (1973, fourth order); bounds on W_{-1} by Chatzigeorgiou (2013). The three functions
-are elementwise, float in and out, and safe under jit, vmap and any order of differentiation; the
-multipliers are solved for without derivatives (induced_target.py adds them).
+and Crowley's (1973, fourth order). Both functions are elementwise, float in and out, and safe under
+jit, vmap and any order of differentiation; the multipliers are solved for without derivatives
+(induced_target.py adds them).
 """
 
 import functools
@@ -25,12 +25,6 @@ def wright_omega(z: jax.Array) -> jax.Array:
 def lambert_w0(s: jax.Array) -> jax.Array:
   """W_0(-e^s) in [-1, 0) for s <= -1; -1 with zero gradient for s > -1, where W is not real."""
   return _w0(_float(s))
-
-
-@jax.jit
-def lambert_wm1(s: jax.Array) -> jax.Array:
-  """W_{-1}(-e^s) <= -1 for s <= -1; -1 with zero gradient for s > -1, where W is not real."""
-  return _wm1(_float(s))
 
 
 def _float(x) -> jax.Array:
@@ -94,13 +88,6 @@ def _w0(s):
   return _refine(s, jnp.where(far, deep, 1 + near), jnp.where(far, deep - 1, near))
 
 
-@jax.custom_jvp
-def _wm1(s):
-  depth = jnp.maximum(-1 - s, 0.0)
-  excess = jnp.sqrt(2 * depth) + 0.75 * depth  # between the bounds with 2/3 and 1
-  return _refine(s, 1 + excess, excess)
-
-
 def _slope(w):
   """dW / ds = W / (1 + W); 0 outside the domain and at the branch point."""
   regular = w != -1
@@ -110,12 +97,6 @@ def _slope(w):
 @_w0.defjvp
 def _w0_jvp(primals, tangents):
   w = _w0(*primals)
-  return w, _slope(w) * tangents[0]
-
-
-@_wm1.defjvp
-def _wm1_jvp(primals, tangents):
-  w = _wm1(*primals)
   return w, _slope(w) * tangents[0]
 
 

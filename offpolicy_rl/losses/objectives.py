@@ -1,13 +1,70 @@
-"""An objective: choices made callable. (loss, metrics) = objective(LossInputs)."""
+"""An objective: a preset's functions put together. (loss, metrics) = objective(LossInputs).
+
+Every function gets the arrays and the keys of `objective.` that its parameters are named after;
+your own one as well. ARRAYS lists the arrays.
+"""
 
 import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from offpolicy_rl.losses import advantages, diagnostics, functions, masked, pairs, presets, ratios
-from offpolicy_rl.losses.choices import PAIRWISE, Choices
-from offpolicy_rl.losses.inputs import LossInputs, Prepared, required
+from offpolicy_rl.losses import (
+  advantages,
+  diagnostics,
+  functions,
+  masked,
+  pairs,
+  presets,
+  ratios,
+  weights,
+)
+from offpolicy_rl.losses.choices import ARGUMENTS, OVERRIDABLE, PAIRWISE, WEIGHTED, Choices
+
+
+class LossInputs(NamedTuple):
+  """B rows, T tokens; groups may have any size, rows may be empty.
+
+  Log-probabilities are natural logarithms; values outside the loss mask may be anything.
+  """
+
+  policy_logprobs: jax.Array  # float [B, T], differentiated
+  sampler_logprobs: jax.Array  # float [B, T], as recorded when sampling
+  loss_mask: jax.Array  # bool [B, T], True = contributes
+  rewards: jax.Array  # float [B]
+  group_ids: jax.Array  # int [B], in [0, B)
+  reference_logprobs: jax.Array | None = None  # float [B, T]
+  proximal_logprobs: jax.Array | None = None  # float [B, T]
+  versions: jax.Array | None = None  # int [B, T], policy version that sampled each token
+  values: jax.Array | None = None  # float [B], V* of the row's prompt (A*-PO)
+
+
+class Prepared(NamedTuple):
+  """Numbers of a whole batch without the policy's; given them, losses add up over rows."""
+
+  rewards: jax.Array  # float [B], with the overlong penalty if there is one
+  unshifted_advantages: jax.Array  # float [B], A
+  advantages: jax.Array  # float [B], A + kappa beta + shift
+  row_weights: jax.Array  # float [B], 0 = the row does not count
+
+
+# The arrays that a loss can name: the inputs, with the overlong penalty in `rewards` and without in
+# `unshaped_rewards`; the advantages of Prepared; log-probabilities [B, T] of `objective.anchor` and
+# the log-ratios u [B] to it; weights [B, T] of `objective.weight`, `.correction`, `.opsm_delta`.
+ARRAYS = (
+  *LossInputs._fields,
+  "unshaped_rewards",
+  "unshifted_advantages",
+  "advantages",
+  "anchor_logprobs",
+  "log_ratios",
+  "weights",
+)
+_KEYS = frozenset(field.name for field in OVERRIDABLE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,56 +83,130 @@ class Objective:
     return self.loss(inputs, prepared), self.metrics(inputs, prepared)
 
   def prepare(self, inputs: LossInputs) -> Prepared:
-    """Advantages, row weights and beta of a whole batch; the policy's log-probs are not read."""
+    """Advantages and row weights of a whole batch; the policy's log-probs are not read."""
     choices, groups = self.choices, inputs.group_ids
     lengths = masked.lengths(inputs.loss_mask)
-    rewards = advantages.shaped(choices, inputs.rewards, lengths)
-    advantage = advantages.of(choices, rewards, groups, lengths, inputs.values)
-    beta = jnp.full(advantage.shape, choices.beta, advantage.dtype)
+    rewards = inputs.rewards
+    if choices.overlong_cache:
+      rewards = rewards + _call(advantages.overlong_penalty, {"lengths": lengths}, choices)
+    arrays = {"rewards": rewards, "group_ids": groups, "lengths": lengths, "values": inputs.values}
+    advantage = _call(advantages.ADVANTAGES[choices.advantage], arrays, choices)
     kept = jnp.ones(groups.shape, bool)
     if choices.drop_zero_variance:
       kept = masked.group_varies(inputs.rewards, groups)
     if choices.fn in PAIRWISE:
-      weights = pairs.row_weights(choices.fn, rewards, groups, kept)
+      row_weights = pairs.row_weights(choices.fn, rewards, groups, kept)
     else:
-      weights = masked.row_weights(
+      row_weights = masked.row_weights(
         jnp.where(kept, lengths, 0), choices.aggregation, groups, choices.max_tokens
       )
-    return Prepared(rewards, advantage, weights, beta)
+    shifted = advantage + choices.kappa * choices.beta + choices.shift
+    return Prepared(rewards, advantage, shifted, row_weights)
 
   def loss(self, inputs: LossInputs, prepared: Prepared) -> jax.Array:
     """The rows' share of the batch's loss: adds up over any split into rows."""
     choices, inputs = self.choices, _bounded(inputs)
-    per_row = functions.find(choices.fn)(choices, inputs, prepared)
+    arrays = inputs._asdict() | prepared._asdict() | {"unshaped_rewards": inputs.rewards}
+    arrays["anchor_logprobs"] = _required(arrays, f"{choices.anchor}_logprobs")
+    arrays["log_ratios"] = _call(functions.row_log_ratio, arrays, choices)
+    arrays["weights"] = _token_weights(choices, arrays)
+    per_row = _call(find(choices.fn), arrays, choices)
     if per_row.shape != prepared.row_weights.shape:
       raise ValueError(
         f"objective.fn: {choices.fn} returned shape {per_row.shape}, expected one loss per row, "
         f"{prepared.row_weights.shape}"
       )
     if choices.kl_coef > 0:
-      reference = required(inputs, "reference_logprobs")
-      gap = ratios.gap(inputs.policy_logprobs, reference, inputs.loss_mask)
-      per_row += choices.kl_coef * masked.masked_sum(
-        functions.reference_kl(gap, choices.kl), inputs.loss_mask, -1
-      )
+      per_row += choices.kl_coef * _call(functions.reference_kl, arrays, choices)
     return jnp.sum(prepared.row_weights * per_row)
 
   def metrics(self, inputs: LossInputs, prepared: Prepared) -> dict[str, jax.Array]:
     """Scalars about a whole batch; no gradient is meant to flow through them."""
-    return diagnostics.of(self.choices, _bounded(inputs), prepared)
+    return diagnostics.metrics(self.choices, _bounded(inputs), prepared)
+
+
+def objective(name: str | Choices, **overrides) -> Objective:
+  """A preset, or choices of your own, as an objective; overrides replace single keys.
+
+  Raises:
+    ValueError: unknown preset or key, a value that makes no sense, a function that is not there.
+  """
+  made = Objective(presets.choose(name, **overrides))
+  find(made.choices.fn)
+  return made
+
+
+def find(fn: str) -> Callable[..., jax.Array]:
+  """The loss of that name in functions.LOSSES, or of a module of yours ("module:function").
+
+  Raises:
+    ValueError: no such module, nothing in it that can be called, or a parameter that no array or
+      key has the name of.
+  """
+  if fn in functions.LOSSES:
+    return functions.LOSSES[fn]
+  module, _, name = fn.partition(":")
+  try:
+    function = getattr(importlib.import_module(module), name)
+  except (ImportError, AttributeError, TypeError, ValueError) as error:
+    raise ValueError(f"objective.fn: got {fn!r}: {error}") from None
+  if not callable(function):
+    raise ValueError(f"objective.fn: got {fn!r}, which is {function!r:.60}, expected a function")
+  for parameter in _parameters(function):
+    if parameter.name not in _KEYS.union(ARRAYS) and parameter.default is parameter.empty:
+      raise ValueError(
+        f"objective.fn: got {fn!r}, whose parameter {parameter.name!r} is no key of objective and "
+        f"none of the arrays {', '.join(ARRAYS)}"
+      )
+  return function
+
+
+def _parameters(function: Callable) -> list[inspect.Parameter]:
+  """Those that a value can be given to by name."""
+  by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+  return [p for p in inspect.signature(function).parameters.values() if p.kind in by_name]
+
+
+def _call(function: Callable[..., jax.Array], arrays: Mapping, choices: Choices) -> jax.Array:
+  """The function's result for the arrays and keys that its parameters are named after."""
+  given = {}
+  for parameter in _parameters(function):
+    name = parameter.name
+    if name in _KEYS and name not in arrays:
+      given[name] = getattr(choices, name)
+    elif parameter.default is parameter.empty:
+      given[name] = _required(arrays, name)
+    elif name in arrays:
+      given[name] = arrays[name]
+  return function(**given)
+
+
+def _required(arrays: Mapping, name: str) -> jax.Array:
+  if arrays[name] is None:
+    raise ValueError(f"{name}: got None, but this objective needs them")
+  return arrays[name]
+
+
+def _token_weights(choices: Choices, arrays: Mapping) -> jax.Array | float:
+  """Product of the chosen weights, float [B, T] or [B, 1]; 1.0 without any."""
+  if choices.fn in ARGUMENTS["fn"] and choices.fn not in WEIGHTED:
+    return 1.0
+  product = 1.0
+  log_ratio = lambda x, y: jax.lax.stop_gradient(
+    ratios.log_ratio(_required(arrays, x), _required(arrays, y), arrays["loss_mask"])
+  )
+  if choices.correction != "none":
+    mismatch = {"mismatch": log_ratio("proximal_logprobs", "sampler_logprobs")}
+    product *= _call(weights.CORRECTIONS[choices.correction], arrays | mismatch, choices)
+  if choices.weight != "none":
+    anchor = {"anchor_log_ratio": log_ratio("policy_logprobs", "anchor_logprobs")}
+    product *= _call(weights.WEIGHTS[choices.weight], arrays | anchor, choices)
+  if choices.opsm_delta < float("inf"):
+    sampler = {"sampler_log_ratio": log_ratio("policy_logprobs", "sampler_logprobs")}
+    product *= _call(weights.sequence_mask, arrays | sampler, choices)
+  return product
 
 
 def _bounded(inputs: LossInputs) -> LossInputs:
   names = [name for name in LossInputs._fields if name.endswith("_logprobs")]
   return inputs._replace(**{name: ratios.bounded(getattr(inputs, name)) for name in names})
-
-
-def objective(name: str | Choices, **overrides) -> Objective:
-  """A preset, or choices of your own, as an objective; overrides replace single choices.
-
-  Raises:
-    ValueError: unknown preset or choice, or a value that makes no sense.
-  """
-  found = Objective(presets.choose(name, **overrides))
-  functions.find(found.choices.fn)
-  return found

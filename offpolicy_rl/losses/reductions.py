@@ -1,4 +1,4 @@
-"""What an objective reduces to under a configuration, and which presets coincide there. No JAX.
+"""The simplest form of an objective under a configuration, and presets that coincide. No JAX.
 
 Ratios that are 1 by construction disappear from a gradient. With one update per batch the proximal
 policy pi_q is the policy pi itself, so a clip of pi / pi_q never acts and what remains is the
@@ -10,48 +10,15 @@ import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from offpolicy_rl.losses.choices import PAIRWISE, Choices
+from offpolicy_rl.losses.choices import ARGUMENTS, PAIRWISE, WEIGHTED, Choices
 
 _LABELS = ("name", "formula", "source", "differs")
 _PLAIN = Choices(name="", formula="", source="")
-# Fields that a function of links.py reads; those of advantage, aggregation and KL aside.
-_READ = {
-  "regression": ("anchor", "beta", "log_ratio"),
-  "policy_gradient": ("anchor", "weight", "level", "kl_tau"),
-  "ppo_clip": ("anchor", "level", "clip_low", "clip_high", "dual_clip", "ratio_max", "opsm_delta"),
-  "truncated_ratio": ("anchor", "ratio_max"),
-  "probability_gap": ("anchor", "gap_low", "gap_high", "gap_two_sided", "kl_tau"),
-  "soft_gate": ("anchor", "tau_high", "tau_low"),
-  "centred_squares": ("anchor", "beta", "log_ratio"),
-  "pair_squares": ("anchor", "beta", "log_ratio"),
-  "pair_dpo": ("anchor", "beta", "log_ratio"),
-  "pair_ipo": ("anchor", "beta", "log_ratio"),
-}
-_CORRECTED = ("policy_gradient", "ppo_clip")
 _SQUARES = ("regression", "centred_squares", "pair_squares")
-_BY_ADVANTAGE = {
-  "std": ("std_ddof", "std_eps"),
-  "batch_std": ("std_eps",),
-  "vhat": ("beta1",),
-  "vhat_loo": ("beta1",),
-}
-_BY_WEIGHT = {
-  "truncate": ("weight_low", "weight_high"),
-  "double_mask": ("weight_low", "weight_high"),
-  "topr": ("topr_sign",),
-  "directional": ("clip_low", "clip_high"),
-}
-_BY_CORRECTION = {
-  "token_truncate": ("correction_low", "correction_high"),
-  "token_mask": ("correction_low", "correction_high"),
-  "seq_truncate": ("correction_high",),
-  "seq_mask": ("correction_high",),
-  "geo_mask": ("correction_low", "correction_high"),
-}
 
 
 class Setting(NamedTuple):
-  """What decides which ratios are 1."""
+  """Facts of a run that decide which ratios are 1."""
 
   updates: int = 1  # per batch
   on_policy: bool = False  # the sampler's policy is the one that is updated: no lag, same numbers
@@ -61,7 +28,7 @@ ONE_UPDATE = Setting()
 
 
 class Reduced(NamedTuple):
-  """gradient of an objective = factor * gradient of `choices`."""
+  """Gradient of an objective = factor * gradient of `choices`."""
 
   choices: Choices
   factor: float
@@ -71,24 +38,17 @@ def reduced(choices: Choices, setting: Setting = ONE_UPDATE) -> Reduced:
   """The simplest choices with the same gradient; equal ones coincide.
 
   Groups are taken to be of equal size, choices.group_size where it is given, with no empty row.
-  `choices.fn` of your own stays as it is.
+  A function of your own stays as it is.
   """
-  if choices.fn not in _READ:
+  if choices.fn not in ARGUMENTS["fn"]:
     return Reduced(choices, 1.0)
-  made = dataclasses.replace(
-    choices, shift=choices.shift + choices.kappa * choices.beta, kappa=0.0, name=""
-  )
-  made, factor = _halved(made)
-  policy_is = _same_as_policy(made, setting)
-  if policy_is and made.correction != "none" and made.fn in _CORRECTED:
-    made, more = _without_correction(made, policy_is)
-    factor *= more
-  if made.anchor in policy_is:
-    made, more = _without_ratio(made, policy_is)
-    factor *= more
-  made = _with_correction_as_weight(made, policy_is)
-  made, more = _normalised(made)
-  return Reduced(_only_read(made), factor * more)
+  shift = choices.shift + choices.kappa * choices.beta
+  simple, halved = _halved(dataclasses.replace(choices, shift=shift, kappa=0.0, name=""))
+  policy_is = _same_as_policy(simple, setting)
+  simple, corrected = _without_correction(simple, policy_is)
+  simple, weighted = _without_ratio(simple, policy_is)
+  simple, normalised = _normalised(_with_correction_as_weight(simple, policy_is))
+  return Reduced(_only_used(simple), halved * corrected * weighted * normalised)
 
 
 def coinciding(
@@ -97,13 +57,13 @@ def coinciding(
   """Groups of two or more whose gradients are equal up to a factor: (name, factor) of each."""
   groups: dict[Choices, list[tuple[str, float]]] = {}
   for choices in presets:
-    found = reduced(choices, setting)
-    groups.setdefault(found.choices, []).append((choices.name, found.factor))
+    simple, factor = reduced(choices, setting)
+    groups.setdefault(simple, []).append((choices.name, factor))
   return [group for group in groups.values() if len(group) > 1]
 
 
 def in_words(choices: Choices) -> str:
-  """The function and every choice that is not the default: "policy_gradient (weight=truncate)"."""
+  """The function and every value that is not the default: "policy_gradient (weight=truncate)"."""
   fields = [field.name for field in dataclasses.fields(Choices) if field.name not in _LABELS]
   special = [name for name in fields if getattr(choices, name) != getattr(_PLAIN, name)]
   listed = ", ".join(f"{name}={getattr(choices, name)}" for name in special if name != "fn")
@@ -111,7 +71,7 @@ def in_words(choices: Choices) -> str:
 
 
 def _same_as_policy(choices: Choices, setting: Setting) -> set[str]:
-  """Which of sampler and proximal policy are the policy whose gradient is taken."""
+  """Those of sampler and proximal policy that are the policy whose gradient is taken."""
   if setting.updates > 1:
     return set()
   if setting.on_policy:
@@ -128,9 +88,11 @@ def _halved(choices: Choices) -> tuple[Choices, float]:
 
 
 def _without_correction(choices: Choices, policy_is: set[str]) -> tuple[Choices, float]:
-  """pi_q / mu is 1 where both are the policy, and its weight a constant."""
-  if policy_is != {"sampler", "proximal"}:
+  """The same with ratios to the sampler = 1 where it is the policy: their weight is a constant."""
+  if choices.fn not in WEIGHTED or "sampler" not in policy_is:
     return choices, 1.0
+  if choices.opsm_delta >= 0:
+    choices = dataclasses.replace(choices, opsm_delta=float("inf"))
   low, high = choices.correction_low, choices.correction_high
   plain = dataclasses.replace(choices, correction="none")
   if choices.correction in ("token_truncate", "seq_truncate"):
@@ -145,31 +107,31 @@ def _clip_of_one(low: float, high: float) -> float:
 
 def _without_ratio(choices: Choices, policy_is: set[str]) -> tuple[Choices, float]:
   """The same with ratios to the anchor = 1: mostly -A lp, the plain policy gradient."""
-  plain = dataclasses.replace(
+  fn, factor = choices.fn, 1.0
+  if choices.anchor not in policy_is:
+    return choices, 1.0
+  weighted = dataclasses.replace(
     choices, fn="policy_gradient", weight="none", level="token", kl_tau=0.0, anchor="sampler"
   )
-  uncorrected = dataclasses.replace(plain, correction="none")
-  fn = choices.fn
-  if fn == "policy_gradient":
+  plain = dataclasses.replace(weighted, correction="none", opsm_delta=float("inf"))
+  if fn in WEIGHTED:
     low, high = choices.weight_low, choices.weight_high
     if choices.weight == "truncate":
-      return plain, _clip_of_one(low, high)
-    masked = choices.weight == "double_mask" and not low <= 1 <= high
-    return (choices if masked else plain), 1.0
-  if fn == "ppo_clip":
-    admits = choices.dual_clip > 1 and choices.ratio_max > 1
-    kept = choices.opsm_delta == float("inf") or ("sampler" in policy_is and choices.opsm_delta > 0)
+      factor = _clip_of_one(low, high)
+    kept = choices.weight != "double_mask" or low <= 1 <= high
     by_row = choices.level == "token" or choices.correction in ("none", "seq_truncate", "seq_mask")
-    return (plain, 1.0) if admits and kept and by_row else (choices, 1.0)
-  if fn == "truncated_ratio" and choices.ratio_max > 1:
-    return uncorrected, 1.0
-  if fn == "probability_gap" or fn == "soft_gate":
-    return uncorrected, 1.0
-  if fn == "regression" and choices.log_ratio == "sum":
-    return uncorrected, 1.0
+    unclipped = choices.dual_clip > 1 and choices.ratio_max > 1 and by_row
+    same = kept and (fn == "policy_gradient" or unclipped)
+    return (weighted, factor) if same else (choices, 1.0)
   if fn == "centred_squares" and choices.log_ratio == "sum":  # RLOO, as CoPG's authors note
-    return dataclasses.replace(uncorrected, advantage="loo", shift=0.0, aggregation="seq_sum"), 1.0
-  return choices, 1.0
+    return dataclasses.replace(plain, advantage="loo", shift=0.0, aggregation="seq_sum"), 1.0
+  same = {
+    "truncated_ratio": choices.ratio_max > 1,
+    "probability_gap": True,
+    "soft_gate": True,
+    "regression": choices.log_ratio == "sum",
+  }
+  return (plain if same.get(fn) else choices), 1.0
 
 
 def _with_correction_as_weight(choices: Choices, policy_is: set[str]) -> Choices:
@@ -204,22 +166,6 @@ def _normalised(choices: Choices) -> tuple[Choices, float]:
   return choices, factor
 
 
-def _only_read(choices: Choices) -> Choices:
-  """Every field that is not looked at as it is by default."""
-  read = {"fn", *_READ[choices.fn], "drop_zero_variance", "overlong_cache"}
-  if choices.fn in _CORRECTED:
-    read |= {"correction", *_BY_CORRECTION.get(choices.correction, ())}
-  if choices.fn == "policy_gradient":
-    read |= set(_BY_WEIGHT.get(choices.weight, ()))
-    if choices.weight not in ("truncate", "topr"):
-      read.discard("level")
-    if choices.weight == "none" and not choices.kl_tau:
-      read.discard("anchor")
-  if choices.fn not in PAIRWISE:
-    read |= {"advantage", *_BY_ADVANTAGE.get(choices.advantage, ()), "shift", "aggregation"}
-    read |= {"kl_coef", "kl"} if choices.kl_coef else set()
-  if choices.overlong_cache or (choices.aggregation == "constant" and "aggregation" in read):
-    read.add("max_tokens")
-  if choices.anchor == "proximal" or ("correction" in read and choices.correction != "none"):
-    read.add("proximal")
-  return dataclasses.replace(_PLAIN, **{name: getattr(choices, name) for name in read})
+def _only_used(choices: Choices) -> Choices:
+  """The same with every key that makes no difference as it is by default."""
+  return dataclasses.replace(_PLAIN, **{key: getattr(choices, key) for key in choices.used()})

@@ -111,7 +111,7 @@ def test_overlong_penalty():
   table = FIXTURE["overlong_soft"]
   lengths, expected = np.array(table["table"]).T
   found = advantages.overlong_penalty(
-    jnp.asarray(lengths), max_tokens=table["L_max"], cache=table["L_cache"]
+    jnp.asarray(lengths), max_tokens=table["L_max"], overlong_cache=table["L_cache"]
   )
   np.testing.assert_array_equal(found, expected)
 

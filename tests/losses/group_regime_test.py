@@ -69,12 +69,18 @@ def two_answers(baseline, p, size, **choices) -> induced_target.InducedTarget:
     return induced_target.solve(table, choices["beta"], np.array([1 - p, p]))
 
 
+def start(baseline: str, p: float, **choices) -> float:
+  """lam where training starts, pi = mu: E A_eff."""
+  failure, success = group_regime.effective_advantage(baseline, p, 8, **choices)
+  return (1 - p) * failure + p * success
+
+
 def test_oapl_starts_with_a_negative_lam_and_ends_with_a_positive_one():
   starts, ends = [], []
   for beta1 in (1.0, 0.5):
     for p in (0.1, 0.5, 0.9):
       choices = {"beta": 1e-3, "beta1": beta1}
-      starts.append(group_regime.initial_lambda("vhat", p, 8, **choices))
+      starts.append(start("vhat", p, **choices))
       ends.append(float(two_answers("vhat", p, 8, **choices).lam))
   np.testing.assert_allclose(starts[:3], [-0.047, -0.106, -0.032], atol=6e-4)
   np.testing.assert_allclose(starts[3:], [-0.107, -0.196, -0.052], atol=6e-4)
@@ -84,7 +90,7 @@ def test_oapl_starts_with_a_negative_lam_and_ends_with_a_positive_one():
 @pytest.mark.parametrize("baseline", ["mean", "loo", "std"])
 def test_centred_advantages_start_at_the_shift(baseline):
   for p in (0.1, 0.5, 0.9):
-    found = group_regime.initial_lambda(baseline, p, 8, beta=0.2, kappa=1.5, dv=0.01)
+    found = start(baseline, p, beta=0.2, kappa=1.5, dv=0.01)
     np.testing.assert_allclose(found, 0.31, atol=1e-12)
 
 

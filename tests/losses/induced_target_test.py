@@ -9,6 +9,7 @@ import pytest
 import scipy.special
 
 from offpolicy_rl.losses import induced_target
+from tests.losses import minima as minima_lib
 
 
 def tables(seed: int, rows: int, entries: int, *, spread=1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +114,7 @@ def test_lam_is_the_mean_advantage_plus_beta_times_the_forward_kl(kappa):
   for beta in (0.1, 0.7, 4.0):
     advantages = centred(rewards, weights) + kappa * beta
     target = solve64(advantages, beta, weights)
-    divergence = in64(induced_target.forward_kl, target.log_ratios, weights)
+    divergence = -np.sum(weights * target.log_ratios, -1)  # KL(mu || pi)
     np.testing.assert_allclose(target.lam, kappa * beta + beta * divergence, rtol=1e-9, atol=1e-12)
     stationary = advantages - beta * target.log_ratios
     pi = weights * np.exp(target.log_ratios)
@@ -134,7 +135,7 @@ def test_descent_from_anywhere_ends_in_a_listed_minimum(beta, kappa, fewest, wit
   """Lowering kappa goes from one minimum to a winner-take-all that depends on the start."""
   rewards, weights = table_of_40()
   advantages = centred(rewards, weights) + kappa * beta
-  minima = induced_target.minima(advantages, beta, weights)
+  minima = minima_lib.minima(advantages, beta, weights)
   starts = np.log(weights) + 2 * np.random.default_rng(7).normal(size=(120, 40))
   ends = descend(advantages, weights, beta, starts)
   gaps = distances(ends, minima)
@@ -160,7 +161,7 @@ def test_the_list_of_minima_is_complete():
     weights = np.maximum(rng.dirichlet(np.ones(3) * rng.choice([0.5, 3.0])), 1e-3)
     weights /= weights.sum()
     advantages = rng.normal(size=3) * 10 ** rng.uniform(-1, 0.7) - 10 ** rng.uniform(-1, 1)
-    minima = induced_target.minima(advantages, 1.0, weights)
+    minima = minima_lib.minima(advantages, 1.0, weights)
     starts = np.log(weights) + 4 * rng.normal(size=(150, 3))
     gaps = distances(descend(advantages, weights, 1.0, starts), minima)
     assert gaps.min(-1).max() < 1e-5
@@ -205,7 +206,7 @@ def test_with_equal_weights_the_collapsed_target_is_the_global_minimum():
     advantages = rng.normal(size=3) - rng.uniform(1.5, 4)
     target = solve64(advantages, 1.0, equal)
     assert target.collapsed
-    best = induced_target.minima(advantages, 1.0, equal)[0]
+    best = minima_lib.minima(advantages, 1.0, equal)[0]
     np.testing.assert_allclose(target.log_ratios, best.log_ratios, atol=1e-9)
     np.testing.assert_allclose(target.lam, best.lam, rtol=1e-9)
     assert np.exp(best.log_ratios).max() / 3 > 0.5
@@ -262,7 +263,6 @@ def test_odd_rows_give_no_nan_under_jit_vmap_and_grad():
       induced_target.entropy(u, weights),
       induced_target.expected_reward(u, rewards, weights),
       induced_target.reverse_kl(u, weights),
-      induced_target.forward_kl(u, weights) / 1e4,
       induced_target.effective_sample_fraction(u, weights),
       induced_target.effective_temperature(target, advantages, beta, weights),
       jnp.sum(induced_target.nominal(advantages, beta, weights)) / 1e4,
@@ -322,10 +322,8 @@ def test_figures_of_a_policy_match_slow_numpy():
   rewards = u[::-1]
   pi = weights * np.exp(u)
   expected = {
-    "probabilities": pi,
     "entropy": -np.sum(pi * np.log(pi), -1),
     "reverse_kl": np.sum(pi * u, -1),
-    "forward_kl": -np.sum(weights * u, -1),
     "effective_sample_fraction": 1 / np.sum(pi**2 / weights, -1),
   }
   for name, values in expected.items():
@@ -333,67 +331,3 @@ def test_figures_of_a_policy_match_slow_numpy():
     np.testing.assert_allclose(found, values, rtol=1e-12, err_msg=name)
   found = in64(induced_target.expected_reward, u, rewards, weights)
   np.testing.assert_allclose(found, np.sum(pi * rewards, -1), rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-  "baseline,dtype,tolerance", [("mean", np.float32, 1e-4), ("value", np.float64, 1e-8)]
-)
-def test_beta_for_kl_hits_its_kl(baseline, dtype, tolerance):
-  rewards, weights = tables(14, 6, 6)
-  rewards[2] = 0.7  # no variance: not in the mean
-  for scale, kappa in ((1.0, 0.0), (50.0, 1.0)):
-    table = scale * rewards
-    with jax.enable_x64(dtype == np.float64):
-      found = induced_target.beta_for_kl(
-        jnp.asarray(table, dtype), jnp.asarray(weights, dtype), 0.2, kappa=kappa, baseline=baseline
-      )
-    beta = float(found.beta)
-    assert found.reached
-    np.testing.assert_allclose(found.kl, 0.2, rtol=tolerance)
-    if baseline == "mean":
-      advantages = centred(table, weights)
-    else:
-      value = scipy.special.logsumexp(table / beta, b=weights, axis=-1, keepdims=True)
-      advantages = table - beta * value
-    target = solve64(advantages + kappa * beta, beta, weights)
-    kl = in64(induced_target.reverse_kl, target.log_ratios, weights)
-    np.testing.assert_allclose(kl.sum() / 5, 0.2, rtol=10 * tolerance)
-    np.testing.assert_allclose(kl[2], 0, atol=1e-9)
-
-
-def test_beta_for_kl_says_when_the_kl_is_out_of_reach():
-  rewards, weights = tables(15, 6, 6)
-  rewards = (rewards > np.median(rewards, -1, keepdims=True)).astype(float)
-  most = -np.mean(np.log(np.sum(weights * rewards, -1)))
-  assert in64(induced_target.beta_for_kl, rewards, weights, 0.95 * most, kappa=0.0).reached
-  above = in64(induced_target.beta_for_kl, rewards, weights, 1.05 * most, kappa=0.0)
-  assert not above.reached
-  np.testing.assert_allclose(above.kl, most, rtol=1e-3)
-  np.testing.assert_allclose(above.beta, 1e-4, rtol=1e-6)
-  below = in64(induced_target.beta_for_kl, rewards, weights, 1e-12, kappa=0.0)
-  assert not below.reached
-  np.testing.assert_allclose(below.beta, 1e4, rtol=1e-6)
-  flat = in64(induced_target.beta_for_kl, np.ones((6, 6)), weights, 0.1, kappa=0.0)
-  assert not flat.reached and np.isfinite(flat.beta) and flat.kl == 0
-  with pytest.raises(ValueError, match="baseline: 'median'"):
-    induced_target.beta_for_kl(rewards, weights, 0.1, kappa=0.0, baseline="median")
-
-
-def test_the_kl_falls_with_beta_for_every_kappa_from_zero_up():
-  """What beta_for_kl's bisection relies on, over random tables; with kappa = -1 it fails."""
-  real, weights = tables(16, 60, 6, spread=2.0)
-  betas = np.geomspace(1e-3, 1e3, 50)
-
-  def divergence(rewards, beta, kappa):
-    target = induced_target.solve(centred(rewards, weights) + kappa * beta, beta, weights)
-    return induced_target.reverse_kl(target.log_ratios, weights)
-
-  curve = jax.jit(jax.vmap(divergence, in_axes=(None, 0, None)))
-  for kappa in (0.0, 0.3, 1.0, 5.0):
-    kl = in64(curve, (real > 0).astype(float), betas, kappa)
-    assert np.diff(kl, axis=0).max() < 1e-12, "two values: no exception"
-    kl = in64(curve, real, betas, kappa)
-    assert np.all(kl.max(0) < 1.015 * kl[0])
-    below = np.diff(kl, axis=0)[:, kl[0] > 0][kl[:-1] < 0.999 * kl[0]]
-    assert below.max() < 0
-  assert np.diff(in64(curve, real, betas, -1.0), axis=0).max() > 1e-3

@@ -1,6 +1,7 @@
 """Each objective against slow_reference.py, and what holds for all of them."""
 
 import functools
+import inspect
 import pathlib
 import re
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import losses
-from offpolicy_rl.losses import ratios
+from offpolicy_rl.losses import advantages, functions, ratios, weights
 from tests import pages
 from tests.losses import slow_reference
 from tests.losses.slow_reference import EMPTY_ROW, random_inputs
@@ -227,9 +228,9 @@ def test_gradients_of_row_slices_add_up_to_the_whole(name):
 PLUG_IN = """
 import jax.numpy as jnp
 
-def my_loss(choices, inputs, prepared):
-  gap = jnp.where(inputs.loss_mask, inputs.policy_logprobs - inputs.sampler_logprobs, 0)
-  return choices.beta * prepared.advantages * jnp.sum(gap, axis=-1) ** 2
+def my_loss(policy_logprobs, sampler_logprobs, loss_mask, advantages, *, beta, power=2):
+  gap = jnp.where(loss_mask, policy_logprobs - sampler_logprobs, 0)
+  return beta * advantages * jnp.sum(gap, axis=-1) ** power
 """
 
 
@@ -239,13 +240,14 @@ def test_an_objective_from_outside(tmp_path, monkeypatch):
   x = random_inputs(0)
   with jax.enable_x64(True):
     objective = losses.objective("beta_shift", beta=0.4, fn="plugged_in_objective:my_loss")
+    assert objective.choices.kappa == 1.0  # the advantage has its shift, as for any function
     loss, gradient = value_and_gradient(objective, x)
   del sys.modules["plugged_in_objective"]
   expected, slopes = 0.0, np.zeros((12, 6))
   for n in range(12):
     if n == EMPTY_ROW:
       continue
-    advantage = x.rewards[n] - x.rewards[x.group_ids == x.group_ids[n]].mean()
+    advantage = x.rewards[n] - x.rewards[x.group_ids == x.group_ids[n]].mean() + 0.4
     u = sum((x.policy_logprobs - x.sampler_logprobs)[n, x.loss_mask[n]])
     expected += 0.4 * advantage * u**2 / 11
     slopes[n, x.loss_mask[n]] = 0.4 * advantage * 2 * u / 11
@@ -255,11 +257,57 @@ def test_an_objective_from_outside(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
   "fn",
-  ["no_such_module:f", "offpolicy_rl.losses.functions:no_such_function", "math:", ":f", ".links:f"],
+  ["no_such_module:f", "offpolicy_rl.losses.functions:no_such_function", "math:", ":f", ".x:f"],
 )
 def test_a_function_that_is_not_there_is_refused(fn):
   with pytest.raises(ValueError, match=re.escape(f"objective.fn: got {fn!r}")):
     losses.objective("beta_shift", fn=fn)
+
+
+def test_a_parameter_that_nothing_is_named_after_is_refused(tmp_path, monkeypatch):
+  (tmp_path / "unknown_parameter.py").write_text("def loss(advantages, gamma, *, eps=0.1): ...")
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(
+    ValueError, match="objective.fn: got 'unknown_parameter:loss', whose .*'gamma'"
+  ):
+    losses.objective("grpo", fn="unknown_parameter:loss")
+
+
+FUNCTIONS = {
+  "fn": functions.LOSSES,
+  "advantage": advantages.ADVANTAGES,
+  "weight": {"none": None} | weights.WEIGHTS,
+  "correction": {"none": None} | weights.CORRECTIONS,
+}
+
+
+@pytest.mark.parametrize("key", FUNCTIONS)
+def test_the_arguments_of_every_function_are_listed_with_their_defaults(key):
+  """choices.ARGUMENTS knows them without loading JAX."""
+  assert list(FUNCTIONS[key]) == list(losses.choices.ARGUMENTS[key])
+  keys = {field.name: field.default for field in losses.choices.OVERRIDABLE}
+  for name, function in FUNCTIONS[key].items():
+    parameters = inspect.signature(function).parameters if function else {}
+    found = {p: keys[p] for p in parameters if p in keys}
+    assert found.keys() == set(losses.choices.ARGUMENTS[key][name])
+    assert found == {p: parameters[p].default for p in found}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_sets_only_what_its_functions_use(name):
+  preset, plain = losses.PRESETS[name], losses.Choices(name="", formula="", source="")
+  changed = {f.name for f in losses.choices.OVERRIDABLE[1:]}
+  changed = {key for key in changed if getattr(preset, key) != getattr(plain, key)}
+  # A*-PO: the temperature that its values were made with, or that advantage='vhat' takes.
+  assert changed - preset.used() == ({"beta1"} if name == "astar_po" else set())
+
+
+def test_a_loss_is_a_function_of_arrays():
+  """PPO's clip by hand: one token inside the band, one past it, one masked."""
+  lp, la = jnp.log(jnp.array([[1.1, 1.5, 9.0]])), jnp.zeros((1, 3))
+  mask = jnp.array([[True, True, False]])
+  loss = losses.ppo_clip(lp, la, jnp.array([2.0]), mask, clip_high=0.28)
+  np.testing.assert_allclose(loss, [-2 * 1.1 - 2 * 1.28], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +361,8 @@ def test_a_token_that_one_policy_rules_out_leaves_loss_and_gradient_finite(name)
 
 def test_k3_far_from_the_reference_still_pulls_the_policy_back():
   gap = jnp.array([-100.0, -20.0, -1.0, 0.0, 100.0])
-  value, slope = jax.vmap(jax.value_and_grad(lambda x: losses.links.reference_kl(x, "k3")))(gap)
+  k3 = lambda x: losses.reference_kl(x[None, None], jnp.zeros((1, 1)), jnp.array([[True]]))[0]
+  value, slope = jax.vmap(jax.value_and_grad(k3))(gap)
   assert np.all(np.isfinite(np.square(np.asarray(value)))) and np.all(np.diff(slope) >= 0)
   np.testing.assert_allclose(slope[1:], 1 - np.exp(-np.asarray(gap[1:], float)), rtol=1e-6)
   assert slope[0] == slope[1] < -1e8
@@ -321,7 +370,7 @@ def test_k3_far_from_the_reference_still_pulls_the_policy_back():
 
 def test_ratios_are_exact_to_the_bound_and_grow_as_their_tangent_beyond():
   gap = jnp.array([-np.inf, -5.0, 0.3, 20.0, 25.0])
-  value, slope = jax.vmap(jax.value_and_grad(ratios.of))(gap)
+  value, slope = jax.vmap(jax.value_and_grad(ratios.exp))(gap)
   np.testing.assert_array_equal(value[:4], jnp.exp(gap[:4]))
   np.testing.assert_allclose(value[4], 6 * np.exp(20.0), rtol=1e-6)
   np.testing.assert_allclose(slope[1:], np.exp([-5, 0.3, 20, 20]), rtol=1e-6)
@@ -346,7 +395,7 @@ def test_every_preset_has_a_formula_and_makes_sense(name):
 
 
 WRONG = [
-  ({"gamma": 0.9}, "objective: unknown choice 'gamma'"),
+  ({"gamma": 0.9}, "objective: unknown key 'gamma'"),
   ({"aggregation": "mean"}, "objective.aggregation: got 'mean', expected one of seq_sum, seq_mean"),
   ({"fn": "ppo"}, "objective.fn: got 'ppo', expected one of regression, centred_squares"),
   ({"beta": 0.0}, "objective.beta: got 0.0, expected a number > 0"),
@@ -394,5 +443,5 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
   for n in rows:
     group = [x.rewards[i] for i in range(12) if x.group_ids[i] == x.group_ids[n]]
     u = sum((x.policy_logprobs - x.sampler_logprobs)[n, t] for t in np.flatnonzero(x.loss_mask[n]))
-    expected -= (x.rewards[n] - np.mean(group)) * np.tanh(u) / len(rows)
+    expected -= (x.rewards[n] - np.mean(group) + 0.1) * np.tanh(u) / len(rows)  # kappa beta
   assert float(loss) == pytest.approx(expected, rel=1e-5)
