@@ -104,11 +104,13 @@ class Choices:
     "regression",
     lambda x: x in ARGUMENTS["fn"] or ":" in x,
     f"one of {', '.join(ARGUMENTS['fn'])}, or your own function as module:function",
-    "the loss of a row",
+    "the loss of a completion",
   )
   whole_groups: bool = _switch("fn is your own and compares rows of a group: keep groups together")
 
-  advantage: str = _one_of("mean", ARGUMENTS["advantage"], "of a row, from its group's rewards")
+  advantage: str = _one_of(
+    "mean", ARGUMENTS["advantage"], "advantage of a completion, from its group's rewards"
+  )
   std_ddof: int = _key(1, lambda x: x in (0, 1), "0 or 1", "std: degrees of freedom taken off")
   std_eps: float = _not_negative(1e-4, "std, batch_std: added to the deviation")
   beta1: float = _positive(1.0, "vhat, vhat_loo: temperature of the value")
@@ -121,7 +123,9 @@ class Choices:
   max_tokens: int = _not_negative(0, "longest completion, for overlong_cache and constant")
   group_size: int = _not_negative(0, "> 0: rows come in consecutive groups of this size")
 
-  anchor: str = _one_of("sampler", ("sampler", "proximal", "reference"), "policy of the ratio")
+  anchor: str = _one_of(
+    "sampler", ("sampler", "proximal", "reference"), "whose ratio: pi / pi_anchor"
+  )
   proximal: str = _one_of(
     "current", ("current", "loglinear"), "pi_q: the policy before the step, or by AReaL's formula"
   )
@@ -130,16 +134,16 @@ class Choices:
   scale: str = _one_of(
     "half_over_beta", ("half_over_beta", "plain"), "residual^2 / (2 beta), or residual^2"
   )
-  log_ratio: str = _one_of("sum", ("sum", "mean"), "u: over the row's tokens")
+  log_ratio: str = _one_of("sum", ("sum", "mean"), "u: sum or mean over tokens")
 
-  weight: str = _one_of("none", ARGUMENTS["weight"], "of a token, from its ratio to the anchor")
-  weight_low: float = _not_negative(0.0, "lower bound of that ratio")
-  weight_high: float = _bound(math.inf, "upper bound of that ratio")
+  weight: str = _one_of("none", ARGUMENTS["weight"], "weight of a token, from pi / pi_anchor")
+  weight_low: float = _not_negative(0.0, "lower bound of pi / pi_anchor")
+  weight_high: float = _bound(math.inf, "upper bound of pi / pi_anchor")
   topr_sign: str = _one_of("advantage", ("advantage", "reward"), "topr: what makes a positive row")
   level: str = _one_of("token", ("token", "sequence"), "a ratio per token, or one per completion")
 
-  clip_low: float = _key(0.2, lambda x: 0 <= x <= 1, "in [0, 1]", "ratio at least 1 - clip_low")
-  clip_high: float = _bound(0.2, "ratio at most 1 + clip_high")
+  clip_low: float = _key(0.2, lambda x: 0 <= x <= 1, "in [0, 1]", "lowest ratio is 1 - clip_low")
+  clip_high: float = _bound(0.2, "highest ratio is 1 + clip_high")
   dual_clip: float = _bound(math.inf, "A < 0: loss at most -dual_clip A")
   ratio_max: float = _bound(math.inf, "bound of the ratio for either sign of A")
   gap_low: float = _not_negative(0.2, "probability_gap: pi - mu at least -gap_low")
@@ -149,15 +153,19 @@ class Choices:
   tau_high: float = _positive(1.0, "soft_gate: temperature for A > 0")
   tau_low: float = _positive(1.05, "soft_gate: temperature for A <= 0")
 
-  correction: str = _one_of("none", ARGUMENTS["correction"], "weight of a token for pi_q / mu")
-  correction_low: float = _not_negative(0.0, "lower bound of that ratio")
-  correction_high: float = _bound(math.inf, "upper bound of that ratio")
+  correction: str = _one_of(
+    "none", ARGUMENTS["correction"], "weight of a token for the mismatch pi_q / mu"
+  )
+  correction_low: float = _not_negative(0.0, "lower bound of pi_q / mu")
+  correction_high: float = _bound(math.inf, "upper bound of pi_q / mu")
   opsm_delta: float = _key(
     math.inf, lambda x: x == x, "a number", "leave out rows with A < 0 and mean(lb - lp) above this"
   )
 
   aggregation: str = _one_of(
-    "seq_sum", ("seq_sum", "seq_mean", "token_mean", "constant", "prompt_mean"), "of rows"
+    "seq_sum",
+    ("seq_sum", "seq_mean", "token_mean", "constant", "prompt_mean"),
+    "mean over the batch",
   )
   kl_coef: float = _not_negative(0.0, "weight of KL(policy || reference)")
   kl: str = _one_of("k3", ("k1", "k2", "k3"), "estimator of that KL")
