@@ -249,7 +249,7 @@ def warnings(config: config_dict.ConfigDict) -> list[str]:
 def _unused_keys(config: config_dict.ConfigDict, objective: losses.Choices) -> list[str]:
   """A warning for each key of the objective that is set and that none of its functions takes."""
   sizes = {"name", "group_size", "max_tokens", "whole_groups"}
-  unused = config.objective.keys() - objective.used() - sizes
+  unused = set(config.objective) - objective.used() - sizes
   return [
     f"objective.{key}: got {config.objective[key]!r}, which changes nothing: objective.fn = "
     f"{objective.fn} and the other functions of {objective.name} do not take it"

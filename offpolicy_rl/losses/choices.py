@@ -57,35 +57,30 @@ PAIRWISE = ("centred_squares", "pair_squares", "pair_dpo", "pair_ipo")  # compar
 BY_ROW = ("regression", *PAIRWISE)  # take the log-ratios of rows
 WEIGHTED = ("policy_gradient", "ppo_clip")  # take weights of tokens
 
+Rule = tuple[Callable[[Any], bool], str]  # whether a value is allowed; the allowed ones in words
 
-def _key(default: Any, holds: Callable[[Any], bool], expected: str, meaning: str) -> Any:
-  metadata = {"holds": holds, "expected": expected, "meaning": meaning}
-  return dataclasses.field(default=default, metadata=metadata)
+_NUMBER: Rule = (lambda x: not math.isnan(x), "a number")
+_FLAG: Rule = (lambda x: x in (False, True), "True or False")
+_FINITE: Rule = (math.isfinite, "a finite number")
+_POSITIVE: Rule = (lambda x: 0 < x < math.inf, "a number > 0, finite")
+_NOT_NEGATIVE: Rule = (lambda x: 0 <= x < math.inf, "a number >= 0")
+_BOUND: Rule = (lambda x: x > 0, "a number > 0")
+_LOSS: Rule = (
+  lambda x: x in ARGUMENTS["fn"] or ":" in x,
+  f"one of {', '.join(ARGUMENTS['fn'])}, or your own function as module:function",
+)
+_POLICIES = ("sampler", "proximal", "reference")
+AGGREGATIONS = ("seq_sum", "seq_mean", "token_mean", "constant", "prompt_mean")
 
 
-def _one_of(default: str, allowed: Iterable[str], meaning: str) -> Any:
+def _one_of(allowed: Iterable[str]) -> Rule:
   names = tuple(allowed)
-  return _key(default, lambda x: x in names, f"one of {', '.join(names)}", meaning)
+  return lambda x: x in names, f"one of {', '.join(names)}"
 
 
-def _switch(meaning: str) -> Any:
-  return _key(False, lambda x: x in (False, True), "True or False", meaning)
-
-
-def _finite(default: float, meaning: str) -> Any:
-  return _key(default, math.isfinite, "a finite number", meaning)
-
-
-def _positive(default: float, meaning: str) -> Any:
-  return _key(default, lambda x: 0 < x < math.inf, "a number > 0, finite", meaning)
-
-
-def _not_negative(default: float, meaning: str) -> Any:
-  return _key(default, lambda x: 0 <= x < math.inf, "a number >= 0", meaning)
-
-
-def _bound(default: float, meaning: str) -> Any:
-  return _key(default, lambda x: x > 0, "a number > 0", meaning)
+def _key(default: Any, rule: Rule, meaning: str) -> Any:
+  metadata = {"holds": rule[0], "expected": rule[1], "meaning": meaning}
+  return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,75 +95,64 @@ class Choices:
   source: str  # paper: title, arXiv number
   differs: str = ""  # from the authors' code, where known
 
-  fn: str = _key(
-    "regression",
-    lambda x: x in ARGUMENTS["fn"] or ":" in x,
-    f"one of {', '.join(ARGUMENTS['fn'])}, or your own function as module:function",
-    "the loss of a completion",
-  )
-  whole_groups: bool = _switch("fn is your own and compares rows of a group: keep groups together")
+  fn: str = _key("regression", _LOSS, "the loss of a completion")
+  whole_groups: bool = _key(False, _FLAG, "fn is your own and compares the rows of a group")
 
-  advantage: str = _one_of(
-    "mean", ARGUMENTS["advantage"], "advantage of a completion, from its group's rewards"
-  )
-  std_ddof: int = _key(1, lambda x: x in (0, 1), "0 or 1", "std: degrees of freedom taken off")
-  std_eps: float = _not_negative(1e-4, "std, batch_std: added to the deviation")
-  beta1: float = _positive(1.0, "vhat, vhat_loo: temperature of the value")
-  kappa: float = _finite(0.0, "pessimistic shift A + kappa beta, in units of beta")
-  shift: float = _finite(0.0, "pessimistic shift A + shift, in units of reward")
-  drop_zero_variance: bool = _switch("leave out groups whose rewards are all equal")
-  overlong_cache: int = _not_negative(
-    0, "soft penalty over the last so many of max_tokens; 0: none"
-  )
-  max_tokens: int = _not_negative(0, "longest completion, for overlong_cache and constant")
-  group_size: int = _not_negative(0, "> 0: rows come in consecutive groups of this size")
+  advantage: str = _key("mean", _one_of(ARGUMENTS["advantage"]), "from the rewards of a group")
+  std_ddof: int = _key(1, (lambda x: x in (0, 1), "0 or 1"), "std: degrees of freedom taken off")
+  std_eps: float = _key(1e-4, _NOT_NEGATIVE, "std, batch_std: added to the deviation")
+  beta1: float = _key(1.0, _POSITIVE, "vhat, vhat_loo: temperature of the value")
+  kappa: float = _key(0.0, _FINITE, "pessimistic shift A + kappa beta, in units of beta")
+  shift: float = _key(0.0, _FINITE, "pessimistic shift A + shift, in units of reward")
+  drop_zero_variance: bool = _key(False, _FLAG, "leave out groups whose rewards are all equal")
+  overlong_cache: int = _key(0, _NOT_NEGATIVE, "penalty over the last so many of max_tokens")
+  max_tokens: int = _key(0, _NOT_NEGATIVE, "longest completion, for overlong_cache and constant")
+  group_size: int = _key(0, _NOT_NEGATIVE, "> 0: rows come in consecutive groups of this size")
 
-  anchor: str = _one_of(
-    "sampler", ("sampler", "proximal", "reference"), "whose ratio: pi / pi_anchor"
-  )
-  proximal: str = _one_of(
-    "current", ("current", "loglinear"), "pi_q: the policy before the step, or by AReaL's formula"
+  anchor: str = _key("sampler", _one_of(_POLICIES), "the pi_a of the ratio pi / pi_a")
+  proximal: str = _key(
+    "current",
+    _one_of(("current", "loglinear")),
+    "pi_q: the policy before the step, or between it and the sampler (ratios.py)",
   )
 
-  beta: float = _positive(0.1, "temperature, in units of reward per nat of u")
-  scale: str = _one_of(
-    "half_over_beta", ("half_over_beta", "plain"), "residual^2 / (2 beta), or residual^2"
+  beta: float = _key(0.1, _POSITIVE, "temperature, in units of reward per nat of u")
+  scale: str = _key(
+    "half_over_beta", _one_of(("half_over_beta", "plain")), "residual^2 / (2 beta), or residual^2"
   )
-  log_ratio: str = _one_of("sum", ("sum", "mean"), "u: sum or mean over tokens")
+  log_ratio: str = _key("sum", _one_of(("sum", "mean")), "u: sum or mean over tokens")
 
-  weight: str = _one_of("none", ARGUMENTS["weight"], "weight of a token, from pi / pi_anchor")
-  weight_low: float = _not_negative(0.0, "lower bound of pi / pi_anchor")
-  weight_high: float = _bound(math.inf, "upper bound of pi / pi_anchor")
-  topr_sign: str = _one_of("advantage", ("advantage", "reward"), "topr: what makes a positive row")
-  level: str = _one_of("token", ("token", "sequence"), "a ratio per token, or one per completion")
-
-  clip_low: float = _key(0.2, lambda x: 0 <= x <= 1, "in [0, 1]", "lowest ratio is 1 - clip_low")
-  clip_high: float = _bound(0.2, "highest ratio is 1 + clip_high")
-  dual_clip: float = _bound(math.inf, "A < 0: loss at most -dual_clip A")
-  ratio_max: float = _bound(math.inf, "bound of the ratio for either sign of A")
-  gap_low: float = _not_negative(0.2, "probability_gap: pi - mu at least -gap_low")
-  gap_high: float = _not_negative(0.2, "probability_gap: pi - mu at most gap_high")
-  gap_two_sided: bool = _switch("probability_gap: |pi - mu| at most gap_high, whatever A is")
-  kl_tau: float = _not_negative(0.0, "weight of the squared log-ratio to the anchor, per token")
-  tau_high: float = _positive(1.0, "soft_gate: temperature for A > 0")
-  tau_low: float = _positive(1.05, "soft_gate: temperature for A <= 0")
-
-  correction: str = _one_of(
-    "none", ARGUMENTS["correction"], "weight of a token for the mismatch pi_q / mu"
+  weight: str = _key("none", _one_of(ARGUMENTS["weight"]), "weight of a token, from pi / pi_a")
+  weight_low: float = _key(0.0, _NOT_NEGATIVE, "lower bound of pi / pi_a")
+  weight_high: float = _key(math.inf, _BOUND, "upper bound of pi / pi_a")
+  topr_sign: str = _key(
+    "advantage", _one_of(("advantage", "reward")), "topr: what makes a row positive"
   )
-  correction_low: float = _not_negative(0.0, "lower bound of pi_q / mu")
-  correction_high: float = _bound(math.inf, "upper bound of pi_q / mu")
-  opsm_delta: float = _key(
-    math.inf, lambda x: x == x, "a number", "leave out rows with A < 0 and mean(lb - lp) above this"
+  level: str = _key(
+    "token", _one_of(("token", "sequence")), "a ratio per token, or one per completion"
   )
 
-  aggregation: str = _one_of(
-    "seq_sum",
-    ("seq_sum", "seq_mean", "token_mean", "constant", "prompt_mean"),
-    "mean over the batch",
+  clip_low: float = _key(0.2, (lambda x: 0 <= x <= 1, "in [0, 1]"), "lowest ratio is 1 - clip_low")
+  clip_high: float = _key(0.2, _BOUND, "highest ratio is 1 + clip_high")
+  dual_clip: float = _key(math.inf, _BOUND, "A < 0: loss at most -dual_clip A")
+  ratio_max: float = _key(math.inf, _BOUND, "bound of the ratio for either sign of A")
+  gap_low: float = _key(0.2, _NOT_NEGATIVE, "probability_gap: pi - mu at least -gap_low")
+  gap_high: float = _key(0.2, _NOT_NEGATIVE, "probability_gap: pi - mu at most gap_high")
+  gap_two_sided: bool = _key(False, _FLAG, "probability_gap: gap_high bounds |pi - mu|")
+  kl_tau: float = _key(0.0, _NOT_NEGATIVE, "weight of a token's squared log-ratio to pi_a")
+  tau_high: float = _key(1.0, _POSITIVE, "soft_gate: temperature for A > 0")
+  tau_low: float = _key(1.05, _POSITIVE, "soft_gate: temperature for A <= 0")
+
+  correction: str = _key(
+    "none", _one_of(ARGUMENTS["correction"]), "weight of a token, from pi_q / mu"
   )
-  kl_coef: float = _not_negative(0.0, "weight of KL(policy || reference)")
-  kl: str = _one_of("k3", ("k1", "k2", "k3"), "estimator of that KL")
+  correction_low: float = _key(0.0, _NOT_NEGATIVE, "lower bound of pi_q / mu")
+  correction_high: float = _key(math.inf, _BOUND, "upper bound of pi_q / mu")
+  opsm_delta: float = _key(math.inf, _NUMBER, "no rows with A < 0 and mean(lb - lp) above this")
+
+  aggregation: str = _key("seq_sum", _one_of(AGGREGATIONS), "mean over the batch (masked.py)")
+  kl_coef: float = _key(0.0, _NOT_NEGATIVE, "weight of KL(policy || reference)")
+  kl: str = _key("k3", _one_of(("k1", "k2", "k3")), "estimator of that KL")
 
   def check(self) -> None:
     """Raises ValueError for the first wrong value: key, value, what was expected."""

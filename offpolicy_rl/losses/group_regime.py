@@ -1,4 +1,4 @@
-"""In which regime a baseline lands at its finite group size, for 0/1 rewards. No JAX.
+"""The regime of a baseline at its finite group size, for 0/1 rewards. No JAX.
 
 Over fresh groups of G samples, each sample's own included, the expected gradient of a ratio-free
 regression is that of the advantage A_eff(y) = E[A | y]: the mean over what the other G - 1 samples
@@ -36,19 +36,16 @@ def effective_advantage(
     group_size: G >= 2.
     beta: temperature of the regression; counts here only through kappa and beta1.
     beta1: temperature of the value ("vhat", "vhat_loo"); None = beta.
-    kappa, dv: the pessimistic shift, A + kappa beta + dv.
+    kappa: pessimistic shift in units of beta.
+    dv: pessimistic shift in units of reward.
     std_eps: added to the deviation ("std", G - 1 degrees of freedom).
-
-  Raises:
-    ValueError: an argument out of range.
   """
-  _check(baseline, p, group_size, beta, beta1)
   beta1 = beta if beta1 is None else beta1
   others = np.arange(group_size)  # successes among the other G - 1
   log_chance = others * math.log(p) + (group_size - 1 - others) * math.log1p(-p)
   log_chance -= [math.lgamma(k + 1) + math.lgamma(group_size - k) for k in others]
   chance = np.exp(log_chance + math.lgamma(group_size))
-  found = []
+  effective = []
   for reward in (0, 1):
     total = others + reward
     mean = total / group_size
@@ -63,8 +60,8 @@ def effective_advantage(
       advantage = reward - _value(total, group_size, beta1)
     else:
       advantage = reward - _value(others, group_size - 1, beta1)
-    found.append(float(np.sum(chance * advantage)) + kappa * beta + dv)
-  return found[0], found[1]
+    effective.append(float(np.sum(chance * advantage)) + kappa * beta + dv)
+  return effective[0], effective[1]
 
 
 def group_regime_statistic(
@@ -105,15 +102,15 @@ def regime_warning(
   kappa: float = 0.0,
   dv: float = 0.0,
 ) -> str | None:
-  """What to change if the baseline is in the negative regime at one of RATES; None if it is not."""
+  """Advice for a baseline that is in the negative regime at one of RATES; None if it is in none."""
   shifts = {"kappa": kappa, "dv": dv}
   statistic, p = _worst(baseline, group_size, RATES, beta=beta, beta1=beta1, **shifts)
   if statistic >= 0:
     return None
-  what = f"objective.advantage={baseline}, objective.beta={beta:g}, objective.kappa={kappa:g}"
+  keys = f"objective.advantage={baseline}, objective.beta={beta:g}, objective.kappa={kappa:g}"
   advice = []
   if baseline == "vhat":
-    what += f", objective.beta1={beta if beta1 is None else beta1:g}"
+    keys += f", objective.beta1={beta if beta1 is None else beta1:g}"
     enough = required_beta1(group_size, beta=beta, **shifts)
     if enough is not None:
       advice.append(f"raise objective.beta1 to at least {_round_up(enough)}")
@@ -122,21 +119,10 @@ def regime_warning(
         advice.append(f"use objective.advantage={other}")
   advice.append(f"raise objective.kappa to at least {_round_up(kappa - statistic)}")
   return (
-    f"{what} at learner.group_size={group_size}: the induced target is sharper than exponential "
+    f"{keys} at learner.group_size={group_size}: the induced target is sharper than exponential "
     f"(negative regime) at success rate {p:g}, log E e^(A/beta) = {statistic:.3g}; "
     + ", or ".join(advice)
   )
-
-
-def _check(baseline, p, group_size, beta, beta1) -> None:
-  if baseline not in BASELINES:
-    raise ValueError(f"baseline: got {baseline!r}, expected one of {', '.join(BASELINES)}")
-  if not 0 < p < 1:
-    raise ValueError(f"p: got {p!r}, expected a number in (0, 1)")
-  if group_size < 2:
-    raise ValueError(f"group_size: got {group_size!r}, expected 2 or more")
-  if not beta > 0 or (beta1 is not None and not beta1 > 0):
-    raise ValueError(f"beta, beta1: got {beta!r}, {beta1!r}, expected numbers > 0")
 
 
 def _value(successes: np.ndarray, size: int, beta1: float) -> np.ndarray:
@@ -152,6 +138,6 @@ def _worst(baseline, group_size, rates, **choices) -> tuple[float, float]:
 
 
 def _round_up(x: float) -> str:
-  """Three digits, never less than x: who follows the advice must be past the boundary."""
+  """x in three digits, never less than it, so that the advice leads past the boundary."""
   scale = 10.0 ** (2 - math.floor(math.log10(abs(x)))) if x else 1.0
   return f"{math.ceil(x * scale) / scale:.6g}"

@@ -12,26 +12,6 @@ import jax
 import jax.numpy as jnp
 
 
-@jax.jit
-def wright_omega(z: jax.Array) -> jax.Array:
-  """omega(z): the w > 0 with w + log w = z, i.e. W_0(e^z) without the overflow.
-
-  Relative error of a few ulp for every finite z; 0 where e^z underflows, inf at inf.
-  """
-  return _omega(_float(z))
-
-
-@jax.jit
-def lambert_w0(s: jax.Array) -> jax.Array:
-  """W_0(-e^s) in [-1, 0) for s <= -1; -1 with zero gradient for s > -1, where W is not real."""
-  return _w0(_float(s))
-
-
-def _float(x) -> jax.Array:
-  x = jnp.asarray(x)
-  return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
-
-
 def _relative_step(residual: jax.Array, one_plus_w: jax.Array) -> jax.Array:
   """e of the iteration w <- w (1 + e), from residual = log(x / w) - w and 1 + w."""
   newton = residual / one_plus_w
@@ -40,7 +20,11 @@ def _relative_step(residual: jax.Array, one_plus_w: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def _omega(z):
+def wright_omega(z: jax.Array) -> jax.Array:
+  """omega(z): the w > 0 with w + log w = z, i.e. W_0(e^z) without the overflow.
+
+  Relative error of a few ulp for every finite z; 0 where e^z underflows, inf at inf.
+  """
   exp_z = jnp.exp(jnp.minimum(z, 1.0))  # exact to an ulp, where the sum z - log w would not be
   softplus = jax.nn.softplus(z)
   w = softplus * (1 - jnp.log1p(softplus) / (2 + softplus))  # within 2 percent everywhere
@@ -52,15 +36,15 @@ def _omega(z):
   return jnp.where(jnp.isposinf(z), z, jnp.where(underflow, exp_z, w))
 
 
-@_omega.defjvp
+@wright_omega.defjvp
 def _omega_jvp(primals, tangents):
-  w = _omega(*primals)
+  w = wright_omega(*primals)
   slope = jnp.where(jnp.isposinf(w), 1.0, w / (1 + jnp.where(jnp.isposinf(w), 0.0, w)))
   return w, slope * tangents[0]
 
 
 def _refine(s: jax.Array, v: jax.Array, excess: jax.Array) -> jax.Array:
-  """-v, v = -W(-e^s) on the branch of the guess; excess = v - 1 apart, to be exact near v = 1."""
+  """-v, v = -W_0(-e^s) from a guess; excess = v - 1 apart, to be exact near v = 1."""
   depth = -1 - s
   inside = depth > 0
   deep = inside & (s < -1.5) & (v < 1)  # v so small that v - 1 has lost it
@@ -78,7 +62,8 @@ def _refine(s: jax.Array, v: jax.Array, excess: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def _w0(s):
+def lambert_w0(s: jax.Array) -> jax.Array:
+  """W_0(-e^s) in [-1, 0) for s <= -1; -1 with zero gradient for s > -1, where W is not real."""
   depth = jnp.maximum(-1 - s, 0.0)
   p = jnp.sqrt(-2 * jnp.expm1(-depth))  # series at the branch point, Corless et al. (1996) 4.22
   near = -p * (1 - p * (1 / 3 - p * (11 / 72 - p * (43 / 540 - p * 769 / 17280))))
@@ -88,16 +73,12 @@ def _w0(s):
   return _refine(s, jnp.where(far, deep, 1 + near), jnp.where(far, deep - 1, near))
 
 
-def _slope(w):
-  """dW / ds = W / (1 + W); 0 outside the domain and at the branch point."""
-  regular = w != -1
-  return jnp.where(regular, w / jnp.where(regular, 1 + w, 1.0), 0.0)
-
-
-@_w0.defjvp
+@lambert_w0.defjvp
 def _w0_jvp(primals, tangents):
-  w = _w0(*primals)
-  return w, _slope(w) * tangents[0]
+  """dW / ds = W / (1 + W); 0 outside the domain and at the branch point."""
+  w = lambert_w0(*primals)
+  regular = w != -1
+  return w, jnp.where(regular, w / jnp.where(regular, 1 + w, 1.0), 0.0) * tangents[0]
 
 
 def log_mean_exp(x: jax.Array, mu: jax.Array) -> jax.Array:

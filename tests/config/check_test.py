@@ -286,3 +286,16 @@ def test_a_baseline_in_the_negative_regime_gets_a_warning(tiny_config, assignmen
   lines = config_lib.warnings(tiny_config)
   assert len(lines) == (expected is not None)
   assert expected is None or expected in lines[0]
+
+
+def test_a_key_that_no_chosen_function_takes_is_named(tiny_config):
+  """A sweep may go over objectives with and without it, so it is no error."""
+  config_lib.override(tiny_config, [("objective.name", "grpo"), ("objective.clip_low", "0.1")])
+  assert not any("objective.clip_low" in line for line in config_lib.warnings(tiny_config))
+  config_lib.override(tiny_config, [("objective.name", "reinforce")])
+  [line] = [x for x in config_lib.warnings(tiny_config) if "objective.clip_low" in x]
+  assert line.startswith(
+    "objective.clip_low: got 0.1, which changes nothing: objective.fn = policy"
+  )
+  config_lib.override(tiny_config, [("objective.fn", "my_module:my_function")])
+  assert not any("objective.clip_low" in line for line in config_lib.warnings(tiny_config))

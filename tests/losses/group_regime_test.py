@@ -14,7 +14,7 @@ from offpolicy_rl.losses import advantages, group_regime, induced_target
 CHOICES = {
   "mean": lambda r, g: advantages.mean(r, g),
   "loo": lambda r, g: advantages.leave_one_out(r, g),
-  "std": lambda r, g: advantages.std(r, g, eps=1e-4, ddof=1),
+  "std": lambda r, g: advantages.std(r, g),
   "vhat": lambda r, g: advantages.vhat(r, g, beta1=0.3),
   "vhat_loo": lambda r, g: advantages.vhat_leave_one_out(r, g, beta1=0.3),
 }
@@ -166,22 +166,6 @@ def test_the_warning_about_a_negative_shift_names_the_smallest_allowed_one():
     assert group_regime.regime_warning(baseline, 8, kappa=least - 0.01, **choices) is not None
   hopeless = group_regime.regime_warning("vhat", 8, beta=1.0, beta1=1.0, kappa=-1.0)
   assert "objective.beta1 to" not in hopeless and "advantage=vhat_loo" not in hopeless
-
-
-@pytest.mark.parametrize(
-  "change,message",
-  [
-    ({"baseline": "median"}, "baseline: got 'median', expected one of mean"),
-    ({"p": 1.0}, "p: got 1.0"),
-    ({"group_size": 1}, "group_size: got 1"),
-    ({"beta": 0.0}, "beta, beta1: got 0.0"),
-    ({"beta1": -1.0}, "beta, beta1: got 0.1, -1.0"),
-  ],
-)
-def test_wrong_arguments_are_refused(change, message):
-  given = {"baseline": "vhat", "p": 0.5, "group_size": 8, "beta": 0.1} | change
-  with pytest.raises(ValueError, match=message):
-    group_regime.effective_advantage(**given)
 
 
 def test_it_loads_no_jax():

@@ -91,10 +91,7 @@ def gradient(choices: losses.Choices, setting: reductions.Setting) -> np.ndarray
   """
   objective = losses.objective(choices)
 
-  def one(seed: int) -> jax.Array:
-    x = losses.LossInputs(
-      *(None if v is None else jnp.asarray(v) for v in inputs_of(setting, seed))
-    )
+  def one(x: losses.LossInputs) -> jax.Array:
     if choices.proximal == "loglinear":
       x = x._replace(proximal_logprobs=(x.sampler_logprobs + x.policy_logprobs) / 2)
     prepared = objective.prepare(x)
@@ -102,7 +99,8 @@ def gradient(choices: losses.Choices, setting: reductions.Setting) -> np.ndarray
     return jax.grad(loss)(x.policy_logprobs)
 
   with jax.enable_x64(True):
-    return np.stack([one(seed) for seed in (0, 1)])
+    batches = jax.tree.map(lambda *xs: jnp.stack(xs), *(inputs_of(setting, i) for i in (0, 1)))
+    return np.asarray(jax.vmap(one)(batches))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
