@@ -45,7 +45,7 @@ def small(config, **changes):
 
 def plain_loop(config):
   """Sample, score, update in one process: no tickets, no wire, no ledger."""
-  known = build.policy_of(config, None)
+  known = build.make_policy(config, None)
   mesh = sharding.make_mesh(**config.mesh)
   choices = build.step_choices(config, known.model, mesh)
   engine = build.make_engine(
@@ -55,7 +55,7 @@ def plain_loop(config):
     max_prompt_tokens=config.task.max_prompt_tokens,
   )
   verify = scoring.resolve(catalog.TASKS[config.task.name].verifier)
-  decode = known.words.decode
+  decode = known.tokenizer.decode
   [(_, read)] = data.examples(config, "train", known)
   made = admission.Tickets(
     PromptStream(read.examples, config.seed),

@@ -84,7 +84,7 @@ def test_adapters_from_a_published_checkpoint_to_another_one(tmp_path, reference
   answers = answers_of(out)
   assert gap(forward_logits(config, params, answers["tokens"]), answers) < 1e-3
   config_of_run = config_lib.from_json((run / "config.json").read_text())
-  model = build.policy_of(config_of_run, tokenizer.read_files(run / "model")).model
+  model = build.make_policy(config_of_run, tokenizer.read_files(run / "model")).model
   step, merged = build.newest_params(run, model)
   assert step == 4
   assert_identical(*(jax.tree.map(np.asarray, policy.flatten(p)) for p in (merged, params)))
@@ -169,4 +169,4 @@ def test_experts_have_no_adapters(tiny_config):
   files = types.ModelFiles(json.dumps(moe), "", "", "")
   config_lib.override(tiny_config, [("model.lora_rank", "2")])
   with pytest.raises(config_lib.ConfigError, match="lora_targets: .*experts have no adapters"):
-    build.policy_of(tiny_config, files)
+    build.make_policy(tiny_config, files)

@@ -70,7 +70,7 @@ def outcome(run_dir) -> tuple[dict, dict]:
   rows = system.train_rows(run_dir)
   course = {name: [row[name] for row in rows] for name in ("reward", "tokens", "entropy")}
   config = config_lib.from_json((run_dir / "config.json").read_text())
-  step, params = build.newest_params(run_dir, build.policy_of(config, None).model)
+  step, params = build.newest_params(run_dir, build.make_policy(config, None).model)
   assert step == STEPS
   return course, policy.flatten(params)
 

@@ -1,4 +1,4 @@
-"""From the configuration to the parts that both roles share."""
+"""Builds models, engines, optimizers and stores from a configuration."""
 
 import dataclasses
 import datetime
@@ -38,28 +38,27 @@ _MAX_REFILLS = "learner.max_refills"
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """What both roles know about the policy besides its weights."""
+  """A policy without its weights."""
 
   model: decoder.DecoderConfig
-  words: vocabulary.Vocabulary | tokenizer.Tokenizer
+  tokenizer: vocabulary.Vocabulary | tokenizer.Tokenizer
   files: types.ModelFiles | None = None  # of a published model
 
 
-def policy_of(config: ConfigDict, files: types.ModelFiles | None) -> Policy:
+def make_policy(config: ConfigDict, files: types.ModelFiles | None) -> Policy:
   """A fresh model with the task's vocabulary, or the published one that `files` belong to.
 
   Raises:
     ConfigError, families.UnsupportedModel, tokenizer.TokenizerError: it can't be used.
   """
-  stop = json.loads(config.sampler.stop or "[]")
+  stop, task = json.loads(config.sampler.stop or "[]"), config.task
   if files is None:
-    words = catalog.of(config.task).vocabulary.stopping(stop)
-    own = {key: value for key, value in config.model.items() if key not in _NO_ARCHITECTURE}
-    model = decoder.DecoderConfig(vocab_size=words.size, **own)
-    return Policy(_with_adapters(model, config.model), words)
+    characters = catalog.of(task).vocabulary.stopping(stop)
+    architecture = {k: v for k, v in config.model.items() if k not in _NO_ARCHITECTURE}
+    model = decoder.DecoderConfig(vocab_size=characters.size, **architecture)
+    return Policy(_with_adapters(model, config.model), characters)
   model = published_model(config, families.parse(files.config))
-  task = config.task
-  words = tokenizer.Tokenizer(
+  published = tokenizer.Tokenizer(
     files,
     template=task.prompt,
     chat=task.chat,
@@ -69,11 +68,11 @@ def policy_of(config: ConfigDict, files: types.ModelFiles | None) -> Policy:
     vocab_size=model.vocab_size,
     day=datetime.date.fromisoformat(task.chat_date) if task.chat_date else None,
   )
-  return Policy(model, words, files)
+  return Policy(model, published, files)
 
 
-def fix_day(config: ConfigDict, files: types.ModelFiles | None) -> None:
-  """Writes today into task.chat_date where prompts depend on it: from then on they don't.
+def set_chat_date(config: ConfigDict, files: types.ModelFiles | None) -> None:
+  """Writes today into task.chat_date where the chat template uses the date of the day.
 
   Raises:
     tokenizer.TokenizerError: a file can't be read.
@@ -87,8 +86,8 @@ def fix_day(config: ConfigDict, files: types.ModelFiles | None) -> None:
 
 
 def sampling_notes(config: ConfigDict, policy: Policy) -> list[str]:
-  """What people should know about how completions are sampled, a line each."""
-  words = policy.words
+  """Lines that tell what ends a completion and how prompts are made."""
+  words = policy.tokenizer
   texts = [f"the text {text!r}" for text in words.stop_texts]
   ends = ", ".join([tokenizer.describe_ends(words), *texts])
   notes = [f"a completion ends with {ends}, or after {config.task.max_completion_tokens} tokens"]
@@ -98,7 +97,7 @@ def sampling_notes(config: ConfigDict, policy: Policy) -> list[str]:
 
 
 def published_model(config: ConfigDict, architecture: dict) -> decoder.DecoderConfig:
-  """From config.json of a published model, as the configuration wants it computed.
+  """The model of a published config.json, with the configuration's adapters and dtype.
 
   Raises:
     ConfigError, families.UnsupportedModel: it can't be used.
@@ -110,7 +109,6 @@ def published_model(config: ConfigDict, architecture: dict) -> decoder.DecoderCo
 
 
 def _with_adapters(model: decoder.DecoderConfig, wanted) -> decoder.DecoderConfig:
-  """With the adapters that `config.model` asks for."""
   if not wanted.lora_rank:
     return model
   targets = tuple(dict.fromkeys(wanted.lora_targets.split(",")))
@@ -127,9 +125,9 @@ def _with_adapters(model: decoder.DecoderConfig, wanted) -> decoder.DecoderConfi
 def model_files(
   config: ConfigDict, run_dir: pathlib.Path, *, resume: bool
 ) -> types.ModelFiles | None:
-  """Of the published checkpoint that the run begins with; kept in RUN/model for resume and export.
+  """Small files of the published checkpoint that a run begins with, copied to RUN/model.
 
-  `resume`: those kept are the run's own, the checkpoint may be gone; else they are copied anew.
+  `resume`: uses the copies, since the checkpoint may be gone.
   """
   if not config.model.checkpoint:
     return None
@@ -145,11 +143,11 @@ def model_files(
 def run_policy(config: ConfigDict, run_dir: pathlib.Path, *, resume: bool) -> Policy:
   """The policy of a run; copies the small files of its checkpoint into the run's directory.
 
-  Raises: as `policy_of`.
+  Raises: as `make_policy`.
   """
   files = model_files(config, run_dir, resume=resume)
-  fix_day(config, files)
-  return policy_of(config, files)
+  set_chat_date(config, files)
+  return make_policy(config, files)
 
 
 def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[int, dict]:
@@ -172,7 +170,7 @@ def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[
 def step_choices(
   config: ConfigDict, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh
 ) -> step.StepChoices:
-  """What the learner's step is compiled for."""
+  """Model, objective and optimizer for which the learner's step is compiled."""
   learner = config.learner
   model = dataclasses.replace(
     model,
@@ -232,7 +230,7 @@ def lag_control(config: ConfigDict) -> lag.LagControl:
 
 
 def engine_sizes(config: ConfigDict, *, group_size: int, max_prompt_tokens: int) -> engine.Sizes:
-  """Of a generation engine; arguments as for `make_engine`."""
+  """Sizes of a generation engine; arguments as for `make_engine`."""
   sampler = config.sampler
   return engine.Sizes(
     slots=sampler.slots,
@@ -255,38 +253,33 @@ def make_engine(
   int8_weights: bool = False,
   mesh: jax.sharding.Mesh | None = None,
 ) -> engine.Engine:
-  """A generation engine; it computes with adapters merged into their base.
+  """A generation engine for parameters whose adapters are merged into their base.
 
   Args:
     group_size: completions per prompt.
-    int8_weights: its parameters will be quantized ones.
-    mesh: that its parameters will be laid out on; None = the first device.
+    int8_weights: the parameters are quantized.
+    mesh: of the parameters; None = the first device.
   """
   sizes = engine_sizes(config, group_size=group_size, max_prompt_tokens=max_prompt_tokens)
   model = dataclasses.replace(lora.plain(policy.model), int8_weights=int8_weights)
   return engine.Engine(
-    model,
-    sizes,
-    seed=config.seed,
-    stops=stops(config, policy),
-    truncation=truncation(config),
-    mesh=mesh,
+    model, sizes, seed=config.seed, stops=stops(policy), truncation=truncation(config), mesh=mesh
   )
 
 
-def stops(_, policy: Policy) -> stopping.Stops:
-  """What ends a completion; `policy_of` has looked at sampler.stop."""
-  words = policy.words
+def stops(policy: Policy) -> stopping.Stops:
+  """Tokens and texts that end a completion."""
+  words = policy.tokenizer
   return stopping.Stops(words.ends, words.stop_texts, words.whole_text, words.spell)
 
 
 def truncation(config: ConfigDict) -> sampling.Truncation:
-  """Of the distribution that is sampled from."""
+  """Truncation of the distribution that completions are drawn from."""
   return sampling.Truncation(config.sampler.top_k, config.sampler.top_p, config.sampler.min_p)
 
 
 def sampler_meshes(config: ConfigDict) -> list[jax.sharding.Mesh]:
-  """One per engine of a sampler, over the devices of its machine.
+  """Meshes over the devices of this machine, one for each engine of a sampler.
 
   Raises:
     ValueError: it has too few.
@@ -297,12 +290,12 @@ def sampler_meshes(config: ConfigDict) -> list[jax.sharding.Mesh]:
       f"sampler.data, sampler.tensor: got {number} x {size}, but this machine has {len(devices)} "
       "devices"
     )
-  own = [devices[i * size : (i + 1) * size] for i in range(number)]
-  return [sharding.make_mesh(tensor=size, devices=some) for some in own]
+  parts = [devices[i * size : (i + 1) * size] for i in range(number)]
+  return [sharding.make_mesh(tensor=size, devices=part) for part in parts]
 
 
 def make_store(config: ConfigDict, weights_dir: str | None, session: str):
-  """Where the learner publishes: put, retain, versions, close."""
+  """The store that the learner publishes to; `weights_dir`: in a directory, else streamed."""
   if weights_dir is None:
     return weights.WeightStore(delta_bases=config.transport.delta_bases)
   from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only where it is used
@@ -311,7 +304,7 @@ def make_store(config: ConfigDict, weights_dir: str | None, session: str):
 
 
 def scorer(task) -> scoring.Scorer:
-  """The processes that judge answers; ValueError when this machine lacks a verifier."""
+  """Processes that judge answers; ValueError when this machine lacks a verifier."""
   wanted = catalog.of(task)
   return scoring.Scorer(
     wanted.verifier,
@@ -324,7 +317,7 @@ def scorer(task) -> scoring.Scorer:
 
 
 def limits(config: ConfigDict, *, group_size: int) -> packing.Limits:
-  """How batches of groups of this size are laid out."""
+  """Layout of batches whose groups have this size."""
   learner, task = config.learner, config.task
   longest = (task.max_prompt_tokens, task.max_completion_tokens)
   return packing.Limits(
@@ -371,7 +364,7 @@ def make_queue(
     temperature=config.sampler.temperature,
     max_refills=settings.max_refills,
   )
-  text = lambda ticket: policy.words.decode(ticket.prompt_tokens.tolist())
+  text = lambda ticket: policy.tokenizer.decode(ticket.prompt_tokens.tolist())
   set_aside = unanswerable.Unanswerable(tickets.spare, text)
   replace = None
   if settings.max_refills and control.recorded is None:  # a replay knows which groups were used

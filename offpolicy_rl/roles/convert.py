@@ -130,7 +130,7 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
   keys = families.parse(files.config)
   settings = config_lib.from_json((run / "config.json").read_text())
   config_lib.validate(settings)
-  model = build.policy_of(settings, files).model
+  model = build.make_policy(settings, files).model
   step, params = build.newest_params(run, model)
   config = lora.plain(model)
   dtype = dtype or keys.get("dtype") or keys.get("torch_dtype") or "float32"

@@ -46,7 +46,7 @@ def examples(config, split: str, policy: build.Policy) -> Members:
   return prompts.members(
     catalog.of(config.task),
     split,
-    policy.words,
+    policy.tokenizer,
     config.task.max_prompt_tokens,
     ticket_fault(config, policy.model.vocab_size),
   )
@@ -104,7 +104,7 @@ def check_start(config) -> None:
 
   Raises:
     ConfigError: a run could not start.
-    tokenizer.TokenizerError, families.UnsupportedModel: as `build.policy_of`.
+    tokenizer.TokenizerError, families.UnsupportedModel: as `build.make_policy`.
   """
   selection, policy = config_lib.check_data(config), initial_policy(config)
   check_messages(config, policy)
@@ -116,8 +116,8 @@ def initial_policy(config) -> build.Policy:
   config = config_lib.from_json(config_lib.to_json(config))
   folder = config.model.checkpoint
   files = tokenizer.read_files(pathlib.Path(folder)) if folder else None
-  build.fix_day(config, files)
-  return build.policy_of(config, files)
+  build.set_chat_date(config, files)
+  return build.make_policy(config, files)
 
 
 def check_messages(config, policy: build.Policy) -> None:
@@ -221,7 +221,7 @@ def inspect(
         continue
       step = 1 if sample is None else max(1, -(-len(reading.problems) // sample))
       chosen = reading.problems[::step]
-      made = prompts.tokenized(chosen, policy.words, config.task.max_prompt_tokens, fault)
+      made = prompts.tokenized(chosen, policy.tokenizer, config.task.max_prompt_tokens, fault)
       inspected.append(Inspected(task, split, reading, made, unreadable=[]))
       judged.append(chosen if len(selection.tasks) == 1 else list(map(_of_its_task, chosen)))
   if not judge:

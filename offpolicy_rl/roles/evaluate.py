@@ -49,8 +49,8 @@ def run(
   """
   console = output.console()
   files = _files(config, run_dir)
-  build.fix_day(config, files)
-  policy = build.policy_of(config, files)
+  build.set_chat_date(config, files)
+  policy = build.make_policy(config, files)
   for note in build.sampling_notes(config, policy):
     console.print(note, markup=False)
   examples, skipped = _examples(config, policy, split)
@@ -135,10 +135,10 @@ def _answer(config, policy: build.Policy, params, examples, console) -> Iterator
       some = tickets[start : start + 2 * slots]  # a greedy and a sampled one of each problem
       answers = engine.generate(params, 0, some)
       groups = worker.score_groups(
-        scorer, policy.words, some, answers, judge_unfinished=judge_unfinished
+        scorer, policy.tokenizer, some, answers, judge_unfinished=judge_unfinished
       )
       for ticket, greedy, sampled in zip(some[::2], groups[::2], groups[1::2], strict=True):
-        yield _row(policy.words, ticket, greedy, sampled, judge_unfinished)
+        yield _row(policy.tokenizer, ticket, greedy, sampled, judge_unfinished)
 
 
 def _row(

@@ -85,7 +85,7 @@ def _serve(learner: "Learner", serving: Serving, session: str, live: LiveStatus)
     session=session,
     run_id=learner.run_dir.name,
     config_json=config_lib.to_json(config),
-    vocabulary_fingerprint=learner.policy.words.fingerprint,
+    vocabulary_fingerprint=learner.policy.tokenizer.fingerprint,
     weights_in_directory=serving.weights_dir is not None,
     model_files=learner.policy.files,
   )
@@ -209,7 +209,7 @@ class Learner(training.Process):
     batch = self.prefetch(at_step)
     self._check_stop()  # before every step: there may always be a batch ready
     last = at_step + 1 == self.config.learner.steps
-    row = self.files.write_groups(at_step, batch.groups, last=last, words=self.policy.words)
+    row = self.files.write_groups(at_step, batch.groups, last=last, words=self.policy.tokenizer)
     self._compare_with_recording(at_step, row)
     if self.orders.alone:
       return batch

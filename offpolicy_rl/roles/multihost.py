@@ -242,7 +242,7 @@ def _make_follower(
   begin = orders.receive(BEGIN)
   files = types.ModelFiles(**begin["model_files"]) if begin["model_files"] else None
   mesh = sharding.make_mesh(**config.mesh)
-  choices = build.step_choices(config, build.policy_of(config, files).model, mesh)
+  choices = build.step_choices(config, build.make_policy(config, files).model, mesh)
   saved = checkpoint.Checkpoints(checkpoints, keep=config.checkpoint.keep, say=_LOG.warning)
   restored = None if begin["step"] is None else saved.restore_for(choices, mesh, begin["step"])
   store = build.make_store(config, weights_dir, session="")

@@ -84,7 +84,7 @@ def run_sampler(
       worker.run(
         _vllm_engine(config, policy, vllm) if vllm else _own_engine(config, policy, meshes),
         _Learner(wire, identity, config, policy.model.vocab_size, weights, stop),
-        functools.partial(_score, scorer, policy.words, config.task),
+        functools.partial(_score, scorer, policy.tokenizer, config.task),
         stats,
         should_stop=stop.is_set,
         weight_update=config.sampler.weight_update,
@@ -104,11 +104,11 @@ def _accept(identity, weights_dir: str | None) -> tuple[object, build.Policy]:
   """The learner's configuration and policy; RunMismatch when this sampler can't serve it."""
   config = config_lib.from_json(identity.config_json)
   config_lib.validate(config)
-  policy = build.policy_of(config, identity.model_files)
-  if policy.words.fingerprint != identity.vocabulary_fingerprint:
+  policy = build.make_policy(config, identity.model_files)
+  if policy.tokenizer.fingerprint != identity.vocabulary_fingerprint:
     raise RunMismatch(
       f"vocabulary_fingerprint: the learner's is {identity.vocabulary_fingerprint}, this sampler's "
-      f"{policy.words.fingerprint}; install the same release of offpolicy-rl on both"
+      f"{policy.tokenizer.fingerprint}; install the same release of offpolicy-rl on both"
     )
   if identity.weights_in_directory and weights_dir is None:
     raise RunMismatch(
@@ -247,10 +247,7 @@ def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
       "sampler.weight_update=between_groups and sampler.int8_weights=False"
     )
   wanted = served.SamplingParams(
-    config.task.max_completion_tokens,
-    build.stops(config, policy),
-    build.truncation(config),
-    config.seed,
+    config.task.max_completion_tokens, build.stops(policy), build.truncation(config), config.seed
   )
   engine = served.ServedEngine(
     served.Server(vllm.url, wanted),

@@ -170,7 +170,7 @@ def test_a_harmless_key_can_be_named_once_and_for_all(published, tmp_path):
   config = card()
   config.model.checkpoint = str(tmp_path / "to")
   small = build.model_files(config, tmp_path, resume=False)
-  assert build.policy_of(config, small).model.vocab_size == 264
+  assert build.make_policy(config, small).model.vocab_size == 264
 
 
 def card():

@@ -204,7 +204,7 @@ def test_lengths_of_nothing_are_not_0(tiny_config, tmp_path):
     tmp_path / "a.jsonl", *({"question": "q" * 20 + str(i), "answer": "r"} for i in range(30))
   )
   settings(tiny_config, name="jsonl", train_file=path, max_prompt_tokens=9)
-  policy = build.policy_of(tiny_config, None)
+  policy = build.make_policy(tiny_config, None)
   found = data.inspect(tiny_config, catalog.of(tiny_config.task), policy)
   told = list(check.report(tiny_config, policy, found))
   [row] = [line.split() for line in told if line.startswith("  train demonstrations")]
@@ -219,7 +219,7 @@ def test_golds_of_a_mixture_are_judged_by_their_own_verifier(tiny_config, tmp_pa
   }
   settings(tiny_config, name="mixture", mixture=json.dumps(members), max_prompt_tokens=9)
   selection = catalog.of(tiny_config.task)
-  policy = build.policy_of(tiny_config, None)
+  policy = build.make_policy(tiny_config, None)
   found = data.inspect(tiny_config, selection, policy, sample=20)
   for part in found:
     bad, some = len(part.unreadable), len(part.made.examples)

@@ -51,7 +51,7 @@ def run_dir(tmp_path_factory):
   config = config_lib.load("configs/test.py")
   config.model.tied_embeddings = False
   (folder / "config.json").write_text(config_lib.to_json(config))
-  made = build.policy_of(config, None)
+  made = build.make_policy(config, None)
   optimizer = build.step_choices(config, made.model, sharding.make_mesh()).optimizer
   params = fond_of_7_and_8(policy.init(made.model, jax.random.key(0)), made.words)
   state = state_lib.TrainState(jnp.int32(3), params, optimizer.init(params))
@@ -209,7 +209,7 @@ def test_keys_come_after_flags(run_dir, monkeypatch, flags, samples, problems):
 
 @pytest.mark.parametrize("message", WRONG)
 def test_wrong_flags_are_refused(run_dir, published, capsys, message, monkeypatch):
-  monkeypatch.setattr(build, "policy_of", lambda *_: pytest.fail("too late"))
+  monkeypatch.setattr(build, "make_policy", lambda *_: pytest.fail("too late"))
   flags = WRONG[message].replace("RUN", str(run_dir)).replace("MODEL", str(published)).split()
   assert main.main(["eval", *flags]) == 2
   assert message in capsys.readouterr().err

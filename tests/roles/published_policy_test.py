@@ -45,10 +45,10 @@ def config():
 def test_every_end_reaches_the_engine_the_texts_and_the_people(config):
   config.sampler.stop = '["<start_of_turn>", "####"]'
   generation = json.dumps({"eos_token_id": [1, 5], "temperature": 0.6, "do_sample": True})
-  policy = build.policy_of(config, files(generation_config=generation))
-  stops = build.stops(config, policy)
+  policy = build.make_policy(config, files(generation_config=generation))
+  stops = build.stops(policy)
   assert (stops.tokens, stops.texts) == ((1, 5, 6), ("####",))
-  words = policy.words
+  words = policy.tokenizer
   tokens = words.encode("5 #### 6")
   assert stops.length(tokens, 0) == 6 and words.decode(tokens) == "5 "
   assert words.decode(words.encode("7<end_of_turn>\nuser")) == "7"
@@ -61,27 +61,27 @@ def test_every_end_reaches_the_engine_the_texts_and_the_people(config):
 
 def test_a_run_says_that_nothing_ends_the_turns_of_its_template(config):
   ending = "{% for m in messages %}{{ m.content }}<start_of_turn>{% endfor %}"
-  policy = build.policy_of(config, files(chat_template=ending))
+  policy = build.make_policy(config, files(chat_template=ending))
   assert build.sampling_notes(config, policy)[1].startswith(
     "the chat template ends a turn with '<start_of_turn>', but no file says"
   )
   config.sampler.stop = '["<start_of_turn>"]'
-  policy = build.policy_of(config, files(chat_template=ending))
+  policy = build.make_policy(config, files(chat_template=ending))
   assert not any("ends a turn" in note for note in build.sampling_notes(config, policy))
 
 
 def test_a_fresh_model_ends_with_its_own_token(tiny_config):
   tiny_config.sampler.stop = '["=="]'
-  policy = build.policy_of(tiny_config, None)
+  policy = build.make_policy(tiny_config, None)
   [note] = build.sampling_notes(tiny_config, policy)
   assert note.startswith("a completion ends with '<eos>' (1), the text '==', or after")
-  assert build.stops(tiny_config, policy).tokens == (1,)
+  assert build.stops(policy).tokens == (1,)
 
 
 @pytest.mark.parametrize(("chat", "end"), [(True, 5), (False, 1)])
 def test_demonstrations_end_as_the_model_ends_its_turn(config, chat, end):
   config.task.chat = chat
-  words = build.policy_of(config, files()).words
+  words = build.make_policy(config, files()).tokenizer
   problem = sources.Problem("1+1?", '"2"', "2")
   [example] = prompts.tokenized([problem], words, 100).examples
   assert example.demonstration_tokens.tolist() == [*words.encode("2"), end]
@@ -90,7 +90,7 @@ def test_demonstrations_end_as_the_model_ends_its_turn(config, chat, end):
 def test_the_configuration_says_what_a_template_is_told(config):
   config.task.system_prompt = "Be brief."
   config.task.chat_arguments = '{"enable_thinking": false}'
-  words = build.policy_of(config, files(chat_template=template("qwen3"))).words
+  words = build.make_policy(config, files(chat_template=template("qwen3"))).tokenizer
   assert words.spell(words.prompt("1+1?")) == (
     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n"
     "<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -100,15 +100,15 @@ def test_the_configuration_says_what_a_template_is_told(config):
 def test_prompts_of_a_run_are_those_of_its_first_day(config):
   dated = files(chat_template=template("llama3"))
   config.task.chat_date = "2003-02-01"
-  build.fix_day(config, dated)  # is fixed already
-  words = build.policy_of(config, dated).words
+  build.set_chat_date(config, dated)  # is fixed already
+  words = build.make_policy(config, dated).tokenizer
   assert "Today is 01 Feb 2003." in words.spell(words.prompt("1+1?"))
   config.task.chat_date = ""
-  build.fix_day(config, files())  # takes no interest in it
+  build.set_chat_date(config, files())  # takes no interest in it
   assert config.task.chat_date == ""
   before = datetime.date.today()
-  build.fix_day(config, dated)
+  build.set_chat_date(config, dated)
   assert config.task.chat_date in (before.isoformat(), datetime.date.today().isoformat())
   config.task.chat_date, config.task.chat = "", False
-  build.fix_day(config, dated)
+  build.set_chat_date(config, dated)
   assert config.task.chat_date == ""
