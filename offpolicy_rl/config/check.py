@@ -247,7 +247,7 @@ def warnings(config: config_dict.ConfigDict) -> list[str]:
 
 
 def _unused_keys(config: config_dict.ConfigDict, objective: losses.Choices) -> list[str]:
-  """A warning for each key of the objective that is set and that none of its functions takes."""
+  """A warning for each key of the objective that is set and that no chosen function takes."""
   sizes = {"name", "group_size", "max_tokens", "whole_groups"}
   unused = set(config.objective) - objective.used() - sizes
   return [

@@ -136,9 +136,8 @@ def objective_keys(preset: str) -> dict[str, Key]:
   """A key for each choice of an objective; what is unset is as in the preset."""
   keys = {"objective.name": one_of(preset, sorted(losses.PRESETS)).means("the preset")}
   for field in losses.choices.OVERRIDABLE[1:]:
-    rule = {"meaning": "", "expected": "a value", "holds": lambda x: True, **field.metadata}
-    name = f"objective.{field.name}"
-    keys[name] = Key(None, field.type, rule["expected"], rule["holds"], rule["meaning"])
+    key = Key(None, field.type, field.metadata["expected"], field.metadata["holds"])
+    keys[f"objective.{field.name}"] = key.means(field.metadata["meaning"])
   return keys
 
 

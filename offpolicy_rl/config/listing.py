@@ -5,19 +5,28 @@ import textwrap
 from collections.abc import Iterator
 
 from offpolicy_rl.config import keys
+from offpolicy_rl.config.text import ConfigError
 
 _WIDTH = 80
 
 
 def lines(pattern: str = "") -> Iterator[str]:
-  """Lines of at most 80 columns about each key that has `pattern` in its name or meaning."""
+  """Lines of at most 80 columns about each key that has `pattern` in its name or meaning.
+
+  Raises:
+    ConfigError: there is no such key.
+  """
+  if not any(_matches(pattern, name, key) for name, key in keys.all_keys().items()):
+    raise ConfigError(f"PATTERN: got {pattern!r}, which no key has in its name or meaning")
   for heading, group in keys.groups().items():
     chosen = {name: key for name, key in group.items() if _matches(pattern, name, key)}
-    if chosen:
-      yield from ("", heading, "")
+    if not chosen:
+      continue
+    yield from (heading, "")
     for name, key in chosen.items():
       yield from _wrapped(f"{name} = {_default(key)}  ({_allowed(key)})", "  ", "      ")
       yield from _wrapped(key.meaning, "      ", "      ")
+    yield ""
 
 
 def _matches(pattern: str, name: str, key: keys.Key) -> bool:
