@@ -1,4 +1,4 @@
-"""Do sampler and learner agree on the log-probability of a token? Measured during the run.
+"""Measures during the run whether sampler and learner agree on log-probabilities.
 
 The two compute it with different programs (prefill and decode with a cache against one pass over
 the row). A comparison needs the version that sampled, which the learner has left behind by the
@@ -33,7 +33,7 @@ class LogprobAudit:
   def __call__(
     self, step: int, state: TrainState, versions: Collection[int], placed: types.Batch
   ) -> dict[str, jax.Array | float]:
-    """What `logprob_mismatch` says of a batch, or {} in most steps."""
+    """Metrics of `logprob_mismatch`; {} in most steps."""
     if self._params is not None and step > self._version + self._max_lag:
       self._params = None  # no sampler used that version
     if self._every and self._params is None and step % self._every == 0:

@@ -34,7 +34,7 @@ class CheckpointError(RuntimeError):
 
 
 class Restored(NamedTuple):
-  """What a checkpoint holds."""
+  """The contents of a checkpoint."""
 
   step: int
   state: TrainState
@@ -43,7 +43,7 @@ class Restored(NamedTuple):
 
   @property
   def done(self) -> bool:
-    """Whether the run had ended there, with its last evaluation."""
+    """True if the run had ended there, with its last evaluation."""
     return self.position.get("done", False)
 
 
@@ -299,7 +299,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _older(folder: pathlib.Path, mesh) -> dict | None:
-  """How to lay out the older versions of a checkpoint: None = as they are; or among processes."""
+  """Layout of the older versions among several processes; None = as they are (one process)."""
   if jax.process_count() == 1:
     return None
   found = ocp.StandardCheckpointHandler().metadata(folder / "versions").tree

@@ -41,7 +41,7 @@ class StepBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Functions:
-  """What the loop calls; devices, wire and disk are behind them, or plain Python in a test."""
+  """Functions that the loop calls. A test passes plain Python."""
 
   next_batch: Callable[[int], StepBatch]  # (step); blocks; raises Stopped
   update: Callable[[int, TrainState, StepBatch], tuple[TrainState, dict]]  # (step, state, batch)

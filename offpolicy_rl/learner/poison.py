@@ -34,13 +34,13 @@ def only(batch: types.Batch, kept: jax.Array) -> types.Batch:
 def _is_finite(
   choices: step.StepChoices, state: TrainState, batch: types.Batch, kept, reference_params
 ) -> jax.Array:
-  """Whether an update on these groups would have a finite loss and gradient. Makes none."""
+  """True if an update on these groups would have a finite loss and gradient; makes none."""
   _, metrics = step.train_step(choices, state, only(batch, kept), reference_params)
   return metrics["updates_skipped"] == 0
 
 
 def culprits(is_finite: Callable[[list[int]], bool], groups: list[int]) -> list[int]:
-  """Those of `groups`, which together are not finite, that have to go for the rest to be.
+  """The groups that have to go for the rest to be finite; all together are not.
 
   Where neither half is to blame alone, both are.
   """

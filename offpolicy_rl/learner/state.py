@@ -67,7 +67,7 @@ def make_optimizer(
     )
 
   def update_from_host(gradients, state, params, good=True):
-    """The same, with the state on the device for as long as it takes."""
+    """Moves the state to the device for the update."""
     on_device = jax.device_put(state, jax.memory.Space.Device)
     updates, state = update(gradients, on_device, params, good)
     return updates, jax.device_put(state, jax.memory.Space.Host)

@@ -16,7 +16,7 @@ from offpolicy_rl.model import decoder, lora, mixture, policy, sharding
 
 @dataclasses.dataclass(frozen=True)
 class StepChoices:
-  """What a step is compiled for."""
+  """Everything that a step is compiled for."""
 
   model: decoder.DecoderConfig
   objective: Objective
@@ -209,7 +209,7 @@ def logprob_mismatch(
 def router_metrics(
   choices: StepChoices, params, batch: types.Batch, frozen=None
 ) -> dict[str, jax.Array]:
-  """How the routers of a mixture of experts spread the batch: `mixture.load_metrics`."""
+  """Load of a mixture's experts over the batch, see `mixture.load_metrics`."""
   whole = choices.whole(params, frozen)
   loads = jax.lax.map(lambda part: policy.router_loads(choices.model, whole, part.rows), batch)
   return mixture.load_metrics(jax.tree.map(lambda x: jnp.sum(x, axis=0), loads))

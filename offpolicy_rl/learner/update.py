@@ -1,4 +1,4 @@
-"""What every process of a learner does with a batch: the step, and checks beside it."""
+"""The step that every process of a learner makes with a batch, and the checks beside it."""
 
 from collections.abc import Callable
 

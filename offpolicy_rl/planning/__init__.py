@@ -1,1 +1,1 @@
-"""What a run needs on a pod, found without one."""
+"""Memory, flops and traffic of a run on a TPU pod, without a pod."""

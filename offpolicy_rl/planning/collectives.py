@@ -1,6 +1,7 @@
-"""What devices say to one another in a compiled program: collectives by kind, number and bytes."""
+"""Collectives of a compiled program: kind, number and bytes."""
 
 import collections
+import math
 import re
 from typing import NamedTuple
 
@@ -13,23 +14,6 @@ KINDS = (
   "ragged-all-to-all",
   "collective-broadcast",
 )
-_BITS = {
-  "pred": 8,
-  "s4": 4,
-  "u4": 4,
-  "s8": 8,
-  "u8": 8,
-  "s16": 16,
-  "u16": 16,
-  "f16": 16,
-  "bf16": 16,
-  "s32": 32,
-  "u32": 32,
-  "f32": 32,
-  "s64": 64,
-  "u64": 64,
-  "f64": 64,
-}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _OPERATION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
 _CALLED = re.compile(
@@ -42,11 +26,11 @@ _BELOW = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT")
 # The compiler puts an asynchronous collective into the fusion that starts it, into those that work
 # meanwhile and into the one that ends it: the first counts.
 _GOES_ON = re.compile(r"^%async-collective-done|.* calls=%async_collective_fusion")
-_ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"(pred|(?:s|u|f|bf)\d+)\[([\d,]*)\]")
 
 
 class Traffic(NamedTuple):
-  """Of one kind of collective, in one execution of the program on one device."""
+  """One kind of collective in one execution of the program on one device."""
 
   number: int
   bytes: int  # of the results
@@ -55,9 +39,9 @@ class Traffic(NamedTuple):
 def of_program(text: str) -> dict[str, Traffic]:
   """Optimized HLO -> traffic by kind; bodies of loops count as often as they run."""
   bodies, entry = _computations(text)
-  found: dict[str, Traffic] = collections.defaultdict(lambda: Traffic(0, 0))
-  _visit(bodies, entry, 1, found)
-  return dict(found)
+  traffic: dict[str, Traffic] = collections.defaultdict(lambda: Traffic(0, 0))
+  _visit(bodies, entry, 1, traffic)
+  return dict(traffic)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -72,32 +56,32 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
   return bodies, entry
 
 
-def _visit(bodies, name: str, times: int, found) -> None:
+def _visit(bodies, name: str, times: int, traffic: dict[str, Traffic]) -> None:
   for line in bodies.get(name, ()):
     operation = _OPERATION.match(line)
     if not operation:
       continue
     kind = operation[2].removesuffix("-start")
     if kind in KINDS:
-      before = found[kind]
+      before = traffic[kind]
       size = _bytes(operation[1], last_only=operation[2].endswith("-start"))
-      found[kind] = Traffic(before.number + times, before.bytes + times * size)
+      traffic[kind] = Traffic(before.number + times, before.bytes + times * size)
     if _GOES_ON.match(line):
       continue
     inner = times * (_trips(bodies, line) if operation[2] == "while" else 1)
     for called in _CALLED.findall(line):
       for callee in called.split(","):
-        _visit(bodies, callee.strip().lstrip("%"), inner, found)
+        _visit(bodies, callee.strip().lstrip("%"), inner, traffic)
 
 
 def _trips(bodies, line: str) -> int:
-  """How often a loop runs: as the compiler notes it, else by the number its condition counts to.
+  """Number of times that a loop runs: the compiler's note, else the limit in its condition.
 
-  At most so often where it may end before; once where only the data knows.
+  An upper bound where the loop may end earlier; 1 where it depends on the data.
   """
   if noted := _TRIPS.search(line):
     return int(noted[1])
-  condition, body = _LOOP.search(line).groups()
+  [(condition, body)] = _LOOP.findall(line)
   numbers = _constants(bodies[condition])
   for compared in map(_BELOW.search, bodies[condition]):
     if compared and compared[2] in numbers:
@@ -107,11 +91,11 @@ def _trips(bodies, line: str) -> int:
 
 def _constants(lines: list[str]) -> dict[str, int]:
   """{name: value} of the integers in a computation."""
-  return {found[1]: int(found[2]) for found in map(_LIMIT.search, lines) if found}
+  return {match[1]: int(match[2]) for match in map(_LIMIT.search, lines) if match}
 
 
 def _stride(bodies, condition: str, body: str, counter: str) -> int:
-  """What a loop adds to its counter; more than 1 where the compiler has unrolled it."""
+  """The increment of a loop's counter; more than 1 where the compiler has unrolled it."""
   place = re.search(r"index=(\d+)", _definition(bodies[condition], counter))
   root = next(line for line in bodies[body] if line.startswith("ROOT "))
   carried = re.search(r" tuple\((.*?)\)", root)
@@ -128,8 +112,8 @@ def _definition(lines: list[str], name: str) -> str:
 
 
 def _bytes(shape: str, *, last_only: bool) -> int:
-  """Of an array or a tuple of arrays; an asynchronous start has operands and results in it."""
-  arrays = [(kind, dims) for kind, dims in _ARRAY.findall(shape) if kind in _BITS]
+  """Bytes of an array or a tuple of arrays; an asynchronous start has operands and results."""
+  arrays = _ARRAY.findall(shape)
   if last_only:
     arrays = [array for array in arrays if array != ("u32", "")]  # contexts
     arrays = arrays[len(arrays) // 2 :]
@@ -137,7 +121,5 @@ def _bytes(shape: str, *, last_only: bool) -> int:
 
 
 def _size(kind: str, dims: str) -> int:
-  number = 1
-  for dim in filter(None, dims.split(",")):
-    number *= int(dim)
-  return number * _BITS[kind] // 8
+  bits = 8 if kind == "pred" else int(kind.lstrip("bfsu"))
+  return math.prod(int(dim) for dim in dims.split(",") if dim) * bits // 8

@@ -1,4 +1,4 @@
-"""`offpolicy-rl plan`: does a card fit on a pod, and what would its devices say to one another?"""
+"""`offpolicy-rl plan`: whether a card fits on a pod, and what its devices would exchange."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ _PACKAGE = pathlib.Path(__file__).parent.parent
 
 
 def run(config, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
-  """Compiles both programs of a configuration for a topology -> what is known, ready for JSON.
+  """Compiles both programs of a configuration for a topology; returns a dict for JSON.
 
   Args:
     config: checked.
@@ -34,9 +34,9 @@ def run(config, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
     ConfigError: topology and mesh do not go together, or can't be had.
   """
   model = build.published_model(config, architecture)
-  kept = cache / f"{_digest(config, architecture, name)}.json"
-  if kept.is_file():
-    return json.loads(kept.read_text())
+  file = cache / f"{_digest(config, architecture, name)}.json"
+  if file.is_file():
+    return json.loads(file.read_text())
   devices = topology.devices(name)
   mesh = dict(config.mesh)
   size = math.prod(mesh.values())
@@ -54,7 +54,7 @@ def run(config, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
   learner = programs.train(config, model, sharding.make_mesh(**mesh, devices=devices), capacity)
   engine = topology.of_engine(name, config.sampler.tensor)
   sampler = programs.decode(config, model, engine, capacity)
-  found = {
+  plan = {
     "topology": name,
     "mesh": mesh,
     "parameters": _parameters(model),
@@ -63,8 +63,8 @@ def run(config, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
     "advice": advice(config, learner, sampler, capacity),
   }
   cache.mkdir(parents=True, exist_ok=True)
-  kept.write_text(json.dumps(found, indent=1) + "\n")
-  return found
+  file.write_text(json.dumps(plan, indent=1) + "\n")
+  return plan
 
 
 def _parameters(model: decoder.DecoderConfig) -> int:
@@ -76,7 +76,7 @@ def _parameters(model: decoder.DecoderConfig) -> int:
 
 
 def _digest(config, architecture: dict, name: str) -> str:
-  """Of everything that the answer rests on: question, this package's source, the compiler."""
+  """Digest of all that the answer depends on: question, source of this package, compiler."""
   sources = [path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))]
   versions = [_version(package) for package in ("jax", "jaxlib", "libtpu")]
   texts = [config_lib.to_json(config), json.dumps(architecture, sort_keys=True), name, *versions]
@@ -93,43 +93,43 @@ def _version(package: str) -> str:
 def advice(
   config, learner: programs.Program, sampler: programs.Program, capacity: int
 ) -> list[str]:
-  """What to change where a program does not fit, what costs least first."""
-  found = []
+  """Keys that would help where a program does not fit, the cheapest first."""
+  keys = []
   if not learner.fits:
     settings, rows = config.learner, config.learner.prompts_per_step * config.learner.group_size
     shards = learner.devices // config.mesh.tensor
     if settings.remat != "full":
-      found.append("learner.remat=full: layers keep their input only")
+      keys.append("learner.remat=full: layers keep their input only")
     if not settings.logprob_chunk:
-      found.append("learner.logprob_chunk=256: the logits of a row never exist at once")
+      keys.append("learner.logprob_chunk=256: the logits of a row never exist at once")
     if config_lib.batch_parts(settings) * shards * 2 <= rows:
-      found.append(f"learner.microbatches={2 * settings.microbatches}: half the rows at a time")
+      keys.append(f"learner.microbatches={2 * settings.microbatches}: half the rows at a time")
     if config.mesh.data > 1:
-      found.append(f"mesh.fsdp={config.mesh.fsdp * config.mesh.data}, mesh.data=1: state is split")
+      keys.append(f"mesh.fsdp={config.mesh.fsdp * config.mesh.data}, mesh.data=1: state is split")
     if learner.argument_bytes > 0.8 * capacity:
-      found.append(
+      keys.append(
         "more devices, model.lora_rank, or learner.offload_optimizer=True: state alone "
         f"takes {learner.argument_bytes / _GIB:.1f} GiB of each device"
       )
   if not sampler.fits:
-    found.append(f"sampler.tensor={2 * config.sampler.tensor}: weights and cache are split")
-    found.append("sampler.slots or sampler.cache_tokens: less cache")
+    keys.append(f"sampler.tensor={2 * config.sampler.tensor}: weights and cache are split")
+    keys.append("sampler.slots or sampler.cache_tokens: less cache")
     if not config.sampler.int8_weights:
-      found.append("sampler.int8_weights=True: weights take half as much as in bfloat16")
-  return found
+      keys.append("sampler.int8_weights=True: weights take half as much as in bfloat16")
+  return keys
 
 
-def show(found: dict, console: rich.console.Console | None = None) -> None:
-  """Tables for people."""
+def show(plan: dict, console: rich.console.Console | None = None) -> None:
+  """Prints a plan as tables."""
   console = console or output.console()
-  mesh = ", ".join(f"{axis} {count}" for axis, count in found["mesh"].items() if count > 1)
-  capacity = found["capacity_bytes"]
+  mesh = ", ".join(f"{axis} {count}" for axis, count in plan["mesh"].items() if count > 1)
+  capacity = plan["capacity_bytes"]
   console.print(
-    f"{found['topology']}: mesh {mesh or 'of one device'}, {found['parameters'] / 1e9:.2f} B "
+    f"{plan['topology']}: mesh {mesh or 'of one device'}, {plan['parameters'] / 1e9:.2f} B "
     f"parameters, {capacity / _GIB:.0f} GiB per device"
   )
   table = rich.table.Table("GiB per device", "", "peak", "free", "given", "temporary", "TFLOP", "s")
-  for program in found["programs"]:
+  for program in plan["programs"]:
     numbers = [
       program["peak_bytes"],
       capacity - program["peak_bytes"],
@@ -145,10 +145,10 @@ def show(found: dict, console: rich.console.Console | None = None) -> None:
     )
   console.print(table)
   console.print("(given: state and batch, or weights and cache; s: CPU time of compiling)")
-  for program in found["programs"]:
+  for program in plan["programs"]:
     for kind, (number, size) in program["traffic"].items():
       console.print(f"{program['name']}: {number} x {kind}, {size / _GIB:.3f} GiB per device")
     largest = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in program["largest"][:4])
     console.print(f"{program['name']}: largest arguments (GiB per device): {largest}")
-  for line in found["advice"]:
+  for line in plan["advice"]:
     console.print(f"try {line}")

@@ -26,7 +26,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What is known of a program on every device."""
+  """A compiled program; bytes are of one device."""
 
   name: str
   devices: int
@@ -41,7 +41,7 @@ class Program:
 
 
 def train(config, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Program:
-  """The update that the learner would run, with the largest batch that there can be."""
+  """The learner's update, compiled for the largest batch that there can be."""
   choices = build.step_choices(config, model, mesh)
   groups = _longest_groups(config)
   limits = build.limits(config, group_size=config.learner.group_size)
@@ -61,7 +61,7 @@ def train(config, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Pr
 
 
 def decode(config, model: decoder.DecoderConfig, devices, capacity: int) -> Program:
-  """The decoding of one engine of a sampler, all slots in use and at their longest."""
+  """Decoding of one engine of a sampler, with all slots in use and rows of full length."""
   sampler, task = config.sampler, config.task
   mesh = sharding.make_mesh(tensor=sampler.tensor, devices=devices)
   model = dataclasses.replace(lora.plain(model), int8_weights=sampler.int8_weights)
@@ -92,17 +92,17 @@ def decode(config, model: decoder.DecoderConfig, devices, capacity: int) -> Prog
 
 
 def _longest_groups(config) -> list[types.FinishedGroup]:
-  """A step's groups, every prompt and completion as long as can be."""
+  """Groups of a step, in which prompts and completions have their full length."""
   task, learner = config.task, config.learner
   prompt = np.zeros(task.max_prompt_tokens, np.int32)
   tokens = np.zeros(task.max_completion_tokens, np.int32)
   one = types.Trajectory(tokens, np.zeros(tokens.size, np.float32), tokens, False, 0.0)
-  made = []
+  groups = []
   for g in range(learner.prompts_per_step):
     ticket = types.Ticket(str(g), types.TRAIN, 0, g, prompt, "", 0, 0, learner.group_size, 1.0)
     group = types.Group(str(g), (one,) * learner.group_size)
-    made.append(types.FinishedGroup(ticket, group, 0))
-  return made
+    groups.append(types.FinishedGroup(ticket, group, 0))
+  return groups
 
 
 def _struct(x, place) -> jax.ShapeDtypeStruct:
@@ -143,9 +143,9 @@ def _compiled(name: str, jitted, arguments, mesh: Mesh, capacity: int, flops: in
 
 
 def _used(message: str) -> int | None:
-  """Bytes that a program would have taken, from the compiler's refusal."""
-  found = _USED.search(message)
-  return found and round(float(found[1]) * _UNITS[found[2]])
+  """Bytes that a program would have taken, read from the compiler's error."""
+  match = _USED.search(message)
+  return match and round(float(match[1]) * _UNITS[match[2]])
 
 
 def _largest(arguments, most: int = 8) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""TPU devices that are not there: libtpu's compiler knows what they are like."""
+"""TPU topologies for libtpu's compiler, on machines without a TPU."""
 
 import os
 import re
@@ -30,12 +30,12 @@ def kind(name: str) -> str:
 
 
 def memory_bytes(name: str) -> int:
-  """Of one device."""
+  """Memory of one device."""
   return MEMORY_GIB[kind(name)] << 30
 
 
 def prepare_environment() -> None:
-  """For a machine without TPUs; before JAX starts."""
+  """Sets what libtpu needs on a machine without TPUs. Call it before JAX starts."""
   os.environ.update(_ENVIRONMENT)
 
 
@@ -59,7 +59,7 @@ def devices(name: str) -> list:
 
 
 def of_engine(name: str, size: int) -> list:
-  """So many devices of the same kind, as a slice of their own: a sampler is another machine."""
+  """`size` devices of the same kind, as another machine has them (a sampler)."""
   shape = [1] * len(name.partition(":")[2].split("x"))
   while True:
     found = devices(f"{kind(name)}:{'x'.join(map(str, shape))}")

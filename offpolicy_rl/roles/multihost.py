@@ -106,7 +106,7 @@ def check_agreement(config: ConfigDict) -> int:
 
 
 class Orders:
-  """What the first process announces and the others receive, in the same order.
+  """Messages that the first process announces and the others receive, in the same order.
 
   With one process there is nobody to tell, and `announce` does nothing.
   """
@@ -121,7 +121,7 @@ class Orders:
 
   @property
   def alone(self) -> bool:
-    """Whether the learner has one process only."""
+    """True if the learner has one process only."""
     return self._store is None
 
   def _ask_to_stop(self, stop: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""What the learner does when a sampler calls: tickets out, groups in, weights by version."""
+"""The learner's side of a sampler's calls: tickets out, groups in, weights by version."""
 
 import collections
 import concurrent.futures
