@@ -81,6 +81,12 @@ def test_seed_kind_group_and_completion_each_change_the_sample():
   assert base == tokens(make_engine(), dataclasses.replace(ticket(0), ticket_id="other", step=9))
 
 
+def test_every_token_has_a_key_of_its_own():
+  """From a uniform distribution one key would draw one token again and again."""
+  [group] = make_engine().generate(random_params(CONFIG), 0, [ticket(0, temperature=1e6)])
+  assert max(len(set(completion.tokens.tolist())) for completion in group) > 2
+
+
 def test_greedy_takes_the_likeliest_token():
   params = random_params(CONFIG)
   [[found]] = make_engine().generate(params, 0, [ticket(3, count=1, temperature=0.0)])
