@@ -128,7 +128,7 @@ def signal_to(process: subprocess.Popen | None, number: int) -> None:
 # -- the faults: function of (run, draw) -> whether it could be done
 
 
-def kill_learner(run, draw) -> bool:
+def kill_learner(run, _draw) -> bool:
   """SIGKILL."""
   signal_to(run.learner, signal.SIGKILL)
   run.learner.wait()

@@ -109,14 +109,14 @@ def serve_bare(_, pipe) -> None:
   """A gRPC server that answers each message of a stream with an empty one."""
   memory.keep_freed_memory()
 
-  def push(requests, context):
+  def push(requests, _):
     for _ in requests:
       yield b""
 
   class Handler(grpc.GenericRpcHandler):
     """One method, raw bytes."""
 
-    def service(self, details):
+    def service(self, _):
       return grpc.stream_stream_rpc_method_handler(push)
 
   pool = concurrent.futures.ThreadPoolExecutor(8)

@@ -253,7 +253,7 @@ FAULTS = {
   # The wire.
   "checksum": Fault(
     "transport/checksum.py",
-    "if data[-5:-4] != _TAG or data[-4:] != found:",
+    "if data[-5:-4] != _TAG or data[-4:] != expected:",
     "if data[-5:-4] != _TAG:",
     "transport/checksum_test.py::test_any_changed_lost_or_added_byte_is_noticed",
   ),

@@ -1,5 +1,5 @@
 """The house rules that can be counted: sizes, docstrings, no defaults beside the configuration, and
-nothing that nobody uses.
+nothing that nobody uses: functions, methods, keys. (Ruff finds unused arguments and variables.)
 """
 
 import ast
@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from offpolicy_rl.config import keys
 from tests.conftest import ROOT
 
 FOLDERS = ("offpolicy_rl", "configs", "benchmarks", "tests")
@@ -21,6 +22,7 @@ NESTS = ast.For | ast.While | ast.If | ast.With | ast.Try | ast.Match | ast.Asyn
 MOST_LINES, MOST_FILE, MOST_NESTING, MOST_ARGUMENTS = 60, 450, 3, 8
 # The keyword arguments of a loss are keys of the objective: what one needs stands in its signature.
 KEYED = {"offpolicy_rl/losses/functions.py:ppo_clip"}
+MOST_OF_OLD_BEGINNINGS = 209  # docstrings with What, Of, How, As or See in front: to become 0
 TABLES = {"tests/tasks/symbolic_test.py"}  # files that are mostly a table, an entry per line
 
 # Public, and used by name only, by tools elsewhere, or by people with a question.
@@ -97,8 +99,25 @@ def test_what_is_public_says_what_it_is(path):
   tree = ast.parse(path.read_text())
   assert ast.get_docstring(tree) is not None
   for node in _outside_of_functions(tree):
-    if not node.name.startswith("_"):
+    if not node.name.startswith("_") and not _is_trivial(node):
       assert ast.get_docstring(node), f"line {node.lineno}: {node.name}"
+
+
+def _is_trivial(node) -> bool:
+  """Whether it is a function of one line, whose name says what there is to say."""
+  [first, *others] = node.body
+  return isinstance(node, FUNCTION) and not others and first.lineno == first.end_lineno
+
+
+def test_docstrings_begin_with_a_verb_or_what_is_returned():
+  offenders = []
+  for path in PACKAGE:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, FUNCTION | ast.ClassDef | ast.Module):
+        text = ast.get_docstring(node) or ""
+        if text.startswith(("What ", "Of ", "How ", "As ", "See ")):
+          offenders.append(f"{where(path)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}")
+  assert len(offenders) <= MOST_OF_OLD_BEGINNINGS, "\n".join(offenders)
 
 
 def _outside_of_functions(tree) -> list:
@@ -148,6 +167,57 @@ def test_what_is_unused_is_found():
   assert found(kept, "import json\njson.used()") == {"one.py:_Kept.used"}
   assert not found(kept, "anything.used()")
   assert not found("import io\nclass Sink(io.IOBase):\n  def writable(self): ...\nSink()")
+
+
+# Folders that take whole sections (`**config.model`), and there name the keys without the section.
+SECTIONS_OF_A_FOLDER = {"model": "model", "objective": "losses"}
+
+
+def test_every_key_is_read():
+  trees = {str(p.relative_to(ROOT / "offpolicy_rl")): ast.parse(p.read_text()) for p in PACKAGE}
+  assert unread(keys.all_keys(), trees) == []
+
+
+def test_a_key_that_nobody_reads_is_found():
+  def found(key: str, source: str, file: str = "roles/learner.py") -> bool:
+    return unread([key], {file: ast.parse(source)}) == [key]
+
+  assert found("learner.steps", "config.learner.rows")
+  assert found("learner.steps", "config.learner.steps = 3")
+  assert found("learner.steps", "config.evaluation.steps")
+  assert not found("learner.steps", "settings = config.learner\nprint(settings.steps)")
+  assert not found("learner.steps", "def make(learner): return learner['steps']")
+  assert not found("learner.steps", "check('learner.steps')")
+  assert found("objective.clip_low", "def make(clip_low): ...")
+  assert not found("objective.clip_low", "def ppo_clip(*, clip_low): ...", "losses/functions.py")
+
+
+def unread(names, trees: dict) -> list[str]:
+  """Keys ("section.name") that no file (path -> tree) reads; in one, both parts must be named."""
+  files = {path: _words(tree) for path, tree in trees.items()}
+
+  def reads(path: str, key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    near = section in files[path] or not section
+    whole = path.partition("/")[0] == SECTIONS_OF_A_FOLDER.get(section)
+    return key in files[path] or (name in files[path] and (near or whole))
+
+  return [key for key in names if not any(reads(path, key) for path in files)]
+
+
+def _words(tree) -> set[str]:
+  """Attributes and names that are read, arguments, and short texts."""
+  words = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+      words.add(node.attr)
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+      words.add(node.id)
+    elif isinstance(node, ast.arg):
+      words.add(node.arg)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+      words.add(node.value)
+  return words
 
 
 def unused(package: dict, users: dict) -> set[str]:

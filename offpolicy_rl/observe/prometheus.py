@@ -182,7 +182,7 @@ class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
     self._places = threading.BoundedSemaphore(_MAX_REQUESTS)
     super().__init__(address, _Handler)
 
-  def verify_request(self, request, client_address) -> bool:
+  def verify_request(self, *_) -> bool:
     """Whether fewer than the most requests are being answered."""
     return self._places.acquire(blocking=False)
 

@@ -148,7 +148,7 @@ _LEAD_IN = re.compile(
 )
 
 
-def _number(text: str, tokens: list[str], depth: int) -> Form | None:
+def _number(text: str, *_) -> Form | None:
   text = _LEAD_IN.sub("", text)
   if re.match(r"\s*[‹a-zA-Z]", text):  # May 5
     return None
@@ -159,7 +159,7 @@ def _number(text: str, tokens: list[str], depth: int) -> Form | None:
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 
 
-def _matrix(text: str, tokens: list[str], depth: int) -> Form | None:
+def _matrix(text: str, _tokens: list[str], depth: int) -> Form | None:
   match = _MATRIX.fullmatch(text.strip("()[]")) or _MATRIX.fullmatch(text)
   if match is None:
     return Form(TEXT, _as_text(text)) if "\\begin" in text else None
@@ -169,7 +169,7 @@ def _matrix(text: str, tokens: list[str], depth: int) -> Form | None:
   return Form(MATRIX, parts=tuple(tuple(of(cell, depth + 1) for cell in row) for row in rows))
 
 
-def _list(text: str, tokens: list[str], depth: int) -> Form | None:
+def _list(_text: str, tokens: list[str], depth: int) -> Form | None:
   """Values one after the other, in any order; inequalities joined by "or" are a union."""
   pieces, signs = _split(tokens, _LISTING)
   pieces = [piece for piece in pieces if piece]
@@ -268,7 +268,7 @@ def _named(name: str, brackets: str, low: str, high: str, depth: int) -> Form:
   return Form(EQUATION, "", (Form(TEXT, name), ends))
 
 
-def _union(text: str, tokens: list[str], depth: int) -> Form | None:
+def _union(_text: str, tokens: list[str], depth: int) -> Form | None:
   pieces, signs = _split(tokens, ("\\cup",))
   if not signs or not all(pieces):
     return None
@@ -298,7 +298,7 @@ _AMBIGUOUS = re.compile(
 _WITH_UNIT = re.compile(r"(.*?[^‹›\s])\s*((?:‹[a-zA-Z.]+›\.?(?:\^\{?-?\d\}?)?[\s/]*)+)")
 
 
-def _expression(text: str, tokens: list[str], depth: int) -> Form | None:
+def _expression(text: str, *_) -> Form | None:
   text, unit = text.lstrip("+"), ""
   measured = _WITH_UNIT.fullmatch(text)
   if measured and not numerals.CHANGES.intersection(numerals.words(measured[2])):
