@@ -17,6 +17,27 @@ EOS = 1
 
 
 STOPS = stopping.Stops((EOS,))
+COLUMNS = 16  # of every row for the model: compiled once
+
+PARAMS = random_params(CONFIG)
+# Some completions end early.
+ENDING = PARAMS | {"embedding": PARAMS["embedding"].at[EOS].multiply(3.0)}
+token_stats = jax.jit(policy.token_stats, static_argnums=0)
+apply = jax.jit(policy.apply, static_argnums=0)
+
+
+def expected_logprobs(params, t: types.Ticket, tokens, temperature=1.0) -> np.ndarray:
+  """Log-probabilities of a completion's tokens, from a forward pass over the row."""
+  row = np.concatenate([t.prompt_tokens, tokens])
+  padded = np.pad(row, (0, COLUMNS - row.size))[None]
+  logprobs = token_stats(CONFIG, params, whole_rows(padded), temperature).logprobs[0]
+  return np.asarray(logprobs[t.prompt_tokens.size - 1 : row.size - 1])
+
+
+def next_logits(row: list[int]) -> np.ndarray:
+  """Logits of the token after a row."""
+  padded = jnp.array([row + [0] * (COLUMNS - len(row))])
+  return np.asarray(apply(CONFIG, PARAMS, padded, jnp.arange(COLUMNS)[None])[0][0, len(row) - 1])
 
 
 def make_engine(seed=0, stops=STOPS, truncation=sampling.NONE, mesh=None, **sizes) -> engine.Engine:
@@ -32,23 +53,17 @@ def ticket(index: int, count=3, temperature=1.0, kind=types.TRAIN) -> types.Tick
 
 
 def test_logprobs_are_those_of_a_full_forward_pass():
-  params = random_params(CONFIG)
   for temperature in (1.0, 0.6):
     tickets = [ticket(i, temperature=temperature) for i in range(4)]
-    for t, group in zip(tickets, make_engine().generate(params, 7, tickets), strict=True):
+    for t, group in zip(tickets, make_engine().generate(PARAMS, 7, tickets), strict=True):
       for trajectory in group:
-        row = np.concatenate([t.prompt_tokens, trajectory.tokens])
-        padded = np.pad(row, (0, 11 - row.size))[None]  # compiled once
-        found = policy.token_stats(CONFIG, params, whole_rows(padded), temperature).logprobs[0]
-        own = found[t.prompt_tokens.size - 1 : row.size - 1]
-        np.testing.assert_allclose(own, trajectory.logprobs, atol=1e-5)
+        expected = expected_logprobs(PARAMS, t, trajectory.tokens, temperature)
+        np.testing.assert_allclose(expected, trajectory.logprobs, atol=1e-5)
         assert set(trajectory.versions) == {7}
 
 
 def test_completions_end_at_the_end_token_or_at_the_limit():
-  params = random_params(CONFIG)
-  params["embedding"] = params["embedding"].at[EOS].multiply(3.0)  # makes an early end likelier
-  found = [t for g in make_engine().generate(params, 0, [ticket(i) for i in range(30)]) for t in g]
+  found = [t for g in make_engine().generate(ENDING, 0, [ticket(i) for i in range(30)]) for t in g]
   ended = [t for t in found if t.finished]
   cut = [t for t in found if not t.finished]
   assert ended and cut
@@ -58,11 +73,10 @@ def test_completions_end_at_the_end_token_or_at_the_limit():
 
 def test_a_completion_depends_on_its_key_only():
   """Other neighbours, another slot, another order: the same bits."""
-  params = random_params(CONFIG)
   tickets = [ticket(i) for i in range(4)]
-  together = make_engine().generate(params, 0, tickets)
-  alone = [make_engine().generate(params, 0, [t])[0] for t in tickets]
-  backwards = make_engine().generate(params, 0, tickets[::-1])[::-1]
+  together = make_engine().generate(PARAMS, 0, tickets)
+  alone = [make_engine().generate(PARAMS, 0, [t])[0] for t in tickets]
+  backwards = make_engine().generate(PARAMS, 0, tickets[::-1])[::-1]
   for a, b, c in zip(together, alone, backwards, strict=True):
     for x, y, z in zip(a, b, c, strict=True):
       for other in (y, z):
@@ -71,8 +85,7 @@ def test_a_completion_depends_on_its_key_only():
 
 
 def test_seed_kind_group_and_completion_each_change_the_sample():
-  params = random_params(CONFIG)
-  tokens = lambda e, t: [x.tokens.tolist() for x in e.generate(params, 0, [t])[0]]
+  tokens = lambda e, t: [x.tokens.tolist() for x in e.generate(PARAMS, 0, [t])[0]]
   base = tokens(make_engine(), ticket(0))
   assert len({tuple(x) for x in base}) > 1
   assert base != tokens(make_engine(seed=1), ticket(0))
@@ -88,13 +101,10 @@ def test_every_token_has_a_key_of_its_own():
 
 
 def test_greedy_takes_the_likeliest_token():
-  params = random_params(CONFIG)
-  [[found]] = make_engine().generate(params, 0, [ticket(3, count=1, temperature=0.0)])
+  [[found]] = make_engine().generate(PARAMS, 0, [ticket(3, count=1, temperature=0.0)])
   row = list(ticket(3).prompt_tokens)
   for token in found.tokens:
-    tokens = jnp.asarray([row])
-    logits, _ = policy.apply(CONFIG, params, tokens, jnp.arange(len(row))[None])
-    assert int(jnp.argmax(logits[0, -1])) == token
+    assert np.argmax(next_logits(row)) == token
     row.append(int(token))
   np.testing.assert_array_equal(found.logprobs, 0)
 
@@ -114,6 +124,12 @@ def assert_same(groups, others):
 COUNTS = [12, 1, 1, 1, 1, 1, 1, 20, 5, 5, 5]  # completions of tickets
 
 
+@pytest.fixture(scope="module")
+def expected():
+  tickets = [ticket(i, count=count) for i, count in enumerate(COUNTS)]
+  return make_engine(slots=60).generate(ENDING, 0, tickets)
+
+
 @pytest.mark.parametrize(
   "sizes",
   [
@@ -126,17 +142,14 @@ COUNTS = [12, 1, 1, 1, 1, 1, 1, 20, 5, 5, 5]  # completions of tickets
     {"page_tokens": 2, "cache_tokens": 32},
   ],
 )
-def test_what_is_generated_does_not_depend_on_the_sizes(sizes):
+def test_what_is_generated_does_not_depend_on_the_sizes(sizes, expected):
   """Slots are used again, completions wait, leave for want of pages and begin again."""
-  params = random_params(CONFIG)
-  params["embedding"] = params["embedding"].at[EOS].multiply(3.0)  # some end early
   tickets = [ticket(i, count=count) for i, count in enumerate(COUNTS)]
-  expected = make_engine(slots=60).generate(params, 0, tickets)
   assert [len(group) for group in expected] == COUNTS
   machine = make_engine(**sizes)
   for found in (
-    machine.generate(params, 0, tickets),
-    machine.generate(params, 0, tickets[::-1])[::-1],
+    machine.generate(ENDING, 0, tickets),
+    machine.generate(ENDING, 0, tickets[::-1])[::-1],
   ):
     assert tokens_of(found) == tokens_of(expected)
     for group, other in zip(found, expected, strict=True):
@@ -155,9 +168,9 @@ def test_what_can_not_fit_is_refused_by_name():
 
 def test_new_weights_do_not_compile_again():
   machine = make_engine()
-  machine.generate(random_params(CONFIG, 0), 0, [ticket(0)])
+  machine.generate(PARAMS, 0, [ticket(0)])
   before = generation.decode._cache_size()
-  machine.generate(random_params(CONFIG, 5), 1, [ticket(1), ticket(2)])
+  machine.generate(ENDING, 1, [ticket(1), ticket(2)])
   assert generation.decode._cache_size() == before
 
 
@@ -167,7 +180,7 @@ def letters(tokens) -> str:
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_completion_ends_where_a_stop_text_appears(steps):
-  params, tickets = random_params(CONFIG), [ticket(i) for i in range(8)]
+  params, tickets = PARAMS, [ticket(i) for i in range(8)]
   whole = make_engine().generate(params, 0, tickets)
   text = next(letters(t.tokens[2:4]) for group in whole for t in group if t.tokens.size > 4)
   stops = stopping.Stops((EOS,), (text, "never"), letters)
@@ -185,7 +198,7 @@ def test_a_completion_ends_where_a_stop_text_appears(steps):
 
 
 def test_several_tokens_can_end_a_completion():
-  params, tickets = random_params(CONFIG), [ticket(i) for i in range(8)]
+  params, tickets = PARAMS, [ticket(i) for i in range(8)]
   other = int(make_engine().generate(params, 0, tickets)[0][0].tokens[1])
   found = make_engine(stops=stopping.Stops((EOS, other))).generate(params, 0, tickets)
   assert found[0][0].tokens[-1] == other and found[0][0].finished
@@ -194,13 +207,12 @@ def test_several_tokens_can_end_a_completion():
 
 
 def test_the_recorded_logprob_is_that_of_the_truncated_distribution():
-  params = random_params(CONFIG)
   how = sampling.Truncation(top_k=3)
-  [group] = make_engine(truncation=how).generate(params, 0, [ticket(2)])
+  [group] = make_engine(truncation=how).generate(PARAMS, 0, [ticket(2)])
   for trajectory in group:
     row = list(ticket(2).prompt_tokens)
     for token, logprob in zip(trajectory.tokens, trajectory.logprobs, strict=True):
-      logits = policy.apply(CONFIG, params, jnp.array([row]), jnp.arange(len(row))[None])[0][0, -1]
+      logits = next_logits(row)
       best = np.sort(np.array(logits, np.float64))[-3:]
       assert logits[token] >= best[0]
       assert logprob == pytest.approx(float(logits[token]) - np.log(np.exp(best).sum()), abs=1e-5)
@@ -210,7 +222,7 @@ def test_the_recorded_logprob_is_that_of_the_truncated_distribution():
 @pytest.mark.parametrize("refreshed", [True, False])
 def test_completions_go_on_with_other_parameters(refreshed):
   """With a cache computed again, as if the new parameters had read all that came before."""
-  old, new = random_params(CONFIG, 0), random_params(CONFIG, 1)
+  old, new = PARAMS, random_params(CONFIG, 1)
   machine = make_engine(slots=5, steps=2, max_tokens=9, prefill_tokens=3)
   tickets = {t.ticket_id: t for t in (ticket(i) for i in range(5))}
   machine.add(list(tickets.values()))
@@ -222,11 +234,7 @@ def test_completions_go_on_with_other_parameters(refreshed):
   gaps, mixed = [], 0
   for t, group in found:
     for trajectory in group:
-      row = whole_rows(np.concatenate([t.prompt_tokens, trajectory.tokens])[None])
-      by_old, by_new = (
-        policy.token_stats(CONFIG, params, row, 1.0).logprobs[0, -trajectory.tokens.size :]
-        for params in (old, new)
-      )
+      by_old, by_new = (expected_logprobs(p, t, trajectory.tokens) for p in (old, new))
       expected = np.where(trajectory.versions, by_new, by_old)
       gaps.append(np.abs(expected - trajectory.logprobs).max())
       mixed += len(set(trajectory.versions)) == 2
@@ -235,7 +243,7 @@ def test_completions_go_on_with_other_parameters(refreshed):
 
 
 def test_room_is_foreseen_where_completions_reach_their_limit():
-  made, params = make_engine(), random_params(CONFIG)
+  made, params = make_engine(), PARAMS
   made.add([ticket(i) for i in range(4)])
   assert (made.room, made.room_soon) == (0, 0)
   made.step(params, 0)
@@ -247,7 +255,7 @@ def test_room_is_foreseen_where_completions_reach_their_limit():
 
 
 def test_progress_grows_with_every_step_of_a_ticket_until_it_is_complete():
-  made, params = make_engine(), random_params(CONFIG)
+  made, params = make_engine(), PARAMS
   made.add([ticket(i) for i in range(9)])
   assert set(made.progress.values()) == {0} and len(made.progress) == 9
   before, complete = made.progress, []
@@ -263,7 +271,7 @@ def test_progress_grows_with_every_step_of_a_ticket_until_it_is_complete():
 
 
 def test_an_engine_over_two_devices_and_two_engines_sample_the_same():
-  params, tickets = random_params(CONFIG), [ticket(i) for i in range(9)]
+  params, tickets = PARAMS, [ticket(i) for i in range(9)]
   expected = make_engine().generate(params, 0, tickets)
   meshes = [sharding.make_mesh(tensor=2, devices=jax.devices()[at : at + 2]) for at in (0, 2)]
   each = [make_engine(mesh=mesh, slots=6) for mesh in meshes]
