@@ -29,6 +29,7 @@ from benchmarks.demo_seeds import machine
 RESULTS = pathlib.Path(__file__).parent / "results"
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 LAST = 4  # evaluations that make the final score
+LANES = 18  # of a call of the compiled program, which serves them all
 BETAS = (0.003, 0.01, 0.03, 0.1)
 
 
@@ -130,11 +131,10 @@ def run_lanes(entry: Entry, value, lanes: list[tuple], steps: int):
 
   from benchmarks import lag_training
 
-  width = 18  # lanes per program call: one compilation serves them all
-  padded = lanes + lanes[-1:] * (-len(lanes) % width)
+  padded = lanes + lanes[-1:] * (-len(lanes) % LANES)
   parts = []
-  for first in range(0, len(padded), width):
-    seeds, settings, rates = zip(*padded[first : first + width], strict=True)
+  for first in range(0, len(padded), LANES):
+    seeds, settings, rates = zip(*padded[first : first + LANES], strict=True)
     lags, periodic = zip(*settings, strict=True)
     lane = lag_training.Lane(
       jnp.array(seeds), jnp.array(lags), jnp.array(periodic), jnp.array(rates, jnp.float32)

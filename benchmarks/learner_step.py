@@ -161,6 +161,13 @@ def measure(config, rows: int, rounds: int, remat: str) -> dict:
   }
 
 
+def small() -> dict[str, float]:
+  """Figures for benchmarks/compare.py."""
+  memory.keep_freed_memory()
+  found = measure(sampler_model(True), 16, 5, "dots")
+  return {"speed, of the floor": found["of_floor"]}
+
+
 def main() -> None:
   """Measures, prints, writes."""
   memory.keep_freed_memory()

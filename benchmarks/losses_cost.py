@@ -81,6 +81,14 @@ def cost(name: str, rows: int, columns: int, repeats: int) -> dict:
   return found
 
 
+def small() -> dict[str, float]:
+  """Figures for benchmarks/compare.py: gradients of presets of every family."""
+  names = ("beta_shift", "cispo", "copg", "grpo", "opsm")
+  return {
+    f"{name}, gradient / masked sum": cost(name, 1024, 1024, 15)["gradient"][0] for name in names
+  }
+
+
 def main() -> None:
   """Measures and writes."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -226,6 +226,20 @@ def listed(numbers: dict[str, float], form: str) -> str:
   return "; ".join(f"{name}: {number:{form}}" for name, number in numbers.items())
 
 
+def small() -> dict[str, float]:
+  """Figures for benchmarks/compare.py."""
+  memory.keep_freed_memory()
+  config, slots = model(quick=True), 16
+  params = policy.init(config, jax.random.key(0))
+  updates = updating(config, params, slots, 3)["ratio"]
+  return {
+    "decoding, speed of the floor": decoding(config, params, slots, 5)["of_floor"],
+    "refilled slots / static batches": ragged(config, params, slots, 2)["ratio"],
+    "weights in flight, kept / none": updates["in_flight, keep"],
+    "weights in flight, recomputed / none": updates["in_flight, recompute"],
+  }
+
+
 def main() -> None:
   """Measures, prints, writes."""
   memory.keep_freed_memory()

@@ -168,7 +168,9 @@ def seconds_of(push: grpc.StreamStreamMultiCallable, payloads: list[bytes]) -> f
   return time.perf_counter() - started
 
 
-def throughput(learner: Served, bare: Served, groups: list[types.Group]) -> dict:
+def throughput(
+  learner: Served, bare: Served, groups: list[types.Group], rounds: int = ROUNDS
+) -> dict:
   """MB/s of ours and of both bare streams, alternating, and ratios per round."""
   wire = client.LearnerClient(learner.address, "stream")
   wire.hello()
@@ -178,7 +180,7 @@ def throughput(learner: Served, bare: Served, groups: list[types.Group]) -> dict
   found = collections.defaultdict(list)
   with grpc.insecure_channel(bare.address) as channel:
     push = channel.stream_stream(BARE)
-    for index in range(ROUNDS + 1):
+    for index in range(rounds + 1):
       learner.ask(len(groups))
       fresh = renamed(groups, index * GROUPS)
       started = time.perf_counter()
@@ -259,6 +261,21 @@ def run_all(functions: list) -> None:
     thread.start()
   for thread in threads:
     thread.join()
+
+
+def small() -> dict[str, float]:
+  """Figures for benchmarks/compare.py."""
+  memory.keep_freed_memory()
+  groups = [group(i) for i in range(GROUPS)]
+  with tempfile.TemporaryDirectory(prefix="stream-") as folder:
+    learner, bare = Served(serve_learner, os.path.join(folder, "groups")), Served(serve_bare)
+    found = throughput(learner, bare, groups, rounds=5)
+    learner.stop()
+    bare.stop()
+  return {
+    "ours / bare stream": found["ours_to_bare"]["median"],
+    "ours / bare, large messages": found["ours_to_bare_large_messages"]["median"],
+  }
 
 
 def main() -> None:

@@ -175,8 +175,8 @@ def test_a_long_run_makes_a_small_page(tmp_path):
   assert len(steps) <= 80 and (steps[0], steps[-1]) == (0, 9960)
 
 
-def test_what_is_shown_of_a_completion():
-  found = completions.shown([sample(4, "a", tokens=1)])
+def test_a_completion_as_the_browser_gets_it():
+  found = completions.for_browser([sample(4, "a", tokens=1)])
   assert found["range"] == 0.25
   [completion] = found["groups"][0]["completions"]
   assert completion == {
@@ -192,7 +192,7 @@ def test_what_is_shown_of_a_completion():
 
 
 def test_the_middle_of_a_long_completion_is_left_out():
-  [completion] = completions.shown([sample(0, "a", tokens=1998)])["groups"][0]["completions"]
+  [completion] = completions.for_browser([sample(0, "a", tokens=1998)])["groups"][0]["completions"]
   assert completion["tokens"] == 2000 and completion["gap"] == 1000
   assert len(completion["pieces"]) == len(completion["ratios"]) == 1000
   assert completion["pieces"][699:701] == ["t698 ", "t1699 "]
@@ -201,7 +201,7 @@ def test_the_middle_of_a_long_completion_is_left_out():
 
 def test_long_completions_make_fewer_groups():
   samples = [sample(s, *"abcdefgh", tokens=1500) for s in range(9)]
-  found = completions.shown(samples)["groups"]
+  found = completions.for_browser(samples)["groups"]
   assert [group["step"] for group in found] == [0, 2, 4, 6, 8]
   assert len(document.embedded(found)) < 2e6
 

@@ -1,7 +1,7 @@
-"""Where a step's time and memory go: traces of a few steps, asked for on the command line.
+"""Traces of a few steps and of the devices' memory, for --profile and --profile_memory.
 
-RUN/profile/ then holds what TensorBoard (its profile plugin) and ui.perfetto.dev (the
-.trace.json.gz) open, and memory-VERSION.prof for `pprof`. Checked before JAX is imported.
+They are in RUN/profile/: traces for TensorBoard (its profile plugin) and ui.perfetto.dev (the
+.trace.json.gz), memory-VERSION.prof for `pprof`. Flags are checked before JAX is imported.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ FOLDER, STEP = "profile", "train"  # in the run's directory; the steps' name in 
 
 
 class Plan(NamedTuple):
-  """What to look at; versions count updates."""
+  """What to profile; versions count updates."""
 
   traced: range  # the updates between two versions; empty = none
   memory_at: int | None  # version
 
 
 def plan(trace: str | None, memory_at: int | None, num_steps: int) -> Plan | None:
-  """--profile=10-12 and --profile_memory=10 -> a plan; None where nothing is asked for.
+  """--profile=10-12 and --profile_memory=10 -> a plan; None without either.
 
   Raises:
     config.ConfigError: not what a run of `num_steps` updates can do.
@@ -33,8 +33,8 @@ def plan(trace: str | None, memory_at: int | None, num_steps: int) -> Plan | Non
     return None
   traced = range(0)
   if trace is not None:
-    found = re.fullmatch(r"(\d+)-(\d+)", trace)
-    traced = range(*map(int, found.groups())) if found else traced
+    match = re.fullmatch(r"(\d+)-(\d+)", trace)
+    traced = range(*map(int, match.groups())) if match else traced
     if not traced or traced.start < 1 or traced.stop > num_steps:
       raise config_lib.ConfigError(
         f"--profile: got {trace!r}, expected START-END with 1 <= START < END <= learner.steps = "
@@ -47,78 +47,75 @@ def plan(trace: str | None, memory_at: int | None, num_steps: int) -> Plan | Non
   return Plan(traced, memory_at)
 
 
-def left(asked: Plan | None, first_step: int, say: Callable[[str], None]) -> Plan | None:
-  """What a run that goes on from a version can still do; the update after it compiles.
+def left(plan: Plan | None, first_step: int, say: Callable[[str], None]) -> Plan | None:
+  """The part of a plan that a run can still do which goes on from a version.
 
-  No error: who resumes, maybe by a script, gives the flags of the beginning again.
+  It is no error to lack some: scripts that resume give the flags of the beginning again.
   """
-  if asked is None:
+  if plan is None:
     return None
-  found = Plan(
-    asked.traced if asked.traced.start > first_step else range(0),
-    asked.memory_at if (asked.memory_at or 0) > first_step else None,
+  rest = Plan(
+    plan.traced if plan.traced.start > first_step else range(0),  # the first update compiles
+    plan.memory_at if (plan.memory_at or 0) > first_step else None,
   )
-  if found != asked:
+  if rest != plan:
     say(f"profile: the run goes on from version {first_step}, too late for some of what was asked")
-  return found if found.traced or found.memory_at is not None else None
+  return rest if rest.traced or rest.memory_at is not None else None
 
 
 @contextlib.contextmanager
-def profiled(functions, asked: Plan | None, run_dir: pathlib.Path, say: Callable[[str], None]):
-  """The loop's functions (`loop.Functions`), changed to do what the plan asks for.
+def profiled(functions, plan: Plan | None, run_dir: pathlib.Path, say: Callable[[str], None]):
+  """Yields the loop's functions (`loop.Functions`) with profiling around them, if there is a plan.
 
-  A trace begins behind the update before it, so that no step's time holds what that costs.
+  A trace begins after the update before it, so that no step's time includes starting it.
   """
-  if asked is None:
+  if plan is None:
     yield functions
     return
-  watching = _Profiler(asked, run_dir / FOLDER, say)
+  traces = _Profiler(plan, run_dir / FOLDER, say)
 
   def update(step, state, batch):
-    watching.step_begins(step)
+    traces.begin_step(step)
     return functions.update(step, state, batch)
 
   def after_step(version, state):
-    watching.step_ends()
+    traces.end_step()
     functions.after_step(version, state)
-    watching.version(version)
+    traces.at_version(version)
 
   try:
     yield dataclasses.replace(functions, update=update, after_step=after_step)
   finally:
-    watching.step_ends()
-    watching.end_trace()
+    traces.end_step()
+    traces.end_trace()
 
 
 class _Profiler:
-  """JAX's profiler between two steps; what goes wrong with it is told and does not end a run."""
+  """JAX's profiler between two steps. Its failures are said and end no run."""
 
-  def __init__(self, asked: Plan, folder: pathlib.Path, say: Callable[[str], None]):
-    self._asked, self._folder, self._say = asked, folder, say
-    self._tracing, self._annotation = False, None
+  def __init__(self, plan: Plan, folder: pathlib.Path, say: Callable[[str], None]):
+    self._plan, self._folder, self._say = plan, folder, say
+    self._tracing, self._step = False, contextlib.ExitStack()
 
-  def step_begins(self, step: int) -> None:
-    """Names a step in a trace that is being made."""
+  def begin_step(self, step: int) -> None:
+    """Names a step in the trace, if there is one."""
     if self._tracing:
       from jax import profiler
 
-      self._annotation = profiler.StepTraceAnnotation(STEP, step_num=step)
-      self._annotation.__enter__()
+      self._step.enter_context(profiler.StepTraceAnnotation(STEP, step_num=step))
 
-  def step_ends(self) -> None:
-    """The step named last is over."""
-    annotation, self._annotation = self._annotation, None
-    if annotation is not None:
-      annotation.__exit__(None, None, None)
+  def end_step(self) -> None:
+    """Ends the step that was named last."""
+    self._step.close()
 
-  def version(self, version: int) -> None:
-    """Does what was asked for once so many updates are made."""
-    traced = self._asked.traced
+  def at_version(self, version: int) -> None:
+    """Starts or ends what the plan has for a version."""
+    traced = self._plan.traced
     if traced and version == traced.start:
       self._begin_trace()
     if traced and version == traced.stop:
       self.end_trace()
-    if version == self._asked.memory_at:
+    if version == self._plan.memory_at:
       self._save_memory(self._folder / f"memory-{version}.prof")
 
   def _begin_trace(self) -> None:
@@ -126,31 +123,30 @@ class _Profiler:
 
     options = profiler.ProfileOptions()
     options.python_tracer_level = 0  # every Python call of every thread would hide the steps
-    with self._telling():
+    with self._saying_errors():
       profiler.start_trace(self._folder, profiler_options=options)
       self._tracing = True
 
   def end_trace(self) -> None:
-    """Writes the trace, if one is being made."""
-    if not self._tracing:
-      return
-    from jax import profiler
+    """Writes the trace, if there is one."""
+    if self._tracing:
+      from jax import profiler
 
-    self._tracing = False
-    with self._telling():
-      profiler.stop_trace()
-      self._say(f"profile: {self._folder}")
+      self._tracing = False
+      with self._saying_errors():
+        profiler.stop_trace()
+        self._say(f"profile: {self._folder}")
 
   def _save_memory(self, path: pathlib.Path) -> None:
     from jax import profiler
 
-    with self._telling():
+    with self._saying_errors():
       self._folder.mkdir(parents=True, exist_ok=True)
       profiler.save_device_memory_profile(str(path))
       self._say(f"profile: {path}")
 
   @contextlib.contextmanager
-  def _telling(self):
+  def _saying_errors(self):
     try:
       yield
     except (OSError, RuntimeError) as error:

@@ -5,8 +5,8 @@ encoded anew and large arrays are not copied once more.
 
 LMDB and not SQLite: messages are written once, groups are read at most once, and long completions
 make them large (100 kB and more). SQLite's write-ahead log writes each byte twice and is slower
-(`benchmarks/stores.py`). LMDB commits are atomic, synced to disk, and need no repair after a crash.
-It wants a local disk, no NFS.
+(260 MB/s against 1,090, benchmarks/README.md). LMDB commits are atomic, synced to disk, and need no
+repair after a crash. It wants a local disk, no NFS.
 """
 
 import concurrent.futures

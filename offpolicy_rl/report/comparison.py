@@ -37,14 +37,13 @@ def _page(named: Sequence[tuple[str, Run]]) -> str:
   drawn = [figures.draw_runs(chart, named, last) for chart in _charts()]
   names = [name for name, _ in named]
   differing = configuration.differences([runs.keys(run.config) for _, run in named])
-  same = "<p class=soft>All keys are the same.</p>"
   sections = [
     document.section("table", "At the end", _final(named)),
     document.section("curves", "Curves", document.grid(drawn) or _NO_STEP),
     document.section(
       "configuration",
       "Where their configurations differ",
-      configuration.table(("key", *names), differing) if differing else same,
+      document.table(("key", *names), differing, empty="All keys are the same.", code=True),
     ),
   ]
   anchors = [("table", "At the end"), ("curves", "Curves"), ("configuration", "Configuration")]

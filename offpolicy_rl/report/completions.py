@@ -9,7 +9,7 @@ _TOKENS = 40_000  # of all shown groups together
 _HEAD, _TAIL = 700, 300  # tokens shown of a longer completion
 
 
-def shown(samples: Sequence[dict]) -> dict:
+def for_browser(samples: Sequence[dict]) -> dict:
   """{"groups": [...], "range": nats}: lists of tokens, texts as they are; nothing is escaped here.
 
   A completion: reward, finished, pieces [n], gap (tokens left out after piece `_HEAD`, 0 = none),
@@ -28,7 +28,7 @@ def shown(samples: Sequence[dict]) -> dict:
 
 
 def spread(samples: Sequence[dict], most: int) -> list[dict]:
-  """At most so many, at equal distances, the first and the last among them."""
+  """`most` samples at equal distances, the first and the last among them."""
   if len(samples) <= most:
     return list(samples)
   return [samples[round(i * (len(samples) - 1) / (most - 1))] for i in range(most)]

@@ -11,8 +11,8 @@ from offpolicy_rl.report.figures import Figure
 
 _HERE = pathlib.Path(__file__).parent
 _SCRIPTS = ("charts.js", "browser.js")
-# The form of a page's data, as charts.js and browser.js read it:
-# {"charts": [Figure.data, in the order of the figures], "completions": completions.shown(...)}
+# The form of a page's data, as charts.js and browser.js read it: {"charts": [Figure.data, in the
+# order of the figures], "completions": completions.for_browser(...)}
 
 
 def page(title: str, parts: Sequence[str], data: dict) -> str:
@@ -67,18 +67,27 @@ def grid(figures: Sequence[Figure | None]) -> str:
   return f"<div class=grid>{''.join(drawn)}</div>" if drawn else ""
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str = "") -> str:
-  """Names in the first column, numbers in the others; all are text."""
+def table(
+  head: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str = "", code: bool = False
+) -> str:
+  """A table of text from anywhere: names in the first column, then numbers, or code.
+
+  `empty`: what is said when there are no rows.
+  """
   if not rows:
     return f"<p class=soft>{html.escape(empty)}</p>" if empty else ""
+  cell = lambda text: (
+    f"<td><code>{html.escape(text)}</code></td>"
+    if code
+    else f"<td class=number>{html.escape(text)}</td>"
+  )
   names = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in head)
   body = "".join(
-    f"<tr><th scope=row>{html.escape(row[0])}</th>"
-    + "".join(f"<td class=number>{html.escape(cell)}</td>" for cell in row[1:])
-    + "</tr>"
+    f"<tr><th scope=row>{html.escape(row[0])}</th>{''.join(map(cell, row[1:]))}</tr>"
     for row in rows
   )
+  css = ' class="settings"' if code else ""
   return (
-    f'<div class="scroll" tabindex="0"><table><thead><tr>{names}</tr></thead>'
+    f'<div class="scroll" tabindex="0"><table{css}><thead><tr>{names}</tr></thead>'
     f"<tbody>{body}</tbody></table></div>"
   )

@@ -16,7 +16,7 @@ from offpolicy_rl.report.runs import Run
 from offpolicy_rl.report.svg import number
 
 _HISTOGRAMS = {"Lag in flight": "lag/in_flight_histogram", "Lag in queue": "lag/in_queue_histogram"}
-_WHOLE_LAG = {"Lag of every token": "lag/histogram"}  # of runs that did not split it
+_ALL_LAG = {"Lag of every token": "lag/histogram"}  # of runs that did not split it
 _REPLACED = Chart(
   "Replaced groups",
   "Left out",
@@ -54,7 +54,7 @@ def _page(run: Run) -> str:
   sections = [
     document.section(p.anchor, p.title, p.above, document.grid(p.charts), p.below) for p in parts
   ]
-  whole = [
+  body = [
     f"<header><h1>{html.escape(run.name)}</h1><p class=soft>{html.escape(runs.title(run.config))}"
     f"</p>{_tiles(run)}</header>",
     document.navigation([(p.anchor, p.title) for p in parts]),
@@ -63,8 +63,8 @@ def _page(run: Run) -> str:
     "</main>",
   ]
   drawn = [figure for p in parts for figure in p.charts if figure]
-  data = {"charts": [f.data for f in drawn], "completions": completions.shown(run.samples)}
-  return document.page(run.name, whole, data)
+  data = {"charts": [f.data for f in drawn], "completions": completions.for_browser(run.samples)}
+  return document.page(run.name, body, data)
 
 
 def _parts(run: Run) -> list[_Part]:
@@ -89,13 +89,13 @@ def _parts(run: Run) -> list[_Part]:
 
 
 def _tiles(run: Run) -> str:
-  """The few numbers one looks for first."""
+  """The main figures, from the first tenth of the run to the last."""
   train, heldout = run.rows[metrics.TRAIN], run.rows[metrics.HELDOUT]
   tiles = [("steps", f"{len(train):,} of {run.config['learner']['steps']:,}")]
-  own = [row for row in heldout if row["version"] >= 0]
-  if own:
-    ends = [own[0]["heldout/pass@1"], own[-1]["heldout/pass@1"]]
-    tiles.append(("held-out pass@1", " → ".join(f"{end:.3f}" for end in ends[: len(own)])))
+  scores = [row["heldout/pass@1"] for row in heldout if row["version"] >= 0]
+  if scores:
+    ends = [scores[0], scores[-1]][: len(scores)]
+    tiles.append(("held-out pass@1", " → ".join(f"{end:.3f}" for end in ends)))
   for name, label in (("reward", "reward"), ("entropy", "entropy, nats")):
     values = [row[name] for row in train if name in row]
     if values:
@@ -146,8 +146,8 @@ def _cell(value) -> str:
 def _lag(run: Run, last: int) -> list[Figure | None]:
   """How lag is spread, over steps."""
   drawn = [figures.draw_histogram(t, name, run, last) for t, name in _HISTOGRAMS.items()]
-  whole = [figures.draw_histogram(t, name, run, last) for t, name in _WHOLE_LAG.items()]
-  return drawn if any(drawn) else whole
+  all_lag = [figures.draw_histogram(t, name, run, last) for t, name in _ALL_LAG.items()]
+  return drawn if any(drawn) else all_lag
 
 
 def _alarms(run: Run) -> str:

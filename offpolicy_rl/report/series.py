@@ -1,4 +1,4 @@
-"""Points of a curve: thinned out, smoothed, and round numbers around them."""
+"""Points of a curve, thinned out and smoothed, and the round numbers of an axis."""
 
 import itertools
 import math
@@ -40,18 +40,16 @@ def points(rows: Iterable[dict], name: str, low: str = "", high: str = "") -> li
 
   Rows of versions before the first step of reinforcement learning are left out.
   """
-  found = []
-  for row in rows:
-    value = row.get(name)
-    if value is None or not math.isfinite(value) or row.get("version", 0) < 0:
-      continue
-    found.append(Point(row["step"], value, row.get(low, value), row.get(high, value)))
-  return sorted(found)
+  return sorted(
+    Point(row["step"], value, row.get(low, value), row.get(high, value))
+    for row in rows
+    if math.isfinite(value := row.get(name, math.nan)) and row.get("version", 0) >= 0
+  )
 
 
-def binned(found: Sequence[Point], width: int) -> Series:
+def binned(points: Sequence[Point], width: int) -> Series:
   """Points, sorted by x, in bins of `width` steps."""
-  bins = [list(same) for _, same in itertools.groupby(found, key=lambda p: p.x // width)]
+  bins = [list(same) for _, same in itertools.groupby(points, key=lambda p: p.x // width)]
   middle = lambda x: x if width == 1 else x // width * width + (width - 1) / 2
   values = [sum(p.value for p in same) / len(same) for same in bins]
   return Series(
@@ -67,15 +65,12 @@ def smoothed(values: Sequence[float]) -> list[float]:
   """Means over a window of a fifteenth of all values around each, smaller at the ends."""
   half = max(1, len(values) // 30)
   sums = [0.0, *itertools.accumulate(values)]
-  found = []
-  for i in range(len(values)):
-    reach = min(half, i, len(values) - 1 - i)
-    found.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
-  return found
+  reaches = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
+  return [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(reaches)]
 
 
 def extent(curves: Sequence[Series]) -> tuple[float, float]:
-  """(low, high) of what should be seen: all, unless a few outliers would flatten the rest."""
+  """(low, high) of an axis: of all values, unless a few outliers would flatten the rest."""
   lows = sorted(v for s in curves for v in (*s.values, *s.lows))
   highs = sorted(v for s in curves for v in (*s.values, *s.highs))
   cut = len(lows) // 50

@@ -11,7 +11,7 @@ from offpolicy_rl.report.series import Series
 
 WIDTH, HEIGHT = 330, 210
 LEFT, RIGHT, TOP, BOTTOM = 42, 14, 24, 36
-# What a picture has that no style sheet reaches; style.css has the same and darker ones.
+# For pictures outside a page; style.css has the same ones, and others for dark screens.
 COLORS = ("#2f6db5", "#c8602a", "#2e8b57", "#8557b0", "#b8344a", "#1b8a94", "#8a6d3b", "#6b7480")
 _DOT_DISTANCE = 5  # pixels between points from which on each has a dot
 
@@ -26,7 +26,7 @@ class Curve(NamedTuple):
 
 
 class Frame(NamedTuple):
-  """Where data lie in a picture."""
+  """The axes of a picture: from data to pixels."""
 
   x_low: float
   x_high: float
@@ -58,7 +58,7 @@ def number(value: float) -> str:
 
 
 def frame(curves: Sequence[Series], x_range: tuple[float, float], *, log: bool = False) -> Frame:
-  """Room for these curves."""
+  """Axes that these curves fit into."""
   low, high = series_lib.extent(curves)
   if log:
     ticks = series_lib.log_ticks(low, high)
@@ -68,7 +68,7 @@ def frame(curves: Sequence[Series], x_range: tuple[float, float], *, log: bool =
 
 
 def lines(curves: Sequence[Curve], at: Frame, unit: str = "") -> str:
-  """Curves with what they spread over; the smooth ones above the raw ones."""
+  """Curves over their shaded spread; smooth ones above raw ones."""
   parts = [_axes(at, unit), _outside(curves, at)]
   for curve in curves:
     s, color = curve.series, f'class="c{curve.color} {curve.css}'
@@ -117,7 +117,7 @@ class Heat(NamedTuple):
 
 
 def heat(cells: Heat, x_range: tuple[float, float], unit: str) -> str:
-  """The darker, the larger the share."""
+  """A heat map: the darker, the larger the share."""
   at = Frame(x_range[0], max(x_range[1], x_range[0] + 1), [0.0, float(len(cells.labels))])
   parts = [_x_axis(at), f'<text x="2" y="12">{html.escape(unit)}</text>']
   every = math.ceil(len(cells.labels) / 9)
@@ -166,13 +166,13 @@ def _x_axis(at: Frame, name: str = "step") -> str:
 
 
 def _outside(curves: Sequence[Curve], at: Frame) -> str:
-  """Says how far a curve goes beyond the picture."""
+  """The range of values that lie outside of the picture, as text."""
   values = [v for curve in curves for v in curve.series.values]
   slack = 1e-3 * (at.ticks[-1] - at.ticks[0])
-  found = []
+  words = []
   if max(values) > at.ticks[-1] + slack:
-    found.append(f"up to {number(max(values))}")
+    words.append(f"up to {number(max(values))}")
   if min(values) < at.ticks[0] - slack and not at.log:
-    found.append(f"down to {number(min(values))}")
-  text = ", ".join(found)
+    words.append(f"down to {number(min(values))}")
+  text = ", ".join(words)
   return f'<text x="{WIDTH - RIGHT}" y="12" text-anchor="end">{text}</text>' if text else ""

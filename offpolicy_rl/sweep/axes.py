@@ -26,23 +26,23 @@ def zipped(columns: dict[str, Iterable]) -> Settings:
 
   zipped({"lag.max_lag": [0, 64], "learner.learning_rate": [1e-3, 3e-4]}) has two settings.
   """
-  found = _columns("zipped", columns)
-  lengths = {key: len(values) for key, values in found.items()}
+  rows = _columns("zipped", columns)
+  lengths = {key: len(values) for key, values in rows.items()}
   if len(set(lengths.values())) > 1:
     raise ConfigError(f"sweep.zipped: got {lengths} values, expected as many for every key")
-  return [dict(zip(columns, row, strict=True)) for row in zip(*found.values(), strict=True)]
+  return [dict(zip(columns, row, strict=True)) for row in zip(*rows.values(), strict=True)]
 
 
 def product(*parts: Settings) -> Settings:
   """Every setting of one part with every setting of the others; the last part changes fastest."""
-  found = []
+  settings = []
   for row in itertools.product(*parts):
     keys = [key for part in row for key in part]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice:
       raise ConfigError(f"sweep.product: {twice} is in two of the parts, expected in one")
-    found.append({key: value for part in row for key, value in part.items()})
-  return found
+    settings.append({key: value for part in row for key, value in part.items()})
+  return settings
 
 
 def seeds(count: int) -> Settings:

@@ -1,4 +1,4 @@
-"""The command `sweep`: refuses mistakes, runs what is to be run, says what came out."""
+"""The command `sweep`: checks all runs, makes them, writes the summary."""
 
 import pathlib
 
@@ -24,7 +24,7 @@ def run(arguments, assignments: list[tuple[str, str]], stop_on_signals) -> int:
 
 
 def _execute(arguments, sweep: runs.Sweep, out: pathlib.Path, stop_on_signals) -> int:
-  """Makes the runs; the exit code."""
+  """Makes the runs; returns the exit code."""
   runs.check_data(sweep)
   with running.alone(out):
     runs.write(sweep, out)

@@ -1,7 +1,7 @@
-"""Runs of a sweep, some at a time. How far each one is, its directory says.
+"""Makes the runs of a sweep, some at a time. Their state is in their directories:
 
-log.txt      its output; locked by its processes for as long as one of them lives
-failed.txt   why it ended without being done; gone once it is tried again
+log.txt      a run's output; locked by its processes for as long as one of them lives
+failed.txt   why it ended before it was done; removed when it is tried again
 """
 
 import concurrent.futures
@@ -30,7 +30,7 @@ RunOne = Callable[[list[str], pathlib.Path, threading.Event], int]
 
 
 def status(run: runs_lib.Run, out: pathlib.Path) -> str:
-  """How far a run is."""
+  """One of `runs.STATES`."""
   run_dir = out / run.name
   if not run_dir.exists():
     return WAITING
@@ -49,7 +49,7 @@ def why_failed(run_dir: pathlib.Path, lines: int = 5) -> tuple[str, list[str]]:
 
 
 def _is_done(run_dir: pathlib.Path, steps: int) -> bool:
-  """Whether the last evaluation is booked, the last thing that training does."""
+  """Whether the last evaluation is written, which ends training."""
   return any(
     row["kind"] == metrics.HELDOUT and row["phase"] == "after" and row["version"] == steps
     for row in metrics.read(run_dir)
@@ -69,7 +69,7 @@ def _is_locked(path: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def alone(out: pathlib.Path):
-  """No other command works on this sweep meanwhile.
+  """Keeps other commands from working on this sweep meanwhile.
 
   Raises:
     ConfigError: one does.
@@ -108,28 +108,27 @@ def execute(
   samplers: int = 1,
   run_one: RunOne = run_process,
 ) -> dict[str, str]:
-  """Brings every run to its end, `parallel` of them at a time -> name of each run, its status.
+  """Makes all runs, `parallel` of them at a time -> name of each run, its status.
 
   Finished runs are skipped, interrupted ones resumed; failed ones too with `retry_failed`.
 
   Raises:
     ConfigError: a run is at work already.
   """
-  found = {run.name: status(run, out) for run in sweep.runs}
-  at_work = [name for name, state in found.items() if state == RUNNING]
+  states = {run.name: status(run, out) for run in sweep.runs}
+  at_work = [name for name, state in states.items() if state == RUNNING]
   if at_work:
     raise ConfigError(
       f"--out: {out / at_work[0]}: is at work already, left by a sweep that was killed? Wait for "
       "its processes, or end them"
     )
   skipped = {FINISHED} if retry_failed else {FINISHED, FAILED}
-  todo = [run for run in sweep.runs if found[run.name] not in skipped]
-  screen.begin(found, todo)
+  todo = [run for run in sweep.runs if states[run.name] not in skipped]
+  screen.begin(states, todo)
 
   def attempt(run: runs_lib.Run) -> str:
-    """How this run ended, or stood when we were told to stop."""
     if stop.is_set():
-      return found[run.name]
+      return states[run.name]
     screen.started(run)
     line = runs_lib.arguments(sweep, run, out, role="local", samplers=samplers)
     return _attempt(run, out, line, stop=stop, run_one=run_one)
@@ -137,7 +136,7 @@ def execute(
   with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
     attempts = {pool.submit(attempt, run): run for run in todo}
     try:
-      return found | _until_ended(attempts, out, stop=stop, screen=screen)
+      return states | _until_ended(attempts, out, stop=stop, screen=screen)
     except BaseException:
       stop.set()  # the pool waits for the others, which end in order
       raise
@@ -146,12 +145,12 @@ def execute(
 
 
 def _until_ended(attempts: dict, out: pathlib.Path, *, stop: threading.Event, screen: Screen):
-  """Shows how far the runs are; name of each, its status in the end."""
-  ended, told = {}, False
+  """Shows the runs until all have ended -> name of each, its status."""
+  ended, said = {}, False
   while attempts:
     done, _ = concurrent.futures.wait(attempts, timeout=_LOOK_SECONDS)
-    if stop.is_set() and not told:
-      told = True
+    if stop.is_set() and not said:
+      said = True
       screen.say("ending the runs at work, each with a checkpoint ...")
     for future in done:
       run = attempts.pop(future)
@@ -164,7 +163,7 @@ def _until_ended(attempts: dict, out: pathlib.Path, *, stop: threading.Event, sc
 def _attempt(
   run: runs_lib.Run, out: pathlib.Path, line: list[str], *, stop: threading.Event, run_one: RunOne
 ) -> str:
-  """One run from where it is -> its status afterwards."""
+  """Makes or resumes one run -> its status afterwards."""
   run_dir = out / run.name
   if run_dir.exists():
     line = [*line, "--resume"]
@@ -173,7 +172,7 @@ def _attempt(
   code = run_one(line, run_dir, stop)
   if _is_done(run_dir, run.values["learner.steps"]):
     return FINISHED
-  if stop.is_set() or code in (0, 130):  # 130: somebody else asked it to end
+  if stop.is_set() or code in (0, 130):  # 130: it was interrupted by somebody else
     return INTERRUPTED
   reason = children.describe(code)
   (run_dir / _FAILED).write_text(f"{reason} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")

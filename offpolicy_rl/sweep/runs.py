@@ -1,4 +1,4 @@
-"""From a sweep file to runs: each a checked configuration with a name that says what is its own."""
+"""From a sweep file to runs: each a checked configuration with a name made of what differs."""
 
 import json
 import pathlib
@@ -10,13 +10,8 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl.config import text as config_text
 
 FILE = "sweep.json"
-WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = (
-  "waiting",
-  "running",
-  "interrupted",
-  "failed",
-  "finished",
-)
+STATES = "waiting", "running", "interrupted", "failed", "finished"
+WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = STATES
 _NAME_LENGTH = 160  # of a directory; file systems take 255
 
 
@@ -24,21 +19,21 @@ class Run(NamedTuple):
   """One run of a sweep."""
 
   name: str  # its directory in the sweep's
-  settings: dict[str, object]  # what the sweep sets, as the configuration holds it
-  values: dict[str, object]  # the whole configuration, flat
+  settings: dict[str, object]  # set by the sweep, as the configuration holds them
+  values: dict[str, object]  # of all keys, flat
 
 
 class Sweep(NamedTuple):
-  """What is to be run. `card` and `assignments` are shared by all runs."""
+  """Runs; `card` and `assignments` are the same for all of them."""
 
   card: str
   assignments: list[tuple[str, str]]
-  base: dict[str, object]  # the configuration without what the sweep sets, flat
+  base: dict[str, object]  # the configuration before the sweep sets anything, flat
   runs: list[Run]
 
 
 def short(key: str) -> str:
-  """objective.name -> objective: how tables and file names call it."""
+  """The name of a key in tables and files: objective.name -> objective."""
   return key.removesuffix(".name")
 
 
@@ -57,7 +52,7 @@ def expand(path: str, card: str, assignments: list[tuple[str, str]]) -> Sweep:
   base = config_lib.load(card)
   config_lib.override(base, assignments)
   config_lib.validate(base)
-  found, first_of = [], {}
+  runs, first_of = [], {}
   for i, settings in enumerate(_settings(path)):
     try:
       config = _config(card, assignments, settings)
@@ -71,12 +66,12 @@ def expand(path: str, card: str, assignments: list[tuple[str, str]]) -> Sweep:
         f"--sweep: run {i} ({_label(settings)}): the same configuration as run {before}, expected "
         "every run once"
       )
-    found.append(Run("", {key: values[key] for key in settings}, values))
-  return Sweep(card, assignments, config_lib.flatten(base), _named(found, {}))
+    runs.append(Run("", {key: values[key] for key in settings}, values))
+  return Sweep(card, assignments, config_lib.flatten(base), _named(runs, {}))
 
 
 def check_data(sweep: Sweep) -> None:
-  """Raises ConfigError when the problems of a run can't be had on this machine."""
+  """Raises ConfigError when this machine lacks the problems of a run."""
   checked = set()
   for run in sweep.runs:
     config = _config(sweep.card, sweep.assignments, run.settings)
@@ -87,18 +82,18 @@ def check_data(sweep: Sweep) -> None:
 
 
 def _settings(path: str) -> list[dict]:
-  """What the file's get_sweep() returns, numbers of numpy as Python's."""
-  found = config_text.call(path, "get_sweep", "--sweep")
-  if not isinstance(found, list) or not found:
+  """The settings that get_sweep() returns, numbers of numpy as Python's."""
+  rows = config_text.call(path, "get_sweep", "--sweep")
+  if not isinstance(rows, list) or not rows:
     raise config_lib.ConfigError(
-      f"--sweep: {path}: get_sweep returned {found!r:.100}, expected a list of settings"
+      f"--sweep: {path}: get_sweep returned {rows!r:.100}, expected a list of settings"
     )
-  for i, settings in enumerate(found):
+  for i, settings in enumerate(rows):
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
       raise config_lib.ConfigError(
         f"--sweep: run {i}: got {settings!r:.100}, expected a dict of keys and values"
       )
-  return [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in found]
+  return [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in rows]
 
 
 def _config(card: str, assignments: list[tuple[str, str]], settings: dict):
@@ -123,7 +118,7 @@ def _label(settings: dict) -> str:
 
 
 def _named(runs: list[Run], known: dict[str, str]) -> list[Run]:
-  """Runs with names: that of their identity in `known`, else the next number and what differs."""
+  """Runs with names: those of `known` by identity, else the next number and what differs."""
   differs = varying(runs)
   number = 1 + max((int(name.partition("-")[0]) for name in known.values()), default=-1)
   named = []
@@ -138,25 +133,26 @@ def _named(runs: list[Run], known: dict[str, str]) -> list[Run]:
 
 
 def read(out: pathlib.Path) -> Sweep:
-  """The sweep that a directory was made for.
+  """Reads the sweep of a directory.
 
   Raises:
     ConfigError: there is none.
   """
   if not (out / FILE).is_file():
     raise config_lib.ConfigError(f"--out: no file {out / FILE}, expected the directory of a sweep")
-  found = json.loads((out / FILE).read_text())
-  runs = [Run(name, own, found["base"] | own) for name, own in found["runs"].items()]
-  return Sweep(found["card"], [], found["base"], runs)
+  saved = json.loads((out / FILE).read_text())
+  base = saved["base"]
+  runs = [Run(name, settings, base | settings) for name, settings in saved["runs"].items()]
+  return Sweep(saved["card"], [], base, runs)
 
 
 def write(sweep: Sweep, out: pathlib.Path) -> None:
-  """Inverse of `read`, assignments left out: they are in `base`."""
+  """Writes what `read` reads; assignments are left out, as they are in `base`."""
   runs = {run.name: run.settings for run in sweep.runs}
   text = json.dumps({"card": sweep.card, "base": sweep.base, "runs": runs}, indent=1)
-  half = out / f".{FILE}"
-  half.write_text(text + "\n")
-  half.replace(out / FILE)
+  temporary = out / f".{FILE}"
+  temporary.write_text(text + "\n")
+  temporary.replace(out / FILE)
 
 
 def reconcile(sweep: Sweep, out: pathlib.Path) -> Sweep:
@@ -188,13 +184,13 @@ def _difference(then: dict, now: dict) -> list[tuple]:
 
 def arguments(sweep: Sweep, run: Run, out: pathlib.Path, *, role: str, samplers: int) -> list[str]:
   """The command line of one run, behind `offpolicy-rl`."""
-  own = [(key, str(value)) for key, value in run.settings.items()]
+  settings = [(key, str(value)) for key, value in run.settings.items()]
   return [
     role,
     f"--config={sweep.card}",
     f"--run_dir={out / run.name}",
     *([f"--samplers={samplers}"] if role == "local" and samplers > 1 else []),
-    *(f"--config.{key}={text}" for key, text in [*sweep.assignments, *own]),
+    *(f"--config.{key}={text}" for key, text in [*sweep.assignments, *settings]),
   ]
 
 

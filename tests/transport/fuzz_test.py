@@ -1,4 +1,4 @@
-"""Nonsense in: a clear refusal out, nothing breaks or grows. benchmarks/fuzz.py runs longer."""
+"""Nonsense in: a clear refusal out, nothing breaks or grows."""
 
 import logging
 import random

@@ -1,9 +1,6 @@
 """Damaged and nonsensical messages, and a learner to send them to.
 
-For the tests and benchmarks/fuzz.py.
-
-Everything is drawn from a `random.Random`: hypothesis gives one that it can shrink, the benchmark
-one with a seed.
+Everything is drawn from a `random.Random`: hypothesis gives one that it can shrink.
 """
 
 import collections
