@@ -4,10 +4,11 @@ Command:  python -m benchmarks.compare                     (all; about five minu
           python -m benchmarks.compare stream --runs=1     (one of them)
           python -m benchmarks.compare --store             (measures anew and stores, as a new norm)
 
-Every figure is a ratio of two things measured in turn in one process, so that another machine, or
-a busy one, changes it little. results/small.json has the values of several runs; a figure is within
-the noise as long as it lies between the smallest and the largest of these, widened by 15 %. Exit
-code 1 where one is not, in either direction: what is better than stored should be stored.
+Every figure is a ratio of two things measured in turn, so that other work on the machine changes it
+less than seconds. Another machine does change it: store there first. results/small.json has the
+values of several runs; a figure is within the noise as long as it lies between the smallest and the
+largest of these, widened by 15 %. Exit code 1 where one is not, in either direction: what is better
+than stored should be stored.
 """
 
 import argparse
@@ -82,18 +83,20 @@ def main() -> int:
   arguments = parser.parse_args()
   names = arguments.names or NAMES
   number = arguments.runs or (5 if arguments.store else 3)
-  known = json.loads(STORED.read_text())["figures"] if STORED.exists() else {}
+  from benchmarks.demo_seeds import machine
+
+  stored = json.loads(STORED.read_text()) if STORED.exists() else {"figures": {}}
+  known = stored["figures"]
   mine = {figure: v for figure, v in known.items() if figure.partition(":")[0] in names}
   runs = [{k: v for name in names for k, v in measure(name).items()} for _ in range(number)]
   if arguments.store:
-    from benchmarks.demo_seeds import machine
-
     new = {figure: [float(f"{run[figure]:.4g}") for run in runs] for figure in runs[0]}
     figures = {k: v for k, v in known.items() if k not in mine} | new
     text = json.dumps({"machine": machine(), "figures": figures}, indent=1)
     STORED.write_text(text + "\n")
     return 0
   rows, unmatched = compare_all(mine, runs)
+  print(f"stored on {stored.get('machine')}, measured on {machine()}")
   print(f"{'figure':44} {'measured':>9} {'/ stored':>9}   noise band")
   for row in rows:
     words = "" if row.within else "  OUTSIDE"

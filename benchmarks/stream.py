@@ -26,7 +26,7 @@ import numpy as np
 
 from offpolicy_rl import types
 from offpolicy_rl.replay import lag, ledger, store
-from offpolicy_rl.roles.sampler_service import Front
+from offpolicy_rl.roles.sampler_service import SamplerService
 from offpolicy_rl.system import memory
 from offpolicy_rl.transport import client, codec, protocol, server, weights
 
@@ -71,27 +71,27 @@ def serve_learner(folder: str, pipe) -> None:
   """A learner's server with its real ledger, store and checks; tells its address and CPU time."""
   memory.keep_freed_memory()
   groups = store.GroupStore(pathlib.Path(folder), decode=codec.group_of_request)
-  front = Front(
-    book=ledger.Ledger(60.0),
-    groups=groups,
-    weights=weights.WeightStore(),
+  service = SamplerService(
+    ledger.Ledger(60.0),
+    groups,
+    weights.WeightStore(),
+    lag.LagControl("async", 9),
     vocab_size=VOCABULARY,
     max_tokens=TOKENS,
-    control=lag.LagControl("async", 9),
-    version=0,
   )
+  service.version = 0
   identity = protocol.Identity("one", "stream", "{}", "none")
   wire, address = server.start(
-    "127.0.0.1:0", identity, front.handlers(), front.weights, max_samplers=80, max_message_mb=64
+    "127.0.0.1:0", identity, service.handlers(), service.weights, max_samplers=80, max_message_mb=64
   )
   pipe.send(address)
   steps = queue.Queue()
-  threading.Thread(target=take_steps, args=(front.book, steps), daemon=True).start()
+  threading.Thread(target=take_steps, args=(service.ledger, steps), daemon=True).start()
   added = 0
   while (request := pipe.recv()) != "stop":
     if isinstance(request, int):  # tickets for so many more groups
       tickets = [ticket(added + i) for i in range(request)]
-      front.book.add(tickets)
+      service.ledger.add(tickets)
       for first in range(0, request, PER_STEP):
         steps.put([t.ticket_id for t in tickets[first : first + PER_STEP]])
       added += request

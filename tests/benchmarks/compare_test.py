@@ -1,6 +1,8 @@
 """A figure outside the noise of the stored runs is told, in both directions, and ends with 1."""
 
+import importlib
 import json
+import pathlib
 import sys
 
 import pytest
@@ -43,6 +45,16 @@ def test_the_exit_code_says_whether_something_changed(
     "sampler: b": [1],
     "stream: a": [measured] * 2,
   }
+
+
+FILES = sorted(pathlib.Path(compare.__file__).parent.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", [path.stem for path in FILES])
+def test_every_benchmark_can_be_imported_and_says_how_it_is_run(name):
+  module = importlib.import_module(f"benchmarks.{name}")
+  assert module.__doc__ or name == "__init__"
+  assert name not in compare.NAMES or callable(module.small)
 
 
 def test_every_benchmark_that_is_compared_has_a_small_size_and_stored_figures():
