@@ -97,37 +97,30 @@ def day(default: str) -> Key:
 
 def json_texts(default: str) -> Key:
   """A JSON list of texts that are not empty, or ""."""
-
-  def parse(value: str) -> None:
-    items = json.loads(value)
-    if not isinstance(items, list) or not all(isinstance(x, str) and x for x in items):
-      raise ValueError
-
-  return _parsed(default, "a JSON list of texts, or '' for none", parse)
+  is_good = lambda items: isinstance(items, list) and all(isinstance(x, str) and x for x in items)
+  return _parsed(default, "a JSON list of texts, or '' for none", json.loads, is_good)
 
 
 def json_object(default: str, *, without: Iterable[str]) -> Key:
   """A JSON object without some names, or ""."""
-
-  def parse(value: str) -> None:
-    items = json.loads(value)
-    if not isinstance(items, dict) or items.keys() & set(without):
-      raise ValueError
-
   expected = f"a JSON object of variables other than {', '.join(without)}, or ''"
-  return _parsed(default, expected, parse)
+  is_good = lambda items: isinstance(items, dict) and not items.keys() & set(without)
+  return _parsed(default, expected, json.loads, is_good)
 
 
-def _parsed(default: str, expected: str, parse: Callable[[str], Any]) -> Key:
-  """A text that is empty or that `parse` accepts."""
+def _parsed(
+  default: str,
+  expected: str,
+  parse: Callable[[str], Any],
+  holds: Callable[[Any], bool] = lambda parsed: True,
+) -> Key:
+  """A text that is empty, or that `parse` makes something of which `holds`."""
 
   def is_good(value: str) -> bool:
     try:
-      if value:
-        parse(value)
+      return not value or holds(parse(value))
     except (ValueError, re.error, RecursionError, OverflowError):
       return False
-    return True
 
   return Key(default, str, expected, is_good)
 

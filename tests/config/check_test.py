@@ -44,7 +44,7 @@ def test_every_preset_can_be_configured(tiny_config, name):
   )
 
 
-WRONG = [
+WRONG = [  # one key of each kind; keys_test.py knows the kinds
   ("objective.name=ppo", "objective.name: got 'ppo', expected one of aipo, astar_po, asymre, beta"),
   ("objective.fn=ppo", "objective.fn: got 'ppo', expected one of regression, centred_squares"),
   ("objective.aggregation=mean", "objective.aggregation: got 'mean', expected one of seq_sum"),
@@ -52,31 +52,14 @@ WRONG = [
   ("objective.beta=0", "objective.beta: got 0.0, expected a number > 0"),
   ("objective.beta=nan", "objective.beta: got nan"),
   ("learner.learning_rate=inf", "learner.learning_rate: got inf"),
-  ("lag.max_lag=-1", "lag.max_lag: got -1, expected at least 0"),
   ("lag.mode=sometimes", "lag.mode: got 'sometimes', expected one of async, fixed, periodic"),
   ("learner.group_size=1", "learner.group_size: got 1, expected at least 2"),
-  ("learner.max_refills=-1", "learner.max_refills: got -1, expected at least 0"),
-  ("sampler.temperature=0", "sampler.temperature: got 0.0"),
-  ("sampler.data=0", "sampler.data: got 0, expected at least 1"),
-  ("sampler.top_k=-1", "sampler.top_k: got -1, expected at least 0"),
   ("sampler.top_p=0", "sampler.top_p: got 0.0, expected above 0 and at most 1"),
-  ("sampler.min_p=1", "sampler.min_p: got 1.0, expected at least 0 and below 1"),
-  ("sampler.stop=end", "sampler.stop: got 'end', expected a JSON list of texts"),
   ('sampler.stop=[""]', "expected a JSON list of texts"),
-  ("sampler.cache_after_update=never", "got 'never', expected one of keep, recompute"),
-  ("sampler.page_tokens=0", "sampler.page_tokens: got 0, expected at least 1"),
-  ("sampler.prefill_tokens=0", "sampler.prefill_tokens: got 0, expected at least 1"),
-  ("sampler.decode_steps=0", "sampler.decode_steps: got 0, expected at least 1"),
-  ("sampler.weight_update=never", "sampler.weight_update: got 'never', expected one of between"),
   ("task.name=chess", "task.name: got 'chess', expected one of"),
-  ("task.size=0", "task.size: got 0, expected at least 1"),
   ("task.question_column=", "task.question_column: got '', expected the name of a column"),
-  ("task.verifier_memory_mb=-1", "task.verifier_memory_mb: got -1, expected at least 0"),
-  ("task.failed_reward=half", "task.failed_reward: got 'half', expected one of zero, mean"),
   ("task.format_pattern=(", "task.format_pattern: got '(', expected a regular expression"),
-  ("task.length_weight=-1", "task.length_weight: got -1.0, expected at least 0 and at most"),
   ("transport.weights_dtype=float16", "weights_dtype: got 'float16', expected one of float32, bf"),
-  ("transport.delta_bases=-1", "transport.delta_bases: got -1, expected at least 0"),
 ]
 NOT_TOGETHER = [
   ("task.format_pattern=x", "task.format_pattern, task.format_reward: got 'x', 0.0, expected a pa"),
