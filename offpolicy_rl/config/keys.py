@@ -38,7 +38,7 @@ class Key(NamedTuple):
   meaning: str = ""
 
   def means(self, meaning: str) -> "Key":
-    """The key with its meaning: unit and reason included, so that nobody has to ask."""
+    """The key with its meaning, unit and reason included."""
     return self._replace(meaning=meaning)
 
   def has_type(self, value: Any) -> bool:
