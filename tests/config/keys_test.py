@@ -1,6 +1,5 @@
 """Keys: what each kind allows, and how all of them are listed."""
 
-import ast
 import re
 
 import pytest
@@ -58,15 +57,6 @@ def test_every_key_has_one_heading_and_a_meaning():
   assert len(listed) == len(set(listed)) == len(keys.all_keys()) > 100
   for name, key in keys.all_keys().items():
     assert key.expected and key.meaning, name
-
-
-def test_every_key_is_read():
-  """By its name, as an attribute; meshes are read as mappings, objectives by losses/."""
-  sources = [p for p in (ROOT / "offpolicy_rl").rglob("*.py") if p.parent.name != "config"]
-  trees = [ast.parse(path.read_text()) for path in sources]
-  read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-  others = [key for key in keys.all_keys() if not key.startswith(("mesh.", "objective."))]
-  assert [key for key in others if key.rpartition(".")[2] not in read] == []
 
 
 def test_the_list_fits_a_terminal_and_can_be_searched(capsys):
