@@ -84,7 +84,7 @@ def _rename(partial: pathlib.Path, target: pathlib.Path) -> None:
     raise FileExistsError(f"{target}: came to be meanwhile; what was made is in {kept}") from None
 
 
-def copy_matching(source, to: pathlib.Path, patterns: Iterable[str]) -> None:
+def copy_matching(source: epath.PathLike, to: pathlib.Path, patterns: Iterable[str]) -> None:
   """Copies the files of a directory, local or in a bucket, that match one of the patterns.
 
   A pattern is FILE or FOLDER/FILE, with wildcards in FILE.

@@ -1,5 +1,6 @@
 """The commands that neither train nor sample: flags and assignments in, exit code out."""
 
+import argparse
 import json
 import math
 import os
@@ -15,14 +16,14 @@ from offpolicy_rl.system import output, signals
 Assignments = list[tuple[str, str]]  # key, text of its value
 
 
-def sweep(flags, assignments: Assignments) -> int:
+def sweep(flags: argparse.Namespace, assignments: Assignments) -> int:
   """Makes many runs of a card; 1 when some are not finished."""
   from offpolicy_rl.sweep import command
 
   return command.run(flags, assignments, signals.stop_event)
 
 
-def eval_(flags, assignments: Assignments) -> int:
+def eval_(flags: argparse.Namespace, assignments: Assignments) -> int:
   """Greedy accuracy, pass@k and majority vote of a checkpoint or of a run."""
   from offpolicy_rl.config import evaluation
 
@@ -48,7 +49,7 @@ def eval_(flags, assignments: Assignments) -> int:
   return 0
 
 
-def check(flags, assignments: Assignments) -> int:
+def check(flags: argparse.Namespace, assignments: Assignments) -> int:
   """Reads all prompts of a card and says what a run would make of them."""
   config = _card(flags, assignments)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
@@ -65,7 +66,7 @@ def _card(flags, assignments: Assignments):
   return config
 
 
-def plan(flags, assignments: Assignments) -> int:
+def plan(flags: argparse.Namespace, assignments: Assignments) -> int:
   """Compiles a card for a topology; 3 when it does not fit."""
   from offpolicy_rl.planning import topology
 
@@ -102,7 +103,7 @@ def _architecture(flags, config) -> dict:
   )
 
 
-def watch(flags, _: Assignments) -> int:
+def watch(flags: argparse.Namespace, _: Assignments) -> int:
   """Shows a live run."""
   from offpolicy_rl.observe import watch as screen
 
@@ -126,7 +127,7 @@ def _news(flags):
   return credentials.client_of_learner(flags, flags.run, "watch").watch
 
 
-def report(flags, _: Assignments) -> int:
+def report(flags: argparse.Namespace, _: Assignments) -> int:
   """Writes the report of a run, or a page about several."""
   from offpolicy_rl import report as pages
 
@@ -142,7 +143,7 @@ def report(flags, _: Assignments) -> int:
   return 0
 
 
-def import_(flags, _: Assignments) -> int:
+def import_(flags: argparse.Namespace, _: Assignments) -> int:
   """Checks and takes a published checkpoint."""
   from offpolicy_rl.roles import convert  # imports JAX
 
@@ -150,7 +151,7 @@ def import_(flags, _: Assignments) -> int:
   return 0
 
 
-def export(flags, _: Assignments) -> int:
+def export(flags: argparse.Namespace, _: Assignments) -> int:
   """Publishes the policy of a run."""
   from offpolicy_rl.roles import convert  # imports JAX
 
@@ -158,7 +159,7 @@ def export(flags, _: Assignments) -> int:
   return 0
 
 
-def keys(flags, _: Assignments) -> int:
+def keys(flags: argparse.Namespace, _: Assignments) -> int:
   """Lists the keys of a configuration."""
   from offpolicy_rl.config import listing
 
@@ -166,7 +167,7 @@ def keys(flags, _: Assignments) -> int:
   return 0
 
 
-def explain(flags, assignments: Assignments) -> int:
+def explain(flags: argparse.Namespace, assignments: Assignments) -> int:
   """Objectives and the targets that they induce."""
   config = config_lib.load(flags.config) if flags.config else config_lib.base()
   if flags.objective:

@@ -1,5 +1,6 @@
 """Credentials from flags: checked, so that mistakes are refused before anything starts."""
 
+import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
   from offpolicy_rl.transport import client, security
 
 
-def of_learner(flags) -> "security.Credentials":
+def of_learner(flags: argparse.Namespace) -> "security.Credentials":
   """The learner's, good for --listen; ConfigError names the flag that is wrong."""
   from offpolicy_rl.transport import security  # imports gRPC
 
@@ -24,7 +25,7 @@ def of_learner(flags) -> "security.Credentials":
   return credentials
 
 
-def of_client(flags) -> "security.Credentials":
+def of_client(flags: argparse.Namespace) -> "security.Credentials":
   """Those of a sampler or watcher; ConfigError names the flag that is wrong."""
   from offpolicy_rl.transport import security  # imports gRPC
 
@@ -38,7 +39,9 @@ def of_client(flags) -> "security.Credentials":
   return credentials
 
 
-def client_of_learner(flags, address: str, sampler_id: str) -> "client.LearnerClient":
+def client_of_learner(
+  flags: argparse.Namespace, address: str, sampler_id: str
+) -> "client.LearnerClient":
   """A connection to the learner at HOST:PORT, made at its first call."""
   credentials = of_client(flags)
   from offpolicy_rl.transport import client
@@ -52,7 +55,7 @@ def client_of_learner(flags, address: str, sampler_id: str) -> "client.LearnerCl
   )
 
 
-def flags_of_local_samplers(flags) -> list[str]:
+def flags_of_local_samplers(flags: argparse.Namespace) -> list[str]:
   """Flags for local's samplers, which present the learner's own certificate; all are checked."""
   of_learner(flags)
   if not flags.tls_cert:
@@ -64,7 +67,7 @@ def flags_of_local_samplers(flags) -> list[str]:
   return given(flags, ("tls_cert", "tls_key", "tls_ca", "tls_server_name", "token_file"))
 
 
-def given(flags, names: Iterable[str]) -> list[str]:
+def given(flags: argparse.Namespace, names: Iterable[str]) -> list[str]:
   """The flags of these names that were given, for the command line of another process."""
   values = ((name, getattr(flags, name)) for name in names)
   return [f"--{name}={value}" for name, value in values if value not in (None, "")]

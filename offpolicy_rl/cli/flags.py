@@ -35,7 +35,6 @@ def number(text: str, *, positive: bool = False) -> float:
 
 
 def positive(text: str) -> float:
-  """A finite number above 0."""
   return number(text, positive=True)
 
 
@@ -47,7 +46,6 @@ def count(text: str, least: int = 1) -> int:
 
 
 def index(text: str) -> int:
-  """An integer of at least 0."""
   return count(text, least=0)
 
 
@@ -99,7 +97,6 @@ def url(text: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
 
 
 def proxy(text: str) -> str:
-  """http://HOST:PORT."""
   return url(text, schemes=("http",))
 
 
@@ -130,7 +127,6 @@ def key_and_text(assignment: str) -> tuple[str, str]:
 
 class _Parser(argparse.ArgumentParser):
   def error(self, message: str) -> NoReturn:
-    """Exits with one line, as for every other mistake."""
     self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
 
 

@@ -1,15 +1,25 @@
 """The commands that train and sample: local, learner, sampler. Flags in, exit code out."""
 
+import argparse
+import contextlib
 import os
 import pathlib
 import socket
 import sys
 import time
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import credentials
 from offpolicy_rl.roles import run_directory
 from offpolicy_rl.system import signals
+
+if TYPE_CHECKING:
+  from prometheus_client import CollectorRegistry
+
+  from offpolicy_rl.observe import profiling
 
 Assignments = list[tuple[str, str]]  # key, text of its value
 
@@ -30,7 +40,7 @@ _PASSED_ON = (  # from local to its learner
 )
 
 
-def local(flags, assignments: Assignments) -> int:
+def local(flags: argparse.Namespace, assignments: Assignments) -> int:
   """Runs a learner and its samplers as processes of this machine."""
   from offpolicy_rl.roles import local
 
@@ -50,7 +60,7 @@ def local(flags, assignments: Assignments) -> int:
   return signals.INTERRUPTED if stop.is_set() and code == 0 else code
 
 
-def learner(flags, assignments: Assignments) -> int:
+def learner(flags: argparse.Namespace, assignments: Assignments) -> int:
   """Trains; alone, or as one of several processes."""
   config, notes = configuration(flags, assignments)
   protection = credentials.of_learner(flags)
@@ -111,7 +121,7 @@ def _one_of_several(flags, config, protection, plan, stop) -> int:
   return 0
 
 
-def sampler(flags, assignments: Assignments) -> int:
+def sampler(flags: argparse.Namespace, assignments: Assignments) -> int:
   """Samples for the learner at --learner."""
   if assignments:
     key = f"--config.{assignments[0][0]}"
@@ -137,7 +147,9 @@ def sampler(flags, assignments: Assignments) -> int:
   return 0
 
 
-def configuration(flags, assignments: Assignments):
+def configuration(
+  flags: argparse.Namespace, assignments: Assignments
+) -> tuple[ConfigDict, list[str]]:
   """The checked configuration of local or learner, and notes, see `run_directory.configuration`."""
   checkpoint_dir = getattr(flags, "checkpoint_dir", None)  # learner only
   return run_directory.configuration(
@@ -150,7 +162,7 @@ def configuration(flags, assignments: Assignments):
   )
 
 
-def new_run_directory(flags):
+def new_run_directory(flags: argparse.Namespace) -> contextlib.AbstractContextManager[pathlib.Path]:
   """A context manager of --run_dir, or of a new directory named for the card and the time."""
   card = pathlib.Path(flags.config or "replay").resolve()
   name = card.parent.name if card.suffix == ".json" else card.stem
@@ -158,14 +170,14 @@ def new_run_directory(flags):
   return run_directory.given_or_new(flags.run_dir, "runs", f"{name}-{time_of_start}")
 
 
-def profile_plan(flags, config):
+def profile_plan(flags: argparse.Namespace, config: ConfigDict) -> "profiling.Plan | None":
   """The steps to profile, or None; ConfigError when there are no such steps."""
   from offpolicy_rl.observe import profiling
 
   return profiling.plan(flags.profile, flags.profile_memory, config.learner.steps)
 
 
-def metrics_registry(flags):
+def metrics_registry(flags: argparse.Namespace) -> "CollectorRegistry | None":
   """The registry of figures served at --metrics_port, or None."""
   if flags.metrics_port is None:
     return None

@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from offpolicy_rl import types
 from offpolicy_rl.evaluation import estimates
@@ -30,6 +30,13 @@ def tickets(
   ]
 
 
+class Ledger(Protocol):
+  """As much of `replay.ledger.Ledger` as is needed here."""
+
+  def add(self, tickets: list[types.Ticket], *, first: bool) -> None: ...
+  def take(self, ticket_ids: list[str], timeout: float) -> list[types.FinishedGroup] | None: ...
+
+
 class Request(NamedTuple):
   """An evaluation that was requested."""
 
@@ -44,7 +51,7 @@ class EvaluationRequests:
 
   def __init__(
     self,
-    ledger,
+    ledger: Ledger,
     examples: Sequence,
     *,
     samples: int,
@@ -54,7 +61,6 @@ class EvaluationRequests:
     """Requests nothing yet.
 
     Args:
-      ledger: anything with `add(tickets, first=)` and `take(ticket_ids, timeout)`.
       write: receives each result as (step, metrics).
     """
     self._ledger, self._examples = ledger, examples

@@ -1,4 +1,4 @@
-"""What completions say their answer is, and which answer most of them give."""
+"""Final answers of completions, and majority votes among them."""
 
 import collections
 import re

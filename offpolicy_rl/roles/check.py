@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.roles import build, data
@@ -16,7 +17,7 @@ _LONGEST_NAME = 11  # that fits beside the numbers
 _QUANTILES = {"min": 0.0, "50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 
 
-def run(config, say: Callable[[str], None] = print) -> None:
+def run(config: ConfigDict, say: Callable[[str], None] = print) -> None:
   """Reads every prompt of train and held-out, and prints a report.
 
   Raises:
@@ -42,7 +43,9 @@ def run(config, say: Callable[[str], None] = print) -> None:
   say("A run can start.")
 
 
-def report(config, policy: build.Policy, inspected: Sequence[data.Inspected]) -> Iterator[str]:
+def report(
+  config: ConfigDict, policy: build.Policy, inspected: Sequence[data.Inspected]
+) -> Iterator[str]:
   """Lines of at most 80 columns, but for paths and reasons."""
   for task in dict.fromkeys(one.task.name for one in inspected):
     yield from _task(task, [one for one in inspected if one.task.name == task])

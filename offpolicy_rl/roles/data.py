@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.roles import build
@@ -37,7 +39,7 @@ _STRICTEST_FIRST = ("numeric", "math_verify", "exact")  # verifiers to recommend
 Members = list[tuple[float, prompts.Tokenized]]  # (rate, prompts) of each task
 
 
-def examples(config, split: str, policy: build.Policy) -> Members:
+def examples(config: ConfigDict, split: str, policy: build.Policy) -> Members:
   """(rate, prompts) of each task that the configuration mixes.
 
   Raises:
@@ -52,7 +54,7 @@ def examples(config, split: str, policy: build.Policy) -> Members:
   )
 
 
-def ticket_fault(config, vocab_size: int) -> Callable[[prompts.Example], str | None]:
+def ticket_fault(config: ConfigDict, vocab_size: int) -> Callable[[prompts.Example], str | None]:
   """A function that says why no sampler could answer a prompt; None where one can."""
   return functools.partial(_ticket_fault, config, vocab_size)
 
@@ -99,7 +101,7 @@ def summary(name: str, train: Members, held: Members) -> str:
   return f"{line}, {len(left_out)} can't be used: {left_out[0].where}: {left_out[0].why}"
 
 
-def check_start(config) -> None:
+def check_start(config: ConfigDict) -> None:
   """Checks what a run needs, before it makes its directory; see `check_problems`.
 
   Raises:
@@ -111,7 +113,7 @@ def check_start(config) -> None:
   check_problems(config, selection, policy)
 
 
-def initial_policy(config) -> build.Policy:
+def initial_policy(config: ConfigDict) -> build.Policy:
   """The policy that a run begins with; the configuration stays as it is."""
   config = config_lib.from_json(config_lib.to_json(config))
   folder = config.model.checkpoint
@@ -120,7 +122,7 @@ def initial_policy(config) -> build.Policy:
   return build.make_policy(config, files)
 
 
-def check_messages(config, policy: build.Policy) -> None:
+def check_messages(config: ConfigDict, policy: build.Policy) -> None:
   """ConfigError when a sampler's welcome is larger than a message may be.
 
   Groups and prompts are checked by `config.validate` and `ticket_fault`; weights go in pieces.
@@ -139,7 +141,7 @@ def _hello_bytes(config, policy: build.Policy) -> int:
   return sum(len(text.encode()) for text in files) + len(config_lib.to_json(config)) + 4096
 
 
-def largest_message(config, policy: build.Policy) -> tuple[str, int]:
+def largest_message(config: ConfigDict, policy: build.Policy) -> tuple[str, int]:
   """(description, largest size in bytes) of a run's largest message, weights aside."""
   completions = max(config.learner.group_size, config.evaluation.samples)
   tokens = config.task.max_completion_tokens
@@ -151,7 +153,7 @@ def largest_message(config, policy: build.Policy) -> tuple[str, int]:
   return max(sizes.items(), key=lambda item: item[1])
 
 
-def check_problems(config, selection: catalog.Selection, policy: build.Policy) -> None:
+def check_problems(config: ConfigDict, selection: catalog.Selection, policy: build.Policy) -> None:
   """Inspects a sample of each task, and all problems where something is wrong; ConfigError.
 
   Tasks that are slow to list are skipped: the run reads all prompts of all tasks a little later.
@@ -194,7 +196,7 @@ class Inspected(NamedTuple):
 
 
 def inspect(
-  config,
+  config: ConfigDict,
   selection: catalog.Selection,
   policy: build.Policy,
   *,
@@ -287,7 +289,7 @@ def _reads(short: str, answer: str) -> bool:
     return False
 
 
-def require(config, inspected: Sequence[Inspected]) -> None:
+def require(config: ConfigDict, inspected: Sequence[Inspected]) -> None:
   """Raises ConfigError when a run could not start with these problems."""
   try:
     for one in inspected:
@@ -299,7 +301,7 @@ def require(config, inspected: Sequence[Inspected]) -> None:
     raise config_lib.ConfigError(str(error)) from None
 
 
-def require_some(config, split: str, made: Sequence[prompts.Tokenized]) -> None:
+def require_some(config: ConfigDict, split: str, made: Sequence[prompts.Tokenized]) -> None:
   """Raises TaskError unless every task has prompts to train on, or one has some held out."""
   counts = [len(one.examples) for one in made]
   if all(counts) if split == catalog.TRAIN_SPLIT else any(counts):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import rich.progress
 import rich.table
+from ml_collections import ConfigDict
 
 from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
@@ -24,7 +25,7 @@ _WIDTH_MULTIPLE = 16  # prompt columns: few shapes to compile, little padding
 
 
 def run(
-  config,
+  config: ConfigDict,
   *,
   ks: tuple[int, ...],
   split: str,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from offpolicy_rl.observe import watch
 from offpolicy_rl.system import children, signals
@@ -34,10 +35,9 @@ class _Place:
 
   @property
   def log(self) -> pathlib.Path:
-    """The file that its samplers write their output to."""
     return self.run_dir / f"sampler-{self.index}.log"
 
-  def tend(self, flags: list[str], start) -> str | None:
+  def tend(self, flags: list[str], start: Callable[..., subprocess.Popen]) -> str | None:
     """Starts a sampler if there is none; returns why the run has to end, if it has to."""
     if self.child is not None and self.child.poll() is not None:
       code, child, self.child = self.child.returncode, self.child, None
@@ -78,7 +78,7 @@ def run(
   samplers: int,
   stop: threading.Event,
   sampler_args: list[str],
-  start=children.start,
+  start: Callable[..., subprocess.Popen] = children.start,
 ) -> int:
   """Starts the processes and waits for the learner; returns its exit code.
 

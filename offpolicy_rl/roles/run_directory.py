@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import files
@@ -38,7 +38,7 @@ class RunDirectory(NamedTuple):
     """Whether there ever was one, damaged ones included."""
     return any((self.checkpoints / "steps").glob("*"))
 
-  def saved_config(self) -> config_dict.ConfigDict | None:
+  def saved_config(self) -> ConfigDict | None:
     """The run's configuration, from beside the checkpoints or from the run; None = there is none.
 
     Raises:
@@ -66,7 +66,7 @@ def configuration(
   resume: bool,
   restart: bool,
   assignments: Sequence[tuple[str, str]],
-) -> tuple[config_dict.ConfigDict, list[str]]:
+) -> tuple[ConfigDict, list[str]]:
   """The checked configuration of a run, and lines about differences from its card or its past.
 
   A resumed run goes on with its own: a card says how runs begin, and may have changed since.
@@ -132,7 +132,9 @@ def _check(run: RunDirectory, *, resume: bool, restart: bool) -> None:
     )
 
 
-def merge(run, card, card_name: str | None) -> tuple[config_dict.ConfigDict, list[str]]:
+def merge(
+  run: ConfigDict, card: ConfigDict | None, card_name: str | None
+) -> tuple[ConfigDict, list[str]]:
   """The configuration of a run with the keys that a later release has added, and notes.
 
   Args:

@@ -154,12 +154,10 @@ class _Learner:
 
   @property
   def session(self) -> str:
-    """The one joined last."""
     return self._wire.session
 
   @property
   def newest_version(self) -> int:
-    """As far as this session's learner has said."""
     return self._wire.newest_version
 
   def lease(self, room: int, ticket_ids: list[str]) -> list[types.Ticket] | None:

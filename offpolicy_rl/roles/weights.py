@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from offpolicy_rl import types
 from offpolicy_rl.model import decoder, int8, lora
@@ -40,12 +41,12 @@ class Publisher:
     self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="publish")
     self._pending: concurrent.futures.Future | None = None
 
-  def publish_now(self, version: int, params) -> None:
+  def publish_now(self, version: int, params: dict) -> None:
     """Makes a version available."""
     self.publish(version, params)
     self.wait()
 
-  def publish(self, version: int, params) -> None:
+  def publish(self, version: int, params: dict) -> None:
     """Makes a version available in the background, after the version before it."""
     # A real copy: the next step will reuse the memory of these.
     tensors = policy_lib.flatten(policy_lib.copy(params, self._dtype))
@@ -62,7 +63,7 @@ class Publisher:
     self.store.put(version, tensors)
     self._published(version, sum(x.nbytes for x in tensors.values()))
 
-  def publish_base(self, params) -> None:
+  def publish_base(self, params: dict) -> None:
     """Makes the frozen model available, whose adapters are published from now on.
 
     Without a copy where the dtype allows: nothing will write over it.
@@ -89,7 +90,7 @@ class SamplerWeights:
   def __init__(
     self,
     learner: client.LearnerClient,
-    config,
+    config: ConfigDict,
     model: decoder.DecoderConfig,
     meshes: Sequence[jax.sharding.Mesh],
     weights_dir: str | None = None,
@@ -184,7 +185,6 @@ class _Streamed:
     self._receiver = receiver.Receiver({name: (x.shape, x.dtype) for name, x in layout.items()})
 
   def fetch(self, low: int, high: int, _=types.NO_VERSION) -> tuple[int, Tensors | None]:
-    """The newest version within the bounds; tensors None = it is the one held."""
     return self._learner.pull_weights(low, high, self._receiver)
 
   def forget(self) -> None:

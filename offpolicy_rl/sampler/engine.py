@@ -43,7 +43,6 @@ class Sizes:
 
   @property
   def row_pages(self) -> int:
-    """Pages of the longest prompt and completion."""
     return math.ceil((self.max_prompt_tokens + self.max_tokens) / self.page_tokens)
 
   @property
@@ -81,12 +80,10 @@ class _Group:
 
   @property
   def tokens(self) -> np.ndarray:
-    """The prompt."""
     return self.ticket.prompt_tokens
 
   @property
   def missing(self) -> int:
-    """Tokens of the prompt that are to be prefilled."""
     return self.tokens.size - 1 - self.prefilled
 
 
@@ -138,7 +135,6 @@ class Engine:
 
   @property
   def idle(self) -> bool:
-    """Whether nothing is being answered."""
     return not (self._tickets or self._filling or self._ready or self._running)
 
   @property
@@ -185,7 +181,7 @@ class Engine:
     self._tickets.extend(tickets)
 
   def generate(
-    self, params, version: int, tickets: list[types.Ticket]
+    self, params: dict, version: int, tickets: list[types.Ticket]
   ) -> list[list[types.Trajectory]]:
     """The unscored groups of tickets, in order; nothing else may be under way."""
     self.add(tickets)
@@ -195,7 +191,7 @@ class Engine:
         answers[id(ticket)] = trajectories
     return [answers[id(ticket)] for ticket in tickets]
 
-  def step(self, params, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
+  def step(self, params: dict, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
     """Prefills and decodes a little; returns the groups that are complete, unscored."""
     with jax.sharding.set_mesh(self._mesh):
       self._prefill(params)
@@ -267,7 +263,7 @@ class Engine:
       start[row] = first
     self._pool = generation.prefill(self._config, params, self._pool, tables, tokens, start)
 
-  def refresh(self, params) -> None:
+  def refresh(self, params: dict) -> None:
     """Computes the keys and values of everything under way again, with other parameters."""
     sampled, rows = jax.device_get(self._slots.tokens), []
     for slot, completion in self._running.items():

@@ -16,17 +16,14 @@ class Engines:
 
   @property
   def room(self) -> int:
-    """Completions that would find a slot at once."""
     return sum(max(engine.room, 0) for engine in self._engines)
 
   @property
   def room_soon(self) -> int:
-    """The room after the next step, as far as it is certain."""
     return sum(max(engine.room_soon, 0) for engine in self._engines)
 
   @property
   def progress(self) -> dict[str, int]:
-    """As `Engine.progress`, of all engines."""
     return {name: n for engine in self._engines for name, n in engine.progress.items()}
 
   def add(self, tickets: list[types.Ticket]) -> None:
@@ -35,10 +32,9 @@ class Engines:
       max(self._engines, key=lambda engine: engine.room).add([ticket])
 
   def step(self, params: Sequence, version: int) -> list:
-    """As `Engine.step`, of all engines at the same time."""
+    """Steps all engines at the same time, see `Engine.step`."""
     groups = self._pool.map(lambda engine, p: engine.step(p, version), self._engines, params)
     return [group for some in groups for group in some]
 
   def refresh(self, params: Sequence) -> None:
-    """As `Engine.refresh`."""
     list(self._pool.map(lambda engine, p: engine.refresh(p), self._engines, params))

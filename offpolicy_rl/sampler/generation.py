@@ -83,7 +83,14 @@ def _key(seed, numbers):
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pool")
-def prefill(config: decoder.DecoderConfig, params, pool, tables, tokens, start) -> paging.Pool:
+def prefill(
+  config: decoder.DecoderConfig,
+  params: dict,
+  pool: paging.Pool,
+  tables: jax.Array,
+  tokens: jax.Array,
+  start: jax.Array,
+) -> paging.Pool:
   """Writes the keys and values of R pieces of prompts.
 
   Args:
@@ -97,7 +104,7 @@ def prefill(config: decoder.DecoderConfig, params, pool, tables, tokens, start) 
 
 
 @functools.partial(jax.jit, donate_argnames=("slots", "pool"))
-def start(slots: Slots, pool: paging.Pool, starts: Starts, seed) -> tuple[Slots, paging.Pool]:
+def start(slots: Slots, pool: paging.Pool, starts: Starts, seed: int) -> tuple[Slots, paging.Pool]:
   """Starts completions; the other slots go on."""
   pool = paging.copy(pool, starts.page_from, starts.page_to)
   keys = jax.vmap(lambda numbers: _key(seed, numbers))(starts.keys)
@@ -126,10 +133,10 @@ def stop(slots: Slots, stays: jax.Array) -> Slots:
 )
 def decode(
   config: decoder.DecoderConfig,
-  params,
+  params: dict,
   slots: Slots,
   pool: paging.Pool,
-  tables,
+  tables: jax.Array,
   *,
   steps: int,
   ends: tuple[int, ...],

@@ -46,7 +46,7 @@ def _kept(log_p: jax.Array, least) -> jax.Array:
 
 def sample_token(
   logits: jax.Array, key: jax.Array, temperature: jax.Array, truncation: Truncation = NONE
-):
+) -> tuple[jax.Array, jax.Array]:
   """(token, its logprob), drawn from softmax(logits [V] / temperature), truncated.
 
   Greedy at temperature 0, with logprob 0: it had probability 1.

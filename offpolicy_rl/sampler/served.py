@@ -187,7 +187,6 @@ class ServedEngine:
 
   @property
   def idle(self) -> bool:
-    """Whether nothing is being answered."""
     return not (self._waiting or self._answering)
 
   @property
@@ -212,7 +211,7 @@ class ServedEngine:
     prompts = [ticket for ticket in (self._probe, *tickets) if ticket is not None]
     self._probe = max(prompts, key=lambda ticket: ticket.prompt_tokens.size, default=None)
 
-  def step(self, params, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
+  def step(self, params: dict, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
     """Requests what waits; returns the groups that are complete, unscored.
 
     Raises:
@@ -269,7 +268,7 @@ class ServedEngine:
 
 
 def logprobs(
-  config: decoder.DecoderConfig, params, ticket: types.Ticket, tokens: np.ndarray
+  config: decoder.DecoderConfig, params: dict, ticket: types.Ticket, tokens: np.ndarray
 ) -> np.ndarray:
   """Log-probabilities of a completion's tokens under softmax(logits / (temperature or 1))."""
   row = np.concatenate([ticket.prompt_tokens, tokens])

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from offpolicy_rl import types
 from offpolicy_rl.sampler import engine as engine_lib
 from offpolicy_rl.tasks import scoring, shaping, thoughts
+from offpolicy_rl.tasks.tokenizer import Tokenizer
+from offpolicy_rl.tasks.vocabulary import Vocabulary
 
 BETWEEN_GROUPS, IN_FLIGHT = "between_groups", "in_flight"
 _WAIT_SECONDS = 0.2  # an idle worker checks this often whether it has to stop
@@ -52,7 +54,7 @@ class Stats:
   seconds_scoring: float = 0.0
   seconds_pushing: float = 0.0
 
-  def timed(self, name: str, function: Callable, *args):
+  def timed(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
     """Calls `function` and adds its time to `seconds_<name>`."""
     start = time.perf_counter()
     try:
@@ -209,7 +211,7 @@ class _Worker:
 
 def score_groups(
   scorer: scoring.Scorer,
-  vocabulary,
+  vocabulary: Vocabulary | Tokenizer,
   tickets: list[types.Ticket],
   groups: list[list[types.Trajectory]],
   *,
@@ -222,7 +224,6 @@ def score_groups(
   that have not answered (`thoughts.judged`) are worth 0 and reach no verifier.
 
   Args:
-    vocabulary: the policy's Vocabulary or Tokenizer.
     judge_unfinished: task.judge_unfinished.
   """
   texts = [
@@ -252,7 +253,7 @@ def score_groups(
 
 
 def judged_texts(
-  vocabulary,
+  vocabulary: Vocabulary | Tokenizer,
   ticket: types.Ticket,
   trajectories: Sequence[types.Trajectory],
   *,

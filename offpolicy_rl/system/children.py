@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import IO
 
 PARENT = "OFFPOLICY_RL_PARENT"  # variable of a child: the descriptor that it reads from
 _GRACE_SECONDS = 60.0  # for a child to end in order once its parent is gone
@@ -21,7 +22,9 @@ _lifeline: tuple[int, int] | None = None  # (read, written by nobody)
 _lock = threading.Lock()
 
 
-def start(arguments: list[str], *, output=None, command: tuple[str, ...] = _MAIN):
+def start(
+  arguments: list[str], *, output: IO | None = None, command: tuple[str, ...] = _MAIN
+) -> subprocess.Popen:
   """Starts `offpolicy-rl ARGUMENTS`; returns the `subprocess.Popen`.
 
   It has its own session, so that Ctrl-C reaches only the parent, which passes it on in order.

@@ -44,7 +44,6 @@ class Holder(NamedTuple):
   renewed: float  # seconds since 1970
 
   def __str__(self) -> str:
-    """For people."""
     return f"host {self.host}, process {self.pid}, since {self.since}"
 
 
@@ -206,7 +205,6 @@ class _File:
       os.close(self._handle)
 
   def read(self) -> Holder | None:
-    """The holder in the file."""
     return _read(self._path)
 
   def write(self, holder: Holder) -> None:
@@ -215,7 +213,6 @@ class _File:
     os.fsync(self._handle)
 
   def remove(self) -> None:
-    """Removes the file, still locked."""
     self._path.unlink()
 
 
@@ -229,13 +226,10 @@ class _Object:
     """Buckets have no locks."""
 
   def read(self) -> Holder | None:
-    """The holder in the file."""
     return _read(self._path)
 
   def write(self, holder: Holder) -> None:
-    """Replaces the file."""
     self._path.write_text(json.dumps(holder._asdict()))
 
   def remove(self) -> None:
-    """Removes the file, so that the next learner need not wait."""
     self._path.unlink()

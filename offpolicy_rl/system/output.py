@@ -123,11 +123,9 @@ class _Raw(io.RawIOBase):
     return self._copy
 
   def isatty(self) -> bool:
-    """As every stream."""
     return os.isatty(self._copy)
 
   def writable(self) -> bool:
-    """As every stream."""
     return True
 
   def write(self, data) -> int:
@@ -167,7 +165,6 @@ class _Queue:
     self._process = os.getpid()
 
   def start(self) -> None:
-    """Starts the thread that writes."""
     threading.Thread(target=self._run, name="output", daemon=True).start()
 
   def put(self, descriptor: int, data: bytes) -> bool:
