@@ -237,11 +237,13 @@ class Finishing:
 
   def __init__(self, restored):
     self.calls, self.restored, self.stop = [], restored, threading.Event()
-    note = lambda name: lambda *args, **named: self.calls.append((name, args, named)) or True
-    self.save, self.ask, self.say = note("save"), note("ask"), note("say")
-    self.desk, self.tell_set_aside = types.SimpleNamespace(collect=note("collect")), lambda: None
+    note = lambda name: lambda *args, **named: self.calls.append((name, args)) or True
+    self.request_evaluation, self.say = note("request"), note("say")
+    self.evaluations = types.SimpleNamespace(collect=note("collect"))
     self.checkpoints = types.SimpleNamespace(amend=note("amend"))
-    self.records = types.SimpleNamespace(position=lambda: {"metrics": 7})
+    self.files = types.SimpleNamespace(position=lambda: {"metrics": 7})
+    self.screen = types.SimpleNamespace(stop=lambda: None)
+    self._report_unanswerable = lambda: None
 
 
 @pytest.mark.parametrize(
@@ -250,11 +252,10 @@ class Finishing:
 )
 def test_the_last_evaluation_is_made_once_and_kept(restored, evaluates):
   before = restored and types.SimpleNamespace(step=restored[0], done=restored[1])
-  me = Finishing(before)
-  learner._finish(me, types.SimpleNamespace(step=9))
-  named = [name for name, _, _ in me.calls]
+  ending = Finishing(before)
+  learner.Learner.finish(ending, 9)
   if evaluates:
-    assert named == ["save", "ask", "collect", "amend"]
-    assert me.calls[-1][1] == (9, {"files": {"metrics": 7}, "done": True})
+    assert [name for name, _ in ending.calls] == ["request", "collect", "amend"]
+    assert ending.calls[-1][1] == (9, {"files": {"metrics": 7}, "done": True})
   else:
-    assert named == ["save", "say"]
+    assert [name for name, _ in ending.calls] == ["say"]
