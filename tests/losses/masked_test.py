@@ -8,7 +8,7 @@ import pytest
 from offpolicy_rl import losses
 from offpolicy_rl.losses import masked
 from tests.losses import slow_reference
-from tests.losses.objectives_test import NAMES, arrays, build, value_and_gradient
+from tests.losses.objectives_test import NAMES, arrays, build, stacked, value_and_gradient
 from tests.losses.slow_reference import random_inputs
 
 TOKEN_FIELDS = ("policy_logprobs", "sampler_logprobs", "reference_logprobs", "proximal_logprobs")
@@ -27,15 +27,22 @@ def under_the_mask(x: losses.LossInputs, value: float) -> losses.LossInputs:
   return x._replace(**{key: np.where(x.loss_mask, v, value) for key, v in given.items()})
 
 
+def values_and_gradients(objective, batches, *, metrics: bool = True):
+  """(losses [N], gradients [N, B, T]) of N batches of one shape, computed side by side."""
+  one = lambda x: value_and_gradient(objective, x, metrics=metrics)
+  return map(np.asarray, jax.vmap(one)(stacked(batches)))
+
+
 def assert_nothing_leaks(objective, x):
+  values = (-1.0, np.nan, -np.inf, np.inf)
   with jax.enable_x64(True):
-    expected_loss, expected_gradient = value_and_gradient(objective, under_the_mask(x, -1.0))
-    for value in (np.nan, -np.inf, np.inf):
-      loss, gradient = value_and_gradient(objective, under_the_mask(x, value))
-      np.testing.assert_array_equal(loss, expected_loss)
-      np.testing.assert_array_equal(gradient, expected_gradient)
-  assert np.isfinite(loss) and np.isfinite(gradient).all()
-  assert np.all(gradient[~x.loss_mask] == 0)
+    found = values_and_gradients(objective, [under_the_mask(x, value) for value in values])
+  loss, gradient = found
+  assert np.isfinite(loss).all() and np.isfinite(gradient).all()
+  for lane in (1, 2, 3):
+    np.testing.assert_array_equal(loss[lane], loss[0], err_msg=str(values[lane]))
+    np.testing.assert_array_equal(gradient[lane], gradient[0], err_msg=str(values[lane]))
+  assert np.all(gradient[:, ~x.loss_mask] == 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,17 +90,18 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("odd", [[*ODD][:-1], [*ODD][-1:]], ids=["12 rows", "one row"])
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_batches_match_slow_numpy(name, odd):
-  x = ODD[odd](random_inputs(5))
+  batches = [ODD[kind](random_inputs(5)) for kind in odd]
   objective = build(name)
-  expected_loss, expected_gradient = slow_reference.loss_and_gradient(objective.choices, x)
   with jax.enable_x64(True):
-    loss, gradient = value_and_gradient(objective, x, metrics=False)
-  # "equal rewards" has advantages that are all rounding, below 1e-11 with any denominator.
-  np.testing.assert_allclose(loss, expected_loss, rtol=1e-9, atol=1e-11)
-  np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-9, atol=1e-11)
+    found = values_and_gradients(objective, batches, metrics=False)
+  for kind, x, *pair in zip(odd, batches, *found, strict=True):
+    expected = slow_reference.loss_and_gradient(objective.choices, x)
+    # "equal rewards" has advantages that are all rounding, below 1e-11 with any denominator.
+    for value, exact in zip(pair, expected, strict=True):
+      np.testing.assert_allclose(value, exact, rtol=1e-9, atol=1e-11, err_msg=kind)
 
 
 def far_inputs(size: float, *, above: bool) -> losses.LossInputs:
@@ -112,30 +120,23 @@ def far_inputs(size: float, *, above: bool) -> losses.LossInputs:
   return losses.LossInputs(*(v.astype(np.float32) if v.dtype == float else v for v in x))
 
 
-@pytest.mark.parametrize("above", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_log_ratios_of_80_nats_are_finite_in_float32(name, above):
-  """Also where the product over a row is not: e^80 = 5e34 is, e^160 is infinite."""
-  loss, gradient = value_and_gradient(build(name), far_inputs(80.0, above=above))
-  assert np.isfinite(loss) and np.isfinite(gradient).all()
+def test_far_policies_are_finite_in_float32(name):
+  """80 nats, also where the product over a row is not: e^80 = 5e34 is, e^160 is infinite.
 
-
-@pytest.mark.parametrize("above", [True, False])
-@pytest.mark.parametrize("name", WITHOUT_RATIO)
-def test_without_a_ratio_any_distance_is_finite_in_float32(name, above):
-  loss, gradient = value_and_gradient(build(name), far_inputs(1e4, above=above))
-  assert np.isfinite(loss) and np.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize("name", BOUNDED)
-def test_bounded_losses_stay_so_where_the_ratio_overflows(name):
-  """e^100 is infinite in float32; what is clipped, gated or left out there must not become NaN."""
-  loss, gradient = value_and_gradient(build(name), far_inputs(100.0, above=True))
-  assert np.isfinite(loss) and np.isfinite(gradient).all()
+  Any distance without a ratio; and e^100 where what is clipped, gated or left out must not be NaN.
+  """
+  batches = [far_inputs(80.0, above=above) for above in (True, False)]
+  if name in WITHOUT_RATIO:
+    batches += [far_inputs(1e4, above=above) for above in (True, False)]
+  if name in BOUNDED:
+    batches += [far_inputs(100.0, above=True)]
+  loss, gradient = values_and_gradients(build(name), batches)
+  assert np.isfinite(loss).all() and np.isfinite(gradient).all(), loss
 
 
 @pytest.mark.parametrize("eps", [1e-4, 1e-8, 0.0])
-@pytest.mark.parametrize("kind", [k for k in losses.choices.ADVANTAGES if k != "value"])
+@pytest.mark.parametrize("kind", [k for k in losses.choices.ARGUMENTS["advantage"] if k != "value"])
 def test_groups_of_equal_rewards_have_no_advantage(kind, eps):
   """Nor their rounding: in float32 the mean of 6 rewards of 0.3 is not 0.3."""
   zeros = jnp.zeros((13, 2), jnp.float32)

@@ -80,15 +80,15 @@ def arrays(x: losses.LossInputs) -> losses.LossInputs:
 
 
 def value_and_gradient(objective: losses.Objective, x: losses.LossInputs, *, metrics: bool = True):
-  """(loss, gradient) in numpy; where nobody gives the proximal policy, as the learner does it.
+  """(loss, gradient); where nobody gives the proximal policy, as the learner does it.
 
-  `metrics`: computed beside them, as in a step; they must neither stop nor change a gradient.
+  metrics: computed beside them, as in a step; they must neither stop nor change a gradient.
   """
-  choices, inputs = objective.choices, arrays(x)
-  prepared = objective.prepare(inputs._replace(policy_logprobs=None))
+  choices, x = objective.choices, arrays(x)
+  prepared = objective.prepare(x._replace(policy_logprobs=None))
 
   def loss(policy):
-    given = inputs._replace(policy_logprobs=policy)
+    given = x._replace(policy_logprobs=policy)
     if choices.needs_proximal and given.proximal_logprobs is None:
       lq = ratios.proximal_logprobs(
         choices.proximal, policy, given.sampler_logprobs, given.versions, NOW
@@ -96,8 +96,12 @@ def value_and_gradient(objective: losses.Objective, x: losses.LossInputs, *, met
       given = given._replace(proximal_logprobs=lq)
     return objective.loss(given, prepared), metrics and objective.metrics(given, prepared)
 
-  (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(inputs.policy_logprobs)
-  return np.asarray(value), np.asarray(gradient)
+  (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(x.policy_logprobs)
+  return value, gradient
+
+
+def stacked(batches) -> losses.LossInputs:
+  return jax.tree.map(lambda *xs: jnp.stack(xs), *batches)
 
 
 def show(case) -> str:
@@ -105,21 +109,25 @@ def show(case) -> str:
   return "-".join([name, *(f"{key}={value}" for key, value in choices.items())])
 
 
-def assert_matches_slow_numpy(objective, x):
-  expected_loss, expected_gradient = slow_reference.loss_and_gradient(objective.choices, x, NOW)
+def assert_matches_slow_numpy(objective, *batches):
   with jax.enable_x64(True):
-    loss, gradient = value_and_gradient(objective, x)
-  np.testing.assert_allclose(loss, expected_loss, rtol=1e-10, atol=1e-14)
-  np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-10, atol=1e-14)
+    found = jax.vmap(functools.partial(value_and_gradient, objective))(stacked(batches))
+  for x, *pair in zip(batches, *found, strict=True):
+    for value, expected in zip(
+      pair, slow_reference.loss_and_gradient(objective.choices, x, NOW), strict=True
+    ):
+      np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("case", CASES, ids=show)
 def test_value_and_gradient_match_slow_numpy(case):
   name, choices = case
-  objective = build(name, **choices)
-  assert_matches_slow_numpy(objective, random_inputs(0))
-  assert_matches_slow_numpy(objective, random_inputs(1, drift=1.0))
-  assert_matches_slow_numpy(objective, random_inputs(2, drift=0.6, equal_group=1))
+  assert_matches_slow_numpy(
+    build(name, **choices),
+    random_inputs(0),
+    random_inputs(1, drift=1.0),
+    random_inputs(2, drift=0.6, equal_group=1),
+  )
 
 
 @pytest.mark.parametrize("proximal", ["current", "loglinear"])
@@ -182,23 +190,11 @@ def test_a_ratio_on_the_edge_of_the_band_is_not_clipped():
   assert_matches_slow_numpy(build("grpo", clip_low=0.0), x)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_jit_and_vmap_change_nothing(name):
-  objective = build(name)
-  inputs = [arrays(random_inputs(seed)) for seed in (0, 1)]
-
-  def loss(x):
-    return objective.loss(x, objective.prepare(x))
-
-  found = jax.jit(jax.vmap(loss))(jax.tree.map(lambda *xs: jnp.stack(xs), *inputs))
-  np.testing.assert_allclose(found, [loss(x) for x in inputs], rtol=1e-5, atol=1e-7)
-
-
 @pytest.mark.parametrize("name", ["beta_shift", "copg", "grpo"])
 def test_jit_and_vmap_do_not_change_metrics(name):
   objective = build(name)
   inputs = [arrays(random_inputs(seed)) for seed in (0, 1)]
-  _, metrics = jax.jit(jax.vmap(objective))(jax.tree.map(lambda *xs: jnp.stack(xs), *inputs))
+  _, metrics = jax.jit(jax.vmap(objective))(stacked(inputs))
   for i, one in enumerate(inputs):
     for key, value in objective(one)[1].items():
       np.testing.assert_allclose(metrics[key][i], value, rtol=1e-4, atol=1e-6, err_msg=key)
@@ -208,20 +204,24 @@ def test_jit_and_vmap_do_not_change_metrics(name):
 def test_gradients_of_row_slices_add_up_to_the_whole(name):
   """Of any rows, or of whole groups where rows are coupled; slices keep the batch's group ids."""
   objective = build(name, kl_coef=0.0 if losses.PRESETS[name].couples_rows else 0.3)
-  groups = random_inputs(4).group_ids
+  x = random_inputs(4)
   parts = [np.arange(0, 4), np.arange(4, 8), np.arange(8, 12)]
   if objective.choices.couples_rows:
-    parts = [np.flatnonzero(groups == 2), np.flatnonzero(groups != 2)]
+    parts = [np.flatnonzero(x.group_ids == 2), np.flatnonzero(x.group_ids != 2)]
   with jax.enable_x64(True):
-    x = arrays(random_inputs(4))
+    x = arrays(x)
     prepared = objective.prepare(x)
 
-    def share(rows, logprobs):
+    def share(logprobs, rows):
       part, part_prepared = jax.tree.map(lambda v: v[rows], (x, prepared))
       return objective.loss(part._replace(policy_logprobs=logprobs[rows]), part_prepared)
 
     _, gradient = value_and_gradient(objective, x)
-    summed = sum(jax.grad(functools.partial(share, rows))(x.policy_logprobs) for rows in parts)
+    if objective.choices.couples_rows:
+      shares = [jax.grad(share)(x.policy_logprobs, rows) for rows in parts]
+    else:
+      shares = jax.vmap(jax.grad(share), (None, 0))(x.policy_logprobs, np.stack(parts))
+    summed = sum(shares)
   np.testing.assert_allclose(summed, gradient, rtol=1e-12, atol=1e-15)
 
 
@@ -333,28 +333,24 @@ EXTREMES = (-np.inf, -3e38, -100.0, 0.0)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_token_that_one_policy_rules_out_leaves_loss_and_gradient_finite(name):
+def test_jit_and_vmap_change_nothing_and_extreme_tokens_leave_loss_and_gradient_finite(name):
   """In float32, with a gradient whose square is finite, too: norms are made of squares."""
   objective = build(name, kl_coef=0.0 if losses.PRESETS[name].couples_rows else 0.1)
-  x, cases = arrays(random_inputs(0)), []
+  x = arrays(random_inputs(0))
+  cases = [x, arrays(random_inputs(1))]
   for field in ("policy_logprobs", "sampler_logprobs", "reference_logprobs"):
     for extreme in EXTREMES:
       changed = getattr(x, field).at[jnp.array([0, 5]), jnp.array([0, 1])].set(extreme)
       cases.append(x._replace(**{field: changed}))
 
   def gradient(x):
-    def loss(policy):
-      given = x._replace(policy_logprobs=policy)
-      if objective.choices.needs_proximal:
-        lq = ratios.proximal_logprobs(
-          objective.choices.proximal, policy, x.sampler_logprobs, x.versions, NOW
-        )
-        given = given._replace(proximal_logprobs=lq)
-      return objective(given)[0]
+    return value_and_gradient(objective, x._replace(proximal_logprobs=None))
 
-    return jax.value_and_grad(loss)(x.policy_logprobs)
-
-  values, slopes = jax.jit(jax.vmap(gradient))(jax.tree.map(lambda *xs: jnp.stack(xs), *cases))
+  values, slopes = jax.jit(jax.vmap(gradient))(stacked(cases))
+  for i in (0, 1):
+    value, slope = gradient(cases[i])
+    np.testing.assert_allclose(values[i], value, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(slopes[i], slope, rtol=1e-4, atol=1e-6)
   assert np.all(np.isfinite(values)), values
   assert np.all(np.isfinite(np.sum(np.square(slopes), axis=(1, 2)))), slopes
 
