@@ -138,24 +138,23 @@ def parser(description: str) -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--version", action="version", version=__version__)
-  names = "local|learner|sampler|watch|sweep|eval|check|plan|report|import|export|explain|keys"
-  commands = parser.add_subparsers(dest="role", required=True, metavar=names)
-  for name, help, groups in (
-    ("local", "learner and samplers on this machine", (_training, _local)),
-    ("learner", "only the learner", (_training, _learner)),
-    ("sampler", "only a sampler", (_serving, _sampler, _client)),
-    ("watch", "a live run on this terminal", (_watch, _client)),
-    ("sweep", "many runs of a card, from one file", (_sweep,)),
-    ("eval", "pass@k of a checkpoint or of a run", (_eval,)),
-    ("check", "what a run would make of its data", (_check,)),
-    ("plan", "does a card fit on a TPU pod?", (_plan,)),
-    ("report", "write the report of a run, or several", (_report,)),
-    ("import", "check and take a published checkpoint", (_import,)),
-    ("export", "publish the policy of a run", (_export,)),
-    ("explain", "the target that an objective induces", (_explain,)),
-    ("keys", "every key of a configuration", (_keys,)),
+  commands = parser.add_subparsers(dest="role", required=True, metavar="COMMAND")
+  for name, description, groups in (
+    ("local", "Runs a learner and its samplers on this machine.", (_training, _local)),
+    ("learner", "Runs a learner; prints its address.", (_training, _learner)),
+    ("sampler", "Runs a sampler, which the learner configures.", (_serving, _sampler, _client)),
+    ("watch", "Shows a live run on this terminal.", (_watch, _client)),
+    ("sweep", "Makes many runs of a card, and their summary.", (_sweep,)),
+    ("eval", "Measures greedy accuracy, pass@k and maj@k of a checkpoint or of a run.", (_eval,)),
+    ("check", "Reads all prompts and says what a run would make of them.", (_check,)),
+    ("plan", "Compiles a card for a TPU pod and says whether it fits.", (_plan,)),
+    ("report", "Writes the page of a run, or of several compared.", (_report,)),
+    ("import", "Checks a published checkpoint and copies or converts it.", (_import,)),
+    ("export", "Writes the policy of a run as a published checkpoint.", (_export,)),
+    ("explain", "Shows objectives, and the target that one induces.", (_explain,)),
+    ("keys", "Lists the keys of a configuration.", (_keys,)),
   ):
-    command = commands.add_parser(name, help=help)
+    command = commands.add_parser(name, description=description)
     command.add_argument("--verbose", action="store_true", help="more log lines, full tracebacks")
     for add_flags in groups:
       add_flags(command)

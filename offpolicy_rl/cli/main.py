@@ -1,6 +1,7 @@
-"""The command line.
+"""Off-policy reinforcement learning of language models: trains, samples, evaluates, compares.
 
   offpolicy-rl local   --config=configs/demo.py            a learner and a sampler on this machine
+  offpolicy-rl local   --replay=RUN/lag_schedule.jsonl     an async run again, to the bit
   offpolicy-rl learner --config=configs/demo.py            only the learner; prints its address
   offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
   offpolicy-rl watch   RUN|HOST:PORT                       a live run, here or elsewhere
@@ -8,19 +9,16 @@
   offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
   offpolicy-rl check   --config=...                        reads all prompts: what is left out, why
   offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
-  offpolicy-rl report  --run_dir=runs/demo-...             writes the report of a run again, or
-                                                           with several --run_dir a comparison
-  offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       a published checkpoint, checked
-  offpolicy-rl export  --run_dir=runs/... --to=DIR         its policy as a published checkpoint
+  offpolicy-rl report  --run_dir=RUN [--run_dir=RUN ...]   the page of a run, or of several compared
+  offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       checks and takes a published checkpoint
+  offpolicy-rl export  --run_dir=RUN --to=DIR              a run's policy as a published checkpoint
   offpolicy-rl explain --rewards=0,0,1,1 --objective=oapl  the target that an objective induces
   offpolicy-rl keys    [PATTERN]                           every key of a configuration
 
-  offpolicy-rl local   --replay=runs/.../lag_schedule.jsonl  an async run again, to the bit
-
-Any key of a configuration: --config.objective.beta=0.2
+`offpolicy-rl COMMAND --help` lists flags. Any key of a configuration is one, too:
+--config.objective.beta=0.2
 """
 
-import logging
 import sys
 
 from offpolicy_rl import config as config_lib
@@ -58,11 +56,10 @@ def main(argv: list[str] | None = None) -> int:
   assignments = [flags_lib.key_and_text(a) for a in argv if a.startswith("--config.")]
   others = [a for a in argv if not a.startswith("--config.")]
   flags = flags_lib.parser(__doc__).parse_args(others)
-  _set_up_logging(verbose=flags.verbose)
+  output.set_up_logging(verbose=flags.verbose)
   environment.ignore_what_changes_results()
-  working = flags.role in _WORKING
-  if flags.role == "sweep" and (flags.print or flags.summarize):
-    working = False
+  only_prints = flags.role == "sweep" and (flags.print or flags.summarize)
+  working = flags.role in _WORKING and not only_prints
   if working:
     output.in_background()
   elif flags.role == "watch":
@@ -84,14 +81,6 @@ def main(argv: list[str] | None = None) -> int:
       print(f"offpolicy-rl {flags.role}: standard output: {problem}", file=sys.stderr)
     return code or 1
   return code
-
-
-def _set_up_logging(*, verbose: bool) -> None:
-  level = logging.INFO if verbose else logging.WARNING
-  logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-  if not verbose:  # Orbax logs errors that it raises, too; main prints them
-    for handler in logging.getLogger().handlers:
-      handler.addFilter(lambda record: record.name != "absl" or not record.exc_info)
 
 
 if __name__ == "__main__":

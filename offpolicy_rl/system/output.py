@@ -10,6 +10,7 @@ import atexit
 import collections
 import contextlib
 import io
+import logging
 import os
 import select
 import signal
@@ -27,6 +28,15 @@ _LONGEST_WRITE = 4096  # bytes that a pipe with room takes at once
 def console(*, soft_wrap: bool = True) -> Console:
   """A console that prints text as it is, whatever brackets and colons are in it."""
   return Console(highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap)
+
+
+def set_up_logging(*, verbose: bool) -> None:
+  """Logs to standard error; without `verbose` warnings and errors only."""
+  level = logging.INFO if verbose else logging.WARNING
+  logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+  if not verbose:  # Orbax logs errors that it raises, too; the command prints them
+    for handler in logging.getLogger().handlers:
+      handler.addFilter(lambda record: record.name != "absl" or not record.exc_info)
 
 
 def guard() -> None:
