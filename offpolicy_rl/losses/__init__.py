@@ -9,6 +9,7 @@ loss, metrics = objective(losses.LossInputs(policy_logprobs, sampler_logprobs, .
 """
 
 import importlib
+from typing import Any
 
 from offpolicy_rl.losses.choices import ARGUMENTS, Choices
 from offpolicy_rl.losses.presets import PRESETS, choose
@@ -17,13 +18,14 @@ from offpolicy_rl.losses.presets import PRESETS, choose
 # configuration needs none of them.
 _MODULES = {
   **dict.fromkeys((*ARGUMENTS["fn"], "reference_kl", "row_log_ratio"), "functions"),
-  **dict.fromkeys(("LossInputs", "Objective", "objective"), "objectives"),
+  **dict.fromkeys(("Objective", "objective"), "objectives"),
+  "LossInputs": "inputs",
   "pessimistic_regularizer": "pessimism",
 }
 __all__ = ["PRESETS", "Choices", "choose", *_MODULES]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
   if name not in _MODULES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

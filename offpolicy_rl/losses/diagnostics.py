@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from offpolicy_rl.losses import induced_target, masked, ratios
+from offpolicy_rl.losses.choices import Choices
+from offpolicy_rl.losses.inputs import LossInputs, Prepared
 
 
-def metrics(choices, inputs, prepared) -> dict[str, jax.Array]:
-  """Every metric that makes sense for these Choices, LossInputs and Prepared; scalars."""
+def metrics(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[str, jax.Array]:
+  """Every metric that makes sense for the choices; scalars."""
   mask, advantages = inputs.loss_mask, prepared.advantages
   lengths = masked.lengths(mask)
   valid = lengths > 0

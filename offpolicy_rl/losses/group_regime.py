@@ -10,6 +10,7 @@ finite G, and its leave-one-out form on the positive side.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,7 +66,7 @@ def effective_advantage(
 
 
 def group_regime_statistic(
-  baseline: str, p: float, group_size: int, *, beta: float, **choices
+  baseline: str, p: float, group_size: int, *, beta: float, **choices: float
 ) -> float:
   """log E e^(A_eff / beta): its sign is the regime. `choices`: as in effective_advantage."""
   failure, success = effective_advantage(baseline, p, group_size, beta=beta, **choices)
@@ -73,7 +74,12 @@ def group_regime_statistic(
 
 
 def required_beta1(
-  group_size: int, *, beta: float, kappa: float = 0.0, dv: float = 0.0, rates=RATES
+  group_size: int,
+  *,
+  beta: float,
+  kappa: float = 0.0,
+  dv: float = 0.0,
+  rates: Sequence[float] = RATES,
 ) -> float | None:
   """Smallest beta1 with which "vhat" is not in the negative regime at any of the rates.
 

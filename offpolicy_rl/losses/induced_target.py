@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from offpolicy_rl.losses import lambert
 
@@ -39,14 +40,18 @@ class InducedTarget(NamedTuple):
 
 
 @jax.jit
-def regime_statistic(advantages, beta, weights=None) -> jax.Array:
+def regime_statistic(
+  advantages: ArrayLike, beta: ArrayLike, weights: ArrayLike | None = None
+) -> jax.Array:
   """log E_mu e^(A/beta), float [...]; exact also where it is far below the precision of 1."""
   mu, scaled, _ = _tables(advantages, beta, weights)
   return lambert.log_mean_exp(scaled, mu)
 
 
 @jax.jit
-def solve(advantages, beta, weights=None, *, atol=0.0) -> InducedTarget:
+def solve(
+  advantages: ArrayLike, beta: ArrayLike, weights: ArrayLike | None = None, *, atol: ArrayLike = 0.0
+) -> InducedTarget:
   """The induced target of the advantages, whatever its regime; never NaN for finite input.
 
   Without a W_0 solution it returns a minimiser whose winner is the entry of largest advantage. With
@@ -74,7 +79,7 @@ def solve(advantages, beta, weights=None, *, atol=0.0) -> InducedTarget:
 
 
 @jax.jit
-def nominal(rewards, beta, weights=None) -> jax.Array:
+def nominal(rewards: ArrayLike, beta: ArrayLike, weights: ArrayLike | None = None) -> jax.Array:
   """log pi*/mu [..., K] of the exponential tilt pi* = mu e^(r/beta) / Z: no baseline matters."""
   mu, scaled, _ = _tables(rewards, beta, weights)
   scaled = scaled - jnp.max(jnp.where(mu > 0, scaled, -jnp.inf), axis=-1, keepdims=True)
@@ -83,7 +88,7 @@ def nominal(rewards, beta, weights=None) -> jax.Array:
 
 
 @jax.jit
-def entropy(log_ratios, weights=None) -> jax.Array:
+def entropy(log_ratios: ArrayLike, weights: ArrayLike | None = None) -> jax.Array:
   """Entropy of pi over the K entries, nats, float [...]."""
   mu = _sampler(log_ratios, weights)
   u = jnp.where(mu > 0, log_ratios, 0.0)
@@ -91,7 +96,9 @@ def entropy(log_ratios, weights=None) -> jax.Array:
 
 
 @jax.jit
-def expected_reward(log_ratios, rewards, weights=None) -> jax.Array:
+def expected_reward(
+  log_ratios: ArrayLike, rewards: ArrayLike, weights: ArrayLike | None = None
+) -> jax.Array:
   """E_pi r, float [...]."""
   mu = _sampler(log_ratios, weights)
   pi = mu * jnp.exp(jnp.where(mu > 0, log_ratios, 0.0))
@@ -99,7 +106,7 @@ def expected_reward(log_ratios, rewards, weights=None) -> jax.Array:
 
 
 @jax.jit
-def reverse_kl(log_ratios, weights=None) -> jax.Array:
+def reverse_kl(log_ratios: ArrayLike, weights: ArrayLike | None = None) -> jax.Array:
   """KL(pi||mu), nats, float [...]; every term >= 0, so nothing cancels between the entries."""
   mu = _sampler(log_ratios, weights)
   u = jnp.where(mu > 0, log_ratios, 0.0)
@@ -107,7 +114,7 @@ def reverse_kl(log_ratios, weights=None) -> jax.Array:
 
 
 @jax.jit
-def effective_sample_fraction(log_ratios, weights=None) -> jax.Array:
+def effective_sample_fraction(log_ratios: ArrayLike, weights: ArrayLike | None = None) -> jax.Array:
   """1 / E_mu (pi/mu)^2 in (0, 1], float [...]; 1 / it minus 1 is chi^2(pi||mu)."""
   mu = _sampler(log_ratios, weights)
   ratio = jnp.exp(jnp.where(mu > 0, log_ratios, 0.0))
@@ -115,7 +122,9 @@ def effective_sample_fraction(log_ratios, weights=None) -> jax.Array:
 
 
 @jax.jit
-def effective_temperature(target: InducedTarget, advantages, beta, weights=None) -> jax.Array:
+def effective_temperature(
+  target: InducedTarget, advantages: ArrayLike, beta: ArrayLike, weights: ArrayLike | None = None
+) -> jax.Array:
   """Temperature of the exponential tilt closest to pi, in units of reward, float [...].
 
   Var_mu(A) / Cov_mu(A, u): the tilt whose log-ratio fits u best in least squares under mu. It is

@@ -131,7 +131,9 @@ def positive_multiplier(
   return jax.lax.fori_loop(0, steps, step, state)[3]
 
 
-def negative_curve(t: jax.Array, u_top: jax.Array, best: jax.Array, a: jax.Array, mu: jax.Array):
+def negative_curve(
+  t: jax.Array, u_top: jax.Array, best: jax.Array, a: jax.Array, mu: jax.Array
+) -> tuple[jax.Array, ...]:
   """One entry (`best`, bool [..., K]) has v = u - a = t [...] and u = u_top, the others are on W_0.
 
   Returns f = log E_mu e^u [...], df/dt [...], u [..., K], log c [...] with c = t e^-u_top: all

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 
 
-def masked_sum(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
+def masked_sum(x: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
   """Sum of x where mask; values under the mask may be anything, NaN included."""
   return jnp.sum(jnp.where(mask, x, 0), axis=axis)
 
 
-def masked_mean(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
+def masked_mean(x: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
   """Sum of x where mask / number of True; 0 where nothing is True."""
   count = jnp.sum(mask, axis=axis)
   return masked_sum(x, mask, axis) / jnp.maximum(count, 1)

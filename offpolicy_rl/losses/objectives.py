@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,33 +24,7 @@ from offpolicy_rl.losses import (
   weights,
 )
 from offpolicy_rl.losses.choices import ARGUMENTS, OVERRIDABLE, PAIRWISE, WEIGHTED, Choices
-
-
-class LossInputs(NamedTuple):
-  """B rows, T tokens; groups may have any size, rows may be empty.
-
-  Log-probabilities are natural logarithms; values outside the loss mask may be anything.
-  """
-
-  policy_logprobs: jax.Array  # float [B, T], differentiated
-  sampler_logprobs: jax.Array  # float [B, T], as recorded when sampling
-  loss_mask: jax.Array  # bool [B, T], True = contributes
-  rewards: jax.Array  # float [B]
-  group_ids: jax.Array  # int [B], in [0, B)
-  reference_logprobs: jax.Array | None = None  # float [B, T]
-  proximal_logprobs: jax.Array | None = None  # float [B, T]
-  versions: jax.Array | None = None  # int [B, T], policy version that sampled each token
-  values: jax.Array | None = None  # float [B], V* of the row's prompt (A*-PO)
-
-
-class Prepared(NamedTuple):
-  """Numbers of a whole batch without the policy's; given them, losses add up over rows."""
-
-  rewards: jax.Array  # float [B], with the overlong penalty if there is one
-  unshifted_advantages: jax.Array  # float [B], A
-  advantages: jax.Array  # float [B], A + kappa beta + shift
-  row_weights: jax.Array  # float [B], 0 = the row does not count
-
+from offpolicy_rl.losses.inputs import LossInputs, Prepared
 
 # The arrays that a loss can name: the inputs, with the overlong penalty in `rewards` and without in
 # `unshaped_rewards`; the advantages of Prepared; log-probabilities [B, T] of `objective.anchor` and
@@ -125,7 +99,7 @@ class Objective:
     return diagnostics.metrics(self.choices, _bounded(inputs), prepared)
 
 
-def objective(name: str | Choices, **overrides) -> Objective:
+def objective(name: str | Choices, **overrides: Any) -> Objective:
   """A preset, or choices of your own, as an objective; overrides replace single keys.
 
   Raises:

@@ -36,7 +36,9 @@ def extremes(rewards: jax.Array, group_ids: jax.Array) -> tuple[jax.Array, jax.A
   return worst, (rows == best) & (rewards > rewards[worst])
 
 
-def row_weights(fn: str, rewards: jax.Array, group_ids: jax.Array, kept=True) -> jax.Array:
+def row_weights(
+  fn: str, rewards: jax.Array, group_ids: jax.Array, kept: jax.Array | bool = True
+) -> jax.Array:
   """float [B]: 1 / pairs of the batch, or 1 / groups for "centred_squares"."""
   if fn == "centred_squares":
     size = masked.group_size(masked.renumbered(group_ids))
