@@ -11,7 +11,7 @@ import time
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import credentials
 from offpolicy_rl.cli import flags as flags_lib
-from offpolicy_rl.system import output, signals
+from offpolicy_rl.system import output
 
 Assignments = list[tuple[str, str]]  # key, text of its value
 
@@ -20,7 +20,7 @@ def sweep(flags: argparse.Namespace, assignments: Assignments) -> int:
   """Makes many runs of a card; 1 when some are not finished."""
   from offpolicy_rl.sweep import command
 
-  return command.run(flags, assignments, signals.stop_event)
+  return command.run(flags, assignments)
 
 
 def eval_(flags: argparse.Namespace, assignments: Assignments) -> int:

@@ -7,6 +7,13 @@ import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 COLORS = (
   *("#3266ad", "#c4622d", "#3d8a52", "#8a5aa8", "#b2373f"),
@@ -20,7 +27,9 @@ class MissingMatplotlibError(RuntimeError):
   """matplotlib is not installed."""
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], **options):
+def panels(
+  rows: int, columns: int, size: tuple[float, float], **options
+) -> tuple["Figure", np.ndarray]:
   """(figure, axes [rows, columns]) without frames; `options`: of `Figure.subplots`."""
   try:
     from matplotlib.figure import Figure
@@ -36,7 +45,7 @@ def panels(rows: int, columns: int, size: tuple[float, float], **options):
   return figure, axes
 
 
-def save(figure, path: pathlib.Path) -> None:
+def save(figure: "Figure", path: pathlib.Path) -> None:
   """Writes a figure; the ending of the path says in which format."""
   figure.savefig(path, dpi=110)
 
@@ -53,7 +62,12 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
 
 
 def means(
-  axis, points: Mapping[float, Sequence[float]], number: int, label: str, *, joined: bool = True
+  axis: "Axes",
+  points: Mapping[float, Sequence[float]],
+  number: int,
+  label: str,
+  *,
+  joined: bool = True,
 ) -> None:
   """Draws series `number`, {x: values}: means with 95 % intervals, the values as faint dots."""
   color, marker = COLORS[number % len(COLORS)], _MARKERS[number % len(_MARKERS)]

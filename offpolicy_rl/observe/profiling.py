@@ -8,11 +8,12 @@ import contextlib
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 from offpolicy_rl import config as config_lib
 
+Functions = TypeVar("Functions")  # loop.Functions, which this folder does not know
 FOLDER, STEP = "profile", "train"  # in the run's directory; the steps' name in a trace
 
 
@@ -64,7 +65,9 @@ def left(plan: Plan | None, first_step: int, say: Callable[[str], None]) -> Plan
 
 
 @contextlib.contextmanager
-def profiled(functions, plan: Plan | None, run_dir: pathlib.Path, say: Callable[[str], None]):
+def profiled(
+  functions: Functions, plan: Plan | None, run_dir: pathlib.Path, say: Callable[[str], None]
+) -> Iterator[Functions]:
   """Yields the loop's functions (`loop.Functions`) with profiling around them, if there is a plan.
 
   A trace begins after the update before it, so that no step's time includes starting it.

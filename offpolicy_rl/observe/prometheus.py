@@ -160,12 +160,12 @@ class AddressError(ValueError):
 class _Handler(wsgiref.simple_server.WSGIRequestHandler):
   timeout = _SECONDS
 
-  def handle(self):
+  def handle(self) -> None:
     """Answers a request; a client that is silent or gone is no error."""
     with contextlib.suppress(TimeoutError, ConnectionError):
       super().handle()
 
-  def log_message(self, format, *args):
+  def log_message(self, format: str, *args) -> None:
     """Logs nothing."""
 
 
@@ -186,10 +186,10 @@ class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
     """Whether fewer than the most requests are being answered."""
     return self._places.acquire(blocking=False)
 
-  def process_request_thread(self, request, client_address) -> None:
+  def process_request_thread(self, *request) -> None:
     """Answers a request in its thread."""
     try:
-      super().process_request_thread(request, client_address)
+      super().process_request_thread(*request)
     finally:
       self._places.release()
 

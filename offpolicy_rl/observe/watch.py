@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.live import Live
@@ -25,7 +25,7 @@ _MAX_ROWS = 2000  # of more, every second one of the older half goes
 Source = Callable[[str, int, float], types.News]
 
 
-def about(config) -> str:
+def about(config: Mapping) -> str:
   """Task, objective, lag and seed of a nested configuration, as text."""
   lag = config["lag"]
   return (

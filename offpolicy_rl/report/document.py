@@ -41,7 +41,7 @@ def _digest(script: str) -> str:
   return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def embedded(data) -> str:
+def embedded(data: object) -> str:
   """JSON that can stand inside a script element: no text in it ends that element."""
   text = json.dumps(data, separators=(",", ":"), allow_nan=False)
   for sign in "<>&":

@@ -29,6 +29,7 @@ def table(rows: Sequence[dict]) -> str:
     for sampler, n in count.most_common(_MAX_ROWS)
   ]
   units = [catalogue.METRICS[metrics.TRAIN][f"sampler/{name}"].unit for name in _MEANS]
-  heads = [f"{name.replace('_', '-')}, {unit}" for name, unit in zip(_MEANS, units, strict=True)]
+  title = lambda name, unit: name if name == unit else f"{name.replace('_', '-')}, {unit}"
+  heads = list(map(title, _MEANS, units))
   head = ("sampler", "completions", *heads, "steps in which it was unlike the others")
   return document.table(head, body)

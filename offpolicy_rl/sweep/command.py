@@ -1,13 +1,15 @@
 """The command `sweep`: checks all runs, makes them, writes the summary."""
 
+import argparse
 import pathlib
 
 from offpolicy_rl.config.text import ConfigError
 from offpolicy_rl.sweep import running, runs, summary
 from offpolicy_rl.sweep.screen import Screen
+from offpolicy_rl.system import signals
 
 
-def run(arguments, assignments: list[tuple[str, str]], stop_on_signals) -> int:
+def run(arguments: argparse.Namespace, assignments: list[tuple[str, str]]) -> int:
   """Returns 0 when every run is finished, 1 when not, 130 when interrupted."""
   sweep, out = _sweep(arguments, assignments)
   if arguments.print:
@@ -16,19 +18,19 @@ def run(arguments, assignments: list[tuple[str, str]], stop_on_signals) -> int:
       print(runs.command(line))
     return 0
   _check_axes(arguments, sweep)
-  code = 0 if arguments.summarize else _execute(arguments, sweep, out, stop_on_signals)
+  code = 0 if arguments.summarize else _execute(arguments, sweep, out)
   print(summary.write(sweep, out, x=arguments.x, series=arguments.series))
   if code == 130:
     print("interrupted; the same command goes on")
   return code
 
 
-def _execute(arguments, sweep: runs.Sweep, out: pathlib.Path, stop_on_signals) -> int:
+def _execute(arguments: argparse.Namespace, sweep: runs.Sweep, out: pathlib.Path) -> int:
   """Makes the runs; returns the exit code."""
   runs.check_data(sweep)
   with running.alone(out):
     runs.write(sweep, out)
-    stop = stop_on_signals()
+    stop = signals.stop_event()
     status = running.execute(
       sweep,
       out,

@@ -1,14 +1,19 @@
 """Scores of a sweep against one of its keys: a line per series, intervals over what is left."""
 
+from typing import TYPE_CHECKING
+
 from offpolicy_rl.observe import catalogue, plots
 from offpolicy_rl.sweep import results
 from offpolicy_rl.sweep.runs import FINISHED, short
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 _MAX_PLACES = 12  # values of the horizontal axis that still get a place each, and lines between
 _MIN_SPAN = 0.1  # of a panel of scores: less is noise, enlarged
 
 
-def draw(rows: results.Rows, x: str, series: list[str], pooled: list[str]):
+def draw(rows: results.Rows, x: str, series: list[str], pooled: list[str]) -> "Figure":
   """A matplotlib figure, a panel per score: finished runs, their means and 95 % intervals.
 
   Raises:
