@@ -338,7 +338,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="config.json of the model (default: the checkpoint's, or what is known of its name)",
   )
-  add("--json", type=pathlib.Path, help="write what was found, too")
+  add("--json", type=pathlib.Path, help="write the result into this file, too")
   add("--cache", default=".cache/plans", metavar="DIR", help="where answers are kept")
 
 

@@ -84,29 +84,29 @@ def configuration(
     raise config_lib.ConfigError("--run_dir: missing, expected the directory of the run to resume")
   if run is not None:
     _check(run, resume=resume, restart=restart)
-  found, before, notes = config_lib.load(card) if card else None, None, []
+  config, before, notes = config_lib.load(card) if card else None, None, []
   if resume and run.has_checkpoints() and (before := run.saved_config()):
-    found, notes = merge(before, found, card)
-  elif found is None and (resume or restart):
-    found = run.saved_config()
-    if found is None:
+    config, notes = merge(before, config, card)
+  elif config is None and (resume or restart):
+    config = run.saved_config()
+    if config is None:
       raise config_lib.ConfigError(
         f"--run_dir: no file {run.path / CONFIG}, expected the run to resume"
       )
-  elif found is None and replay:
-    found = config_lib.from_json(schedule.read(pathlib.Path(replay)).config_json)
-  elif found is None:
+  elif config is None and replay:
+    config = config_lib.from_json(schedule.read(pathlib.Path(replay)).config_json)
+  elif config is None:
     raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
   if replay:
-    found.lag.mode, found.lag.schedule = "replay", str(pathlib.Path(replay).resolve())
-  config_lib.override(found, assignments)
-  config_lib.validate(found)
+    config.lag.mode, config.lag.schedule = "replay", str(pathlib.Path(replay).resolve())
+  config_lib.override(config, assignments)
+  config_lib.validate(config)
   if before is not None:
-    config_lib.check_resume(before, found)
+    config_lib.check_resume(before, config)
     given = {key for key, _ in assignments}
     notes = [line for line in notes if line.partition(":")[0] not in given]
-    notes += _changes(before, found)
-  return found, notes
+    notes += _changes(before, config)
+  return config, notes
 
 
 def _check(run: RunDirectory, *, resume: bool, restart: bool) -> None:

@@ -82,7 +82,7 @@ def run_sampler(
       meshes = [sharding.make_mesh()] if vllm else build.sampler_meshes(config)
       weights = weights_lib.SamplerWeights(wire, config, policy.model, meshes, weights_dir)
       worker.run(
-        _vllm_engine(config, policy, vllm) if vllm else _own_engine(config, policy, meshes),
+        _vllm_engine(config, policy, vllm) if vllm else _engine_per_mesh(config, policy, meshes),
         _Learner(wire, identity, config, policy.model.vocab_size, weights, stop),
         functools.partial(_score, scorer, policy.tokenizer, config.task),
         stats,
@@ -217,8 +217,7 @@ class _Learner:
       _LOG.warning("the learner was restarted; joined its new session")
 
 
-def _own_engine(config, policy: build.Policy, meshes) -> engines.Engines:
-  """One engine per mesh."""
+def _engine_per_mesh(config, policy: build.Policy, meshes) -> engines.Engines:
   return engines.Engines(
     [
       build.make_engine(

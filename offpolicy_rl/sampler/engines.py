@@ -1,4 +1,4 @@
-"""Several engines side by side, each on devices of its own, used like one."""
+"""Several engines, each on its own devices, used like one."""
 
 import concurrent.futures
 from collections.abc import Sequence

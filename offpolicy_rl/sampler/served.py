@@ -123,12 +123,12 @@ def _seed(seed: int, ticket: types.Ticket) -> int:
   return int(np.random.SeedSequence((seed, kind, ticket.group_index)).generate_state(1)[0] >> 1)
 
 
-def _up_to_stop(whole: types.Trajectory, stops: stopping.Stops) -> types.Trajectory:
+def _up_to_stop(sampled: types.Trajectory, stops: stopping.Stops) -> types.Trajectory:
   """Cuts behind the first stop text: servers do not notice one with special tokens in it."""
-  end = stops.length(whole.tokens.tolist(), 0)
+  end = stops.length(sampled.tokens.tolist(), 0)
   if end is None:
-    return whole
-  tokens, logprobs, versions = whole.tokens[:end], whole.logprobs[:end], whole.versions[:end]
+    return sampled
+  tokens, logprobs, versions = sampled.tokens[:end], sampled.logprobs[:end], sampled.versions[:end]
   return types.Trajectory(tokens, logprobs, versions, finished=True)
 
 

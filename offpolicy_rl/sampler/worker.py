@@ -95,7 +95,7 @@ class _Worker:
     self._in_flight, self._refresh_cache = in_flight, refresh_cache
     self._leasing = self._pulling = self._delivering = None  # futures
     self._over = False  # no more tickets will come
-    self._reported: list[str] = []  # ids of the tickets here when the lease under way was asked for
+    self._reported: list[str] = []  # ids of the tickets here when the last lease was requested
     self._waiting: list[types.Ticket] = []  # leased, not begun
     self._active: dict[str, types.Ticket] = {}  # begun
     self._done: list[Answered] = []  # not delivered
@@ -118,7 +118,7 @@ class _Worker:
     if self._leasing and self._leasing.done():
       tickets, self._leasing = self._leasing.result(), None
       self._over |= tickets is None
-      # A ticket that is here, or was when the lease was asked for, would be answered twice.
+      # A ticket that is here, or was at the request, would be answered twice.
       known = {*self._reported, *self._ticket_ids()}
       self._waiting = [t for t in tickets or () if t.ticket_id not in known]
     room = self._engine.room_soon
