@@ -23,7 +23,7 @@ from offpolicy_rl.roles import learner as learner_role
 from offpolicy_rl.roles import sampler as sampler_role
 from offpolicy_rl.tasks import catalog, scoring
 from offpolicy_rl.tasks.stream import PromptStream
-from offpolicy_rl.transport import protocol, server
+from offpolicy_rl.transport import client, protocol, server
 from tests.conftest import ROOT
 from tests.run_system import assert_identical, processes, train_rows, wait_for
 from tests.transport import learners
@@ -104,8 +104,8 @@ def over_the_wire(config, run_dir: pathlib.Path, samplers: int, weights_dir: str
   workers = [
     threading.Thread(
       target=sampler_role.run_sampler,
-      args=(sampler_role.Joining(address),),
-      kwargs={"name": f"s{i}", "stop": stop, "weights_dir": weights_dir},
+      args=(client.LearnerClient(address, f"s{i}"),),
+      kwargs={"stop": stop, "weights_dir": weights_dir},
     )
     for i in range(samplers)
   ]
@@ -214,7 +214,7 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
   given, said = (None, "missing; the") if in_directory else (str(tmp_path), "got .*streams its")
   with pytest.raises(sampler_role.RunMismatch, match=f"--weights_dir: {said}"):
     sampler_role.run_sampler(
-      sampler_role.Joining(address), name="lost", stop=threading.Event(), weights_dir=given
+      client.LearnerClient(address, "lost"), stop=threading.Event(), weights_dir=given
     )
   wire.stop(0).wait()
 
