@@ -196,8 +196,8 @@ def explain(flags: argparse.Namespace, assignments: Assignments) -> int:
     raise config_lib.ConfigError(
       f"--rewards: got {flags.rewards!r}, expected numbers such as 0,0,1,1"
     ) from None
-  own, targets = target.explain(rewards, choices)
-  target.show(rewards, own, targets, choices.beta)
+  targets = target.explain(rewards, choices)
+  target.show(rewards, targets, choices.beta)
   if flags.png:
     target.draw(rewards, targets, choices.beta, flags.png)
     print(f"picture: {flags.png}")

@@ -1,10 +1,10 @@
-"""What an objective aims at, for people: the induced target of a group's rewards, as table and PNG.
+"""Objectives and their induced targets for a group's rewards, as tables and as a picture.
 
   offpolicy-rl explain                                      every preset with its formula
-  offpolicy-rl explain --objective=dapo                     one preset: source, choices
+  offpolicy-rl explain --objective=dapo                     one preset: source, keys
   offpolicy-rl explain --objective=oapl --rewards=0,0,1,1   its target, with --png=FILE as a picture
 
-The completions given are taken as the sampler's whole distribution, all equally likely.
+The completions are taken as all that the sampler can produce, equally likely.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from offpolicy_rl import losses
 from offpolicy_rl.losses import induced_target, reductions
 from offpolicy_rl.observe import plots
 
-# Sign of log E exp(A/beta) -> what it is called and means.
+# Sign of log E exp(A/beta) -> name and meaning of the regime.
 _REGIMES = {1: "positive: pessimistic", 0: "boundary: exponential tilt", -1: "negative: sharper"}
 _WIDEST = 1000  # columns of a table
 
@@ -48,9 +48,9 @@ def _in_words(setting: reductions.Setting) -> str:
 
 
 def card(choices: losses.Choices, known: list[losses.Choices], setting: reductions.Setting) -> None:
-  """Prints where an objective comes from and every choice in which it differs from the defaults.
+  """Prints an objective's source and the keys in which it differs from the defaults.
 
-  Then what it reduces to in a setting, and which presets (`known`) are the same there.
+  Then its simplest form in a setting, and the presets (`known`) that are the same there.
   """
   console = Console(highlight=False)
   console.print(f"[bold]{choices.name}[/bold]   {choices.formula}", markup=True)
@@ -62,14 +62,14 @@ def card(choices: losses.Choices, known: list[losses.Choices], setting: reductio
     is_choice = field.name not in ("name", "group_size", "max_tokens")
     if is_choice and (value != field.default or field.name == "fn"):
       console.print(f"  --config.objective.{field.name}={value}", markup=False)
-  made = reductions.reduced(choices, setting)
+  simple, factor = reductions.reduced(choices, setting)
   same = []
-  if made.choices.fn != choices.fn or made.choices.weight != choices.weight:
-    same.append(f"that of {reductions.in_words(made.choices)}")
+  if simple.fn != choices.fn or simple.weight != choices.weight:
+    same.append(f"that of {reductions.in_words(simple)}")
   for other in known:
-    simple = reductions.reduced(other, setting)
-    if other.name != choices.name and simple.choices == made.choices:
-      same.append(f"{made.factor / simple.factor:.4g} times that of {other.name}")
+    other_simple, other_factor = reductions.reduced(other, setting)
+    if other.name != choices.name and other_simple == simple:
+      same.append(f"{factor / other_factor:.4g} times that of {other.name}")
   if same:
     console.print(f"With {_in_words(setting)} its gradient is " + ", ".join(same), markup=False)
 
@@ -79,6 +79,7 @@ class Target:
   """One policy beside the sampler's, as numbers."""
 
   name: str
+  advantages: np.ndarray  # A per completion, in units of reward
   lam: float
   regime: int
   statistic: float
@@ -91,8 +92,8 @@ class Target:
   collapsed: bool = False
 
 
-def explain(rewards: list[float], choices: losses.Choices) -> tuple[np.ndarray, list[Target]]:
-  """(advantages [G], targets): the objective's own first, then mean, boundary and above it.
+def explain(rewards: list[float], choices: losses.Choices) -> list[Target]:
+  """The objective's target, then those of other baselines: two means, the boundary, above it.
 
   Raises:
     ValueError: an objective that is not a regression on the log-ratio, or fewer than two rewards.
@@ -112,47 +113,46 @@ def explain(rewards: list[float], choices: losses.Choices) -> tuple[np.ndarray, 
     rewards=values,
     group_ids=np.zeros(len(values), int),
   )
-  own = np.asarray(losses.objective(choices).prepare(group).advantages)
   centred = values - values.mean()
   boundary = (
     values
     - choices.beta * float(induced_target.regime_statistic(centred, choices.beta))
     - values.mean()
   )
-  cases = {
-    choices.name: own,
+  tables = {
+    choices.name: np.asarray(losses.objective(choices).prepare(group).advantages),
     "mean - beta": centred + choices.beta,
     "mean": centred,
     "V*": boundary,
     "V* + beta/2": boundary - 0.5 * choices.beta,
   }
-  targets = [_target(name, table, values, choices.beta) for name, table in cases.items()]
-  return own, targets
+  return [_target(name, table, values, choices.beta) for name, table in tables.items()]
 
 
-def _target(name: str, table: np.ndarray, rewards: np.ndarray, beta: float) -> Target:
+def _target(name: str, advantages: np.ndarray, rewards: np.ndarray, beta: float) -> Target:
   atol = 8 * float(np.finfo(np.float32).eps) * float(np.abs(rewards).max())
-  found = induced_target.solve(table, beta, atol=atol)
-  u = found.log_ratios
+  target = induced_target.solve(advantages, beta, atol=atol)
+  u = target.log_ratios
   return Target(
     name=name,
-    lam=float(found.lam),
-    regime=int(found.regime),
-    statistic=float(found.regime_statistic),
+    advantages=advantages,
+    lam=float(target.lam),
+    regime=int(target.regime),
+    statistic=float(target.regime_statistic),
     ratios=np.exp(np.asarray(u)),
     kl=float(induced_target.reverse_kl(u)),
     entropy=float(induced_target.entropy(u)),
     reward=float(induced_target.expected_reward(u, rewards)),
     ess=float(induced_target.effective_sample_fraction(u)),
-    temperature=float(induced_target.effective_temperature(found, table, beta)),
-    collapsed=bool(found.collapsed),
+    temperature=float(induced_target.effective_temperature(target, advantages, beta)),
+    collapsed=bool(target.collapsed),
   )
 
 
-def show(rewards: list[float], own: np.ndarray, targets: list[Target], beta: float) -> None:
+def show(rewards: list[float], targets: list[Target], beta: float) -> None:
   """Prints both tables."""
   console = Console(highlight=False)
-  mine, nominal = targets[0], targets[3]
+  induced, nominal = targets[0], targets[3]
   size = len(rewards)
   table = Table(title=f"Each completion (beta = {beta:g}, sampler: 1/{size} each)", box=box.SIMPLE)
   for column in ("completion", "reward", "A / beta", "induced pi", "pi / mu", "nominal pi"):
@@ -161,12 +161,12 @@ def show(rewards: list[float], own: np.ndarray, targets: list[Target], beta: flo
     table.add_row(
       str(i),
       f"{rewards[i]:g}",
-      f"{own[i] / beta:.3f}",
-      f"{mine.ratios[i] / size:.4f}",
-      f"{mine.ratios[i]:.3f}",
+      f"{induced.advantages[i] / beta:.3f}",
+      f"{induced.ratios[i] / size:.4f}",
+      f"{induced.ratios[i]:.3f}",
       f"{nominal.ratios[i] / size:.4f}",
     )
-  _print_whole(table)
+  _print_in_full(table)
   table = Table(title="The target, beside that of other baselines", box=box.SIMPLE)
   for column in ("baseline", "regime", "lambda", "reward", "KL", "entropy", "ESS", "T"):
     left = column in ("baseline", "regime")
@@ -183,28 +183,28 @@ def show(rewards: list[float], own: np.ndarray, targets: list[Target], beta: flo
       f"{t.ess:.3f}",
       f"{t.temperature:.4g}",
     )
-  _print_whole(table)
+  _print_in_full(table)
   console.print(
-    f"log E exp(A/beta) = {mine.statistic:.4g}, so the regime is {_REGIMES[mine.regime]}.\n"
+    f"log E exp(A/beta) = {induced.statistic:.4g}, so the regime is {_REGIMES[induced.regime]}.\n"
     "Of each target: expected reward, KL to the sampler and entropy (nats), effective sample size "
     "(fraction), T = temperature of the closest exponential tilt."
   )
-  if mine.regime < 0:
+  if induced.regime < 0:
     console.print(
       "A negative regime can have several minima; which one is reached depends on luck."
     )
 
 
-def _print_whole(table: Table) -> None:
-  """As wide as it is: on a narrow terminal lines go round, but no figure is cut."""
+def _print_in_full(table: Table) -> None:
+  """Prints at the table's width: a narrow terminal wraps its lines, but no figure is cut."""
   console = Console(highlight=False)
-  wanted = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
-  console.width = max(console.width, wanted)
+  width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+  console.width = max(console.width, width)
   console.print(table)
 
 
 def draw(rewards: list[float], targets: list[Target], beta: float, path: pathlib.Path) -> None:
-  """The picture: probability of every completion under each target, and pi/mu against reward.
+  """Draws the probability of every completion under each target, and pi/mu against reward.
 
   Raises:
     plots.MissingMatplotlibError: matplotlib is not installed.

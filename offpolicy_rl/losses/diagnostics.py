@@ -1,4 +1,4 @@
-"""What a step says about its objective, as defined in the table of this folder's README.
+"""Metrics of an objective, as defined in the table of this folder's README.
 
 Nothing here has a gradient or changes an update.
 """

@@ -167,7 +167,7 @@ def ppo_clip(
 
     -sum_t m w min(min(r, ratio_max) A, C[1 - clip_low, 1 + clip_high](r) A),   r = exp(lp - la)
 
-  On the edge of the band the gradient is whole. lp, la [B, T], A [B], m True = counts; the loss
+  On the edge of the band nothing is clipped. lp, la [B, T], A [B], m True = counts; the loss
   is [B].
 
   Proximal policy optimization algorithms (PPO), arXiv 1707.06347; Group sequence policy

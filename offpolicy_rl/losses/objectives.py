@@ -1,7 +1,7 @@
 """An objective: a preset's functions put together. (loss, metrics) = objective(LossInputs).
 
-Every function gets the arrays and the keys of `objective.` that its parameters are named after;
-your own one as well. ARRAYS lists the arrays.
+Every function, also one of yours, gets the arrays (ARRAYS) and the keys of `objective.` that its
+parameters are named after.
 """
 
 import dataclasses
@@ -105,9 +105,9 @@ def objective(name: str | Choices, **overrides: Any) -> Objective:
   Raises:
     ValueError: unknown preset or key, a value that makes no sense, a function that is not there.
   """
-  made = Objective(presets.choose(name, **overrides))
-  find(made.choices.fn)
-  return made
+  choices = presets.choose(name, **overrides)
+  find(choices.fn)
+  return Objective(choices)
 
 
 def find(fn: str) -> Callable[..., jax.Array]:

@@ -28,7 +28,7 @@ def exp(log_ratio: jax.Array) -> jax.Array:
 
 
 def clip(ratio: jax.Array, low: float, high: float) -> jax.Array:
-  """C[low, high]; on the edge the gradient is whole (jnp.clip's is half)."""
+  """C[low, high], with the full gradient on the edges (jnp.clip has half of it there)."""
   return jnp.where(ratio < low, low, jnp.where(ratio > high, high, ratio))
 
 

@@ -52,8 +52,8 @@ def test_it_says_which_presets_coincide_and_what_an_objective_reduces_to(capsys)
 
 def test_targets_of_two_rewards_by_hand():
   """beta_shift, kappa = 1, beta = 1, rewards 0 and 1: A = 0.5, 1.5. Solved here by bisection."""
-  own, targets = explain.explain([0.0, 1.0], losses.choose("beta_shift", beta=1.0))
-  np.testing.assert_allclose(own, [0.5, 1.5])
+  targets = explain.explain([0.0, 1.0], losses.choose("beta_shift", beta=1.0))
+  np.testing.assert_allclose(targets[0].advantages, [0.5, 1.5])
   p_low, p_high = 0.5, 1 - 1e-9  # at the fixed point both completions give the same lambda
   for _ in range(200):
     p = (p_low + p_high) / 2
@@ -66,7 +66,7 @@ def test_targets_of_two_rewards_by_hand():
 
 def test_the_boundary_is_the_exponential_tilt():
   rewards = [0.0, 0.3, 1.0, 1.0]
-  _, targets = explain.explain(rewards, losses.choose("oapl", beta=0.4))
+  targets = explain.explain(rewards, losses.choose("oapl", beta=0.4))
   tilt = np.exp(np.array(rewards) / 0.4)
   np.testing.assert_allclose(targets[3].ratios, tilt / tilt.mean(), rtol=1e-4)
 
@@ -113,7 +113,7 @@ def test_no_figure_is_cut_on_a_narrow_terminal(capsys, monkeypatch, columns):
   code, out, _ = run(capsys, "--objective=oapl", "--beta=0.5", "--rewards=0,0,1,1")
   assert code == 0 and "\N{HORIZONTAL ELLIPSIS}" not in out
   own = next(line for line in out.splitlines() if line.startswith("  oapl "))
-  [t, *_] = explain.explain([0.0, 0.0, 1.0, 1.0], losses.choose("oapl", beta=0.5))[1]
+  [t, *_] = explain.explain([0.0, 0.0, 1.0, 1.0], losses.choose("oapl", beta=0.5))
   assert own.split() == [
     "oapl",
     "positive",
