@@ -78,7 +78,8 @@ def forward_logits(config, params, tokens):
 def cached_logits(config, params, tokens, *, prefill: int = 4):
   """The same, a few tokens first and then one at a time through the cache."""
   rows, width = tokens.shape
-  cache = paging.contiguous(config, rows, width)
+  pages = 1 + jnp.arange(rows)[:, None]  # one for each row
+  cache = paging.Cache(paging.empty(config, rows + 1, width), pages)
   positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
   step = jax.jit(lambda *args: policy.apply(config, params, *args))
   first, cache = step(tokens[:, :prefill], positions[:, :prefill], cache)

@@ -1,11 +1,24 @@
 """The data that travels: ticket -> trajectory -> group -> batch.
 
-Sizes: B rows, T tokens, P prompt tokens, G completions per prompt (one group).
-
 A *version* is the number of optimizer updates that made the parameters. Version 0 is the initial
 policy of reinforcement learning; `RAW_VERSION` names the one before the supervised warm start,
 which is only ever evaluated. Where adapters are trained, versions from 0 on are adapters, and
 `BASE_VERSION` is the frozen model they belong to.
+
+Letters of dimensions, the same in the whole package. `x_BxTxD` is an array [B, T, D].
+
+    A  parts of a batch, worked off in turn     N  completions (of a part; under way)
+    B  rows that the model works on at once     P  tokens of a prompt
+    C  channels of a head                       Q  scored tokens of a row
+    D  width of the model                       R  rotations of a head, C / 2
+    E  experts                                  S  tokens seen: of a row, of a page of the cache
+    F  width of an MLP or an expert             T  tokens of a row
+    G  completions of a prompt: one group       U  tokens of all rows, B * T
+    H  query heads                              V  vocabulary
+    J  query heads of a key head, H / K         W  experts of a token
+    K  key and value heads                      X  keys of a block of pages
+    L  layers                                   Y  pages of the cache
+    M  tokens of a completion                   Z  pages of a row
 """
 
 import dataclasses
@@ -44,9 +57,9 @@ class Ticket:
 class Trajectory:
   """One completion, as it was sampled and scored."""
 
-  tokens: np.ndarray  # int32 [T], the end-of-sequence token included when it was emitted
-  logprobs: np.ndarray  # float32 [T], log p of the distribution really sampled from
-  versions: np.ndarray  # int32 [T], the version that sampled each token
+  tokens: np.ndarray  # int32 [M], the end-of-sequence token included when it was emitted
+  logprobs: np.ndarray  # float32 [M], log p of the distribution really sampled from
+  versions: np.ndarray  # int32 [M], the version that sampled each token
   finished: bool  # True = ended by itself, False = cut at the length limit
   reward: float = float("nan")  # what training goes by: the verdict, and in training shaping
   verdict: float | None = None  # the verifier's own; None = the reward, nothing was added to it
@@ -108,36 +121,36 @@ class ModelFiles(NamedTuple):
 
 
 class PackedRows(NamedTuple):
-  """What the model sees of a batch: prompts and completions in R rows of L columns.
+  """What the model sees of a batch: prompts and completions in B rows of T columns.
 
   A token sees the tokens before it in its own completion, and the prompt of its segment. So several
   completions share a row, and even one copy of their prompt, without seeing one another
-  (`replay/packing.py` has the layouts). S tokens of each row are scored: their log-probability
+  (`replay/packing.py` has the layouts). Q tokens of each row are scored: their log-probability
   under the policy is wanted.
   """
 
-  tokens: Any  # int32 [R, L]
-  positions: Any  # int32 [R, L], the place of a token in its prompt plus completion
-  segments: Any  # int32 [R, L], which prompt of the row a token belongs to, from 1; 0 = padding
-  branches: Any  # int32 [R, L], which completion of the row, from 1; 0 = a prompt
-  sources: Any  # int32 [R, S], the column whose next token is scored
-  targets: Any  # int32 [R, S], that next token
+  tokens: Any  # int32 [B, T]
+  positions: Any  # int32 [B, T], the place of a token in its prompt plus completion
+  segments: Any  # int32 [B, T], which prompt of the row a token belongs to, from 1; 0 = padding
+  branches: Any  # int32 [B, T], which completion of the row, from 1; 0 = a prompt
+  sources: Any  # int32 [B, Q], the column whose next token is scored
+  targets: Any  # int32 [B, Q], that next token
 
 
 class Batch(NamedTuple):
-  """What one step consumes: N completions of M tokens, worked off in P equal parts.
+  """What one step consumes: N completions of M tokens, in each of A equal parts.
 
-  Every array has P in front: rows of part p hold the tokens of its N completions and of no other.
+  Every array has A in front: the rows of a part hold the tokens of its N completions, no others.
   """
 
-  rows: PackedRows  # [P, R, ...]
-  places: Any  # int32 [P, N, M], where a completion's token is among the R * S scored ones
-  loss_mask: Any  # bool [P, N, M], True = a completion token that contributes to the loss
-  sampler_logprobs: Any  # float32 [P, N, M], 0 where loss_mask is False
-  versions: Any  # int32 [P, N, M], NO_VERSION where loss_mask is False
-  rewards: Any  # float32 [P, N], shaped
-  verdicts: Any  # float32 [P, N], the verifier's
-  group_ids: Any  # int32 [P, N], the same for completions that answer the same prompt
+  rows: PackedRows  # [A, B, ...]
+  places: Any  # int32 [A, N, M], where a completion's token is among the B * Q scored ones
+  loss_mask: Any  # bool [A, N, M], True = a completion token that contributes to the loss
+  sampler_logprobs: Any  # float32 [A, N, M], 0 where loss_mask is False
+  versions: Any  # int32 [A, N, M], NO_VERSION where loss_mask is False
+  rewards: Any  # float32 [A, N], shaped
+  verdicts: Any  # float32 [A, N], the verifier's
+  group_ids: Any  # int32 [A, N], the same for completions that answer the same prompt
 
 
 class SamplerStatus(NamedTuple):

@@ -236,7 +236,7 @@ def test_the_verifier_of_the_page_judges(examples):
 
 def test_the_task_of_the_page_has_both_splits(examples, tiny_config):
   tiny_config.task.name = "my_task:doubles"
-  found = catalog.of(tiny_config.task)
+  found = catalog.select(tiny_config.task)
   assert (found.name, found.tasks[0].name) == ("my_task:doubles", "my_task:doubles")
   [train], [held] = found.split("train"), found.split("heldout")
   assert len(train) + len(held) == 100 and 5 < len(held) < 20

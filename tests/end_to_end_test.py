@@ -118,7 +118,7 @@ def over_the_wire(config, run_dir: pathlib.Path, samplers: int, weights_dir: str
 
 
 @pytest.fixture(scope="module")
-def plain():
+def base_config():
   from offpolicy_rl import config as config_lib
 
   config = small(

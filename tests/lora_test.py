@@ -128,7 +128,7 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
     got, params = held.pull(0, version)
     assert got == version
     expected = logits(ADAPTED, lora.join(base, adapters))
-    np.testing.assert_allclose(logits(lora.plain(ADAPTED), params[0]), expected, atol=5e-5)
+    np.testing.assert_allclose(logits(lora.base_config(ADAPTED), params[0]), expected, atol=5e-5)
     assert held.pull(0, version)[1] is params
     assert service.older_versions() == {0: [], 1: [0], 2: [1]}[version]
   whole, few = bytes_of(base), bytes_of(adapters)

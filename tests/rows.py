@@ -3,10 +3,16 @@
 import jax.numpy as jnp
 
 from offpolicy_rl import types
+from offpolicy_rl.model import paging
+
+
+def cache_of_rows(config, rows: int, tokens: int) -> paging.Cache:
+  """One page per row, for rows of at most `tokens` tokens."""
+  return paging.Cache(paging.empty(config, rows + 1, tokens), 1 + jnp.arange(rows)[:, None])
 
 
 def whole_rows(tokens) -> types.PackedRows:
-  """Plain rows [R, L], every token but the first one scored: S = L - 1."""
+  """Plain rows [B, T], every token but the first one scored: Q = T - 1."""
   tokens = jnp.asarray(tokens)
   columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   ones = jnp.ones_like(columns)

@@ -109,7 +109,7 @@ def _one_of_several(flags, config, protection, plan, stop) -> int:
       )
   from offpolicy_rl.roles import multihost  # imports JAX
 
-  group = multihost.Group(flags.coordinator, flags.num_processes, flags.process_id)
+  group = multihost.ProcessGroup(flags.coordinator, flags.num_processes, flags.process_id)
   multihost.join(group)
   signals.stop_event(stop)  # JAX has put its own handler in place of ours
   with multihost.ending_together():

@@ -27,7 +27,7 @@ def validate(config: config_dict.ConfigDict, *, trains: bool = True) -> None:
   _check_keys(flatten(config))
   try:
     objective = objective_choices(config)
-    vocab_size = catalog.of(config.task).vocabulary.size
+    vocab_size = catalog.select(config.task).vocabulary.size
   except ValueError as error:
     raise ConfigError(str(error)) from None
   if objective.advantage == "value":
@@ -50,7 +50,7 @@ def _raise_first(values: Mapping[str, Any], problems: Problems) -> None:
 
 def check_data(config: config_dict.ConfigDict) -> catalog.Selection:
   """The tasks, whose problems were read; ConfigError when they can't be had on this machine."""
-  selection = catalog.of(config.task)
+  selection = catalog.select(config.task)
   try:
     selection.check()
   except catalog.TaskError as error:
@@ -222,7 +222,7 @@ def check_resume(saved: config_dict.ConfigDict, now: config_dict.ConfigDict) -> 
 def warnings(config: config_dict.ConfigDict) -> list[str]:
   """Choices that are allowed but will probably disappoint, a line each with the consequence."""
   objective = objective_choices(config)
-  lines = catalog.warnings(catalog.of(config.task))
+  lines = catalog.warnings(catalog.select(config.task))
   truncation = {key: config.sampler[key] for key in ("top_k", "top_p", "min_p")}
   if truncation != {"top_k": 0, "top_p": 1.0, "min_p": 0.0}:
     lines.append(

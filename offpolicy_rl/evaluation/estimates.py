@@ -90,11 +90,11 @@ def intervals(
   [0, 1]; it always contains the mean.
 
   Args:
-    values: [M, N] in [0, 1]: M statistics of the same N problems.
+    values: [statistics, problems] in [0, 1].
     draws: the same for all M statistics.
 
   Returns:
-    float64 [M, 2]: low, high.
+    float64 [statistics, 2]: low, high.
   """
   prior = np.tile([0.0, 1.0], (len(values), 1))
   widened = np.concatenate([values, prior], axis=1)

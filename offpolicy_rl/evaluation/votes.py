@@ -20,7 +20,7 @@ def final_answer(text: str, *, finished: bool = True) -> str | None:
 
   Two completions vote together when these texts are equal, so this is an equivalence. It is that of
   the verifier `numeric` where both answer with a number (`extraction.number`): the text is then the
-  reduced fraction. Otherwise it is the marked text in the spelling of `forms.spelled` (1, 2 and
+  reduced fraction. Otherwise it is the marked text in the spelling of `forms.canonical` (1, 2 and
   \{2, 1\} are the same, as for `math_verify`; expressions only as they are written), or else the
   last line; words in lower case, without spaces and punctuation that don't matter. A number and a
   text never vote together: (-\infty, 3) and 2\sqrt{3} are texts.
@@ -35,7 +35,7 @@ def final_answer(text: str, *, finished: bool = True) -> str | None:
     return str(number)
   marked = extraction.marked(text)
   if marked is not None:
-    return _plain(marked, forms.spelled(forms.of(marked)), around=_AROUND_FORMULAS)
+    return _plain(marked, forms.canonical(forms.parse(marked)), around=_AROUND_FORMULAS)
   last = (text.strip().splitlines() or [""])[-1]
   normal = latex.normal(last) if len(last) <= numerals.LONGEST else last
   return _plain(last, normal.casefold(), around=_AROUND_WORDS)

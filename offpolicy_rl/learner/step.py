@@ -38,7 +38,7 @@ class StepChoices:
 
   def reference(self) -> "StepChoices":
     """For the frozen policy, which has no adapters."""
-    return dataclasses.replace(self, model=lora.plain(self.model))
+    return dataclasses.replace(self, model=lora.base_config(self.model))
 
   def token_stats(self, params, part: types.Batch) -> policy.TokenStats:
     """Log-probabilities and entropy [N, M] of one part, under `params` at this temperature."""
@@ -159,7 +159,7 @@ def _without_stats(updated):
 
 
 def _stats_before(choices: StepChoices, params, batch: types.Batch, reference_params):
-  """TokenStats [P, N, M] of every part, in a forward pass of its own."""
+  """TokenStats [A, N, M] of every part, in a forward pass of its own."""
   whole = choices.whole(params, reference_params)
   return jax.lax.map(lambda part: choices.token_stats(whole, part), batch)
 
@@ -273,5 +273,5 @@ def _batch_metrics(batch: types.Batch, stats: policy.TokenStats, step) -> dict[s
 
 
 def _join(x):
-  """[P, N, ...] -> [P * N, ...]: of all parts."""
+  """[A, N, ...] -> [A * N, ...]: of all parts."""
   return x.reshape(-1, *x.shape[2:])

@@ -7,7 +7,7 @@
   paged    TPU, decoding from a cache: a fused kernel that reads the pages of each row
            (`paged_kernel`); whatever else is done with it in plain XLA
 
-Dimension suffixes as in `decoder`.
+Dimension suffixes as in `types`.
 """
 
 import functools
@@ -21,6 +21,10 @@ PLAIN, CUDNN, SPLASH = "plain", "cudnn", "splash"
 PAGED = "paged"
 # The same kernels on CPU, slowly, for tests.
 SPLASH_INTERPRETED, PAGED_INTERPRETED = "splash_interpreted", "paged_interpreted"
+_BLOCK_SIZES = str.split(  # of the splash kernel, forward and backward
+  "block_q block_kv block_kv_compute block_q_dkv block_kv_dkv block_kv_dkv_compute block_q_dq "
+  "block_kv_dq"
+)
 _LANES = 128  # columns and channels are padded to a multiple of this for the TPU
 _TILE = 16  # tokens; pages or channels of other sizes have a TPU keep the cache in another order
 _PAGE_BYTES = 2**20  # of keys; the kernel holds two pages of keys and of values
@@ -62,24 +66,24 @@ def softcap(x: jax.Array, cap: float) -> jax.Array:
   return cap * jnp.tanh(x / cap) if cap else x
 
 
-def attend(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight, config):
+def attend(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view, config):
   """Grouped-query attention -> [B, T, H, C].
 
   Args:
-    sight: `decoder.Sight`; its segments are None where there is a cache.
+    view: `decoder.View`; its segments are None where there is a cache.
   """
-  if config.attention in (SPLASH, SPLASH_INTERPRETED) and sight.segments_BxT is not None:
-    return _splash(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight, config)
+  if config.attention in (SPLASH, SPLASH_INTERPRETED) and view.segments_BxT is not None:
+    return _splash(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view, config)
   scale = config.query_scale or config.head_dim**-0.5
   if config.attention_softcap:
-    return _capped(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight.visible_BxTxS, config, scale)
-  if config.attention == CUDNN and sight.segments_BxT is not None:
-    return _even(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, sight.visible_BxTxS, scale, "cudnn")
+    return _capped(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view.visible_BxTxS, config, scale)
+  if config.attention == CUDNN and view.segments_BxT is not None:
+    return _even(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view.visible_BxTxS, scale, "cudnn")
   return jax.nn.dot_product_attention(
     q_BxTxHxC,
     k_BxSxKxC,
     v_BxSxKxC,
-    mask=sight.visible_BxTxS[:, None],
+    mask=view.visible_BxTxS[:, None],
     scale=scale,
     implementation="xla",
   )
@@ -104,22 +108,22 @@ def _even(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, visible_BxTxT, scale: float, implemen
 def _capped(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, visible_BxTxS, config, scale: float):
   rows, length, heads, channels = q_BxTxHxC.shape
   kv_heads = k_BxSxKxC.shape[2]
-  q_BxTxKxGxC = q_BxTxHxC.reshape(rows, length, kv_heads, heads // kv_heads, channels)
-  scores = jnp.einsum("btkgc,bskc->bkgts", q_BxTxKxGxC, k_BxSxKxC) * scale
+  q_BxTxKxJxC = q_BxTxHxC.reshape(rows, length, kv_heads, heads // kv_heads, channels)
+  scores = jnp.einsum("btkjc,bskc->bkjts", q_BxTxKxJxC, k_BxSxKxC) * scale
   scores = softcap(scores.astype(jnp.float32), config.attention_softcap)
   scores = jnp.where(visible_BxTxS[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores).astype(v_BxSxKxC.dtype)
-  return jnp.einsum("bkgts,bskc->btkgc", weights, v_BxSxKxC).reshape(q_BxTxHxC.shape)
+  return jnp.einsum("bkjts,bskc->btkjc", weights, v_BxSxKxC).reshape(q_BxTxHxC.shape)
 
 
-def _splash(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, sight, config):
+def _splash(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, view, config):
   """Rows of several segments, each token seeing those before it in its own."""
   length, channels = q_BxTxHxC.shape[1], q_BxTxHxC.shape[3]
   scale = config.query_scale or config.head_dim**-0.5
   by_head = [_padded(x.swapaxes(1, 2)) for x in (q_BxTxHxC * scale, k_BxTxKxC, v_BxTxKxC)]
-  segments = jnp.pad(sight.segments_BxT, ((0, 0), (0, -length % _LANES)))
+  segments = jnp.pad(view.segments_BxT, ((0, 0), (0, -length % _LANES)))
   everything = functools.partial(_kernel, config, 0)
-  if sight.is_local is None:
+  if view.is_local is None:
     attended = _by_shard(everything, *by_head, segments)
   else:
     near = functools.partial(_kernel, config, config.sliding_window)
@@ -127,7 +131,7 @@ def _splash(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, sight, config):
       lambda *arrays: jax.lax.cond(arrays[-1], near, everything, *arrays[:-1]),
       *by_head,
       segments,
-      sight.is_local,
+      view.is_local,
     )
   return attended[:, :, :length, :channels].swapaxes(1, 2)
 
@@ -168,7 +172,7 @@ def _kernel(config, window: int, q_BxHxTxC, k_BxKxTxC, v_BxKxTxC, segments_BxT):
   block = next(size for size in (512, 256, _LANES) if length % size == 0)
   kernel = splash.make_splash_mha(
     masks.MultiHeadMask([mask] * heads),
-    block_sizes=splash.BlockSizes(**dict.fromkeys(_BLOCKS, block)),
+    block_sizes=splash.BlockSizes(**dict.fromkeys(_BLOCK_SIZES, block)),
     attn_logits_soft_cap=config.attention_softcap or None,
     head_shards=1,
     q_seq_shards=1,
@@ -176,15 +180,3 @@ def _kernel(config, window: int, q_BxHxTxC, k_BxKxTxC, v_BxKxTxC, segments_BxT):
   )
   one_row = lambda q, k, v, ids: kernel(q, k, v, splash.SegmentIds(ids, ids))
   return jax.vmap(one_row)(q_BxHxTxC, k_BxKxTxC, v_BxKxTxC, segments_BxT)
-
-
-_BLOCKS = (
-  "block_q",
-  "block_kv",
-  "block_kv_compute",
-  "block_q_dkv",
-  "block_kv_dkv",
-  "block_kv_dkv_compute",
-  "block_q_dq",
-  "block_kv_dq",
-)

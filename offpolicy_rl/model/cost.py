@@ -62,7 +62,7 @@ def _pairs(prompt: int, ends: Sequence[int], copies: int, window: int) -> int:
 @functools.cache  # finding the shapes takes as long as a small step
 def matrix_weights(config: decoder.DecoderConfig) -> int:
   """Weights of all layers that one token is multiplied by; of a mixture, its own experts'."""
-  blocks = policy.shapes(lora.plain(config))["blocks"]
+  blocks = policy.shapes(lora.base_config(config))["blocks"]
   per_expert = config.experts_per_token / config.num_experts if config.num_experts else 0
   share = lambda name: per_expert if name.startswith("experts_") else 1
   matrices = {
@@ -108,7 +108,7 @@ def decode_step(config: decoder.DecoderConfig, lengths: Sequence[int]) -> Step:
 
 def weight_bytes(config: decoder.DecoderConfig) -> int:
   """Of all parameters as they are computed with; an embedding that is only looked up left out."""
-  shapes = policy.cast(config, policy.shapes(lora.plain(config)))
+  shapes = policy.cast(config, policy.shapes(lora.base_config(config)))
   if not config.tied_embeddings:
     shapes = {name: x for name, x in shapes.items() if name != "embedding"}
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))

@@ -3,8 +3,7 @@
 RMSNorm, RoPE, grouped-query attention, a gated MLP or a mixture of such, scanned layers; what the
 families differ in is configuration.
 
-Dimension suffixes: B rows, T tokens, S cache slots, D width, H query heads, K key/value heads,
-C channels per head, R = C / 2 rotations, F MLP width, V vocabulary, L layers.
+Dimension suffixes as in `types`: x_BxTxD is an array [rows, tokens, width].
 """
 
 import dataclasses
@@ -65,7 +64,7 @@ class DecoderConfig:
   lora_targets: tuple[str, ...] = ()  # of names.LORA_INPUT_AXES
 
 
-class Sight(NamedTuple):
+class View(NamedTuple):
   """What the tokens of a layer see, and by how much their heads turn."""
 
   visible_BxTxS: jax.Array | None  # bool; with a cache, `paging.attend` knows
@@ -175,9 +174,9 @@ class Block(nnx.Module):
     if name not in self.config.lora_targets:
       return y
     a, b = getattr(self, name + lora.A)[...], getattr(self, name + lora.B)[...]
-    return y + lora.share(x, a, b, self.config)
+    return y + lora.product(x, a, b, self.config)
 
-  def attention(self, x_BxTxD, positions_BxT, sight: Sight, cache: paging.OfLayer | None):
+  def attention(self, x_BxTxD, positions_BxT, view: View, cache: paging.LayerCache | None):
     """Returns the attention output [B, T, D] and the cache with these tokens."""
     c = self.config
     q_BxTxHxC = jnp.einsum("btd,dhc->bthc", x_BxTxD, self.matrix("w_q"))
@@ -191,14 +190,14 @@ class Block(nnx.Module):
     if c.qk_norm:
       q_BxTxHxC = rms_norm(q_BxTxHxC, self.q_norm[...], c)
       k = rms_norm(k, self.k_norm[...], c)
-    q_BxTxHxC = rope.rotate(q_BxTxHxC, sight.angle_BxTxR)
-    k = rope.rotate(k, sight.angle_BxTxR)
+    q_BxTxHxC = rope.rotate(q_BxTxHxC, view.angle_BxTxR)
+    k = rope.rotate(k, view.angle_BxTxR)
     q_BxTxHxC = constrain(q_BxTxHxC, "batch", None, "heads", None)
     if cache is None:
-      out_BxTxHxC = attend(q_BxTxHxC, k, v, sight, c)
+      out_BxTxHxC = attend(q_BxTxHxC, k, v, view, c)
     else:
       out_BxTxHxC, cache = paging.extend_and_attend(
-        q_BxTxHxC, k, v, cache, positions_BxT, sight.is_local, c
+        q_BxTxHxC, k, v, cache, positions_BxT, view.is_local, c
       )
     out_BxTxD = jnp.einsum("bthc,hcd->btd", out_BxTxHxC, self.matrix("w_o"))
     return self.adapted("w_o", out_BxTxHxC, out_BxTxD), cache
@@ -207,33 +206,33 @@ class Block(nnx.Module):
     """Gated MLP: SwiGLU or GeGLU (Shazeer, arXiv 2002.05202); or a mixture of such."""
     c, activation = self.config, _ACTIVATIONS[self.config.activation]
     if c.num_experts:
-      x_NxD = x_BxTxD.reshape(-1, c.width)
-      chosen = mixture.route(x_NxD, self.router[...], c.experts_per_token, c.normalized_router)
+      x_UxD = x_BxTxD.reshape(-1, c.width)
+      chosen = mixture.route(x_UxD, self.router[...], c.experts_per_token, c.normalized_router)
       experts = map(self.matrix, ("experts_gate", "experts_up", "experts_down"))
-      return mixture.apply(x_NxD, *chosen, *experts, activation).reshape(x_BxTxD.shape)
+      return mixture.apply(x_UxD, *chosen, *experts, activation).reshape(x_BxTxD.shape)
     gate = activation(self.adapted("w_gate", x_BxTxD, project(x_BxTxD, self.matrix("w_gate"))))
     up = self.adapted("w_up", x_BxTxD, project(x_BxTxD, self.matrix("w_up")))
     h_BxTxF = constrain(gate * up, "batch", None, "mlp")
     return self.adapted("w_down", h_BxTxF, project(h_BxTxF, self.matrix("w_down")))
 
-  def load(self, x_BxTxD, sight: Sight) -> mixture.Load:
+  def load(self, x_BxTxD, view: View) -> mixture.Load:
     """How the router spreads the normed tokens [B, T, D] of packed rows; padding is not counted."""
-    c, x_NxD = self.config, x_BxTxD.reshape(-1, self.config.width)
-    _, chosen = mixture.route(x_NxD, self.router[...], c.experts_per_token, c.normalized_router)
-    return mixture.load(x_NxD, self.router[...], chosen, sight.segments_BxT.reshape(-1) > 0)
+    c, x_UxD = self.config, x_BxTxD.reshape(-1, self.config.width)
+    _, chosen = mixture.route(x_UxD, self.router[...], c.experts_per_token, c.normalized_router)
+    return mixture.load(x_UxD, self.router[...], chosen, view.segments_BxT.reshape(-1) > 0)
 
-  def __call__(self, x_BxTxD, positions_BxT, sight: Sight, cache):
+  def __call__(self, x_BxTxD, positions_BxT, view: View, cache):
     """Returns x, the cache, and the router's load (None without experts or packing)."""
     c = self.config
     normed = rms_norm(x_BxTxD, self.attention_norm[...], c)
-    attended, cache = self.attention(normed, positions_BxT, sight, cache)
+    attended, cache = self.attention(normed, positions_BxT, view, cache)
     if c.post_norms:
       attended = rms_norm(attended, self.post_attention_norm[...], c)
     x_BxTxD = x_BxTxD + attended
     normed = rms_norm(x_BxTxD, self.mlp_norm[...], c)
     changed = self.mlp(normed)
-    counts = c.num_experts and sight.segments_BxT is not None
-    load = self.load(normed, sight) if counts else None
+    counts = c.num_experts and view.segments_BxT is not None
+    load = self.load(normed, view) if counts else None
     if c.post_norms:
       changed = rms_norm(changed, self.post_mlp_norm[...], c)
     return constrain(x_BxTxD + changed, "batch", None, None), cache, load
@@ -284,25 +283,25 @@ class Decoder(nnx.Module):
     if c.scaled_embeddings:
       x_BxTxD = x_BxTxD * c.width**0.5
     if cache is not None:
-      everything, near = _sights(c, positions_BxT, None, None)
+      everything, near = _views(c, positions_BxT, None, None)
     elif packing is None:
       behind = positions_BxT[:, :, None] - jnp.arange(tokens_BxT.shape[1])[None, None, :]
-      everything, near = _sights(c, positions_BxT, behind >= 0, behind)
+      everything, near = _views(c, positions_BxT, behind >= 0, behind)
     else:
-      seen = _packed_sight(positions_BxT, *packing)
-      everything, near = _sights(c, positions_BxT, *seen, segments_BxT=packing[0])
+      seen = _packed_view(positions_BxT, *packing)
+      everything, near = _views(c, positions_BxT, *seen, segments_BxT=packing[0])
 
     @nnx.scan(in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     @_rematerialised(c.remat)
     def layer(block, carried, of_layer):
       """One layer of the scan: its number, and whether it sees a window only."""
       (x_BxTxD, pool), (number, is_local) = carried, of_layer
-      sight = everything
+      view = everything
       if is_local is not None:
-        sight = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), near, everything)
-        sight = sight._replace(is_local=is_local)
-      here = cache and paging.OfLayer(pool, number, cache.tables_BxP)
-      x_BxTxD, here, load = block(x_BxTxD, positions_BxT, sight, here)
+        view = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), near, everything)
+        view = view._replace(is_local=is_local)
+      here = cache and paging.LayerCache(pool, number, cache.tables_BxZ)
+      x_BxTxD, here, load = block(x_BxTxD, positions_BxT, view, here)
       return (x_BxTxD, here and here.pool), load
 
     is_local_L = jnp.array(c.local_layers) if c.local_layers else None
@@ -324,12 +323,12 @@ def output_name(config: DecoderConfig) -> str:
 
 def logits(config: DecoderConfig, output, x_BxTxD):
   """`Decoder.logits` with the parameter `output_name` as an argument."""
-  layout = "nd,vd->nv" if config.tied_embeddings else "nd,dv->nv"
-  x_NxD = x_BxTxD.reshape(-1, config.width)
-  logits_NxV = jnp.einsum(
-    layout, x_NxD, output.astype(x_NxD.dtype), preferred_element_type=jnp.float32
+  layout = "ud,vd->uv" if config.tied_embeddings else "ud,dv->uv"
+  x_UxD = x_BxTxD.reshape(-1, config.width)
+  logits_UxV = jnp.einsum(
+    layout, x_UxD, output.astype(x_UxD.dtype), preferred_element_type=jnp.float32
   )
-  return softcap(logits_NxV.reshape(*x_BxTxD.shape[:-1], -1), config.logit_softcap)
+  return softcap(logits_UxV.reshape(*x_BxTxD.shape[:-1], -1), config.logit_softcap)
 
 
 def project(x_BxTxD, w_DxF):
@@ -338,8 +337,8 @@ def project(x_BxTxD, w_DxF):
   The same as `x @ w`, where XLA for CPU, because tokens have two axes, writes them transposed, an
   element at a time, for the gradient of `w`: a quarter of a training step's time.
   """
-  x_NxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
-  return (x_NxD @ w_DxF).reshape(*x_BxTxD.shape[:-1], -1)
+  x_UxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
+  return (x_UxD @ w_DxF).reshape(*x_BxTxD.shape[:-1], -1)
 
 
 def _rematerialised(name: str):
@@ -351,7 +350,7 @@ def _rematerialised(name: str):
   return lambda layer: nnx.remat(layer, policy=policy, prevent_cse=False)
 
 
-def _packed_sight(positions_BxT, segments_BxT, branches_BxT):
+def _packed_view(positions_BxT, segments_BxT, branches_BxT):
   """(visible, tokens behind) [B, T, T]: own completion and its prompt, nothing that comes later."""
   behind = positions_BxT[:, :, None] - positions_BxT[:, None, :]
   same_prompt = segments_BxT[:, :, None] == segments_BxT[:, None, :]
@@ -360,9 +359,9 @@ def _packed_sight(positions_BxT, segments_BxT, branches_BxT):
   return same_prompt & own & (behind >= 0), behind
 
 
-def _sights(
+def _views(
   config: DecoderConfig, positions_BxT, visible, behind, *, segments_BxT=None
-) -> tuple[Sight, Sight | None]:
+) -> tuple[View, View | None]:
   """Of layers that see everything before them, and of local ones where there are any.
 
   Args:
@@ -371,7 +370,7 @@ def _sights(
   """
   c = config
   turns = rope.frequencies(c.rope_theta, c.head_dim, c.rope_scaling)
-  everything = Sight(visible, rope.angles(positions_BxT, turns), segments_BxT, None)
+  everything = View(visible, rope.angles(positions_BxT, turns), segments_BxT, None)
   if not c.local_layers:
     return everything, None
   turns = rope.frequencies(c.local_rope_theta, c.head_dim, c.local_rope_scaling)

@@ -110,95 +110,40 @@ _ACTIVATIONS = {
 _ACTIVATION = Kind(
   ", ".join(_ACTIVATIONS), lambda x: isinstance(x, str) and x in _ACTIVATIONS, "silu"
 )
-# Keys that do not change what a forward pass computes: of the configuration itself, ...
-_HARMLESS = {
-  "_attn_implementation",
-  "_attn_implementation_autoset",
-  "_attn_implementation_internal",
-  "_commit_hash",
-  "_experts_implementation_internal",
-  "_flash_attn_2_enabled",
-  "_name_or_path",
-  "architectures",
-  "attention_dropout",
-  "attn_implementation",
-  "bos_token_id",
-  "cache_implementation",
-  "chunk_size_feed_forward",
-  "dual_chunk_attention_config",  # of Qwen2.5-1M, which transformers ignores
-  "eos_token_id",
-  "experts_implementation",
-  "id2label",
-  "initializer_range",
-  "is_encoder_decoder",
-  "is_llama_config",
-  "label2id",
-  "max_position_embeddings",
-  "max_sequence_length",
-  "max_window_layers",
-  "name_or_path",
-  "num_labels",
-  "output_attentions",
-  "output_hidden_states",
-  "output_router_logits",
-  "pad_token_id",
-  "pretraining_tp",
-  "problem_type",
-  "return_dict",
-  "router_aux_loss_coef",
-  "transformers.js_config",
-  "transformers_version",
-  "unsloth_fixed",
-  "unsloth_version",
-  "use_cache",
-}
+
+
+def _keys(text: str) -> set[str]:
+  return set(text.split())
+
+
+# Keys that do not change what a forward pass computes: of the configuration itself
+# (dual_chunk_attention_config is Qwen2.5-1M's, which transformers ignores), ...
+_HARMLESS = _keys(
+  "_attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash "
+  "_experts_implementation_internal _flash_attn_2_enabled _name_or_path architectures "
+  "attention_dropout attn_implementation bos_token_id cache_implementation "
+  "chunk_size_feed_forward dual_chunk_attention_config eos_token_id experts_implementation "
+  "id2label initializer_range is_encoder_decoder is_llama_config label2id max_position_embeddings "
+  "max_sequence_length max_window_layers name_or_path num_labels output_attentions "
+  "output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type return_dict "
+  "router_aux_loss_coef transformers.js_config transformers_version unsloth_fixed unsloth_version "
+  "use_cache"
+)
 # ... about training or encoders, from transformers 4, ...
-_HARMLESS |= {
-  "add_cross_attention",
-  "cross_attention_hidden_size",
-  "decoder_start_token_id",
-  "finetuning_task",
-  "gradient_checkpointing",
-  "is_decoder",
-  "neftune_noise_alpha",
-  "prefix",
-  "pruned_heads",
-  "sep_token_id",
-  "task_specific_params",
-  "tf_legacy_loss",
-  "tie_encoder_decoder",
-  "tokenizer_class",
-  "torchscript",
-  "use_bfloat16",
-}
+_HARMLESS |= _keys(
+  "add_cross_attention cross_attention_hidden_size decoder_start_token_id finetuning_task "
+  "gradient_checkpointing is_decoder neftune_noise_alpha prefix pruned_heads sep_token_id "
+  "task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript "
+  "use_bfloat16"
+)
 # ... and about generation, which transformers 5 drops.
-_HARMLESS |= {
-  "bad_words_ids",
-  "begin_suppress_tokens",
-  "diversity_penalty",
-  "do_sample",
-  "early_stopping",
-  "encoder_no_repeat_ngram_size",
-  "exponential_decay_length_penalty",
-  "forced_bos_token_id",
-  "forced_eos_token_id",
-  "length_penalty",
-  "max_length",
-  "min_length",
-  "no_repeat_ngram_size",
-  "num_beam_groups",
-  "num_beams",
-  "num_return_sequences",
-  "output_scores",
-  "remove_invalid_values",
-  "repetition_penalty",
-  "return_dict_in_generate",
-  "suppress_tokens",
-  "temperature",
-  "top_k",
-  "top_p",
-  "typical_p",
-}
+_HARMLESS |= _keys(
+  "bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping "
+  "encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id "
+  "forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups "
+  "num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty "
+  "return_dict_in_generate suppress_tokens temperature top_k top_p typical_p"
+)
 # Keys that may be there with these values only.
 _DTYPES = (None, "bfloat16", "float16", "float32")
 _FIXED = {

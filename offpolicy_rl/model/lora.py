@@ -4,7 +4,7 @@ Hu et al., "LoRA", arXiv 2106.09685. An adapter of the parameter `w` is the pair
 [layers, inputs of w, rank] and `w_lora_b` [layers, rank, outputs of w] beside it. B begins at 0, so
 that fresh adapters change nothing.
 
-A *whole* tree has base and adapters in it; `plain` is the configuration of the base alone.
+A *whole* tree has base and adapters in it; `base_config` is the configuration of the base alone.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ def scale(config) -> float:
   return config.lora_alpha / config.lora_rank
 
 
-def share(x, a, b, config):
+def product(x, a, b, config):
   """What an adapter adds to a layer's product: x [..., inputs], A, B -> [..., outputs]."""
   low = jnp.tensordot(x, a, axes=a.ndim - 1)
   return scale(config) * jnp.tensordot(low, b, axes=1)
 
 
-def plain(config):
+def base_config(config):
   """The same decoder without adapters."""
   return dataclasses.replace(config, lora_rank=0, lora_alpha=0.0, lora_targets=())
 
@@ -72,7 +72,7 @@ def merge(config, base: dict, adapters: dict) -> dict:
 
   Args:
     config: with adapters.
-    base: in any dtype, which the result keeps; sums are float32. Parameters of `plain(config)`.
+    base: parameters of `base_config(config)` in any dtype, which the result keeps; sums: float32.
   """
   blocks, pairs = base["blocks"], adapters["blocks"]
   merged = {

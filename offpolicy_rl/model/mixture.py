@@ -1,6 +1,6 @@
 """Mixture of experts: every token is worked on by the few experts that its router likes best.
 
-Dimension suffixes: N tokens, D width, F expert width, E experts, K experts per token, L layers.
+Dimension suffixes as in `types`: U tokens, W experts per token, F width of an expert.
 """
 
 from typing import NamedTuple
@@ -12,47 +12,47 @@ from offpolicy_rl.model import sharding
 
 
 def route(
-  x_NxD: jax.Array, router_DxE: jax.Array, experts_per_token: int, normalize: bool
+  x_UxD: jax.Array, router_DxE: jax.Array, experts_per_token: int, normalize: bool
 ) -> tuple[jax.Array, jax.Array]:
-  """Softmax router -> weights float32 [N, K] and experts int32 [N, K] of each token.
+  """Softmax router -> weights float32 [U, W] and experts int32 [U, W] of each token.
 
   `normalize`: the weights of the chosen experts add up to 1 (Qwen3-MoE, arXiv 2505.09388).
   """
-  odds_NxE = jax.nn.softmax((x_NxD @ router_DxE).astype(jnp.float32))
-  weights_NxK, chosen_NxK = jax.lax.top_k(odds_NxE, experts_per_token)
+  odds_UxE = jax.nn.softmax((x_UxD @ router_DxE).astype(jnp.float32))
+  weights_UxW, chosen_UxW = jax.lax.top_k(odds_UxE, experts_per_token)
   if normalize:
-    weights_NxK = weights_NxK / jnp.sum(weights_NxK, axis=-1, keepdims=True)
-  return weights_NxK, chosen_NxK
+    weights_UxW = weights_UxW / jnp.sum(weights_UxW, axis=-1, keepdims=True)
+  return weights_UxW, chosen_UxW
 
 
-def apply(x_NxD, weights_NxK, chosen_NxK, gate_ExDxF, up_ExDxF, down_ExFxD, activation):
-  """The experts' gated MLPs, weighted -> [N, D].
+def apply(x_UxD, weights_UxW, chosen_UxW, gate_ExDxF, up_ExDxF, down_ExFxD, activation):
+  """The experts' gated MLPs, weighted -> [U, D].
 
   Tokens are sorted by expert, so that each expert's are one block of a grouped matrix product; no
   expert has a capacity, no token is dropped. Where a mesh splits the experts, each shard adds what
   its own contribute.
   """
 
-  def local(first, x_NxD, weights_NxK, chosen_NxK, gate, up, down):
-    """What the experts of one shard, from number `first` on, add to the tokens [N, D]."""
-    held, (tokens, per_token) = gate.shape[0], chosen_NxK.shape
-    mine_NxK = chosen_NxK - first
-    own_NxK = (mine_NxK >= 0) & (mine_NxK < held)
-    mine = jnp.where(own_NxK, mine_NxK, held).reshape(-1)  # those of other shards come last
+  def local(first, x_UxD, weights_UxW, chosen_UxW, gate, up, down):
+    """What the experts of one shard, from number `first` on, add to the tokens [U, D]."""
+    held, (tokens, per_token) = gate.shape[0], chosen_UxW.shape
+    mine_UxW = chosen_UxW - first
+    own_UxW = (mine_UxW >= 0) & (mine_UxW < held)
+    mine = jnp.where(own_UxW, mine_UxW, held).reshape(-1)  # those of other shards come last
     order = jnp.argsort(mine, stable=True)
     sizes = jnp.bincount(mine, length=held + 1)[:held].astype(jnp.int32)
     # Rows behind the last block are nobody's: what a product holds there is not defined, nor is
     # its gradient. One select keeps it out of the tokens' gradient, another out of the result.
     in_block = (mine[order] < held)[:, None]
-    sorted_x = jnp.where(in_block, x_NxD[order // per_token], 0)
+    sorted_x = jnp.where(in_block, x_UxD[order // per_token], 0)
     h = activation(jax.lax.ragged_dot(sorted_x, gate, sizes))
     h = h * jax.lax.ragged_dot(sorted_x, up, sizes)
     sorted_y = jax.lax.ragged_dot(h, down, sizes)
-    y_NxKxD = sorted_y[jnp.argsort(order)].reshape(tokens, per_token, -1)
-    y_NxKxD = jnp.where(own_NxK[..., None], y_NxKxD, 0)
-    return jnp.einsum("nkd,nk->nd", y_NxKxD, weights_NxK.astype(y_NxKxD.dtype))
+    y_UxWxD = sorted_y[jnp.argsort(order)].reshape(tokens, per_token, -1)
+    y_UxWxD = jnp.where(own_UxW[..., None], y_UxWxD, 0)
+    return jnp.einsum("uwd,uw->ud", y_UxWxD, weights_UxW.astype(y_UxWxD.dtype))
 
-  given = (x_NxD, weights_NxK, chosen_NxK)
+  given = (x_UxD, weights_UxW, chosen_UxW)
   return sharding.sum_over_experts(local, given, (gate_ExDxF, up_ExDxF, down_ExFxD))
 
 
@@ -65,17 +65,17 @@ class Load(NamedTuple):
   tokens: jax.Array  # float32
 
 
-def load(x_NxD, router_DxE, chosen_NxK, valid_N) -> Load:
-  """Of the tokens that `valid_N` (bool) counts."""
-  log_odds_NxE = jax.nn.log_softmax((x_NxD @ router_DxE).astype(jnp.float32))
-  odds_NxE = jnp.exp(log_odds_NxE)
-  counted_N = valid_N.astype(jnp.float32)
-  chose_NxE = jnp.sum(jax.nn.one_hot(chosen_NxK, odds_NxE.shape[-1]), axis=1)
+def load(x_UxD, router_DxE, chosen_UxW, valid_U) -> Load:
+  """Of the tokens that `valid_U` (bool) counts."""
+  log_odds_UxE = jax.nn.log_softmax((x_UxD @ router_DxE).astype(jnp.float32))
+  odds_UxE = jnp.exp(log_odds_UxE)
+  counted_U = valid_U.astype(jnp.float32)
+  chose_UxE = jnp.sum(jax.nn.one_hot(chosen_UxW, odds_UxE.shape[-1]), axis=1)
   return Load(
-    assigned_E=counted_N @ chose_NxE,
-    odds_E=counted_N @ odds_NxE,
-    entropy=-jnp.sum(counted_N[:, None] * odds_NxE * log_odds_NxE),
-    tokens=jnp.sum(counted_N),
+    assigned_E=counted_U @ chose_UxE,
+    odds_E=counted_U @ odds_UxE,
+    entropy=-jnp.sum(counted_U[:, None] * odds_UxE * log_odds_UxE),
+    tokens=jnp.sum(counted_U),
   )
 
 

@@ -11,7 +11,7 @@ Why not JAX's own kernels: `paged_attention` knows no window and copies the page
 time, `ragged_paged_attention` wants keys and values interleaved in one array, a window that is the
 same for all layers, and asks the machine that compiles which TPU it has.
 
-Dimension suffixes as in `paging`; X = keys of a block, of all its pages and heads.
+Dimension suffixes as in `types`.
 """
 
 import functools
@@ -35,7 +35,7 @@ def extend_and_attend(q_BxHxC, k_BxKxC, v_BxKxC, cache, position_B, is_local, co
   """As `paging.extend_and_attend`, of one new token per row, which must have room in its table.
 
   Args:
-    cache: `paging.OfLayer`.
+    cache: `paging.LayerCache`.
 
   Returns:
     What is seen [B, H, C], and the pool's keys and values with the new ones.
@@ -43,7 +43,7 @@ def extend_and_attend(q_BxHxC, k_BxKxC, v_BxKxC, cache, position_B, is_local, co
   window = jnp.maximum(position_B - config.sliding_window + 1, 0)
   first_B = jnp.zeros_like(position_B) if is_local is None else jnp.where(is_local, window, 0)
   scaled = q_BxHxC * (config.query_scale or config.head_dim**-0.5)
-  scalars = (cache.layer[None], cache.tables_BxP, first_B, position_B)
+  scalars = (cache.layer[None], cache.tables_BxZ, first_B, position_B)
   arrays = (*scalars, scaled, k_BxKxC, v_BxKxC, *cache.pool)
   kernel = functools.partial(_call, config)
   if jax.sharding.get_abstract_mesh().empty:
@@ -57,9 +57,9 @@ def extend_and_attend(q_BxHxC, k_BxKxC, v_BxKxC, cache, position_B, is_local, co
   )
 
 
-def _call(config, layer_1, tables_BxP, first_B, last_B, q_BxHxC, k_BxKxC, v_BxKxC, *pool):
+def _call(config, layer_1, tables_BxZ, first_B, last_B, q_BxHxC, k_BxKxC, v_BxKxC, *pool):
   """On one device. A row sees the tokens from `first` to `last`, of which the last is new."""
-  rows, pages = tables_BxP.shape
+  rows, pages = tables_BxZ.shape
   page, dtype = pool[0].shape[2:], pool[0].dtype
   block = min(pages, max(1, _BLOCK_BYTES // (math.prod(page) * dtype.itemsize)))
   cores = 2 - rows % 2  # some TPU have two
@@ -92,14 +92,14 @@ def _call(config, layer_1, tables_BxP, first_B, last_B, q_BxHxC, k_BxKxC, v_BxKx
     input_output_aliases={7: 1, 8: 2},
     interpret=pltpu.InterpretParams() if config.attention == PAGED_INTERPRETED else False,
     name="paged_attention",
-  )(layer_1, tables_BxP.reshape(-1), first_B, last_B, q_BxHxC, k_BxKxC, v_BxKxC, *pool)
+  )(layer_1, tables_BxZ.reshape(-1), first_B, last_B, q_BxHxC, k_BxKxC, v_BxKxC, *pool)
 
 
 class _Refs(NamedTuple):
   """What the program of a row works on; scalars first."""
 
   layer: jax.Array  # [1]
-  tables: jax.Array  # [B * P]
+  tables: jax.Array  # [B * Z]
   first: jax.Array  # [B], tokens
   last: jax.Array  # [B]
   q: jax.Array  # [H, C], of the row
@@ -108,7 +108,7 @@ class _Refs(NamedTuple):
   k_given: jax.Array  # the pool, which is also a result
   v_given: jax.Array
   out: jax.Array  # [H, C]
-  k_pool: jax.Array  # [L, N, K, S, C]
+  k_pool: jax.Array  # [L, Y, K, S, C]
   v_pool: jax.Array
   buffers: tuple  # of keys, of values: [2, pages of a block, K, S, C]
   tiles: tuple  # the same, [K, tokens, C]: the least that can be written

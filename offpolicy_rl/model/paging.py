@@ -9,7 +9,7 @@ Attention visits one page of a block of rows at a time, as far as the longest of
 A page that a row sees nothing of leaves its result as it is, to the bit: what a row gets does not
 depend on which others there are, nor on how long they are.
 
-Dimension suffixes as in `decoder`; N pages of S tokens, P pages in a table.
+Dimension suffixes as in `types`; S is the tokens of a page here.
 """
 
 import functools
@@ -28,23 +28,23 @@ _NEVER = -1e30  # score of what is not seen; finite, so that nothing becomes nan
 class Pool(NamedTuple):
   """Keys and values of all layers."""
 
-  k_LxNxKxSxC: jax.Array
-  v_LxNxKxSxC: jax.Array
+  k_LxYxKxSxC: jax.Array
+  v_LxYxKxSxC: jax.Array
 
 
 class Cache(NamedTuple):
   """What the rows of a forward pass read and extend."""
 
   pool: Pool
-  tables_BxP: jax.Array  # int32, page numbers
+  tables_BxZ: jax.Array  # int32, page numbers
 
 
-class OfLayer(NamedTuple):
+class LayerCache(NamedTuple):
   """A cache as one layer sees it."""
 
   pool: Pool
   layer: jax.Array  # int32 []
-  tables_BxP: jax.Array
+  tables_BxZ: jax.Array
 
 
 def empty(config, pages: int, page_tokens: int) -> Pool:
@@ -53,19 +53,14 @@ def empty(config, pages: int, page_tokens: int) -> Pool:
   return Pool(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
 
 
-def contiguous(config, rows: int, tokens: int) -> Cache:
-  """A cache of one page per row, for rows of at most `tokens` tokens."""
-  return Cache(empty(config, rows + 1, tokens), 1 + jnp.arange(rows)[:, None])
-
-
 def copy(pool: Pool, sources: jax.Array, targets: jax.Array) -> Pool:
-  """Pages `sources` over pages `targets`, int32 [M] both."""
+  """Pages `sources` over pages `targets`, int32, equally many."""
   return jax.tree.map(lambda x: x.at[:, targets].set(x[:, sources]), pool)
 
 
-def extend(cache: OfLayer, k_BxTxKxC, v_BxTxKxC, positions_BxT) -> OfLayer:
+def extend(cache: LayerCache, k_BxTxKxC, v_BxTxKxC, positions_BxT) -> LayerCache:
   """With the keys and values of new tokens."""
-  tables, size = cache.tables_BxP, cache.pool.k_LxNxKxSxC.shape[3]
+  tables, size = cache.tables_BxZ, cache.pool.k_LxYxKxSxC.shape[3]
   at = positions_BxT // size
   # Padding may lie beyond the table.
   page_BxT = jnp.take_along_axis(tables, jnp.minimum(at, tables.shape[1] - 1), axis=1)
@@ -79,7 +74,7 @@ def extend(cache: OfLayer, k_BxTxKxC, v_BxTxKxC, positions_BxT) -> OfLayer:
 
 
 def extend_and_attend(
-  q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, cache: OfLayer, positions_BxT, is_local, config
+  q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, cache: LayerCache, positions_BxT, is_local, config
 ):
   """What `attend` gives after `extend`, and the cache; one kernel where the config says so."""
   if config.attention in (PAGED, PAGED_INTERPRETED) and q_BxTxHxC.shape[1] == 1:
@@ -95,25 +90,25 @@ def extend_and_attend(
   return attend(q_BxTxHxC, cache, positions_BxT, is_local, config), cache
 
 
-def attend(q_BxTxHxC, cache: OfLayer, positions_BxT, is_local, config):
+def attend(q_BxTxHxC, cache: LayerCache, positions_BxT, is_local, config):
   """Grouped-query attention of new tokens to all up to their own position -> [B, T, H, C].
 
   `is_local`: bool [] or None, whether this layer sees `config.sliding_window` tokens only.
   """
   rows, length, heads, channels = q_BxTxHxC.shape
-  kv_heads, size = config.num_kv_heads, cache.pool.k_LxNxKxSxC.shape[3]
+  kv_heads, size = config.num_kv_heads, cache.pool.k_LxYxKxSxC.shape[3]
   scale = config.query_scale or config.head_dim**-0.5
   q = (q_BxTxHxC * scale).reshape(rows, length, kv_heads, heads // kv_heads, channels)
   # Rows that reach far first: page i is visited for the blocks of rows that have so many.
-  reach_B = jnp.minimum(jnp.max(positions_BxT, axis=1) // size + 1, cache.tables_BxP.shape[1])
+  reach_B = jnp.minimum(jnp.max(positions_BxT, axis=1) // size + 1, cache.tables_BxZ.shape[1])
   order_B = jnp.argsort(-reach_B)
   block = math.ceil(rows / _BLOCKS)
   padded = lambda x: jnp.pad(x[order_B], [(0, -rows % block)] + [(0, 0)] * (x.ndim - 1))
-  q, positions, tables = map(padded, (q, positions_BxT, cache.tables_BxP))
+  q, positions, tables = map(padded, (q, positions_BxT, cache.tables_BxZ))
   shape = (q.shape[0], kv_heads, heads // kv_heads, length)
-  nothing = _Found(jnp.full(shape, _NEVER), jnp.zeros(shape), jnp.zeros((*shape, channels)))
+  nothing = _Softmax(jnp.full(shape, _NEVER), jnp.zeros(shape), jnp.zeros((*shape, channels)))
 
-  def visit(page, number, found: _Found) -> _Found:
+  def visit(page, number, found: _Softmax) -> _Softmax:
     """One page of each of a block of rows."""
     own = lambda x: jax.lax.dynamic_slice_in_dim(x, number * block, block)
     at = jax.lax.dynamic_index_in_dim(own(tables), page, axis=1, keepdims=False)
@@ -126,7 +121,7 @@ def attend(q_BxTxHxC, cache: OfLayer, positions_BxT, is_local, config):
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * block)
     return jax.tree.map(lambda x, new: write(x, new, axis=0), found, more)
 
-  def page_of_all(page, found: _Found) -> _Found:
+  def page_of_all(page, found: _Softmax) -> _Softmax:
     """Goes on with page `page` of those rows that reach so far: the first blocks."""
     blocks = (jnp.sum(reach_B > page) + block - 1) // block
     return jax.lax.fori_loop(0, blocks, functools.partial(visit, page), found)
@@ -138,18 +133,18 @@ def attend(q_BxTxHxC, cache: OfLayer, positions_BxT, is_local, config):
   return attended.transpose(0, 3, 1, 2, 4).reshape(q_BxTxHxC.shape)
 
 
-class _Found(NamedTuple):
-  """Of the pages that were visited so far; G query heads per key head."""
+class _Softmax(NamedTuple):
+  """Of the pages that were visited so far."""
 
-  top: jax.Array  # [B, K, G, T], the largest score
-  total: jax.Array  # [B, K, G, T], sum of exp(score - top)
-  values: jax.Array  # [B, K, G, T, C], weighted by these
+  top: jax.Array  # [B, K, J, T], the largest score
+  total: jax.Array  # [B, K, J, T], sum of exp(score - top)
+  values: jax.Array  # [B, K, J, T, C], weighted by these
 
 
-def _seeing(q_BxTxKxGxC, k_BxKxSxC, v_BxKxSxC, seen_BxTxS, found: _Found, config) -> _Found:
+def _seeing(q_BxTxKxJxC, k_BxKxSxC, v_BxKxSxC, seen_BxTxS, found: _Softmax, config) -> _Softmax:
   """With the tokens of another page."""
   scores = jnp.einsum(
-    "btkgc,bksc->bkgts", q_BxTxKxGxC, k_BxKxSxC, preferred_element_type=jnp.float32
+    "btkjc,bksc->bkjts", q_BxTxKxJxC, k_BxKxSxC, preferred_element_type=jnp.float32
   )
   seen = seen_BxTxS[:, None, None]
   scores = jnp.where(seen, softcap(scores, config.attention_softcap), _NEVER)
@@ -157,10 +152,10 @@ def _seeing(q_BxTxKxGxC, k_BxKxSxC, v_BxKxSxC, seen_BxTxS, found: _Found, config
   weights = jnp.where(seen, jnp.exp(scores - top[..., None]), 0.0)
   kept = jnp.exp(found.top - top)
   added = jnp.einsum(
-    "bkgts,bksc->bkgtc",
+    "bkjts,bksc->bkjtc",
     weights.astype(v_BxKxSxC.dtype),
     v_BxKxSxC,
     preferred_element_type=jnp.float32,
   )
   total = found.total * kept + jnp.sum(weights, axis=-1)
-  return _Found(top, total, found.values * kept[..., None] + added)
+  return _Softmax(top, total, found.values * kept[..., None] + added)

@@ -104,7 +104,7 @@ def token_stats(
   *,
   chunk: int = 0,
 ) -> TokenStats:
-  """Log-probability and entropy [R, S] of the scored tokens under softmax(logits / temperature).
+  """Log-probability and entropy [B, Q] of the scored tokens under softmax(logits / temperature).
 
   Logits are computed for these tokens only. The shift by one between a logit and the token that it
   predicts is in `rows.sources` and nowhere else.

@@ -45,7 +45,7 @@ COMPANIONS = (
 _UNUSED = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry
 
 
-class CheckpointError(ValueError):
+class PretrainedError(ValueError):
   """A checkpoint that can't be read; names the file or tensor and what was expected."""
 
 
@@ -149,7 +149,7 @@ class Checkpoint:
     """Reads the headers of all files and checks every name, shape and dtype.
 
     Raises:
-      CheckpointError: a file or tensor is missing, left over, or of another shape or dtype.
+      PretrainedError: a file or tensor is missing, left over, or of another shape or dtype.
       families.UnsupportedModel: the decoder does not compute this architecture.
     """
     self.directory = pathlib.Path(directory)
@@ -170,10 +170,10 @@ class Checkpoint:
         file = safetensors.safe_open(path, "np")
       except (safetensors.SafetensorError, OSError, ValueError) as error:
         pointer = "; it is a pointer of Git LFS, `git lfs pull` gets the file" * _is_pointer(path)
-        raise CheckpointError(f"{path}: no whole safetensors file: {error}{pointer}") from None
+        raise PretrainedError(f"{path}: no whole safetensors file: {error}{pointer}") from None
       for name in file.keys():  # noqa: SIM118
         if name in found:
-          raise CheckpointError(
+          raise PretrainedError(
             f"{self.directory}: {name} is in {file_names[name]} and in {file_name}, expected once"
           )
         found[name], file_names[name] = file.get_slice(name), file_name
@@ -183,7 +183,7 @@ class Checkpoint:
     """Tensor name -> numpy dtype."""
     problems, dtypes = [], {}
     if not self.shapes.keys() & self._slices.keys():
-      raise CheckpointError(
+      raise PretrainedError(
         f"{self.directory}: got tensors like {min(self._slices, default=None)}, expected "
         f"{len(self.shapes)} like {min(self.shapes)}"
       )
@@ -209,7 +209,7 @@ class Checkpoint:
     problems += [f"{name} unexpected" for name in sorted(left)]
     if problems:
       shown = "; ".join(problems[:8]) + (f"; {len(problems) - 8} more" if problems[8:] else "")
-      raise CheckpointError(f"{self.directory}: {shown}")
+      raise PretrainedError(f"{self.directory}: {shown}")
     return dtypes
 
   def _is_copy(self, name: str, of: str) -> bool:
@@ -253,12 +253,12 @@ def weight_files(directory) -> list[str]:
     directory: local or in a bucket.
 
   Raises:
-    CheckpointError: one is missing, the index does not name any, or there is an adapter, with which
+    PretrainedError: one is missing, the index does not name any, or there is an adapter, with which
       transformers reads another model.
   """
   there = {path.name for path in directory.iterdir()}
   if _ADAPTER in there:
-    raise CheckpointError(
+    raise PretrainedError(
       f"{directory / _ADAPTER}: adapters are not read, expected a model into which they are merged "
       "(merge_and_unload of the package peft), without this file"
     )
@@ -266,13 +266,13 @@ def weight_files(directory) -> list[str]:
   if SINGLE not in there and INDEX in there:
     of_tensors = _read_json(directory / INDEX).get("weight_map")
     if not isinstance(of_tensors, dict) or not of_tensors:
-      raise CheckpointError(
+      raise PretrainedError(
         f"{directory / INDEX}: weight_map: got {config_reader.shown(of_tensors)}, expected an "
         "object of tensor names and file names"
       )
     for name, file in of_tensors.items():
       if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
-        raise CheckpointError(
+        raise PretrainedError(
           f"{directory / INDEX}: weight_map.{name}: got {config_reader.shown(file)}, expected the "
           "name of a *.safetensors file beside it"
         )
@@ -282,7 +282,7 @@ def weight_files(directory) -> list[str]:
     hints = "".join(
       f"; {hint}" for pattern, hint in _HINTS.items() if fnmatch.filter(there, pattern)
     )
-    raise CheckpointError(f"{directory}: files {missing} are missing{hints}")
+    raise PretrainedError(f"{directory}: files {missing} are missing{hints}")
   return names
 
 
@@ -357,6 +357,6 @@ def _read_json(path) -> dict:
   try:
     return config_reader.parse(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
-    raise CheckpointError(f"{path}: no such file") from None
+    raise PretrainedError(f"{path}: no such file") from None
   except (OSError, ValueError) as error:
-    raise CheckpointError(f"{path}: {error}") from None
+    raise PretrainedError(f"{path}: {error}") from None

@@ -1,6 +1,6 @@
 """Rotary position embeddings, half-split layout (Su et al., arXiv 2104.09864), and their scalings.
 
-Dimension suffixes: B rows, T tokens, H heads, C channels per head, R = C / 2 rotations.
+Dimension suffixes as in `types`.
 """
 
 import dataclasses

@@ -51,7 +51,7 @@ def train(config, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Pr
   state = jax.tree.map(_struct, state_lib.shapes(choices.model, choices.optimizer), shardings)
   reference = None
   if model.lora_rank or choices.objective.choices.needs_reference:
-    shapes = policy.shapes(lora.plain(choices.model))
+    shapes = policy.shapes(lora.base_config(choices.model))
     reference = jax.tree.map(_struct, shapes, policy.param_shardings(mesh, shapes))
   arguments = (state, jax.tree.map(place, batch), reference)
   work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
@@ -64,7 +64,7 @@ def decode(config, model: decoder.DecoderConfig, devices, capacity: int) -> Prog
   """Decoding of one engine of a sampler, with all slots in use and rows of full length."""
   sampler, task = config.sampler, config.task
   mesh = sharding.make_mesh(tensor=sampler.tensor, devices=devices)
-  model = dataclasses.replace(lora.plain(model), int8_weights=sampler.int8_weights)
+  model = dataclasses.replace(lora.base_config(model), int8_weights=sampler.int8_weights)
   sizes = build.engine_sizes(
     config, group_size=config.learner.group_size, max_prompt_tokens=task.max_prompt_tokens
   )

@@ -20,21 +20,9 @@ from offpolicy_rl.types import PushStatus
 
 # Taken tickets whose late second answers are still told apart from unknown ones.
 _REMEMBERED = 65_536
-_COUNTS = (
-  "added",
-  "recovered",
-  "leased",
-  "reclaimed",
-  "expired",
-  "returned",
-  "reissued",
-  "declined",
-  "finished",
-  "duplicates",
-  "unknown",
-  "taken",
-  "replaced",
-  "set_aside",
+_COUNTS = str.split(
+  "added recovered leased reclaimed expired returned reissued declined finished duplicates "
+  "unknown taken replaced set_aside"
 )
 _REFUSALS = 2  # samplers that must decline a ticket before it is set aside; fewer where fewer live
 

@@ -26,7 +26,7 @@ class Completion(NamedTuple):
 
   group: int  # completions of one group have the same prompt
   prompt: np.ndarray  # int32 [P]
-  tokens: np.ndarray  # int32 [T]
+  tokens: np.ndarray  # int32 [M]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def row_columns(layout: str, max_prompt: int, max_completion: int, group_size: i
 def lay_out(
   parts: Sequence[Sequence[Completion]], limits: Limits
 ) -> tuple[types.PackedRows, np.ndarray]:
-  """Equally many completions per part -> rows [P, R, ...] and places [P, N, M] of their tokens.
+  """Equally many completions per part -> rows [A, B, ...] and places [A, N, M] of their tokens.
 
   Raises:
     ValueError: a prompt or completion is longer than the limits say.
@@ -145,7 +145,6 @@ def _filled(completions, limits: Limits) -> list[_Row]:
     copy, c = copies[number], completions[number]
 
     def has_room(row, copy=copy, c=c) -> bool:
-      """Whether the completion fits behind what the row holds."""
       scored = row.scored + c.tokens.size
       return row.columns + row.cost(copy, c) <= limits.columns and scored <= limits.scored
 

@@ -75,7 +75,6 @@ class GroupStore:
     keys = [(index, _key(ticket.step, ticket.ticket_id)) for index, ticket in answers]
 
     def write(transaction) -> list[bool]:
-      """The message once, an entry per group that is new; which of them were."""
       number = self._free_number(transaction)
       new = [
         transaction.put(
@@ -119,7 +118,6 @@ class GroupStore:
     kept, end = {name.encode() for name in keep}, _key(before_step, "")
 
     def write(transaction) -> None:
-      """Deletes entries, and messages that no entry names any more."""
       with transaction.cursor(self._places) as cursor:
         keys = itertools.takewhile(lambda key: key < end, cursor.iternext(values=False))
         old = [key for key in keys if key.partition(b"/")[2] not in kept]

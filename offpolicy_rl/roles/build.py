@@ -53,7 +53,7 @@ def make_policy(config: ConfigDict, files: types.ModelFiles | None) -> Policy:
   """
   stop, task = json.loads(config.sampler.stop or "[]"), config.task
   if files is None:
-    characters = catalog.of(task).vocabulary.stopping(stop)
+    characters = catalog.select(task).vocabulary.stopping(stop)
     architecture = {k: v for k, v in config.model.items() if k not in _NO_ARCHITECTURE}
     model = decoder.DecoderConfig(vocab_size=characters.size, **architecture)
     return Policy(_with_adapters(model, config.model), characters)
@@ -156,7 +156,7 @@ def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[
   Raises:
     checkpoint.CheckpointError: there is none, or it is damaged.
   """
-  saved, shapes = run_dir / "checkpoints", policy_lib.shapes(lora.plain(model))
+  saved, shapes = run_dir / "checkpoints", policy_lib.shapes(lora.base_config(model))
   if not model.lora_rank:
     return checkpoint.newest_params(saved, shapes)
   step, adapters = checkpoint.newest_params(saved, lora.split(policy_lib.shapes(model))[1])
@@ -261,7 +261,7 @@ def make_engine(
     mesh: of the parameters; None = the first device.
   """
   sizes = engine_sizes(config, group_size=group_size, max_prompt_tokens=max_prompt_tokens)
-  model = dataclasses.replace(lora.plain(policy.model), int8_weights=int8_weights)
+  model = dataclasses.replace(lora.base_config(policy.model), int8_weights=int8_weights)
   return engine.Engine(
     model, sizes, seed=config.seed, stops=stops(policy), truncation=truncation(config), mesh=mesh
   )
@@ -305,7 +305,7 @@ def make_store(config: ConfigDict, weights_dir: str | None, session: str):
 
 def scorer(task) -> scoring.Scorer:
   """Processes that judge answers; ValueError when this machine lacks a verifier."""
-  wanted = catalog.of(task)
+  wanted = catalog.select(task)
   return scoring.Scorer(
     wanted.verifier,
     also=wanted.verifiers,
@@ -357,7 +357,7 @@ def make_queue(
   """Tickets for the training prompts, [(rate, prompts)] of each task; nothing is queued yet."""
   settings, transport = config.learner, config.transport
   tickets = admission.Tickets(
-    stream=stream.of(prompts, config.seed),
+    stream=stream.make_stream(prompts, config.seed),
     lag=control,
     prompts_per_step=settings.prompts_per_step,
     group_size=settings.group_size,

@@ -23,7 +23,7 @@ def run(config: ConfigDict, say: Callable[[str], None] = print) -> None:
   Raises:
     ConfigError: a run could not start.
   """
-  selection = catalog.of(config.task)
+  selection = catalog.select(config.task)
   try:
     policy = data.initial_policy(config)
     for task in selection.tasks:

@@ -31,7 +31,7 @@ def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> 
 
   Raises:
     FileExistsError: `to` is there already.
-    families.UnsupportedModel, pretrained.CheckpointError, gguf_files.GgufError,
+    families.UnsupportedModel, pretrained.PretrainedError, gguf_files.GgufError,
       tokenizer.TokenizerError: it can't be used; nothing is left behind.
   """
   target = pathlib.Path(to)
@@ -55,7 +55,7 @@ def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> 
 
 def _copy(source: epath.Path, to: pathlib.Path) -> None:
   if not source.is_dir():
-    raise pretrained.CheckpointError(
+    raise pretrained.PretrainedError(
       f"--from: {source} is no directory and no .gguf file; `hf download NAME --local-dir DIR` "
       "gets a published checkpoint"
     )
@@ -116,13 +116,13 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
 
   Raises:
     FileExistsError: `to` is there already.
-    pretrained.CheckpointError: the run did not begin with a published checkpoint, or has none.
+    pretrained.PretrainedError: the run did not begin with a published checkpoint, or has none.
   """
   run, target = pathlib.Path(run_dir), pathlib.Path(to)
   if target.exists():
     raise FileExistsError(f"--to: {to} is there already, expected a new directory")
   if not (run / "model").is_dir():
-    raise pretrained.CheckpointError(
+    raise pretrained.PretrainedError(
       f"--run_dir: {run}/model is missing: only runs that began with a published checkpoint "
       "(model.checkpoint) can be exported as one"
     )
@@ -132,7 +132,7 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
   config_lib.validate(settings)
   model = build.make_policy(settings, files).model
   step, params = build.newest_params(run, model)
-  config = lora.plain(model)
+  config = lora.base_config(model)
   dtype = dtype or keys.get("dtype") or keys.get("torch_dtype") or "float32"
   names = pretrained.tensor_shapes(config)
   with files_lib.new_directory(target) as folder:

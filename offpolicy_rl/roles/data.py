@@ -46,7 +46,7 @@ def examples(config: ConfigDict, split: str, policy: build.Policy) -> Members:
     TaskError: problems can't be read, or too many of them make no prompt.
   """
   return prompts.members(
-    catalog.of(config.task),
+    catalog.select(config.task),
     split,
     policy.tokenizer,
     config.task.max_prompt_tokens,

@@ -99,10 +99,10 @@ def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
 
 def _examples(config, policy: build.Policy, split: str):
   """(prompts in order, numbers of those that are too long or can't be used)."""
-  data.check_problems(config, catalog.of(config.task), policy)
+  data.check_problems(config, catalog.select(config.task), policy)
   members = data.examples(config, split, policy)
   data.require_some(config, split, [made for _, made in members])
-  examples = stream.in_turn([(rate, made.examples) for rate, made in members])
+  examples = stream.interleaved([(rate, made.examples) for rate, made in members])
   return examples, {
     "prompts_too_long": sum(len(made.too_long) for _, made in members),
     "prompts_left_out": sum(len(made.left_out) for _, made in members),

@@ -46,7 +46,7 @@ class MultihostError(RuntimeError):
   """The processes of a learner do not fit together, or one did not come."""
 
 
-class Group(NamedTuple):
+class ProcessGroup(NamedTuple):
   """The processes of a learner, as the command line names them."""
 
   coordinator: str  # HOST:PORT of the first process, or AUTO
@@ -54,7 +54,7 @@ class Group(NamedTuple):
   process: int | None = None
 
 
-def join(group: Group) -> None:
+def join(group: ProcessGroup) -> None:
   """Makes the devices of all processes visible. Call it before anything else uses JAX.
 
   Raises:

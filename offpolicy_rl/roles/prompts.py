@@ -31,7 +31,7 @@ def read(config: ConfigDict, policy: build.Policy) -> Prompts:
   train, held = (data.examples(config, split, policy) for split in data.SPLITS)
   for split, members in zip(data.SPLITS, (train, held), strict=True):
     data.require_some(config, split, [made for _, made in members])
-  heldout = stream.in_turn([(rate, made.examples) for rate, made in held])
+  heldout = stream.interleaved([(rate, made.examples) for rate, made in held])
   count = lambda members, field: sum(len(getattr(made, field)) for _, made in members)
   counts = {
     "prompts": count(train, "examples"),
@@ -64,7 +64,7 @@ def demonstrations(config: ConfigDict, train: Members) -> tuple[Callable[[int], 
   left_out = sum(len(examples) for _, examples in train) - sum(len(es) for _, es in kept)
   note = f"warm start: {left_out} demonstrations of more than {most} tokens are left out"
   limits = build.limits(config, group_size=1)
-  shown = stream.of(kept, config.seed + 1)
+  shown = stream.make_stream(kept, config.seed + 1)
 
   def batch(at_step: int) -> types.Batch:
     chosen = [shown[at_step * rows + i] for i in range(rows)]

@@ -248,7 +248,7 @@ def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
   )
   engine = served.ServedEngine(
     served.Server(vllm.url, wanted),
-    lora.plain(policy.model),
+    lora.base_config(policy.model),
     directory=vllm.directory,
     slots=config.sampler.slots,
     tolerance=vllm.tolerance,

@@ -146,7 +146,7 @@ def _restored_state(process: Process, restored: checkpoint.Restored) -> state_li
 
 
 def _restored_frozen(process: Process):
-  shapes = policy.shapes(lora.plain(process.choices.model))
+  shapes = policy.shapes(lora.base_config(process.choices.model))
   shardings = policy.param_shardings(process.mesh, shapes)
   params = process.checkpoints.restore_initial(shapes, shardings)
   if process.choices.model.lora_rank:
@@ -156,7 +156,7 @@ def _restored_frozen(process: Process):
 
 def _initial_params(process: Process):
   """Fresh parameters, or a published checkpoint's, of which each device reads its own part."""
-  model = lora.plain(process.choices.model)
+  model = lora.base_config(process.choices.model)
   if not process.config.model.checkpoint:
     return state_lib.create_params(model, process.mesh, process.config.seed)
   published = pretrained.Checkpoint(pathlib.Path(process.config.model.checkpoint))

@@ -104,7 +104,7 @@ class SamplerWeights:
     """
     self._learner, self._config, self._model = learner, config, model
     self._meshes, self._weights_dir = meshes, weights_dir
-    full = policy_lib.cast(model, policy_lib.shapes(lora.plain(model)))
+    full = policy_lib.cast(model, policy_lib.shapes(lora.base_config(model)))
     adapters = lora.split(policy_lib.shapes(model))[1] if model.lora_rank else None
     self._shapes = {"full": full, "adapters": adapters}
     self._start(learner.session)

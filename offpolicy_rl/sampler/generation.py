@@ -4,7 +4,7 @@ A fixed number of slots decodes in lockstep; each slot continues one prompt. Sha
 each program is compiled once, and a completion depends only on its prompt, parameters and key: not
 on its slot, its neighbours or the time of its start.
 
-Sizes: S slots, M completion tokens, P pages of a row, R prompts prefilled at a time.
+Sizes as in `types`: N completions, one per slot, M tokens of each, B prompts prefilled at a time.
 """
 
 import functools
@@ -23,27 +23,27 @@ _STREAMS = {types.TRAIN: 0, types.EVAL: 1}
 class Slots(NamedTuple):
   """The state of all slots."""
 
-  token: jax.Array  # int32 [S], the newest one, which the model has not seen
-  position: jax.Array  # int32 [S], of that token in prompt and completion
-  running: jax.Array  # bool [S]
-  keys: jax.Array  # PRNG keys [S]
-  temperature: jax.Array  # float32 [S], 0 = greedy
-  lengths: jax.Array  # int32 [S], completion tokens, the end-of-sequence token included
-  finished: jax.Array  # bool [S], True = ended by itself
-  tokens: jax.Array  # int32 [S, M]
-  logprobs: jax.Array  # float32 [S, M]; 0 for a greedy token, which had probability 1
+  token: jax.Array  # int32 [N], the newest one, which the model has not seen
+  position: jax.Array  # int32 [N], of that token in prompt and completion
+  running: jax.Array  # bool [N]
+  keys: jax.Array  # PRNG keys [N]
+  temperature: jax.Array  # float32 [N], 0 = greedy
+  lengths: jax.Array  # int32 [N], completion tokens, the end-of-sequence token included
+  finished: jax.Array  # bool [N], True = ended by itself
+  tokens: jax.Array  # int32 [N, M]
+  logprobs: jax.Array  # float32 [N, M]; 0 for a greedy token, which had probability 1
 
 
 class Starts(NamedTuple):
   """Completions to start; the sizes do not depend on their number."""
 
-  fresh: jax.Array  # bool [S], the slots that start one
-  token: jax.Array  # int32 [S], last token of the prompt
-  position: jax.Array  # int32 [S], of that token
-  keys: jax.Array  # uint32 [S, 3]: stream, group index, completion index
-  temperature: jax.Array  # float32 [S]
-  page_from: jax.Array  # int32 [S], the last page of the prompt where it is not full; 0 = none
-  page_to: jax.Array  # int32 [S], the completion's first page, which begins as a copy of it
+  fresh: jax.Array  # bool [N], the slots that start one
+  token: jax.Array  # int32 [N], last token of the prompt
+  position: jax.Array  # int32 [N], of that token
+  keys: jax.Array  # uint32 [N, 3]: stream, group index, completion index
+  temperature: jax.Array  # float32 [N]
+  page_from: jax.Array  # int32 [N], the last page of the prompt where it is not full; 0 = none
+  page_to: jax.Array  # int32 [N], the completion's first page, which begins as a copy of it
 
 
 def empty_pool(config: decoder.DecoderConfig, pages: int, page_tokens: int) -> paging.Pool:
@@ -91,12 +91,12 @@ def prefill(
   tokens: jax.Array,
   start: jax.Array,
 ) -> paging.Pool:
-  """Writes the keys and values of R pieces of prompts.
+  """Writes the keys and values of B pieces of prompts.
 
   Args:
-    tables: int32 [R, P]; tokens past a table's pages are written to page 0.
-    tokens: int32 [R, T].
-    start: int32 [R], position of the first token in its prompt.
+    tables: int32 [B, Z]; tokens past a table's pages are written to page 0.
+    tokens: int32 [B, T].
+    start: int32 [B], position of the first token in its prompt.
   """
   positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
   model = policy.module(config, params)
@@ -122,7 +122,7 @@ def start(slots: Slots, pool: paging.Pool, starts: Starts, seed: int) -> tuple[S
 
 @jax.jit
 def stop(slots: Slots, stays: jax.Array) -> Slots:
-  """Stops the slots where `stays`, bool [S], is False."""
+  """Stops the slots where `stays`, bool [N], is False."""
   return slots._replace(running=slots.running & stays)
 
 
@@ -145,7 +145,7 @@ def decode(
   """Decodes at most `steps` tokens in every running slot.
 
   Args:
-    tables: int32 [S, P], pages of every slot, with room for these tokens.
+    tables: int32 [N, Z], pages of every slot, with room for these tokens.
     ends: tokens that end a completion.
   """
   max_tokens = slots.tokens.shape[1]

@@ -1,7 +1,6 @@
-"""The tasks by name: where problems come from, how they read as tokens, who judges the answers.
+"""The tasks by name. `select(config.task)` returns those of a configuration; it reads no problem.
 
-Free of TensorFlow and seqio, because every sampler host imports it. `of(config.task)` says what a
-configuration asks for; nothing is read before problems are asked for.
+Free of TensorFlow and seqio, because every sampler host imports it.
 """
 
 import dataclasses
@@ -22,17 +21,14 @@ from offpolicy_rl.tasks.splits import Selection, Task
 MIXTURE, GYM = "mixture", "reasoning_gym"
 # Keys of the section `task` that a member of a mixture may have of its own.
 MEMBER_KEYS = (
-  "data_dir",
-  "train_file",
-  "heldout_file",
-  "question_column",
-  "answer_column",
-  "demonstration_column",
-  "size",
-  "options",
-  "verifier",
-  "max_bad_rows",
+  *("data_dir", "train_file", "heldout_file", "size", "options", "verifier", "max_bad_rows"),
+  *("question_column", "answer_column", "demonstration_column"),
 )
+
+
+def _once(function: Callable, *args, **kwargs) -> Callable[[], list]:
+  """Calls the function when it is needed, and only once."""
+  return functools.cache(functools.partial(function, *args, **kwargs))
 
 
 def _sums() -> list[Problem]:
@@ -47,7 +43,8 @@ TASKS = {
   for task in (
     Task(
       name="chain_sum",  # a + b with two digits each; the package also draws subtractions
-      problems=sources.reasoning_gym(
+      problems=_once(
+        sources.reasoning_gym,
         "chain_sum",
         14_000,
         keep=lambda entry: "+" in entry["question"],
@@ -63,7 +60,9 @@ TASKS = {
     ),
     Task(
       name="spell_backward",
-      problems=sources.reasoning_gym("spell_backward", 10_000, min_word_len=3, max_word_len=5),
+      problems=_once(
+        sources.reasoning_gym, "spell_backward", 10_000, min_word_len=3, max_word_len=5
+      ),
       verifier=verifiers.NAMED["reasoning_gym"],
       phrases=("Spell this word backward (example: sun -> nus): ",),
       check=sources.check_gym,
@@ -82,12 +81,16 @@ def _gym_task(settings, label: str) -> Task:
       f"task.name: got {settings.name!r}, which can't be trained on: {verifiers.REFUSED[label]}"
     )
   options = json_object("task.options", settings.options)
-  drawn = sources.reasoning_gym(label, settings.size, **options)
-  return Task(
-    settings.name,
+
+  def problems() -> list[Problem]:
     # Where there are few easy problems, repeats leave them all at the beginning: the first so many
     # held-out ones would not be like the rest.
-    lambda: sorted(drawn(), key=lambda problem: splits.digest(problem.question)),
+    drawn = sources.reasoning_gym(label, settings.size, **options)
+    return sorted(drawn, key=lambda problem: splits.digest(problem.question))
+
+  return Task(
+    settings.name,
+    _once(problems),
     verifiers.NAMED["reasoning_gym"],
     check=lambda: sources.check_gym_options(label, options),
     slow=True,
@@ -95,12 +98,11 @@ def _gym_task(settings, label: str) -> Task:
 
 
 def _gsm8k_task(settings, _) -> Task:
-  part = lambda split: sources.gsm8k(sources.gsm8k_rows(settings.data_dir, split))
   return Task(
     settings.name,
-    part("train"),
+    _once(sources.gsm8k, settings.data_dir, "train"),
     verifiers.NAMED["numeric"],
-    heldout=part("test"),
+    heldout=_once(sources.gsm8k, settings.data_dir, "test"),
     check=lambda: sources.check_gsm8k(settings.data_dir),
     slow=not sources.gsm8k_has_files(settings.data_dir),
     max_bad_rows=settings.max_bad_rows,
@@ -110,18 +112,12 @@ def _gsm8k_task(settings, _) -> Task:
 def _math_task(settings, _) -> Task:
   folder = pathlib.Path(settings.data_dir)
   train, test = (sources.split_file(folder, split) for split in ("train", "test"))
-
-  def check():
-    """See `Task.check`."""
-    for path in (train, test):
-      sources.check_file("task.data_dir", path)
-
   return Task(
     settings.name,
-    sources.math(train),
+    _once(sources.math, train),
     verifiers.NAMED["math_verify"],
-    heldout=sources.math(test),
-    check=check,
+    heldout=_once(sources.math, test),
+    check=lambda: [sources.check_file("task.data_dir", path) for path in (train, test)],
     max_bad_rows=settings.max_bad_rows,
   )
 
@@ -135,19 +131,17 @@ def _jsonl_task(settings, label: str) -> Task:
   columns = sources.Columns(
     settings.question_column, settings.answer_column, settings.demonstration_column
   )
-
-  def check():
-    """See `Task.check`."""
-    sources.check_file("task.train_file", settings.train_file)
-    if settings.heldout_file:
-      sources.check_file("task.heldout_file", settings.heldout_file)
-
+  files = {"train_file": settings.train_file, "heldout_file": settings.heldout_file}
   return Task(
     settings.name,
-    sources.jsonl(settings.train_file, columns),
+    _once(sources.jsonl, settings.train_file, columns),
     verifiers.NAMED["exact"],
-    heldout=sources.jsonl(settings.heldout_file, columns) if settings.heldout_file else None,
-    check=check,
+    heldout=_once(sources.jsonl, settings.heldout_file, columns) if settings.heldout_file else None,
+    check=lambda: [
+      sources.check_file(f"task.{key}", path)
+      for key, path in files.items()
+      if path or key == "train_file"
+    ],
     max_bad_rows=settings.max_bad_rows,
   )
 
@@ -161,29 +155,27 @@ EXPECTED_NAME = (
 
 
 def task(function: Callable[[], Task]) -> Callable[[], Task]:
-  """Marks a function that returns a task; no other of yours can be named in task.name."""
+  """Marks a function that returns a task, so that task.name may name it."""
   return named.mark(function, "task")
 
 
 @functools.cache
-def _own_task(name: str) -> Task:
-  """What a marked function returns, asked once per process; its name is "module:function"."""
+def _user_task(name: str) -> Task:
+  """The task of a marked function, called once per process; it is named "module:function"."""
   decorator = "catalog.task (offpolicy_rl.tasks.catalog)"
   try:
     make = named.resolve(name, "task", key="task.name", decorator=decorator)
   except ValueError as error:
     raise TaskError(str(error)) from None
-  found = make()
-  if not isinstance(found, Task):
-    raise TaskError(f"task.name: {name} returned {found!r:.60}, expected a catalog.Task")
-  # Listed once: its function may take its time.
-  listed = functools.cache(found.problems)
-  heldout = found.heldout and functools.cache(found.heldout)
-  return dataclasses.replace(found, name=name, problems=listed, heldout=heldout)
+  made = make()
+  if not isinstance(made, Task):
+    raise TaskError(f"task.name: {name} returned {made!r:.60}, expected a catalog.Task")
+  heldout = made.heldout and _once(made.heldout)  # listing problems may take long
+  return dataclasses.replace(made, name=name, problems=_once(made.problems), heldout=heldout)
 
 
-def of(settings) -> Selection:
-  """What the section `task` of a configuration asks for; its values by attribute.
+def select(settings) -> Selection:
+  """The tasks of a configuration; `settings`: its section `task`, values by attribute.
 
   Raises:
     TaskError: no such task, or a value that makes no sense for it.
@@ -215,14 +207,14 @@ def _task(settings) -> Task:
   elif kind in _KINDS and (not label or kind in (GYM, "jsonl")):
     task = _KINDS[kind](settings, label)
   elif label and kind not in _KINDS:
-    task = _own_task(settings.name)
+    task = _user_task(settings.name)
   else:
     raise TaskError(f"task.name: got {settings.name!r:.100}, expected {EXPECTED_NAME}")
   if not settings.verifier:
     return task
   name = verifiers.NAMED.get(settings.verifier, settings.verifier)
-  of_gym = task.verifier == verifiers.NAMED["reasoning_gym"]
-  if ":" not in name or (name == verifiers.NAMED["reasoning_gym"] and not of_gym):
+  gym = verifiers.NAMED["reasoning_gym"]
+  if ":" not in name or (name == gym != task.verifier):
     raise TaskError(
       f"task.verifier: got {settings.verifier!r:.100} for {settings.name}, expected "
       f"{', '.join(verifiers.NAMED)} (the last for its own tasks only) or module:function"
@@ -231,15 +223,15 @@ def _task(settings) -> Task:
 
 
 def _member(settings, name: str, wanted):
-  """The section as one member of the mixture sees it."""
-  own = {key: value for key, value in wanted.items() if key != "rate"} if _is_object(wanted) else {}
-  for key, value in own.items():
+  """The section `task` of one member of a mixture."""
+  changed = {k: value for k, value in wanted.items() if k != "rate"} if _is_object(wanted) else {}
+  for key, value in changed.items():
     inherited = getattr(settings, key) if key in MEMBER_KEYS else None
     if type(value) is not type(inherited) and (type(value), type(inherited)) != (int, float):
       expected = type(inherited).__name__ if key in MEMBER_KEYS else ", ".join(MEMBER_KEYS)
       raise TaskError(f"task.mixture: {name}: {key}: got {value!r:.60}, expected {expected}")
   keys = {key: getattr(settings, key) for key in MEMBER_KEYS}
-  return types.SimpleNamespace(**(keys | own), name=name, mixture="")
+  return types.SimpleNamespace(**(keys | changed), name=name, mixture="")
 
 
 def _rate(name: str, wanted) -> float:
@@ -256,23 +248,23 @@ def _is_object(value) -> bool:
 def json_object(key: str, text: str) -> dict:
   """The JSON object that a key of the configuration holds; "" = {}."""
   try:
-    found = json.loads(text or "{}")
+    value = json.loads(text or "{}")
   except (ValueError, RecursionError) as error:
     raise TaskError(f"{key}: got {text!r:.100}, expected a JSON object: {error!s:.100}") from None
-  if not isinstance(found, dict):
+  if not isinstance(value, dict):
     raise TaskError(f"{key}: got {text!r:.100}, expected a JSON object")
-  return found
+  return value
 
 
 def warnings(selection: Selection) -> list[str]:
-  """What is allowed but has a catch, one line each."""
+  """Notes on tasks that have a catch, one line each."""
   labels = {task.name.partition(":")[2] for task in selection.tasks if task.name.startswith(GYM)}
-  found = [
+  lines = [
     f"task.name: {GYM}:{x}: {sources.WARNED[x]}" for x in sorted(labels) if x in sources.WARNED
   ]
   if "gsm_symbolic" in labels and any(task.name == "gsm8k" for task in selection.tasks):
-    found.append(
+    lines.append(
       "task.mixture: gsm_symbolic's templates are questions of GSM8K's test set, so accuracy on "
       "that set would mean nothing"
     )
-  return found
+  return lines

@@ -45,7 +45,7 @@ _SHORT_WORDS = frozenset(
 )
 
 
-def of(text: str, depth: int = 0) -> Form:
+def parse(text: str, depth: int = 0) -> Form:
   """Takes a formula apart."""
   text = latex.normal(re.sub(r"(?<![a-zA-Z\\])(and|or)(?![a-zA-Z])", r"\\text{\1}", text))
   text = text.removeprefix("+") if text == "+\\infty" else text
@@ -129,16 +129,16 @@ def _bracketed(text: str, tokens: list[str], depth: int) -> Form | None:
   if kinds == ("\\{", "\\}"):
     if _has(inside, (*_UNTRUSTED, *_RELATIONS, "\\ldots")):
       return Form(TEXT, _as_text(text))
-    return Form(SET, parts=tuple(of(piece, depth + 1) for piece in pieces))
+    return Form(SET, parts=tuple(parse(piece, depth + 1) for piece in pieces))
   if commas and kinds != ("{", "}"):
     if any(not piece for piece in pieces):
       return Form(TEXT, _as_text(text))
-    ends = tuple(of(piece, depth + 1) for piece in pieces)
+    ends = tuple(parse(piece, depth + 1) for piece in pieces)
     if kinds == ("(", ")") and [end.text for end in ends] == ["-\\infty", "\\infty"]:
       return Form(TEXT, "\\mathbb{R}")
     return Form(TUPLE, "".join(kinds), ends)
   if kinds in (("(", ")"), ("{", "}")) and not commas:
-    return of("".join(inside), depth + 1)
+    return parse("".join(inside), depth + 1)
   return None
 
 
@@ -166,7 +166,7 @@ def _matrix(text: str, _tokens: list[str], depth: int) -> Form | None:
   rows = [row.split("&") for row in re.sub(r"\\\\\s*$", "", match[2]).split("\\\\")]
   if len({len(row) for row in rows}) != 1 or len(rows) * len(rows[0]) > _MOST_PARTS:
     return Form(TEXT, _as_text(text))
-  return Form(MATRIX, parts=tuple(tuple(of(cell, depth + 1) for cell in row) for row in rows))
+  return Form(MATRIX, parts=tuple(tuple(parse(cell, depth + 1) for cell in row) for row in rows))
 
 
 def _list(_text: str, tokens: list[str], depth: int) -> Form | None:
@@ -175,7 +175,7 @@ def _list(_text: str, tokens: list[str], depth: int) -> Form | None:
   pieces = [piece for piece in pieces if piece]
   if not signs or not 2 <= len(pieces) <= _MOST_PARTS:
     return None
-  parts = tuple(of(piece, depth + 1) for piece in pieces)
+  parts = tuple(parse(piece, depth + 1) for piece in pieces)
   names = {part.parts[0].text for part in parts if part.kind == EQUATION}
   intervals = [part.parts[1] for part in parts if part.kind == EQUATION]
   if len(names) == 1 and len(parts) == len(intervals) and _are_intervals(intervals):
@@ -216,21 +216,21 @@ def _relation(text: str, tokens: list[str], depth: int) -> Form | None:
   (exact, *rounded), _ = _split(tokens, ("\\approx",))
   if exact and len(rounded) == 1 and rounded[0]:  # \sqrt{13} \approx 3.606
     if numerals.NAME.fullmatch(exact) and exact not in ("\\pi", "e"):
-      return Form(EQUATION, "", (Form(TEXT, exact), of(rounded[0], depth + 1)))
-    return of(exact, depth + 1)
+      return Form(EQUATION, "", (Form(TEXT, exact), parse(rounded[0], depth + 1)))
+    return parse(exact, depth + 1)
   pieces, signs = _split(tokens, _RELATIONS)
   if not signs or not all(pieces):
     return Form(TEXT, _as_text(text)) if _has(tokens, _UNTRUSTED) and "|" not in tokens else None
   if set(signs) == {"="}:  # x = a = b is x = b
-    sides = Form(TEXT, pieces[0]), of(pieces[-1], depth + 1)
+    sides = Form(TEXT, pieces[0]), parse(pieces[-1], depth + 1)
     return Form(EQUATION, text if len(signs) == 1 else "", sides)
   if signs == ["\\in"]:
-    return Form(EQUATION, "", (Form(TEXT, pieces[0]), of(pieces[1], depth + 1)))
+    return Form(EQUATION, "", (Form(TEXT, pieces[0]), parse(pieces[1], depth + 1)))
   interval = _interval(pieces, signs, depth)
   if interval is not None:
     return interval
   if len(signs) == 1 and signs[0] in _FLIPPED:
-    return Form(INEQUALITY, signs[0], tuple(of(piece, depth + 1) for piece in pieces))
+    return Form(INEQUALITY, signs[0], tuple(parse(piece, depth + 1) for piece in pieces))
   return Form(TEXT, _as_text(text))
 
 
@@ -264,7 +264,7 @@ def _is_variable(text: str) -> bool:
 
 
 def _named(name: str, brackets: str, low: str, high: str, depth: int) -> Form:
-  ends = Form(TUPLE, brackets, (of(low, depth + 1), of(high, depth + 1)))
+  ends = Form(TUPLE, brackets, (parse(low, depth + 1), parse(high, depth + 1)))
   return Form(EQUATION, "", (Form(TEXT, name), ends))
 
 
@@ -272,14 +272,14 @@ def _union(_text: str, tokens: list[str], depth: int) -> Form | None:
   pieces, signs = _split(tokens, ("\\cup",))
   if not signs or not all(pieces):
     return None
-  return Form(UNION, parts=tuple(of(piece, depth + 1) for piece in pieces))
+  return Form(UNION, parts=tuple(parse(piece, depth + 1) for piece in pieces))
 
 
 def _plus_minus(text: str, tokens: list[str], depth: int) -> Form | None:
   if tokens.count("\\pm") != 1 or "\\mp" in tokens:
     return None
   both = (text.replace("\\pm", sign).lstrip("+").strip() for sign in "+-")
-  return Form(SET, parts=tuple(of(one, depth + 1) for one in both))
+  return Form(SET, parts=tuple(parse(one, depth + 1) for one in both))
 
 
 _EXPRESSION = re.compile(
@@ -308,37 +308,14 @@ def _expression(text: str, *_) -> Form | None:
   return Form(EXPRESSION, text, unit=unit)
 
 
-_UNIT_NAMES = {
-  "cm": "centimeter centimetre",
-  "mm": "millimeter millimetre",
-  "m": "meter metre",
-  "km": "kilometer kilometre",
-  "in": "inch inche",
-  "ft": "foot feet",
-  "yd": "yard",
-  "mi": "mile",
-  "g": "gram",
-  "kg": "kilogram",
-  "lb": "pound",
-  "oz": "ounce",
-  "s": "second sec",
-  "min": "minute",
-  "h": "hour hr",
-  "day": "",
-  "week": "",
-  "month": "",
-  "year": "yr",
-  "dollar": "buck",
-  "cent": "",
-  "am": "a.m",
-  "pm": "p.m",
-  "l": "liter litre",
-  "ml": "milliliter",
-  "mph": "",
-  "degree": "deg",
-  "radian": "rad",
-}
-_UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
+_UNIT_NAMES = str.split(  # a unit, and how else it is called
+  "cm centimeter centimetre; mm millimeter millimetre; m meter metre; km kilometer kilometre; in "
+  "inch inche; ft foot feet; yd yard; mi mile; g gram; kg kilogram; lb pound; oz ounce; s second "
+  "sec; min minute; h hour hr; day; week; month; year yr; dollar buck; cent; am a.m; pm p.m; l "
+  "liter litre; ml milliliter; mph; degree deg; radian rad",
+  ";",
+)
+_UNITS = {name: names.split()[0] for names in _UNIT_NAMES for name in names.split()}
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _UNIT_WORD = re.compile(r"‹?([a-zA-Z]+(?:\.[a-zA-Z])?)›?\.?(?:\^\{?(-?\d)\}?)?")
 
@@ -368,23 +345,23 @@ def flipped(inequality: Form) -> Form:
   return Form(INEQUALITY, _FLIPPED[inequality.text], inequality.parts[::-1])
 
 
-def spelled(form: Form) -> str:
+def canonical(form: Form) -> str:
   r"""One text for answers that `symbolic.same` takes for the same by their form alone: 1, 2 and
   \{2, 1\}, x < 3 and (-\infty, 3). Expressions stay as they are written.
   """
   if form.kind == NUMBER:
     return str(form.value)
   if form.kind == EQUATION and is_name(form.parts[0]):
-    return spelled(form.parts[1])
+    return canonical(form.parts[1])
   if form.kind in (SET, UNION):
     ordered = is_ordered(form)
     name = lambda part: part.parts[0].text + "=" if ordered else ""
-    parts = sorted({name(part) + spelled(part) for part in form.parts})
+    parts = sorted({name(part) + canonical(part) for part in form.parts})
     return "\\cup".join(parts) if form.kind == UNION else "\\{" + ",".join(parts) + "\\}"
   if form.kind == TUPLE:
     opening = next(sign for sign in _OPENING if form.text.startswith(sign))
-    inside = ",".join(map(spelled, form.parts))
+    inside = ",".join(map(canonical, form.parts))
     return opening + inside + form.text[len(opening) :]
   if form.kind == MATRIX:
-    return ";".join(",".join(map(spelled, row)) for row in form.parts)
-  return form.text or ",".join(map(spelled, form.parts))
+    return ";".join(",".join(map(canonical, row)) for row in form.parts)
+  return form.text or ",".join(map(canonical, form.parts))

@@ -11,54 +11,18 @@ _LETTERS = {
   **dict.fromkeys("∣｜", "|"),
   **dict.fromkeys("\u00a0\u202f\u2007\u2008\u2005", THIN),
   **dict.fromkeys("\u00ad\u200b\u2060\ufeff", ""),
-  "。": ". ",
-  "：": ": ",
-  "、": ", ",
-  "；": "; ",
-  "＋": "+",
-  "＝": "=",
-  "（": "(",
-  "）": ")",
-  "，": ",",
-  "．": ".",
-  "％": "%",
-  "＄": "$",
-  "′": "'",
+  **dict(zip("。：、；", (". ", ": ", ", ", "; "), strict=True)),
+  **dict(zip("＋＝（），．％＄′", "+=(),.%$'", strict=True)),
   "ℝ": r"\mathbb{R}",
   "ℤ": r"\mathbb{Z}",
   "°": r"^\circ ",
-} | {
-  character: f"\\{name} "
-  for character, name in {
-    "×": "times",
-    "·": "cdot",
-    "⋅": "cdot",
-    "√": "sqrt",
-    "π": "pi",
-    "∞": "infty",
-    "≈": "approx",
-    "…": "ldots",
-    "≤": "le",
-    "≥": "ge",
-    "≠": "ne",
-    "∅": "emptyset",
-    "∪": "cup",
-    "∩": "cap",
-    "∈": "in",
-    "→": "to",
-    "±": "pm",
-    "θ": "theta",
-    "α": "alpha",
-    "β": "beta",
-    "γ": "gamma",
-    "λ": "lambda",
-    "μ": "mu",
-    "ω": "omega",
-    "φ": "phi",
-    "∠": "angle",
-    "△": "triangle",
-  }.items()
 }
+_COMMANDS = str.split(
+  "× times · cdot ⋅ cdot √ sqrt π pi ∞ infty ≈ approx … ldots ≤ le ≥ ge ≠ ne ∅ emptyset ∪ cup ∩ "
+  "cap ∈ in → to ± pm θ theta α alpha β beta γ gamma λ lambda μ mu ω omega φ phi ∠ angle △ "
+  "triangle"
+)
+_LETTERS |= {c: f"\\{name} " for c, name in zip(_COMMANDS[::2], _COMMANDS[1::2], strict=True)}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
@@ -140,19 +104,8 @@ def plain(text: str) -> str:
 
 
 _WRAPPERS = (
-  ("$$", "$$"),
-  ("$", "$"),
-  ("\\(", "\\)"),
-  ("\\[", "\\]"),
-  ("**", "**"),
-  ("__", "__"),
-  ("*", "*"),
-  ("_", "_"),
-  ("`", "`"),
-  ('"', '"'),
-  ("'", "'"),
-  ("“", "”"),
-  ("{", "}"),
+  *(("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__")),
+  *(("*", "*"), ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"), ("“", "”"), ("{", "}")),
 )
 
 
@@ -171,39 +124,19 @@ def unwrapped(text: str) -> str:
       return text
 
 
-_SYNONYMS = {
-  "leq": "\\le ",
-  "leqslant": "\\le ",
-  "geq": "\\ge ",
-  "geqslant": "\\ge ",
-  "neq": "\\ne ",
-  "lt": "<",
-  "gt": ">",
-  "varnothing": "\\emptyset ",
-  "lbrace": "\\{",
-  "rbrace": "\\}",
-  "mid": "|",
-  "vert": "|",
-  "lvert": "|",
-  "rvert": "|",
-  "colon": ":",
-  "ast": "*",
-  "dots": "\\ldots ",
-  "cdots": "\\ldots ",
-  "rightarrow": "\\to ",
-  "longrightarrow": "\\to ",
-  "infin": "\\infty ",
-  "varphi": "\\phi ",
-  "varepsilon": "\\epsilon ",
-  "land": "\\wedge ",
-  "lor": "\\vee ",
-  "lbrack": "[",
-  "rbrack": "]",
-  "lparen": "(",
-  "rparen": ")",
-  "div": "/",
-  "R": "\\mathbb{R}",
-}
+_SAME = str.split(  # a command, and the one that stands for it
+  "leq le leqslant le geq ge geqslant ge neq ne varnothing emptyset dots ldots cdots ldots "
+  "rightarrow to longrightarrow to infin infty varphi phi varepsilon epsilon land wedge lor vee"
+)
+_SIGNS = str.split(  # a command, and the sign that it is
+  "lt < gt > lbrace \\{ rbrace \\} mid | vert | lvert | rvert | colon : ast * lbrack [ rbrack ] "
+  "lparen ( rparen ) div /"
+)
+_SYNONYMS = (
+  {name: f"\\{same} " for name, same in zip(_SAME[::2], _SAME[1::2], strict=True)}
+  | dict(zip(_SIGNS[::2], _SIGNS[1::2], strict=True))
+  | {"R": "\\mathbb{R}"}
+)
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\{[^{}]*\}|\d)\s*(\{[^{}]*\}|\d)")
 _SHORT_ROOT = re.compile(r"\\sqrt\s*(\d|[a-zA-Z])(?![a-zA-Z])")

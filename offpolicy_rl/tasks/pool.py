@@ -231,7 +231,6 @@ def _leave_out_imports(room: _Room, say: Callable[[str], None]) -> None:
   find_and_load = bootstrap._find_and_load  # of a module that is not there yet, however asked for
 
   def outside_of_limits(*arguments):
-    """In its place; the imports that an import makes are part of it."""
     nonlocal depth
     if depth or threading.current_thread() is not main:
       return find_and_load(*arguments)

@@ -14,7 +14,7 @@ class Example:
   """One prompt, ready for a ticket or for the supervised warm start."""
 
   prompt_tokens: np.ndarray  # int32 [P]
-  demonstration_tokens: np.ndarray  # int32 [T], ends as the model ends its turn
+  demonstration_tokens: np.ndarray  # int32 [M], ends as the model ends its turn
   answer: str  # JSON for the verifier
   where: str = ""  # "file:line" of the problem
 

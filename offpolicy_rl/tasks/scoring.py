@@ -106,14 +106,9 @@ class Scorer:
     self._pool.close()
 
   def submit(self, completions: list[str], answer: str):
-    """Starts judging a group; hand the result to `judgements` or `rewards`."""
+    """Starts judging a group; hand the result to `judgements`."""
     calls = [(self._verifier, self._pattern, completion, answer) for completion in completions]
     return completions, self._pool.submit(_judge, calls)
-
-  def rewards(self, submitted) -> tuple[list[float], int]:
-    """(the verifier's reward per completion, number of failures); a failure is worth 0."""
-    found = self.judgements(submitted)
-    return [j.reward for j in found], sum(j.failed for j in found)
 
   def judgements(self, submitted) -> list[Judgement]:
     """Waits for a group's judgements, one per completion; pool.PoolError when no worker starts."""

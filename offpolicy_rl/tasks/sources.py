@@ -1,18 +1,16 @@
-"""Where problems come from: generators, data files, prepared TFDS directories.
+"""Problems from generators, data files and prepared TFDS directories.
 
-Every function here returns functions that list problems, so nothing is read or imported before
-somebody needs it. A row of a file that can't be used is listed as `rows.LeftOut` in its place.
-Free of TensorFlow, except for reading what TFDS prepared.
+A row of a file that can't be used is listed as `rows.LeftOut` in its place. Free of TensorFlow,
+except for reading what TFDS prepared.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from offpolicy_rl.tasks import extraction, rows, verifiers
 from offpolicy_rl.tasks.rows import LeftOut, TaskError
@@ -28,7 +26,7 @@ WARNED = {
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """One question with what the verifier needs to judge an answer to it."""
+  """A question, and the data by which a verifier judges an answer to it."""
 
   question: str
   answer: str  # JSON
@@ -50,26 +48,20 @@ class Columns:
 
 def reasoning_gym(
   dataset: str, size: int, *, keep: Callable[[dict], bool] = lambda entry: True, **options
-) -> Callable[[], list[Problem]]:
+) -> list[Problem]:
   """Problems of a reasoning-gym data set, https://github.com/open-thought/reasoning-gym.
 
   `size` entries are drawn with the package's `options`; `keep` says which of them stay.
   """
-
-  @functools.cache
-  def problems():
-    """Draws them, once."""
-    return [
-      Problem(
-        question=entry["question"],
-        answer=verifiers.dumps({"dataset": dataset, "entry": entry}),
-        demonstration=entry["answer"],
-      )
-      for entry in _gym_entries(dataset, size, options)
-      if keep(entry)
-    ]
-
-  return problems
+  return [
+    Problem(
+      question=entry["question"],
+      answer=verifiers.dumps({"dataset": dataset, "entry": entry}),
+      demonstration=entry["answer"],
+    )
+    for entry in _gym_entries(dataset, size, options)
+    if keep(entry)
+  ]
 
 
 def check_gym() -> None:
@@ -95,11 +87,10 @@ def _gym_entries(dataset: str, size: int, options: dict):
     ) from None
 
 
-def jsonl(path: str, columns: Columns) -> Callable[[], Listed]:
+def jsonl(path: str, columns: Columns) -> Listed:
   """Problems of a file with a question and an answer, a text or a number, in every row."""
 
-  def make(row: rows.Row) -> Problem:
-    """Of the columns."""
+  def problem(row: rows.Row) -> Problem:
     return Problem(
       question=rows.text(row.values, columns.question),
       answer=json.dumps(rows.text(row.values, columns.answer)),
@@ -107,89 +98,78 @@ def jsonl(path: str, columns: Columns) -> Callable[[], Listed]:
       where=row.where,
     )
 
-  return _listing(lambda: rows.read(pathlib.Path(path)), make)
+  return _problems(rows.read(pathlib.Path(path)), problem)
 
 
-def gsm8k(read: Callable[[], Iterable[rows.Row | LeftOut]]) -> Callable[[], Listed]:
+def gsm8k(data_dir: str, split: str) -> Listed:
   """Grade-school word problems (arXiv 2110.14168): the answer is the number after ####.
 
   The demonstration is the worked solution without the calculator's annotations <<48/2=24>>.
+
+  Args:
+    split: "train" or "test"; read from its file if there is one, else as TFDS prepared it.
   """
-
-  def make(row: rows.Row) -> Problem:
-    """Of `question` and `answer`."""
-    solution = rows.text(row.values, "answer")
-    answer = solution.rpartition("####")[2].strip() if "####" in solution else ""
-    if not answer:
-      raise rows.RowError(f"answer: got {solution[-60:]!r}, expected '#### number' at its end")
-    shown = re.sub(r"<<[^<>]*>>", "", solution)
-    return Problem(rows.text(row.values, "question"), json.dumps(answer), shown, row.where)
-
-  return _listing(read, make)
+  return _problems(_gsm8k_rows(data_dir, split), _gsm8k_problem)
 
 
-def math(path: pathlib.Path) -> Callable[[], Listed]:
+def _gsm8k_rows(data_dir: str, split: str) -> Iterator[rows.Row | LeftOut]:
+  folder = _gsm8k_folder(data_dir)
+  path = split_file(folder, split)
+  if path.is_file():
+    return rows.read(path)
+  from offpolicy_rl.tasks import tfds  # TensorFlow, only here
+
+  prepared = tfds.read(_GSM8K, str(folder), split)
+  return (rows.Row(f"{folder}: {split} {i}", rows.Values(row)) for i, row in enumerate(prepared))
+
+
+def _gsm8k_problem(row: rows.Row) -> Problem:
+  solution = rows.text(row.values, "answer")
+  answer = solution.rpartition("####")[2].strip() if "####" in solution else ""
+  if not answer:
+    raise rows.RowError(f"answer: got {solution[-60:]!r}, expected '#### number' at its end")
+  demonstration = re.sub(r"<<[^<>]*>>", "", solution)
+  return Problem(rows.text(row.values, "question"), json.dumps(answer), demonstration, row.where)
+
+
+def math(path: pathlib.Path) -> Listed:
   r"""MATH (arXiv 2103.03874): columns `problem`, and `answer` or a `solution` with \boxed in it."""
-
-  def make(row: rows.Row) -> Problem:
-    """Of these columns; one that is null or blank is as good as none."""
-    given = {
-      column: rows.text(row.values, column)
-      for column in ("answer", "solution")
-      if not _is_blank(row.values.get(column))
-    }
-    shown = given.get("solution", "")
-    answer = given.get("answer") or extraction.last_boxed(shown)
-    if not answer:
-      raise rows.RowError("got neither answer nor \\boxed{...} in solution")
-    question = rows.text(row.values, "problem")
-    return Problem(question, json.dumps(answer), shown or f"\\boxed{{{answer}}}", row.where)
-
-  return _listing(lambda: rows.read(path), make)
+  return _problems(rows.read(path), _math_problem)
 
 
-def _listing(
-  read: Callable[[], Iterable[rows.Row | LeftOut]], make: Callable[[rows.Row], Problem]
-) -> Callable[[], Listed]:
-  """Lists the problems of rows, once; `make` raises RowError for one that can't be used."""
+def _math_problem(row: rows.Row) -> Problem:
+  texts = {  # a column that is null or blank counts as missing
+    column: rows.text(row.values, column)
+    for column in ("answer", "solution")
+    if not _is_blank(row.values.get(column))
+  }
+  solution = texts.get("solution", "")
+  answer = texts.get("answer") or extraction.last_boxed(solution)
+  if not answer:
+    raise rows.RowError("got neither answer nor \\boxed{...} in solution")
+  demonstration = solution or f"\\boxed{{{answer}}}"
+  return Problem(rows.text(row.values, "problem"), json.dumps(answer), demonstration, row.where)
 
-  def listed(row: rows.Row | LeftOut) -> Problem | LeftOut:
-    """The problem, or why there is none."""
-    if isinstance(row, LeftOut):
-      return row
+
+def _problems(read: Iterable[rows.Row | LeftOut], make: Callable[[rows.Row], Problem]) -> Listed:
+  """`make` raises RowError for a row that can't be used."""
+  listed: Listed = []
+  for row in read:
     try:
-      return make(row)
+      listed.append(row if isinstance(row, LeftOut) else make(row))
     except rows.RowError as error:
-      return LeftOut(row.where, str(error))
-
-  return functools.cache(lambda: [listed(row) for row in read()])
+      listed.append(LeftOut(row.where, str(error)))
+  return listed
 
 
 def _is_blank(value) -> bool:
   return value is None or (isinstance(value, str) and not value.strip())
 
 
-def gsm8k_rows(data_dir: str, split: str) -> Callable[[], Iterable[rows.Row | LeftOut]]:
-  """Rows of a split ("train", "test"): of its file if there is one, else as TFDS prepared it."""
-  folder = gsm8k_folder(data_dir)
-
-  def read():
-    """See `rows.read`."""
-    path = split_file(folder, split)
-    if path.is_file():
-      return rows.read(path)
-    from offpolicy_rl.tasks import tfds  # TensorFlow, only here
-
-    prepared = tfds.read(_GSM8K, str(folder), split)
-    return (rows.Row(f"{folder}: {split} {i}", rows.Values(row)) for i, row in enumerate(prepared))
-
-  return read
-
-
-def gsm8k_folder(data_dir: str) -> pathlib.Path:
-  """task.data_dir, or where the environment says GSM8K is, or TFDS's own place."""
-  asked = data_dir or os.environ.get("GSM8K_DIR") or os.environ.get("TFDS_DATA_DIR")
-  return pathlib.Path(asked or "~/tensorflow_datasets").expanduser()
+def _gsm8k_folder(data_dir: str) -> pathlib.Path:
+  """task.data_dir, else GSM8K_DIR or TFDS_DATA_DIR of the environment, else TFDS's default."""
+  folder = data_dir or os.environ.get("GSM8K_DIR") or os.environ.get("TFDS_DATA_DIR")
+  return pathlib.Path(folder or "~/tensorflow_datasets").expanduser()
 
 
 def split_file(folder: pathlib.Path, split: str) -> pathlib.Path:
@@ -200,13 +180,13 @@ def split_file(folder: pathlib.Path, split: str) -> pathlib.Path:
 
 def gsm8k_has_files(data_dir: str) -> bool:
   """Whether both splits are there as files."""
-  folder = gsm8k_folder(data_dir)
+  folder = _gsm8k_folder(data_dir)
   return all(split_file(folder, split).is_file() for split in ("train", "test"))
 
 
 def check_gsm8k(data_dir: str) -> None:
   """Raises TaskError unless one of the two forms is there."""
-  folder = gsm8k_folder(data_dir)
+  folder = _gsm8k_folder(data_dir)
   prepared = folder / _GSM8K.replace(":", "/") / "dataset_info.json"
   if not gsm8k_has_files(data_dir) and not prepared.is_file():
     raise TaskError(

@@ -15,15 +15,7 @@ from offpolicy_rl import types
 CONFIG, TOKENIZER, SETTINGS = "config.json", "tokenizer.json", "tokenizer_config.json"
 GENERATION, MAP, ADDED = "generation_config.json", "special_tokens_map.json", "added_tokens.json"
 _DECODER, _EOS_ID = "added_tokens_decoder", "eos_token_id"
-_NAMES = (
-  "bos_token",
-  "eos_token",
-  "unk_token",
-  "sep_token",
-  "pad_token",
-  "cls_token",
-  "mask_token",
-)
+_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 # What transformers' classes name where tokenizer_config.json has no such key; null is one.
 _OF_CLASSES = {
   "Gemma": dict(
@@ -43,30 +35,17 @@ _KINDS = {
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Keys of generation_config.json that change what transformers generates. A run samples as its own
 # configuration says. None and these values change nothing.
-_NOT_FOLLOWED = {
-  "num_beams": 1,
-  "temperature": 1.0,
-  "top_k": 0,
-  "top_p": 1.0,
-  "min_p": 0.0,
-  "typical_p": 1.0,
-  "repetition_penalty": 1.0,
-  "presence_penalty": 0.0,
-  "frequency_penalty": 0.0,
-  "no_repeat_ngram_size": 0,
-  "encoder_repetition_penalty": 1.0,
-  "epsilon_cutoff": 0.0,
-  "eta_cutoff": 0.0,
-  "min_length": 0,
-  "min_new_tokens": 0,
-  "bad_words_ids": [],
-  "sequence_bias": {},
-  "suppress_tokens": [],
-  "begin_suppress_tokens": [],
-  "forced_bos_token_id": None,
-  "forced_eos_token_id": None,
-  "stop_strings": [],
-}
+_UNIT = ("top_p", "typical_p", "temperature", "repetition_penalty", "encoder_repetition_penalty")
+_NO_PENALTY = ("min_p", "presence_penalty", "frequency_penalty", "epsilon_cutoff", "eta_cutoff")
+_NO_LIMIT = ("top_k", "no_repeat_ngram_size", "min_length", "min_new_tokens")
+_NOTHING = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "stop_strings")
+_NOT_FOLLOWED = (
+  dict.fromkeys(_UNIT, 1.0)
+  | dict.fromkeys(_NO_PENALTY, 0.0)
+  | dict.fromkeys(_NO_LIMIT, 0)
+  | {key: [] for key in _NOTHING}
+  | {"num_beams": 1, "sequence_bias": {}, "forced_bos_token_id": None, "forced_eos_token_id": None}
+)
 
 
 class TokenizerError(ValueError):

@@ -67,12 +67,12 @@ def _counts(rates: Sequence[float]) -> list[int]:
   return counts.tolist()
 
 
-def of(members: Sequence[tuple[float, Sequence]], seed: int) -> PromptStream | MixedStream:
+def make_stream(members: Sequence[tuple[float, Sequence]], seed: int) -> PromptStream | MixedStream:
   """The stream of one task, or of several at rates."""
   return PromptStream(members[0][1], seed) if len(members) == 1 else MixedStream(members, seed)
 
 
-def in_turn(members: Sequence[tuple[float, Sequence]]) -> list:
+def interleaved(members: Sequence[tuple[float, Sequence]]) -> list:
   """All examples once, at the members' rates for as long as each has some; for evaluation."""
   if len(members) == 1:
     return list(members[0][1])

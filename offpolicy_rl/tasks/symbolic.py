@@ -61,7 +61,7 @@ def equal(right: str, said: str) -> bool:
   """Whether two formulas or texts are the same answer."""
   if latex.normal(right) == latex.normal(said):
     return bool(said.strip())
-  return same(forms.of(right), forms.of(said))
+  return same(forms.parse(right), forms.parse(said))
 
 
 def same(a: forms.Form, b: forms.Form) -> bool:
@@ -141,14 +141,14 @@ def _same_equations(a: forms.Form, b: forms.Form) -> bool:
 
 def _computes(equation: forms.Form) -> bool:
   """5! = 120, whose left side is the right one: it gives an answer and how it came about."""
-  left, right = forms.of(equation.parts[0].text), equation.parts[1]
+  left, right = forms.parse(equation.parts[0].text), equation.parts[1]
   kinds = {left.kind, right.kind}
   return kinds.issubset({forms.NUMBER, forms.EXPRESSION}) and same(left, right)
 
 
 def _difference(equation: forms.Form) -> str:
   left, sign, right = equation.text.partition("=")
-  forms_of_sides = [forms.of(side) for side in (left, right)]
+  forms_of_sides = [forms.parse(side) for side in (left, right)]
   if not sign or any(f.kind not in (forms.EXPRESSION, forms.NUMBER) for f in forms_of_sides):
     raise expressions.Unreadable(f"{equation.text!r:.60} is no equation of expressions")
   return f"({left})-({right})"

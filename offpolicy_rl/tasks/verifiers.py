@@ -157,7 +157,6 @@ def dumps(value) -> str:
   """JSON in which tuples stay tuples: some of reasoning-gym's scorers tell them from lists."""
 
   def tagged(x):
-    """The value with every tuple in a dict that says so."""
     if isinstance(x, dict):
       return {key: tagged(inner) for key, inner in x.items()}
     if isinstance(x, list | tuple):

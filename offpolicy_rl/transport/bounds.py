@@ -1,6 +1,6 @@
-"""What may come over the wire at most, and the error that says what was wrong with it.
+"""Limits of every field of a message, and the error that names the field.
 
-Everything here is checked before anything of the message's size is allocated, kept or logged.
+All are checked before anything of the message's size is allocated, kept or logged.
 """
 
 import math
@@ -11,15 +11,15 @@ from offpolicy_rl import types
 from offpolicy_rl.transport import trajectory_pb2 as pb
 
 MAX_COMPLETIONS = 4096  # of one ticket
-MAX_CREDITS = 4096  # tickets asked for, or held, at once
+MAX_CREDITS = 4096  # tickets that a sampler may ask for, or hold, at once
 MAX_TICKET_ID = 256  # characters
-MAX_MESSAGE_MB = 2000  # that transport.max_message_mb may be: protobuf ends at 2 GiB
+MAX_MESSAGE_MB = 2000  # of transport.max_message_mb: protobuf ends at 2 GiB
 MAX_STATS = 64  # entries of a heartbeat
-MAX_WAIT_SECONDS = 3600.0  # a caller may ask for; the server waits 30 s at most
+MAX_WAIT_SECONDS = 3600.0  # in a request; the server waits 30 s at most
 MAX_ROWS = 1024  # of metrics in one reply to a watcher
 MAX_VALUES = 256  # of such a row; of ticket counts
-MAX_SAMPLERS = 256  # a watcher is told of
-MAX_TEXT = 256  # characters of what a person is told in words
+MAX_SAMPLERS = 256  # in one reply to a watcher
+MAX_TEXT = 256  # characters of a text for people
 PUSH_BYTES = 2_000_000  # of groups in one message, unless one alone is larger
 
 # No draw from a float32 softmax has less than about -120 (the smallest exponential noise); and the
@@ -51,25 +51,25 @@ def refuse(field: str, value, expected: str):
 
 
 def check_name(name: str, field: str) -> None:
-  """Names of samplers and of their numbers: short, printable, no spaces."""
+  """Raises WireError for a name that is long, not printable or has spaces."""
   if not _NAME.fullmatch(name):
     refuse(field, name, _NAME_RULE)
 
 
 def check_sampler_id(sampler_id: str, field: str) -> None:
-  """A name, or what `names.unique` makes of one."""
+  """Raises WireError for what is neither a name nor an id that `names.unique` makes."""
   if not _SAMPLER_ID.fullmatch(sampler_id):
     refuse(field, sampler_id, _NAME_RULE)
 
 
 def check_ticket_id(ticket_id: str, field: str) -> None:
-  """Ids of tickets may hold spaces; the learner makes them, samplers only repeat them."""
+  """Raises WireError for an id that is long or not printable ASCII; spaces are allowed."""
   if not (0 < len(ticket_id) <= MAX_TICKET_ID and ticket_id.isascii() and ticket_id.isprintable()):
     refuse(field, ticket_id, f"1 to {MAX_TICKET_ID} printable ASCII characters")
 
 
 def check_count(count: int, field: str, most: int) -> None:
-  """A number from 1 to `most`."""
+  """Raises WireError for a number that is not from 1 to `most`."""
   if not 1 <= count <= most:
     refuse(field, count, f"1 to {most}")
 
@@ -100,7 +100,7 @@ def _check_ticket_ids(ticket_ids: Collection[str], field: str) -> None:
 
 
 def check_watch(request: pb.WatchRequest) -> None:
-  """The same for a watcher's request."""
+  """Raises WireError for the first field of a watcher's request that is out of bounds."""
   if request.session:
     check_name(request.session, "session")
   _check_wait(request.wait_seconds)
@@ -111,19 +111,19 @@ def _check_wait(seconds: float) -> None:
     refuse("wait_seconds", seconds, f"a number in [0, {MAX_WAIT_SECONDS:.0f}]")
 
 
-def words(text: str) -> str:
-  """Any text, cut and made safe to show: what `check_text` accepts."""
+def printable(text: str) -> str:
+  """The text, cut and made safe to show, so that `check_text` accepts it."""
   return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
 
 
 def check_text(text: str, field: str) -> None:
-  """Words for a person's terminal: short, and nothing that would steer it."""
+  """Raises WireError for a text that is long, or that could steer a terminal."""
   if len(text) > MAX_TEXT or not text.isprintable():
     refuse(field, text, f"at most {MAX_TEXT} printable characters")
 
 
 def check_stats(stats) -> None:
-  """What a sampler says about itself: few finite numbers with names."""
+  """Raises WireError for a sampler's stats unless they are few finite numbers with names."""
   if len(stats) > MAX_STATS:
     refuse("stats", f"{len(stats)} entries", f"at most {MAX_STATS}")
   for name, value in stats.items():

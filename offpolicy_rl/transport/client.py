@@ -147,7 +147,7 @@ class LearnerClient:
         check(ticket)
         tickets.append(ticket)
       except codec.WireError as error:
-        reasons[message.ticket_id] = bounds.words(str(error))
+        reasons[message.ticket_id] = bounds.printable(str(error))
     if reasons:
       self.decline(reasons)
     return tickets

@@ -1,7 +1,7 @@
-"""Python types <-> protobuf messages. Everything that comes from outside is checked here.
+"""Python types <-> protobuf messages. All that comes from outside is checked here.
 
-Why protobuf with raw bytes for arrays: a typed schema that any language can read, no pickle (so no
-code runs on decoding), and arrays cost one copy.
+Protobuf with raw bytes for arrays is a typed schema that any language can read, runs no code on
+decoding as pickle does, and costs one copy.
 """
 
 import math
@@ -16,7 +16,7 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport.bounds import WireError as WireError
 from offpolicy_rl.transport.bounds import refuse as _refuse
 
-GROUP_FORM = 3  # of the messages that a run keeps; raise it when `group_of_request` changes
+GROUP_FORM = 3  # version of the messages on disk; raise it when `group_of_request` changes
 _DTYPES = {
   pb.DTYPE_INT32: np.dtype("<i4"),
   pb.DTYPE_FLOAT32: np.dtype("<f4"),
@@ -57,16 +57,16 @@ def _join(message: pb.Tensor, arrays: Sequence[np.ndarray]) -> None:
 
 def decode_tensor(message: pb.Tensor, field: str, dtype, rank: int) -> np.ndarray:
   """Tensor message -> read-only array of exactly this dtype and rank."""
-  found = dtype_of(message.dtype, field)
-  if found != np.dtype(dtype):
-    _refuse(f"{field}.dtype", str(found), str(np.dtype(dtype)))
+  given = dtype_of(message.dtype, field)
+  if given != np.dtype(dtype):
+    _refuse(f"{field}.dtype", str(given), str(np.dtype(dtype)))
   shape = tuple(message.shape)
   if len(shape) != rank:
     _refuse(f"{field}.shape", shape, f"{rank} dimension(s)")
-  expected_bytes = math.prod(shape) * found.itemsize
+  expected_bytes = math.prod(shape) * given.itemsize
   if len(message.data) != expected_bytes:
     _refuse(f"{field}.data", f"{len(message.data)} bytes", f"{expected_bytes} bytes for {shape}")
-  return np.frombuffer(message.data, found).reshape(shape)
+  return np.frombuffer(message.data, given).reshape(shape)
 
 
 def encode_ticket(ticket: types.Ticket) -> pb.Ticket:
@@ -136,7 +136,7 @@ def check_ticket(
 
 
 def _encode_versions(versions: np.ndarray) -> list[pb.VersionRun]:
-  """int32 [T] -> run lengths."""
+  """int32 [tokens] -> run lengths."""
   if not versions.size:
     return []
   if (versions == versions[0]).all():  # the usual case, and much quicker
@@ -212,7 +212,7 @@ def push_requests(
 def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
   """Message of a sampler -> Group whose arrays have the right dtype, rank and lengths.
 
-  What only the learner can judge (ticket, vocabulary, admitted versions) is `check_group`'s work.
+  `check_group` checks the rest, for which the ticket is needed.
   """
   bounds.check_ticket_id(message.ticket_id, "group.ticket_id")
   count = len(message.lengths)
@@ -240,7 +240,7 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
 
 
 def group_of_request(data: bytes, index: int) -> types.Group:
-  """A group of a serialized and sealed PushRequest; ValueError when the bytes are damaged."""
+  """A group of a serialized PushRequest with its checksum; ValueError when it is damaged."""
   request = pb.PushRequest.FromString(checksum.verify(data))
   return decode_group(request.groups[index], request.sampler_id)
 
@@ -277,10 +277,10 @@ def check_group(
 
 
 def _all_values(arrays: list[np.ndarray]) -> np.ndarray:
-  """At least their values, in any order; no copy where they are parts of one, as decoded ones."""
-  whole = arrays[0].base
-  if isinstance(whole, np.ndarray) and all(array.base is whole for array in arrays):
-    return whole
+  """At least their values, in any order; not copied where they are views of one array."""
+  base = arrays[0].base
+  if isinstance(base, np.ndarray) and all(array.base is base for array in arrays):
+    return base
   return np.concatenate(arrays)
 
 

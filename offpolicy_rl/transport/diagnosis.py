@@ -1,7 +1,7 @@
 """Why a connection cannot work, however long one waits.
 
 gRPC reports a refused handshake as UNAVAILABLE, "Socket closed", like a learner that is away for a
-moment. So a sampler that cannot connect knocks once by itself and reads what TLS says.
+moment. So a sampler that cannot connect opens a connection by itself and reads what TLS says.
 """
 
 import socket
@@ -10,8 +10,8 @@ import time
 
 from offpolicy_rl.transport import security
 
-_SECONDS = 5.0  # for one knock
-_BETWEEN_SECONDS = 0.5  # between the two that must end alike
+_SECONDS = 5.0  # for one attempt
+_PAUSE_SECONDS = 0.5  # between two that must end alike
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty SETTINGS
 _CLOSED = (
   "the learner closed the connection after the TLS handshake, as it does when the sampler's "
@@ -25,38 +25,37 @@ def lasting_problem(address: str, credentials: security.Credentials) -> str | No
   host, _, port = address.rpartition(":")
   if not port.isdecimal():
     return None
-  place = (host.strip("[]"), int(port))
-  knock = (lambda: _encrypted(place, credentials)) if credentials.ca else (lambda: _plain(place))
-  problem = knock()
+  peer = (host.strip("[]"), int(port))
+  attempt = (lambda: _with_tls(peer, credentials)) if credentials.ca else (lambda: _without(peer))
+  problem = attempt()
   if problem is None:
     return None
   # Once may be chance: a learner that is being stopped closes connections, bytes get damaged.
-  time.sleep(_BETWEEN_SECONDS)
-  return problem if knock() == problem else None
+  time.sleep(_PAUSE_SECONDS)
+  return problem if attempt() == problem else None
 
 
-def _plain(place: tuple[str, int]) -> str | None:
-  """Does the port speak TLS although we do not?"""
+def _without(peer: tuple[str, int]) -> str | None:
   context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
   context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
   try:
-    with socket.create_connection(place, _SECONDS) as raw, context.wrap_socket(raw):
+    with socket.create_connection(peer, _SECONDS) as raw, context.wrap_socket(raw):
       return "the learner speaks TLS; give the sampler --tls_ca, the authority of its certificate"
   except OSError:  # ssl.SSLError is one
     return None
 
 
-def _encrypted(place: tuple[str, int], credentials: security.Credentials) -> str | None:
+def _with_tls(peer: tuple[str, int], credentials: security.Credentials) -> str | None:
   context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
   context.load_verify_locations(credentials.ca)
   context.set_alpn_protocols(["h2"])
   if credentials.cert:
     context.load_cert_chain(credentials.cert, credentials.key)
-  name, met = credentials.server_name or place[0], False
+  name, connected = credentials.server_name or peer[0], False
   try:
-    raw = socket.create_connection(place, _SECONDS)
+    raw = socket.create_connection(peer, _SECONDS)
     with raw, context.wrap_socket(raw, server_hostname=name) as end:
-      met = True  # it is the learner, by its certificate
+      connected = True  # to the learner, by its certificate
       end.sendall(_PREFACE)
       # A server judges our certificate after we believe the handshake to be over.
       return None if end.recv(1) else _CLOSED
@@ -67,7 +66,7 @@ def _encrypted(place: tuple[str, int], credentials: security.Credentials) -> str
     )
   except (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError):
     # Before that anybody may have closed it: a load balancer whose learner is away, a full learner.
-    return _CLOSED if met else None
+    return _CLOSED if connected else None
   except ssl.SSLError as error:
     if error.reason == "WRONG_VERSION_NUMBER":
       return "the learner does not speak TLS; leave out --tls_ca, or give the learner --tls_cert"

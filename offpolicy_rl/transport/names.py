@@ -1,4 +1,4 @@
-"""What samplers are called. Two may be given one name: containers share host and process id."""
+"""Names of samplers. Two may get the same name: containers share host and process id."""
 
 import collections
 import secrets
@@ -10,7 +10,7 @@ MARK = "~"  # between the name and what makes it unique
 
 
 def unique(name: str) -> str:
-  """The id of one sampler process: its name and something random.
+  """An id for one sampler process: its name and random characters.
 
   Raises:
     bounds.WireError: `name` is no name.
@@ -25,7 +25,7 @@ def name_of(sampler_id: str) -> str:
 
 
 def shown(sampler_ids: Iterable[str]) -> dict[str, str]:
-  """Id -> what people are shown: the name, or the whole id where several have that name."""
+  """Id -> name to show to people: the id where several share a name."""
   ids = list(sampler_ids)
   count = collections.Counter(map(name_of, ids))
   return {i: name_of(i) if count[name_of(i)] == 1 else i for i in ids}

@@ -1,8 +1,8 @@
-"""A sampler's end of the weights: assembled tensor by tensor, verified, never handed out by halves.
+"""A sampler's end of the weights: assembled tensor by tensor, and returned only when verified.
 
-Host memory: one copy of the weights, and the payload of one tensor. What arrives is written over
-the version that is held. So when a stream turns out to be damaged, or is given up for another one,
-what is held is neither version: it is forgotten, and the next pull brings everything.
+Host memory: one copy of the weights, and the payload of one tensor. A new version is written over
+the one that is held. If its stream is damaged, or given up for another one, the memory holds
+neither version: it is forgotten, and the next pull brings everything.
 """
 
 import math
@@ -19,14 +19,14 @@ Layout = dict[str, tuple[tuple[int, ...], np.dtype]]  # parameter path -> shape,
 
 
 class DamagedError(codec.WireError):
-  """A stream's bytes are not what its header promises; another stream may be well."""
+  """A stream's bytes are not those that its header promises; another stream may be fine."""
 
 
 class _Assembly:
   """The tensors of one header, built as their bytes arrive, in the memory of those held."""
 
   def __init__(self, header: pb.WeightsHeader, held: weights.Tensors):
-    self.name, self.header, self.received = weights.header_digest(header), header, 0
+    self.digest, self.header, self.received = weights.header_digest(header), header, 0
     self._held = held
     self._tensors: weights.Tensors = {}
     self._open()
@@ -76,8 +76,8 @@ class _Assembly:
       rest = rest[taken:]
       self._close_complete()
 
-  def finished(self) -> weights.Tensors:
-    """Every tensor, verified; raises DamagedError when bytes are missing."""
+  def finish(self) -> weights.Tensors:
+    """The tensors; raises DamagedError when bytes are missing."""
     if self._payload is not None:
       total = self.header.total_bytes
       raise DamagedError(f"weights.data: got {self.received} bytes, expected {total}")
@@ -85,7 +85,7 @@ class _Assembly:
 
 
 class Receiver:
-  """What one sampler holds, and what a broken stream left. Knows the model, so it checks first."""
+  """The weights that a sampler holds, and what a broken stream left. Checks both by the model."""
 
   def __init__(self, layout: Layout):
     self._layout = {name: (tuple(s), np.dtype(d)) for name, (s, d) in layout.items()}
@@ -93,31 +93,31 @@ class Receiver:
     self.forget()
 
   def forget(self) -> None:
-    """The next pull begins with nothing: in full, from the first byte."""
+    """Drops all, so that the next pull brings everything."""
     self._version, self._sha256 = types.NO_VERSION, b""
     self._tensors: weights.Tensors = {}
     self._assembly: _Assembly | None = None
 
   def fill_in(self, request: pb.WeightsRequest) -> pb.WeightsRequest:
-    """The request with what we hold and where to go on."""
+    """Adds to a request the version that is held, and where a broken stream can go on."""
     request.held_version, request.held_sha256 = self._version, self._sha256
     request.ClearField("resume")
     if self._assembly is not None:
-      request.resume.header_sha256 = self._assembly.name
+      request.resume.header_sha256 = self._assembly.digest
       request.resume.version = self._assembly.header.version
       request.resume.offset = self._assembly.received
     return request
 
   def receive(self, chunks: Iterable[pb.WeightsChunk]) -> tuple[int, weights.Tensors | None]:
-    """Reads one stream -> (version, tensors), None when we hold that version already.
+    """Reads one stream -> (version, tensors), None when that version is held already.
 
-    When `chunks` raises, what has arrived is kept for the next stream. The tensors are the caller's
-    until the next call: the next version is written over them.
+    When `chunks` raises, what has arrived is kept for the next stream. The tensors are valid until
+    the next call, which writes the next version over them.
 
     Raises:
       DamagedError: too few or too many bytes, or a digest that differs; or a delta to what a stream
         that broke has half written over. Nothing is held afterwards.
-      codec.WireError: a header that does not fit our model or what we hold. What we hold stays.
+      codec.WireError: a header that does not fit the model or the version held, which stays.
     """
     try:
       return self._receive(iter(chunks))
@@ -132,15 +132,15 @@ class Receiver:
       raise codec.WireError("weights: the stream does not begin with a header")
     header = first.header
     if header.already_held:
-      mine = f"version {self._version}" if self._tensors else "a stream: nothing is held"
+      expected = f"version {self._version}" if self._tensors else "a stream: nothing is held"
       if header.version != self._version or not self._tensors:
-        _refuse("weights.already_held", f"version {header.version}", mine)
+        _refuse("weights.already_held", f"version {header.version}", expected)
       return header.version, None
     self._begin(header, first.offset)
     for chunk in chunks:
       self._assembly.add(chunk.data)
       self.received_bytes += len(chunk.data)
-    self._tensors = self._assembly.finished()
+    self._tensors = self._assembly.finish()
     self._version, self._sha256 = header.version, header.sha256
     self._assembly = None
     return header.version, dict(self._tensors)
@@ -148,7 +148,7 @@ class Receiver:
   def _begin(self, header: pb.WeightsHeader, offset: int) -> None:
     """Goes on with the broken stream if this is the same one, else starts over."""
     begun = self._assembly
-    same = begun is not None and begun.name == weights.header_digest(header)
+    same = begun is not None and begun.digest == weights.header_digest(header)
     expected = begun.received if same else 0
     if offset not in (0, expected):
       _refuse("weights.offset", offset, f"0 or {expected}")
@@ -160,18 +160,18 @@ class Receiver:
     self._assembly = _Assembly(header, self._tensors)
 
   def _check(self, header: pb.WeightsHeader) -> None:
-    """Raises WireError unless the header describes our model, on the base that we hold."""
+    """Raises WireError unless the header describes this model, on the version held."""
     if header.base_version not in (types.NO_VERSION, self._version):
       _refuse("weights.base_version", header.base_version, f"{self._version}, the version held")
     names = [info.name for info in header.tensors]
     expected = "each tensor of this sampler's model once"
     if sorted(names) != sorted(self._layout):
       _refuse("weights.tensors", sorted(set(names) ^ set(self._layout))[:3], expected)
-    found = {  # the names are ours from here on: errors may show them as they are
+    announced = {  # from here on names are known ones: errors may show them as they are
       i.name: (tuple(i.shape), codec.dtype_of(i.dtype, f"weights.tensors[{i.name}]"))
       for i in header.tensors
     }
-    wrong = [f"{name} {found[name]}" for name in found if found[name] != self._layout[name]]
+    wrong = [f"{name} {x}" for name, x in announced.items() if x != self._layout[name]]
     if wrong:
       _refuse("weights.tensors", wrong[:3], expected)
     for info in header.tensors:

@@ -10,12 +10,12 @@ _ENDS = ("", "finished", "stopped", "failed")
 
 
 def encode_news(news: types.News) -> pb.WatchReply:
-  """For the wire; what would be too much is left out: the oldest rows, the last samplers."""
+  """News -> message; beyond the limits the oldest rows and the last samplers are left out."""
   status = news.status
   reply = pb.WatchReply(
     session=status.session,
-    run_id=bounds.words(status.run_id),
-    about=bounds.words(status.about),
+    run_id=bounds.printable(status.run_id),
+    about=bounds.printable(status.about),
     ended=status.ended,
     num_steps=status.num_steps,
     tickets=status.tickets,

@@ -1,7 +1,7 @@
-"""The learner's end of the weights: kept by version, streamed in chunks, as a delta where it pays.
+"""The learner's end of the weights: kept by version, streamed in chunks, as deltas where shorter.
 
-`receiver.py` is the other end. What is expensive (digests, deltas) is worked out by the thread that
-first needs it, never by the one that publishes.
+`receiver.py` is the other end. Digests and deltas are computed by the thread that first needs them,
+never by the one that publishes.
 """
 
 import functools
@@ -37,14 +37,13 @@ def combined_digest(digests: list[bytes]) -> bytes:
   return hashlib.sha256(b"".join(digests)).digest()
 
 
-class _Once:
-  """A value that whoever asks first computes; others wait for it."""
+class _Lazy:
+  """A value that the first caller computes; others wait for it."""
 
   def __init__(self, compute: Callable):
     self._lock, self._compute, self._value = threading.Lock(), compute, None
 
   def get(self):
-    """The value; whoever asks first works it out."""
     with self._lock:
       if self._compute is not None:
         self._value = self._compute()
@@ -57,19 +56,19 @@ class _Version:
 
   def __init__(self, number: int, tensors: Tensors):
     self.number, self.tensors = number, tensors
-    self._digests = _Once(lambda: [digest(array) for array in tensors.values()])
+    self._digests = _Lazy(lambda: [digest(array) for array in tensors.values()])
 
   def digests(self) -> list[bytes]:
-    """Of the tensors, in order."""
+    """SHA-256 of each tensor, in order."""
     return self._digests.get()
 
   def sha256(self) -> bytes:
-    """Of everything."""
+    """One digest for the version."""
     return combined_digest(self.digests())
 
 
 class _Plan(NamedTuple):
-  """What a stream sends."""
+  """The header and bytes of a stream."""
 
   header: pb.WeightsHeader
   payloads: list[memoryview]  # one per tensor, in the header's order
@@ -107,12 +106,12 @@ def _make_plan(new: _Version, base: _Version | None) -> _Plan:
 
 @functools.lru_cache(maxsize=1024)
 def _data_prefix(size: int) -> bytes:
-  """What a serialized WeightsChunk has before `size` bytes of data."""
+  """The bytes of a serialized WeightsChunk before `size` bytes of data."""
   return pb.WeightsChunk(data=bytes(size)).SerializeToString()[:-size]
 
 
 def _chunks(plan: _Plan, offset: int) -> Iterator[bytes]:
-  """Serialized WeightsChunks: the sealed header, then the payloads' bytes from `offset` on.
+  """Serialized WeightsChunks: the header with a checksum, then the payloads from `offset` on.
 
   Serialized here because a protobuf message would copy the bytes twice more, at the learner's cost.
   """
@@ -125,7 +124,7 @@ def _chunks(plan: _Plan, offset: int) -> Iterator[bytes]:
 
 
 def header_digest(header: pb.WeightsHeader) -> bytes:
-  """Names a stream: equal digests mean equal bytes, since encoding is deterministic."""
+  """Identifies a stream: equal digests mean equal bytes, since encoding is deterministic."""
   return hashlib.sha256(header.SerializeToString(deterministic=True)).digest()
 
 
@@ -136,7 +135,7 @@ class WeightStore:
     """`delta_bases`: versions to keep only because they were sent lately, as bases of deltas."""
     self._lock = threading.Lock()
     self._versions: dict[int, _Version] = {}
-    self._plans: dict[tuple[int, int], _Once] = {}  # (base, version), oldest use first
+    self._plans: dict[tuple[int, int], _Lazy] = {}  # (base, version), oldest use first
     self._sent: dict[int, None] = {}  # versions in the order in which they were last sent
     self._delta_bases = delta_bases
 
@@ -156,7 +155,7 @@ class WeightStore:
       self._plans = {pair: plan for pair, plan in self._plans.items() if alive.issuperset(pair)}
 
   def close(self) -> None:
-    """Nothing to finish; the directory transport has something."""
+    """Does nothing; weights_dir.Publisher has something to finish."""
 
   def versions(self) -> list[int]:
     """The versions held, oldest first."""
@@ -199,10 +198,10 @@ class WeightStore:
     yield from _chunks(plan, request.resume.offset if same else 0)
 
   def _plan(self, new: _Version, base: _Version | None) -> _Plan:
-    """Made once, even when several samplers ask at the same time."""
+    """Computed once, even when several samplers pull at the same time."""
     key = (base.number if base else types.NO_VERSION, new.number)
     with self._lock:
-      plan = self._plans.pop(key, None) or _Once(lambda: _make_plan(new, base))
+      plan = self._plans.pop(key, None) or _Lazy(lambda: _make_plan(new, base))
       self._plans[key] = plan
       while len(self._plans) > _CACHED_PLANS:
         del self._plans[next(iter(self._plans))]

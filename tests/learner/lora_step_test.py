@@ -31,7 +31,7 @@ def adapted(*arguments, **overrides) -> step.StepChoices:
 
 def start(mesh, model=ADAPTED):
   """(state with adapters that are no longer fresh, base)."""
-  base = state_lib.create_params(lora.plain(model), mesh, seed=0)
+  base = state_lib.create_params(lora.base_config(model), mesh, seed=0)
   state = state_lib.create(model, mesh, OPTIMIZER, seed=1)
   stir = lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape)
   stirred = jax.tree.map(stir, state.params)
@@ -115,8 +115,8 @@ def test_the_reference_is_the_base_and_there_is_one_of_it():
   assert memory.argument_size_in_bytes == pytest.approx(given, rel=0.01)
   assert memory.output_size_in_bytes < 3.1 * adapters + 10_000
   # No gradient of the base on the way, which training all weights has.
-  every = state_lib.create(lora.plain(wide), mesh, OPTIMIZER, seed=1)
-  usual = memory_of(made.reference(), mesh, lora.plain(wide), batch, base, every)
+  every = state_lib.create(lora.base_config(wide), mesh, OPTIMIZER, seed=1)
+  usual = memory_of(made.reference(), mesh, lora.base_config(wide), batch, base, every)
   assert usual.temp_size_in_bytes - memory.temp_size_in_bytes > 0.9 * bytes_of(base)
 
 

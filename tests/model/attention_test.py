@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offpolicy_rl.model import attention, names, paging, policy, sharding
+from offpolicy_rl.model import attention, names, policy, sharding
 from offpolicy_rl.replay import packing
 from tests.model.decoder_test import CONFIG, random_params
 from tests.replay.packing_test import COMPLETION, PROMPT, completions_of
+from tests.rows import cache_of_rows
 
 LOCAL = dataclasses.replace(
   CONFIG, local_layers=(True, False, True), sliding_window=4, local_rope_theta=100.0
@@ -121,5 +122,5 @@ def test_bfloat16_is_used_inside_and_float32_comes_out():
   flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
   a, b = flat(gradient), flat(exact_gradient)
   assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
-  cache = paging.contiguous(coarse, 2, 4)
-  assert cache.pool.k_LxNxKxSxC.dtype == "bfloat16"
+  cache = cache_of_rows(coarse, 2, 4)
+  assert cache.pool.k_LxYxKxSxC.dtype == "bfloat16"

@@ -84,7 +84,7 @@ def test_files_of_an_index_are_read_and_others_are_not(folder):
 def test_a_bad_index_is_refused_by_name(folder, content, message):
   split(folder)
   index(folder, content)
-  with pytest.raises(pretrained.CheckpointError, match=message):
+  with pytest.raises(pretrained.PretrainedError, match=message):
     pretrained.Checkpoint(folder)
 
 
@@ -93,7 +93,7 @@ def test_a_bad_index_is_refused_by_name(folder, content, message):
 def test_a_file_that_is_no_json_object_is_refused_by_name(folder, name, text):
   split(folder)
   (folder / name).write_bytes(text)
-  with pytest.raises(pretrained.CheckpointError, match=f"{name}: (no JSON|got None|.utf-8)"):
+  with pytest.raises(pretrained.PretrainedError, match=f"{name}: (no JSON|got None|.utf-8)"):
     pretrained.Checkpoint(folder)
 
 
@@ -101,14 +101,14 @@ def test_a_directory_in_the_place_of_a_file_is_refused(folder):
   for name in (pretrained.SINGLE, pretrained.CONFIG):
     (folder / name).unlink()
     (folder / name).mkdir()
-    with pytest.raises(pretrained.CheckpointError, match=name):
+    with pytest.raises(pretrained.PretrainedError, match=name):
       pretrained.Checkpoint(folder)
 
 
 def test_a_tensor_in_two_files_is_refused(folder):
   weight_map = split(folder)
   save(folder, random_checkpoints.tensors(UNTIED), weight_map[HEAD])
-  with pytest.raises(pretrained.CheckpointError, match=r"is in [ab].safetensors and in b.safet"):
+  with pytest.raises(pretrained.PretrainedError, match=r"is in [ab].safetensors and in b.safet"):
     pretrained.Checkpoint(folder)
 
 
@@ -124,7 +124,7 @@ def test_a_copy_of_the_embedding_is_no_matrix_of_its_own(tmp_path, dtype, monkey
   for head in (other, other[1:], other.astype(np.float16)):
     save(folder, tensors | {HEAD: head})
     with pytest.raises(
-      pretrained.CheckpointError,
+      pretrained.PretrainedError,
       match="lm_head.weight is not model.embed_tokens.weight, expected a copy of it, or tie_word_",
     ):
       pretrained.Checkpoint(folder)
@@ -147,7 +147,7 @@ def test_a_matrix_with_two_names_may_be_kept_under_either(tmp_path):
 def test_a_head_that_is_promised_and_missing_is_refused(tmp_path):
   folder = random_checkpoints.write(tmp_path / "model", TIED)
   (folder / pretrained.CONFIG).write_text(json.dumps(UNTIED))
-  with pytest.raises(pretrained.CheckpointError, match="lm_head.weight missing"):
+  with pytest.raises(pretrained.PretrainedError, match="lm_head.weight missing"):
     pretrained.Checkpoint(folder)
 
 
@@ -157,7 +157,7 @@ def test_buffers_of_old_checkpoints_do_not_matter(folder):
   save(folder, tensors)
   pretrained.Checkpoint(folder)
   save(folder, tensors | {"model.layers.0.self_attn.o_proj.bias": np.ones(48, np.float32)})
-  with pytest.raises(pretrained.CheckpointError, match="self_attn.o_proj.bias unexpected"):
+  with pytest.raises(pretrained.PretrainedError, match="self_attn.o_proj.bias unexpected"):
     pretrained.Checkpoint(folder)
 
 
@@ -197,7 +197,7 @@ def test_a_damaged_weight_file_is_refused_by_name(folder):
   data, tried = path.read_bytes(), 0
   for bad in bad_files(data):
     path.write_bytes(bad)
-    with pytest.raises(pretrained.CheckpointError, match=r"model.safetensors|lm_head.weight"):
+    with pytest.raises(pretrained.PretrainedError, match=r"model.safetensors|lm_head.weight"):
       pretrained.Checkpoint(folder)
     tried += 1
   assert tried > 40
@@ -210,7 +210,7 @@ def test_quantized_weights_are_refused_by_dtype(folder):
   for dtype, name in ((jnp.float8_e4m3fn, "F8_E4M3"), (np.int8, "I8"), (np.float64, "F64")):
     save(folder, tensors | {HEAD: tensors[HEAD].astype(dtype)})
     with pytest.raises(
-      pretrained.CheckpointError, match=rf"{HEAD}: got {name} .* of one of \['BF16', 'F16', 'F32'\]"
+      pretrained.PretrainedError, match=rf"{HEAD}: got {name} .* of one of \['BF16', 'F16', 'F32'\]"
     ):
       pretrained.Checkpoint(folder)
 
@@ -225,12 +225,12 @@ def test_every_dtype_that_is_supported_is_read(folder):
 
 
 def test_what_is_missing_entirely_is_said(tmp_path):
-  with pytest.raises(pretrained.CheckpointError, match="config.json: no such file"):
+  with pytest.raises(pretrained.PretrainedError, match="config.json: no such file"):
     pretrained.Checkpoint(tmp_path)
   (tmp_path / pretrained.CONFIG).write_text(json.dumps(UNTIED))
   (tmp_path / "pytorch_model.bin").write_bytes(b"")
   with pytest.raises(
-    pretrained.CheckpointError, match=r"files \['model.safetensors'\] are missing; \*.bin files are"
+    pretrained.PretrainedError, match=r"files \['model.safetensors'\] are missing; \*.bin files are"
   ):
     pretrained.Checkpoint(tmp_path)
 
@@ -238,7 +238,7 @@ def test_what_is_missing_entirely_is_said(tmp_path):
 def test_what_else_a_directory_may_hold_is_said(tmp_path):
   (tmp_path / "model-q4.gguf").touch()
   (tmp_path / "snapshots").mkdir()
-  with pytest.raises(pretrained.CheckpointError, match=r"reads a GGUF .*; the directories in snap"):
+  with pytest.raises(pretrained.PretrainedError, match=r"reads a GGUF .*; the directories in snap"):
     pretrained.weight_files(tmp_path)
 
 
@@ -246,7 +246,7 @@ def test_an_adapter_is_not_the_model_alone(folder):
   """transformers puts one beside a model into it."""
   (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
   with pytest.raises(
-    pretrained.CheckpointError, match="adapter_config.json: adapters are not read"
+    pretrained.PretrainedError, match="adapter_config.json: adapters are not read"
   ):
     pretrained.weight_files(folder)
 
@@ -256,14 +256,14 @@ def test_names_with_something_before_them_are_shown(folder, prefix):
   tensors = {prefix + name: x for name, x in random_checkpoints.tensors(UNTIED).items()}
   save(folder, tensors)
   expected = f"got tensors like {prefix}lm_head.weight, expected {len(tensors)} like lm_head.weight"
-  with pytest.raises(pretrained.CheckpointError, match=expected):
+  with pytest.raises(pretrained.PretrainedError, match=expected):
     pretrained.Checkpoint(folder)
 
 
 def test_a_pointer_of_git_lfs_is_named(folder):
   pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
   (folder / pretrained.SINGLE).write_bytes(pointer)
-  with pytest.raises(pretrained.CheckpointError, match="a pointer of Git LFS, `git lfs pull` gets"):
+  with pytest.raises(pretrained.PretrainedError, match="a pointer of Git LFS, `git lfs pull` gets"):
     pretrained.Checkpoint(folder)
 
 
@@ -277,8 +277,8 @@ def test_sizes_beyond_all_bounds_are_refused(tmp_path, family):
   sizes = [name for name, value in keys.items() if type(value) is int and name not in no_shapes]
   for name in sizes:
     (folder / pretrained.CONFIG).write_text(json.dumps(keys | {name: 2**31 - 2}))
-    with pytest.raises((pretrained.CheckpointError, families.UnsupportedModel)):
+    with pytest.raises((pretrained.PretrainedError, families.UnsupportedModel)):
       pretrained.Checkpoint(folder)
   (folder / pretrained.CONFIG).write_text(json.dumps(keys | dict.fromkeys(sizes, 2**31 - 2)))
-  with pytest.raises((pretrained.CheckpointError, families.UnsupportedModel)):
+  with pytest.raises((pretrained.PretrainedError, families.UnsupportedModel)):
     pretrained.Checkpoint(folder)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offpolicy_rl.model import decoder, paging, policy
-from tests.rows import whole_rows
+from offpolicy_rl.model import decoder, policy
+from tests.rows import cache_of_rows, whole_rows
 
 CONFIG = decoder.DecoderConfig(
   vocab_size=48,
@@ -104,7 +104,7 @@ def test_prefill_and_decode_through_the_cache_equal_the_full_pass():
   # Rows of different lengths: padding in the prompt is overwritten as decoding goes on.
   lengths = jnp.array([3, 5, 6])
   padded = jnp.where(jnp.arange(6)[None] < lengths[:, None], tokens[:, :6], 0)
-  cache = paging.contiguous(CONFIG, 3, 12)
+  cache = cache_of_rows(CONFIG, 3, 12)
   logits, cache = policy.apply(CONFIG, params, padded, positions_of(padded), cache)
   for row in range(3):
     n = int(lengths[row])

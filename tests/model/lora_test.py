@@ -42,8 +42,8 @@ def test_fresh_adapters_change_no_bit(name):
   config = dataclasses.replace(ADAPTED, **VARIANTS[name])
   whole = policy.init(config, jax.random.key(0))
   base, adapters = lora.split(whole)
-  assert policy.shapes(lora.plain(config)) == jax.eval_shape(lambda: base)
-  plain = logits(lora.plain(config), base)
+  assert policy.shapes(lora.base_config(config)) == jax.eval_shape(lambda: base)
+  plain = logits(lora.base_config(config), base)
   np.testing.assert_array_equal(logits(config, whole), plain)
   merged = lora.merge(config, base, adapters)
   for target, x in policy.flatten(merged).items():
@@ -56,9 +56,9 @@ def test_merged_adapters_compute_the_same(name):
   whole = random_params(config)
   base, adapters = lora.split(whole)
   beside, merged = logits(config, whole), lora.merge(config, base, adapters)
-  assert policy.shapes(lora.plain(config)) == jax.eval_shape(lambda: merged)
-  np.testing.assert_allclose(logits(lora.plain(config), merged), beside, atol=5e-5)
-  assert np.abs(beside - logits(lora.plain(config), base)).max() > 0.1
+  assert policy.shapes(lora.base_config(config)) == jax.eval_shape(lambda: merged)
+  np.testing.assert_allclose(logits(lora.base_config(config), merged), beside, atol=5e-5)
+  assert np.abs(beside - logits(lora.base_config(config), base)).max() > 0.1
   changed = {k for k, x in policy.flatten(merged).items() if x is not policy.flatten(base)[k]}
   assert changed == {f"blocks/{target}" for target in config.lora_targets}
 

@@ -46,7 +46,7 @@ def decoding(one):
   tables[0] = 0
   pool = (LAYERS, 5 + one.rows, one.kv_heads, SIZE, CHANNELS)
   row = (one.rows, 1, one.kv_heads, CHANNELS)
-  cache = paging.OfLayer(
+  cache = paging.LayerCache(
     paging.Pool(new(*pool), new(*pool)), jnp.int32(1), jnp.asarray(tables, jnp.int32)
   )
   q = new(one.rows, 1, one.kv_heads * one.group, CHANNELS)
@@ -97,15 +97,15 @@ def test_every_shard_works_on_its_own_heads():
     new = [heads(x, None, None, "kv_heads") for x in (k, v)]
     split = (heads(q, None, None, "heads"), *new, cache._replace(pool=pool), *more)
     found = attended(config, attention.PAGED_INTERPRETED, split)
-    assert found[1].pool.k_LxNxKxSxC.sharding.shard_shape(pool[0].shape)[2] == 1
+    assert found[1].pool.k_LxYxKxSxC.sharding.shard_shape(pool[0].shape)[2] == 1
     assert_same(found, expected, "float32")
 
 
 def test_a_row_does_not_depend_on_the_others():
   config, (q, k, v, cache, position, _) = config_of(FULL), decoding(FULL)
   alone = lambda x: jnp.where(jnp.arange(6).reshape(6, *[1] * (x.ndim - 1)) == 3, x, 0)
-  tables = alone(cache.tables_BxP)
-  arguments = (q, k, v, cache._replace(tables_BxP=tables), alone(position), None)
+  tables = alone(cache.tables_BxZ)
+  arguments = (q, k, v, cache._replace(tables_BxZ=tables), alone(position), None)
   few, _ = attended(config, attention.PAGED_INTERPRETED, arguments)
   all_, _ = attended(config, attention.PAGED_INTERPRETED, (q, k, v, cache, position, None))
   np.testing.assert_array_equal(few[3], all_[3])

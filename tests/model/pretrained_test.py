@@ -128,5 +128,5 @@ def test_a_bad_checkpoint_is_refused_by_name(reference, tmp_path, message):
   folder = tmp_path / "model"
   shutil.copytree(reference / "llama" / "model", folder)
   DAMAGE[message](folder)
-  with pytest.raises(pretrained.CheckpointError, match=message):
+  with pytest.raises(pretrained.PretrainedError, match=message):
     pretrained.Checkpoint(folder)

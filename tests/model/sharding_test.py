@@ -70,4 +70,4 @@ def test_a_sharded_forward_pass_equals_the_plain_one():
 
 def test_the_cache_has_the_shape_of_the_configuration():
   pool = paging.empty(CONFIG, pages=5, page_tokens=9)
-  assert pool.k_LxNxKxSxC.shape == pool.v_LxNxKxSxC.shape == (3, 5, 2, 9, 8)
+  assert pool.k_LxYxKxSxC.shape == pool.v_LxYxKxSxC.shape == (3, 5, 2, 9, 8)

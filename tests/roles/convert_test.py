@@ -105,7 +105,7 @@ def test_a_bucket_is_read(published, tmp_path, monkeypatch):
     copy=lambda real, path, to, **how: real(str(path).replace(bucket, local), to, **how),
   ):
     convert.import_checkpoint(bucket, str(tmp_path / "to"))
-    with pytest.raises(pretrained.CheckpointError, match="gs://somewhere/else is no directory"):
+    with pytest.raises(pretrained.PretrainedError, match="gs://somewhere/else is no directory"):
       convert.import_checkpoint(f"{bucket}/else", str(tmp_path / "again"))
   assert files(tmp_path / "to").keys() == files(published).keys() - {"README.md"}
 
@@ -149,7 +149,7 @@ def test_errors_name_the_directory_that_is_read(published, tmp_path):
   with pytest.raises(tokenizer.TokenizerError, match=f"^{source}/tokenizer.json: no such file"):
     convert.import_checkpoint(f"{source}/", str(tmp_path / "to"))
   (source / "config.json").write_text("{")
-  with pytest.raises(pretrained.CheckpointError, match=f"^{source}/config.json: no JSON"):
+  with pytest.raises(pretrained.PretrainedError, match=f"^{source}/config.json: no JSON"):
     convert.import_checkpoint(str(source), str(tmp_path / "to"))
 
 
@@ -239,7 +239,7 @@ def test_an_export_says_its_dtype_wherever_the_file_does(published, tmp_path, mo
 
 
 def test_no_directory_is_said(tmp_path):
-  with pytest.raises(pretrained.CheckpointError, match="no directory and no .gguf file"):
+  with pytest.raises(pretrained.PretrainedError, match="no directory and no .gguf file"):
     convert.import_checkpoint(str(tmp_path / "nowhere"), str(tmp_path / "to"))
 
 

@@ -205,7 +205,7 @@ def test_lengths_of_nothing_are_not_0(tiny_config, tmp_path):
   )
   settings(tiny_config, name="jsonl", train_file=path, max_prompt_tokens=9)
   policy = build.make_policy(tiny_config, None)
-  found = data.inspect(tiny_config, catalog.of(tiny_config.task), policy)
+  found = data.inspect(tiny_config, catalog.select(tiny_config.task), policy)
   told = list(check.report(tiny_config, policy, found))
   [row] = [line.split() for line in told if line.startswith("  train demonstrations")]
   assert row[2:7] == ["-"] * 5
@@ -218,7 +218,7 @@ def test_golds_of_a_mixture_are_judged_by_their_own_verifier(tiny_config, tmp_pa
     "jsonl:numbers": {"rate": 1, "train_file": path, "verifier": "numeric"},
   }
   settings(tiny_config, name="mixture", mixture=json.dumps(members), max_prompt_tokens=9)
-  selection = catalog.of(tiny_config.task)
+  selection = catalog.select(tiny_config.task)
   policy = build.make_policy(tiny_config, None)
   found = data.inspect(tiny_config, selection, policy, sample=20)
   for part in found:

@@ -277,7 +277,7 @@ def test_an_engine_over_two_devices_and_two_engines_sample_the_same():
   each = [make_engine(mesh=mesh, slots=6) for mesh in meshes]
   own = [jax.device_put(params, policy.param_shardings(mesh, params)) for mesh in meshes]
   assert own[1]["blocks"]["w_q"].sharding.shard_shape((3, 32, 4, 8)) == (3, 32, 2, 8)
-  assert each[1]._pool.k_LxNxKxSxC.sharding.shard_shape((3, 9, 2, 4, 8)) == (3, 9, 1, 4, 8)
+  assert each[1]._pool.k_LxYxKxSxC.sharding.shard_shape((3, 9, 2, 4, 8)) == (3, 9, 1, 4, 8)
   both = engines.Engines(each)
   both.add(tickets)
   assert both.room == 0

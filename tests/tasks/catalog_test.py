@@ -18,7 +18,7 @@ MIXTURE = json.dumps(
 
 
 def test_members_of_a_mixture_have_rates_keys_and_verifiers_of_their_own(tiny_config):
-  asked = catalog.of(settings(tiny_config, name="mixture", mixture=MIXTURE))
+  asked = catalog.select(settings(tiny_config, name="mixture", mixture=MIXTURE))
   asked.check()
   assert [task.name for task in asked.tasks] == ["gsm8k", "sums", "reasoning_gym:gcd"]
   assert asked.rates == (0.6, 0.2, 0.2)
@@ -40,7 +40,7 @@ def test_what_one_member_holds_out_no_other_trains_on(tiny_config, tmp_path):
     "jsonl:a": {"rate": 1, "train_file": whole},
     "jsonl:b": {"rate": 1, "train_file": whole, "heldout_file": held, "max_bad_rows": 0},
   }
-  asked = catalog.of(settings(tiny_config, name="mixture", mixture=json.dumps(mixture)))
+  asked = catalog.select(settings(tiny_config, name="mixture", mixture=json.dumps(mixture)))
   train, heldout = asked.split("train"), asked.split("heldout")
   held = {p.question for problems in heldout for p in problems}
   assert held >= {f"q{i}" for i in range(5)} and len(held) > 5
@@ -49,18 +49,17 @@ def test_what_one_member_holds_out_no_other_trains_on(tiny_config, tmp_path):
 
 def test_a_fresh_models_vocabulary_has_the_phrases_of_every_member(tiny_config):
   mixture = '{"chain_sum": 1, "spell_backward": 1}'
-  asked = catalog.of(settings(tiny_config, name="mixture", mixture=mixture))
+  asked = catalog.select(settings(tiny_config, name="mixture", mixture=mixture))
   single = [catalog.TASKS[name] for name in ("chain_sum", "spell_backward")]
   for phrase in single[0].phrases + single[1].phrases:
     assert len(asked.vocabulary.encode(phrase)) == 1
-  assert catalog.of(settings(tiny_config, name="chain_sum", mixture="")).vocabulary.fingerprint == (
-    single[0].vocabulary.fingerprint
-  )
+  alone = catalog.select(settings(tiny_config, name="chain_sum", mixture=""))
+  assert alone.vocabulary.fingerprint == single[0].vocabulary.fingerprint
 
 
 @pytest.mark.parametrize("verifier", ["numeric", "math_verify", "exact", "my.module:judge"])
 def test_the_verifier_can_be_chosen(tiny_config, verifier):
-  asked = catalog.of(settings(tiny_config, name="chain_sum", verifier=verifier))
+  asked = catalog.select(settings(tiny_config, name="chain_sum", verifier=verifier))
   assert asked.verifier == verifiers.NAMED.get(verifier, verifier)
   if verifier in verifiers.NAMED:  # they understand the answers of any task
     problem = asked.split("heldout")[0][0]
@@ -69,13 +68,15 @@ def test_the_verifier_can_be_chosen(tiny_config, verifier):
 
 def test_a_task_of_ones_own_is_asked_once_and_mixes_with_others(tiny_config):
   name = "tests.tasks.own_task:letters"
-  alone = catalog.of(settings(tiny_config, name=name))
+  alone = catalog.select(settings(tiny_config, name=name))
   assert alone.name == alone.tasks[0].name == name
-  assert alone.tasks[0] is catalog.of(settings(tiny_config, name=name)).tasks[0]
+  assert alone.tasks[0] is catalog.select(settings(tiny_config, name=name)).tasks[0]
   assert {p.question for split in ("train", "heldout") for p in alone.split(split)[0]} == set("abc")
-  both = catalog.of(settings(tiny_config, name="mixture", mixture=f'{{"{name}": 3, "sums": 1}}'))
+  both = catalog.select(
+    settings(tiny_config, name="mixture", mixture=f'{{"{name}": 3, "sums": 1}}')
+  )
   assert [task.name for task in both.tasks] == [name, "sums"] and both.rates == (0.75, 0.25)
-  judged = catalog.of(settings(tiny_config, name=name, mixture="", verifier="numeric"))
+  judged = catalog.select(settings(tiny_config, name=name, mixture="", verifier="numeric"))
   assert judged.verifier == verifiers.NAMED["numeric"]
 
 
@@ -134,7 +135,7 @@ def test_a_catch_is_warned_of(tiny_config):
 def test_the_first_held_out_problems_are_like_the_rest(tiny_config):
   """Sums of two digits are few, so that drawing order would put nearly all of them in front."""
   options = '{"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}'
-  asked = catalog.of(
+  asked = catalog.select(
     settings(tiny_config, name="reasoning_gym:chain_sum", size=4000, options=options)
   )
   [held] = asked.split("heldout")
@@ -146,6 +147,6 @@ def test_the_first_held_out_problems_are_like_the_rest(tiny_config):
 def test_problems_drawn_twice_have_the_same_answer_whatever_else_is_noted_of_them(tiny_config):
   pytest.importorskip("reasoning_gym")
   named = dict(name="reasoning_gym:chain_sum", options='{"max_terms": 2, "max_digits": 1}')
-  [reading] = catalog.of(settings(tiny_config, size=400, **named)).read("train")
+  [reading] = catalog.select(settings(tiny_config, size=400, **named)).read("train")
   assert len(reading.repeated) > 50
   assert all(reason.endswith("with the same answer") for _, reason in reading.repeated)

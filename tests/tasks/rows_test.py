@@ -203,7 +203,7 @@ def test_a_bad_row_is_left_out_up_to_a_share(tiny_config, tmp_path, line):
   path = tmp_path / "a.jsonl"
   path.write_text(TEXT + line + "\n")
   asked = settings(tiny_config, name="jsonl", train_file=str(path), max_bad_rows=1 / 41)
-  [reading] = catalog.of(asked).read("train")
+  [reading] = catalog.select(asked).read("train")
   [(where, why)] = reading.left_out
   assert where == f"{path}:41" and LEFT_OUT[line] in why
   asked.max_bad_rows = 0.02
@@ -214,7 +214,7 @@ def test_a_bad_row_is_left_out_up_to_a_share(tiny_config, tmp_path, line):
 def test_a_key_that_nobody_reads_may_be_there_twice(tiny_config, tmp_path):
   (tmp_path / "a.jsonl").write_text(TEXT.replace('"answer"', '"x": 1, "x": 2, "answer"'))
   asked = settings(tiny_config, name="jsonl", train_file=str(tmp_path / "a.jsonl"))
-  assert sum(len(catalog.of(asked).split(split)[0]) for split in ("train", "heldout")) == 40
+  assert sum(len(catalog.select(asked).split(split)[0]) for split in ("train", "heldout")) == 40
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def math(tmp_path, tiny_config, *lines, **changes):
   (tmp_path / "test.jsonl").write_text('{"problem": "t", "answer": "1"}')
   (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
   asked = settings(tiny_config, name="math", data_dir=str(tmp_path), **changes)
-  return catalog.of(asked).read("train")[0]
+  return catalog.select(asked).read("train")[0]
 
 
 def test_one_bad_row_does_not_refuse_all_of_math(tiny_config, tmp_path):

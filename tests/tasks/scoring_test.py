@@ -6,7 +6,7 @@ import pytest
 from offpolicy_rl import types
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.tasks import scoring, shaping, verifiers
-from tests.tasks import misbehaving
+from tests.tasks import misbehaving, scores
 
 NAME = "tests.tasks.misbehaving:misbehaves"
 
@@ -20,8 +20,9 @@ def scorer():
 @pytest.mark.parametrize("bad", misbehaving.BAD)
 def test_a_bad_completion_costs_only_its_own_reward_and_is_counted(scorer, bad):
   handles = [scorer.submit(["5", bad, "6", "5"], '"5"'), scorer.submit(["5", "6"], '"5"')]
-  assert scorer.rewards(handles[0]) == ([1.0, 0.0, 0.0, 1.0], 1)
-  assert scorer.rewards(handles[1]) == ([1.0, 0.0], 0)
+  found = [[(j.reward, j.failed) for j in scorer.judgements(handle)] for handle in handles]
+  assert found[0] == [(1.0, False), (0.0, True), (0.0, False), (1.0, False)]
+  assert found[1] == [(1.0, False), (0.0, False)]
 
 
 def test_a_failure_is_told_apart_from_a_wrong_answer_and_its_reason_is_logged(scorer, caplog):
@@ -34,7 +35,7 @@ def test_scalars_of_numpy_are_numbers():
   name = "tests.tasks.misbehaving:returns_scalars"
   with scoring.Scorer(name, workers=1, time_limit=5.0) as one:
     texts = ["float32", "float64", "int64", "bool_", "array", "atleast_2d", "complex64", "str_"]
-    assert one.rewards(one.submit(texts, '"5"')) == ([1.0] * 6 + [0.0] * 2, 2)
+    assert scores.rewards(one, texts, '"5"') == ([1.0] * 6 + [0.0] * 2, 2)
 
 
 def test_without_a_limit_memory_is_not_limited():
@@ -42,7 +43,7 @@ def test_without_a_limit_memory_is_not_limited():
   limits = []
   for memory_mb in (0, 512):
     with scoring.Scorer(name, workers=1, time_limit=5.0, memory_mb=memory_mb) as one:
-      [limit], failures = one.rewards(one.submit(["x"], '"5"'))
+      [limit], failures = scores.rewards(one, ["x"], '"5"')
       assert failures == 0
       limits.append(limit)
   assert limits[0] == -1 / 2**20 and 512 < limits[1] < 4096
@@ -54,7 +55,7 @@ def test_the_import_of_a_package_counts_in_no_limit():
   answer = verifiers.dumps({"dataset": "gcd", "entry": entry})
   name = verifiers.NAMED["reasoning_gym"]
   with scoring.Scorer(name, workers=1, time_limit=1.0, memory_mb=64) as one:
-    assert one.rewards(one.submit(["6", "7"], answer)) == ([1.0, 0.0], 0)
+    assert scores.rewards(one, ["6", "7"], answer) == ([1.0, 0.0], 0)
 
 
 def test_formats_are_looked_for_in_the_worker_within_the_limit():

@@ -23,7 +23,7 @@ def problems(name: str, split: str) -> list[catalog.Problem]:
 
 
 def registered(task) -> str:
-  return seqio_tasks.register(catalog.of(task), task.to_json(sort_keys=True))
+  return seqio_tasks.register(catalog.select(task), task.to_json(sort_keys=True))
 
 
 def test_a_mixture_is_one_of_seqios_at_our_rates_and_with_our_problems(tiny_config):
@@ -35,7 +35,7 @@ def test_a_mixture_is_one_of_seqios_at_our_rates_and_with_our_problems(tiny_conf
   assert isinstance(found, seqio.Mixture)
   assert [found.get_rate(t) for t in found.tasks] == [0.6, 0.2, 0.2]
   for split in ("train", "heldout"):
-    expected = catalog.of(task).split(split)
+    expected = catalog.select(task).split(split)
     assert [problems(t.name, split) for t in found.tasks] == expected
   # Once more, and with other options: neither collides with the first.
   assert registered(task) == name
@@ -48,7 +48,7 @@ def test_a_task_is_registered_under_its_name(name):
 
 
 def test_a_mixture_becomes_examples_at_its_rates(tiny_config):
-  asked = catalog.of(settings(tiny_config, name="mixture", mixture=MIXTURE))
+  asked = catalog.select(settings(tiny_config, name="mixture", mixture=MIXTURE))
   members = prompts.members(asked, "train", asked.vocabulary, 300)
   assert [rate for rate, _ in members] == [0.6, 0.2, 0.2]
   assert not any(made.too_long or made.left_out for _, made in members)
@@ -58,7 +58,7 @@ def test_a_mixture_becomes_examples_at_its_rates(tiny_config):
 
 
 def test_long_prompts_of_every_member_are_counted(tiny_config):
-  asked = catalog.of(settings(tiny_config, name="mixture", mixture=MIXTURE))
+  asked = catalog.select(settings(tiny_config, name="mixture", mixture=MIXTURE))
   members = prompts.members(asked, "train", asked.vocabulary, 100)
   skipped = sum(len(made.too_long) for _, made in members)
   long = [len(p.question) > 100 for part in asked.split("train") for p in part]
@@ -67,9 +67,9 @@ def test_long_prompts_of_every_member_are_counted(tiny_config):
 
 
 def test_a_file_becomes_a_stream_of_prompts(tiny_config):
-  asked = catalog.of(settings(tiny_config, name="gsm8k", data_dir=str(WORDS)))
+  asked = catalog.select(settings(tiny_config, name="gsm8k", data_dir=str(WORDS)))
   [(rate, made)] = prompts.members(asked, "train", asked.vocabulary, 300)
-  stream = streams.of([(rate, made.examples)], seed=0)
+  stream = streams.make_stream([(rate, made.examples)], seed=0)
   seen = {asked.vocabulary.decode(stream[i].prompt_tokens.tolist()) for i in range(16)}
   assert made.too_long == made.left_out == []
   assert seen == {p.question for p in asked.split("train")[0]}
@@ -99,12 +99,12 @@ def prepared(tmp_path_factory):
 
 
 def test_gsm8k_comes_from_what_tfds_prepared(tiny_config, prepared):
-  from_tfds = catalog.of(settings(tiny_config, name="gsm8k", data_dir=str(prepared)))
+  from_tfds = catalog.select(settings(tiny_config, name="gsm8k", data_dir=str(prepared)))
   from_tfds.check()
-  from_files = catalog.of(settings(tiny_config, name="gsm8k", data_dir=str(WORDS)))
+  from_files = catalog.select(settings(tiny_config, name="gsm8k", data_dir=str(WORDS)))
   for split in ("train", "heldout"):
     [a], [b] = from_tfds.split(split), from_files.split(split)
     order = lambda problems: sorted(problems, key=lambda p: p.question)
     assert order(a) == order(b)
-  again = catalog.of(settings(tiny_config, data_dir=str(prepared)))
+  again = catalog.select(settings(tiny_config, data_dir=str(prepared)))
   assert again.split("train") == from_tfds.split("train")  # the order, too

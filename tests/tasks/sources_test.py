@@ -30,7 +30,7 @@ def write(path: pathlib.Path, *rows) -> str:
 
 
 def test_gsm8k_reads_its_own_files(tiny_config):
-  asked = catalog.of(settings(tiny_config, name="gsm8k", data_dir=str(WORDS)))
+  asked = catalog.select(settings(tiny_config, name="gsm8k", data_dir=str(WORDS)))
   asked.check()
   [train], [heldout] = asked.split("train"), asked.split("heldout")
   assert (len(train), len(heldout)) == (16, 8)
@@ -44,15 +44,15 @@ def test_gsm8k_reads_its_own_files(tiny_config):
 
 def test_the_environment_may_say_where_gsm8k_is(tiny_config, monkeypatch):
   monkeypatch.setenv("GSM8K_DIR", str(WORDS))
-  assert len(catalog.of(settings(tiny_config, name="gsm8k")).split("train")[0]) == 16
+  assert len(catalog.select(settings(tiny_config, name="gsm8k")).split("train")[0]) == 16
   monkeypatch.setenv("GSM8K_DIR", str(ROOT / "nowhere"))
   with pytest.raises(sources.TaskError, match=r"task.data_dir: .*/nowhere has neither train.jsonl"):
-    catalog.of(settings(tiny_config, name="gsm8k")).check()
+    catalog.select(settings(tiny_config, name="gsm8k")).check()
 
 
 @pytest.mark.skipif("GSM8K_DIR" not in os.environ, reason="GSM8K_DIR names no copy of GSM8K")
 def test_all_of_gsm8k_can_be_judged(tiny_config):
-  asked = catalog.of(settings(tiny_config, name="gsm8k"))
+  asked = catalog.select(settings(tiny_config, name="gsm8k"))
   [train], [heldout] = asked.split("train"), asked.split("heldout")
   assert (len(train), len(heldout)) == (7473, 1319)
   verdicts = [verifiers.numeric(p.demonstration, p.answer) for p in train + heldout]
@@ -62,7 +62,7 @@ def test_all_of_gsm8k_can_be_judged(tiny_config):
 def test_a_solution_without_an_answer_is_named(tiny_config, tmp_path):
   for split in ("train", "test"):
     write(tmp_path / f"{split}.jsonl", {"question": "q", "answer": "no mark"})
-  asked = catalog.of(settings(tiny_config, name="gsm8k", data_dir=str(tmp_path)))
+  asked = catalog.select(settings(tiny_config, name="gsm8k", data_dir=str(tmp_path)))
   with pytest.raises(sources.TaskError, match=r"train.jsonl:1: answer: got 'no mark', expected"):
     asked.split("train")
 
@@ -77,7 +77,7 @@ def test_math_takes_the_answer_or_the_last_box(tiny_config, tmp_path):
     {"problem": "p2", "solution": r"\boxed{3}", "answer": "4"},
   )
   write(tmp_path / "test.jsonl", {"problem": "p3", "answer": 5})
-  asked = catalog.of(settings(tiny_config, name="math", data_dir=str(tmp_path)))
+  asked = catalog.select(settings(tiny_config, name="math", data_dir=str(tmp_path)))
   asked.check()
   [train], [heldout] = asked.split("train"), asked.split("heldout")
   assert [json.loads(p.answer) for p in train + heldout] == [r"\frac{1}{2}", "4", "5"]
@@ -86,7 +86,7 @@ def test_math_takes_the_answer_or_the_last_box(tiny_config, tmp_path):
   verify = scoring.resolve(asked.verifier)
   assert [verify(p.demonstration, p.answer) for p in (train[0], heldout[0])] == [1.0, 1.0]
   write(tmp_path / "train.jsonl", {"problem": "p1", "solution": "no box"})
-  again = catalog.of(settings(tiny_config, name="math", data_dir=str(tmp_path)))
+  again = catalog.select(settings(tiny_config, name="math", data_dir=str(tmp_path)))
   with pytest.raises(sources.TaskError, match=r"train.jsonl:1: got neither answer nor"):
     again.split("train")
   (tmp_path / "test.jsonl").unlink()
@@ -113,7 +113,7 @@ def test_any_file_with_two_columns_is_a_task(tiny_config, tmp_path):
   rows = [{"ask": f"q{i}", "say": i, "how": f"it is {i}"} for i in range(200)]
   path = write(tmp_path / "a.jsonl", *rows, "", {"ask": "q7", "say": 8})
   wanted = dict(name="jsonl", train_file=path, question_column="ask", answer_column="say")
-  asked = catalog.of(settings(tiny_config, **wanted))
+  asked = catalog.select(settings(tiny_config, **wanted))
   [train], [heldout] = asked.split("train"), asked.split("heldout")
   assert len(train) + len(heldout) == 200 and 10 < len(heldout) < 50
   assert not {p.question for p in train} & {p.question for p in heldout}
@@ -122,7 +122,7 @@ def test_any_file_with_two_columns_is_a_task(tiny_config, tmp_path):
   [again] = asked.read("train")[0].repeated
   assert again == (f"{path}:202", f"asks what {path}:8 asks, with another answer")
   assert found["q9"].demonstration == "9"
-  asked = catalog.of(settings(tiny_config, demonstration_column="how", max_bad_rows=0.0))
+  asked = catalog.select(settings(tiny_config, demonstration_column="how", max_bad_rows=0.0))
   with pytest.raises(sources.TaskError, match=r"a.jsonl:202: how: got only the columns \['ask"):
     asked.split("train")
 
@@ -133,7 +133,7 @@ def test_what_is_held_out_is_not_trained_on(tiny_config, tmp_path):
     tmp_path / "b.jsonl", *({"question": f"q  {i}\n", "answer": "1"} for i in (3, 8, 10))
   )
   wanted = settings(tiny_config, name="jsonl", train_file=train, heldout_file=held)
-  asked = catalog.of(wanted)
+  asked = catalog.select(wanted)
   assert [p.question for p in asked.split("train")[0]] == [f"q {i}" for i in (0, 1, 2, 4, 5, 6, 7)]
   assert len(asked.split("heldout")[0]) == 3
 
@@ -151,7 +151,7 @@ def test_what_is_held_out_is_not_trained_on(tiny_config, tmp_path):
 def test_bad_rows_are_named_by_file_and_line(tiny_config, tmp_path, row, message):
   path = write(tmp_path / "a.jsonl", row)
   with pytest.raises(sources.TaskError, match=message):
-    catalog.of(settings(tiny_config, name="jsonl", train_file=path)).split("train")
+    catalog.select(settings(tiny_config, name="jsonl", train_file=path)).split("train")
 
 
 @pytest.mark.parametrize("key", ["train_file", "heldout_file"])
@@ -159,7 +159,7 @@ def test_a_missing_file_is_named_by_key(tiny_config, tmp_path, key):
   there = write(tmp_path / "a.jsonl", {"question": "q", "answer": "1"})
   wanted = {"train_file": there, key: str(tmp_path / "nowhere")}
   with pytest.raises(sources.TaskError, match=f"task.{key}: got .*nowhere', expected a file with"):
-    catalog.of(settings(tiny_config, name="jsonl", **wanted)).check()
+    catalog.select(settings(tiny_config, name="jsonl", **wanted)).check()
 
 
 # ---------------------------------------------------------------- reasoning-gym
@@ -185,7 +185,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_task_of_reasoning_gym_accepts_its_own_answers(tiny_config, name):
-  asked = catalog.of(settings(tiny_config, name=f"reasoning_gym:{name}", size=20))
+  asked = catalog.select(settings(tiny_config, name=f"reasoning_gym:{name}", size=20))
   asked.check()
   verify = scoring.resolve(asked.verifier)
   for problem in asked.split("train")[0]:
@@ -196,7 +196,7 @@ def test_a_task_of_reasoning_gym_accepts_its_own_answers(tiny_config, name):
 def test_options_reach_the_generator(tiny_config):
   options = '{"min_terms": 5, "max_terms": 5, "min_digits": 1, "max_digits": 1}'
   wanted = settings(tiny_config, name="reasoning_gym:chain_sum", size=40, options=options)
-  problems = [p for split in ("train", "heldout") for p in catalog.of(wanted).split(split)[0]]
+  problems = [p for split in ("train", "heldout") for p in catalog.select(wanted).split(split)[0]]
   assert len(problems) == 40
   assert all(sum(p.question.count(sign) for sign in (" + ", " - ")) == 4 for p in problems)
 
@@ -204,7 +204,7 @@ def test_options_reach_the_generator(tiny_config):
 @pytest.mark.parametrize("name", sorted(verifiers.REFUSED))
 def test_tasks_that_can_not_teach_are_refused(tiny_config, name):
   with pytest.raises(sources.TaskError, match=f"reasoning_gym:{name}', which can't be trained on"):
-    catalog.of(settings(tiny_config, name=f"reasoning_gym:{name}"))
+    catalog.select(settings(tiny_config, name=f"reasoning_gym:{name}"))
 
 
 # (what gets full marks, where this is right)
@@ -284,4 +284,4 @@ def test_a_refused_task_is_not_judged_either(name):
 def test_wrong_names_and_options_are_refused_by_the_check(tiny_config, changes, message):
   wanted = settings(tiny_config, **({"name": "reasoning_gym:chain_sum"} | changes))
   with pytest.raises(sources.TaskError, match=message):
-    catalog.of(wanted).check()
+    catalog.select(wanted).check()

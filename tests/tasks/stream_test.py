@@ -48,18 +48,18 @@ def test_a_mixture_is_a_function_of_seed_and_index():
 
 
 def test_one_task_has_the_stream_it_always_had():
-  assert [streams.of([(1.0, A)], 3)[i] for i in range(99)] == [
+  assert [streams.make_stream([(1.0, A)], 3)[i] for i in range(99)] == [
     PromptStream(A, 3)[i] for i in range(99)
   ]
-  assert streams.in_turn([(1.0, A)]) == A
+  assert streams.interleaved([(1.0, A)]) == A
   with pytest.raises(ValueError, match="examples"):
-    streams.of([(0.5, A), (0.5, [])], 0)
+    streams.make_stream([(0.5, A), (0.5, [])], 0)
 
 
 def test_evaluation_takes_the_members_in_turn_and_each_item_once():
-  found = streams.in_turn([(0.5, A), (0.5, B)])
+  found = streams.interleaved([(0.5, A), (0.5, B)])
   assert sorted(found) == sorted(A + B)
-  assert found == streams.in_turn([(0.5, A), (0.5, B)])
+  assert found == streams.interleaved([(0.5, A), (0.5, B)])
   firsts = collections.Counter(item[0] for item in found[:16])
   assert min(firsts["a"], firsts["b"]) >= 4  # at equal rates while both last
   assert [item for item in found if item[0] == "a"] == A

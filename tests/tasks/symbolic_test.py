@@ -215,7 +215,7 @@ SAME = [
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_the_same(one, other):
   for right, said in ((one, other), (other, one), (one, one), (other, other)):
-    assert symbolic.equal(right, said), (forms.of(right), forms.of(said))
+    assert symbolic.equal(right, said), (forms.parse(right), forms.parse(said))
 
 
 # math-verify 0.9.0 itself takes some of these for equal: small numbers that agree in six decimals,
@@ -457,17 +457,17 @@ DIFFERENT = [
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
 def test_different(one, other):
   for right, said in ((one, other), (other, one)):
-    assert not symbolic.equal(right, said), (forms.of(right), forms.of(said))
+    assert not symbolic.equal(right, said), (forms.parse(right), forms.parse(said))
 
 
 def test_different_answers_are_spelled_differently():
   """As votes compare them; units and names of variables aside."""
   plain = lambda form: form.kind != forms.EQUATION and not form.unit
-  pairs = [tuple(map(forms.of, pair)) for pair in DIFFERENT]
+  pairs = [tuple(map(forms.parse, pair)) for pair in DIFFERENT]
   pairs = [pair for pair in pairs if all(map(plain, pair))]
   assert len(pairs) > 140
   for one, other in pairs:
-    assert forms.spelled(one) != forms.spelled(other)
+    assert forms.canonical(one) != forms.canonical(other)
 
 
 @pytest.mark.parametrize("text", sorted({text for pair in SAME + DIFFERENT for text in pair}))
@@ -573,6 +573,6 @@ def test_nothing_takes_long_to_take_apart(piece):
   start = time.process_time()
   for other in PIECES:
     for tail in ("", "1", "?"):
-      forms.of((piece + other) * (290 // len(piece + other)) + tail)
+      forms.parse((piece + other) * (290 // len(piece + other)) + tail)
   symbolic.said_in(piece * (200_000 // len(piece)))
   assert time.process_time() - start < 5

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from offpolicy_rl.tasks import scoring, symbolic, verifiers
+from tests.tasks import scores
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_mathematics_that_takes_for_ever_is_cut_off_by_the_worker():
   name = verifiers.NAMED["math_verify"]
   texts = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{5}"]
   with scoring.Scorer(name, workers=1, time_limit=3.0, memory_mb=1024) as scorer:
-    rewards, failures = scorer.rewards(scorer.submit(texts, json.dumps("5")))
+    rewards, failures = scores.rewards(scorer, texts, json.dumps("5"))
   assert rewards == [0.0, 1.0] and failures <= 1
 
 
@@ -114,8 +115,8 @@ def test_a_worker_of_a_mixture_knows_the_configured_verifiers_only():
   )
   also = [verifiers.NAMED["numeric"]]
   with scoring.Scorer(verifiers.MIXTURE, also=also, workers=1, time_limit=10.0) as scorer:
-    assert scorer.rewards(scorer.submit(["5"], numeric)) == ([1.0], 0)
-    assert scorer.rewards(scorer.submit(["5"], exact)) == ([0.0], 1)
+    assert scores.rewards(scorer, ["5"], numeric) == ([1.0], 0)
+    assert scores.rewards(scorer, ["5"], exact) == ([0.0], 1)
 
 
 def test_answer_data_keeps_tuples():

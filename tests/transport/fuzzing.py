@@ -1,7 +1,4 @@
-"""Damaged and nonsensical messages, and a learner to send them to.
-
-Everything is drawn from a `random.Random`: hypothesis gives one that it can shrink.
-"""
+"""Damaged and nonsensical messages, and a learner to send them to."""
 
 import collections
 import concurrent.futures
@@ -20,22 +17,15 @@ from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.transport import checksum, client, codec, protocol, receiver, server, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.types import PushStatus
+from tests.fuzzing import damage
 from tests.transport import learners
 
 SESSION, VOCAB, MAX_TOKENS = "one", 50, 8
 NEWEST = 1  # version that the learner has published
 LAYOUT: receiver.Layout = {"w": ((40,), np.dtype(np.float32))}  # of its weights
-REPLIES = {
-  "Hello": pb.HelloReply,
-  "Lease": pb.LeaseReply,
-  "Heartbeat": pb.HeartbeatReply,
-  "Decline": pb.DeclineReply,
-  "Leave": pb.LeaveReply,
-  "PullWeights": pb.WeightsChunk,
-  "Push": pb.PushReply,
-  "Watch": pb.WatchReply,
-}
-DAMAGED = "damaged"  # how a call should end of which a message was not sealed, or no more
+_METHODS = pb.DESCRIPTOR.services_by_name["Learner"].methods
+REPLIES = {method.name: getattr(pb, method.output_type.name) for method in _METHODS}
+DAMAGED = "damaged"  # how a call should end of which a message had no right checksum
 PATH = f"/{protocol.SERVICE}/"
 SAMPLERS = 2
 CALL_THREADS = 3 * SAMPLERS + 2 + server.MAX_WATCHERS  # at most; started as they are needed
@@ -177,7 +167,7 @@ def _value(rng: random.Random, field, depth: int):
 
 
 def spoil(rng: random.Random, message: message_lib.Message) -> None:
-  """Replaces one value somewhere inside by an odd one of its type; all the rest stays good."""
+  """Replaces one value somewhere inside by an odd one of its type; all others stay good."""
   if isinstance(message, pb.Tensor):
     values = np.frombuffer(message.data, np.int32).copy()
     values[rng.randrange(values.size)] = rng.choice(WORDS)
@@ -192,25 +182,6 @@ def spoil(rng: random.Random, message: message_lib.Message) -> None:
     found[rng.randrange(len(found))] = _value(rng, field, 0)
   else:
     setattr(message, field.name, _value(rng, field, 0))
-
-
-def damage(rng: random.Random, data: bytes, other: bytes) -> bytes:
-  """`data` with flipped bits, cut, spliced with `other`, repeated, or replaced by noise."""
-  at = rng.randrange(len(data) + 1)
-  match rng.randrange(5):
-    case 0:
-      spoilt = bytearray(data)
-      for _ in range(rng.choice([1, 2, 8]) if data else 0):
-        spoilt[rng.randrange(len(spoilt))] ^= 1 << rng.randrange(8)
-      return bytes(spoilt)
-    case 1:
-      return data[:at]
-    case 2:
-      return data[:at] + other[rng.randrange(len(other) + 1) :]
-    case 3:
-      return data + data[:at]
-    case _:
-      return rng.randbytes(rng.choice([0, 1, 5, 100, 3000]))
 
 
 def request(rng: random.Random, good: list[message_lib.Message]) -> bytes:
@@ -253,7 +224,7 @@ class Target:
     self.names = [f"train/{i}" for i in range(self.made)]
     self.book = Ledger(lease_seconds=5, set_aside=self._other)
     self.book.add(map(ticket, self.names))
-    self.bad_groups, self.accepted, self.other_leased = 0, 0, 0
+    self.bad_groups = 0
     handlers = learners.handlers(
       self.book, lease=self._lease, finish=self._finish, watch=lambda *_: news()
     )
@@ -289,18 +260,8 @@ class Target:
         return learners.outcome(self.book, error)
     status = self.book.finish(group, NEWEST)
     if status is PushStatus.ACCEPTED:
-      self.accepted += 1
       self.bad_groups += not is_good(group)
     return types.PushOutcome(status)
-
-  def renew(self) -> None:
-    """Replaces the answered tickets, so that there is always something to answer."""
-    for name in list(self.names):
-      if self.book.take([name], timeout=0):
-        self.names.remove(name)
-        self.names.append(f"train/{self.made}")
-        self.made += 1
-        self.book.add([ticket(self.names[-1])])
 
   def works(self, name: str) -> bool:
     """Whether a good sampler can join, lease, pull and have a group accepted; `name` is new."""
@@ -308,14 +269,13 @@ class Target:
     sampler = client.LearnerClient(self.address, "good", reconnect_seconds=5)
     sampler.hello()
     leased = [t.ticket_id for t in sampler.lease(1)]
-    # A ticket that a fuzzed call leased may expire just now; the ledger puts it before all others.
-    self.other_leased += leased != [name]
     held = receiver.Receiver(LAYOUT)
     pulled = [sampler.pull_weights(version, version, held)[0] for version in (0, NEWEST)]
     outcomes = sampler.push([answer(ticket_id) for ticket_id in leased])
     sampler.leave()
     sampler.close()
     statuses = [outcome.status for outcome in outcomes]
+    # A ticket that a fuzzed call leased may expire just now; the ledger puts it before all others.
     taken = self.book.take([name], timeout=0) if leased == [name] else leased
     return statuses == [PushStatus.ACCEPTED] and bool(taken) and pulled == [0, NEWEST]
 
@@ -325,15 +285,15 @@ class Target:
     return self.wire.stop(0).wait(10)
 
 
-def wrap(rng: random.Random, data: bytes) -> bytes:
-  """As it goes out: sealed, so that it gets past the checksum; some not, or damaged after that."""
+def with_checksum(rng: random.Random, data: bytes) -> bytes:
+  """With a right checksum, so that it gets past the check; some without, or damaged after that."""
   way = rng.random()
   if way < 0.06:
     return data
   return damage(rng, checksum.add(data), data) if way < 0.12 else checksum.add(data)
 
 
-def is_sealed(data: bytes) -> bool:
+def is_intact(data: bytes) -> bool:
   """Whether the server may look at it; damage need not change anything."""
   return data[-5:] == b"\x7d" + zlib.crc32(data[:-5]).to_bytes(4, "little")
 
@@ -346,32 +306,25 @@ def bombard(target: Target, rng: random.Random, count: int) -> collections.Count
     for _ in range(count):
       method = rng.choice(list(good))
       number = rng.choice([1, 1, 3]) if method == "Push" else 1
-      messages = [wrap(rng, request(rng, good[method])) for _ in range(number)]
+      messages = [with_checksum(rng, request(rng, good[method])) for _ in range(number)]
       outcomes[call(channel, method, messages)] += 1
   return outcomes
 
 
 def unexpected(outcomes: collections.Counter) -> dict[str, int]:
   """Ends of calls that there must not be."""
-  good = {
-    "OK",
-    "group refused",
-    "INVALID_ARGUMENT",
-    "ABORTED",
-    "FAILED_PRECONDITION",
-    "NOT_FOUND",
-    DAMAGED,
-  }
+  refused = {"INVALID_ARGUMENT", "ABORTED", "FAILED_PRECONDITION", "NOT_FOUND"}
+  good = refused | {"OK", "group refused", DAMAGED}
   return {kind: count for kind, count in outcomes.items() if kind not in good}
 
 
 def call(channel: grpc.Channel, method: str, messages: list[bytes]) -> str:
-  """How a call ended, in a word; that a message was not sealed must end it, and as such."""
+  """How a call ended, in a word; a message without a right checksum must end it, and as such."""
   try:
     ended, said = send(channel, method, messages), ""
   except grpc.RpcError as error:
     ended, said = error.code().name, error.details()
-  if all(map(is_sealed, messages)):
+  if all(map(is_intact, messages)):
     return ended
   if ended == "INTERNAL" and said.startswith("a message was damaged on the way"):
     return DAMAGED

@@ -35,7 +35,7 @@ def test_jax_connects_the_processes_straight(monkeypatch):
   monkeypatch.setattr(
     multihost.jax.distributed, "initialize", lambda *_, **__: seen.append(dict(os.environ))
   )
-  multihost.join(multihost.Group("a.example:1", 2, 0))
+  multihost.join(multihost.ProcessGroup("a.example:1", 2, 0))
   assert not [name for name in seen[0] if name.lower().endswith("_proxy")]
   assert dict(os.environ) == before  # downloads may need it
 
