@@ -43,7 +43,7 @@ class _Lazy:
   def __init__(self, compute: Callable):
     self._lock, self._compute, self._value = threading.Lock(), compute, None
 
-  def get(self):
+  def __call__(self):
     with self._lock:
       if self._compute is not None:
         self._value = self._compute()
@@ -60,7 +60,7 @@ class _Version:
 
   def digests(self) -> list[bytes]:
     """SHA-256 of each tensor, in order."""
-    return self._digests.get()
+    return self._digests()
 
   def sha256(self) -> bytes:
     """One digest for the version."""
@@ -205,4 +205,4 @@ class WeightStore:
       self._plans[key] = plan
       while len(self._plans) > _CACHED_PLANS:
         del self._plans[next(iter(self._plans))]
-    return plan.get()
+    return plan()
