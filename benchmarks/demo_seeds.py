@@ -72,7 +72,7 @@ def picture(curves: list[tuple[str, list]]) -> str:
   found = [series.binned([series.Point(x, y, y, y) for x, y in points], 1) for _, points in curves]
   drawn = [svg.Curve(curves[n][0], s, n) for n, s in enumerate(found)]
   last = max(s.x[-1] for s in found)
-  chart = svg.lines(drawn, svg.frame(found, (0, last)), "held-out pass@1")
+  chart = svg.lines(drawn, svg.fit_axes(found, (0, last)), "held-out pass@1")
   style = "text { font: 11px sans-serif; fill: #66707d } .axis { stroke: #d9dee5 }"
   return chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="630" ', 1).replace(
     ">", f'><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>', 1

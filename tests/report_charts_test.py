@@ -16,9 +16,9 @@ def drawn(*curves, log=False, form=svg.lines):
   """The picture of lists of (x, y)."""
   found = [series.binned(points(*pairs), 1) for pairs in curves]
   last = max(x for s in found for x in s.x)
-  frame = svg.frame(found, (0, last), log=log)
+  axes = svg.fit_axes(found, (0, last), log=log)
   named = [svg.Curve("c", s, n) for n, s in enumerate(found)]
-  return ElementTree.fromstring(form(named, frame, "unit")), frame
+  return ElementTree.fromstring(form(named, axes, "unit")), axes
 
 
 def corners(element) -> list[tuple[float, float]]:
@@ -37,35 +37,35 @@ def test_lines_place_points_and_ticks():
 
 
 def test_a_logarithmic_axis_gives_every_power_the_same_room():
-  picture, frame = drawn([(0, 1e-6), (1, 1e-4), (2, 1e-2)], log=True)
-  assert frame.ticks == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+  picture, axes = drawn([(0, 1e-6), (1, 1e-4), (2, 1e-2)], log=True)
+  assert axes.ticks == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
   ys = [y for _, y in corners(next(picture.iter("polyline")))]
   assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.2)
   assert len(series.log_ticks(1e-12, 1.0)) <= 7
 
 
 def test_areas_lie_on_top_of_one_another():
-  picture, frame = drawn([(0, 0.25), (1, 0.5)], [(0, 0.75), (1, 0.5)], form=svg.stacked)
+  picture, axes = drawn([(0, 0.25), (1, 0.5)], [(0, 0.75), (1, 0.5)], form=svg.stacked)
   lower, upper = [corners(e) for e in picture.iter("polygon")]
   heights = [y for _, y in lower[:2]]
-  assert heights == pytest.approx([frame.y(0.25), frame.y(0.5)], abs=0.1)
+  assert heights == pytest.approx([axes.y(0.25), axes.y(0.5)], abs=0.1)
   assert [y for _, y in upper[2:]] == heights[::-1]  # the upper one begins where the lower ends
 
 
 def test_a_spread_is_shaded():
   s = series.binned([series.Point(0, 1, 0, 2), series.Point(1, 1, 0.5, 2)], 1)
-  frame = svg.frame([s], (0, 1))
-  picture = ElementTree.fromstring(svg.lines([svg.Curve("c", s, 0)], frame))
+  axes = svg.fit_axes([s], (0, 1))
+  picture = ElementTree.fromstring(svg.lines([svg.Curve("c", s, 0)], axes))
   ys = [y for _, y in corners(next(picture.iter("polygon")))]
-  assert ys == pytest.approx([frame.y(v) for v in (2, 2, 0.5, 0)], abs=0.1)
+  assert ys == pytest.approx([axes.y(v) for v in (2, 2, 0.5, 0)], abs=0.1)
 
 
 def test_what_is_off_the_picture_is_told():
-  picture, frame = drawn([(x, 1.0 + x / 100) for x in range(99)] + [(99, 500.0)])
-  assert frame.ticks[-1] < 3
+  picture, axes = drawn([(x, 1.0 + x / 100) for x in range(99)] + [(99, 500.0)])
+  assert axes.ticks[-1] < 3
   assert "up to 500" in [e.text for e in picture.iter("text")]
-  picture, frame = drawn([(x, float(x)) for x in range(100)])
-  assert frame.ticks[-1] >= 99
+  picture, axes = drawn([(x, float(x)) for x in range(100)])
+  assert axes.ticks[-1] >= 99
   assert not any(e.text.startswith("up to") for e in picture.iter("text") if e.text)
 
 

@@ -133,7 +133,9 @@ def read_lines(path: pathlib.Path) -> list[dict]:
   return [row for row in rows if isinstance(row, dict)]
 
 
-def news(run_dir: pathlib.Path, status: types.RunStatus, session: str, position: int) -> types.News:
+def read_since(
+  run_dir: pathlib.Path, status: types.RunStatus, session: str, position: int
+) -> types.News:
   """What a watcher does not know yet who read up to `position` in `session`."""
   path = pathlib.Path(run_dir) / FILE
   size = path.stat().st_size if path.exists() else 0

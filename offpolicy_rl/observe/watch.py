@@ -68,7 +68,7 @@ def directory(run_dir: pathlib.Path) -> Source:
 
   def look(session: str, position: int, wait_seconds: float) -> types.News:
     time.sleep(wait_seconds)
-    return metrics.news(run_dir, read_status(run_dir), session, position)
+    return metrics.read_since(run_dir, read_status(run_dir), session, position)
 
   return look
 

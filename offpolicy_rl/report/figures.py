@@ -69,9 +69,9 @@ def _figure(chart: Chart, sources: Sequence[_Source], last_step: int, most: int)
   if chart.form == STACKED:
     total = [sum(values) for values in zip(*(c.series.values for c in curves), strict=True)]
     whole = curves[0].series._replace(values=[0.0, *total], smooth=[], lows=[0.0], highs=total)
-    drawn = svg.stacked(curves, svg.frame([whole], x_range), chart.metric.unit)
+    drawn = svg.stacked(curves, svg.fit_axes([whole], x_range), chart.metric.unit)
   else:
-    at = svg.frame([c.series for c in curves], x_range, log=chart.log)
+    at = svg.fit_axes([c.series for c in curves], x_range, log=chart.log)
     drawn = svg.lines(curves, at, chart.metric.unit)
   lines = [{"x": _steps(c.series.x), "y": _short(c.series.values)} for c in curves]
   keys = "".join(

@@ -25,7 +25,7 @@ class Curve(NamedTuple):
   css: str = ""  # further classes
 
 
-class Frame(NamedTuple):
+class Axes(NamedTuple):
   """The axes of a picture: from data to pixels."""
 
   x_low: float
@@ -57,17 +57,17 @@ def number(value: float) -> str:
   return text.replace("e-0", "e-").replace("e+0", "e")
 
 
-def frame(curves: Sequence[Series], x_range: tuple[float, float], *, log: bool = False) -> Frame:
+def fit_axes(curves: Sequence[Series], x_range: tuple[float, float], *, log: bool = False) -> Axes:
   """Axes that these curves fit into."""
   low, high = series_lib.extent(curves)
   if log:
     ticks = series_lib.log_ticks(low, high)
   else:  # from 0 on where that costs little room
     ticks = series_lib.ticks(0.0 if 0 < low < 0.4 * high or low == high > 0 else low, high)
-  return Frame(x_range[0], max(x_range[1], x_range[0] + 1), ticks, log)
+  return Axes(x_range[0], max(x_range[1], x_range[0] + 1), ticks, log)
 
 
-def lines(curves: Sequence[Curve], at: Frame, unit: str = "") -> str:
+def lines(curves: Sequence[Curve], at: Axes, unit: str = "") -> str:
   """Curves over their shaded spread; smooth ones above raw ones."""
   parts = [_axes(at, unit), _outside(curves, at)]
   for curve in curves:
@@ -92,7 +92,7 @@ def lines(curves: Sequence[Curve], at: Frame, unit: str = "") -> str:
   return _svg(parts)
 
 
-def stacked(curves: Sequence[Curve], at: Frame, unit: str = "") -> str:
+def stacked(curves: Sequence[Curve], at: Axes, unit: str = "") -> str:
   """Areas on top of one another, the first at the bottom; all have the same x."""
   parts = [_axes(at, unit)]
   below = [0.0] * len(curves[0].series.x)
@@ -118,7 +118,7 @@ class Heat(NamedTuple):
 
 def heat(cells: Heat, x_range: tuple[float, float], unit: str) -> str:
   """A heat map: the darker, the larger the share."""
-  at = Frame(x_range[0], max(x_range[1], x_range[0] + 1), [0.0, float(len(cells.labels))])
+  at = Axes(x_range[0], max(x_range[1], x_range[0] + 1), [0.0, float(len(cells.labels))])
   parts = [_x_axis(at), f'<text x="2" y="12">{html.escape(unit)}</text>']
   every = math.ceil(len(cells.labels) / 9)
   for row, label in enumerate(cells.labels):
@@ -141,11 +141,11 @@ def _svg(parts: Sequence[str]) -> str:
   return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'
 
 
-def _path(at: Frame, xs: Sequence[float], ys: Sequence[float]) -> str:
+def _path(at: Axes, xs: Sequence[float], ys: Sequence[float]) -> str:
   return " ".join(f"{at.x(x):.1f},{at.y(y):.1f}" for x, y in zip(xs, ys, strict=True))
 
 
-def _axes(at: Frame, unit: str) -> str:
+def _axes(at: Axes, unit: str) -> str:
   parts = [_x_axis(at), f'<text x="2" y="12">{html.escape(unit)}</text>']
   for tick in at.ticks:
     y = f"{at.y(tick):.1f}"
@@ -154,7 +154,7 @@ def _axes(at: Frame, unit: str) -> str:
   return "".join(parts)
 
 
-def _x_axis(at: Frame, name: str = "step") -> str:
+def _x_axis(at: Axes, name: str = "step") -> str:
   low, high = HEIGHT - BOTTOM, HEIGHT - BOTTOM + 4
   parts = [f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{name}</text>']
   for tick in series_lib.ticks(at.x_low, at.x_high, 5):
@@ -165,7 +165,7 @@ def _x_axis(at: Frame, name: str = "step") -> str:
   return "".join(parts)
 
 
-def _outside(curves: Sequence[Curve], at: Frame) -> str:
+def _outside(curves: Sequence[Curve], at: Axes) -> str:
   """The range of values that lie outside of the picture, as text."""
   values = [v for curve in curves for v in curve.series.values]
   slack = 1e-3 * (at.ticks[-1] - at.ticks[0])

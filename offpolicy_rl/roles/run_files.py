@@ -173,7 +173,7 @@ class LiveStatus:
 
   def news(self, session: str, position: int) -> types.News:
     """The status, and the metrics after `position`."""
-    return metrics.news(self._run_dir, self.status(), session, position)
+    return metrics.read_since(self._run_dir, self.status(), session, position)
 
   def end(self, result: str) -> None:
     """Writes that the run is over: "finished", "stopped" or "failed"."""
