@@ -352,10 +352,7 @@ def small() -> dict[str, float]:
   """Figures for benchmarks/compare.py: one layer of the model and a part of its vocabulary."""
   memory.keep_freed_memory()
   found = transfer(ml_dtypes.bfloat16, part=28, updates=4)
-  return {
-    "bytes, delta / full": found["bytes_delta"][0] / found["bytes_full"][0],
-    "seconds to pull, delta / full": found["seconds_pull_delta"][0] / found["seconds_pull_full"][0],
-  }
+  return {"bytes, delta / full": found["bytes_delta"][0] / found["bytes_full"][0]}
 
 
 def main() -> None:
