@@ -35,7 +35,7 @@ def test_red_and_green_and_neither_are_told_apart(tmp_path):
   (tmp_path / "one_test.py").write_text(
     "def test_good(): pass\ndef test_bad(): assert False\ndef test_worse(): assert False\n"
   )
-  assert mutations.red(tmp_path, ["one_test.py::test_good"]) is None
-  assert mutations.red(tmp_path, ["one_test.py"]) == "one_test.py::test_bad"
+  assert mutations.red(tmp_path, "one_test.py::test_good") is None
+  assert mutations.red(tmp_path, "one_test.py") == "one_test.py::test_bad"
   with pytest.raises(mutations.FaultError, match=r"^none_test.py: pytest ended with 4:"):
-    mutations.red(tmp_path, ["none_test.py"])
+    mutations.red(tmp_path, "none_test.py")
