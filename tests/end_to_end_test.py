@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import signal
 import threading
 import time
@@ -86,13 +87,21 @@ def plain_loop(config):
   return policy.flatten(jax.tree.map(np.array, state.params))
 
 
-def over_the_wire(config, run_dir: pathlib.Path, samplers: int, weights_dir: str | None = None):
+def over_the_wire(
+  config,
+  run_dir: pathlib.Path,
+  samplers: int,
+  weights_dir: str | None = None,
+  *,
+  resume: bool = False,
+):
   """The same run through learner, gRPC and samplers in threads of this process."""
+  (run_dir / "address").unlink(missing_ok=True)
   stop, result = threading.Event(), {}
 
   def learn():
     result["state"] = learner_role.run_learner(
-      config, run_dir, learner_role.Serving("127.0.0.1:0", weights_dir=weights_dir)
+      config, run_dir, learner_role.Serving("127.0.0.1:0", weights_dir=weights_dir), resume=resume
     )
 
   learning = threading.Thread(target=learn)
@@ -178,6 +187,22 @@ def test_groups_without_signal_are_replaced_the_same_way_by_any_number_of_sample
   without = np.mean([row["groups_without_signal"] for row in train_rows(tmp_path / "c")])
   assert np.mean([row["groups_without_signal"] for row in rows]) < without / 1.5
   assert any(not np.array_equal(first[name], unfiltered[name]) for name in first)
+
+
+def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_ended(tiny_config, tmp_path):
+  """As after a kill, the files tell of steps that no checkpoint has; `resume_test.py` kills."""
+  config = small(tiny_config, lag__mode="fixed", lag__max_lag=2, checkpoint__every=3)
+  config.learner.max_refills = 1
+  config.learner.steps = 8
+  expected = over_the_wire(config, tmp_path / "straight", samplers=1)
+  config.learner.steps = 5
+  over_the_wire(config, tmp_path / "run", samplers=1)
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "steps" / "5")
+  config.learner.steps = 8
+  assert_identical(over_the_wire(config, tmp_path / "run", samplers=2, resume=True), expected)
+  rows, others = train_rows(tmp_path / "run"), train_rows(tmp_path / "straight")
+  assert [row["step"] for row in rows] == list(range(8))
+  assert [row["reward"] for row in rows] == [row["reward"] for row in others]
 
 
 def test_periodic_lag_follows_its_period(tiny_config, tmp_path):

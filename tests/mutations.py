@@ -162,7 +162,7 @@ FAULTS = {
     "replay/admission.py",
     "return _FIRST_SPARE + place * SPARES + spare",
     "return _FIRST_SPARE + spare",
-    "replay/unanswerable_test.py::test_the_batch_depends_on_the_prompts_only",
+    "replay/unanswerable_test.py::test_spares_are_prompts_of_their_own_with_the_lag_of_their_step",
   ),
   "reward_and_verdict": Fault(
     "replay/batching.py",

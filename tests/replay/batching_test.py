@@ -9,10 +9,15 @@ from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 
 
-def trajectory(tokens, versions, reward) -> types.Trajectory:
+def trajectory(tokens, versions, reward, verdict=None) -> types.Trajectory:
   tokens = np.array(tokens, np.int32)
   return types.Trajectory(
-    tokens, -tokens.astype(np.float32) / np.float32(10), np.array(versions, np.int32), True, reward
+    tokens,
+    -tokens.astype(np.float32) / np.float32(10),
+    np.array(versions, np.int32),
+    True,
+    reward,
+    verdict,
   )
 
 
@@ -26,7 +31,7 @@ def finished(prompt, trajectories, arrival=0) -> types.FinishedGroup:
 GROUPS = [
   finished([7, 8], [trajectory([3, 1], [4, 4], 1.0), trajectory([5], [5], 0.0)], arrival=6),
   finished(
-    [9], [trajectory([2, 2, 1], [4, 5, 6], 0.5), trajectory([6, 1], [7, 7], 0.0)], arrival=7
+    [9], [trajectory([2, 2, 1], [4, 5, 6], 0.5, 1.0), trajectory([6, 1], [7, 7], 0.0)], arrival=7
   ),
 ]
 
@@ -56,6 +61,7 @@ def test_what_was_recorded_is_by_completion():
     batch.sampler_logprobs, [[[-0.3, -0.1, 0], [-0.5, 0, 0], [-0.2, -0.2, -0.1], [-0.6, -0.1, 0]]]
   )
   np.testing.assert_array_equal(batch.rewards, np.float32([[1.0, 0.0, 0.5, 0.0]]))
+  np.testing.assert_array_equal(batch.verdicts, np.float32([[1.0, 0.0, 1.0, 0.0]]))
   np.testing.assert_array_equal(batch.group_ids, [[0, 0, 1, 1]])
 
 

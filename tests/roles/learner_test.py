@@ -44,10 +44,20 @@ def test_published_weights_stay_when_their_parameters_are_donated(dtype):
   """The next step reuses their memory while samplers still pull them."""
   params = {"a": jnp.arange(4096.0) + 0, "b": {"c": jnp.ones((64, 64)) * 3}}
   before = jax.tree.map(np.array, params)
-  publisher = Publisher(weights.WeightStore(), dtype)
+  stepped = threading.Event()
+
+  class Slow(weights.WeightStore):
+    """Takes the weights after the next step."""
+
+    def put(self, version, tensors):
+      assert stepped.wait(60)
+      super().put(version, tensors)
+
+  publisher = Publisher(Slow(), dtype)
   publisher.publish(1, params)
   donated = jax.jit(lambda p: jax.tree.map(lambda x: x - 1, p), donate_argnums=0)(params)
   jax.block_until_ready(donated)
+  stepped.set()
   publisher.wait()
   kept = publisher.store.tensors(1)
   np.testing.assert_array_equal(kept["a"], before["a"].astype(dtype))
