@@ -69,5 +69,8 @@ def flags_of_local_samplers(flags: argparse.Namespace) -> list[str]:
 
 def given(flags: argparse.Namespace, names: Iterable[str]) -> list[str]:
   """The flags of these names that were given, for the command line of another process."""
-  values = ((name, getattr(flags, name)) for name in names)
-  return [f"--{name}={value}" for name, value in values if value not in (None, "")]
+  values = [(name, getattr(flags, name)) for name in names]
+  values = [
+    (name, value) for name, value in values if value not in (None, "") and value is not False
+  ]
+  return [f"--{name}" if value is True else f"--{name}={value}" for name, value in values]

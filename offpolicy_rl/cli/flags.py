@@ -164,11 +164,8 @@ def parser(description: str) -> argparse.ArgumentParser:
 def _serving(parser: argparse.ArgumentParser) -> None:
   """Flags of learners and samplers."""
   add = parser.add_argument
-  add(
-    "--weights_dir",
-    metavar="PATH",
-    help="weights go through this directory (local, NFS, gs://), which learner and samplers share",
-  )
+  shared = "directory for weights (local, NFS, gs://) that learner and samplers share"
+  add("--weights_dir", metavar="PATH", help=shared)
   add("--metrics_port", type=port, help="serve figures for Prometheus there (0 = any free port)")
   add("--metrics_host", default="127.0.0.1", help="address of --metrics_port; others may read it")
 
@@ -180,28 +177,15 @@ def _training(parser: argparse.ArgumentParser) -> None:
   add("--config", help="experiment card, e.g. configs/demo.py")
   add("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
   again = parser.add_mutually_exclusive_group()
-  again.add_argument(
-    "--resume",
-    action="store_true",
-    help="go on from run_dir's last checkpoint, with the run's own configuration",
-  )
-  again.add_argument(
-    "--restart",
-    action="store_true",
-    help="begin anew in run_dir; the run before is kept in RUN/before-TIME",
-  )
+  resume = "go on from run_dir's last checkpoint, with the run's own configuration"
+  again.add_argument("--resume", action="store_true", help=resume)
+  restart = "begin anew in run_dir; the run before is kept in RUN/before-TIME"
+  again.add_argument("--restart", action="store_true", help=restart)
   add("--replay", metavar="FILE", help="sample each group with the version that this run's did")
-  add(
-    "--profile",
-    metavar="START-END",
-    help="trace the updates that make version END out of START, into RUN/profile",
-  )
-  add(
-    "--profile_memory",
-    type=int,
-    metavar="VERSION",
-    help="write what the devices' memory holds after so many updates, into RUN/profile",
-  )
+  trace = "trace the updates that make version END out of START, into RUN/profile"
+  add("--profile", metavar="START-END", help=trace)
+  memory = "write what the devices' memory holds after so many updates, into RUN/profile"
+  add("--profile_memory", type=int, metavar="VERSION", help=memory)
   any_port = "address to serve (port 0 = any)"
   add("--listen", default="127.0.0.1:0", type=listen, help=any_port)
   add("--tls_cert", help="the learner's certificate (PEM): serve TLS only")
@@ -244,31 +228,18 @@ def _sampler(parser: argparse.ArgumentParser) -> None:
   add("--name", help="unique name (default: host and process id)")
   server = "a vLLM server generates, started as sampler/served.py says"
   add("--vllm", metavar="URL", type=url, help=server)
-  add(
-    "--vllm_dir",
-    metavar="DIR",
-    type=pathlib.Path,
-    help="the published checkpoint that it was started with; its weights are replaced",
-  )
-  add(
-    "--vllm_tolerance",
-    type=number,
-    default=0.1,
-    metavar="NATS",
-    help="how far its log-probabilities may be from those of the weights it was told to load",
-  )
+  published = "the published checkpoint that it was started with; its weights are replaced"
+  add("--vllm_dir", metavar="DIR", type=pathlib.Path, help=published)
+  gap = "how far its log-probabilities may be from those of the weights it was told to load"
+  add("--vllm_tolerance", type=number, default=0.1, metavar="NATS", help=gap)
 
 
 def _client(parser: argparse.ArgumentParser) -> None:
   """Flags of commands that connect to a learner."""
   add = parser.add_argument
   add("--patience", type=number, default=60.0, help="seconds to look for the learner")
-  add(
-    "--proxy",
-    metavar="URL",
-    type=proxy,
-    help="go through this HTTP proxy; without, none is used, whatever the environment says",
-  )
+  through = "go through this HTTP proxy; without, none is used, whatever the environment says"
+  add("--proxy", metavar="URL", type=proxy, help=through)
   add("--tls_cert", help="certificate that shows who this is (PEM)")
   add("--tls_key", help="private key of --tls_cert (PEM)")
   add("--token_file", help="file with the learner's token")
@@ -333,11 +304,8 @@ def _plan(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add("--config", required=True, help="experiment card")
   add("--topology", required=True, help="e.g. v5e:4x4, v5p:4x4x4, v6e:16x16")
-  add(
-    "--architecture",
-    metavar="FILE",
-    help="config.json of the model (default: the checkpoint's, or what is known of its name)",
-  )
+  keys = "config.json of the model (default: the checkpoint's, or what is known of its name)"
+  add("--architecture", metavar="FILE", help=keys)
   add("--json", type=pathlib.Path, help="write the result into this file, too")
   add("--cache", default=".cache/plans", metavar="DIR", help="where answers are kept")
 
@@ -345,30 +313,17 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 def _report(parser: argparse.ArgumentParser) -> None:
   several = "given several times: one page about all"
   parser.add_argument("--run_dir", required=True, action="append", help=several)
-  parser.add_argument(
-    "--to",
-    type=pathlib.Path,
-    metavar="FILE",
-    help="the page about several runs (default: comparison.html beside the first run)",
-  )
+  page = "the page about several runs (default: comparison.html beside the first run)"
+  parser.add_argument("--to", type=pathlib.Path, metavar="FILE", help=page)
 
 
 def _import(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--from",
-    dest="source",
-    required=True,
-    metavar="DIR|FILE.gguf",
-    help="config.json, *.safetensors and tokenizer files (local or gs://), or a GGUF file",
-  )
-  parser.add_argument("--to", required=True, metavar="DIR", help="where to put it")
-  parser.add_argument(
-    "--ignore",
-    action="append",
-    default=[],
-    metavar="KEY",
-    help="an unknown key of config.json that does not change what the model computes",
-  )
+  add = parser.add_argument
+  files = "config.json, *.safetensors and tokenizer files (local or gs://), or a GGUF file"
+  add("--from", dest="source", required=True, metavar="DIR|FILE.gguf", help=files)
+  add("--to", required=True, metavar="DIR", help="where to put it")
+  unknown = "an unknown key of config.json that does not change what the model computes"
+  add("--ignore", action="append", default=[], metavar="KEY", help=unknown)
 
 
 def _export(parser: argparse.ArgumentParser) -> None:

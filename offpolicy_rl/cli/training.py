@@ -23,21 +23,7 @@ if TYPE_CHECKING:
 
 Assignments = list[tuple[str, str]]  # key, text of its value
 
-_SWITCHES = ("resume", "restart", "insecure", "reflection", "verbose")
-_PASSED_ON = (  # from local to its learner
-  "config",
-  "replay",
-  "listen",
-  "weights_dir",
-  "tls_cert",
-  "tls_key",
-  "tls_client_ca",
-  "token_file",
-  "metrics_port",
-  "metrics_host",
-  "profile",
-  "profile_memory",
-)
+_LOCAL_ONLY = ("role", "samplers", "run_dir", "tls_ca", "tls_server_name")  # not for its learner
 
 
 def local(flags: argparse.Namespace, assignments: Assignments) -> int:
@@ -48,8 +34,7 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
   profile_plan(flags, config)  # refuses mistakes before anything starts
   sampler_flags = credentials.flags_of_local_samplers(flags)
   sampler_flags += credentials.given(flags, ("weights_dir",))
-  learner_flags = credentials.given(flags, _PASSED_ON)
-  learner_flags += [f"--{switch}" for switch in _SWITCHES if getattr(flags, switch)]
+  learner_flags = credentials.given(flags, [n for n in vars(flags) if n not in _LOCAL_ONLY])
   learner_flags += [f"--config.{key}={text}" for key, text in assignments]
   config_lib.check_data(config)
   stop = signals.stop_event()

@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from offpolicy_rl import types
 from offpolicy_rl.evaluation import estimates
@@ -30,13 +30,6 @@ def tickets(
   ]
 
 
-class Ledger(Protocol):
-  """As much of `replay.ledger.Ledger` as is needed here."""
-
-  def add(self, tickets: list[types.Ticket], *, first: bool) -> None: ...
-  def take(self, ticket_ids: list[str], timeout: float) -> list[types.FinishedGroup] | None: ...
-
-
 class Request(NamedTuple):
   """An evaluation that was requested."""
 
@@ -51,18 +44,14 @@ class EvaluationRequests:
 
   def __init__(
     self,
-    ledger: Ledger,
+    ledger: Any,  # with `add(tickets, first=)` and `take(ticket_ids, timeout)`
     examples: Sequence,
     *,
     samples: int,
     temperature: float,
     write: Callable[[int, dict], None],
   ):
-    """Requests nothing yet.
-
-    Args:
-      write: receives each result as (step, metrics).
-    """
+    """Requests nothing yet; `write` will receive each result as (step, metrics)."""
     self._ledger, self._examples = ledger, examples
     self._samples, self._temperature, self._write = samples, temperature, write
     self._pending: collections.deque[Request] = collections.deque()

@@ -61,18 +61,9 @@ def ticket_fault(config: ConfigDict, vocab_size: int) -> Callable[[prompts.Examp
 
 def _ticket_fault(config, vocab_size: int, example: prompts.Example) -> str | None:
   completions = max(config.learner.group_size, config.evaluation.samples)
-  temperature = config.sampler.temperature
+  prompt, answer = example.prompt_tokens, example.answer
   ticket = types.Ticket(
-    "train/0/0",
-    types.TRAIN,
-    0,
-    0,
-    example.prompt_tokens,
-    example.answer,
-    0,
-    0,
-    completions,
-    temperature,
+    "train/0/0", types.TRAIN, 0, 0, prompt, answer, 0, 0, completions, config.sampler.temperature
   )
   try:
     codec.check_ticket(
@@ -81,8 +72,7 @@ def _ticket_fault(config, vocab_size: int, example: prompts.Example) -> str | No
       max_completions=completions,
       max_prompt_tokens=config.task.max_prompt_tokens,
     )
-    size = example.prompt_tokens.size
-    bounds.check_prompt(size, example.answer, config.transport.max_message_mb, "ticket")
+    bounds.check_prompt(prompt.size, answer, config.transport.max_message_mb, "ticket")
   except codec.WireError as error:
     return str(error)
   return None
