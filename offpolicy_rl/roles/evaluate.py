@@ -60,8 +60,8 @@ def run(
   started = time.perf_counter()
   with files_lib.new_directory(out) as folder:
     rows = _answer(config, policy, params, examples, console)
-    verdicts, counts = _write(folder / "problems.jsonl", rows)
-    seconds = time.perf_counter() - started
+    rows = _write(folder / "problems.jsonl", rows)
+    seconds, verdicts = time.perf_counter() - started, list(map(_verdicts, rows))
     result = {
       "weights": str(run_dir or config.model.checkpoint),
       "step": step,
@@ -73,22 +73,28 @@ def run(
       "temperature": config.sampler.temperature,
       "seed": config.seed,
       "estimates": [e._asdict() for e in estimates.estimates(verdicts, ks, seed=config.seed)],
-      **_totals(counts),
+      **_totals(rows),
     }
     (folder / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
   _show(console, result, seconds=seconds, out=out)
   return result
 
 
-def _write(path: pathlib.Path, rows: Iterator[dict]) -> tuple[list[estimates.Verdicts], list[dict]]:
-  """Writes each row and keeps what estimates and totals need of it: all texts would be too much."""
-  verdicts, counts = [], []
+def _write(path: pathlib.Path, rows: Iterator[dict]) -> list[dict]:
+  """Writes each row; returns the rows without texts, which would be too much to keep."""
+  kept = []
   with path.open("w", encoding="utf-8") as file:
     for row in rows:
       file.write(json.dumps(row, ensure_ascii=False) + "\n")
-      verdicts.append(_verdicts(row))
-      counts.append(_counts(row))
-  return verdicts, counts
+      kept.append(_without_texts(row))
+  return kept
+
+
+def _without_texts(row: dict) -> dict:
+  without = lambda completion: {k: v for k, v in completion.items() if k != "text"}
+  samples = [without(sample) for sample in row["samples"]]
+  failures = row["verifier_failures"]
+  return {"greedy": without(row["greedy"]), "samples": samples, "verifier_failures": failures}
 
 
 def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
@@ -181,26 +187,14 @@ def _verdicts(row: dict) -> estimates.Verdicts:
   )
 
 
-def _counts(row: dict) -> dict:
-  samples = row["samples"]
-  return {
-    "tokens": sum(sample["tokens"] for sample in samples),
-    "cut": sum(not sample["finished"] for sample in samples),
-    "greedy_tokens": row["greedy"]["tokens"],
-    "greedy_cut": int(not row["greedy"]["finished"]),
-    "completions": len(samples),
-    "failures": row["verifier_failures"],
-  }
-
-
 def _totals(rows: list[dict]) -> dict:
-  total = {key: sum(row[key] for row in rows) for key in rows[0]}
+  greedy, samples = [row["greedy"] for row in rows], [s for row in rows for s in row["samples"]]
   return {
-    "mean_tokens": total["tokens"] / total["completions"],
-    "cut_fraction": total["cut"] / total["completions"],
-    "greedy_mean_tokens": total["greedy_tokens"] / len(rows),
-    "greedy_cut_fraction": total["greedy_cut"] / len(rows),
-    "verifier_failures": total["failures"],
+    "mean_tokens": sum(one["tokens"] for one in samples) / len(samples),
+    "cut_fraction": sum(not one["finished"] for one in samples) / len(samples),
+    "greedy_mean_tokens": sum(one["tokens"] for one in greedy) / len(greedy),
+    "greedy_cut_fraction": sum(not one["finished"] for one in greedy) / len(greedy),
+    "verifier_failures": sum(row["verifier_failures"] for row in rows),
   }
 
 

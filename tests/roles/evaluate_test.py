@@ -53,7 +53,7 @@ def run_dir(tmp_path_factory):
   (folder / "config.json").write_text(config_lib.to_json(config))
   made = build.make_policy(config, None)
   optimizer = build.step_choices(config, made.model, sharding.make_mesh()).optimizer
-  params = fond_of_7_and_8(policy.init(made.model, jax.random.key(0)), made.words)
+  params = fond_of_7_and_8(policy.init(made.model, jax.random.key(0)), made.tokenizer)
   state = state_lib.TrainState(jnp.int32(3), params, optimizer.init(params))
   saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)
   saved.save(3, state, versions={}, position={})
@@ -239,8 +239,7 @@ def test_texts_are_written_as_utf_8(tmp_path, monkeypatch):
   """Whatever the locale says."""
   opened, path = pathlib.Path.open, tmp_path / "problems.jsonl"
   latin = lambda self, mode="r", **given: opened(self, mode, **({"encoding": "latin-1"} | given))
-  monkeypatch.setattr(evaluate, "_verdicts", len)
-  monkeypatch.setattr(evaluate, "_counts", len)
+  monkeypatch.setattr(evaluate, "_without_texts", len)
   with monkeypatch.context() as elsewhere:
     elsewhere.setattr(pathlib.Path, "open", latin)
     evaluate._write(path, iter([{"text": "½ €"}]))
