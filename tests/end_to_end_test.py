@@ -160,6 +160,7 @@ def test_fixed_lag_is_reproducible_and_exact(tiny_config, tmp_path, plain):
   )  # lag does change the run
 
 
+@pytest.mark.long
 def test_groups_without_signal_are_replaced_the_same_way_by_any_number_of_samplers(
   tiny_config, tmp_path
 ):
@@ -205,6 +206,7 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_ended(tiny_config, tmp
   assert [row["reward"] for row in rows] == [row["reward"] for row in others]
 
 
+@pytest.mark.long
 def test_periodic_lag_follows_its_period(tiny_config, tmp_path):
   config = small(tiny_config, lag__mode="periodic", lag__max_lag=5)
   over_the_wire(config, tmp_path / "run", samplers=1)
