@@ -81,7 +81,7 @@ def set_chat_date(config: ConfigDict, files: types.ModelFiles | None) -> None:
   if files is None or not task.chat or task.chat_date:
     return
   tools = json.loads(task.chat_arguments or "{}").get("tools") is not None
-  if chat.looks_at_the_calendar(files, tools=tools):
+  if chat.depends_on_date(files, tools=tools):
     task.chat_date = datetime.date.today().isoformat()
 
 
@@ -270,7 +270,7 @@ def make_engine(
 def stops(policy: Policy) -> stopping.Stops:
   """Tokens and texts that end a completion."""
   words = policy.tokenizer
-  return stopping.Stops(words.ends, words.stop_texts, words.whole_text, words.spell)
+  return stopping.Stops(words.ends, words.stop_texts, words.decode_all, words.decode_special)
 
 
 def truncation(config: ConfigDict) -> sampling.Truncation:

@@ -45,7 +45,7 @@ def examples(config: ConfigDict, split: str, policy: build.Policy) -> Members:
   Raises:
     TaskError: problems can't be read, or too many of them make no prompt.
   """
-  return prompts.members(
+  return prompts.tokenize_split(
     catalog.select(config.task),
     split,
     policy.tokenizer,
@@ -213,7 +213,7 @@ def inspect(
         continue
       step = 1 if sample is None else max(1, -(-len(reading.problems) // sample))
       chosen = reading.problems[::step]
-      made = prompts.tokenized(chosen, policy.tokenizer, config.task.max_prompt_tokens, fault)
+      made = prompts.tokenize(chosen, policy.tokenizer, config.task.max_prompt_tokens, fault)
       inspected.append(Inspected(task, split, reading, made, unreadable=[]))
       judged.append(chosen if len(selection.tasks) == 1 else list(map(_of_its_task, chosen)))
   if not judge:
@@ -264,7 +264,7 @@ def _why_unreadable(name: str, answer: str) -> str | None:
   is_ours = name in verifiers.NAMED.values()
   if not is_ours and not isinstance(json.loads(answer), str):
     return None  # only its verifier knows what is right
-  why = verifiers.why_unreadable(name, answer)
+  why = verifiers.why_unusable(name, answer)
   if why is None:
     return None
   others = [short for short in _STRICTEST_FIRST if verifiers.NAMED[short] != name]
@@ -274,7 +274,7 @@ def _why_unreadable(name: str, answer: str) -> str | None:
 
 def _reads(short: str, answer: str) -> bool:
   try:
-    return verifiers.why_unreadable(verifiers.NAMED[short], answer) is None
+    return verifiers.why_unusable(verifiers.NAMED[short], answer) is None
   except Exception:  # a package is missing, or the answer is of another kind
     return False
 
@@ -284,7 +284,7 @@ def require(config: ConfigDict, inspected: Sequence[Inspected]) -> None:
   try:
     for one in inspected:
       left_out = [*one.made.left_out, *one.unreadable]
-      splits.refuse_too_many(left_out, len(one.reading.problems), one.task.max_bad_rows)
+      splits.check_left_out(left_out, len(one.reading.problems), one.task.max_bad_rows)
     for split in SPLITS:
       require_some(config, split, [one.made for one in inspected if one.split == split])
   except TaskError as error:

@@ -156,7 +156,7 @@ def _row(
   completions = [_completion(words, *pair) for pair in zip(trajectories, texts, strict=True)]
   return {
     "index": ticket.group_index,
-    "prompt": words.whole_text(ticket.prompt_tokens.tolist()),
+    "prompt": words.decode_all(ticket.prompt_tokens.tolist()),
     "answer": ticket.answer,
     "greedy": completions[0],
     "samples": completions[1:],

@@ -99,7 +99,7 @@ def _as_text(step: int, finished: types.FinishedGroup, words) -> dict:
     "sampler": finished.group.sampler_id,
     "version": int(trajectories[0].versions[0]),
     "arrival": finished.arrival_version,
-    "prompt": words.whole_text(finished.ticket.prompt_tokens.tolist()),
+    "prompt": words.decode_all(finished.ticket.prompt_tokens.tolist()),
     "completions": [_completion(t, words) for t in trajectories],
   }
 
@@ -112,7 +112,7 @@ def _completion(trajectory: types.Trajectory, words) -> dict:
     "reward": trajectory.reward,
     "verdict": trajectory.verdict,
     "finished": trajectory.finished,
-    "pieces": words.texts(tokens),
+    "pieces": words.token_texts(tokens),
     "versions": [[version, len(list(same))] for version, same in runs],  # [version, tokens]
     "sampler_logprobs": _rounded(trajectory.logprobs),
   }

@@ -30,7 +30,7 @@ class Stops:
     return next(end for end in ends if self._appear(tokens[begin:end]))
 
   def _appear(self, tokens: Sequence[int]) -> bool:
-    reads = [read for read in (self.decode, self.spell) if read is not None]
+    reads = [read for read in (self.decode, self.decode_special) if read is not None]
     return any(stop_texts.first(read(tokens), self.texts) is not None for read in reads)
 
   def _begin(self, tokens: Sequence[int], looked_at: int) -> int:

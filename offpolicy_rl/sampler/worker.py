@@ -260,7 +260,9 @@ def judged_texts(
   judge_unfinished: bool,
 ) -> list[str | None]:
   """The text of each completion that a verifier may see, see `thoughts.judged`."""
-  opened = thoughts.opened_by(vocabulary.spell(ticket.prompt_tokens[-_TAG_TOKENS:].tolist()))
+  opened = thoughts.opened_by(
+    vocabulary.decode_special(ticket.prompt_tokens[-_TAG_TOKENS:].tolist())
+  )
   return [
     thoughts.judged(
       vocabulary.decode(trajectory.tokens.tolist()),

@@ -130,7 +130,7 @@ def source(files: types.ModelFiles, *, tools: bool) -> Source | None:
   return found
 
 
-def looks_at_the_calendar(files: types.ModelFiles, *, tools: bool) -> bool:
+def depends_on_date(files: types.ModelFiles, *, tools: bool) -> bool:
   """What the template writes may depend on the day; arguments and errors as for `source`."""
   found = source(files, tools=tools)
   return found is not None and _CALENDAR in found.text

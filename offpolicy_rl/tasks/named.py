@@ -13,7 +13,7 @@ _Function = TypeVar("_Function", bound=Callable)
 
 
 def mark(function: _Function, use: str) -> _Function:
-  """Says what a function may be named for, e.g. "verifier"."""
+  """Marks a function for a use, e.g. "verifier"."""
   setattr(function, _MARK, use)
   return function
 
@@ -28,12 +28,12 @@ def resolve(name: str, use: str, *, key: str, decorator: str) -> Callable:
   """
   module, _, attribute = name.partition(":")
   try:
-    found = getattr(importlib.import_module(module), attribute)
+    function = getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError, TypeError, ValueError) as error:
     reason = f" ({error})" if isinstance(error, ValueError) else ""
     raise ValueError(
       f"{key}: {name!r:.100}, expected an importable module:function{reason}"
     ) from error
-  if getattr(found, _MARK, None) != use:
+  if getattr(function, _MARK, None) != use:
     raise ValueError(f"{key}: {name!r:.100}, expected a function decorated with @{decorator}")
-  return found
+  return function

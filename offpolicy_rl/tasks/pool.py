@@ -27,10 +27,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # Why a process has to be replaced: its memory is used up or it died, which may be the work of
 # earlier calls; or the call itself is to blame.
 _BY_OTHERS, _BY_ITSELF = "others", "itself"
-_IMPORTING, _IMPORTED = (
-  "importing",
-  "imported",
-)  # what a call says of itself: the clock stands still
+_IMPORTING, _IMPORTED = "importing", "imported"  # messages of a call, between which no time counts
 
 
 class PoolError(RuntimeError):
@@ -103,27 +100,27 @@ class _Worker:
     while True:
       self._wait_until_ready()
       fresh, self._fresh = self._fresh, False
-      found, spent = self._exchange((function, call))
+      answer, spent = self._call((function, call))
       if not spent:
-        return found
+        return answer
       self._kill()
       self._start()
-      if fresh or spent != _BY_OTHERS or not isinstance(found, Failed):
-        return found
+      if fresh or spent != _BY_OTHERS or not isinstance(answer, Failed):
+        return answer
 
-  def _exchange(self, message):
+  def _call(self, message):
     """(answer, whether and why the process has to be replaced)."""
     left, importing = self._time_limit, False
     try:
       self._pipe.send(message)
       since = time.monotonic()
       while self._pipe.poll(_START_SECONDS if importing else max(0.0, left)):
-        found = self._pipe.recv()
-        if found not in (_IMPORTING, _IMPORTED):
-          return found
+        received = self._pipe.recv()
+        if received not in (_IMPORTING, _IMPORTED):
+          return received
         now = time.monotonic()
         left, since = left if importing else left - (now - since), now
-        importing = found == _IMPORTING
+        importing = received == _IMPORTING
       return Failed(f"not done after {self._time_limit:g} s"), _BY_ITSELF
     except (EOFError, OSError):
       return Failed(f"its process died{self._exit_code()}"), _BY_OTHERS
@@ -164,7 +161,7 @@ class _Worker:
     self._process.join()
 
   def close(self) -> None:
-    """For ever; a call that is under way fails."""
+    """Ends the process for good; a call that is under way fails."""
     with self._lock:
       self._closed = True
       self._kill()
@@ -178,21 +175,21 @@ def _serve(pipe, prepare: Callable[[], object], memory_mb: int) -> None:
   try:
     prepare()
   except BaseException as error:
-    pipe.send(_told(error))
+    pipe.send(_describe(error))
     return
-  room, mine = _Room(memory_mb), os.getpid()
-  _leave_out_imports(room, pipe.send)
+  memory, pid = _MemoryLimit(memory_mb), os.getpid()
+  _exempt_imports(memory, pipe.send)
   pipe.send(None)
   while True:
     function, call = pipe.recv()
-    found, spent = _attempt(function, call)
-    if os.getpid() != mine:  # a fork by the call: its answer would be taken for that of the next
+    answer, spent = _attempt(function, call)
+    if os.getpid() != pid:  # a fork by the call: its answer would be taken for that of the next
       os._exit(0)
-    pipe.send((found, spent or (_BY_OTHERS if room.is_short() else "")))
+    pipe.send((answer, spent or (_BY_OTHERS if memory.is_short() else "")))
 
 
-class _Room:
-  """The address space that calls may take."""
+class _MemoryLimit:
+  """Limits the address space of calls."""
 
   def __init__(self, memory_mb: int):
     """Limits it, where the system can, to so much more than is taken now; 0 = no limit."""
@@ -212,8 +209,8 @@ class _Room:
     return bool(self._more) and _taken() > self._taken + self._more / 2
 
   @contextlib.contextmanager
-  def growing(self):
-    """What is taken in here does not count."""
+  def exempt(self):
+    """Memory that is taken in this context does not count."""
     before = _taken()
     self._limit(None)
     try:
@@ -223,10 +220,8 @@ class _Room:
       self._limit(self._taken + self._more)
 
 
-def _leave_out_imports(room: _Room, say: Callable[[str], None]) -> None:
-  """From now on, imports of a call take none of its time and memory: many import what they need
-  only when they are called.
-  """
+def _exempt_imports(memory: _MemoryLimit, say: Callable[[str], None]) -> None:
+  """From now on, imports take none of a call's time and memory: many come with the first call."""
   bootstrap, main, depth = importlib._bootstrap, threading.main_thread(), 0
   find_and_load = bootstrap._find_and_load  # of a module that is not there yet, however asked for
 
@@ -237,7 +232,7 @@ def _leave_out_imports(room: _Room, say: Callable[[str], None]) -> None:
     depth = 1
     say(_IMPORTING)
     try:
-      with room.growing():
+      with memory.exempt():
         return find_and_load(*arguments)
     finally:
       depth = 0
@@ -251,12 +246,12 @@ def _attempt(function: Callable, call: tuple):
   try:
     return function(*call), ""
   except MemoryError as error:
-    return Failed(_told(error)), _BY_OTHERS
+    return Failed(_describe(error)), _BY_OTHERS
   except BaseException as error:  # SystemExit, too; as text: exceptions need not survive the way
-    return Failed(_told(error)), ""
+    return Failed(_describe(error)), ""
 
 
-def _told(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
   try:
     return f"{type(error).__name__}: {error!s:.200}"
   except Exception:  # of a __str__ that fails itself
@@ -278,14 +273,14 @@ def _end_with_parent() -> None:
   os.setsid()
   with contextlib.suppress(OSError, AttributeError):  # Linux: orphans of what a call starts
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # stay below this process
-  mine, parent = os.getpid(), multiprocessing.parent_process().sentinel
+  pid, parent = os.getpid(), multiprocessing.parent_process().sentinel
   with warnings.catch_warnings(action="ignore"):  # of threads; the child runs nothing of theirs
     if os.fork():
       return
   os.closerange(0, parent)  # above all the pipes: their ends tell that this process died
   os.closerange(parent + 1, os.sysconf("SC_OPEN_MAX"))
   os.read(parent, 1)
-  _kill_all(mine)
+  _kill_all(pid)
 
 
 def _kill_all(leader: int) -> None:

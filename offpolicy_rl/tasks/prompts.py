@@ -29,7 +29,7 @@ class Tokenized:
   prompt_lengths: list[int]  # in tokens, of the examples and of those that are too long
 
 
-def tokenized(
+def tokenize(
   problems: Iterable[sources.Problem],
   words,
   max_prompt_tokens: int,
@@ -41,48 +41,46 @@ def tokenized(
     words: the policy's Vocabulary or Tokenizer.
     fault: why no sampler could answer a prompt; None where one can.
   """
-  found = Tokenized([], [], [], [])
+  result = Tokenized([], [], [], [])
   for problem in problems:
     try:
       prompt = words.prompt(problem.question)
       target = [*words.encode(problem.demonstration), words.turn_end]
     except ValueError as error:  # what a chat template refuses, or a token without an embedding
-      found.left_out.append(LeftOut(problem.where, str(error)))
+      result.left_out.append(LeftOut(problem.where, str(error)))
       continue
-    found.prompt_lengths.append(len(prompt))
+    result.prompt_lengths.append(len(prompt))
     if len(prompt) > max_prompt_tokens:
-      found.too_long.append(LeftOut(problem.where, f"{len(prompt)} tokens"))
+      result.too_long.append(LeftOut(problem.where, f"{len(prompt)} tokens"))
       continue
     example = Example(
       np.array(prompt, np.int32), np.array(target, np.int32), problem.answer, problem.where
     )
     why = fault(example)
     if why is None:
-      found.examples.append(example)
+      result.examples.append(example)
     else:
-      found.left_out.append(LeftOut(problem.where, why))
-  return found
+      result.left_out.append(LeftOut(problem.where, why))
+  return result
 
 
-def members(
+def tokenize_split(
   selection: splits.Selection,
   split: str,
   words,
   max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
 ) -> list[tuple[float, Tokenized]]:
-  """(rate, prompts) of each task; arguments as for `tokenized`.
-
-  How the members of a mixture interleave is `stream`'s affair.
+  """(rate, prompts) of each task; `stream` interleaves them. Arguments as for `tokenize`.
 
   Raises:
     TaskError: more problems of a task make no prompt than its `max_bad_rows`.
   """
-  found = []
+  members = []
   for rate, task, reading in zip(
     selection.rates, selection.tasks, selection.read(split), strict=True
   ):
-    made = tokenized(reading.problems, words, max_prompt_tokens, fault)
-    splits.refuse_too_many(made.left_out, len(reading.problems), task.max_bad_rows)
-    found.append((rate, dataclasses.replace(made, left_out=reading.left_out + made.left_out)))
-  return found
+    made = tokenize(reading.problems, words, max_prompt_tokens, fault)
+    splits.check_left_out(made.left_out, len(reading.problems), task.max_bad_rows)
+    members.append((rate, dataclasses.replace(made, left_out=reading.left_out + made.left_out)))
+  return members

@@ -1,6 +1,4 @@
-"""Runs a verifier in worker processes with limits of time and memory: a bad answer can hurt only
-its worker.
-"""
+"""Runs verifiers in worker processes with limits of time and memory."""
 
 import functools
 import logging
@@ -15,7 +13,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Judgement(NamedTuple):
-  """What is known of one completion."""
+  """The judgement of one completion."""
 
   reward: float  # the verifier's verdict, 1.0 = right; 0.0 when it failed
   well_formed: bool  # the format's pattern was found in it; True without a pattern
@@ -23,7 +21,7 @@ class Judgement(NamedTuple):
 
 
 def verifier(function: Callable[[str, str], float]) -> Callable[[str, str], float]:
-  """Marks a function as a verifier; no other can be named in task.verifier."""
+  """Marks a function as a verifier, so that task.verifier may name it."""
   return named.mark(function, "verifier")
 
 
@@ -113,14 +111,11 @@ class Scorer:
   def judgements(self, submitted) -> list[Judgement]:
     """Waits for a group's judgements, one per completion; pool.PoolError when no worker starts."""
     completions, future = submitted
-    return [
-      _judgement(completion, found)
-      for completion, found in zip(completions, future.result(), strict=True)
-    ]
+    return list(map(_judgement, completions, future.result()))
 
 
-def _judgement(completion: str, found: tuple[float, bool] | pool.Failed) -> Judgement:
-  if isinstance(found, pool.Failed):
-    _LOG.warning("verifier failed (%s) on %.80r", found.reason, completion)
+def _judgement(completion: str, result: tuple[float, bool] | pool.Failed) -> Judgement:
+  if isinstance(result, pool.Failed):
+    _LOG.warning("verifier failed (%s) on %.80r", result.reason, completion)
     return Judgement(0.0, well_formed=False, failed=True)
-  return Judgement(*found, failed=False)
+  return Judgement(*result, failed=False)

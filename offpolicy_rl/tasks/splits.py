@@ -1,4 +1,4 @@
-"""A task's problems, sorted out: what is trained on, what is held out, what is left out and why."""
+"""Splits the problems of a task: trained on, held out, left out."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ class Reading:
   held_out: int = 0  # training problems that are held-out ones, too
 
   def without(self, held: list[Problem]) -> "Reading":
-    """For training: less those whose question is held out, white space aside."""
+    """Leaves out the problems whose question is held out, white space aside."""
     plain = lambda problem: " ".join(problem.question.split())
     questions = {plain(problem) for problem in held}
     kept = [problem for problem in self.problems if plain(problem) not in questions]
@@ -59,20 +59,19 @@ class Task:
     Raises:
       TaskError: they can't be had, or more can't be used than `max_bad_rows`.
     """
-    found = self._usable(self.problems())
+    train = self._usable(self.problems())
     if self.heldout is None:
-      part = lambda held: [p for p in found.problems if is_heldout(p.question) == held]
-      found, held = dataclasses.replace(found, problems=part(False)), Reading(part(True))
+      part = lambda held: [p for p in train.problems if is_heldout(p.question) == held]
+      train, held = dataclasses.replace(train, problems=part(False)), Reading(part(True))
     else:
       held = self._usable(self.heldout())
-    return held if name == HELDOUT_SPLIT else found.without(held.problems)
+    return held if name == HELDOUT_SPLIT else train.without(held.problems)
 
   def split(self, name: str) -> list[Problem]:
-    """See `read`."""
+    """The problems of one split."""
     return self.read(name).problems
 
   def _usable(self, listed: list[Problem | LeftOut]) -> Reading:
-    """Sorts out what a source lists."""
     first, left_out, repeated = {}, [], []
     for i, problem in enumerate(listed):
       problem = _checked(problem, f"{self.name}, problem {i}")
@@ -82,11 +81,11 @@ class Task:
         repeated.append(_as_repeated(problem, first[problem.question]))
       else:
         first[problem.question] = problem
-    refuse_too_many(left_out, len(listed), self.max_bad_rows)
+    check_left_out(left_out, len(listed), self.max_bad_rows)
     return Reading(list(first.values()), left_out, repeated)
 
 
-def refuse_too_many(left_out: list[LeftOut], total: int, share: float) -> None:
+def check_left_out(left_out: list[LeftOut], total: int, share: float) -> None:
   """TaskError, naming the first, when more of `total` rows are left out than that share."""
   if len(left_out) > share * total:
     where, why = left_out[0]
@@ -97,8 +96,8 @@ def refuse_too_many(left_out: list[LeftOut], total: int, share: float) -> None:
 
 
 def _checked(problem: Problem | LeftOut, where: str) -> Problem | LeftOut:
-  """With the place it comes from; or why nobody could be asked it."""
-  if isinstance(problem, LeftOut) or problem.where:  # of a file, whose rows were looked at
+  """The problem with its place, or why it can't be used."""
+  if isinstance(problem, LeftOut) or problem.where:  # of a file, whose rows were checked
     return problem
   try:
     rows.text(rows.Values(vars(problem)), "question")
@@ -117,7 +116,7 @@ def _as_repeated(problem: Problem, earlier: Problem) -> LeftOut:
 
 
 def _right_answer(problem: Problem) -> str:
-  """Without what else a verifier is told of this very problem, where that is known."""
+  """The right answer, where it is known, without other data for the verifier."""
   try:
     return verifiers.gold(problem.answer)
   except (ValueError, KeyError, TypeError):
@@ -126,7 +125,7 @@ def _right_answer(problem: Problem) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """What a run trains on: one task, or several at rates that add up to 1."""
+  """The tasks of a run: one, or several at rates that add up to 1."""
 
   name: str
   tasks: tuple[Task, ...]
@@ -139,12 +138,12 @@ class Selection:
 
   @property
   def verifier(self) -> str:
-    """Who judges; in a mixture every problem names its own verifier in its answer data."""
+    """The verifier; in a mixture every problem names its own one in its answer data."""
     return self.tasks[0].verifier if len(self.tasks) == 1 else verifiers.MIXTURE
 
   @property
   def verifiers(self) -> tuple[str, ...]:
-    """Those of the tasks."""
+    """The verifiers of the tasks."""
     return tuple(dict.fromkeys(task.verifier for task in self.tasks))
 
   def check(self) -> None:
@@ -159,31 +158,30 @@ class Selection:
       raise TaskError(_too_few(self.tasks[0], "held out"))
 
   def read(self, name: str) -> list[Reading]:
-    """The problems of a split per task; what one task holds out, no other trains on."""
-    found = [task.read(name) for task in self.tasks]
+    """The problems of a split per task; no task trains on what another one holds out."""
+    readings = [task.read(name) for task in self.tasks]
     if len(self.tasks) == 1:
-      return found
+      return readings
     if name == TRAIN_SPLIT:
       held = [problem for task in self.tasks for problem in task.split(HELDOUT_SPLIT)]
-      found = [reading.without(held) for reading in found]
+      readings = [reading.without(held) for reading in readings]
     return [
-      dataclasses.replace(reading, problems=_of_mixture(task, reading.problems))
-      for task, reading in zip(self.tasks, found, strict=True)
+      dataclasses.replace(reading, problems=_with_verifier(task, reading.problems))
+      for task, reading in zip(self.tasks, readings, strict=True)
     ]
 
   def split(self, name: str) -> list[list[Problem]]:
-    """See `read`."""
+    """The problems of a split per task."""
     return [reading.problems for reading in self.read(name)]
 
 
-def _of_mixture(task: Task, problems: list[Problem]) -> list[Problem]:
-  """With the verifier in their answer data."""
-  answer = lambda problem: verifiers.of_mixture(task.verifier, problem.answer)
+def _with_verifier(task: Task, problems: list[Problem]) -> list[Problem]:
+  """The problems with the verifier in their answer data."""
+  answer = lambda problem: verifiers.mixture_answer(task.verifier, problem.answer)
   return [dataclasses.replace(problem, answer=answer(problem)) for problem in problems]
 
 
 def _too_few(task: Task, what: str) -> str:
-  """What to say of a task that has no problem for a split."""
   problems = task.split(TRAIN_SPLIT) + task.split(HELDOUT_SPLIT)
   where = f" (the first is {problems[0].where})" if problems else ""
   return (
@@ -203,5 +201,5 @@ def is_heldout(question: str) -> bool:
 
 
 def digest(question: str) -> bytes:
-  """Of a question: decides about its split, and an order that has nothing to do with drawing."""
+  """Hash of a question: decides about its split, and gives an order unrelated to drawing."""
   return hashlib.sha256(question.encode()).digest()

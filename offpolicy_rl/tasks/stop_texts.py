@@ -1,7 +1,7 @@
 """Texts that end a completion when they appear in it.
 
-Each is looked for twice: in what the tokens say without special tokens (`decode`), and with these
-by name (`spell`), so that a special token may be a part of such a text, or between its letters.
+Each is looked for twice: in the text without special tokens (`decode`), and in the one with them by
+name (`decode_special`). So a special token may be a part of a stop text, or between its letters.
 """
 
 import bisect
@@ -15,18 +15,18 @@ def first(text: str, parts: Sequence[str]) -> int | None:
   return min((text.find(part) for part in parts if part in text), default=None)
 
 
-def before(tokens: Sequence[int], parts: Sequence[str], *, decode: Read, spell: Read) -> str:
-  """What the tokens say before the first of these parts, special tokens left out."""
+def before(tokens: Sequence[int], parts: Sequence[str], decode: Read, decode_special: Read) -> str:
+  """Text of the tokens before the first of these parts, without special tokens."""
   plain = decode(tokens)
   if not parts:
     return plain
   at = first(plain, parts)
   if at is not None:
     return plain[:at]
-  at = first(spell(tokens), parts)
+  at = first(decode_special(tokens), parts)
   if at is None:
     return plain
-  spelled = lambda number: len(spell(tokens[:number]))
-  whole = bisect.bisect_right(range(1, len(tokens) + 1), at, key=spelled)  # tokens before the part
-  text, more = decode(tokens[:whole]), decode(tokens[: whole + 1])
-  return text + more[len(text) :][: at - spelled(whole)]  # it may begin within a token
+  length = lambda count: len(decode_special(tokens[:count]))
+  count = bisect.bisect_right(range(1, len(tokens) + 1), at, key=length)  # tokens before the part
+  text, more = decode(tokens[:count]), decode(tokens[: count + 1])
+  return text + more[len(text) :][: at - length(count)]  # it may begin within a token

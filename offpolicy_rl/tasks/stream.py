@@ -4,6 +4,7 @@ So the data cursor of a run is one integer, and a resumed run finds the same pro
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,12 +77,10 @@ def interleaved(members: Sequence[tuple[float, Sequence]]) -> list:
   """All examples once, at the members' rates for as long as each has some; for evaluation."""
   if len(members) == 1:
     return list(members[0][1])
-  mixed, found, left = MixedStream(members, 0), [], sum(len(e) for _, e in members)
-  index = 0
-  while left:
+  mixed, total, items = MixedStream(members, 0), sum(len(e) for _, e in members), []
+  for index in itertools.count():
+    if len(items) == total:
+      return items
     member, place = mixed.which(index)
     if place < len(members[member][1]):
-      found.append(members[member][1][place])
-      left -= 1
-    index += 1
-  return found
+      items.append(members[member][1][place])

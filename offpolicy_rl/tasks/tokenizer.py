@@ -98,21 +98,21 @@ class Tokenizer:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Digest of all that decides about ids, texts, prompts and ends: equal on both sides of the
-    wire or the sampler is refused.
+    """Digest of all that decides about ids, texts, prompts and ends.
+
+    A sampler with another one is refused.
     """
-    told = json.dumps([*self._files, self.ends])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([*self._files, self.ends]).encode()).hexdigest()[:16]
 
   @functools.cached_property
   def _rendered(self) -> chat.ChatTemplate:
-    found = chat.source(self._files, tools=self._arguments.get("tools") is not None)
-    if found is None:
+    source = chat.source(self._files, tools=self._arguments.get("tools") is not None)
+    if source is None:
       raise TokenizerError("no chat template in the checkpoint; set task.chat=False")
-    return chat.ChatTemplate(found, self._special.variables | self._arguments, self._day)
+    return chat.ChatTemplate(source, self._special.variables | self._arguments, self._day)
 
   def chat(self, messages: Sequence[dict[str, str]], *, opened: bool = True) -> str:
-    """Messages {"role", "content"} as the model saw them in training; `opened`: and its turn begun.
+    """Text of messages {"role", "content"}; `opened`: with the beginning of the model's turn.
 
     Raises:
       TokenizerError: there is no template, or it does not accept these messages.
@@ -120,7 +120,7 @@ class Tokenizer:
     return self._rendered.render(messages, opened=opened)
 
   def check(self) -> list[str]:
-    """Renders the chat template once; what people should know about the tokenizer, a line each.
+    """Renders the chat template once; returns notes on the tokenizer for people, a line each.
 
     Raises:
       TokenizerError: the template can't be used, or ordinary text has no embedding.
@@ -133,22 +133,21 @@ class Tokenizer:
         f"{self._usable}"
       )
     if lost:
-      shown = ", ".join(repr(self._text(i)) for i in lost[:3])
+      first = ", ".join(repr(self._text(i)) for i in lost[:3])
       what = "tokens without an embedding, which no prompt may contain"
-      notes.append(f"{what}: {len(lost)}, {shown}{' ...' if len(lost) > 3 else ''}")
+      notes.append(f"{what}: {len(lost)}, {first}{' ...' if len(lost) > 3 else ''}")
     if chat.source(self._files, tools=False) is None:
       return [*notes, "no chat template: set task.chat=False"]
     self.encode(self._one_chat(notes))
     return notes + self.turn_notes()
 
   def turn_notes(self) -> list[str]:
-    """A line where the chat template ends turns with what ends no completion."""
+    """A line if the chat template ends turns with a text that ends no completion."""
     behind = self._behind_turns if self._chat else []
     marks = [self.special[token] for token in behind if token in self.special]
-    end = marks[0] if marks else self.spell(behind).strip()
-    if (
-      not end or set(behind) & set(self.ends) or stop_texts.first(end, self.stop_texts) is not None
-    ):
+    end = marks[0] if marks else self.decode_special(behind).strip()
+    ends = set(behind) & set(self.ends) or stop_texts.first(end, self.stop_texts) is not None
+    if not end or ends:
       return []
     return [
       f"the chat template ends a turn with {end!r:.40}, but no file says that it ends a "
@@ -170,17 +169,17 @@ class Tokenizer:
     return text
 
   def prompt(self, question: str) -> list[int]:
-    """Token ids of a question put into the template; as a chat's first message where asked.
+    """Token ids of a question in the template, as the first message of a chat where there is one.
 
-    Without a chat it begins as the tokenizer begins texts, with a beginning-of-sequence token or
-    not. What the tokenizer would put at the end is left out: the text goes on.
+    Without a chat it begins as the tokenizer begins texts, with or without a beginning-of-sequence
+    token. Tokens that the tokenizer would put at the end are left out: the text goes on.
     """
     text = self._question.replace("{question}", question)
     if self._chat:
-      said = self.chat(self._messages(text))
-      if text.strip() not in said:  # some templates change what they are given
+      rendered = self.chat(self._messages(text))
+      if text.strip() not in rendered:  # some templates change the text
         _require_question(self.chat(self._messages(_QUESTION)))
-      return self.encode(said)
+      return self.encode(rendered)
     ids = self.encode(text)
     begin = self._beginning
     return ids if ids[: len(begin)] == begin else begin + ids
@@ -208,11 +207,11 @@ class Tokenizer:
 
   @functools.cached_property
   def _behind_turns(self) -> list[int]:
-    """What the template writes behind a message of the model; [] where it takes none."""
+    """Tokens that the template writes behind a message of the model; [] where it takes none."""
     messages = [*self._messages(_QUESTION), {"role": "assistant", "content": _PROBE}]
     try:
-      _, said, behind = self.chat(messages, opened=False).rpartition(_PROBE)
-      return self.encode(behind) if said else []
+      _, probe, behind = self.chat(messages, opened=False).rpartition(_PROBE)
+      return self.encode(behind) if probe else []
     except TokenizerError:
       return []
 
@@ -232,82 +231,83 @@ class Tokenizer:
     return ids
 
   def decode(self, ids: Iterable[int]) -> str:
-    """What a completion says: up to the token or text that ends it, as `whole_text`."""
-    said = list(itertools.takewhile(lambda i: i not in self.ends, ids))
-    return stop_texts.before(said, self.stop_texts, decode=self.whole_text, spell=self.spell)
+    """Text of a completion, up to the token or text that ends it."""
+    before_end = list(itertools.takewhile(lambda i: i not in self.ends, ids))
+    return stop_texts.before(before_end, self.stop_texts, self.decode_all, self.decode_special)
 
-  def whole_text(self, ids: Iterable[int]) -> str:
-    """Text of all tokens, wherever a completion would end; special tokens left out but for the
-    tags around thoughts: who judges an answer must see where it begins.
+  def decode_all(self, ids: Iterable[int]) -> str:
+    """Text of all tokens, past the end of a completion, too, without special tokens.
+
+    Tags around thoughts stay: verifiers have to see where the answer begins.
     """
     if not self._thoughts:
       return self._inner.decode(list(ids))
     parts = itertools.groupby(ids, key=lambda i: i in self._thoughts)
     return "".join(
-      self.spell(part) if tags else self._inner.decode(list(part)) for tags, part in parts
+      self.decode_special(part) if tags else self._inner.decode(list(part)) for tags, part in parts
     )
 
-  def spell(self, ids: Iterable[int]) -> str:
+  def decode_special(self, ids: Iterable[int]) -> str:
     """Text of all tokens, special ones by name."""
     return self._inner.decode(list(ids), skip_special_tokens=False)
 
-  def texts(self, ids: Sequence[int]) -> list[str]:
-    """What each token adds, special ones by name; a character of several tokens is the last's."""
-    found, start, end = [], 0, 0  # ids[start:end]: the token before; it decides about spaces
+  def token_texts(self, ids: Sequence[int]) -> list[str]:
+    """Text of each token, special ones by name; a character of several tokens is the last's."""
+    texts, start, end = [], 0, 0  # ids[start:end]: the token before; it decides about spaces
     for i in range(len(ids)):
-      before, now = self.spell(ids[start:end]), self.spell(ids[start : i + 1])
+      before, now = self.decode_special(ids[start:end]), self.decode_special(ids[start : i + 1])
       if now.endswith("\ufffd") and i + 1 - end < _LONGEST_CHARACTER:
-        found.append("")
+        texts.append("")
       else:
-        found.append(now[len(before) :])
+        texts.append(now[len(before) :])
         start, end = end, i + 1
-    return found
+    return texts
 
 
-def _require_question(said: str) -> None:
-  """Refuses templates that leave out what is asked, as those of messages in parts do with texts."""
-  if _QUESTION not in said:
+def _require_question(rendered: str) -> None:
+  """Refuses templates that leave out the question, as those for messages in parts do with texts."""
+  if _QUESTION not in rendered:
     raise TokenizerError(
-      f"chat template: it leaves out the question {_QUESTION!r} and writes {said!r:.80}; expected "
-      "one that reads messages whose content is a text, or task.chat=False"
+      f"chat template: it leaves out the question {_QUESTION!r} and writes {rendered!r:.80}; "
+      "expected one that reads messages whose content is a text, or task.chat=False"
     )
 
 
 def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Tokenizer:
-  """tokenizer.json, without what somebody's use of it left there, and with every token."""
+  """tokenizer.json with every special token, but without truncation, padding and dropout."""
   try:
-    found = tokenizers.Tokenizer.from_str(text)
+    inner = tokenizers.Tokenizer.from_str(text)
   except Exception as error:  # tokenizers raises a bare Exception
     raise TokenizerError(f"{TOKENIZER}: {error}") from None
-  found.no_truncation()
-  found.no_padding()
-  found.encode_special_tokens = bool(special.settings.get("split_special_tokens"))
-  if getattr(found.model, "dropout", None):
-    found.model.dropout = None  # it splits the same text otherwise at every call
+  inner.no_truncation()
+  inner.no_padding()
+  inner.encode_special_tokens = bool(special.settings.get("split_special_tokens"))
+  if getattr(inner.model, "dropout", None):
+    inner.model.dropout = None  # it splits the same text in another way at every call
   spaces = special_tokens.llama_spaces(text, special.settings)
   if spaces is not None:
-    _put_spaces(found, spaces)
-  there = {token.content for token in found.get_added_tokens_decoder().values()}
-  nowhere = lambda text: text == special.named.get("eos_token") and found.token_to_id(text) is None
+    _put_spaces(inner, spaces)
+  there = {token.content for token in inner.get_added_tokens_decoder().values()}
+  nowhere = lambda text: text == special.named.get("eos_token") and inner.token_to_id(text) is None
   wanted = [
     a
     for a in special.added
     if a.token.content  # an empty text is how some files say that there is none
     and (a.id is not None or not (a.token.content in there or nowhere(a.token.content)))
   ]
-  found.add_tokens([a.token for a in wanted])
+  inner.add_tokens([a.token for a in wanted])
   for a in wanted:
-    number = found.token_to_id(a.token.content)
+    number = inner.token_to_id(a.token.content)
     if number is None or a.id not in (None, number):
       raise TokenizerError(
         f"{a.file}: {a.token.content!r} has id {a.id}, but {number} by {TOKENIZER} and the tokens "
         "before it"
       )
-  return found
+  return inner
 
 
 def _put_spaces(inner: tokenizers.Tokenizer, before: str) -> None:
-  """As transformers' class of Llama does it; `before`: see `special_tokens.llama_spaces`."""
+  """Puts spaces like transformers' class of Llama; `before`: `special_tokens.llama_spaces`."""
   inner.normalizer = None
   inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", before, split=False)
   decoders = tokenizers.decoders
@@ -319,15 +319,16 @@ def _put_spaces(inner: tokenizers.Tokenizer, before: str) -> None:
 
 def describe_ends(words) -> str:
   """The tokens that end a completion, for people; `words`: a Tokenizer or a Vocabulary."""
-  return ", ".join(f"{words.spell([token])!r} ({token})" for token in words.ends)
+  return ", ".join(f"{words.decode_special([token])!r} ({token})" for token in words.ends)
 
 
 def notes(files: types.ModelFiles) -> list[str]:
-  """What a run does otherwise than the checkpoint's files say, a line each."""
+  """Notes where a run samples in another way than the checkpoint's files say, a line each."""
   ignored = special_tokens.not_followed(files)
-  told = ", ".join(f"{key} = {value!r:.40}" for key, value in ignored.items())
-  told = f"{special_tokens.GENERATION}: {told}: not followed, sampler.* say how to sample"
-  return [told] if ignored else []
+  if not ignored:
+    return []
+  values = ", ".join(f"{key} = {value!r:.40}" for key, value in ignored.items())
+  return [f"{special_tokens.GENERATION}: {values}: not followed, sampler.* say how to sample"]
 
 
 def read_files(directory: pathlib.Path) -> types.ModelFiles:

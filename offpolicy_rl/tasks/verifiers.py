@@ -62,8 +62,7 @@ JUDGED_BY_EQUALITY = ("binary_matrix", "n_queens", "spiral_matrix", "string_inse
 def exact(completion: str, answer: str) -> float:
   """1.0 when the completion is the answer, white space at the ends aside.
 
-  A closed thought before it does not count; where <answer> tags mark the answer, only what is
-  inside does.
+  A closed thought before it does not count; of an answer in <answer> tags only the inside does.
   """
   return float(extraction.given(completion) == gold(answer).strip())
 
@@ -96,7 +95,7 @@ def _equals(given: str, entry: dict) -> float:
 
 @verifier
 def reasoning_gym(completion: str, answer: str) -> float:
-  """1.0 when the package's own scorer gives full marks; <answer> tags around it are no matter.
+  """1.0 when the package's own scorer gives full marks; <answer> tags are taken off.
 
   Only full marks count: the package's default scorer gives part of them to any text that contains
   the answer, which would pay for listing every number.
@@ -108,12 +107,12 @@ def reasoning_gym(completion: str, answer: str) -> float:
 
 @verifier
 def mixture(completion: str, answer: str) -> float:
-  """The verdict of the verifier that came with this very problem, one of the configured."""
+  """The verdict of the verifier that the answer data name, one of the configured."""
   data = json.loads(answer)
   return allowed(data["verifier"])(completion, data["answer"])
 
 
-def of_mixture(name: str, answer: str) -> str:
+def mixture_answer(name: str, answer: str) -> str:
   """Answer data for `mixture`: the problem's own, and the name of its verifier."""
   return json.dumps({"verifier": name, "answer": answer})
 
@@ -124,7 +123,7 @@ def gold(answer: str) -> str:
   return data["entry"]["answer"] if isinstance(data, dict) else data
 
 
-def why_unreadable(verifier_name: str, answer: str) -> str | None:
+def why_unusable(verifier_name: str, answer: str) -> str | None:
   """Why a verifier can't judge answers to a problem with these answer data; None when it can.
 
   The right answer is judged as if a completion had given it: those here must find it right; of
@@ -133,7 +132,7 @@ def why_unreadable(verifier_name: str, answer: str) -> str | None:
   name = NAMED.get(verifier_name, verifier_name)
   if name == MIXTURE:
     data = json.loads(answer)
-    return why_unreadable(data["verifier"], data["answer"])
+    return why_unusable(data["verifier"], data["answer"])
   try:
     judge, right = resolve(name), gold(answer)
     reward = judge(rf"\boxed{{{right}}}" if name == NAMED["math_verify"] else right, answer)
@@ -147,7 +146,6 @@ def why_unreadable(verifier_name: str, answer: str) -> str | None:
 
 
 def _with_hint(reason: str, name: str, answer: str) -> str:
-  """Where the data holds worked solutions, what a number is asked for in."""
   if name == NAMED["numeric"] and "####" in answer:
     return f"{reason}: only what follows '####', as task.name=gsm8k reads it"
   return reason

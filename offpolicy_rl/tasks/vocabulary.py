@@ -21,9 +21,7 @@ class Vocabulary:
   ends = (EOS,)  # tokens that end a completion
 
   def __init__(self, phrases: tuple[str, ...] = (), *, stop: Sequence[str] = ()):
-    """`phrases`: texts that become one token each, the longest match first; `stop`: texts that end
-    a completion.
-    """
+    """`phrases`: texts of one token each, the longest match first; `stop`: end a completion."""
     self._phrases, self.stop_texts = phrases, tuple(stop)
     used = _SPECIAL + _CHARACTERS + phrases
     self.pieces = used + ("",) * (-len(used) % _MULTIPLE)
@@ -42,7 +40,7 @@ class Vocabulary:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Digest of all pieces: equal on both sides of the wire or the sampler is refused."""
+    """Digest of all pieces; a sampler with another one is refused."""
     return hashlib.sha256("\0".join(self.pieces).encode()).hexdigest()[:16]
 
   def encode(self, text: str) -> list[int]:
@@ -51,19 +49,19 @@ class Vocabulary:
 
   prompt = encode  # questions are prompts as they are
 
-  def whole_text(self, ids: Iterable[int]) -> str:
-    """Text of all tokens, wherever a completion would end; special tokens left out."""
+  def decode_all(self, ids: Iterable[int]) -> str:
+    """Text of all tokens, past the end of a completion, too, without special tokens."""
     return "".join(self.pieces[i] for i in ids if i >= len(_SPECIAL))
 
-  def spell(self, ids: Iterable[int]) -> str:
+  def decode_special(self, ids: Iterable[int]) -> str:
     """Text of all tokens, special ones by name."""
     return "".join(self.pieces[i] for i in ids)
 
-  def texts(self, ids: Iterable[int]) -> list[str]:
-    """What each token says; special ones by name."""
+  def token_texts(self, ids: Iterable[int]) -> list[str]:
+    """Text of each token, special ones by name."""
     return [self.pieces[i] for i in ids]
 
   def decode(self, ids: Iterable[int]) -> str:
-    """What a completion says: up to the end-of-sequence token or the stop text."""
-    said = list(itertools.takewhile(lambda i: i != EOS, ids))
-    return stop_texts.before(said, self.stop_texts, decode=self.whole_text, spell=self.spell)
+    """Text of a completion, up to the end-of-sequence token or the stop text."""
+    before_end = list(itertools.takewhile(lambda i: i != EOS, ids))
+    return stop_texts.before(before_end, self.stop_texts, self.decode_all, self.decode_special)

@@ -63,8 +63,8 @@ def test_it_reads_back_what_it_is_given(smollm2):
   _, _, words = smollm2
   for text in (*TEXTS[:3], *TEXTS[5:]):  # those without special tokens
     assert words.decode(words.encode(text)) == text
-  assert words.ends == (2,) and words.spell([2]) == "<|im_end|>" and words.turn_end == 2
-  assert [words.spell([i]) for i in words.encode("a 17")] == ["a", " ", "1", "7"]
+  assert words.ends == (2,) and words.decode_special([2]) == "<|im_end|>" and words.turn_end == 2
+  assert [words.decode_special([i]) for i in words.encode("a 17")] == ["a", " ", "1", "7"]
 
 
 def test_it_writes_sensible_text(smollm2):

@@ -146,7 +146,7 @@ class Words:
 
 def test_prompts_that_cant_be_made_are_left_out_and_named(tiny_config):
   problems = [sources.Problem(q, '"1"', "1", q) for q in ("nothing", "a", "refused")]
-  made = prompts.tokenized(problems, Words(), 5, data.ticket_fault(tiny_config, 100))
+  made = prompts.tokenize(problems, Words(), 5, data.ticket_fault(tiny_config, 100))
   assert [e.where for e in made.examples] == ["a"]
   assert made.left_out == [
     ("nothing", "ticket.prompt_tokens.shape: got (0,), expected at least one token"),
@@ -157,7 +157,7 @@ def test_prompts_that_cant_be_made_are_left_out_and_named(tiny_config):
   with pytest.raises(
     catalog.TaskError, match=r"^nothing: ticket.prompt.* \(2 of 3 rows can't be u"
   ):
-    prompts.members(selection, "train", Words(), 5, data.ticket_fault(tiny_config, 100))
+    prompts.tokenize_split(selection, "train", Words(), 5, data.ticket_fault(tiny_config, 100))
 
 
 def test_a_run_says_what_its_prompts_are(tiny_config, tmp_path):

@@ -83,7 +83,7 @@ def test_demonstrations_end_as_the_model_ends_its_turn(config, chat, end):
   config.task.chat = chat
   words = build.make_policy(config, files()).tokenizer
   problem = sources.Problem("1+1?", '"2"', "2")
-  [example] = prompts.tokenized([problem], words, 100).examples
+  [example] = prompts.tokenize([problem], words, 100).examples
   assert example.demonstration_tokens.tolist() == [*words.encode("2"), end]
 
 
@@ -91,7 +91,7 @@ def test_the_configuration_says_what_a_template_is_told(config):
   config.task.system_prompt = "Be brief."
   config.task.chat_arguments = '{"enable_thinking": false}'
   words = build.make_policy(config, files(chat_template=template("qwen3"))).tokenizer
-  assert words.spell(words.prompt("1+1?")) == (
+  assert words.decode_special(words.prompt("1+1?")) == (
     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n"
     "<|im_start|>assistant\n<think>\n\n</think>\n\n"
   )
@@ -102,7 +102,7 @@ def test_prompts_of_a_run_are_those_of_its_first_day(config):
   config.task.chat_date = "2003-02-01"
   build.set_chat_date(config, dated)  # is fixed already
   words = build.make_policy(config, dated).tokenizer
-  assert "Today is 01 Feb 2003." in words.spell(words.prompt("1+1?"))
+  assert "Today is 01 Feb 2003." in words.decode_special(words.prompt("1+1?"))
   config.task.chat_date = ""
   build.set_chat_date(config, files())  # takes no interest in it
   assert config.task.chat_date == ""

@@ -82,12 +82,15 @@ def test_both_ways_give_the_same_ids_and_texts(tmp_path, inner):
     ids = ours.encode(text)
     assert ids == theirs.encode(text), text
     assert ours.decode(ids) == theirs.decode(ids)
-    assert (ours.whole_text(ids), ours.spell(ids)) == (theirs.whole_text(ids), theirs.spell(ids))
+    assert (ours.decode_all(ids), ours.decode_special(ids)) == (
+      theirs.decode_all(ids),
+      theirs.decode_special(ids),
+    )
     assert ours.prompt(text) == theirs.prompt(text)
   assert ours.decode(ours.encode(TEXTS[3])) == "<think>2+2 is 4</think>#### 4"
   assert ours.encode("e\u0301") == ours.encode("\u00e9")
   assert ours.ends == theirs.ends == (268, 266)
-  assert ours.spell([275]) == "", "a place without a token says nothing"
+  assert ours.decode_special([275]) == "", "a place without a token says nothing"
   plain = tokenizer.Tokenizer(files, chat=False)
   assert plain.prompt("the") == plain.encode("the")
 

@@ -106,7 +106,7 @@ def test_its_own_answer_is_right_whatever_space_is_around_it(drawn, name):
   ):
     assert verifiers.reasoning_gym(text, answer) == 1.0, text
   assert verifiers.reasoning_gym(f"<think>{right}", answer) == 0.0
-  assert verifiers.why_unreadable("reasoning_gym", answer) is None
+  assert verifiers.why_unusable("reasoning_gym", answer) is None
 
 
 @pytest.mark.parametrize("name", JUDGED)

@@ -47,11 +47,11 @@ def test_what_a_published_model_says_is_followed(tmp_path, name):
     )
   ends, turn_end, bos = KNOWN[name]
   words = tokenizer.Tokenizer(files)
-  assert [words.spell([i]) for i in words.ends] == ends
-  assert words.spell([words.turn_end]) == turn_end
+  assert [words.decode_special([i]) for i in words.ends] == ends
+  assert words.decode_special([words.turn_end]) == turn_end
   plain = tokenizer.Tokenizer(files, chat=False)
-  assert plain.spell(plain.prompt("1 + 1?")) == f"{bos or ''}1 + 1?"
-  begins = words.spell(words.prompt("1 + 1?"))
+  assert plain.decode_special(plain.prompt("1 + 1?")) == f"{bos or ''}1 + 1?"
+  begins = words.decode_special(words.prompt("1 + 1?"))
   assert bos is None or begins.count(bos) <= 1
   assert "1 + 1?" in begins
   assert words.decode(words.encode("<think>x</think>5")) == "<think>x</think>5"

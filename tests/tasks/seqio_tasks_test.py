@@ -49,7 +49,7 @@ def test_a_task_is_registered_under_its_name(name):
 
 def test_a_mixture_becomes_examples_at_its_rates(tiny_config):
   asked = catalog.select(settings(tiny_config, name="mixture", mixture=MIXTURE))
-  members = prompts.members(asked, "train", asked.vocabulary, 300)
+  members = prompts.tokenize_split(asked, "train", asked.vocabulary, 300)
   assert [rate for rate, _ in members] == [0.6, 0.2, 0.2]
   assert not any(made.too_long or made.left_out for _, made in members)
   assert [[e.answer for e in made.examples] for _, made in members] == [
@@ -59,7 +59,7 @@ def test_a_mixture_becomes_examples_at_its_rates(tiny_config):
 
 def test_long_prompts_of_every_member_are_counted(tiny_config):
   asked = catalog.select(settings(tiny_config, name="mixture", mixture=MIXTURE))
-  members = prompts.members(asked, "train", asked.vocabulary, 100)
+  members = prompts.tokenize_split(asked, "train", asked.vocabulary, 100)
   skipped = sum(len(made.too_long) for _, made in members)
   long = [len(p.question) > 100 for part in asked.split("train") for p in part]
   assert 0 < skipped == sum(long) < len(long)
@@ -68,7 +68,7 @@ def test_long_prompts_of_every_member_are_counted(tiny_config):
 
 def test_a_file_becomes_a_stream_of_prompts(tiny_config):
   asked = catalog.select(settings(tiny_config, name="gsm8k", data_dir=str(WORDS)))
-  [(rate, made)] = prompts.members(asked, "train", asked.vocabulary, 300)
+  [(rate, made)] = prompts.tokenize_split(asked, "train", asked.vocabulary, 300)
   stream = streams.make_stream([(rate, made.examples)], seed=0)
   seen = {asked.vocabulary.decode(stream[i].prompt_tokens.tolist()) for i in range(16)}
   assert made.too_long == made.left_out == []

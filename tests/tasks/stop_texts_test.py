@@ -10,7 +10,7 @@ PIECES = ["<x>", "<y>", "5", "5\n", " EN", "D", "漢"]
 def said(tokens, *parts):
   decode = lambda tokens: "".join(PIECES[t] for t in tokens if t > 1)
   spell = lambda tokens: "".join(PIECES[t] for t in tokens)
-  return stop_texts.before(tokens, parts, decode=decode, spell=spell)
+  return stop_texts.before(tokens, parts, decode, spell)
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ def test_verifiers_read_what_comes_before_the_stop_text():
   tokens = words.encode("5 END")
   assert verifiers.exact(words.decode(tokens), '"5"') == 1.0
   assert words.decode([*words.encode("5"), words.eos, *words.encode("6 END")]) == "5"
-  assert words.whole_text(tokens) == "5 END"
+  assert words.decode_all(tokens) == "5 END"

@@ -473,7 +473,7 @@ def test_different_answers_are_spelled_differently():
 @pytest.mark.parametrize("text", sorted({text for pair in SAME + DIFFERENT for text in pair}))
 def test_every_answer_is_right_for_itself(text):
   assert symbolic.math_verify(rf"So $\boxed{{{text}}}$.", json.dumps(text)) == 1.0
-  assert verifiers.why_unreadable("math_verify", json.dumps(text)) is None
+  assert verifiers.why_unusable("math_verify", json.dumps(text)) is None
 
 
 COMPLETIONS = [
@@ -528,7 +528,7 @@ def test_listing_candidates_earns_nothing():
 def test_answers_that_can_not_be_judged_are_said_to_be_so(right, why):
   with pytest.raises(ValueError, match=why):
     symbolic.math_verify(rf"\boxed{{{right}}}", json.dumps(right))
-  assert why in verifiers.why_unreadable("math_verify", json.dumps(right))
+  assert why in verifiers.why_unusable("math_verify", json.dumps(right))
 
 
 @pytest.mark.parametrize(

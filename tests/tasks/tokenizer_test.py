@@ -82,12 +82,18 @@ def test_tags_around_thoughts_are_seen_also_where_they_are_special(folder):
 
 def test_every_token_has_the_text_that_it_adds(folder):
   words = opened(folder)
-  assert words.texts(words.encode("ab ab12<|im_end|>")) == ["ab", " ab", "1", "2", "<|im_end|>"]
-  assert words.texts(words.encode("é漢")) == ["", "é", "", "", "漢"]  # bytes of a character
+  assert words.token_texts(words.encode("ab ab12<|im_end|>")) == [
+    "ab",
+    " ab",
+    "1",
+    "2",
+    "<|im_end|>",
+  ]
+  assert words.token_texts(words.encode("é漢")) == ["", "é", "", "", "漢"]  # bytes of a character
   half = words.encode("漢")[:2]
   for ids in (half * 9, [*half, *words.encode("ab")]):  # no characters at all: still in pieces
-    assert len(words.texts(ids)) == len(ids) and "".join(words.texts(ids))
-  assert "".join(words.texts([*half, *words.encode("ab")])).endswith("ab")
+    assert len(words.token_texts(ids)) == len(ids) and "".join(words.token_texts(ids))
+  assert "".join(words.token_texts([*half, *words.encode("ab")])).endswith("ab")
 
 
 def test_words_that_begin_with_a_space_keep_it(tmp_path):
@@ -95,7 +101,7 @@ def test_words_that_begin_with_a_space_keep_it(tmp_path):
   inner = tokenizers.Tokenizer(tokenizers.models.BPE({"▁a": 0, "▁b": 1, "c": 2, "<s>": 3}, []))
   inner.decoder = tokenizers.decoders.Metaspace()
   files = types.ModelFiles("", inner.to_str(), json.dumps({"eos_token": "<s>"}), "")
-  assert tokenizer.Tokenizer(files).texts([0, 1, 2, 0]) == ["a", " b", "c", " a"]
+  assert tokenizer.Tokenizer(files).token_texts([0, 1, 2, 0]) == ["a", " b", "c", " a"]
 
 
 def test_digits_stand_alone_and_letters_merge(folder):

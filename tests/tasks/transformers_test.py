@@ -259,8 +259,8 @@ def test_texts_have_the_ids_that_transformers_gives_them(told, name):
   words = opened(chat=False)
   for text, said in zip(QUESTIONS, answer["texts"], strict=True):
     assert words.prompt(text) == said["ids"], text
-    assert words.whole_text(said["ids"]) == said["plain"]
-    assert words.spell(said["ids"]) == said["spelled"]
+    assert words.decode_all(said["ids"]) == said["plain"]
+    assert words.decode_special(said["ids"]) == said["spelled"]
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *WAYS])

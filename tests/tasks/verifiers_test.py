@@ -93,8 +93,8 @@ def test_mathematics_that_takes_for_ever_is_cut_off_by_the_worker():
 def test_in_a_mixture_every_problem_brings_its_verifier(monkeypatch):
   monkeypatch.setattr(scoring, "_ALLOWED", {})
   scoring.allow([verifiers.NAMED["numeric"], verifiers.NAMED["exact"]])
-  numeric = verifiers.of_mixture(verifiers.NAMED["numeric"], json.dumps("1,680"))
-  exact = verifiers.of_mixture(verifiers.NAMED["exact"], json.dumps("1,680"))
+  numeric = verifiers.mixture_answer(verifiers.NAMED["numeric"], json.dumps("1,680"))
+  exact = verifiers.mixture_answer(verifiers.NAMED["exact"], json.dumps("1,680"))
   assert verifiers.mixture("1680", numeric) == 1.0
   assert verifiers.mixture("1680", exact) == 0.0
 
@@ -105,13 +105,14 @@ def test_answer_data_can_not_have_a_module_imported(monkeypatch):
   scoring.allow([verifiers.NAMED["numeric"]])
   for name in ("tests.tasks.own_verifier:fails_on_even", "os:system", verifiers.NAMED["exact"]):
     with pytest.raises(ValueError, match=f"'{name}', expected one of the configured .*:numeric$"):
-      verifiers.mixture("true", verifiers.of_mixture(name, "0"))
+      verifiers.mixture("true", verifiers.mixture_answer(name, "0"))
   assert "tests.tasks.own_verifier" not in sys.modules
 
 
 def test_a_worker_of_a_mixture_knows_the_configured_verifiers_only():
   numeric, exact = (
-    verifiers.of_mixture(verifiers.NAMED[name], json.dumps("5")) for name in ("numeric", "exact")
+    verifiers.mixture_answer(verifiers.NAMED[name], json.dumps("5"))
+    for name in ("numeric", "exact")
   )
   also = [verifiers.NAMED["numeric"]]
   with scoring.Scorer(verifiers.MIXTURE, also=also, workers=1, time_limit=10.0) as scorer:
@@ -149,10 +150,10 @@ READABLE = [
 
 @pytest.mark.parametrize(("name", "right"), READABLE)
 def test_right_answers_that_can_be_judged(name, right):
-  assert verifiers.why_unreadable(name, json.dumps(right)) is None
-  assert verifiers.why_unreadable(verifiers.NAMED[name], json.dumps(right)) is None
-  mixed = verifiers.of_mixture(verifiers.NAMED[name], json.dumps(right))
-  assert verifiers.why_unreadable(verifiers.MIXTURE, mixed) is None
+  assert verifiers.why_unusable(name, json.dumps(right)) is None
+  assert verifiers.why_unusable(verifiers.NAMED[name], json.dumps(right)) is None
+  mixed = verifiers.mixture_answer(verifiers.NAMED[name], json.dumps(right))
+  assert verifiers.why_unusable(verifiers.MIXTURE, mixed) is None
 
 
 @pytest.mark.parametrize(
@@ -174,12 +175,12 @@ def test_right_answers_that_can_be_judged(name, right):
   ],
 )
 def test_right_answers_that_can_not_be_judged_are_said_to_be_so(name, right, why):
-  assert why in verifiers.why_unreadable(name, json.dumps(right))
-  mixed = verifiers.of_mixture(name, json.dumps(right))
-  assert why in verifiers.why_unreadable(verifiers.MIXTURE, mixed)
+  assert why in verifiers.why_unusable(name, json.dumps(right))
+  mixed = verifiers.mixture_answer(name, json.dumps(right))
+  assert why in verifiers.why_unusable(verifiers.MIXTURE, mixed)
 
 
 def test_of_your_own_verifier_only_what_it_raises_is_known():
   name = "tests.tasks.own_verifier:fails_on_even"
-  assert verifiers.why_unreadable(name, '"abc"') is None
-  assert verifiers.why_unreadable(name, '"ab"') == "even"
+  assert verifiers.why_unusable(name, '"abc"') is None
+  assert verifiers.why_unusable(name, '"ab"') == "even"
