@@ -69,7 +69,7 @@ def plain_loop(config):
     state = state_lib.create(choices.model, mesh, choices.optimizer, config.seed)
     update = step.compile_step(choices, state_lib.shardings(choices.model, mesh, choices.optimizer))
     for at in range(config.learner.steps):
-      tickets = made.of(at)
+      tickets = made.for_step(at)
       params = jax.tree.map(np.array, state.params)
       groups = []
       for ticket, found in zip(tickets, engine.generate(params, at, tickets), strict=True):

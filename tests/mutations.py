@@ -160,7 +160,7 @@ FAULTS = {
   ),
   "spare_prompts": Fault(
     "replay/admission.py",
-    "return _FIRST_SPARE + place * SPARES + spare",
+    "return _FIRST_SPARE + group * SPARES + spare",
     "return _FIRST_SPARE + spare",
     "replay/unanswerable_test.py::test_spares_are_prompts_of_their_own_with_the_lag_of_their_step",
   ),
@@ -172,8 +172,8 @@ FAULTS = {
   ),
   "shift_of_logprobs": Fault(
     "replay/packing.py",
-    "= np.arange(at - 1, own.stop - 1)",
-    "= np.arange(at, own.stop)",
+    "= np.arange(at - 1, columns.stop - 1)",
+    "= np.arange(at, columns.stop)",
     "replay/packing_test.py::test_every_scored_token_sees_its_prompt_and_its_own_past",
   ),
   # The model.

@@ -23,7 +23,7 @@ def ticket_ids(step: int, prompts_per_step: int, lag: LagControl) -> list[str]:
 
 
 def _step_and_number(ticket_id: str) -> tuple[int, int] | None:
-  """Of a training ticket's id; None for what `ticket_ids` would not write."""
+  """Inverse of `ticket_ids` for one id; None for any other."""
   kind, _, rest = ticket_id.partition("/")
   step, _, number = rest.partition("/")
   if kind != types.TRAIN or not (step.isdecimal() and number.isdecimal()):
@@ -35,7 +35,7 @@ def _step_and_number(ticket_id: str) -> tuple[int, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Tickets:
-  """The training tickets of a run: pure functions of the step, so a resumed run makes the same.
+  """The training tickets of a run: functions of the step, so that a resumed run makes the same.
 
   `stream[i]` is the i-th prompt of the run, with `prompt_tokens` and `answer`. Each group of a step
   has the next 1 + max_refills prompts to itself, and `SPARES` more from a place that no run's own
@@ -49,16 +49,16 @@ class Tickets:
   temperature: float
   max_refills: int = 0
 
-  def of(self, step: int) -> list[types.Ticket]:
-    """Those that a step begins with."""
-    return [self.named(name) for name in ticket_ids(step, self.prompts_per_step, self.lag)]
+  def for_step(self, step: int) -> list[types.Ticket]:
+    """The tickets that a step begins with."""
+    return [self.by_id(name) for name in ticket_ids(step, self.prompts_per_step, self.lag)]
 
-  def named(self, ticket_id: str) -> types.Ticket | None:
+  def by_id(self, ticket_id: str) -> types.Ticket | None:
     """The ticket of an id; None when there can't be one."""
-    found = _step_and_number(ticket_id)
-    if found is None:
+    parsed = _step_and_number(ticket_id)
+    if parsed is None:
       return None
-    step, number = found
+    step, number = parsed
     attempt, slot = divmod(number, self.prompts_per_step)
     index = self._index(step * self.prompts_per_step + slot, attempt)
     if index is None:
@@ -78,23 +78,22 @@ class Tickets:
       temperature=self.temperature,
     )
 
-  def _index(self, place: int, attempt: int) -> int | None:
-    """In the stream; `place`: of a group among all those of the run."""
+  def _index(self, group: int, attempt: int) -> int | None:
+    """Index in the stream; `group`: number of a group among all those of the run."""
     if attempt <= self.max_refills:
-      return place * (1 + self.max_refills) + attempt
+      return group * (1 + self.max_refills) + attempt
     spare = attempt - self.max_refills - 1
-    return _FIRST_SPARE + place * SPARES + spare if spare < SPARES else None
+    return _FIRST_SPARE + group * SPARES + spare if spare < SPARES else None
 
-  def after(self, ticket: types.Ticket) -> types.Ticket | None:
-    """The one that replaces a ticket whose group has no signal; None when none is left."""
-    step, number = _step_and_number(ticket.ticket_id)
-    left = number // self.prompts_per_step < self.max_refills
-    return self.named(f"{types.TRAIN}/{step}/{number + self.prompts_per_step}") if left else None
+  def refill(self, ticket: types.Ticket) -> types.Ticket | None:
+    """The ticket that replaces one whose group has no signal; None when none is left."""
+    _, number = _step_and_number(ticket.ticket_id)
+    return self.spare(ticket) if number // self.prompts_per_step < self.max_refills else None
 
   def spare(self, ticket: types.Ticket) -> types.Ticket | None:
-    """The one that replaces a ticket that can't be answered; None when none is left."""
+    """The ticket that replaces one that can't be answered; None when none is left."""
     step, number = _step_and_number(ticket.ticket_id)
-    return self.named(f"{types.TRAIN}/{step}/{number + self.prompts_per_step}")
+    return self.by_id(f"{types.TRAIN}/{step}/{number + self.prompts_per_step}")
 
 
 class Admission:
@@ -127,7 +126,7 @@ class Admission:
     self._known_steps = max(self._known_steps, next_step)
     self._reached(version, next_step)
     for step in range(self._next_step, next_step):
-      self._ledger.add(self._tickets.of(step))
+      self._ledger.add(self._tickets.for_step(step))
     self._next_step = next_step  # last: until then `ticket_before_restart` still knows them
 
   def is_consumed(self, ticket_id: str, version: int) -> bool:
@@ -143,4 +142,4 @@ class Admission:
     parsed = _step_and_number(ticket_id)
     if parsed is None or not self._next_step <= parsed[0] < min(self._known_steps, self._num_steps):
       return None
-    return self._tickets.named(ticket_id)
+    return self._tickets.by_id(ticket_id)

@@ -1,4 +1,4 @@
-"""Groups that teach nothing give way to groups of other prompts (learner.max_refills).
+"""Replaces groups without signal by groups of other prompts (learner.max_refills).
 
 When all completions of a group have the same verdict, none is better than another: DAPO's
 dynamic sampling (arXiv 2503.14476) leaves such groups out and samples more. Here each group of a
@@ -42,7 +42,7 @@ class DynamicSampling:
     return replacement
 
   def metrics(self, step: int) -> dict:
-    """filtered/...: groups that `step` did without; to be asked once all its groups are there.
+    """filtered/...: the groups replaced in `step`; call it once all its groups are there.
 
     reward: the mean of their verdicts.
 

@@ -1,6 +1,6 @@
-"""Which sampler has which ticket, until when, and how far it has come with it.
+"""Which sampler has which ticket, until when, and how many tokens it has sampled.
 
-Plain books without a lock: the ledger's holds. Times are its clock's, in seconds.
+Not thread-safe: the ledger holds the lock. Times are in seconds, of the ledger's clock.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ class Lease:
 
 
 class Leases:
-  """All that are under way; a ticket has more than one when its first sampler is slow."""
+  """All leases; a ticket has more than one when its first sampler is slow."""
 
   def __init__(self, seconds: float):
     """`seconds`: a lease ends so long after its sampler's last sign of life."""
@@ -27,7 +27,7 @@ class Leases:
     self._heard: dict[str, float] = {}  # sampler -> its last sign of life
 
   def tickets(self) -> Collection[str]:
-    """Those that somebody has."""
+    """The tickets that are leased."""
     return self._leases.keys()
 
   def holds(self, sampler_id: str, ticket_id: str) -> bool:
@@ -35,22 +35,22 @@ class Leases:
     return any(lease.sampler_id == sampler_id for lease in self._leases.get(ticket_id, ()))
 
   def grant(self, sampler_id: str, ticket_id: str, now: float) -> None:
-    """A new lease; the sampler must not have one of this ticket."""
+    """Leases a ticket to a sampler that must not have a lease of it."""
     lease = Lease(sampler_id, now + self._seconds, now)
     self._leases.setdefault(ticket_id, []).append(lease)
 
   def hear(self, sampler_id: str, tokens: Mapping[str, int | None], now: float) -> None:
-    """A sign of life: extends the sampler's leases.
+    """Extends the leases of a sampler that gave a sign of life.
 
-    `tokens`: ticket -> sampled so far; None = not told.
+    `tokens`: ticket -> sampled so far; None = unknown.
     """
     self._heard[sampler_id] = now
     for ticket_id, leases in self._leases.items():
       for lease in (lease for lease in leases if lease.sampler_id == sampler_id):
         lease.deadline = now + self._seconds
-        told = tokens.get(ticket_id)
-        if told is not None and told != lease.tokens:
-          lease.tokens, lease.moved = told, now
+        sampled = tokens.get(ticket_id)
+        if sampled is not None and sampled != lease.tokens:
+          lease.tokens, lease.moved = sampled, now
 
   def living(self, now: float) -> int:
     """Samplers that were heard of within the length of a lease."""
@@ -59,16 +59,16 @@ class Leases:
     return len(self._heard)
 
   def gone(self, sampler_id: str) -> list[str]:
-    """A sampler left: ends its leases -> the tickets that nobody has any more."""
+    """Ends the leases of a sampler that left; returns the tickets without another lease."""
     self._heard.pop(sampler_id, None)
     return self.end(lambda _, lease: lease.sampler_id == sampler_id)
 
   def expire(self, now: float) -> list[str]:
-    """Ends the leases that nobody extended -> the tickets that nobody has any more."""
+    """Ends the leases that were not extended; returns the tickets without another lease."""
     return self.end(lambda _, lease: lease.deadline < now)
 
   def end(self, ends: Callable[[str, Lease], bool]) -> list[str]:
-    """Ends leases with ends(ticket id, lease) -> the tickets that nobody has any more."""
+    """Ends leases for which `ends(ticket id, lease)`; returns the tickets without another lease."""
     free = []
     for ticket_id, leases in list(self._leases.items()):
       left = [lease for lease in leases if not ends(ticket_id, lease)]
@@ -80,10 +80,9 @@ class Leases:
     return free
 
   def drop(self, ticket_id: str) -> None:
-    """Ends all leases of a ticket: nobody is to answer it any more."""
+    """Ends all leases of a ticket."""
     self._leases.pop(ticket_id, None)
 
   def stuck(self, since: float) -> list[str]:
     """Tickets whose tokens have not changed after `since` at any sampler that has them."""
-    moved = lambda leases: max(lease.moved for lease in leases)
-    return [ticket_id for ticket_id, leases in self._leases.items() if moved(leases) < since]
+    return [t for t, leases in self._leases.items() if max(x.moved for x in leases) < since]

@@ -1,4 +1,4 @@
-"""Who holds which ticket, which groups are back, and in which order steps consume them.
+"""The state of every ticket: queued, leased, finished, taken by a step, or replaced.
 
 A ticket is queued, out (leased), waiting (finished), taken, or replaced by another when its group
 is not good enough or no sampler can answer it. Every ticket but those enters exactly one batch,
@@ -32,7 +32,7 @@ class SetAsideError(RuntimeError):
 
 
 class Ledger:
-  """The learner's book of tickets and groups.
+  """The learner's tickets and finished groups.
 
   Args:
     lease_seconds: a lease ends so long after its sampler's last sign of life.
@@ -117,7 +117,7 @@ class Ledger:
         lost = lambda name, lease: lease.sampler_id == sampler_id and name not in holding
         self._counts["returned"] += self._requeue(self._leases.end(lost))
       while True:
-        self._look_at_leases()
+        self._check_leases()
         self._set_aside_refused()
         granted = [] if self._closed else self._select(sampler_id, limit, holding or ())
         remaining = end - self._clock()
@@ -159,7 +159,7 @@ class Ledger:
       self._hear(sampler_id, tokens)
 
   def _hear(self, sampler_id: str, tokens: Mapping[str, int | None]) -> None:
-    """A sign of life, with the tickets that the sampler has; None = tokens not told."""
+    """Takes note of a sampler's sign of life and of its tickets; None = tokens unknown."""
     now = self._clock()
     for ticket_id in tokens:
       self._reclaim(sampler_id, ticket_id, now)
@@ -203,7 +203,7 @@ class Ledger:
         self._give_up(self._tickets[ticket_id], reasons)
 
   def _give_up(self, ticket: types.Ticket, reasons: Mapping[str, str]) -> None:
-    """Another ticket in its place, or none."""
+    """Replaces a ticket that no sampler can answer, if another one is left."""
     why = "; ".join(f"{sampler_id}: {reason}" for sampler_id, reason in reasons.items())
     self._forget(ticket.ticket_id)
     self._counts["set_aside"] += 1
@@ -220,7 +220,7 @@ class Ledger:
       self._hopeless = f"no sampler can answer ticket {ticket.ticket_id} ({why})"
 
   def _forget(self, ticket_id: str) -> None:
-    """Nobody is to answer it any more."""
+    """Ends all leases of a ticket and takes it from the queue."""
     self._leases.drop(ticket_id)
     self._queue.pop(ticket_id, None)
     self._reasons.pop(ticket_id, None)
@@ -233,14 +233,14 @@ class Ledger:
       self._changed.notify_all()
       return queued
 
-  def _look_at_leases(self) -> None:
-    """Queues what nobody is at any more, and once more what makes no progress."""
+  def _check_leases(self) -> None:
+    """Queues tickets whose leases have expired, and again those that make no progress."""
     now = self._clock()
     self._counts["expired"] += self._requeue(self._leases.expire(now))
     self._counts["reissued"] += self._requeue(self._leases.stuck(now - self._reissue_seconds))
 
   def _requeue(self, ticket_ids: list[str]) -> int:
-    """To the queue's front, but for those that are in it; how many."""
+    """Puts tickets that are not queued to the queue's front; returns their number."""
     fresh = [ticket_id for ticket_id in ticket_ids if ticket_id not in self._queue]
     self._to_front(fresh)
     return len(fresh)
@@ -251,18 +251,18 @@ class Ledger:
       return self._tickets.get(ticket_id)
 
   def finish(self, group: types.Group, arrival_version: int) -> PushStatus:
-    """Books a checked group; the first complete answer to a ticket wins."""
+    """Records a checked group; the first complete answer to a ticket wins."""
     [status] = self.finish_all([group], arrival_version)
     return status
 
   def finish_all(self, groups: Iterable[types.Group], arrival_version: int) -> list[PushStatus]:
-    """The same for several; wakes those who wait once."""
+    """Records several groups; see `finish`."""
     with self._changed:
-      statuses = [self._book(group, arrival_version) for group in groups]
+      statuses = [self._record(group, arrival_version) for group in groups]
       self._changed.notify_all()
       return statuses
 
-  def _book(self, group: types.Group, arrival_version: int) -> PushStatus:
+  def _record(self, group: types.Group, arrival_version: int) -> PushStatus:
     ticket_id = group.ticket_id
     if ticket_id in self._taken or ticket_id in self._finished:
       self._counts["duplicates"] += 1
@@ -342,7 +342,7 @@ class Ledger:
       }
 
   def close(self) -> None:
-    """Hands out nothing more and wakes everybody who waits for a lease."""
+    """Hands out no more tickets, and ends calls that wait for one."""
     with self._changed:
       self._closed = True
       self._changed.notify_all()

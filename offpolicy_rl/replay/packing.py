@@ -1,4 +1,4 @@
-"""Which token lies where: prompts and completions laid out in the rows that the model sees.
+"""Lays out prompts and completions in the rows that the model sees.
 
   padded   one completion per row, behind its prompt
   packed   as many completions per row as fit, each behind its own copy of the prompt
@@ -170,8 +170,8 @@ def _in_order(completions, limits: Limits) -> list[_Row]:
 
 def _written(rows, completions, sizes, max_completion: int) -> tuple[types.PackedRows, np.ndarray]:
   """Arrays of these sizes: rows, columns, scored tokens per row."""
-  count, columns, scored = sizes
-  wide = [np.zeros((count, columns), np.int32) for _ in range(4)]
+  count, width, scored = sizes
+  wide = [np.zeros((count, width), np.int32) for _ in range(4)]
   packed = types.PackedRows(*wide, *(np.zeros((count, scored), np.int32) for _ in range(2)))
   places = np.zeros((len(completions), max_completion), np.int32)
   for r, row in enumerate(rows):
@@ -185,12 +185,12 @@ def _written(rows, completions, sizes, max_completion: int) -> tuple[types.Packe
       at = trunk.stop
       for number in numbers:
         tokens, branch = completions[number].tokens, branch + 1
-        own, asked = slice(at, at + tokens.size), slice(score, score + tokens.size)
-        packed.tokens[r, own] = packed.targets[r, asked] = tokens
-        packed.positions[r, own] = prompt.size + np.arange(tokens.size)
-        packed.segments[r, own], packed.branches[r, own] = segment, branch
-        packed.sources[r, asked] = np.arange(at - 1, own.stop - 1)
-        packed.sources[r, asked.start] = trunk.stop - 1  # the prompt's last token
-        places[number, : tokens.size] = r * scored + np.arange(score, asked.stop)
-        at, score = own.stop, asked.stop
+        columns, scored_at = slice(at, at + tokens.size), slice(score, score + tokens.size)
+        packed.tokens[r, columns] = packed.targets[r, scored_at] = tokens
+        packed.positions[r, columns] = prompt.size + np.arange(tokens.size)
+        packed.segments[r, columns], packed.branches[r, columns] = segment, branch
+        packed.sources[r, scored_at] = np.arange(at - 1, columns.stop - 1)
+        packed.sources[r, scored_at.start] = trunk.stop - 1  # the prompt's last token
+        places[number, : tokens.size] = r * scored + np.arange(score, scored_at.stop)
+        at, score = columns.stop, scored_at.stop
   return packed, places

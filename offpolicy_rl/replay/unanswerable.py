@@ -1,7 +1,7 @@
-"""Prompts that no sampler can answer give way to others, and people are told which and why.
+"""Replaces prompts that no sampler can answer by spare ones, and reports which and why.
 
-What takes a prompt's place depends on its ticket only, so a run with exact lag finds the same again
-when it is repeated or resumed.
+The replacement depends on the ticket only, so a run with exact lag finds the same one again when it
+is repeated or resumed.
 """
 
 import collections
@@ -24,7 +24,7 @@ class Unanswerable:
     self._counts = collections.Counter()  # step -> prompts
 
   def __call__(self, ticket: types.Ticket, why: str) -> types.Ticket | None:
-    """The ticket in place of one that samplers declined for the reasons `why`."""
+    """The ticket that replaces one which samplers declined for the reasons `why`."""
     prompt = (
       f"prompt {self._text(ticket)[:_TEXT]!r} (ticket {ticket.ticket_id}) is set aside: {why}"
     )
@@ -42,5 +42,5 @@ class Unanswerable:
     return [self._lines.popleft() for _ in range(len(self._lines))]
 
   def count(self, step: int) -> int:
-    """Training prompts that a step did without; to be asked once all its groups are there."""
+    """Number of training prompts set aside in a step; call it once all its groups are there."""
     return self._counts.pop(step, 0)

@@ -368,7 +368,7 @@ def make_queue(
   set_aside = unanswerable.Unanswerable(tickets.spare, text)
   replace = None
   if settings.max_refills and control.recorded is None:  # a replay knows which groups were used
-    replace = dynamic_sampling.DynamicSampling(tickets.after)
+    replace = dynamic_sampling.DynamicSampling(tickets.refill)
   book = ledger.Ledger(
     transport.lease_seconds,
     reissue_seconds=transport.reissue_seconds,

@@ -121,7 +121,9 @@ class Example:
 def test_tickets_of_a_step_are_a_function_of_the_step():
   stream = [Example(i) for i in range(100)]
   lag = LagControl("fixed", 2)
-  made = admission.Tickets(stream, lag, prompts_per_step=3, group_size=4, temperature=0.9).of(5)
+  made = admission.Tickets(stream, lag, prompts_per_step=3, group_size=4, temperature=0.9).for_step(
+    5
+  )
   assert [t.ticket_id for t in made] == ["train/5/0", "train/5/1", "train/5/2"]
   assert admission.ticket_ids(5, 3, lag) == [t.ticket_id for t in made]
   assert [t.group_index for t in made] == [15, 16, 17]

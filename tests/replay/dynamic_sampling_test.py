@@ -38,9 +38,9 @@ def group(name: str, *rewards: float, length: int = 3) -> types.Group:
 def opened(step=5, recover=lambda ticket: None):
   """A ledger with the tickets of one step, and its refills."""
   tickets = make_tickets()
-  refills = DynamicSampling(tickets.after)
+  refills = DynamicSampling(tickets.refill)
   book = Ledger(lease_seconds=10, recover=recover, replace=refills)
-  book.add(tickets.of(step))
+  book.add(tickets.for_step(step))
   return book, refills, admission.ticket_ids(step, PROMPTS, LagControl("fixed", 2))
 
 
@@ -70,8 +70,8 @@ def test_shaping_is_no_signal(shape):
     ),
   )
   assert has_signal(of(0.0, 1.0)) and not has_signal(of(0.0, 0.0))
-  refills = DynamicSampling(make_tickets().after)
-  finished = types.FinishedGroup(make_tickets().named("train/5/0"), of(0.0, 0.0), 0)
+  refills = DynamicSampling(make_tickets().refill)
+  finished = types.FinishedGroup(make_tickets().by_id("train/5/0"), of(0.0, 0.0), 0)
   assert refills(finished).ticket_id == "train/5/3"
   assert refills.metrics(5)["filtered/reward"] == 0.0
 
@@ -81,19 +81,19 @@ def test_every_ticket_of_a_step_has_prompts_and_keys_of_its_own():
   seen = {}
   for step in range(6):
     for number in range(PROMPTS * (1 + MOST)):
-      ticket = tickets.named(f"train/{step}/{number}")
+      ticket = tickets.by_id(f"train/{step}/{number}")
       assert (ticket.min_version, ticket.max_version) == (max(0, step - 2),) * 2
       assert ticket.step == step and ticket.answer == str(ticket.group_index)
       seen[ticket.group_index] = ticket.ticket_id
   assert sorted(seen) == list(range(6 * PROMPTS * (1 + MOST)))  # none twice, none left out
-  assert [t.group_index for t in make_tickets(most=0).of(5)] == [15, 16, 17]
+  assert [t.group_index for t in make_tickets(most=0).for_step(5)] == [15, 16, 17]
 
 
 @pytest.mark.parametrize("name", ["5/33", "5/-1", "05/1", "5/01", "5/", "5/٣", "٥/3", "5", ""])
 def test_no_other_name_is_a_ticket(name):
-  assert make_tickets().named("train/5/3").ticket_id == "train/5/3"
-  assert make_tickets().named(f"train/{name}") is None
-  assert make_tickets().named("eval/5/1") is None and make_tickets().named("") is None
+  assert make_tickets().by_id("train/5/3").ticket_id == "train/5/3"
+  assert make_tickets().by_id(f"train/{name}") is None
+  assert make_tickets().by_id("eval/5/1") is None and make_tickets().by_id("") is None
 
 
 def test_a_group_without_signal_makes_way_for_one_of_the_next_prompt():
@@ -136,7 +136,7 @@ def test_late_answers_to_any_of_them_are_duplicates():
   assert len(book.take(ids, timeout=0)) == 3
   assert all(book.finish(group(name, 0.0, 1.0), 5) is PushStatus.DUPLICATE for name in named)
   with pytest.raises(ValueError, match="'train/5/0' was added before"):
-    book.add(make_tickets().of(5))
+    book.add(make_tickets().for_step(5))
 
 
 def test_when_the_spares_are_used_up_the_last_group_is_used():
@@ -200,7 +200,7 @@ def test_a_replay_begins_with_the_groups_that_were_used():
 
   recorded = schedule.Schedule("{}", [[0, 0, 0]], [["a"] * 3], [0, 1], [[0, 2, 1]])
   lag = LagControl("replay", recorded=recorded)
-  made = make_tickets(lag).of(0)
+  made = make_tickets(lag).for_step(0)
   assert [t.ticket_id for t in made] == ["train/0/0", "train/0/7", "train/0/5"]
   assert [t.ticket_id for t in made] == admission.ticket_ids(0, PROMPTS, lag)
   assert [t.group_index for t in made] == [0, 3 + 2, 6 + 1]
@@ -218,5 +218,5 @@ def test_an_answer_to_a_dead_learners_replacement_is_known():
     known_steps=9,
   )
   admit.published(4)  # queues up to step 6
-  assert admit.ticket_before_restart("train/8/7") == tickets.named("train/8/7")
+  assert admit.ticket_before_restart("train/8/7") == tickets.by_id("train/8/7")
   assert admit.ticket_before_restart("train/8/33") is None  # no such spare

@@ -31,8 +31,8 @@ def made(most=0) -> admission.Tickets:
 
 def opened(tickets, step=5):
   aside = Unanswerable(tickets.spare, lambda ticket: f"prompt of {ticket.ticket_id}")
-  book = Ledger(lease_seconds=10, set_aside=aside, replace=DynamicSampling(tickets.after))
-  book.add(tickets.of(step))
+  book = Ledger(lease_seconds=10, set_aside=aside, replace=DynamicSampling(tickets.refill))
+  book.add(tickets.for_step(step))
   return book, aside, admission.ticket_ids(step, PROMPTS, LAG)
 
 
@@ -70,20 +70,20 @@ def test_spares_are_prompts_of_their_own_with_the_lag_of_their_step():
   tickets, seen = made(most=1), set()
   for step in range(4):
     for number in range(PROMPTS * (2 + admission.SPARES)):
-      ticket = tickets.named(f"train/{step}/{number}")
+      ticket = tickets.by_id(f"train/{step}/{number}")
       assert (ticket.step, ticket.min_version) == (step, max(0, step - 2))
       seen.add(ticket.group_index)
-    assert tickets.named(f"train/{step}/{PROMPTS * (2 + admission.SPARES)}") is None
+    assert tickets.by_id(f"train/{step}/{PROMPTS * (2 + admission.SPARES)}") is None
   assert len(seen) == 4 * PROMPTS * (2 + admission.SPARES) and max(seen) < 2**32
   # What a run without such prompts draws does not depend on there being spares.
-  assert [made().of(step)[0].group_index for step in (0, 1, 2)] == [0, 3, 6]
+  assert [made().for_step(step)[0].group_index for step in (0, 1, 2)] == [0, 3, 6]
 
 
 def test_a_group_without_signal_has_no_claim_to_them():
   tickets = made(most=1)
-  [first, second] = [tickets.named(f"train/5/{number}") for number in (0, 3)]
-  assert tickets.after(first) == second and tickets.after(second) is None
-  assert tickets.spare(second) == tickets.named("train/5/6")
+  [first, second] = [tickets.by_id(f"train/5/{number}") for number in (0, 3)]
+  assert tickets.refill(first) == second and tickets.refill(second) is None
+  assert tickets.spare(second) == tickets.by_id("train/5/6")
 
 
 @given(st.sets(st.integers(0, 8)), st.integers(1, 3), st.randoms(use_true_random=False))
@@ -112,7 +112,7 @@ def test_when_the_spares_are_used_up_the_run_ends_by_name():
 
 def test_an_evaluation_goes_on_without_the_problem():
   book, aside, _ = opened(made())
-  asked = dataclasses.replace(made().named("train/5/0"), ticket_id="eval/x", kind=types.EVAL)
+  asked = dataclasses.replace(made().by_id("train/5/0"), ticket_id="eval/x", kind=types.EVAL)
   book.add([asked], first=True)
   work(book, ["a"], {"eval/x"})
   [finished] = book.take(["eval/x"], timeout=0)
@@ -126,6 +126,6 @@ def test_an_evaluation_goes_on_without_the_problem():
 def test_lines_are_of_bounded_length():
   _, aside, _ = opened(made())
   aside = Unanswerable(made().spare, lambda ticket: "x" * 10_000)
-  aside(made().named("train/5/0"), "empty")
+  aside(made().by_id("train/5/0"), "empty")
   assert len(aside.messages()[0]) < 400
-  assert np.iinfo(np.uint32).max >= made().named("train/5/6").group_index
+  assert np.iinfo(np.uint32).max >= made().by_id("train/5/6").group_index

@@ -99,7 +99,7 @@ class Bytes:
   def decode(self, ids):
     return bytes(ids).decode()
 
-  def spell(self, ids):
+  def decode_special(self, ids):
     return bytes(ids).decode()
 
 
