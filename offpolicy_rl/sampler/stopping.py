@@ -13,7 +13,9 @@ class Stops:
   tokens: tuple[int, ...]
   texts: tuple[str, ...] = ()
   decode: Callable[[Sequence[int]], str] | None = None  # without special tokens; needed for texts
-  spell: Callable[[Sequence[int]], str] | None = None  # with them by name; None = there are none
+  decode_special: Callable[[Sequence[int]], str] | None = (
+    None  # with them by name; None = there are none
+  )
 
   def length(self, tokens: Sequence[int], looked_at: int) -> int | None:
     """Number of tokens up to the one that completes a stop text; None = there is no stop text.
