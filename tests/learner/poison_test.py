@@ -14,7 +14,7 @@ from offpolicy_rl.learner import loop, poison, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner.update import Update
 from offpolicy_rl.model import sharding
-from tests.learner.step_test import CONFIG, OPTIMIZER, choices, random_batch, run_once
+from tests.learner.step_test import CONFIG, choices, first_state, random_batch, run_once
 from tests.run_system import assert_identical
 
 SAMPLERS = ("good~1", "good~1", "bad~7", "good~2")
@@ -57,7 +57,7 @@ class Learner:
       )
       for i in range(4)
     ]
-    state = state_lib.create(CONFIG, self.mesh, OPTIMIZER, seed=0)
+    state = first_state(self.mesh)
     with jax.sharding.set_mesh(self.mesh):
       placed = state_lib.place_batch(self.mesh, batch)
       consumed = loop.StepBatch(placed, frozenset({0}), tuple(groups))

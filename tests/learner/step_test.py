@@ -48,17 +48,32 @@ def flat(x):
   return jnp.asarray(x).reshape(-1, *x.shape[2:])
 
 
+@jax.jit
 def stats_of(params, batch):
   """Of a batch of one part."""
-  part = jax.tree.map(lambda x: x[0], batch)
-  return jax.jit(choices().token_stats)(params, part)
+  return choices().token_stats(params, jax.tree.map(lambda x: x[0], batch))
+
+
+@functools.cache
+def _first_state(mesh) -> state_lib.TrainState:
+  return state_lib.create(CONFIG, mesh, OPTIMIZER, seed=0)
+
+
+def first_state(mesh) -> state_lib.TrainState:
+  """A copy, as a step reuses the memory of its state."""
+  return jax.tree.map(jnp.copy, _first_state(mesh))
+
+
+@functools.cache
+def compiled_step(made: step.StepChoices, mesh):
+  """Traced and compiled once, whoever uses it."""
+  return step.compile_step(made, state_lib.shardings(CONFIG, mesh, OPTIMIZER))
 
 
 def run_once(made: step.StepChoices, mesh, batch, reference=None):
-  state = state_lib.create(CONFIG, mesh, OPTIMIZER, seed=0)
   with jax.sharding.set_mesh(mesh):
-    compiled = step.compile_step(made, state_lib.shardings(CONFIG, mesh, OPTIMIZER))
-    return compiled(state, state_lib.place_batch(mesh, batch), reference)
+    placed = state_lib.place_batch(mesh, batch)
+    return compiled_step(made, mesh)(first_state(mesh), placed, reference)
 
 
 @pytest.mark.parametrize("objective", ["oapl", "grpo", "copg", "decoupled_ppo"])
@@ -313,7 +328,7 @@ def test_non_finite_steps_stop_with_step_and_group():
 
 
 def test_a_nan_in_the_policy_is_traced_to_its_first_row():
-  state = state_lib.create(CONFIG, sharding.make_mesh(), OPTIMIZER, seed=0)
+  state = first_state(sharding.make_mesh())
   batch = random_batch()
   for tokens in (batch.rows.tokens, batch.rows.targets):
     tokens[tokens == CONFIG.vocab_size - 1] = 0
@@ -330,7 +345,7 @@ def test_a_nan_in_the_policy_is_traced_to_its_first_row():
 def test_the_audit_compares_the_version_that_sampled():
   """Sampled with version 0, consumed at step 2: the kept copy agrees, newer versions do not."""
   mesh, made = sharding.make_mesh(), choices()
-  state = state_lib.create(CONFIG, mesh, OPTIMIZER, seed=0)
+  state = first_state(mesh)
   batch = random_batch()
   batch = batch._replace(sampler_logprobs=np.array(stats_of(state.params, batch).logprobs)[None])
   check = audit.LogprobAudit(made, every=10, max_lag=3)
@@ -351,7 +366,7 @@ def test_the_warm_start_learns_a_constant_answer():
   pairs = [(np.array([2 + i, 3], np.int32), np.array([5, 1], np.int32)) for i in range(8)]
   batch = batching.demonstration_batch(pairs, packing.Limits(packing.PADDED, 2, 3, 5))
   seen = []
-  state = state_lib.create(CONFIG, sharding.make_mesh(), OPTIMIZER, seed=0)
+  state = first_state(sharding.make_mesh())
   warm_start.run(
     choices(),
     state,
@@ -366,7 +381,7 @@ def test_the_warm_start_ends_at_the_loss_asked_for():
   pairs = [(np.array([2 + i, 3], np.int32), np.array([5, 1], np.int32)) for i in range(8)]
   batch = batching.demonstration_batch(pairs, packing.Limits(packing.PADDED, 2, 3, 5))
   seen = []
-  state = state_lib.create(CONFIG, sharding.make_mesh(), OPTIMIZER, seed=0)
+  state = first_state(sharding.make_mesh())
   state, _ = warm_start.run(
     choices(),
     state,
