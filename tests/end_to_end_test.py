@@ -127,7 +127,7 @@ def over_the_wire(
 
 
 @pytest.fixture(scope="module")
-def base_config():
+def plain():
   from offpolicy_rl import config as config_lib
 
   config = small(
