@@ -358,6 +358,9 @@ def test_the_audit_compares_the_version_that_sampled():
   assert found["mismatch/max"] < 1e-5 and found["mismatch/tokens"] == batch.loss_mask.sum()
   direct = step.logprob_mismatch(made, state.params, batch, 0)
   assert direct["mismatch/max"] > 1e-3
+  odd = np.where(batch.loss_mask, np.arange(16)[:, None] % 2, types.NO_VERSION)
+  of_half = step.logprob_mismatch(made, state.params, batch._replace(versions=odd), 0)
+  assert of_half["mismatch/tokens"] == batch.loss_mask[:, ::2].sum()
   assert check(3, state, {0}, batch) == {}  # the copy was used up
 
 
