@@ -16,6 +16,7 @@ def completions(run_dir):
   return [c for row in rows for c in row["completions"]]
 
 
+@pytest.mark.long
 def test_a_mixture_with_a_format_reward(tiny_config, tmp_path):
   mixture = {"gsm8k": {"rate": 0.5, "data_dir": str(WORDS)}, "sums": 0.5}
   config = small(

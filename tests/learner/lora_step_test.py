@@ -72,6 +72,7 @@ def test_one_step_is_the_gradient_of_the_adapters_through_adam():
     np.testing.assert_allclose(x[decided], expected[name][decided], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 def test_eight_devices_and_micro_batches_give_the_same_update():
   made = adapted("beta_shift", kl_coef=0.3)
   one = run(made, sharding.make_mesh(), random_batch())

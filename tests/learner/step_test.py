@@ -16,6 +16,7 @@ from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import policy, sharding
 from offpolicy_rl.replay import batching, packing
 from tests.model.decoder_test import CONFIG
+from tests.params import some
 
 OPTIMIZER = state_lib.make_optimizer(learning_rate=1e-2, num_steps=10)
 
@@ -76,7 +77,7 @@ def run_once(made: step.StepChoices, mesh, batch, reference=None):
     return compiled_step(made, mesh)(first_state(mesh), placed, reference)
 
 
-@pytest.mark.parametrize("objective", ["oapl", "grpo", "copg", "decoupled_ppo"])
+@pytest.mark.parametrize("objective", some(["oapl", "decoupled_ppo"], ["grpo", "copg"]))
 def test_one_step_is_the_objectives_gradient_through_adam(objective):
   """The same update from its parts: jax.grad of the loss of the whole batch, clip, Adam."""
   made, batch = choices(objective), random_batch()
@@ -153,7 +154,7 @@ def test_eight_devices_give_the_update_of_one():
 
 
 @pytest.mark.parametrize(
-  ("objective", "microbatches"), [("beta_shift", 8), ("dapo", 4), ("copg", 4)]
+  ("objective", "microbatches"), some([("copg", 4)], [("beta_shift", 8), ("dapo", 4)])
 )
 def test_microbatches_give_the_update_of_the_whole_batch(objective, microbatches):
   made, mesh = choices(objective), sharding.make_mesh()
@@ -166,7 +167,7 @@ def test_microbatches_give_the_update_of_the_whole_batch(objective, microbatches
 SEVERAL = state_lib.make_optimizer(learning_rate=3e-2, num_steps=10, max_grad_norm=1e6)
 
 
-@pytest.mark.parametrize("objective", ["tis", "grpo"])
+@pytest.mark.parametrize("objective", some(["grpo"], ["tis"]))
 def test_several_updates_are_made_one_after_the_other_from_one_proximal_policy(objective):
   """Two passes over two minibatches against a plain loop in which nothing is scanned.
 
@@ -266,7 +267,7 @@ def same_prompts_batch(layout, shards=1) -> types.Batch:
   return batch
 
 
-@pytest.mark.parametrize(("layout", "sides"), [("packed", 1), ("shared", 1), ("shared", 2)])
+@pytest.mark.parametrize(("layout", "sides"), some([("shared", 2)], [("packed", 1), ("shared", 1)]))
 def test_how_completions_are_laid_out_does_not_matter(layout, sides):
   plain = run_once(choices("grpo"), sharding.make_mesh(), same_prompts_batch(packing.PADDED))
   mesh = sharding.make_mesh(*[sides] * 3)
@@ -283,6 +284,7 @@ def test_padding_does_not_matter():
   assert_same_update(narrow, wide)
 
 
+@pytest.mark.long
 def test_moments_may_rest_in_the_hosts_memory():
   mesh, batch = sharding.make_mesh(2, 2, 1), random_batch()
   plain = run_once(choices(), mesh, batch)

@@ -159,6 +159,7 @@ def test_weights_of_experts_stay_where_they_are():
   assert max(np.prod([int(n) for n in dims.split(",") if n]) for dims in moved) < 256 * 512 / 4
 
 
+@pytest.mark.long
 def test_a_step_with_split_experts_is_the_step_of_one_device():
   model = dataclasses.replace(CONFIG, num_experts=4, experts_per_token=2, expert_width=16)
   made = dataclasses.replace(choices("beta_shift"), model=model)

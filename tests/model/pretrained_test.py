@@ -25,6 +25,7 @@ from benchmarks.parity import (
 )
 from offpolicy_rl.model import pretrained
 from tests.model.conftest import run_reference
+from tests.params import some
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -34,14 +35,14 @@ def test_logits_equal_those_of_transformers(reference, family):
   assert gap(forward_logits(config, params, answers["tokens"]), answers) < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some([*FAMILIES][:3], [*FAMILIES][3:]))
 def test_prefill_and_decode_equal_the_full_forward_pass(reference, family):
   config, params = open_model(reference / family / "model")
   answers = answers_of(reference / family)
   assert gap(cached_logits(config, params, answers["tokens"]), answers) < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some([*FAMILIES][:3], [*FAMILIES][3:]))
 def test_greedy_tokens_are_those_of_transformers(reference, family):
   config, params = open_model(reference / family / "model")
   different, compared = greedy_differences(config, params, answers_of(reference / family))

@@ -11,6 +11,7 @@ from offpolicy_rl import types
 from offpolicy_rl.model import policy, sharding
 from offpolicy_rl.sampler import engine, engines, generation, sampling, stopping
 from tests.model.decoder_test import CONFIG, random_params
+from tests.params import some
 from tests.rows import whole_rows
 
 EOS = 1
@@ -132,15 +133,10 @@ def expected():
 
 @pytest.mark.parametrize(
   "sizes",
-  [
-    {"steps": 1},
-    {"slots": 7},
-    {"slots": 1},
-    {"prefill_tokens": 2},
-    {"page_tokens": 2},
-    {"page_tokens": 64},
-    {"page_tokens": 2, "cache_tokens": 32},
-  ],
+  some(
+    [{"steps": 1}, {"slots": 7}, {"page_tokens": 2, "cache_tokens": 32}],
+    [{"slots": 1}, {"prefill_tokens": 2}, {"page_tokens": 2}, {"page_tokens": 64}],
+  ),
 )
 def test_what_is_generated_does_not_depend_on_the_sizes(sizes, expected):
   """Slots are used again, completions wait, leave for want of pages and begin again."""
