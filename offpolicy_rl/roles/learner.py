@@ -63,7 +63,7 @@ def run_learner(
     config, run_dir, session, serving.weights_dir, stop or threading.Event(), resume=resume
   )
   live = LiveStatus(run_dir, session, config, learner.service)
-  result = "failed"
+  wire, result = None, "failed"
   try:
     wire = _serve(learner, serving, session, live)
     state = training.train(learner, _profiler(learner, profile))
@@ -74,7 +74,7 @@ def run_learner(
   finally:
     live.end(result)
     # After an error among several the process ends: nothing can be written without all of them.
-    if learner.orders.alone or result != "failed":
+    if wire is not None and (learner.orders.alone or result != "failed"):
       _shut_down(learner, wire)
 
 

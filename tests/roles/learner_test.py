@@ -1,6 +1,7 @@
 """The learner role's own decisions."""
 
 import dataclasses
+import socket
 import threading
 import types
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from offpolicy_rl.learner import loop
+from offpolicy_rl.observe import watch
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.roles import learner, multihost
 from offpolicy_rl.roles.weights import Publisher
@@ -37,6 +39,15 @@ def test_a_learner_that_never_has_to_wait_still_hears_that_it_is_to_stop():
   with pytest.raises(loop.Stopped):
     first.next_batch(0)
   first.prefetch.close()
+
+
+def test_an_address_that_is_taken_is_the_error_that_is_raised(tiny_config, tmp_path):
+  """Not one of the clean-up after it; and the run is said to have failed."""
+  with socket.create_server(("127.0.0.1", 0)) as taken:
+    serving = learner.Serving(f"127.0.0.1:{taken.getsockname()[1]}")
+    with pytest.raises(RuntimeError, match="127.0.0.1"):
+      learner.run_learner(tiny_config, tmp_path / "run", serving)
+  assert watch.read_status(tmp_path / "run").ended == "failed"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
