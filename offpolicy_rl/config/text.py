@@ -1,6 +1,7 @@
 """Configurations from cards, flags and JSON; `check.py` judges their values. Imports no JAX."""
 
 import contextlib
+import difflib
 import importlib.util
 import inspect
 import json
@@ -110,11 +111,22 @@ def override(config: config_dict.ConfigDict, assignments: list[tuple[str, str]])
   present = [key for key in flatten(config) if key in keys.all_keys()]
   for key, text in assignments:
     if key not in present:
-      same_section = [k for k in present if k.rpartition(".")[0] == key.rpartition(".")[0]]
-      expected = ", ".join(same_section or present)
-      raise ConfigError(f"--config.{key}: unknown key, expected one of: {expected}")
+      raise ConfigError(f"--config.{key}: unknown key, expected {_expected(key, present)}")
     with config.ignore_type():  # a file's value may have any
       config.update_from_flattened_dict({key: _parse(key, text)})
+
+
+def _expected(key: str, present: list[str]) -> str:
+  """The keys of the same section, or of the keys of all sections the most similar ones."""
+  section = key.rpartition(".")[0]
+  same_section = [k for k in present if k.rpartition(".")[0] == section]
+  if same_section:
+    return "one of: " + ", ".join(same_section)
+  similar = difflib.get_close_matches(key, present, n=3) or [
+    k for k in present if k.rpartition(".")[2] == key.rpartition(".")[2]
+  ]
+  listing = "`offpolicy-rl keys` lists all"
+  return f"for example {', '.join(similar)}; {listing}" if similar else f"a known one; {listing}"
 
 
 def _parse(key: str, text: str) -> Any:

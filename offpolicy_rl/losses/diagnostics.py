@@ -39,6 +39,7 @@ def metrics(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[st
 def log_ratio_metrics(u: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
   """Distance of the policy from the sampler: u [B] of the completions that are valid [B]."""
   mean = masked.masked_mean(u, valid)
+  stderr = jnp.sqrt(masked.masked_mean((u - mean) ** 2, valid) / jnp.maximum(jnp.sum(valid), 1))
   quantiles = jnp.nanquantile(jnp.where(valid, u, jnp.nan), jnp.array([0.05, 0.5, 0.95]))
   return {
     "log_ratio/mean": mean,
@@ -47,7 +48,7 @@ def log_ratio_metrics(u: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
     "log_ratio/q50": quantiles[1],
     "log_ratio/q95": quantiles[2],
     "log_ratio/ess_fraction": ratios.effective_sample_size(u, valid),
-    "alarm/memorising": (mean > 0).astype(jnp.float32),
+    "alarm/memorising": (mean > 2 * stderr).astype(jnp.float32),
   }
 
 

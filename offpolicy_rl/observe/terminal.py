@@ -54,9 +54,17 @@ def figure(newest: Newest, of: charts.Figure) -> str:
 
 
 def step_line(newest: Newest, num_steps: int, left: float) -> str:
-  """How far a run is and its main figures, the important ones first: lines get cut."""
+  """Steps done, time left, and the main figures, the important ones first."""
   figures = "  ".join(f"{f.label} {figure(newest, f)}" for f in charts.FIGURES if f.in_line)
   return f"step {_updates(newest)}/{num_steps}  left {clock(left)}  {figures}"
+
+
+def first_figures(line: str, width: int) -> str:
+  """As many figures of `step_line` as fit into `width` characters; at least one."""
+  figures = line.split("  ")
+  while len(figures) > 1 and len("  ".join(figures)) > width:
+    figures.pop()
+  return "  ".join(figures)
 
 
 def phase(newest: Newest, num_steps: int) -> str:
@@ -92,7 +100,9 @@ class Lines:
       if self._live is None:
         self._live = Live(console=self._console, refresh_per_second=4)
         self._live.start()
-      self._live.update(Text("\n".join(lines), overflow="ellipsis", no_wrap=True))
+      width = self._console.width
+      fitting = "\n".join(first_figures(line, width) for line in lines)
+      self._live.update(Text(fitting, overflow="ellipsis", no_wrap=True))
     elif last or now - self._printed >= self._seconds:
       self._printed = now
       for line in lines:

@@ -81,14 +81,14 @@ def _ticket_fault(config, vocab_size: int, example: prompts.Example) -> str | No
 def summary(name: str, train: Members, held: Members) -> str:
   """A line about the prompts of a task."""
   count = lambda members, field: sum(len(getattr(made, field)) for _, made in members)
-  line = (
-    f"task {name}: {count(train, 'examples')} prompts, {count(held, 'examples')} held out, "
-    f"{count(train, 'too_long')} and {count(held, 'too_long')} too long"
-  )
+  line = f"task {name}: {count(train, 'examples')} prompts, {count(held, 'examples')} held out"
+  too_long = [(count(train, "too_long"), "for training"), (count(held, "too_long"), "held out")]
+  if any(number for number, _ in too_long):
+    line += "; too long: " + ", ".join(f"{number} {kind}" for number, kind in too_long if number)
   left_out = [row for _, made in (*train, *held) for row in made.left_out]
   if not left_out:
     return line
-  return f"{line}, {len(left_out)} can't be used: {left_out[0].where}: {left_out[0].why}"
+  return f"{line}; {len(left_out)} can't be used: {left_out[0].where}: {left_out[0].why}"
 
 
 def check_start(config: ConfigDict) -> None:

@@ -138,7 +138,7 @@ def _end_learner(learner: subprocess.Popen) -> int:
 
 def _exit_code(code: int, run_dir: pathlib.Path, *, stopped: bool, problem: str | None) -> int:
   """The exit code of the command; prints what the learner can't have printed itself."""
-  go_on = f"go on with --resume --run_dir={shlex.quote(str(run_dir))}"
+  go_on = f"go on with offpolicy-rl local --resume --run_dir={shlex.quote(str(run_dir))}"
   if problem is not None:
     print(f"{problem}\nthe run was ended for that, with a checkpoint; {go_on}", file=sys.stderr)
     return children.exit_code(code) or 1

@@ -15,7 +15,12 @@ from offpolicy_rl.cli import main
     ("task.chat=yes", "--config.task.chat: got 'yes', expected true or false"),
     ("objective.bta=1", "--config.objective.bta: unknown key, expected one of: objective."),
     ("objective=1", "--config.objective: unknown key"),
-    ("nothing.here=1", "--config.nothing.here: unknown key"),
+    (
+      "nothing.here=1",
+      "--config.nothing.here: unknown key, expected a known one; `offpolicy-rl keys",
+    ),
+    ("learnr.steps=1", "--config.learnr.steps: unknown key, expected for example learner.steps"),
+    ("optimizer.beta=1", "unknown key, expected for example objective.beta"),
     ("lag.mode.x=1", "--config.lag.mode.x: unknown key"),
   ],
 )

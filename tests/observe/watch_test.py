@@ -217,6 +217,15 @@ def test_alarms_newest_first_and_in_words_once_they_last():
   assert "alarm, step 6, 1 of the last 1: samplers and learner disagree" in once
 
 
+def test_a_narrow_terminal_shows_whole_figures_only():
+  line = "step 9/40  left 0:00  reward 0.500  held-out 0.281"
+  assert [terminal.first_figures(line, width) for width in (60, 40, 2)] == [
+    line,
+    "step 9/40  left 0:00  reward 0.500",
+    "step 9/40",
+  ]
+
+
 def test_curves():
   assert terminal.curve([(i, float(i)) for i in range(8)]) == "▁▂▃▄▅▆▇█"
   assert terminal.curve([(i, float(i)) for i in range(80)], most=4) == "▁▃▆█"

@@ -169,8 +169,8 @@ def test_a_run_says_what_its_prompts_are(tiny_config, tmp_path):
   counts = [len(made.examples) for [(_, made)] in (train, held)]
   assert sum(counts) == 40 and [row.where for row in train[0][1].left_out] == [f"{path}:41"]
   assert data.summary("jsonl", train, held) == (
-    f"task jsonl: {counts[0]} prompts, {counts[1]} held out, 1 and 0 too long, 1 can't be used: "
-    f"{path}:41: answer: got None, expected a text or a number"
+    f"task jsonl: {counts[0]} prompts, {counts[1]} held out; too long: 1 for training; 1 can't "
+    f"be used: {path}:41: answer: got None, expected a text or a number"
   )
 
 

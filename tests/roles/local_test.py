@@ -101,7 +101,8 @@ def test_samplers_that_keep_ending_for_one_reason_end_the_run_with_it(notes, cap
   assert capfd.readouterr().err.splitlines()[1:] == [
     f"sampler 0 ended (exit code 3) 2 times within 0 minutes; {log} ends with: last words of a "
     "sampler",
-    f"the run was ended for that, with a checkpoint; go on with --resume --run_dir={notes}/run",
+    f"the run was ended for that, with a checkpoint; go on with offpolicy-rl "
+    f"local --resume --run_dir={notes}/run",
   ]
   assert len(pids(notes, "sampler")) == 2
 
@@ -131,8 +132,12 @@ def test_ends_count_by_reason_and_rate(monkeypatch):
   ("hurt", "code", "said"),
   [
     (signal.SIGKILL, 137, "the learner ended (killed by SIGKILL; by the kernel, for lack of memor"),
-    (signal.SIGTERM, 130, "the learner was asked to stop, not by us; go on with --resume --run_di"),
-    (7, 7, "the learner ended (exit code 7); go on with --resume --run_dir="),
+    (
+      signal.SIGTERM,
+      130,
+      "the learner was asked to stop, not by us; go on with offpolicy-rl local --resume --run_di",
+    ),
+    (7, 7, "the learner ended (exit code 7); go on with offpolicy-rl local --resume --run_dir="),
   ],
 )
 def test_a_learner_that_ends_is_spoken_of(notes, capfd, hurt, code, said):
@@ -160,7 +165,9 @@ def test_the_directory_of_a_printed_command_is_one_word(notes, capfd):
   spaced = notes / "a run [1"
   spaced.mkdir()
   local._exit_code(7, spaced, stopped=False, problem=None)
-  assert capfd.readouterr().err.endswith(f"go on with --resume --run_dir='{spaced}'\n")
+  assert capfd.readouterr().err.endswith(
+    f"go on with offpolicy-rl local --resume --run_dir='{spaced}'\n"
+  )
 
 
 def test_the_address_of_an_earlier_run_is_left_alone(notes):
