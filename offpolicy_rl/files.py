@@ -13,7 +13,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
 
 from etils import epath
@@ -54,7 +54,7 @@ def make_unique(parent: pathlib.Path, name: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def new_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
+def new_directory(target: pathlib.Path) -> Generator[pathlib.Path]:
   """A directory to fill, which becomes `target` at the end, or is removed when that fails.
 
   Raises:
@@ -134,7 +134,7 @@ def _process_options(name: str) -> dict:
   }
 
 
-def orbax_path(path: pathlib.Path | epath.Path) -> pathlib.Path | epath.Path:
+def orbax_path[P: (pathlib.Path, epath.Path)](path: P) -> P:
   """A path to a directory without wildcards in it: the directory's, or that of a link to it.
 
   Orbax looks for its files by etils' glob, which takes the whole path for the pattern: with "[b]"

@@ -32,6 +32,7 @@ RAW_VERSION = -1
 BASE_VERSION = -3
 NO_VERSION = -2  # padding in version arrays; "I hold no weights yet" in a pull
 MAX_VERDICT = 1e6  # size of a verifier's verdict; squares and sums of these stay within float32
+_AS_REWARD: Any = None  # in place of a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +63,10 @@ class Trajectory:
   versions: np.ndarray  # int32 [M], the version that sampled each token
   finished: bool  # True = ended by itself, False = cut at the length limit
   reward: float = float("nan")  # what training goes by: the verdict, and in training shaping
-  verdict: float | None = None  # the verifier's own; None = the reward, nothing was added to it
+  verdict: float = _AS_REWARD  # the verifier's own; left out = the reward, nothing was added to it
 
-  def __post_init__(self):
-    if self.verdict is None:
+  def __post_init__(self) -> None:
+    if self.verdict is _AS_REWARD:
       object.__setattr__(self, "verdict", self.reward)
 
 

@@ -222,7 +222,7 @@ def check_resume(saved: config_dict.ConfigDict, now: config_dict.ConfigDict) -> 
 def warnings(config: config_dict.ConfigDict) -> list[str]:
   """Choices that are allowed but will probably disappoint, a line each with the consequence."""
   objective = objective_choices(config)
-  lines = catalog.warnings(catalog.select(config.task))
+  lines: list[str | None] = [*catalog.warnings(catalog.select(config.task))]
   truncation = {key: config.sampler[key] for key in ("top_k", "top_p", "min_p")}
   if truncation != {"top_k": 0, "top_p": 1.0, "min_p": 0.0}:
     lines.append(

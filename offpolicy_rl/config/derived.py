@@ -24,7 +24,7 @@ def objective_choices(config: config_dict.ConfigDict) -> losses.Choices:
     ValueError: a choice that makes no sense; names the key, its value and what was expected.
   """
   given = {key: value for key, value in config.objective.to_dict().items() if value is not None}
-  return losses.choose(**_sizes(config) | given)
+  return losses.choose(given.pop("name"), **_sizes(config) | given)
 
 
 def presets(config: config_dict.ConfigDict) -> list[losses.Choices]:

@@ -129,7 +129,7 @@ def objective_keys(preset: str) -> dict[str, Key]:
   """A key for each choice of an objective; what is unset is as in the preset."""
   keys = {"objective.name": one_of(preset, sorted(losses.PRESETS)).means("the preset")}
   for field in losses.choices.OVERRIDABLE[1:]:
-    key = Key(None, field.type, field.metadata["expected"], field.metadata["holds"])
+    key = Key(None, type(field.default), field.metadata["expected"], field.metadata["holds"])
     keys[f"objective.{field.name}"] = key.means(field.metadata["meaning"])
   return keys
 

@@ -8,6 +8,7 @@ import json
 import pathlib
 import sys
 import traceback
+from collections.abc import Generator
 from typing import Any
 
 from ml_collections import config_dict
@@ -71,7 +72,7 @@ def call(path: str, function: str, flag: str) -> Any:
     inside = f"; did you mean {path}/config.json?" if (file / "config.json").is_file() else ""
     raise ConfigError(f"{flag}: no file {path}{inside}")
   spec = importlib.util.spec_from_file_location(f"_card_{file.stem}", file)
-  if spec is None:
+  if spec is None or spec.loader is None:
     raise ConfigError(f"{flag}: got {path}, expected a Python file such as configs/demo.py")
   module = importlib.util.module_from_spec(spec)
   with _errors_name_the_line(file, flag):
@@ -90,7 +91,7 @@ def call(path: str, function: str, flag: str) -> Any:
 
 
 @contextlib.contextmanager
-def _errors_name_the_line(file: pathlib.Path, flag: str):
+def _errors_name_the_line(file: pathlib.Path, flag: str) -> Generator[None]:
   try:
     yield
   except ConfigError:

@@ -27,16 +27,16 @@ def final_answer(text: str, *, finished: bool = True) -> str | None:
 
   None = no answer: nothing was said, or the completion was cut, or it ends in a thought.
   """
-  text = thoughts.removed(text) if finished else None
-  if text is None:
+  said = thoughts.removed(text) if finished else None
+  if said is None:
     return None
-  number = extraction.number(text)
+  number = extraction.number(said)
   if number is not None:
     return str(number)
-  marked = extraction.marked(text)
+  marked = extraction.marked(said)
   if marked is not None:
     return _plain(marked, forms.canonical(forms.parse(marked)), around=_AROUND_FORMULAS)
-  last = (text.strip().splitlines() or [""])[-1]
+  last = (said.strip().splitlines() or [""])[-1]
   normal = latex.normal(last) if len(last) <= numerals.LONGEST else last
   return _plain(last, normal.casefold(), around=_AROUND_WORDS)
 

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple, TypeVar
 
 from offpolicy_rl import config as config_lib
@@ -67,7 +67,7 @@ def left(plan: Plan | None, first_step: int, say: Callable[[str], None]) -> Plan
 @contextlib.contextmanager
 def profiled(
   functions: Functions, plan: Plan | None, run_dir: pathlib.Path, say: Callable[[str], None]
-) -> Iterator[Functions]:
+) -> Generator[Functions]:
   """Yields the loop's functions (`loop.Functions`) with profiling around them, if there is a plan.
 
   A trace begins after the update before it, so that no step's time includes starting it.

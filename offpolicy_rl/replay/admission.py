@@ -33,6 +33,13 @@ def _step_and_number(ticket_id: str) -> tuple[int, int] | None:
   return int(step), int(number)
 
 
+def _parts(ticket: types.Ticket) -> tuple[int, int]:
+  """(step, number) of a training ticket."""
+  parsed = _step_and_number(ticket.ticket_id)
+  assert parsed is not None, ticket.ticket_id
+  return parsed
+
+
 @dataclasses.dataclass(frozen=True)
 class Tickets:
   """The training tickets of a run: functions of the step, so that a resumed run makes the same.
@@ -51,7 +58,12 @@ class Tickets:
 
   def for_step(self, step: int) -> list[types.Ticket]:
     """The tickets that a step begins with."""
-    return [self.by_id(name) for name in ticket_ids(step, self.prompts_per_step, self.lag)]
+    tickets = []
+    for name in ticket_ids(step, self.prompts_per_step, self.lag):
+      ticket = self.by_id(name)
+      assert ticket is not None, name  # a replay that asks for too many was refused
+      tickets.append(ticket)
+    return tickets
 
   def by_id(self, ticket_id: str) -> types.Ticket | None:
     """The ticket of an id; None when there can't be one."""
@@ -87,12 +99,12 @@ class Tickets:
 
   def refill(self, ticket: types.Ticket) -> types.Ticket | None:
     """The ticket that replaces one whose group has no signal; None when none is left."""
-    _, number = _step_and_number(ticket.ticket_id)
-    return self.spare(ticket) if number // self.prompts_per_step < self.max_refills else None
+    attempt = _parts(ticket)[1] // self.prompts_per_step
+    return self.spare(ticket) if attempt < self.max_refills else None
 
   def spare(self, ticket: types.Ticket) -> types.Ticket | None:
     """The ticket that replaces one that can't be answered; None when none is left."""
-    step, number = _step_and_number(ticket.ticket_id)
+    step, number = _parts(ticket)
     return self.by_id(f"{types.TRAIN}/{step}/{number + self.prompts_per_step}")
 
 

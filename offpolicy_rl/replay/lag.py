@@ -30,7 +30,7 @@ class LagControl:
     """(min, max) version that may sample group `group` of `step`, both inclusive."""
     if self.mode == ASYNC:
       return max(0, step - self.bound), step
-    if self.mode == REPLAY:
+    if self.recorded is not None:
       exact = self.recorded.versions[step][group]
     elif self.mode == FIXED:
       exact = max(0, step - self.bound)
@@ -40,16 +40,16 @@ class LagControl:
 
   def attempt(self, step: int, group: int) -> int:
     """Which of a group's tickets to begin with: 0, or in a replay the one that was used."""
-    return self.recorded.attempts[step][group] if self.mode == REPLAY else 0
+    return self.recorded.attempts[step][group] if self.recorded is not None else 0
 
   def admits(self, step: int, newest: int) -> bool:
     """Whether the tickets of `step` may be handed out now that version `newest` exists."""
-    if self.mode == REPLAY:
+    if self.recorded is not None:
       return max(self.recorded.versions[step]) <= newest
     return self.versions_for(step)[0] <= newest
 
   def oldest_needed(self, step: int) -> int:
     """Oldest version that tickets for `step` or a later step can still ask for."""
-    if self.mode == REPLAY:
+    if self.recorded is not None:
       return self.recorded.oldest[step]
     return self.versions_for(step)[1] if self.mode == ASYNC else self.versions_for(step)[0]

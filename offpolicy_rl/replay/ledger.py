@@ -278,9 +278,10 @@ class Ledger:
   def _settle(self, finished: types.FinishedGroup) -> None:
     """Keeps a finished group until a step takes it, or puts another ticket in its place."""
     while (ticket := self._replace(finished)) is not None:
-      finished = self._swap(finished.ticket, ticket)
-      if finished is None:
+      answer = self._swap(finished.ticket, ticket)
+      if answer is None:
         return
+      finished = answer
     self._finished[finished.ticket.ticket_id] = finished
 
   def _swap(self, ticket: types.Ticket, other: types.Ticket) -> types.FinishedGroup | None:

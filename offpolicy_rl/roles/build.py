@@ -226,6 +226,12 @@ def lag_control(config: ConfigDict) -> lag.LagControl:
         f"{_MAX_REFILLS}: got {config.learner.max_refills}, but {config.lag.schedule} recorded "
         f"{refills}"
       )
+    most = max(attempt for row in recorded.attempts for attempt in row)
+    if most > config.learner.max_refills + admission.SPARES:
+      raise schedule.ScheduleError(
+        f"--replay: {config.lag.schedule}: got {most} attempts, expected at most "
+        f"{config.learner.max_refills + admission.SPARES}: {_MAX_REFILLS} and the spare prompts"
+      )
   return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded)
 
 

@@ -7,7 +7,7 @@ import operator
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -170,7 +170,7 @@ def _changes(before, now) -> list[str]:
 
 
 @contextlib.contextmanager
-def given_or_new(given: str | None, parent: str, name: str) -> Iterator[pathlib.Path]:
+def given_or_new(given: str | None, parent: str, name: str) -> Generator[pathlib.Path]:
   """The given directory, or a new one in `parent`, which is removed if it stays empty."""
   if given:
     yield pathlib.Path(given)
@@ -191,7 +191,7 @@ def claimed(
   resume: bool,
   restart: bool,
   lost: Callable[[str], None],
-) -> Iterator[None]:
+) -> Generator[None]:
   """The directories of a run, ready for use and locked against other learners.
 
   Args:

@@ -11,7 +11,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from offpolicy_rl.config.text import ConfigError
 from offpolicy_rl.observe import metrics
@@ -68,7 +68,7 @@ def _is_locked(path: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def alone(out: pathlib.Path) -> Iterator[None]:
+def alone(out: pathlib.Path) -> Generator[None]:
   """Keeps other commands from working on this sweep meanwhile.
 
   Raises:

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple, NoReturn
 
 from etils import epath
@@ -48,7 +48,7 @@ class Holder(NamedTuple):
 
 
 @contextlib.contextmanager
-def hold(directory: str, flag: str, lost: Callable[[str], None]) -> Iterator[None]:
+def hold(directory: str, flag: str, lost: Callable[[str], None]) -> Generator[None]:
   """Holds a directory, which is created if it is missing.
 
   Args:
@@ -75,7 +75,7 @@ def hold(directory: str, flag: str, lost: Callable[[str], None]) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def _lock_file(directory: str) -> Iterator["_File | _Object"]:
+def _lock_file(directory: str) -> Generator["_File | _Object"]:
   """The lock file of a directory, which is created if need be and removed if it stays empty."""
   if "://" in directory:
     epath.Path(directory).mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ def strict() -> None:
 def problem() -> OSError | None:
   """The error of the first failed write to standard output, if any failed."""
   raw = _raw_of(sys.stdout)
-  return raw and raw.problem
+  return raw.problem if raw is not None else None
 
 
 def drain() -> None:
@@ -125,7 +125,8 @@ class _Raw(io.RawIOBase):
 
   def __init__(self, number: int):
     self.number, self._copy = number, os.dup(number)
-    self.strict, self.problem = False, None
+    self.strict = False
+    self.problem: OSError | None = None
     self.queue: _Queue | None = None
 
   def fileno(self) -> int:

@@ -5,7 +5,8 @@ All are checked before anything of the message's size is allocated, kept or logg
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
 
 from offpolicy_rl import types
 from offpolicy_rl.transport import trajectory_pb2 as pb
@@ -38,14 +39,14 @@ class WireError(ValueError):
   """A message that may not be used: names the field, the value and what was expected."""
 
 
-def shown(value) -> str:
+def shown(value: Any) -> str:
   """`repr`, cut: safe to log or to send back, whatever came over the wire."""
   # Long ones are cut before repr: that of 60 MB costs time and memory, too.
   text = repr(value[: _SHOWN + 1] if isinstance(value, str | bytes | tuple) else value)
   return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
-def refuse(field: str, value, expected: str):
+def refuse(field: str, value: Any, expected: str) -> NoReturn:
   """Raises WireError."""
   raise WireError(f"{field}: got {shown(value)}, expected {expected}")
 
@@ -74,7 +75,7 @@ def check_count(count: int, field: str, most: int) -> None:
     refuse(field, count, f"1 to {most}")
 
 
-def check_request(request) -> None:
+def check_request(request: Any) -> None:
   """Raises WireError for the first field of a sampler's request that is out of bounds."""
   check_sampler_id(request.sampler_id, "sampler_id")
   if isinstance(request, pb.LeaseRequest):
@@ -122,7 +123,7 @@ def check_text(text: str, field: str) -> None:
     refuse(field, text, f"at most {MAX_TEXT} printable characters")
 
 
-def check_stats(stats) -> None:
+def check_stats(stats: Mapping[str, float]) -> None:
   """Raises WireError for a sampler's stats unless they are few finite numbers with names."""
   if len(stats) > MAX_STATS:
     refuse("stats", f"{len(stats)} entries", f"at most {MAX_STATS}")

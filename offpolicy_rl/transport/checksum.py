@@ -10,6 +10,7 @@ the learner half as much again as sending them.
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 
@@ -65,10 +66,14 @@ def _with_checksums(connect: Callable, verify: Callable[[bytes], bytes]) -> Call
 class Interceptor(grpc.ServerInterceptor):
   """Verifies the learner's requests and adds checksums to its replies, but not to health checks."""
 
-  def intercept_service(self, continuation, details):
+  def intercept_service(
+    self,
+    continuation: Callable[[grpc.HandlerCallDetails], Any],
+    handler_call_details: grpc.HandlerCallDetails,
+  ) -> Any:
     """Implements grpc.ServerInterceptor."""
-    handler = continuation(details)
-    if handler is None or not details.method.startswith(f"/{SERVICE}/"):
+    handler = continuation(handler_call_details)
+    if handler is None or not handler_call_details.method.startswith(f"/{SERVICE}/"):
       return handler
     parse, serialize = handler.request_deserializer, handler.response_serializer
     return handler._replace(

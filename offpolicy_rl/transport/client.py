@@ -258,14 +258,15 @@ class LearnerClient:
 
   def _raise_if_final(self, error: grpc.RpcError, refusals: int) -> None:
     """Raises where trying again can't help; `refusals`: in a row, this one included."""
-    reason, details = protocol.reason_of(error), error.details()
+    call = protocol.as_call(error)
+    reason, details = protocol.reason_of(error), call.details()
     if reason == protocol.Reason.NEW_SESSION:
       raise SessionLost(details) from None
     if reason == protocol.Reason.NO_VERSION:
       raise VersionGone(f"{self._address}: {details}") from None
     if refusals == _MAX_REFUSALS:
       raise Refused(f"{self._address}: {details}") from None
-    if error.code() == grpc.StatusCode.UNAVAILABLE and self._proxy is None:
+    if call.code() == grpc.StatusCode.UNAVAILABLE and self._proxy is None:
       problem = diagnosis.lasting_problem(self._address, self._credentials)
       if problem is not None:
         raise Refused(f"{self._address}: {problem}") from None
@@ -287,7 +288,7 @@ class LearnerClient:
         refused = protocol.reason_of(error) == protocol.Reason.REFUSED
         refusals = refusals + 1 if refused else 0
         self._raise_if_final(error, refusals)
-        problem = f"{error.code().name} {error.details()}"
+        problem = f"{protocol.as_call(error).code().name} {protocol.as_call(error).details()}"
       if progress() != last_progress:
         pause, give_up, last_progress = 0.1, None, progress()
       now = time.monotonic()

@@ -4,11 +4,13 @@ Protobuf with raw bytes for arrays is a typed schema that any language can read,
 decoding as pickle does, and costs one copy.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from offpolicy_rl import types
 from offpolicy_rl.transport import bounds, checksum
@@ -17,17 +19,17 @@ from offpolicy_rl.transport.bounds import WireError as WireError
 from offpolicy_rl.transport.bounds import refuse as _refuse
 
 GROUP_FORM = 3  # version of the messages on disk; raise it when `group_of_request` changes
-_DTYPES = {
-  pb.DTYPE_INT32: np.dtype("<i4"),
-  pb.DTYPE_FLOAT32: np.dtype("<f4"),
-  pb.DTYPE_BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+_CODES: dict[np.dtype, pb.DType] = {
+  np.dtype("<i4"): pb.DTYPE_INT32,
+  np.dtype("<f4"): pb.DTYPE_FLOAT32,
+  np.dtype(ml_dtypes.bfloat16): pb.DTYPE_BFLOAT16,
 }
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_DTYPES: dict[int, np.dtype] = {code: dtype for dtype, code in _CODES.items()}
 _KINDS = {types.TRAIN: pb.KIND_TRAIN, types.EVAL: pb.KIND_EVAL}
 _KIND_NAMES = {code: name for name, code in _KINDS.items()}
 
 
-def dtype_code(dtype: np.dtype) -> int:
+def dtype_code(dtype: np.dtype) -> pb.DType:
   """Wire code of a numpy dtype; raises WireError for one that has none."""
   dtype = np.dtype(dtype)
   if dtype not in _CODES:
@@ -55,7 +57,7 @@ def _join(message: pb.Tensor, arrays: Sequence[np.ndarray]) -> None:
   message.data = b"".join(map(np.ascontiguousarray, arrays))
 
 
-def decode_tensor(message: pb.Tensor, field: str, dtype, rank: int) -> np.ndarray:
+def decode_tensor(message: pb.Tensor, field: str, dtype: DTypeLike, rank: int) -> np.ndarray:
   """Tensor message -> read-only array of exactly this dtype and rank."""
   given = dtype_of(message.dtype, field)
   if given != np.dtype(dtype):
@@ -197,14 +199,14 @@ def push_requests(
   groups: Sequence[types.Group], session: str, sampler_id: str
 ) -> Iterator[pb.PushRequest]:
   """Groups in as few messages as `bounds.PUSH_BYTES` allows, at least one in each."""
-  who = {"session": session, "sampler_id": sampler_id}
-  request, size = pb.PushRequest(**who), 0
+  new = functools.partial(pb.PushRequest, session=session, sampler_id=sampler_id)
+  request, size = new(), 0
   for group in groups:
     size += encode_group(group, request.groups.add()).ByteSize()
     if size > bounds.PUSH_BYTES and len(request.groups) > 1:
       last = request.groups.pop()
       yield request
-      request, size = pb.PushRequest(**who, groups=[last]), last.ByteSize()
+      request, size = new(groups=[last]), last.ByteSize()
   if request.groups:
     yield request
 
@@ -230,11 +232,12 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
   if message.verifier_failures > count:
     _refuse("group.verifier_failures", message.verifier_failures, f"at most {count}")
   trajectories, start = [], 0
-  for length, *judged in zip(
+  for length, finished, reward, verdict in zip(
     message.lengths, message.finished, message.rewards, message.verdicts, strict=True
   ):
     at = slice(start, start + length)
-    trajectories.append(types.Trajectory(tokens[at], logprobs[at], versions[at], *judged))
+    arrays = tokens[at], logprobs[at], versions[at]
+    trajectories.append(types.Trajectory(*arrays, finished, reward, verdict))
     start += length
   return types.Group(message.ticket_id, tuple(trajectories), message.verifier_failures, sampler_id)
 

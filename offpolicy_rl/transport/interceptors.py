@@ -5,6 +5,8 @@ import hmac
 import logging
 import threading
 import urllib.parse
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 from google.protobuf import message as message_lib
@@ -46,13 +48,18 @@ class AuthInterceptor(grpc.ServerInterceptor):
     self._expected = None if token is None else f"Bearer {token}".encode()
     self._log = log
 
-  def intercept_service(self, continuation, details):
+  def intercept_service(
+    self,
+    continuation: Callable[[grpc.HandlerCallDetails], Any],
+    handler_call_details: grpc.HandlerCallDetails,
+  ) -> Any:
     """Implements grpc.ServerInterceptor."""
-    reason = self._problem(details.method, details.invocation_metadata)
+    call = handler_call_details
+    reason = self._problem(call.method, call.invocation_metadata)
     if reason:
       return self._refusal(reason)
-    handler = continuation(details)
-    return handler and self._parsing(details.method, handler)
+    handler = continuation(call)
+    return handler and self._parsing(call.method, handler)
 
   def _problem(self, method: str, metadata) -> str | None:
     """What is wrong with a call's token."""
@@ -74,7 +81,7 @@ class AuthInterceptor(grpc.ServerInterceptor):
     # Answers any kind of call without reading a single message of it.
     return grpc.stream_unary_rpc_method_handler(refuse)
 
-  def _parsing(self, method: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+  def _parsing(self, method: str, handler: Any) -> Any:
     """The same handler; a message that cannot be parsed ends the call with a clear error.
 
     gRPC would log a traceback per message, and a stream that begins with one would keep the server

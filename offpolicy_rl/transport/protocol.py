@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import grpc
 
@@ -67,9 +67,16 @@ def abort(
   """Ends a call for a reason; use `context.abort` where trying again may help."""
   context.set_trailing_metadata(((_REASON_KEY, reason.value),))
   context.abort(code, text[:_MAX_TEXT])
+  raise AssertionError  # `abort` has raised; the stubs of grpcio do not know it
+
+
+def as_call(error: grpc.RpcError) -> grpc.Call:
+  """The call that failed: gRPC raises an error that is the call, too."""
+  return cast(grpc.Call, error)
 
 
 def reason_of(error: grpc.RpcError) -> Reason | None:
   """The reason that a learner gave for ending this call, if it gave exactly one."""
-  given = [value for key, value in error.trailing_metadata() or () if key == _REASON_KEY]
+  metadata = as_call(error).trailing_metadata() or ()
+  given = [value for key, value in metadata if key == _REASON_KEY]
   return next((reason for reason in Reason if given == [reason.value]), None)

@@ -34,7 +34,8 @@ class _Assembly:
 
   def _open(self) -> None:
     """Room for the payload of the next tensor; None after the last."""
-    self._payload, self._filled = None, 0
+    self._payload: np.ndarray | None = None
+    self._filled = 0
     if len(self._tensors) == len(self.header.tensors):
       return
     info = self.header.tensors[len(self._tensors)]
@@ -46,19 +47,19 @@ class _Assembly:
   def _close_complete(self) -> None:
     while self._payload is not None and self._filled == self._payload.size:
       info = self.header.tensors[len(self._tensors)]
-      self._tensors[info.name] = self._verified(info)
+      self._tensors[info.name] = self._verified(info, self._payload)
       self._open()
 
-  def _verified(self, info: pb.TensorInfo) -> np.ndarray:
+  def _verified(self, info: pb.TensorInfo, payload: np.ndarray) -> np.ndarray:
     field = f"weights.tensors[{info.name}]"
     if info.encoding == pb.ENCODING_SPARSE:
       try:
         tensor = self._held[info.name]
-        delta.apply(tensor, self._payload, field)
+        delta.apply(tensor, payload, field)
       except codec.WireError as error:
         raise DamagedError(str(error)) from None
     else:
-      tensor = self._payload.view(codec.dtype_of(info.dtype, field)).reshape(tuple(info.shape))
+      tensor = payload.view(codec.dtype_of(info.dtype, field)).reshape(tuple(info.shape))
     if weights.digest(tensor) != info.sha256:
       raise DamagedError(f"{field}.sha256: version {self.header.version} was damaged on the way")
     return tensor
@@ -136,28 +137,29 @@ class Receiver:
       if header.version != self._version or not self._tensors:
         _refuse("weights.already_held", f"version {header.version}", expected)
       return header.version, None
-    self._begin(header, first.offset)
+    assembly = self._begin(header, first.offset)
     for chunk in chunks:
-      self._assembly.add(chunk.data)
+      assembly.add(chunk.data)
       self.received_bytes += len(chunk.data)
-    self._tensors = self._assembly.finish()
+    self._tensors = assembly.finish()
     self._version, self._sha256 = header.version, header.sha256
     self._assembly = None
     return header.version, dict(self._tensors)
 
-  def _begin(self, header: pb.WeightsHeader, offset: int) -> None:
+  def _begin(self, header: pb.WeightsHeader, offset: int) -> _Assembly:
     """Goes on with the broken stream if this is the same one, else starts over."""
     begun = self._assembly
-    same = begun is not None and begun.digest == weights.header_digest(header)
-    expected = begun.received if same else 0
+    same = begun if begun and begun.digest == weights.header_digest(header) else None
+    expected = same.received if same else 0
     if offset not in (0, expected):
       _refuse("weights.offset", offset, f"0 or {expected}")
     if same and offset == expected:
-      return
+      return same
     self._check(header)
     if begun is not None and header.base_version != types.NO_VERSION:
       raise DamagedError(f"version {self._version} is half written over by a stream that broke")
     self._assembly = _Assembly(header, self._tensors)
+    return self._assembly
 
   def _check(self, header: pb.WeightsHeader) -> None:
     """Raises WireError unless the header describes this model, on the version held."""

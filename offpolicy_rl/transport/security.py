@@ -11,6 +11,7 @@ import os
 import pathlib
 import ssl
 import time
+from typing import Any
 
 import grpc
 
@@ -64,7 +65,7 @@ def _need(needed, needed_flag: str, given, given_flag: str) -> None:
 
 
 def _check_files(credentials: Credentials, *, ca_flag: str, is_server: bool) -> None:
-  if credentials.cert:
+  if credentials.cert and credentials.key:
     _check_is_certificate("--tls_cert", credentials.cert)
     _check_pair(credentials.cert, credentials.key, is_server=is_server)
     _warn_if_open_to_all("--tls_key", credentials.key)
@@ -76,7 +77,9 @@ def _check_files(credentials: Credentials, *, ca_flag: str, is_server: bool) -> 
     _warn_if_open_to_all("--token_file", credentials.token_file)
 
 
-def _read(flag: str, path: str) -> bytes:
+def _read(flag: str, path: str | None) -> bytes:
+  if path is None:
+    raise CredentialsError(f"{flag}: missing, expected a file")
   try:
     return pathlib.Path(path).read_bytes()
   except OSError as error:
@@ -107,7 +110,7 @@ def _check_authority(flag: str, path: str) -> None:
     raise CredentialsError(
       f"{flag}: got {path!r}, expected the certificate of an authority (CA:TRUE), not of a host"
     )
-  ends = [ssl.cert_time_to_seconds(cert["notAfter"]) for cert in found]
+  ends = [ssl.cert_time_to_seconds(str(cert["notAfter"])) for cert in found]
   if max(ends) < time.time():
     raise CredentialsError(f"{flag}: {path!r} expired on {found[0]['notAfter']}, make a new one")
 
@@ -273,16 +276,19 @@ class _Bearer(
   def __init__(self, token: str):
     self._entry = ("authorization", f"Bearer {token}")
 
-  def _intercept(self, continuation, details, request):
-    metadata = [*(details.metadata or ()), self._entry]
-    return continuation(_with_metadata(details, metadata), request)
+  def _one(self, continuation, client_call_details, request):
+    metadata = [*(client_call_details.metadata or ()), self._entry]
+    return continuation(_with_metadata(client_call_details, metadata), request)
 
-  intercept_unary_unary = intercept_unary_stream = _intercept
-  intercept_stream_unary = intercept_stream_stream = _intercept
+  def _several(self, continuation, client_call_details, request_iterator):
+    return self._one(continuation, client_call_details, request_iterator)
+
+  intercept_unary_unary = intercept_unary_stream = _one
+  intercept_stream_unary = intercept_stream_stream = _several
 
 
-def _with_metadata(details: grpc.ClientCallDetails, metadata: list) -> grpc.ClientCallDetails:
-  changed = grpc.ClientCallDetails()
+def _with_metadata(details: Any, metadata: list) -> grpc.ClientCallDetails:
+  changed: Any = grpc.ClientCallDetails()
   for name in ("method", "timeout", "credentials", "wait_for_ready", "compression"):
     setattr(changed, name, getattr(details, name))
   changed.metadata = metadata

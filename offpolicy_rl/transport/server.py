@@ -165,10 +165,11 @@ class _Servicer(rpc.LearnerServicer):
     _LOG.info("sampler %s left, %d tickets returned", request.sampler_id, returned)
     return pb.LeaveReply(returned=returned)
 
-  def Push(self, requests, context):
+  def Push(self, request_iterator, context):
     """Reads and checks the next groups while those before are written to disk."""
     pending: queue.Queue = queue.Queue(_MAX_UNACKNOWLEDGED)
-    reader = threading.Thread(target=self._read_groups, args=(requests, pending), daemon=True)
+    sent = (request_iterator, pending)
+    reader = threading.Thread(target=self._read_groups, args=sent, daemon=True)
     reader.start()
     item = None
     try:

@@ -7,10 +7,11 @@ never by the one that publishes.
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from offpolicy_rl import types
 from offpolicy_rl.transport import checksum, codec, delta
@@ -81,7 +82,7 @@ def _make_plan(new: _Version, base: _Version | None) -> _Plan:
     old = base.tensors.get(name) if base else None
     comparable = old is not None and (old.dtype, old.shape) == (array.dtype, array.shape)
     sparse = delta.encode(old, array) if comparable else None
-    if sparse is not None:
+    if base is not None and sparse is not None:
       base_version = base.number
     payloads.append(raw_bytes(array) if sparse is None else memoryview(sparse))
     infos.append(
@@ -139,7 +140,7 @@ class WeightStore:
     self._sent: dict[int, None] = {}  # versions in the order in which they were last sent
     self._delta_bases = delta_bases
 
-  def put(self, version: int, tensors) -> None:
+  def put(self, version: int, tensors: Mapping[str, ArrayLike]) -> None:
     """Adds a version, {path: array}; the arrays must not change afterwards."""
     entry = _Version(version, {k: np.asarray(x, order="C") for k, x in tensors.items()})
     with self._lock:

@@ -135,7 +135,7 @@ class Publisher:
     temporary.replace(self._directory / _INDEX)
 
 
-def _where_read_back(x) -> jax.sharding.Sharding:
+def _where_read_back(x: jax.Array) -> jax.sharding.Sharding:
   """To the host; but several processes read what each had written."""
   if jax.process_count() > 1:
     return x.sharding

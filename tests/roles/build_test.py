@@ -5,8 +5,20 @@ import json
 import pytest
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.replay import schedule
+from offpolicy_rl.replay import admission, schedule
 from offpolicy_rl.roles import build
+
+
+def _record(config, tmp_path, attempts: list[int]) -> None:
+  """Makes a configuration one that replays a run of two steps."""
+  learner = config.learner
+  learner.steps, learner.prompts_per_step, learner.max_refills = 2, 2, 2
+  groups = {"versions": [0, 0], "digests": ["a", "b"], "attempts": attempts}
+  rows = [{"config": json.loads(config_lib.to_json(config))}]
+  rows += [{"step": step} | groups for step in range(2)]
+  path = tmp_path / schedule.FILE
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config.lag.mode, config.lag.schedule = "replay", str(path)
 
 
 @pytest.mark.parametrize(
@@ -19,14 +31,17 @@ from offpolicy_rl.roles import build
 )
 def test_a_replay_follows_the_run_it_is_of(tiny_config, tmp_path, key, value, message):
   learner = tiny_config.learner
-  learner.steps, learner.prompts_per_step, learner.max_refills = 2, 2, 2
-  groups = {"versions": [0, 0], "digests": ["a", "b"], "attempts": [0, 2]}
-  rows = [{"config": json.loads(config_lib.to_json(tiny_config))}]
-  rows += [{"step": step} | groups for step in range(2)]
-  path = tmp_path / schedule.FILE
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  tiny_config.lag.mode, tiny_config.lag.schedule = "replay", str(path)
+  _record(tiny_config, tmp_path, attempts=[0, 2])
   assert build.lag_control(tiny_config).recorded.attempts == [[0, 2]] * 2
   learner[key] = value
   with pytest.raises(schedule.ScheduleError, match=message):
+    build.lag_control(tiny_config)
+
+
+def test_a_replay_that_asks_for_more_prompts_than_a_group_has_is_refused(tiny_config, tmp_path):
+  most = 2 + admission.SPARES
+  _record(tiny_config, tmp_path, attempts=[0, most])
+  build.lag_control(tiny_config)
+  _record(tiny_config, tmp_path, attempts=[0, most + 1])
+  with pytest.raises(schedule.ScheduleError, match=f"got {most + 1} attempts, expected at most"):
     build.lag_control(tiny_config)
