@@ -14,8 +14,7 @@ from typing import Any
 from offpolicy_rl.losses.choices import ARGUMENTS, Choices
 from offpolicy_rl.losses.presets import PRESETS, choose
 
-# Name -> the module that it is loaded from at its first use, and JAX with it: checking a
-# configuration needs none of them.
+# Name -> module, imported at first use together with JAX, which checking a configuration avoids.
 _MODULES = {
   **dict.fromkeys((*ARGUMENTS["fn"], "reference_kl", "row_log_ratio"), "functions"),
   **dict.fromkeys(("Objective", "objective"), "objectives"),

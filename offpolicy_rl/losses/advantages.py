@@ -1,7 +1,7 @@
-"""Advantages from the rewards of a group: float [B] from rewards [B] and group_ids [B].
+"""Advantages from the rewards of a group: float [N] from rewards [N] and group_ids [N].
 
-ADVANTAGES at the end is what `objective.advantage` chooses from; keyword arguments are keys of
-`objective.`. Rows without a loss token count, too: their reward was really obtained.
+`objective.advantage` chooses from ADVANTAGES at the end of this file; keyword arguments are keys of
+`objective.`. Completions without a loss token count, too: their rewards are real.
 """
 
 import jax
@@ -18,7 +18,7 @@ def mean(rewards: Array, group_ids: Array) -> Array:
 
 
 def leave_one_out(rewards: Array, group_ids: Array) -> Array:
-  """A = r - mean of the others = G / (G - 1) (r - rbar): RLOO (arXiv 2402.14740). Alone: 0."""
+  """A = r - mean of others = G / (G - 1) (r - rbar): RLOO (2402.14740). Group of 1: 0."""
   size = masked.group_size(group_ids)
   return mean(rewards, group_ids) * size / jnp.maximum(size - 1, 1)
 
@@ -57,10 +57,10 @@ def vhat(rewards: Array, group_ids: Array, *, beta1: float = 1.0) -> Array:
 
 
 def vhat_leave_one_out(rewards: Array, group_ids: Array, *, beta1: float = 1.0) -> Array:
-  """As `vhat`, the mean over the other samples of the group: PMD (arXiv 2602.05933). Alone: 0.
+  """Like `vhat`, but the mean excludes the row itself: PMD (arXiv 2602.05933). 0 in a group of one.
 
-  Without the row itself the group's largest reward may be another: the runner-up takes its place,
-  so that the sum over the others never cancels.
+  Excluding a row that alone has the group's largest reward leaves the runner-up as the largest; it
+  is then what is subtracted inside the exponential.
   """
   size = masked.group_size(group_ids)
   top = masked.group_max(rewards, group_ids)
@@ -69,9 +69,9 @@ def vhat_leave_one_out(rewards: Array, group_ids: Array, *, beta1: float = 1.0) 
   second = masked.group_max(jnp.where(at_top, -jnp.inf, rewards), group_ids)
   peak = jnp.where(only_top, jnp.where(size > 1, second, 0.0), top)  # of the others
   below = jnp.where(at_top, 0.0, jnp.expm1((rewards - second) / beta1))
-  own = jnp.expm1((rewards - top) / beta1)
+  relative = jnp.expm1((rewards - top) / beta1)
   excess = jnp.where(
-    only_top, masked.group_sum(below, group_ids), masked.group_sum(own, group_ids) - own
+    only_top, masked.group_sum(below, group_ids), masked.group_sum(relative, group_ids) - relative
   )
   alone = size == 1
   value = peak + beta1 * jnp.log1p(jnp.where(alone, 0.0, excess / jnp.maximum(size - 1, 1)))
@@ -79,14 +79,14 @@ def vhat_leave_one_out(rewards: Array, group_ids: Array, *, beta1: float = 1.0) 
 
 
 def value(rewards: Array, values: Array) -> Array:
-  """A = r - V*(x), values [B] = V* of the row's prompt: A*-PO (arXiv 2505.20686)."""
+  """A = r - V*(x), values [N] = V* of the row's prompt: A*-PO (arXiv 2505.20686)."""
   return rewards - values
 
 
 def overlong_penalty(lengths: Array, *, max_tokens: int, overlong_cache: int) -> Array:
-  """DAPO's soft punishment (arXiv 2503.14476), float [B] in [-1, 0], to be added to the rewards.
+  """DAPO's soft punishment (arXiv 2503.14476), float [N] in [-1, 0], to be added to the rewards.
 
-  0 for lengths [B] up to max_tokens - overlong_cache, then falling linearly to -1.
+  0 for lengths [N] up to max_tokens - overlong_cache, then falling linearly to -1.
   """
   return jnp.clip((max_tokens - overlong_cache - lengths) / overlong_cache, -1.0, 0.0)
 
@@ -104,5 +104,5 @@ ADVANTAGES = {
 
 
 def _divided(x: Array, by: Array) -> Array:
-  """x / by, where by = 0 means that x is 0 as well."""
+  """x / by; 0 / 0 is 0."""
   return x / jnp.where(by > 0, by, 1.0)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-# Key -> the functions that it can name, each with the keys that are its keyword arguments. The
+# Key -> the functions that it can name, each with its keyword arguments, which are keys, too. The
 # functions are in functions.LOSSES, advantages.ADVANTAGES, weights.WEIGHTS and weights.CORRECTIONS.
 ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
   "fn": {
@@ -85,9 +85,9 @@ def _key(default: Any, rule: Rule, meaning: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-  """An objective as data: a value for every key, and where it comes from.
+  """An objective as data: a value for every key, and its source.
 
-  Functions never see this record: they get the values whose names are their keyword arguments.
+  Functions never get this record, only the values that their keyword arguments name.
   """
 
   name: str
@@ -105,7 +105,7 @@ class Choices:
   kappa: float = _key(0.0, _FINITE, "pessimistic shift A + kappa beta, in units of beta")
   shift: float = _key(0.0, _FINITE, "pessimistic shift A + shift, in units of reward")
   drop_zero_variance: bool = _key(False, _FLAG, "leave out groups whose rewards are all equal")
-  overlong_cache: int = _key(0, _NOT_NEGATIVE, "penalty over the last so many of max_tokens")
+  overlong_cache: int = _key(0, _NOT_NEGATIVE, "penalty over the last overlong_cache of max_tokens")
   max_tokens: int = _key(0, _NOT_NEGATIVE, "longest completion, for overlong_cache and constant")
   group_size: int = _key(0, _NOT_NEGATIVE, "> 0: rows come in consecutive groups of this size")
 
@@ -148,14 +148,16 @@ class Choices:
   )
   correction_low: float = _key(0.0, _NOT_NEGATIVE, "lower bound of pi_q / mu")
   correction_high: float = _key(math.inf, _BOUND, "upper bound of pi_q / mu")
-  opsm_delta: float = _key(math.inf, _NUMBER, "no rows with A < 0 and mean(lb - lp) above this")
+  opsm_delta: float = _key(
+    math.inf, _NUMBER, "leave out rows with A < 0 and mean(lb - lp) above this"
+  )
 
   aggregation: str = _key("seq_sum", _one_of(AGGREGATIONS), "mean over the batch (masked.py)")
   kl_coef: float = _key(0.0, _NOT_NEGATIVE, "weight of KL(policy || reference)")
   kl: str = _key("k3", _one_of(("k1", "k2", "k3")), "estimator of that KL")
 
   def check(self) -> None:
-    """Raises ValueError for the first wrong value: key, value, what was expected."""
+    """Raises ValueError that names the first wrong key, its value and what was expected."""
     for field in OVERRIDABLE[1:]:
       value, rule = getattr(self, field.name), field.metadata
       if not rule["holds"](value):
@@ -187,7 +189,7 @@ class Choices:
     return self.whole_groups or self.fn in PAIRWISE
 
   def used(self) -> set[str]:
-    """The keys that make a difference; all of them where `fn` is your own."""
+    """The keys that make a difference; all of them when `fn` is your own."""
     if self.fn not in ARGUMENTS["fn"]:
       return {field.name for field in OVERRIDABLE}
     keys = {"fn", "anchor", "drop_zero_variance", "overlong_cache", *ARGUMENTS["fn"][self.fn]}
@@ -210,7 +212,7 @@ class Choices:
     return keys
 
 
-# What a configuration may set: the name of a preset, then the keys that replace its values.
+# The keys of a configuration: the name of a preset, then those that replace its values.
 OVERRIDABLE = tuple(
   field for field in dataclasses.fields(Choices) if field.name == "name" or field.metadata
 )

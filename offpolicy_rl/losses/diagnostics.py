@@ -1,7 +1,4 @@
-"""Metrics of an objective, as defined in the table of this folder's README.
-
-Nothing here has a gradient or changes an update.
-"""
+"""Metrics of an objective, defined in this folder's README. They do not affect the update."""
 
 import math
 
@@ -14,7 +11,7 @@ from offpolicy_rl.losses.inputs import LossInputs, Prepared
 
 
 def metrics(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[str, jax.Array]:
-  """Every metric that makes sense for the choices; scalars."""
+  """Computes the metrics that apply to these choices; scalars."""
   mask, advantages = inputs.loss_mask, prepared.advantages
   lengths = masked.lengths(mask)
   valid = lengths > 0
@@ -37,7 +34,7 @@ def metrics(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[st
 
 
 def log_ratio_metrics(u: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
-  """Distance of the policy from the sampler: u [B] of the completions that are valid [B]."""
+  """Statistics of u [N], the log-ratio to the sampler, over the valid [N] completions."""
   mean = masked.masked_mean(u, valid)
   stderr = jnp.sqrt(masked.masked_mean((u - mean) ** 2, valid) / jnp.maximum(jnp.sum(valid), 1))
   quantiles = jnp.nanquantile(jnp.where(valid, u, jnp.nan), jnp.array([0.05, 0.5, 0.95]))
@@ -53,7 +50,7 @@ def log_ratio_metrics(u: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
 
 
 def lambda_metrics(residual: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
-  """lambda(t) = mean(A - beta u), shift included; residual [B]."""
+  """lambda(t) = mean(A - beta u), shift included; residual [N]."""
   lam = masked.masked_mean(residual, valid)
   return {"lambda_hat": lam, "alarm/lambda_negative": (lam < 0).astype(jnp.float32)}
 
@@ -61,7 +58,7 @@ def lambda_metrics(residual: jax.Array, valid: jax.Array) -> dict[str, jax.Array
 def target_metrics(
   advantages: jax.Array, rewards: jax.Array, *, beta: jax.Array | float
 ) -> dict[str, jax.Array]:
-  """The induced target of each group, beside the exponential one: means over groups.
+  """Means over groups of statistics of the induced target and of the exponential one.
 
   Args:
     advantages: float [groups, G], shift included.
@@ -89,9 +86,9 @@ def target_metrics(
 def past_clip(
   log_ratio: jax.Array, advantages: jax.Array, *, clip_low: float, clip_high: float
 ) -> jax.Array:
-  """[B, T] 1.0 where the ratio is past the clip that binds for its row's advantage, else 0.0.
+  """[N, M] 1.0 where the ratio is past the clip that binds for its row's advantage, else 0.0.
 
-  log_ratio [B, T] is 0 outside the loss mask, where nothing is clipped.
+  log_ratio [N, M] is 0 outside the loss mask, where nothing is clipped.
   """
   sign = jnp.sign(advantages)[:, None]
   lowest = math.log1p(-clip_low) if clip_low < 1 else -math.inf

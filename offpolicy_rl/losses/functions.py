@@ -1,15 +1,15 @@
-"""Losses: arrays and keyword arguments in, the loss of each row out, float [B].
+"""Losses: arrays and keyword arguments in, the loss of each completion out, float [N].
 
-B rows (completions), T tokens. A row's loss is the sum over its tokens; the average over rows is
-the objective's choice (masked.row_weights). Keyword arguments are keys of `objective.`, and LOSSES
-at the end is what `objective.fn` chooses from.
+N completions of M tokens; in the code, a row is a completion. A row's loss is the sum over its
+tokens; the objective chooses how to average rows (masked.row_weights). Keyword arguments are keys
+of `objective.`; `objective.fn` chooses from LOSSES at the end of this file.
 
-  policy_logprobs lp, anchor_logprobs la   float [B, T], nats, of the sampled tokens
-  log_ratios u = sum_t m (lp - la)         float [B], nats (row_log_ratio)
-  advantages A, rewards r                  float [B], in units of reward
-  weights w                                float [B, T] or [B, 1], without gradient
-  loss_mask m                              bool [B, T], True = counts; the rest may be anything
-  group_ids                                int [B], equal in the G rows of a group
+  policy_logprobs lp, anchor_logprobs la   float [N, M], nats, of the sampled tokens
+  log_ratios u = sum_t m (lp - la)         float [N], nats (row_log_ratio)
+  advantages A, rewards r                  float [N], in units of reward
+  weights w                                float [N, M] or [N, 1], without gradient
+  loss_mask m                              bool [N, M], True = counts; other entries are ignored
+  group_ids                                int [N], equal in the G rows of a group
 """
 
 import math
@@ -36,7 +36,7 @@ def regression(
 
   computed as the regression on A plus the pessimistic regularizer; shifts > 0 are pessimistic. With
   equal weights of the rows and u a sum over the loss mask's True tokens, its induced target is the
-  Lambert-tempered one; dividing by the length changes it. u and A are [B], and so is the loss.
+  Lambert-tempered one; dividing by the length changes it. u and A are [N], and so is the loss.
 
   Beta-shifted mean over Lambert-tempered targets, arXiv 2605.28150; OAPL, arXiv 2602.19362;
   Kimi k1.5: scaling RL with LLMs, arXiv 2501.12599.
@@ -61,8 +61,8 @@ def centred_squares(
 
     (e - mean of the group's e)^2 / (G - 1) / (2 beta)
 
-  A group's sum is the mean over its pairs of half the squared difference of e. All arrays are [B];
-  a group's rows must all be there.
+  A group's sum is the mean over its pairs of half the squared difference of e. All arrays are [N];
+  a group must be complete.
 
   Contrastive policy gradient (CoPG), arXiv 2406.19185; VarGrad, arXiv 2010.10436.
   """
@@ -84,7 +84,7 @@ def pair_squares(
 
     (beta (u_0 - u_1) - (r_0 - r_1))^2 / (2 beta) at the first row of each pair
 
-  All arrays are [B]; a group's rows must all be there.
+  All arrays are [N]; a group must be complete.
 
   REBEL: RL via regressing relative rewards, arXiv 2404.16767.
   """
@@ -101,7 +101,7 @@ def pair_dpo(
 
     -log sigmoid(beta (u_w - u_l)) at row w
 
-  All arrays are [B]; a group's rows must all be there.
+  All arrays are [N]; a group must be complete.
 
   Direct preference optimization (DPO), arXiv 2305.18290.
   """
@@ -116,7 +116,7 @@ def pair_ipo(
 
     (u_w - u_l - 1 / (2 beta))^2 at row w
 
-  All arrays are [B]; a group's rows must all be there.
+  All arrays are [N]; a group must be complete.
 
   A general theoretical paradigm to understand learning from human preferences (IPO),
   arXiv 2310.12036.
@@ -138,7 +138,7 @@ def policy_gradient(
 
     -sum_t m sg[w (A - kl_tau (lp - la))] lp
 
-  lp, la [B, T], A [B], m True = counts; the loss is [B].
+  lp, la [N, M], A [N], m True = counts; the loss is [N].
 
   Simple statistical gradient-following algorithms (REINFORCE), Williams 1992; Back to basics
   (RLOO), arXiv 2402.14740. The source of each kind of weight is in weights.py.
@@ -167,8 +167,8 @@ def ppo_clip(
 
     -sum_t m w min(min(r, ratio_max) A, C[1 - clip_low, 1 + clip_high](r) A),   r = exp(lp - la)
 
-  On the edge of the band nothing is clipped. lp, la [B, T], A [B], m True = counts; the loss
-  is [B].
+  On the edge of the band nothing is clipped. lp, la [N, M], A [N], m True = counts; the loss
+  is [N].
 
   Proximal policy optimization algorithms (PPO), arXiv 1707.06347; Group sequence policy
   optimization (GSPO), arXiv 2507.18071; Mastering complex control (dual clip), arXiv 1912.09729;
@@ -200,7 +200,7 @@ def truncated_ratio(
 
     -sum_t m min(rho, ratio_max) A,   rho = exp(lp - la)
 
-  lp, la [B, T], A [B], m True = counts; the loss is [B].
+  lp, la [N, M], A [N], m True = counts; the loss is [N].
 
   LlamaRL (AIPO), arXiv 2505.24034.
   """
@@ -224,7 +224,7 @@ def probability_gap(
 
     sum_t m (-keep e^d A + kl_tau d^2),   d = lp - la
 
-  lp, la [B, T], A [B], m True = counts; the loss is [B].
+  lp, la [N, M], A [N], m True = counts; the loss is [N].
 
   prime-rl, https://github.com/PrimeIntellect-ai/prime-rl (2026).
   """
@@ -252,7 +252,7 @@ def soft_gate(
 
     -sum_t m (4 / tau) sigmoid(tau (rho - 1)) A,   rho = exp(lp - la)
 
-  lp, la [B, T], A [B], m True = counts; the loss is [B].
+  lp, la [N, M], A [N], m True = counts; the loss is [N].
 
   Soft adaptive policy optimization (SAPO), arXiv 2511.20347.
   """
@@ -270,7 +270,7 @@ def reference_kl(
 
     k1: x,   k2: x^2 / 2,   k3: e^-x + x - 1,   x = lp - lr
 
-  As a loss only k2 has the reverse KL's gradient on-policy. lp, lr [B, T], mask True = counts.
+  As a loss only k2 has the reverse KL's gradient on-policy. lp, lr [N, M], mask True = counts.
 
   http://joschu.net/blog/kl-approx.html
   """
@@ -283,7 +283,7 @@ def reference_kl(
 def row_log_ratio(
   policy_logprobs: Array, anchor_logprobs: Array, loss_mask: Array, *, log_ratio: str = "sum"
 ) -> Array:
-  """u [B] = sum_t m (lp - la), or the mean over the row's tokens; lp, la [B, T], True = counts."""
+  """u [N] = sum_t m (lp - la), or the mean over the row's tokens; lp, la [N, M], True = counts."""
   gap = ratios.log_ratio(policy_logprobs, anchor_logprobs, loss_mask)
   return jnp.sum(gap, axis=-1) if log_ratio == "sum" else ratios.row_mean(gap, loss_mask)[:, 0]
 

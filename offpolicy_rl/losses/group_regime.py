@@ -1,12 +1,11 @@
 """The regime of a baseline at its finite group size, for 0/1 rewards. No JAX.
 
-Over fresh groups of G samples, each sample's own included, the expected gradient of a ratio-free
-regression is that of the advantage A_eff(y) = E[A | y]: the mean over what the other G - 1 samples
-turn out to be, here Binomial(G - 1, p) successes, summed exactly. The induced target is then the
-Lambert one of A_eff (induced_target.py; arXiv 2605.28150), and its regime the sign of
-log E e^(A_eff / beta). A value estimate inside the group's own exponential mean is biased upwards
-for the sample that is in it: OAPL's V-hat with beta1 = beta is in the negative regime at every
-finite G, and its leave-one-out form on the positive side.
+Over fresh groups of G samples, the expected gradient of a ratio-free regression is that of the
+advantage A_eff(y) = E[A | y]: the mean over the other G - 1 samples, here Binomial(G - 1, p)
+successes, summed exactly. The induced target is the Lambert one of A_eff (induced_target.py;
+arXiv 2605.28150), and its regime the sign of log E e^(A_eff / beta). A value estimate that includes
+a sample is biased upwards for that sample: OAPL's V-hat with beta1 = beta is in the negative regime
+at every finite G, its leave-one-out form in the positive one.
 """
 
 import math
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 BASELINES = ("mean", "loo", "std", "vhat", "vhat_loo")
-RATES = tuple(round(0.1 * k, 1) for k in range(1, 10))  # success rates that a warning looks at
+RATES = tuple(round(0.1 * k, 1) for k in range(1, 10))  # success rates that a warning checks
 
 
 def effective_advantage(
@@ -81,13 +80,12 @@ def required_beta1(
   dv: float = 0.0,
   rates: Sequence[float] = RATES,
 ) -> float | None:
-  """Smallest beta1 with which "vhat" is not in the negative regime at any of the rates.
+  """Smallest beta1 at which "vhat" is in the negative regime at none of the rates.
 
-  None where no beta1 is enough: beta1 -> inf is the mean baseline. The value falls with beta1.
+  None if no beta1 is large enough: beta1 -> inf is the mean baseline.
   """
 
-  def worst(beta1):
-    """The lowest regime statistic over the rates; rises with beta1."""
+  def worst(beta1):  # rises with beta1
     return _worst("vhat", group_size, rates, beta=beta, beta1=beta1, kappa=kappa, dv=dv)[0]
 
   low, high = 1e-3 * beta, 1e6 * max(beta, 1.0)
@@ -108,7 +106,7 @@ def regime_warning(
   kappa: float = 0.0,
   dv: float = 0.0,
 ) -> str | None:
-  """Advice for a baseline that is in the negative regime at one of RATES; None if it is in none."""
+  """Advice for a baseline that is in the negative regime at one of RATES, else None."""
   shifts = {"kappa": kappa, "dv": dv}
   statistic, p = _worst(baseline, group_size, RATES, beta=beta, beta1=beta1, **shifts)
   if statistic >= 0:
@@ -132,7 +130,7 @@ def regime_warning(
 
 
 def _value(successes: np.ndarray, size: int, beta1: float) -> np.ndarray:
-  """beta1 log mean e^(r / beta1) of `size` rewards with so many ones, for any beta1 > 0."""
+  """beta1 log mean e^(r / beta1) of `size` rewards, of which `successes` are 1 and the rest 0."""
   with np.errstate(divide="ignore"):
     ones = np.log(successes / size) + 1 / beta1
     return beta1 * np.logaddexp(ones, np.log1p(-successes / size))
@@ -144,6 +142,6 @@ def _worst(baseline, group_size, rates, **choices) -> tuple[float, float]:
 
 
 def _round_up(x: float) -> str:
-  """x in three digits, never less than it, so that the advice leads past the boundary."""
+  """x rounded up to three digits, so that following the advice crosses the boundary."""
   scale = 10.0 ** (2 - math.floor(math.log10(abs(x)))) if x else 1.0
   return f"{math.ceil(x * scale) / scale:.6g}"

@@ -1,4 +1,4 @@
-"""The policy that a ratio-free regression really aims at: its Lambert-tempered induced target.
+"""The policy that a ratio-free regression aims at: its Lambert-tempered induced target.
 
 With mu = the sampler's policy, u = log pi/mu, advantages A = r - b and a temperature beta > 0, the
 population loss E_mu (beta u - A)^2 / (2 beta) is stationary where, for the multiplier lam of the
@@ -16,8 +16,8 @@ Its regime is the sign of the statistic log E_mu e^(A/beta), which does not invo
 Sources: arXiv 2605.28150 (Lambert-tempered targets, the regimes), arXiv 2602.05933 (the exact
 Lambert-W update of the mean-baseline regression). At a fixed point lam = E_mu A + beta KL(mu||pi).
 
-Tables [..., K] hold one policy per row: all K answers with weights mu, or a group of K samples with
-equal weights. An entry of weight 0 is not there: its other values may be anything, NaN included.
+Tables [..., G] hold one policy per row: all G answers with weights mu, or a group of G samples with
+equal weights. Entries of weight 0 are ignored; their other values may be NaN.
 """
 
 from typing import NamedTuple
@@ -30,12 +30,12 @@ from offpolicy_rl.losses import lambert
 
 
 class InducedTarget(NamedTuple):
-  """Where the regression leads."""
+  """The stationary policy of a regression."""
 
   lam: jax.Array  # float [...], multiplier, in units of reward
   regime_statistic: jax.Array  # float [...], log E_mu e^(A/beta)
   regime: jax.Array  # int32 [...], its sign; 0 = within rounding of the boundary
-  log_ratios: jax.Array  # float [..., K], u = log pi/mu; 0 at entries of weight 0
+  log_ratios: jax.Array  # float [..., G], u = log pi/mu; 0 at entries of weight 0
   collapsed: jax.Array  # bool [...], one entry is on W_{-1}
 
 
@@ -52,22 +52,21 @@ def regime_statistic(
 def solve(
   advantages: ArrayLike, beta: ArrayLike, weights: ArrayLike | None = None, *, atol: ArrayLike = 0.0
 ) -> InducedTarget:
-  """The induced target of the advantages, whatever its regime; never NaN for finite input.
+  """The induced target of the advantages in any regime; never NaN for finite input.
 
   Without a W_0 solution it returns a minimiser whose winner is the entry of largest advantage. With
-  equal weights the global minimiser has its winner there: exchanging two entries' u never changes
-  the quadratic part of the loss. With unequal weights it may be another, and a negative regime can
-  have further minima beside its W_0 solution (tests/losses/minima.py lists them all).
+  equal weights this is the global one: exchanging two entries' u does not change the quadratic part
+  of the loss. With unequal weights the winner may be another entry, and a negative regime can have
+  minima besides its W_0 solution (tests/losses/minima.py finds them all).
 
   Differentiable to any order in advantages, beta and weights, by the implicit function theorem.
 
   Args:
-    advantages: float [..., K], A = r - b.
+    advantages: float [..., G], A = r - b.
     beta: float scalar or [...], > 0.
-    weights: float [..., K] or broadcastable, mu up to a factor; None = all equal.
-    atol: absolute error of the advantages; it widens what counts as the boundary, which is
-      otherwise 8 ulp of the largest |A/beta|. Set it where groups without variance must not show
-      the rounding of their mean as a regime.
+    weights: float [..., G] or broadcastable, mu up to a factor; None = all equal.
+    atol: absolute error of the advantages. It widens the boundary, otherwise 8 ulp of the largest
+      |A/beta|, so that rounding in groups without variance does not look like a regime.
   """
   mu, scaled, beta = _tables(advantages, beta, weights)
   statistic = lambert.log_mean_exp(scaled, mu)
@@ -80,7 +79,7 @@ def solve(
 
 @jax.jit
 def nominal(rewards: ArrayLike, beta: ArrayLike, weights: ArrayLike | None = None) -> jax.Array:
-  """log pi*/mu [..., K] of the exponential tilt pi* = mu e^(r/beta) / Z: no baseline matters."""
+  """log pi*/mu [..., G] of the exponential tilt pi* = mu e^(r/beta) / Z, whatever the baseline."""
   mu, scaled, _ = _tables(rewards, beta, weights)
   scaled = scaled - jnp.max(jnp.where(mu > 0, scaled, -jnp.inf), axis=-1, keepdims=True)
   scaled = jnp.where(mu > 0, scaled, 0.0)
@@ -89,7 +88,7 @@ def nominal(rewards: ArrayLike, beta: ArrayLike, weights: ArrayLike | None = Non
 
 @jax.jit
 def entropy(log_ratios: ArrayLike, weights: ArrayLike | None = None) -> jax.Array:
-  """Entropy of pi over the K entries, nats, float [...]."""
+  """Entropy of pi over the G entries, nats, float [...]."""
   mu = _sampler(log_ratios, weights)
   u = jnp.where(mu > 0, log_ratios, 0.0)
   return -jnp.sum(mu * jnp.exp(u) * (jnp.log(jnp.where(mu > 0, mu, 1.0)) + u), axis=-1)
@@ -127,11 +126,10 @@ def effective_temperature(
 ) -> jax.Array:
   """Temperature of the exponential tilt closest to pi, in units of reward, float [...].
 
-  Var_mu(A) / Cov_mu(A, u): the tilt whose log-ratio fits u best in least squares under mu. It is
-  exact where A takes two values, for then pi is a tilt. Without variance it is the limit of a weak
-  signal, beta + lam, which is also the mean of dA/du under mu; <= 0 there means that mu itself is
-  not stable. (The alternative, matching KL(pi||mu), has no limit without signal, and none in
-  floating point where the KL saturates.)
+  Var_mu(A) / Cov_mu(A, u): the least-squares fit of a tilt's log-ratio to u under mu. It is exact
+  if A takes two values, since pi is then a tilt. Without variance it is the limit of a weak signal,
+  beta + lam, the mean of dA/du under mu; <= 0 then means that mu is not stable. Matching KL(pi||mu)
+  instead has no limit without signal, and fails in floating point where the KL saturates.
   """
   mu, scaled, beta = _tables(advantages, beta, weights)
   centred = scaled - jnp.sum(mu * scaled, axis=-1, keepdims=True)
@@ -144,7 +142,7 @@ def effective_temperature(
 
 
 def _sampler(values, weights) -> jax.Array:
-  """mu [..., K]: weights / their sum; entries too small to divide by are 0."""
+  """mu [..., G]: weights / their sum; entries too small to divide by are 0."""
   values = jnp.asarray(values)
   dtype = jnp.result_type(values, float) if values.dtype.kind in "biu" else values.dtype
   if weights is None:
@@ -156,7 +154,7 @@ def _sampler(values, weights) -> jax.Array:
 
 
 def _tables(values, beta, weights) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(mu [..., K], values / beta with 0 at weight 0, beta scalar or [...])."""
+  """(mu [..., G], values / beta with 0 at weight 0, beta scalar or [...])."""
   mu = _sampler(values, weights)
   beta = jnp.asarray(beta, mu.dtype)
   divisor = beta[..., None] if beta.ndim else beta
@@ -165,7 +163,7 @@ def _tables(values, beta, weights) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @jax.custom_jvp
 def _fixed_point(a: jax.Array, mu: jax.Array, statistic: jax.Array, regime: jax.Array):
-  """(u [..., K], lam/beta [...], 1.0 where collapsed) for a = A/beta in a known regime."""
+  """(u [..., G], lam/beta [...], 1.0 where collapsed) for a = A/beta in a known regime."""
   positive, negative = regime > 0, regime < 0
   # Rows of the other regimes are replaced by ones on which the iteration is harmless.
   u_plus, log_plus = lambert.positive_multiplier(

@@ -6,26 +6,26 @@ import jax
 
 
 class LossInputs(NamedTuple):
-  """B rows, T tokens; groups may have any size, rows may be empty.
+  """N completions of M tokens; groups may have any size, completions may be empty.
 
-  Log-probabilities are natural logarithms; values outside the loss mask may be anything.
+  Log-probabilities are natural logarithms; values outside the loss mask are ignored.
   """
 
-  policy_logprobs: jax.Array  # float [B, T], differentiated
-  sampler_logprobs: jax.Array  # float [B, T], as recorded when sampling
-  loss_mask: jax.Array  # bool [B, T], True = contributes
-  rewards: jax.Array  # float [B]
-  group_ids: jax.Array  # int [B], in [0, B)
-  reference_logprobs: jax.Array | None = None  # float [B, T]
-  proximal_logprobs: jax.Array | None = None  # float [B, T]
-  versions: jax.Array | None = None  # int [B, T], policy version that sampled each token
-  values: jax.Array | None = None  # float [B], V* of the row's prompt (A*-PO)
+  policy_logprobs: jax.Array  # float [N, M], differentiated
+  sampler_logprobs: jax.Array  # float [N, M], as recorded when sampling
+  loss_mask: jax.Array  # bool [N, M], True = contributes
+  rewards: jax.Array  # float [N]
+  group_ids: jax.Array  # int [N], in [0, N)
+  reference_logprobs: jax.Array | None = None  # float [N, M]
+  proximal_logprobs: jax.Array | None = None  # float [N, M]
+  versions: jax.Array | None = None  # int [N, M], policy version that sampled each token
+  values: jax.Array | None = None  # float [N], V* of the completion's prompt (A*-PO)
 
 
 class Prepared(NamedTuple):
-  """Numbers of a whole batch without the policy's; given them, losses add up over rows."""
+  """Numbers of a batch that do not depend on the policy; given them, losses add up over rows."""
 
-  rewards: jax.Array  # float [B], with the overlong penalty if there is one
-  unshifted_advantages: jax.Array  # float [B], A
-  advantages: jax.Array  # float [B], A + kappa beta + shift
-  row_weights: jax.Array  # float [B], 0 = the row does not count
+  rewards: jax.Array  # float [N], with the overlong penalty if there is one
+  unshifted_advantages: jax.Array  # float [N], A
+  advantages: jax.Array  # float [N], A + kappa beta + shift
+  row_weights: jax.Array  # float [N], 0 = the row does not count

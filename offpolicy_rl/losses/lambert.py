@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 
 def _relative_step(residual: jax.Array, one_plus_w: jax.Array) -> jax.Array:
-  """e of the iteration w <- w (1 + e), from residual = log(x / w) - w and 1 + w."""
+  """e of the iteration w <- w (1 + e); residual = log(x / w) - w."""
   newton = residual / one_plus_w
   curvature = one_plus_w + 2 / 3 * residual
   return newton * (curvature - newton / 2) / (curvature - newton)
@@ -82,7 +82,7 @@ def _w0_jvp(primals, tangents):
 
 
 def log_mean_exp(x: jax.Array, mu: jax.Array) -> jax.Array:
-  """log E_mu e^x, float [...] of [..., K]: shifted by the maximum, or by expm1 if it is near 0."""
+  """log E_mu e^x, float [...] of [..., G]: shifted by the maximum, or by expm1 if it is near 0."""
   top = jax.lax.stop_gradient(jnp.max(jnp.where(mu > 0, x, -jnp.inf), axis=-1, keepdims=True))
   top = jnp.where(jnp.isfinite(top), top, 0.0)
   total = jnp.sum(mu * jnp.exp(jnp.where(mu > 0, x - top, 0.0)), axis=-1)
@@ -96,11 +96,11 @@ def log_mean_exp(x: jax.Array, mu: jax.Array) -> jax.Array:
 def positive_multiplier(
   a: jax.Array, mu: jax.Array, statistic: jax.Array, steps: int = 13
 ) -> tuple:
-  """(u [..., K], log c [...]) with a = u + c e^u, E_mu e^u = 1; statistic = log E_mu e^a > 0.
+  """(u [..., G], log c [...]) with a = u + c e^u, E_mu e^u = 1; statistic = log E_mu e^a > 0.
 
   e^u = W(c e^a) / c is a Stieltjes function of c (Kalugin, Jeffrey and Corless 2012). So is its
   mean h: 1/h is concave in c and h is concave in 1/c, and Newton's method for h = 1 bounds the root
-  from below in the one form and from above in the other, wherever it stands. Each step goes to the
+  from below in the one form and from above in the other, from any point. Each step goes to the
   middle of these bounds in log c. The first ones: c >= E_mu a, c <= max a, u >= a - c e^a.
   """
   top = jnp.max(jnp.where(mu > 0, a, -jnp.inf), axis=-1)
@@ -111,7 +111,6 @@ def positive_multiplier(
   tiny = jnp.finfo(a.dtype).tiny
 
   def step(_, state):
-    """Newton's bounds from both forms; on to their middle."""
     low, high, log_c, _ = state
     w = wright_omega(a + log_c[..., None])
     large = w > 1  # there a - w cancels, and log w - log c does not
@@ -134,9 +133,9 @@ def positive_multiplier(
 def negative_curve(
   t: jax.Array, u_top: jax.Array, best: jax.Array, a: jax.Array, mu: jax.Array
 ) -> tuple[jax.Array, ...]:
-  """One entry (`best`, bool [..., K]) has v = u - a = t [...] and u = u_top, the others are on W_0.
+  """One entry (`best`, bool [..., G]) has v = u - a = t [...] and u = u_top, the others are on W_0.
 
-  Returns f = log E_mu e^u [...], df/dt [...], u [..., K], log c [...] with c = t e^-u_top: all
+  Returns f = log E_mu e^u [...], df/dt [...], u [..., G], log c [...] with c = t e^-u_top: all
   entries have a = u - c e^u. With `best` on W_{-1} (t > 1), g = mu e^u and h = mu (1 - c e^u), the
   bordered Hessian is positive on sum g du = 0 iff sum g^2 / h < 0, which is df/dt > 0.
   """
@@ -154,7 +153,7 @@ def negative_curve(
 def negative_multiplier(
   a: jax.Array, mu: jax.Array, statistic: jax.Array, steps: int = 20
 ) -> tuple:
-  """(u [..., K], log c [...], collapsed [...]) with a = u - c e^u, E_mu e^u = 1.
+  """(u [..., G], log c [...], collapsed [...]) with a = u - c e^u, E_mu e^u = 1.
 
   For statistic = log E_mu e^a < 0. The unknown is t = v of the largest a: up to t = 1 all entries
   are on W_0 and f rises with t at a rate in (0, 1]. f(1) < 0 is the collapse: t > 1. There the
@@ -167,7 +166,6 @@ def negative_multiplier(
   largest = -jnp.log(jnp.where(mu_top > 0, mu_top, 1.0))
 
   def step(i, state):
-    """A Newton step where it stays between the bounds, else their middle."""
     low, high, q, collapsed, _ = state
     t, u_top = jnp.where(collapsed, q - a_top, q), jnp.where(collapsed, q, a_top + q)
     f, slope, u, log_c = negative_curve(t, u_top, best, a, mu)
@@ -175,7 +173,7 @@ def negative_multiplier(
     newton = q - f / jnp.where(slope > 0, slope, 1.0)
     trusted = (slope > 0) & (newton >= low) & (newton <= high)
     q = jnp.where(trusted, newton, (low + high) / 2)
-    # The first point was t = 1; what it says decides about the unknown and where to begin.
+    # The first point was t = 1; its result decides which unknown is used and where it starts.
     first, fell = i == 0, (i == 0) & (f < 0)
     low = jnp.where(fell, a_top + 1, low)
     high = jnp.where(fell, jnp.maximum(largest, low), high)

@@ -1,7 +1,7 @@
 """An objective: a preset's functions put together. (loss, metrics) = objective(LossInputs).
 
-Every function, also one of yours, gets the arrays (ARRAYS) and the keys of `objective.` that its
-parameters are named after.
+Every function, including yours, gets the arrays (ARRAYS) and the keys of `objective.` that its
+parameters name.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from offpolicy_rl.losses.choices import ARGUMENTS, OVERRIDABLE, PAIRWISE, WEIGHT
 from offpolicy_rl.losses.inputs import LossInputs, Prepared
 
 # The arrays that a loss can name: the inputs, with the overlong penalty in `rewards` and without in
-# `unshaped_rewards`; the advantages of Prepared; log-probabilities [B, T] of `objective.anchor` and
-# the log-ratios u [B] to it; weights [B, T] of `objective.weight`, `.correction`, `.opsm_delta`.
+# `unshaped_rewards`; the advantages of Prepared; log-probabilities [N, M] of `objective.anchor` and
+# the log-ratios u [N] to it; weights [N, M] of `objective.weight`, `.correction`, `.opsm_delta`.
 ARRAYS = (
   *LossInputs._fields,
   "unshaped_rewards",
@@ -43,21 +43,21 @@ _KEYS = frozenset(field.name for field in OVERRIDABLE)
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """Call it with LossInputs of a whole batch for (loss, metrics).
+  """Computes (loss, metrics) from the LossInputs of a batch.
 
-  For micro-batches: `prepare` once on the whole batch, then sum `loss` over slices of rows (of
-  whole groups where `choices.couples_rows`).
+  For micro-batches: call `prepare` once on the batch, then sum `loss` over slices of its rows. They
+  must not split groups if `choices.couples_rows`.
   """
 
   choices: Choices
 
   def __call__(self, inputs: LossInputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(loss, metrics) of a whole batch."""
+    """Returns (loss, metrics) of a batch, both as scalars."""
     prepared = self.prepare(inputs)
     return self.loss(inputs, prepared), self.metrics(inputs, prepared)
 
   def prepare(self, inputs: LossInputs) -> Prepared:
-    """Advantages and row weights of a whole batch; the policy's log-probs are not read."""
+    """Computes what the loss needs of the whole batch; does not read the policy's logprobs."""
     choices, groups = self.choices, inputs.group_ids
     lengths = masked.lengths(inputs.loss_mask)
     rewards = inputs.rewards
@@ -78,7 +78,7 @@ class Objective:
     return Prepared(rewards, advantage, shifted, row_weights)
 
   def loss(self, inputs: LossInputs, prepared: Prepared) -> jax.Array:
-    """The rows' share of the batch's loss: adds up over any split into rows."""
+    """The share that these rows have in the loss of the batch; shares of all rows add up to it."""
     choices, inputs = self.choices, _bounded(inputs)
     arrays = inputs._asdict() | prepared._asdict() | {"unshaped_rewards": inputs.rewards}
     arrays["anchor_logprobs"] = _required(arrays, f"{choices.anchor}_logprobs")
@@ -95,15 +95,15 @@ class Objective:
     return jnp.sum(prepared.row_weights * per_row)
 
   def metrics(self, inputs: LossInputs, prepared: Prepared) -> dict[str, jax.Array]:
-    """Scalars about a whole batch; no gradient is meant to flow through them."""
+    """Computes scalars about a batch, see diagnostics.py; they carry no gradient."""
     return diagnostics.metrics(self.choices, _bounded(inputs), prepared)
 
 
 def objective(name: str | Choices, **overrides: Any) -> Objective:
-  """A preset, or choices of your own, as an objective; overrides replace single keys.
+  """A preset, or your own choices, as an objective; overrides replace single keys.
 
   Raises:
-    ValueError: unknown preset or key, a value that makes no sense, a function that is not there.
+    ValueError: unknown preset, key or function, or an invalid value.
   """
   choices = presets.choose(name, **overrides)
   find(choices.fn)
@@ -111,11 +111,10 @@ def objective(name: str | Choices, **overrides: Any) -> Objective:
 
 
 def find(fn: str) -> Callable[..., jax.Array]:
-  """The loss of that name in functions.LOSSES, or of a module of yours ("module:function").
+  """The loss named in functions.LOSSES, or your own ("module:function").
 
   Raises:
-    ValueError: no such module, nothing in it that can be called, or a parameter that no array or
-      key has the name of.
+    ValueError: no such module or function, or a parameter that names neither an array nor a key.
   """
   if fn in functions.LOSSES:
     return functions.LOSSES[fn]
@@ -129,20 +128,19 @@ def find(fn: str) -> Callable[..., jax.Array]:
   for parameter in _parameters(function):
     if parameter.name not in _KEYS.union(ARRAYS) and parameter.default is parameter.empty:
       raise ValueError(
-        f"objective.fn: got {fn!r}, whose parameter {parameter.name!r} is no key of objective and "
-        f"none of the arrays {', '.join(ARRAYS)}"
+        f"objective.fn: got {fn!r}, whose parameter {parameter.name!r} is neither a key of "
+        f"objective nor one of the arrays {', '.join(ARRAYS)}"
       )
   return function
 
 
 def _parameters(function: Callable) -> list[inspect.Parameter]:
-  """Those that a value can be given to by name."""
   by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
   return [p for p in inspect.signature(function).parameters.values() if p.kind in by_name]
 
 
 def _call(function: Callable[..., jax.Array], arrays: Mapping, choices: Choices) -> jax.Array:
-  """The function's result for the arrays and keys that its parameters are named after."""
+  """Calls a function with the arrays and keys that its parameters name."""
   given = {}
   for parameter in _parameters(function):
     name = parameter.name
@@ -157,12 +155,12 @@ def _call(function: Callable[..., jax.Array], arrays: Mapping, choices: Choices)
 
 def _required(arrays: Mapping, name: str) -> jax.Array:
   if arrays[name] is None:
-    raise ValueError(f"{name}: got None, but this objective needs them")
+    raise ValueError(f"{name}: got None, but this objective needs it")
   return arrays[name]
 
 
 def _token_weights(choices: Choices, arrays: Mapping) -> jax.Array | float:
-  """Product of the chosen weights, float [B, T] or [B, 1]; 1.0 without any."""
+  """Product of the chosen weights, float [N, M] or [N, 1]; 1.0 without any."""
   if choices.fn in ARGUMENTS["fn"] and choices.fn not in WEIGHTED:
     return 1.0
   product = 1.0

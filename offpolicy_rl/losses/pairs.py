@@ -1,6 +1,6 @@
-"""Pairs of completions within a group, for objectives that compare. Rows of a group must be there.
+"""Pairs of completions within a group, for losses that compare them. Groups must be complete.
 
-Each function returns (partner [B], leads [B]): a pair is counted at the row that leads it.
+`adjacent` and `extremes` return (partner [N], leads [N]): a pair counts at the row that leads it.
 """
 
 import jax
@@ -22,24 +22,22 @@ def adjacent(group_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def extremes(rewards: jax.Array, group_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The group's best row leads, its worst is the partner; first among equals, none if all are."""
+  """The group's best row leads, its worst is the partner; ties: the first; all equal: no pair."""
   rows = jnp.arange(len(group_ids))
   groups = masked.renumbered(group_ids)
 
-  def first(of: jax.Array) -> jax.Array:
-    """The first row of its group that has the group's largest value."""
-    is_top = of == masked.group_max(of, groups)
-    candidates = jnp.where(is_top, rows, len(rows))
+  def first_of_largest(x: jax.Array) -> jax.Array:
+    candidates = jnp.where(x == masked.group_max(x, groups), rows, len(rows))
     return jax.ops.segment_min(candidates, groups, len(rows))[groups]
 
-  best, worst = first(rewards), first(-rewards)
+  best, worst = first_of_largest(rewards), first_of_largest(-rewards)
   return worst, (rows == best) & (rewards > rewards[worst])
 
 
 def row_weights(
   fn: str, rewards: jax.Array, group_ids: jax.Array, kept: jax.Array | bool = True
 ) -> jax.Array:
-  """float [B]: 1 / pairs of the batch, or 1 / groups for "centred_squares"."""
+  """float [N]: 1 / pairs of the batch, or 1 / groups for "centred_squares"."""
   if fn == "centred_squares":
     size = masked.group_size(masked.renumbered(group_ids))
     count = jnp.sum(jnp.where(kept, 1.0 / size, 0.0))

@@ -9,10 +9,10 @@ Lowering the baseline, A -> A + c with c = kappa beta + dv, adds to it exactly
   R = mean [ (c / beta) (A - beta u) + c^2 / (2 beta) ],
 
 whose only part with a gradient is c mean(-u): c times the forward KL(mu || pi), estimated on the
-sampler's own completions. It keeps the policy on what the sampler does, right and wrong completions
-alike, and at the fixed point of the mean baseline floors the multiplier, which is the chi^2 weight
-of the induced target, at c (arXiv 2605.28150; arXiv 2602.05933 derives the same target for the mean
-baseline). Signs: c > 0 lowers the baseline and is pessimistic. AsymRE (arXiv 2506.20520) writes its
+sampler's completions. It keeps the policy close to the sampler on right and wrong completions
+alike. At the fixed point of the mean baseline it keeps the multiplier, the chi^2 weight of the
+induced target, at or above c (arXiv 2605.28150; arXiv 2602.05933 derives the same target for the
+mean baseline). c > 0 lowers the baseline and is pessimistic. AsymRE (arXiv 2506.20520) writes its
 shift into the baseline instead, A = r - (mean(r) + dV), so its dV = -0.1 is dv = +0.1 here.
 """
 
@@ -28,18 +28,18 @@ def pessimistic_regularizer(
   kappa: jax.Array | float,
   dv: jax.Array | float = 0.0,
 ) -> jax.Array:
-  """R of each completion: what turns a baseline into the same baseline lowered by kappa beta + dv.
+  """R of each completion: added to the regression, it lowers the baseline by kappa beta + dv.
 
   Args:
-    log_ratios: float [B], u = sum over completion tokens of log pi/mu, in nats.
-    advantages: float [B], unshifted. They contribute a constant, which makes
-      regression + R equal to the shifted regression in value, not only in gradient.
-    beta: temperature of the regression, > 0, scalar or [B]. It and the shifts may be traced.
+    log_ratios: float [N], u = sum over completion tokens of log pi/mu, in nats.
+    advantages: float [N], unshifted. They add a constant that makes regression + R equal to the
+      shifted regression in value, not only in gradient.
+    beta: temperature of the regression, > 0, scalar or [N]; like the shifts, it may be traced.
     kappa: shift in units of beta; > 0 pessimistic, 0 none, < 0 optimistic.
     dv: shift in units of reward, same signs; it adds to kappa beta.
 
   Returns:
-    float [B]; the mean over completions is the caller's, with the weights of its regression.
+    float [N]; to be averaged over completions like the regression.
   """
   shift = kappa + dv / beta
   return shift * (advantages - beta * log_ratios) + 0.5 * shift**2 * beta

@@ -1,44 +1,43 @@
-"""Ratios between policies, finite in float32 with their gradients. Arrays are [B, T]."""
+"""Ratios between policies, finite in float32 with their gradients. Arrays are [N, M]."""
 
 import jax
 import jax.numpy as jnp
 
 from offpolicy_rl.losses import masked
 
-# Beyond these float32 overflows: the square of a ratio, as in the norm of a gradient; and 0 * -inf
-# is NaN. No estimate is worth such a weight.
+# Bounds that keep float32 finite: squared ratios (as in a gradient norm) and 0 * logprob.
 MAX_LOG_RATIO = 20.0
 MIN_LOGPROB = -1e4
 
 
 def log_ratio(numerator: jax.Array, denominator: jax.Array, loss_mask: jax.Array) -> jax.Array:
-  """lp - la where the loss mask is True, 0 elsewhere (whatever is stored there)."""
+  """lp - la where the loss mask is True, 0 elsewhere."""
   return jnp.where(loss_mask, numerator - denominator, 0.0)
 
 
 def bounded(logprobs: jax.Array | None) -> jax.Array | None:
-  """Log-probabilities of at least MIN_LOGPROB; what is below, -inf included, has no gradient."""
+  """Clamps log-probabilities at MIN_LOGPROB; clamped ones, such as -inf, have no gradient."""
   return None if logprobs is None else jnp.maximum(logprobs, MIN_LOGPROB)
 
 
 def exp(log_ratio: jax.Array) -> jax.Array:
-  """e^x with a finite gradient: past e^MAX_LOG_RATIO it goes on as its tangent."""
+  """e^x, continued linearly beyond MAX_LOG_RATIO so that value and gradient stay finite."""
   beyond = jnp.maximum(log_ratio - MAX_LOG_RATIO, 0.0)
   return jnp.exp(jnp.minimum(log_ratio, MAX_LOG_RATIO)) * (1 + beyond)
 
 
 def clip(ratio: jax.Array, low: float, high: float) -> jax.Array:
-  """C[low, high], with the full gradient on the edges (jnp.clip has half of it there)."""
+  """C[low, high] with the full gradient at the edges, where jnp.clip has half of it."""
   return jnp.where(ratio < low, low, jnp.where(ratio > high, high, ratio))
 
 
 def row_sum(x: jax.Array) -> jax.Array:
-  """[B, T] -> [B, 1]: sum over the row's tokens, e.g. the log-ratio of whole completions."""
+  """[N, M] -> [N, 1]: sum over each row's tokens."""
   return jnp.sum(x, axis=-1, keepdims=True)
 
 
 def row_mean(x: jax.Array, loss_mask: jax.Array) -> jax.Array:
-  """[B, T] -> [B, 1]: mean over the row's loss tokens; x is 0 elsewhere."""
+  """[N, M] -> [N, 1]: mean over the row's loss tokens; x is 0 elsewhere."""
   return row_sum(x) / jnp.maximum(row_sum(loss_mask), 1)
 
 
@@ -49,7 +48,7 @@ def proximal_logprobs(
   versions: jax.Array | None,
   current_version: jax.Array | int | None,
 ) -> jax.Array:
-  """lq [B, T], without gradient.
+  """lq [N, M], without gradient.
 
   current: lq = lp.
   loglinear: lq = lb + alpha (lp - lb), alpha = C[0, 1]((v - 1 - v_t) / (v - v_t)) for the current
@@ -57,9 +56,9 @@ def proximal_logprobs(
 
   Args:
     kind: "current" or "loglinear".
-    policy_logprobs: float [B, T], of the policy before the step's first update.
-    sampler_logprobs: float [B, T].
-    versions: int [B, T], policy version that sampled each token.
+    policy_logprobs: float [N, M], of the policy before the step's first update.
+    sampler_logprobs: float [N, M].
+    versions: int [N, M], policy version that sampled each token.
     current_version: int scalar.
   """
   policy, sampler = bounded(jax.lax.stop_gradient(policy_logprobs)), bounded(sampler_logprobs)
@@ -72,7 +71,7 @@ def proximal_logprobs(
 
 
 def effective_sample_size(log_ratios: jax.Array, valid: jax.Array) -> jax.Array:
-  """(sum w)^2 / (n sum w^2) of w = e^u, u = log_ratios [B] where valid [B]; in (0, 1]."""
+  """(sum w)^2 / (n sum w^2) of w = e^u, u = log_ratios [N] where valid [N]; in (0, 1]."""
   scaled = jnp.where(valid, jnp.exp(log_ratios - masked.masked_max(log_ratios, valid)), 0.0)
   count = jnp.maximum(jnp.sum(valid), 1)
   return jnp.sum(scaled) ** 2 / jnp.maximum(jnp.sum(scaled**2), 1e-30) / count

@@ -1,9 +1,9 @@
 """The simplest form of an objective under a configuration, and presets that coincide. No JAX.
 
-Ratios that are 1 by construction disappear from a gradient. With one update per batch the proximal
-policy pi_q is the policy pi itself, so a clip of pi / pi_q never acts and what remains is the
-correction pi / mu; on-policy, mu is the policy, too. `reduced` writes such an objective as the
-simplest choices with the same gradient, up to a constant factor.
+Ratios that are always 1 drop out of a gradient. With one update per batch the proximal policy pi_q
+is the policy pi itself, so a clip of pi / pi_q never acts and only the correction pi / mu remains;
+on-policy, mu is the policy, too. `reduced` writes such an objective as the simplest choices with
+the same gradient, up to a constant factor.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ _SQUARES = ("regression", "centred_squares", "pair_squares")
 
 
 class Setting(NamedTuple):
-  """Facts of a run that decide which ratios are 1."""
+  """What decides which ratios of a run are 1."""
 
   updates: int = 1  # per batch
   on_policy: bool = False  # the sampler's policy is the one that is updated: no lag, same numbers
@@ -37,8 +37,8 @@ class Reduced(NamedTuple):
 def reduced(choices: Choices, setting: Setting = ONE_UPDATE) -> Reduced:
   """The simplest choices with the same gradient; equal ones coincide.
 
-  Groups are taken to be of equal size, choices.group_size where it is given, with no empty row.
-  A function of your own stays as it is.
+  Assumes groups of equal size (choices.group_size if given) without empty completions. Your own
+  function stays as it is.
   """
   if choices.fn not in ARGUMENTS["fn"]:
     return Reduced(choices, 1.0)
@@ -71,7 +71,7 @@ def in_words(choices: Choices) -> str:
 
 
 def _same_as_policy(choices: Choices, setting: Setting) -> set[str]:
-  """Those of sampler and proximal policy that are the policy whose gradient is taken."""
+  """Which of sampler and proximal policy are the policy whose gradient is taken."""
   if setting.updates > 1:
     return set()
   if setting.on_policy:
@@ -83,12 +83,12 @@ def _halved(choices: Choices) -> tuple[Choices, float]:
   if choices.fn not in _SQUARES or choices.scale != "plain":
     return choices, 1.0
   factor = 2 * choices.beta
-  kl_coef = choices.kl_coef / factor  # which the scale does not reach
+  kl_coef = choices.kl_coef / factor  # the scale does not apply to it
   return dataclasses.replace(choices, scale="half_over_beta", kl_coef=kl_coef), factor
 
 
 def _without_correction(choices: Choices, policy_is: set[str]) -> tuple[Choices, float]:
-  """The same with ratios to the sampler = 1 where it is the policy: their weight is a constant."""
+  """Drops the weight of ratios to the sampler where these are 1, so that it is a constant."""
   if choices.fn not in WEIGHTED or "sampler" not in policy_is:
     return choices, 1.0
   if choices.opsm_delta >= 0:
@@ -106,7 +106,7 @@ def _clip_of_one(low: float, high: float) -> float:
 
 
 def _without_ratio(choices: Choices, policy_is: set[str]) -> tuple[Choices, float]:
-  """The same with ratios to the anchor = 1: mostly -A lp, the plain policy gradient."""
+  """Drops ratios to the anchor where these are 1: mostly -A lp, the policy gradient, is left."""
   fn, factor = choices.fn, 1.0
   if choices.anchor not in policy_is:
     return choices, 1.0
@@ -153,7 +153,7 @@ def _with_correction_as_weight(choices: Choices, policy_is: set[str]) -> Choices
 
 
 def _normalised(choices: Choices) -> tuple[Choices, float]:
-  """Without the constant factors that are known."""
+  """Moves known constant factors out of the choices."""
   factor = 1.0
   if choices.aggregation == "constant" and choices.max_tokens and choices.fn not in PAIRWISE:
     choices = dataclasses.replace(choices, aggregation="seq_sum")
@@ -167,5 +167,5 @@ def _normalised(choices: Choices) -> tuple[Choices, float]:
 
 
 def _only_used(choices: Choices) -> Choices:
-  """The same with every key that makes no difference as it is by default."""
+  """Sets every key that makes no difference to its default."""
   return dataclasses.replace(_PLAIN, **{key: getattr(choices, key) for key in choices.used()})

@@ -1,12 +1,12 @@
-"""Weights of tokens, float [B, T], from log-ratios of policies [B, T] that are 0 outside the mask.
+"""Weights of tokens, float [N, M], from log-ratios of policies [N, M] that are 0 outside the mask.
 
   anchor_log_ratio    log pi / pi_a, of the policy to the anchor; rho = its exponential
   sampler_log_ratio   log pi / mu, of the policy to the sampler's
   mismatch            log pi_q / mu, of the proximal policy to the sampler's
-  loss_mask           bool [B, T], True = counts
+  loss_mask           bool [N, M], True = counts
 
-Keyword arguments are keys of `objective.`; WEIGHTS and CORRECTIONS at the end are what
-`objective.weight` and `objective.correction` choose from. None has a gradient.
+Keyword arguments are keys of `objective.`; `objective.weight` and `objective.correction` choose
+from WEIGHTS and CORRECTIONS at the end of this file. No weight has a gradient.
 """
 
 from math import inf
@@ -50,7 +50,7 @@ def topr(
 ) -> Array:
   """1 in positive rows, min(rho, 1) in others: tapered off-policy REINFORCE, arXiv 2503.14286.
 
-  topr_sign: a row is positive by its "advantage" or by its "reward", float [B].
+  topr_sign: a row is positive by its "advantage" or by its "reward", float [N].
   """
   sign = unshaped_rewards if topr_sign == "reward" else advantages
   return jnp.where(sign[:, None] > 0, 1.0, jnp.minimum(_ratio(anchor_log_ratio, level), 1.0))
@@ -59,7 +59,7 @@ def topr(
 def directional(
   anchor_log_ratio: Array, advantages: Array, *, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> Array:
-  """rho, but 0 where a step along A [B] leaves [1 - clip_low, 1 + clip_high]: arXiv 2512.01374."""
+  """rho, but 0 where a step along A [N] leaves [1 - clip_low, 1 + clip_high]: arXiv 2512.01374."""
   ratio, a = ratios.exp(anchor_log_ratio), advantages[:, None]
   leaves = jnp.where(a > 0, ratio > 1 + clip_high, ratio < 1 - clip_low)
   return jnp.where(leaves & (a != 0), 0.0, ratio)
@@ -101,7 +101,7 @@ def geo_mask(
 def sequence_mask(
   sampler_log_ratio: Array, advantages: Array, loss_mask: Array, *, opsm_delta: float = inf
 ) -> Array:
-  """0 in rows with A < 0 and mean(lb - lp) > opsm_delta, else 1 [B, 1]: OPSM, arXiv 2512.02556."""
+  """0 in rows with A < 0 and mean(lb - lp) > opsm_delta, else 1 [N, 1]: OPSM, arXiv 2512.02556."""
   drift = -ratios.row_mean(sampler_log_ratio, loss_mask)
   return jnp.where((advantages[:, None] < 0) & (drift > opsm_delta), 0.0, 1.0)
 
@@ -122,7 +122,7 @@ CORRECTIONS = {
 
 
 def _ratio(log_ratio: Array, level: str) -> Array:
-  """[B, T] ratios of tokens, or [B, T] with the row's product of them at each of its tokens."""
+  """[N, M] ratios of tokens, or [N, M] with the row's product of them at each of its tokens."""
   if level == "sequence":
     log_ratio = jnp.broadcast_to(ratios.row_sum(log_ratio), log_ratio.shape)
   return ratios.exp(log_ratio)

@@ -18,7 +18,7 @@ WIDTH = 9  # of the widest case
 
 
 def widened(values):
-  """[B, T] -> [B, WIDTH] with zeros, anything else as it is: fewer shapes to compile for."""
+  """[N, M] -> [N, WIDTH] with zeros, anything else as it is: fewer shapes to compile for."""
   if not isinstance(values, list) or not isinstance(values[0], list):
     return values
   return [row + [0] * (WIDTH - len(row)) for row in values]

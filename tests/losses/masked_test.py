@@ -28,7 +28,7 @@ def under_the_mask(x: losses.LossInputs, value: float) -> losses.LossInputs:
 
 
 def values_and_gradients(objective, batches, *, metrics: bool = True):
-  """(losses [N], gradients [N, B, T]) of N batches of one shape, computed side by side."""
+  """(losses [N], gradients [C, N, M]) of C batches of one shape, computed side by side."""
   one = lambda x: value_and_gradient(objective, x, metrics=metrics)
   return map(np.asarray, jax.vmap(one)(stacked(batches)))
 

@@ -197,7 +197,7 @@ def gradient_weight(c, b, n, t, a):
   return 0.0 if leaves else token
 
 
-# Of a row: the sum over its tokens and its gradient [T].
+# Of a completion: the sum over its tokens and its gradient [M].
 
 
 def regression(c, b, n, a):
@@ -357,7 +357,7 @@ PAIRWISE = {f.__name__: f for f in (centred_squares, pair_squares, pair_dpo, pai
 
 
 def loss_and_gradient(c, x, current_version=None):
-  """(loss, its gradient [B, T] in the policy's log-probs) of a whole batch."""
+  """(loss, its gradient [N, M] in the policy's log-probs) of a whole batch."""
   b = Batch(c, x, current_version)
   if c.fn in PAIRWISE:
     assert c.kl_coef == 0
