@@ -7,13 +7,13 @@ which is only ever evaluated. Where adapters are trained, versions from 0 on are
 
 Letters of dimensions, the same in the whole package. `x_BxTxD` is an array [B, T, D].
 
-    A  parts of a batch, worked off in turn     N  completions (of a part; under way)
-    B  rows that the model works on at once     P  tokens of a prompt
+    A  parts of a batch (micro-batches)         N  completions
+    B  rows of tokens in one forward pass       P  tokens of a prompt
     C  channels of a head                       Q  scored tokens of a row
     D  width of the model                       R  rotations of a head, C / 2
-    E  experts                                  S  tokens seen: of a row, of a page of the cache
+    E  experts                                  S  tokens attended to, or of a page of the cache
     F  width of an MLP or an expert             T  tokens of a row
-    G  completions of a prompt: one group       U  tokens of all rows, B * T
+    G  completions of a group                   U  tokens of all rows, B * T
     H  query heads                              V  vocabulary
     J  query heads of a key head, H / K         W  experts of a token
     K  key and value heads                      X  keys of a block of pages
@@ -37,14 +37,14 @@ _AS_REWARD: Any = None  # in place of a number
 
 @dataclasses.dataclass(frozen=True)
 class Ticket:
-  """Permission to sample one group: what to answer, how often, and with which versions.
+  """Permission to sample one group: the prompt, how often, and with which versions.
 
-  Made by the learner, leased to a sampler, answered by a `Group` with the same id.
+  The learner makes it, a sampler leases it and answers with a `Group` of the same id.
   """
 
   ticket_id: str  # unique within a run, e.g. "train/12/3"; readable in logs
   kind: str  # TRAIN or EVAL
-  step: int  # TRAIN: the step that will consume it; EVAL: the step it was asked at
+  step: int  # TRAIN: the step that will use it; EVAL: the step that requested it
   group_index: int  # position in the stream of prompts; seeds the sampling keys
   prompt_tokens: np.ndarray  # int32 [P]
   answer: str  # JSON answer data, understood by the task's verifier
@@ -61,9 +61,9 @@ class Trajectory:
   tokens: np.ndarray  # int32 [M], the end-of-sequence token included when it was emitted
   logprobs: np.ndarray  # float32 [M], log p of the distribution really sampled from
   versions: np.ndarray  # int32 [M], the version that sampled each token
-  finished: bool  # True = ended by itself, False = cut at the length limit
-  reward: float = float("nan")  # what training goes by: the verdict, and in training shaping
-  verdict: float = _AS_REWARD  # the verifier's own; left out = the reward, nothing was added to it
+  finished: bool  # False = cut at the length limit
+  reward: float = float("nan")  # what training uses: the verdict plus shaping
+  verdict: float = _AS_REWARD  # the verifier's; left out = the same as the reward
 
   def __post_init__(self) -> None:
     if self.verdict is _AS_REWARD:
@@ -75,14 +75,14 @@ class Group:
   """The scored completions that answer one ticket."""
 
   ticket_id: str
-  trajectories: tuple[Trajectory, ...]  # G of them; none where no sampler could answer
+  trajectories: tuple[Trajectory, ...]  # G of them; () if no sampler could answer
   verifier_failures: int = 0  # completions whose verifier crashed or timed out (reward 0)
-  sampler_id: str = ""  # of the process that made it (transport/names.py); "" = not sent yet
+  sampler_id: str = ""  # the process that made it (transport/names.py); "" = not sent yet
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedGroup:
-  """A group in the learner's hands, joined with its ticket."""
+  """A group that the learner has received, with its ticket."""
 
   ticket: Ticket
   group: Group
@@ -90,7 +90,7 @@ class FinishedGroup:
 
 
 class PushStatus(enum.Enum):
-  """What became of a group that a sampler pushed."""
+  """The result of pushing a group."""
 
   ACCEPTED = "accepted"  # durable
   DUPLICATE = "duplicate"
@@ -99,22 +99,22 @@ class PushStatus(enum.Enum):
 
 
 class PushOutcome(NamedTuple):
-  """What a sampler is told about a group that it pushed."""
+  """The learner's answer to a pushed group."""
 
   status: PushStatus
-  reason: str = ""  # where it is UNKNOWN or REFUSED
+  reason: str = ""  # set if UNKNOWN or REFUSED
 
 
 class ModelFiles(NamedTuple):
-  """The small files of a published checkpoint, as text: what a sampler needs besides weights.
+  """The small files of a published checkpoint as text, which samplers need besides the weights.
 
-  "" stands for a file that is not there.
+  A missing file is "".
   """
 
   config: str  # config.json
   tokenizer: str  # tokenizer.json
   tokenizer_config: str  # tokenizer_config.json
-  chat_template: str = ""  # chat_template.jinja; else tokenizer_config.json may hold one
+  chat_template: str = ""  # chat_template.jinja; tokenizer_config.json may hold one instead
   more_chat_templates: str = ""  # JSON object: name -> additional_chat_templates/NAME.jinja
   generation_config: str = ""  # generation_config.json
   special_tokens_map: str = ""  # special_tokens_map.json
@@ -122,30 +122,30 @@ class ModelFiles(NamedTuple):
 
 
 class PackedRows(NamedTuple):
-  """What the model sees of a batch: prompts and completions in B rows of T columns.
+  """The model's input: prompts and completions in B rows of T columns.
 
-  A token sees the tokens before it in its own completion, and the prompt of its segment. So several
-  completions share a row, and even one copy of their prompt, without seeing one another
-  (`replay/packing.py` has the layouts). Q tokens of each row are scored: their log-probability
-  under the policy is wanted.
+  A token attends to earlier tokens of its completion and to the prompt of its segment. So several
+  completions can share a row, and even one copy of their prompt, without attending to each other
+  (layouts: `replay/packing.py`). Q tokens of each row are scored: the policy's log-probabilities
+  of these are computed.
   """
 
   tokens: Any  # int32 [B, T]
-  positions: Any  # int32 [B, T], the place of a token in its prompt plus completion
-  segments: Any  # int32 [B, T], which prompt of the row a token belongs to, from 1; 0 = padding
-  branches: Any  # int32 [B, T], which completion of the row, from 1; 0 = a prompt
+  positions: Any  # int32 [B, T], position in prompt plus completion
+  segments: Any  # int32 [B, T], index of the token's prompt in the row, from 1; 0 = padding
+  branches: Any  # int32 [B, T], index of the completion in the row, from 1; 0 = prompt
   sources: Any  # int32 [B, Q], the column whose next token is scored
-  targets: Any  # int32 [B, Q], that next token
+  targets: Any  # int32 [B, Q], the token after that column
 
 
 class Batch(NamedTuple):
-  """What one step consumes: N completions of M tokens, in each of A equal parts.
+  """The batch of one step: N completions of M tokens in each of A equal parts.
 
-  Every array has A in front: the rows of a part hold the tokens of its N completions, no others.
+  The rows of a part hold the tokens of its N completions and no others.
   """
 
   rows: PackedRows  # [A, B, ...]
-  places: Any  # int32 [A, N, M], where a completion's token is among the B * Q scored ones
+  places: Any  # int32 [A, N, M], index of a completion's token among the B * Q scored ones
   loss_mask: Any  # bool [A, N, M], True = a completion token that contributes to the loss
   sampler_logprobs: Any  # float32 [A, N, M], 0 where loss_mask is False
   versions: Any  # int32 [A, N, M], NO_VERSION where loss_mask is False
@@ -155,38 +155,38 @@ class Batch(NamedTuple):
 
 
 class SamplerStatus(NamedTuple):
-  """What a sampler last said about itself."""
+  """The last state that a sampler reported."""
 
   name: str
-  silent_seconds: float  # since its last sign of life
+  silent_seconds: float  # since its last heartbeat
   stats: dict[str, float]  # of its last heartbeat: tokens_per_second, version, slots, ...
 
 
 class RunStatus(NamedTuple):
-  """How a run stands, beside its metrics; `live.json` and the wire carry it."""
+  """The state of a run, besides its metrics; as in `live.json` and on the wire."""
 
   session: str  # of the learner; "" = unknown
   run_id: str
-  about: str  # the run in a few words
-  at: float  # Unix time of this; nan = unknown
-  ended: str  # "finished" | "stopped" | "failed"; "" = it goes on, as far as known
+  about: str  # one-line description
+  at: float  # Unix time of this status; nan = unknown
+  ended: str  # "finished" | "stopped" | "failed"; "" = running, as far as known
   num_steps: int
-  tickets: dict[str, int]  # the ledger's counts
+  tickets: dict[str, int]  # counts from the ledger
   samplers: tuple[SamplerStatus, ...]
 
 
 class MetricsRow(NamedTuple):
-  """The numbers of one row of metrics.jsonl."""
+  """The numeric values of a row of metrics.jsonl."""
 
   kind: str
   step: int
   values: dict[str, float]
 
 
-class News(NamedTuple):
-  """What somebody who watches a run did not know yet."""
+class RunUpdate(NamedTuple):
+  """The state of a run, and the rows of metrics.jsonl since the previous update."""
 
   status: RunStatus
-  anew: bool  # `rows` begin at the run's beginning: those known before are void
-  position: int  # in metrics.jsonl, behind `rows`
-  rows: list[MetricsRow]  # thinned where there are many
+  reset: bool  # `rows` start at the beginning: discard all rows received before
+  position: int  # offset in metrics.jsonl after `rows`
+  rows: list[MetricsRow]  # thinned if there are many

@@ -1,4 +1,4 @@
-"""The Grafana dashboard, made of the catalogue: what `prometheus.py` exports, in panels.
+"""The Grafana dashboard of what `prometheus.py` exports, made of the catalogue.
 
 Command:  python -m offpolicy_rl.observe.grafana > launch/grafana_dashboard.json
 """
@@ -15,11 +15,11 @@ _UNITS = {"share": "percentunit", "seconds": "s", "bytes": "bytes"}  # others ar
 
 
 class Panel(NamedTuple):
-  """One picture: title, meaning, {legend: expression}; `@NAME` is a gauge of the chosen learner."""
+  """A panel; `@NAME` in the expressions of `targets` is a gauge of the selected learner."""
 
   title: str
   about: str
-  targets: dict[str, str]
+  targets: dict[str, str]  # legend -> expression
   unit: str = "none"
 
 
@@ -90,10 +90,10 @@ def _of_sampler(metric: catalogue.Metric) -> Panel:
 
 
 def _expression(text: str) -> str:
-  """Gauges with their whole names, of the chosen learner."""
+  """Replaces @NAME by the full name of the gauge, for the selected learner."""
   labels = lambda match: ",".join(filter(None, ('instance=~"$learner"', match[2])))
-  whole = lambda match: f"offpolicy_rl_learner_{match[1]}{{{labels(match)}}}"
-  return re.sub(r"@(\w+)(?:{([^}]*)})?", whole, text)
+  gauge = lambda match: f"offpolicy_rl_learner_{match[1]}{{{labels(match)}}}"
+  return re.sub(r"@(\w+)(?:{([^}]*)})?", gauge, text)
 
 
 def _drawn(panel: Panel, kind: str, number: int, place: dict) -> dict:
@@ -116,21 +116,20 @@ def _drawn(panel: Panel, kind: str, number: int, place: dict) -> dict:
 def dashboard() -> dict:
   """The dashboard as Grafana imports it."""
   rows = [("Run", "stat", 4, 4, _STATS)]
-  for section in dict.fromkeys(chart.section for chart in charts.CHARTS if chart.gauge):
-    of = [_of_chart(c) for c in charts.CHARTS if c.gauge and c.section == section]
-    rows.append((section, "timeseries", 8, 8, of))
+  for section, drawn in charts.SECTIONS.items():
+    rows.append((section, "timeseries", 8, 8, [_of_chart(c) for c in drawn if c.gauge]))
   samplers = [*_TICKETS, *map(_of_sampler, (*prometheus.HEARTBEAT, *prometheus.MEASURED))]
   rows += [("Samplers and tickets", "timeseries", 6, 8, samplers)]
   rows += [("Processes", "timeseries", 6, 8, _PROCESSES)]
   panels, top = [], 0
-  for title, kind, width, height, of in rows:
+  for title, kind, width, height, content in rows:
     head = {"type": "row", "title": title, "collapsed": False, "panels": []}
     panels.append(head | {"id": len(panels) + 1, "gridPos": _place(0, top, _WIDTH, 1)})
     columns = _WIDTH // width
-    for i, panel in enumerate(of):
+    for i, panel in enumerate(content):
       place = _place(i % columns * width, top + 1 + i // columns * height, width, height)
       panels.append(_drawn(panel, kind, len(panels) + 1, place))
-    top += 1 + -(-len(of) // columns) * height
+    top += 1 + -(-len(content) // columns) * height
   variables = [
     {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
     {
@@ -167,7 +166,6 @@ def _place(x: int, y: int, width: int, height: int) -> dict:
 
 
 def text() -> str:
-  """The dashboard's file."""
   return json.dumps(dashboard(), indent=1) + "\n"
 
 

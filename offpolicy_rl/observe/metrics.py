@@ -1,4 +1,4 @@
-"""One writer for every number of a run: metrics.jsonl and TensorBoard."""
+"""Writes and reads the metrics of a run: metrics.jsonl and TensorBoard."""
 
 import contextlib
 import json
@@ -10,30 +10,27 @@ from offpolicy_rl import types
 
 TASK, TRAIN, HELDOUT, WARM_START = "task", "train", "heldout", "warm_start"
 FILE = "metrics.jsonl"
-TIMES = ("seconds/waiting", "seconds/step", "seconds/publishing")  # all of a step's
-_MAX_BYTES, _TAIL_BYTES = 1 << 26, 1 << 16  # read of a file for the first time; for `last_rows`
-_SPREAD, _LAST = 200, 32  # rows that are kept of those: evenly spread ones, the last ones
+TIMES = ("seconds/waiting", "seconds/step", "seconds/publishing")  # they add up to a step
+_MAX_BYTES, _TAIL_BYTES = 1 << 26, 1 << 16  # bytes that a first `read_since`, `last_rows` read
+_SPREAD, _LAST = 200, 32  # evenly spread and last rows that a watcher gets of those
 
 
 class JsonLines:
-  """A file of one JSON object per line that a resumed run continues exactly where it stood."""
+  """A file with one JSON object per line, which a resumed run continues where it stopped."""
 
   def __init__(self, path: pathlib.Path, position: int | None = None):
-    """`position`: bytes to keep, what follows belongs to a lost future; None = all.
-
-    A file that is shorter (lost, while the checkpoint was elsewhere) is written on as it is.
-    """
+    """`position`: truncates the file to this many bytes if it is longer; None = keeps it all."""
     self._file = path.open("a")
     if position is not None:
       self._file.truncate(min(position, os.fstat(self._file.fileno()).st_size))
 
   def append(self, row: dict) -> None:
-    """Writes one line and flushes it, so that others can follow the run."""
+    """Writes one line and flushes it."""
     self._file.write(json.dumps(row) + "\n")
     self._file.flush()
 
   def position(self) -> int:
-    """Bytes that are safely on disk."""
+    """Syncs the file and returns its size in bytes."""
     os.fsync(self._file.fileno())
     return os.fstat(self._file.fileno()).st_size
 
@@ -43,20 +40,19 @@ class JsonLines:
 
 
 class TensorBoard:
-  """Event files, written in the caller's thread. Expendable: what the disk refuses is left out.
+  """Event files, written in the caller's thread; what does not fit on the disk is dropped.
 
-  (tensorboardX's SummaryWriter has a thread of its own, whose death on a full disk blocks the
-  caller for ever.)
+  tensorboardX's SummaryWriter writes in its own thread; when that dies on a full disk, it blocks.
   """
 
   def __init__(self, folder: pathlib.Path, purge_step: int | None):
-    """`purge_step`: TensorBoard hides what earlier files have from this step on; None = nothing."""
+    """`purge_step`: TensorBoard hides earlier events from this step on; None = none."""
     self._folder, self._purge_step = folder, purge_step
     self._writer, self._files = None, 0
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Adds one value per tag."""
-    from tensorboardX.proto import event_pb2, summary_pb2  # the samplers do without it
+    from tensorboardX.proto import event_pb2, summary_pb2  # samplers need not import it
 
     values = [summary_pb2.Summary.Value(tag=t, simple_value=v) for t, v in scalars.items()]
     event = event_pb2.Event(
@@ -67,7 +63,7 @@ class TensorBoard:
       self._writer.write_event(event)
       self._writer.flush()
     except OSError:
-      self.close()  # the file ends in a torn record: the next row begins another
+      self.close()  # the file ends in a torn record: the next row starts a new file
 
   def _open(self, event_pb2):
     from tensorboardX.event_file_writer import EventsWriter
@@ -96,12 +92,12 @@ class MetricsWriter:
   """
 
   def __init__(self, run_dir: pathlib.Path, *, position: int | None = None, step: int = 0):
-    """`position`, `step`: where a resumed run stood; None = write on."""
+    """`position`, `step`: where a resumed run continues; None = append."""
     self._rows = JsonLines(run_dir / FILE, position)
     self._board = TensorBoard(run_dir / "tensorboard", None if position is None else step)
 
   def write(self, kind: str, step: int, metrics: dict) -> None:
-    """Writes one row."""
+    """Appends a row to both."""
     self._rows.append({"kind": kind, "step": step, **metrics})
     tag = lambda name: f"{kind}/{name.removeprefix(kind + '/')}"
     self._board.write(
@@ -109,23 +105,22 @@ class MetricsWriter:
     )
 
   def position(self) -> int:
-    """Bytes of metrics.jsonl that are safely on disk."""
     return self._rows.position()
 
   def close(self) -> None:
-    """Everything is on disk afterwards."""
+    """Closes the files."""
     self._rows.close()
     self._board.close()
 
 
 def read(run_dir: pathlib.Path) -> list[dict]:
-  """The rows of a run; a line that a crash or a bad disk has damaged is left out."""
+  """Reads the rows of a run; damaged lines are left out."""
   rows = read_lines(pathlib.Path(run_dir) / FILE)
   return [r for r in rows if isinstance(r.get("kind"), str) and type(r.get("step")) is int]
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
-  """The rows of a file of JsonLines, [] where there is none; damaged ones are left out."""
+  """Reads a JsonLines file without its damaged lines; [] if there is no file."""
   rows = []
   for line in path.read_bytes().split(b"\n") if path.exists() else []:
     with contextlib.suppress(ValueError, RecursionError):
@@ -135,24 +130,24 @@ def read_lines(path: pathlib.Path) -> list[dict]:
 
 def read_since(
   run_dir: pathlib.Path, status: types.RunStatus, session: str, position: int
-) -> types.News:
-  """What a watcher does not know yet who read up to `position` in `session`."""
+) -> types.RunUpdate:
+  """Reads the rows after `position`, or all of them if `session` is not the current one."""
   path = pathlib.Path(run_dir) / FILE
   size = path.stat().st_size if path.exists() else 0
-  anew = session != status.session or position > size
-  lines, position = _whole_lines(path, max(0, size - _MAX_BYTES) if anew else position)
-  return types.News(status, anew, position, _parsed(_thinned(lines)))
+  reset = session != status.session or position > size
+  lines, position = _complete_lines(path, max(0, size - _MAX_BYTES) if reset else position)
+  return types.RunUpdate(status, reset, position, _parsed(_thinned(lines)))
 
 
 def last_rows(run_dir: pathlib.Path) -> list[types.MetricsRow]:
-  """The newest rows of a run, as many as stand in 64 kB."""
+  """Reads the last rows of a run, up to 64 kB of them."""
   path = pathlib.Path(run_dir) / FILE
   start = max(0, path.stat().st_size - _TAIL_BYTES) if path.exists() else 0
-  return _parsed(_whole_lines(path, start)[0])
+  return _parsed(_complete_lines(path, start)[0])
 
 
-def _whole_lines(path: pathlib.Path, start: int) -> tuple[list[bytes], int]:
-  """(lines from a position on, position behind them); a line being written is left out."""
+def _complete_lines(path: pathlib.Path, start: int) -> tuple[list[bytes], int]:
+  """(lines from a position on, position after them), without an unfinished last line."""
   if not path.exists():
     return [], start
   with path.open("rb") as file:
@@ -162,7 +157,7 @@ def _whole_lines(path: pathlib.Path, start: int) -> tuple[list[bytes], int]:
 
 
 def _thinned(lines: list[bytes]) -> list[bytes]:
-  """Some of many, in order: evenly spread ones, the last ones, and all evaluations."""
+  """Evenly spread lines, the last ones, and evaluations, in order."""
   stride = -(-len(lines) // _SPREAD) or 1
   heldout = b'{"kind": "%s"' % HELDOUT.encode()
   evaluations = [i for i, line in enumerate(lines) if line.startswith(heldout)][-_SPREAD:]
@@ -171,7 +166,7 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
 
 
 def _parsed(lines: list[bytes]) -> list[types.MetricsRow]:
-  """The numbers of whole rows; the rest of a row whose beginning was cut off is left out."""
+  """The numeric values of rows; what is no complete row is left out."""
   rows = []
   for line in lines:
     with contextlib.suppress(ValueError, KeyError, AttributeError):
@@ -183,7 +178,7 @@ def _parsed(lines: list[bytes]) -> list[types.MetricsRow]:
 
 
 def newest(known: dict[str, dict], rows: list[types.MetricsRow]) -> dict[str, dict]:
-  """kind -> name -> its newest value, and "step": `known`, brought up to date."""
+  """Updates `known`, kind -> name -> newest value (and "step"), with further rows."""
   updated = dict(known)
   for row in rows:
     updated[row.kind] = updated.get(row.kind, {}) | row.values | {"step": row.step}
@@ -191,13 +186,13 @@ def newest(known: dict[str, dict], rows: list[types.MetricsRow]) -> dict[str, di
 
 
 def derived(row: dict) -> dict[str, float]:
-  """The metrics `learner/...` of a training row; {} where it lacks its times."""
+  """Computes `learner/...` from a training row; {} if it has no times."""
   if not all(name in row for name in TIMES):
     return {}
   seconds = max(sum(row[name] for name in TIMES), 1e-9)
-  found = {
+  speed = {"learner/tokens_per_second": row["tokens"] / seconds} if "tokens" in row else {}
+  return speed | {
     "learner/seconds": seconds,
     "learner/waiting": row["seconds/waiting"] / seconds,
     "learner/utilisation": row["seconds/step"] / seconds,
   }
-  return found | ({"learner/tokens_per_second": row["tokens"] / seconds} if "tokens" in row else {})

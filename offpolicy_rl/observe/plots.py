@@ -1,7 +1,4 @@
-"""Pictures in PNG files: the only code that uses matplotlib. Pages have their own charts (svg.py).
-
-matplotlib is imported when something is drawn; without it that raises MissingMatplotlibError.
-"""
+"""PNG files: the only code that uses matplotlib, which is imported when something is drawn."""
 
 import math
 import pathlib
@@ -20,7 +17,7 @@ COLORS = (
   *("#6b6b6b", "#1a9c9c", "#b08a1e", "#d163a7"),
 )
 _MARKERS = "osD^vP"
-MIN_RUNS = 3  # that an interval is drawn for; of two it would be wider than the axis
+MIN_RUNS = 3  # for an interval; that of two runs would be wider than the axis
 
 
 class MissingMatplotlibError(RuntimeError):
@@ -30,7 +27,11 @@ class MissingMatplotlibError(RuntimeError):
 def panels(
   rows: int, columns: int, size: tuple[float, float], **options
 ) -> tuple["Figure", np.ndarray]:
-  """(figure, axes [rows, columns]) without frames; `options`: of `Figure.subplots`."""
+  """Makes (figure, axes [rows, columns]) without frames; `options` are of `Figure.subplots`.
+
+  Raises:
+    MissingMatplotlibError: matplotlib is not installed.
+  """
   try:
     from matplotlib.figure import Figure
   except ImportError:
@@ -46,7 +47,7 @@ def panels(
 
 
 def save(figure: "Figure", path: pathlib.Path) -> None:
-  """Writes a figure; the ending of the path says in which format."""
+  """Writes a figure in the format of the path's suffix."""
   figure.savefig(path, dpi=110)
 
 

@@ -1,7 +1,7 @@
-"""Traces of a few steps and of the devices' memory, for --profile and --profile_memory.
+"""Traces of a few steps and profiles of device memory, for --profile and --profile_memory.
 
-They are in RUN/profile/: traces for TensorBoard (its profile plugin) and ui.perfetto.dev (the
-.trace.json.gz), memory-VERSION.prof for `pprof`. Flags are checked before JAX is imported.
+RUN/profile/ gets traces for TensorBoard's profile plugin and ui.perfetto.dev (.trace.json.gz), and
+memory-VERSION.prof for `pprof`. Flags are checked before JAX is imported.
 """
 
 import contextlib
@@ -14,21 +14,21 @@ from typing import NamedTuple, TypeVar
 from offpolicy_rl import config as config_lib
 
 Functions = TypeVar("Functions")  # loop.Functions, which this folder does not know
-FOLDER, STEP = "profile", "train"  # in the run's directory; the steps' name in a trace
+FOLDER, STEP = "profile", "train"  # directory in RUN; name of the steps in a trace
 
 
 class Plan(NamedTuple):
-  """What to profile; versions count updates."""
+  """What to profile."""
 
-  traced: range  # the updates between two versions; empty = none
+  traced: range  # of steps; empty = none
   memory_at: int | None  # version
 
 
 def plan(trace: str | None, memory_at: int | None, num_steps: int) -> Plan | None:
-  """--profile=10-12 and --profile_memory=10 -> a plan; None without either.
+  """Reads --profile=10-12 and --profile_memory=10; None without either.
 
   Raises:
-    config.ConfigError: not what a run of `num_steps` updates can do.
+    config.ConfigError: a run of `num_steps` steps can't do that.
   """
   if trace is None and memory_at is None:
     return None
@@ -49,9 +49,9 @@ def plan(trace: str | None, memory_at: int | None, num_steps: int) -> Plan | Non
 
 
 def left(plan: Plan | None, first_step: int, say: Callable[[str], None]) -> Plan | None:
-  """The part of a plan that a run can still do which goes on from a version.
+  """The part of a plan that is left for a run that continues from `first_step`.
 
-  It is no error to lack some: scripts that resume give the flags of the beginning again.
+  Missing parts are no error: scripts that resume a run pass the same flags again.
   """
   if plan is None:
     return None
@@ -60,7 +60,7 @@ def left(plan: Plan | None, first_step: int, say: Callable[[str], None]) -> Plan
     plan.memory_at if (plan.memory_at or 0) > first_step else None,
   )
   if rest != plan:
-    say(f"profile: the run goes on from version {first_step}, too late for some of what was asked")
+    say(f"profile: the run continues from version {first_step}, too late for part of the profile")
   return rest if rest.traced or rest.memory_at is not None else None
 
 
@@ -68,9 +68,9 @@ def left(plan: Plan | None, first_step: int, say: Callable[[str], None]) -> Plan
 def profiled(
   functions: Functions, plan: Plan | None, run_dir: pathlib.Path, say: Callable[[str], None]
 ) -> Generator[Functions]:
-  """Yields the loop's functions (`loop.Functions`) with profiling around them, if there is a plan.
+  """Yields the loop's functions (`loop.Functions`), with profiling around them if there is a plan.
 
-  A trace begins after the update before it, so that no step's time includes starting it.
+  A trace starts after the update before it, so that no step's time includes starting the trace.
   """
   if plan is None:
     yield functions
@@ -94,25 +94,23 @@ def profiled(
 
 
 class _Profiler:
-  """JAX's profiler between two steps. Its failures are said and end no run."""
+  """Drives JAX's profiler between steps; its failures are reported and do not end the run."""
 
   def __init__(self, plan: Plan, folder: pathlib.Path, say: Callable[[str], None]):
     self._plan, self._folder, self._say = plan, folder, say
     self._tracing, self._step = False, contextlib.ExitStack()
 
   def begin_step(self, step: int) -> None:
-    """Names a step in the trace, if there is one."""
+    """Annotates a step in the trace, if there is one."""
     if self._tracing:
       from jax import profiler
 
       self._step.enter_context(profiler.StepTraceAnnotation(STEP, step_num=step))
 
   def end_step(self) -> None:
-    """Ends the step that was named last."""
     self._step.close()
 
   def at_version(self, version: int) -> None:
-    """Starts or ends what the plan has for a version."""
     traced = self._plan.traced
     if traced and version == traced.start:
       self._begin_trace()
@@ -125,8 +123,8 @@ class _Profiler:
     from jax import profiler
 
     options = profiler.ProfileOptions()
-    options.python_tracer_level = 0  # every Python call of every thread would hide the steps
-    with self._saying_errors():
+    options.python_tracer_level = 0  # traces of every Python call would hide the steps
+    with self._report_errors():
       profiler.start_trace(self._folder, profiler_options=options)
       self._tracing = True
 
@@ -136,20 +134,20 @@ class _Profiler:
       from jax import profiler
 
       self._tracing = False
-      with self._saying_errors():
+      with self._report_errors():
         profiler.stop_trace()
         self._say(f"profile: {self._folder}")
 
   def _save_memory(self, path: pathlib.Path) -> None:
     from jax import profiler
 
-    with self._saying_errors():
+    with self._report_errors():
       self._folder.mkdir(parents=True, exist_ok=True)
       profiler.save_device_memory_profile(str(path))
       self._say(f"profile: {path}")
 
   @contextlib.contextmanager
-  def _saying_errors(self):
+  def _report_errors(self):
     try:
       yield
     except (OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, made of a run's newest rows and its status when it asks.
+"""Metrics for Prometheus, made of a run's status and newest rows at each request.
 
 Names end in their unit; `ratio` is between 0 and 1. launch/grafana_dashboard.json shows them.
 """
@@ -20,27 +20,17 @@ from offpolicy_rl.observe import catalogue, charts, metrics
 
 _PREFIX = "offpolicy_rl_"
 _MAX_REQUESTS = 16  # at a time
-_SECONDS = 10.0  # for a request to arrive
-
-
-_STATES = {"queued": "queued", "leased": "out", "done": "waiting"}  # label -> the ledger's word
-# One value per sampler: of its heartbeats, and measured by the learner on its completions.
+_SECONDS = 10.0  # timeout of a request
+_STATES = {"queued": "queued", "leased": "out", "done": "waiting"}  # label -> name in the ledger
+# One value per sampler: from its heartbeats, and measured by the learner on its completions.
 HEARTBEAT = [
   metric._replace(meaning=f"{metric.meaning}, as the sampler says")
   for metric in catalogue.METRICS[catalogue.HEARTBEAT].values()
 ]
+_MEASURED = "completions reward verdict length entropy log_ratio mismatch unlike"
 MEASURED = [
   catalogue.METRICS[metrics.TRAIN][f"sampler/{name}"]._replace(name=name)
-  for name in (
-    "completions",
-    "reward",
-    "verdict",
-    "length",
-    "entropy",
-    "log_ratio",
-    "mismatch",
-    "unlike",
-  )
+  for name in _MEASURED.split()
 ]
 
 Family = core.Metric
@@ -51,7 +41,6 @@ def _gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> core.GaugeMetr
 
 
 def _charts(newest: dict[str, dict]) -> Iterator[Family]:
-  """A gauge for every chart of the catalogue that has one."""
   for chart in (chart for chart in charts.CHARTS if chart.gauge):
     gauge = _gauge(chart.gauge, chart.about, (chart.label,) if chart.label else ())
     row = newest.get(chart.kind, {})
@@ -85,58 +74,57 @@ def _status(status: types.RunStatus, newest: dict[str, dict]) -> Iterator[Family
 
 
 def _samplers(status: types.RunStatus) -> Iterator[Family]:
-  """One label, the sampler's name; how many there can be is bounded by the learner."""
+  """Gauges labelled by sampler; the learner bounds the number of samplers."""
   for metric in (*HEARTBEAT, *MEASURED):
     gauge = _gauge(f"sampler_{metric.name}", metric.meaning, ("sampler",))
     for sampler in status.samplers:
       if metric.name in sampler.stats:
         gauge.add_metric([sampler.name], sampler.stats[metric.name])
     yield gauge
-  silent = _gauge("sampler_silent_seconds", "Since a sampler's last sign of life", ("sampler",))
+  silent = _gauge("sampler_silent_seconds", "Since a sampler's last heartbeat", ("sampler",))
   for sampler in status.samplers:
     silent.add_metric([sampler.name], sampler.silent_seconds)
   yield silent
 
 
 class LearnerCollector:
-  """A run's newest rows and its status, read when Prometheus asks."""
+  """Reads a run's status and newest rows at each request."""
 
-  def __init__(self, news: Callable[[str, int], types.News]):
-    """`news`: (session, position) -> what is new since."""
-    self._news, self._session, self._position = news, "", 0
+  def __init__(self, update_since: Callable[[str, int], types.RunUpdate]):
+    """`update_since`: called with (session, position)."""
+    self._update_since, self._session, self._position = update_since, "", 0
     self._newest: dict[str, dict] = {}
-    self._lock = threading.Lock()  # several may ask at once
+    self._lock = threading.Lock()  # for concurrent requests
 
   def describe(self) -> list:
-    """Nothing: registering must not read a run that has not begun."""
+    """Returns nothing: registering must not read a run that has not started."""
     return []
 
   def collect(self) -> Iterator[Family]:
     """Yields every family."""
     with self._lock:
-      news = self._news(self._session, self._position)
-      self._session, self._position = news.status.session, news.position
-      self._newest = newest = metrics.newest({} if news.anew else self._newest, news.rows)
-    yield from _status(news.status, newest)
+      update = self._update_since(self._session, self._position)
+      self._session, self._position = update.status.session, update.position
+      self._newest = newest = metrics.newest({} if update.reset else self._newest, update.rows)
+    yield from _status(update.status, newest)
     yield from _charts(newest)
-    yield from _samplers(news.status)
+    yield from _samplers(update.status)
 
 
 class SamplerCollector:
-  """A sampler's totals and its state."""
+  """Reads a sampler's totals and state at each request."""
 
-  def __init__(self, stats: object, standing: Callable[[], dict[str, float]]):
-    """`stats`: totals, worker.Stats; `standing`: version, slots, slots_busy."""
-    self._stats, self._standing = stats, standing
+  def __init__(self, stats: object, status: Callable[[], dict[str, float]]):
+    """`stats`: worker.Stats, the totals; `status`: returns version, slots, slots_busy."""
+    self._stats, self._status = stats, status
 
   def describe(self) -> list:
-    """Nothing, as LearnerCollector's."""
     return []
 
   def collect(self) -> Iterator[Family]:
     """Yields every family."""
     known = catalogue.METRICS[catalogue.HEARTBEAT]
-    for name, value in self._standing().items():
+    for name, value in self._status().items():
       if name in ("version", "slots", "slots_busy"):
         yield core.GaugeMetricFamily(f"{_PREFIX}sampler_{name}", known[name].meaning, value=value)
     for name, text in (
@@ -161,7 +149,7 @@ class _Handler(wsgiref.simple_server.WSGIRequestHandler):
   timeout = _SECONDS
 
   def handle(self) -> None:
-    """Answers a request; a client that is silent or gone is no error."""
+    """Answers a request; a client that is silent or disconnects is no error."""
     with contextlib.suppress(TimeoutError, ConnectionError):
       super().handle()
 
@@ -183,11 +171,10 @@ class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
     super().__init__(address, _Handler)
 
   def verify_request(self, *_) -> bool:
-    """Whether fewer than the most requests are being answered."""
+    """Refuses a request while _MAX_REQUESTS are being answered."""
     return self._places.acquire(blocking=False)
 
   def process_request_thread(self, *request) -> None:
-    """Answers a request in its thread."""
     try:
       super().process_request_thread(*request)
     finally:
@@ -195,10 +182,10 @@ class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
 
 
 def serve(host: str, port: int) -> tuple[prometheus_client.CollectorRegistry, str]:
-  """Answers GET /metrics in threads for as long as the process lives.
+  """Serves GET /metrics in threads until the process ends.
 
   Returns:
-    (registry to add collectors to, URL); at first it has this process's CPU and memory.
+    (registry to add collectors to, URL); it starts with CPU and memory of this process.
 
   Raises:
     AddressError: the port is taken, or it is no address of this machine.
@@ -214,6 +201,6 @@ def serve(host: str, port: int) -> tuple[prometheus_client.CollectorRegistry, st
     ) from None
   server.set_app(prometheus_client.make_wsgi_app(registry))
   threading.Thread(target=server.serve_forever, daemon=True, name="prometheus").start()
-  atexit.register(server.shutdown)  # a request while the interpreter ends would print a traceback
+  atexit.register(server.shutdown)  # a request during interpreter exit would print a traceback
   name = f"[{host}]" if ":" in host else host
   return registry, f"http://{name}:{server.server_port}/metrics"

@@ -1,4 +1,4 @@
-"""A run on a terminal: a line per step, or everything at once for `watch`. Reads no files."""
+"""Shows a run on a terminal: a line per step, or a dashboard for `watch`. Reads no files."""
 
 import collections
 import itertools
@@ -16,22 +16,22 @@ from offpolicy_rl import types
 from offpolicy_rl.observe import catalogue, charts, metrics
 from offpolicy_rl.system import output
 
-LINE_SECONDS = 5.0  # between the lines of a run where there is no terminal
+LINE_SECONDS = 5.0  # between lines if the output is no terminal
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
-_CURVE, _SHORT_CURVE, _WIDE = 20, 10, 100  # characters, and the width from which curves are long
+_CURVE, _SHORT_CURVE, _WIDE = 20, 10, 100  # characters; width from which curves are long
 _MAX_SAMPLERS = 16  # lines
-_SILENT_SECONDS = 15.0  # after which a learner or a sampler looks lost
-_RECENT = 20  # rows, for alarms and the time left
+_SILENT_SECONDS = 15.0  # after which a learner or sampler is shown as lost
+_RECENT = 20  # rows for alarms and for the time left
 _ENDS = {  # RunStatus.ended -> colour, words
   "finished": ("green", "finished"),
   "stopped": ("yellow", "stopped; --resume goes on"),
-  "failed": ("red", "failed; the learner's last lines say why"),
+  "failed": ("red", "failed; see the learner's last lines"),
 }
 Newest = dict[str, dict[str, float]]  # kind of row -> name -> newest value, as of metrics.newest
 
 
 def clock(seconds: float) -> str:
-  """1:02:03 or 2:03; -:-- for NaN."""
+  """Formats a duration as 1:02:03 or 2:03; NaN as -:--."""
   if math.isnan(seconds):
     return "-:--"
   minutes, seconds = divmod(int(seconds), 60)
@@ -40,23 +40,22 @@ def clock(seconds: float) -> str:
 
 
 def seconds_left(rows: Sequence[types.MetricsRow], num_steps: int) -> float:
-  """By the pace of the last steps; the first one compiles and does not count. NaN = unknown."""
+  """Estimates from the last steps, without the first, which compiles; NaN = unknown."""
   train = [row for row in rows if row.kind == metrics.TRAIN]
   steps = num_steps - train[-1].step - 1 if train else num_steps
   paces = [row.values["learner/seconds"] for row in train[1:][-_RECENT:]]
   return sum(paces) / len(paces) * steps if paces else math.nan if steps else 0.0
 
 
-def figure(newest: Newest, of: charts.Figure) -> str:
-  """A figure's newest value as text, "-" where there is none."""
-  value = newest.get(of.kind, {}).get(of.name)
-  return "-" if value is None else format(value, of.format)
+def _value(newest: Newest, metric: charts.KeyMetric) -> str:
+  value = newest.get(metric.kind, {}).get(metric.name)
+  return "-" if value is None else format(value, metric.format)
 
 
 def step_line(newest: Newest, num_steps: int, left: float) -> str:
-  """Steps done, time left, and the main figures, the important ones first."""
-  figures = "  ".join(f"{f.label} {figure(newest, f)}" for f in charts.FIGURES if f.in_line)
-  return f"step {_updates(newest)}/{num_steps}  left {clock(left)}  {figures}"
+  """Steps done, time left and the key metrics, the important ones first."""
+  values = [f"{m.label} {_value(newest, m)}" for m in charts.KEY_METRICS if m.in_line]
+  return f"step {_updates(newest)}/{num_steps}  left {clock(left)}  {'  '.join(values)}"
 
 
 def first_figures(line: str, width: int) -> str:
@@ -68,7 +67,7 @@ def first_figures(line: str, width: int) -> str:
 
 
 def phase(newest: Newest, num_steps: int) -> str:
-  """What a run is doing, as far as its rows say."""
+  """The phase of a run, from its rows."""
   if metrics.TRAIN in newest:
     return "training" if _updates(newest) < num_steps else "last checkpoint and evaluation"
   if warm := newest.get(metrics.WARM_START):
@@ -81,10 +80,10 @@ def _updates(newest: Newest) -> int:
 
 
 class Lines:
-  """Lines that are redrawn in place; printed now and then where there is no terminal."""
+  """Lines that are redrawn in place, or printed at intervals if the output is no terminal."""
 
   def __init__(self, console: Console | None, seconds: float):
-    """`seconds`: between two printings where there is no terminal."""
+    """`seconds`: interval at which lines are printed if the output is no terminal."""
     self._console, self._seconds = console or output.console(), seconds
     self._live: Live | None = None
     self._printed = -math.inf
@@ -94,7 +93,7 @@ class Lines:
     self._console.print(Text(text))
 
   def show(self, lines: Sequence[str], *, last: bool = False) -> None:
-    """Replaces the lines; `last`: to be printed in any case."""
+    """Replaces the lines; `last`: prints them whatever the interval."""
     now = time.monotonic()
     if self._console.is_terminal:
       if self._live is None:
@@ -116,17 +115,19 @@ class Lines:
 
 
 class Progress:
-  """The learner's own terminal: its newest step, evaluations, alarms that last."""
+  """Shows a learner's newest step, its evaluations, and lasting alarms."""
 
   def __init__(self, num_steps: int, console: Console | None = None):
     self._lines, self._num_steps = Lines(console, LINE_SECONDS), num_steps
     self._newest: Newest = {}
-    self._train: list[types.MetricsRow] = []  # the last ones
-    self._alarms: collections.Counter[str] = collections.Counter()  # steps in a row; told once
+    self._train: list[types.MetricsRow] = []  # the last rows
+    self._alarms: collections.Counter[str] = (
+      collections.Counter()
+    )  # consecutive steps; each is reported once
     self.say, self.stop = self._lines.say, self._lines.stop
 
   def row(self, kind: str, step: int, row: dict) -> None:
-    """Shows a row of metrics.jsonl that was just written."""
+    """Shows a new row of metrics.jsonl."""
     self._newest[kind] = row | metrics.derived(row) | {"step": step}
     if kind == metrics.TRAIN:
       self._train = [*self._train, types.MetricsRow(kind, step, self._newest[kind])][-_RECENT - 1 :]
@@ -149,7 +150,7 @@ class Progress:
     if row["heldout/verifier_failures"]:
       self.say(
         f"held-out {row['phase']}: the verifier failed on {row['heldout/verifier_failures']} "
-        "completions, which count as wrong; the samplers' logs say why"
+        "completions, which count as wrong; see the samplers' logs"
       )
 
   def _say_alarms(self, step: int, row: dict) -> None:
@@ -167,10 +168,10 @@ class Progress:
 def dashboard(
   status: types.RunStatus, newest: Newest, rows: list[types.MetricsRow], console: Console
 ) -> RenderableType:
-  """Progress, figures with small curves, regimes, tickets, samplers and alarms of a run."""
+  """Progress, key metrics with small curves, regimes, tickets, samplers and alarms of a run."""
   blocks = _BLOCKS if console.encoding.startswith("utf") else _ASCII_BLOCKS
   draw = lambda points: curve(points, blocks, _CURVE if console.width >= _WIDE else _SHORT_CURVE)
-  parts = [_head(status, newest), _bar(status, newest, rows), _figures(newest, rows, draw)]
+  parts = [_head(status, newest), _bar(status, newest, rows), _key_metrics(newest, rows, draw)]
   if regimes := _regimes(newest):
     parts.append(Text(regimes))
   if status.tickets:
@@ -181,7 +182,7 @@ def dashboard(
 
 
 def line(status: types.RunStatus, newest: Newest, rows: list[types.MetricsRow]) -> Text:
-  """The main figures of a watched run, where there is no terminal."""
+  """The key metrics of a watched run in a line, for an output that is no terminal."""
   if metrics.TRAIN not in newest:
     return Text(f"{_phase(status, newest)}  samplers {len(status.samplers)}")
   text = step_line(newest, status.num_steps, seconds_left(rows, status.num_steps))
@@ -190,7 +191,7 @@ def line(status: types.RunStatus, newest: Newest, rows: list[types.MetricsRow]) 
 
 
 def ending(status: types.RunStatus, newest: Newest) -> Text:
-  """A line about how a run ended."""
+  """A line that says how a run ended."""
   color, words = _ENDS[status.ended]
   heldout = newest.get(metrics.HELDOUT, {})
   accuracy = f", held-out pass@1 {heldout['heldout/pass@1']:.3f}" if heldout else ""
@@ -208,8 +209,8 @@ def _head(status: types.RunStatus, newest: Newest) -> Text:
     (status.run_id, "bold"), f"  {status.about}  ", (_phase(status, newest), color)
   )
   silent = time.time() - status.at
-  if not status.ended and silent > _SILENT_SECONDS:  # false for nan: unknown
-    head.append(f"  no sign of life from the learner for {silent:.0f} s", "red")
+  if not status.ended and silent > _SILENT_SECONDS:  # False for nan
+    head.append(f"  nothing from the learner for {silent:.0f} s", "red")
   return head
 
 
@@ -222,28 +223,28 @@ def _bar(status: types.RunStatus, newest: Newest, rows: list[types.MetricsRow]) 
   return table
 
 
-def _figures(newest: Newest, rows, draw: Callable[[list], str]) -> Table:
-  """Two figures with their curves on each line."""
+def _key_metrics(newest: Newest, rows, draw: Callable[[list], str]) -> Table:
+  """A table with two key metrics and their curves on each line."""
   table = Table.grid(padding=(0, 1))
   for _ in range(6):
     table.add_column(no_wrap=True)
   cells = []
-  for f in charts.FIGURES:
-    # Step 0 comes before the warm start, too: evaluations of no version are not drawn.
-    values = [(row.step, row.values) for row in rows if row.kind == f.kind]
+  for kind, name, metric in ((m.kind, m.name, m) for m in charts.KEY_METRICS):
+    # Evaluations before the warm start (version -1) have step 0, too, and are not drawn.
+    values = [(row.step, row.values) for row in rows if row.kind == kind]
     values = [(step, v) for step, v in values if v.get("version", 0) >= 0]
-    points = draw([(step, v[f.name]) for step, v in values if f.name in v])
-    text = figure(newest, f)
-    if f.name == "lag/mean" and "lag/max" in newest.get(f.kind, {}):
-      text += f" (max {newest[f.kind]['lag/max']:.0f})"
-    cells += [Text(f.label, "dim"), Text(text, "bold"), Text(points, "cyan")]
+    points = draw([(step, v[name]) for step, v in values if name in v])
+    text = _value(newest, metric)
+    if name == "lag/mean" and "lag/max" in newest.get(kind, {}):
+      text += f" (max {newest[kind]['lag/max']:.0f})"
+    cells += [Text(metric.label, "dim"), Text(text, "bold"), Text(points, "cyan")]
   for six in itertools.batched(cells, 6):
     table.add_row(*six)
   return table
 
 
 def _regimes(newest: Newest) -> str:
-  """Shares of the groups whose induced target is of each kind, where the objective has one."""
+  """Shares of groups by regime; "" if the objective has no induced target."""
   train = newest.get(metrics.TRAIN, {})
   [chart] = [chart for chart in charts.CHARTS if chart.gauge == "regime_ratio"]
   shares = {words: train.get(name, 0) for words, name in chart.lines.items()}
@@ -252,7 +253,7 @@ def _regimes(newest: Newest) -> str:
 
 
 def curve(points: list[tuple[int, float]], blocks: str = _BLOCKS, most: int = _CURVE) -> str:
-  """Points (x, y) as a line of blocks; a place without a point looks as the one before."""
+  """Draws points (x, y) as a line of blocks; gaps repeat the block before."""
   points = [(x, y) for x, y in points if math.isfinite(y)]
   if len(points) < 2:
     return ""
@@ -271,7 +272,7 @@ def curve(points: list[tuple[int, float]], blocks: str = _BLOCKS, most: int = _C
 
 
 def _open_tickets(tickets: dict[str, int]) -> dict[str, int]:
-  """Tickets that no step has taken: all of them, and where they are."""
+  """Number of tickets that no step has taken, in all and by state."""
   if not tickets:
     return {}
   queued, leased, done = (tickets[name] for name in ("queued", "out", "waiting"))
@@ -307,7 +308,7 @@ def _samplers(status: types.RunStatus) -> Table:
 
 
 def _alarms(rows: list[types.MetricsRow]) -> list[Text]:
-  """The newest first; advice once an alarm has lasted."""
+  """Lines for active alarms, the newest first; with advice once an alarm has lasted."""
   alarms = []
   for alarm in catalogue.ALARMS:
     name = alarm.name

@@ -1,15 +1,15 @@
-"""A live run on a terminal, from its directory or its learner; the run never notices.
+"""Shows a live run on a terminal, from its directory or its learner.
 
-A source answers (session, position, seconds to wait) -> `types.News`: `directory`, or
+A source maps (session, position, seconds to wait) to a `types.RunUpdate`: `directory`, or
 `LearnerClient.watch` of transport/client.py.
 """
 
-import dataclasses
 import json
 import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -19,14 +19,14 @@ from offpolicy_rl.observe import metrics, terminal
 from offpolicy_rl.system import output
 
 FILE = "live.json"
-_SECONDS = 1.0  # between looks
-_MAX_ROWS = 2000  # of more, every second one of the older half goes
+_SECONDS = 1.0  # between updates
+_MAX_ROWS = 2000  # beyond, every second row of the older half is dropped
 
-Source = Callable[[str, int, float], types.News]
+Source = Callable[[str, int, float], types.RunUpdate]
 
 
 def about(config: Mapping) -> str:
-  """Task, objective, lag and seed of a nested configuration, as text."""
+  """Names task, objective, lag and seed of a nested configuration."""
   lag = config["lag"]
   return (
     f"{config['task']['name']}, {config['objective']['name']}, lag {lag['mode']} {lag['max_lag']}, "
@@ -43,7 +43,7 @@ def write_status(run_dir: pathlib.Path, status: types.RunStatus) -> None:
 
 
 def read_status(run_dir: pathlib.Path) -> types.RunStatus:
-  """Reads RUN/live.json; of a run that has none, what its configuration says."""
+  """Reads RUN/live.json; without one, returns what the configuration of the run says."""
   file = run_dir / FILE
   if file.exists():
     row = json.loads(file.read_text())
@@ -64,18 +64,17 @@ def read_status(run_dir: pathlib.Path) -> types.RunStatus:
 
 
 def directory(run_dir: pathlib.Path) -> Source:
-  """Reads a run's files; the directory may be another machine's, mounted."""
+  """A source that reads the files of a run, which may be on a mounted disk."""
 
-  def look(session: str, position: int, wait_seconds: float) -> types.News:
+  def read(session: str, position: int, wait_seconds: float) -> types.RunUpdate:
     time.sleep(wait_seconds)
     return metrics.read_since(run_dir, read_status(run_dir), session, position)
 
-  return look
+  return read
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
-  """All that is known of a run."""
+class RunView(NamedTuple):
+  """Everything that is known about a watched run."""
 
   status: types.RunStatus
   position: int
@@ -83,28 +82,28 @@ class View:
   rows: list[types.MetricsRow]
 
 
-def update(view: View | None, news: types.News) -> View:
-  """A view with what is new; thinned where it has too many rows."""
-  rows, newest = ([], {}) if view is None or news.anew else (view.rows, view.newest)
-  rows = rows + news.rows
+def extend(view: RunView | None, update: types.RunUpdate) -> RunView:
+  """Adds an update to a view, which is thinned if it has too many rows."""
+  rows, newest = ([], {}) if view is None or update.reset else (view.rows, view.newest)
+  rows = rows + update.rows
   while len(rows) > _MAX_ROWS:
     half = len(rows) // 2
     rows = rows[:half:2] + rows[half:]
-  return View(news.status, news.position, metrics.newest(newest, news.rows), rows)
+  return RunView(update.status, update.position, metrics.newest(newest, update.rows), rows)
 
 
-def run(source: Source, console: Console, *, once: bool = False) -> View:
-  """Shows a run until it is over, or once; plain lines where there is no terminal."""
-  view = update(None, source("", 0, 0.0))
+def run(source: Source, console: Console, *, once: bool = False) -> RunView:
+  """Shows a run until it ends, or once; as plain lines if the console is no terminal."""
+  view = extend(None, source("", 0, 0.0))
   draw = lambda: terminal.dashboard(view.status, view.newest, view.rows, console)
-  look = lambda: update(view, source(view.status.session, view.position, _SECONDS))
+  following = lambda: extend(view, source(view.status.session, view.position, _SECONDS))
   if once:
     console.print(draw())
     return view
   if console.is_terminal:
     with Live(get_renderable=draw, console=console, refresh_per_second=2):
-      while not view.status.ended and output.problem() is None:  # raised in Live's own thread
-        view = look()
+      while not view.status.ended and output.problem() is None:  # Live draws in its own thread
+        view = following()
   else:
     printed = -math.inf
     while True:
@@ -114,6 +113,6 @@ def run(source: Source, console: Console, *, once: bool = False) -> View:
         printed = now
       if view.status.ended:
         break
-      view = look()
+      view = following()
   console.print(terminal.ending(view.status, view.newest))
   return view

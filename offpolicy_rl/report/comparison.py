@@ -14,7 +14,7 @@ from offpolicy_rl.report.svg import COLORS, number
 
 _NO_STEP = "<p class=soft>No step was made.</p>"
 _LATE = 0.1  # share of the steps that counts as the end
-_FIGURES = [figure for figure in charts_lib.FIGURES if figure.kind == metrics.TRAIN]
+_KEY_METRICS = [metric for metric in charts_lib.KEY_METRICS if metric.kind == metrics.TRAIN]
 
 
 def compare(run_dirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
@@ -71,7 +71,7 @@ def _charts() -> list[Chart]:
           title=title,
           lines={label: chart.lines[label]},
           meaning="",
-          form=charts_lib.LINES,
+          stacked=False,
           spread=spread if chart.kind == metrics.HELDOUT else ("", ""),
         )
       )
@@ -92,7 +92,7 @@ def _switches(named: Sequence[tuple[str, Run]]) -> str:
 def _final(named: Sequence[tuple[str, Run]]) -> str:
   """Where each run has got to."""
   head = ["run", "steps", "pass@1", "± 95 %", "greedy", "pass@k"]
-  head += [*(figure.label for figure in _FIGURES), "largest of all", "time"]
+  head += [*(metric.label for metric in _KEY_METRICS), "largest of all", "time"]
   note = (
     "<p class=soft>Held-out accuracy: the newest evaluation. The largest mismatch of all and time: "
     "of the whole run. Others: means over the last tenth of its steps.</p>"
@@ -107,9 +107,9 @@ def _ending(run: Run) -> list[str]:
   spread = newest.get("heldout/pass@1_stderr")
   late = train[-max(1, round(_LATE * len(train))) :]
   means = []
-  for figure in _FIGURES:
-    values = [row[figure.name] for row in late if figure.name in row]
-    means.append(format(sum(values) / len(values), figure.format) if values else "")
+  for metric in _KEY_METRICS:
+    values = [row[metric.name] for row in late if metric.name in row]
+    means.append(format(sum(values) / len(values), metric.format) if values else "")
   gaps = [row["mismatch/max"] for row in train if "mismatch/max" in row]
   return [
     f"{len(train):,}",

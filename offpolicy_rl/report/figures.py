@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from offpolicy_rl.observe import catalogue, metrics
-from offpolicy_rl.observe.charts import STACKED, Chart
+from offpolicy_rl.observe.charts import Chart
 from offpolicy_rl.report import runs, series, svg
 
 _HEAT_COLUMNS, _HEAT_ROWS = 60, 16
@@ -35,7 +35,7 @@ class _Source(NamedTuple):
 def draw_run(chart: Chart, run: runs.Run, last_step: int) -> Figure | None:
   """One chart of one run; None where the run has no values for it."""
   rows = run.rows[chart.kind]
-  if chart.form == STACKED:  # every area needs all steps
+  if chart.stacked:  # every area needs all steps
     finite = lambda row, name: math.isfinite(row.get(name, math.nan))
     rows = [row for row in rows if all(finite(row, name) for name in chart.lines.values())]
   spreads = itertools.chain([chart.spread], itertools.repeat(("", "")))
@@ -66,7 +66,7 @@ def _figure(chart: Chart, sources: Sequence[_Source], last_step: int, most: int)
   if not curves:
     return None
   x_range = (0.0, float(last_step))
-  if chart.form == STACKED:
+  if chart.stacked:
     total = [sum(values) for values in zip(*(c.series.values for c in curves), strict=True)]
     whole = curves[0].series._replace(values=[0.0, *total], smooth=[], lows=[0.0], highs=total)
     drawn = svg.stacked(curves, svg.fit_axes([whole], x_range), chart.metric.unit)

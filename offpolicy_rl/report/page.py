@@ -19,12 +19,11 @@ _HISTOGRAMS = {"Lag in flight": "lag/in_flight_histogram", "Lag in queue": "lag/
 _ALL_LAG = {"Lag of every token": "lag/histogram"}  # of runs that did not split it
 _REPLACED = Chart(
   "Replaced groups",
-  "Left out",
   {},  # by length
-  "for want of signal, by their completions' mean length",
-  form=charts_lib.STACKED,
+  "without signal, by mean length of their completions",
+  stacked=True,
 )
-_REPLACED_REWARD = Chart("Their reward", "Left out", {"reward": "filtered/reward"})
+_REPLACED_REWARD = Chart("Their reward", {"reward": "filtered/reward"})
 
 
 def write(run_dir: pathlib.Path) -> pathlib.Path:
@@ -70,9 +69,7 @@ def _page(run: Run) -> str:
 def _parts(run: Run) -> list[_Part]:
   last = runs.last_step([run])
   draw = lambda section: [
-    figures.draw_run(chart, run, last)
-    for chart in charts_lib.CHARTS
-    if chart.reported and chart.section == section
+    figures.draw_run(chart, run, last) for chart in charts_lib.SECTIONS[section] if chart.reported
   ]
   below = _BROWSER if run.samples else _NO_COMPLETIONS
   return [

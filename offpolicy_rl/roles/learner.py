@@ -92,11 +92,11 @@ def _serve(learner: "Learner", serving: Serving, session: str, live: LiveStatus)
   if serving.registry is not None:
     from offpolicy_rl.observe import prometheus  # only where it is asked for
 
-    serving.registry.register(prometheus.LearnerCollector(live.news))
+    serving.registry.register(prometheus.LearnerCollector(live.update_since))
   wire, address = server.start(
     serving.listen,
     identity,
-    learner.service.handlers(live.wait_for_news),
+    learner.service.handlers(live.wait_for_update),
     learner.service.weights,
     max_samplers=config.transport.max_samplers,
     max_message_mb=config.transport.max_message_mb,

@@ -166,12 +166,12 @@ class LiveStatus:
       samplers=tuple(sorted(samplers)),
     )
 
-  def wait_for_news(self, session: str, position: int, seconds: float) -> types.News:
+  def wait_for_update(self, session: str, position: int, seconds: float) -> types.RunUpdate:
     """`news` after so many seconds, or when the run ends; see `server.Handlers.watch`."""
     self._over.wait(seconds)
     return self.news(session, position)
 
-  def news(self, session: str, position: int) -> types.News:
+  def news(self, session: str, position: int) -> types.RunUpdate:
     """The status, and the metrics after `position`."""
     return metrics.read_since(self._run_dir, self.status(), session, position)
 

@@ -99,7 +99,7 @@ class SamplerService:
     self.heartbeats, self.stats = Heartbeats(), SamplerStats()
     self._reported_names: set[str] = set()
 
-  def handlers(self, watch: Callable[[str, int, float], types.News] | None = None):
+  def handlers(self, watch: Callable[[str, int, float], types.RunUpdate] | None = None):
     """The server's view of this service; `watch` answers those who watch the run."""
     return server.Handlers(
       join=self.join,

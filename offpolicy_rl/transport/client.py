@@ -242,10 +242,10 @@ class LearnerClient:
         f"transport.max_message_mb = {self._max_message_mb}"
       )
 
-  def watch(self, session: str, position: int, wait_seconds: float) -> types.News:
-    """News after `wait_seconds`, or when the run is over; needs no `hello`.
+  def watch(self, session: str, position: int, wait_seconds: float) -> types.RunUpdate:
+    """Returns an update after `wait_seconds`, or when the run is over; needs no `hello`.
 
-    `session`, `position`: those of the last news; "" and 0 at first.
+    `session`, `position`: those of the last update; "" and 0 at first.
 
     Raises:
       codec.WireError: a reply that no learner of this release would send.
@@ -254,7 +254,7 @@ class LearnerClient:
       protocol=protocol.PROTOCOL, session=session, position=position, wait_seconds=wait_seconds
     )
     reply = self._call(lambda: self._stub.Watch(request, timeout=wait_seconds + 10))
-    return watching.decode_news(reply)
+    return watching.decode_update(reply)
 
   def _raise_if_final(self, error: grpc.RpcError, refusals: int) -> None:
     """Raises where trying again can't help; `refusals`: in a row, this one included."""

@@ -50,7 +50,7 @@ class Handlers:
   run_finished: Callable[[], bool]
   newest_version: Callable[[], int]  # among those that can be pulled
   # (a watcher's session, its position in the metrics, seconds to wait); None: no one may watch
-  watch: Callable[[str, int, float], types.News] | None = None
+  watch: Callable[[str, int, float], types.RunUpdate] | None = None
 
 
 class _WrongSession(Exception):
@@ -261,7 +261,7 @@ class _Servicer(rpc.LearnerServicer):
       )
     try:
       wait = min(request.wait_seconds, _MAX_LONG_POLL)
-      return watching.encode_news(self._handlers.watch(request.session, request.position, wait))
+      return watching.encode_update(self._handlers.watch(request.session, request.position, wait))
     finally:
       self._watchers.release()
 

@@ -9,9 +9,9 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 _ENDS = ("", "finished", "stopped", "failed")
 
 
-def encode_news(news: types.News) -> pb.WatchReply:
-  """News -> message; beyond the limits the oldest rows and the last samplers are left out."""
-  status = news.status
+def encode_update(update: types.RunUpdate) -> pb.WatchReply:
+  """RunUpdate -> message; beyond the limits the oldest rows and the last samplers are left out."""
+  status = update.status
   reply = pb.WatchReply(
     session=status.session,
     run_id=bounds.printable(status.run_id),
@@ -19,19 +19,19 @@ def encode_news(news: types.News) -> pb.WatchReply:
     ended=status.ended,
     num_steps=status.num_steps,
     tickets=status.tickets,
-    anew=news.anew,
-    position=news.position,
+    anew=update.reset,
+    position=update.position,
   )
   for sampler in status.samplers[: bounds.MAX_SAMPLERS]:
     reply.samplers.add(**sampler._asdict())
-  for row in news.rows[-bounds.MAX_ROWS :]:
+  for row in update.rows[-bounds.MAX_ROWS :]:
     values = dict(list(row.values.items())[: bounds.MAX_VALUES])
     reply.rows.add(kind=row.kind, step=row.step, values=values)
   return reply
 
 
-def decode_news(reply: pb.WatchReply) -> types.News:
-  """Inverse of `encode_news`, as of now; raises WireError for what is out of bounds."""
+def decode_update(reply: pb.WatchReply) -> types.RunUpdate:
+  """Inverse of `encode_update`, as of now; raises WireError for what is out of bounds."""
   bounds.check_name(reply.session, "session")
   bounds.check_text(reply.run_id, "run_id")
   bounds.check_text(reply.about, "about")
@@ -50,7 +50,8 @@ def decode_news(reply: pb.WatchReply) -> types.News:
     tickets=dict(reply.tickets),
     samplers=tuple(map(_decode_sampler, reply.samplers)),
   )
-  return types.News(status, reply.anew, reply.position, [_decode_row(row) for row in reply.rows])
+  rows = [_decode_row(row) for row in reply.rows]
+  return types.RunUpdate(status, reply.anew, reply.position, rows)
 
 
 def _check_most(entries, field: str, most: int) -> None:

@@ -118,6 +118,6 @@ def test_a_resumed_run_does_what_it_still_can():
   assert left(None, 100) is None and left(both, 3) == both and not said
   assert left(both, 4) == profiling.plan("5-8", None, 8)
   assert left(profiling.plan("2-5", 7, 8), 2) == profiling.plan(None, 7, 8)
-  assert len(said) == 2 and "goes on from version 2" in said[1]
+  assert len(said) == 2 and "continues from version 2" in said[1]
   assert left(both, 5) is None
   assert left(profiling.plan("2-5", None, 8), 4) is None

@@ -33,10 +33,10 @@ class Run:
   def __init__(self, *rows: dict):
     self.rows, self.asked = list(rows), []
 
-  def news(self, session: str, position: int) -> types.News:
+  def news(self, session: str, position: int) -> types.RunUpdate:
     self.asked.append((session, position))
     told = metrics._parsed([json.dumps(self.rows.pop(0)).encode()]) if self.rows else []
-    return types.News(STATUS, not position, position + 10, told)
+    return types.RunUpdate(STATUS, not position, position + 10, told)
 
 
 def scrape(url: str) -> dict[tuple, float]:

@@ -76,9 +76,9 @@ def write(run_dir, rows, status=STATUS):
 
 
 def shown(status, rows, width=120) -> str:
-  news = types.News(status, True, 0, metrics._parsed([json.dumps(row).encode() for row in rows]))
+  parsed = metrics._parsed([json.dumps(row).encode() for row in rows])
   console = Console(file=io.StringIO(), width=width)
-  console.print(terminal.dashboard(status, metrics.newest({}, news.rows), news.rows, console))
+  console.print(terminal.dashboard(status, metrics.newest({}, parsed), parsed, console))
   return console.file.getvalue()
 
 
@@ -92,16 +92,16 @@ def test_a_directory_tells_what_is_new_and_nothing_twice(tmp_path):
     file.write('{"kind": "train", "st')  # being written
   look = watch.directory(run)
   first = look("", 0, 0.0)
-  assert first.status == STATUS and first.anew
+  assert first.status == STATUS and first.reset
   assert [row.step for row in first.rows] == [0, 1]
   assert "lag/histogram" not in first.rows[0].values and first.rows[0].values["lag/max"] == 8
   with (run / metrics.FILE).open("a") as file:
     file.write('ep": 2, "loss": NaN}\n')
   second = look("one", first.position, 0.0)
-  assert [row.step for row in second.rows] == [2] and not second.anew
+  assert [row.step for row in second.rows] == [2] and not second.reset
   assert math.isnan(second.rows[0].values["loss"])
   third = look("one", second.position, 0.0)
-  assert (third.rows, third.position, third.anew) == ([], second.position, False)
+  assert (third.rows, third.position, third.reset) == ([], second.position, False)
 
 
 def test_a_resumed_run_is_looked_at_anew(tmp_path):
@@ -109,14 +109,14 @@ def test_a_resumed_run_is_looked_at_anew(tmp_path):
   run = tmp_path / "run"
   write(run, [train(i) for i in range(6)])
   look = watch.directory(run)
-  view = watch.update(None, look("", 0, 0.0))
+  view = watch.extend(None, look("", 0, 0.0))
   lines = (run / metrics.FILE).read_text().splitlines(keepends=True)
   (run / metrics.FILE).write_text("".join(lines[:3]))
   cut = look("one", view.position, 0.0)
-  assert cut.anew and [row.step for row in cut.rows] == [0, 1, 2]
+  assert cut.reset and [row.step for row in cut.rows] == [0, 1, 2]
   again = [train(i, reward=9.0) for i in range(3, 9)]  # past where we were, of another session
   write(run, again, STATUS._replace(session="two"))
-  view = watch.update(view, look("one", view.position, 0.0))
+  view = watch.extend(view, look("one", view.position, 0.0))
   assert [row.step for row in view.rows] == list(range(9))
   assert view.newest["train"]["reward"] == 9.0
   with (run / metrics.FILE).open("rb") as file:  # the rest of a line is no row
@@ -137,7 +137,7 @@ def test_of_many_rows_few_are_kept_but_all_evaluations(tmp_path):
   view = None
   for start in range(0, 9000, 900):  # and of a long look
     more = [types.MetricsRow("train", start + i, {}) for i in range(900)]
-    view = watch.update(view, types.News(STATUS, view is None, 0, more))
+    view = watch.extend(view, types.RunUpdate(STATUS, view is None, 0, more))
   assert len(view.rows) <= 2000 and view.rows[-1].step == 8999 and view.rows[0].step == 0
 
 
@@ -203,7 +203,7 @@ def test_what_a_run_is_doing_is_said_from_its_rows():
   assert "  last checkpoint and evaluation" in shown(STATUS, [train(39)])
   assert "  stopped; --resume goes on" in shown(STATUS._replace(ended="stopped"), [train(9)])
   lost = shown(STATUS._replace(at=time.time() - 75), [train(9)])
-  assert "no sign of life from the learner for 75 s" in lost
+  assert "nothing from the learner for 75 s" in lost
   assert "sign of life" not in shown(STATUS._replace(at=math.nan), [train(9)])
 
 
@@ -250,13 +250,13 @@ def scripted(*news):
 
 
 [ROW] = metrics._parsed([json.dumps(train(9)).encode()])
-BEGUN = types.News(STATUS, True, 10, [ROW])
-DONE = types.News(STATUS._replace(ended="finished"), False, 20, [ROW._replace(step=39)])
+BEGUN = types.RunUpdate(STATUS, True, 10, [ROW])
+DONE = types.RunUpdate(STATUS._replace(ended="finished"), False, 20, [ROW._replace(step=39)])
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_look_ends_with_the_run(terminal):
-  look, asked = scripted(BEGUN, BEGUN._replace(anew=False, rows=[]), DONE)
+  look, asked = scripted(BEGUN, BEGUN._replace(reset=False, rows=[]), DONE)
   console = Console(file=io.StringIO(), width=200, force_terminal=terminal, soft_wrap=True)
   watch.run(look, console)
   assert asked == [("", 0, 0.0), ("one", 10, 1.0), ("one", 10, 1.0)]

@@ -99,7 +99,7 @@ def test_who_watches_is_no_sampler_and_keeps_no_run_waiting(tiny_config, tmp_pat
   wire, address = server.start(
     "127.0.0.1:0",
     protocol.Identity("one", "run", "{}", "p"),
-    service.handlers(live.wait_for_news),
+    service.handlers(live.wait_for_update),
     service.weights,
     max_samplers=1,
     max_message_mb=1,
@@ -108,7 +108,7 @@ def test_who_watches_is_no_sampler_and_keeps_no_run_waiting(tiny_config, tmp_pat
   writer.write(metrics.WARM_START, 0, {"loss": 2.5})
   watcher = client.LearnerClient(address, "watch")
   first = watcher.watch("", 0, 0.0)
-  assert first.anew and [row.values for row in first.rows] == [{"loss": 2.5}]
+  assert first.reset and [row.values for row in first.rows] == [{"loss": 2.5}]
   later = []
   looking = threading.Thread(
     target=lambda: later.append(watcher.watch("one", first.position, 30.0))
@@ -124,6 +124,6 @@ def test_who_watches_is_no_sampler_and_keeps_no_run_waiting(tiny_config, tmp_pat
   looking.join(10)
   assert time.monotonic() - start < 8
   [news] = later  # the last word arrived although the learner went
-  assert news.status.ended == "finished" and not news.anew
+  assert news.status.ended == "finished" and not news.reset
   assert [row.step for row in news.rows] == [1]
   writer.close()

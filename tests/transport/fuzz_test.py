@@ -30,7 +30,7 @@ def decode_group(message: pb.Group) -> None:
 DECODERS = {
   decode_group: [codec.encode_group(fuzzing.answer(f"train/{i}")) for i in range(2)],
   codec.decode_ticket: [codec.encode_ticket(fuzzing.ticket("train/0"))],
-  watching.decode_news: [watching.encode_news(fuzzing.news())],
+  watching.decode_update: [watching.encode_update(fuzzing.run_update())],
 }
 
 

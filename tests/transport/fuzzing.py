@@ -63,12 +63,12 @@ def answer(name: str) -> types.Group:
   return types.Group(name, (one, one))
 
 
-def news() -> types.News:
+def run_update() -> types.RunUpdate:
   """Of a run that two samplers serve."""
   samplers = tuple(types.SamplerStatus(name, 0.5, {"version": 3.0}) for name in ("a", "b"))
   status = types.RunStatus(SESSION, "run", "sums", 1.5e9, "", 40, {"queued": 2}, samplers)
   rows = [types.MetricsRow("train", step, {"reward": 0.5, "loss": math.nan}) for step in (3, 4)]
-  return types.News(status, True, 2**40, rows)
+  return types.RunUpdate(status, True, 2**40, rows)
 
 
 def weight_store() -> weights.WeightStore:
@@ -226,7 +226,7 @@ class Target:
     self.book.add(map(ticket, self.names))
     self.bad_groups = 0
     handlers = learners.handlers(
-      self.book, lease=self._lease, finish=self._finish, watch=lambda *_: news()
+      self.book, lease=self._lease, finish=self._finish, watch=lambda *_: run_update()
     )
     identity = protocol.Identity(SESSION, "run", "{}", "print")
     self.wire, self.address = server.start(

@@ -40,10 +40,10 @@ class Watched:
       **protection,
     )
 
-  def watch(self, session: str, position: int, seconds: float) -> types.News:
+  def watch(self, session: str, position: int, seconds: float) -> types.RunUpdate:
     self.asked.append((session, position))
     self.over.wait(seconds)
-    return fuzzing.news()
+    return fuzzing.run_update()
 
   def stop(self):
     self.over.set()
@@ -66,11 +66,11 @@ def watcher(address: str, patience=5.0, **files) -> client.LearnerClient:
 
 def test_news_arrive_as_they_were_sent(watched):
   before = time.time()
-  news, sent = watcher(watched.address).watch("one", 2**40, 0.0), fuzzing.news()
+  news, sent = watcher(watched.address).watch("one", 2**40, 0.0), fuzzing.run_update()
   assert watched.asked == [("one", 2**40)]
   assert before <= news.status.at <= time.time()
   assert news.status._replace(at=sent.status.at) == sent.status
-  assert (news.anew, news.position) == (True, 2**40)
+  assert (news.reset, news.position) == (True, 2**40)
   ordered = lambda rows: [(row.kind, row.step, sorted(row.values.items())) for row in rows]
   assert repr(ordered(news.rows)) == repr(ordered(sent.rows))  # nan is not equal to itself
 
@@ -133,7 +133,7 @@ def test_bad_requests_are_refused_by_field(watched, kind):
 
 
 def broken(change) -> pb.WatchReply:
-  reply = watching.encode_news(fuzzing.news())
+  reply = watching.encode_update(fuzzing.run_update())
   change(reply)
   return reply
 
@@ -156,18 +156,18 @@ BAD_REPLIES = {  # what a hostile learner might send to a person's terminal
 
 @pytest.mark.parametrize("field", BAD_REPLIES)
 def test_replies_out_of_bounds_are_refused_by_field(field):
-  watching.decode_news(watching.encode_news(fuzzing.news()))
+  watching.decode_update(watching.encode_update(fuzzing.run_update()))
   with pytest.raises(bounds.WireError, match=f"^{field}: got"):
-    watching.decode_news(broken(BAD_REPLIES[field]))
+    watching.decode_update(broken(BAD_REPLIES[field]))
 
 
 def test_what_is_too_much_is_cut_before_it_is_sent():
-  news = fuzzing.news()
+  news = fuzzing.run_update()
   wide = {f"v{j}": 0.0 for j in range(300)}
   many = [types.MetricsRow("train", i, wide if i == 1999 else {}) for i in range(2000)]
   samplers = tuple(news.status.samplers[0] for _ in range(1000))
   status = news.status._replace(run_id="a\x1b" * 999, samplers=samplers)
-  found = watching.decode_news(watching.encode_news(news._replace(status=status, rows=many)))
+  found = watching.decode_update(watching.encode_update(news._replace(status=status, rows=many)))
   assert [row.step for row in found.rows] == list(range(2000 - bounds.MAX_ROWS, 2000))
   assert len(found.rows[-1].values) == bounds.MAX_VALUES
   assert len(found.status.samplers) == bounds.MAX_SAMPLERS
