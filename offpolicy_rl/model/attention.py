@@ -1,13 +1,11 @@
-"""Attention in the forms that the platforms are good at; all compute the same.
+"""Attention kernels for each platform; all give the same result.
 
-  plain    everywhere: scores [H, T, S] of a row exist at once
-  cudnn    GPU, in bfloat16: cuDNN's fused kernel
-  splash   TPU: a fused kernel that skips blocks nobody sees. Not where completions share a prompt:
-           who sees whom is then no partition into segments
-  paged    TPU, decoding from a cache: a fused kernel that reads the pages of each row
-           (`paged_kernel`); whatever else is done with it in plain XLA
-
-Dimension suffixes as in `types`.
+plain    everywhere: the scores [H, T, S] of a row exist at once
+cudnn    GPU, bfloat16: cuDNN's fused kernel
+splash   TPU: a fused kernel that skips blocks nobody sees. Not for rows whose completions share a
+         prompt: what their tokens see is not a partition into segments
+paged    TPU, decoding from a cache: a fused kernel that reads each row's pages (`paged_kernel`);
+         everything else with that cache is plain XLA
 """
 
 import functools
@@ -32,7 +30,7 @@ _TABLE_BYTES = 2**19  # of pages of all rows, in scalar memory, which has 1 MiB
 
 
 def best(platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bool) -> str:
-  """The form for training on a mesh of this platform ("cpu", "gpu", "tpu")."""
+  """The kernel for training on a mesh of this platform ("cpu", "gpu", "tpu")."""
   if platform == "tpu" and not shares_prompts:
     return SPLASH
   fits = head_dim % 8 == 0 and head_dim <= 128  # what cuDNN takes on every GPU that it runs on
@@ -44,12 +42,12 @@ def best(platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bo
 def best_for_decoding(
   platform: str, config, *, page_tokens: int, table_entries: int, shards: int
 ) -> str:
-  """The form for decoding from a cache on a mesh of this platform.
+  """The kernel for decoding from a cache on a mesh of this platform.
 
   Args:
     config: `decoder.DecoderConfig`.
-    table_entries: of all rows.
-    shards: over which key heads are split.
+    table_entries: page numbers of all rows.
+    shards: number of parts that the key heads are split into.
   """
   heads, itemsize = config.num_kv_heads // shards, jnp.dtype(config.compute_dtype).itemsize
   fits = (
@@ -62,7 +60,7 @@ def best_for_decoding(
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:
-  """cap * tanh(x / cap) (Gemma 2, arXiv 2408.00118); x itself where cap = 0."""
+  """cap * tanh(x / cap) (Gemma 2, arXiv 2408.00118); x where cap = 0."""
   return cap * jnp.tanh(x / cap) if cap else x
 
 
@@ -70,7 +68,7 @@ def attend(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view, config):
   """Grouped-query attention -> [B, T, H, C].
 
   Args:
-    view: `decoder.View`; its segments are None where there is a cache.
+    view: `decoder.LayerView`; its segments are None where there is a cache.
   """
   if config.attention in (SPLASH, SPLASH_INTERPRETED) and view.segments_BxT is not None:
     return _splash(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view, config)
@@ -90,15 +88,13 @@ def attend(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view, config):
 
 
 def _even(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, visible_BxTxT, scale: float, implementation: str):
-  """With an even number of columns, which cuDNN asks for."""
+  """Attention on an even number of columns, which cuDNN requires."""
   length = q_BxTxHxC.shape[1]
-  one = length % 2
-  q, k, v = (
-    jnp.pad(x, ((0, 0), (0, one), (0, 0), (0, 0))) for x in (q_BxTxHxC, k_BxTxKxC, v_BxTxKxC)
-  )
-  # The new token sees everything, so that its softmax is one; nobody sees it.
-  mask = jnp.pad(visible_BxTxT, ((0, 0), (0, one), (0, 0)), constant_values=True)
-  mask = jnp.pad(mask, ((0, 0), (0, 0), (0, one)))[:, None]
+  one = (0, length % 2)
+  q, k, v = (jnp.pad(x, ((0, 0), one, (0, 0), (0, 0))) for x in (q_BxTxHxC, k_BxTxKxC, v_BxTxKxC))
+  # The added token sees everything, so its softmax is defined; nobody sees it.
+  mask = jnp.pad(visible_BxTxT, ((0, 0), one, (0, 0)), constant_values=True)
+  mask = jnp.pad(mask, ((0, 0), (0, 0), one))[:, None]
   attended = jax.nn.dot_product_attention(
     q, k, v, mask=mask, scale=scale, implementation=implementation
   )
@@ -117,7 +113,6 @@ def _capped(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, visible_BxTxS, config, scale: float
 
 
 def _splash(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, view, config):
-  """Rows of several segments, each token seeing those before it in its own."""
   length, channels = q_BxTxHxC.shape[1], q_BxTxHxC.shape[3]
   scale = config.query_scale or config.head_dim**-0.5
   by_head = [_padded(x.swapaxes(1, 2)) for x in (q_BxTxHxC * scale, k_BxTxKxC, v_BxTxKxC)]
@@ -137,31 +132,26 @@ def _splash(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, view, config):
 
 
 def _padded(x_BxHxTxC):
-  """With zeros up to whole lanes; they add nothing to scores, and what they say is cut off."""
+  """Zeros up to whole lanes: they add nothing to scores, and their outputs are cut off."""
   length, channels = x_BxHxTxC.shape[2:]
   return jnp.pad(x_BxHxTxC, ((0, 0), (0, 0), (0, -length % _LANES), (0, -channels % _LANES)))
 
 
 def _by_shard(kernel, q, k, v, segments, *more):
-  """Each device works on its own rows and heads: a Pallas kernel is not split by the compiler."""
+  """Runs a Pallas kernel on each device's rows and heads; the compiler can't split it."""
   if jax.sharding.get_abstract_mesh().empty:
     return kernel(q, k, v, segments, *more)
   heads = sharding.spec("batch", "heads", None, None)
   kv_heads = sharding.spec("batch", "kv_heads", None, None)
-  specs = (
-    heads,
-    kv_heads,
-    kv_heads,
-    sharding.spec("batch", None),
-    *(sharding.spec() for _ in more),
-  )
+  rows, scalars = sharding.spec("batch", None), [sharding.spec() for _ in more]
+  specs = (heads, kv_heads, kv_heads, rows, *scalars)
   return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)(
     q, k, v, segments, *more
   )
 
 
 def _kernel(config, window: int, q_BxHxTxC, k_BxKxTxC, v_BxKxTxC, segments_BxT):
-  """`window`: tokens that are seen, the present one included; 0 = all before."""
+  """`window`: tokens that a token sees, itself included; 0 = all before it."""
   # The import registers TPU kernels: only where they are used.
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks

@@ -1,4 +1,4 @@
-"""Reads the keys of a config.json, and collects everything that is wrong with them."""
+"""Reads the keys of a config.json and collects everything that is wrong with them."""
 
 import json
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-  """What a value must be."""
+  """A condition on a value."""
 
   words: str
   holds: Callable[[object], bool]
-  stand_in: object = 2  # only to go on and find more
+  stand_in: object = 2  # returned for a bad value, so that reading goes on and finds more
 
 
 def _is_number(x) -> bool:
@@ -26,14 +26,14 @@ OBJECT = Kind("an object", lambda x: isinstance(x, dict), {})
 
 
 class Reader:
-  """Reads keys and collects what is wrong."""
+  """Reads keys and collects problems."""
 
   def __init__(self, keys: dict, family):
     self.keys, self.family = keys, family  # of `families`
     self.seen, self.problems = {"model_type"}, []
 
   def get(self, key: str, kind: Kind, *, null: bool = False):
-    """The value of a key, or its default; None only where that is one, or null is allowed."""
+    """The value of a key or its default; None only where that is the default or `null` is set."""
     self.seen.add(key)
     value = self.keys.get(key, self.family.defaults.get(key))
     if value is None and (null or key in self.family.nulls or key not in self.keys):
@@ -41,19 +41,19 @@ class Reader:
     return self.checked(key, value, kind)
 
   def checked(self, name: str, value, kind: Kind):
-    """The value, or after noting that it is wrong, a stand-in."""
+    """The value, or a stand-in after noting that it is wrong."""
     if kind.holds(value):
       return value
     self.refuse(name, value, kind.words)
     return kind.stand_in
 
   def refuse(self, key: str, value, expected: str) -> None:
-    """Notes a value that the decoder can't do."""
+    """Notes a value that the decoder does not support."""
     self.problems.append(f"{key}: got {shown(value)}, supported: {expected}")
 
 
 def shown(value) -> str:
-  """A value as errors show it."""
+  """A value as error messages show it."""
   text = repr(value)
   return text if len(text) <= 100 else f"{text[:97]}..."
 

@@ -1,8 +1,8 @@
-"""What the decoder's work costs at least, counted from its shapes: flops and bytes.
+"""Flops and bytes of the decoder's work, counted from its shapes; a lower bound.
 
-A product of [m, k] and [k, n] counts 2 m k n; norms, rotations, activations and softmax count
-nothing, nor does what is computed a second time to save memory or for padding. So these are the
-numbers that model-flops utilisation (PaLM, arXiv 2204.02311, appendix B) is defined with.
+A product of [m, k] and [k, n] counts 2 m k n. Norms, rotations, activations and softmax count
+nothing, nor do padding and what is computed twice to save memory. Model-flops utilisation (PaLM,
+arXiv 2204.02311, appendix B) is defined with these numbers.
 """
 
 import functools
@@ -19,8 +19,8 @@ class Work(NamedTuple):
   """A forward pass over some tokens."""
 
   tokens: int
-  pairs: int  # of a token and one that it sees, itself included
-  local_pairs: int  # the same in layers that see a window
+  pairs: int  # (token, token that it sees), itself included
+  local_pairs: int  # the same in layers with a sliding window
   scored: int  # tokens that have logits
 
   def __add__(self, other: "Work") -> "Work":
@@ -28,7 +28,7 @@ class Work(NamedTuple):
 
 
 def causal_pairs(length: int, window: int = 0) -> int:
-  """Of a row of so many tokens that see themselves and those before, `window` at most if > 0."""
+  """Pairs (token, token it sees) of a row of `length` tokens; a window > 0 limits what is seen."""
   near = min(length, window) if window else length
   return near * (near + 1) // 2 + (length - near) * near
 
@@ -36,7 +36,7 @@ def causal_pairs(length: int, window: int = 0) -> int:
 def work(
   config: decoder.DecoderConfig, groups: Iterable[tuple[int, Sequence[int]]], *, shared: bool
 ) -> Work:
-  """Of prompts with completions, all completion tokens scored.
+  """Work of prompts with completions, all completion tokens scored.
 
   Args:
     groups: (prompt tokens, tokens of each completion).
@@ -61,18 +61,16 @@ def _pairs(prompt: int, ends: Sequence[int], copies: int, window: int) -> int:
 
 @functools.cache  # finding the shapes takes as long as a small step
 def matrix_weights(config: decoder.DecoderConfig) -> int:
-  """Weights of all layers that one token is multiplied by; of a mixture, its own experts'."""
+  """Weights of all layers that a token is multiplied by; in a mixture, those of its experts."""
   blocks = policy.shapes(lora.base_config(config))["blocks"]
   per_expert = config.experts_per_token / config.num_experts if config.num_experts else 0
   share = lambda name: per_expert if name.startswith("experts_") else 1
-  matrices = {
-    name: x for name, x in blocks.items() if name.startswith(("w_", "experts_", "router"))
-  }
-  return round(sum(share(name) * x.size for name, x in matrices.items()))
+  matrices = [name for name in blocks if name.startswith(("w_", "experts_", "router"))]
+  return round(sum(share(name) * blocks[name].size for name in matrices))
 
 
 def forward_flops(config: decoder.DecoderConfig, work: Work) -> int:
-  """Without adapters, which add a percent or two."""
+  """Flops of a forward pass, without adapters, which add a percent or two."""
   local = sum(config.local_layers)
   pairs = (config.num_layers - local) * work.pairs + local * work.local_pairs
   return (
@@ -83,31 +81,30 @@ def forward_flops(config: decoder.DecoderConfig, work: Work) -> int:
 
 
 def train_flops(config: decoder.DecoderConfig, work: Work) -> int:
-  """Forward and backward: three times forward, twice where the weights are frozen."""
+  """Flops of forward and backward: three times forward, twice where the weights are frozen."""
   return (2 if config.lora_rank else 3) * forward_flops(config, work)
 
 
 class Step(NamedTuple):
-  """One token for each of some rows, through the cache."""
+  """Cost of decoding one token for each of some rows through the cache."""
 
   flops: int
-  bytes: int  # that have to be read: every weight once, and each row's keys and values
+  bytes: int  # read: every weight once, and each row's keys and values
 
 
 def decode_step(config: decoder.DecoderConfig, lengths: Sequence[int]) -> Step:
-  """Of rows that hold so many tokens, the new one included."""
+  """Cost of a step for rows that hold `lengths` tokens, the new one included."""
   seen = [min(n, config.sliding_window or n) for n in lengths]
   flops = forward_flops(config, Work(len(lengths), sum(lengths), sum(seen), len(lengths)))
-  number = jnp.dtype(config.compute_dtype).itemsize
+  itemsize = jnp.dtype(config.compute_dtype).itemsize
   local = sum(config.local_layers)
   read = (config.num_layers - local) * sum(lengths) + local * sum(seen)
-  return Step(
-    flops, weight_bytes(config) + 2 * read * config.num_kv_heads * config.head_dim * number
-  )
+  cache_bytes = 2 * read * config.num_kv_heads * config.head_dim * itemsize
+  return Step(flops, weight_bytes(config) + cache_bytes)
 
 
 def weight_bytes(config: decoder.DecoderConfig) -> int:
-  """Of all parameters as they are computed with; an embedding that is only looked up left out."""
+  """Bytes of all parameters in the compute dtype, without an embedding that is only looked up."""
   shapes = policy.cast(config, policy.shapes(lora.base_config(config)))
   if not config.tied_embeddings:
     shapes = {name: x for name, x in shapes.items() if name != "embedding"}

@@ -1,9 +1,7 @@
 """Decoder-only transformer in the forms of Llama 3, Qwen2.5, Qwen3 and Gemma 3.
 
-RMSNorm, RoPE, grouped-query attention, a gated MLP or a mixture of such, scanned layers; what the
-families differ in is configuration.
-
-Dimension suffixes as in `types`: x_BxTxD is an array [rows, tokens, width].
+RMSNorm, RoPE, grouped-query attention, a gated MLP or a mixture of experts, scanned layers; the
+families differ in configuration only. x_BxTxD is an array [rows, tokens, width] (`types`).
 """
 
 import dataclasses
@@ -33,7 +31,7 @@ class DecoderConfig:
   rope_theta: float
   norm_eps: float
   tied_embeddings: bool
-  # What published models differ in.
+  # Differences between published models.
   scaled_embeddings: bool = True  # embeddings are multiplied by sqrt(width): ours, Gemma
   activation: str = "silu"  # of the MLP's gate: "silu" (SwiGLU) | "gelu_tanh" (GeGLU)
   qkv_bias: bool = False  # Qwen2
@@ -64,10 +62,10 @@ class DecoderConfig:
   lora_targets: tuple[str, ...] = ()  # of names.LORA_INPUT_AXES
 
 
-class View(NamedTuple):
-  """What the tokens of a layer see, and by how much their heads turn."""
+class LayerView(NamedTuple):
+  """The tokens that a layer's tokens see, and the angles by which their heads turn."""
 
-  visible_BxTxS: jax.Array | None  # bool; with a cache, `paging.attend` knows
+  visible_BxTxS: jax.Array | None  # bool; None with a cache, where `paging.attend` decides
   angle_BxTxR: jax.Array
   segments_BxT: jax.Array | None  # of packed rows (`types.PackedRows`)
   is_local: jax.Array | None  # bool, where some layers see a window only
@@ -112,9 +110,8 @@ def rms_norm(x: jax.Array, scale: jax.Array, config: DecoderConfig) -> jax.Array
 
 
 def _fan_in(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
-  """Truncated normal with variance 1 / fan_in."""
-  stddev = fan_in**-0.5
-  return nnx.Param(nnx.initializers.truncated_normal(stddev)(rngs.params(), shape, jnp.float32))
+  init = nnx.initializers.truncated_normal(fan_in**-0.5)
+  return nnx.Param(init(rngs.params(), shape, jnp.float32))
 
 
 class Block(nnx.Module):
@@ -162,7 +159,7 @@ class Block(nnx.Module):
           setattr(self, name + int8.SCALE, nnx.Param(scale))
 
   def matrix(self, name: str):
-    """In the dtype that is computed in."""
+    """A matrix of the block in the compute dtype."""
     w = getattr(self, name)[...]
     if not self.config.int8_weights:
       return w
@@ -170,13 +167,13 @@ class Block(nnx.Module):
     return w.astype(scale.dtype) * scale
 
   def adapted(self, name: str, x, y):
-    """The product y of x with a matrix, and what its adapter adds where it has one."""
+    """The product y of x with a matrix, plus that of its adapter if it has one."""
     if name not in self.config.lora_targets:
       return y
     a, b = getattr(self, name + lora.A)[...], getattr(self, name + lora.B)[...]
     return y + lora.product(x, a, b, self.config)
 
-  def attention(self, x_BxTxD, positions_BxT, view: View, cache: paging.LayerCache | None):
+  def attention(self, x_BxTxD, positions_BxT, view: LayerView, cache: paging.LayerCache | None):
     """Returns the attention output [B, T, D] and the cache with these tokens."""
     c = self.config
     q_BxTxHxC = jnp.einsum("btd,dhc->bthc", x_BxTxD, self.matrix("w_q"))
@@ -215,13 +212,13 @@ class Block(nnx.Module):
     h_BxTxF = constrain(gate * up, "batch", None, "mlp")
     return self.adapted("w_down", h_BxTxF, project(h_BxTxF, self.matrix("w_down")))
 
-  def load(self, x_BxTxD, view: View) -> mixture.Load:
-    """How the router spreads the normed tokens [B, T, D] of packed rows; padding is not counted."""
+  def load(self, x_BxTxD, view: LayerView) -> mixture.Load:
+    """Router statistics of the normed tokens [B, T, D] of packed rows; padding does not count."""
     c, x_UxD = self.config, x_BxTxD.reshape(-1, self.config.width)
     _, chosen = mixture.route(x_UxD, self.router[...], c.experts_per_token, c.normalized_router)
     return mixture.load(x_UxD, self.router[...], chosen, view.segments_BxT.reshape(-1) > 0)
 
-  def __call__(self, x_BxTxD, positions_BxT, view: View, cache):
+  def __call__(self, x_BxTxD, positions_BxT, view: LayerView, cache):
     """Returns x, the cache, and the router's load (None without experts or packing)."""
     c = self.config
     normed = rms_norm(x_BxTxD, self.attention_norm[...], c)
@@ -248,8 +245,7 @@ class Decoder(nnx.Module):
 
     @nnx.split_rngs(splits=c.num_layers)
     @nnx.vmap(in_axes=(0,), out_axes=0)
-    def stacked(rngs):
-      """All layers as one, their parameters stacked in front."""
+    def stacked(rngs):  # all layers, their parameters stacked in front
       return Block(config, rngs)
 
     self.blocks = stacked(rngs)
@@ -263,8 +259,8 @@ class Decoder(nnx.Module):
     Args:
       tokens_BxT: int32 token ids.
       positions_BxT: int32 place of each token in its row.
-      cache: None for a forward pass over whole rows (causal), else the state to extend; a token
-        sees the positions up to its own.
+      cache: the state to extend, in which a token sees the positions up to its own; None for a
+        causal pass over whole rows.
 
     Returns:
       float32 logits [B, T, V] of the token after each position, and the cache or None.
@@ -273,10 +269,11 @@ class Decoder(nnx.Module):
     return self.logits(x_BxTxD), cache
 
   def hidden(self, tokens_BxT, positions_BxT, cache: paging.Cache | None = None, packing=None):
-    """As `__call__`, but the last hidden states [B, T, D] in place of logits, and router loads.
+    """The last hidden states [B, T, D], the cache, and router loads.
 
-    `packing`: int32 segments and branches [B, T] of packed rows (`types.PackedRows`), no cache.
-    Loads [L, ...] are there for packed rows and a mixture of experts, else None.
+    Arguments as for `__call__`; `packing`: int32 segments and branches [B, T] of packed rows
+    (`types.PackedRows`), without a cache. Loads [L, ...] exist for packed rows and a mixture of
+    experts, else None.
     """
     c = self.config
     x_BxTxD = constrain(self.embedding[...][tokens_BxT], "batch", None, None)
@@ -294,7 +291,6 @@ class Decoder(nnx.Module):
     @nnx.scan(in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     @_rematerialised(c.remat)
     def layer(block, carried, of_layer):
-      """One layer of the scan: its number, and whether it sees a window only."""
       (x_BxTxD, pool), (number, is_local) = carried, of_layer
       view = everything
       if is_local is not None:
@@ -317,7 +313,7 @@ class Decoder(nnx.Module):
 
 
 def output_name(config: DecoderConfig) -> str:
-  """The parameter that last hidden states are multiplied by."""
+  """Name of the parameter that multiplies the last hidden states."""
   return "embedding" if config.tied_embeddings else "unembedding"
 
 
@@ -332,17 +328,16 @@ def logits(config: DecoderConfig, output, x_BxTxD):
 
 
 def project(x_BxTxD, w_DxF):
-  """[B, T, F], as a product of two matrices.
+  """x @ w -> [B, T, F], as a product of two matrices.
 
-  The same as `x @ w`, where XLA for CPU, because tokens have two axes, writes them transposed, an
-  element at a time, for the gradient of `w`: a quarter of a training step's time.
+  For `x @ w` with two axes of tokens, XLA on CPU transposes them element by element in the gradient
+  of `w`, which costs a quarter of a training step.
   """
   x_UxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
   return (x_UxD @ w_DxF).reshape(*x_BxTxD.shape[:-1], -1)
 
 
 def _rematerialised(name: str):
-  """Decorator of a layer."""
   if name == "none":
     return lambda layer: layer
   policy = getattr(jax.checkpoint_policies, names.REMAT[name])
@@ -351,18 +346,18 @@ def _rematerialised(name: str):
 
 
 def _packed_view(positions_BxT, segments_BxT, branches_BxT):
-  """(visible, tokens behind) [B, T, T]: own completion and its prompt, nothing that comes later."""
+  """(visible, tokens behind) [B, T, T]: a token sees its completion and its prompt up to itself."""
   behind = positions_BxT[:, :, None] - positions_BxT[:, None, :]
   same_prompt = segments_BxT[:, :, None] == segments_BxT[:, None, :]
   seen = branches_BxT[:, None, :]
-  own = (seen == 0) | (seen == branches_BxT[:, :, None])
-  return same_prompt & own & (behind >= 0), behind
+  same_branch = (seen == 0) | (seen == branches_BxT[:, :, None])
+  return same_prompt & same_branch & (behind >= 0), behind
 
 
 def _views(
   config: DecoderConfig, positions_BxT, visible, behind, *, segments_BxT=None
-) -> tuple[View, View | None]:
-  """Of layers that see everything before them, and of local ones where there are any.
+) -> tuple[LayerView, LayerView | None]:
+  """Views of layers that see everything before them, and of local ones if there are any.
 
   Args:
     visible: bool [B, T, S], who sees whom without a window; None with a cache.
@@ -370,7 +365,7 @@ def _views(
   """
   c = config
   turns = rope.frequencies(c.rope_theta, c.head_dim, c.rope_scaling)
-  everything = View(visible, rope.angles(positions_BxT, turns), segments_BxT, None)
+  everything = LayerView(visible, rope.angles(positions_BxT, turns), segments_BxT, None)
   if not c.local_layers:
     return everything, None
   turns = rope.frequencies(c.local_rope_theta, c.head_dim, c.local_rope_scaling)

@@ -1,28 +1,19 @@
 """config.json of a published checkpoint -> the decoder's configuration.
 
-A file means here what it means to transformers 5: with its defaults for keys that are left out, and
-its precedence where two keys say the same. Every key is read, known to be harmless, or refused: a
-model that computes something slightly else would train without an error and never be found out.
+A file means what it means to transformers 5, with its defaults for missing keys and its precedence
+where two keys say the same. Every key is read, known to be harmless, or refused: a model that
+computes something slightly different would train without an error.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from offpolicy_rl.model import config_reader, rope_keys
-from offpolicy_rl.model.config_reader import (
-  FEW,
-  FLAG,
-  NOT_NEGATIVE,
-  POSITIVE,
-  SIZE,
-  Kind,
-  Reader,
-  shown,
-)
+from offpolicy_rl.model.config_reader import FEW, FLAG, NOT_NEGATIVE, POSITIVE, SIZE, Kind, Reader
 from offpolicy_rl.model.decoder import DecoderConfig
 from offpolicy_rl.model.rope_keys import FULL, LOCAL
 
-# What transformers takes for a key that is left out (`Family.defaults`).
+# Defaults of transformers for missing keys (`Family.defaults`).
 _LLAMA = {
   "vocab_size": 32_000,
   "hidden_size": 4096,
@@ -79,9 +70,9 @@ _GEMMA3 = _GEMMA2 | {
 
 
 class Family(NamedTuple):
-  """What models of one model_type compute differently from Llama, whatever their config.json."""
+  """Differences of a model_type from Llama that its config.json does not say."""
 
-  defaults: Mapping = _LLAMA  # of keys that are left out
+  defaults: Mapping = _LLAMA  # of missing keys
   nulls: tuple[str, ...] = ("num_key_value_heads", "head_dim")  # keys that may be null
   qkv_bias: bool = False  # biases at queries, keys and values
   qk_norm: bool = False  # RMSNorm of every query and key
@@ -101,24 +92,16 @@ FAMILIES = {
   "gemma2": Family(_GEMMA2, _SOFTCAPS, gemma=2),
   "gemma3_text": Family(_GEMMA3, _SOFTCAPS, gemma=3, qk_norm=True),
 }
-_ACTIVATIONS = {
-  "silu": "silu",
-  "swish": "silu",
-  "gelu_pytorch_tanh": "gelu_tanh",
-  "gelu_new": "gelu_tanh",
-}
+_ACTIVATIONS = dict.fromkeys(("silu", "swish"), "silu")
+_ACTIVATIONS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_new"), "gelu_tanh")
 _ACTIVATION = Kind(
   ", ".join(_ACTIVATIONS), lambda x: isinstance(x, str) and x in _ACTIVATIONS, "silu"
 )
 
 
-def _keys(text: str) -> set[str]:
-  return set(text.split())
-
-
 # Keys that do not change what a forward pass computes: of the configuration itself
 # (dual_chunk_attention_config is Qwen2.5-1M's, which transformers ignores), ...
-_HARMLESS = _keys(
+_HARMLESS = str.split(
   "_attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash "
   "_experts_implementation_internal _flash_attn_2_enabled _name_or_path architectures "
   "attention_dropout attn_implementation bos_token_id cache_implementation "
@@ -130,21 +113,21 @@ _HARMLESS = _keys(
   "use_cache"
 )
 # ... about training or encoders, from transformers 4, ...
-_HARMLESS |= _keys(
+_HARMLESS += str.split(
   "add_cross_attention cross_attention_hidden_size decoder_start_token_id finetuning_task "
   "gradient_checkpointing is_decoder neftune_noise_alpha prefix pruned_heads sep_token_id "
   "task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript "
   "use_bfloat16"
 )
 # ... and about generation, which transformers 5 drops.
-_HARMLESS |= _keys(
+_HARMLESS += str.split(
   "bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping "
   "encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id "
   "forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups "
   "num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty "
   "return_dict_in_generate suppress_tokens temperature top_k top_p typical_p"
 )
-# Keys that may be there with these values only.
+# Keys that may have these values only.
 _DTYPES = (None, "bfloat16", "float16", "float32")
 _FIXED = {
   "attention_bias": (False,),  # of all four projections; Qwen2's bias of three is its own
@@ -164,7 +147,7 @@ _FIXED = {
   "use_sliding_window": (False,),
 }
 _MOST_EXPERTS = 100_000  # of all layers; each has tensors with names
-# Key of our own, written by the import: unknown keys that its user knows to change nothing.
+# Written by the import: unknown keys that the user says change nothing.
 IGNORED = "offpolicy_rl_ignored_keys"
 
 
@@ -183,20 +166,22 @@ def parse(text: str) -> dict:
 def read(keys: dict) -> DecoderConfig:
   """The architecture that a parsed config.json describes.
 
-  Unknown keys that the list under `IGNORED` names do not matter.
+  Unknown keys listed under `IGNORED` are passed over.
 
   Raises:
-    UnsupportedModel: lists every key that is unknown, or asks for something else.
+    UnsupportedModel: lists every key that is unknown or asks for something unsupported.
   """
   name = keys.get("model_type")
   if not isinstance(name, str) or name not in FAMILIES:
     supported = ", ".join(FAMILIES) + (
       "; models of images and text are not, nor their text part" * ("text_config" in keys)
     )
-    raise UnsupportedModel(f"config.json: model_type: got {shown(name)}, supported: {supported}")
+    raise UnsupportedModel(
+      f"config.json: model_type: got {config_reader.shown(name)}, supported: {supported}"
+    )
   r = Reader(keys, FAMILIES[name])
-  config = _config(r, r.family)
-  _refuse_the_rest(r, r.family)
+  config = _config(r)
+  _refuse_the_rest(r)
   if not r.problems:
     _check_shapes(r, config)
   if r.problems:
@@ -204,13 +189,13 @@ def read(keys: dict) -> DecoderConfig:
   return config
 
 
-def _config(r: Reader, family: Family) -> DecoderConfig:
-  gemma = bool(family.gemma)
+def _config(r: Reader) -> DecoderConfig:
+  family, gemma = r.family, bool(r.family.gemma)
   width, heads = r.get("hidden_size", SIZE), r.get("num_attention_heads", SIZE)
   layers = r.get("num_hidden_layers", FEW)
-  r.get("max_position_embeddings", SIZE)  # for nothing, but what else it may be is not known
+  r.get("max_position_embeddings", SIZE)  # not used, but a strange value means an unknown format
   activation = r.get("hidden_activation" if gemma else "hidden_act", _ACTIVATION)
-  special = _of_gemma(r, family.gemma, layers) if gemma else _of_others(r, family, layers)
+  special = _gemma_keys(r, layers) if gemma else _other_keys(r, layers)
   return DecoderConfig(
     vocab_size=r.get("vocab_size", SIZE),
     num_layers=layers,
@@ -249,26 +234,26 @@ def _check_shapes(r: Reader, config: DecoderConfig) -> None:
     r.refuse("num_experts_per_tok", config.experts_per_token, most)
 
 
-def _of_others(r: Reader, family: Family, layers: int) -> dict:
-  """What is particular to models in which every layer sees all tokens."""
+def _other_keys(r: Reader, layers: int) -> dict:
+  """Fields of models in which every layer sees all tokens."""
   theta, scaling = rope_keys.of_all_layers(r)
   r.seen.add("layer_types")
   kinds = r.keys.get("layer_types")
   if kinds not in (None, [FULL] * layers):
     r.refuse("layer_types", kinds, f"{layers} times {FULL}")
-  if family.window_switch or r.keys.get("sliding_window") is None:
+  if r.family.window_switch or r.keys.get("sliding_window") is None:
     r.seen.add("sliding_window")  # written, but not used
   return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def _of_gemma(r: Reader, version: int, layers: int) -> dict:
-  """What is particular to Gemma 2 and 3."""
+def _gemma_keys(r: Reader, layers: int) -> dict:
+  version = r.family.gemma
   full, local = [rope_keys.of_all_layers(r)] * 2 if version == 2 else rope_keys.of_gemma3(r)
   cap = r.get("attn_logit_softcapping", POSITIVE)
   if version == 3 and cap:  # transformers reads the key and does nothing
     r.refuse("attn_logit_softcapping", cap, "None")
   window = r.get("sliding_window", SIZE)
-  # What counts are hidden_activation, and in Gemma 2 every second layer.
+  # hidden_activation counts instead, and in Gemma 2 every second layer is local.
   r.seen |= {"hidden_act", "sliding_window_pattern", "_sliding_window_pattern"}
   if r.keys.get("sliding_window_size") == window:  # in gemma-2-9b, too
     r.seen.add("sliding_window_size")
@@ -286,7 +271,7 @@ def _of_gemma(r: Reader, version: int, layers: int) -> dict:
 
 
 def _local_layers(r: Reader, version: int, layers: int) -> tuple[bool, ...]:
-  """Which layers see a window only: those that a list says, or all but every n-th."""
+  """Whether each layer sees a window only: as the list says, else all but every n-th."""
   r.seen.add("layer_types")
   kinds = r.keys.get("layer_types")
   if kinds is None:
@@ -311,8 +296,9 @@ def _experts(r: Reader) -> dict:
   }
 
 
-def _refuse_the_rest(r: Reader, family: Family) -> None:
-  # What some files say of every model of their family.
+def _refuse_the_rest(r: Reader) -> None:
+  family = r.family
+  # Some files say this of every model of their family.
   fixed = _FIXED | {"qkv_bias": (family.qkv_bias,), "use_qk_norm": (family.qk_norm,)}
   if family.qkv_bias:  # written by some, read by nobody
     fixed["attention_bias"] = (False, True)
@@ -324,7 +310,7 @@ def _refuse_the_rest(r: Reader, family: Family) -> None:
   if not isinstance(ignored, list) or not all(isinstance(key, str) for key in ignored):
     r.refuse(IGNORED, ignored, "a list of keys")
     return
-  unknown = sorted(r.keys.keys() - r.seen - _HARMLESS - fixed.keys() - {IGNORED, *ignored})
+  unknown = sorted(r.keys.keys() - r.seen - fixed.keys() - {IGNORED, *_HARMLESS, *ignored})
   if unknown:
     r.problems.append(
       f"unknown keys {unknown} (--ignore=KEY for those that do not change what the model computes)"

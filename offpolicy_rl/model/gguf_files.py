@@ -1,7 +1,7 @@
-"""GGUF files, dequantised, as published checkpoints: config.json, tensors by their usual names.
+"""GGUF files, dequantised, as published checkpoints: config.json and tensors by their usual names.
 
-The `gguf` package (extra "gguf") reads and dequantises. GGUF files of Llama keep the rows of Q and
-K in the order of interleaved rotations; they are put back in the half-split order here.
+The `gguf` package (extra "gguf") reads and dequantises. GGUF files of Llama store the rows of Q and
+K in the order of interleaved rotations; here they return to the half-split order.
 """
 
 import pathlib
@@ -12,8 +12,7 @@ import numpy as np
 
 from offpolicy_rl.model import families
 
-_SAME_ROWS = {"qwen2": "qwen2", "qwen3": "qwen3"}
-_FAMILIES = {"llama": "llama", **_SAME_ROWS}  # general.architecture -> model_type
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # general.architecture, which is also the model_type
 _KEYS = {  # config.json -> metadata after "ARCHITECTURE."
   "num_hidden_layers": "block_count",
   "hidden_size": "embedding_length",
@@ -29,7 +28,7 @@ _OPTIONAL = {
 }
 _SCALING = "rope.scaling.type"
 _ROPE_FACTORS = "rope_freqs.weight"  # the scaling of Llama 3.1, worked out
-# Those that do not change what is computed, the last three only where nothing is scaled.
+# They change nothing; the last three only as long as nothing is scaled.
 _HARMLESS = {
   "vocab_size",
   "tensor_data_layout",
@@ -64,7 +63,7 @@ class GgufFile:
   """An opened GGUF file."""
 
   def __init__(self, path: pathlib.Path):
-    """Raises GgufError for a file that is none, or whose architecture is not covered."""
+    """Raises GgufError for a file that is not GGUF, or an architecture that is not covered."""
     try:
       import gguf
     except ImportError:
@@ -76,9 +75,9 @@ class GgufFile:
     except Exception as error:  # it raises whatever its parsing runs into
       raise GgufError(f"{path}: no whole GGUF file: {error}") from None
     self.architecture = self.get("general.architecture")
-    if not isinstance(self.architecture, str) or self.architecture not in _FAMILIES:
+    if not isinstance(self.architecture, str) or self.architecture not in _ARCHITECTURES:
       raise GgufError(
-        f"{path}: general.architecture: got {self.architecture!r}, supported: {sorted(_FAMILIES)}"
+        f"{path}: general.architecture: got {self.architecture!r}, supported: {[*_ARCHITECTURES]}"
       )
     if self.get("split.count", 1) != 1:
       raise GgufError(
@@ -87,18 +86,18 @@ class GgufFile:
       )
 
   def get(self, key: str, default=None):
-    """A value of the metadata; GgufError when it is not there and has no default."""
-    found = self._metadata.get(key, default)
-    if found is None:
+    """A value of the metadata; GgufError where it is missing without a default."""
+    value = self._metadata.get(key, default)
+    if value is None:
       raise GgufError(f"{self._path}: {key} missing")
-    return found
+    return value
 
   def config_json(self) -> dict:
-    """What its config.json would say.
+    """The keys of its config.json.
 
     Raises:
-      GgufError: a key or tensor is missing or unknown, or asks for what is not read.
-      families.UnsupportedModel: a size can't be one.
+      GgufError: a key or tensor is missing, unknown, or not supported.
+      families.UnsupportedModel: a size is out of range.
     """
     prefix = f"{self.architecture}."
     given = {k.removeprefix(prefix): k for k in self._metadata if k.startswith(prefix)}
@@ -118,13 +117,13 @@ class GgufFile:
     if unknown:
       raise GgufError(f"{self._path}: unknown keys {unknown}")
     keys = _KEYS | {name: key for name, key in _OPTIONAL.items() if key in given}
-    found = {name: self.get(prefix + key) for name, key in keys.items()}
-    # What is left out follows from the other sizes, as in a config.json of Qwen2.
-    sizes = families.read({"num_key_value_heads": None} | found | {"model_type": "qwen2"})
-    found |= {
+    config = {name: self.get(prefix + key) for name, key in keys.items()}
+    # Missing sizes follow from the others, as in a config.json of Qwen2.
+    sizes = families.read({"num_key_value_heads": None} | config | {"model_type": "qwen2"})
+    config |= {
       "num_key_value_heads": sizes.num_kv_heads,
       "head_dim": sizes.head_dim,
-      "model_type": _FAMILIES[self.architecture],
+      "model_type": self.architecture,
       "hidden_act": "silu",
       "vocab_size": rows["token_embd.weight"],
       "tie_word_embeddings": "output.weight" not in rows,
@@ -136,7 +135,7 @@ class GgufFile:
           f"{self._path}: {prefix}{key}: got {self.get(prefix + key)}, supported: "
           f"{sizes.head_dim}, the channels of a head"
         )
-    return found
+    return config
 
   def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
     """Published name and float32 values of every tensor."""
@@ -149,7 +148,6 @@ class GgufFile:
         raise GgufError(f"{self._path}: tensor {tensor.name!r}: {error}") from None
 
   def _in_order(self, name: str, values: np.ndarray) -> np.ndarray:
-    """With rows of Q and K as published ones are."""
     if self.architecture != "llama" or not (".q_proj." in name or ".k_proj." in name):
       return values
     heads = self.get("llama.attention.head_count")
@@ -166,6 +164,6 @@ class GgufFile:
 
 
 def _half_split(rows: np.ndarray, heads: int) -> np.ndarray:
-  """Rows of a projection, pairs interleaved -> first halves of all pairs, then the second ones."""
+  """Rows of a projection: interleaved pairs -> first halves of all pairs, then second halves."""
   pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
   return pairs.swapaxes(1, 2).reshape(rows.shape)

@@ -1,8 +1,8 @@
-"""Matrices of the layers as 8-bit integers with a scale per output: for sampling, not for training.
+"""Matrices of the layers as 8-bit integers with a scale per output; for sampling, not for training.
 
-w is held as q = round(w / s) with s = max |w| / 127 over what a product sums up, so that a matrix
-takes a quarter of its float32 memory; it is multiplied out where a layer uses it. Embeddings stay
-as they are. What is then sampled from differs from the learner's policy: see `mismatch/max`.
+w is stored as q = round(w / s) with s = max |w| / 127 over the axes that a product sums, in a
+quarter of its float32 memory, and multiplied out where a layer uses it. Embeddings stay as they
+are. The sampler's policy then differs from the learner's: see `mismatch/max`.
 """
 
 import jax
@@ -10,22 +10,16 @@ import jax.numpy as jnp
 
 SCALE = "_scale"
 # Matrices of a block -> the axes that their product sums over, without the layers' in front.
-SUMMED_AXES = {
-  "w_q": (0,),
-  "w_k": (0,),
-  "w_v": (0,),
-  "w_o": (0, 1),
-  "w_gate": (0,),
-  "w_up": (0,),
-  "w_down": (0,),
-  "experts_gate": (1,),
-  "experts_up": (1,),
-  "experts_down": (1,),
-}
+SUMMED_AXES = (
+  dict.fromkeys(("w_q", "w_k", "w_v"), (0,))
+  | {"w_o": (0, 1)}
+  | dict.fromkeys(("w_gate", "w_up", "w_down"), (0,))
+  | dict.fromkeys(("experts_gate", "experts_up", "experts_down"), (1,))
+)
 
 
 def param_axes(axes: dict[str, tuple]) -> dict[str, tuple]:
-  """Logical axes of scales from those of the matrices."""
+  """Logical axes of the scales, from those of the matrices."""
   return {
     name + SCALE: tuple(None if i - 1 in summed else x for i, x in enumerate(axes[name]))
     for name, summed in SUMMED_AXES.items()
@@ -42,7 +36,7 @@ def pair(w: jax.Array, summed: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def quantize(params: dict) -> dict:
-  """Parameters of a decoder -> those of the same one with `int8_weights`."""
+  """Parameters of a decoder -> parameters of the same decoder with `int8_weights`."""
   blocks = dict(params["blocks"])
   for name, summed in SUMMED_AXES.items():
     if name in blocks:

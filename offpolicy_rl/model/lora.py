@@ -4,7 +4,7 @@ Hu et al., "LoRA", arXiv 2106.09685. An adapter of the parameter `w` is the pair
 [layers, inputs of w, rank] and `w_lora_b` [layers, rank, outputs of w] beside it. B begins at 0, so
 that fresh adapters change nothing.
 
-A *whole* tree has base and adapters in it; `base_config` is the configuration of the base alone.
+A *full* tree has base and adapters in it; `base_config` is the configuration of the base alone.
 """
 
 import dataclasses
@@ -24,22 +24,22 @@ def shapes(name: str, shape: tuple[int, ...], rank: int) -> tuple[tuple, tuple]:
 
 
 def param_axes(axes: dict[str, tuple]) -> dict[str, tuple]:
-  """Logical axes of adapters from those of the matrices (layers in front); ranks are whole."""
-  found = {}
+  """Logical axes of adapters from those of the matrices (layers in front); ranks are not split."""
+  adapters = {}
   for name, inputs in LORA_INPUT_AXES.items():
-    layer, *own = axes[name]
-    found[name + A] = (layer, *own[:inputs], None)
-    found[name + B] = (layer, None, *own[inputs:])
-  return found
+    layer, *matrix = axes[name]
+    adapters[name + A] = (layer, *matrix[:inputs], None)
+    adapters[name + B] = (layer, None, *matrix[inputs:])
+  return adapters
 
 
 def scale(config) -> float:
-  """What A B is multiplied by."""
+  """alpha / rank, the factor of A B."""
   return config.lora_alpha / config.lora_rank
 
 
 def product(x, a, b, config):
-  """What an adapter adds to a layer's product: x [..., inputs], A, B -> [..., outputs]."""
+  """The adapter's part of a layer's product: x [..., inputs], A, B -> [..., outputs]."""
   low = jnp.tensordot(x, a, axes=a.ndim - 1)
   return scale(config) * jnp.tensordot(low, b, axes=1)
 
@@ -50,7 +50,7 @@ def base_config(config):
 
 
 def split(params: dict) -> tuple[dict, dict]:
-  """A whole tree -> (base, adapters); nothing is copied."""
+  """A full tree -> (base, adapters); nothing is copied."""
   blocks = params["blocks"]
   adapters = {name: x for name, x in blocks.items() if name.endswith((A, B))}
   base = {name: x for name, x in blocks.items() if name not in adapters}
@@ -63,16 +63,16 @@ def join(base: dict, adapters: dict) -> dict:
 
 
 def trained(config, params: dict) -> dict:
-  """What of a whole tree is trained: the adapters, or everything where there are none."""
+  """The trained part of a full tree: the adapters, or everything where there are none."""
   return split(params)[1] if config.lora_rank else params
 
 
 def merge(config, base: dict, adapters: dict) -> dict:
-  """Parameters of the plain decoder that computes the same; untouched ones are those of `base`.
+  """Parameters of the plain decoder that computes the same; the others are those of `base`.
 
   Args:
     config: with adapters.
-    base: parameters of `base_config(config)` in any dtype, which the result keeps; sums: float32.
+    base: parameters of `base_config(config)` in any dtype, which the result keeps; sums in float32.
   """
   blocks, pairs = base["blocks"], adapters["blocks"]
   merged = {
@@ -85,7 +85,7 @@ def merge(config, base: dict, adapters: dict) -> dict:
 @jax.jit
 def _merged(w, a, b, factor):
   layers, rank = b.shape[:2]
-  # In full precision: where a product of float32 is rounded to bfloat16, small updates would go.
+  # In full precision: rounding the product to bfloat16 would lose small updates.
   product = jnp.matmul(
     a.reshape(layers, -1, rank), b.reshape(layers, rank, -1), precision=jax.lax.Precision.HIGHEST
   )

@@ -1,6 +1,6 @@
-"""Mixture of experts: every token is worked on by the few experts that its router likes best.
+"""Mixture of experts: each token is processed by the few experts that its router scores highest.
 
-Dimension suffixes as in `types`: U tokens, W experts per token, F width of an expert.
+Letters as in `types`: U tokens, W experts per token, F width of an expert.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ def route(
 ) -> tuple[jax.Array, jax.Array]:
   """Softmax router -> weights float32 [U, W] and experts int32 [U, W] of each token.
 
-  `normalize`: the weights of the chosen experts add up to 1 (Qwen3-MoE, arXiv 2505.09388).
+  `normalize`: the weights of a token's experts add up to 1 (Qwen3-MoE, arXiv 2505.09388).
   """
   odds_UxE = jax.nn.softmax((x_UxD @ router_DxE).astype(jnp.float32))
   weights_UxW, chosen_UxW = jax.lax.top_k(odds_UxE, experts_per_token)
@@ -26,38 +26,38 @@ def route(
 
 
 def apply(x_UxD, weights_UxW, chosen_UxW, gate_ExDxF, up_ExDxF, down_ExFxD, activation):
-  """The experts' gated MLPs, weighted -> [U, D].
+  """The weighted sum of the experts' gated MLPs -> [U, D].
 
-  Tokens are sorted by expert, so that each expert's are one block of a grouped matrix product; no
-  expert has a capacity, no token is dropped. Where a mesh splits the experts, each shard adds what
-  its own contribute.
+  Tokens are sorted by expert, so that each expert's form one block of a grouped matrix product; no
+  expert has a capacity and no token is dropped. Where a mesh splits the experts, each shard adds
+  the contribution of its experts.
   """
 
   def local(first, x_UxD, weights_UxW, chosen_UxW, gate, up, down):
-    """What the experts of one shard, from number `first` on, add to the tokens [U, D]."""
-    held, (tokens, per_token) = gate.shape[0], chosen_UxW.shape
-    mine_UxW = chosen_UxW - first
-    own_UxW = (mine_UxW >= 0) & (mine_UxW < held)
-    mine = jnp.where(own_UxW, mine_UxW, held).reshape(-1)  # those of other shards come last
-    order = jnp.argsort(mine, stable=True)
-    sizes = jnp.bincount(mine, length=held + 1)[:held].astype(jnp.int32)
-    # Rows behind the last block are nobody's: what a product holds there is not defined, nor is
-    # its gradient. One select keeps it out of the tokens' gradient, another out of the result.
-    in_block = (mine[order] < held)[:, None]
+    """Contribution [U, D] of the experts of one shard, the first of which has number `first`."""
+    experts, (tokens, per_token) = gate.shape[0], chosen_UxW.shape
+    expert_UxW = chosen_UxW - first
+    is_here_UxW = (expert_UxW >= 0) & (expert_UxW < experts)
+    expert = jnp.where(is_here_UxW, expert_UxW, experts).reshape(-1)  # other shards' come last
+    order = jnp.argsort(expert, stable=True)
+    sizes = jnp.bincount(expert, length=experts + 1)[:experts].astype(jnp.int32)
+    # Rows behind the last block belong to no expert: their product and its gradient are undefined.
+    # One select keeps them out of the tokens' gradient, another out of the result.
+    in_block = (expert[order] < experts)[:, None]
     sorted_x = jnp.where(in_block, x_UxD[order // per_token], 0)
     h = activation(jax.lax.ragged_dot(sorted_x, gate, sizes))
     h = h * jax.lax.ragged_dot(sorted_x, up, sizes)
     sorted_y = jax.lax.ragged_dot(h, down, sizes)
     y_UxWxD = sorted_y[jnp.argsort(order)].reshape(tokens, per_token, -1)
-    y_UxWxD = jnp.where(own_UxW[..., None], y_UxWxD, 0)
+    y_UxWxD = jnp.where(is_here_UxW[..., None], y_UxWxD, 0)
     return jnp.einsum("uwd,uw->ud", y_UxWxD, weights_UxW.astype(y_UxWxD.dtype))
 
-  given = (x_UxD, weights_UxW, chosen_UxW)
-  return sharding.sum_over_experts(local, given, (gate_ExDxF, up_ExDxF, down_ExFxD))
+  tokens = (x_UxD, weights_UxW, chosen_UxW)
+  return sharding.sum_over_experts(local, tokens, (gate_ExDxF, up_ExDxF, down_ExFxD))
 
 
 class Load(NamedTuple):
-  """How a layer's router spread the tokens; sums, so that those of several parts add up."""
+  """Sums over tokens of how a layer's router spread them; those of several parts add up."""
 
   assigned_E: jax.Array  # float32, tokens that chose an expert
   odds_E: jax.Array  # float32, of the router's softmax
@@ -66,7 +66,7 @@ class Load(NamedTuple):
 
 
 def load(x_UxD, router_DxE, chosen_UxW, valid_U) -> Load:
-  """Of the tokens that `valid_U` (bool) counts."""
+  """Sums over the tokens that `valid_U` (bool) marks."""
   log_odds_UxE = jax.nn.log_softmax((x_UxD @ router_DxE).astype(jnp.float32))
   odds_UxE = jnp.exp(log_odds_UxE)
   counted_U = valid_U.astype(jnp.float32)

@@ -19,10 +19,10 @@ RULES = {
 # Matrices of a block that can have an adapter -> how many of their leading axes are inputs.
 LORA_INPUT_AXES = {"w_q": 1, "w_k": 1, "w_v": 1, "w_o": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
 
-# What the backward pass computes a second time -> its name in jax.checkpoint_policies.
+# learner.remat -> the name in jax.checkpoint_policies of what the backward pass keeps.
 REMAT = {"none": None, "dots": "dots_with_no_batch_dims_saveable", "full": "nothing_saveable"}
 
 
 def batch_shards(mesh: Mapping[str, int]) -> int:
-  """Number of parts that a batch's rows are split into; `mesh`: axis -> size."""
+  """Number of parts that the rows of a batch are split into; `mesh`: axis -> size."""
   return math.prod(mesh[axis] for axis in RULES["batch"])

@@ -1,17 +1,15 @@
-"""Decoding's attention to the paged cache as one fused kernel of the TPU.
+"""Decoding's attention to the paged cache as one fused TPU kernel.
 
-A program per row copies the pages that the row sees from the pool, where they lie, into two buffers
-in turn: while one block of pages is worked on, the next is on its way, that of the next row too.
-Pages out of reach or before a window cost nothing. The new token's keys and values are put into the
-last page on the way: XLA would read, change and write them one head of one row at a time. All heads
-go through one product per block: a query head's scores with other key heads are masked, which costs
-less than to part the heads.
+A program per row copies the pages that the row sees from the pool into two buffers in turn: while
+one block of pages is worked on, the next one is on its way, also that of the next row. Pages out of
+reach or before a window cost nothing. The new token's keys and values are written into the last
+page in passing: XLA would read, change and write them one head of one row at a time. All heads go
+through one product per block, and scores with other key heads are masked, which costs less than
+separating the heads.
 
-Why not JAX's own kernels: `paged_attention` knows no window and copies the pages of one head at a
-time, `ragged_paged_attention` wants keys and values interleaved in one array, a window that is the
-same for all layers, and asks the machine that compiles which TPU it has.
-
-Dimension suffixes as in `types`.
+JAX's own kernels do not fit: `paged_attention` has no window and copies the pages of one head at a
+time; `ragged_paged_attention` wants keys and values interleaved in one array and the same window in
+all layers, and asks the machine that compiles which TPU it has.
 """
 
 import functools
@@ -26,19 +24,19 @@ from jax.experimental.pallas import tpu as pltpu
 from offpolicy_rl.model import sharding
 from offpolicy_rl.model.attention import PAGED_INTERPRETED, softcap
 
-_BLOCK_BYTES = 2**19  # of keys, and of values, that are copied at a time: what hides the latency
+_BLOCK_BYTES = 2**19  # of keys, and of values, per copy: enough to hide the latency
 _NEVER = -1e30  # score of what is not seen; finite, so that nothing becomes nan
 _TILE = 16  # tokens that are written at a time, however small the dtype
 
 
 def extend_and_attend(q_BxHxC, k_BxKxC, v_BxKxC, cache, position_B, is_local, config):
-  """As `paging.extend_and_attend`, of one new token per row, which must have room in its table.
+  """`paging.extend_and_attend` for one new token per row, which must have room in the row's table.
 
   Args:
     cache: `paging.LayerCache`.
 
   Returns:
-    What is seen [B, H, C], and the pool's keys and values with the new ones.
+    The attended values [B, H, C], and the pool's keys and values with the new ones.
   """
   window = jnp.maximum(position_B - config.sliding_window + 1, 0)
   first_B = jnp.zeros_like(position_B) if is_local is None else jnp.where(is_local, window, 0)
@@ -58,7 +56,7 @@ def extend_and_attend(q_BxHxC, k_BxKxC, v_BxKxC, cache, position_B, is_local, co
 
 
 def _call(config, layer_1, tables_BxZ, first_B, last_B, q_BxHxC, k_BxKxC, v_BxKxC, *pool):
-  """On one device. A row sees the tokens from `first` to `last`, of which the last is new."""
+  """Runs on one device. A row sees the tokens from `first` to `last`, the last of them new."""
   rows, pages = tables_BxZ.shape
   page, dtype = pool[0].shape[2:], pool[0].dtype
   block = min(pages, max(1, _BLOCK_BYTES // (math.prod(page) * dtype.itemsize)))
@@ -96,7 +94,7 @@ def _call(config, layer_1, tables_BxZ, first_B, last_B, q_BxHxC, k_BxKxC, v_BxKx
 
 
 class _Refs(NamedTuple):
-  """What the program of a row works on; scalars first."""
+  """The arguments of a row's program; scalars first."""
 
   layer: jax.Array  # [1]
   tables: jax.Array  # [B * Z]
@@ -117,26 +115,20 @@ class _Refs(NamedTuple):
   gone: jax.Array  # [2]
 
 
-# Of what is not negative; // asks which TPU is here.
+# For arguments >= 0; // asks which TPU this machine has.
 _div, _rem = jax.lax.div, jax.lax.rem
 
 
-def _start(copy):
-  copy.start()
-
-
-def _wait(copy):
-  copy.wait()
+_start, _wait = (lambda copy: copy.start()), (lambda copy: copy.wait())
 
 
 def _reach(r: _Refs, row):
-  """First page that a row sees, and the one after the last."""
+  """(first page that a row sees, the page after the last one)."""
   size = r.buffers[0].shape[3]
   return _div(r.first[row], size), _div(r.last[row], size) + 1
 
 
-def _number(r: _Refs, row, at):
-  """Of a row's page, in the pool."""
+def _page_number(r: _Refs, row, at):
   return r.tables[row * (r.tables.shape[0] // r.last.shape[0]) + at]
 
 
@@ -146,18 +138,17 @@ def _copy_block(r: _Refs, row, *, number, side, act):
   begin, end = _reach(r, row)
   begin += number * block
 
-  def of_page(i, _):
-    """Keys and values of the block's page `i`."""
-    source = (r.layer[0], _number(r, row, begin + i))
+  def copy_page(i, _):
+    source = (r.layer[0], _page_number(r, row, begin + i))
     for kind, pool in enumerate((r.k_pool, r.v_pool)):
       target = r.buffers[kind].at[side, i]
       act(pltpu.make_async_copy(pool.at[source], target, r.arrived.at[side, kind]))
 
-  jax.lax.fori_loop(0, jnp.minimum(block, end - begin), of_page, None)
+  jax.lax.fori_loop(0, jnp.minimum(block, end - begin), copy_page, None)
 
 
 def _tile(r: _Refs, row):
-  """In its page, the tokens among which the new one is."""
+  """The tokens of the last page among which the new one is."""
   tokens = r.tiles[0].shape[1]
   at = _div(_rem(r.last[row], r.buffers[0].shape[3]), tokens)
   return pl.ds(pl.multiple_of(at * tokens, tokens), tokens)
@@ -165,14 +156,14 @@ def _tile(r: _Refs, row):
 
 def _write_tile(r: _Refs, row, act):
   """Starts or awaits the copies of a row's tile to the pool."""
-  page = _number(r, row, _reach(r, row)[1] - 1)
+  page = _page_number(r, row, _reach(r, row)[1] - 1)
   for kind, pool in enumerate((r.k_pool, r.v_pool)):
     target = pool.at[r.layer[0], page, :, _tile(r, row)]
     act(pltpu.make_async_copy(r.tiles[kind], target, r.gone.at[kind]))
 
 
 def _insert(r: _Refs, row, *, at, rows, side):
-  """The new token, into the last page of a row's last block and into the pool."""
+  """Puts the new token into the last page of a row's last block and into the pool."""
   begin, end = _reach(r, row)
   where = (side, _rem(end - 1 - begin, r.buffers[0].shape[1]), slice(None), _tile(r, row))
   pl.when(at > 0)(lambda: _write_tile(r, row - 1, _wait))
@@ -185,7 +176,6 @@ def _insert(r: _Refs, row, *, at, rows, side):
 
 
 def _row(*refs, cap: float):
-  """The program of one row."""
   r = _Refs(*refs)
   _, block, kv_heads, size, channels = r.buffers[0].shape
   rows, at = pl.num_programs(1), pl.program_id(1)
@@ -193,7 +183,7 @@ def _row(*refs, cap: float):
 
   @pl.when(at == 0)
   def _():
-    # Where no page was copied to yet: weights of 0 make 0 of anything but nan.
+    # Zeros where no page was copied to yet: a weight of 0 removes anything but nan.
     r.buffers[1][...] = jnp.zeros_like(r.buffers[1])
     r.turn[0] = 0
     _copy_block(r, row, number=0, side=0, act=_start)
@@ -203,12 +193,12 @@ def _row(*refs, cap: float):
   heads = r.q.shape[0]
   shape = (heads, block * kv_heads * size)
   key, query_head = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 0))
-  own = _rem(_div(key, size), kv_heads) == _div(query_head, heads // kv_heads)
+  same_head = _rem(_div(key, size), kv_heads) == _div(query_head, heads // kv_heads)
   token = _div(key, kv_heads * size) * size + _rem(key, size)
   before = r.turn[0]
 
-  def visit(number, found):
-    """Has the next block copied, takes this one into the softmax so far."""
+  def visit(number, carried):
+    """Starts copying the next block, and takes this one into the running softmax."""
     side = _rem(before + number, 2)
     done = number + 1 == blocks
     after = (jnp.where(done, row + 1, row), jnp.where(done, 0, number + 1))
@@ -220,9 +210,9 @@ def _row(*refs, cap: float):
     _copy_block(r, row, number=number, side=side, act=_wait)
     pl.when(done)(lambda: _insert(r, row, at=at, rows=rows, side=side))
     position = token + (begin + number * block) * size
-    seen = own & (position >= r.first[row]) & (position <= r.last[row])
+    seen = same_head & (position >= r.first[row]) & (position <= r.last[row])
     k, v = (x[side].reshape(block * kv_heads * size, channels) for x in r.buffers)
-    return _seeing((r.q[...], k, v), seen, found, cap=cap)
+    return _seeing((r.q[...], k, v), seen, carried, cap=cap)
 
   nothing = (jnp.full((heads, 1), _NEVER), jnp.zeros((heads, 1)), jnp.zeros((heads, channels)))
   _, total, values = jax.lax.fori_loop(0, blocks, visit, nothing)
@@ -230,9 +220,9 @@ def _row(*refs, cap: float):
   r.out[...] = (values / total).astype(r.out.dtype)
 
 
-def _seeing(arrays, seen_HxX, found, *, cap: float):
-  """(largest score, sum of exp(score - it), values weighted by these), with another block's."""
-  (q_HxC, k_XxC, v_XxC), (top, total, values) = arrays, found
+def _seeing(arrays, seen_HxX, carried, *, cap: float):
+  """(largest score, sum of exp(score - it), values weighted by these) with one more block."""
+  (q_HxC, k_XxC, v_XxC), (top, total, values) = arrays, carried
   scores = jax.lax.dot_general(
     q_HxC, k_XxC, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
   )

@@ -1,15 +1,13 @@
-"""The KV cache: a pool of pages, and attention of a row to the pages that are its own.
+"""The KV cache: a pool of pages, and attention of each row to its pages.
 
-A row's tokens lie in the pages that its table lists, position p in page table[p // S] at p % S.
-Rows may list the same pages: completions of a group share those of their prompt. Page 0 belongs to
-nobody; a table is filled up with it, and what is not wanted is written there.
+A row's tokens lie in the pages that its table lists, position p in page table[p // S] at p % S,
+S being the tokens of a page. Rows may list the same pages: completions of a group share those of
+their prompt. Page 0 belongs to no row; tables are filled up with it, and padding is written there.
 
-Attention visits one page of a block of rows at a time, as far as the longest of them reaches
-(online softmax, Milakov & Gimelshein, arXiv 1805.02867); rows are put in order of length before.
-A page that a row sees nothing of leaves its result as it is, to the bit: what a row gets does not
-depend on which others there are, nor on how long they are.
-
-Dimension suffixes as in `types`; S is the tokens of a page here.
+Attention visits one page of a block of rows at a time, as far as the longest row of the block
+reaches (online softmax, Milakov & Gimelshein, arXiv 1805.02867); rows are sorted by length before.
+A page of which a row sees nothing leaves its result as it is, to the bit: a row's result does not
+depend on the number and length of the other rows.
 """
 
 import functools
@@ -33,7 +31,7 @@ class Pool(NamedTuple):
 
 
 class Cache(NamedTuple):
-  """What the rows of a forward pass read and extend."""
+  """The cache that the rows of a forward pass read and extend."""
 
   pool: Pool
   tables_BxZ: jax.Array  # int32, page numbers
@@ -54,19 +52,19 @@ def empty(config, pages: int, page_tokens: int) -> Pool:
 
 
 def copy(pool: Pool, sources: jax.Array, targets: jax.Array) -> Pool:
-  """Pages `sources` over pages `targets`, int32, equally many."""
+  """The pool with pages `sources` copied over pages `targets`, int32 arrays of one length."""
   return jax.tree.map(lambda x: x.at[:, targets].set(x[:, sources]), pool)
 
 
 def extend(cache: LayerCache, k_BxTxKxC, v_BxTxKxC, positions_BxT) -> LayerCache:
-  """With the keys and values of new tokens."""
+  """The cache with the keys and values of new tokens."""
   tables, size = cache.tables_BxZ, cache.pool.k_LxYxKxSxC.shape[3]
   at = positions_BxT // size
   # Padding may lie beyond the table.
   page_BxT = jnp.take_along_axis(tables, jnp.minimum(at, tables.shape[1] - 1), axis=1)
   page_BxT = jnp.where(at < tables.shape[1], page_BxT, 0)
-  # One row [C] per head and token: the compiler then keeps the order of the pool's axes, where
-  # writing [K, C] at once makes a TPU copy the pool into another order and back, layer by layer.
+  # One row [C] per head and token keeps the order of the pool's axes: to write [K, C] at once, a
+  # TPU copies the pool into another order and back, layer by layer.
   heads_K = jnp.arange(k_BxTxKxC.shape[2])[None, None]
   at = (cache.layer, page_BxT[..., None], heads_K, (positions_BxT % size)[..., None])
   k, v = cache.pool
@@ -76,7 +74,7 @@ def extend(cache: LayerCache, k_BxTxKxC, v_BxTxKxC, positions_BxT) -> LayerCache
 def extend_and_attend(
   q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, cache: LayerCache, positions_BxT, is_local, config
 ):
-  """What `attend` gives after `extend`, and the cache; one kernel where the config says so."""
+  """The results of `attend` after `extend`, and the cache; one kernel where configured."""
   if config.attention in (PAGED, PAGED_INTERPRETED) and q_BxTxHxC.shape[1] == 1:
     # The import registers TPU kernels: only where they are used.
     from offpolicy_rl.model import paged_kernel
@@ -99,7 +97,7 @@ def attend(q_BxTxHxC, cache: LayerCache, positions_BxT, is_local, config):
   kv_heads, size = config.num_kv_heads, cache.pool.k_LxYxKxSxC.shape[3]
   scale = config.query_scale or config.head_dim**-0.5
   q = (q_BxTxHxC * scale).reshape(rows, length, kv_heads, heads // kv_heads, channels)
-  # Rows that reach far first: page i is visited for the blocks of rows that have so many.
+  # Longest rows first: page i is visited for the first blocks of rows, those that have so many.
   reach_B = jnp.minimum(jnp.max(positions_BxT, axis=1) // size + 1, cache.tables_BxZ.shape[1])
   order_B = jnp.argsort(-reach_B)
   block = math.ceil(rows / _BLOCKS)
@@ -108,54 +106,52 @@ def attend(q_BxTxHxC, cache: LayerCache, positions_BxT, is_local, config):
   shape = (q.shape[0], kv_heads, heads // kv_heads, length)
   nothing = _Softmax(jnp.full(shape, _NEVER), jnp.zeros(shape), jnp.zeros((*shape, channels)))
 
-  def visit(page, number, found: _Softmax) -> _Softmax:
-    """One page of each of a block of rows."""
-    own = lambda x: jax.lax.dynamic_slice_in_dim(x, number * block, block)
-    at = jax.lax.dynamic_index_in_dim(own(tables), page, axis=1, keepdims=False)
-    behind_BxTxS = own(positions)[:, :, None] - (page * size + jnp.arange(size))[None, None]
+  def visit(page, number, softmax: _Softmax) -> _Softmax:
+    block_of = lambda x: jax.lax.dynamic_slice_in_dim(x, number * block, block)
+    at = jax.lax.dynamic_index_in_dim(block_of(tables), page, axis=1, keepdims=False)
+    behind_BxTxS = block_of(positions)[:, :, None] - (page * size + jnp.arange(size))[None, None]
     seen = behind_BxTxS >= 0
     if is_local is not None:
       seen &= ~is_local | (behind_BxTxS < config.sliding_window)
     k_BxKxSxC, v_BxKxSxC = (x[cache.layer, at] for x in cache.pool)
-    more = _seeing(own(q), k_BxKxSxC, v_BxKxSxC, seen, jax.tree.map(own, found), config)
+    before = jax.tree.map(block_of, softmax)
+    after = _seeing(block_of(q), k_BxKxSxC, v_BxKxSxC, seen, before, config)
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * block)
-    return jax.tree.map(lambda x, new: write(x, new, axis=0), found, more)
+    return jax.tree.map(lambda x, new: write(x, new, axis=0), softmax, after)
 
-  def page_of_all(page, found: _Softmax) -> _Softmax:
-    """Goes on with page `page` of those rows that reach so far: the first blocks."""
+  def visit_rows(page, softmax: _Softmax) -> _Softmax:
     blocks = (jnp.sum(reach_B > page) + block - 1) // block
-    return jax.lax.fori_loop(0, blocks, functools.partial(visit, page), found)
+    return jax.lax.fori_loop(0, blocks, functools.partial(visit, page), softmax)
 
-  found = jax.lax.fori_loop(0, reach_B[order_B[0]], page_of_all, nothing)
-  # Padding past the end may see nothing; what is written for it must not be nan.
-  attended = (found.values / jnp.maximum(found.total, 1e-30)[..., None]).astype(q_BxTxHxC.dtype)
+  softmax = jax.lax.fori_loop(0, reach_B[order_B[0]], visit_rows, nothing)
+  # Padding past the end may see nothing; its result must not be nan.
+  attended = (softmax.values / jnp.maximum(softmax.total, 1e-30)[..., None]).astype(q_BxTxHxC.dtype)
   attended = attended[jnp.argsort(order_B)]
   return attended.transpose(0, 3, 1, 2, 4).reshape(q_BxTxHxC.shape)
 
 
 class _Softmax(NamedTuple):
-  """Of the pages that were visited so far."""
+  """The running softmax over the pages visited so far."""
 
   top: jax.Array  # [B, K, J, T], the largest score
   total: jax.Array  # [B, K, J, T], sum of exp(score - top)
   values: jax.Array  # [B, K, J, T, C], weighted by these
 
 
-def _seeing(q_BxTxKxJxC, k_BxKxSxC, v_BxKxSxC, seen_BxTxS, found: _Softmax, config) -> _Softmax:
-  """With the tokens of another page."""
+def _seeing(q_BxTxKxJxC, k_BxKxSxC, v_BxKxSxC, seen_BxTxS, before: _Softmax, config) -> _Softmax:
   scores = jnp.einsum(
     "btkjc,bksc->bkjts", q_BxTxKxJxC, k_BxKxSxC, preferred_element_type=jnp.float32
   )
   seen = seen_BxTxS[:, None, None]
   scores = jnp.where(seen, softcap(scores, config.attention_softcap), _NEVER)
-  top = jnp.maximum(found.top, jnp.max(scores, axis=-1))
+  top = jnp.maximum(before.top, jnp.max(scores, axis=-1))
   weights = jnp.where(seen, jnp.exp(scores - top[..., None]), 0.0)
-  kept = jnp.exp(found.top - top)
+  kept = jnp.exp(before.top - top)
   added = jnp.einsum(
     "bkjts,bksc->bkjtc",
     weights.astype(v_BxKxSxC.dtype),
     v_BxKxSxC,
     preferred_element_type=jnp.float32,
   )
-  total = found.total * kept + jnp.sum(weights, axis=-1)
-  return _Softmax(top, total, found.values * kept[..., None] + added)
+  total = before.total * kept + jnp.sum(weights, axis=-1)
+  return _Softmax(top, total, before.values * kept[..., None] + added)

@@ -1,7 +1,7 @@
 """The decoder as pure functions of a parameter tree: initialise, forward, log-probabilities.
 
-Parameters are nested dicts of arrays; `flatten` gives each leaf a "/"-separated name, the one used
-on the wire and in checkpoints.
+Parameters are nested dicts of arrays; `flatten` gives each leaf the "/"-separated name used on the
+wire and in checkpoints.
 """
 
 import functools
@@ -20,7 +20,6 @@ Params = dict
 
 @functools.cache
 def _graph(config: decoder.DecoderConfig):
-  """The module's structure without its parameters."""
   return nnx.split(nnx.eval_shape(lambda: decoder.Decoder(config, nnx.Rngs(0))))[0]
 
 
@@ -47,7 +46,7 @@ def _with_dtype(x, dtype):
 
 
 def module(config: decoder.DecoderConfig, params: Params) -> decoder.Decoder:
-  """The decoder with these parameters, cast to what it computes in."""
+  """The decoder with these parameters, cast to the compute dtype."""
   return nnx.merge(_graph(config), cast(config, params))
 
 
@@ -57,10 +56,10 @@ def apply(config: decoder.DecoderConfig, params: Params, tokens, positions, cach
 
 
 def param_axes(path, leaf) -> tuple[str | None, ...]:
-  """Logical axes of a parameter, found by the last name in its path.
+  """Logical axes of a parameter, by the last name in its path.
 
-  Also serves optimizer state: a leaf that mirrors a parameter ends in the parameter's name;
-  anything else (counters) is replicated.
+  Works for optimizer state, too: a leaf that mirrors a parameter ends in its name; anything else
+  (counters) is replicated.
   """
   name = next(
     (p.key for p in reversed(path) if getattr(p, "key", None) in decoder.PARAM_AXES), None
@@ -112,7 +111,7 @@ def token_stats(
   Args:
     temperature: > 0, that of the sampler.
     chunk: scored columns whose logits exist at a time, also in the backward pass, which computes
-      them a second time; 0 = all. Rows stay together, so that a sharded batch does.
+      them again; 0 = all. Rows stay together, so that a sharded batch does.
   """
   model = module(config, params)
   packing = (rows.segments, rows.branches)
@@ -123,20 +122,19 @@ def token_stats(
   if not chunk or chunk >= columns:
     return _stats(model.logits(hidden), rows.targets, temperature)
 
-  def stats_of(output, hidden, targets) -> TokenStats:
-    """Of some columns: their logits exist in here only."""
+  def stats_of_columns(output, hidden, targets) -> TokenStats:
     return _stats(decoder.logits(config, output, hidden), targets, temperature)
 
-  def of_own_rows(output, hidden, targets) -> TokenStats:
-    """Chunk by chunk, of the rows that a device holds."""
-    again = jax.checkpoint(stats_of)
+  def stats_of_rows(output, hidden, targets) -> TokenStats:
+    """Chunk by chunk, for the rows of one device."""
+    again = jax.checkpoint(stats_of_columns)
     parts = (_columns(hidden, chunk), _columns(targets, chunk))
     _, stats = jax.lax.scan(lambda _, part: (None, again(output, *part)), None, parts)
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :columns], stats)
 
-  # In float32, as the gradients of all chunks are added up in what it is here.
+  # In float32: the gradients of all chunks are summed in the dtype that it has here.
   output = params[decoder.output_name(config)]
-  return sharding.by_rows(of_own_rows, output, (hidden, rows.targets))
+  return sharding.by_rows(stats_of_rows, output, (hidden, rows.targets))
 
 
 def _stats(logits, targets, temperature: float) -> TokenStats:
@@ -148,7 +146,7 @@ def _stats(logits, targets, temperature: float) -> TokenStats:
 def router_loads(
   config: decoder.DecoderConfig, params: Params, rows: types.PackedRows
 ) -> mixture.Load:
-  """Of every layer of a mixture of experts."""
+  """Router statistics [L, ...] of every layer of a mixture of experts."""
   packing = (rows.segments, rows.branches)
   return module(config, params).hidden(rows.tokens, rows.positions, packing=packing)[2]
 

@@ -1,7 +1,7 @@
 """Published checkpoints: config.json and *.safetensors <-> the decoder's parameters.
 
-No host ever holds a whole model: each device's part of each parameter is read from the mapped files
-by itself, and an export goes layer by layer. PyTorch is not needed.
+No host ever holds a full model: each device reads its part of each parameter from the mapped files,
+and an export goes layer by layer. PyTorch is not needed.
 """
 
 import fnmatch
@@ -23,14 +23,14 @@ from offpolicy_rl.model.decoder import DecoderConfig
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 _ADAPTER = "adapter_config.json"  # of the package peft
-_HINTS = {  # what may be there in the place of weight files
+_HINTS = {  # files that may be there instead of weights
   "*.bin": "*.bin files are not read",
   "*.gguf": "--from=FILE.gguf reads a GGUF file",
   "snapshots": "the directories in snapshots/ may have them",
 }
 _SHARD_BYTES = 4 << 30
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-# What belongs to a checkpoint besides config.json and the weights; anything else stays.
+# Files of a checkpoint that are copied along with config.json and the weights.
 COMPANIONS = (
   "generation_config.json",
   "tokenizer*",
@@ -50,9 +50,10 @@ class PretrainedError(ValueError):
 
 
 class _Place(NamedTuple):
-  """Where a parameter lies in a published checkpoint.
+  """The place of a parameter in a published checkpoint.
 
-  `axes[i]`: the axes of ours, stacked ones aside, that make up axis i of theirs, slowest first.
+  `axes[i]`: the axes of ours, without the stacked ones, that make up axis i of theirs, slowest
+  first.
   """
 
   name: str  # with {layer}, perhaps {expert} in it when ours is stacked
@@ -60,11 +61,11 @@ class _Place(NamedTuple):
 
   @property
   def stacked(self) -> int:
-    """Number of our leading axes that stack tensors of theirs."""
+    """Number of our leading axes that stack several of their tensors."""
     return self.name.count("{")
 
   def names(self, indices: Sequence[Iterable[int]]) -> list[str]:
-    """Of their tensors at these indices of the stacked axes, in order."""
+    """Names of their tensors at these indices of the stacked axes, in order."""
     every = itertools.product(*indices)
     return [self.name.format(**dict(zip(("layer", "expert"), at, strict=False))) for at in every]
 
@@ -99,7 +100,7 @@ _PLACES = {
 }
 _INPUT, _OUTPUT = _PLACES["embedding"].name, _PLACES["unembedding"].name
 _COMPARED = 1 << 24  # values at once
-_POST_NORM_PLACES = {  # what the same words mean where there are norms on both sides
+_POST_NORM_PLACES = {  # where there are norms on both sides
   "blocks/post_attention_norm": _PLACES["blocks/mlp_norm"],
   "blocks/mlp_norm": _Place("model.layers.{layer}.pre_feedforward_layernorm.weight", _VECTOR),
   "blocks/post_mlp_norm": _Place("model.layers.{layer}.post_feedforward_layernorm.weight", _VECTOR),
@@ -113,31 +114,30 @@ def _places(config: DecoderConfig) -> dict[str, tuple[_Place, tuple[int, ...]]]:
   return {path: (places[path], array.shape) for path, array in shapes.items()}
 
 
-def _their_shape(place: _Place, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """`shape`: ours, without stacked axes."""
+def _their_shape(place: _Place, shape: tuple[int, ...]) -> tuple[int, ...]:  # of one tensor
   return tuple(math.prod(shape[i] for i in group) for group in place.axes)
 
 
 def _their_index(place: _Place, index: tuple[slice, ...], shape) -> tuple[slice, ...]:
-  """Our slices, stacked axes aside -> theirs. Only the slowest of joined axes may be cut."""
-  found = []
+  """Our slices without stacked axes -> theirs. Only the slowest of joined axes may be cut."""
+  slices = []
   for group in place.axes:
     first, rest = group[0], math.prod(shape[i] for i in group[1:])
     start, stop, _ = index[first].indices(shape[first])
     assert all(index[i].indices(shape[i])[:2] == (0, shape[i]) for i in group[1:]), index
-    found.append(slice(start * rest, stop * rest))
-  return tuple(found)
+    slices.append(slice(start * rest, stop * rest))
+  return tuple(slices)
 
 
 def _to_ours(place: _Place, theirs: np.ndarray, index, shape) -> np.ndarray:
-  """A cut of their tensor -> the same cut of ours."""
+  """A slice of their tensor -> the same slice of ours."""
   order = [axis for group in place.axes for axis in group]
   sizes = [len(range(*index[axis].indices(shape[axis]))) for axis in order]
   return theirs.reshape(sizes).transpose(np.argsort(order))
 
 
 def _to_theirs(place: _Place, ours: np.ndarray) -> np.ndarray:
-  """A part of our parameter without stacked axes -> their tensor."""
+  """One tensor of our parameter, without stacked axes -> theirs."""
   order = [axis for group in place.axes for axis in group]
   return np.ascontiguousarray(ours.transpose(order).reshape(_their_shape(place, ours.shape)))
 
@@ -149,7 +149,7 @@ class Checkpoint:
     """Reads the headers of all files and checks every name, shape and dtype.
 
     Raises:
-      PretrainedError: a file or tensor is missing, left over, or of another shape or dtype.
+      PretrainedError: a tensor or file is missing, unexpected, or of another shape or dtype.
       families.UnsupportedModel: the decoder does not compute this architecture.
     """
     self.directory = pathlib.Path(directory)
@@ -163,7 +163,7 @@ class Checkpoint:
 
   def _open(self) -> dict:
     """Tensor name -> its values in a file, to be read by slices."""
-    found, file_names = {}, {}
+    slices, file_names = {}, {}
     for file_name in weight_files(self.directory):
       path = self.directory / file_name
       try:
@@ -172,12 +172,12 @@ class Checkpoint:
         pointer = "; it is a pointer of Git LFS, `git lfs pull` gets the file" * _is_pointer(path)
         raise PretrainedError(f"{path}: no whole safetensors file: {error}{pointer}") from None
       for name in file.keys():  # noqa: SIM118
-        if name in found:
+        if name in slices:
           raise PretrainedError(
             f"{self.directory}: {name} is in {file_names[name]} and in {file_name}, expected once"
           )
-        found[name], file_names[name] = file.get_slice(name), file_name
-    return found
+        slices[name], file_names[name] = file.get_slice(name), file_name
+    return slices
 
   def _check(self) -> dict[str, str]:
     """Tensor name -> numpy dtype."""
@@ -191,12 +191,12 @@ class Checkpoint:
       if name not in self._slices:
         problems.append(f"{name} missing")
         continue
-      found = self._slices[name]
-      dtypes[name] = _DTYPES.get(found.get_dtype(), "")
-      if tuple(found.get_shape()) != shape or not dtypes[name]:
+      tensor = self._slices[name]
+      dtypes[name] = _DTYPES.get(tensor.get_dtype(), "")
+      if tuple(tensor.get_shape()) != shape or not dtypes[name]:
         problems.append(
-          f"{name}: got {found.get_dtype()} {found.get_shape()}, expected {list(shape)} of one of "
-          f"{sorted(_DTYPES)}"
+          f"{name}: got {tensor.get_dtype()} {tensor.get_shape()}, expected {list(shape)} of one "
+          f"of {sorted(_DTYPES)}"
         )
     left = {n for n in self._slices if n not in self.shapes and not n.endswith(_UNUSED)}
     if not problems and _OUTPUT in left:
@@ -213,7 +213,6 @@ class Checkpoint:
     return dtypes
 
   def _is_copy(self, name: str, of: str) -> bool:
-    """Whether two matrices hold the same values."""
     a, b = self._slices[name], self._slices[of]
     rows, columns = b.get_shape()
     if a.get_shape() != b.get_shape() or a.get_dtype() != b.get_dtype():
@@ -235,7 +234,7 @@ class Checkpoint:
     )
 
   def _read(self, place: _Place, shape, index: tuple[slice, ...], dtype) -> np.ndarray:
-    """A cut of our parameter."""
+    """A slice of our parameter."""
     cut = [range(size)[part] for size, part in zip(shape, index, strict=True)]
     ours = np.empty([len(part) for part in cut], dtype)
     flat = ours.reshape(-1, *ours.shape[place.stacked :])
@@ -247,14 +246,14 @@ class Checkpoint:
 
 
 def weight_files(directory) -> list[str]:
-  """Names of a checkpoint's weight files; what transformers reads: one file before an index.
+  """Names of a checkpoint's weight files; as in transformers, a single file goes before an index.
 
   Args:
     directory: local or in a bucket.
 
   Raises:
-    PretrainedError: one is missing, the index does not name any, or there is an adapter, with which
-      transformers reads another model.
+    PretrainedError: a file is missing, the index names none, or there is an adapter, with which
+      transformers would read another model.
   """
   there = {path.name for path in directory.iterdir()}
   if _ADAPTER in there:
@@ -279,10 +278,8 @@ def weight_files(directory) -> list[str]:
     names = sorted(set(of_tensors.values()))
   missing = [name for name in names if name not in there]
   if missing:
-    hints = "".join(
-      f"; {hint}" for pattern, hint in _HINTS.items() if fnmatch.filter(there, pattern)
-    )
-    raise PretrainedError(f"{directory}: files {missing} are missing{hints}")
+    hints = [f"; {hint}" for pattern, hint in _HINTS.items() if fnmatch.filter(there, pattern)]
+    raise PretrainedError(f"{directory}: files {missing} are missing{''.join(hints)}")
   return names
 
 
@@ -298,7 +295,7 @@ def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 def save(
   directory: pathlib.Path, config: DecoderConfig, params: policy.Params, dtypes: dict[str, str]
 ) -> None:
-  """Writes *.safetensors and, where there are several, their index.
+  """Writes *.safetensors, and their index if there are several.
 
   Args:
     dtypes: their name -> numpy dtype of each tensor, e.g. `Checkpoint.dtypes`.
@@ -353,7 +350,6 @@ def _is_pointer(path: pathlib.Path) -> bool:
 
 
 def _read_json(path) -> dict:
-  """The keys of a JSON object in a file, local or in a bucket."""
   try:
     return config_reader.parse(path.read_text(encoding="utf-8"))
   except FileNotFoundError:

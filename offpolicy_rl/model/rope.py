@@ -1,7 +1,4 @@
-"""Rotary position embeddings, half-split layout (Su et al., arXiv 2104.09864), and their scalings.
-
-Dimension suffixes as in `types`.
-"""
+"""Rotary position embeddings, half-split layout (Su et al., arXiv 2104.09864), with scalings."""
 
 import dataclasses
 import math
@@ -13,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-  """How the rotations of a model trained on short rows were slowed down for long ones.
+  """A slowdown of the rotations of a model trained on short rows, for long ones.
 
   "linear" (Chen et al., arXiv 2306.15595): all by `factor`. "llama3" (Llama 3, arXiv 2407.21783):
   those with wavelengths beyond original_length / low by `factor`, those below original_length /
@@ -41,7 +38,7 @@ def frequencies(theta: float, head_dim: int, scaling: Scaling | None) -> np.ndar
 
 
 def angles(positions_BxT: jax.Array, frequencies_R: np.ndarray) -> jax.Array:
-  """By how much each rotation turns at each position: float32 [B, T, R]."""
+  """Angle of each rotation at each position: float32 [B, T, R]."""
   return positions_BxT[:, :, None].astype(jnp.float32) * frequencies_R[None, None, :]
 
 

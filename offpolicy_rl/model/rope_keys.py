@@ -1,7 +1,7 @@
-"""The rotations of heads that a config.json asks for, in the spelling of transformers 4 or 5.
+"""Rotations of heads from a config.json in the spelling of transformers 4 or 5.
 
-transformers 4 wrote rope_theta and rope_scaling, transformers 5 writes rope_parameters. What
-precedes where a file has several of them is as in transformers 5.
+transformers 4 wrote rope_theta and rope_scaling, transformers 5 writes rope_parameters. Where a
+file has several of them, precedence is as in transformers 5.
 """
 
 from typing import NamedTuple
@@ -9,34 +9,33 @@ from typing import NamedTuple
 from offpolicy_rl.model import rope
 from offpolicy_rl.model.config_reader import OBJECT, POSITIVE, SIZE, Reader
 
-# Keys beside the parameters that say a theta, and what they mean where they are left out.
+# Keys beside the parameters that hold a theta, and their defaults.
 _THETA, _GEMMA3_THETA = ("rope_theta", 10_000.0), ("rope_theta", 1_000_000.0)
 _LOCAL_THETA = ("rope_local_base_freq", 10_000.0)
 FULL, LOCAL = "full_attention", "sliding_attention"  # kinds of layers
 
 
 class Rotation(NamedTuple):
-  """Of the heads of some layers."""
+  """The rotation of the heads of some layers."""
 
   theta: float
   scaling: rope.Scaling | None
 
 
 def _objects(r: Reader) -> tuple[dict | None, dict | None]:
-  """rope_parameters and rope_scaling."""
   return r.get("rope_parameters", OBJECT, null=True), r.get("rope_scaling", OBJECT, null=True)
 
 
 def of_all_layers(r: Reader) -> Rotation:
-  """The rotation of a model whose layers all turn their heads equally."""
+  """The rotation of a model in which all layers have the same."""
   new, old = _objects(r)
   if not old:
-    return _turns(r, "rope_parameters", new or {}, _THETA)
+    return _rotation(r, "rope_parameters", new or {}, _THETA)
   theta = r.keys.get(*_THETA)
   if new and "rope_theta" not in old and new.get("rope_theta", theta) != theta:
-    # transformers reads the older key alone, and would forget this theta without a word.
+    # transformers reads the older key alone, and would silently drop this theta.
     r.refuse("rope_parameters", new, "None, or the same rope_theta, beside rope_scaling")
-  return _turns(r, "rope_scaling", old, _THETA)
+  return _rotation(r, "rope_scaling", old, _THETA)
 
 
 def of_gemma3(r: Reader) -> list[Rotation]:
@@ -44,26 +43,26 @@ def of_gemma3(r: Reader) -> list[Rotation]:
   new, old = _objects(r)
   plain = {"rope_type": "default"}
   new = {FULL: plain, LOCAL: plain} if new is None else new
-  found = []
+  rotations = []
   for kind, theta in ((FULL, _GEMMA3_THETA), (LOCAL, _LOCAL_THETA)):
     name, given = f"rope_parameters.{kind}", new.get(kind)
     given = {} if given is None else r.checked(name, given, OBJECT)
     if kind == FULL and old is not None:
       name = f"{name} with rope_scaling" if given != plain else "rope_scaling"
       given = given | old  # a "type" in the older one says nothing beside a "rope_type"
-    found.append(_turns(r, name, given, theta))
+    rotations.append(_rotation(r, name, given, theta))
   if old is not None and new.get(FULL) is None:
     r.refuse("rope_scaling", old, f"None where rope_parameters.{FULL} is not there")
-  # Parameters beside those of the two kinds of layers are read by nobody: they must say the same.
-  same = plain | {"type": "default", "rope_theta": found[0].theta}
+  # Parameters beside those of the two kinds of layers are not read: they must say the same.
+  same = plain | {"type": "default", "rope_theta": rotations[0].theta}
   flat = {key: value for key, value in new.items() if key not in (FULL, LOCAL)}
   if any(key not in same or value != same[key] for key, value in flat.items()):
     r.refuse("rope_parameters", flat, f"{FULL} and {LOCAL}")
-  return found
+  return rotations
 
 
-def _turns(r: Reader, name: str, given: dict, theta: tuple[str, float]) -> Rotation:
-  """What an object of parameters says; `theta`: the key beside it and its default."""
+def _rotation(r: Reader, name: str, given: dict, theta: tuple[str, float]) -> Rotation:
+  """Reads one object of parameters; `theta`: the key beside it and its default."""
   r.seen.add(theta[0])
   if "rope_theta" in given:
     base = r.checked(f"{name}.rope_theta", given["rope_theta"], POSITIVE)

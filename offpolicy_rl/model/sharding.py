@@ -22,7 +22,7 @@ def make_mesh(
   Where all devices of a TPU are used, neighbours in the mesh are neighbours in its torus.
 
   Raises:
-    ValueError: more devices asked for than there are.
+    ValueError: there are fewer devices than that.
   """
   devices = jax.devices() if devices is None else devices
   sizes = (data, fsdp, tensor, expert)
@@ -43,7 +43,7 @@ def spec(*logical_axes: str | None) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
-  """Asks for a layout of an activation; does nothing where no mesh is set."""
+  """Asks for a layout of an activation; does nothing without a mesh."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, spec(*logical_axes))
@@ -52,13 +52,13 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
 def sum_over_experts(local, tokens: tuple, experts: tuple) -> jax.Array:
   """Sum of `local(first, *tokens, *experts)` over the shards of the mesh axis `expert`.
 
-  Every shard works on all tokens (as the other axes leave them) with the experts that it holds:
-  tokens are gathered and results added up. No token is sent to a certain shard, so that uneven
-  loads need no capacity.
+  Every shard works on all tokens (as the other axes leave them) with its experts: tokens are
+  gathered and results added up. No token is sent to a certain shard, so that uneven loads need no
+  capacity.
 
   Args:
     local: `first` is the number of the shard's first expert.
-    tokens: arrays that every shard gets whole.
+    tokens: arrays that every shard gets in full.
     experts: arrays with the experts as first axis.
   """
   mesh = jax.sharding.get_abstract_mesh()
@@ -66,8 +66,7 @@ def sum_over_experts(local, tokens: tuple, experts: tuple) -> jax.Array:
     return local(0, *tokens, *experts)
 
   def shard(tokens, experts):
-    """One shard's experts, and the sum over all shards."""
-    # Said aloud: left to itself, the gradient of ragged_dot misses the sum over shards.
+    # Explicit, because the gradient of ragged_dot would miss the sum over shards.
     tokens = jax.tree.map(lambda x: jax.lax.pcast(x, (EXPERT,), to="varying"), tokens)
     first = jax.lax.axis_index(EXPERT) * experts[0].shape[0]
     return jax.lax.psum(local(first, *tokens, *experts), EXPERT)
@@ -81,11 +80,11 @@ def sum_over_experts(local, tokens: tuple, experts: tuple) -> jax.Array:
   return split(tokens, experts)
 
 
-def by_rows(local, whole, rows: tuple):
-  """`local(whole, *rows)` on every shard of a batch by itself, `whole` being there in full.
+def by_rows(local, full, rows: tuple):
+  """`local(full, *rows)` on each shard of a batch, with the array `full` complete on each.
 
-  So `whole` is gathered once, and its gradient added up over the shards once, however often
-  `local` uses it in a loop.
+  So `full` is gathered once and its gradient summed over the shards once, however often `local`
+  uses it in a loop.
 
   Args:
     local: arrays whose first axis is the batch -> such arrays.
@@ -93,16 +92,16 @@ def by_rows(local, whole, rows: tuple):
   mesh = jax.sharding.get_abstract_mesh()
   axes = RULES["batch"]
   if mesh.empty or all(mesh.shape[axis] == 1 for axis in axes):
-    return local(whole, *rows)
+    return local(full, *rows)
 
-  def shard(whole, *rows):
-    """One shard's rows; `pcast` is where its gradient of `whole` joins the others'."""
-    return local(jax.lax.pcast(whole, axes, to="varying"), *rows)
+  def shard(full, *rows):
+    """`pcast` is where the gradient of `full` joins that of the other shards."""
+    return local(jax.lax.pcast(full, axes, to="varying"), *rows)
 
   split = PartitionSpec(axes)
   return jax.shard_map(
     shard, in_specs=(PartitionSpec(), *(split for _ in rows)), out_specs=split, axis_names=set(axes)
-  )(whole, *rows)
+  )(full, *rows)
 
 
 def tree_shardings(mesh: Mesh, tree, axes_of):

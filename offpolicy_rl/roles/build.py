@@ -306,7 +306,7 @@ def make_store(config: ConfigDict, weights_dir: str | None, session: str):
     return weights.WeightStore(delta_bases=config.transport.delta_bases)
   from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only where it is used
 
-  return weights_dir_lib.Publisher(weights_dir, session)
+  return weights_dir_lib.WeightsDirectory(weights_dir, session)
 
 
 def scorer(task) -> scoring.Scorer:

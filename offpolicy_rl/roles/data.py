@@ -234,7 +234,7 @@ def _unreadable(
   exact = verifiers.NAMED["exact"]  # reads everything
   if not any(rows for name, rows in zip(names, problems, strict=True) if name != exact):
     return [[] for _ in problems]
-  workers = pool.Pool(
+  workers = pool.WorkerPool(
     min(1 + sum(map(len, problems)) // _CHUNK, _MAX_WORKERS, os.cpu_count() or 1),
     prepare=functools.partial(scoring.allow, tuple(dict.fromkeys(names))),
     time_limit=task.verifier_seconds,

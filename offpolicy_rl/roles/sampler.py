@@ -247,7 +247,7 @@ def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
     config.task.max_completion_tokens, build.stops(policy), build.truncation(config), config.seed
   )
   engine = served.ServedEngine(
-    served.Server(vllm.url, wanted),
+    served.VllmServer(vllm.url, wanted),
     lora.base_config(policy.model),
     directory=vllm.directory,
     slots=config.sampler.slots,

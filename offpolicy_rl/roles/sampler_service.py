@@ -84,7 +84,7 @@ class SamplerService:
     """Hands out no training tickets before `start`.
 
     Args:
-      weight_store: a WeightStore, or a weights_dir.Publisher.
+      weight_store: a WeightStore, or a weights_dir.WeightsDirectory.
       max_tokens: of a completion.
       say: prints a line for the person who watches the learner.
     """

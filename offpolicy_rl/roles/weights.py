@@ -33,7 +33,7 @@ class Publisher:
     """Publishes nothing yet.
 
     Args:
-      store: a WeightStore, or a weights_dir.Publisher.
+      store: a WeightStore, or a weights_dir.WeightsDirectory.
       dtype: of what samplers get.
       published: called with (version, bytes) once a version can be pulled.
     """

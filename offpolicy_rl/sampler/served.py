@@ -60,7 +60,7 @@ class SamplingParams(NamedTuple):
 _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class Server:
+class VllmServer:
   """An OpenAI-compatible server with vLLM's extensions."""
 
   def __init__(self, url: str, params: SamplingParams, *, seconds: float = 600.0):
@@ -161,7 +161,7 @@ class ServedEngine:
 
   def __init__(
     self,
-    server: Server,
+    server: VllmServer,
     config: decoder.DecoderConfig,
     *,
     directory: pathlib.Path,

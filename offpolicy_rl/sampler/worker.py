@@ -23,7 +23,7 @@ _UNANSWERED = scoring.Judgement(0.0, well_formed=False, failed=False)
 Answered = tuple[types.Ticket, list[types.Trajectory]]
 
 
-class Learner(Protocol):
+class LearnerConnection(Protocol):
   """The learner as a worker sees it: behind the wire, or plain Python in a test."""
 
   session: str  # weights of another session are void
@@ -66,7 +66,7 @@ class Stats:
 
 def run(
   engine: engine_lib.Engine,
-  learner: Learner,
+  learner: LearnerConnection,
   score: Callable[[list[types.Ticket], list[list[types.Trajectory]]], list[types.Group]],
   stats: Stats,
   *,
@@ -89,7 +89,9 @@ def run(
 class _Worker:
   """Tickets on their way through one sampler; at most one call of each kind is under way."""
 
-  def __init__(self, engine, learner: Learner, score, stats: Stats, pool, in_flight, refresh_cache):
+  def __init__(
+    self, engine, learner: LearnerConnection, score, stats: Stats, pool, in_flight, refresh_cache
+  ):
     self._engine, self._learner, self._score = engine, learner, score
     self._stats, self._pool = stats, pool
     self._in_flight, self._refresh_cache = in_flight, refresh_cache

@@ -1,7 +1,4 @@
-"""The tasks by name. `select(config.task)` returns those of a configuration; it reads no problem.
-
-Free of TensorFlow and seqio, because every sampler host imports it.
-"""
+"""The tasks by name. Free of TensorFlow and seqio, because every sampler imports it."""
 
 import dataclasses
 import functools
@@ -19,7 +16,7 @@ from offpolicy_rl.tasks.splits import TRAIN_SPLIT as TRAIN_SPLIT
 from offpolicy_rl.tasks.splits import Selection, Task
 
 MIXTURE, GYM = "mixture", "reasoning_gym"
-# Keys of the section `task` that a member of a mixture may have of its own.
+# Keys of the section `task` that a member of a mixture may override.
 MEMBER_KEYS = (
   *("data_dir", "train_file", "heldout_file", "size", "options", "verifier", "max_bad_rows"),
   *("question_column", "answer_column", "demonstration_column"),
@@ -27,12 +24,10 @@ MEMBER_KEYS = (
 
 
 def _once(function: Callable, *args, **kwargs) -> Callable[[], list]:
-  """Calls the function when it is needed, and only once."""
   return functools.cache(functools.partial(function, *args, **kwargs))
 
 
 def _sums() -> list[Problem]:
-  """Every a+b with one-digit a and b."""
   return [
     Problem(f"{a}+{b}=", json.dumps(str(a + b)), str(a + b)) for a in range(10) for b in range(10)
   ]
@@ -48,10 +43,7 @@ TASKS = {
         "chain_sum",
         14_000,
         keep=lambda entry: "+" in entry["question"],
-        min_terms=2,
-        max_terms=2,
-        min_digits=2,
-        max_digits=2,
+        **dict.fromkeys(("min_terms", "max_terms", "min_digits", "max_digits"), 2),
       ),
       verifier=verifiers.NAMED["reasoning_gym"],
       phrases=("State the final answer to the following arithmetic problem: ", " + ", " ="),
@@ -83,8 +75,8 @@ def _gym_task(settings, label: str) -> Task:
   options = json_object("task.options", settings.options)
 
   def problems() -> list[Problem]:
-    # Where there are few easy problems, repeats leave them all at the beginning: the first so many
-    # held-out ones would not be like the rest.
+    # Without this order, few easy problems and their repeats leave them all at the beginning, and
+    # the first held-out ones would be easier than the rest.
     drawn = sources.reasoning_gym(label, settings.size, **options)
     return sorted(drawn, key=lambda problem: splits.digest(problem.question))
 
@@ -146,7 +138,7 @@ def _jsonl_task(settings, label: str) -> Task:
   )
 
 
-# What comes before the colon of a name -> (section `task`, what comes after) -> Task.
+# Name before the colon -> function of (section `task`, name after the colon) -> Task.
 _KINDS = {GYM: _gym_task, "gsm8k": _gsm8k_task, "math": _math_task, "jsonl": _jsonl_task}
 EXPECTED_NAME = (
   f"one of {', '.join(sorted(TASKS))}, gsm8k, math, jsonl, {GYM}:NAME, {MIXTURE}, or your own "
@@ -161,17 +153,17 @@ def task(function: Callable[[], Task]) -> Callable[[], Task]:
 
 @functools.cache
 def _user_task(name: str) -> Task:
-  """The task of a marked function, called once per process; it is named "module:function"."""
+  """The task of a marked function, called once per process."""
   decorator = "catalog.task (offpolicy_rl.tasks.catalog)"
   try:
     make = named.resolve(name, "task", key="task.name", decorator=decorator)
   except ValueError as error:
     raise TaskError(str(error)) from None
-  made = make()
-  if not isinstance(made, Task):
-    raise TaskError(f"task.name: {name} returned {made!r:.60}, expected a catalog.Task")
-  heldout = made.heldout and _once(made.heldout)  # listing problems may take long
-  return dataclasses.replace(made, name=name, problems=_once(made.problems), heldout=heldout)
+  task = make()
+  if not isinstance(task, Task):
+    raise TaskError(f"task.name: {name} returned {task!r:.60}, expected a catalog.Task")
+  heldout = task.heldout and _once(task.heldout)  # listing problems may be slow
+  return dataclasses.replace(task, name=name, problems=_once(task.problems), heldout=heldout)
 
 
 def select(settings) -> Selection:
@@ -193,10 +185,10 @@ def select(settings) -> Selection:
   members = json_object("task.mixture", settings.mixture)
   if len(members) < 2:
     raise TaskError(f"task.mixture: got {len(members)} tasks, expected at least 2")
-  rates = [_rate(name, wanted) for name, wanted in members.items()]
+  rates = [_rate(name, entry) for name, entry in members.items()]
   if min(rates) * 1000 < sum(rates):
     raise TaskError(f"task.mixture: got rates {rates}, expected each at least 1/1000 of their sum")
-  tasks = tuple(_task(_member(settings, name, wanted)) for name, wanted in members.items())
+  tasks = tuple(_task(_member(settings, name, entry)) for name, entry in members.items())
   return Selection(MIXTURE, tasks, tuple(rate / sum(rates) for rate in rates))
 
 
@@ -222,9 +214,8 @@ def _task(settings) -> Task:
   return dataclasses.replace(task, verifier=name)
 
 
-def _member(settings, name: str, wanted):
-  """The section `task` of one member of a mixture."""
-  changed = {k: value for k, value in wanted.items() if k != "rate"} if _is_object(wanted) else {}
+def _member(settings, name: str, entry):
+  changed = {k: v for k, v in entry.items() if k != "rate"} if isinstance(entry, dict) else {}
   for key, value in changed.items():
     inherited = getattr(settings, key) if key in MEMBER_KEYS else None
     if type(value) is not type(inherited) and (type(value), type(inherited)) != (int, float):
@@ -234,19 +225,15 @@ def _member(settings, name: str, wanted):
   return types.SimpleNamespace(**(keys | changed), name=name, mixture="")
 
 
-def _rate(name: str, wanted) -> float:
-  rate = wanted.get("rate") if _is_object(wanted) else wanted
+def _rate(name: str, entry) -> float:
+  rate = entry.get("rate") if isinstance(entry, dict) else entry
   if type(rate) not in (int, float) or not 0 < rate < 1e9:
     raise TaskError(f"task.mixture: {name}: got rate {rate!r:.60}, expected a number > 0")
   return float(rate)
 
 
-def _is_object(value) -> bool:
-  return isinstance(value, dict)
-
-
 def json_object(key: str, text: str) -> dict:
-  """The JSON object that a key of the configuration holds; "" = {}."""
+  """The JSON object in a key of the configuration; "" = {}."""
   try:
     value = json.loads(text or "{}")
   except (ValueError, RecursionError) as error:

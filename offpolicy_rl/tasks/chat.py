@@ -1,8 +1,8 @@
-"""Chat templates: rendered as transformers' `apply_chat_template` does, byte for byte.
+"""Chat templates, rendered as transformers' `apply_chat_template` does, byte for byte.
 
-They are code from elsewhere, so jinja2's sandbox renders them, with what transformers 5
-(utils/chat_template_utils.py) puts into it. One thing is different: `strftime_now` tells the day of
-the run and not the time of the call, so that a prompt is the same whenever it is made.
+They are foreign code, so jinja2's sandbox renders them, with the additions of transformers 5
+(utils/chat_template_utils.py). One thing differs: `strftime_now` gives the day of the run and not
+the time of the call, so that a prompt is the same whenever it is made.
 """
 
 import datetime
@@ -33,12 +33,12 @@ class Source(NamedTuple):
 
 
 class _Generation(jinja2.ext.Extension):
-  """{% generation %}: marks what the model wrote; nothing else becomes of it."""
+  """{% generation %}, which marks what the model wrote, and changes nothing here."""
 
   tags: ClassVar = {"generation"}
 
   def parse(self, parser):
-    """A call of `_pass_on` with the body as a block: what is set inside stays inside."""
+    """Calls `_pass_on` with the body as a block, so that variables set inside stay inside."""
     line = next(parser.stream).lineno
     body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
     call = self.call_method("_pass_on", [])
@@ -49,7 +49,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Namespace(jinja2.utils.Namespace):
-  """Without names that begin with an underscore, which reach into Python."""
+  """A namespace without names that begin with an underscore, which reach into Python."""
 
   def __init__(*args, **kwargs):
     self, *args = args  # `self` may be among the names
@@ -69,18 +69,17 @@ def _refuse_underscore(name) -> None:
 
 
 class _Dict:
-  """`dict` of templates: makes dictionaries, and nothing of the class itself can be reached."""
+  """`dict` of templates; nothing of the class itself can be reached."""
 
   def __call__(self, *args, **kwargs) -> dict:
     return dict(*args, **kwargs)
 
   def fromkeys(self, *args) -> dict:
-    """As of dict."""
     return dict.fromkeys(*args)
 
 
 def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-  """jinja2's own escapes for HTML and sorts."""
+  # jinja2's filter would escape HTML and sort keys.
   return json.dumps(
     value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
   )
@@ -91,25 +90,25 @@ def _raise(message) -> None:
 
 
 def _environment(day: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-  found = jinja2.sandbox.ImmutableSandboxedEnvironment(
+  sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
   )
-  found.filters["tojson"] = _to_json
+  sandbox.filters["tojson"] = _to_json
   midnight = datetime.datetime.combine(day, datetime.time())
-  found.globals |= {
+  sandbox.globals |= {
     "raise_exception": _raise,
     _CALENDAR: midnight.strftime,
     "dict": _Dict(),
     "namespace": _Namespace,
   }
-  return found
+  return sandbox
 
 
 def source(files: types.ModelFiles, *, tools: bool) -> Source | None:
-  """The template that transformers would use; None when the checkpoint has none.
+  """The template that transformers would use; None if the checkpoint has none.
 
   Args:
-    tools: there are some, for which a checkpoint may have a template of its own.
+    tools: there are some, for which a checkpoint may have its own template.
 
   Raises:
     TokenizerError: there are several, and none for this case.
@@ -119,34 +118,33 @@ def source(files: types.ModelFiles, *, tools: bool) -> Source | None:
     file = f"{MORE_TEMPLATES}/{name}.jinja"
     named[name] = Source(expect(text, str, file), file)
   if not named:
-    named = _of_settings(parse(files.tokenizer_config, SETTINGS).get("chat_template"))
+    named = _in_settings(parse(files.tokenizer_config, SETTINGS).get("chat_template"))
   if not named:
     return None
-  found = (named.get(_TOOLS) if tools else None) or named.get(_DEFAULT)
-  if found is None:
+  chosen = (named.get(_TOOLS) if tools else None) or named.get(_DEFAULT)
+  if chosen is None:
     raise TokenizerError(
       f"chat templates: got {', '.join(sorted(named))}, expected one that is called {_DEFAULT}"
     )
-  return found
+  return chosen
 
 
 def depends_on_date(files: types.ModelFiles, *, tools: bool) -> bool:
-  """What the template writes may depend on the day; arguments and errors as for `source`."""
-  found = source(files, tools=tools)
-  return found is not None and _CALENDAR in found.text
+  """Whether the template's text may depend on the day; arguments and errors as for `source`."""
+  template = source(files, tools=tools)
+  return template is not None and _CALENDAR in template.text
 
 
-def _of_settings(found) -> dict[str, Source]:
-  """Those of tokenizer_config.json: one text, or several with names."""
+def _in_settings(templates) -> dict[str, Source]:  # one text, or several with names
   where = f"{SETTINGS}: chat_template"
-  if not found:
+  if not templates:
     return {}
-  if isinstance(found, str):
-    return {_DEFAULT: Source(found, where)}
-  if isinstance(found, list):
-    rows = [expect(row, dict, where) for row in found]
-    found = {expect(row.get("name"), str, where): row.get("template") for row in rows}
-  named = expect(found, dict, where)
+  if isinstance(templates, str):
+    return {_DEFAULT: Source(templates, where)}
+  if isinstance(templates, list):
+    rows = [expect(row, dict, where) for row in templates]
+    templates = {expect(row.get("name"), str, where): row.get("template") for row in rows}
+  named = expect(templates, dict, where)
   return {name: Source(expect(text, str, where), f"{where} {name}") for name, text in named.items()}
 
 
@@ -154,7 +152,7 @@ class ChatTemplate:
   """One template with its variables."""
 
   def __init__(self, template: Source, variables: dict, day: datetime.date):
-    """`variables`: of the template besides the messages.
+    """Compiles a template; `variables`: those besides the messages.
 
     Raises:
       TokenizerError: a mistake in the template; names the line.
@@ -173,11 +171,10 @@ class ChatTemplate:
     Raises:
       TokenizerError: the template does not take these messages; names the line.
     """
-    given = self._variables | {"messages": list(messages), "add_generation_prompt": opened}
-    return self._guarded(lambda: self._template.render(given))
+    variables = self._variables | {"messages": list(messages), "add_generation_prompt": opened}
+    return self._guarded(lambda: self._template.render(variables))
 
   def _guarded(self, call):
-    """What `call` returns; whatever a template runs into is told with its line."""
     try:
       return call()
     except jinja2.TemplateSyntaxError as error:

@@ -1,8 +1,8 @@
 r"""Expressions with variables, 2\sqrt{3} or (x+1)^2: equal when their values are.
 
-The package math-verify reads the LaTeX; its values at a few points are compared to many digits.
-Its own comparison takes more for equal than is: 6.63e-34 and 1.6e-19, whose first six decimals are
-the same, or formulas of which it has dropped a part.
+The package math-verify reads the LaTeX; values at a few points are compared to many digits. The
+package's own comparison accepts too much: 6.63e-34 and 1.6e-19, whose first six decimals agree, or
+formulas of which it has dropped a part.
 """
 
 import functools
@@ -15,7 +15,7 @@ from latex2sympy2_extended.math_normalization import NormalizationConfig
 
 _DIGITS = 250
 _CLOSE = sympy.Float("1e-200", _DIGITS)
-_ZERO = sympy.Float("1e-240", _DIGITS)  # what sympy is left with where a value is 0 is smaller
+_ZERO = sympy.Float("1e-240", _DIGITS)  # larger than sympy's remainders of a 0
 _MOST_BITS = 100_000  # of a number that is written down
 _NOTHING = NormalizationConfig(
   basic_latex=False, units=False, malformed_operators=False, nits=False, boxed="none"
@@ -23,9 +23,9 @@ _NOTHING = NormalizationConfig(
 _AS_WRITTEN = latex2sympy2.ConversionConfig(
   interpret_as_mixed_fractions=False, interpret_contains_as_eq=False, lowercase_symbols=False
 )
-# 2(3) would be read as a mixed number, )( and )x as whatever.
+# 2(3) would be read as a mixed number, )( and )x at random.
 _UNSEEN_PRODUCT = re.compile(r"[\d)}!]\s*(?=\()|\)\s*(?=[\da-zA-Z]|\\(?!times|cdot|rfloor|rceil))")
-_POSITIVE, _SIGNED = (1, 2, 3), (4,)  # numbers of points at which variables have such values
+_POSITIVE, _SIGNED = (1, 2, 3), (4,)  # points, by the sign of the variables there
 
 
 class Unreadable(ValueError):
@@ -33,7 +33,7 @@ class Unreadable(ValueError):
 
 
 def equal(text: str, other: str) -> bool:
-  """Whether two expressions have the same values; Unreadable when one is not understood."""
+  """Whether two expressions have the same values; Unreadable if one is not understood."""
   one, two = read(text), read(other)
   if not all(_close(_at(one, point), _at(two, point)) for point in _POSITIVE):
     return False
@@ -43,7 +43,7 @@ def equal(text: str, other: str) -> bool:
 
 
 def proportional(text: str, other: str) -> bool:
-  """Whether one expression is a multiple of the other, not 0: then both are 0 together."""
+  """Whether one expression is a nonzero multiple of the other, so that both vanish together."""
   one, two = read(text), read(other)
   points = (*_POSITIVE, *_SIGNED)
   values = [(_at(one, point), _at(two, point)) for point in points]
@@ -55,38 +55,36 @@ def proportional(text: str, other: str) -> bool:
 
 @functools.lru_cache(512)
 def read(text: str) -> sympy.Expr:
-  """An expression in LaTeX, in `latex.normal` form, as sympy has it."""
+  """A LaTeX expression in `latex.normal` form -> sympy."""
   written = re.sub(r"(\d*)\.(\d+)", _as_fraction, text)
   written = _UNSEEN_PRODUCT.sub(r"\g<0>\\cdot ", written)
   try:
-    found = latex2sympy2.latex2sympy(
+    expression = latex2sympy2.latex2sympy(
       written, normalization_config=_NOTHING, conversion_config=_AS_WRITTEN
     )
   except Exception as error:  # of its parser, of sympy, ...
     raise Unreadable(f"{text!r:.60}: {error!s:.100}") from None
-  if not isinstance(found, sympy.Expr) or found.atoms(sympy.core.function.AppliedUndef):
-    raise Unreadable(f"{text!r:.60}: read as {type(found).__name__}")
-  _check_names(text, found)
-  return found.subs(sympy.Symbol("i"), sympy.I)
+  if not isinstance(expression, sympy.Expr) or expression.atoms(sympy.core.function.AppliedUndef):
+    raise Unreadable(f"{text!r:.60}: read as {type(expression).__name__}")
+  _check_names(text, expression)
+  return expression.subs(sympy.Symbol("i"), sympy.I)
 
 
 def _as_fraction(number: re.Match) -> str:
   return rf"\frac{{{int((number[1] or '0') + number[2])}}}{{{10 ** len(number[2])}}}"
 
 
-def _check_names(text: str, found: sympy.Expr) -> None:
-  """Refuses an expression of which the package has dropped or invented a variable."""
+def _check_names(text: str, expression: sympy.Expr) -> None:
+  """Raises Unreadable if the package has dropped or invented a variable."""
   letters = set("".join(re.sub(r"\\[a-zA-Z]+|_\{?\w+\}?", "", text).split()))
   letters = {letter for letter in letters if letter.isalpha()} - {"e"}
-  names = {str(symbol).split("_")[0] for symbol in found.free_symbols}
-  if letters - names or len(found.free_symbols) > 12:
-    raise Unreadable(f"{text!r:.60}: read as {found!s:.60}")
+  names = {str(symbol).split("_")[0] for symbol in expression.free_symbols}
+  if letters - names or len(expression.free_symbols) > 12:
+    raise Unreadable(f"{text!r:.60}: read as {expression!s:.60}")
 
 
 def _at(expression: sympy.Expr, point: int) -> sympy.Expr:
-  """Its value where every variable has one of its own, the same in all expressions; exact where
-  it is rational.
-  """
+  """The value at a point, at which each variable has a value by its name; exact if rational."""
   values = {symbol: _value(str(symbol), point) for symbol in expression.free_symbols}
   value = expression.subs(values)
   exact = _rational(value)
@@ -97,14 +95,14 @@ def _at(expression: sympy.Expr, point: int) -> sympy.Expr:
 
 
 def _value(name: str, point: int) -> sympy.Rational:
-  """Between 1/2 and 5/2; in `_SIGNED` points negative."""
+  """A number between 1/2 and 5/2; negative in `_SIGNED` points."""
   digest = int.from_bytes(hashlib.sha256(f"{point} {name}".encode()).digest()[:6], "big")
   size = sympy.Rational(1, 2) + sympy.Rational(2 * digest, 256**6)
   return -size if point in _SIGNED else size
 
 
 def _rational(expression: sympy.Expr) -> sympy.Rational | None:
-  """Its exact value; None when it has none, or one that is too large to write down."""
+  """The exact value; None if it is not rational, or too large to write down."""
   if expression.is_Rational:
     return expression
   if not isinstance(expression, sympy.Add | sympy.Mul | sympy.Pow):

@@ -1,8 +1,8 @@
-r"""Finds the answer in a completion: the number or the text that it commits itself to.
+r"""Finds the answer in a completion: the number or text that it commits to.
 
-An answer may be marked by <answer>...</answer>, by \boxed{...} or by "#### ..." (the first of these
-kinds that occurs, its last occurrence with anything in it). A thought before it does not count.
-Pure functions of text, linear in its length.
+An answer may be marked by <answer>...</answer>, \boxed{...} or "#### ...": the first of these kinds
+that occurs, and of that the last that is not empty. A thought before it does not count. Pure
+functions of text, linear in its length.
 """
 
 import fractions
@@ -23,15 +23,15 @@ _LONGEST_BETWEEN = 60
 
 
 def last_tagged(text: str) -> str | None:
-  """What the last <answer>...</answer> holds that holds anything; "" when all are empty."""
+  """The text in the last <answer>...</answer> that is not empty; "" if all are empty."""
   end, empty = len(text), False
   while (end := text.rfind(_CLOSE, 0, end)) >= 0:
     start = text.rfind(_OPEN, 0, end)
     if start < 0:
       break
-    held = text[start + len(_OPEN) : end].strip()
-    if held:
-      return held
+    inside = text[start + len(_OPEN) : end].strip()
+    if inside:
+      return inside
     empty, end = True, start
   return "" if empty else None
 
@@ -39,29 +39,25 @@ def last_tagged(text: str) -> str | None:
 def boxes(text: str) -> list[str]:
   r"""The answer in \boxed{...}: the last complete box, with those that it is listed with.
 
-  Those before it belong to it where only "and", "or", commas, or the name of a variable stand
-  between. Empty boxes don't count. Braces inside are matched.
+  Boxes before it belong to it if only "and", "or", commas, or the name of a variable stand between.
+  Empty boxes don't count. Braces inside are matched.
   """
-  found, begin = [], len(text)
+  contents, begin = [], len(text)
   for start, inside, end in _boxes_backwards(text):
-    if found and not _listed(text, end, begin):
+    if contents and not _is_listing(text, end, begin):
       break
     if inside:
-      found.append(inside)
+      contents.append(inside)
       begin = start
-  return list(dict.fromkeys(reversed(found)))
+  return list(dict.fromkeys(reversed(contents)))
 
 
-def _listed(text: str, end: int, begin: int) -> bool:
-  """Whether boxes that end and begin there are listed."""
+def _is_listing(text: str, end: int, begin: int) -> bool:
   return begin - end <= _LONGEST_BETWEEN and _BETWEEN.fullmatch(text, end, begin) is not None
 
 
 def _boxes_backwards(text: str):
-  """(start, content, end) of complete boxes that lie in no other, the last first.
-
-  A box in a box is the last of the two to begin: it is yielded, and what is around it is not.
-  """
+  """(start, content, end) of each complete box, the last first; of nested ones the innermost."""
   limit = len(text)
   for box in reversed(list(_BOX.finditer(text))):
     if box.end() > limit:
@@ -76,14 +72,14 @@ def _boxes_backwards(text: str):
       if depth == 0:
         yield box.start(), text[box.end() : brace.start()].strip(), brace.end()
         break
-    limit = box.start()  # where it is never closed: what is behind it need not be read again
+    limit = box.start()  # text behind it need not be read again, even if it is never closed
 
 
 def last_boxed(text: str) -> str | None:
-  r"""What `boxes` has, as one text with commas; None without a complete \boxed{...}."""
-  found = boxes(text)
-  if found:
-    return ", ".join(found)
+  r"""`boxes` joined by commas; None without a complete \boxed{...}."""
+  contents = boxes(text)
+  if contents:
+    return ", ".join(contents)
   return "" if next(_boxes_backwards(text), None) else None
 
 
@@ -96,18 +92,16 @@ _HEADING = re.compile(
 
 
 def _after_hashes(text: str) -> str | None:
-  found = [(match.end(), match[1].strip()) for match in _HASHES.finditer(text)]
+  lines = [(match.end(), match[1].strip()) for match in _HASHES.finditer(text)]
   last = len(text.rstrip())
-  held = [line for end, line in found if end >= last or not _HEADING.fullmatch(line)]
-  if held:
-    return held[-1]
-  return "" if "####" in text and not found else None
+  answers = [line for end, line in lines if end >= last or not _HEADING.fullmatch(line)]
+  if answers:
+    return answers[-1]
+  return "" if "####" in text and not lines else None
 
 
 def given(completion: str) -> str | None:
-  """What a completion gives as its answer, as a text: all that follows its thought, or what is
-  tagged in there; None while the thought is open.
-  """
+  """The answer as text: all behind the thought, or its tagged part; None in an open thought."""
   text = thoughts.removed(completion)
   if text is None:
     return None
@@ -116,30 +110,32 @@ def given(completion: str) -> str | None:
 
 
 def marked(text: str) -> str | None:
-  """The part of a completion that is marked as its answer; None when nothing is, "" when the marks
-  are empty. In <answer> tags, the box or the "####" in them.
+  """The part of a completion that is marked as its answer; None without a mark, "" if marks are
+  empty.
+
+  In <answer> tags, the box or the "####" in them.
   """
-  found = _mark(text)
-  return found and found[0]
+  mark = _mark(text)
+  return mark and mark[0]
 
 
 def _mark(text: str) -> tuple[str, bool] | None:
-  """(what is marked, whether by a box)."""
+  """(marked text, whether by a box)."""
   empty = False
   for kind in (last_tagged, last_boxed, _after_hashes):
-    held = kind(text)
-    if held and kind is last_tagged:
-      inner = _mark(held)
-      return inner if inner and inner[0] else (held, False)
-    if held and kind is last_boxed:
+    answer = kind(text)
+    if answer and kind is last_tagged:
+      inner = _mark(answer)
+      return inner if inner and inner[0] else (answer, False)
+    if answer and kind is last_boxed:
       return _in_its_formula(text), True
-    if held:
-      return held, False
-    empty = empty or held is not None
+    if answer:
+      return answer, False
+    empty = empty or answer is not None
   return ("", False) if empty else None
 
 
-# A sign before a box, no dash or bullet: $-\\boxed{5}$, = - \\boxed{5}.
+# A sign before a box, neither dash nor bullet: $-\\boxed{5}$, = - \\boxed{5}.
 _NEGATIVE = re.compile(r"(?:(?:^|[^\w)\]}])[-−]|[=({\[$,:<>] {0,9}[-−] {1,9})$")
 # An operator before it, or mathematics that goes on behind it to the end of the formula.
 _OPERATOR = re.compile(
@@ -153,10 +149,10 @@ _BESIDE = 200  # characters of a formula that are looked at on each side of a bo
 
 
 def _in_its_formula(text: str) -> str:
-  r"""What is boxed, with what a formula does to it outside of the box: -\boxed{5}, \boxed{5}\pi."""
-  held = boxes(text)
-  if len(held) > 1:
-    return ", ".join(held)
+  r"""The boxed answer with the signs and factors outside of the box: -\boxed{5}, \boxed{5}\pi."""
+  contents = boxes(text)
+  if len(contents) > 1:
+    return ", ".join(contents)
   start, inside, end = next(box for box in _boxes_backwards(text) if box[1])
   before, behind = text[max(0, start - _BESIDE) : start], text[end : end + _BESIDE]
   goes_on = _GOES_ON.match(behind)
@@ -168,10 +164,10 @@ def _in_its_formula(text: str) -> str:
 
 
 def number(text: str) -> fractions.Fraction | None:
-  """The number that a completion answers with; None when there is none.
+  """The number that a completion answers with; None if there is none.
 
-  A marked answer is read whole (`numerals.read`): listing candidates earns nothing. Without a mark
-  it is the last number of the text, unless it is a part of an expression or of a word.
+  A marked answer must be one number (`numerals.read`): listing candidates earns nothing. Without a
+  mark it is the last number of the text, unless that is part of an expression or of a word.
   """
   text = thoughts.removed(text)
   if text is None:
@@ -201,10 +197,10 @@ _AND_A_HALF = re.compile(r"\s*and\s+(?:a|one)\s+(?:half|quarter|third|fifth|tent
 
 
 def _last_number(text: str) -> fractions.Fraction | None:
-  """The last number of a text without marks, if nothing but words is beside it.
+  """The last number of a text without marks, if only words are beside it.
 
-  The expression around the last digits is read whole: as far as the words, the "=" or the end of
-  the clause on both sides.
+  Reads the expression around the last digits, up to words, "=" or the end of the clause on both
+  sides.
   """
   end = _LAST_DIGIT.match(text)
   if end is None:
@@ -239,7 +235,7 @@ def _stops(token: re.Match) -> bool:
 
 
 def _expression(line: str, tokens: list[re.Match], at: int, cut: bool):
-  """Reads what is around a token of digits, as far as something stops it on both sides."""
+  """Reads the expression around a token of digits, up to a stop on both sides."""
   first = last = at
   while first > 0 and not _stops(tokens[first - 1]):
     first -= 1
@@ -262,12 +258,12 @@ def _expression(line: str, tokens: list[re.Match], at: int, cut: bool):
   return None if value is None else value * numerals.multiple(numerals.words(right)[:1])
 
 
-# What stands before a number that is not the answer, but a part of it.
+# Words before a number that is only a part of the answer.
 _PART = re.compile(
   r"(?:(?:root|half|third|quarter|fifth|tenth|percent|%|power|out)\s+of|\d\s+(?:to|remainder|R)"
   rf"|\bto\s+the|[!<>/]=|\d\s*{latex.IDEOGRAPH}{{1,3}})\s*$"
 )
-# 2 hours and 30 minutes: the second number is not all.
+# 2 hours and 30 minutes: the second number is not the whole.
 _RESTS = re.compile(
   r"\d\s*(?:(?:weeks?|days?|hours?|hrs?|h|minutes?|mins?)[,\s]+(?:and\s+)?\d+\s*(?:days?|hours?|"
   r"hrs?|h|minutes?|mins?|m|seconds?|secs?|s)|(?:feet|foot|ft)[,\s]+(?:and\s+)?\d+\s*in(?:ch(?:es)?)?"
@@ -278,7 +274,7 @@ _RESTS = re.compile(
 
 
 def _fits(text: str, left: str, right: str) -> bool:
-  """Whether the words beside an expression leave its value as it is."""
+  """Whether the words beside an expression leave its value unchanged."""
   word = re.match(r"[^\W\d_]+", right)
   glued = word and not text[-1:].isspace() and text[-1:] not in "/-"
   foreign = word and re.match(latex.IDEOGRAPH, word[0])

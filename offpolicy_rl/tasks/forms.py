@@ -1,8 +1,8 @@
-r"""What kind of answer a formula is: a number, a text, a list, a tuple or interval, a relation, ...
+r"""The form of an answer: a number, a text, a list, a tuple or interval, a relation, ...
 
-Only the outside of a formula is looked at here: brackets, commas, relations. What is inside is a
-form again, or an expression (`expressions.py`). What is none of these is a text, so that it equals
-itself in other spellings of LaTeX and nothing else: 4210_5, 6:30, \{x | x > 2\}, "listen".
+Only the outside of a formula counts here: brackets, commas, relations. The inside is a form again,
+or an expression (`expressions.py`). Anything else is a text, which equals itself in other spellings
+of LaTeX and nothing else: 4210_5, 6:30, \{x | x > 2\}, "listen".
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ class Form:
   text: str = ""  # its spelling by `latex.normal`; of a tuple, its two brackets
   parts: tuple = ()  # Forms; of a matrix, rows of Forms
   value: fractions.Fraction | None = None  # of a number
-  unit: str = ""  # of a number or expression: "%" or what `_unit` knows
+  unit: str = ""  # of a number or expression: "%" or a unit that `_unit` knows
 
 
 NUMBER, TEXT, EXPRESSION = "number", "text", "expression"
@@ -38,7 +38,7 @@ _LISTING = (",", ";", "‹and›", "‹or›", "\\wedge", "\\vee")
 _UNTRUSTED = ("\\ne", "\\approx", "\\mid", "|", ":", "\\cap", "\\setminus", "\\equiv", "\\to")
 
 
-# These would else be products of variables.
+# Three letters like these are a word, not a product of variables.
 _LIKE_A_WORD = re.compile(r"(?![abc]{3})(?=.*[aeiouAEIOU])[a-zA-Z]{3}")
 _SHORT_WORDS = frozenset(
   ("no", "on", "yes", "odd", "one", "two", "six", "ten", "red", "sun", "mon", "up", "all", "any")
@@ -46,23 +46,20 @@ _SHORT_WORDS = frozenset(
 
 
 def parse(text: str, depth: int = 0) -> Form:
-  """Takes a formula apart."""
+  """The form of a formula or text."""
   text = latex.normal(re.sub(r"(?<![a-zA-Z\\])(and|or)(?![a-zA-Z])", r"\\text{\1}", text))
   text = text.removeprefix("+") if text == "+\\infty" else text
-  if len(text) > numerals.LONGEST or depth > _DEEPEST:
-    return Form(TEXT, _as_text(text))
-  if _is_words(text):
+  if len(text) > numerals.LONGEST or depth > _DEEPEST or _is_words(text):
     return Form(TEXT, _as_text(text))
   tokens = _TOKEN.findall(text)
   for read in (_bracketed, _number, _matrix, _list, _relation, _union, _plus_minus, _expression):
-    found = read(text, tokens, depth)
-    if found is not None:
-      return found
+    form = read(text, tokens, depth)
+    if form is not None:
+      return form
   return Form(TEXT, _as_text(text))
 
 
 def _as_text(text: str) -> str:
-  """Without the marks of words; (A) is A; words in lower case."""
   bare = text.translate(str.maketrans("", "", "‹›"))
   letter = re.fullmatch(r"\(?\s*([A-Za-z])\s*\)?", bare)
   if letter:
@@ -71,7 +68,7 @@ def _as_text(text: str) -> str:
 
 
 def _is_words(text: str) -> bool:
-  """Whether it says something in words: ‹even›, Monday, ‹not enough information›."""
+  """Whether a text is words: ‹even›, Monday, ‹not enough information›."""
   if "\\" in text or re.search(r"[\d=<>+*/^_]", text):
     return False
   marked = re.findall(r"‹[^‹›]*›", text)
@@ -86,19 +83,20 @@ def _is_words(text: str) -> bool:
 
 
 def _levels(tokens: list[str]) -> list[int]:
-  """How deep in brackets each token stands; those of the outermost pair at 0. Half-open intervals
-  close with another kind, so any kind does.
+  """Depth in brackets of each token; 0 for the outermost pair.
+
+  Any bracket closes any other, as those of half-open intervals differ.
   """
-  depth, found = 0, []
+  depth, levels = 0, []
   for token in tokens:
     depth -= token in _CLOSING
-    found.append(depth)
+    levels.append(depth)
     depth += token in _OPENING
-  return found if depth == 0 and min(found, default=0) >= 0 else [1] * len(found)
+  return levels if depth == 0 and min(levels, default=0) >= 0 else [1] * len(levels)
 
 
 def _split(tokens: list[str], at: tuple[str, ...]) -> tuple[list[str], list[str]]:
-  """(what stands between these tokens outside all brackets, the tokens)."""
+  """(texts between these tokens outside all brackets, the tokens)."""
   pieces, signs = [[]], []
   for token, level in zip(tokens, _levels(tokens), strict=True):
     if level == 0 and token in at:
@@ -170,7 +168,7 @@ def _matrix(text: str, _tokens: list[str], depth: int) -> Form | None:
 
 
 def _list(_text: str, tokens: list[str], depth: int) -> Form | None:
-  """Values one after the other, in any order; inequalities joined by "or" are a union."""
+  """Values in any order; inequalities joined by "or" are a union."""
   pieces, signs = _split(tokens, _LISTING)
   pieces = [piece for piece in pieces if piece]
   if not signs or not 2 <= len(pieces) <= _MOST_PARTS:
@@ -186,7 +184,7 @@ def _list(_text: str, tokens: list[str], depth: int) -> Form | None:
 
 
 def _joined(intervals: list[Form], signs: list[str]) -> Form | None:
-  """x < 1 or x > 3; 1 < x and x < 3."""
+  """Inequalities of one variable as one: x < 1 or x > 3; 1 < x and x < 3."""
   if set(signs) <= {"‹or›", "\\vee"}:
     return Form(UNION, parts=tuple(intervals))
   below, above = sorted(intervals, key=lambda x: x.parts[0].text != "-\\infty")[:2]
@@ -201,12 +199,12 @@ def _are_intervals(forms: list[Form]) -> bool:
 
 
 def is_name(form: Form) -> bool:
-  r"""Whether it may stand before "=" to name a value: x, f(2), \theta, (x, y), ‹Area›; not 2x."""
+  r"""Whether it may name a value before "=": x, f(2), \theta, (x, y), ‹Area›; not 2x."""
   return numerals.NAME.fullmatch(form.text) is not None
 
 
 def is_ordered(form: Form) -> bool:
-  """Whether a list says whose value each one is: x = 1, y = 2, but not x_1 = 1, x_2 = 2."""
+  """Whether a list names its values: x = 1, y = 2, but not x_1 = 1, x_2 = 2."""
   if form.kind != SET or not all(part.kind == EQUATION for part in form.parts):
     return False
   return len({part.parts[0].text.partition("_")[0] for part in form.parts}) > 1
@@ -235,7 +233,7 @@ def _relation(text: str, tokens: list[str], depth: int) -> Form | None:
 
 
 def _interval(pieces: list[str], signs: list[str], depth: int) -> Form | None:
-  """x < 5, 5 > x, 1 < x <= 3, 3 >= x > 1 as what x lies in."""
+  """The interval of x in x < 5, 5 > x, 1 < x <= 3 or 3 >= x > 1."""
   if len(signs) == 2 and {sign[-1] in "<e" for sign in signs} and _is_variable(pieces[1]):
     if {"<", "\\le"}.issuperset(signs):
       low, high, first, second = pieces[0], pieces[2], signs[0], signs[1]
@@ -308,7 +306,7 @@ def _expression(text: str, *_) -> Form | None:
   return Form(EXPRESSION, text, unit=unit)
 
 
-_UNIT_NAMES = str.split(  # a unit, and how else it is called
+_UNIT_NAMES = str.split(  # a unit and its other names
   "cm centimeter centimetre; mm millimeter millimetre; m meter metre; km kilometer kilometre; in "
   "inch inche; ft foot feet; yd yard; mi mile; g gram; kg kilogram; lb pound; oz ounce; s second "
   "sec; min minute; h hour hr; day; week; month; year yr; dollar buck; cent; am a.m; pm p.m; l "
@@ -321,11 +319,11 @@ _UNIT_WORD = re.compile(r"‹?([a-zA-Z]+(?:\.[a-zA-Z])?)›?\.?(?:\^\{?(-?\d)\}?
 
 
 def _unit(text: str) -> str:
-  """The unit of a number in one spelling; "" when there is none or it is not known."""
+  """The unit of a number in one spelling; "" if there is none or it is unknown."""
   if "%" in text or "‹percent›" in text:
     return "%"
   first = re.search(r"‹|(?<![\\a-zA-Z])[a-zA-Z]{2,}", text)
-  found, power = [], 1
+  units, power = [], 1
   for word, exponent in _UNIT_WORD.findall(text[first.start() :]) if first else ():
     word = word.casefold()
     name = _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))
@@ -335,9 +333,9 @@ def _unit(text: str) -> str:
       return ""
     else:
       power = int(exponent or power)
-      found.append(name if power == 1 else f"{name}^{power}")
+      units.append(name if power == 1 else f"{name}^{power}")
       power = 1
-  return " ".join(found)
+  return " ".join(units)
 
 
 def flipped(inequality: Form) -> Form:
@@ -346,8 +344,9 @@ def flipped(inequality: Form) -> Form:
 
 
 def canonical(form: Form) -> str:
-  r"""One text for answers that `symbolic.same` takes for the same by their form alone: 1, 2 and
-  \{2, 1\}, x < 3 and (-\infty, 3). Expressions stay as they are written.
+  r"""One text for answers that `symbolic.same` accepts as equal by their form.
+
+  1, 2 and \{2, 1\} are such, or x < 3 and (-\infty, 3). Expressions stay as written.
   """
   if form.kind == NUMBER:
     return str(form.value)

@@ -1,4 +1,4 @@
-"""Tokenizers of GGUF files, as the small files that published checkpoints have."""
+"""Tokenizers of GGUF files, as the small files of published checkpoints."""
 
 import json
 import pathlib
@@ -20,50 +20,41 @@ _NAMED = {
   "unk_token": "unknown_token_id",
   "pad_token": "padding_token_id",
 }
-# What Qwen2.5 and Qwen3 say in files that converters to GGUF do not read, or read otherwise.
+# Qwen2.5 and Qwen3 say this in files that converters to GGUF ignore or misread.
 _QWEN = "qwen2"
-_QWEN_TEXTS = {  # they look like control tokens, which converters take them for
-  "<|fim_prefix|>",
-  "<|fim_middle|>",
-  "<|fim_suffix|>",
-  "<|fim_pad|>",
-  "<|repo_name|>",
-  "<|file_sep|>",
-}
+_QWEN_TEXTS = str.split(  # converters mistake them for control tokens
+  "<|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>"
+)
 _QWEN_END = "<|endoftext|>"  # ends a completion, too; as bos_token_id it begins nothing
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, of a turn, of a message
 
 
 class _Metadata:
-  """What the metadata say about the tokenizer; a value of another type is refused by its key."""
+  """Metadata of the tokenizer; errors name the key of a bad value."""
 
   def __init__(self, file):
     self._file = file
 
   def value(self, key: str, kind: type, default=None):
-    """Of tokenizer.ggml.`key`."""
     full = f"tokenizer.ggml.{key}"
-    found = self._file.get(full, default)
-    return special_tokens.expect(found, kind, full)
+    return special_tokens.expect(self._file.get(full, default), kind, full)
 
   def texts(self, key: str) -> list[str]:
-    """A list of texts."""
-    found = self.value(key, list)
-    return [special_tokens.expect(text, str, f"tokenizer.ggml.{key}") for text in found]
+    texts = self.value(key, list)
+    return [special_tokens.expect(text, str, f"tokenizer.ggml.{key}") for text in texts]
 
-  def id(self, key: str, size: int) -> int | None:
-    """Of a token, None where there is none."""
-    found = self.value(key, int, -1)
-    if found >= size:
-      raise TokenizerError(f"tokenizer.ggml.{key}: got {found}, expected one of {size} tokens")
-    return found if found >= 0 else None
+  def token_id(self, key: str, size: int) -> int | None:
+    number = self.value(key, int, -1)
+    if number >= size:
+      raise TokenizerError(f"tokenizer.ggml.{key}: got {number}, expected one of {size} tokens")
+    return number if number >= 0 else None
 
 
 def write(file, directory: pathlib.Path) -> None:
   """Writes the tokenizer of an opened GGUF file (`file.get(key, default)`) as published ones are.
 
   Raises:
-    TokenizerError: it is no byte-level BPE, splits text in an unknown way, or its metadata are bad.
+    TokenizerError: it is no byte-level BPE, splits text in an unknown way, or has bad metadata.
   """
   metadata = _Metadata(file)
   model = metadata.value("model", str)
@@ -71,7 +62,7 @@ def write(file, directory: pathlib.Path) -> None:
     raise TokenizerError(f"tokenizer.ggml.model: got {model!r}, supported: gpt2 (byte-level BPE)")
   tokens, pre = metadata.texts("tokens"), metadata.value("pre", str)
   inner = _bpe(metadata, tokens, pre)
-  named = {name: metadata.id(key, len(tokens)) for name, key in _NAMED.items()}
+  named = {name: metadata.token_id(key, len(tokens)) for name, key in _NAMED.items()}
   named = {name: tokens[number] for name, number in named.items() if number is not None}
   bos, begins = named.get("bos_token"), metadata.value("add_bos_token", bool, False)
   if bos == _QWEN_END and pre == _QWEN and not begins:
@@ -80,7 +71,7 @@ def write(file, directory: pathlib.Path) -> None:
     inner.post_processor = tokenizers.processors.TemplateProcessing(
       single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, tokens.index(bos))]
     )
-  ends = [metadata.id(key, len(tokens)) for key in _ENDS]
+  ends = [metadata.token_id(key, len(tokens)) for key in _ENDS]
   if pre == _QWEN:
     ends.append(inner.token_to_id(_QWEN_END))
   generation = {"eos_token_id": [*dict.fromkeys(end for end in ends if end is not None)]}
@@ -92,7 +83,6 @@ def write(file, directory: pathlib.Path) -> None:
 
 
 def _write_templates(file, directory: pathlib.Path) -> None:
-  """The chat template, and those that have names."""
   key = "tokenizer.chat_template"
   wanted = {key: directory / chat.TEMPLATE}
   for name in special_tokens.expect(file.get(f"{key}s", []), list, f"{key}s"):
@@ -112,7 +102,7 @@ def _write_json(path: pathlib.Path, value: dict) -> None:
 
 
 def _bpe(metadata: _Metadata, tokens: list[str], pre: str) -> tokenizers.Tokenizer:
-  """With its control tokens, which are special, and those that users defined, which are texts."""
+  """A tokenizer in which control tokens are special, and tokens defined by users are texts."""
   kinds = metadata.value("token_type", list)
   if len(kinds) != len(tokens):
     raise TokenizerError(f"tokenizer.ggml.token_type: got {len(kinds)}, expected {len(tokens)}")
@@ -139,7 +129,7 @@ def _bpe(metadata: _Metadata, tokens: list[str], pre: str) -> tokenizers.Tokeniz
 
 
 def _splitting(kind: str):
-  """(normalizer, what splits text before pairs are merged), by the name that GGUF files use."""
+  """(normalizer, pre-tokenizer) by the name that GGUF files use."""
   pre, level = tokenizers.pre_tokenizers, tokenizers.pre_tokenizers.ByteLevel
   if kind == "smollm":
     return None, pre.Sequence([pre.Digits(individual_digits=True), level(add_prefix_space=False)])

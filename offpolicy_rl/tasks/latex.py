@@ -3,7 +3,7 @@ r"""One spelling for what LaTeX and Unicode spell in many ways: 9,500 and 9\,\!5
 import re
 import unicodedata
 
-THIN = "\u2009"  # what stands for every space that LaTeX and typographers put into numbers
+THIN = "\u2009"  # stands for all spaces that LaTeX and typographers put into numbers
 
 _LETTERS = {
   **dict.fromkeys("−–‐‑﹣－", "-"),
@@ -25,15 +25,12 @@ _COMMANDS = str.split(
 _LETTERS |= {c: f"\\{name} " for c, name in zip(_COMMANDS[::2], _COMMANDS[1::2], strict=True)}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-
-
 IDEOGRAPH = "[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # and kana, and syllables of Korean
 # Chinese and Japanese put no space between words and numbers.
 _BESIDE_IDEOGRAPHS = re.compile(rf"(?<={IDEOGRAPH})(?=[\d$¥￥\\.-])|(?<=\d)(?={IDEOGRAPH})")
 
 
 def _ascii(text: str) -> str:
-  """Digits, fractions and operators of Unicode as ASCII and LaTeX write them."""
   text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
   text = re.sub("[₀-₉]+", lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}", text)
   text = _BESIDE_IDEOGRAPHS.sub(" ", text)
@@ -87,7 +84,7 @@ _SPACING = (
 
 
 def plain(text: str) -> str:
-  r"""The text with one spelling for what is spelled in many ways.
+  r"""The text with one spelling for signs and commands that have many.
 
   Words of \text{...} stand between ‹ and ›, so that ‹m› is a unit and m a variable.
   """
@@ -110,7 +107,7 @@ _WRAPPERS = (
 
 
 def unwrapped(text: str) -> str:
-  """The text without the signs around formulas and emphasis, and without a full stop behind it."""
+  """The text without signs around formulas and emphasis, and without a full stop at its end."""
   while True:
     before = text
     text = re.sub(r"(?<![.])[.,;:]$", "", text.strip()).strip()
@@ -144,7 +141,7 @@ _ONE_IN_BRACES = re.compile(r"(?<=[_^])\{\s*(\w)\s*\}")
 
 
 def normal(text: str) -> str:
-  r"""A formula or text so that answers spelled differently are one: spaces, \frac12, synonyms.
+  r"""One spelling for equal answers: spaces, \frac12, synonyms.
 
   Words of \text{...} stand between ‹ and ›.
   """

@@ -1,7 +1,7 @@
-"""Functions of yours that a configuration names as "module:function".
+"""Functions of users that a configuration names as "module:function".
 
-A sampler takes such names from its learner, which must not get to call whatever is installed: only
-functions that were marked for what they are named for are called.
+A sampler takes such names from its learner, which must not be able to call whatever is installed:
+only functions marked for that use are called.
 """
 
 import importlib
@@ -19,12 +19,12 @@ def mark(function: _Function, use: str) -> _Function:
 
 
 def resolve(name: str, use: str, *, key: str, decorator: str) -> Callable:
-  """ "module:function" -> the function.
+  """Finds "module:function".
 
-  `key` names it in errors, `decorator` is what marks for this use.
+  `key` names it in errors, `decorator` is what marks functions for this use.
 
   Raises:
-    ValueError: it can not be found, or is not marked.
+    ValueError: it can't be found, or is not marked.
   """
   module, _, attribute = name.partition(":")
   try:

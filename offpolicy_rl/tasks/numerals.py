@@ -1,10 +1,10 @@
-r"""Numbers as people and models write them. A text is read whole as one number, or not at all.
+r"""Numbers as people and models write them. A text is one number as a whole, or none.
 
 Read: signs, decimals, thousands (1,680; 9\,500; 9{,}500), 1.5e3, 1.5 \times 10^3, 3/4, \frac{3}{4},
-1\frac12, ½, 0.\overline{3}, currency, percent and degrees (of no account: 84% is 84), units and
-words ("5 apples", "5\text{ cm}^2", "the answer is 5", "5 million"), "x = 5", "2 + 3 = 5", (5).
-Not read: whatever else has mathematics in it, such as 2\sqrt{2}, x^2, 2\pi, 5!, 4210_5, 6:30,
-(2, 3), 5-6 and "5 or 6"; nor what is too long to be one number.
+1\frac12, ½, 0.\overline{3}, currency, percent and degrees (ignored: 84% is 84), units and words
+("5 apples", "5\text{ cm}^2", "the answer is 5", "5 million"), "x = 5", "2 + 3 = 5", (5).
+Not read: any other mathematics, such as 2\sqrt{2}, x^2, 2\pi, 5!, 4210_5, 6:30, (2, 3), 5-6 and
+"5 or 6"; nor texts too long to be one number.
 """
 
 import fractions
@@ -12,13 +12,13 @@ import re
 
 from offpolicy_rl.tasks import latex as latex_lib
 
-LONGEST = 300  # characters of a text that is read; so everything here takes a bounded time
+LONGEST = 300  # characters of a text that is read, which bounds the time
 
 _THIN = latex_lib.THIN
 
 
 def _plain_number(name: str) -> str:
-  """A pattern; `name` is that of a group in it."""
+  """Pattern of a decimal; `name` is that of a group in it."""
   grouped = rf"\d{{1,3}}(?P<{name}>[,' {_THIN}])\d{{3}}(?:(?P={name})\d{{3}})*(?!\d)"
   return rf"(?:(?:{grouped}|\d+)(?:\.\d*\\overline\{{\d+\}}|\.\d+)?|\.\d+)"
 
@@ -27,7 +27,7 @@ _SIGNED = r"(?:[-+]\s*)?"
 
 
 def _fraction(name: str) -> str:
-  r"""A pattern for \frac{a}{b} and \frac12; `name` begins those of its groups."""
+  r"""Pattern for \frac{a}{b} and \frac12; `name` begins the names of its groups."""
   part = lambda i: (
     rf"(?:\{{\s*(?P<{name}{i}>{_SIGNED}{_plain_number(f'{name}{i}s')})\s*\}}"
     rf"|(?P<{name}{i}d>\d))\s*"
@@ -61,7 +61,7 @@ def _set(text: str) -> frozenset[str]:
   return frozenset(text.split())
 
 
-# What changes the value of the number beside it, or says that it is not the answer; the latter only
+# Words that change the value of the number beside them, or say that it is not the answer; some only
 # before it: "5 times" is five times.
 CHANGES_WHAT_IT_FOLLOWS = _set(
   "minus plus over half halves squared cubed factorial root roots pi log ln sin cos tan infinity "
@@ -98,7 +98,7 @@ _ARTICLES = frozenset("aAI")
 
 
 def read(text: str, *, latex: bool = False) -> fractions.Fraction | None:
-  """The one number that the whole text is; None when it is none, or anything else beside it.
+  """The number that the text is; None if it is none, or something else is beside it.
 
   `latex`: the text comes from a formula, so that a letter is a variable and no unit.
   """
@@ -114,7 +114,7 @@ def read(text: str, *, latex: bool = False) -> fractions.Fraction | None:
 
 
 def phrase(text: str, *, latex: bool) -> fractions.Fraction | None:
-  """A number with nothing but words, units and currency around it."""
+  """A number with only words, units and currency around it."""
   first = _FIRST.search(text)
   if first is None:
     return None
@@ -140,7 +140,7 @@ def phrase(text: str, *, latex: bool) -> fractions.Fraction | None:
 
 
 def _opening(text: str, first: int) -> tuple[int, str]:
-  """(where the signs, parentheses and currency before the number begin, what they are)."""
+  """(start of the signs, parentheses and currency before the number, these characters)."""
   for start in range(first + 1):
     if _OPENING.fullmatch(text, start, first):
       return start, text[start:first]
@@ -148,7 +148,7 @@ def _opening(text: str, first: int) -> tuple[int, str]:
 
 
 def _may_open(before: str, sign: str) -> bool:
-  """Whether this can stand before a number: -$5, $-5, -(3), but no hyphen of a word, no dash."""
+  """Whether this may precede a number: -$5, $-5, -(3), but no hyphen of a word, no dash."""
   bare = re.sub(rf"\s|{_CURRENCY}", "", sign)
   if not re.fullmatch(r"(?:[-+]?\()*[-+]?", bare) or len(re.findall(_CURRENCY, sign)) > 1:
     return False
@@ -161,19 +161,19 @@ def _may_open(before: str, sign: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-  """Its words in lower case."""
+  """The words of a text in lower case."""
   return [word.strip("‹›").casefold() for word in re.findall(_WORD, text)]
 
 
 def multiple(following: list[str]) -> int:
-  """A million, for the words that follow "5" in "5 million people"; else 1."""
+  """A million, for the words behind "5" in "5 million people"; else 1."""
   return MULTIPLES.get(following[0], 1) if following else 1
 
 
 def is_word(word: str, *, latex: bool, glued: bool, behind: bool) -> bool:
   """Whether letters beside a number are a word or a unit, not variables.
 
-  `glued`: no space between; `behind`: they follow the number.
+  `glued`: without a space between; `behind`: they follow the number.
   """
   if _IDEOGRAPHS.search(word):
     return not (_CHANGES_BEFORE_IT if behind else _CHANGES_BEHIND_IT).search(word.strip("‹›"))
@@ -188,7 +188,7 @@ def is_word(word: str, *, latex: bool, glued: bool, behind: bool) -> bool:
 
 
 def _only_words(text: str, *, latex: bool, behind: bool = False) -> bool:
-  """Whether there is nothing but words and units, none of which changes a number's value."""
+  """Whether a text is only words and units that don't change the value of a number."""
   if text.count("(") != text.count(")"):
     return False
   at, said = 0, []
@@ -220,7 +220,7 @@ def _exact(text: str) -> fractions.Fraction:
 
 
 def _value(amount: re.Match) -> fractions.Fraction | None:
-  """The value of what `_AMOUNT` matched; None for a division by 0 and for strange mixed numbers."""
+  """The value of a match of `_AMOUNT`; None for division by 0 and for strange mixed numbers."""
   if amount["fraction"]:
     return _quotient(amount["fraction"])
   if amount["whole"]:
@@ -239,7 +239,7 @@ _OF_A_FRACTION = re.compile(_fraction("q"))
 
 
 def _quotient(text: str) -> fractions.Fraction | None:
-  r"""Of \frac{a}{b} or a/b."""
+  r"""The value of \frac{a}{b} or a/b."""
   match = _OF_A_FRACTION.fullmatch(text.strip())
   if match is None:
     above, below = text.split("/")
@@ -262,7 +262,7 @@ _ARITHMETIC = re.compile(
 
 
 def _may_equal(left: str, value: fractions.Fraction, latex: bool) -> bool:
-  """Whether `left = value` names the value, computes it or repeats it: x, f(2), 2+3, but not 3x."""
+  """Whether `left` in `left = value` is a name for it, computes or repeats it: x, 2+3, not 3x."""
   left = latex_lib.unwrapped(left)
   if not left or NAME.fullmatch(left):
     return True

@@ -1,7 +1,7 @@
 """Worker processes for calls that may hang, crash or hoard memory.
 
-Such a call costs its own answer and nobody else's: its process is killed with everything that it
-started, and a fresh one takes over. Imports count in no limit, whenever they happen.
+Such a call costs only its own answer: its process is killed with everything that it started, and a
+fresh one takes over. Imports count towards no limit, whenever they happen.
 """
 
 import concurrent.futures
@@ -24,35 +24,35 @@ from offpolicy_rl.system import output
 _START_SECONDS = 300.0  # to import and prepare; a machine may be busy
 _PROC = pathlib.Path("/proc")
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-# Why a process has to be replaced: its memory is used up or it died, which may be the work of
-# earlier calls; or the call itself is to blame.
+# Reasons to replace a process: its memory is used up or it died, which earlier calls may have
+# caused; or the call itself is to blame.
 _BY_OTHERS, _BY_ITSELF = "others", "itself"
-_IMPORTING, _IMPORTED = "importing", "imported"  # messages of a call, between which no time counts
+_IMPORTING, _IMPORTED = "importing", "imported"  # messages of a call; no time counts between them
 
 
 class PoolError(RuntimeError):
-  """No worker can be had: it can't prepare itself, or the pool is closed."""
+  """There is no worker: it can't prepare itself, or the pool is closed."""
 
 
 class Failed(NamedTuple):
-  """In place of the answer of a call that gave none."""
+  """The result of a call that gave no answer."""
 
   reason: str
 
 
-class Pool:
+class WorkerPool:
   """Calls functions in worker processes."""
 
   def __init__(
     self, workers: int, *, prepare: Callable[[], object], time_limit: float, memory_mb: int = 0
   ):
-    """Starts the processes, and does not wait for them.
+    """Starts the processes without waiting for them.
 
     Args:
-      prepare: called once in every process, before the limits hold; has to be picklable.
+      prepare: called once in every process, before the limits hold; must be picklable.
       time_limit: seconds for one call.
-      memory_mb: address space that a process may take beyond what it has when it is prepared; 0 =
-        no limit. It can be limited on Linux only.
+      memory_mb: address space that a process may take beyond that after `prepare`, on Linux; 0 = no
+        limit.
     """
     self._all = [_Worker(prepare, time_limit, memory_mb) for _ in range(workers)]
     self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -63,7 +63,7 @@ class Pool:
   def submit(self, function: Callable, calls: Sequence[tuple]) -> concurrent.futures.Future:
     """Starts `function(*call)` for each call, one after the other in the same worker.
 
-    The future's result is a list of what they return, or Failed; PoolError when there is no worker.
+    The future's result is a list of return values or Failed; it raises PoolError without a worker.
     """
     return self._threads.submit(self._answers, function, calls)
 
@@ -75,15 +75,13 @@ class Pool:
       self._idle.put(worker)
 
   def close(self) -> None:
-    """Ends all processes, and what they started, at once."""
+    """Ends all processes, and everything that they started, at once."""
     for worker in self._all:
       worker.close()
     self._threads.shutdown(cancel_futures=True)
 
 
 class _Worker:
-  """One process at a time."""
-
   def __init__(self, prepare: Callable[[], object], time_limit: float, memory_mb: int):
     self._prepare, self._time_limit, self._memory_mb = prepare, time_limit, memory_mb
     self._lock, self._closed = threading.Lock(), False
@@ -92,10 +90,10 @@ class _Worker:
     self._start()
 
   def answer(self, function: Callable, call: tuple):
-    """What the function returns, or Failed.
+    """The function's result, or Failed.
 
-    A call that runs out of memory, or whose process dies, is made again if the process had served
-    others: it may be their leak. A call that runs out of time is not.
+    A call that runs out of memory, or whose process dies, is repeated if the process had served
+    others, as it may be their leak. A call that runs out of time is not.
     """
     while True:
       self._wait_until_ready()
@@ -109,7 +107,7 @@ class _Worker:
         return answer
 
   def _call(self, message):
-    """(answer, whether and why the process has to be replaced)."""
+    """(answer, why the process has to be replaced or "")."""
     left, importing = self._time_limit, False
     try:
       self._pipe.send(message)
@@ -161,14 +159,13 @@ class _Worker:
     self._process.join()
 
   def close(self) -> None:
-    """Ends the process for good; a call that is under way fails."""
     with self._lock:
       self._closed = True
       self._kill()
 
 
 def _serve(pipe, prepare: Callable[[], object], memory_mb: int) -> None:
-  """Runs in the process: prepares, says None or what went wrong, answers until it is killed."""
+  """Runs in the process: prepares, sends None or the problem, answers calls until it is killed."""
   _end_with_parent()
   output.guard()  # what a call prints must neither fail it nor take its time
   output.in_background()
@@ -189,10 +186,8 @@ def _serve(pipe, prepare: Callable[[], object], memory_mb: int) -> None:
 
 
 class _MemoryLimit:
-  """Limits the address space of calls."""
-
   def __init__(self, memory_mb: int):
-    """Limits it, where the system can, to so much more than is taken now; 0 = no limit."""
+    """Limits address space to so much more than is in use now, on Linux; 0 = no limit."""
     self._more = (memory_mb << 20) if (_PROC / "self/statm").exists() else 0
     self._taken = _taken()
     self._limit(self._taken + self._more)
@@ -205,12 +200,12 @@ class _MemoryLimit:
       resource.setrlimit(resource.RLIMIT_AS, (hard if size is None else size, hard))
 
   def is_short(self) -> bool:
-    """Whether earlier calls have kept so much that later ones have too little."""
+    """Whether earlier calls have kept more than half of it."""
     return bool(self._more) and _taken() > self._taken + self._more / 2
 
   @contextlib.contextmanager
   def exempt(self):
-    """Memory that is taken in this context does not count."""
+    """A context in which memory that is taken does not count."""
     before = _taken()
     self._limit(None)
     try:
@@ -221,9 +216,9 @@ class _MemoryLimit:
 
 
 def _exempt_imports(memory: _MemoryLimit, say: Callable[[str], None]) -> None:
-  """From now on, imports take none of a call's time and memory: many come with the first call."""
+  """Makes imports count towards no limit: many happen in the first call."""
   bootstrap, main, depth = importlib._bootstrap, threading.main_thread(), 0
-  find_and_load = bootstrap._find_and_load  # of a module that is not there yet, however asked for
+  find_and_load = bootstrap._find_and_load  # called for any kind of import of a new module
 
   def outside_of_limits(*arguments):
     nonlocal depth
@@ -247,7 +242,7 @@ def _attempt(function: Callable, call: tuple):
     return function(*call), ""
   except MemoryError as error:
     return Failed(_describe(error)), _BY_OTHERS
-  except BaseException as error:  # SystemExit, too; as text: exceptions need not survive the way
+  except BaseException as error:  # SystemExit, too; as text, because pickling may fail
     return Failed(_describe(error)), ""
 
 
@@ -259,16 +254,16 @@ def _describe(error: BaseException) -> str:
 
 
 def _taken() -> int:
-  """Address space of this process in bytes; 0 where the system doesn't tell."""
+  """Address space of this process in bytes; 0 if the system doesn't say."""
   with contextlib.suppress(FileNotFoundError):
     return int((_PROC / "self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
   return 0
 
 
 def _end_with_parent() -> None:
-  """This process and all that it starts end when its parent does, even by SIGKILL.
+  """Makes this process and all that it starts end when its parent does, even by SIGKILL.
 
-  A small child of it waits for that: this process itself may be in C code when it happens.
+  A small child waits for that, because this process itself may be in C code then.
   """
   os.setsid()
   with contextlib.suppress(OSError, AttributeError):  # Linux: orphans of what a call starts
@@ -284,7 +279,7 @@ def _end_with_parent() -> None:
 
 
 def _kill_all(leader: int) -> None:
-  """Kills a process that leads its group, and what it started, in whatever group."""
+  """Kills a process that leads its group, and everything that it started, in any group."""
   for pid in _descendants(leader) - {os.getpid()}:
     with contextlib.suppress(ProcessLookupError):
       os.kill(pid, signal.SIGKILL)
@@ -293,12 +288,12 @@ def _kill_all(leader: int) -> None:
 
 
 def _descendants(ancestor: int) -> set[int]:
-  """Children, and theirs; none where /proc doesn't tell."""
+  """Process ids of children, their children, ...; empty if /proc doesn't say."""
   parents = {}
   for file in _PROC.glob("[0-9]*/stat"):
     with contextlib.suppress(OSError, ValueError, IndexError):  # it may end meanwhile
       parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
-  found = {ancestor}
-  while more := {pid for pid, parent in parents.items() if parent in found} - found:
-    found |= more
-  return found - {ancestor}
+  family = {ancestor}
+  while more := {pid for pid, parent in parents.items() if parent in family} - family:
+    family |= more
+  return family - {ancestor}

@@ -1,4 +1,4 @@
-"""Problems as a model reads them: token ids of prompts and demonstrations."""
+"""Problems as token ids: prompts and demonstrations."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenized:
-  """Prompts, and the problems that make none."""
+  """Prompts, and the problems that gave none."""
 
   examples: list[Example]
   too_long: list[LeftOut]  # more than max_prompt_tokens
@@ -35,11 +35,11 @@ def tokenize(
   max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
 ) -> Tokenized:
-  """The prompts of problems.
+  """Turns problems into prompts.
 
   Args:
     words: the policy's Vocabulary or Tokenizer.
-    fault: why no sampler could answer a prompt; None where one can.
+    fault: the reason why no sampler could answer a prompt; None if one can.
   """
   result = Tokenized([], [], [], [])
   for problem in problems:
@@ -56,11 +56,10 @@ def tokenize(
     example = Example(
       np.array(prompt, np.int32), np.array(target, np.int32), problem.answer, problem.where
     )
-    why = fault(example)
-    if why is None:
-      result.examples.append(example)
-    else:
+    if why := fault(example):
       result.left_out.append(LeftOut(problem.where, why))
+    else:
+      result.examples.append(example)
   return result
 
 
@@ -80,7 +79,9 @@ def tokenize_split(
   for rate, task, reading in zip(
     selection.rates, selection.tasks, selection.read(split), strict=True
   ):
-    made = tokenize(reading.problems, words, max_prompt_tokens, fault)
-    splits.check_left_out(made.left_out, len(reading.problems), task.max_bad_rows)
-    members.append((rate, dataclasses.replace(made, left_out=reading.left_out + made.left_out)))
+    tokenized = tokenize(reading.problems, words, max_prompt_tokens, fault)
+    splits.check_left_out(tokenized.left_out, len(reading.problems), task.max_bad_rows)
+    members.append(
+      (rate, dataclasses.replace(tokenized, left_out=reading.left_out + tokenized.left_out))
+    )
   return members

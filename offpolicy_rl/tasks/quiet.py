@@ -1,4 +1,4 @@
-"""Silence for libraries that write to the terminal while they are imported."""
+"""Silence for libraries that write to the terminal when they are imported."""
 
 import contextlib
 import os

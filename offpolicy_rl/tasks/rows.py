@@ -1,7 +1,7 @@
 """Rows of a data file: JSON lines, plain or compressed, or Parquet.
 
-A file that can't be read raises TaskError, which names it, the line, and what to do. A row that
-can't be used is told as LeftOut in its place: whether that is too many is the task's affair.
+A file that can't be read raises TaskError, which names it, the line, and what to do. An unusable
+row becomes a LeftOut in its place; the task decides how many are too many.
 """
 
 import bz2
@@ -21,7 +21,7 @@ from typing import NamedTuple
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _PARQUET = b"PAR1"
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, OSError)
-# Beginnings of files that are something else -> what they are, and what to do.
+# First bytes of files in other formats -> format, what to do.
 _OTHERS = {
   b"PK\x03\x04": ("a zip archive", "unpack it"),
   b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it with zstd -d"),
@@ -30,9 +30,9 @@ _OTHERS = {
   b"\xfe\xff": ("UTF-16", "convert it with iconv -f UTF-16 -t UTF-8"),
   **dict.fromkeys((*_OPENERS, _PARQUET), ("a compressed file in a compressed one", "unpack it")),
 }
-_LONGEST_LINE = 1 << 26  # characters; a file without line ends is not read into memory
+_LONGEST_LINE = 1 << 26  # characters; a file without line ends must not fill the memory
 _BATCH = 1000  # rows of Parquet at a time
-# As JSON calls what it reads.
+# Python type -> its name in JSON.
 _KINDS = {
   list: "an array",
   str: "a string",
@@ -44,11 +44,11 @@ _KINDS = {
 
 
 class TaskError(ValueError):
-  """Problems that can't be had; names the key or the file and line, and what was expected."""
+  """Problems of a task can't be read; names the key or the file and line, and what was expected."""
 
 
 class RowError(ValueError):
-  """A row that can't be used, and why."""
+  """A row can't be used; says why."""
 
 
 class LeftOut(NamedTuple):
@@ -72,18 +72,16 @@ class Row(NamedTuple):
 
 
 def read(path: pathlib.Path) -> Iterator[Row | LeftOut]:
-  """The rows of a file in order; blank lines are passed over.
-
-  How it is written is seen by its first bytes, whatever its name.
+  """The rows of a file in order, without blank lines; the first bytes decide the format.
 
   Raises:
-    TaskError: there is no such file, it can't be read, is no UTF-8, or has no rows.
+    TaskError: the file is missing, can't be read, is not UTF-8, or has no rows.
   """
   number = 0
   try:
     with path.open("rb") as file:
       start = file.read(8)
-    for row in _parquet(path) if start.startswith(_PARQUET) else _lines(path, start):
+    for row in _parquet(path) if start.startswith(_PARQUET) else _json_rows(path, start):
       number += 1
       yield row
   except OSError as error:
@@ -93,7 +91,7 @@ def read(path: pathlib.Path) -> Iterator[Row | LeftOut]:
 
 
 def text(values: Values, column: str) -> str:
-  """What a row says in a column, a number as text; RowError where that is no text, or blank."""
+  """The text in a column of a row, a number as text; RowError for anything else, or blank text."""
   value = values.get(column)
   if isinstance(value, bool) or not isinstance(value, str | int | float | decimal.Decimal):
     given = f"{value!r:.60}" if column in values else f"only the columns {sorted(values)!s:.200}"
@@ -123,18 +121,17 @@ def check_encoding(value: str, column: str) -> None:
 
 
 def _number(value: float, column: str) -> str:
-  """72.0 is 72: a table with a missing value elsewhere makes floats of integers."""
+  """A number as text; 72.0 is "72": a missing value elsewhere makes a table's integers floats."""
   if not math.isfinite(value):
     raise RowError(f"{column}: got {value}, expected a text or a finite number")
   return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
 
 
-def _lines(path: pathlib.Path, start: bytes) -> Iterator[Row | LeftOut]:
-  """Of a file of JSON lines."""
+def _json_rows(path: pathlib.Path, start: bytes) -> Iterator[Row | LeftOut]:
   unpack = next((how for magic, how in _OPENERS.items() if start.startswith(magic)), None)
   number = 0
   try:
-    for line in _texts(path, unpack or open):
+    for line in _lines(path, unpack or open):
       number += 1
       if line.strip():
         yield _row(path, number, line)
@@ -146,8 +143,8 @@ def _lines(path: pathlib.Path, start: bytes) -> Iterator[Row | LeftOut]:
     ) from None
 
 
-def _texts(path: pathlib.Path, opener: Callable) -> Iterator[str]:
-  """Lines, what is no UTF-8 as surrogates, so that the line can be named; none is endless."""
+def _lines(path: pathlib.Path, opener: Callable) -> Iterator[str]:
+  """Lines of bounded length; bytes that are not UTF-8 become surrogates that errors can name."""
   with opener(path, "rb") as file:
     _check_beginning(path, file.peek(8))
     lines = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
@@ -156,7 +153,6 @@ def _texts(path: pathlib.Path, opener: Callable) -> Iterator[str]:
 
 
 def _check_beginning(path: pathlib.Path, start: bytes) -> None:
-  """TaskError for a file that is something else."""
   kind = next((kind for magic, kind in _OTHERS.items() if start.startswith(magic)), None)
   if kind is None and b"\0" in start[:8]:
     kind = ("UTF-16 or binary", "convert it to UTF-8")
@@ -192,7 +188,7 @@ def _row(path: pathlib.Path, number: int, line: str) -> Row | LeftOut:
 
 
 def _hint(first: str) -> str:
-  """What to do with a file whose first line this is."""
+  """Advice for a file with this first line."""
   jq = {"[": "'.[]'", "{": "."}.get(first.lstrip()[:1])
   if jq:
     return f"; one object per line: jq -c {jq} FILE"
@@ -208,7 +204,7 @@ def _values(pairs: list[tuple]) -> Values:
 
 
 def _parquet(path: pathlib.Path) -> Iterator[Row]:
-  from pyarrow import parquet  # some 50 MB; only those who have such files pay
+  from pyarrow import parquet  # some 50 MB: only where there are such files
 
   number = 0
   try:
@@ -220,13 +216,13 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
         values = Values(pairs)
         values.twice = twice
         yield Row(f"{path}:{number}", values)
-  except Exception as error:  # of pyarrow; of dates, time zones, ... that Python doesn't have
+  except Exception as error:  # of pyarrow; dates, time zones, ... that Python doesn't have
     why = " ".join(str(error).split())
     raise TaskError(f"{path}:{number + 1}: can't be read as Parquet: {why:.200}") from None
 
 
 def _as_written(batches: Iterator) -> Iterator:
-  """Batches with 0.1 of 32 or 16 bits as 0.1, not 0.10000000149."""
+  """Batches in which 0.1 of 32 or 16 bits is 0.1, not 0.10000000149."""
   import pyarrow
 
   for batch in batches:

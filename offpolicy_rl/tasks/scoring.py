@@ -26,7 +26,7 @@ def verifier(function: Callable[[str, str], float]) -> Callable[[str, str], floa
 
 
 def resolve(name: str) -> Callable[[str, str], float]:
-  """ "module:function" -> the function; ValueError when it can not be found or is no verifier."""
+  """The function "module:function"; ValueError if it can't be found or is no verifier."""
   decorator = "verifiers.verifier (offpolicy_rl.tasks.verifiers)"
   return named.resolve(name, "verifier", key="verifier", decorator=decorator)
 
@@ -35,14 +35,14 @@ _ALLOWED: dict[str, Callable[[str, str], float]] = {}  # filled once, when a wor
 
 
 def allow(names: Sequence[str]) -> None:
-  """Lets answer data name these verifiers in this process; ValueError as `resolve`."""
+  """Lets answer data name these verifiers in this process; ValueError as for `resolve`."""
   _ALLOWED.update((name, resolve(name)) for name in names)
 
 
 def allowed(name: str) -> Callable[[str, str], float]:
   """The verifier that answer data name; ValueError unless it was allowed.
 
-  Answer data come over the wire: what they name is not imported.
+  Answer data come over the wire, so the modules that they name are not imported.
   """
   if name not in _ALLOWED:
     raise ValueError(
@@ -52,7 +52,6 @@ def allowed(name: str) -> Callable[[str, str], float]:
 
 
 def _judge(name: str, pattern: str, completion: str, answer: str) -> tuple[float, bool]:
-  """Runs in a worker: (reward, well formed) of a completion."""
   reward = _finite(allowed(name)(completion, answer))
   return reward, re.search(pattern, completion, re.DOTALL) is not None
 
@@ -81,19 +80,19 @@ class Scorer:
     also: Sequence[str] = (),
     pattern: str = "",
   ):
-    """Checks that all verifiers can be imported; ValueError names the one that can't.
+    """Checks that all verifiers can be imported; ValueError names the first that can't.
 
     Args:
-      time_limit: seconds for one completion, importing the verifier not counted.
+      time_limit: seconds for one completion, without importing the verifier.
       memory_mb: address space that a worker may take beyond its imports; 0 = no limit.
-      also: verifiers that `verifier` itself may call by `allowed`, imported before the limits hold.
+      also: verifiers that `verifier` may call by `allowed`, imported before the limits hold.
       pattern: regular expression that well-formed completions match somewhere.
     """
     names = (verifier, *also)
     for name in names:  # a wrong one fails here, not in a worker
       resolve(name)
     self._verifier, self._pattern = verifier, pattern
-    self._pool = pool.Pool(
+    self._pool = pool.WorkerPool(
       workers, prepare=functools.partial(allow, names), time_limit=time_limit, memory_mb=memory_mb
     )
 
@@ -104,7 +103,7 @@ class Scorer:
     self._pool.close()
 
   def submit(self, completions: list[str], answer: str):
-    """Starts judging a group; hand the result to `judgements`."""
+    """Starts judging a group; pass the result to `judgements`."""
     calls = [(self._verifier, self._pattern, completion, answer) for completion in completions]
     return completions, self._pool.submit(_judge, calls)
 

@@ -24,7 +24,6 @@ def _dataset(problems: list[catalog.Problem]) -> tf.data.Dataset:
 
 
 def _add(name: str, problems: Callable[[str], list[catalog.Problem]]) -> None:
-  """Adds a task to seqio's registry; `problems(split)` lists them."""
   seqio.TaskRegistry.add(
     name,
     source=seqio.FunctionDataSource(
@@ -33,7 +32,7 @@ def _add(name: str, problems: Callable[[str], list[catalog.Problem]]) -> None:
       splits=(catalog.TRAIN_SPLIT, catalog.HELDOUT_SPLIT),
     ),
     preprocessors=[],
-    output_features={},  # texts: which token ids they become is the model's affair
+    output_features={},  # texts; the model's tokenizer decides the token ids
     metric_fns=[],
   )
 
@@ -45,7 +44,7 @@ for _task in catalog.TASKS.values():
 def register(selection: catalog.Selection, settings: str) -> str:
   """Registers the tasks of a configuration with seqio; returns the name of the task or mixture.
 
-  `settings`: all that decides the problems, as text; equal texts share one entry.
+  `settings`: text of everything that decides the problems; equal texts share one entry.
   """
   if selection.name in catalog.TASKS:
     return selection.name

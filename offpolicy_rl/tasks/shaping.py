@@ -1,7 +1,7 @@
-"""Shaped rewards: what training adds to the verifier's verdict. Evaluation never sees it.
+"""Shaped rewards: additions to the verifier's verdict in training. Evaluation never sees them.
 
-DAPO's soft penalty of overlong completions is not here but in the objective, as it looks at tokens
-only: objective.overlong_cache (losses/advantages.py).
+DAPO's soft penalty of overlong completions is part of the objective, because it needs only tokens:
+objective.overlong_cache (losses/advantages.py).
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ ZERO, MEAN = "zero", "mean"
 
 @dataclasses.dataclass(frozen=True)
 class Shaping:
-  """What is added; the default adds nothing."""
+  """Additions to the verdict; none by default."""
 
   format_reward: float = 0.0  # to a completion in which the format's pattern was found
   length_weight: float = 0.0  # times Kimi's length reward
-  failed: str = ZERO  # what a completion whose verifier failed gets; or MEAN of its group's others
+  failed: str = ZERO  # reward of a completion whose verifier failed; or MEAN of the others
 
 
 NONE = Shaping()

@@ -1,7 +1,7 @@
 """Problems from generators, data files and prepared TFDS directories.
 
-A row of a file that can't be used is listed as `rows.LeftOut` in its place. Free of TensorFlow,
-except for reading what TFDS prepared.
+An unusable row of a file is listed as `rows.LeftOut` in its place. TensorFlow is loaded only to
+read what TFDS prepared.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from offpolicy_rl.tasks import extraction, rows, verifiers
 from offpolicy_rl.tasks.rows import LeftOut, TaskError
 
 _GSM8K = "gsm8k:1.0.0"  # in TFDS
-# Tasks of reasoning-gym 0.1.25 with a catch; those that are no use: verifiers.REFUSED.
+# Tasks of reasoning-gym 0.1.25 with a catch; verifiers.REFUSED lists those that are no use.
 WARNED = {
   "prime_factorization": "its scorer raises on text without numbers; those count as failures"
 } | dict.fromkeys(
@@ -51,7 +51,7 @@ def reasoning_gym(
 ) -> list[Problem]:
   """Problems of a reasoning-gym data set, https://github.com/open-thought/reasoning-gym.
 
-  `size` entries are drawn with the package's `options`; `keep` says which of them stay.
+  Draws `size` entries with the package's `options`, and keeps those for which `keep` is true.
   """
   return [
     Problem(
@@ -152,7 +152,7 @@ def _math_problem(row: rows.Row) -> Problem:
 
 
 def _problems(read: Iterable[rows.Row | LeftOut], make: Callable[[rows.Row], Problem]) -> Listed:
-  """`make` raises RowError for a row that can't be used."""
+  """The problems that `make` returns; a row for which it raises RowError is left out."""
   listed: Listed = []
   for row in read:
     try:
@@ -173,7 +173,7 @@ def _gsm8k_folder(data_dir: str) -> pathlib.Path:
 
 
 def split_file(folder: pathlib.Path, split: str) -> pathlib.Path:
-  """SPLIT.jsonl, or SPLIT.jsonl.gz or SPLIT.parquet where only that is there."""
+  """SPLIT.jsonl, or SPLIT.jsonl.gz or SPLIT.parquet if only that is there."""
   paths = [folder / f"{split}{suffix}" for suffix in (".jsonl", ".jsonl.gz", ".parquet")]
   return next((path for path in paths if path.is_file()), paths[0])
 
@@ -185,7 +185,7 @@ def gsm8k_has_files(data_dir: str) -> bool:
 
 
 def check_gsm8k(data_dir: str) -> None:
-  """Raises TaskError unless one of the two forms is there."""
+  """Raises TaskError unless GSM8K is there as files or as TFDS prepared it."""
   folder = _gsm8k_folder(data_dir)
   prepared = folder / _GSM8K.replace(":", "/") / "dataset_info.json"
   if not gsm8k_has_files(data_dir) and not prepared.is_file():
@@ -197,6 +197,6 @@ def check_gsm8k(data_dir: str) -> None:
 
 
 def check_file(key: str, path: str | pathlib.Path) -> None:
-  """Raises TaskError when there is no such file."""
+  """Raises TaskError if there is no such file."""
   if not pathlib.Path(path).is_file():
     raise TaskError(f"{key}: got {str(path)!r}, expected a file with one JSON object per line")

@@ -1,8 +1,9 @@
-"""The special tokens of a published checkpoint: what its small files name, and what ends a turn.
+"""The special tokens that the small files of a published checkpoint name, and the ends of
+completions.
 
-Read as transformers 5 reads them (tokenization_utils_base.py): where tokenizer_config.json lists
-its added tokens, special_tokens_map.json and added_tokens.json do not count; where it does not,
-they do, and the map comes before tokenizer_config.json.
+Reads as transformers 5 does (tokenization_utils_base.py): if tokenizer_config.json lists its added
+tokens, special_tokens_map.json and added_tokens.json do not count; if not, they do, and the map
+goes before tokenizer_config.json.
 """
 
 import json
@@ -16,7 +17,7 @@ CONFIG, TOKENIZER, SETTINGS = "config.json", "tokenizer.json", "tokenizer_config
 GENERATION, MAP, ADDED = "generation_config.json", "special_tokens_map.json", "added_tokens.json"
 _DECODER, _EOS_ID = "added_tokens_decoder", "eos_token_id"
 _NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-# What transformers' classes name where tokenizer_config.json has no such key; null is one.
+# Defaults of transformers' classes for keys that tokenizer_config.json lacks; null counts as one.
 _OF_CLASSES = {
   "Gemma": dict(
     bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<pad>", mask_token="<mask>"
@@ -25,13 +26,8 @@ _OF_CLASSES = {
   "Llama": dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>"),
   "Qwen2": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
 }
-_KINDS = {
-  dict: "an object",
-  list: "a list",
-  str: "a text",
-  int: "a whole number",
-  bool: "true or false",
-}
+_KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+_KINDS[bool] = "true or false"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Keys of generation_config.json that change what transformers generates. A run samples as its own
 # configuration says. None and these values change nothing.
@@ -61,35 +57,35 @@ class Added(NamedTuple):
 
 
 class SpecialTokens(NamedTuple):
-  """What the small files say."""
+  """Special tokens and settings from the small files."""
 
   named: dict[str, str]  # "bos_token" -> its text, ...
-  variables: dict[str, str]  # of chat templates: the same, and what transformers takes for granted
+  variables: dict[str, str]  # of chat templates: the same, and defaults of transformers
   added: list[Added]  # in the order in which they get their ids
   settings: dict  # tokenizer_config.json
 
 
 def parse(text: str, file: str) -> dict:
-  """The object in a JSON file, {} for an empty text; TokenizerError when there is none."""
+  """The object in a JSON file, {} for an empty text; TokenizerError for anything else."""
   try:
-    found = json.loads(text) if text else {}
+    keys = json.loads(text) if text else {}
   except (ValueError, RecursionError) as error:
     raise TokenizerError(f"{file}: no JSON: {error}") from None
-  return expect(found, dict, file)
+  return expect(keys, dict, file)
 
 
 def expect(value, kind: type, where: str):
-  """`value`, or TokenizerError when it is no `kind`."""
+  """`value`; TokenizerError if it is no `kind`."""
   if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
     raise TokenizerError(f"{where}: got {value!r:.80}, expected {_KINDS[kind]}")
   return value
 
 
 def read(files: types.ModelFiles) -> SpecialTokens:
-  """What tokenizer_config.json, special_tokens_map.json and added_tokens.json say together.
+  """Merges tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
   Raises:
-    TokenizerError: one of them is no JSON, or names tokens in another way than transformers does.
+    TokenizerError: one of them is no JSON, or names tokens differently from transformers.
   """
   settings = parse(files.tokenizer_config, SETTINGS)
   if not settings.get("tokenizer_class"):
@@ -106,9 +102,9 @@ def read(files: types.ModelFiles) -> SpecialTokens:
   else:
     sources = [(SETTINGS, settings), (MAP, parse(files.special_tokens_map, MAP))]
   named, extra = {}, []
-  for file, found in sources:
-    named |= _named(found, file)
-    extra += _extra(found, file)
+  for file, keys in sources:
+    named |= _named(keys, file)
+    extra += _extra(keys, file)
   texts = {token.content for token in (*named.values(), *extra)}
   if _DECODER not in settings:
     added = _listed(parse(files.added_tokens, ADDED), texts)
@@ -120,7 +116,6 @@ def read(files: types.ModelFiles) -> SpecialTokens:
 
 
 def _defaults(tokenizer: str, settings: dict) -> dict[str, str]:
-  """What the tokenizer's class in transformers names by itself."""
   named = _OF_CLASSES.get(_class(tokenizer, settings), {})
   return {key: text for key, text in named.items() if key not in settings}
 
@@ -129,15 +124,15 @@ def _class(tokenizer: str, settings: dict) -> str:
   """The tokenizer's class in transformers, e.g. "Llama"."""
   kind = str(settings.get("tokenizer_class")).removesuffix("Fast").removesuffix("Tokenizer")
   if kind == "Llama" and '"ByteLevel"' in tokenizer:
-    return ""  # transformers sees that it is none of Llama's, and takes another class
+    return ""  # transformers takes another class for it
   return kind
 
 
 def llama_spaces(tokenizer: str, settings: dict) -> str | None:
-  """Before which texts Llama's class in transformers puts a space, whatever tokenizer.json says.
+  """Texts before which Llama's class in transformers puts a space, whatever tokenizer.json says.
 
-  "first": before the whole; "always": behind special tokens, too; "never". None: another class,
-  and tokenizer.json says it.
+  "first": before the text as a whole; "always": behind special tokens, too; "never". None:
+  tokenizer.json decides, as for any other class.
   """
   if _class(tokenizer, settings) != "Llama":
     return None
@@ -146,45 +141,45 @@ def llama_spaces(tokenizer: str, settings: dict) -> str | None:
   return "always" if settings.get("legacy") else "first"
 
 
-def _named(found: dict, file: str) -> dict[str, tokenizers.AddedToken]:
-  """Key -> token of every key that names one: the usual ones, and others that end in _token."""
+def _named(keys: dict, file: str) -> dict[str, tokenizers.AddedToken]:
+  """Key -> token for each key that names one: the usual ones, and others that end in _token."""
   tokens = {}
-  for key, value in found.items():
+  for key, value in keys.items():
     is_token = isinstance(value, str) or (isinstance(value, dict) and "content" in value)
     if value is not None and (key in _NAMES or (key.endswith("_token") and is_token)):
       tokens[key] = _token(value, f"{file}: {key}", special=True)
   for where in ("model_specific_special_tokens", "extra_special_tokens"):
-    more = found.get(where)
+    more = keys.get(where)
     for key, value in (more if isinstance(more, dict) else {}).items():
       tokens[key] = _token(value, f"{file}: {where}: {key}", special=True)
   return tokens
 
 
-def _extra(found: dict, file: str) -> list[tokenizers.AddedToken]:
+def _extra(keys: dict, file: str) -> list[tokenizers.AddedToken]:
   """Special tokens without a name."""
   for key in ("extra_special_tokens", "additional_special_tokens"):
-    if found.get(key):
-      if key == "extra_special_tokens" and isinstance(found[key], dict):
+    if keys.get(key):
+      if key == "extra_special_tokens" and isinstance(keys[key], dict):
         return []
-      listed = expect(found[key], list, f"{file}: {key}")
+      listed = expect(keys[key], list, f"{file}: {key}")
       return [_token(value, f"{file}: {key}", special=True) for value in listed]
   return []
 
 
-def _listed(found: dict, special: set[str]) -> list[Added]:
-  """Those of added_tokens.json, whose entries are text -> id."""
+def _listed(entries: dict, special: set[str]) -> list[Added]:
+  """Tokens of added_tokens.json, whose entries are text -> id."""
   return [
     Added(
       tokenizers.AddedToken(text, normalized=text not in special, special=text in special),
       _number(number, f"{ADDED}: {text}"),
       ADDED,
     )
-    for text, number in found.items()
+    for text, number in entries.items()
   ]
 
 
 def _token(value, where: str, *, special: bool = False) -> tokenizers.AddedToken:
-  """Tokens are written as texts, or as objects with `content` and flags."""
+  """A token from a text, or from an object with `content` and flags."""
   fields = value if isinstance(value, dict) else {"content": value}
   content = expect(fields.get("content"), str, where)
   flags = {flag: fields[flag] for flag in _FLAGS if flag in fields}
@@ -207,26 +202,25 @@ def _number(value, where: str) -> int:
 
 
 def end_ids(files: types.ModelFiles) -> list[tuple[str, int]]:
-  """(file, key and value; id) of every end-of-sequence token that is named by its id.
+  """(file, key and value; id) of each end-of-sequence token that is named by its id.
 
   Raises:
-    TokenizerError: not an id or a list of ids.
+    TokenizerError: a value is neither an id nor a list of ids.
   """
-  found = []
+  ends = []
   for file, text in ((GENERATION, files.generation_config), (CONFIG, files.config)):
     keys = parse(text, file)
     value = keys.get(_EOS_ID)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     where = f"{file}: {_EOS_ID}"
-    found += [(f"{where} {number}", expect(number, int, where)) for number in ids]
-  return found
+    ends += [(f"{where} {number}", expect(number, int, where)) for number in ids]
+  return ends
 
 
 def not_followed(files: types.ModelFiles) -> dict:
-  """Keys of generation_config.json about how to sample, which a run decides by its own keys."""
-  found = parse(files.generation_config, GENERATION)
+  """Keys of generation_config.json about sampling, which a run decides by its own keys."""
   return {
     key: value
-    for key, value in found.items()
+    for key, value in parse(files.generation_config, GENERATION).items()
     if key in _NOT_FOLLOWED and value is not None and value != _NOT_FOLLOWED[key]
   }

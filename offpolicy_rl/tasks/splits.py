@@ -1,4 +1,4 @@
-"""Splits the problems of a task: trained on, held out, left out."""
+"""The splits of a task's problems: trained on, held out, left out."""
 
 import dataclasses
 import hashlib
@@ -15,12 +15,14 @@ TRAIN_SPLIT, HELDOUT_SPLIT = "train", "heldout"
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """The problems of a split, each question once, and what is not among them."""
+  """The problems of a split, each question once, and what was left out."""
 
   problems: list[Problem]
-  left_out: list[LeftOut] = dataclasses.field(default_factory=list)  # rows that can't be used
-  repeated: list[LeftOut] = dataclasses.field(default_factory=list)  # ask what an earlier one asks
-  held_out: int = 0  # training problems that are held-out ones, too
+  left_out: list[LeftOut] = dataclasses.field(default_factory=list)  # unusable rows
+  repeated: list[LeftOut] = dataclasses.field(
+    default_factory=list
+  )  # same question as an earlier one
+  held_out: int = 0  # training problems left out because they are held out
 
   def without(self, held: list[Problem]) -> "Reading":
     """Leaves out the problems whose question is held out, white space aside."""
@@ -41,9 +43,9 @@ class Task:
   verifier: str  # "module:function", (completion text, answer JSON) -> reward
   phrases: tuple[str, ...] = ()  # texts that every prompt repeats, one token each
   heldout: Callable[[], list[Problem | LeftOut]] | None = None  # None = one in eight of `problems`
-  check: Callable[[], None] = lambda: None  # raises TaskError when the problems can't be had
-  slow: bool = False  # listing the problems takes seconds, so a start only makes that `check`
-  max_bad_rows: float = 0.0  # share of the problems that may be left out because they can't be used
+  check: Callable[[], None] = lambda: None  # raises TaskError if there are no problems
+  slow: bool = False  # listing the problems takes seconds, so a start only calls `check`
+  max_bad_rows: float = 0.0  # share of the problems that may be unusable
 
   @property
   def vocabulary(self) -> Vocabulary:
@@ -53,11 +55,11 @@ class Task:
   def read(self, name: str) -> Reading:
     """The problems of one split.
 
-    Without a held-out source a question belongs to one split by its own hash, however the problems
-    were drawn. A training problem whose question is held out is left out.
+    Without a held-out source the hash of a question decides its split, however problems were drawn.
+    A training problem whose question is held out is left out.
 
     Raises:
-      TaskError: they can't be had, or more can't be used than `max_bad_rows`.
+      TaskError: they can't be read, or more than `max_bad_rows` of them can't be used.
     """
     train = self._usable(self.problems())
     if self.heldout is None:
@@ -86,7 +88,7 @@ class Task:
 
 
 def check_left_out(left_out: list[LeftOut], total: int, share: float) -> None:
-  """TaskError, naming the first, when more of `total` rows are left out than that share."""
+  """Raises TaskError, naming the first, if more than that share of `total` rows is left out."""
   if len(left_out) > share * total:
     where, why = left_out[0]
     raise TaskError(
@@ -96,8 +98,8 @@ def check_left_out(left_out: list[LeftOut], total: int, share: float) -> None:
 
 
 def _checked(problem: Problem | LeftOut, where: str) -> Problem | LeftOut:
-  """The problem with its place, or why it can't be used."""
-  if isinstance(problem, LeftOut) or problem.where:  # of a file, whose rows were checked
+  """The problem with its place, or a LeftOut if it can't be used."""
+  if isinstance(problem, LeftOut) or problem.where:  # rows of files were checked
     return problem
   try:
     rows.text(rows.Values(vars(problem)), "question")
@@ -116,10 +118,9 @@ def _as_repeated(problem: Problem, earlier: Problem) -> LeftOut:
 
 
 def _right_answer(problem: Problem) -> str:
-  """The right answer, where it is known, without other data for the verifier."""
   try:
     return verifiers.gold(problem.answer)
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError):  # the verifier's own format
     return problem.answer
 
 
@@ -138,7 +139,7 @@ class Selection:
 
   @property
   def verifier(self) -> str:
-    """The verifier; in a mixture every problem names its own one in its answer data."""
+    """The verifier; in a mixture, each problem names its verifier in its answer data."""
     return self.tasks[0].verifier if len(self.tasks) == 1 else verifiers.MIXTURE
 
   @property
@@ -147,7 +148,7 @@ class Selection:
     return tuple(dict.fromkeys(task.verifier for task in self.tasks))
 
   def check(self) -> None:
-    """Raises TaskError when a task's problems can't be had; reads all but those of slow tasks."""
+    """Raises TaskError if a task has no problems; reads all but those of slow tasks."""
     for task in self.tasks:
       task.check()
     quick = [task for task in self.tasks if not task.slow]
@@ -176,7 +177,6 @@ class Selection:
 
 
 def _with_verifier(task: Task, problems: list[Problem]) -> list[Problem]:
-  """The problems with the verifier in their answer data."""
   answer = lambda problem: verifiers.mixture_answer(task.verifier, problem.answer)
   return [dataclasses.replace(problem, answer=answer(problem)) for problem in problems]
 
@@ -184,14 +184,12 @@ def _with_verifier(task: Task, problems: list[Problem]) -> list[Problem]:
 def _too_few(task: Task, what: str) -> str:
   problems = task.split(TRAIN_SPLIT) + task.split(HELDOUT_SPLIT)
   where = f" (the first is {problems[0].where})" if problems else ""
+  rule = "one in eight is held out, by its hash, or those of task.heldout_file"
+  if task.heldout:
+    rule = "questions that are held out are not trained on"
   return (
     f"task {task.name}: none of its {len(problems)} problems{where} is {what}, expected at least "
-    f"one; "
-    + (
-      "questions that are held out are not trained on"
-      if task.heldout
-      else "one in eight is held out, by its hash, or those of task.heldout_file"
-    )
+    f"one; {rule}"
   )
 
 
@@ -201,5 +199,5 @@ def is_heldout(question: str) -> bool:
 
 
 def digest(question: str) -> bytes:
-  """Hash of a question: decides about its split, and gives an order unrelated to drawing."""
+  """Hash of a question; decides its split, and gives an order unrelated to drawing."""
   return hashlib.sha256(question.encode()).digest()

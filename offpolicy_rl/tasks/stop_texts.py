@@ -1,7 +1,8 @@
 """Texts that end a completion when they appear in it.
 
-Each is looked for twice: in the text without special tokens (`decode`), and in the one with them by
-name (`decode_special`). So a special token may be a part of a stop text, or between its letters.
+Each is searched twice: in the text without special tokens (`decode`), and in the text that shows
+them by name (`decode_special`). So a special token may be part of a stop text, or between its
+letters.
 """
 
 import bisect
@@ -11,7 +12,7 @@ Read = Callable[[Sequence[int]], str]  # token ids -> text
 
 
 def first(text: str, parts: Sequence[str]) -> int | None:
-  """Where the first of these parts begins; None when none appears."""
+  """Position of the first of these parts; None if none appears."""
   return min((text.find(part) for part in parts if part in text), default=None)
 
 

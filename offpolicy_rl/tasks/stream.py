@@ -29,7 +29,8 @@ class PromptStream:
 
 
 class MixedStream:
-  """Several streams at given rates, each in its own passes; every block of 1,000 items keeps them.
+  """Several streams at given rates, each in its own passes; every block of 1,000 items keeps the
+  rates.
 
   `members`: (rate, examples); rates are > 0 and add up to 1.
   """
@@ -40,19 +41,19 @@ class MixedStream:
     self._block = functools.lru_cache(maxsize=2)(lambda block: self._draw(block, seed))
 
   def _draw(self, block: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """[1000] member of each item of a block, and which of that member's items it is."""
-    whose = np.repeat(np.arange(len(self._counts)), self._counts)
-    whose = np.random.default_rng([seed, block, len(self._counts)]).permutation(whose)
+    """(member of each item of a block, index in that member's stream), each int64 [1000]."""
+    member = np.repeat(np.arange(len(self._counts)), self._counts)
+    member = np.random.default_rng([seed, block, len(self._counts)]).permutation(member)
     place = np.zeros(_BLOCK, np.int64)
     for k, count in enumerate(self._counts):
-      place[whose == k] = block * count + np.arange(count)
-    return whose, place
+      place[member == k] = block * count + np.arange(count)
+    return member, place
 
   def which(self, index: int) -> tuple[int, int]:
-    """(member, which of its items) that item `index` is."""
+    """(member, index in its stream) of item `index`."""
     block, offset = divmod(index, _BLOCK)
-    whose, place = self._block(block)
-    return int(whose[offset]), int(place[offset])
+    member, place = self._block(block)
+    return int(member[offset]), int(place[offset])
 
   def __getitem__(self, index: int):
     member, place = self.which(index)
@@ -60,7 +61,7 @@ class MixedStream:
 
 
 def _counts(rates: Sequence[float]) -> list[int]:
-  """Items of a block per member: rounded down, what is left to the largest remainders."""
+  """Items of a block per member: rounded down, the rest to the largest remainders."""
   exact = np.array(rates) * _BLOCK + 1e-9
   counts = exact.astype(int)
   largest = np.argsort(counts - exact, kind="stable")
@@ -74,7 +75,7 @@ def make_stream(members: Sequence[tuple[float, Sequence]], seed: int) -> PromptS
 
 
 def interleaved(members: Sequence[tuple[float, Sequence]]) -> list:
-  """All examples once, at the members' rates for as long as each has some; for evaluation."""
+  """All examples once, at the members' rates as long as each has some; for evaluation."""
   if len(members) == 1:
     return list(members[0][1])
   mixed, total, items = MixedStream(members, 0), sum(len(e) for _, e in members), []

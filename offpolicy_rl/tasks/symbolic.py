@@ -16,8 +16,8 @@ if importlib.util.find_spec("math_verify") is None:
 from offpolicy_rl.tasks import expressions  # imports what the package brings
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_SAID = re.compile(r".*\banswer(?:\s+is)?\s*:?\s+([^\n]+)", re.DOTALL | re.IGNORECASE)
-_LONGEST_BARE = 80  # characters of a completion that may be nothing but its answer
+_ANSWER_IS = re.compile(r".*\banswer(?:\s+is)?\s*:?\s+([^\n]+)", re.DOTALL | re.IGNORECASE)
+_LONGEST_BARE = 80  # characters of a completion that may be just its answer
 _LONGEST_SEARCHED = 4000  # characters at the end of a completion that are searched for a formula
 
 
@@ -25,21 +25,21 @@ _LONGEST_SEARCHED = 4000  # characters at the end of a completion that are searc
 def math_verify(completion: str, answer: str) -> float:
   r"""1.0 when the completion's answer equals the right one as mathematics.
 
-  It is what <answer> tags, \boxed{...} or "####" mark; boxes that are listed ("\boxed{1} and
-  \boxed{2}") are one answer. Without a mark, the last formula, or what follows "answer is", or the
-  whole text where it is short, or else the last number.
+  The answer is in <answer> tags, \boxed{...} or behind "####"; listed boxes ("\boxed{1} and
+  \boxed{2}") are one answer. Without a mark it is the last formula, or what follows "answer is", or
+  the text if it is short, or else the last number.
   """
   right = verifiers.gold(answer)
   if not right.strip():
     raise ValueError("answer: it is empty")
   if len(right) > numerals.LONGEST or "####" in right:
     raise ValueError(f"answer: got {right!r:.100}, expected a formula or a few words")
-  said = said_in(completion)
-  return float(bool(said) and equal(right, said))
+  given = answer_in(completion)
+  return float(bool(given) and equal(right, given))
 
 
-def said_in(completion: str) -> str | None:
-  """The text of a completion's answer; None when it has none."""
+def answer_in(completion: str) -> str | None:
+  """The text of a completion's answer; None if it has none."""
   text = thoughts.removed(completion)
   marked = None if text is None else extraction.marked(text)
   if text is None or marked is not None:
@@ -48,20 +48,20 @@ def said_in(completion: str) -> str | None:
   formulas = list(_FORMULA.finditer(text[-_LONGEST_SEARCHED:]))
   if formulas:
     return next(group for group in formulas[-1].groups() if group)
-  said = _SAID.match(text[-_LONGEST_SEARCHED:])
-  if said:
-    return said[1]
+  sentence = _ANSWER_IS.match(text[-_LONGEST_SEARCHED:])
+  if sentence:
+    return sentence[1]
   if "\n" not in text and len(text) <= _LONGEST_BARE:
     return text
   number = extraction.number(text)
   return None if number is None else str(number)
 
 
-def equal(right: str, said: str) -> bool:
+def equal(right: str, given: str) -> bool:
   """Whether two formulas or texts are the same answer."""
-  if latex.normal(right) == latex.normal(said):
-    return bool(said.strip())
-  return same(forms.parse(right), forms.parse(said))
+  if latex.normal(right) == latex.normal(given):
+    return bool(given.strip())
+  return same(forms.parse(right), forms.parse(given))
 
 
 def same(a: forms.Form, b: forms.Form) -> bool:
@@ -99,7 +99,7 @@ def _same_of_two_kinds(a: forms.Form, b: forms.Form) -> bool:
 
 
 def _same_numbers(a: forms.Form, b: forms.Form) -> bool:
-  """Exactly; 50% is 50 and, where only one of the two has the sign, 1/2."""
+  """Exact; 50% equals 50 and, if only one of the two has the sign, 1/2."""
   if "%" in (a.unit, b.unit) and a.unit != b.unit:
     percent, other = (a, b) if a.unit == "%" else (b, a)
     return other.value in (percent.value, percent.value / 100)
@@ -107,7 +107,7 @@ def _same_numbers(a: forms.Form, b: forms.Form) -> bool:
 
 
 def _units_differ(a: forms.Form, b: forms.Form) -> bool:
-  """5 is 5 cm, but 5 m is not."""
+  """Whether both have a unit and it is not the same: 5 equals 5 cm, but 5 m does not."""
   return bool(a.unit and b.unit and a.unit != b.unit)
 
 
@@ -116,7 +116,7 @@ def _same_all(a, b) -> bool:
 
 
 def _matched(a, b) -> bool:
-  """Whether every one of a is one of b and the other way round, whatever their order."""
+  """Whether two collections have the same members, in any order."""
   covers = lambda these, those: all(any(same(x, y) for y in those) for x in these)
   return covers(a, b) and covers(b, a)
 
@@ -140,7 +140,7 @@ def _same_equations(a: forms.Form, b: forms.Form) -> bool:
 
 
 def _computes(equation: forms.Form) -> bool:
-  """5! = 120, whose left side is the right one: it gives an answer and how it came about."""
+  """Whether the left side is the right one written out, as in 5! = 120."""
   left, right = forms.parse(equation.parts[0].text), equation.parts[1]
   kinds = {left.kind, right.kind}
   return kinds.issubset({forms.NUMBER, forms.EXPRESSION}) and same(left, right)

@@ -1,7 +1,7 @@
-"""Completions that think first: which text after the thought is the answer, and which has none.
+"""Completions that think first: the text after the thought is the answer.
 
-A completion that was cut, or whose thought is still open at its end, has not answered. It earns
-nothing and has no vote, whatever stands in it, unless `task.judge_unfinished` is set.
+A completion that was cut, or ends within a thought, has no answer. It earns nothing and has no
+vote, unless `task.judge_unfinished` is set.
 """
 
 # Tags around thoughts, as published models and their prompts write them.
@@ -26,7 +26,7 @@ def opened_by(prompt: str) -> str:
 
 
 def removed(completion: str) -> str | None:
-  """What follows the last thought that was closed; None while one is open."""
+  """The text behind the last closed thought; None in an open one."""
   for opening, closing in TAGS:
     completion = completion.rpartition(closing)[2]
     if opening in completion:
@@ -37,12 +37,12 @@ def removed(completion: str) -> str | None:
 def judged(
   completion: str, *, finished: bool, opened: str = "", judge_unfinished: bool = False
 ) -> str | None:
-  """The text that a verifier gets; None = the completion has not answered and earns nothing.
+  """The text for the verifier; None if the completion has no answer and earns nothing.
 
   Args:
     finished: it ended by itself and was not cut at the length limit.
     opened: the tag by which its prompt opened a thought (`opened_by`).
-    judge_unfinished: then an open thought is no matter either: what it holds is judged.
+    judge_unfinished: judge cut completions, and the inside of an open thought, too.
   """
   answered = removed(opened + completion) is not None
   if judge_unfinished and not answered:

@@ -1,7 +1,7 @@
-"""The tokenizer of a published checkpoint: text <-> token ids, prompts, what ends a completion.
+"""The tokenizer of a published checkpoint: text <-> token ids, prompts, ends of completions.
 
-`tokenizer.json` is read by the `tokenizers` package; what the other small files say about special
-tokens is in `special_tokens.py`, chat templates are in `chat.py`.
+The `tokenizers` package reads `tokenizer.json`; `special_tokens.py` reads what the other small
+files say about special tokens; `chat.py` renders chat templates.
 """
 
 import datetime
@@ -21,8 +21,8 @@ from offpolicy_rl.tasks.special_tokens import CONFIG, SETTINGS, TOKENIZER, Token
 TEMPLATE = chat.TEMPLATE
 write_from_gguf = gguf_tokenizer.write
 _LONGEST_CHARACTER = 4  # bytes in UTF-8, each a token at worst
-_QUESTION = "1 + 1?"  # to see what a template makes of one
-_PROBE = "0123456789"  # a completion, to see what a template writes behind one
+_QUESTION = "1 + 1?"  # rendered to examine a template
+_PROBE = "0123456789"  # a completion, to find what a template writes behind one
 
 
 class Tokenizer:
@@ -40,20 +40,20 @@ class Tokenizer:
     vocab_size: int | None = None,
     stop: Sequence[str] = (),
   ):
-    """How questions become prompts (`prompt`):
+    """Reads the files.
 
     Args:
-      template: with {question} in it.
+      template: of a prompt, with {question} in it.
       chat: the question is the first message of a chat, in the checkpoint's template.
-      system: what a system message before it says, "" = there is none.
+      system: text of a system message before it; "" = none.
       arguments: variables of the chat template.
-      day: that templates see; None = today.
-      vocab_size: rows of the model's embedding; tokens without one can't be used. None = enough.
-      stop: special tokens and other texts that end a completion besides the checkpoint's own.
+      day: the date that templates see; None = today.
+      vocab_size: rows of the model's embedding; tokens beyond can't be used. None = enough.
+      stop: special tokens and other texts that end a completion besides the checkpoint's.
 
     Raises:
-      TokenizerError: a file can't be read, or names a token that is not there, or nothing is named
-        that ends a text.
+      TokenizerError: a file can't be read, names a missing token, or no file names a token that
+        ends a text.
     """
     self._files, self._question, self._chat, self._system = files, template, chat, system
     self._arguments, self._day = arguments or {}, day or datetime.date.today()
@@ -74,9 +74,9 @@ class Tokenizer:
     """Ids of the tokens that end a completion: eos_token first, then those of other files."""
     eos = self._special.named.get("eos_token")
     of_class = self._special.variables.get("eos_token", "")
-    if eos is None and self._id(of_class) is not None:
+    if eos is None and self._inner.token_to_id(of_class) is not None:
       eos = of_class
-    named = [(f"{SETTINGS}: eos_token {eos!r}", self._id(eos))] if eos else []
+    named = [(f"{SETTINGS}: eos_token {eos!r}", self._inner.token_to_id(eos))] if eos else []
     named += special_tokens.end_ids(self._files)
     for where, number in named:
       if number is None or self._text(number) is None:
@@ -90,15 +90,12 @@ class Tokenizer:
       )
     return [number for _, number in named]
 
-  def _id(self, text: str) -> int | None:
-    return self._inner.token_to_id(text)
-
   def _text(self, number: int) -> str | None:
     return self._inner.id_to_token(number) if 0 <= number < self.size else None
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Digest of all that decides about ids, texts, prompts and ends.
+    """Digest of all that decides ids, texts, prompts and ends.
 
     A sampler with another one is refused.
     """
@@ -155,7 +152,7 @@ class Tokenizer:
     ]
 
   def _one_chat(self, notes: list[str]) -> str:
-    """A chat of one question; with a system message where the template needs it, which is noted."""
+    """A chat of one question; adds a system message, and a note, if the template needs it."""
     question = {"role": "user", "content": _QUESTION}
     try:
       text = self.chat([question])
@@ -169,10 +166,10 @@ class Tokenizer:
     return text
 
   def prompt(self, question: str) -> list[int]:
-    """Token ids of a question in the template, as the first message of a chat where there is one.
+    """Token ids of a question in the template, as the first message of a chat if there is one.
 
     Without a chat it begins as the tokenizer begins texts, with or without a beginning-of-sequence
-    token. Tokens that the tokenizer would put at the end are left out: the text goes on.
+    token. Tokens that the tokenizer would put at the end are left out.
     """
     text = self._question.replace("{question}", question)
     if self._chat:
@@ -189,15 +186,14 @@ class Tokenizer:
     return [*system, {"role": "user", "content": text}]
 
   @functools.cached_property
-  def _beginning(self) -> list[int]:
-    """Ids that the tokenizer puts before a text."""
+  def _beginning(self) -> list[int]:  # ids that the tokenizer puts before a text
     text = self._inner.encode(self._text(self.eos))  # any text that is made of tokens
     added = [*text.special_tokens_mask, 0]
     return text.ids[: added.index(0)]
 
   @functools.cached_property
   def turn_end(self) -> int:
-    """The token with which the model ends its turn: demonstrations end with it.
+    """The token with which the model ends its turn, and demonstrations end.
 
     In a chat the first of `ends` that the template writes behind a message of the model, else
     `eos`.
@@ -207,7 +203,7 @@ class Tokenizer:
 
   @functools.cached_property
   def _behind_turns(self) -> list[int]:
-    """Tokens that the template writes behind a message of the model; [] where it takes none."""
+    """Tokens that the template writes behind a message of the model; [] if it takes none."""
     messages = [*self._messages(_QUESTION), {"role": "assistant", "content": _PROBE}]
     try:
       _, probe, behind = self.chat(messages, opened=False).rpartition(_PROBE)
@@ -216,7 +212,7 @@ class Tokenizer:
       return []
 
   def encode(self, text: str) -> list[int]:
-    """Token ids; special tokens in the text count, none are added.
+    """Token ids; special tokens in the text are recognised, none are added.
 
     Raises:
       TokenizerError: the model has no embedding for one of them.
@@ -236,7 +232,7 @@ class Tokenizer:
     return stop_texts.before(before_end, self.stop_texts, self.decode_all, self.decode_special)
 
   def decode_all(self, ids: Iterable[int]) -> str:
-    """Text of all tokens, past the end of a completion, too, without special tokens.
+    """Text of all tokens, also past the end of a completion, without special tokens.
 
     Tags around thoughts stay: verifiers have to see where the answer begins.
     """
@@ -253,7 +249,7 @@ class Tokenizer:
 
   def token_texts(self, ids: Sequence[int]) -> list[str]:
     """Text of each token, special ones by name; a character of several tokens is the last's."""
-    texts, start, end = [], 0, 0  # ids[start:end]: the token before; it decides about spaces
+    texts, start, end = [], 0, 0  # ids[start:end]: the token before, which decides spaces
     for i in range(len(ids)):
       before, now = self.decode_special(ids[start:end]), self.decode_special(ids[start : i + 1])
       if now.endswith("\ufffd") and i + 1 - end < _LONGEST_CHARACTER:
@@ -265,7 +261,7 @@ class Tokenizer:
 
 
 def _require_question(rendered: str) -> None:
-  """Refuses templates that leave out the question, as those for messages in parts do with texts."""
+  """Refuses templates that leave out a question given as a text, not in parts."""
   if _QUESTION not in rendered:
     raise TokenizerError(
       f"chat template: it leaves out the question {_QUESTION!r} and writes {rendered!r:.80}; "
@@ -274,7 +270,7 @@ def _require_question(rendered: str) -> None:
 
 
 def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Tokenizer:
-  """tokenizer.json with every special token, but without truncation, padding and dropout."""
+  """tokenizer.json with all special tokens, without truncation, padding and dropout."""
   try:
     inner = tokenizers.Tokenizer.from_str(text)
   except Exception as error:  # tokenizers raises a bare Exception
@@ -283,7 +279,7 @@ def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Token
   inner.no_padding()
   inner.encode_special_tokens = bool(special.settings.get("split_special_tokens"))
   if getattr(inner.model, "dropout", None):
-    inner.model.dropout = None  # it splits the same text in another way at every call
+    inner.model.dropout = None  # it splits the same text differently at every call
   spaces = special_tokens.llama_spaces(text, special.settings)
   if spaces is not None:
     _put_spaces(inner, spaces)
@@ -307,7 +303,7 @@ def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Token
 
 
 def _put_spaces(inner: tokenizers.Tokenizer, before: str) -> None:
-  """Puts spaces like transformers' class of Llama; `before`: `special_tokens.llama_spaces`."""
+  """Puts spaces as transformers' class of Llama does; `before`: `special_tokens.llama_spaces`."""
   inner.normalizer = None
   inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", before, split=False)
   decoders = tokenizers.decoders
@@ -323,7 +319,7 @@ def describe_ends(words) -> str:
 
 
 def notes(files: types.ModelFiles) -> list[str]:
-  """Notes where a run samples in another way than the checkpoint's files say, a line each."""
+  """Notes where a run samples differently from what the checkpoint's files say, a line each."""
   ignored = special_tokens.not_followed(files)
   if not ignored:
     return []
@@ -335,7 +331,7 @@ def read_files(directory: pathlib.Path) -> types.ModelFiles:
   """The small files of a published checkpoint.
 
   Raises:
-    TokenizerError: one is missing or is no UTF-8 text; named.
+    TokenizerError: a file is missing or is not UTF-8.
   """
   more = directory / chat.MORE_TEMPLATES
   templates = {p.stem: _read(p, needed=True) for p in sorted(more.glob("*.jinja"))}

@@ -9,8 +9,8 @@ To bring your own, decorate a function of an importable module and name it in ta
     def short_and_right(completion: str, answer: str) -> float:
       return float(json.loads(answer) in completion and len(completion) < 80)
 
-1.0 means right: held-out accuracy counts nothing else. A verifier sees finished completions only,
-with their thoughts (`thoughts.removed` takes those off).
+1.0 means right; held-out accuracy counts nothing else. A verifier sees finished completions only,
+with their thoughts (`thoughts.removed` removes them).
 """
 
 import functools
@@ -19,7 +19,7 @@ import json
 from offpolicy_rl.tasks import extraction, numerals
 from offpolicy_rl.tasks.scoring import allowed, resolve, verifier
 
-# Short names for task.verifier; where several suit, the first does best.
+# Short names for task.verifier; if several fit, the first is best.
 NAMED = {
   "numeric": "offpolicy_rl.tasks.verifiers:numeric",
   "math_verify": "offpolicy_rl.tasks.symbolic:math_verify",
@@ -40,12 +40,8 @@ REFUSED = (
     "it has no answers of its own to check its scorer with",
   )
   | dict.fromkeys(
-    (
-      "countdown",
-      "puzzle24",
-      "simple_integration",
-      "intermediate_integration",
-      "polynomial_multiplication",
+    str.split(
+      "countdown puzzle24 simple_integration intermediate_integration polynomial_multiplication"
     ),
     "its scorer runs the completion as Python",
   )
@@ -54,15 +50,15 @@ REFUSED = (
     "its scorer runs the problem, which comes over the wire, as Python",
   )
 )
-# The scorers of these run the completion as Python, too, but only to give part of the marks.
+# Their scorers run the completion as Python, too, but only to give part of the marks.
 JUDGED_BY_EQUALITY = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 
 
 @verifier
 def exact(completion: str, answer: str) -> float:
-  """1.0 when the completion is the answer, white space at the ends aside.
+  """1.0 when the completion is the answer, up to white space at the ends.
 
-  A closed thought before it does not count; of an answer in <answer> tags only the inside does.
+  Text up to a closed thought does not count; of an answer in <answer> tags, only the inside does.
   """
   return float(extraction.given(completion) == gold(answer).strip())
 
@@ -80,7 +76,7 @@ def numeric(completion: str, answer: str) -> float:
 def _scorer(dataset: str):
   if dataset in JUDGED_BY_EQUALITY:
     return _equals
-  if dataset in REFUSED:  # the problem comes from a learner that may not have looked
+  if dataset in REFUSED:  # checked again: the problem comes from a learner
     raise ValueError(f"reasoning_gym:{dataset} can't be judged: {REFUSED[dataset]}")
   from reasoning_gym import get_score_answer_fn  # heavy, and only this verifier needs it
 
@@ -88,17 +84,16 @@ def _scorer(dataset: str):
 
 
 def _equals(given: str, entry: dict) -> float:
-  """1.0 for one of the right answers, white space at the ends aside."""
   right = entry["metadata"].get("valid_answers", [entry["answer"]])
   return float(given.strip() in [answer.strip() for answer in right])
 
 
 @verifier
 def reasoning_gym(completion: str, answer: str) -> float:
-  """1.0 when the package's own scorer gives full marks; <answer> tags are taken off.
+  """1.0 when the package's scorer gives full marks; <answer> tags are removed.
 
   Only full marks count: the package's default scorer gives part of them to any text that contains
-  the answer, which would pay for listing every number.
+  the answer, which would reward listing every number.
   """
   data = loads(answer)
   given = extraction.given(completion)
@@ -107,13 +102,13 @@ def reasoning_gym(completion: str, answer: str) -> float:
 
 @verifier
 def mixture(completion: str, answer: str) -> float:
-  """The verdict of the verifier that the answer data name, one of the configured."""
+  """The verdict of the verifier named in the answer data, one of those configured."""
   data = json.loads(answer)
   return allowed(data["verifier"])(completion, data["answer"])
 
 
 def mixture_answer(name: str, answer: str) -> str:
-  """Answer data for `mixture`: the problem's own, and the name of its verifier."""
+  """Answer data for `mixture`: those of the problem, and the name of its verifier."""
   return json.dumps({"verifier": name, "answer": answer})
 
 
@@ -124,10 +119,11 @@ def gold(answer: str) -> str:
 
 
 def why_unusable(verifier_name: str, answer: str) -> str | None:
-  """Why a verifier can't judge answers to a problem with these answer data; None when it can.
+  """Reason why a verifier can't judge answers to a problem with these answer data; None if it can.
 
-  The right answer is judged as if a completion had given it: those here must find it right; of
-  yours nothing is known but whether it raises. "module:function" or a short name; runs it here.
+  Judges the right answer as if a completion had given it, in this process. The verifiers of this
+  file must find it right; any other must only not raise. `verifier_name`: "module:function" or a
+  short name.
   """
   name = NAMED.get(verifier_name, verifier_name)
   if name == MIXTURE:
@@ -137,18 +133,14 @@ def why_unusable(verifier_name: str, answer: str) -> str | None:
     judge, right = resolve(name), gold(answer)
     reward = judge(rf"\boxed{{{right}}}" if name == NAMED["math_verify"] else right, answer)
   except Exception as error:  # whatever it raises would cost every completion its reward
-    return _with_hint(str(error) or type(error).__name__, name, answer)
+    hint = ": only what follows '####', as task.name=gsm8k reads it"
+    wants_number = name == NAMED["numeric"] and "####" in answer
+    return (str(error) or type(error).__name__) + hint * wants_number
   if not right.strip():
     return "answer: it is empty"
   if name in NAMED.values() and reward != 1.0:
     return f"answer: {right!r:.100} given as an answer is not found right"
   return None
-
-
-def _with_hint(reason: str, name: str, answer: str) -> str:
-  if name == NAMED["numeric"] and "####" in answer:
-    return f"{reason}: only what follows '####', as task.name=gsm8k reads it"
-  return reason
 
 
 def dumps(value) -> str:

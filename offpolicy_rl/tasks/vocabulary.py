@@ -21,7 +21,7 @@ class Vocabulary:
   ends = (EOS,)  # tokens that end a completion
 
   def __init__(self, phrases: tuple[str, ...] = (), *, stop: Sequence[str] = ()):
-    """`phrases`: texts of one token each, the longest match first; `stop`: end a completion."""
+    """`phrases`: texts of one token each, longest match first; `stop`: end a completion."""
     self._phrases, self.stop_texts = phrases, tuple(stop)
     used = _SPECIAL + _CHARACTERS + phrases
     self.pieces = used + ("",) * (-len(used) % _MULTIPLE)
@@ -30,7 +30,7 @@ class Vocabulary:
     self._split = re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
 
   def stopping(self, texts: Sequence[str]) -> "Vocabulary":
-    """The same, with these texts that end a completion."""
+    """The same vocabulary with other stop texts."""
     return Vocabulary(self._phrases, stop=texts)
 
   @property
@@ -50,7 +50,7 @@ class Vocabulary:
   prompt = encode  # questions are prompts as they are
 
   def decode_all(self, ids: Iterable[int]) -> str:
-    """Text of all tokens, past the end of a completion, too, without special tokens."""
+    """Text of all tokens, also past the end of a completion, without special tokens."""
     return "".join(self.pieces[i] for i in ids if i >= len(_SPECIAL))
 
   def decode_special(self, ids: Iterable[int]) -> str:

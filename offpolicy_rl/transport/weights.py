@@ -156,7 +156,7 @@ class WeightStore:
       self._plans = {pair: plan for pair, plan in self._plans.items() if alive.issuperset(pair)}
 
   def close(self) -> None:
-    """Does nothing; weights_dir.Publisher has something to finish."""
+    """Does nothing; weights_dir.WeightsDirectory has something to finish."""
 
   def versions(self) -> list[int]:
     """The versions held, oldest first."""

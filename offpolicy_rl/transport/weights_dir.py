@@ -30,7 +30,7 @@ class NotFound(ConnectionError):
   """No version within the bounds appeared in time."""
 
 
-class Publisher:
+class WeightsDirectory:
   """The learner's side, with the interface of `weights.WeightStore`.
 
   Of a learner of several processes each has one: all write what their devices hold, the first one

@@ -120,7 +120,7 @@ def completion_request(index: int) -> dict:
 
 def engine(stub, wanted=WANTED, **changes) -> served.ServedEngine:
   how = {"directory": stub.directory, "slots": 4, "tolerance": 1e-3} | changes
-  return served.ServedEngine(served.Server(stub.url, wanted, seconds=20), CONFIG, **how)
+  return served.ServedEngine(served.VllmServer(stub.url, wanted, seconds=20), CONFIG, **how)
 
 
 def answers(engine, params, version):
@@ -217,7 +217,7 @@ def test_the_probe_is_the_longest_prompt_so_far(stub):
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
 def test_the_environments_proxy_is_not_asked(stub, monkeypatch, variable):
   monkeypatch.setenv(variable, "http://127.0.0.1:9")
-  assert served.Server(stub.url, WANTED, seconds=20).complete(ticket(0), number=1)
+  assert served.VllmServer(stub.url, WANTED, seconds=20).complete(ticket(0), number=1)
 
 
 def test_weights_stay_while_anything_is_under_way(stub):
@@ -257,7 +257,7 @@ def test_half_an_answer_is_refused(stub, mangle, message):
 
 def test_a_server_that_is_not_there_or_is_another_is_named(stub):
   with pytest.raises(served.ServerError, match="127.0.0.1:9/collective_rpc"):
-    served.Server("http://127.0.0.1:9", WANTED, seconds=2).load()
+    served.VllmServer("http://127.0.0.1:9", WANTED, seconds=2).load()
   stub.answer = lambda *_: None
   with pytest.raises(served.ServerError, match="/v1/completions: 404"):
-    served.Server(stub.url, WANTED).complete(ticket(0), number=1)
+    served.VllmServer(stub.url, WANTED).complete(ticket(0), number=1)

@@ -109,7 +109,7 @@ def ticket(index: int) -> types.Ticket:
 def test_it_samples_from_every_new_version_of_the_weights(server):
   url, directory = server
   engine = served.ServedEngine(
-    served.Server(url, WANTED), CONFIG, directory=directory, slots=6, tolerance=1e-3
+    served.VllmServer(url, WANTED), CONFIG, directory=directory, slots=6, tolerance=1e-3
   )
   for version in (1, 2):
     params = weights(version)

@@ -89,7 +89,7 @@ def start_and_hang(path):
 
 
 def made(*, time_limit=10.0, memory_mb=0, prepare=nothing):
-  return pool.Pool(1, prepare=prepare, time_limit=time_limit, memory_mb=memory_mb)
+  return pool.WorkerPool(1, prepare=prepare, time_limit=time_limit, memory_mb=memory_mb)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_no_path_of_the_weights_directory_comes_from_a_message():
     ast.unparse(node.args[0])
     for path in package.rglob("*.py")
     for _, node in calls(ast.parse(path.read_text()))
-    if ast.unparse(node.func) in ("weights_dir_lib.Publisher", "weights_dir.pull")
+    if ast.unparse(node.func) in ("weights_dir_lib.WeightsDirectory", "weights_dir.pull")
   }
   assert given == {"weights_dir", "self._directory"}  # build.make_store, roles/weights._Stored
   command_line = ast.parse((package / "cli" / "training.py").read_text())

@@ -55,7 +55,7 @@ def assert_same_bits(found: dict, expected: dict):
 
 @pytest.fixture
 def publisher(tmp_path):
-  made = weights_dir.Publisher(str(tmp_path / "w"), "one")
+  made = weights_dir.WeightsDirectory(str(tmp_path / "w"), "one")
   yield made
   made.close()
 
@@ -73,8 +73,10 @@ def complete(publisher) -> list[int]:
 
 def hold_back(monkeypatch, go: threading.Event):
   """Writes are finished only once `go` is set."""
-  finish = weights_dir.Publisher._finish
-  monkeypatch.setattr(weights_dir.Publisher, "_finish", lambda *args: (go.wait(10), finish(*args)))
+  finish = weights_dir.WeightsDirectory._finish
+  monkeypatch.setattr(
+    weights_dir.WeightsDirectory, "_finish", lambda *args: (go.wait(10), finish(*args))
+  )
 
 
 def test_the_newest_complete_version_within_bounds_comes_back_bit_for_bit(publisher, tmp_path):
@@ -132,7 +134,7 @@ def test_a_version_that_is_being_written_is_not_seen(publisher, tmp_path, monkey
 
 
 def test_half_a_checkpoint_left_by_a_killed_learner_is_not_seen_and_goes(tmp_path):
-  first = weights_dir.Publisher(str(tmp_path / "w"), "one")
+  first = weights_dir.WeightsDirectory(str(tmp_path / "w"), "one")
   first.put(0, tensors(0))
   first.close()
   half = tmp_path / "w" / "1.orbax-checkpoint-tmp"
@@ -140,7 +142,7 @@ def test_half_a_checkpoint_left_by_a_killed_learner_is_not_seen_and_goes(tmp_pat
   (half / "manifest.ocdbt").write_text("x")
   (tmp_path / "w" / "2").mkdir()  # looks finished, is not
   assert weights_dir.complete_versions(str(tmp_path / "w"), "one") == [0]
-  second = weights_dir.Publisher(str(tmp_path / "w"), "two")
+  second = weights_dir.WeightsDirectory(str(tmp_path / "w"), "two")
   assert [p.name for p in (tmp_path / "w").iterdir()] == ["index.json"]
   assert weights_dir.complete_versions(str(tmp_path / "w"), "one") == []
   second.put(0, tensors(5))
@@ -223,12 +225,12 @@ def test_a_directory_with_other_files_is_not_taken_over(tmp_path):
   (tmp_path / "thesis.tex").write_text("x")
   (tmp_path / "12").mkdir()
   with pytest.raises(ValueError, match=r"--weights_dir: .* holds \['thesis.tex'\], expected"):
-    weights_dir.Publisher(str(tmp_path), "one")
+    weights_dir.WeightsDirectory(str(tmp_path), "one")
   assert (tmp_path / "12").exists()
 
 
 def test_brackets_in_a_path_are_no_pattern(tmp_path):
-  publisher = weights_dir.Publisher(str(tmp_path / "a[b]*"), "one")
+  publisher = weights_dir.WeightsDirectory(str(tmp_path / "a[b]*"), "one")
   publisher.put(3, tensors(3))
   wait_until(lambda: complete(publisher) == [3])
   version, found = pull(tmp_path / "a[b]*")
@@ -240,12 +242,12 @@ def test_brackets_in_a_path_are_no_pattern(tmp_path):
 def test_the_lock_of_the_directory_stays(tmp_path):
   (tmp_path / "12").mkdir()
   with locks.hold(str(tmp_path), "--weights_dir", print):
-    weights_dir.Publisher(str(tmp_path), "one").close()
+    weights_dir.WeightsDirectory(str(tmp_path), "one").close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "lock.json"]
 
 
 def test_a_write_that_failed_is_reported(tmp_path):
-  publisher = weights_dir.Publisher(str(tmp_path / "w"), "one")
+  publisher = weights_dir.WeightsDirectory(str(tmp_path / "w"), "one")
   job = publisher._worker.submit(lambda: 1 / 0)
   publisher._jobs[7] = job
   wait_until(job.done)
