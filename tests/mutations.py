@@ -179,8 +179,8 @@ FAULTS = {
   # The model.
   "segments": Fault(
     "model/decoder.py",
-    "return same_prompt & own & (behind >= 0), behind",
-    "return own & (behind >= 0), behind",
+    "return same_prompt & same_branch & (behind >= 0), behind",
+    "return same_branch & (behind >= 0), behind",
     "replay/packing_test.py::test_the_model_says_the_same_of_all_layouts",
   ),
   "future": Fault(
@@ -191,8 +191,8 @@ FAULTS = {
   ),
   "future_in_packed_rows": Fault(
     "model/decoder.py",
-    "return same_prompt & own & (behind >= 0), behind",
-    "return same_prompt & own, behind",
+    "return same_prompt & same_branch & (behind >= 0), behind",
+    "return same_prompt & same_branch, behind",
     "model/decoder_test.py::test_token_stats_are_shifted_by_one_and_use_the_temperature",
   ),
   "rope": Fault(
