@@ -1,6 +1,6 @@
 """Limits of every field of a message, and the error that names the field.
 
-All are checked before anything of the message's size is allocated, kept or logged.
+They are checked before anything of the message's size is allocated, kept or logged.
 """
 
 import math
@@ -36,29 +36,29 @@ _SHOWN = 160  # characters of a value in an error or a log line
 
 
 class WireError(ValueError):
-  """A message that may not be used: names the field, the value and what was expected."""
+  """A message is not acceptable; names the field, the value and what was expected."""
 
 
 def shown(value: Any) -> str:
-  """`repr`, cut: safe to log or to send back, whatever came over the wire."""
-  # Long ones are cut before repr: that of 60 MB costs time and memory, too.
+  """`repr`, cut: safe to log or send back, whatever came over the wire."""
+  # Cut before repr, too: that of 60 MB takes time and memory.
   text = repr(value[: _SHOWN + 1] if isinstance(value, str | bytes | tuple) else value)
   return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def refuse(field: str, value: Any, expected: str) -> NoReturn:
-  """Raises WireError."""
+  """Raises WireError for a field."""
   raise WireError(f"{field}: got {shown(value)}, expected {expected}")
 
 
 def check_name(name: str, field: str) -> None:
-  """Raises WireError for a name that is long, not printable or has spaces."""
+  """Raises WireError for a name that is long, not printable, or has spaces."""
   if not _NAME.fullmatch(name):
     refuse(field, name, _NAME_RULE)
 
 
 def check_sampler_id(sampler_id: str, field: str) -> None:
-  """Raises WireError for what is neither a name nor an id that `names.unique` makes."""
+  """Raises WireError unless this is a name, or an id that `names.unique` makes."""
   if not _SAMPLER_ID.fullmatch(sampler_id):
     refuse(field, sampler_id, _NAME_RULE)
 
@@ -113,18 +113,18 @@ def _check_wait(seconds: float) -> None:
 
 
 def printable(text: str) -> str:
-  """The text, cut and made safe to show, so that `check_text` accepts it."""
+  """The text, cut and safe to show, so that `check_text` accepts it."""
   return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
 
 
 def check_text(text: str, field: str) -> None:
-  """Raises WireError for a text that is long, or that could steer a terminal."""
+  """Raises WireError for a text that is long, or could control a terminal."""
   if len(text) > MAX_TEXT or not text.isprintable():
     refuse(field, text, f"at most {MAX_TEXT} printable characters")
 
 
 def check_stats(stats: Mapping[str, float]) -> None:
-  """Raises WireError for a sampler's stats unless they are few finite numbers with names."""
+  """Raises WireError unless a sampler's stats are a few finite numbers with names."""
   if len(stats) > MAX_STATS:
     refuse("stats", f"{len(stats)} entries", f"at most {MAX_STATS}")
   for name, value in stats.items():
@@ -139,9 +139,9 @@ def ticket_bytes(prompt_tokens: int, answer: str) -> int:
 
 
 def check_prompt(prompt_tokens: int, answer: str, max_message_mb: int, where: str) -> None:
-  """Raises WireError when a prompt and its answer fill more than a message of the wire.
+  """Raises WireError if a prompt and its answer don't fit into a message.
 
-  `where`: what has them, e.g. a file and its line.
+  `where`: their place, e.g. a file and its line.
   """
   size, most = ticket_bytes(prompt_tokens, answer), max_message_mb << 20
   if size > most:
@@ -154,7 +154,7 @@ def check_prompt(prompt_tokens: int, answer: str, max_message_mb: int, where: st
 def max_group_bytes(completions: int, tokens: int) -> int:
   """Upper bound of an encoded group of `completions` with up to `tokens` tokens each.
 
-  8 bytes per token and logprob, 18 for a version run of its own (the worst case), and room for
+  8 bytes per token and logprob, 18 for a version run per token (the worst case), and room for
   lengths, ids and the session.
   """
   return completions * (26 * tokens + 256) + 4096

@@ -1,11 +1,11 @@
-"""A checksum on every message, so that bytes changed on the way are noticed and asked for again.
+"""A checksum on every message: damaged ones are noticed and requested again.
 
 TCP's checksum has 16 bits and ends at the first proxy, and TLS is not always on. The CRC-32 of a
-message follows it as protobuf field 15, so the bytes are still a message of the same type: parsing
-skips the unknown field.
+message follows it as protobuf field 15, which parsing skips, so the bytes are still a message of
+the same type.
 
-Chunks of weights are the exception: SHA-256 digests guard them, and a second checksum would cost
-the learner half as much again as sending them.
+Chunks of weights are the exception: SHA-256 digests protect them, and a second checksum would add
+half to the learner's cost of sending them.
 """
 
 import zlib
@@ -21,7 +21,7 @@ _CHUNK_DATA = b"\x12"  # what a WeightsChunk with `data` begins with: field 2, l
 
 
 class ChecksumError(ValueError):
-  """The bytes are not those that were sent."""
+  """The received bytes are not those that were sent."""
 
 
 def add(data: bytes) -> bytes:
@@ -30,7 +30,7 @@ def add(data: bytes) -> bytes:
 
 
 def verify(data: bytes) -> bytes:
-  """The same bytes; ChecksumError when their checksum is missing or wrong."""
+  """The same bytes; ChecksumError if their checksum is missing or wrong."""
   expected = zlib.crc32(memoryview(data)[:-5]).to_bytes(4, "little")
   if data[-5:-4] != _TAG or data[-4:] != expected:
     raise ChecksumError("a message was damaged on the way: its checksum is missing or wrong")
@@ -38,12 +38,12 @@ def verify(data: bytes) -> bytes:
 
 
 def verify_chunk(data: bytes) -> bytes:
-  """`verify` for a serialized WeightsChunk, of which only headers have a checksum."""
+  """`verify` for a serialized WeightsChunk; only headers have a checksum."""
   return data if data[:1] == _CHUNK_DATA else verify(data)
 
 
 class Channel:
-  """A channel for the generated stub, whose messages have checksums."""
+  """A channel for the generated stub that adds and verifies checksums."""
 
   def __init__(self, channel: grpc.Channel):
     self.unary_unary = _with_checksums(channel.unary_unary, verify)

@@ -24,10 +24,9 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 
 _HELLO_SECONDS = 60.0  # tokenizers have tens of megabytes
-_MIN_SECONDS, _MIN_MB_PER_SECOND = 10.0, 4.0  # for a reply, which may be large
+_MIN_SECONDS, _MIN_MB_PER_SECOND = 10.0, 4.0  # for a reply
 _MAX_PULLS = 3  # of one version, when its bytes arrive damaged
-# In a row end a call: a token damaged on the way is refused once, a wrong one always.
-_MAX_REFUSALS = 2
+_MAX_REFUSALS = 2  # in a row: a token damaged on the way is refused once, a wrong one always
 _LOG = logging.getLogger(__name__)
 
 
@@ -36,22 +35,22 @@ class SessionLost(Exception):
 
 
 class LearnerGone(ConnectionError):
-  """The learner did not answer for as long as we are willing to wait."""
+  """The learner did not answer for too long."""
 
 
 class Refused(RuntimeError):
-  """The learner does not want this sampler, or one of its messages; says why."""
+  """The learner refuses this sampler or one of its messages; says why."""
 
 
 class VersionGone(Refused):
-  """No version that the tickets ask for is left: others have answered them."""
+  """No version that the tickets ask for is left, because others have answered them."""
 
 
 class LearnerClient:
   """One sampler's connection. Methods block; `heartbeat` may run in another thread.
 
   session: of the learner that was joined last.
-  newest_version: the newest that the learner of this session has reported.
+  newest_version: the newest version that this learner has reported.
   """
 
   def __init__(
@@ -69,7 +68,7 @@ class LearnerClient:
     """
     bounds.check_sampler_id(sampler_id, "--name")
     options = [
-      # The learner keeps to the limit of its configuration, which comes with the first reply.
+      # The learner obeys the limit of its configuration, which comes with the first reply.
       ("grpc.max_receive_message_length", bounds.MAX_MESSAGE_MB << 20),
       ("grpc.max_send_message_length", bounds.MAX_MESSAGE_MB << 20),
       ("grpc.initial_reconnect_backoff_ms", 100),
@@ -96,10 +95,10 @@ class LearnerClient:
     self._channel.close()
 
   def configure(self, reconnect_seconds: float, max_message_mb: int) -> None:
-    """Takes over the run's configuration.
+    """Applies the run's configuration.
 
     Args:
-      reconnect_seconds: how long to look for a lost learner.
+      reconnect_seconds: time to look for a lost learner.
       max_message_mb: the largest message to send.
     """
     self._reconnect_seconds, self._max_message_mb = reconnect_seconds, max_message_mb
@@ -119,11 +118,11 @@ class LearnerClient:
     holding: Sequence[str] = (),
     check: Callable[[types.Ticket], None] = lambda ticket: None,
   ) -> list[types.Ticket] | None:
-    """Up to `limit` tickets; [] when there was none in time, None when the run is over.
+    """Up to `limit` tickets; [] if there was none in time, None when the run is over.
 
-    Those that can't be read, or for which `check` raises WireError, are declined.
+    Tickets that can't be decoded, or for which `check` raises WireError, are declined.
 
-    `holding`: ids of the tickets that are still worked on; any other lease of this sampler ends.
+    `holding`: ids of tickets in progress; any other lease of this sampler ends.
     """
     request = pb.LeaseRequest(
       session=self.session,
@@ -153,7 +152,7 @@ class LearnerClient:
     return tickets
 
   def decline(self, reasons: dict[str, str]) -> None:
-    """Gives back tickets that can't be answered here; ticket id -> why."""
+    """Returns tickets that can't be answered here; ticket id -> why."""
     for ticket_id, reason in reasons.items():
       _LOG.warning("can't answer ticket %s: %s", ticket_id, reason)
     request = pb.DeclineRequest(session=self.session, sampler_id=self._id, reasons=reasons)
@@ -162,7 +161,7 @@ class LearnerClient:
   def heartbeat(self, stats: dict[str, float], progress: dict[str, int]) -> None:
     """Extends this sampler's leases. Raises grpc.RpcError; the next beat is the retry.
 
-    `progress`: id of each ticket that is worked on -> tokens sampled so far.
+    `progress`: id of each ticket in progress -> tokens sampled so far.
     """
     request = pb.HeartbeatRequest(
       session=self.session, sampler_id=self._id, stats=stats, progress=progress
@@ -175,7 +174,7 @@ class LearnerClient:
       self.newest_version = max(self.newest_version, version)
 
   def leave(self) -> int:
-    """Gives all open tickets back; returns their number. Tried once: leases expire anyway."""
+    """Returns all open tickets; gives their number. Tried once: leases expire anyway."""
     request = pb.LeaveRequest(session=self.session, sampler_id=self._id)
     return self._stub.Leave(request, timeout=5).returned
 
@@ -184,7 +183,7 @@ class LearnerClient:
   ) -> tuple[int, weights.Tensors | None]:
     """(newest version within the bounds, its tensors or None if `receiver` holds that version).
 
-    A broken stream goes on where it broke. A damaged one is pulled again, in full.
+    A broken stream is resumed. A damaged one is pulled again, in full.
 
     Raises:
       codec.WireError: weights of another model, or damaged three times.
@@ -214,10 +213,10 @@ class LearnerClient:
     self._call(lambda: self._stub.Heartbeat(request, timeout=10))
 
   def push(self, groups: list[types.Group]) -> list[types.PushOutcome]:
-    """Sends groups and waits until each is durable, not needed any more, or refused.
+    """Sends groups and waits until each is durable, no longer needed, or refused.
 
     Raises:
-      SessionLost: say `hello` and push the same groups again.
+      SessionLost: call `hello` and push the same groups again.
       Refused: one is larger than a message may be.
     """
     for group in groups:
@@ -248,7 +247,7 @@ class LearnerClient:
     `session`, `position`: those of the last update; "" and 0 at first.
 
     Raises:
-      codec.WireError: a reply that no learner of this release would send.
+      codec.WireError: no learner of this release sends such a reply.
     """
     request = pb.WatchRequest(
       protocol=protocol.PROTOCOL, session=session, position=position, wait_seconds=wait_seconds
@@ -257,7 +256,7 @@ class LearnerClient:
     return watching.decode_update(reply)
 
   def _raise_if_final(self, error: grpc.RpcError, refusals: int) -> None:
-    """Raises where trying again can't help; `refusals`: in a row, this one included."""
+    """Raises if a retry can't help; `refusals`: in a row, with this one."""
     call = protocol.as_call(error)
     reason, details = protocol.reason_of(error), call.details()
     if reason == protocol.Reason.NEW_SESSION:
@@ -272,11 +271,10 @@ class LearnerClient:
         raise Refused(f"{self._address}: {problem}") from None
 
   def _call(self, function: Callable, progress: Callable = lambda: None):
-    """Retries with growing, jittered pauses; a call may arrive twice, which the learner notices.
+    """Retries with growing, jittered pauses. A call may arrive twice; the learner recognises that.
 
-    A result of None is a failure, too: gRPC returns it for a reply whose message was damaged. Only
-    a reason that the learner itself gives ends a call at once. As long as `progress()` changes
-    between failures, the time to give up is put off.
+    A result of None is a failure, too: gRPC returns it for a damaged reply. Only a reason from the
+    learner itself ends a call at once. Progress between failures postpones giving up.
     """
     pause, give_up, last_progress, refusals = 0.1, None, progress(), 0
     while True:

@@ -1,7 +1,7 @@
-"""Python types <-> protobuf messages. All that comes from outside is checked here.
+"""Python types <-> protobuf messages. Everything from outside is checked here.
 
-Protobuf with raw bytes for arrays is a typed schema that any language can read, runs no code on
-decoding as pickle does, and costs one copy.
+Protobuf with raw bytes for arrays is a typed schema for any language, runs no code when decoding,
+unlike pickle, and costs one copy.
 """
 
 import functools
@@ -50,7 +50,7 @@ def encode_tensor(array: np.ndarray) -> pb.Tensor:
 
 
 def _join(message: pb.Tensor, arrays: Sequence[np.ndarray]) -> None:
-  """Fills in a Tensor of rank 1 with arrays of one dtype, one after the other."""
+  """Fills a Tensor of rank 1 with the concatenation of arrays of one dtype."""
   [code] = {dtype_code(array.dtype) for array in arrays}
   message.dtype = code
   message.shape.append(sum(array.size for array in arrays))
@@ -88,7 +88,7 @@ def encode_ticket(ticket: types.Ticket) -> pb.Ticket:
 
 
 def encode_tickets(tickets: Sequence[types.Ticket], most: int) -> Iterator[pb.Ticket]:
-  """Messages of the first tickets, as many as fit into `most` bytes together."""
+  """Messages of the first tickets, as many as fit into `most` bytes."""
   for ticket in tickets:
     message = encode_ticket(ticket)
     most -= message.ByteSize() + 8  # its tag and length
@@ -180,7 +180,7 @@ def decode_ack(message: pb.Ack) -> types.PushOutcome:
 
 
 def encode_group(group: types.Group, message: pb.Group | None = None) -> pb.Group:
-  """Group -> message; fills in `message` where it is given, which saves copying its arrays."""
+  """Group -> message; fills `message` if given, which saves copying the arrays."""
   message = pb.Group() if message is None else message
   rows = group.trajectories
   message.ticket_id = group.ticket_id
@@ -212,9 +212,9 @@ def push_requests(
 
 
 def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
-  """Message of a sampler -> Group whose arrays have the right dtype, rank and lengths.
+  """A sampler's message -> Group whose arrays have the right dtype, rank and lengths.
 
-  `check_group` checks the rest, for which the ticket is needed.
+  `check_group` checks the rest, which needs the ticket.
   """
   bounds.check_ticket_id(message.ticket_id, "group.ticket_id")
   count = len(message.lengths)
@@ -243,7 +243,7 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
 
 
 def group_of_request(data: bytes, index: int) -> types.Group:
-  """A group of a serialized PushRequest with its checksum; ValueError when it is damaged."""
+  """A group of a serialized PushRequest with its checksum; ValueError if damaged."""
   request = pb.PushRequest.FromString(checksum.verify(data))
   return decode_group(request.groups[index], request.sampler_id)
 
@@ -251,44 +251,36 @@ def group_of_request(data: bytes, index: int) -> types.Group:
 def check_group(
   group: types.Group, ticket: types.Ticket, *, vocab_size: int, max_tokens: int, newest_version: int
 ) -> None:
-  """Raises WireError when `group` is no valid answer to `ticket`."""
+  """Raises WireError unless `group` is a valid answer to `ticket`."""
   if len(group.trajectories) != ticket.num_completions:
     _refuse("group.trajectories", len(group.trajectories), f"{ticket.num_completions} completions")
   rows = group.trajectories
-  arrays = [
-    _all_values([t.tokens for t in rows]),
-    _all_values([t.logprobs for t in rows]),
-    _all_values([t.versions for t in rows]),
-  ]
+  tokens = _all_values([t.tokens for t in rows])
+  logprobs = _all_values([t.logprobs for t in rows])
+  versions = _all_values([t.versions for t in rows])
   low, high = ticket.min_version, min(ticket.max_version, newest_version)
-  if _all_good(*arrays, vocab_size=vocab_size, low=low, high=high) and all(
+  limits = {"vocab_size": vocab_size, "low": low, "high": high}
+  if _all_valid(tokens, logprobs, versions, **limits) and all(
     1 <= t.tokens.size <= max_tokens
     and abs(t.reward) <= bounds.MAX_REWARD
     and abs(t.verdict) <= types.MAX_VERDICT
-    for t in group.trajectories
+    for t in rows
   ):
     return
-  for i, t in enumerate(group.trajectories):
-    _check_trajectory(
-      t,
-      f"group.trajectories[{i}]",
-      vocab_size=vocab_size,
-      max_tokens=max_tokens,
-      low=low,
-      high=high,
-    )
+  for i, t in enumerate(rows):
+    _check_trajectory(t, f"group.trajectories[{i}]", max_tokens=max_tokens, **limits)
 
 
 def _all_values(arrays: list[np.ndarray]) -> np.ndarray:
-  """At least their values, in any order; not copied where they are views of one array."""
+  """A superset of their values, in any order; not copied if they are views of one array."""
   base = arrays[0].base
   if isinstance(base, np.ndarray) and all(array.base is base for array in arrays):
     return base
   return np.concatenate(arrays)
 
 
-def _all_good(tokens, logprobs, versions, *, vocab_size: int, low: int, high: int) -> bool:
-  """Whether every value of a group may be used; all completions at once, which is much quicker."""
+def _all_valid(tokens, logprobs, versions, *, vocab_size: int, low: int, high: int) -> bool:
+  """Whether every value of a group is valid; checking all completions at once is much faster."""
   return bool(
     tokens.size
     and tokens.min() >= 0
@@ -303,7 +295,7 @@ def _all_good(tokens, logprobs, versions, *, vocab_size: int, low: int, high: in
 def _check_trajectory(
   t: types.Trajectory, field: str, *, vocab_size: int, max_tokens: int, low: int, high: int
 ) -> None:
-  """Raises WireError for the first value that may not be used."""
+  """Raises WireError for the first invalid value."""
   if not 1 <= t.tokens.size <= max_tokens:
     _refuse(f"{field}.tokens", f"{t.tokens.size} tokens", f"1 to {max_tokens}")
   bad = t.tokens[(t.tokens < 0) | (t.tokens >= vocab_size)]

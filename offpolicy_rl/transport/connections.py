@@ -1,8 +1,8 @@
-"""Bounds a server's connections: never so many that no file can be opened.
+"""Limits on a server's connections, so that descriptors for files are always left.
 
-A peer is unknown until its first call brings a token. So it has little time to say anything, one
-address may have only so many connections, and file descriptors are kept back for files. gRPC does
-all of it but the limit per address, which `AddressLimit` enforces.
+A peer is unknown until its first call brings a token. So it has little time for that, the number of
+connections per address is limited, and file descriptors are kept back for files. gRPC does all of
+this but the limit per address, which `AddressLimit` enforces.
 """
 
 import collections
@@ -17,7 +17,7 @@ from offpolicy_rl.transport.protocol import KEEPALIVE
 
 try:
   import resource
-except ImportError:  # no Unix: there is no limit to ask for
+except ImportError:  # not Unix: no limit is known
   resource = None
 
 _LOG = logging.getLogger(__name__)
@@ -41,10 +41,10 @@ def server_options(max_connections: int) -> list[tuple[str, int]]:
 
 
 def max_connections(per_address: int) -> int:
-  """Connections that a server may have where one address may have `per_address`.
+  """Connections that a server may have if one address may have `per_address`.
 
-  Raises this process's limit of open files as far as it may, and leaves what is in use and a
-  reserve for files.
+  Raises this process's limit of open files as far as allowed, and leaves those in use and a reserve
+  for files.
   """
   wanted = _ADDRESSES * per_address
   if resource is None:
@@ -69,7 +69,7 @@ def max_connections(per_address: int) -> int:
 
 
 class AddressLimit:
-  """Closes, from a thread, the newest connections to a port of addresses that have too many."""
+  """A thread that closes the newest connections of addresses that have too many."""
 
   def __init__(self, port: int, per_address: int):
     """`port`: one that this process serves; checked until `stop`."""
@@ -104,7 +104,7 @@ class AddressLimit:
 
 
 def _descriptors() -> list[int]:
-  """The open file descriptors of this process; [] where the system does not say."""
+  """The open file descriptors of this process; [] if the system does not say."""
   for folder in ("/proc/self/fd", "/dev/fd"):
     try:
       return [int(name) for name in os.listdir(folder)]
@@ -116,7 +116,7 @@ def _descriptors() -> list[int]:
 def _peer(number: int, port: int, *, to_shut: tuple | None = None) -> tuple | None:
   """(host, port) of the peer that a descriptor connects to this port of ours; None = no peer.
 
-  `to_shut`: ends the connection if it is this peer's. gRPC, whose descriptor it is, then closes it.
+  `to_shut`: shuts the connection down if it is this peer's. gRPC, which owns it, then closes it.
   """
   try:
     if not stat.S_ISSOCK(os.fstat(number).st_mode):
@@ -129,7 +129,7 @@ def _peer(number: int, port: int, *, to_shut: tuple | None = None) -> tuple | No
   except OSError:  # closed, and the number used again
     os.close(copy)
     return None
-  with same, contextlib.suppress(OSError):  # those that listen have no peer
+  with same, contextlib.suppress(OSError):  # listening sockets have no peer
     ours, theirs = same.getsockname(), same.getpeername()
     if same.family in (socket.AF_INET, socket.AF_INET6) and ours[1] == port:
       if theirs[:2] == to_shut:

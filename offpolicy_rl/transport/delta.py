@@ -1,22 +1,22 @@
-"""Lossless difference of two versions of one tensor: which elements changed, and to what bits.
+"""Lossless difference of two versions of one tensor: the changed elements and their new bits.
 
 At the learning rates of RL most bfloat16 weights keep their bits from one version to the next, so
-sending the changed ones is enough. Nothing is rounded or compared as a number: -0.0, NaN and its
+it is enough to send the changed ones. Nothing is rounded or compared as a number: -0.0, NaN and its
 payload are bits like any others.
 
 Format "sparse", little-endian, for n changed elements:
 
     uint64 n | gaps | n elements
 
-`gaps` says, for each changed element, how many unchanged ones lie between it and the one before:
-one byte below 255, or 255 for "255 of them, and the next byte goes on counting".
+A gap is the number of unchanged elements before a changed one: a byte below 255, or 255 for "255 of
+them, and the count goes on in the next byte".
 """
 
 import numpy as np
 
 from offpolicy_rl.transport import codec
 
-_BLOCK = 1 << 21  # elements, or bytes of gaps, worked on at once: temporaries stay below 100 MB
+_BLOCK = 1 << 21  # elements, or bytes of gaps, at a time: temporaries stay below 100 MB
 _ESCAPE = 255
 _COUNT_BYTES = 8
 
@@ -27,7 +27,7 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 
 def encode(old: np.ndarray, new: np.ndarray) -> bytes | None:
-  """What turns `old` into `new` (same dtype and shape); None when `new` itself is not longer."""
+  """The bytes that turn `old` into `new` (same dtype and shape); None if `new` is shorter."""
   old_bits, new_bits = bits(old), bits(new)
   blocks = [slice(at, at + _BLOCK) for at in range(0, new_bits.size, _BLOCK)]
   count = sum(int(np.count_nonzero(old_bits[b] != new_bits[b])) for b in blocks)
@@ -58,10 +58,11 @@ def apply(tensor: np.ndarray, payload: np.ndarray, field: str) -> None:
   Args:
     tensor: contiguous.
     payload: uint8 [bytes], from the wire.
-    field: how errors call it.
+    field: its name in errors.
 
   Raises:
-    codec.WireError: lengths that do not fit each other, or an index outside of the tensor; it may
+    codec.WireError: lengths that contradict each other, or an index outside of the tensor, which
+    may
       be half changed then.
   """
   if payload.size < _COUNT_BYTES:

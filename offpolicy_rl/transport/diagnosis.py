@@ -1,7 +1,7 @@
-"""Why a connection cannot work, however long one waits.
+"""Diagnosis of connections that can't work, however long a sampler waits.
 
 gRPC reports a refused handshake as UNAVAILABLE, "Socket closed", like a learner that is away for a
-moment. So a sampler that cannot connect opens a connection by itself and reads what TLS says.
+moment. So a sampler that can't connect opens a connection itself and reads what TLS says.
 """
 
 import socket
@@ -21,16 +21,15 @@ _CLOSED = (
 
 
 def lasting_problem(address: str, credentials: security.Credentials) -> str | None:
-  """What a sampler must change before it can connect; None when waiting may help."""
+  """The change that a sampler needs before it can connect; None if waiting may help."""
   host, _, port = address.rpartition(":")
   if not port.isdecimal():
     return None
   peer = (host.strip("[]"), int(port))
   attempt = (lambda: _with_tls(peer, credentials)) if credentials.ca else (lambda: _without(peer))
-  problem = attempt()
-  if problem is None:
+  if (problem := attempt()) is None:
     return None
-  # Once may be chance: a learner that is being stopped closes connections, bytes get damaged.
+  # Twice, because a learner that stops closes connections, and bytes get damaged.
   time.sleep(_PAUSE_SECONDS)
   return problem if attempt() == problem else None
 
@@ -57,7 +56,7 @@ def _with_tls(peer: tuple[str, int], credentials: security.Credentials) -> str |
     with raw, context.wrap_socket(raw, server_hostname=name) as end:
       connected = True  # to the learner, by its certificate
       end.sendall(_PREFACE)
-      # A server judges our certificate after we believe the handshake to be over.
+      # A server checks our certificate after the handshake is over for us.
       return None if end.recv(1) else _CLOSED
   except ssl.SSLCertVerificationError as error:
     return (
@@ -65,7 +64,7 @@ def _with_tls(peer: tuple[str, int], credentials: security.Credentials) -> str |
       f"{credentials.ca}, expected name {name}; --tls_server_name expects another)"
     )
   except (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError):
-    # Before that anybody may have closed it: a load balancer whose learner is away, a full learner.
+    # Before that it may be a load balancer whose learner is away, or a full learner.
     return _CLOSED if connected else None
   except ssl.SSLError as error:
     if error.reason == "WRONG_VERSION_NUMBER":

@@ -1,4 +1,4 @@
-"""Checks a call's token and parses its requests before the learner sees them."""
+"""Checks the token of a call and parses its requests before the learner sees them."""
 
 import collections
 import hmac
@@ -17,7 +17,7 @@ from offpolicy_rl.transport import bounds, checksum, protocol
 
 _LOG = logging.getLogger(__name__)
 _MAX_REMEMBERED = 1024  # pairs of peer and reason
-# Probes carry no token. Only the short call: Watch would let a stranger occupy a thread for ever.
+# Probes have no token. Only Check: Watch would let a stranger occupy a thread for ever.
 _OPEN_METHODS = {f"/{health.SERVICE_NAME}/Check"}
 
 
@@ -29,7 +29,9 @@ class RefusalLog:
     self._seen: collections.OrderedDict[tuple[str, str], None] = collections.OrderedDict()
 
   def warn(self, peer: str, reason: str, detail: str = "") -> None:
-    """`peer` as gRPC says it; `reason` decides what counts as the same, `detail` does not."""
+    """`peer` as gRPC writes it; warnings with the same `reason` are the same, whatever the
+    `detail`.
+    """
     host = bounds.shown(urllib.parse.unquote(peer.rpartition(":")[0])) if peer else "a peer"
     with self._lock:
       if (host, reason) in self._seen:
@@ -44,7 +46,7 @@ class AuthInterceptor(grpc.ServerInterceptor):
   """Checks the token of every call, and parses requests without a traceback in the log."""
 
   def __init__(self, token: str | None, log: RefusalLog):
-    """None: no token is needed."""
+    """`token`: None = no token is needed."""
     self._expected = None if token is None else f"Bearer {token}".encode()
     self._log = log
 
@@ -62,7 +64,6 @@ class AuthInterceptor(grpc.ServerInterceptor):
     return handler and self._parsing(call.method, handler)
 
   def _problem(self, method: str, metadata) -> str | None:
-    """What is wrong with a call's token."""
     if self._expected is None or method in _OPEN_METHODS:
       return None
     tokens = [value for key, value in metadata if key == "authorization"]
@@ -78,11 +79,11 @@ class AuthInterceptor(grpc.ServerInterceptor):
       self._log.warn(context.peer(), reason)
       protocol.abort(context, grpc.StatusCode.UNAUTHENTICATED, reason)
 
-    # Answers any kind of call without reading a single message of it.
+    # Ends any kind of call without reading a message.
     return grpc.stream_unary_rpc_method_handler(refuse)
 
   def _parsing(self, method: str, handler: Any) -> Any:
-    """The same handler; a message that cannot be parsed ends the call with a clear error.
+    """The same handler; a message that can't be parsed ends the call with a clear error.
 
     gRPC would log a traceback per message, and a stream that begins with one would keep the server
     from ever stopping (grpcio 1.85).
@@ -90,7 +91,7 @@ class AuthInterceptor(grpc.ServerInterceptor):
     kinds = ("unary", "stream")
     name = f"{kinds[handler.request_streaming]}_{kinds[handler.response_streaming]}"
     behave, parse = getattr(handler, name), handler.request_deserializer
-    if hasattr(behave, "experimental_non_blocking"):  # health.Watch: gRPC calls it another way
+    if hasattr(behave, "experimental_non_blocking"):  # health.Watch: gRPC calls it differently
       return handler
 
     def read(data: bytes, context):

@@ -1,4 +1,4 @@
-"""Names of samplers. Two may get the same name: containers share host and process id."""
+"""Names of samplers. Two may have the same name: containers share host and process id."""
 
 import collections
 import secrets
@@ -13,7 +13,7 @@ def unique(name: str) -> str:
   """An id for one sampler process: its name and random characters.
 
   Raises:
-    bounds.WireError: `name` is no name.
+    bounds.WireError: `name` is no valid name.
   """
   bounds.check_name(name, "--name")
   return f"{name}{MARK}{secrets.token_hex(4)}"
@@ -25,7 +25,7 @@ def name_of(sampler_id: str) -> str:
 
 
 def shown(sampler_ids: Iterable[str]) -> dict[str, str]:
-  """Id -> name to show to people: the id where several share a name."""
+  """Id -> name for people: the id if several share a name."""
   ids = list(sampler_ids)
   count = collections.Counter(map(name_of, ids))
   return {i: name_of(i) if count[name_of(i)] == 1 else i for i in ids}

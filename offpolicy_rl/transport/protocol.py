@@ -1,4 +1,4 @@
-"""What both ends of the wire agree on: version, first reply, keep-alive, and why a call ended."""
+"""The protocol of both ends: version, first reply, keep-alive, reasons for the end of a call."""
 
 import dataclasses
 import enum
@@ -11,7 +11,7 @@ from offpolicy_rl.transport import trajectory_pb2 as pb
 
 PROTOCOL = 3  # raise it with every incompatible change of trajectory.proto
 SERVICE = pb.DESCRIPTOR.services_by_name["Learner"].full_name
-# A peer whose machine or network is gone is noticed after 40 s. Both ends ping.
+# Both ends ping: a peer whose machine or network is gone is noticed after 40 s.
 KEEPALIVE = [
   ("grpc.keepalive_time_ms", 30_000),
   ("grpc.keepalive_timeout_ms", 10_000),
@@ -24,7 +24,7 @@ _MAX_TEXT = 512  # characters: gRPC loses the status of a call whose metadata ha
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-  """The first reply to a sampler, which checks it."""
+  """The first reply to a sampler."""
 
   session: str  # one per learner start
   run_id: str
@@ -50,10 +50,10 @@ def decode_identity(reply: pb.HelloReply) -> Identity:
 
 
 class Reason(enum.StrEnum):
-  """Why the learner ended a call; sent in the trailing metadata.
+  """The learner's reason for ending a call, sent in the trailing metadata.
 
-  Most status codes and all words of a failed call may come from gRPC itself, from a proxy, or from
-  a damaged byte. Only a learner sends a reason: a call that failed without one may succeed later.
+  Most status codes and texts of a failed call may come from gRPC itself, from a proxy, or from a
+  damaged byte. Only a learner sends a reason: a call that failed without one may succeed later.
   """
 
   REFUSED = "refused"  # the same call will be refused again
@@ -64,7 +64,7 @@ class Reason(enum.StrEnum):
 def abort(
   context: grpc.ServicerContext, code: grpc.StatusCode, text: str, reason: Reason = Reason.REFUSED
 ) -> NoReturn:
-  """Ends a call for a reason; use `context.abort` where trying again may help."""
+  """Ends a call for a reason; `context.abort` is for calls that may succeed later."""
   context.set_trailing_metadata(((_REASON_KEY, reason.value),))
   context.abort(code, text[:_MAX_TEXT])
   raise AssertionError  # `abort` has raised; the stubs of grpcio do not know it

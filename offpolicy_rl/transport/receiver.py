@@ -1,8 +1,8 @@
 """A sampler's end of the weights: assembled tensor by tensor, and returned only when verified.
 
-Host memory: one copy of the weights, and the payload of one tensor. A new version is written over
-the one that is held. If its stream is damaged, or given up for another one, the memory holds
-neither version: it is forgotten, and the next pull brings everything.
+Host memory: one copy of the weights, and the payload of one tensor. A new version overwrites the
+current one. If its stream is damaged or given up, the memory holds neither version, and the next
+pull fetches everything.
 """
 
 import math
@@ -19,11 +19,11 @@ Layout = dict[str, tuple[tuple[int, ...], np.dtype]]  # parameter path -> shape,
 
 
 class DamagedError(codec.WireError):
-  """A stream's bytes are not those that its header promises; another stream may be fine."""
+  """A stream's bytes are not those of its header; another stream may be fine."""
 
 
 class _Assembly:
-  """The tensors of one header, built as their bytes arrive, in the memory of those held."""
+  """The tensors of one header, built in the memory of the current ones as bytes arrive."""
 
   def __init__(self, header: pb.WeightsHeader, held: weights.Tensors):
     self.digest, self.header, self.received = weights.header_digest(header), header, 0
@@ -33,7 +33,7 @@ class _Assembly:
     self._close_complete()
 
   def _open(self) -> None:
-    """Room for the payload of the next tensor; None after the last."""
+    """Makes room for the payload of the next tensor; None after the last."""
     self._payload: np.ndarray | None = None
     self._filled = 0
     if len(self._tensors) == len(self.header.tensors):
@@ -65,7 +65,6 @@ class _Assembly:
     return tensor
 
   def add(self, data: bytes) -> None:
-    """The next bytes; raises DamagedError when they are too many or a tensor is damaged."""
     rest = np.frombuffer(data, np.uint8)
     while rest.size:
       if self._payload is None:
@@ -78,7 +77,6 @@ class _Assembly:
       self._close_complete()
 
   def finish(self) -> weights.Tensors:
-    """The tensors; raises DamagedError when bytes are missing."""
     if self._payload is not None:
       total = self.header.total_bytes
       raise DamagedError(f"weights.data: got {self.received} bytes, expected {total}")
@@ -86,7 +84,7 @@ class _Assembly:
 
 
 class Receiver:
-  """The weights that a sampler holds, and what a broken stream left. Checks both by the model."""
+  """A sampler's weights, and the rest of a broken stream; both are checked by the model."""
 
   def __init__(self, layout: Layout):
     self._layout = {name: (tuple(s), np.dtype(d)) for name, (s, d) in layout.items()}
@@ -94,13 +92,13 @@ class Receiver:
     self.forget()
 
   def forget(self) -> None:
-    """Drops all, so that the next pull brings everything."""
+    """Drops everything, so that the next pull fetches all tensors."""
     self._version, self._sha256 = types.NO_VERSION, b""
     self._tensors: weights.Tensors = {}
     self._assembly: _Assembly | None = None
 
   def fill_in(self, request: pb.WeightsRequest) -> pb.WeightsRequest:
-    """Adds to a request the version that is held, and where a broken stream can go on."""
+    """Adds to a request the current version, and the place to resume a broken stream."""
     request.held_version, request.held_sha256 = self._version, self._sha256
     request.ClearField("resume")
     if self._assembly is not None:
@@ -110,15 +108,15 @@ class Receiver:
     return request
 
   def receive(self, chunks: Iterable[pb.WeightsChunk]) -> tuple[int, weights.Tensors | None]:
-    """Reads one stream -> (version, tensors), None when that version is held already.
+    """Reads one stream -> (version, tensors), None if that version is here already.
 
-    When `chunks` raises, what has arrived is kept for the next stream. The tensors are valid until
-    the next call, which writes the next version over them.
+    If `chunks` raises, the bytes so far are kept for the next stream. The tensors are valid until
+    the next call, which overwrites them.
 
     Raises:
-      DamagedError: too few or too many bytes, or a digest that differs; or a delta to what a stream
-        that broke has half written over. Nothing is held afterwards.
-      codec.WireError: a header that does not fit the model or the version held, which stays.
+      DamagedError: too few or too many bytes, or a wrong digest; or a delta to a version that a
+        broken stream has half overwritten. Nothing is held afterwards.
+      codec.WireError: a header that does not fit the model or the current version, which stays.
     """
     try:
       return self._receive(iter(chunks))
@@ -147,29 +145,29 @@ class Receiver:
     return header.version, dict(self._tensors)
 
   def _begin(self, header: pb.WeightsHeader, offset: int) -> _Assembly:
-    """Goes on with the broken stream if this is the same one, else starts over."""
-    begun = self._assembly
-    same = begun if begun and begun.digest == weights.header_digest(header) else None
+    """Resumes the broken stream if this is the same one, else starts over."""
+    assembly = self._assembly
+    same = assembly if assembly and assembly.digest == weights.header_digest(header) else None
     expected = same.received if same else 0
     if offset not in (0, expected):
       _refuse("weights.offset", offset, f"0 or {expected}")
     if same and offset == expected:
       return same
     self._check(header)
-    if begun is not None and header.base_version != types.NO_VERSION:
+    if assembly is not None and header.base_version != types.NO_VERSION:
       raise DamagedError(f"version {self._version} is half written over by a stream that broke")
     self._assembly = _Assembly(header, self._tensors)
     return self._assembly
 
   def _check(self, header: pb.WeightsHeader) -> None:
-    """Raises WireError unless the header describes this model, on the version held."""
+    """Raises WireError unless the header describes this model, based on the current version."""
     if header.base_version not in (types.NO_VERSION, self._version):
       _refuse("weights.base_version", header.base_version, f"{self._version}, the version held")
     names = [info.name for info in header.tensors]
     expected = "each tensor of this sampler's model once"
     if sorted(names) != sorted(self._layout):
       _refuse("weights.tensors", sorted(set(names) ^ set(self._layout))[:3], expected)
-    announced = {  # from here on names are known ones: errors may show them as they are
+    announced = {  # from here on names are known, so errors may show them
       i.name: (tuple(i.shape), codec.dtype_of(i.dtype, f"weights.tensors[{i.name}]"))
       for i in header.tensors
     }

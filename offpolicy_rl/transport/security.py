@@ -1,7 +1,7 @@
-"""Who may talk to the learner, and how the wire is protected: TLS, client certificates, a token.
+"""Protection of the wire: TLS, client certificates, a token.
 
-All of it comes in PEM and text files named by flags. They are checked before anything starts, with
-the standard library's `ssl`; gRPC itself would only say "Socket closed" much later.
+All of it comes in PEM and text files named by flags. The standard library's `ssl` checks them
+before anything starts; gRPC itself would only say "Socket closed" much later.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _EXPIRED, _NOT_YET_VALID, _WRONG_PURPOSE = 10, 9, 26  # verification errors of O
 
 
 class CredentialsError(ValueError):
-  """A flag or a file that cannot protect the wire: names it and says what was expected."""
+  """A flag or file can't protect the wire; names it and says what was expected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,26 +102,28 @@ def _check_is_certificate(flag: str, path: str) -> None:
 
 
 def _check_authority(flag: str, path: str) -> None:
-  """At least one certificate of the file must be valid now; bundles may hold old ones."""
+  """At least one certificate of the file must be valid now; bundles may contain old ones."""
   context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
   context.load_verify_locations(path)
-  found = context.get_ca_certs()
-  if not found:
+  authorities = context.get_ca_certs()
+  if not authorities:
     raise CredentialsError(
       f"{flag}: got {path!r}, expected the certificate of an authority (CA:TRUE), not of a host"
     )
-  ends = [ssl.cert_time_to_seconds(str(cert["notAfter"])) for cert in found]
+  ends = [ssl.cert_time_to_seconds(str(cert["notAfter"])) for cert in authorities]
   if max(ends) < time.time():
-    raise CredentialsError(f"{flag}: {path!r} expired on {found[0]['notAfter']}, make a new one")
+    raise CredentialsError(
+      f"{flag}: {path!r} expired on {authorities[0]['notAfter']}, make a new one"
+    )
 
 
 def _check_pair(cert: str, key: str, *, is_server: bool) -> None:
-  """Key and certificate belong together, are valid now and meant for this end."""
+  """Checks that key and certificate fit each other, are valid now and meant for this end."""
   _read("--tls_key", key)
   server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
   try:
     for context in (server, client):
-      # Without a password function OpenSSL would ask the terminal for that of an encrypted key.
+      # Without a password function OpenSSL asks the terminal for that of an encrypted key.
       context.load_cert_chain(cert, key, password=lambda: "")
   except ssl.SSLError as error:
     if error.reason == "KEY_VALUES_MISMATCH":
@@ -138,7 +140,7 @@ def _check_pair(cert: str, key: str, *, is_server: bool) -> None:
       _NOT_YET_VALID: "one that is valid now; this one is not yet",
       _WRONG_PURPOSE: f"a certificate for {end}",
     }.get(error.verify_code)
-    if expected:  # the rest, e.g. a missing intermediate, is for the other side to judge
+    if expected:  # other errors, e.g. a missing intermediate, are up to the other side
       raise CredentialsError(f"--tls_cert: got {cert!r}, expected {expected}") from None
 
 
@@ -147,7 +149,7 @@ def _shake_hands(
 ) -> None:
   """Shows the certificate, in memory, to an end that trusts it and nothing else.
 
-  The standard library reads no dates from a file, but it does judge them in a handshake.
+  The standard library reads no dates from a file, but it checks them in a handshake.
   """
   client.check_hostname = False
   client.verify_mode, server.verify_mode = ssl.CERT_NONE, ssl.CERT_NONE
@@ -182,10 +184,10 @@ def is_loopback(listen: str) -> bool:
 def check_listen_address(
   listen: str, credentials: Credentials = NONE, *, insecure: bool = False
 ) -> None:
-  """Beyond loopback the stream is encrypted and its clients are known, unless the user insists.
+  """Requires encryption and known clients beyond loopback, unless `insecure`.
 
   Raises:
-    CredentialsError: names the flags that are missing.
+    CredentialsError: names the missing flags.
   """
   missing = [] if credentials.cert else ["--tls_cert and --tls_key"]
   if not (credentials.token_file or (credentials.cert and credentials.ca)):
@@ -199,31 +201,25 @@ def check_listen_address(
 
 
 def describe(credentials: Credentials, listen: str) -> str:
-  """How the learner is protected, for people."""
-  parts = [
-    name
-    for name, there in (
-      ("TLS", credentials.cert),
-      ("client certificates", credentials.ca),
-      ("token", credentials.token_file),
-    )
-    if there
-  ] or ["no credentials"]
+  """The learner's protection in a few words."""
+  c = credentials
+  files = {"TLS": c.cert, "client certificates": c.ca, "token": c.token_file}
+  parts = [name for name, path in files.items() if path] or ["no credentials"]
   if is_loopback(listen):
     parts.insert(0, "loopback only")
-  elif not credentials.cert:
+  elif not c.cert:
     parts.insert(0, "NOT ENCRYPTED")
   return ", ".join(parts)
 
 
-# ------------------------------------------------------------------ what gRPC is given
+# ------------------------------------------------------------------ gRPC servers and channels
 
 
 def read_token(credentials: Credentials) -> str | None:
   """The token of the file without surrounding white space; None without a file.
 
   Raises:
-    CredentialsError: unreadable, too short, too long, or not printable ASCII.
+    CredentialsError: it can't be read, is too short, too long, or not printable ASCII.
   """
   path = credentials.token_file
   if path is None:
@@ -251,7 +247,7 @@ def add_port(server: grpc.Server, listen: str, credentials: Credentials) -> int:
 
 
 def open_channel(address: str, credentials: Credentials, options: list) -> grpc.Channel:
-  """A sampler's channel: encrypted when it has an authority, with the token when it has one."""
+  """A sampler's channel: encrypted if there is an authority, with the token if there is one."""
   if not credentials.ca:
     channel = grpc.insecure_channel(address, options=options)
   else:

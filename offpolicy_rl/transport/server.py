@@ -43,13 +43,12 @@ class Handlers:
   lease: Callable[[str, int, float, set[str]], list[types.Ticket]]
   heartbeat: Callable[[str, dict[str, float], dict[str, int]], None]  # (.., stats, progress)
   decline: Callable[[str, dict[str, str]], None]  # (sampler, ticket -> why it can't be answered)
-  # (a message's groups, each decoded or what is wrong with it; the message's bytes) -> future of a
-  # PushOutcome for each
+  # (groups of a message, decoded or an error; its bytes) -> future of a PushOutcome for each
   finish: Callable[[list[types.Group | bounds.WireError], bytes], concurrent.futures.Future]
   leave: Callable[[str], int]  # -> tickets returned
   run_finished: Callable[[], bool]
   newest_version: Callable[[], int]  # among those that can be pulled
-  # (a watcher's session, its position in the metrics, seconds to wait); None: no one may watch
+  # (session and position in the metrics of a watcher, seconds to wait); None = nobody may watch
   watch: Callable[[str, int, float], types.RunUpdate] | None = None
 
 
@@ -89,15 +88,13 @@ class _Servicer(rpc.LearnerServicer):
     self._log, self._max_bytes = log, max_message_mb << 20
     self._watchers = threading.Semaphore(MAX_WATCHERS)
 
-  def _check(self, request) -> None:
-    """Raises _WrongSession or WireError."""
+  def _check(self, request) -> None:  # raises _WrongSession or WireError
     if request.session != self._identity.session:
       expected = f"{self._identity.session!r} (say Hello again)"
       raise _WrongSession(f"session: got {bounds.shown(request.session)}, expected {expected}")
     bounds.check_request(request)
 
   def _check_or_abort(self, request, context, check: Callable) -> None:
-    """Ends the call with a clear error if `check(request)` raises one."""
     try:
       check(request)
     except _WrongSession as error:
@@ -121,7 +118,6 @@ class _Servicer(rpc.LearnerServicer):
       )
 
   def Hello(self, request, context):
-    """Implements trajectory.proto."""
     self._check_protocol(request, context, "sampler")
     self._check_or_abort(request, context, bounds.check_request)
     self._handlers.join(request.sampler_id)
@@ -129,7 +125,6 @@ class _Servicer(rpc.LearnerServicer):
     return protocol.encode_identity(self._identity)
 
   def Lease(self, request, context):
-    """Implements trajectory.proto."""
     self._check_or_abort(request, context, self._check)
     wait = min(request.wait_seconds, _MAX_LONG_POLL)
     holding = set(request.holding)
@@ -137,15 +132,14 @@ class _Servicer(rpc.LearnerServicer):
     reply = pb.LeaseReply(
       run_finished=self._handlers.run_finished(), newest_version=self._handlers.newest_version()
     )
-    # What does not fit comes with the next lease: the sampler will not say that it holds it.
+    # Tickets that don't fit come with the next lease, because the sampler will not report them.
     reply.tickets.extend(codec.encode_tickets(tickets, self._max_bytes - reply.ByteSize() - 64))
-    if tickets and not reply.tickets:  # no sampler could be sent this one
+    if tickets and not reply.tickets:  # too large for any sampler
       why = f"it does not fit into a message of {self._max_bytes} bytes"
       self._handlers.decline(request.sampler_id, {tickets[0].ticket_id: why})
     return reply
 
   def Heartbeat(self, request, context):
-    """Implements trajectory.proto."""
     self._check_or_abort(request, context, self._check)
     self._handlers.heartbeat(request.sampler_id, dict(request.stats), dict(request.progress))
     return pb.HeartbeatReply(
@@ -153,20 +147,18 @@ class _Servicer(rpc.LearnerServicer):
     )
 
   def Decline(self, request, context):
-    """Implements trajectory.proto."""
     self._check_or_abort(request, context, self._check)
     self._handlers.decline(request.sampler_id, dict(request.reasons))
     return pb.DeclineReply()
 
   def Leave(self, request, context):
-    """Implements trajectory.proto."""
     self._check_or_abort(request, context, self._check)
     returned = self._handlers.leave(request.sampler_id)
     _LOG.info("sampler %s left, %d tickets returned", request.sampler_id, returned)
     return pb.LeaveReply(returned=returned)
 
   def Push(self, request_iterator, context):
-    """Reads and checks the next groups while those before are written to disk."""
+    """Reads and checks the next groups while earlier ones are written to disk."""
     pending: queue.Queue = queue.Queue(_MAX_UNACKNOWLEDGED)
     sent = (request_iterator, pending)
     reader = threading.Thread(target=self._read_groups, args=sent, daemon=True)
@@ -180,18 +172,17 @@ class _Servicer(rpc.LearnerServicer):
         item = pending.get()
 
   def _read_groups(self, requests, pending: queue.Queue) -> None:
-    """Puts (sampler, ticket ids, future of their outcomes) of every message; None at the end."""
+    """Queues (sampler, ticket ids, future of their outcomes) of each message; None at the end."""
     try:
       for request, received in requests:
         ticket_ids = [group.ticket_id for group in request.groups]
         pending.put((request.sampler_id, ticket_ids, self._finish(request, received)))
-    except Exception as error:  # the sampler is gone, or what it sent can't be read: the call ends
+    except Exception as error:  # the sampler is gone, or sent something unreadable
       _LOG.debug("push ended: %r", error)
     finally:
       pending.put(None)
 
   def _finish(self, request: pb.PushRequest, received: bytes) -> concurrent.futures.Future:
-    """Future of the PushOutcome of each group."""
     future: concurrent.futures.Future = concurrent.futures.Future()
     try:
       self._check(request)
@@ -199,7 +190,7 @@ class _Servicer(rpc.LearnerServicer):
       return self._handlers.finish(groups, received)
     except bounds.WireError as error:
       future.set_result([PushOutcome(PushStatus.REFUSED, str(error))] * len(request.groups))
-    except Exception as error:  # `_acknowledge` raises it again, where it ends the call
+    except Exception as error:  # raised again by `_acknowledge`, where it ends the call
       future.set_exception(error)
     return future
 
@@ -208,7 +199,7 @@ class _Servicer(rpc.LearnerServicer):
   ) -> pb.PushReply:
     """Waits until the groups of a message are on disk, or refused.
 
-    A sampler whose answer to a ticket is refused can't answer it: the same as if it had declined.
+    A refused answer counts as declining: the sampler can't answer this ticket.
     """
     try:
       outcomes = future.result()
@@ -228,7 +219,6 @@ class _Servicer(rpc.LearnerServicer):
     return reply
 
   def PullWeights(self, request, context):
-    """Implements trajectory.proto."""
     self._check_or_abort(request, context, self._check)
     if self._identity.weights_in_directory:
       protocol.abort(
@@ -249,7 +239,6 @@ class _Servicer(rpc.LearnerServicer):
     yield from chunks
 
   def Watch(self, request, context):
-    """Implements trajectory.proto."""
     self._check_protocol(request, context, "watcher")
     self._check_or_abort(request, context, bounds.check_watch)
     if self._handlers.watch is None:
@@ -275,7 +264,7 @@ class Server:
     self._server, self._status, self._address_limit = server, status, limit
 
   def say_not_serving(self) -> None:
-    """Answers health checks with NOT_SERVING from now on; calls are still answered."""
+    """Answers health checks with NOT_SERVING from now on; other calls still work."""
     self._status.enter_graceful_shutdown()
 
   def stop(self, grace: float) -> threading.Event:
@@ -286,7 +275,7 @@ class Server:
 
 
 def _handlers_of_large_messages(servicer: _Servicer) -> dict[str, grpc.RpcMethodHandler]:
-  """Replaces generated ones, so that no large message is serialized or parsed twice."""
+  """Handlers that, unlike the generated ones, never serialize or parse a large message twice."""
   return {
     "PullWeights": grpc.unary_stream_rpc_method_handler(
       servicer.PullWeights, pb.WeightsRequest.FromString, response_serializer=None
@@ -322,19 +311,18 @@ def start(
   Raises:
     RuntimeError: the address is taken.
     bounds.WireError: the first reply to a sampler is larger than a message may be.
-    security.CredentialsError: a file of `credentials` cannot be read.
+    security.CredentialsError: a file of `credentials` can't be read.
   """
   _check_size(identity, max_message_mb)
   # One long poll, one push and one weight pull or heartbeat per sampler at a time, two probes, and
-  # the watchers. A call beyond them all is refused (RESOURCE_EXHAUSTED), not queued: the queue
-  # would have no bound.
+  # the watchers. Further calls are refused (RESOURCE_EXHAUSTED): a queue would have no bound.
   calls = 3 * max_samplers + 2 + MAX_WATCHERS
-  # All may be on one machine, and a connection that broke may be there until it is noticed.
+  # All may be on one machine, and a broken connection counts until it is noticed.
   per_address = 2 * max_samplers + 2 * MAX_WATCHERS
   options = [
     ("grpc.max_receive_message_length", max_message_mb << 20),
     ("grpc.max_send_message_length", -1),  # `Hello` and `Lease` keep to the same limit
-    # gRPC's guess of who pings too often hits honest samplers whose connection hung for a moment.
+    # gRPC's limit of pings would hit samplers whose connection hung for a moment.
     ("grpc.http2.max_ping_strikes", 0),
     *connections.server_options(connections.max_connections(per_address)),
   ]

@@ -1,4 +1,4 @@
-"""What a watcher is told, as a message and back. Both ends keep to the bounds."""
+"""Updates for watchers as messages. Both ends keep to the bounds."""
 
 import time
 
@@ -10,7 +10,7 @@ _ENDS = ("", "finished", "stopped", "failed")
 
 
 def encode_update(update: types.RunUpdate) -> pb.WatchReply:
-  """RunUpdate -> message; beyond the limits the oldest rows and the last samplers are left out."""
+  """RunUpdate -> message; beyond the limits, the oldest rows and last samplers are left out."""
   status = update.status
   reply = pb.WatchReply(
     session=status.session,
@@ -31,7 +31,7 @@ def encode_update(update: types.RunUpdate) -> pb.WatchReply:
 
 
 def decode_update(reply: pb.WatchReply) -> types.RunUpdate:
-  """Inverse of `encode_update`, as of now; raises WireError for what is out of bounds."""
+  """Inverse of `encode_update`, as of now; WireError for anything out of bounds."""
   bounds.check_name(reply.session, "session")
   bounds.check_text(reply.run_id, "run_id")
   bounds.check_text(reply.about, "about")

@@ -1,4 +1,4 @@
-"""The learner's end of the weights: kept by version, streamed in chunks, as deltas where shorter.
+"""The learner's end of the weights: kept by version, streamed in chunks, as deltas if shorter.
 
 `receiver.py` is the other end. Digests and deltas are computed by the thread that first needs them,
 never by the one that publishes.
@@ -24,7 +24,7 @@ Tensors = dict[str, np.ndarray]  # parameter path -> array
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:
-  """The bytes of an array, without a copy where it is contiguous."""
+  """The bytes of an array, without a copy if it is contiguous."""
   return delta.bits(array).view(np.uint8).data
 
 
@@ -39,7 +39,7 @@ def combined_digest(digests: list[bytes]) -> bytes:
 
 
 class _Lazy:
-  """A value that the first caller computes; others wait for it."""
+  """A value that the first caller computes while others wait."""
 
   def __init__(self, compute: Callable):
     self._lock, self._compute, self._value = threading.Lock(), compute, None
@@ -48,23 +48,16 @@ class _Lazy:
     with self._lock:
       if self._compute is not None:
         self._value = self._compute()
-        self._compute = None  # and with it what the computation read
+        self._compute = None  # frees the arrays that it read
       return self._value
 
 
 class _Version:
-  """One version's tensors and their digests."""
-
   def __init__(self, number: int, tensors: Tensors):
     self.number, self.tensors = number, tensors
-    self._digests = _Lazy(lambda: [digest(array) for array in tensors.values()])
-
-  def digests(self) -> list[bytes]:
-    """SHA-256 of each tensor, in order."""
-    return self._digests()
+    self.digests = _Lazy(lambda: [digest(array) for array in tensors.values()])
 
   def sha256(self) -> bytes:
-    """One digest for the version."""
     return combined_digest(self.digests())
 
 
@@ -76,7 +69,7 @@ class _Plan(NamedTuple):
 
 
 def _make_plan(new: _Version, base: _Version | None) -> _Plan:
-  """Every tensor as a difference to `base` where that is shorter, else in full."""
+  """A plan with each tensor as a difference to `base` if that is shorter, else in full."""
   payloads, infos, base_version = [], [], types.NO_VERSION
   for (name, array), sha256 in zip(new.tensors.items(), new.digests(), strict=True):
     old = base.tensors.get(name) if base else None
@@ -114,7 +107,7 @@ def _data_prefix(size: int) -> bytes:
 def _chunks(plan: _Plan, offset: int) -> Iterator[bytes]:
   """Serialized WeightsChunks: the header with a checksum, then the payloads from `offset` on.
 
-  Serialized here because a protobuf message would copy the bytes twice more, at the learner's cost.
+  Serialized by hand, because a protobuf message would copy the bytes twice more.
   """
   yield checksum.add(pb.WeightsChunk(header=plan.header, offset=offset).SerializeToString())
   for payload in plan.payloads:
@@ -125,15 +118,15 @@ def _chunks(plan: _Plan, offset: int) -> Iterator[bytes]:
 
 
 def header_digest(header: pb.WeightsHeader) -> bytes:
-  """Identifies a stream: equal digests mean equal bytes, since encoding is deterministic."""
+  """Digest of a stream: equal digests mean equal bytes, since encoding is deterministic."""
   return hashlib.sha256(header.SerializeToString(deterministic=True)).digest()
 
 
 class WeightStore:
-  """The versions that a sampler may still ask for, or hold. Thread-safe."""
+  """The versions that samplers may still ask for or hold. Thread-safe."""
 
   def __init__(self, *, delta_bases: int = 4):
-    """`delta_bases`: versions to keep only because they were sent lately, as bases of deltas."""
+    """`delta_bases`: number of recently sent versions to keep as bases of deltas."""
     self._lock = threading.Lock()
     self._versions: dict[int, _Version] = {}
     self._plans: dict[tuple[int, int], _Lazy] = {}  # (base, version), oldest use first
@@ -147,7 +140,7 @@ class WeightStore:
       self._versions[version] = entry
 
   def retain(self, needed: Callable[[int], bool]) -> None:
-    """Drops versions for which `needed(version)` is false, but for the newest bases of deltas."""
+    """Drops versions for which `needed(version)` is false, except the newest bases of deltas."""
     with self._lock:
       self._sent = {v: None for v in self._sent if v in self._versions}
       bases = list(self._sent)[-self._delta_bases :] if self._delta_bases else []
@@ -156,24 +149,24 @@ class WeightStore:
       self._plans = {pair: plan for pair, plan in self._plans.items() if alive.issuperset(pair)}
 
   def close(self) -> None:
-    """Does nothing; weights_dir.WeightsDirectory has something to finish."""
+    """Does nothing; WeightsDirectory has something to finish."""
 
   def versions(self) -> list[int]:
-    """The versions held, oldest first."""
+    """The versions, oldest first."""
     with self._lock:
       return sorted(self._versions)
 
   def tensors(self, version: int) -> Tensors:
-    """The arrays of a version; KeyError when it is not held."""
+    """The arrays of a version; KeyError if it is not here."""
     with self._lock:
       return self._versions[version].tensors
 
   def answer(self, request: pb.WeightsRequest) -> Iterator[bytes] | None:
-    """Serialized WeightsChunks that answer a sampler; None when no version is within its bounds.
+    """Serialized WeightsChunks that answer a sampler; None if no version is within its bounds.
 
-    It sends the version that a broken stream was sending, else the newest; as a delta when the
-    version that the sampler holds is still here, else in full; from the byte on where a stream of
-    exactly these bytes broke, else from the beginning.
+    Sends the version of a broken stream, else the newest; as a delta if the sampler's version is
+    still here, else in full; from the byte at which a stream of exactly these bytes broke, else
+    from the beginning.
     """
     low, high = request.min_version, request.max_version
     with self._lock:
@@ -199,7 +192,7 @@ class WeightStore:
     yield from _chunks(plan, request.resume.offset if same else 0)
 
   def _plan(self, new: _Version, base: _Version | None) -> _Plan:
-    """Computed once, even when several samplers pull at the same time."""
+    """The plan, computed once, even when several samplers pull at the same time."""
     key = (base.number if base else types.NO_VERSION, new.number)
     with self._lock:
       plan = self._plans.pop(key, None) or _Lazy(lambda: _make_plan(new, base))

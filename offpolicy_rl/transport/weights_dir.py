@@ -1,11 +1,11 @@
 """Weights through a directory that learner and samplers share: local, NFS, or gs:// on pods.
 
     <directory>/<version>/    one orbax checkpoint of {path: array}
-    <directory>/index.json    {"session": ..., "versions": [...]}: what is complete and stays
+    <directory>/index.json    {"session": ..., "versions": [...]}: complete ones that stay
 
 A version enters the index after its checkpoint is complete and leaves it before anything is
-removed. So who finds it there before *and* after reading has read all of it. The path comes from
-a flag on each side, never from the wire. The only file of this folder that needs JAX.
+removed. So a reader that finds it there before *and* after reading has read all of it. The path
+comes from a flag on each side, never from the wire. The only file of this folder that needs JAX.
 """
 
 import concurrent.futures
@@ -33,8 +33,8 @@ class NotFound(ConnectionError):
 class WeightsDirectory:
   """The learner's side, with the interface of `weights.WeightStore`.
 
-  Of a learner of several processes each has one: all write what their devices hold, the first one
-  keeps the index and removes what is old.
+  In a learner of several processes each has one: all write what their devices hold, the first one
+  keeps the index and removes old versions.
   """
 
   def __init__(self, directory: str, session: str):
@@ -69,7 +69,7 @@ class WeightsDirectory:
   def put(self, version: int, tensors: dict[str, jax.Array]) -> None:
     """Starts writing; returns when the arrays are copied to the host.
 
-    Waits when two versions are being written already. Raises what an earlier write has failed with.
+    Waits while two versions are being written. Raises the error of an earlier write.
     """
     while self._jobs:
       oldest = next(iter(self._jobs))
@@ -77,7 +77,7 @@ class WeightsDirectory:
         break
       self._jobs.pop(oldest).result()
     self._like[version] = {
-      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_where_read_back(x))
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding_to_read(x))
       for name, x in tensors.items()
     }
     writer = files.orbax_standard(f"weights-{version}")
@@ -87,7 +87,7 @@ class WeightsDirectory:
   def retain(self, needed: Callable[[int], bool]) -> None:
     """Removes complete versions for which `needed(version)` is false, in the background.
 
-    They go after the writes begun before have ended, so that there is always one to read.
+    They go after earlier writes have ended, so that there is always one to read.
     """
     going = {v for v in self._complete if not needed(v)}
     if going:
@@ -99,14 +99,14 @@ class WeightsDirectory:
     return sorted(writing | self._complete)
 
   def tensors(self, version: int) -> dict[str, np.ndarray | jax.Array]:
-    """Reads a version back, once it is written: for checkpoints that need an older one.
+    """Reads a version back, once it is written, for a checkpoint that needs it.
 
-    Several processes read, each its part, into arrays of their devices.
+    Several processes each read their part into arrays of their devices.
     """
     if version in self._jobs:
       self._jobs[version].result()
-    found = restore(str(self._directory), version, self._like[version])
-    return found if jax.process_count() > 1 else {k: np.asarray(x) for k, x in found.items()}
+    tensors = restore(str(self._directory), version, self._like[version])
+    return tensors if jax.process_count() > 1 else {k: np.asarray(x) for k, x in tensors.items()}
 
   def close(self) -> None:
     """Waits until everything is written."""
@@ -135,21 +135,21 @@ class WeightsDirectory:
     temporary.replace(self._directory / _INDEX)
 
 
-def _where_read_back(x: jax.Array) -> jax.sharding.Sharding:
-  """To the host; but several processes read what each had written."""
+def _sharding_to_read(x: jax.Array) -> jax.sharding.Sharding:
+  """The host's, but with several processes, that of the array that was written."""
   if jax.process_count() > 1:
     return x.sharding
   return jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
 
 
 def _path(directory: str) -> epath.Path:
-  """Absolute, as orbax wants it; `absolute()` would take gs:// for a relative path."""
+  """An absolute path, for orbax; `absolute()` would treat gs:// as a relative path."""
   path = epath.Path(directory)
   return files.orbax_path(path if path.is_absolute() else path.absolute())
 
 
 def complete_versions(directory: str, session: str) -> list[int]:
-  """Versions that can be restored now, oldest first; [] when another session wrote them."""
+  """Versions that can be restored now, oldest first; [] if another session wrote them."""
   try:
     index = json.loads((_path(directory) / _INDEX).read_text())
     return index["versions"] if index["session"] == session else []
@@ -160,7 +160,7 @@ def complete_versions(directory: str, session: str) -> list[int]:
 
 
 def restore(directory: str, version: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict:
-  """{path: array}, each read straight into the sharding that `like` gives it."""
+  """{path: array}, each read straight into its sharding in `like`."""
   with files.orbax_standard(f"reads-{version}") as reader:
     return reader.restore(_path(directory) / str(version), like)
 
@@ -176,10 +176,10 @@ def pull(
   seconds: float,
   check: Callable[[], None] = lambda: None,
 ) -> tuple[int, dict | None]:
-  """Newest complete version within the bounds -> (version, {path: array}), None when it is held.
+  """Newest complete version within the bounds -> (version, {path: array}), None if it is held.
 
   Args:
-    seconds: how long to wait for one.
+    seconds: time to wait for one.
     check: called while waiting; may raise, e.g. because the learner was restarted.
 
   Raises:
@@ -188,11 +188,11 @@ def pull(
   deadline, pause, problem = time.monotonic() + seconds, 0.02, "nothing to read"
   while True:
     try:
-      found = _try(directory, min_version, max_version, session, held_version, like)
+      pulled = _try(directory, min_version, max_version, session, held_version, like)
     except (OSError, ValueError, KeyError) as error:  # removed while we read it, or damaged
-      found, problem = None, error
-    if found is not None:
-      return found
+      pulled, problem = None, error
+    if pulled is not None:
+      return pulled
     check()
     if time.monotonic() > deadline:
       raise NotFound(
@@ -204,7 +204,7 @@ def pull(
 
 
 def _try(directory, low: int, high: int, session: str, held_version: int, like):
-  """What `pull` returns, or None when it is not there, or went while we read it."""
+  """The result of `pull`; None if there is no version, or it was removed while being read."""
   version = max(
     (v for v in complete_versions(directory, session) if low <= v <= high), default=None
   )
