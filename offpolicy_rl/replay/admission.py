@@ -8,15 +8,15 @@ from offpolicy_rl import types
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 
-SPARES = 8  # prompts of a group that can take the place of one that no sampler can answer
+SPARES = 8  # prompts of a group that can replace one that no sampler can answer
 _FIRST_SPARE = 1 << 31  # in the stream; group indices are uint32
 
 
 def ticket_ids(step: int, prompts_per_step: int, lag: LagControl) -> list[str]:
   """Ids of the groups that `step` consumes, in the order of its batch.
 
-  Number i + j * prompts_per_step is the j-th replacement of group i; a replay asks at once for the
-  one that the recorded run used in the end.
+  Number i + j * prompts_per_step is the j-th replacement of group i; a replay starts with the one
+  that the recorded run used in the end.
   """
   numbers = (i + lag.attempt(step, i) * prompts_per_step for i in range(prompts_per_step))
   return [f"{types.TRAIN}/{step}/{number}" for number in numbers]
@@ -45,8 +45,8 @@ class Tickets:
   """The training tickets of a run: functions of the step, so that a resumed run makes the same.
 
   `stream[i]` is the i-th prompt of the run, with `prompt_tokens` and `answer`. Each group of a step
-  has the next 1 + max_refills prompts to itself, and `SPARES` more from a place that no run's own
-  prompts reach: for those that no sampler can answer.
+  has its next 1 + max_refills prompts, and `SPARES` more, from a place in the stream that no run
+  reaches, to replace those that no sampler can answer.
   """
 
   stream: Any
@@ -66,7 +66,7 @@ class Tickets:
     return tickets
 
   def by_id(self, ticket_id: str) -> types.Ticket | None:
-    """The ticket of an id; None when there can't be one."""
+    """The ticket with an id; None if there can be none."""
     parsed = _step_and_number(ticket_id)
     if parsed is None:
       return None
@@ -91,25 +91,25 @@ class Tickets:
     )
 
   def _index(self, group: int, attempt: int) -> int | None:
-    """Index in the stream; `group`: number of a group among all those of the run."""
+    """Index in the stream; `group`: number among all groups of the run."""
     if attempt <= self.max_refills:
       return group * (1 + self.max_refills) + attempt
     spare = attempt - self.max_refills - 1
     return _FIRST_SPARE + group * SPARES + spare if spare < SPARES else None
 
   def refill(self, ticket: types.Ticket) -> types.Ticket | None:
-    """The ticket that replaces one whose group has no signal; None when none is left."""
+    """The ticket that replaces one whose group has no signal; None if none is left."""
     attempt = _parts(ticket)[1] // self.prompts_per_step
     return self.spare(ticket) if attempt < self.max_refills else None
 
   def spare(self, ticket: types.Ticket) -> types.Ticket | None:
-    """The ticket that replaces one that can't be answered; None when none is left."""
+    """The ticket that replaces one that can't be answered; None if none is left."""
     step, number = _parts(ticket)
     return self.by_id(f"{types.TRAIN}/{step}/{number + self.prompts_per_step}")
 
 
 class Admission:
-  """Remembers up to which step tickets were handed to the ledger."""
+  """Hands the tickets of steps to the ledger."""
 
   def __init__(
     self,
@@ -131,7 +131,7 @@ class Admission:
     self._reached, self._known_steps = reached, known_steps
 
   def published(self, version: int) -> None:
-    """Call after each new version: queues every step that it admits."""
+    """Queues every step that a new version admits."""
     next_step = self._next_step
     while next_step < self._num_steps and self._lag.admits(next_step, version):
       next_step += 1
@@ -142,14 +142,14 @@ class Admission:
     self._next_step = next_step  # last: until then `ticket_before_restart` still knows them
 
   def is_consumed(self, ticket_id: str, version: int) -> bool:
-    """Whether it is the ticket of a step that `version` has consumed."""
+    """Whether this is the ticket of a step that `version` has consumed."""
     parsed = _step_and_number(ticket_id)
     return parsed is not None and parsed[0] < version
 
   def ticket_before_restart(self, ticket_id: str) -> types.Ticket | None:
-    """The ticket of a group that answers a learner which died since.
+    """The ticket of a group that answers an earlier start of this learner.
 
-    None unless it is not queued yet in this session, but known to be out.
+    None unless it was out before the restart and is not queued yet in this session.
     """
     parsed = _step_and_number(ticket_id)
     if parsed is None or not self._next_step <= parsed[0] < min(self._known_steps, self._num_steps):

@@ -10,7 +10,7 @@ from offpolicy_rl.replay.packing import Completion, Limits
 
 
 def make_batch(groups: list[types.FinishedGroup], limits: Limits, parts: int = 1) -> types.Batch:
-  """Lays out whole groups, in order, as `parts` equal parts.
+  """Lays out groups, in order, as `parts` equal parts.
 
   Raises:
     ValueError: a prompt or completion does not fit.
@@ -29,16 +29,16 @@ def make_batch(groups: list[types.FinishedGroup], limits: Limits, parts: int = 1
 def demonstration_batch(
   pairs: Sequence[tuple[np.ndarray, np.ndarray]], limits: Limits
 ) -> types.Batch:
-  """(prompt, demonstration) token pairs -> a batch for the supervised warm start."""
+  """Pairs of (prompt, demonstration) tokens -> a batch for the supervised warm start."""
   return _batch([Completion(n, *pair) for n, pair in enumerate(pairs)], limits, parts=1)
 
 
 def _batch(completions: list[Completion], limits: Limits, parts: int) -> types.Batch:
-  """Rows and masks; what was recorded when sampling is not in yet."""
+  """A batch with rows and masks, still without the numbers recorded when sampling."""
   count = len(completions) // parts
-  dealt = [completions[p * count : (p + 1) * count] for p in range(parts)]
-  rows, places = packing.lay_out(dealt, limits)
-  lengths = np.array([[c.tokens.size for c in part] for part in dealt])
+  divided = [completions[p * count : (p + 1) * count] for p in range(parts)]
+  rows, places = packing.lay_out(divided, limits)
+  lengths = np.array([[c.tokens.size for c in part] for part in divided])
   return types.Batch(
     rows=rows,
     places=places,
@@ -47,7 +47,7 @@ def _batch(completions: list[Completion], limits: Limits, parts: int) -> types.B
     versions=np.full(places.shape, types.NO_VERSION, np.int32),
     rewards=np.zeros(places.shape[:2], np.float32),
     verdicts=np.zeros(places.shape[:2], np.float32),
-    group_ids=np.array([[c.group for c in part] for part in dealt], np.int32),
+    group_ids=np.array([[c.group for c in part] for part in divided], np.int32),
   )
 
 
@@ -55,9 +55,9 @@ def lag_metrics(groups: list[types.FinishedGroup], step: int) -> dict:
   """Lag of every token consumed at `step`, split into in flight and in queue.
 
   in flight = versions published between sampling a token and its group's arrival;
-  in queue = versions published between arrival and use. Their sum is the lag. Where its learner was
-  killed, a group may have arrived at a version that is yet to come, or before there was any: what
-  is counted begins with the version that sampled it and ends with `step`.
+  in queue = versions published between arrival and use. Their sum is the lag. If the learner was
+  killed, a group may have arrived at a later version than the present one, or before there was any:
+  counting begins with the version that sampled it and ends with `step`.
   """
   versions = [np.concatenate([t.versions for t in g.group.trajectories]) for g in groups]
   lags = step - np.concatenate(versions)
@@ -77,7 +77,6 @@ def lag_metrics(groups: list[types.FinishedGroup], step: int) -> dict:
 
 
 def _histogram(lags: np.ndarray) -> dict[str, int]:
-  """Tokens per number of versions."""
   values, counts = np.unique(lags, return_counts=True)
   return {str(v): int(c) for v, c in zip(values, counts, strict=True)}
 
@@ -90,7 +89,7 @@ def lengths(groups: list[types.FinishedGroup]) -> list[tuple[int, list[int]]]:
 
 
 def completion_metrics(groups: list[types.FinishedGroup]) -> dict:
-  """What only the host knows about a step's completions."""
+  """Metrics of a step's completions that only the host can compute."""
   trajectories = [t for g in groups for t in g.group.trajectories]
   return {
     "finished_fraction": float(np.mean([t.finished for t in trajectories])),

@@ -2,8 +2,8 @@
 
 When all completions of a group have the same verdict, none is better than another: DAPO's
 dynamic sampling (arXiv 2503.14476) leaves such groups out and samples more. Here each group of a
-step has spare prompts of its own, so what replaces it depends on its own content only: the order
-in which samplers answer changes nothing, and a resumed run finds the same replacements.
+step has its own spare prompts, so its replacement depends on its content only: the order in which
+samplers answer changes nothing, and a resumed run finds the same replacements.
 """
 
 import collections
@@ -16,8 +16,8 @@ from offpolicy_rl import types
 def has_signal(group: types.Group) -> bool:
   """Whether the verifier's verdicts on its completions differ.
 
-  What shaping adds for format and length is not looked at: wrong answers of different lengths would
-  pass for signal.
+  Shaping for format and length is ignored: wrong answers of different lengths would look like
+  signal.
   """
   verdicts = [t.verdict for t in group.trajectories]
   return min(verdicts) != max(verdicts)
@@ -27,12 +27,12 @@ class DynamicSampling:
   """Replaces finished groups without signal by other tickets, and counts them."""
 
   def __init__(self, next_ticket: Callable[[types.Ticket], types.Ticket | None]):
-    """`next_ticket(ticket)`: the one that replaces it; None when its spares are used up."""
+    """`next_ticket(ticket)`: its replacement; None when its spares are used up."""
     self._next_ticket = next_ticket
     self._left_out = collections.defaultdict(list)  # step -> groups
 
   def __call__(self, finished: types.FinishedGroup) -> types.Ticket | None:
-    """The replacement of a group without signal; None = the group stands."""
+    """The replacement of a group without signal; None = the group stays."""
     ticket = finished.ticket
     if ticket.kind != types.TRAIN or has_signal(finished.group):
       return None
@@ -52,14 +52,14 @@ class DynamicSampling:
     lengths = collections.Counter(length for _, length in left_out)
     return {
       "filtered/groups": len(left_out),
-      # Exactly rounded, so the order in which groups arrived leaves no trace in the last bit.
+      # Exactly rounded, so that the order of arrival does not change the last bit.
       "filtered/reward": math.fsum(reward for reward, _ in left_out) / max(len(left_out), 1),
       "filtered/by_length": {str(length): lengths[length] for length in sorted(lengths)},
     }
 
 
 def _summary(group: types.Group) -> tuple[float, int]:
-  """(the verdict that all have, mean length as a power of 2)."""
+  """(verdict of all, mean length as a power of 2)."""
   rows = group.trajectories
   mean = sum(t.tokens.size for t in rows) / len(rows)
   return rows[0].verdict, 1 << math.ceil(math.log2(mean))

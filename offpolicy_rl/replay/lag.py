@@ -1,4 +1,4 @@
-"""Which version may sample the groups of which step: lag is bounded by admission, not discarding.
+"""The versions that may sample the groups of a step: lag is bounded by admission, not discarding.
 
 While step s runs, s is also the newest version. A group for step s that was sampled with version v
 has lag s - v. Nothing here depends on where a run started, so a resumed run makes the same choices.
@@ -14,7 +14,7 @@ MODES = (ASYNC, FIXED, PERIODIC, REPLAY)
 
 @dataclasses.dataclass(frozen=True)
 class LagControl:
-  """One of four modes, all expressed as an interval of versions per group.
+  """One of four modes, each an interval of versions per group.
 
   async:    any version in [step - bound, step]; samplers take the newest they can get.
   fixed:    exactly step - bound; reproducible to the bit.
@@ -39,17 +39,17 @@ class LagControl:
     return exact, exact
 
   def attempt(self, step: int, group: int) -> int:
-    """Which of a group's tickets to begin with: 0, or in a replay the one that was used."""
+    """Number of a group's first ticket: 0, or in a replay that of the ticket used."""
     return self.recorded.attempts[step][group] if self.recorded is not None else 0
 
   def admits(self, step: int, newest: int) -> bool:
-    """Whether the tickets of `step` may be handed out now that version `newest` exists."""
+    """Whether the tickets of `step` may go out now that version `newest` exists."""
     if self.recorded is not None:
       return max(self.recorded.versions[step]) <= newest
     return self.versions_for(step)[0] <= newest
 
   def oldest_needed(self, step: int) -> int:
-    """Oldest version that tickets for `step` or a later step can still ask for."""
+    """Oldest version that tickets for `step` or a later step can ask for."""
     if self.recorded is not None:
       return self.recorded.oldest[step]
     return self.versions_for(step)[1] if self.mode == ASYNC else self.versions_for(step)[0]

@@ -1,6 +1,6 @@
-"""Which sampler has which ticket, until when, and how many tokens it has sampled.
+"""Leases: the samplers of each ticket, until when, and the tokens sampled so far.
 
-Not thread-safe: the ledger holds the lock. Times are in seconds, of the ledger's clock.
+Not thread-safe: the ledger holds the lock. Times are in seconds of the ledger's clock.
 """
 
 import dataclasses
@@ -14,20 +14,20 @@ class Lease:
   sampler_id: str
   deadline: float
   moved: float  # when `tokens` last changed
-  tokens: int = 0  # sampled so far, as its sampler says
+  tokens: int = 0  # sampled so far, as its sampler reports
 
 
 class Leases:
   """All leases; a ticket has more than one when its first sampler is slow."""
 
   def __init__(self, seconds: float):
-    """`seconds`: a lease ends so long after its sampler's last sign of life."""
+    """`seconds`: duration of a lease after its sampler's last sign of life."""
     self._seconds = seconds
     self._leases: dict[str, list[Lease]] = {}
     self._heard: dict[str, float] = {}  # sampler -> its last sign of life
 
   def tickets(self) -> Collection[str]:
-    """The tickets that are leased."""
+    """The leased tickets."""
     return self._leases.keys()
 
   def holds(self, sampler_id: str, ticket_id: str) -> bool:
@@ -35,7 +35,7 @@ class Leases:
     return any(lease.sampler_id == sampler_id for lease in self._leases.get(ticket_id, ()))
 
   def grant(self, sampler_id: str, ticket_id: str, now: float) -> None:
-    """Leases a ticket to a sampler that must not have a lease of it."""
+    """Leases a ticket to a sampler that has no lease of it."""
     lease = Lease(sampler_id, now + self._seconds, now)
     self._leases.setdefault(ticket_id, []).append(lease)
 
@@ -53,7 +53,7 @@ class Leases:
           lease.tokens, lease.moved = sampled, now
 
   def living(self, now: float) -> int:
-    """Samplers that were heard of within the length of a lease."""
+    """Number of samplers that gave a sign of life within the duration of a lease."""
     since = now - self._seconds
     self._heard = {name: at for name, at in self._heard.items() if at >= since}
     return len(self._heard)

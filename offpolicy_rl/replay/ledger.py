@@ -1,11 +1,11 @@
 """The state of every ticket: queued, leased, finished, taken by a step, or replaced.
 
 A ticket is queued, out (leased), waiting (finished), taken, or replaced by another when its group
-is not good enough or no sampler can answer it. Every ticket but those enters exactly one batch,
+is not good enough or no sampler can answer it. Every other ticket enters exactly one batch,
 whatever its samplers do: an expired or returned lease puts it back at the front of the queue, one
-that makes no progress is issued once more, and a second answer is a duplicate. What a sampler says
-it holds is leased to it and never handed to it again. All methods are thread-safe; the two that
-wait take a timeout.
+without progress is issued once more, and a second answer is a duplicate. A ticket that a sampler
+reports is leased to it, and never given to it again. All methods are thread-safe; the two that wait
+take a timeout.
 """
 
 import collections
@@ -18,32 +18,31 @@ from offpolicy_rl import types
 from offpolicy_rl.replay import leases
 from offpolicy_rl.types import PushStatus
 
-# Taken tickets whose late second answers are still told apart from unknown ones.
-_REMEMBERED = 65_536
+_REMEMBERED = 65_536  # taken tickets: late second answers are duplicates, not unknown
 _COUNTS = str.split(
   "added recovered leased reclaimed expired returned reissued declined finished duplicates "
   "unknown taken replaced set_aside"
 )
-_REFUSALS = 2  # samplers that must decline a ticket before it is set aside; fewer where fewer live
+_REFUSALS = 2  # samplers that must decline a ticket before it is set aside; fewer if fewer live
 
 
 class SetAsideError(RuntimeError):
-  """A ticket that no sampler can answer, and nothing is left to take its place."""
+  """No sampler can answer a ticket, and nothing is left to replace it."""
 
 
 class Ledger:
   """The learner's tickets and finished groups.
 
   Args:
-    lease_seconds: a lease ends so long after its sampler's last sign of life.
-    reissue_seconds: a ticket that made no progress for so long goes to one more sampler; the first
+    lease_seconds: duration of a lease after its sampler's last sign of life.
+    reissue_seconds: a ticket without progress for so long goes to one more sampler; the first
       answer wins.
-    recover: ticket -> the durable answer that it had before a restart, or None.
-    replace: finished group -> the ticket that takes its place, or None; a quick function of the
-      group alone.
-    set_aside: (ticket that no sampler can answer, why) -> the ticket that takes its place, a
-      function of the ticket alone, or None. Then a ticket of evaluation is finished with an empty
-      group, and a training step can't be made: `take` raises SetAsideError.
+    recover: ticket -> its durable answer from before a restart, or None.
+    replace: finished group -> the ticket that replaces it, or None; a fast function of the group
+      alone.
+    set_aside: (ticket that no sampler can answer, why) -> the ticket that replaces it, a function
+      of the ticket alone, or None. Then a ticket of evaluation is finished with an empty group, and
+      a training step is impossible: `take` raises SetAsideError.
   """
 
   def __init__(
@@ -65,10 +64,10 @@ class Ledger:
     self._leases = leases.Leases(lease_seconds)
     self._finished: dict[str, types.FinishedGroup] = {}
     self._taken: collections.OrderedDict[str, None] = collections.OrderedDict()
-    self._instead: dict[str, str] = {}  # id that a step asks for -> id of the ticket in its place
-    self._asked_as: dict[str, str] = {}  # the other way round
+    self._instead: dict[str, str] = {}  # id that a step requests -> id of its replacement
+    self._requested_as: dict[str, str] = {}  # the other way round
     self._reasons: dict[str, dict[str, str]] = {}  # ticket -> sampler that declined it -> why
-    self._hopeless = ""  # why no step can be made any more
+    self._hopeless = ""  # reason why no further step is possible
     self._closed = False
     self._counts = collections.Counter()
 
@@ -104,11 +103,10 @@ class Ledger:
   ) -> list[types.Ticket]:
     """Up to `limit` tickets that one version can serve; waits for the first one.
 
-    `holding`: the tickets that the sampler has: leased to it again where their leases have ended,
-    and never among those it gets. Others that were leased to it got lost on the way (a reply that
-    never arrived) and go back to the queue. None = not told.
-    Greedy and sampled tickets may come together; tickets whose version intervals share no
-    version never do.
+    `holding`: the sampler's tickets. They are leased to it again if their leases have ended, and
+    never granted to it. Its other leases got lost on the way (a reply that never arrived) and go
+    back to the queue. None = unknown. Greedy and sampled tickets may come together; tickets whose
+    version intervals share no version never do.
     """
     end = self._clock() + timeout
     with self._changed:
@@ -138,7 +136,7 @@ class Ledger:
       if len(chosen) == limit:
         break
       if ticket_id in holding or self._leases.holds(sampler_id, ticket_id):
-        continue  # issued a second time because this very sampler is slow
+        continue  # issued a second time because this sampler is slow
       if sampler_id in self._reasons.get(ticket_id, ()):
         continue
       ticket = self._tickets[ticket_id]
@@ -153,21 +151,22 @@ class Ledger:
   def heartbeat(self, sampler_id: str, tokens: Mapping[str, int]) -> None:
     """Extends every lease of a sampler that is alive.
 
-    `tokens`: the tickets that it has -> tokens sampled so far; see `lease` for `holding`.
+    `tokens`: the sampler's tickets -> tokens sampled so far; see `lease` for `holding`.
     """
     with self._changed:
       self._hear(sampler_id, tokens)
 
   def _hear(self, sampler_id: str, tokens: Mapping[str, int | None]) -> None:
-    """Takes note of a sampler's sign of life and of its tickets; None = tokens unknown."""
+    """Notes a sampler's sign of life and its tickets; None = tokens unknown."""
     now = self._clock()
     for ticket_id in tokens:
       self._reclaim(sampler_id, ticket_id, now)
     self._leases.hear(sampler_id, tokens, now)
 
   def _reclaim(self, sampler_id: str, ticket_id: str, now: float) -> None:
-    """Leases an open ticket to a sampler that has it already: its lease expired, or was granted by
-    a learner that died since.
+    """Leases an open ticket to a sampler that has it already.
+
+    Its lease expired, or a learner that died since had granted it.
     """
     if ticket_id not in self._tickets or ticket_id in self._finished:
       return
@@ -179,9 +178,9 @@ class Ledger:
     self._counts["reclaimed"] += 1
 
   def decline(self, sampler_id: str, reasons: Mapping[str, str]) -> None:
-    """A sampler can't answer these tickets that it was leased; ticket -> why.
+    """Records that a sampler can't answer these tickets; ticket -> why.
 
-    They go to others; one that two samplers declined, or the only one that lives, is set aside.
+    They go to others. A ticket that two samplers declined, or the only living one, is set aside.
     """
     with self._changed:
       self._hear(sampler_id, {})
@@ -203,7 +202,7 @@ class Ledger:
         self._give_up(self._tickets[ticket_id], reasons)
 
   def _give_up(self, ticket: types.Ticket, reasons: Mapping[str, str]) -> None:
-    """Replaces a ticket that no sampler can answer, if another one is left."""
+    """Replaces a ticket that no sampler can answer, if there is a replacement."""
     why = "; ".join(f"{sampler_id}: {reason}" for sampler_id, reason in reasons.items())
     self._forget(ticket.ticket_id)
     self._counts["set_aside"] += 1
@@ -220,13 +219,12 @@ class Ledger:
       self._hopeless = f"no sampler can answer ticket {ticket.ticket_id} ({why})"
 
   def _forget(self, ticket_id: str) -> None:
-    """Ends all leases of a ticket and takes it from the queue."""
     self._leases.drop(ticket_id)
     self._queue.pop(ticket_id, None)
     self._reasons.pop(ticket_id, None)
 
   def release(self, sampler_id: str) -> int:
-    """Takes back every lease of a sampler that leaves; returns how many tickets that queued."""
+    """Takes back all leases of a sampler that leaves; returns the number of tickets queued."""
     with self._changed:
       queued = self._requeue(self._leases.gone(sampler_id))
       self._counts["returned"] += queued
@@ -234,13 +232,13 @@ class Ledger:
       return queued
 
   def _check_leases(self) -> None:
-    """Queues tickets whose leases have expired, and again those that make no progress."""
+    """Queues tickets whose leases have expired, and once more those without progress."""
     now = self._clock()
     self._counts["expired"] += self._requeue(self._leases.expire(now))
     self._counts["reissued"] += self._requeue(self._leases.stuck(now - self._reissue_seconds))
 
   def _requeue(self, ticket_ids: list[str]) -> int:
-    """Puts tickets that are not queued to the queue's front; returns their number."""
+    """Puts tickets at the front of the queue unless they are in it; returns their number."""
     fresh = [ticket_id for ticket_id in ticket_ids if ticket_id not in self._queue]
     self._to_front(fresh)
     return len(fresh)
@@ -276,7 +274,7 @@ class Ledger:
     return PushStatus.ACCEPTED
 
   def _settle(self, finished: types.FinishedGroup) -> None:
-    """Keeps a finished group until a step takes it, or puts another ticket in its place."""
+    """Keeps a finished group until a step takes it, or replaces its ticket."""
     while (ticket := self._replace(finished)) is not None:
       answer = self._swap(finished.ticket, ticket)
       if answer is None:
@@ -285,10 +283,10 @@ class Ledger:
     self._finished[finished.ticket.ticket_id] = finished
 
   def _swap(self, ticket: types.Ticket, other: types.Ticket) -> types.FinishedGroup | None:
-    """Puts another ticket in the place of one; its answer where there is one already."""
+    """Replaces a ticket by another; returns the answer that this one has already, if any."""
     old, new = ticket.ticket_id, other.ticket_id
-    asked = self._asked_as.pop(old, old)
-    self._asked_as[new], self._instead[asked] = asked, new
+    requested = self._requested_as.pop(old, old)
+    self._requested_as[new], self._instead[requested] = requested, new
     del self._tickets[old]
     self._remember([old])
     self._tickets[new] = other
@@ -303,10 +301,10 @@ class Ledger:
   def take(self, ticket_ids: list[str], timeout: float) -> list[types.FinishedGroup] | None:
     """The groups of these tickets, in this order, once all are finished; None on timeout.
 
-    Where a ticket was replaced, the group of the one in its place.
+    For a replaced ticket, the group of its replacement.
 
     Raises:
-      SetAsideError: one of some step can't be answered, and nothing is left to take its place.
+      SetAsideError: some ticket can't be answered, and nothing is left to replace it.
     """
     end = self._clock() + timeout
     in_place = lambda: [self._instead.get(ticket_id, ticket_id) for ticket_id in ticket_ids]
@@ -320,10 +318,10 @@ class Ledger:
         self._changed.wait(remaining)
       used = in_place()
       groups = [self._finished.pop(ticket_id) for ticket_id in used]
-      for asked, ticket_id in zip(ticket_ids, used, strict=True):
+      for requested, ticket_id in zip(ticket_ids, used, strict=True):
         del self._tickets[ticket_id]
-        self._instead.pop(asked, None)
-        self._asked_as.pop(ticket_id, None)
+        self._instead.pop(requested, None)
+        self._requested_as.pop(ticket_id, None)
       self._remember(used)
       self._counts["taken"] += len(used)
       return groups
@@ -343,7 +341,7 @@ class Ledger:
       }
 
   def close(self) -> None:
-    """Hands out no more tickets, and ends calls that wait for one."""
+    """Stops granting tickets, and ends calls that wait for one."""
     with self._changed:
       self._closed = True
       self._changed.notify_all()

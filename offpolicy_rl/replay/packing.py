@@ -2,10 +2,10 @@
 
   padded   one completion per row, behind its prompt
   packed   as many completions per row as fit, each behind its own copy of the prompt
-  shared   as packed, but completions of a group that lie in one row share one copy of their prompt
+  shared   like packed, but completions of a group in one row share one copy of their prompt
 
-The results are the same, the work is not: `Limits` says how many rows and columns there can be, and
-actual sizes are rounded up to a fraction of that, because every new shape is compiled once.
+The results are the same, the work is not. `Limits` bounds rows and columns; actual sizes are
+rounded up to a fraction of that, because every new shape is compiled once.
 """
 
 import collections
@@ -31,52 +31,50 @@ class Completion(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """The largest there can be; what a step is compiled for follows from it."""
+  """The largest sizes, from which the compiled shapes of a step follow."""
 
   layout: str
   max_prompt: int  # tokens
   max_completion: int  # tokens
   columns: int  # of a row
   shards: int = 1  # rows are a multiple of this
-  buckets: int = 1  # sizes are rounded up to so many-th parts of the largest
+  buckets: int = 1  # sizes are rounded up to multiples of (largest / buckets)
 
   @property
   def per_row(self) -> int:
-    """Completions that fit into one row however long they are."""
+    """Completions that fit into one row whatever their lengths."""
     prompts = self.max_prompt if self.layout == SHARED else 0
     return (self.columns - prompts) // (self.max_prompt + self.max_completion - prompts)
 
   @property
   def scored(self) -> int:
-    """Scored tokens per row at most."""
+    """Largest number of scored tokens per row."""
     return self.per_row * self.max_completion
 
   def rounded(self, size: int, largest: int) -> int:
-    """`size` or a little more; one of `buckets` sizes."""
+    """`size`, rounded up to one of `buckets` sizes."""
     grid = -(-largest // self.buckets)
     return min(largest, -(-size // grid) * grid)
 
 
 class _Row:
-  """One row while it is filled."""
+  """A row that is being filled."""
 
   def __init__(self):
     self.columns = self.scored = 0
-    self.copies: dict = {}  # of a prompt -> numbers of the completions behind it
+    self.copies: dict = {}  # copy of a prompt -> numbers of the completions behind it
 
-  def cost(self, copy, completion: Completion) -> int:
-    """Columns that the completion would take behind this copy of its prompt."""
+  def cost(self, copy, completion: Completion) -> int:  # columns
     return completion.tokens.size + (0 if copy in self.copies else completion.prompt.size)
 
   def add(self, copy, number: int, completion: Completion) -> None:
-    """Takes the completion, and its prompt where there is no such copy yet."""
     self.columns += self.cost(copy, completion)
     self.scored += completion.tokens.size
     self.copies.setdefault(copy, []).append(number)
 
 
 def row_columns(layout: str, max_prompt: int, max_completion: int, group_size: int) -> int:
-  """Columns of a row that nobody chose: of one completion, or of one group that shares a prompt."""
+  """Default columns of a row: room for one completion, or for one group that shares a prompt."""
   together = group_size if layout == SHARED else 1
   return max_prompt + together * max_completion
 
@@ -87,7 +85,7 @@ def lay_out(
   """Equally many completions per part -> rows [A, B, ...] and places [A, N, M] of their tokens.
 
   Raises:
-    ValueError: a prompt or completion is longer than the limits say.
+    ValueError: a prompt or completion is longer than the limits.
   """
   for c in itertools.chain(*parts):
     if c.prompt.size > limits.max_prompt or c.tokens.size > limits.max_completion:
@@ -97,12 +95,12 @@ def lay_out(
       )
   filled = [_rows(completions, limits) for completions in parts]
   most = max(_most_rows(completions, limits) for completions in parts)
-  every = list(itertools.chain(*filled))
+  all_rows = list(itertools.chain(*filled))
   rounded = limits.rounded(max(map(len, filled)), most)
   sizes = (
     -(-rounded // limits.shards) * limits.shards,
-    limits.rounded(max(row.columns for row in every), limits.columns),
-    limits.rounded(max(row.scored for row in every), limits.scored),
+    limits.rounded(max(row.columns for row in all_rows), limits.columns),
+    limits.rounded(max(row.scored for row in all_rows), limits.scored),
   )
   written = [
     _written(rows, completions, sizes, limits.max_completion)
@@ -121,12 +119,12 @@ def _rows(completions, limits: Limits) -> list[_Row]:
 
 
 def _copy(limits: Limits, number: int, completion: Completion) -> tuple[int, int]:
-  """Which copy of its prompt a completion lies behind."""
+  """The copy of its prompt that a completion lies behind."""
   return (completion.group, 0 if limits.layout == SHARED else number)
 
 
 def _most_rows(completions, limits: Limits) -> int:
-  """Rows that are needed when every completion is as long as can be."""
+  """Rows needed when every completion has the largest length."""
   if limits.layout != SHARED:
     return -(-len(completions) // limits.per_row)
   sizes = np.unique([c.group for c in completions], return_counts=True)[1]
@@ -134,7 +132,7 @@ def _most_rows(completions, limits: Limits) -> int:
 
 
 def _filled(completions, limits: Limits) -> list[_Row]:
-  """The longest first, each into the first row with room (first-fit decreasing)."""
+  """Rows filled with the longest first, each in the first row with room (first-fit decreasing)."""
   copies = [_copy(limits, number, c) for number, c in enumerate(completions)]
   together = collections.Counter()  # tokens behind each copy
   for copy, c in zip(copies, completions, strict=True):
@@ -158,7 +156,7 @@ def _filled(completions, limits: Limits) -> list[_Row]:
 
 
 def _in_order(completions, limits: Limits) -> list[_Row]:
-  """`per_row` completions of one group per row."""
+  """Rows of `per_row` completions of one group."""
   rows: list[_Row] = []
   for number, c in enumerate(completions):
     copy = _copy(limits, number, c)
@@ -169,7 +167,7 @@ def _in_order(completions, limits: Limits) -> list[_Row]:
 
 
 def _written(rows, completions, sizes, max_completion: int) -> tuple[types.PackedRows, np.ndarray]:
-  """Arrays of these sizes: rows, columns, scored tokens per row."""
+  """Arrays of these sizes (rows, columns, scored tokens per row)."""
   count, width, scored = sizes
   wide = [np.zeros((count, width), np.int32) for _ in range(4)]
   packed = types.PackedRows(*wide, *(np.zeros((count, scored), np.int32) for _ in range(2)))

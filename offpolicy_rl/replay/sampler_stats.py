@@ -1,4 +1,4 @@
-"""Statistics of each sampler's completions; a replica that emits garbage is named.
+"""Statistics of each sampler's completions; a sampler that emits garbage is named.
 
 Only shown and written, never part of an update: runs with exact lag do not depend on who sampled.
 """
@@ -10,16 +10,16 @@ import numpy as np
 
 from offpolicy_rl import types
 
-_KEPT = 256  # samplers; those whose last group is longest ago are forgotten
-_WINDOW = 64  # completions of each, the newest, that are compared
-_ENOUGH = 8  # of them, before anything is said
-# |log-ratio| per token in nats. Lag alone moves it by a few hundredths to tenths, and for all
-# samplers alike; tokens of other weights or of damaged memory by several.
+_KEPT = 256  # samplers, those with the latest groups
+_WINDOW = 64  # newest completions of each that are compared
+_ENOUGH = 8  # completions, before they are compared
+# |log-ratio| per token in nats. Lag alone moves it by a few hundredths to tenths, for all samplers
+# alike; other weights or damaged memory move it by several.
 _LEAST_GAP, _TIMES = 0.5, 4.0
 
 
 def of_completions(groups: Sequence[types.FinishedGroup]) -> dict[str, np.ndarray]:
-  """Arrays [N] of what the host knows of the completions of a batch, in its order."""
+  """Arrays [N] with the host's knowledge of the completions of a batch, in its order."""
   rows = [(g.group.sampler_id, t) for g in groups for t in g.group.trajectories]
   return {
     "sampler": np.array([sampler_id for sampler_id, _ in rows]),
@@ -42,21 +42,21 @@ class SamplerStats:
     """A batch's completions -> name -> sampler -> mean over its completions of this batch.
 
     rows: arrays [N]. "sampler", ids; "log_ratio", |learner - sampler| nats per token, mean over a
-    completion; any others, e.g. "reward". NaN = not known of this completion.
+    completion; any others, e.g. "reward". NaN = unknown for this completion.
     """
     numbers = {name: np.asarray(x, float) for name, x in rows.items() if name != "sampler"}
-    found = {name: {} for name in ("completions", *numbers)}
+    means = {name: {} for name in ("completions", *numbers)}
     for sampler_id in np.unique(rows["sampler"]).tolist():
-      own = rows["sampler"] == sampler_id
-      found["completions"][sampler_id] = int(own.sum())
+      is_its = rows["sampler"] == sampler_id
+      means["completions"][sampler_id] = int(is_its.sum())
       for name, values in numbers.items():
-        known = values[own][~np.isnan(values[own])]
+        known = values[is_its & ~np.isnan(values)]
         if known.size:
-          found[name][sampler_id] = float(known.mean())
-      self._remember(sampler_id, numbers["log_ratio"][own])
-      self._means[sampler_id] = {n: x[sampler_id] for n, x in found.items() if sampler_id in x}
+          means[name][sampler_id] = float(known.mean())
+      self._remember(sampler_id, numbers["log_ratio"][is_its])
+      self._means[sampler_id] = {n: x[sampler_id] for n, x in means.items() if sampler_id in x}
     self._unlike = self._compare()
-    return {name: values for name, values in found.items() if values}
+    return {name: values for name, values in means.items() if values}
 
   def _remember(self, sampler_id: str, gaps: np.ndarray) -> None:
     kept = self._newest.setdefault(sampler_id, collections.deque(maxlen=_WINDOW))
@@ -70,7 +70,7 @@ class SamplerStats:
       self._gaps.pop(forgotten, None)
 
   def _compare(self) -> dict[str, float]:
-    """Large gaps against the median of the others'."""
+    """Samplers with a large gap against the median of the others."""
     unlike = {}
     for name, gap in self._gaps.items():
       if gap <= _LEAST_GAP:  # false for nan, too

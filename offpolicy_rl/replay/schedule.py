@@ -1,6 +1,6 @@
-"""The lag schedule of a run: which version sampled which group of which step.
+"""The lag schedule of a run: the version that sampled each group of each step.
 
-Every run writes it, one JSON line per step, so that an async run can be done again to the bit
+Every run writes it, one JSON line per step, so that an async run can be repeated to the bit
 (`--replay=FILE`). The first line holds the run's configuration.
 """
 
@@ -17,7 +17,7 @@ FILE = "lag_schedule.jsonl"
 
 
 class ScheduleError(ValueError):
-  """A file that no run can follow; names the line and what was expected."""
+  """No run can follow this file; names the line and what was expected."""
 
 
 class Schedule(NamedTuple):
@@ -27,20 +27,20 @@ class Schedule(NamedTuple):
   versions: list[list[int]]  # [step][group], the version that sampled it
   digests: list[list[str]]  # [step][group], of the group's content
   oldest: list[int]  # [step + 1], oldest version that this step or a later one needs
-  attempts: list[list[int]]  # [step][group], how often it was replaced (replay/dynamic_sampling.py)
+  attempts: list[list[int]]  # [step][group], times it was replaced (replay/dynamic_sampling.py)
 
 
 def digest(group: types.Group) -> str:
   """Short fingerprint of tokens, logprobs, versions and rewards of all completions."""
-  found = hashlib.blake2b(digest_size=8)
+  content = hashlib.blake2b(digest_size=8)
   for t in group.trajectories:
     for array in (t.tokens, t.logprobs, t.versions, np.float32(t.reward)):
-      found.update(np.ascontiguousarray(array).tobytes())
-  return found.hexdigest()
+      content.update(np.ascontiguousarray(array).tobytes())
+  return content.hexdigest()
 
 
 def row(step: int, groups: list[types.FinishedGroup]) -> dict:
-  """What a step consumed, for the file; a group of several versions has a list of them."""
+  """The groups that a step consumed, for the file; one of several versions has a list of them."""
   versions = []
   for finished in groups:
     used = np.unique(np.concatenate([t.versions for t in finished.group.trajectories])).tolist()
@@ -55,7 +55,7 @@ def row(step: int, groups: list[types.FinishedGroup]) -> dict:
 
 
 def _number(ticket: types.Ticket) -> int:
-  """The last part of its id, see `admission.ticket_ids`."""
+  """The last part of a ticket's id, see `admission.ticket_ids`."""
   return int(ticket.ticket_id.rpartition("/")[2])
 
 

@@ -1,12 +1,12 @@
-"""Finished groups on the learner's disk: "accepted" means that a crash can not lose the group.
+"""Finished groups on the learner's disk: "accepted" means that a crash can't lose the group.
 
-The messages of the wire are kept as they came, with an index of the groups in them: nothing is
-encoded anew and large arrays are not copied once more.
+Messages of the wire are kept as they came, with an index of the groups in them: nothing is encoded
+again, and large arrays are not copied.
 
 LMDB and not SQLite: messages are written once, groups are read at most once, and long completions
 make them large (100 kB and more). SQLite's write-ahead log writes each byte twice and is slower
 (260 MB/s against 1,090, benchmarks/README.md). LMDB commits are atomic, synced to disk, and need no
-repair after a crash. It wants a local disk, no NFS.
+repair after a crash. It needs a local disk, not NFS.
 """
 
 import concurrent.futures
@@ -22,7 +22,7 @@ import lmdb
 
 from offpolicy_rl import types
 
-# Address space, not disk: the file grows as it is filled. Less where `ulimit -v` allows no more.
+# Address space, not disk: the file grows as it fills. Less if `ulimit -v` allows no more.
 _MAP_BYTES = (1 << 40, 1 << 36, 1 << 33, 1 << 30)
 _DAMAGED = (
   lmdb.CorruptedError,
@@ -31,8 +31,7 @@ _DAMAGED = (
   lmdb.PageNotFoundError,
 )
 _WAITING = 16  # messages between the wire and the disk; more make their senders wait
-_PROGRESS = b"progress"  # what `reached` notes
-_FORMAT = b"format"  # what `claim` notes
+_PROGRESS, _FORMAT = b"progress", b"format"  # keys of notes
 _NOTE = struct.Struct("<ii")
 _NUMBER = struct.Struct(">Q")  # of a message; sorts
 _PLACE = struct.Struct("<QIi")  # message, index of the group in it, arrival version
@@ -45,12 +44,12 @@ class StoreError(OSError):
 class GroupStore:
   """Groups by ticket. The first complete answer to a ticket stays; commits are shared.
 
-  `decode(message, index)` reads one group of a message; ValueError when it is damaged.
+  `decode(message, index)` reads one group of a message; ValueError if it is damaged.
   Thread-safe.
   """
 
   def __init__(self, path: pathlib.Path, *, decode: Callable[[bytes, int], types.Group]):
-    """Opens or creates the directory `path`; StoreError when what is there can't be read."""
+    """Opens or creates the directory `path`; StoreError if its content can't be read."""
     self._path, self._decode = path, decode
     try:
       self._env = _open(path)
@@ -69,8 +68,8 @@ class GroupStore:
   ) -> concurrent.futures.Future:
     """Starts writing a message; `answers`: indices of its groups and the tickets they answer.
 
-    The future says of each answer, True: durable now, False: the ticket had one before. It raises
-    StoreError when the disk refuses. Blocks while too many others wait.
+    The future's result for each answer: True = durable now, False = the ticket had one before. It
+    raises StoreError if the disk refuses. Blocks while too many others wait.
     """
     keys = [(index, _key(ticket.step, ticket.ticket_id)) for index, ticket in answers]
 
@@ -89,7 +88,7 @@ class GroupStore:
     return self._enqueue(write)
 
   def get(self, ticket: types.Ticket) -> types.FinishedGroup | None:
-    """The durable answer to a ticket; None when there is none, or a damaged one."""
+    """The durable answer to a ticket; None if there is none, or it is damaged."""
     with self._env.begin() as transaction:
       place = transaction.get(_key(ticket.step, ticket.ticket_id), db=self._places)
       if place is None:
@@ -114,7 +113,7 @@ class GroupStore:
     return _NOTE.unpack(value) if value else (types.RAW_VERSION, 0)
 
   def prune(self, before_step: int, keep: Iterable[str] = ()) -> None:
-    """Drops the groups of earlier steps, but those of the tickets `keep`."""
+    """Drops the groups of earlier steps, except those of the tickets `keep`."""
     kept, end = {name.encode() for name in keep}, _key(before_step, "")
 
     def write(transaction) -> None:
@@ -134,14 +133,14 @@ class GroupStore:
     self._enqueue(write).result()
 
   def clear(self, form: int) -> None:
-    """Forgets everything: a new run begins, whose messages are of this form."""
+    """Drops everything for a new run, whose messages have this form."""
     with self._env.begin(write=True) as transaction:
       for table in (self._messages, self._places, self._notes):
         transaction.drop(table, delete=False)
       transaction.put(_FORMAT, b"%d" % form, db=self._notes)
 
   def claim(self, form: int) -> None:
-    """A run goes on; StoreError when it has groups of another form, which `decode` can't read."""
+    """Continues a run; StoreError if its groups have another form, which `decode` can't read."""
     with self._env.begin(write=True) as transaction:
       noted = int(transaction.get(_FORMAT, b"0", db=self._notes))
       if noted != form and transaction.stat(self._places)["entries"]:
@@ -157,15 +156,13 @@ class GroupStore:
       return transaction.stat(self._places)["entries"]
 
   def close(self) -> None:
-    """Writes what waits and closes the file."""
+    """Writes waiting messages and closes the file."""
     self._inbox.put(None)
     self._thread.join()
     self._env.close()
 
-  # -- the one thread that writes
-
   def _enqueue(self, write: Callable) -> concurrent.futures.Future:
-    """Has `write(transaction)` done there -> future of its result, durable by then."""
+    """Runs `write(transaction)` in the writing thread -> future of its result, durable by then."""
     future: concurrent.futures.Future = concurrent.futures.Future()
     self._inbox.put((future, write))
     return future
@@ -184,7 +181,7 @@ class GroupStore:
     try:
       with self._env.begin(write=True) as transaction:
         results = [write(transaction) for _, write in batch]
-    except Exception as error:  # nobody may wait for a thread that died
+    except Exception as error:  # the thread must survive, as others wait for it
       refusal = StoreError(f"{self._path}: {error} (is the disk full?)")
       for future, _ in batch:
         future.set_exception(refusal)
@@ -197,8 +194,7 @@ class GroupStore:
       return _NUMBER.unpack(cursor.key())[0] + 1 if cursor.last() else 0
 
 
-def _key(step: int, ticket_id: str) -> bytes:
-  """Sorts by step."""
+def _key(step: int, ticket_id: str) -> bytes:  # sorts by step
   return b"%010d/%s" % (step, ticket_id.encode())
 
 

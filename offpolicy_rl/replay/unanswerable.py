@@ -1,7 +1,7 @@
 """Replaces prompts that no sampler can answer by spare ones, and reports which and why.
 
-The replacement depends on the ticket only, so a run with exact lag finds the same one again when it
-is repeated or resumed.
+The replacement depends on the ticket only, so a repeated or resumed run with exact lag finds the
+same one again.
 """
 
 import collections
@@ -18,13 +18,13 @@ class Unanswerable:
   def __init__(
     self, spare: Callable[[types.Ticket], types.Ticket | None], text: Callable[[types.Ticket], str]
   ):
-    """`spare(ticket)`: the one in its place; None when they are used up. `text`: of a prompt."""
+    """`spare(ticket)`: its replacement; None when they are used up. `text`: text of its prompt."""
     self._spare, self._text = spare, text
     self._lines: collections.deque[str] = collections.deque()
     self._counts = collections.Counter()  # step -> prompts
 
   def __call__(self, ticket: types.Ticket, why: str) -> types.Ticket | None:
-    """The ticket that replaces one which samplers declined for the reasons `why`."""
+    """The replacement of a ticket that samplers declined for the reasons `why`."""
     prompt = (
       f"prompt {self._text(ticket)[:_TEXT]!r} (ticket {ticket.ticket_id}) is set aside: {why}"
     )
