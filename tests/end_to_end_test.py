@@ -1,6 +1,5 @@
-"""The whole system over real gRPC: equal to a plain loop, learning, and ended by Ctrl-C."""
+"""The whole system over real gRPC: equal to a run in one process, learning, and ended by Ctrl-C."""
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -12,18 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from offpolicy_rl import types
-from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.learner import step
-from offpolicy_rl.model import policy, sharding
+from benchmarks import in_process
+from offpolicy_rl.model import policy
 from offpolicy_rl.observe import catalogue, metrics, watch
-from offpolicy_rl.replay import admission, batching, lag
 from offpolicy_rl.replay.ledger import Ledger
-from offpolicy_rl.roles import build, data
 from offpolicy_rl.roles import learner as learner_role
 from offpolicy_rl.roles import sampler as sampler_role
-from offpolicy_rl.tasks import catalog, scoring
-from offpolicy_rl.tasks.stream import PromptStream
+from offpolicy_rl.tasks import catalog
 from offpolicy_rl.transport import client, protocol, server
 from tests.conftest import ROOT
 from tests.params import some
@@ -45,46 +39,10 @@ def small(config, **changes):
   return config
 
 
-def plain_loop(config):
-  """Sample, score, update in one process: no tickets, no wire, no ledger."""
-  known = build.make_policy(config, None)
-  mesh = sharding.make_mesh(**config.mesh)
-  choices = build.step_choices(config, known.model, mesh)
-  engine = build.make_engine(
-    config,
-    known,
-    group_size=config.learner.group_size,
-    max_prompt_tokens=config.task.max_prompt_tokens,
-  )
-  verify = scoring.resolve(catalog.TASKS[config.task.name].verifier)
-  decode = known.tokenizer.decode
-  [(_, read)] = data.examples(config, "train", known)
-  made = admission.Tickets(
-    PromptStream(read.examples, config.seed),
-    lag.LagControl("fixed", 0),
-    prompts_per_step=config.learner.prompts_per_step,
-    group_size=config.learner.group_size,
-    temperature=config.sampler.temperature,
-  )
-  with jax.sharding.set_mesh(mesh):
-    state = state_lib.create(choices.model, mesh, choices.optimizer, config.seed)
-    update = step.compile_step(choices, state_lib.shardings(choices.model, mesh, choices.optimizer))
-    for at in range(config.learner.steps):
-      tickets = made.for_step(at)
-      params = jax.tree.map(np.array, state.params)
-      groups = []
-      for ticket, found in zip(tickets, engine.generate(params, at, tickets), strict=True):
-        scored = tuple(
-          dataclasses.replace(
-            t, reward=t.finished and verify(decode(t.tokens.tolist()), ticket.answer)
-          )
-          for t in found
-        )
-        groups.append(types.FinishedGroup(ticket, types.Group(ticket.ticket_id, scored), at))
-      batch = batching.make_batch(
-        groups, build.limits(config, group_size=config.learner.group_size)
-      )
-      state, _ = update(state, state_lib.place_batch(mesh, batch), None)
+def in_one_process(config) -> dict:
+  """The last parameters of the run that benchmarks/in_process.py makes: no leases, no wire."""
+  run = in_process.Run(config)
+  state = run.train(run.warm_start(), lambda version: None)
   return policy.flatten(jax.tree.map(np.array, state.params))
 
 
@@ -128,37 +86,36 @@ def over_the_wire(
 
 
 @pytest.fixture(scope="module")
-def plain():
+def without_lag():
   from offpolicy_rl import config as config_lib
 
   config = small(
     config_lib.load(str(ROOT / "configs" / "test.py")), lag__mode="fixed", lag__max_lag=0
   )
-  return plain_loop(config)
+  return in_one_process(config)
 
 
 @pytest.mark.parametrize("samplers", some([3], [1]))
-def test_lag_zero_over_the_wire_equals_the_plain_loop_bit_for_bit(
-  tiny_config, tmp_path, plain, samplers
+def test_lag_zero_over_the_wire_equals_a_run_in_one_process_bit_for_bit(
+  tiny_config, tmp_path, without_lag, samplers
 ):
   config = small(tiny_config, lag__mode="fixed", lag__max_lag=0)
-  assert_identical(over_the_wire(config, tmp_path / "run", samplers), plain)
+  assert_identical(over_the_wire(config, tmp_path / "run", samplers), without_lag)
   rows = [r for r in metrics.read(tmp_path / "run") if r["kind"] == "train"]
   assert [r["step"] for r in rows] == list(range(STEPS))
   assert all(r["lag/max"] == 0 for r in rows)
   assert max(r.get("mismatch/max", 0) for r in rows) <= 1e-4
 
 
-def test_fixed_lag_is_reproducible_and_exact(tiny_config, tmp_path, plain):
-  config = small(tiny_config, lag__mode="fixed", lag__max_lag=4)
-  first = over_the_wire(config, tmp_path / "a", samplers=2)
-  second = over_the_wire(config, tmp_path / "b", samplers=1)
-  assert_identical(first, second)
+def test_fixed_lag_is_reproducible_and_exact(tiny_config, tmp_path, without_lag):
+  config = small(tiny_config, lag__mode="fixed", lag__max_lag=4, warm_start__steps=5)
+  found = over_the_wire(config, tmp_path / "a", samplers=2)
+  assert_identical(found, in_one_process(config))
   rows = [r for r in metrics.read(tmp_path / "a") if r["kind"] == "train"]
   assert [set(r["lag/histogram"]) for r in rows] == [{str(min(s, 4))} for s in range(STEPS)]
-  assert any(
-    not np.array_equal(first[name], plain[name]) for name in plain
-  )  # lag does change the run
+  config.warm_start.steps = 0
+  lagged = in_one_process(config)
+  assert any(not np.array_equal(lagged[name], without_lag[name]) for name in without_lag)
 
 
 @pytest.mark.long

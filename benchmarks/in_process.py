@@ -1,0 +1,145 @@
+"""A run with fixed lag in one process: no wire, no leases, the same to the bit.
+
+The engine, the warm start and the update are those of a run over the wire; what is between them is
+left out. tests/end_to_end_test.py compares the two.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from offpolicy_rl import types
+from offpolicy_rl.evaluation import requests
+from offpolicy_rl.learner import state as state_lib
+from offpolicy_rl.learner import step
+from offpolicy_rl.model import sharding
+from offpolicy_rl.replay import admission, batching, lag
+from offpolicy_rl.roles import build, prompts, training
+from offpolicy_rl.tasks import catalog, scoring, stream
+
+
+class Version(NamedTuple):
+  """A version of the policy, and the update that made it."""
+
+  number: int
+  params: dict
+  metrics: dict  # of the update; {} for version 0
+
+
+class Run:
+  """Prompts and compiled programs of a configuration with lag.mode=fixed."""
+
+  def __init__(self, config: ConfigDict):
+    """Reads the prompts; raises ValueError for another lag mode."""
+    if config.lag.mode != lag.FIXED:
+      raise ValueError(f"lag.mode: got {config.lag.mode!r}, expected {lag.FIXED!r}")
+    group_size = config.learner.group_size
+    self.config, self.policy = config, build.make_policy(config, None)
+    self.mesh = sharding.make_mesh(**config.mesh)
+    self.choices = build.step_choices(config, self.policy.model, self.mesh)
+    self.prompts = prompts.read(config, self.policy)
+    self._engine = build.make_engine(
+      config, self.policy, group_size=group_size, max_prompt_tokens=config.task.max_prompt_tokens
+    )
+    self._verify = scoring.resolve(catalog.select(config.task).verifier)
+    self._limits = build.limits(config, group_size=group_size)
+    self._tickets = admission.Tickets(
+      stream.make_stream(self.prompts.train, config.seed),
+      build.lag_control(config),
+      prompts_per_step=config.learner.prompts_per_step,
+      group_size=group_size,
+      temperature=config.sampler.temperature,
+    )
+
+  def warm_start(self) -> dict:
+    """Parameters of version 0, on the devices."""
+    with jax.sharding.set_mesh(self.mesh):
+      state, _ = training.initial_state(_WarmStart(self))
+    return state.params
+
+  def sample(
+    self, params: dict, version: int, tickets: list[types.Ticket]
+  ) -> list[types.FinishedGroup]:
+    """Completions of tickets, with rewards."""
+    groups = self._engine.generate(params, version, tickets)
+    return [
+      types.FinishedGroup(
+        ticket,
+        types.Group(ticket.ticket_id, tuple(self._judged(t, ticket.answer) for t in group)),
+        version,
+      )
+      for ticket, group in zip(tickets, groups, strict=True)
+    ]
+
+  def _judged(self, trajectory: types.Trajectory, answer: str) -> types.Trajectory:
+    text = self.policy.tokenizer.decode(trajectory.tokens.tolist())
+    return dataclasses.replace(
+      trajectory, reward=float(trajectory.finished and self._verify(text, answer))
+    )
+
+  def evaluate(
+    self, params: dict, version: int, problems: int, samples: int
+  ) -> list[types.FinishedGroup]:
+    """Sampled completions of the first held-out problems."""
+    wanted = requests.tickets(
+      self.prompts.heldout[:problems],
+      name=f"version-{version}",
+      version=version,
+      step=version,
+      num_samples=samples,
+      temperature=self.config.sampler.temperature,
+    )
+    return self.sample(params, version, [t for t in wanted if t.num_completions == samples])
+
+  def batch(self, groups: Sequence[types.FinishedGroup]) -> types.Batch:
+    """The batch of a step, on the devices."""
+    return state_lib.place_batch(self.mesh, batching.make_batch(list(groups), self._limits))
+
+  def train(self, params: dict, seen: Callable[[Version], None]) -> state_lib.TrainState:
+    """Trains from version 0, whose memory is not reused; `seen` gets every version."""
+    num_steps, bound = self.config.learner.steps, self.config.lag.max_lag
+    waiting: collections.deque[list[types.FinishedGroup]] = collections.deque()
+    with jax.sharding.set_mesh(self.mesh):
+      copied = jax.tree.map(np.array, params)
+      state = state_lib.from_params(
+        jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), copied, params),
+        self.choices.optimizer,
+        self.mesh,
+      )
+      update = step.compile_step(
+        self.choices, state_lib.shardings(self.choices.model, self.mesh, self.choices.optimizer)
+      )
+      seen(Version(0, state.params, {}))
+      sampled = 0  # steps whose groups were sampled
+      for at in range(num_steps):
+        host = jax.tree.map(np.array, state.params)
+        while sampled < min(num_steps, at + bound + 1):  # version `at` samples for step at + bound
+          waiting.append(self.sample(host, at, self._tickets.for_step(sampled)))
+          sampled += 1
+        state, metrics = update(state, self.batch(waiting.popleft()), None)
+        seen(Version(at + 1, state.params, metrics))
+    return state
+
+
+class _WarmStart(training.Process):
+  """What a warm start needs of a learner's process."""
+
+  def __init__(self, run: Run):
+    super().__init__(run.config, run.choices, run.mesh, None, None, _Nowhere())
+    batch, _ = prompts.demonstrations(run.config, run.prompts.train)
+    object.__setattr__(self, "_batch", batch)
+
+  def demonstrations(self, at_step: int) -> types.Batch:
+    return state_lib.place_batch(self.mesh, self._batch(at_step))
+
+
+class _Nowhere:
+  """Instead of a publisher."""
+
+  def publish_now(self, version: int, params: dict) -> None:
+    """Does nothing."""
