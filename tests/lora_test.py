@@ -17,7 +17,7 @@ from offpolicy_rl.model import lora, policy, sharding
 from offpolicy_rl.observe import metrics
 from offpolicy_rl.replay import lag
 from offpolicy_rl.roles import build, sampler_service
-from offpolicy_rl.roles.weights import Publisher, SamplerWeights
+from offpolicy_rl.roles.weights import SamplerWeights, WeightPublisher
 from offpolicy_rl.tasks import tokenizer
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import weights
@@ -115,7 +115,7 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
     return found
 
   base, _ = lora.split(policy.init(ADAPTED, jax.random.key(0)))
-  publisher = Publisher(store, "float32", service.published)
+  publisher = WeightPublisher(store, "float32", service.published)
   publisher.publish_now(types.RAW_VERSION, jax.tree.map(lambda x: x + 1, base))
   publisher.publish_base(base)
   learner = SimpleNamespace(session="one", pull_weights=pull_weights)

@@ -67,7 +67,7 @@ def learner(flags: argparse.Namespace, assignments: Assignments) -> int:
 
 
 def _train(flags, config, run_dir: pathlib.Path, protection, plan, stop) -> None:
-  run = run_directory.of_flags(str(run_dir), flags.checkpoint_dir)
+  run = run_directory.from_flags(str(run_dir), flags.checkpoint_dir)
   resume, restart = flags.resume, flags.restart
   with run_directory.claimed(run, flags.weights_dir, resume=resume, restart=restart, lost=_lost):
     registry = metrics_registry(flags)
@@ -101,7 +101,7 @@ def _one_of_several(flags, config, protection, plan, stop) -> int:
     if multihost.check_agreement(config) == 0:
       _train(flags, config, pathlib.Path(flags.run_dir), protection, plan, stop)
     else:
-      checkpoints = run_directory.of_flags(flags.run_dir, flags.checkpoint_dir).checkpoints
+      checkpoints = run_directory.from_flags(flags.run_dir, flags.checkpoint_dir).checkpoints
       multihost.run_follower(config, checkpoints, flags.weights_dir, stop)
   return 0
 
@@ -138,7 +138,7 @@ def configuration(
   """The checked configuration of local or learner, and notes, see `run_directory.configuration`."""
   checkpoint_dir = getattr(flags, "checkpoint_dir", None)  # learner only
   return run_directory.configuration(
-    run_directory.of_flags(flags.run_dir, checkpoint_dir) if flags.run_dir else None,
+    run_directory.from_flags(flags.run_dir, checkpoint_dir) if flags.run_dir else None,
     card=flags.config,
     replay=flags.replay,
     resume=flags.resume,

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
 from offpolicy_rl import losses, types
-from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import checkpoint, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import attention, decoder, families, lora, names, pretrained, sharding
@@ -38,7 +37,7 @@ _MAX_REFILLS = "learner.max_refills"
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """A policy without its weights."""
+  """The model, tokenizer and files of a policy, without its weights."""
 
   model: decoder.DecoderConfig
   tokenizer: vocabulary.Vocabulary | tokenizer.Tokenizer
@@ -46,7 +45,7 @@ class Policy:
 
 
 def make_policy(config: ConfigDict, files: types.ModelFiles | None) -> Policy:
-  """A fresh model with the task's vocabulary, or the published one that `files` belong to.
+  """Makes a fresh model with the task's vocabulary, or the published one that `files` belong to.
 
   Raises:
     ConfigError, families.UnsupportedModel, tokenizer.TokenizerError: it can't be used.
@@ -72,7 +71,7 @@ def make_policy(config: ConfigDict, files: types.ModelFiles | None) -> Policy:
 
 
 def set_chat_date(config: ConfigDict, files: types.ModelFiles | None) -> None:
-  """Writes today into task.chat_date where the chat template uses the date of the day.
+  """Sets task.chat_date to today if it is empty and the chat template uses the date.
 
   Raises:
     tokenizer.TokenizerError: a file can't be read.
@@ -86,7 +85,7 @@ def set_chat_date(config: ConfigDict, files: types.ModelFiles | None) -> None:
 
 
 def sampling_notes(config: ConfigDict, policy: Policy) -> list[str]:
-  """Lines that tell what ends a completion and how prompts are made."""
+  """Lines that say what ends a completion and how prompts are rendered."""
   words = policy.tokenizer
   texts = [f"the text {text!r}" for text in words.stop_texts]
   ends = ", ".join([tokenizer.describe_ends(words), *texts])
@@ -97,7 +96,7 @@ def sampling_notes(config: ConfigDict, policy: Policy) -> list[str]:
 
 
 def published_model(config: ConfigDict, architecture: dict) -> decoder.DecoderConfig:
-  """The model of a published config.json, with the configuration's adapters and dtype.
+  """Makes the model of a published config.json, with the configuration's adapters and dtype.
 
   Raises:
     ConfigError, families.UnsupportedModel: it can't be used.
@@ -125,33 +124,23 @@ def _with_adapters(model: decoder.DecoderConfig, wanted) -> decoder.DecoderConfi
 def model_files(
   config: ConfigDict, run_dir: pathlib.Path, *, resume: bool
 ) -> types.ModelFiles | None:
-  """Small files of the published checkpoint that a run begins with, copied to RUN/model.
+  """Copies the small files of the published checkpoint of a run to RUN/model and reads them.
 
-  `resume`: uses the copies, since the checkpoint may be gone.
+  `resume`: reads the copies, as the checkpoint may be gone. None if the run has a fresh model.
   """
   if not config.model.checkpoint:
     return None
   source, kept = pathlib.Path(config.model.checkpoint), run_dir / "model"
   if not (resume and kept.is_dir()):
-    tokenizer.read_files(source)  # refuses it before anything is touched
+    tokenizer.read_files(source)  # raises before anything is touched
     shutil.rmtree(kept, ignore_errors=True)
     with files_lib.new_directory(kept) as half:
       files_lib.copy_matching(source, half, (pretrained.CONFIG, *pretrained.COMPANIONS))
   return tokenizer.read_files(kept)
 
 
-def run_policy(config: ConfigDict, run_dir: pathlib.Path, *, resume: bool) -> Policy:
-  """The policy of a run; copies the small files of its checkpoint into the run's directory.
-
-  Raises: as `make_policy`.
-  """
-  files = model_files(config, run_dir, resume=resume)
-  set_chat_date(config, files)
-  return make_policy(config, files)
-
-
 def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[int, dict]:
-  """(step, parameters of the plain decoder) of a run's newest checkpoint, on the first device.
+  """Reads (step, parameters) of a run's newest checkpoint, adapters merged, on the first device.
 
   Raises:
     checkpoint.CheckpointError: there is none, or it is damaged.
@@ -170,7 +159,7 @@ def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[
 def step_choices(
   config: ConfigDict, model: decoder.DecoderConfig, mesh: jax.sharding.Mesh
 ) -> step.StepChoices:
-  """Model, objective and optimizer for which the learner's step is compiled."""
+  """Makes the model, objective and optimizer that the training step is compiled for."""
   learner = config.learner
   model = dataclasses.replace(
     model,
@@ -206,7 +195,7 @@ def step_choices(
 
 
 def lag_control(config: ConfigDict) -> lag.LagControl:
-  """The lag mode; reads the recorded schedule of a replay."""
+  """Makes the lag control; reads the recorded schedule of a replay."""
   recorded = None
   if config.lag.mode == lag.REPLAY:
     recorded = schedule.read(pathlib.Path(config.lag.schedule))
@@ -259,11 +248,11 @@ def make_engine(
   int8_weights: bool = False,
   mesh: jax.sharding.Mesh | None = None,
 ) -> engine.Engine:
-  """A generation engine for parameters whose adapters are merged into their base.
+  """Makes a generation engine; adapters have to be merged into its parameters.
 
   Args:
     group_size: completions per prompt.
-    int8_weights: the parameters are quantized.
+    int8_weights: whether the parameters are quantized.
     mesh: of the parameters; None = the first device.
   """
   sizes = engine_sizes(config, group_size=group_size, max_prompt_tokens=max_prompt_tokens)
@@ -285,10 +274,10 @@ def truncation(config: ConfigDict) -> sampling.Truncation:
 
 
 def sampler_meshes(config: ConfigDict) -> list[jax.sharding.Mesh]:
-  """Meshes over the devices of this machine, one for each engine of a sampler.
+  """Makes a mesh for each engine of a sampler from the devices of this machine.
 
   Raises:
-    ValueError: it has too few.
+    ValueError: there are too few devices.
   """
   number, size, devices = config.sampler.data, config.sampler.tensor, jax.local_devices()
   if number * size > len(devices):
@@ -301,16 +290,18 @@ def sampler_meshes(config: ConfigDict) -> list[jax.sharding.Mesh]:
 
 
 def make_store(config: ConfigDict, weights_dir: str | None, session: str):
-  """The store that the learner publishes to; `weights_dir`: in a directory, else streamed."""
+  """Makes the store of published weights; `weights_dir`: a directory, None = they are streamed."""
   if weights_dir is None:
     return weights.WeightStore(delta_bases=config.transport.delta_bases)
-  from offpolicy_rl.transport import weights_dir as weights_dir_lib  # orbax: only where it is used
+  from offpolicy_rl.transport import (
+    weights_dir as weights_dir_lib,
+  )  # Orbax is imported only if used
 
   return weights_dir_lib.WeightsDirectory(weights_dir, session)
 
 
 def scorer(task) -> scoring.Scorer:
-  """Processes that judge answers; ValueError when this machine lacks a verifier."""
+  """Starts processes that judge answers; ValueError if a verifier can't be used here."""
   wanted = catalog.select(task)
   return scoring.Scorer(
     wanted.verifier,
@@ -323,7 +314,7 @@ def scorer(task) -> scoring.Scorer:
 
 
 def limits(config: ConfigDict, *, group_size: int) -> packing.Limits:
-  """Layout of batches whose groups have this size."""
+  """The layout of batches with groups of this size."""
   learner, task = config.learner, config.task
   longest = (task.max_prompt_tokens, task.max_completion_tokens)
   return packing.Limits(
@@ -335,32 +326,19 @@ def limits(config: ConfigDict, *, group_size: int) -> packing.Limits:
   )
 
 
-def evaluations(
-  config, tickets: ledger.Ledger, heldout: list, write
-) -> requests.EvaluationRequests:
-  """Evaluations of the first of the held-out prompts; `write(step, metrics)` gets each result."""
-  return requests.EvaluationRequests(
-    tickets,
-    heldout[: config.evaluation.problems],
-    samples=config.evaluation.samples,
-    temperature=config.sampler.temperature,
-    write=write,
-  )
-
-
 class Queue(NamedTuple):
-  """The tickets of a run, and what takes the place of those whose groups can't be used."""
+  """The tickets of a run, and what replaces unusable groups."""
 
   tickets: admission.Tickets
   ledger: ledger.Ledger
   unanswerable: unanswerable.Unanswerable
-  dynamic_sampling: dynamic_sampling.DynamicSampling | None  # None: every group is used
+  dynamic_sampling: dynamic_sampling.DynamicSampling | None  # None = all groups are used
 
 
 def make_queue(
   config, policy: Policy, prompts, control: lag.LagControl, groups: store.GroupStore
 ) -> Queue:
-  """Tickets for the training prompts, [(rate, prompts)] of each task; nothing is queued yet."""
+  """Makes tickets for the training prompts, [(rate, prompts)] of each task; queues none yet."""
   settings, transport = config.learner, config.transport
   tickets = admission.Tickets(
     stream=stream.make_stream(prompts, config.seed),
@@ -373,13 +351,13 @@ def make_queue(
   text = lambda ticket: policy.tokenizer.decode(ticket.prompt_tokens.tolist())
   set_aside = unanswerable.Unanswerable(tickets.spare, text)
   replace = None
-  if settings.max_refills and control.recorded is None:  # a replay knows which groups were used
+  if settings.max_refills and control.recorded is None:  # a replay's groups are recorded
     replace = dynamic_sampling.DynamicSampling(tickets.refill)
-  book = ledger.Ledger(
+  tickets_ledger = ledger.Ledger(
     transport.lease_seconds,
     reissue_seconds=transport.reissue_seconds,
     recover=groups.get,
     replace=replace or (lambda finished: None),
     set_aside=set_aside,
   )
-  return Queue(tickets, book, set_aside, replace)
+  return Queue(tickets, tickets_ledger, set_aside, replace)

@@ -1,4 +1,4 @@
-"""The command `check`: reads all prompts, and says what a run would make of them."""
+"""The command `check`: reads all prompts and reports problems with them."""
 
 import dataclasses
 import textwrap
@@ -12,8 +12,8 @@ from offpolicy_rl.roles import build, data
 from offpolicy_rl.tasks import catalog, pool
 
 _WIDTH = 80  # columns
-_MAX_ROWS = 10  # printed of a kind
-_LONGEST_NAME = 11  # that fits beside the numbers
+_MAX_ROWS = 10  # printed per kind
+_LONGEST_NAME = 11  # that fits next to the numbers
 _QUANTILES = {"min": 0.0, "50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 
 
@@ -28,7 +28,7 @@ def run(config: ConfigDict, say: Callable[[str], None] = print) -> None:
     policy = data.initial_policy(config)
     for task in selection.tasks:
       task.check()
-    # Everything that is wrong goes into the report, however much it is; it is judged below.
+    # The report lists everything that is wrong; `data.require` below judges it.
     lenient = [dataclasses.replace(task, max_bad_rows=1.0) for task in selection.tasks]
     lenient = dataclasses.replace(selection, tasks=tuple(lenient))
     inspected = data.inspect(config, lenient, policy)
@@ -46,7 +46,7 @@ def run(config: ConfigDict, say: Callable[[str], None] = print) -> None:
 def report(
   config: ConfigDict, policy: build.Policy, inspected: Sequence[data.Inspected]
 ) -> Iterator[str]:
-  """Lines of at most 80 columns, but for paths and reasons."""
+  """Yields lines of at most 80 columns, except paths and reasons."""
   for task in dict.fromkeys(one.task.name for one in inspected):
     yield from _task(task, [one for one in inspected if one.task.name == task])
   yield ""
@@ -76,7 +76,7 @@ def _task(name: str, splits: Sequence[data.Inspected]) -> Iterator[str]:
 
 
 def _lengths(config, inspected: Sequence[data.Inspected]) -> Iterator[str]:
-  """Quantiles of the lengths of prompts, those that are too long included, and demonstrations."""
+  """Quantiles of the lengths of prompts (too long ones included) and demonstrations."""
   yield f"{'tokens':<28}" + "".join(f"{name:>8}" for name in _QUANTILES) + f"{'limit':>8}"
   for one in sorted(inspected, key=lambda one: one.task.name):
     name = one.split if len(inspected) == len(data.SPLITS) else f"{one.task.name}, {one.split}"
@@ -98,7 +98,7 @@ def _row(label: str, lengths: list[int], limit: int) -> str:
 
 
 def _not_used(one: data.Inspected) -> Iterator[str]:
-  """Problems without a prompt, or that can't be judged, each with its place."""
+  """Problems that are left out or can't be judged, with their location."""
   others = sum("another" in row.why for row in one.reading.repeated)
   for title, rows in (
     ("can't be used", one.reading.left_out + one.made.left_out),

@@ -1,4 +1,4 @@
-"""Published checkpoints: `import` checks and copies or converts one, `export` writes one."""
+"""Published checkpoints: `import` checks and copies or converts them, `export` writes them."""
 
 import concurrent.futures
 import glob
@@ -18,7 +18,7 @@ from offpolicy_rl.model import families, gguf_files, lora, pretrained
 from offpolicy_rl.roles import build
 from offpolicy_rl.tasks import tokenizer
 
-_TEMPLATE_SECONDS = 20.0  # for one question; milliseconds are usual
+_TEMPLATE_SECONDS = 20.0  # timeout of a chat template, which usually takes milliseconds
 
 
 def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> str:
@@ -27,28 +27,28 @@ def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> 
   Args:
     source: a directory (local or in a bucket) with config.json, *.safetensors and tokenizer files,
       or a GGUF file.
-    ignore: keys of config.json that are known to change nothing.
+    ignore: keys of config.json that have no effect on the model.
 
   Raises:
-    FileExistsError: `to` is there already.
+    FileExistsError: `to` exists.
     families.UnsupportedModel, pretrained.PretrainedError, gguf_files.GgufError,
       tokenizer.TokenizerError: it can't be used; nothing is left behind.
   """
   target = pathlib.Path(to)
   if target.exists():
-    raise FileExistsError(f"--to: {to} is there already, expected a new directory")
+    raise FileExistsError(f"--to: {to} exists, expected a new directory")
   with files_lib.new_directory(target) as folder:
     if source.endswith(".gguf"):
       _convert(pathlib.Path(source), folder)
     else:
       _copy(epath.Path(source), folder)
-    if ignore:  # every later reader needs to know
+    if ignore:  # for every later reader
       path = folder / pretrained.CONFIG
       keys = families.parse(path.read_text(encoding="utf-8"))
       path.write_text(json.dumps(keys | {families.IGNORED: sorted(ignore)}, indent=2) + "\n")
     try:
       summary = _check(folder)
-    except ValueError as error:  # names a directory that is gone when people read this
+    except ValueError as error:  # which names the temporary directory
       raise type(error)(str(error).replace(str(folder), source.rstrip("/"))) from None
   return f"{target}: {summary}"
 
@@ -68,27 +68,27 @@ def _copy(source: epath.Path, to: pathlib.Path) -> None:
 def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
   file = gguf_files.GgufFile(source)
   keys = file.config_json()
-  families.read(keys)  # refused before anything is converted
+  families.read(keys)  # raises before anything is converted
   (to / pretrained.CONFIG).write_text(json.dumps(keys, indent=2) + "\n")
   safetensors.numpy.save_file(dict(file.tensors()), to / pretrained.SINGLE, {"format": "pt"})
   tokenizer.write_from_gguf(file, to)
 
 
 def _check(folder: pathlib.Path) -> str:
-  """A summary of a checkpoint, in a few lines; raises when it can't be used."""
+  """Summarizes a checkpoint in a few lines; raises if it can't be used."""
   checkpoint = pretrained.Checkpoint(folder)
   files = tokenizer.read_files(folder)
   words = tokenizer.Tokenizer(files, vocab_size=checkpoint.config.vocab_size)
   count = sum(math.prod(shape) for shape in checkpoint.shapes.values())
   dtypes = ", ".join(sorted(set(checkpoint.dtypes.values())))
   family = checkpoint.keys["model_type"]
-  notes = [*_in_time(words.check), *tokenizer.notes(files)]
+  notes = [*_with_timeout(words.check), *tokenizer.notes(files)]
   line = f"{family}, {count / 1e6:,.1f} M parameters ({dtypes}), {words.size:,} tokens"
   return "\n  ".join([line, *notes])
 
 
-def _in_time(check: Callable[[], list[str]]) -> list[str]:
-  """The result of `check`, which runs a template's code; TokenizerError if it takes too long."""
+def _with_timeout(check: Callable[[], list[str]]) -> list[str]:
+  """Calls `check`, which runs a template's code; TokenizerError if it takes too long."""
   result: concurrent.futures.Future = concurrent.futures.Future()
 
   def run() -> None:
@@ -102,7 +102,7 @@ def _in_time(check: Callable[[], list[str]]) -> list[str]:
     return result.result(timeout=_TEMPLATE_SECONDS)
   except TimeoutError:
     raise tokenizer.TokenizerError(
-      f"{tokenizer.TEMPLATE}: one question takes it more than {_TEMPLATE_SECONDS:g} s"
+      f"{tokenizer.TEMPLATE}: rendering one question takes more than {_TEMPLATE_SECONDS:g} s"
     ) from None
 
 
@@ -115,12 +115,12 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
     dtype: of the tensors, e.g. "bfloat16"; None = that of the imported checkpoint.
 
   Raises:
-    FileExistsError: `to` is there already.
+    FileExistsError: `to` exists.
     pretrained.PretrainedError: the run did not begin with a published checkpoint, or has none.
   """
   run, target = pathlib.Path(run_dir), pathlib.Path(to)
   if target.exists():
-    raise FileExistsError(f"--to: {to} is there already, expected a new directory")
+    raise FileExistsError(f"--to: {to} exists, expected a new directory")
   if not (run / "model").is_dir():
     raise pretrained.PretrainedError(
       f"--run_dir: {run}/model is missing: only runs that began with a published checkpoint "

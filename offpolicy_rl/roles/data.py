@@ -1,4 +1,4 @@
-"""The prompts of a run, and what has to be true of them before it starts."""
+"""The prompts of a run, and checks of them before it starts."""
 
 import contextlib
 import dataclasses
@@ -34,16 +34,16 @@ SPLITS = (catalog.TRAIN_SPLIT, catalog.HELDOUT_SPLIT)
 _SAMPLE = 64  # problems of a split that are inspected before a run
 _CHUNK = 250  # right answers that a worker gets at a time
 _MAX_WORKERS = 8
-_STRICTEST_FIRST = ("numeric", "math_verify", "exact")  # verifiers to recommend for an answer
+_STRICTEST_FIRST = ("numeric", "math_verify", "exact")  # verifiers to recommend
 
 Members = list[tuple[float, prompts.Tokenized]]  # (rate, prompts) of each task
 
 
 def examples(config: ConfigDict, split: str, policy: build.Policy) -> Members:
-  """(rate, prompts) of each task that the configuration mixes.
+  """Reads (rate, prompts) of each task that the configuration mixes.
 
   Raises:
-    TaskError: problems can't be read, or too many of them make no prompt.
+    TaskError: problems can't be read, or too many are unusable.
   """
   return prompts.tokenize_split(
     catalog.select(config.task),
@@ -55,7 +55,7 @@ def examples(config: ConfigDict, split: str, policy: build.Policy) -> Members:
 
 
 def ticket_fault(config: ConfigDict, vocab_size: int) -> Callable[[prompts.Example], str | None]:
-  """A function that says why no sampler could answer a prompt; None where one can."""
+  """Makes a function that says why no sampler could answer a prompt, or None."""
   return functools.partial(_ticket_fault, config, vocab_size)
 
 
@@ -79,7 +79,7 @@ def _ticket_fault(config, vocab_size: int, example: prompts.Example) -> str | No
 
 
 def summary(name: str, train: Members, held: Members) -> str:
-  """A line about the prompts of a task."""
+  """Describes the prompts of a task in a line."""
   count = lambda members, field: sum(len(getattr(made, field)) for _, made in members)
   line = f"task {name}: {count(train, 'examples')} prompts, {count(held, 'examples')} held out"
   too_long = [(count(train, "too_long"), "for training"), (count(held, "too_long"), "held out")]
@@ -92,11 +92,10 @@ def summary(name: str, train: Members, held: Members) -> str:
 
 
 def check_start(config: ConfigDict) -> None:
-  """Checks what a run needs, before it makes its directory; see `check_problems`.
+  """Checks what a run needs before its directory is made; see `check_problems`.
 
   Raises:
-    ConfigError: a run could not start.
-    tokenizer.TokenizerError, families.UnsupportedModel: as `build.make_policy`.
+    ConfigError, tokenizer.TokenizerError, families.UnsupportedModel: a run could not start.
   """
   selection, policy = config_lib.check_data(config), initial_policy(config)
   check_messages(config, policy)
@@ -104,7 +103,7 @@ def check_start(config: ConfigDict) -> None:
 
 
 def initial_policy(config: ConfigDict) -> build.Policy:
-  """The policy that a run begins with; the configuration stays as it is."""
+  """Makes the policy that a run begins with; the configuration is not changed."""
   config = config_lib.from_json(config_lib.to_json(config))
   folder = config.model.checkpoint
   files = tokenizer.read_files(pathlib.Path(folder)) if folder else None
@@ -113,26 +112,26 @@ def initial_policy(config: ConfigDict) -> build.Policy:
 
 
 def check_messages(config: ConfigDict, policy: build.Policy) -> None:
-  """ConfigError when a sampler's welcome is larger than a message may be.
+  """Raises ConfigError if what a joining sampler receives does not fit into a message.
 
-  Groups and prompts are checked by `config.validate` and `ticket_fault`; weights go in pieces.
+  `config.validate` and `ticket_fault` check groups and prompts; weights are sent in pieces.
   """
   limit, size = config.transport.max_message_mb, _hello_bytes(config, policy)
   if size > limit << 20:
     raise config_lib.ConfigError(
       f"transport.max_message_mb: got {limit}, expected at least {(size >> 20) + 1}: the model's "
-      "tokenizer and the configuration have to fit"
+      "tokenizer and the configuration must fit"
     )
 
 
 def _hello_bytes(config, policy: build.Policy) -> int:
-  """About the size of what a sampler receives when it joins."""
+  """Approximate size of what a joining sampler receives."""
   files = (text for text in policy.files or () if isinstance(text, str))
   return sum(len(text.encode()) for text in files) + len(config_lib.to_json(config)) + 4096
 
 
 def largest_message(config: ConfigDict, policy: build.Policy) -> tuple[str, int]:
-  """(description, largest size in bytes) of a run's largest message, weights aside."""
+  """(description, maximal size in bytes) of a run's largest message, weights excepted."""
   completions = max(config.learner.group_size, config.evaluation.samples)
   tokens = config.task.max_completion_tokens
   group = f"a group of {completions} completions with {tokens} tokens each"
@@ -144,9 +143,12 @@ def largest_message(config: ConfigDict, policy: build.Policy) -> tuple[str, int]
 
 
 def check_problems(config: ConfigDict, selection: catalog.Selection, policy: build.Policy) -> None:
-  """Inspects a sample of each task, and all problems where something is wrong; ConfigError.
+  """Inspects a sample of each task, and all problems if something is wrong.
 
-  Tasks that are slow to list are skipped: the run reads all prompts of all tasks a little later.
+  Skips tasks that are slow to list, as the run reads all their prompts later anyway.
+
+  Raises:
+    ConfigError: a run could not start.
   """
   quick = [i for i, task in enumerate(selection.tasks) if not task.slow]
   if not quick:
@@ -155,7 +157,7 @@ def check_problems(config: ConfigDict, selection: catalog.Selection, policy: bui
   try:
     inspected = look(sample=_SAMPLE)
   except pool.PoolError as error:  # only samplers need the verifier
-    _LOG.warning("whether right answers can be judged is not looked at: %s", error)
+    _LOG.warning("not checked whether right answers can be judged: %s", error)
     look = functools.partial(look, judge=False)
     inspected = look(sample=_SAMPLE)
   if any(one.made.left_out or one.unreadable or not one.made.examples for one in inspected):
@@ -176,7 +178,7 @@ def check_problems(config: ConfigDict, selection: catalog.Selection, policy: bui
 
 
 class Inspected(NamedTuple):
-  """A split of a task, inspected."""
+  """The problems of a split of a task, and what is wrong with them."""
 
   task: catalog.Task
   split: str
@@ -194,7 +196,7 @@ def inspect(
   sample: int | None = None,
   judge: bool = True,
 ) -> list[Inspected]:
-  """Renders problems and has the verifiers read the right answers.
+  """Renders problems, and checks that verifiers can read their right answers.
 
   Args:
     only: indices of tasks; None = all.
@@ -223,14 +225,14 @@ def inspect(
 
 
 def _of_its_task(problem: sources.Problem) -> sources.Problem:
-  """A problem of a mixture with the answer that its task gave it."""
+  """Unpacks the answer that a mixture has wrapped."""
   return dataclasses.replace(problem, answer=json.loads(problem.answer)["answer"])
 
 
 def _unreadable(
   task, names: Sequence[str], problems: Sequence[list[sources.Problem]]
 ) -> list[list[LeftOut]]:
-  """The problems of each list that the verifier of that name can't read, judged in processes."""
+  """The problems of each list whose answers its verifier can't read, judged in processes."""
   exact = verifiers.NAMED["exact"]  # reads everything
   if not any(rows for name, rows in zip(names, problems, strict=True) if name != exact):
     return [[] for _ in problems]
@@ -260,10 +262,10 @@ def _unreadable(
 
 
 def _why_unreadable(name: str, answer: str) -> str | None:
-  """Runs in a worker; names a verifier that would suit."""
+  """Runs in a worker; recommends another verifier."""
   is_ours = name in verifiers.NAMED.values()
   if not is_ours and not isinstance(json.loads(answer), str):
-    return None  # only its verifier knows what is right
+    return None  # only its own verifier can tell
   why = verifiers.why_unusable(name, answer)
   if why is None:
     return None
@@ -280,7 +282,7 @@ def _reads(short: str, answer: str) -> bool:
 
 
 def require(config: ConfigDict, inspected: Sequence[Inspected]) -> None:
-  """Raises ConfigError when a run could not start with these problems."""
+  """Raises ConfigError if a run could not start with these problems."""
   try:
     for one in inspected:
       left_out = [*one.made.left_out, *one.unreadable]
@@ -292,7 +294,7 @@ def require(config: ConfigDict, inspected: Sequence[Inspected]) -> None:
 
 
 def require_some(config: ConfigDict, split: str, made: Sequence[prompts.Tokenized]) -> None:
-  """Raises TaskError unless every task has prompts to train on, or one has some held out."""
+  """Raises TaskError unless all tasks have training prompts, or one has held-out prompts."""
   counts = [len(one.examples) for one in made]
   if all(counts) if split == catalog.TRAIN_SPLIT else any(counts):
     return

@@ -1,4 +1,4 @@
-"""Evaluates a published checkpoint, or a run's newest one, on this machine alone."""
+"""Evaluates a published checkpoint, or a run's newest one, on this machine."""
 
 import json
 import pathlib
@@ -36,20 +36,23 @@ def run(
   """Answers problems greedily and by sampling; prints a table, writes `out`, returns eval.json.
 
   `out`/problems.jsonl holds every problem with its completions, `out`/eval.json the estimates. Both
-  are functions of the weights, the configuration and the seed. `out` is absent when it fails.
+  depend only on weights, configuration and seed. `out` is not created on failure.
 
   Args:
-    config: checked; the weights are those of `config.model.checkpoint` when `run_dir` is None.
+    config: checked; its model.checkpoint has the weights if `run_dir` is None.
     ks: ascending, none above `config.evaluation.samples`.
     split: "heldout" or "train".
-    problems: answers the first so many; None = all.
+    problems: number of problems, from the first; None = all.
 
   Raises:
     ValueError: no prompt is short enough.
     RuntimeError, ValueError, OSError: the weights or the tokenizer can't be read.
   """
   console = output.console()
-  files = _files(config, run_dir)
+  if run_dir is None:
+    files = tokenizer.read_files(pathlib.Path(config.model.checkpoint))
+  else:
+    files = build.model_files(config, run_dir, resume=True)
   build.set_chat_date(config, files)
   policy = build.make_policy(config, files)
   for note in build.sampling_notes(config, policy):
@@ -81,7 +84,7 @@ def run(
 
 
 def _write(path: pathlib.Path, rows: Iterator[dict]) -> list[dict]:
-  """Writes each row; returns the rows without texts, which would be too much to keep."""
+  """Writes each row; returns the rows without texts, to save memory."""
   kept = []
   with path.open("w", encoding="utf-8") as file:
     for row in rows:
@@ -97,14 +100,8 @@ def _without_texts(row: dict) -> dict:
   return {"greedy": without(row["greedy"]), "samples": samples, "verifier_failures": failures}
 
 
-def _files(config, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
-  if run_dir is not None:
-    return build.model_files(config, run_dir, resume=True)
-  return tokenizer.read_files(pathlib.Path(config.model.checkpoint))
-
-
 def _examples(config, policy: build.Policy, split: str):
-  """(prompts in order, numbers of those that are too long or can't be used)."""
+  """(prompts in order, counts of those left out)."""
   data.check_problems(config, catalog.select(config.task), policy)
   members = data.examples(config, split, policy)
   data.require_some(config, split, [made for _, made in members])
@@ -127,7 +124,7 @@ def _weights(config, policy: build.Policy, run_dir: pathlib.Path | None) -> tupl
 
 
 def _answer(config, policy: build.Policy, params, examples, console) -> Iterator[dict]:
-  """One row of problems.jsonl per example, in order."""
+  """Yields a row of problems.jsonl for each example, in order."""
   slots, samples = config.sampler.slots, config.evaluation.samples
   longest = max(example.prompt_tokens.size for example in examples)
   columns = longest + -longest % _WIDTH_MULTIPLE
@@ -139,7 +136,7 @@ def _answer(config, policy: build.Policy, params, examples, console) -> Iterator
   starts = range(0, len(tickets), 2 * slots)
   with build.scorer(config.task) as scorer:
     for start in rich.progress.track(starts, "problems", console=console, transient=True):
-      some = tickets[start : start + 2 * slots]  # a greedy and a sampled one of each problem
+      some = tickets[start : start + 2 * slots]  # a greedy and a sampled one for each problem
       answers = engine.generate(params, 0, some)
       groups = worker.score_groups(
         scorer, policy.tokenizer, some, answers, judge_unfinished=judge_unfinished
@@ -165,10 +162,7 @@ def _row(
 
 
 def _completion(words, trajectory: types.Trajectory, judged: str | None) -> dict:
-  """A completion; `judged` is the text that the verifier saw.
-
-  `logprob`: of all its tokens, in nats, under the distribution sampled from; 0 when greedy.
-  """
+  """`judged`: the text that the verifier saw. `logprob`: sum over tokens, nats; 0 when greedy."""
   return {
     "text": words.decode(trajectory.tokens.tolist()),
     "final_answer": None if judged is None else votes.final_answer(judged),

@@ -1,4 +1,4 @@
-"""The first process of a learner: prompts, tickets, samplers, files. Training is in training.py."""
+"""The first process of a learner: prompts, tickets, samplers and files; training.py trains."""
 
 import dataclasses
 import functools
@@ -21,24 +21,24 @@ from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import checkpoint, loop, speed
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import cost, sharding
-from offpolicy_rl.observe import profiling, terminal
+from offpolicy_rl.observe import metrics, profiling, terminal
 from offpolicy_rl.replay import admission, batching, packing, sampler_stats, schedule, store
 from offpolicy_rl.roles import build, multihost, training
 from offpolicy_rl.roles import prompts as prompts_lib
 from offpolicy_rl.roles.run_files import LiveStatus, RunFiles
 from offpolicy_rl.roles.sampler_service import SamplerService
-from offpolicy_rl.roles.weights import Publisher
+from offpolicy_rl.roles.weights import WeightPublisher
 from offpolicy_rl.transport import codec, protocol, security, server
 
 
 class Serving(NamedTuple):
-  """Where samplers reach the learner, and which may. Checked (`security.check_listen_address`)."""
+  """How samplers reach the learner; checked by `security.check_listen_address`."""
 
   listen: str
   credentials: security.Credentials = security.NONE
   reflection: bool = False
   weights_dir: str | None = None  # samplers read the weights there; None = they are streamed
-  registry: Any = None  # of prometheus.serve; None = no figures for Prometheus
+  registry: Any = None  # of prometheus.serve; None = no metrics for Prometheus
 
 
 def run_learner(
@@ -50,36 +50,39 @@ def run_learner(
   stop: threading.Event | None = None,
   profile: profiling.Plan | None = None,
 ) -> state_lib.TrainState | None:
-  """Trains to the end of the configuration, or until `stop`; returns the last state.
+  """Trains all steps of the configuration, or until `stop`; returns the last state.
 
-  None when it was stopped before version 0 existed. Where the learner has several processes
-  (roles/multihost.py), this is the first one's part.
+  None if it was stopped before version 0. In a learner of several processes (roles/multihost.py),
+  the first one calls this.
 
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/, groups/,
   completions.jsonl, lag_schedule.jsonl, live.json, ledger.json, report.html, profile/.
   """
   session = uuid.uuid4().hex
-  learner = make_learner(
+  learner = make_leader(
     config, run_dir, session, serving.weights_dir, stop or threading.Event(), resume=resume
   )
   live = LiveStatus(run_dir, session, config, learner.service)
   wire, result = None, "failed"
+  first_step = learner.restored.step if learner.restored else 0
+  profile = profiling.left(profile, first_step, learner.say)
+  around = lambda functions: profiling.profiled(functions, profile, run_dir, learner.say)
   try:
     wire = _serve(learner, serving, session, live)
-    state = training.train(learner, _profiler(learner, profile))
+    state = training.train(learner, around)
     if state is not None:
       learner.finish(int(state.step))
     result = "stopped" if learner.stop.is_set() else "finished"
     return state
   finally:
     live.end(result)
-    # After an error among several the process ends: nothing can be written without all of them.
+    # After an error one of several processes just ends: writing needs all of them.
     if wire is not None and (learner.orders.alone or result != "failed"):
       _shut_down(learner, wire)
 
 
-def _serve(learner: "Learner", serving: Serving, session: str, live: LiveStatus) -> server.Server:
-  """Opens the learner to samplers and watchers; prints where."""
+def _serve(learner: "Leader", serving: Serving, session: str, live: LiveStatus) -> server.Server:
+  """Serves samplers and watchers; prints the address."""
   config = learner.config
   identity = protocol.Identity(
     session=session,
@@ -90,7 +93,7 @@ def _serve(learner: "Learner", serving: Serving, session: str, live: LiveStatus)
     model_files=learner.policy.files,
   )
   if serving.registry is not None:
-    from offpolicy_rl.observe import prometheus  # only where it is asked for
+    from offpolicy_rl.observe import prometheus  # imported only if used
 
     serving.registry.register(prometheus.LearnerCollector(live.update_since))
   wire, address = server.start(
@@ -111,19 +114,12 @@ def _serve(learner: "Learner", serving: Serving, session: str, live: LiveStatus)
   return wire
 
 
-def _profiler(learner: "Learner", plan: profiling.Plan | None):
-  """Context manager around the functions of the loop."""
-  first_step = learner.restored.step if learner.restored else 0
-  plan = profiling.left(plan, first_step, learner.say)
-  return lambda functions: profiling.profiled(functions, plan, learner.run_dir, learner.say)
-
-
-def _shut_down(learner: "Learner", wire: server.Server) -> None:
-  """Tells samplers that the run is over, closes everything, prints where to look."""
+def _shut_down(learner: "Leader", wire: server.Server) -> None:
+  """Tells samplers that the run is over, closes everything, prints the path of the report."""
   learner.screen.stop()
   learner.prefetch.close()
   wire.say_not_serving()
-  # The next heartbeat comes from whoever is still at work; each leaves when it hears the news.
+  # Samplers at work learn from their next heartbeat that the run is over, and leave.
   transport = learner.config.transport
   learner.service.dismiss(
     silent_seconds=3 * transport.heartbeat_seconds, at_most_seconds=transport.lease_seconds
@@ -132,7 +128,7 @@ def _shut_down(learner: "Learner", wire: server.Server) -> None:
   learner.publisher.close()
   learner.files.close()
   learner.speed.close()
-  wire.stop(grace=2.0).wait(10)  # whatever a peer does, the run ends
+  wire.stop(grace=2.0).wait(10)  # a peer must not keep the run from ending
   learner.orders.announce(multihost.END)
   learner.service.groups.close()
   tickets = learner.service.ledger.audit()
@@ -143,8 +139,8 @@ def _shut_down(learner: "Learner", wire: server.Server) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Learner(training.Process):
-  """The first process: it has the prompts, the ledger, the samplers and the run's files."""
+class Leader(training.Process):
+  """The first process, which has the prompts, the ledger, the samplers and the run's files."""
 
   run_dir: pathlib.Path
   stop: threading.Event
@@ -154,7 +150,7 @@ class Learner(training.Process):
   service: SamplerService
   queue: build.Queue
   evaluations: requests.EvaluationRequests
-  warm_start_batch: Callable[[int], types.Batch] | None  # None: no warm start
+  warm_start_batch: Callable[[int], types.Batch] | None  # None = no warm start
   orders: multihost.Orders
   speed: speed.Speed
 
@@ -164,15 +160,13 @@ class Learner(training.Process):
     return loop.Prefetch(self._assemble, self.config.learner.steps)
 
   def say(self, text: str) -> None:
-    """Prints a line."""
     self.screen.say(text)
 
   def request_evaluation(self, phase: str, *, version: int, step: int) -> None:
-    """Asks the samplers for the held-out accuracy of a published version."""
     self.evaluations.request(phase, version=version, step=step)
 
   def demonstrations(self, at_step: int) -> types.Batch:
-    """The batch of a step of the warm start, on the devices; raises loop.Stopped."""
+    """Puts the batch of a step of the warm start on the devices; raises loop.Stopped."""
     assert self.warm_start_batch is not None
     self._check_stop()
     batch = self.warm_start_batch(at_step)
@@ -180,17 +174,17 @@ class Learner(training.Process):
 
   def write_warm_start(self, at_step: int, loss: float) -> None:
     """Writes the metrics of a step of the warm start."""
-    self.files.write_warm_start(at_step, loss)
+    self.files.write(metrics.WARM_START, at_step, {"loss": loss})
     self.evaluations.collect()
 
   def start_sampling(self, version: int) -> None:
-    """Hands out the tickets that this version admits, from now on."""
+    """Starts to hand out tickets, first those that this version admits."""
     if not self.checkpoints.steps():
-      # Before any ticket goes out: no acknowledged group is without a state to return to.
+      # An acknowledged group must have a checkpoint to return to.
       raise checkpoint.CheckpointError(
         f"{self.run_dir}/checkpoints: the first one could not be written"
       )
-    self.speed.compilations()  # those before the first step are not its own
+    self.speed.compilations()  # resets the counts, which belong to no step yet
     groups = self.service.groups
     self.service.start(
       admission.Admission(
@@ -205,9 +199,9 @@ class Learner(training.Process):
     )
 
   def next_batch(self, at_step: int) -> loop.StepBatch:
-    """The groups of a step, once all are back; writes down that it uses them."""
+    """Waits for the groups of a step, and records them in the run's files."""
     batch = self.prefetch(at_step)
-    self._check_stop()  # before every step: there may always be a batch ready
+    self._check_stop()  # in every step, as a batch may always be ready
     last = at_step + 1 == self.config.learner.steps
     row = self.files.write_groups(at_step, batch.groups, last=last, words=self.policy.tokenizer)
     self._compare_with_recording(at_step, row)
@@ -222,7 +216,7 @@ class Learner(training.Process):
       raise loop.Stopped
 
   def _assemble(self, at_step: int, wanted: Callable[[], bool]) -> loop.StepBatch | None:
-    """Waits for the groups of a step; None when nobody wants them any more."""
+    """Waits for the groups of a step; None if no longer `wanted`."""
     settings, model = self.config.learner, self.choices.model
     ids = admission.ticket_ids(at_step, settings.prompts_per_step, self.service.control)
     groups = None
@@ -238,42 +232,42 @@ class Learner(training.Process):
     if self.orders.alone:
       batch = self.orders.send_batch(self.mesh, at_step, batch, versions)
     work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
-    metrics = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
-    metrics |= {
+    row = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
+    row |= {
       "of_completions": sampler_stats.of_completions(groups),
       "set_aside": self.queue.unanswerable.count(at_step),
       "flops": cost.train_flops(model, work) * settings.epochs,
     }
     if self.queue.dynamic_sampling is not None:
-      metrics |= self.queue.dynamic_sampling.metrics(at_step)
-    metrics["seconds/assembling"] = time.perf_counter() - started
-    return loop.StepBatch(batch, versions, tuple(groups), metrics)
+      row |= self.queue.dynamic_sampling.metrics(at_step)
+    row["seconds/assembling"] = time.perf_counter() - started
+    return loop.StepBatch(batch, versions, tuple(groups), row)
 
   def _report_unanswerable(self) -> None:
     for line in self.queue.unanswerable.messages():
       self.say(line)
 
   def _compare_with_recording(self, at_step: int, row: dict) -> None:
-    """Stops a replay at the first group that differs from the recorded one."""
+    """Raises ScheduleError if a replay differs from its recording."""
     recorded = self.service.control.recorded
     if recorded is None or row["digests"] == recorded.digests[at_step]:
       return
     pairs = zip(row["digests"], recorded.digests[at_step], strict=True)
     group = next(i for i, (new, old) in enumerate(pairs) if new != old)
     raise schedule.ScheduleError(
-      f"--replay: step {at_step}, group {group} differs from the recorded one: the two runs do not "
+      f"--replay: step {at_step}, group {group} differs from the recorded one: the runs do not "
       "compute the same (another release, machine or number of devices?)"
     )
 
   def write(self, at_step: int, row: dict) -> None:
-    """Writes the metrics of a step, with those of the samplers and of the devices."""
+    """Writes the metrics of a step, adding those of samplers and devices."""
     logprobs = row.pop("policy_logprobs")
     row |= self._sampler_metrics(at_step, row) | self.service.heartbeats.metrics()
     row |= {"weights/bytes": self.service.version_bytes} | self.speed.metrics(row)
     self.files.write_step(at_step, row, logprobs)
 
   def _sampler_metrics(self, at_step: int, row: dict) -> dict:
-    """Takes what is per completion out of a step's row; returns it by sampler, with an alarm."""
+    """Replaces a row's values per completion by values per sampler, and checks for an alarm."""
     per_row = {name: row.pop(f"row_{name}", None) for name in ("entropy", "log_ratio", "mismatch")}
     per_row = {name: np.asarray(x) for name, x in per_row.items() if x is not None}
     stats = self.service.stats
@@ -283,8 +277,8 @@ class Learner(training.Process):
     for sampler_id in unlike.keys() - before.keys():
       self.say(
         f"alarm, step {at_step + 1}: the tokens of sampler {sampler_id} are unlike the others': "
-        f"their log-probabilities are {unlike[sampler_id]:.2g} nats off in the mean; is its memory "
-        "or its model damaged? Its groups are used for as long as it runs"
+        f"their log-probabilities are off by {unlike[sampler_id]:.2g} nats in the mean; is its "
+        "memory or its model damaged? Its groups are used as long as it runs"
       )
     return {
       **{f"sampler/{name}": values for name, values in by_sampler.items()},
@@ -293,7 +287,7 @@ class Learner(training.Process):
     }
 
   def after_step(self, version: int) -> None:
-    """Requests an evaluation where one is due, and collects those that are complete."""
+    """Requests an evaluation if one is due, and collects complete ones."""
     every = self.config.evaluation.every
     if every and version % every == 0 and version < self.config.learner.steps:
       self.publisher.wait()
@@ -301,7 +295,7 @@ class Learner(training.Process):
     self.evaluations.collect()
 
   def save(self, version: int, state: state_lib.TrainState) -> None:
-    """Starts a checkpoint: all that `version` needs to go on as if nothing had happened."""
+    """Starts a checkpoint with everything that is needed to continue from `version`."""
     position = {"files": self.files.position(), "evaluations": self.evaluations.pending()}
     self.publisher.wait()
     older = self.service.older_versions()
@@ -317,7 +311,7 @@ class Learner(training.Process):
       self.say(f"stopped after step {version}; continue with --resume --run_dir={where}")
       return
     if self.restored is not None and self.restored.done and self.restored.step == version:
-      self.say(f"all {version} steps are made and evaluated; learner.steps says how many")
+      self.say(f"all {version} steps of learner.steps are done and evaluated")
       return
     self.request_evaluation("after", version=version, step=version)
     while not self.evaluations.collect(timeout=0.5):
@@ -325,11 +319,11 @@ class Learner(training.Process):
       if self.stop.is_set():
         return
     self._report_unanswerable()
-    # Whoever goes on from here keeps the evaluation.
+    # A run that continues from this checkpoint keeps the evaluation.
     self.checkpoints.amend(version, {"files": self.files.position(), "done": True})
 
 
-def make_learner(
+def make_leader(
   config: ConfigDict,
   run_dir: pathlib.Path,
   session: str,
@@ -337,12 +331,14 @@ def make_learner(
   stop: threading.Event,
   *,
   resume: bool,
-) -> Learner:
-  """Reads the prompts and what there is to resume, and opens the run's files."""
+) -> Leader:
+  """Reads the prompts and the checkpoint to resume from, and opens the run's files."""
   control = build.lag_control(config)
   screen = terminal.Progress(config.learner.steps)
   run_dir.mkdir(parents=True, exist_ok=True)
-  policy = build.run_policy(config, run_dir, resume=resume)
+  model_files = build.model_files(config, run_dir, resume=resume)
+  build.set_chat_date(config, model_files)
+  policy = build.make_policy(config, model_files)
   mesh = sharding.make_mesh(**config.mesh)
   choices = build.step_choices(config, policy.model, mesh)
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
@@ -352,11 +348,8 @@ def make_learner(
     say=screen.say,
     committed=lambda steps: _prune(checkpoints, groups, steps),
   )
-  newest = _newest_step(config, checkpoints) if resume else None
-  if resume and newest is None:
-    screen.say(f"--resume: no checkpoint in {run_dir}, starting from the beginning")
+  newest = _newest_step(config, checkpoints, screen) if resume else None
   orders = multihost.Orders(stop)
-  model_files = policy.files and policy.files._asdict()
   orders.announce(multihost.BEGIN, step=newest, model_files=model_files)
   restored = None if newest is None else checkpoints.restore_for(choices, mesh, newest)
   files = _open_files(config, run_dir, groups, screen, restored)
@@ -371,13 +364,13 @@ def make_learner(
     max_tokens=config.task.max_completion_tokens,
     say=screen.say,
   )
-  return Learner(
+  return Leader(
     config=config,
     choices=choices,
     mesh=mesh,
     checkpoints=checkpoints,
     restored=restored,
-    publisher=Publisher(service.weights, config.transport.weights_dtype, service.published),
+    publisher=WeightPublisher(service.weights, config.transport.weights_dtype, service.published),
     run_dir=run_dir,
     stop=stop,
     policy=policy,
@@ -385,20 +378,36 @@ def make_learner(
     files=files,
     service=service,
     queue=queue,
-    evaluations=build.evaluations(config, queue.ledger, prompts.heldout, files.write_heldout),
+    evaluations=_evaluations(config, queue, prompts.heldout, files),
     warm_start_batch=warm_start_batch,
     orders=orders,
     speed=speed.Speed(mesh),
   )
 
 
-def _newest_step(config: ConfigDict, checkpoints: checkpoint.Checkpoints) -> int | None:
-  """The step to go on from; ConfigError when the run is to have fewer."""
+def _evaluations(
+  config: ConfigDict, queue: build.Queue, heldout: list, files: RunFiles
+) -> requests.EvaluationRequests:
+  return requests.EvaluationRequests(
+    queue.ledger,
+    heldout[: config.evaluation.problems],
+    samples=config.evaluation.samples,
+    temperature=config.sampler.temperature,
+    write=functools.partial(files.write, metrics.HELDOUT),
+  )
+
+
+def _newest_step(
+  config: ConfigDict, checkpoints: checkpoint.Checkpoints, screen: terminal.Progress
+) -> int | None:
+  """The step of the newest checkpoint; ConfigError if learner.steps is smaller."""
   newest = checkpoints.newest()
-  if newest is not None and newest > config.learner.steps:
+  if newest is None:
+    screen.say("--resume: there is no checkpoint, starting from the beginning")
+  elif newest > config.learner.steps:
     raise config_lib.ConfigError(
-      f"learner.steps: got {config.learner.steps}, but the run has made {newest}; expected as many "
-      "at least"
+      f"learner.steps: got {config.learner.steps}, expected at least the {newest} that the run has "
+      "made"
     )
   return newest
 
@@ -406,7 +415,7 @@ def _newest_step(config: ConfigDict, checkpoints: checkpoint.Checkpoints) -> int
 def _read_prompts(
   config: ConfigDict, policy: build.Policy, files: RunFiles, screen, *, begins: bool
 ):
-  """(prompts, batches of the warm start or None); of a run that begins the counts are written."""
+  """Reads (prompts, batches of the warm start or None); `begins`: writes their counts."""
   prompts = prompts_lib.read(config, policy)
   screen.say(prompts.summary)
   warm_start_batch, left_out = None, ""
@@ -420,9 +429,9 @@ def _read_prompts(
 
 
 def _open_files(config: ConfigDict, run_dir: pathlib.Path, groups, screen, restored) -> RunFiles:
-  """Keeps of an earlier run what the restored checkpoint knows, and writes the configuration."""
+  """Opens the files where the restored checkpoint ends, and writes the configuration."""
   (groups.clear if restored is None else groups.claim)(codec.GROUP_FORM)
-  # Also beside the checkpoints, which another machine may go on from.
+  # Also next to the checkpoints, from which another machine may continue.
   for folder in (run_dir, run_dir / "checkpoints"):
     folder.mkdir(exist_ok=True)
     files_lib.write_durably(folder / "config.json", config_lib.to_json(config))
@@ -434,6 +443,6 @@ def _open_files(config: ConfigDict, run_dir: pathlib.Path, groups, screen, resto
 
 
 def _prune(checkpoints, groups: store.GroupStore, steps: list[int]) -> None:
-  """Removes the groups that no checkpoint which is kept can ask for."""
+  """Removes the groups that no kept checkpoint can ask for."""
   open_rows = [row for at in steps for row in checkpoints.position(at)["evaluations"]]
   groups.prune(steps[0], keep=[ticket_id for row in open_rows for ticket_id in row["ticket_ids"]])

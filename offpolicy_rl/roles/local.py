@@ -1,4 +1,4 @@
-"""A learner and its samplers as processes of one machine; a sampler that ends is replaced."""
+"""A learner and its samplers as processes of one machine; samplers that end are replaced."""
 
 import contextlib
 import dataclasses
@@ -15,17 +15,17 @@ from collections.abc import Callable
 from offpolicy_rl.observe import watch
 from offpolicy_rl.system import children, signals
 
-_MAX_ENDS, _WINDOW_SECONDS = 6, 600.0  # of one place's samplers for one reason: the run ends
+_MAX_ENDS, _WINDOW_SECONDS = 6, 600.0  # ends of a slot's samplers for one reason that end the run
 _GRACE_SECONDS = 10.0  # for samplers to end by themselves
 _TAIL_BYTES = 4096  # of a log, searched for its last line
 _STOPPING = (
-  "stopping, with a checkpoint, after the step or evaluation at work; once more ends at once"
+  "stopping after the current step or evaluation, with a checkpoint; again to stop at once"
 )
 
 
 @dataclasses.dataclass
-class _Place:
-  """A place for one sampler process at a time."""
+class _SamplerSlot:
+  """A slot for one sampler process at a time."""
 
   index: int
   run_dir: pathlib.Path
@@ -37,13 +37,13 @@ class _Place:
   def log(self) -> pathlib.Path:
     return self.run_dir / f"sampler-{self.index}.log"
 
-  def tend(self, flags: list[str], start: Callable[..., subprocess.Popen]) -> str | None:
-    """Starts a sampler if there is none; returns why the run has to end, if it has to."""
+  def update(self, flags: list[str], start: Callable[..., subprocess.Popen]) -> str | None:
+    """Starts a sampler if there is none; returns the reason if the run has to end."""
     if self.child is not None and self.child.poll() is not None:
       code, child, self.child = self.child.returncode, self.child, None
-      children.kill(child)  # what it may have left
+      children.kill(child)  # its leftover children
       if code == 0 and _how_it_ended(self.run_dir):
-        self.not_before = float("inf")  # the learner has told it that the run is over
+        self.not_before = float("inf")  # the run is over
         return None
       return self._ended("it was asked to stop, exit code 0" if code == 0 else _reason(code))
     if self.child is None and time.monotonic() >= self.not_before:
@@ -55,7 +55,7 @@ class _Place:
     return None
 
   def _ended(self, reason: str) -> str | None:
-    """Plans the next start after a growing pause; returns why the run has to end, if it has to."""
+    """Schedules the next start after a growing pause, or returns why the run has to end."""
     now = time.monotonic()
     self.ends = [(at, why) for at, why in self.ends if now - at < _WINDOW_SECONDS]
     self.ends.append((now, reason))
@@ -82,19 +82,18 @@ def run(
 ) -> int:
   """Starts the processes and waits for the learner; returns its exit code.
 
-  1 when samplers keep ending for the same reason, 130 when somebody else stopped the learner. A
-  sampler that ends while the run goes on is replaced. `stop` asks the learner to end with a
-  checkpoint; the samplers end when it tells them. `start`: as `children.start`.
+  It is 1 if samplers keep ending for the same reason, 130 if someone else stopped the learner.
+  `stop` asks the learner to end with a checkpoint; the learner then ends the samplers.
   """
   address, before = run_dir / "address", _signature(run_dir / "address")
   learner = start(["learner", *learner_args, f"--run_dir={run_dir}"])
-  places = [_Place(i, run_dir) for i in range(samplers)]
+  slots = [_SamplerSlot(i, run_dir) for i in range(samplers)]
   problem = None
   try:
     while learner.poll() is None and not stop.is_set() and problem is None:
       if _signature(address) not in (None, before):
         flags = ["sampler", f"--learner={address.read_text()}", *sampler_args]
-        problem = next(filter(None, (place.tend(flags, start) for place in places)), None)
+        problem = next(filter(None, (slot.update(flags, start) for slot in slots)), None)
       stop.wait(0.1)
     if stop.is_set() and learner.poll() is None:
       print(_STOPPING, file=sys.stderr)
@@ -102,12 +101,12 @@ def run(
     return _exit_code(_end_learner(learner), run_dir, stopped=stopped, problem=problem)
   finally:
     _end_learner(learner)
-    running = [place.child for place in places if place.child]
+    running = [slot.child for slot in slots if slot.child]
     _end_samplers(running, terminate=learner.returncode != 0)
 
 
 def _signature(path: pathlib.Path) -> tuple[int, int] | None:
-  """Differs from an earlier run's once the learner has written the file; None = no file."""
+  """Identifies a version of a file; None = no file."""
   try:
     status = path.stat()
   except FileNotFoundError:
@@ -130,28 +129,28 @@ def _last_line(log: pathlib.Path) -> str:
 
 
 def _end_learner(learner: subprocess.Popen) -> int:
-  """Asks it to end, waits as long as that takes, and returns its exit code."""
+  """Asks the learner to end, waits for it, and returns its exit code."""
   if learner.poll() is None:
     learner.terminate()
   return learner.wait()
 
 
 def _exit_code(code: int, run_dir: pathlib.Path, *, stopped: bool, problem: str | None) -> int:
-  """The exit code of the command; prints what the learner can't have printed itself."""
-  go_on = f"go on with offpolicy-rl local --resume --run_dir={shlex.quote(str(run_dir))}"
+  """The exit code of the command; prints what the learner could not print itself."""
+  go_on = f"continue with offpolicy-rl local --resume --run_dir={shlex.quote(str(run_dir))}"
   if problem is not None:
-    print(f"{problem}\nthe run was ended for that, with a checkpoint; {go_on}", file=sys.stderr)
+    print(f"{problem}\nso the run was ended, with a checkpoint; {go_on}", file=sys.stderr)
     return children.exit_code(code) or 1
   if code < 0 or code > 2:
     print(f"the learner ended ({_reason(code)}); {go_on}", file=sys.stderr)
   elif code == 0 and not stopped and _how_it_ended(run_dir) == "stopped":
-    print(f"the learner was asked to stop, not by us; {go_on}", file=sys.stderr)
+    print(f"someone else asked the learner to stop; {go_on}", file=sys.stderr)
     return signals.INTERRUPTED
   return children.exit_code(code)
 
 
 def _how_it_ended(run_dir: pathlib.Path) -> str:
-  """The learner's word for how the run ended; "" while it goes on."""
+  """RunStatus.ended of the run; "" while it is running."""
   try:
     return json.loads((run_dir / watch.FILE).read_text())["ended"]
   except (OSError, ValueError, KeyError, TypeError):
@@ -159,7 +158,7 @@ def _how_it_ended(run_dir: pathlib.Path) -> str:
 
 
 def _end_samplers(samplers: list[subprocess.Popen], *, terminate: bool) -> None:
-  """Waits a moment for them to end, as the learner or SIGTERM has told them; then kills."""
+  """Waits for samplers to end, then kills them; `terminate`: sends SIGTERM first."""
   if terminate:
     for child in samplers:
       child.terminate()

@@ -1,9 +1,8 @@
-"""A learner of several processes: how they meet, and what the first one tells the others.
+"""A learner of several processes: how they join, and what the first one sends to the others.
 
-Every process runs the same command and the same `training.train`. Prompts, ledger, samplers and
-files belong to the first one. What the others need of them are *orders*, which the first process
-puts into the key-value store of `jax.distributed` in the order in which it works, and the rows of
-each batch, which it broadcasts over the devices.
+Every process runs the same command and the same `training.train`. The first one has prompts,
+ledger, samplers and files. It sends the others *orders* through the key-value store of
+`jax.distributed`, and broadcasts the rows of each batch over the devices.
 """
 
 import contextlib
@@ -29,25 +28,25 @@ from offpolicy_rl.learner import checkpoint, loop
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import sharding
 from offpolicy_rl.roles import build, training
-from offpolicy_rl.roles.weights import Publisher
+from offpolicy_rl.roles.weights import WeightPublisher
 from offpolicy_rl.system import output
 
 _LOG = logging.getLogger(__name__)
-_HEARTBEAT_SECONDS = 40  # jax.distributed ends every process when one is silent for so long
+_HEARTBEAT_SECONDS = 40  # jax.distributed ends all processes if one is silent for so long
 _PREFIX = "offpolicy_rl"
-_KEPT_ORDERS = 64  # the others are never further behind: each step is a collective
+_KEPT_ORDERS = 64  # the others are never further behind, as every step is a collective
 _WAIT_MS = 10_000
-AUTO = "auto"  # --coordinator: the environment of a TPU pod or a cluster names the processes
+AUTO = "auto"  # value of --coordinator: TPU pods and clusters know their processes
 
 BEGIN, BATCH, SAVE, STOP, END = "begin", "batch", "save", "stop", "end"
 
 
 class MultihostError(RuntimeError):
-  """The processes of a learner do not fit together, or one did not come."""
+  """The processes of a learner do not match, or one did not join."""
 
 
 class ProcessGroup(NamedTuple):
-  """The processes of a learner, as the command line names them."""
+  """The processes of a learner, from the command line."""
 
   coordinator: str  # HOST:PORT of the first process, or AUTO
   processes: int | None = None
@@ -55,7 +54,7 @@ class ProcessGroup(NamedTuple):
 
 
 def join(group: ProcessGroup) -> None:
-  """Makes the devices of all processes visible. Call it before anything else uses JAX.
+  """Connects the processes, which makes all their devices visible. Call it before any use of JAX.
 
   Raises:
     MultihostError: the others were not found.
@@ -68,13 +67,13 @@ def join(group: ProcessGroup) -> None:
       )
   except (RuntimeError, ValueError) as error:
     raise MultihostError(
-      f"--coordinator: the processes of {group.coordinator} did not find one another: {error}"
+      f"--coordinator: the processes of {group.coordinator} did not find each other: {error}"
     ) from None
 
 
 @contextlib.contextmanager
 def _without_proxies():
-  """JAX's gRPC would go through the environment's proxy, also to the machine next door."""
+  """Keeps JAX's gRPC from using the environment's proxy for local connections."""
   kept = {name: os.environ[name] for name in os.environ if name.lower().endswith("_proxy")}
   for name in kept:
     del os.environ[name]
@@ -85,7 +84,7 @@ def _without_proxies():
 
 
 def check_agreement(config: ConfigDict) -> int:
-  """Checks that all processes have one configuration for all devices; returns this one's number.
+  """Checks that all processes have the same configuration; returns the index of this one.
 
   Raises:
     MultihostError: the configurations differ.
@@ -106,31 +105,31 @@ def check_agreement(config: ConfigDict) -> int:
 
 
 class Orders:
-  """Messages that the first process announces and the others receive, in the same order.
+  """Messages that the first process sends and the others receive, in order.
 
-  With one process there is nobody to tell, and `announce` does nothing.
+  With a single process `announce` does nothing.
   """
 
   def __init__(self, stop: threading.Event):
-    """`stop`: of this process; the first one stops when any of them is to."""
-    self._store: Any = distributed.global_state.client  # None: one process
+    """`stop`: asks this process to stop, whereupon all stop."""
+    self._store: Any = distributed.global_state.client  # None = one process
     self._count = 0
     if not self.alone:
-      pass_on = self._ask_to_stop if jax.process_index() else self._hear_of_stop
+      pass_on = self._request_stop if jax.process_index() else self._await_stop_request
       threading.Thread(target=pass_on, args=(stop,), daemon=True, name="stop").start()
 
   @property
   def alone(self) -> bool:
-    """True if the learner has one process only."""
+    """True if the learner has a single process."""
     return self._store is None
 
-  def _ask_to_stop(self, stop: threading.Event) -> None:
-    """Tells the first process; this one goes on until that one announces STOP."""
+  def _request_stop(self, stop: threading.Event) -> None:
+    """Tells the first process; this one continues until that one announces STOP."""
     stop.wait()
     self._store.key_value_set(f"{_PREFIX}/stop", "1", allow_overwrite=True)
 
-  def _hear_of_stop(self, stop: threading.Event) -> None:
-    with contextlib.suppress(MultihostError):  # the store goes when the run ends
+  def _await_stop_request(self, stop: threading.Event) -> None:
+    with contextlib.suppress(MultihostError):  # the store is gone when the run ends
       self._wait_for(f"{_PREFIX}/stop")
       stop.set()
 
@@ -145,7 +144,7 @@ class Orders:
           ) from None
 
   def announce(self, kind: str, **values) -> None:
-    """Tells the other processes; `values` are JSON."""
+    """Sends an order to the other processes; `values` are JSON."""
     if self.alone:
       return
     self._store.key_value_set(f"{_PREFIX}/{self._count}", json.dumps({"kind": kind, **values}))
@@ -154,11 +153,11 @@ class Orders:
     self._count += 1
 
   def receive(self, kind: str) -> dict:
-    """Waits for the next order, which has to be of this kind, and returns its values.
+    """Waits for the next order, which must be of this kind, and returns its values.
 
     Raises:
       loop.Stopped: it is STOP.
-      MultihostError: it is another one, or the first process is gone.
+      MultihostError: it is of another kind, or the first process is gone.
     """
     order = json.loads(self._wait_for(f"{_PREFIX}/{self._count}"))
     self._count += 1
@@ -173,7 +172,7 @@ class Orders:
   def send_batch(
     self, mesh: jax.sharding.Mesh, at_step: int, batch: types.Batch, versions: frozenset[int]
   ) -> types.Batch:
-    """Puts a batch on the devices of all processes; called by the first one."""
+    """Puts a batch on the devices of all processes; the first one calls this."""
     if not self.alone:
       leaves = [(x.shape, x.dtype.name) for x in jax.tree.leaves(batch)]
       self.announce(BATCH, step=at_step, versions=sorted(versions), leaves=leaves)
@@ -181,7 +180,7 @@ class Orders:
     return jax.block_until_ready(state_lib.place_batch(mesh, batch))
 
   def receive_batch(self, mesh: jax.sharding.Mesh, at_step: int) -> loop.StepBatch:
-    """Takes part in `send_batch`; called by the other processes. Raises as `receive`."""
+    """The other side of `send_batch`, for the other processes; raises as `receive`."""
     order = self.receive(BATCH)
     if order["step"] != at_step:
       raise MultihostError(f"process 0 is at step {order['step']}, this one at {at_step}")
@@ -195,7 +194,7 @@ class Orders:
 
 @dataclasses.dataclass(frozen=True)
 class Follower(training.Process):
-  """Any process of a learner but the first."""
+  """Any process of a learner except the first."""
 
   orders: Orders
 
@@ -222,13 +221,10 @@ class Follower(training.Process):
 def run_follower(
   config: ConfigDict, checkpoints: pathlib.Path, weights_dir: str, stop: threading.Event
 ) -> None:
-  """Trains as the first process does, to the end of its run.
-
-  `checkpoints`, `weights_dir`: directories that all processes share.
-  """
+  """Trains together with the first process; the directories are shared by all processes."""
   follower = _make_follower(config, checkpoints, weights_dir, stop)
   training.train(follower)
-  # Not after an error: what is being written waits for the other processes.
+  # Not after an error, as writers wait for the other processes.
   follower.checkpoints.close()
   follower.publisher.close()
   follower.orders.receive(END)
@@ -240,19 +236,19 @@ def _make_follower(
   """Waits until the first process says where the run begins."""
   orders = Orders(stop)
   begin = orders.receive(BEGIN)
-  files = types.ModelFiles(**begin["model_files"]) if begin["model_files"] else None
+  files = types.ModelFiles(*begin["model_files"]) if begin["model_files"] else None
   mesh = sharding.make_mesh(**config.mesh)
   choices = build.step_choices(config, build.make_policy(config, files).model, mesh)
   saved = checkpoint.Checkpoints(checkpoints, keep=config.checkpoint.keep, say=_LOG.warning)
   restored = None if begin["step"] is None else saved.restore_for(choices, mesh, begin["step"])
   store = build.make_store(config, weights_dir, session="")
-  publisher = Publisher(store, config.transport.weights_dtype)
+  publisher = WeightPublisher(store, config.transport.weights_dtype)
   return Follower(config, choices, mesh, saved, restored, publisher, orders)
 
 
 @contextlib.contextmanager
 def ending_together():
-  """Ends the process at once after an error: at its exit JAX would wait for all others."""
+  """Ends the process at once after an error; a normal exit would wait for the others."""
   try:
     yield
   except Exception as error:

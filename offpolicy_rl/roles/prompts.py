@@ -1,4 +1,4 @@
-"""The prompts of a run: those it trains on, those held out, and demonstrations of the former."""
+"""The prompts of a run: training and held-out ones, and the demonstrations of the former."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,12 +14,12 @@ Members = list[tuple[float, list]]  # (rate, prompts) of each task
 
 
 class Prompts(NamedTuple):
-  """Prompts, as token ids."""
+  """Tokenized prompts."""
 
   train: Members
-  heldout: list  # in the order of their use
-  counts: dict[str, int]  # metrics: prompts, those too long, those left out
-  summary: str  # a line
+  heldout: list  # in order of use
+  counts: dict[str, int]  # metrics
+  summary: str  # one line
 
 
 def read(config: ConfigDict, policy: build.Policy) -> Prompts:
@@ -46,12 +46,12 @@ def read(config: ConfigDict, policy: build.Policy) -> Prompts:
 
 
 def demonstrations(config: ConfigDict, train: Members) -> tuple[Callable[[int], types.Batch], str]:
-  """(step of the warm start -> its batch on the host, a line about what is left out or "").
+  """Returns (function from a step of the warm start to its batch on the host, note or "").
 
-  Demonstrations longer than a completion may be are left out.
+  Leaves out demonstrations that are longer than a completion may be, which the note says.
 
   Raises:
-    ValueError: a task keeps none.
+    ValueError: a task has none left.
   """
   most, rows = config.task.max_completion_tokens, config.warm_start.rows
   kept = [(rate, [e for e in es if e.demonstration_tokens.size <= most]) for rate, es in train]

@@ -1,4 +1,4 @@
-"""Run directories: claiming one, and the configuration that its run goes on with. Loads no JAX."""
+"""Run directories: claiming one, and the configuration of a resumed run. Loads no JAX."""
 
 import contextlib
 import functools
@@ -19,27 +19,27 @@ from offpolicy_rl.replay import schedule
 from offpolicy_rl.system import locks
 
 CONFIG = "config.json"
-_PREVIOUS = "before-"  # in the names of directories for what a restart has moved out of the way
-_FILLED_IN = ("task.chat_date",)  # by the run, where its card leaves it open
+_PREVIOUS = "before-"  # prefix of directories with the files of a run before a restart
+_FILLED_IN = ("task.chat_date",)  # by the run, if empty in its card
 
 
 class RunDirectory(NamedTuple):
-  """The two directories of a run: checkpoints may be shared between hosts, the rest may not."""
+  """The directories of a run: checkpoints may be shared between hosts, the rest may not."""
 
   path: pathlib.Path
   checkpoints: pathlib.Path
 
   def steps(self) -> int:
-    """The number of training steps that the run's metrics contain."""
+    """Number of training steps in the run's metrics."""
     rows = metrics.read(self.path)
     return 1 + max((row["step"] for row in rows if row["kind"] == metrics.TRAIN), default=-1)
 
   def has_checkpoints(self) -> bool:
-    """Whether there ever was one, damaged ones included."""
+    """Whether there is a checkpoint, damaged ones included."""
     return any((self.checkpoints / "steps").glob("*"))
 
   def saved_config(self) -> ConfigDict | None:
-    """The run's configuration, from beside the checkpoints or from the run; None = there is none.
+    """Reads the configuration next to the checkpoints or in the run; None if there is none.
 
     Raises:
       ConfigError: it can't be read; names the file.
@@ -50,8 +50,8 @@ class RunDirectory(NamedTuple):
     return None
 
 
-def of_flags(run_dir: str, checkpoint_dir: str | None) -> RunDirectory:
-  """The directories that --run_dir and --checkpoint_dir name."""
+def from_flags(run_dir: str, checkpoint_dir: str | None) -> RunDirectory:
+  """The directories of --run_dir and --checkpoint_dir."""
   path = pathlib.Path(run_dir)
   return RunDirectory(
     path, pathlib.Path(checkpoint_dir) if checkpoint_dir else path / "checkpoints"
@@ -67,9 +67,9 @@ def configuration(
   restart: bool,
   assignments: Sequence[tuple[str, str]],
 ) -> tuple[ConfigDict, list[str]]:
-  """The checked configuration of a run, and lines about differences from its card or its past.
+  """The checked configuration of a run, and lines about differences from its card or before.
 
-  A resumed run goes on with its own: a card says how runs begin, and may have changed since.
+  A resumed run keeps its configuration, as its card may have changed since it began.
 
   Args:
     run: None = a new directory.
@@ -77,7 +77,7 @@ def configuration(
     assignments: keys and the texts of their values, from the command line.
 
   Raises:
-    ConfigError: it is wrong, or a directory holds a run that must not be overwritten.
+    ConfigError: it is wrong, or a directory has a run that must not be overwritten.
     ValueError: `replay` can't be read.
   """
   if run is None and (resume or restart):
@@ -114,31 +114,31 @@ def _check(run: RunDirectory, *, resume: bool, restart: bool) -> None:
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     if not there.is_dir():
       raise config_lib.ConfigError(
-        f"--{flag}: got {str(path)!r}, expected a directory, or a place for one; {there} is none"
+        f"--{flag}: got {str(path)!r}, expected a directory; {there} is none"
       )
   if restart:
     return
   steps, has_checkpoints = run.steps(), run.has_checkpoints()
   if resume and steps and not has_checkpoints:
     raise config_lib.ConfigError(
-      f"--resume: {run.path / metrics.FILE} tells of {steps} steps, but there is no checkpoint "
-      f"in {run.checkpoints}; put them back, name their place by --checkpoint_dir, or begin anew "
-      "by --restart (the run's files are kept)"
+      f"--resume: {run.path / metrics.FILE} has {steps} steps, but there is no checkpoint in "
+      f"{run.checkpoints}; put them back, set --checkpoint_dir, or start over with --restart "
+      "(the run's files are kept)"
     )
   if not resume and (steps or has_checkpoints):
     raise config_lib.ConfigError(
-      f"--run_dir: {run.path} holds a run already; go on with it by --resume, begin it anew "
-      f"by --restart (its files are kept), or choose another"
+      f"--run_dir: {run.path} already has a run; continue it with --resume, start over with "
+      "--restart (its files are kept), or choose another directory"
     )
 
 
 def merge(
   run: ConfigDict, card: ConfigDict | None, card_name: str | None
 ) -> tuple[ConfigDict, list[str]]:
-  """The configuration of a run with the keys that a later release has added, and notes.
+  """Adds the keys that a later release has to the configuration of a run; also returns notes.
 
   Args:
-    card: the configuration that a card has now; None = configs/base.py has the new keys.
+    card: the card's configuration now; None = new keys come from configs/base.py.
   """
   saved, notes = config_lib.flatten(run), []
   newer = config_lib.base() if card is None else card
@@ -146,24 +146,24 @@ def merge(
   for key, value in current.items():
     if key not in saved:
       source = card_name or "configs/base.py"
-      notes.append(f"{key}: {value!r}, as {source} has it; the run began without this key")
+      notes.append(f"{key}: {value!r}, from {source}; the run began without this key")
       continue
     *sections, last = key.split(".")
     functools.reduce(operator.getitem, sections, nested)[last] = saved[key]
     if card_name and saved[key] != value and key not in _FILLED_IN:
       notes.append(
-        f"{key}: {saved[key]!r}, as the run has it; {card_name} says {value!r} "
+        f"{key}: {saved[key]!r}, from the run; {card_name} has {value!r} "
         f"(to change it: --config.{key}={value})"
       )
   for key in saved.keys() - current.keys():
-    notes.append(f"{key}: left out, this release does not know it; the run had {saved[key]!r}")
+    notes.append(f"{key}: ignored, unknown to this release; the run had {saved[key]!r}")
   return config_lib.from_json(json.dumps(nested)), notes
 
 
 def _changes(before, now) -> list[str]:
   saved = config_lib.flatten(before)
   return [
-    f"{key}: {value!r} from here on, was {saved[key]!r}"
+    f"{key}: {value!r} from now on, was {saved[key]!r}"
     for key, value in config_lib.flatten(now).items()
     if key in saved and saved[key] != value
   ]
@@ -171,7 +171,7 @@ def _changes(before, now) -> list[str]:
 
 @contextlib.contextmanager
 def given_or_new(given: str | None, parent: str, name: str) -> Generator[pathlib.Path]:
-  """The given directory, or a new one in `parent`, which is removed if it stays empty."""
+  """Yields the given directory, or a new one in `parent`, which is removed if it stays empty."""
   if given:
     yield pathlib.Path(given)
     return
@@ -192,14 +192,14 @@ def claimed(
   restart: bool,
   lost: Callable[[str], None],
 ) -> Generator[None]:
-  """The directories of a run, ready for use and locked against other learners.
+  """Locks the directories of a run against other learners, and prepares them.
 
   Args:
-    lost: as of `locks.hold`.
+    lost: see `locks.hold`.
 
   Raises:
-    locks.Held: another learner is at work in one of them.
-    FileExistsError: the checkpoints' directory holds files of another run.
+    locks.Held: another learner uses one of them.
+    FileExistsError: the checkpoints' directory has files of another run.
   """
   directories = {"run_dir": run.path, "checkpoint_dir": run.checkpoints, "weights_dir": weights_dir}
   with contextlib.ExitStack() as stack:
@@ -208,14 +208,14 @@ def claimed(
         stack.enter_context(locks.hold(str(directory), f"--{flag}", lost))
     if restart:
       for moved in _move_previous(run):
-        print(f"the run before is kept in {moved}")
+        print(f"the previous run is kept in {moved}")
     if run.checkpoints != run.path / "checkpoints":
       link(run.path / "checkpoints", run.checkpoints, empty=not resume)
     yield
 
 
 def _move_previous(run: RunDirectory) -> list[pathlib.Path]:
-  """Moves a run's files out of the way of a new one; returns the directories they are in now."""
+  """Moves a run's files to new directories, which are returned."""
   moved = []
   for directory in run:
     stays = (locks.FILE, "checkpoints") if directory == run.path else (locks.FILE,)
@@ -229,19 +229,19 @@ def _move_previous(run: RunDirectory) -> list[pathlib.Path]:
 
 
 def link(name: pathlib.Path, to: pathlib.Path, *, empty: bool) -> None:
-  """Makes `name` a link to the directory `to`, which is created if it is missing.
+  """Makes `name` a link to the directory `to`, which is created if necessary.
 
   Raises:
-    FileExistsError: `name` is something else, or `to` has to be `empty` and holds a run.
+    FileExistsError: `name` is something else, or `to` must be `empty` and has a run.
   """
   to = to.resolve()
   to.mkdir(parents=True, exist_ok=True)
   if name.is_symlink() and name.resolve() == to:
     return
   if name.exists() or name.is_symlink():
-    raise FileExistsError(f"{name}: is there already, expected no such name or a link to {to}")
+    raise FileExistsError(f"{name}: exists, expected no such file or a link to {to}")
   kept = [p for p in to.iterdir() if p.name not in (locks.FILE, CONFIG)]
   if empty and not all(path.name.startswith(_PREVIOUS) for path in kept):
-    raise FileExistsError(f"{to}: holds files of another run, expected an empty directory")
+    raise FileExistsError(f"{to}: has files of another run, expected an empty directory")
   name.parent.mkdir(parents=True, exist_ok=True)
   name.symlink_to(to)

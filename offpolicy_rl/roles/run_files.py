@@ -1,4 +1,4 @@
-"""Files of a run directory that are written while it goes on: metrics, completions, status."""
+"""Files that a run writes: metrics, completions, lag schedule and status."""
 
 import contextlib
 import itertools
@@ -15,14 +15,14 @@ from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles.sampler_service import SamplerService
 from offpolicy_rl.transport import names
 
-_TEXT_EVERY = 10  # steps between groups kept as text
-_STATUS_SECONDS = 2.0  # between two versions of the status file
-_LAST_STATUS_SECONDS = 5.0  # for its last version: a hung disk must not keep a run from ending
+_TEXT_EVERY = 10  # steps between groups that are recorded as text
+_STATUS_SECONDS = 2.0  # between updates of the status file
+_LAST_STATUS_SECONDS = 5.0  # timeout of the last update, in case the disk hangs
 _LISTED_SECONDS = 300.0  # samplers silent for longer are not listed
 
 
 class RunFiles:
-  """metrics.jsonl, completions.jsonl and lag_schedule.jsonl, which grow with every step."""
+  """metrics.jsonl, completions.jsonl and lag_schedule.jsonl."""
 
   def __init__(
     self,
@@ -33,18 +33,18 @@ class RunFiles:
     position: dict | None,
     first_step: int,
   ):
-    """`position`: of the checkpoint that the run continues from (see `position`); None = none."""
+    """`position`: from the checkpoint that the run continues from; None = the run begins."""
     at = (position or {"metrics": 0, "completions": 0, "schedule": 0}).__getitem__
     self._screen = screen
     self._metrics = metrics.MetricsWriter(run_dir, position=at("metrics"), step=first_step)
     self._completions = metrics.JsonLines(run_dir / "completions.jsonl", at("completions"))
     self._schedule = metrics.JsonLines(run_dir / schedule.FILE, at("schedule"))
-    self._text: dict | None = None  # of the step under way, until `train` completes it
+    self._text: dict | None = None  # of the current step, completed by `write_step`
     if not at("schedule"):
       self._schedule.append({"config": json.loads(config_json)})
 
   def position(self) -> dict:
-    """Bytes of each file that are safely on disk; a resumed run continues there."""
+    """Syncs the files and returns their sizes in bytes, where a resumed run continues."""
     return {
       "metrics": self._metrics.position(),
       "completions": self._completions.position(),
@@ -52,21 +52,18 @@ class RunFiles:
     }
 
   def write_task(self, counts: dict[str, int]) -> None:
-    """Writes how many prompts a new run has, and how many were left out."""
+    """Writes the counts of used and left-out prompts of a new run."""
     self._metrics.write(metrics.TASK, 0, counts)
 
-  def write_warm_start(self, step: int, loss: float) -> None:
-    """Writes a step of the supervised phase, and shows it."""
-    self._write(metrics.WARM_START, step, {"loss": loss})
-
-  def _write(self, kind: str, step: int, row: dict) -> None:
+  def write(self, kind: str, step: int, row: dict) -> None:
+    """Writes a row of metrics and shows it on the terminal."""
     self._metrics.write(kind, step, row)
     self._screen.row(kind, step, row)
 
   def write_groups(self, step: int, groups, *, last: bool, words) -> dict:
-    """Writes which groups a step is going to use; returns their row of the schedule.
+    """Records the groups of a step in the schedule; returns their row.
 
-    Now and then one of them is kept as text, until `write_step` can say more about it.
+    In some steps `write_step` also records one group as text.
     """
     row = schedule.row(step, groups)
     self._schedule.append(row)
@@ -74,20 +71,16 @@ class RunFiles:
     return row
 
   def write_step(self, step: int, row: dict, logprobs) -> None:
-    """Writes a training step and shows it.
+    """Writes a training step.
 
-    `logprobs`: [G, M] of the tokens of its first group under the policy before the update.
+    `logprobs`: float [G, M], those of its first group under the policy before the update.
     """
-    self._write(metrics.TRAIN, step, row)
+    self.write(metrics.TRAIN, step, row)
     if self._text is not None:
       self._completions.append(_with_log_ratios(self._text, np.asarray(logprobs)))
 
-  def write_heldout(self, step: int, row: dict) -> None:
-    """Writes an evaluation, and shows it."""
-    self._write(metrics.HELDOUT, step, row)
-
   def close(self) -> None:
-    """Closes the files; everything is on disk afterwards."""
+    """Closes the files."""
     for file in (self._metrics, self._completions, self._schedule):
       file.close()
 
@@ -119,28 +112,24 @@ def _completion(trajectory: types.Trajectory, words) -> dict:
 
 
 def _with_log_ratios(text: dict, logprobs: np.ndarray) -> dict:
-  """Adds, per token, the learner's log-probability at the update minus the sampler's, in nats."""
+  """Adds the log-ratio learner - sampler of each token at the update, in nats."""
   completions = []
-  for completion, of_learner in zip(text["completions"], logprobs, strict=True):
-    of_sampler = np.array(completion["sampler_logprobs"])
-    ratios = _rounded(of_learner[: of_sampler.size] - of_sampler)
+  for completion, learner_logprobs in zip(text["completions"], logprobs, strict=True):
+    sampler_logprobs = np.array(completion["sampler_logprobs"])
+    ratios = _rounded(learner_logprobs[: sampler_logprobs.size] - sampler_logprobs)
     completions.append(completion | {"log_ratios": ratios})
   return text | {"completions": completions}
 
 
 def _rounded(nats: np.ndarray) -> list[float]:
-  """Keeps the file small; + 0.0 turns -0.0 into 0.0."""
-  return [round(x, 4) + 0.0 for x in nats.tolist()]
+  return [round(x, 4) + 0.0 for x in nats.tolist()]  # + 0.0 turns -0.0 into 0.0
 
 
 class LiveStatus:
-  """The status of a run: for those who watch over the wire, and in RUN/live.json.
-
-  It is put together when somebody looks; a training step does nothing for it.
-  """
+  """The status of a run, for watchers and in RUN/live.json; collected without training's help."""
 
   def __init__(self, run_dir: pathlib.Path, session: str, config, service: SamplerService):
-    """Starts to keep the file up to date."""
+    """Starts a thread that keeps the file up to date."""
     self._run_dir, self._session, self._service = run_dir, session, service
     self._about, self._num_steps = watch.about(config), config.learner.steps
     self._result, self._over = "", threading.Event()
@@ -148,7 +137,7 @@ class LiveStatus:
     self._writer.start()
 
   def status(self) -> types.RunStatus:
-    """The status now."""
+    """Collects the current status."""
     service = self._service
     samplers = [s for s in service.heartbeats.statuses() if s.silent_seconds < _LISTED_SECONDS]
     shown = names.shown(sampler.name for sampler in samplers)
@@ -167,12 +156,12 @@ class LiveStatus:
     )
 
   def wait_for_update(self, session: str, position: int, seconds: float) -> types.RunUpdate:
-    """`news` after so many seconds, or when the run ends; see `server.Handlers.watch`."""
+    """`update_since` after some seconds, or at the run's end; see `server.Handlers.watch`."""
     self._over.wait(seconds)
-    return self.news(session, position)
+    return self.update_since(session, position)
 
-  def news(self, session: str, position: int) -> types.RunUpdate:
-    """The status, and the metrics after `position`."""
+  def update_since(self, session: str, position: int) -> types.RunUpdate:
+    """Returns the status and the rows of metrics after `position`."""
     return metrics.read_since(self._run_dir, self.status(), session, position)
 
   def end(self, result: str) -> None:
@@ -184,7 +173,7 @@ class LiveStatus:
   def _keep_writing(self) -> None:
     while True:
       status = self.status()
-      with contextlib.suppress(OSError):  # a full disk must not end a run for this
+      with contextlib.suppress(OSError):  # the run goes on if the disk is full
         watch.write_status(self._run_dir, status)
       if status.ended:
         return

@@ -1,4 +1,4 @@
-"""A sampler: serves one learner; its configuration, tickets and weights all come from there."""
+"""A sampler; its learner sends it the configuration, tickets and weights."""
 
 import collections
 import functools
@@ -23,16 +23,16 @@ from offpolicy_rl.tasks import scoring, shaping
 from offpolicy_rl.transport import client, codec
 
 _LOG = logging.getLogger(__name__)
-_MAX_REFUSALS = 8  # groups refused in a row: then it is not the groups
-_RATE_SECONDS = 60.0  # tokens come in bursts, a group's all at once
+_MAX_REFUSALS = 8  # groups refused in a row: then something else is wrong
+_RATE_SECONDS = 60.0  # window for rates, as the tokens of a group are counted all at once
 
 
 class RunMismatch(RuntimeError):
-  """The learner at this address is not one that this sampler can serve."""
+  """This sampler can't serve the learner at this address."""
 
 
 class Vllm(NamedTuple):
-  """A vLLM server that generates in place of our engine (sampler/served.py)."""
+  """A vLLM server that replaces our engine (sampler/served.py)."""
 
   url: str
   directory: pathlib.Path  # the server's model directory, as this machine sees it
@@ -50,16 +50,15 @@ def run_sampler(
 ) -> None:
   """Serves a learner until its run is over or `stop`.
 
-  After `stop`, the groups begun are finished and pushed. Those that take longer than
-  sampler.grace_seconds are returned, and `abandon` is called: it has to end the process, as a
-  running computation can't be interrupted.
+  After `stop`, running groups are finished and pushed. After sampler.grace_seconds their tickets
+  are returned and `abandon` is called. It must end the process: computations can't be interrupted.
 
   Args:
-    weights_dir: the learner's, as this machine sees it; None = the learner streams its weights.
-    registry: of prometheus.serve; None = no figures for Prometheus.
+    weights_dir: path of the learner's on this machine; None = the learner streams its weights.
+    registry: of prometheus.serve; None = no metrics for Prometheus.
 
   Raises:
-    client.LearnerGone: nobody answered for as long as `wire` is patient.
+    client.LearnerGone: nobody answered within the patience of `wire`.
     client.Refused, RunMismatch: wrong protocol, run, vocabulary or --weights_dir.
   """
   done = threading.Event()
@@ -72,7 +71,7 @@ def run_sampler(
   stats = worker.Stats(room=slots)
   scorer = _scorer(config.task)
   if registry is not None:
-    from offpolicy_rl.observe import prometheus  # only where figures are served
+    from offpolicy_rl.observe import prometheus  # imported only if used
 
     registry.register(prometheus.SamplerCollector(stats, lambda: status(stats, slots)))
   _in_background(lambda: _beat(wire, stats, slots, config.transport.heartbeat_seconds, done))
@@ -83,7 +82,7 @@ def run_sampler(
       weights = weights_lib.SamplerWeights(wire, config, policy.model, meshes, weights_dir)
       worker.run(
         _vllm_engine(config, policy, vllm) if vllm else _engine_per_mesh(config, policy, meshes),
-        _Learner(wire, identity, config, policy.model.vocab_size, weights, stop),
+        _LearnerConnection(wire, identity, config, policy.model.vocab_size, weights, stop),
         functools.partial(_score, scorer, policy.tokenizer, config.task),
         stats,
         should_stop=stop.is_set,
@@ -101,7 +100,7 @@ def _in_background(function: Callable) -> None:
 
 
 def _accept(identity, weights_dir: str | None) -> tuple[object, build.Policy]:
-  """The learner's configuration and policy; RunMismatch when this sampler can't serve it."""
+  """The learner's configuration and policy; RunMismatch if this sampler can't serve it."""
   config = config_lib.from_json(identity.config_json)
   config_lib.validate(config)
   policy = build.make_policy(config, identity.model_files)
@@ -112,13 +111,13 @@ def _accept(identity, weights_dir: str | None) -> tuple[object, build.Policy]:
     )
   if identity.weights_in_directory and weights_dir is None:
     raise RunMismatch(
-      "--weights_dir: missing; the learner writes its weights to a directory, give the sampler "
-      "the path under which it finds the same one"
+      "--weights_dir: missing; the learner writes its weights to a directory: give the sampler its "
+      "path on this machine"
     )
   if weights_dir is not None and not identity.weights_in_directory:
     raise RunMismatch(
-      f"--weights_dir: got {weights_dir}, but the learner streams its weights; leave it out, or "
-      "start the learner with --weights_dir, too"
+      f"--weights_dir: got {weights_dir}, but the learner streams its weights; omit it, or start "
+      "the learner with --weights_dir, too"
     )
   return config, policy
 
@@ -137,8 +136,8 @@ def _score(scorer, vocabulary, task, tickets, trajectories) -> list[types.Group]
   )
 
 
-class _Learner:
-  """The learner as the worker sees it: a restarted one is joined again, and the call repeated."""
+class _LearnerConnection:
+  """The worker's view of the learner: rejoins a restarted one and repeats the call."""
 
   def __init__(self, wire, identity, config, vocab_size: int, weights, stop: threading.Event):
     self._wire, self._identity, self._weights, self._stop = wire, identity, weights, stop
@@ -161,12 +160,12 @@ class _Learner:
     return self._wire.newest_version
 
   def lease(self, room: int, ticket_ids: list[str]) -> list[types.Ticket] | None:
-    """Tickets that fit this sampler; the others are declined. None = the run is over."""
+    """Leases tickets, and declines invalid ones; None = the run is over."""
     limit = math.ceil(room / self._group_size)
     return self._call(lambda: self._wire.lease(limit, holding=ticket_ids, check=self._check_ticket))
 
   def pull_weights(self, min_version: int, max_version: int) -> tuple[int, list] | None:
-    """The version and its parameters on each mesh; None = the learner has none of these now."""
+    """The newest version and its parameters on each mesh; None = the learner has none of these."""
     try:
       return self._call(lambda: self._weights.pull(min_version, max_version))
     except client.VersionGone as error:
@@ -175,12 +174,10 @@ class _Learner:
       return None
 
   def push(self, groups: list[types.Group]) -> None:
-    """Returns once every group is acknowledged, if need be by a restarted learner.
-
-    The ticket of a refused group goes to other samplers.
+    """Returns once every group is acknowledged, possibly by a restarted learner.
 
     Raises:
-      client.Refused: many groups in a row were.
+      client.Refused: many groups in a row were refused.
     """
     outcomes = self._call(lambda: self._wire.push(groups))
     for (status, reason), group in zip(outcomes, groups, strict=True):
@@ -192,8 +189,7 @@ class _Learner:
       _LOG.error("the learner refused the group of ticket %s: %s", group.ticket_id, reason)
       if self._refusals == _MAX_REFUSALS:
         raise client.Refused(
-          f"the learner refused {_MAX_REFUSALS} groups one after the other, the last one because "
-          f"{reason}"
+          f"the learner refused {_MAX_REFUSALS} groups in a row, the last one because {reason}"
         )
 
   def _call(self, function: Callable):
@@ -206,13 +202,13 @@ class _Learner:
 
   def _rejoin(self, lost: str) -> None:
     with self._joining:
-      if self._wire.session != lost:  # another thread was here
+      if self._wire.session != lost:  # another thread has rejoined
         return
       new, old = self._wire.hello(), self._identity
       if (new.run_id, new.config_json) != (old.run_id, old.config_json):
         raise RunMismatch(
           f"run_id: the learner now runs {new.run_id} with another configuration, this sampler "
-          f"served {old.run_id}; start the sampler anew"
+          f"served {old.run_id}; restart the sampler"
         )
       _LOG.warning("the learner was restarted; joined its new session")
 
@@ -236,18 +232,18 @@ def _engine_per_mesh(config, policy: build.Policy, meshes) -> engines.Engines:
 def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
   if policy.files is None:
     raise RunMismatch(
-      "--vllm: the learner's policy is no published model, which a server could run"
+      "--vllm: the learner's policy is no published model, so a server can't run it"
     )
   if config.sampler.int8_weights or config.sampler.weight_update != worker.BETWEEN_GROUPS:
     raise RunMismatch(
       "--vllm: a server takes weights between groups, in their own dtype; set "
       "sampler.weight_update=between_groups and sampler.int8_weights=False"
     )
-  wanted = served.SamplingParams(
+  params = served.SamplingParams(
     config.task.max_completion_tokens, build.stops(policy), build.truncation(config), config.seed
   )
   engine = served.ServedEngine(
-    served.VllmServer(vllm.url, wanted),
+    served.VllmServer(vllm.url, params),
     lora.base_config(policy.model),
     directory=vllm.directory,
     slots=config.sampler.slots,
@@ -267,12 +263,12 @@ def _leave_in_time(wire, stop, done, grace_seconds: float, abandon: Callable[[],
 def _leave(wire: client.LearnerClient) -> None:
   try:
     wire.leave()
-  except grpc.RpcError as error:  # the learner is away; our leases expire there
+  except grpc.RpcError as error:  # the learner is gone; our leases will expire
     _LOG.debug("leave: %s", error)
 
 
 def status(stats: worker.Stats, slots: int) -> dict[str, float]:
-  """The state of a sampler with this many slots, as sent to the learner and to Prometheus."""
+  """The state of a sampler, as sent to the learner and to Prometheus."""
   version = {} if stats.version == types.NO_VERSION else {"version": stats.version}
   return version | {
     "slots": slots,
@@ -283,8 +279,8 @@ def status(stats: worker.Stats, slots: int) -> dict[str, float]:
 
 
 def _beat(wire, stats: worker.Stats, slots: int, seconds: float, done: threading.Event) -> None:
-  """Sends heartbeats until the work is done; the next one makes up for one that failed."""
-  # (time, tokens, seconds of waiting) of the last minute
+  """Sends heartbeats until the work is done; failed ones are not repeated."""
+  # (time, tokens, idle seconds) of the last minute
   recent = collections.deque([(time.monotonic(), 0, 0.0)])
   while not done.wait(seconds):
     recent.append((time.monotonic(), stats.tokens, stats.seconds_waiting))

@@ -1,4 +1,4 @@
-"""The learner's side of a sampler's calls: tickets out, groups in, weights by version."""
+"""What the learner does when samplers call: it hands out tickets and receives groups."""
 
 import collections
 import concurrent.futures
@@ -15,8 +15,8 @@ from offpolicy_rl.types import PushOutcome, PushStatus
 
 _LOG = logging.getLogger(__name__)
 _MOST_REPORTED_NAMES = 64
-_RECENT_SECONDS = 10.0  # a sampler that was heard of since then is alive
-_MOST_SAMPLERS = 1024  # whose heartbeats are remembered
+_RECENT_SECONDS = 10.0  # a sampler with a heartbeat since then is alive
+_MOST_SAMPLERS = 1024  # whose heartbeats are kept
 
 
 class Heartbeats:
@@ -41,17 +41,13 @@ class Heartbeats:
       self._last.pop(sampler_id, None)
 
   def recent(self, seconds: float) -> dict[str, dict[str, float]]:
-    """sampler -> stats of those heard of in the last so many seconds, the newest last."""
+    """Returns {sampler: stats} of those with a recent heartbeat, the newest last."""
     with self._lock:
       since = self._clock() - seconds
       return {sampler_id: stats for sampler_id, (at, stats) in self._last.items() if at > since}
 
   def metrics(self) -> dict[str, float]:
-    """Metrics over the samplers heard of in the last ten seconds.
-
-    sampler/count; sampler/tokens_per_second, completion tokens of all of them; sampler/waiting,
-    share of their time in which they have nothing to generate, where any of them says so.
-    """
+    """Computes sampler/count, sampler/tokens_per_second and sampler/waiting of live samplers."""
     recent = self.recent(_RECENT_SECONDS).values()
     waiting = [stats["waiting"] for stats in recent if "waiting" in stats]
     return {
@@ -61,7 +57,7 @@ class Heartbeats:
     }
 
   def statuses(self) -> list[types.SamplerStatus]:
-    """The last heartbeat of every sampler that is remembered."""
+    """Returns the last heartbeat of every known sampler."""
     with self._lock:
       now = self._clock()
       return [types.SamplerStatus(name, now - at, s) for name, (at, s) in self._last.items()]
@@ -84,9 +80,9 @@ class SamplerService:
     """Hands out no training tickets before `start`.
 
     Args:
-      weight_store: a WeightStore, or a weights_dir.WeightsDirectory.
+      weight_store: a WeightStore or weights_dir.WeightsDirectory.
       max_tokens: of a completion.
-      say: prints a line for the person who watches the learner.
+      say: prints a line on the learner's terminal.
     """
     self.ledger, self.groups, self.weights, self.control = tickets, groups, weight_store, control
     self._vocab_size, self._max_tokens, self._say = vocab_size, max_tokens, say
@@ -100,7 +96,7 @@ class SamplerService:
     self._reported_names: set[str] = set()
 
   def handlers(self, watch: Callable[[str, int, float], types.RunUpdate] | None = None):
-    """The server's view of this service; `watch` answers those who watch the run."""
+    """Returns the server's handlers; `watch` answers watchers."""
     return server.Handlers(
       join=self.join,
       lease=self.ledger.lease,
@@ -114,7 +110,7 @@ class SamplerService:
     )
 
   def join(self, sampler_id: str) -> None:
-    """Registers a sampler that begins, or begins anew, without tickets."""
+    """Registers a sampler that starts or restarts, without tickets."""
     self.ledger.release(sampler_id)
     self.heartbeats.record(sampler_id, {})
     name = names.name_of(sampler_id)
@@ -125,12 +121,12 @@ class SamplerService:
       self._say(f"{len(same)} samplers are called {name}, told apart as {', '.join(same)}")
 
   def heartbeat(self, sampler_id: str, stats: dict[str, float], progress: dict[str, int]) -> None:
-    """Extends a sampler's leases and remembers its stats."""
+    """Extends a sampler's leases and keeps its stats."""
     self.ledger.heartbeat(sampler_id, progress)
     self.heartbeats.record(sampler_id, stats)
 
   def leave(self, sampler_id: str) -> int:
-    """Removes a sampler; its tickets are handed out again at once. Returns how many they are."""
+    """Removes a sampler, whose tickets are handed out again; returns their number."""
     self.heartbeats.remove(sampler_id)
     return self.ledger.release(sampler_id)
 
@@ -138,8 +134,8 @@ class SamplerService:
     """Checks the groups of a message and makes them durable; see `server.Handlers.finish`.
 
     Args:
-      groups: each a Group, or the WireError that says why it could not be read.
-      message: the bytes that they were read from.
+      groups: each a Group, or the WireError of one that could not be read.
+      message: the bytes that contain them.
     """
     future: concurrent.futures.Future = concurrent.futures.Future()
     checked, arrival = [self._check(group) for group in groups], self.version
@@ -153,7 +149,7 @@ class SamplerService:
       if written.exception():
         future.set_exception(written.exception())
         return
-      # A ticket that is not queued yet will find its group in the store.
+      # A ticket that is queued later finds its group in the store.
       self.ledger.finish_all([groups[i] for i, _ in good], arrival)
       for (i, _), new in zip(good, written.result(), strict=True):
         outcomes[i] = PushOutcome(PushStatus.ACCEPTED if new else PushStatus.DUPLICATE)
@@ -163,7 +159,7 @@ class SamplerService:
     return future
 
   def _check(self, group: types.Group | codec.WireError) -> tuple[types.Ticket | None, PushOutcome]:
-    """(the ticket that a good group answers or None, the outcome)."""
+    """Returns (ticket of a valid group or None, outcome)."""
     if isinstance(group, codec.WireError):
       return None, PushOutcome(PushStatus.REFUSED, str(group))
     ticket = self.ledger.ticket(group.ticket_id)
@@ -188,7 +184,7 @@ class SamplerService:
     return ticket, PushOutcome(PushStatus.ACCEPTED)
 
   def published(self, version: int, size: int) -> None:
-    """Queues the steps that a version admits, which can be pulled from now on (`size` bytes)."""
+    """Queues the steps that a newly published version of `size` bytes admits."""
     self.version, self.version_bytes = version, size
     if self._admission is not None:
       self._admission.published(version)
@@ -200,7 +196,7 @@ class SamplerService:
     admit.published(self.version)
 
   def drop_old_versions(self) -> None:
-    """Drops weights that neither an open ticket nor a step to come will ask for."""
+    """Drops weights that no open ticket and no later step needs."""
     self.weights.retain(self._is_needed())
 
   def _is_needed(self) -> Callable[[int], bool]:
@@ -209,17 +205,14 @@ class SamplerService:
     return lambda version: version in needed or version >= oldest
 
   def older_versions(self) -> list[int]:
-    """Versions that a resumed run needs besides its own to answer every open ticket."""
+    """Returns the versions that open tickets need, except the newest and the base."""
     self.drop_old_versions()
-    is_needed = self._is_needed()  # the store may keep more than that, for deltas
+    is_needed = self._is_needed()  # the store may keep more, for deltas
     kept_elsewhere = (self.version, types.BASE_VERSION)
     return [v for v in self.weights.versions() if v not in kept_elsewhere and is_needed(v)]
 
   def dismiss(self, *, silent_seconds: float, at_most_seconds: float) -> None:
-    """Ends the run for samplers: waits until each has left or was silent for so long.
-
-    Never longer than `at_most_seconds`: one that hangs may go on with its heartbeats.
-    """
+    """Ends the run for samplers: waits until each has left or is silent, up to a limit."""
     self.finished = True
     self.ledger.close()
     end = time.monotonic() + at_most_seconds

@@ -1,4 +1,4 @@
-"""Training, from the first parameters to the last checkpoint; the same in every process."""
+"""Training, from initial parameters to the last checkpoint; every process runs it."""
 
 import contextlib
 import dataclasses
@@ -15,14 +15,14 @@ from offpolicy_rl.learner import checkpoint, loop, step, warm_start
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner.update import Update
 from offpolicy_rl.model import lora, policy, pretrained
-from offpolicy_rl.roles.weights import Publisher
+from offpolicy_rl.roles.weights import WeightPublisher
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-  """One process of a learner: what it computes with, and what differs from process to process.
+  """One process of a learner: what it computes with, and what differs between processes.
 
-  The methods that do nothing here are for the first process (roles/learner.py), which has the
+  Methods that do nothing here are those of the first process (roles/learner.py), which has the
   samplers and the run's files.
   """
 
@@ -30,15 +30,15 @@ class Process:
   choices: step.StepChoices
   mesh: jax.sharding.Mesh
   checkpoints: checkpoint.Checkpoints
-  restored: checkpoint.Restored | None  # None: the run begins
-  publisher: Publisher
+  restored: checkpoint.Restored | None  # None = the run begins
+  publisher: WeightPublisher
 
   def demonstrations(self, at_step: int) -> types.Batch:
-    """The batch of a step of the warm start, on the devices; raises loop.Stopped."""
+    """Puts the batch of a step of the warm start on the devices; raises loop.Stopped."""
     raise NotImplementedError
 
   def next_batch(self, at_step: int) -> loop.StepBatch:
-    """The batch of a step; blocks until it is there; raises loop.Stopped."""
+    """Waits for the batch of a step; raises loop.Stopped."""
     raise NotImplementedError
 
   def save(self, version: int, state: state_lib.TrainState) -> None:
@@ -49,10 +49,10 @@ class Process:
     """Prints a line."""
 
   def request_evaluation(self, phase: str, *, version: int, step: int) -> None:
-    """Asks the samplers for the held-out accuracy of a published version."""
+    """Requests the held-out accuracy of a published version from the samplers."""
 
   def start_sampling(self, version: int) -> None:
-    """Hands out the tickets that this version admits, from now on."""
+    """Starts to hand out tickets, first those that this version admits."""
 
   def write_warm_start(self, at_step: int, loss: float) -> None:
     """Writes the metrics of a step of the warm start."""
@@ -67,17 +67,17 @@ class Process:
 def train(
   process: Process, around: Callable[[loop.Functions], Any] = contextlib.nullcontext
 ) -> state_lib.TrainState | None:
-  """Trains to the end of the configuration or until a stop; returns the last state.
+  """Trains all steps of the configuration or until a stop; returns the last state.
 
-  None when it was stopped before version 0 existed. `around(functions)` is a context manager for
-  the time of the loop, whose value is called in place of `functions` (profiling).
+  None if it was stopped before version 0. `around(functions)` is a context manager around the loop
+  that yields the functions to use instead (profiling).
   """
   config = process.config
   with jax.sharding.set_mesh(process.mesh):
     try:
       state, reference = initial_state(process)
     except loop.Stopped:
-      process.say("stopped during the warm start; --resume will begin anew")
+      process.say("stopped during the warm start; --resume will start over")
       return None
     first_step = int(state.step)
     process.publisher.publish_now(first_step, state.params)
@@ -107,9 +107,9 @@ def train(
 
 
 def initial_state(process: Process) -> tuple[state_lib.TrainState, dict | None]:
-  """(state, frozen parameters of version 0 or None): fresh, published, warm-started or restored.
+  """Makes or restores (state, frozen parameters of version 0 or None).
 
-  The frozen ones are there where the objective needs a reference, or adapters a base.
+  The frozen ones serve as reference of the objective and as base of adapters.
 
   Raises:
     loop.Stopped: during the warm start.
@@ -118,7 +118,7 @@ def initial_state(process: Process) -> tuple[state_lib.TrainState, dict | None]:
   adapters = choices.model.lora_rank > 0
   needs_frozen = adapters or choices.objective.choices.needs_reference
   if process.restored is not None:
-    # The base is published before a ticket asks for it.
+    # Publishes the base before a ticket needs it.
     frozen = _restored_frozen(process) if needs_frozen else None
     return _restored_state(process, process.restored), frozen
   params = _initial_params(process)
@@ -136,7 +136,7 @@ def initial_state(process: Process) -> tuple[state_lib.TrainState, dict | None]:
 
 
 def _restored_state(process: Process, restored: checkpoint.Restored) -> state_lib.TrainState:
-  """The state of the last checkpoint. Evaluations that were open then are requested again."""
+  """The state of the checkpoint; publishes its older versions, requests its open evaluations."""
   process.say(f"resuming from the checkpoint of step {restored.step}")
   for version, tensors in restored.versions.items():
     process.publisher.store.put(version, tensors)
@@ -155,7 +155,7 @@ def _restored_frozen(process: Process):
 
 
 def _initial_params(process: Process):
-  """Fresh parameters, or a published checkpoint's, of which each device reads its own part."""
+  """Makes fresh parameters, or reads a published checkpoint's, each device its part."""
   model = lora.base_config(process.choices.model)
   if not process.config.model.checkpoint:
     return state_lib.create_params(model, process.mesh, process.config.seed)
@@ -171,7 +171,7 @@ def _warm_start(process: Process, params):
     learning_rate=settings.learning_rate,
     num_steps=settings.steps,
     warmup_steps=settings.steps // 20,
-    # Constant to the end: after a decay to zero, RL's first updates would undo the fine tuning.
+    # Constant: after a decay to zero, RL's first updates would undo the fine tuning.
     schedule="constant",
     in_host_memory=process.config.learner.offload_optimizer,
   )

@@ -1,4 +1,4 @@
-"""Weights on their way: published by every process of a learner, pulled by samplers."""
+"""Weights: published by every process of a learner, pulled by samplers."""
 
 import concurrent.futures
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ Layout = dict[str, jax.ShapeDtypeStruct]  # parameter path -> shape, dtype on th
 # The learner's side.
 
 
-class Publisher:
-  """Copies parameters of the learner and puts them into a store, in the background if asked to."""
+class WeightPublisher:
+  """Copies the learner's parameters into a store."""
 
   def __init__(
     self,
@@ -33,8 +33,8 @@ class Publisher:
     """Publishes nothing yet.
 
     Args:
-      store: a WeightStore, or a weights_dir.WeightsDirectory.
-      dtype: of what samplers get.
+      store: a WeightStore or weights_dir.WeightsDirectory.
+      dtype: of the published tensors.
       published: called with (version, bytes) once a version can be pulled.
     """
     self.store, self._dtype, self._published = store, dtype, published
@@ -48,13 +48,13 @@ class Publisher:
 
   def publish(self, version: int, params: dict) -> None:
     """Makes a version available in the background, after the version before it."""
-    # A real copy: the next step will reuse the memory of these.
+    # Copies, as the next step reuses the memory of `params`.
     tensors = policy_lib.flatten(policy_lib.copy(params, self._dtype))
     self.wait()
     self._pending = self._executor.submit(self._put, version, tensors)
 
   def wait(self) -> None:
-    """Returns once the last published version is available; raises what went wrong."""
+    """Waits until the last version is available; raises the error if publishing failed."""
     if self._pending is not None:
       pending, self._pending = self._pending, None
       pending.result()
@@ -64,15 +64,12 @@ class Publisher:
     self._published(version, sum(x.nbytes for x in tensors.values()))
 
   def publish_base(self, params: dict) -> None:
-    """Makes the frozen model available, whose adapters are published from now on.
-
-    Without a copy where the dtype allows: nothing will write over it.
-    """
+    """Makes the frozen base of adapters available, without a copy if its dtype is right."""
     tensors = {k: x.astype(self._dtype) for k, x in policy_lib.flatten(params).items()}
     self.store.put(types.BASE_VERSION, tensors)
 
   def close(self) -> None:
-    """Waits for what is under way, and closes the store."""
+    """Waits for the last version, and closes the store."""
     self.wait()
     self.store.close()
 
@@ -81,10 +78,10 @@ class Publisher:
 
 
 class SamplerWeights:
-  """The parameters on a sampler's devices, replaced when tickets ask for another version.
+  """The parameters on a sampler's devices.
 
-  With LoRA the base model is pulled once, and each version of the adapters is merged with it once.
-  A negative version is a full model even then (`types.RAW_VERSION`).
+  With LoRA the base is pulled once, and each version of the adapters is merged into it once.
+  Negative versions (`types.RAW_VERSION`) are full models even then.
   """
 
   def __init__(
@@ -98,8 +95,8 @@ class SamplerWeights:
     """Pulls nothing yet.
 
     Args:
-      model: with the adapters, if there are any.
-      meshes: a copy is placed on each.
+      model: with its adapters, if any.
+      meshes: each gets a copy.
       weights_dir: the learner's; None = it streams its weights.
     """
     self._learner, self._config, self._model = learner, config, model
@@ -110,7 +107,7 @@ class SamplerWeights:
     self._start(learner.session)
 
   def _start(self, session: str) -> None:
-    """Forgets everything: version 5 of another session may have other bits."""
+    """Discards everything, as versions of another session may differ."""
     self._session = session
     self._sources = {kind: self._source(shapes) for kind, shapes in self._shapes.items() if shapes}
     self._base: list | None = None
@@ -128,11 +125,11 @@ class SamplerWeights:
     return _Stored(self._learner, layout, self._weights_dir, seconds)
 
   def pull(self, min_version: int, max_version: int) -> tuple[int, list]:
-    """The newest version within the bounds, and its parameters on each mesh.
+    """Returns the newest version within the bounds, and its parameters on each mesh.
 
     Raises:
       client.SessionLost: the learner was restarted.
-      client.VersionGone: it has none of these versions any more.
+      client.VersionGone: it no longer has any of these versions.
     """
     if self._learner.session != self._session:
       self._start(self._learner.session)
@@ -147,7 +144,7 @@ class SamplerWeights:
       self._kind, self._version, self._params = kind, types.NO_VERSION, None
     version, tensors = source.fetch(min_version, max_version, self._version)
     if tensors is not None:
-      self._params = None  # frees its memory before more is taken
+      self._params = None  # frees memory first
       self._params, self._version = self._prepared(tensors), version
     return version, self._params
 
@@ -163,11 +160,11 @@ class SamplerWeights:
 
 
 def place(tensors: Tensors, shapes: Any, mesh: jax.sharding.Mesh) -> Any:
-  """Parameters on a mesh, in the dtypes of `shapes`, that share no memory with host arrays.
+  """Copies parameters to a mesh, in the dtypes of `shapes`, sharing no memory with host arrays.
 
-  The receiver writes the next version over its arrays while these are sampled from. The copy is
-  made here: on CPU JAX keeps using a host array that is aligned to 64 bytes, may_alias=False or not
-  (0.12.0.1). One tensor at a time, so that the host holds one more than the receiver does.
+  The receiver overwrites its arrays with the next version while these are in use. On CPU, JAX
+  (0.12.0.1) keeps using a host array that is aligned to 64 bytes even with may_alias=False, hence
+  the explicit copy. It is made one tensor at a time to save memory.
   """
   shardings = policy_lib.flatten(policy_lib.param_shardings(mesh, shapes))
   placed = {}
@@ -178,7 +175,7 @@ def place(tensors: Tensors, shapes: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 class _Streamed:
-  """Tensors that the learner streams, written over those of the version before."""
+  """Tensors that the learner streams; each version overwrites the previous one."""
 
   def __init__(self, learner: client.LearnerClient, layout: Layout):
     self._learner = learner
@@ -193,15 +190,15 @@ class _Streamed:
 
 
 class _Stored:
-  """Tensors in a directory that the learner writes; each device reads its part."""
+  """Tensors in the learner's weights directory; each device reads its part."""
 
   def __init__(self, learner: client.LearnerClient, layout: Layout, directory: str, seconds: float):
     self._learner, self._session, self._layout = learner, learner.session, layout
     self._directory, self._seconds = directory, seconds
 
-  def fetch(self, low: int, high: int, held=types.NO_VERSION) -> tuple[int, Tensors | None]:
-    """The newest version within the bounds; tensors None = it is the one held."""
-    from offpolicy_rl.transport import weights_dir  # Orbax: only when it is used
+  def fetch(self, low: int, high: int, current=types.NO_VERSION) -> tuple[int, Tensors | None]:
+    """Reads the newest version within the bounds; tensors None = it is `current`."""
+    from offpolicy_rl.transport import weights_dir  # Orbax is imported only if used
 
     return weights_dir.pull(
       self._directory,
@@ -209,7 +206,7 @@ class _Stored:
       high,
       session=self._session,
       like=self._layout,
-      held_version=held,
+      held_version=current,
       seconds=self._seconds,
       check=self._check_session,
     )
@@ -220,4 +217,4 @@ class _Stored:
     self._learner.check_session()
 
   def forget(self) -> None:
-    """Nothing is held on the host."""
+    """Does nothing, as the host keeps no tensors."""

@@ -45,7 +45,7 @@ def test_a_good_checkpoint_is_taken_as_it_is(published, tmp_path, capsys):
   del expected["README.md"]
   assert files(to) == expected
   assert main.main(["import", f"--from={published}", f"--to={to}"]) == 1
-  assert "is there already" in capsys.readouterr().err
+  assert "exists, expected a new directory" in capsys.readouterr().err
 
 
 def test_it_says_what_ends_a_completion_and_what_is_not_followed(published, tmp_path):
@@ -82,7 +82,9 @@ def test_a_template_that_does_not_come_to_an_end_is_refused(published, tmp_path,
   loops = "{% for x in range(9999) %}{% for y in range(999) %}{% endfor %}{% endfor %}"
   (source / "chat_template.jinja").write_text(loops)
   monkeypatch.setattr(convert, "_TEMPLATE_SECONDS", 0.05)
-  with pytest.raises(tokenizer.TokenizerError, match=r"one question takes it more than 0.05 s"):
+  with pytest.raises(
+    tokenizer.TokenizerError, match=r"rendering one question takes more than 0.05 s"
+  ):
     convert.import_checkpoint(str(source), str(tmp_path / "to"))
   assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -249,9 +251,9 @@ def test_a_link_is_made_once_and_never_over_something(tmp_path):
     run_directory.link(name, target, empty=True)
     (target / "file").write_text("")
   assert (name / "file").exists()
-  with pytest.raises(FileExistsError, match="holds files of another run"):
+  with pytest.raises(FileExistsError, match="has files of another run"):
     run_directory.link(tmp_path / "other", target, empty=True)
-  with pytest.raises(FileExistsError, match="expected no such name or a link"):
+  with pytest.raises(FileExistsError, match="expected no such file or a link"):
     run_directory.link(tmp_path / "shared", tmp_path / "elsewhere", empty=False)
 
 

@@ -14,7 +14,7 @@ from offpolicy_rl.learner import loop
 from offpolicy_rl.observe import watch
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.roles import learner, multihost
-from offpolicy_rl.roles.weights import Publisher
+from offpolicy_rl.roles.weights import WeightPublisher
 from offpolicy_rl.transport import weights
 
 
@@ -24,8 +24,8 @@ def test_a_learner_that_never_has_to_wait_still_hears_that_it_is_to_stop():
   stop.set()
   always = types.SimpleNamespace(take=lambda ids, timeout: pytest.fail("another batch was taken"))
   files = types.SimpleNamespace(write_groups=lambda *_, **__: pytest.fail("a step was written"))
-  fields = dict.fromkeys(field.name for field in dataclasses.fields(learner.Learner))
-  first = learner.Learner(
+  fields = dict.fromkeys(field.name for field in dataclasses.fields(learner.Leader))
+  first = learner.Leader(
     **fields
     | {
       "config": types.SimpleNamespace(learner=types.SimpleNamespace(prompts_per_step=2, steps=9)),
@@ -64,7 +64,7 @@ def test_published_weights_stay_when_their_parameters_are_donated(dtype):
       assert stepped.wait(60)
       super().put(version, tensors)
 
-  publisher = Publisher(Slow(), dtype)
+  publisher = WeightPublisher(Slow(), dtype)
   publisher.publish(1, params)
   donated = jax.jit(lambda p: jax.tree.map(lambda x: x - 1, p), donate_argnums=0)(params)
   jax.block_until_ready(donated)

@@ -101,27 +101,27 @@ def test_samplers_that_keep_ending_for_one_reason_end_the_run_with_it(notes, cap
   assert capfd.readouterr().err.splitlines()[1:] == [
     f"sampler 0 ended (exit code 3) 2 times within 0 minutes; {log} ends with: last words of a "
     "sampler",
-    f"the run was ended for that, with a checkpoint; go on with offpolicy-rl "
+    f"so the run was ended, with a checkpoint; continue with offpolicy-rl "
     f"local --resume --run_dir={notes}/run",
   ]
   assert len(pids(notes, "sampler")) == 2
 
 
-def booked(monkeypatch, place, seconds: float, why: str):
+def booked(monkeypatch, slot, seconds: float, why: str):
   """(why the run has to end, pause) after a sampler's end at that time."""
   monkeypatch.setattr(time, "monotonic", lambda: seconds)
-  problem = place._ended(why)
-  return problem, place.not_before - seconds
+  problem = slot._ended(why)
+  return problem, slot.not_before - seconds
 
 
 def test_ends_count_by_reason_and_rate(monkeypatch):
-  a_day = local._Place(0, pathlib.Path("run"))
+  a_day = local._SamplerSlot(0, pathlib.Path("run"))
   for hour in range(24):
     assert booked(monkeypatch, a_day, hour * 3600.0, "killed by SIGKILL") == (None, 0)
-  reasons = local._Place(1, pathlib.Path("run"))
+  reasons = local._SamplerSlot(1, pathlib.Path("run"))
   for i in range(10):
     assert booked(monkeypatch, reasons, i * 60.0, f"exit code {i % 2}")[0] is None
-  quick = local._Place(2, pathlib.Path("run"))
+  quick = local._SamplerSlot(2, pathlib.Path("run"))
   found = [booked(monkeypatch, quick, 1000.0 + i, "exit code 1") for i in range(6)]
   assert [pause for _, pause in found[:5]] == [0, 1, 3, 7, 15]
   assert [problem is None for problem, _ in found] == [True] * 5 + [False]
@@ -135,9 +135,9 @@ def test_ends_count_by_reason_and_rate(monkeypatch):
     (
       signal.SIGTERM,
       130,
-      "the learner was asked to stop, not by us; go on with offpolicy-rl local --resume --run_di",
+      "someone else asked the learner to stop; continue with offpolicy-rl local --resume --run_d",
     ),
-    (7, 7, "the learner ended (exit code 7); go on with offpolicy-rl local --resume --run_dir="),
+    (7, 7, "the learner ended (exit code 7); continue with offpolicy-rl local --resume --run_dir="),
   ],
 )
 def test_a_learner_that_ends_is_spoken_of(notes, capfd, hurt, code, said):
@@ -157,7 +157,7 @@ def test_a_run_that_is_asked_to_stop_says_so_at_once(notes, capfd):
   run.stop.set()
   assert run.ended() == 0
   assert capfd.readouterr().err == (
-    "stopping, with a checkpoint, after the step or evaluation at work; once more ends at once\n"
+    "stopping after the current step or evaluation, with a checkpoint; again to stop at once\n"
   )
 
 
@@ -166,7 +166,7 @@ def test_the_directory_of_a_printed_command_is_one_word(notes, capfd):
   spaced.mkdir()
   local._exit_code(7, spaced, stopped=False, problem=None)
   assert capfd.readouterr().err.endswith(
-    f"go on with offpolicy-rl local --resume --run_dir='{spaced}'\n"
+    f"continue with offpolicy-rl local --resume --run_dir='{spaced}'\n"
   )
 
 

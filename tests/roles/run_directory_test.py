@@ -26,7 +26,7 @@ def card(**changed):
 
 def leave_run(run_dir, *, checkpoints=None, made=3, **changed) -> pathlib.Path:
   """What a run leaves that the command line looks at; where its checkpoints are."""
-  where = run_directory.of_flags(str(run_dir), checkpoints and str(checkpoints))
+  where = run_directory.from_flags(str(run_dir), checkpoints and str(checkpoints))
   (where.checkpoints / "steps" / "2").mkdir(parents=True)
   (where.checkpoints / "steps" / "2" / "commit.json").write_text("{}")
   run_dir.mkdir(exist_ok=True)
@@ -76,9 +76,9 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path):
   assert with_card == alone
   theirs = card().learner
   assert sorted(said) == [
-    f"learner.learning_rate: 0.0005, as the run has it; {CARD} says {theirs.learning_rate} "
+    f"learner.learning_rate: 0.0005, from the run; {CARD} has {theirs.learning_rate} "
     f"(to change it: --config.learner.learning_rate={theirs.learning_rate})",
-    f"learner.steps: 7, as the run has it; {CARD} says {theirs.steps} "
+    f"learner.steps: 7, from the run; {CARD} has {theirs.steps} "
     f"(to change it: --config.learner.steps={theirs.steps})",
   ]
 
@@ -87,7 +87,7 @@ def test_a_flag_changes_it_and_is_said(tmp_path, capsys):
   leave_run(tmp_path / "run", steps=7)
   run = ("--resume", f"--run_dir={tmp_path}/run")
   config, said = configured(*run, "--config.learner.steps=9")
-  assert config.learner.steps == 9 and said == ["learner.steps: 9 from here on, was 7"]
+  assert config.learner.steps == 9 and said == ["learner.steps: 9 from now on, was 7"]
   with_card = configured(*run, f"--config={CARD}", "--config.learner.steps=9")
   assert with_card == (config, said), "not what the card says of that key"
   assert "seed: got 5, expected 0 as the run to resume" in refused(capsys, *run, "--config.seed=5")
@@ -100,10 +100,8 @@ def test_keys_that_came_or_went_with_a_release(tmp_path):
   found, said = run_directory.merge(config_lib.from_json(json.dumps(run)), now, "CARD")
   config_lib.validate(found)
   assert found.learner.max_grad_norm == now.learner.max_grad_norm and found.learner.steps == 7
-  assert any(
-    line.startswith("learner.max_grad_norm: ") and "as CARD has it" in line for line in said
-  )
-  assert any(line.startswith("learner.old: left out") for line in said)
+  assert any(line.startswith("learner.max_grad_norm: ") and "from CARD" in line for line in said)
+  assert any(line.startswith("learner.old: ignored") for line in said)
 
 
 def test_a_run_from_before_a_key_goes_on_with_the_keys_value(tmp_path):
@@ -118,7 +116,7 @@ def test_a_run_from_before_a_key_goes_on_with_the_keys_value(tmp_path):
     config, said = configured(*resume, *given)
     assert (config.task.judge_unfinished, config.learner.epochs) == (False, 1)
     for key in ("task.judge_unfinished: False", "learner.epochs: 1"):
-      assert f"{key}, as {source} has it; the run began without this key" in said
+      assert f"{key}, from {source}; the run began without this key" in said
     assert len(said) == 2
 
 
@@ -157,13 +155,13 @@ def test_a_directory_that_can_not_be_one_is_refused_by_its_flag(tmp_path, capsys
 def test_a_run_is_never_written_over(tmp_path, capsys):
   checkpoints = leave_run(tmp_path / "run")
   run = (f"--config={CARD}", f"--run_dir={tmp_path}/run")
-  assert "holds a run already" in refused(capsys, *run)
+  assert "already has a run" in refused(capsys, *run)
   (checkpoints / "steps" / "2").rename(checkpoints / "steps" / "2.damaged")
-  assert "holds a run already" in refused(capsys, *run)
+  assert "already has a run" in refused(capsys, *run)
   (checkpoints / "steps").rename(tmp_path / "away")
   for flags in (run, (*run, "--resume"), run[1:]):
     assert "--restart" in refused(capsys, *flags, *(["--resume"] if flags == run[1:] else []))
-  assert "tells of 3 steps, but there is no checkpoint" in refused(capsys, *run, "--resume")
+  assert "has 3 steps, but there is no checkpoint" in refused(capsys, *run, "--resume")
   (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "warm_start", "step": 4}\n')
   assert configured(*run)[0] == card()  # ended before there was anything to keep
 
@@ -173,7 +171,7 @@ def test_restart_keeps_what_was_there(tmp_path):
   arguments = parsed("--restart", f"--run_dir={tmp_path}/run")
   config, said = training.configuration(arguments, [])
   assert config.learner.steps == 7 and said == []
-  where = run_directory.of_flags(f"{tmp_path}/run", None)
+  where = run_directory.from_flags(f"{tmp_path}/run", None)
   with run_directory.claimed(where, None, resume=False, restart=True, lost=print):
     left = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert [name.partition("-")[0] for name in left] == ["before", "checkpoints", "lock.json"]
@@ -253,7 +251,7 @@ class Finishing:
 def test_the_last_evaluation_is_made_once_and_kept(restored, evaluates):
   before = restored and types.SimpleNamespace(step=restored[0], done=restored[1])
   ending = Finishing(before)
-  learner.Learner.finish(ending, 9)
+  learner.Leader.finish(ending, 9)
   if evaluates:
     assert [name for name, _ in ending.calls] == ["request", "collect", "amend"]
     assert ending.calls[-1][1] == (9, {"files": {"metrics": 7}, "done": True})
