@@ -70,7 +70,8 @@ class Learner:
     choices = step.StepChoices(config, objective, optimizer, 1.0, logprob_chunk=64)
     self.state = state_lib.create(config, self.mesh, optimizer, 0)
     self._step = step.compile_step(choices, state_lib.shardings(config, self.mesh, optimizer))
-    self.batch = self.assembled = None
+    self.assemble()
+    self.copy()
     self.flops = cost.train_flops(
       config, cost.work(config, batching.lengths(self.groups), shared=False)
     )

@@ -45,7 +45,7 @@ def inputs_for(choices: losses.Choices, rows: int, columns: int) -> losses.LossI
 def masked_sum(x: losses.LossInputs) -> jax.Array:
   """The floor: every array read once, multiplied by the mask, added up."""
   arrays = [v for v in x if v is not None and v.ndim == 2 and v.dtype != bool]
-  return sum(jnp.sum(jnp.where(x.loss_mask, v, 0.0)) for v in arrays)
+  return sum((jnp.sum(jnp.where(x.loss_mask, v, 0.0)) for v in arrays), jnp.float32(0))
 
 
 def compare(functions: dict, x: losses.LossInputs, repeats: int) -> dict[str, list[float]]:

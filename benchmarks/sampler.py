@@ -11,6 +11,7 @@ or computed again. Writes results/sampler.json.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import statistics
@@ -35,17 +36,30 @@ UPDATES = ("none", "between_groups", "in_flight, keep", "in_flight, recompute")
 
 def model(quick: bool) -> decoder.DecoderConfig:
   """SmolLM2's shape, or a small one."""
-  size = dict(num_layers=30, width=576, num_heads=9, num_kv_heads=3, head_dim=64, mlp_width=1536)
-  if quick:
-    size = dict(num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384)
-  vocabulary = 4096 if quick else 49_152
-  return decoder.DecoderConfig(
-    vocab_size=vocabulary,
+  small = decoder.DecoderConfig(
+    vocab_size=4096,
+    num_layers=4,
+    width=128,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    mlp_width=384,
     rope_theta=1e5,
     norm_eps=1e-5,
     tied_embeddings=True,
     scaled_embeddings=False,
-    **size,
+  )
+  if quick:
+    return small
+  return dataclasses.replace(
+    small,
+    vocab_size=49_152,
+    num_layers=30,
+    width=576,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    mlp_width=1536,
   )
 
 

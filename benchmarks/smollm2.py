@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 from benchmarks.demo_seeds import machine, picture
 from offpolicy_rl.observe import metrics
@@ -102,7 +103,7 @@ def main() -> None:
   parser.add_argument("--problems", type=int, default=256)
   parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
   arguments, extra = parser.parse_known_args()
-  runs = []
+  runs: list[dict[str, Any]] = []
   for name in arguments.objectives:
     run_dir = arguments.runs / f"smollm2-{name}"
     rows = train(name, run_dir, extra)

@@ -116,7 +116,7 @@ def serve_bare(_, pipe) -> None:
   class Handler(grpc.GenericRpcHandler):
     """One method, raw bytes."""
 
-    def service(self, _):
+    def service(self, handler_call_details):  # noqa: ARG002
       return grpc.stream_stream_rpc_method_handler(push)
 
   pool = concurrent.futures.ThreadPoolExecutor(8)

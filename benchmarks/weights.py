@@ -260,15 +260,16 @@ def make_learner(dtype: str, rows: int, columns: int):
   update = step.compile_step(choices, state_lib.shardings(config, mesh, optimizer))
   rng = np.random.default_rng(0)
   store = weights.WeightStore()
-  box = {"state": state, "version": 0}
+  version = 0
 
   def advance() -> None:
+    nonlocal state, version
     batch = random_batch(rng, rows, columns)
-    box["state"], metrics = update(box["state"], state_lib.place_batch(mesh, batch), None)
+    state, metrics = update(state, state_lib.place_batch(mesh, batch), None)
     float(metrics["loss"])  # waits, as the loop does
-    box["version"] += 1
-    store.put(box["version"], policy.flatten(policy.copy(box["state"].params, dtype)))
-    store.retain(lambda v: v == box["version"])
+    version += 1
+    store.put(version, policy.flatten(policy.copy(state.params, dtype)))
+    store.retain(lambda v: v == version)
 
   flat = policy.flatten(state.params)
   layout = {name: (x.shape, np.dtype(dtype)) for name, x in flat.items()}

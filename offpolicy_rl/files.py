@@ -14,12 +14,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Generator, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from etils import epath
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
+
+AnyPath = TypeVar("AnyPath", pathlib.Path, epath.Path)
 
 
 def write_durably(path: pathlib.Path, text: str) -> None:
@@ -134,7 +136,7 @@ def _process_options(name: str) -> dict:
   }
 
 
-def orbax_path[P: (pathlib.Path, epath.Path)](path: P) -> P:
+def orbax_path(path: AnyPath) -> AnyPath:
   """A path to a directory without wildcards in it: the directory's, or that of a link to it.
 
   Orbax looks for its files by etils' glob, which takes the whole path for the pattern: with "[b]"

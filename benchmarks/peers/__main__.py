@@ -53,16 +53,17 @@ class Side:
       cwd=ROOT,
       env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
+    assert self._process.stdin is not None and self._process.stdout is not None
+    self._requests, self._answers = self._process.stdin, self._process.stdout
 
   def do(self, job: str, turn: int) -> dict:
     """What `work.serve` answers."""
-    self._process.stdin.write(json.dumps({"do": job, "turn": turn}) + "\n")
-    self._process.stdin.flush()
-    return json.loads(self._process.stdout.readline())
+    print(json.dumps({"do": job, "turn": turn}), file=self._requests, flush=True)
+    return json.loads(self._answers.readline())
 
   def end(self) -> None:
     """Frees its memory."""
-    self._process.stdin.close()
+    self._requests.close()
     self._process.wait()
 
 

@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from ml_collections import config_dict
@@ -103,7 +103,7 @@ def _errors_name_the_line(file: pathlib.Path, flag: str) -> Generator[None]:
     raise ConfigError(f"{flag}: {file}{at}: {type(error).__name__}: {error}") from error
 
 
-def override(config: config_dict.ConfigDict, assignments: list[tuple[str, str]]) -> None:
+def override(config: config_dict.ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
   """Sets keys from command-line text, e.g. ("objective.beta", "0.2"); the type stays the key's.
 
   Raises:

@@ -13,12 +13,15 @@ import jax.numpy as jnp
 from offpolicy_rl import types
 from offpolicy_rl.learner.state import TrainState
 from offpolicy_rl.learner.step import StepChoices, logprob_mismatch
+from offpolicy_rl.model.policy import Params
 
 
 class LogprobAudit:
   """Call it with the state before each update, that update's batch, and what sampled its tokens."""
 
-  def __init__(self, choices: StepChoices, *, every: int, max_lag: int, frozen=None):
+  def __init__(
+    self, choices: StepChoices, *, every: int, max_lag: int, frozen: Params | None = None
+  ):
     """Checks a version now and then.
 
     Args:

@@ -10,11 +10,12 @@ import pathlib
 import shutil
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from offpolicy_rl import files
 from offpolicy_rl.learner import state as state_lib
@@ -169,9 +170,10 @@ class Checkpoints:
       )
     return None
 
-  def restore(self, step: int, like: TrainState, shardings: TrainState) -> Restored:
-    """The checkpoint of a step that `newest` found; `like` gives shapes and dtypes.
+  def restore(self, step: int, like: TrainState, shardings: Any) -> Restored:
+    """The checkpoint of a step that `newest` found.
 
+    `like` gives shapes and dtypes, `shardings` is a TrainState of NamedShardings.
     Raises:
       CheckpointError: it does not fit `like`.
     """
@@ -197,14 +199,14 @@ class Checkpoints:
     with jax.sharding.set_mesh(mesh):
       return self.restore(step, like, shardings)
 
-  def save_initial(self, params) -> None:
+  def save_initial(self, params: policy.Params) -> None:
     """Keeps version 0, the reference of objectives with a KL term."""
     with files.orbax_standard("initial") as writer:
       writer.save(self._plain / "initial", params, force=True)
     if not jax.process_index():
       _write_commit(self._initial, {})
 
-  def restore_initial(self, like, shardings):
+  def restore_initial(self, like: policy.Params, shardings: policy.Params) -> policy.Params:
     """Inverse of `save_initial`; CheckpointError when it is damaged or missing."""
     if not jax.process_index():
       _verified_position(self._initial)
@@ -223,7 +225,7 @@ class Checkpoints:
     self._writer.close()
 
 
-def newest_params(directory: pathlib.Path, like) -> tuple[int, dict]:
+def newest_params(directory: pathlib.Path, like: policy.Params) -> tuple[int, policy.Params]:
   """(step, parameters) of a run's newest checkpoint; its optimizer state is not read.
 
   `like`: shapes and dtypes of the parameters.
@@ -302,7 +304,7 @@ def _older(folder: pathlib.Path, mesh) -> dict | None:
   """Layout of the older versions among several processes; None = as they are (one process)."""
   if jax.process_count() == 1:
     return None
-  found = ocp.StandardCheckpointHandler().metadata(folder / "versions").tree
+  found = ocp.StandardCheckpointHandler().metadata(epath.Path(folder) / "versions").tree
   return _abstract(found, policy.param_shardings(mesh, jax.tree.map(_shape, found)))
 
 

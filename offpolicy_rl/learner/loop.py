@@ -5,12 +5,15 @@ import dataclasses
 import math
 import threading
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from offpolicy_rl import types
 from offpolicy_rl.learner.speed import Timer
 from offpolicy_rl.learner.state import TrainState
+
+T = TypeVar("T")
 
 
 class NonFiniteError(RuntimeError):
@@ -70,25 +73,25 @@ def run(state: TrainState, functions: Functions, *, first_step: int, num_steps: 
   return state
 
 
-class Prefetch:
+class Prefetch(Generic[T]):
   """Calls `make(step, wanted)` for the next step in a thread while the current one is used.
 
   `wanted()` is False once nobody needs the result any more.
   """
 
-  def __init__(self, make: Callable, num_steps: int):
+  def __init__(self, make: Callable[[int, Callable[[], bool]], T], num_steps: int):
     self._make, self._num_steps = make, num_steps
     self._closed = threading.Event()
     self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-    self._upcoming: concurrent.futures.Future | None = None
+    self._upcoming: concurrent.futures.Future[T] | None = None
 
-  def __call__(self, step: int):
+  def __call__(self, step: int) -> T:
     """Returns what `make` returned for this step, or raises what it raised."""
     result = (self._upcoming or self._start(step)).result()
     self._upcoming = self._start(step + 1) if step + 1 < self._num_steps else None
     return result
 
-  def _start(self, step: int) -> concurrent.futures.Future:
+  def _start(self, step: int) -> concurrent.futures.Future[T]:
     return self._executor.submit(self._make, step, lambda: not self._closed.is_set())
 
   def close(self) -> None:

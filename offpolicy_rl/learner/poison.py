@@ -16,6 +16,7 @@ import numpy as np
 from offpolicy_rl import types
 from offpolicy_rl.learner import step
 from offpolicy_rl.learner.state import TrainState
+from offpolicy_rl.model.policy import Params
 
 
 def only(batch: types.Batch, kept: jax.Array) -> types.Batch:
@@ -55,7 +56,7 @@ def culprits(is_finite: Callable[[list[int]], bool], groups: list[int]) -> list[
 class PoisonFilter:
   """Finds the groups that poison a batch, and leaves them out."""
 
-  def __init__(self, choices: step.StepChoices, groups: int, reference_params):
+  def __init__(self, choices: step.StepChoices, groups: int, reference_params: Params | None):
     """`groups`: in every batch. Compiles nothing before it is needed."""
     self._choices, self._groups, self._reference = choices, groups, reference_params
 

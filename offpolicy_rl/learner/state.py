@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from offpolicy_rl import types
 from offpolicy_rl.model import decoder, lora, policy, sharding
 
 
@@ -75,12 +77,12 @@ def make_optimizer(
   return Optimizer(made.init, update_from_host if in_host_memory else update, in_host_memory)
 
 
-def shapes(config: decoder.DecoderConfig, optimizer) -> TrainState:
+def shapes(config: decoder.DecoderConfig, optimizer: Optimizer) -> TrainState:
   """Shape and dtype of every leaf, found without allocating anything."""
   return jax.eval_shape(lambda: _fresh(config, optimizer, jax.random.key(0)))
 
 
-def shardings(config: decoder.DecoderConfig, mesh, optimizer) -> TrainState:
+def shardings(config: decoder.DecoderConfig, mesh: Mesh, optimizer: Optimizer) -> TrainState:
   """NamedSharding of every leaf, found without allocating anything."""
   return _shardings(shapes(config, optimizer), mesh, optimizer)
 
@@ -93,13 +95,15 @@ def _shardings(like: TrainState, mesh, optimizer) -> TrainState:
   return found._replace(opt_state=jax.tree.map(to_host, found.opt_state))
 
 
-def create(config: decoder.DecoderConfig, mesh, optimizer, seed: int) -> TrainState:
+def create(
+  config: decoder.DecoderConfig, mesh: Mesh, optimizer: Optimizer, seed: int
+) -> TrainState:
   """A fresh state; every array is made on the devices that keep it."""
   found = shardings(config, mesh, optimizer)
   return _drawn(lambda key: _fresh(config, optimizer, key), mesh, found, seed)
 
 
-def create_params(config: decoder.DecoderConfig, mesh, seed: int):
+def create_params(config: decoder.DecoderConfig, mesh: Mesh, seed: int) -> policy.Params:
   """Fresh parameters, made like those of `create`."""
   found = policy.param_shardings(mesh, policy.shapes(config))
   return _drawn(lambda key: policy.init(config, key), mesh, found, seed)
@@ -112,7 +116,7 @@ def _drawn(make, mesh, found, seed: int):
   return jax.jit(make, out_shardings=found, compiler_options=options)(jax.random.key(seed))
 
 
-def from_params(params, optimizer, mesh) -> TrainState:
+def from_params(params: policy.Params, optimizer: Optimizer, mesh: Mesh) -> TrainState:
   """These parameters, whose memory is reused, at step 0 with fresh optimizer state."""
   begin = lambda params: TrainState(jnp.int32(0), params, optimizer.init(params))
   found = _shardings(jax.eval_shape(begin, params), mesh, optimizer)
@@ -124,7 +128,7 @@ def _fresh(config: decoder.DecoderConfig, optimizer, key) -> TrainState:
   return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def place_batch(mesh, batch):
+def place_batch(mesh: Mesh, batch: types.Batch) -> types.Batch:
   """Host arrays -> device arrays; the rows or completions of each part are split.
 
   Of several processes, each has the whole batch.

@@ -32,15 +32,18 @@ class StepChoices:
     """Optimizer updates per batch."""
     return self.minibatches * self.epochs
 
-  def whole(self, params, frozen):
+  def whole(self, params: policy.Params, frozen: policy.Params | None) -> policy.Params:
     """All parameters of the policy: the trained ones, on their base where they are adapters."""
-    return lora.join(frozen, params) if self.model.lora_rank else params
+    if not self.model.lora_rank:
+      return params
+    assert frozen is not None, "adapters need their base"
+    return lora.join(frozen, params)
 
   def reference(self) -> "StepChoices":
     """For the frozen policy, which has no adapters."""
     return dataclasses.replace(self, model=lora.base_config(self.model))
 
-  def token_stats(self, params, part: types.Batch) -> policy.TokenStats:
+  def token_stats(self, params: policy.Params, part: types.Batch) -> policy.TokenStats:
     """Log-probabilities and entropy [N, M] of one part, under `params` at this temperature."""
     stats = policy.token_stats(
       self.model, params, part.rows, self.temperature, chunk=self.logprob_chunk
@@ -49,7 +52,10 @@ class StepChoices:
 
 
 def train_step(
-  choices: StepChoices, state: TrainState, batch: types.Batch, reference_params
+  choices: StepChoices,
+  state: TrainState,
+  batch: types.Batch,
+  reference_params: policy.Params | None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Batch -> new state and metrics.
 
@@ -89,7 +95,7 @@ def train_step(
     finite = _is_finite(*found)
     made = jnp.sum(finite)
     loss, grad_norm = (jnp.sum(jnp.where(finite, x, 0.0)) / made for x in found)
-  whole, stats = jax.tree.map(_join, (batch._replace(rows=None), stats))
+  whole, stats = _completions(batch), jax.tree.map(_join, stats)
   prepared = choices.objective.prepare(_whole_inputs(whole, None))
   metrics = {
     "loss": loss,
@@ -123,7 +129,7 @@ def _update(choices: StepChoices, version, reference_params, carry, minibatch):
   """
   (params, opt_state), (batch, proximal) = carry, minibatch
   objective = choices.objective
-  whole = jax.tree.map(_join, batch._replace(rows=None))
+  whole = _completions(batch)
   if choices.minibatches > 1:
     whole = whole._replace(group_ids=masked.renumbered(whole.group_ids))
     batch = batch._replace(group_ids=whole.group_ids.reshape(batch.group_ids.shape))
@@ -184,7 +190,11 @@ def supervised_step(
 
 @functools.partial(jax.jit, static_argnums=0)
 def logprob_mismatch(
-  choices: StepChoices, params, batch: types.Batch, version, frozen=None
+  choices: StepChoices,
+  params: policy.Params,
+  batch: types.Batch,
+  version: int | jax.Array,
+  frozen: policy.Params | None = None,
 ) -> dict[str, jax.Array]:
   """Largest and mean |learner - sampler| logprob over the tokens that `params` = `version` drew.
 
@@ -207,7 +217,10 @@ def logprob_mismatch(
 
 @functools.partial(jax.jit, static_argnums=0)
 def router_metrics(
-  choices: StepChoices, params, batch: types.Batch, frozen=None
+  choices: StepChoices,
+  params: policy.Params,
+  batch: types.Batch,
+  frozen: policy.Params | None = None,
 ) -> dict[str, jax.Array]:
   """Load of a mixture's experts over the batch, see `mixture.load_metrics`."""
   whole = choices.whole(params, frozen)
@@ -215,7 +228,7 @@ def router_metrics(
   return mixture.load_metrics(jax.tree.map(lambda x: jnp.sum(x, axis=0), loads))
 
 
-def compile_step(choices: StepChoices, state_shardings):
+def compile_step(choices: StepChoices, state_shardings: TrainState) -> jax.stages.Wrapped:
   """`train_step` jitted for a mesh; the old state's memory is reused."""
   return jax.jit(
     functools.partial(train_step, choices), donate_argnums=0, out_shardings=(state_shardings, None)
@@ -270,6 +283,12 @@ def _batch_metrics(batch: types.Batch, stats: policy.TokenStats, step) -> dict[s
     "entropy_correct": masked.masked_mean(entropy, batch.loss_mask & correct),
     "first_nonfinite_row": jnp.where(jnp.all(finite), -1, jnp.argmin(finite)),
   }
+
+
+def _completions(batch: types.Batch) -> types.Batch:
+  """Those of all parts, [A * N, ...], without the rows that they are packed in."""
+  without: Any = None
+  return jax.tree.map(_join, batch._replace(rows=without))
 
 
 def _join(x):

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import jax
+from ml_collections import ConfigDict
 
 from offpolicy_rl.learner import audit, poison, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner.loop import StepBatch
+from offpolicy_rl.model.policy import Params
 
 
 class Update:
@@ -21,8 +23,8 @@ class Update:
     self,
     choices: step.StepChoices,
     mesh: jax.sharding.Mesh,
-    reference,
-    config,
+    reference: Params | None,
+    config: ConfigDict,
     say: Callable[[str], None],
   ):
     """`reference`: frozen parameters, see `step.train_step`; `say`: prints a line."""

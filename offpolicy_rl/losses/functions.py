@@ -145,6 +145,7 @@ def policy_gradient(
   """
   advantages = advantages[:, None]
   if kl_tau:
+    assert anchor_logprobs is not None, "kl_tau needs them"
     log_ratio = ratios.log_ratio(policy_logprobs, anchor_logprobs, loss_mask)
     advantages = advantages - kl_tau * jax.lax.stop_gradient(log_ratio)
   return -masked.masked_sum(weights * advantages * policy_logprobs, loss_mask, -1)

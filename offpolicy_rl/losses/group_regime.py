@@ -115,7 +115,7 @@ def regime_warning(
   advice = []
   if baseline == "vhat":
     keys += f", objective.beta1={beta if beta1 is None else beta1:g}"
-    enough = required_beta1(group_size, beta=beta, **shifts)
+    enough = required_beta1(group_size, beta=beta, kappa=kappa, dv=dv)
     if enough is not None:
       advice.append(f"raise objective.beta1 to at least {_round_up(enough)}")
     for other in ("vhat_loo", "mean"):

@@ -7,7 +7,7 @@ parameters name.
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -139,7 +139,9 @@ def _parameters(function: Callable) -> list[inspect.Parameter]:
   return [p for p in inspect.signature(function).parameters.values() if p.kind in by_name]
 
 
-def _call(function: Callable[..., jax.Array], arrays: Mapping, choices: Choices) -> jax.Array:
+def _call(
+  function: Callable[..., jax.Array], arrays: dict[str, Any], choices: Choices
+) -> jax.Array:
   """Calls a function with the arrays and keys that its parameters name."""
   given = {}
   for parameter in _parameters(function):
@@ -153,13 +155,13 @@ def _call(function: Callable[..., jax.Array], arrays: Mapping, choices: Choices)
   return function(**given)
 
 
-def _required(arrays: Mapping, name: str) -> jax.Array:
+def _required(arrays: dict[str, Any], name: str) -> jax.Array:
   if arrays[name] is None:
     raise ValueError(f"{name}: got None, but this objective needs it")
   return arrays[name]
 
 
-def _token_weights(choices: Choices, arrays: Mapping) -> jax.Array | float:
+def _token_weights(choices: Choices, arrays: dict[str, Any]) -> jax.Array | float:
   """Product of the chosen weights, float [N, M] or [N, 1]; 1.0 without any."""
   if choices.fn in ARGUMENTS["fn"] and choices.fn not in WEIGHTED:
     return 1.0
@@ -180,5 +182,6 @@ def _token_weights(choices: Choices, arrays: Mapping) -> jax.Array | float:
 
 
 def _bounded(inputs: LossInputs) -> LossInputs:
-  names = [name for name in LossInputs._fields if name.endswith("_logprobs")]
-  return inputs._replace(**{name: ratios.bounded(getattr(inputs, name)) for name in names})
+  given = {name: x for name, x in inputs._asdict().items() if x is not None}
+  logprobs = {name: x for name, x in given.items() if name.endswith("_logprobs")}
+  return inputs._replace(**{name: ratios.bounded(x) for name, x in logprobs.items()})

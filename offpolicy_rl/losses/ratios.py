@@ -15,9 +15,9 @@ def log_ratio(numerator: jax.Array, denominator: jax.Array, loss_mask: jax.Array
   return jnp.where(loss_mask, numerator - denominator, 0.0)
 
 
-def bounded(logprobs: jax.Array | None) -> jax.Array | None:
+def bounded(logprobs: jax.Array) -> jax.Array:
   """Clamps log-probabilities at MIN_LOGPROB; clamped ones, such as -inf, have no gradient."""
-  return None if logprobs is None else jnp.maximum(logprobs, MIN_LOGPROB)
+  return jnp.maximum(logprobs, MIN_LOGPROB)
 
 
 def exp(log_ratio: jax.Array) -> jax.Array:
@@ -64,6 +64,7 @@ def proximal_logprobs(
   policy, sampler = bounded(jax.lax.stop_gradient(policy_logprobs)), bounded(sampler_logprobs)
   if kind == "current":
     return policy
+  assert versions is not None and current_version is not None, "loglinear needs both"
   behind = (current_version - versions).astype(policy.dtype)
   alpha = jnp.clip((behind - 1) / jnp.where(behind == 0, 1, behind), 0, 1)
   alpha = jnp.where(behind == 0, 0.0, alpha)

@@ -5,6 +5,7 @@ Command:  python -m offpolicy_rl.observe.grafana > launch/grafana_dashboard.json
 
 import json
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from offpolicy_rl.observe import catalogue, charts, prometheus
@@ -115,7 +116,7 @@ def _drawn(panel: Panel, kind: str, number: int, place: dict) -> dict:
 
 def dashboard() -> dict:
   """The dashboard as Grafana imports it."""
-  rows = [("Run", "stat", 4, 4, _STATS)]
+  rows: list[tuple[str, str, int, int, Sequence[Panel]]] = [("Run", "stat", 4, 4, _STATS)]
   for section, drawn in charts.SECTIONS.items():
     rows.append((section, "timeseries", 8, 8, [_of_chart(c) for c in drawn if c.gauge]))
   samplers = [*_TICKETS, *map(_of_sampler, (*prometheus.HEARTBEAT, *prometheus.MEASURED))]

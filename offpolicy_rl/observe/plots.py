@@ -4,7 +4,7 @@ import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class MissingMatplotlibError(RuntimeError):
 
 
 def panels(
-  rows: int, columns: int, size: tuple[float, float], **options
+  rows: int, columns: int, size: tuple[float, float], **options: Any
 ) -> tuple["Figure", np.ndarray]:
   """Makes (figure, axes [rows, columns]) without frames; `options` are of `Figure.subplots`.
 

@@ -9,12 +9,26 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Generator
-from typing import NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from offpolicy_rl import config as config_lib
 
-Functions = TypeVar("Functions")  # loop.Functions, which this folder does not know
 FOLDER, STEP = "profile", "train"  # directory in RUN; name of the steps in a trace
+
+
+class _LoopFunctions(Protocol):
+  """The part of loop.Functions, which this folder does not know, that is profiled."""
+
+  __dataclass_fields__: ClassVar[dict[str, Any]]
+
+  @property
+  def update(self) -> Callable: ...
+
+  @property
+  def after_step(self) -> Callable: ...
+
+
+Functions = TypeVar("Functions", bound=_LoopFunctions)
 
 
 class Plan(NamedTuple):
@@ -147,7 +161,7 @@ class _Profiler:
       self._say(f"profile: {path}")
 
   @contextlib.contextmanager
-  def _report_errors(self):
+  def _report_errors(self) -> Generator[None]:
     try:
       yield
     except (OSError, RuntimeError) as error:

@@ -10,6 +10,7 @@ from importlib import metadata
 
 import rich.console
 import rich.table
+from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.model import decoder, sharding
@@ -21,7 +22,7 @@ _GIB = 2**30
 _PACKAGE = pathlib.Path(__file__).parent.parent
 
 
-def run(config, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
+def run(config: ConfigDict, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
   """Compiles both programs of a configuration for a topology; returns a dict for JSON.
 
   Args:
@@ -75,7 +76,7 @@ def _parameters(model: decoder.DecoderConfig) -> int:
   return sum(x.size for x in jax.tree.leaves(policy.shapes(model)))
 
 
-def _digest(config, architecture: dict, name: str) -> str:
+def _digest(config: ConfigDict, architecture: dict, name: str) -> str:
   """Digest of all that the answer depends on: question, source of this package, compiler."""
   sources = [path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))]
   versions = [_version(package) for package in ("jax", "jaxlib", "libtpu")]
@@ -91,7 +92,7 @@ def _version(package: str) -> str:
 
 
 def advice(
-  config, learner: programs.Program, sampler: programs.Program, capacity: int
+  config: ConfigDict, learner: programs.Program, sampler: programs.Program, capacity: int
 ) -> list[str]:
   """Keys that would help where a program does not fit, the cheapest first."""
   keys = []

@@ -4,11 +4,13 @@ import dataclasses
 import math
 import re
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
@@ -40,7 +42,7 @@ class Program:
   largest: list[tuple[str, int]]  # arguments by size: (name, bytes on a device)
 
 
-def train(config, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Program:
+def train(config: ConfigDict, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Program:
   """The learner's update, compiled for the largest batch that there can be."""
   choices = build.step_choices(config, model, mesh)
   groups = _longest_groups(config)
@@ -60,7 +62,9 @@ def train(config, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Pr
   return _compiled("train step", jitted, arguments, mesh, capacity, flops)
 
 
-def decode(config, model: decoder.DecoderConfig, devices, capacity: int) -> Program:
+def decode(
+  config: ConfigDict, model: decoder.DecoderConfig, devices: Sequence[jax.Device], capacity: int
+) -> Program:
   """Decoding of one engine of a sampler, with all slots in use and rows of full length."""
   sampler, task = config.sampler, config.task
   mesh = sharding.make_mesh(tensor=sampler.tensor, devices=devices)
@@ -91,7 +95,7 @@ def decode(config, model: decoder.DecoderConfig, devices, capacity: int) -> Prog
   return _compiled("decode", jitted, arguments, mesh, capacity, flops)
 
 
-def _longest_groups(config) -> list[types.FinishedGroup]:
+def _longest_groups(config: ConfigDict) -> list[types.FinishedGroup]:
   """Groups of a step, in which prompts and completions have their full length."""
   task, learner = config.task, config.learner
   prompt = np.zeros(task.max_prompt_tokens, np.int32)

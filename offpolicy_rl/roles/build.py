@@ -5,6 +5,7 @@ import datetime
 import json
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -240,7 +241,7 @@ def engine_sizes(config: ConfigDict, *, group_size: int, max_prompt_tokens: int)
 
 
 def make_engine(
-  config,
+  config: ConfigDict,
   policy: Policy,
   *,
   group_size: int,
@@ -300,7 +301,7 @@ def make_store(config: ConfigDict, weights_dir: str | None, session: str):
   return weights_dir_lib.WeightsDirectory(weights_dir, session)
 
 
-def scorer(task) -> scoring.Scorer:
+def scorer(task: ConfigDict) -> scoring.Scorer:
   """Starts processes that judge answers; ValueError if a verifier can't be used here."""
   wanted = catalog.select(task)
   return scoring.Scorer(
@@ -336,7 +337,11 @@ class Queue(NamedTuple):
 
 
 def make_queue(
-  config, policy: Policy, prompts, control: lag.LagControl, groups: store.GroupStore
+  config: ConfigDict,
+  policy: Policy,
+  prompts: Sequence[tuple[float, Sequence]],
+  control: lag.LagControl,
+  groups: store.GroupStore,
 ) -> Queue:
   """Makes tickets for the training prompts, [(rate, prompts)] of each task; queues none yet."""
   settings, transport = config.learner, config.transport

@@ -14,6 +14,7 @@ import os
 import pathlib
 import sys
 import threading
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +73,7 @@ def join(group: ProcessGroup) -> None:
 
 
 @contextlib.contextmanager
-def _without_proxies():
+def _without_proxies() -> Generator[None]:
   """Keeps JAX's gRPC from using the environment's proxy for local connections."""
   kept = {name: os.environ[name] for name in os.environ if name.lower().endswith("_proxy")}
   for name in kept:
@@ -143,7 +144,7 @@ class Orders:
             f"process 0 of the learner is gone ({error}); start all again with --resume"
           ) from None
 
-  def announce(self, kind: str, **values) -> None:
+  def announce(self, kind: str, **values: Any) -> None:
     """Sends an order to the other processes; `values` are JSON."""
     if self.alone:
       return
@@ -247,7 +248,7 @@ def _make_follower(
 
 
 @contextlib.contextmanager
-def ending_together():
+def ending_together() -> Generator[None]:
   """Ends the process at once after an error; a normal exit would wait for the others."""
   try:
     yield

@@ -80,14 +80,15 @@ def configuration(
     ConfigError: it is wrong, or a directory has a run that must not be overwritten.
     ValueError: `replay` can't be read.
   """
-  if run is None and (resume or restart):
-    raise config_lib.ConfigError("--run_dir: missing, expected the directory of the run to resume")
   if run is not None:
     _check(run, resume=resume, restart=restart)
-  config, before, notes = config_lib.load(card) if card else None, None, []
-  if resume and run.has_checkpoints() and (before := run.saved_config()):
+  elif resume or restart:
+    raise config_lib.ConfigError("--run_dir: missing, expected the directory of the run to resume")
+  config, notes = config_lib.load(card) if card else None, []
+  before = run.saved_config() if run and resume and run.has_checkpoints() else None
+  if before:
     config, notes = merge(before, config, card)
-  elif config is None and (resume or restart):
+  elif config is None and run and (resume or restart):
     config = run.saved_config()
     if config is None:
       raise config_lib.ConfigError(

@@ -4,10 +4,11 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from offpolicy_rl.config.text import ConfigError
 
-Settings = list[dict[str, object]]
+Settings = list[dict[str, Any]]
 Distribution = Callable[[float], object]  # of a number in [0, 1)
 _DIGITS = 4  # of a drawn number: short enough to read and to type
 
@@ -77,7 +78,7 @@ def log_uniform(low: float, high: float) -> Distribution:
   return lambda at: _rounded(low * math.exp(math.log(high / low) * at), low, high)
 
 
-def choice(*values) -> Distribution:
+def choice(*values: object) -> Distribution:
   """One of the values."""
   if not values:
     raise ConfigError("sweep.choice: got no values, expected at least one")

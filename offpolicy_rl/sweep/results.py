@@ -66,9 +66,10 @@ def over_seeds(rows: Rows) -> Rows:
 
 def _estimate(values: list[float | None]) -> tuple[float | None, float | None]:
   """(mean, half width) as JSON has them; a run of no steps has no entropy."""
-  if None in values:
+  known = [value for value in values if value is not None]
+  if len(known) < len(values):
     return None, None
-  mean, half = mean_and_half_width(values)
+  mean, half = mean_and_half_width(known)
   return mean, None if math.isnan(half) else half
 
 

@@ -4,7 +4,7 @@ import json
 import pathlib
 import re
 import shlex
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.config import text as config_text
@@ -19,8 +19,8 @@ class Run(NamedTuple):
   """One run of a sweep."""
 
   name: str  # its directory in the sweep's
-  settings: dict[str, object]  # set by the sweep, as the configuration holds them
-  values: dict[str, object]  # of all keys, flat
+  settings: dict[str, Any]  # set by the sweep, as the configuration holds them
+  values: dict[str, Any]  # of all keys, flat
 
 
 class Sweep(NamedTuple):
@@ -28,7 +28,7 @@ class Sweep(NamedTuple):
 
   card: str
   assignments: list[tuple[str, str]]
-  base: dict[str, object]  # the configuration before the sweep sets anything, flat
+  base: dict[str, Any]  # the configuration before the sweep sets anything, flat
   runs: list[Run]
 
 
