@@ -7,6 +7,7 @@ import pathlib
 import re
 import types
 from collections.abc import Callable
+from typing import Any
 
 from offpolicy_rl.tasks import named, sources, splits, verifiers
 from offpolicy_rl.tasks.rows import TaskError
@@ -166,7 +167,7 @@ def _user_task(name: str) -> Task:
   return dataclasses.replace(task, name=name, problems=_once(task.problems), heldout=heldout)
 
 
-def select(settings) -> Selection:
+def select(settings: Any) -> Selection:
   """The tasks of a configuration; `settings`: its section `task`, values by attribute.
 
   Raises:

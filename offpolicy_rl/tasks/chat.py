@@ -9,7 +9,7 @@ import datetime
 import json
 import traceback
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.ext
@@ -35,7 +35,7 @@ class Source(NamedTuple):
 class _Generation(jinja2.ext.Extension):
   """{% generation %}, which marks what the model wrote, and changes nothing here."""
 
-  tags: ClassVar = {"generation"}
+  tags: set[str] = {"generation"}  # noqa: RUF012, declared so by jinja2
 
   def parse(self, parser):
     """Calls `_pass_on` with the body as a block, so that variables set inside stay inside."""
@@ -95,12 +95,13 @@ def _environment(day: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnviron
   )
   sandbox.filters["tojson"] = _to_json
   midnight = datetime.datetime.combine(day, datetime.time())
-  sandbox.globals |= {
+  names: dict[str, Any] = {
     "raise_exception": _raise,
     _CALENDAR: midnight.strftime,
     "dict": _Dict(),
     "namespace": _Namespace,
   }
+  sandbox.globals |= names
   return sandbox
 
 

@@ -8,6 +8,7 @@ formulas of which it has dropped a part.
 import functools
 import hashlib
 import re
+from typing import Any, cast
 
 import sympy
 from latex2sympy2_extended import latex2sympy2
@@ -85,7 +86,9 @@ def _check_names(text: str, expression: sympy.Expr) -> None:
 
 def _at(expression: sympy.Expr, point: int) -> sympy.Expr:
   """The value at a point, at which each variable has a value by its name; exact if rational."""
-  values = {symbol: _value(str(symbol), point) for symbol in expression.free_symbols}
+  values: dict[Any, Any] = {
+    symbol: _value(str(symbol), point) for symbol in expression.free_symbols
+  }
   value = expression.subs(values)
   exact = _rational(value)
   value = value.evalf(_DIGITS) if exact is None else exact
@@ -103,20 +106,21 @@ def _value(name: str, point: int) -> sympy.Rational:
 
 def _rational(expression: sympy.Expr) -> sympy.Rational | None:
   """The exact value; None if it is not rational, or too large to write down."""
-  if expression.is_Rational:
+  if isinstance(expression, sympy.Rational):
     return expression
   if not isinstance(expression, sympy.Add | sympy.Mul | sympy.Pow):
     return None
-  values = list(map(_rational, expression.args))
-  if None in values:
+  values = [value for value in map(_rational, expression.args) if value is not None]
+  if len(values) < len(expression.args):
     return None
   if not isinstance(expression, sympy.Pow):
-    return sympy.Add(*values) if isinstance(expression, sympy.Add) else sympy.Mul(*values)
+    sum_or_product = sympy.Add if isinstance(expression, sympy.Add) else sympy.Mul
+    return cast(sympy.Rational, sum_or_product(*values))
   base, power = values
   bits = base.p.bit_length() + base.q.bit_length()
   if power.q != 1 or bits * abs(power.p) > _MOST_BITS or (base == 0 and power < 0):
     return None
-  return base**power
+  return cast(sympy.Rational, base**power)
 
 
 def _close(a: sympy.Expr, b: sympy.Expr) -> bool:

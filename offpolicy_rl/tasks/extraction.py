@@ -169,11 +169,11 @@ def number(text: str) -> fractions.Fraction | None:
   A marked answer must be one number (`numerals.read`): listing candidates earns nothing. Without a
   mark it is the last number of the text, unless that is part of an expression or of a word.
   """
-  text = thoughts.removed(text)
-  if text is None:
+  said = thoughts.removed(text)
+  if said is None:
     return None
-  mark = _mark(text)
-  return _last_number(text) if mark is None else numerals.read(mark[0], latex=mark[1])
+  mark = _mark(said)
+  return _last_number(said) if mark is None else numerals.read(mark[0], latex=mark[1])
 
 
 _DIGIT = r"(?:\d|[\u00bc-\u00be\u2150-\u215f])"

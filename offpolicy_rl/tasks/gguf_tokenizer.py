@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import tokenizers
 
@@ -50,7 +51,7 @@ class _Metadata:
     return number if number >= 0 else None
 
 
-def write(file, directory: pathlib.Path) -> None:
+def write(file: Any, directory: pathlib.Path) -> None:
   """Writes the tokenizer of an opened GGUF file (`file.get(key, default)`) as published ones are.
 
   Raises:
@@ -107,7 +108,7 @@ def _bpe(metadata: _Metadata, tokens: list[str], pre: str) -> tokenizers.Tokeniz
   if len(kinds) != len(tokens):
     raise TokenizerError(f"tokenizer.ggml.token_type: got {len(kinds)}, expected {len(tokens)}")
   used = {t: i for i, (t, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != _UNUSED}
-  merges = [tuple(pair.split(" ", 1)) for pair in metadata.texts("merges")]
+  merges: Any = [tuple(pair.split(" ", 1)) for pair in metadata.texts("merges")]  # of two each?
   try:
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(used, merges))
   except Exception as error:  # tokenizers raises a bare Exception

@@ -16,8 +16,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
 
 from offpolicy_rl.system import output
 
@@ -85,7 +85,7 @@ class _Worker:
   def __init__(self, prepare: Callable[[], object], time_limit: float, memory_mb: int):
     self._prepare, self._time_limit, self._memory_mb = prepare, time_limit, memory_mb
     self._lock, self._closed = threading.Lock(), False
-    self._process = self._pipe = None
+
     self._ready = self._fresh = False
     self._start()
 
@@ -154,6 +154,7 @@ class _Worker:
     self._ready = True
 
   def _kill(self) -> None:
+    assert self._process.pid is not None, "it was started"
     _kill_all(self._process.pid)
     self._process.kill()
     self._process.join()
@@ -204,7 +205,7 @@ class _MemoryLimit:
     return bool(self._more) and _taken() > self._taken + self._more / 2
 
   @contextlib.contextmanager
-  def exempt(self):
+  def exempt(self) -> Generator[None]:
     """A context in which memory that is taken does not count."""
     before = _taken()
     self._limit(None)
@@ -217,7 +218,8 @@ class _MemoryLimit:
 
 def _exempt_imports(memory: _MemoryLimit, say: Callable[[str], None]) -> None:
   """Makes imports count towards no limit: many happen in the first call."""
-  bootstrap, main, depth = importlib._bootstrap, threading.main_thread(), 0
+  bootstrap: Any = importlib._bootstrap
+  main, depth = threading.main_thread(), 0
   find_and_load = bootstrap._find_and_load  # called for any kind of import of a new module
 
   def outside_of_limits(*arguments):
@@ -268,7 +270,9 @@ def _end_with_parent() -> None:
   os.setsid()
   with contextlib.suppress(OSError, AttributeError):  # Linux: orphans of what a call starts
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # stay below this process
-  pid, parent = os.getpid(), multiprocessing.parent_process().sentinel
+  pid, starter = os.getpid(), multiprocessing.parent_process()
+  assert starter is not None
+  parent = starter.sentinel
   with warnings.catch_warnings(action="ignore"):  # of threads; the child runs nothing of theirs
     if os.fork():
       return

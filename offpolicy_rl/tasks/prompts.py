@@ -7,6 +7,8 @@ import numpy as np
 
 from offpolicy_rl.tasks import sources, splits
 from offpolicy_rl.tasks.rows import LeftOut
+from offpolicy_rl.tasks.tokenizer import Tokenizer
+from offpolicy_rl.tasks.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +33,14 @@ class Tokenized:
 
 def tokenize(
   problems: Iterable[sources.Problem],
-  words,
+  words: Tokenizer | Vocabulary,
   max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
 ) -> Tokenized:
   """Turns problems into prompts.
 
   Args:
-    words: the policy's Vocabulary or Tokenizer.
+    words: the policy's.
     fault: the reason why no sampler could answer a prompt; None if one can.
   """
   result = Tokenized([], [], [], [])
@@ -66,7 +68,7 @@ def tokenize(
 def tokenize_split(
   selection: splits.Selection,
   split: str,
-  words,
+  words: Tokenizer | Vocabulary,
   max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
 ) -> list[tuple[float, Tokenized]]:

@@ -3,10 +3,11 @@
 import contextlib
 import os
 import tempfile
+from collections.abc import Generator
 
 
 @contextlib.contextmanager
-def stderr_only_on_failure():
+def stderr_only_on_failure() -> Generator[None]:
   """Holds back what native code writes to file descriptor 2; shows it if the block raises."""
   with tempfile.TemporaryFile() as held:
     saved = os.dup(2)

@@ -1,5 +1,6 @@
 """Runs verifiers in worker processes with limits of time and memory."""
 
+import concurrent.futures
 import functools
 import logging
 import re
@@ -10,6 +11,7 @@ from offpolicy_rl import types
 from offpolicy_rl.tasks import named, pool
 
 _LOG = logging.getLogger(__name__)
+Submitted = tuple[list[str], concurrent.futures.Future]  # completions, and their judgements to come
 
 
 class Judgement(NamedTuple):
@@ -96,18 +98,18 @@ class Scorer:
       workers, prepare=functools.partial(allow, names), time_limit=time_limit, memory_mb=memory_mb
     )
 
-  def __enter__(self):
+  def __enter__(self) -> "Scorer":
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_: object) -> None:
     self._pool.close()
 
-  def submit(self, completions: list[str], answer: str):
+  def submit(self, completions: list[str], answer: str) -> Submitted:
     """Starts judging a group; pass the result to `judgements`."""
     calls = [(self._verifier, self._pattern, completion, answer) for completion in completions]
     return completions, self._pool.submit(_judge, calls)
 
-  def judgements(self, submitted) -> list[Judgement]:
+  def judgements(self, submitted: Submitted) -> list[Judgement]:
     """Waits for a group's judgements, one per completion; pool.PoolError when no worker starts."""
     completions, future = submitted
     return list(map(_judgement, completions, future.result()))

@@ -6,6 +6,7 @@ Examples hold three texts: `inputs` (the question), `targets` (an answer worth i
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 from offpolicy_rl.tasks import catalog, quiet
 
@@ -24,13 +25,14 @@ def _dataset(problems: list[catalog.Problem]) -> tf.data.Dataset:
 
 
 def _add(name: str, problems: Callable[[str], list[catalog.Problem]]) -> None:
+  source: Any = seqio.FunctionDataSource(
+    # The order stays ours (a resume must find it again), hence no shuffling here.
+    dataset_fn=lambda split, shuffle_files=False, seed=None: _dataset(problems(split)),
+    splits=(catalog.TRAIN_SPLIT, catalog.HELDOUT_SPLIT),
+  )
   seqio.TaskRegistry.add(
     name,
-    source=seqio.FunctionDataSource(
-      # The order stays ours (a resume must find it again), hence no shuffling here.
-      dataset_fn=lambda split, shuffle_files=False, seed=None: _dataset(problems(split)),
-      splits=(catalog.TRAIN_SPLIT, catalog.HELDOUT_SPLIT),
-    ),
+    source=source,
     preprocessors=[],
     output_features={},  # texts; the model's tokenizer decides the token ids
     metric_fns=[],

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from offpolicy_rl.tasks import extraction, rows, verifiers
 from offpolicy_rl.tasks.rows import LeftOut, TaskError
@@ -47,7 +48,7 @@ class Columns:
 
 
 def reasoning_gym(
-  dataset: str, size: int, *, keep: Callable[[dict], bool] = lambda entry: True, **options
+  dataset: str, size: int, *, keep: Callable[[dict], bool] = lambda entry: True, **options: Any
 ) -> list[Problem]:
   """Problems of a reasoning-gym data set, https://github.com/open-thought/reasoning-gym.
 

@@ -7,7 +7,7 @@ goes before tokenizer_config.json.
 """
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import tokenizers
 
@@ -26,8 +26,9 @@ _OF_CLASSES = {
   "Llama": dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>"),
   "Qwen2": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
 }
-_KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
 _KINDS[bool] = "true or false"
+T = TypeVar("T")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Keys of generation_config.json that change what transformers generates. A run samples as its own
 # configuration says. None and these values change nothing.
@@ -74,7 +75,7 @@ def parse(text: str, file: str) -> dict:
   return expect(keys, dict, file)
 
 
-def expect(value, kind: type, where: str):
+def expect(value: Any, kind: type[T], where: str) -> T:
   """`value`; TokenizerError if it is no `kind`."""
   if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
     raise TokenizerError(f"{where}: got {value!r:.80}, expected {_KINDS[kind]}")

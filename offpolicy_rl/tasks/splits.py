@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from offpolicy_rl.tasks import rows, verifiers
 from offpolicy_rl.tasks.rows import LeftOut, TaskError
@@ -39,11 +39,13 @@ class Task:
 
   name: str
   # Deterministic; both splits unless `heldout` is given.
-  problems: Callable[[], list[Problem | LeftOut]]
+  problems: Callable[[], Sequence[Problem | LeftOut]]
   verifier: str  # "module:function", (completion text, answer JSON) -> reward
   phrases: tuple[str, ...] = ()  # texts that every prompt repeats, one token each
-  heldout: Callable[[], list[Problem | LeftOut]] | None = None  # None = one in eight of `problems`
-  check: Callable[[], None] = lambda: None  # raises TaskError if there are no problems
+  heldout: Callable[[], Sequence[Problem | LeftOut]] | None = (
+    None  # None = one in eight of `problems`
+  )
+  check: Callable[[], object] = lambda: None  # raises TaskError if there are no problems
   slow: bool = False  # listing the problems takes seconds, so a start only calls `check`
   max_bad_rows: float = 0.0  # share of the problems that may be unusable
 
@@ -73,7 +75,7 @@ class Task:
     """The problems of one split."""
     return self.read(name).problems
 
-  def _usable(self, listed: list[Problem | LeftOut]) -> Reading:
+  def _usable(self, listed: Sequence[Problem | LeftOut]) -> Reading:
     first, left_out, repeated = {}, [], []
     for i, problem in enumerate(listed):
       problem = _checked(problem, f"{self.name}, problem {i}")

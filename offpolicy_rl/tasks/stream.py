@@ -4,8 +4,8 @@ So the data cursor of a run is one integer, and a resumed run finds the same pro
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class PromptStream:
       lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(examples))
     )
 
-  def __getitem__(self, index: int):
+  def __getitem__(self, index: int) -> Any:
     epoch, place = divmod(index, len(self._examples))
     return self._examples[self._order(epoch)[place]]
 
@@ -55,7 +55,7 @@ class MixedStream:
     member, place = self._block(block)
     return int(member[offset]), int(place[offset])
 
-  def __getitem__(self, index: int):
+  def __getitem__(self, index: int) -> Any:
     member, place = self.which(index)
     return self._streams[member][place]
 
@@ -79,9 +79,10 @@ def interleaved(members: Sequence[tuple[float, Sequence]]) -> list:
   if len(members) == 1:
     return list(members[0][1])
   mixed, total, items = MixedStream(members, 0), sum(len(e) for _, e in members), []
-  for index in itertools.count():
-    if len(items) == total:
-      return items
+  index = 0
+  while len(items) < total:
     member, place = mixed.which(index)
+    index += 1
     if place < len(members[member][1]):
       items.append(members[member][1][place])
+  return items

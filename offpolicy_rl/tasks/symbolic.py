@@ -91,6 +91,7 @@ def _same_of_two_kinds(a: forms.Form, b: forms.Form) -> bool:
   if a.kind == forms.EQUATION and (forms.is_name(a.parts[0]) or _computes(a)):
     return same(a.parts[1], b)
   if (a.kind, b.kind) == (forms.NUMBER, forms.EXPRESSION):
+    assert a.value is not None
     exact = forms.Form(forms.EXPRESSION, f"\\frac{{{a.value.numerator}}}{{{a.value.denominator}}}")
     return not _units_differ(a, b) and _same_expressions(exact, b)
   if {a.kind, b.kind} == {forms.TEXT, forms.EXPRESSION}:
@@ -102,6 +103,7 @@ def _same_numbers(a: forms.Form, b: forms.Form) -> bool:
   """Exact; 50% equals 50 and, if only one of the two has the sign, 1/2."""
   if "%" in (a.unit, b.unit) and a.unit != b.unit:
     percent, other = (a, b) if a.unit == "%" else (b, a)
+    assert percent.value is not None
     return other.value in (percent.value, percent.value / 100)
   return a.value == b.value and not _units_differ(a, b)
 

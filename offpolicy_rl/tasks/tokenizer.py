@@ -17,6 +17,7 @@ import tokenizers
 from offpolicy_rl import types
 from offpolicy_rl.tasks import chat, gguf_tokenizer, special_tokens, stop_texts, thoughts
 from offpolicy_rl.tasks.special_tokens import CONFIG, SETTINGS, TOKENIZER, TokenizerError
+from offpolicy_rl.tasks.vocabulary import Vocabulary
 
 TEMPLATE = chat.TEMPLATE
 write_from_gguf = gguf_tokenizer.write
@@ -78,17 +79,19 @@ class Tokenizer:
       eos = of_class
     named = [(f"{SETTINGS}: eos_token {eos!r}", self._inner.token_to_id(eos))] if eos else []
     named += special_tokens.end_ids(self._files)
+    ends = []
     for where, number in named:
       if number is None or self._text(number) is None:
         raise TokenizerError(f"{where} is no token of {TOKENIZER}")
       if number >= self._usable:
         raise TokenizerError(f"{where}: expected an id below vocab_size = {self._usable}")
-    if not named:
+      ends.append(number)
+    if not ends:
       raise TokenizerError(
         f"{SETTINGS}: eos_token missing, expected it there or an eos_token_id in "
         f"{special_tokens.GENERATION} or {CONFIG}: a token that ends a completion"
       )
-    return [number for _, number in named]
+    return ends
 
   def _text(self, number: int) -> str | None:
     return self._inner.id_to_token(number) if 0 <= number < self.size else None
@@ -313,8 +316,8 @@ def _put_spaces(inner: tokenizers.Tokenizer, before: str) -> None:
   )
 
 
-def describe_ends(words) -> str:
-  """The tokens that end a completion, for people; `words`: a Tokenizer or a Vocabulary."""
+def describe_ends(words: Tokenizer | Vocabulary) -> str:
+  """The tokens that end a completion, for people."""
   return ", ".join(f"{words.decode_special([token])!r} ({token})" for token in words.ends)
 
 

@@ -15,6 +15,7 @@ with their thoughts (`thoughts.removed` removes them).
 
 import functools
 import json
+from typing import Any
 
 from offpolicy_rl.tasks import extraction, numerals
 from offpolicy_rl.tasks.scoring import allowed, resolve, verifier
@@ -143,7 +144,7 @@ def why_unusable(verifier_name: str, answer: str) -> str | None:
   return None
 
 
-def dumps(value) -> str:
+def dumps(value: Any) -> str:
   """JSON in which tuples stay tuples: some of reasoning-gym's scorers tell them from lists."""
 
   def tagged(x):
@@ -157,7 +158,7 @@ def dumps(value) -> str:
   return json.dumps(tagged(value), default=str)
 
 
-def loads(text: str):
+def loads(text: str) -> Any:
   """Inverse of `dumps`."""
   untag = lambda x: tuple(x["__tuple__"]) if x.keys() == {"__tuple__"} else x
   return json.loads(text, object_hook=untag)
