@@ -9,11 +9,13 @@ paged    TPU, decoding from a cache: a fused kernel that reads each row's pages 
 """
 
 import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from offpolicy_rl.model import sharding
+from offpolicy_rl.model.architecture import DecoderConfig
 
 PLAIN, CUDNN, SPLASH = "plain", "cudnn", "splash"
 PAGED = "paged"
@@ -29,6 +31,15 @@ _PAGE_BYTES = 2**20  # of keys; the kernel holds two pages of keys and of values
 _TABLE_BYTES = 2**19  # of pages of all rows, in scalar memory, which has 1 MiB
 
 
+class LayerView(NamedTuple):
+  """The tokens that a layer's tokens see, and the angles by which their heads turn."""
+
+  visible_BxTxS: jax.Array | None  # bool; None with a cache, where `paging.attend` decides
+  angle_BxTxR: jax.Array
+  segments_BxT: jax.Array | None  # of packed rows (`types.PackedRows`)
+  is_local: jax.Array | None  # bool, where some layers see a window only
+
+
 def best(platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bool) -> str:
   """The kernel for training on a mesh of this platform ("cpu", "gpu", "tpu")."""
   if platform == "tpu" and not shares_prompts:
@@ -40,7 +51,7 @@ def best(platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bo
 
 
 def best_for_decoding(
-  platform: str, config, *, page_tokens: int, table_entries: int, shards: int
+  platform: str, config: DecoderConfig, *, page_tokens: int, table_entries: int, shards: int
 ) -> str:
   """The kernel for decoding from a cache on a mesh of this platform.
 
@@ -64,30 +75,40 @@ def softcap(x: jax.Array, cap: float) -> jax.Array:
   return cap * jnp.tanh(x / cap) if cap else x
 
 
-def attend(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view, config):
+def attend(
+  q_BxTxHxC: jax.Array,
+  k_BxSxKxC: jax.Array,
+  v_BxSxKxC: jax.Array,
+  view: LayerView,
+  config: DecoderConfig,
+) -> jax.Array:
   """Grouped-query attention -> [B, T, H, C].
 
   Args:
-    view: `decoder.LayerView`; its segments are None where there is a cache.
+    view: its segments are None where there is a cache.
   """
   if config.attention in (SPLASH, SPLASH_INTERPRETED) and view.segments_BxT is not None:
     return _splash(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view, config)
+  visible = view.visible_BxTxS
+  assert visible is not None, "with a cache: paging.attend"
   scale = config.query_scale or config.head_dim**-0.5
   if config.attention_softcap:
-    return _capped(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view.visible_BxTxS, config, scale)
+    return _capped(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, visible, config, scale)
   if config.attention == CUDNN and view.segments_BxT is not None:
-    return _even(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view.visible_BxTxS, scale, "cudnn")
+    return _even(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, visible, scale, "cudnn")
   return jax.nn.dot_product_attention(
-    q_BxTxHxC,
-    k_BxSxKxC,
-    v_BxSxKxC,
-    mask=view.visible_BxTxS[:, None],
-    scale=scale,
-    implementation="xla",
+    q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, mask=visible[:, None], scale=scale, implementation="xla"
   )
 
 
-def _even(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, visible_BxTxT, scale: float, implementation: str):
+def _even(
+  q_BxTxHxC,
+  k_BxTxKxC,
+  v_BxTxKxC,
+  visible_BxTxT,
+  scale: float,
+  implementation: Literal["xla", "cudnn"],
+):
   """Attention on an even number of columns, which cuDNN requires."""
   length = q_BxTxHxC.shape[1]
   one = (0, length % 2)
@@ -160,9 +181,10 @@ def _kernel(config, window: int, q_BxHxTxC, k_BxKxTxC, v_BxKxTxC, segments_BxT):
   shape = (length, length)
   mask = masks.LocalMask(shape, (window - 1, 0), 0) if window else masks.CausalMask(shape)
   block = next(size for size in (512, 256, _LANES) if length % size == 0)
+  sizes: dict[str, Any] = dict.fromkeys(_BLOCK_SIZES, block)
   kernel = splash.make_splash_mha(
     masks.MultiHeadMask([mask] * heads),
-    block_sizes=splash.BlockSizes(**dict.fromkeys(_BLOCK_SIZES, block)),
+    block_sizes=splash.BlockSizes(**sizes),
     attn_logits_soft_cap=config.attention_softcap or None,
     head_shards=1,
     q_seq_shards=1,

@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Kind(NamedTuple):
   """A condition on a value."""
 
   words: str
-  holds: Callable[[object], bool]
-  stand_in: object = 2  # returned for a bad value, so that reading goes on and finds more
+  holds: Callable[[Any], bool]
+  stand_in: Any = 2  # returned for a bad value, so that reading goes on and finds more
 
 
 def _is_number(x) -> bool:
@@ -28,11 +28,12 @@ OBJECT = Kind("an object", lambda x: isinstance(x, dict), {})
 class Reader:
   """Reads keys and collects problems."""
 
-  def __init__(self, keys: dict, family):
+  def __init__(self, keys: dict, family: Any):
     self.keys, self.family = keys, family  # of `families`
-    self.seen, self.problems = {"model_type"}, []
+    self.seen = {"model_type"}
+    self.problems: list[str] = []
 
-  def get(self, key: str, kind: Kind, *, null: bool = False):
+  def get(self, key: str, kind: Kind, *, null: bool = False) -> Any:
     """The value of a key or its default; None only where that is the default or `null` is set."""
     self.seen.add(key)
     value = self.keys.get(key, self.family.defaults.get(key))
@@ -40,19 +41,19 @@ class Reader:
       return None
     return self.checked(key, value, kind)
 
-  def checked(self, name: str, value, kind: Kind):
+  def checked(self, name: str, value: Any, kind: Kind) -> Any:
     """The value, or a stand-in after noting that it is wrong."""
     if kind.holds(value):
       return value
     self.refuse(name, value, kind.words)
     return kind.stand_in
 
-  def refuse(self, key: str, value, expected: str) -> None:
+  def refuse(self, key: str, value: Any, expected: str) -> None:
     """Notes a value that the decoder does not support."""
     self.problems.append(f"{key}: got {shown(value)}, supported: {expected}")
 
 
-def shown(value) -> str:
+def shown(value: Any) -> str:
   """A value as error messages show it."""
   text = repr(value)
   return text if len(text) <= 100 else f"{text[:97]}..."

@@ -23,9 +23,6 @@ class Work(NamedTuple):
   local_pairs: int  # the same in layers with a sliding window
   scored: int  # tokens that have logits
 
-  def __add__(self, other: "Work") -> "Work":
-    return Work(*(a + b for a, b in zip(self, other, strict=True)))
-
 
 def causal_pairs(length: int, window: int = 0) -> int:
   """Pairs (token, token it sees) of a row of `length` tokens; a window > 0 limits what is seen."""
@@ -42,16 +39,14 @@ def work(
     groups: (prompt tokens, tokens of each completion).
     shared: completions lie behind one copy of their prompt.
   """
-  total = Work(0, 0, 0, 0)
+  parts = [Work(0, 0, 0, 0)]
   for prompt, completions in groups:
     copies = 1 if shared else len(completions)
     ends = [prompt + size for size in completions]
-    total += Work(
-      copies * prompt + sum(completions),
-      *(_pairs(prompt, ends, copies, window) for window in (0, config.sliding_window)),
-      sum(completions),
-    )
-  return total
+    pairs, local = (_pairs(prompt, ends, copies, n) for n in (0, config.sliding_window))
+    new = sum(completions)
+    parts.append(Work(copies * prompt + new, pairs, local, new))
+  return Work(*map(sum, zip(*parts, strict=True)))
 
 
 def _pairs(prompt: int, ends: Sequence[int], copies: int, window: int) -> int:

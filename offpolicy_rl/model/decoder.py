@@ -4,72 +4,16 @@ RMSNorm, RoPE, grouped-query attention, a gated MLP or a mixture of experts, sca
 families differ in configuration only. x_BxTxD is an array [rows, tokens, width] (`types`).
 """
 
-import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from offpolicy_rl.model import int8, lora, mixture, names, paging, rope
-from offpolicy_rl.model.attention import attend, softcap
+from offpolicy_rl.model.architecture import DecoderConfig as DecoderConfig
+from offpolicy_rl.model.attention import LayerView, attend, softcap
 from offpolicy_rl.model.sharding import constrain
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-  """Architecture. The fields without a default are keys of `config.model`."""
-
-  vocab_size: int
-  num_layers: int
-  width: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  mlp_width: int
-  rope_theta: float
-  norm_eps: float
-  tied_embeddings: bool
-  # Differences between published models.
-  scaled_embeddings: bool = True  # embeddings are multiplied by sqrt(width): ours, Gemma
-  activation: str = "silu"  # of the MLP's gate: "silu" (SwiGLU) | "gelu_tanh" (GeGLU)
-  qkv_bias: bool = False  # Qwen2
-  qk_norm: bool = False  # RMSNorm of every query and key: Qwen3, Gemma 3
-  norm_offset: float = 0.0  # added to the scales of norms: 1 in Gemma
-  post_norms: bool = False  # norms after attention and MLP, too: Gemma
-  rope_scaling: rope.Scaling | None = None  # of the layers that see everything
-  local_layers: tuple[bool, ...] = ()  # per layer: sees only the last `sliding_window` tokens
-  sliding_window: int = 0  # tokens, the present one included
-  local_rope_theta: float = 0.0  # of local layers
-  local_rope_scaling: rope.Scaling | None = None
-  query_scale: float = 0.0  # of attention scores; 0 = head_dim**-0.5
-  attention_softcap: float = 0.0  # scores become cap * tanh(scores / cap); 0 = not
-  logit_softcap: float = 0.0  # the same for logits
-  # Mixture of experts in place of every MLP; 0 experts = none.
-  num_experts: int = 0
-  experts_per_token: int = 0
-  expert_width: int = 0
-  normalized_router: bool = False  # weights of a token's experts add up to 1
-  # How it is computed, which is no part of the architecture.
-  compute_dtype: str = "float32"  # of weights, activations and cache; logits are always float32
-  remat: str = "none"  # what the backward pass computes a second time: a key of names.REMAT
-  attention: str = "plain"  # a form of `attention`
-  int8_weights: bool = False  # matrices of the layers are held as integers (int8.py)
-  # Adapters (lora.py); rank 0 = none.
-  lora_rank: int = 0
-  lora_alpha: float = 0.0
-  lora_targets: tuple[str, ...] = ()  # of names.LORA_INPUT_AXES
-
-
-class LayerView(NamedTuple):
-  """The tokens that a layer's tokens see, and the angles by which their heads turn."""
-
-  visible_BxTxS: jax.Array | None  # bool; None with a cache, where `paging.attend` decides
-  angle_BxTxR: jax.Array
-  segments_BxT: jax.Array | None  # of packed rows (`types.PackedRows`)
-  is_local: jax.Array | None  # bool, where some layers see a window only
-
 
 # Logical axes of every parameter, by the last part of its path; layers are stacked in front.
 PARAM_AXES = {
@@ -158,7 +102,7 @@ class Block(nnx.Module):
           setattr(self, name, nnx.Param(integers))
           setattr(self, name + int8.SCALE, nnx.Param(scale))
 
-  def matrix(self, name: str):
+  def matrix(self, name: str) -> jax.Array:
     """A matrix of the block in the compute dtype."""
     w = getattr(self, name)[...]
     if not self.config.int8_weights:
@@ -166,14 +110,20 @@ class Block(nnx.Module):
     scale = getattr(self, name + int8.SCALE)[...]
     return w.astype(scale.dtype) * scale
 
-  def adapted(self, name: str, x, y):
+  def adapted(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """The product y of x with a matrix, plus that of its adapter if it has one."""
     if name not in self.config.lora_targets:
       return y
     a, b = getattr(self, name + lora.A)[...], getattr(self, name + lora.B)[...]
     return y + lora.product(x, a, b, self.config)
 
-  def attention(self, x_BxTxD, positions_BxT, view: LayerView, cache: paging.LayerCache | None):
+  def attention(
+    self,
+    x_BxTxD: jax.Array,
+    positions_BxT: jax.Array,
+    view: LayerView,
+    cache: paging.LayerCache | None,
+  ) -> tuple[jax.Array, paging.LayerCache | None]:
     """Returns the attention output [B, T, D] and the cache with these tokens."""
     c = self.config
     q_BxTxHxC = jnp.einsum("btd,dhc->bthc", x_BxTxD, self.matrix("w_q"))
@@ -199,7 +149,7 @@ class Block(nnx.Module):
     out_BxTxD = jnp.einsum("bthc,hcd->btd", out_BxTxHxC, self.matrix("w_o"))
     return self.adapted("w_o", out_BxTxHxC, out_BxTxD), cache
 
-  def mlp(self, x_BxTxD):
+  def mlp(self, x_BxTxD: jax.Array) -> jax.Array:
     """Gated MLP: SwiGLU or GeGLU (Shazeer, arXiv 2002.05202); or a mixture of such."""
     c, activation = self.config, _ACTIVATIONS[self.config.activation]
     if c.num_experts:
@@ -212,13 +162,20 @@ class Block(nnx.Module):
     h_BxTxF = constrain(gate * up, "batch", None, "mlp")
     return self.adapted("w_down", h_BxTxF, project(h_BxTxF, self.matrix("w_down")))
 
-  def load(self, x_BxTxD, view: LayerView) -> mixture.Load:
+  def load(self, x_BxTxD: jax.Array, view: LayerView) -> mixture.Load:
     """Router statistics of the normed tokens [B, T, D] of packed rows; padding does not count."""
     c, x_UxD = self.config, x_BxTxD.reshape(-1, self.config.width)
+    assert view.segments_BxT is not None, "packed rows"
     _, chosen = mixture.route(x_UxD, self.router[...], c.experts_per_token, c.normalized_router)
     return mixture.load(x_UxD, self.router[...], chosen, view.segments_BxT.reshape(-1) > 0)
 
-  def __call__(self, x_BxTxD, positions_BxT, view: LayerView, cache):
+  def __call__(
+    self,
+    x_BxTxD: jax.Array,
+    positions_BxT: jax.Array,
+    view: LayerView,
+    cache: paging.LayerCache | None,
+  ) -> tuple[jax.Array, paging.LayerCache | None, mixture.Load | None]:
     """Returns x, the cache, and the router's load (None without experts or packing)."""
     c = self.config
     normed = rms_norm(x_BxTxD, self.attention_norm[...], c)
@@ -253,7 +210,9 @@ class Decoder(nnx.Module):
     if not c.tied_embeddings:
       self.unembedding = _fan_in(rngs, (c.width, c.vocab_size), c.width)
 
-  def __call__(self, tokens_BxT, positions_BxT, cache: paging.Cache | None = None):
+  def __call__(
+    self, tokens_BxT: jax.Array, positions_BxT: jax.Array, cache: paging.Cache | None = None
+  ) -> tuple[jax.Array, paging.Cache | None]:
     """Logits and the updated cache.
 
     Args:
@@ -268,7 +227,13 @@ class Decoder(nnx.Module):
     x_BxTxD, cache, _ = self.hidden(tokens_BxT, positions_BxT, cache)
     return self.logits(x_BxTxD), cache
 
-  def hidden(self, tokens_BxT, positions_BxT, cache: paging.Cache | None = None, packing=None):
+  def hidden(
+    self,
+    tokens_BxT: jax.Array,
+    positions_BxT: jax.Array,
+    cache: paging.Cache | None = None,
+    packing: tuple[jax.Array, jax.Array] | None = None,
+  ) -> tuple[jax.Array, paging.Cache | None, mixture.Load | None]:
     """The last hidden states [B, T, D], the cache, and router loads.
 
     Arguments as for `__call__`; `packing`: int32 segments and branches [B, T] of packed rows
@@ -306,7 +271,7 @@ class Decoder(nnx.Module):
     x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], c)
     return x_BxTxD, cache and cache._replace(pool=pool), loads
 
-  def logits(self, x_BxTxD):
+  def logits(self, x_BxTxD: jax.Array) -> jax.Array:
     """Last hidden states -> float32 logits [B, T, V]."""
     output = getattr(self, output_name(self.config))[...]
     return constrain(logits(self.config, output, x_BxTxD), "batch", None, "vocab")
@@ -317,7 +282,7 @@ def output_name(config: DecoderConfig) -> str:
   return "embedding" if config.tied_embeddings else "unembedding"
 
 
-def logits(config: DecoderConfig, output, x_BxTxD):
+def logits(config: DecoderConfig, output: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
   """`Decoder.logits` with the parameter `output_name` as an argument."""
   layout = "ud,vd->uv" if config.tied_embeddings else "ud,dv->uv"
   x_UxD = x_BxTxD.reshape(-1, config.width)
@@ -327,7 +292,7 @@ def logits(config: DecoderConfig, output, x_BxTxD):
   return softcap(logits_UxV.reshape(*x_BxTxD.shape[:-1], -1), config.logit_softcap)
 
 
-def project(x_BxTxD, w_DxF):
+def project(x_BxTxD: jax.Array, w_DxF: jax.Array) -> jax.Array:
   """x @ w -> [B, T, F], as a product of two matrices.
 
   For `x @ w` with two axes of tokens, XLA on CPU transposes them element by element in the gradient
@@ -338,9 +303,10 @@ def project(x_BxTxD, w_DxF):
 
 
 def _rematerialised(name: str):
-  if name == "none":
+  kept = names.REMAT[name]
+  if kept is None:
     return lambda layer: layer
-  policy = getattr(jax.checkpoint_policies, names.REMAT[name])
+  policy = getattr(jax.checkpoint_policies, kept)
   # Layers are scanned, so that their repetition can't be optimised away.
   return lambda layer: nnx.remat(layer, policy=policy, prevent_cse=False)
 

@@ -129,7 +129,7 @@ _HARMLESS += str.split(
 )
 # Keys that may have these values only.
 _DTYPES = (None, "bfloat16", "float16", "float32")
-_FIXED = {
+_FIXED: dict[str, tuple] = {
   "attention_bias": (False,),  # of all four projections; Qwen2's bias of three is its own
   "compression_config": (None,),  # as quantization_config, in older files
   "decoder_sparse_step": (1,),  # every layer has experts

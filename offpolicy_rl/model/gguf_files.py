@@ -7,6 +7,7 @@ K in the order of interleaved rotations; here they return to the half-split orde
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ class GgufFile:
         "joins the files)"
       )
 
-  def get(self, key: str, default=None):
+  def get(self, key: str, default: Any = None) -> Any:
     """A value of the metadata; GgufError where it is missing without a default."""
     value = self._metadata.get(key, default)
     if value is None:
@@ -156,7 +157,9 @@ class GgufFile:
     return _half_split(values, heads)
 
   def _published(self, name: str) -> str:
-    layer, stem, kind = re.fullmatch(r"(?:blk\.(\d+)\.)?(.*?)(?:\.(\w+))?", name, re.S).groups()
+    parts = re.fullmatch(r"(?:blk\.(\d+)\.)?(.*?)(?:\.(\w+))?", name, re.S)
+    assert parts is not None, "every text matches"
+    layer, stem, kind = parts.groups()
     place = _NAMES.get(stem, "")
     if not place or kind not in ("weight", "bias") or (layer is None) == ("{}" in place):
       raise GgufError(f"{self._path}: tensor {name!r} has no place in {self.architecture}")

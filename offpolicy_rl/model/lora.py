@@ -12,6 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from offpolicy_rl.model.architecture import DecoderConfig
 from offpolicy_rl.model.names import LORA_INPUT_AXES
 
 A, B = "_lora_a", "_lora_b"
@@ -33,18 +34,18 @@ def param_axes(axes: dict[str, tuple]) -> dict[str, tuple]:
   return adapters
 
 
-def scale(config) -> float:
+def scale(config: DecoderConfig) -> float:
   """alpha / rank, the factor of A B."""
   return config.lora_alpha / config.lora_rank
 
 
-def product(x, a, b, config):
+def product(x: jax.Array, a: jax.Array, b: jax.Array, config: DecoderConfig) -> jax.Array:
   """The adapter's part of a layer's product: x [..., inputs], A, B -> [..., outputs]."""
   low = jnp.tensordot(x, a, axes=a.ndim - 1)
   return scale(config) * jnp.tensordot(low, b, axes=1)
 
 
-def base_config(config):
+def base_config(config: DecoderConfig) -> DecoderConfig:
   """The same decoder without adapters."""
   return dataclasses.replace(config, lora_rank=0, lora_alpha=0.0, lora_targets=())
 
@@ -62,12 +63,12 @@ def join(base: dict, adapters: dict) -> dict:
   return base | {"blocks": base["blocks"] | adapters["blocks"]}
 
 
-def trained(config, params: dict) -> dict:
+def trained(config: DecoderConfig, params: dict) -> dict:
   """The trained part of a full tree: the adapters, or everything where there are none."""
   return split(params)[1] if config.lora_rank else params
 
 
-def merge(config, base: dict, adapters: dict) -> dict:
+def merge(config: DecoderConfig, base: dict, adapters: dict) -> dict:
   """Parameters of the plain decoder that computes the same; the others are those of `base`.
 
   Args:

@@ -3,6 +3,7 @@
 Letters as in `types`: U tokens, W experts per token, F width of an expert.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,7 +26,15 @@ def route(
   return weights_UxW, chosen_UxW
 
 
-def apply(x_UxD, weights_UxW, chosen_UxW, gate_ExDxF, up_ExDxF, down_ExFxD, activation):
+def apply(
+  x_UxD: jax.Array,
+  weights_UxW: jax.Array,
+  chosen_UxW: jax.Array,
+  gate_ExDxF: jax.Array,
+  up_ExDxF: jax.Array,
+  down_ExFxD: jax.Array,
+  activation: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
   """The weighted sum of the experts' gated MLPs -> [U, D].
 
   Tokens are sorted by expert, so that each expert's form one block of a grouped matrix product; no
@@ -65,7 +74,9 @@ class Load(NamedTuple):
   tokens: jax.Array  # float32
 
 
-def load(x_UxD, router_DxE, chosen_UxW, valid_U) -> Load:
+def load(
+  x_UxD: jax.Array, router_DxE: jax.Array, chosen_UxW: jax.Array, valid_U: jax.Array
+) -> Load:
   """Sums over the tokens that `valid_U` (bool) marks."""
   log_odds_UxE = jax.nn.log_softmax((x_UxD @ router_DxE).astype(jnp.float32))
   odds_UxE = jnp.exp(log_odds_UxE)

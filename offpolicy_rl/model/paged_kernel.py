@@ -22,14 +22,24 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from offpolicy_rl.model import sharding
+from offpolicy_rl.model.architecture import DecoderConfig
 from offpolicy_rl.model.attention import PAGED_INTERPRETED, softcap
+from offpolicy_rl.model.paging import LayerCache
 
 _BLOCK_BYTES = 2**19  # of keys, and of values, per copy: enough to hide the latency
 _NEVER = -1e30  # score of what is not seen; finite, so that nothing becomes nan
 _TILE = 16  # tokens that are written at a time, however small the dtype
 
 
-def extend_and_attend(q_BxHxC, k_BxKxC, v_BxKxC, cache, position_B, is_local, config):
+def extend_and_attend(
+  q_BxHxC: jax.Array,
+  k_BxKxC: jax.Array,
+  v_BxKxC: jax.Array,
+  cache: LayerCache,
+  position_B: jax.Array,
+  is_local: jax.Array | None,
+  config: DecoderConfig,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`paging.extend_and_attend` for one new token per row, which must have room in the row's table.
 
   Args:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from offpolicy_rl.model.architecture import DecoderConfig
 from offpolicy_rl.model.attention import PAGED, PAGED_INTERPRETED, softcap
 
 _BLOCKS = 4  # of rows; more follow the rows' lengths more closely, fewer are larger products
@@ -45,7 +46,7 @@ class LayerCache(NamedTuple):
   tables_BxZ: jax.Array
 
 
-def empty(config, pages: int, page_tokens: int) -> Pool:
+def empty(config: DecoderConfig, pages: int, page_tokens: int) -> Pool:
   """Pool of zeros."""
   shape = (config.num_layers, pages, config.num_kv_heads, page_tokens, config.head_dim)
   return Pool(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
@@ -56,7 +57,9 @@ def copy(pool: Pool, sources: jax.Array, targets: jax.Array) -> Pool:
   return jax.tree.map(lambda x: x.at[:, targets].set(x[:, sources]), pool)
 
 
-def extend(cache: LayerCache, k_BxTxKxC, v_BxTxKxC, positions_BxT) -> LayerCache:
+def extend(
+  cache: LayerCache, k_BxTxKxC: jax.Array, v_BxTxKxC: jax.Array, positions_BxT: jax.Array
+) -> LayerCache:
   """The cache with the keys and values of new tokens."""
   tables, size = cache.tables_BxZ, cache.pool.k_LxYxKxSxC.shape[3]
   at = positions_BxT // size
@@ -72,8 +75,14 @@ def extend(cache: LayerCache, k_BxTxKxC, v_BxTxKxC, positions_BxT) -> LayerCache
 
 
 def extend_and_attend(
-  q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, cache: LayerCache, positions_BxT, is_local, config
-):
+  q_BxTxHxC: jax.Array,
+  k_BxTxKxC: jax.Array,
+  v_BxTxKxC: jax.Array,
+  cache: LayerCache,
+  positions_BxT: jax.Array,
+  is_local: jax.Array | None,
+  config: DecoderConfig,
+) -> tuple[jax.Array, LayerCache]:
   """The results of `attend` after `extend`, and the cache; one kernel where configured."""
   if config.attention in (PAGED, PAGED_INTERPRETED) and q_BxTxHxC.shape[1] == 1:
     # The import registers TPU kernels: only where they are used.
@@ -88,7 +97,13 @@ def extend_and_attend(
   return attend(q_BxTxHxC, cache, positions_BxT, is_local, config), cache
 
 
-def attend(q_BxTxHxC, cache: LayerCache, positions_BxT, is_local, config):
+def attend(
+  q_BxTxHxC: jax.Array,
+  cache: LayerCache,
+  positions_BxT: jax.Array,
+  is_local: jax.Array | None,
+  config: DecoderConfig,
+) -> jax.Array:
   """Grouped-query attention of new tokens to all up to their own position -> [B, T, H, C].
 
   `is_local`: bool [] or None, whether this layer sees `config.sliding_window` tokens only.

@@ -5,15 +5,17 @@ wire and in checkpoints.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx, traverse_util
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from offpolicy_rl import types
-from offpolicy_rl.model import decoder, mixture, sharding
+from offpolicy_rl.model import decoder, mixture, paging, sharding
 
 Params = dict
 
@@ -50,12 +52,18 @@ def module(config: decoder.DecoderConfig, params: Params) -> decoder.Decoder:
   return nnx.merge(_graph(config), cast(config, params))
 
 
-def apply(config: decoder.DecoderConfig, params: Params, tokens, positions, cache=None):
+def apply(
+  config: decoder.DecoderConfig,
+  params: Params,
+  tokens: jax.Array,
+  positions: jax.Array,
+  cache: paging.Cache | None = None,
+) -> tuple[jax.Array, paging.Cache | None]:
   """`Decoder.__call__` with explicit parameters."""
   return module(config, params)(tokens, positions, cache)
 
 
-def param_axes(path, leaf) -> tuple[str | None, ...]:
+def param_axes(path: tuple, leaf: Any) -> tuple[str | None, ...]:
   """Logical axes of a parameter, by the last name in its path.
 
   Works for optimizer state, too: a leaf that mirrors a parameter ends in its name; anything else
@@ -68,22 +76,22 @@ def param_axes(path, leaf) -> tuple[str | None, ...]:
   return axes if len(axes) == leaf.ndim else (None,) * leaf.ndim
 
 
-def param_shardings(mesh, tree):
+def param_shardings(mesh: Mesh, tree: Any) -> Any:
   """NamedShardings for parameters, or for any tree that mirrors them."""
   return sharding.tree_shardings(mesh, tree, param_axes)
 
 
-def flatten(params: Params) -> dict[str, jax.Array]:
+def flatten(params: Params) -> dict[str, Any]:
   """Nested parameters -> {path: array}, sorted by path."""
   return dict(sorted(traverse_util.flatten_dict(params, sep="/").items()))
 
 
-def unflatten(tensors: dict[str, np.ndarray]) -> Params:
+def unflatten(tensors: Mapping[str, Any]) -> Params:
   """Inverse of `flatten`."""
   return traverse_util.unflatten_dict(tensors, sep="/")
 
 
-def copy(params: Params, dtype=None) -> Params:
+def copy(params: Params, dtype: DTypeLike | None = None) -> Params:
   """New arrays in the same layout, cast to `dtype` if given; later donation leaves them alone."""
   return jax.tree.map(lambda x: jnp.array(x, dtype or x.dtype, copy=True), params)
 
@@ -148,7 +156,9 @@ def router_loads(
 ) -> mixture.Load:
   """Router statistics [L, ...] of every layer of a mixture of experts."""
   packing = (rows.segments, rows.branches)
-  return module(config, params).hidden(rows.tokens, rows.positions, packing=packing)[2]
+  loads = module(config, params).hidden(rows.tokens, rows.positions, packing=packing)[2]
+  assert loads is not None, "a mixture of experts"
+  return loads
 
 
 def _columns(x: jax.Array, chunk: int) -> jax.Array:

@@ -11,12 +11,13 @@ import math
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import DTypeLike
 
 from offpolicy_rl.model import config_reader, families, policy
 from offpolicy_rl.model.decoder import DecoderConfig
@@ -221,7 +222,7 @@ class Checkpoint:
     parts = (slice(i, min(i + at_once, rows)) for i in range(0, rows, at_once))
     return all(np.array_equal(a[part], b[part]) for part in parts)
 
-  def load(self, shardings, dtype=np.float32) -> policy.Params:
+  def load(self, shardings: policy.Params, dtype: DTypeLike = np.float32) -> policy.Params:
     """Parameters in `dtype`, each device reading its own part; `shardings` is a tree like them."""
     flat = policy.flatten(shardings)
     return policy.unflatten(
@@ -233,8 +234,11 @@ class Checkpoint:
       }
     )
 
-  def _read(self, place: _Place, shape, index: tuple[slice, ...], dtype) -> np.ndarray:
+  def _read(
+    self, place: _Place, shape: tuple[int, ...], index: tuple[slice, ...] | None, dtype: DTypeLike
+  ) -> np.ndarray:
     """A slice of our parameter."""
+    assert index is not None
     cut = [range(size)[part] for size, part in zip(shape, index, strict=True)]
     ours = np.empty([len(part) for part in cut], dtype)
     flat = ours.reshape(-1, *ours.shape[place.stacked :])
@@ -245,7 +249,7 @@ class Checkpoint:
     return ours
 
 
-def weight_files(directory) -> list[str]:
+def weight_files(directory: pathlib.Path) -> list[str]:
   """Names of a checkpoint's weight files; as in transformers, a single file goes before an index.
 
   Args:
@@ -301,7 +305,8 @@ def save(
     dtypes: their name -> numpy dtype of each tensor, e.g. `Checkpoint.dtypes`.
   """
   directory.mkdir(parents=True, exist_ok=True)
-  shards, size = [{}], 0
+  shards: list[dict[str, Any]] = [{}]
+  size = 0
   for name, tensor in _their_values(config, params, dtypes):
     if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
       _write_shard(directory / f"part-{len(shards)}", shards[-1])
@@ -327,7 +332,7 @@ def save(
   (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_shard(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+def _write_shard(path: pathlib.Path, tensors: dict[str, Any]) -> None:
   safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 

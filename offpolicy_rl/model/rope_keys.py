@@ -74,7 +74,8 @@ def _rotation(r: Reader, name: str, given: dict, theta: tuple[str, float]) -> Ro
     r.refuse(f"{name}.partial_rotary_factor", given["partial_rotary_factor"], "1.0")
   if kind == "linear":
     known.add("factor")
-    scaling = rope.Scaling("linear", *_numbers(r, name, given, ["factor"]))
+    [factor] = _numbers(r, name, given, ["factor"])
+    scaling = rope.Scaling("linear", factor)
   elif kind == "llama3":
     names = ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
     known |= set(names)

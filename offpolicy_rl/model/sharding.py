@@ -5,6 +5,8 @@ Arrays name *logical* axes (`decoder.PARAM_AXES` for parameters, `constrain` for
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +17,12 @@ from offpolicy_rl.model.names import AXES, EXPERT, RULES
 
 
 def make_mesh(
-  data: int = 1, fsdp: int = 1, tensor: int = 1, expert: int = 1, *, devices=None
+  data: int = 1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  expert: int = 1,
+  *,
+  devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
   """Mesh of shape (data, fsdp, tensor, expert) over the first devices.
 
@@ -49,7 +56,7 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec(*logical_axes))
 
 
-def sum_over_experts(local, tokens: tuple, experts: tuple) -> jax.Array:
+def sum_over_experts(local: Callable[..., jax.Array], tokens: tuple, experts: tuple) -> jax.Array:
   """Sum of `local(first, *tokens, *experts)` over the shards of the mesh axis `expert`.
 
   Every shard works on all tokens (as the other axes leave them) with its experts: tokens are
@@ -80,7 +87,7 @@ def sum_over_experts(local, tokens: tuple, experts: tuple) -> jax.Array:
   return split(tokens, experts)
 
 
-def by_rows(local, full, rows: tuple):
+def by_rows(local: Callable, full: Any, rows: tuple) -> Any:
   """`local(full, *rows)` on each shard of a batch, with the array `full` complete on each.
 
   So `full` is gathered once and its gradient summed over the shards once, however often `local`
@@ -104,7 +111,9 @@ def by_rows(local, full, rows: tuple):
   )(full, *rows)
 
 
-def tree_shardings(mesh: Mesh, tree, axes_of):
+def tree_shardings(
+  mesh: Mesh, tree: Any, axes_of: Callable[[tuple, Any], tuple[str | None, ...]]
+) -> Any:
   """NamedSharding for every leaf; `axes_of(path, leaf)` gives its logical axes."""
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: NamedSharding(mesh, spec(*axes_of(path, leaf))), tree

@@ -251,7 +251,7 @@ class Engine:
       if self._running:
         return
 
-  def _write(self, params, pieces: list[tuple[Sequence[int], np.ndarray, int]]) -> None:
+  def _write(self, params, pieces: Sequence[tuple[Sequence[int], np.ndarray, int]]) -> None:
     """Computes keys and values of a few rows: (pages, some tokens, position of the first)."""
     sizes = self._sizes
     tokens = np.zeros((sizes.prefill_rows, sizes.piece_tokens), np.int32)

@@ -8,7 +8,7 @@ Sizes as in `types`: N completions, one per slot, M tokens of each, B prompts pr
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +35,15 @@ class Slots(NamedTuple):
 
 
 class Starts(NamedTuple):
-  """Completions to start; the sizes do not depend on their number."""
+  """Completions to start, as arrays of the host; the sizes do not depend on their number."""
 
-  fresh: jax.Array  # bool [N], the slots that start one
-  token: jax.Array  # int32 [N], last token of the prompt
-  position: jax.Array  # int32 [N], of that token
-  keys: jax.Array  # uint32 [N, 3]: stream, group index, completion index
-  temperature: jax.Array  # float32 [N]
-  page_from: jax.Array  # int32 [N], the last page of the prompt where it is not full; 0 = none
-  page_to: jax.Array  # int32 [N], the completion's first page, which begins as a copy of it
+  fresh: Any  # bool [N], the slots that start one
+  token: Any  # int32 [N], last token of the prompt
+  position: Any  # int32 [N], of that token
+  keys: Any  # uint32 [N, 3]: stream, group index, completion index
+  temperature: Any  # float32 [N]
+  page_from: Any  # int32 [N], the last page of the prompt where it is not full; 0 = none
+  page_to: Any  # int32 [N], the completion's first page, which begins as a copy of it
 
 
 def empty_pool(config: decoder.DecoderConfig, pages: int, page_tokens: int) -> paging.Pool:
@@ -100,7 +100,9 @@ def prefill(
   """
   positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
   model = policy.module(config, params)
-  return model.hidden(tokens, positions, cache=paging.Cache(pool, tables))[1].pool
+  _, cache, _ = model.hidden(tokens, positions, cache=paging.Cache(pool, tables))
+  assert cache is not None, "one was given"
+  return cache.pool
 
 
 @functools.partial(jax.jit, donate_argnames=("slots", "pool"))
@@ -156,7 +158,7 @@ def decode(
     # Slots that do not run write to page 0.
     cache = paging.Cache(pool, jnp.where(slots.running[:, None], tables, 0))
     position = jnp.where(slots.running, slots.position, 0)
-    logits, cache = policy.apply(config, params, slots.token[:, None], position[:, None], cache)
+    logits, extended = policy.apply(config, params, slots.token[:, None], position[:, None], cache)
     keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.lengths)
     draw = functools.partial(sampling.sample_token, truncation=truncation)
     token, logprob = jax.vmap(draw)(logits[:, 0], keys, slots.temperature)
@@ -172,7 +174,8 @@ def decode(
       tokens=slots.tokens.at[rows, column].set(token, mode="drop"),
       logprobs=slots.logprobs.at[rows, column].set(logprob, mode="drop"),
     )
-    return step + 1, slots, cache.pool
+    assert extended is not None, "one was given"
+    return step + 1, slots, extended.pool
 
   unfinished = lambda carried: (carried[0] < steps) & jnp.any(carried[1].running)
   return jax.lax.while_loop(unfinished, one_token, (jnp.int32(0), slots, pool))[1:]

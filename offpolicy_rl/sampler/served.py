@@ -218,6 +218,7 @@ class ServedEngine:
       StaleWeights, ServerError: the server can't be used.
     """
     if params is not self._params and self._waiting and not self._answering:
+      assert self._probe is not None, "it is among those that wait"
       self._load(params, self._probe)
       self._params = params
     while self._waiting and params is self._params:

@@ -37,6 +37,7 @@ class Stops:
 
   def _begin(self, tokens: Sequence[int], looked_at: int) -> int:
     """A position before any text that ends behind `looked_at`."""
+    assert self.decode is not None, "texts need it"
     longest = max(map(len, self.texts))
     begin, step = looked_at, 4 * longest  # a character is four tokens at most
     while begin > 0:

@@ -3,9 +3,13 @@
 Imports nothing of this package, so that vLLM's environment needs this one file only.
 """
 
+from typing import Any
+
 
 class Worker:
   """Mixed into vLLM's own worker class."""
+
+  model_runner: Any  # vLLM's
 
   def load_again(self) -> None:
     """Reads the weights of the server's model directory again."""
