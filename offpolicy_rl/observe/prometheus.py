@@ -11,6 +11,7 @@ import socketserver
 import threading
 import wsgiref.simple_server
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import prometheus_client
 from prometheus_client import core
@@ -168,15 +169,15 @@ class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
       host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     self._places = threading.BoundedSemaphore(_MAX_REQUESTS)
-    super().__init__(address, _Handler)
+    super().__init__(cast(Any, address), _Handler)
 
-  def verify_request(self, *_) -> bool:
+  def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
     """Refuses a request while _MAX_REQUESTS are being answered."""
     return self._places.acquire(blocking=False)
 
-  def process_request_thread(self, *request) -> None:
+  def process_request_thread(self, request: Any, client_address: Any) -> None:
     try:
-      super().process_request_thread(*request)
+      super().process_request_thread(request, client_address)
     finally:
       self._places.release()
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 from offpolicy_rl import types
 from offpolicy_rl.sampler.engine import Engine
+from offpolicy_rl.sampler.served import ServedEngine
 
 
 class Engines:
   """The interface of `Engine`, with one tree of parameters per engine."""
 
-  def __init__(self, engines: Sequence[Engine]):
+  def __init__(self, engines: Sequence[Engine | ServedEngine]):
     self._engines = engines
     self._pool = concurrent.futures.ThreadPoolExecutor(len(engines))
 

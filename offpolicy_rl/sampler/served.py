@@ -230,6 +230,10 @@ class ServedEngine:
     done, _ = concurrent.futures.wait(self._answering, _WAIT_SECONDS, "FIRST_COMPLETED")
     return [(self._answering.pop(answer), answer.result()) for answer in done]
 
+  def refresh(self, params: dict) -> None:
+    """Raises NotImplementedError: a server takes other weights between groups only."""
+    raise NotImplementedError
+
   def _answer(self, ticket: types.Ticket, version: int) -> list[types.Trajectory]:
     choices = self._server.complete(ticket, number=ticket.num_completions)
     stops = self._server.params.stops

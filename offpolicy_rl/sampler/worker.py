@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from offpolicy_rl import types
-from offpolicy_rl.sampler import engine as engine_lib
+from offpolicy_rl.sampler.engine import Engine
+from offpolicy_rl.sampler.engines import Engines
 from offpolicy_rl.tasks import scoring, shaping, thoughts
 from offpolicy_rl.tasks.tokenizer import Tokenizer
 from offpolicy_rl.tasks.vocabulary import Vocabulary
@@ -26,8 +27,15 @@ Answered = tuple[types.Ticket, list[types.Trajectory]]
 class LearnerConnection(Protocol):
   """The learner as a worker sees it: behind the wire, or plain Python in a test."""
 
-  session: str  # weights of another session are void
-  newest_version: int  # of this session, as far as is known here
+  @property
+  def session(self) -> str:
+    """The learner's start; weights of another session are void."""
+    ...
+
+  @property
+  def newest_version(self) -> int:
+    """The newest version of this session that is known here."""
+    ...
 
   def lease(self, room: int, ticket_ids: list[str]) -> list[types.Ticket] | None:
     """Tickets for `room` completions, given those already here; None = the run is over."""
@@ -65,7 +73,7 @@ class Stats:
 
 
 def run(
-  engine: engine_lib.Engine,
+  engine: Engine | Engines,
   learner: LearnerConnection,
   score: Callable[[list[types.Ticket], list[list[types.Trajectory]]], list[types.Group]],
   stats: Stats,
