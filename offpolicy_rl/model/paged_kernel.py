@@ -14,7 +14,7 @@ all layers, and asks the machine that compiles which TPU it has.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from jax.experimental.pallas import tpu as pltpu
 from offpolicy_rl.model import sharding
 from offpolicy_rl.model.architecture import DecoderConfig
 from offpolicy_rl.model.attention import PAGED_INTERPRETED, softcap
-from offpolicy_rl.model.paging import LayerCache
 
 _BLOCK_BYTES = 2**19  # of keys, and of values, per copy: enough to hide the latency
 _NEVER = -1e30  # score of what is not seen; finite, so that nothing becomes nan
@@ -35,7 +34,7 @@ def extend_and_attend(
   q_BxHxC: jax.Array,
   k_BxKxC: jax.Array,
   v_BxKxC: jax.Array,
-  cache: LayerCache,
+  cache: Any,
   position_B: jax.Array,
   is_local: jax.Array | None,
   config: DecoderConfig,
