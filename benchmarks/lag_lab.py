@@ -184,7 +184,7 @@ def best_points(rows: list[dict], study: Study) -> tuple[dict, tuple]:
     total[point] = total.get(point, 0.0) + row["score"]
     if row["score"] > each.get(row["setting"], (-1.0,))[0]:
       each[row["setting"]] = (row["score"], point)
-  return {s: each[s][1] for s in study.settings}, max(total, key=total.get)
+  return {s: each[s][1] for s in study.settings}, max(total, key=lambda point: total[point])
 
 
 def measure(entry: Entry, study: Study, points: dict) -> list[dict]:

@@ -4,10 +4,13 @@ nothing that nobody uses: functions, methods, keys. (Ruff finds unused arguments
 
 import ast
 import collections
+import os
 import pathlib
 import re
+import subprocess
 
 import pytest
+import yaml
 
 from offpolicy_rl.config import keys
 from tests.conftest import ROOT
@@ -119,6 +122,42 @@ def test_docstrings_begin_with_a_verb_or_what_is_returned():
         if text.startswith(("What ", "Of ", "How ", "As ", "See ")):
           offenders.append(f"{where(path)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}")
   assert len(offenders) <= MOST_OF_OLD_BEGINNINGS, "\n".join(offenders)
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=where)
+def test_public_functions_have_types(path):
+  tree = ast.parse(path.read_text())
+  public = [node for node in tree.body if not getattr(node, "name", "_").startswith("_")]
+  for function in _outside_of_functions(ast.Module(public)):
+    is_special = function.name.startswith("__")
+    if isinstance(function, FUNCTION) and (is_special or not function.name.startswith("_")):
+      assert _untyped(function) == [], f"line {function.lineno}: {function.name}"
+
+
+def _untyped(function) -> list[str]:
+  """Arguments without a type, and "return" where it has none; __init__ returns nothing."""
+  given = function.args
+  named = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+  names = [a.arg for a in named if a and not a.annotation and a.arg not in ("self", "cls")]
+  return names + ["return"] * (function.returns is None and function.name != "__init__")
+
+
+def test_a_missing_type_is_found():
+  source = "def f(self, a, b: int, *c, d=1, **e: str): ...\nasync def __init__(self): ..."
+  first, second = ast.parse(source).body
+  assert _untyped(first) == ["a", "d", "c", "return"] and _untyped(second) == []
+
+
+def test_a_commit_is_checked_as_make_lint_checks():
+  settings = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+  hooks = [hook["entry"] for repository in settings["repos"] for hook in repository["hooks"]]
+  made = subprocess.run(
+    ["make", "--dry-run", "lint"],
+    cwd=ROOT,
+    env={"PATH": os.environ["PATH"]},
+    stdout=subprocess.PIPE,
+  )
+  assert made.stdout.decode().splitlines()[-1].split(" && ") == hooks
 
 
 def _outside_of_functions(tree) -> list:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
+from etils import epath
 from numpy.typing import DTypeLike
 
 from offpolicy_rl.model import config_reader, families, policy
@@ -249,7 +250,7 @@ class Checkpoint:
     return ours
 
 
-def weight_files(directory: pathlib.Path) -> list[str]:
+def weight_files(directory: pathlib.Path | epath.Path) -> list[str]:
   """Names of a checkpoint's weight files; as in transformers, a single file goes before an index.
 
   Args:
@@ -347,7 +348,7 @@ def _their_values(
       yield name, tensor.astype(jax.numpy.dtype(dtypes[name]))
 
 
-def _is_pointer(path: pathlib.Path) -> bool:
+def _is_pointer(path: pathlib.Path | epath.Path) -> bool:
   if not path.is_file():
     return False
   with path.open("rb") as file:

@@ -8,8 +8,8 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -25,7 +25,7 @@ _MAX_ROWS = 2000  # beyond, every second row of the older half is dropped
 Source = Callable[[str, int, float], types.RunUpdate]
 
 
-def about(config: Mapping) -> str:
+def about(config: Any) -> str:
   """Names task, objective, lag and seed of a nested configuration."""
   lag = config["lag"]
   return (

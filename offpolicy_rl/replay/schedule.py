@@ -7,6 +7,7 @@ Every run writes it, one JSON line per step, so that an async run can be repeate
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ def digest(group: types.Group) -> str:
   return content.hexdigest()
 
 
-def row(step: int, groups: list[types.FinishedGroup]) -> dict:
+def row(step: int, groups: Sequence[types.FinishedGroup]) -> dict:
   """The groups that a step consumed, for the file; one of several versions has a list of them."""
   versions = []
   for finished in groups:

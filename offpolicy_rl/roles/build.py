@@ -290,13 +290,12 @@ def sampler_meshes(config: ConfigDict) -> list[jax.sharding.Mesh]:
   return [sharding.make_mesh(tensor=size, devices=part) for part in parts]
 
 
-def make_store(config: ConfigDict, weights_dir: str | None, session: str):
+def make_store(config: ConfigDict, weights_dir: str | None, session: str) -> weights.Store:
   """Makes the store of published weights; `weights_dir`: a directory, None = they are streamed."""
   if weights_dir is None:
     return weights.WeightStore(delta_bases=config.transport.delta_bases)
-  from offpolicy_rl.transport import (
-    weights_dir as weights_dir_lib,
-  )  # Orbax is imported only if used
+  # Orbax is imported only if used.
+  from offpolicy_rl.transport import weights_dir as weights_dir_lib
 
   return weights_dir_lib.WeightsDirectory(weights_dir, session)
 

@@ -6,13 +6,18 @@ import json
 import pathlib
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
 
 from offpolicy_rl import types
 from offpolicy_rl.observe import metrics, terminal, watch
 from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles.sampler_service import SamplerService
+from offpolicy_rl.tasks.tokenizer import Tokenizer
+from offpolicy_rl.tasks.vocabulary import Vocabulary
 from offpolicy_rl.transport import names
 
 _TEXT_EVERY = 10  # steps between groups that are recorded as text
@@ -60,7 +65,14 @@ class RunFiles:
     self._metrics.write(kind, step, row)
     self._screen.row(kind, step, row)
 
-  def write_groups(self, step: int, groups, *, last: bool, words) -> dict:
+  def write_groups(
+    self,
+    step: int,
+    groups: Sequence[types.FinishedGroup],
+    *,
+    last: bool,
+    words: Tokenizer | Vocabulary,
+  ) -> dict:
     """Records the groups of a step in the schedule; returns their row.
 
     In some steps `write_step` also records one group as text.
@@ -70,7 +82,7 @@ class RunFiles:
     self._text = _as_text(step, groups[0], words) if step % _TEXT_EVERY == 0 or last else None
     return row
 
-  def write_step(self, step: int, row: dict, logprobs) -> None:
+  def write_step(self, step: int, row: dict, logprobs: ArrayLike) -> None:
     """Writes a training step.
 
     `logprobs`: float [G, M], those of its first group under the policy before the update.
@@ -128,7 +140,9 @@ def _rounded(nats: np.ndarray) -> list[float]:
 class LiveStatus:
   """The status of a run, for watchers and in RUN/live.json; collected without training's help."""
 
-  def __init__(self, run_dir: pathlib.Path, session: str, config, service: SamplerService):
+  def __init__(
+    self, run_dir: pathlib.Path, session: str, config: ConfigDict, service: SamplerService
+  ):
     """Starts a thread that keeps the file up to date."""
     self._run_dir, self._session, self._service = run_dir, session, service
     self._about, self._num_steps = watch.about(config), config.learner.steps

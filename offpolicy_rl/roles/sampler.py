@@ -8,9 +8,10 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
+from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
@@ -46,7 +47,7 @@ def run_sampler(
   abandon: Callable[[], None] = lambda: None,
   weights_dir: str | None = None,
   vllm: Vllm | None = None,
-  registry: object | None = None,
+  registry: Any = None,
 ) -> None:
   """Serves a learner until its run is over or `stop`.
 
@@ -99,7 +100,7 @@ def _in_background(function: Callable) -> None:
   threading.Thread(target=function, daemon=True).start()
 
 
-def _accept(identity, weights_dir: str | None) -> tuple[object, build.Policy]:
+def _accept(identity, weights_dir: str | None) -> tuple[ConfigDict, build.Policy]:
   """The learner's configuration and policy; RunMismatch if this sampler can't serve it."""
   config = config_lib.from_json(identity.config_json)
   config_lib.validate(config)

@@ -70,7 +70,7 @@ class SamplerService:
     self,
     tickets: ledger.Ledger,
     groups: store.GroupStore,
-    weight_store: weights.WeightStore,
+    weight_store: weights.Store,
     control: lag.LagControl,
     *,
     vocab_size: int,
@@ -80,7 +80,6 @@ class SamplerService:
     """Hands out no training tickets before `start`.
 
     Args:
-      weight_store: a WeightStore or weights_dir.WeightsDirectory.
       max_tokens: of a completion.
       say: prints a line on the learner's terminal.
     """
@@ -95,7 +94,9 @@ class SamplerService:
     self.heartbeats, self.stats = Heartbeats(), SamplerStats()
     self._reported_names: set[str] = set()
 
-  def handlers(self, watch: Callable[[str, int, float], types.RunUpdate] | None = None):
+  def handlers(
+    self, watch: Callable[[str, int, float], types.RunUpdate] | None = None
+  ) -> server.Handlers:
     """Returns the server's handlers; `watch` answers watchers."""
     return server.Handlers(
       join=self.join,

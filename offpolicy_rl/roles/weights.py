@@ -1,7 +1,7 @@
 """Weights: published by every process of a learner, pulled by samplers."""
 
 import concurrent.futures
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.transport import client, receiver
 from offpolicy_rl.transport import weights as weight_store
 
-Tensors = dict[str, np.ndarray | jax.Array]  # parameter path -> array
+Tensors = Mapping[str, np.ndarray | jax.Array]  # parameter path -> array
 Layout = dict[str, jax.ShapeDtypeStruct]  # parameter path -> shape, dtype on the wire, sharding
 
 
@@ -26,14 +26,13 @@ class WeightPublisher:
 
   def __init__(
     self,
-    store: weight_store.WeightStore,
+    store: weight_store.Store,
     dtype: str,
     published: Callable[[int, int], None] = lambda version, size: None,
   ):
     """Publishes nothing yet.
 
     Args:
-      store: a WeightStore or weights_dir.WeightsDirectory.
       dtype: of the published tensors.
       published: called with (version, bytes) once a version can be pulled.
     """
@@ -110,8 +109,9 @@ class SamplerWeights:
     """Discards everything, as versions of another session may differ."""
     self._session = session
     self._sources = {kind: self._source(shapes) for kind, shapes in self._shapes.items() if shapes}
-    self._base: list | None = None
-    self._kind, self._version, self._params = "", types.NO_VERSION, None
+    self._base: list = []
+    self._kind, self._version = "", types.NO_VERSION
+    self._params: list = []
 
   def _source(self, shapes) -> "_Streamed | _Stored":
     dtype = self._config.transport.weights_dtype
@@ -135,16 +135,17 @@ class SamplerWeights:
       self._start(self._learner.session)
     kind = "adapters" if self._shapes["adapters"] and max_version >= 0 else "full"
     source = self._sources[kind]
-    if kind == "adapters" and self._base is None:
+    if kind == "adapters" and not self._base:
       _, tensors = self._sources["full"].fetch(types.BASE_VERSION, types.BASE_VERSION)
+      assert tensors is not None, "none were held"
       self._base = self._placed(tensors, "full")
       self._sources["full"].forget()
     if kind != self._kind:
       source.forget()
-      self._kind, self._version, self._params = kind, types.NO_VERSION, None
+      self._kind, self._version, self._params = kind, types.NO_VERSION, []
     version, tensors = source.fetch(min_version, max_version, self._version)
     if tensors is not None:
-      self._params = None  # frees memory first
+      self._params = []  # frees memory first
       self._params, self._version = self._prepared(tensors), version
     return version, self._params
 

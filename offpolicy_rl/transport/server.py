@@ -79,7 +79,7 @@ class _Servicer(rpc.LearnerServicer):
     self,
     identity: protocol.Identity,
     handlers: Handlers,
-    store: weights.WeightStore,
+    store: weights.Store,
     log: interceptors.RefusalLog,
     *,
     max_message_mb: int,
@@ -227,6 +227,7 @@ class _Servicer(rpc.LearnerServicer):
         "PullWeights: this learner writes its weights to a directory; give the sampler its path by "
         "--weights_dir",
       )
+    assert isinstance(self._store, weights.WeightStore)
     chunks = self._store.answer(request)
     if chunks is None:
       wanted = f"[{request.min_version}, {request.max_version}]"
@@ -299,7 +300,7 @@ def start(
   listen: str,
   identity: protocol.Identity,
   handlers: Handlers,
-  store: weights.WeightStore,
+  store: weights.Store,
   *,
   max_samplers: int,
   max_message_mb: int,

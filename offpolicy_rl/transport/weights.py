@@ -8,7 +8,7 @@ import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -120,6 +120,16 @@ def _chunks(plan: _Plan, offset: int) -> Iterator[bytes]:
 def header_digest(header: pb.WeightsHeader) -> bytes:
   """Digest of a stream: equal digests mean equal bytes, since encoding is deterministic."""
   return hashlib.sha256(header.SerializeToString(deterministic=True)).digest()
+
+
+class Store(Protocol):
+  """Published versions: a WeightStore, or a weights_dir.WeightsDirectory."""
+
+  def put(self, version: int, tensors: Any) -> None: ...
+  def retain(self, needed: Callable[[int], bool]) -> None: ...
+  def versions(self) -> list[int]: ...
+  def tensors(self, version: int) -> dict[str, Any]: ...
+  def close(self) -> None: ...
 
 
 class WeightStore:
