@@ -1,8 +1,8 @@
-"""Measures during the run whether sampler and learner agree on log-probabilities.
+"""Measures during a run whether sampler and learner agree on log-probabilities.
 
-The two compute it with different programs (prefill and decode with a cache against one pass over
-the row). A comparison needs the version that sampled, which the learner has left behind by the
-time the tokens arrive; so now and then it keeps a copy of its parameters until they do.
+They compute them with different programs: prefill and decode with a cache, or one pass over rows.
+The comparison needs the version that sampled, which the learner has replaced by the time the tokens
+arrive. So it sometimes keeps a copy of its parameters until they do.
 """
 
 from collections.abc import Collection
@@ -17,17 +17,17 @@ from offpolicy_rl.model.policy import Params
 
 
 class LogprobAudit:
-  """Call it with the state before each update, that update's batch, and what sampled its tokens."""
+  """Called before each update; compares once in a while."""
 
   def __init__(
     self, choices: StepChoices, *, every: int, max_lag: int, frozen: Params | None = None
   ):
-    """Checks a version now and then.
+    """Makes no copy yet.
 
     Args:
-      every: steps between copies, 0 = never.
-      max_lag: when to give up on a version.
-      frozen: the base when the trained parameters are adapters.
+      every: steps between copies; 0 = never.
+      max_lag: versions after which a copy is dropped.
+      frozen: the base if the trained parameters are adapters.
     """
     self._choices, self._frozen = choices, frozen
     self._every, self._max_lag = every, max_lag
@@ -36,13 +36,19 @@ class LogprobAudit:
   def __call__(
     self, step: int, state: TrainState, versions: Collection[int], placed: types.Batch
   ) -> dict[str, jax.Array | float]:
-    """Metrics of `logprob_mismatch`; {} in most steps."""
+    """Returns the metrics of `logprob_mismatch`; {} in most steps.
+
+    Args:
+      state: before the update.
+      versions: that sampled the tokens of the batch.
+      placed: the batch on the devices.
+    """
     if self._params is not None and step > self._version + self._max_lag:
       self._params = None  # no sampler used that version
     if self._every and self._params is None and step % self._every == 0:
       self._version, self._params = step, jax.tree.map(jnp.copy, state.params)
     if self._params is None or self._version not in versions:
       return {}
-    found = logprob_mismatch(self._choices, self._params, placed, self._version, self._frozen)
+    row = logprob_mismatch(self._choices, self._params, placed, self._version, self._frozen)
     self._params = None
-    return {key: value if value.ndim else value.item() for key, value in found.items()}
+    return {key: value if value.ndim else value.item() for key, value in row.items()}

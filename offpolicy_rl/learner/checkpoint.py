@@ -1,7 +1,8 @@
-"""Checkpoints: written in the background, valid only once every byte of them is on disk.
+"""Checkpoints: written in the background, valid only once every byte is on disk.
 
-A checkpoint is a directory `steps/<step>/` that Orbax writes, and `commit.json` in it: the run's
-position, and size and SHA-256 of every file. It is written last. What has no commit does not count.
+A checkpoint is a directory `steps/<step>/` that Orbax writes. Its `commit.json` has the run's
+position, and the size and SHA-256 of every file. It is written last; without it a checkpoint is
+ignored.
 """
 
 import hashlib
@@ -25,13 +26,12 @@ from offpolicy_rl.model import policy
 
 _COMMIT = "commit.json"
 _DAMAGED = ".damaged"
-_BLOCK = 1 << 22
 
-Tensors = dict[str, np.ndarray]  # parameter path -> array; of several processes, a jax.Array
+Tensors = dict[str, np.ndarray]  # parameter path -> array; jax.Array with several processes
 
 
 class CheckpointError(RuntimeError):
-  """A checkpoint that can't be used; names the file and what is wrong with it."""
+  """A checkpoint can't be used; names the file and what is wrong with it."""
 
 
 class Restored(NamedTuple):
@@ -39,12 +39,12 @@ class Restored(NamedTuple):
 
   step: int
   state: TrainState
-  versions: dict[int, Tensors]  # older weights that open tickets may still need
-  position: dict  # JSON: where the run's files and evaluations stood
+  versions: dict[int, Tensors]  # older weights that open tickets may need
+  position: dict  # JSON: position of the run's files and evaluations
 
   @property
   def done(self) -> bool:
-    """True if the run had ended there, with its last evaluation."""
+    """True if the run had finished, with its last evaluation."""
     return self.position.get("done", False)
 
 
@@ -59,10 +59,10 @@ class Checkpoints:
     say: Callable[[str], None] = print,
     committed: Callable[[list[int]], None] = lambda steps: None,
   ):
-    """`say` tells people what failed; `committed(steps)` is called after each new commit.
+    """`say` prints failures; `committed(steps)` is called after each commit.
 
-    Several processes on one directory call the same methods in the same order; each writes and
-    reads what its devices hold, the first one commits and tidies up.
+    Several processes that share the directory call the same methods in the same order. Each writes
+    and reads the shards of its devices; the first one commits and removes old checkpoints.
     """
     self._steps = directory.resolve() / "steps"
     self._initial = directory.resolve() / "initial"
@@ -73,20 +73,20 @@ class Checkpoints:
     self._saved = set(self.steps())
 
   def steps(self) -> list[int]:
-    """Committed steps, oldest first; whether their bytes are still right only `restore` finds."""
-    found = self._steps.iterdir() if self._steps.exists() else ()
-    return sorted(int(p.name) for p in found if p.name.isdigit() and (p / _COMMIT).exists())
+    """Returns committed steps, oldest first, without verifying them."""
+    folders = self._steps.iterdir() if self._steps.exists() else ()
+    return sorted(int(p.name) for p in folders if p.name.isdigit() and (p / _COMMIT).exists())
 
   def position(self, step: int) -> dict:
-    """The position that was saved with a committed step."""
+    """Returns the position that was saved with a committed step."""
     return json.loads((self._steps / str(step) / _COMMIT).read_text())["position"]
 
   def save(
     self, step: int, state: TrainState, *, versions: dict[int, Tensors], position: dict
   ) -> None:
-    """Starts writing, after the save before has ended; the caller may go on changing `state`.
+    """Starts writing, after the previous save has ended; then the caller may change `state`.
 
-    A failure (disk full) is said and leaves the checkpoints before as they are.
+    A failure (disk full) is printed and leaves earlier checkpoints as they are.
     """
     self.wait()
     if step in self._saved:
@@ -100,7 +100,7 @@ class Checkpoints:
       )
     try:
       self._writer.save(folder, args=ocp.args.Composite(**items), force=True)
-    except Exception as error:  # Orbax and tensorstore raise whatever the disk makes them
+    except Exception as error:  # Orbax and tensorstore raise many kinds
       self._failed(step, error)
       return
     position = position | {"versions": sorted(versions)}
@@ -109,7 +109,7 @@ class Checkpoints:
 
   def _commit(self, step: int, position: dict) -> None:
     try:
-      self._writer.wait_until_finished()  # of several processes: until all have written
+      self._writer.wait_until_finished()  # until all processes have written
       if jax.process_index():
         return
       _write_commit(self._steps / str(step), position)
@@ -120,7 +120,7 @@ class Checkpoints:
       for old in self.steps()[: -self._keep]:
         _remove(self._steps / str(old))
       self._committed(self.steps())
-    except Exception as error:  # the new checkpoint counts all the same; the next one tidies up
+    except Exception as error:  # the new checkpoint is valid; the next one cleans up
       self._say(f"after the checkpoint of step {step}, removing what is old: {_one_line(error)}")
 
   def _failed(self, step: int, error: Exception) -> None:
@@ -132,9 +132,7 @@ class Checkpoints:
     self._say(f"checkpoint of step {step} failed, the run goes on: {_one_line(error)}")
 
   def amend(self, step: int, position: dict) -> None:
-    """Replaces the position of a step, if it is committed: files have grown since, its state is as
-    it was.
-    """
+    """Updates the position of a step if it is committed."""
     self.wait()
     if jax.process_index() or step not in self.steps():
       return
@@ -143,12 +141,12 @@ class Checkpoints:
     files.write_durably(self._steps / str(step) / _COMMIT, json.dumps(commit))
 
   def newest(self) -> int | None:
-    """The newest committed step whose bytes are all right; None when none was ever committed.
+    """Returns the newest committed step that is undamaged; None if there never was a checkpoint.
 
-    Damaged ones are said and moved aside.
+    Damaged ones are printed and moved aside.
 
     Raises:
-      CheckpointError: there are or were checkpoints, and every one is damaged.
+      CheckpointError: all checkpoints are damaged.
     """
     steps = self.steps()
     for step in reversed(steps):
@@ -165,15 +163,16 @@ class Checkpoints:
     damaged = sorted(int(p.name.removesuffix(_DAMAGED)) for p in self._steps.glob(f"*{_DAMAGED}"))
     if damaged:
       raise CheckpointError(
-        f"{self._steps}: every checkpoint of {damaged} is damaged; put one that is whole there, "
-        "under its number, or begin anew by --restart (the run's files are kept)"
+        f"{self._steps}: every checkpoint of {damaged} is damaged; put back an undamaged one under "
+        "its number, or start over with --restart (the run's files are kept)"
       )
     return None
 
   def restore(self, step: int, like: TrainState, shardings: Any) -> Restored:
-    """The checkpoint of a step that `newest` found.
+    """Reads the checkpoint of a step that `newest` returned.
 
-    `like` gives shapes and dtypes, `shardings` is a TrainState of NamedShardings.
+    `like` has shapes and dtypes, `shardings` is a TrainState of NamedShardings.
+
     Raises:
       CheckpointError: it does not fit `like`.
     """
@@ -183,50 +182,50 @@ class Checkpoints:
     if position["versions"]:
       items["versions"] = ocp.args.StandardRestore(_older(plain, shardings.step.mesh))
     try:
-      found = self._writer.restore(plain, args=ocp.args.Composite(**items))
-    except Exception as error:  # Orbax raises whatever it likes
+      items = self._writer.restore(plain, args=ocp.args.Composite(**items))
+    except Exception as error:  # Orbax raises many kinds
       raise CheckpointError(f"{folder}: {_one_line(error)}") from None
-    older = found["versions"] if position["versions"] else {}
+    older = items["versions"] if position["versions"] else {}
     if jax.process_count() == 1:
       older = jax.tree.map(np.asarray, older)
     versions = {int(v): policy.flatten(tree) for v, tree in older.items()}
-    return Restored(step, TrainState(**found["state"]), versions, position)
+    return Restored(step, TrainState(**items["state"]), versions, position)
 
   def restore_for(self, choices: StepChoices, mesh: jax.sharding.Mesh, step: int) -> Restored:
-    """The checkpoint of a step, laid out on a mesh for a training step; raises as `restore`."""
+    """Reads the checkpoint of a step onto a mesh for a training step; raises as `restore`."""
     like = state_lib.shapes(choices.model, choices.optimizer)
     shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
     with jax.sharding.set_mesh(mesh):
       return self.restore(step, like, shardings)
 
   def save_initial(self, params: policy.Params) -> None:
-    """Keeps version 0, the reference of objectives with a KL term."""
+    """Writes version 0, the reference of objectives with a KL term."""
     with files.orbax_standard("initial") as writer:
       writer.save(self._plain / "initial", params, force=True)
     if not jax.process_index():
       _write_commit(self._initial, {})
 
   def restore_initial(self, like: policy.Params, shardings: policy.Params) -> policy.Params:
-    """Inverse of `save_initial`; CheckpointError when it is damaged or missing."""
+    """Reads what `save_initial` wrote; CheckpointError if it is damaged or missing."""
     if not jax.process_index():
       _verified_position(self._initial)
     with files.orbax_standard("initial") as reader:
       return reader.restore(self._plain / "initial", _abstract(like, shardings))
 
   def wait(self) -> None:
-    """Returns once the save that was started is committed, or has failed."""
+    """Waits until the last save is committed or has failed."""
     if self._thread is not None:
       self._thread.join()
       self._thread = None
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
+    """Waits for the last save and closes the writer."""
     self.wait()
     self._writer.close()
 
 
 def newest_params(directory: pathlib.Path, like: policy.Params) -> tuple[int, policy.Params]:
-  """(step, parameters) of a run's newest checkpoint; its optimizer state is not read.
+  """Reads (step, parameters) of a run's newest checkpoint, without its optimizer state.
 
   `like`: shapes and dtypes of the parameters.
 
@@ -241,7 +240,7 @@ def newest_params(directory: pathlib.Path, like: policy.Params) -> tuple[int, po
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = {"params": _abstract(like, jax.tree.map(lambda _: here, like))}
   with ocp.PyTreeCheckpointer() as reader:
-    found = reader.restore(
+    restored = reader.restore(
       files.orbax_path(folder) / "state",
       args=ocp.args.PyTreeRestore(
         wanted,
@@ -249,7 +248,7 @@ def newest_params(directory: pathlib.Path, like: policy.Params) -> tuple[int, po
         partial_restore=True,
       ),
     )
-  return steps[-1], found["params"]
+  return steps[-1], restored["params"]
 
 
 def _write_commit(folder: pathlib.Path, position: dict) -> None:
@@ -283,17 +282,13 @@ def _verified_position(folder: pathlib.Path) -> dict:
 
 
 def _remove(folder: pathlib.Path) -> None:
-  """The commit goes first: a half-removed checkpoint does not count."""
-  (folder / _COMMIT).unlink()
+  (folder / _COMMIT).unlink()  # first, so that a half-removed checkpoint is invalid
   shutil.rmtree(folder)
 
 
 def _sha256(path: pathlib.Path) -> str:
-  found = hashlib.sha256()
   with path.open("rb") as file:
-    while block := file.read(_BLOCK):
-      found.update(block)
-  return found.hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _one_line(error: Exception) -> str:
@@ -301,15 +296,12 @@ def _one_line(error: Exception) -> str:
 
 
 def _older(folder: pathlib.Path, mesh) -> dict | None:
-  """Layout of the older versions among several processes; None = as they are (one process)."""
+  """Layout of older versions for several processes; None = one process."""
   if jax.process_count() == 1:
     return None
-  found = ocp.StandardCheckpointHandler().metadata(epath.Path(folder) / "versions").tree
-  return _abstract(found, policy.param_shardings(mesh, jax.tree.map(_shape, found)))
-
-
-def _shape(x) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype)
+  saved = ocp.StandardCheckpointHandler().metadata(epath.Path(folder) / "versions").tree
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+  return _abstract(shapes, policy.param_shardings(mesh, shapes))
 
 
 def _abstract(tree, shardings):

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class NonFiniteError(RuntimeError):
-  """A loss or gradient that is not finite; names the step and the group."""
+  """A loss or gradient is not finite; names the step and the group."""
 
 
 class Stopped(Exception):
@@ -26,16 +26,16 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class StepBatch:
-  """The groups of one step, assembled."""
+  """The batch of a step, on the devices, and its groups."""
 
-  arrays: types.Batch  # on the devices
+  arrays: types.Batch
   versions: frozenset[int]  # that sampled its tokens
-  # Known to the first process of a learner only.
+  # Only in the first process of a learner:
   groups: tuple[types.FinishedGroup, ...] = ()
   metrics: dict = dataclasses.field(default_factory=dict)  # lag, lengths
 
   def group_name(self, number: int) -> str:
-    """A group for an error message: its ticket and sampler, where they are known."""
+    """Names a group for an error message, by its ticket and sampler if they are known."""
     if not self.groups:
       return f"group {number}"
     finished = self.groups[number]
@@ -44,17 +44,17 @@ class StepBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Functions:
-  """Functions that the loop calls. A test passes plain Python."""
+  """The functions that the loop calls."""
 
   next_batch: Callable[[int], StepBatch]  # (step); blocks; raises Stopped
   update: Callable[[int, TrainState, StepBatch], tuple[TrainState, dict]]  # (step, state, batch)
-  publish: Callable[[int, dict], None]  # (version, params); may go on in the background
+  publish: Callable[[int, dict], None]  # (version, params); may work in the background
   write: Callable[[int, dict], None]  # (step, metrics)
   after_step: Callable[[int, TrainState], None]  # (version, state): checkpoints, evaluation
 
 
 def run(state: TrainState, functions: Functions, *, first_step: int, num_steps: int) -> TrainState:
-  """Updates until `num_steps` are done; returns the last state, also when stopped early."""
+  """Makes steps up to `num_steps`, or until Stopped; returns the last state."""
   timer = Timer()
   try:
     for step in range(first_step, num_steps):
@@ -76,7 +76,7 @@ def run(state: TrainState, functions: Functions, *, first_step: int, num_steps: 
 class Prefetch(Generic[T]):
   """Calls `make(step, wanted)` for the next step in a thread while the current one is used.
 
-  `wanted()` is False once nobody needs the result any more.
+  `wanted()` turns False when the result is no longer needed.
   """
 
   def __init__(self, make: Callable[[int, Callable[[], bool]], T], num_steps: int):
@@ -95,13 +95,13 @@ class Prefetch(Generic[T]):
     return self._executor.submit(self._make, step, lambda: not self._closed.is_set())
 
   def close(self) -> None:
-    """Ends the thread; whatever it waits for is not wanted any more."""
+    """Ends the thread."""
     self._closed.set()
     self._executor.shutdown()
 
 
 def _scalars_on_host(metrics: dict) -> dict:
-  """Waits for the device. Arrays stay there until they are looked at."""
+  """Waits for the device; arrays stay there until they are used."""
   return {k: v if np.ndim(v) else np.asarray(v).item() for k, v in metrics.items()}
 
 
@@ -113,7 +113,7 @@ def check_finite(step: int, metrics: dict, batch: StepBatch) -> None:
   where = "every log-probability is finite" if row < 0 else f"first in row {row}"
   if metrics.get("poisoned_groups", 0) == len(batch.groups) > 0:
     samplers = ", ".join(sorted({g.group.sampler_id for g in batch.groups}))
-    where += f"; every group alone makes it so (of samplers {samplers}): has the policy diverged?"
+    where += f"; every group alone does that (of samplers {samplers}): has the policy diverged?"
   if row >= 0 and batch.groups:
     ids = [g.ticket.ticket_id for g in batch.groups for _ in g.group.trajectories]
     where += f", group {ids[row]}"

@@ -1,9 +1,9 @@
-"""Groups whose numbers make a loss or a gradient infinite or not a number.
+"""Finds groups whose values make a loss or gradient infinite or NaN.
 
-Values are bounded where groups come in, but an objective can still overflow on some that are within
-the bounds. Such an update changes nothing; the groups that are to blame are searched by halves, and
-the step is made without them. All of it depends on policy and batch only and runs in every process
-of a learner alike, so a resumed or repeated run leaves out the same.
+Values are checked when groups arrive, but an objective may overflow even so. Such an update changes
+nothing; bisection finds the groups that cause it, and the step is made without them. All of this
+depends only on policy and batch, and every process does it, so a resumed or repeated run leaves out
+the same groups.
 """
 
 import functools
@@ -20,7 +20,7 @@ from offpolicy_rl.model.policy import Params
 
 
 def only(batch: types.Batch, kept: jax.Array) -> types.Batch:
-  """The batch as if it had only the groups of kept, bool [groups]: no other token counts."""
+  """The batch with only the groups of `kept`, bool [groups]; masks the tokens of the others."""
   rows = kept[batch.group_ids]
   tokens = batch.loss_mask & rows[..., None]
   return batch._replace(
@@ -35,40 +35,39 @@ def only(batch: types.Batch, kept: jax.Array) -> types.Batch:
 def _is_finite(
   choices: step.StepChoices, state: TrainState, batch: types.Batch, kept, reference_params
 ) -> jax.Array:
-  """True if an update on these groups would have a finite loss and gradient; makes none."""
+  """True if an update on these groups would have a finite loss and gradient."""
   _, metrics = step.train_step(choices, state, only(batch, kept), reference_params)
   return metrics["updates_skipped"] == 0
 
 
 def culprits(is_finite: Callable[[list[int]], bool], groups: list[int]) -> list[int]:
-  """The groups that have to go for the rest to be finite; all together are not.
+  """Finds the groups to leave out so that the rest is finite, which all together are not.
 
-  Where neither half is to blame alone, both are.
+  If both halves are finite alone, all groups are returned.
   """
   if len(groups) == 1:
     return groups
   middle = len(groups) // 2
   halves = [half for half in (groups[:middle], groups[middle:]) if not is_finite(half)]
-  found = [group for half in halves for group in culprits(is_finite, half)]
-  return found or groups
+  return [group for half in halves for group in culprits(is_finite, half)] or groups
 
 
 class PoisonFilter:
-  """Finds the groups that poison a batch, and leaves them out."""
+  """Finds the groups that poison a batch, and removes them."""
 
   def __init__(self, choices: step.StepChoices, groups: int, reference_params: Params | None):
-    """`groups`: in every batch. Compiles nothing before it is needed."""
+    """`groups`: number in every batch. Compiles only when needed."""
     self._choices, self._groups, self._reference = choices, groups, reference_params
 
   def find(self, state: TrainState, batch: types.Batch) -> list[int]:
-    """Numbers of the groups to blame; all of them when the policy itself may be."""
+    """Returns the numbers of the poisonous groups; all of them if the policy may be to blame."""
     finite = lambda kept: bool(
       _is_finite(self._choices, state, batch, self._kept(kept), self._reference)
     )
     return culprits(finite, list(range(self._groups)))
 
   def without(self, batch: types.Batch, left_out: list[int]) -> types.Batch:
-    """The batch, on the same devices, as if these groups were not there."""
+    """Removes groups from a batch, on the same devices."""
     shardings = jax.tree.map(lambda x: x.sharding, batch)
     kept = [group for group in range(self._groups) if group not in left_out]
     return jax.jit(only, out_shardings=shardings)(batch, self._kept(kept))

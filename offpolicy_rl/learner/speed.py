@@ -1,4 +1,4 @@
-"""Where a learner's time goes: seconds per part of a step, flops, compilations."""
+"""A learner's speed: seconds per part of a step, flops, compilations."""
 
 import contextlib
 import time
@@ -6,8 +6,8 @@ from collections.abc import Generator
 
 import jax.monitoring
 
-# bfloat16 flops per second of one device, without sparsity, by JAX's device_kind: from the vendors'
-# data sheets (cloud.google.com/tpu/docs, nvidia.com).
+# JAX's device_kind -> dense bfloat16 flops per second of one device, from the vendors' data sheets
+# (cloud.google.com/tpu/docs, nvidia.com).
 PEAK_FLOPS = {
   "TPU v4": 275e12,
   "TPU v5 lite": 197e12,
@@ -22,7 +22,7 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Timer:
-  """Measures the parts of a step: `with timer("seconds/waiting"): ...`; `seconds` has the last."""
+  """Measures the parts of a step: `with timer("seconds/waiting"): ...` sets `seconds`."""
 
   def __init__(self):
     self.seconds: dict[str, float] = {}
@@ -38,7 +38,7 @@ class Timer:
 class Speed:
   """Flops and compilations of each step on a mesh.
 
-  Compilations are counted from construction to `close`, over all threads of the process.
+  Counts compilations of all threads from construction to `close`.
   """
 
   def __init__(self, mesh: jax.sharding.Mesh):
@@ -54,17 +54,17 @@ class Speed:
       self._seconds += duration_secs
 
   def metrics(self, row: dict) -> dict[str, float]:
-    """flops_per_second, mfu where the device's peak is known, compilations, seconds/compiling.
+    """Computes flops_per_second, mfu (if the device's peak is known) and `compilations`.
 
     Args:
-      row: of a step, with "flops" (model flops as `model/cost.py` counts them) and "seconds/step".
+      row: metrics of a step, with "flops" (of the model, see `model/cost.py`) and "seconds/step".
     """
     rate = row["flops"] / row["seconds/step"]
     utilisation = {"mfu": rate / self._peak} if self._peak else {}
     return {"flops_per_second": rate, **utilisation, **self.compilations()}
 
   def compilations(self) -> dict[str, float]:
-    """compilations and seconds/compiling since the last call."""
+    """Returns compilations and seconds/compiling since the last call."""
     counts = {"compilations": self._number, "seconds/compiling": self._seconds}
     self._number, self._seconds = 0, 0.0
     return counts

@@ -1,4 +1,4 @@
-"""One update, as a pure function of state and batch."""
+"""The training step, a pure function of state and batch."""
 
 import dataclasses
 import functools
@@ -22,9 +22,9 @@ class StepChoices:
   objective: Objective
   optimizer: Optimizer
   temperature: float
-  logprob_chunk: int = 0  # columns whose logits exist at a time; 0 = all
+  logprob_chunk: int = 0  # columns whose logits exist at the same time; 0 = all
   shown: int = 0  # completions whose log-probabilities are among the metrics
-  minibatches: int = 1  # consecutive parts of a batch, whole groups each, with one update each
+  minibatches: int = 1  # consecutive parts of a batch, of complete groups, with an update each
   epochs: int = 1  # passes over the batch
 
   @property
@@ -33,14 +33,14 @@ class StepChoices:
     return self.minibatches * self.epochs
 
   def whole(self, params: policy.Params, frozen: policy.Params | None) -> policy.Params:
-    """All parameters of the policy: the trained ones, on their base where they are adapters."""
+    """All parameters of the policy: the trained ones, with the base if they are adapters."""
     if not self.model.lora_rank:
       return params
     assert frozen is not None, "adapters need their base"
     return lora.join(frozen, params)
 
   def reference(self) -> "StepChoices":
-    """For the frozen policy, which has no adapters."""
+    """The choices for the frozen policy, which has no adapters."""
     return dataclasses.replace(self, model=lora.base_config(self.model))
 
   def token_stats(self, params: policy.Params, part: types.Batch) -> policy.TokenStats:
@@ -57,23 +57,22 @@ def train_step(
   batch: types.Batch,
   reference_params: policy.Params | None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Batch -> new state and metrics.
+  """Updates the state with a batch; returns the new state and metrics.
 
-  Metrics are scalars; where choices.shown asks for them also `policy_logprobs` [shown, M], those of
-  the batch's first completions under the policy before the step, and per completion [N] under it
-  `row_entropy` and `row_log_ratio`, mean |policy - sampler| log-probability of a token.
+  Metrics are scalars. If choices.shown > 0, they include `policy_logprobs` [shown, M] of the first
+  completions, and per completion [A * N] `row_entropy` and `row_log_ratio`, the mean
+  |policy - sampler| log-probability of a token; all under the policy before the step.
 
-  Where a step makes several updates, the proximal policy is that policy, `loss` and `grad_norm` are
-  means over the updates, and everything else is about the whole batch before the first.
+  In a step of several updates the proximal policy is the policy before the step, `loss` and
+  `grad_norm` are means over updates, and other metrics are of the batch before the first update.
 
   An update whose loss or gradient is not finite changes nothing, is counted in `updates_skipped`
-  and left out of these means. When all are skipped, the state's step stands still, too.
+  and excluded from these means. If all are skipped, the state's step stays the same.
 
   Args:
-    batch: its parts are worked off one after the other, a minibatch being some of them.
-    reference_params: parameters of the frozen initial policy, or None when the objective does not
-      look at a reference. Adapters are trained on top of it: then it is always given, and serves
-      as base and as reference without a second copy.
+    batch: its parts are processed in turn; a minibatch consists of several parts.
+    reference_params: parameters of the frozen initial policy, the reference of the objective and
+      the base of adapters; None if neither is needed.
   """
   update = functools.partial(_update, choices, state.step, reference_params)
   if choices.updates == 1:
@@ -87,27 +86,26 @@ def train_step(
     minibatches = jax.tree.map(split, (batch, stats.logprobs))
 
     def epoch(carry, _):
-      """One update after the other; keeps their losses and norms."""
       return jax.lax.scan(lambda c, part: _without_stats(update(c, part)), carry, minibatches)
 
     carry = (state.params, state.opt_state)
-    (params, opt_state), found = jax.lax.scan(epoch, carry, length=choices.epochs)
-    finite = _is_finite(*found)
+    (params, opt_state), losses_and_norms = jax.lax.scan(epoch, carry, length=choices.epochs)
+    finite = _is_finite(*losses_and_norms)
     made = jnp.sum(finite)
-    loss, grad_norm = (jnp.sum(jnp.where(finite, x, 0.0)) / made for x in found)
+    loss, grad_norm = (jnp.sum(jnp.where(finite, x, 0.0)) / made for x in losses_and_norms)
   whole, stats = _completions(batch), jax.tree.map(_join, stats)
-  prepared = choices.objective.prepare(_whole_inputs(whole, None))
+  prepared = choices.objective.prepare(_batch_inputs(whole, None))
   metrics = {
     "loss": loss,
     "grad_norm": grad_norm,
     "updates_skipped": choices.updates - made,
     "entropy": masked.masked_mean(stats.entropy, whole.loss_mask),
-    **choices.objective.metrics(_whole_inputs(whole, stats.logprobs), prepared),
+    **choices.objective.metrics(_batch_inputs(whole, stats.logprobs), prepared),
     **_batch_metrics(whole, stats, state.step),
     "tokens": jnp.sum(batch.rows.segments > 0),
     "filled_fraction": jnp.mean(batch.rows.segments > 0),
   }
-  if choices.shown:  # in every process of a learner: small, and one of them writes it down
+  if choices.shown:  # small, so every process has it; the first one writes it
     gaps = jnp.abs(stats.logprobs - whole.sampler_logprobs)
     metrics |= {
       "policy_logprobs": sharding.constrain(stats.logprobs[: choices.shown]),
@@ -122,10 +120,10 @@ def _is_finite(loss, grad_norm):
 
 
 def _update(choices: StepChoices, version, reference_params, carry, minibatch):
-  """((params, opt_state), (batch, lq or None)) -> the same after one update, and what it was like.
+  """Makes one update; returns ((params, opt_state), (loss, gradient norm, TokenStats)).
 
-  Advantages and denominators come from the whole minibatch; its parts are then worked off one after
-  the other and their gradients add up, so the split changes nothing but memory.
+  `carry`: (params, opt_state); `minibatch`: (batch, lq or None). Advantages and denominators come
+  from the minibatch; then its parts are processed in turn and their gradients summed.
   """
   (params, opt_state), (batch, proximal) = carry, minibatch
   objective = choices.objective
@@ -133,17 +131,15 @@ def _update(choices: StepChoices, version, reference_params, carry, minibatch):
   if choices.minibatches > 1:
     whole = whole._replace(group_ids=masked.renumbered(whole.group_ids))
     batch = batch._replace(group_ids=whole.group_ids.reshape(batch.group_ids.shape))
-  prepared = objective.prepare(_whole_inputs(whole, None))
+  prepared = objective.prepare(_batch_inputs(whole, None))
 
   def part_loss(params, part):
-    """(the part's share of the loss, its TokenStats)."""
     part, part_prepared, part_proximal = part
     stats = choices.token_stats(choices.whole(params, reference_params), part)
     inputs = _loss_inputs(choices, part, stats.logprobs, reference_params, version, part_proximal)
     return objective.loss(inputs, part_prepared), stats
 
   def add_part(gradients, part):
-    """Adds the gradient of one part; keeps its loss and stats."""
     (loss, stats), gradient = jax.value_and_grad(part_loss, has_aux=True)(params, part)
     return jax.tree.map(jnp.add, gradients, gradient), (loss, stats)
 
@@ -165,7 +161,7 @@ def _without_stats(updated):
 
 
 def _stats_before(choices: StepChoices, params, batch: types.Batch, reference_params):
-  """TokenStats [A, N, M] of every part, in a forward pass of its own."""
+  """TokenStats [A, N, M] of all parts, from a separate forward pass."""
   whole = choices.whole(params, reference_params)
   return jax.lax.map(lambda part: choices.token_stats(whole, part), batch)
 
@@ -174,11 +170,9 @@ def supervised_step(
   choices: StepChoices, state: TrainState, batch: types.Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update on demonstrations: mean negative log-likelihood per demonstration token, in nats."""
-
   part = jax.tree.map(lambda x: x[0], batch)
 
   def loss_of(params):
-    """Nats per demonstration token."""
     stats = dataclasses.replace(choices, temperature=1.0).token_stats(params, part)
     return -masked.masked_mean(stats.logprobs, part.loss_mask)
 
@@ -196,10 +190,10 @@ def logprob_mismatch(
   version: int | jax.Array,
   frozen: policy.Params | None = None,
 ) -> dict[str, jax.Array]:
-  """Largest and mean |learner - sampler| logprob over the tokens that `params` = `version` drew.
+  """Largest and mean |learner - sampler| logprob over the tokens that `version` sampled.
 
-  row_mismatch [N]: the mean of each completion; NaN where that version drew none of it.
-  `frozen`: the base when `params` are adapters.
+  row_mismatch [A * N]: the mean of each completion; NaN if that version sampled none of it.
+  `params`: of that version; `frozen`: the base if they are adapters.
   """
   whole = choices.whole(params, frozen)
   logprobs = jax.lax.map(lambda part: choices.token_stats(whole, part).logprobs, batch)
@@ -222,14 +216,14 @@ def router_metrics(
   batch: types.Batch,
   frozen: policy.Params | None = None,
 ) -> dict[str, jax.Array]:
-  """Load of a mixture's experts over the batch, see `mixture.load_metrics`."""
+  """Computes the load of a mixture's experts over the batch, see `mixture.load_metrics`."""
   whole = choices.whole(params, frozen)
   loads = jax.lax.map(lambda part: policy.router_loads(choices.model, whole, part.rows), batch)
   return mixture.load_metrics(jax.tree.map(lambda x: jnp.sum(x, axis=0), loads))
 
 
 def compile_step(choices: StepChoices, state_shardings: TrainState) -> jax.stages.Wrapped:
-  """`train_step` jitted for a mesh; the old state's memory is reused."""
+  """Jits `train_step` for a mesh; the old state's memory is reused."""
   return jax.jit(
     functools.partial(train_step, choices), donate_argnums=0, out_shardings=(state_shardings, None)
   )
@@ -238,25 +232,25 @@ def compile_step(choices: StepChoices, state_shardings: TrainState) -> jax.stage
 def _loss_inputs(
   choices: StepChoices, part: types.Batch, logprobs, reference_params, version, before
 ) -> LossInputs:
-  """A part's inputs, with the log-probs of further policies where the objective asks.
+  """A part's inputs, with the log-probabilities of the policies that the objective needs.
 
-  `before`: those of the policy before the step's first update; None where this is the first.
+  `before`: those of the policy before the step's first update; None = this is the first.
   """
-  wanted = choices.objective.choices
-  inputs = _whole_inputs(part, logprobs)
-  if wanted.needs_reference:
+  objective = choices.objective.choices
+  inputs = _batch_inputs(part, logprobs)
+  if objective.needs_reference:
     stats = choices.reference().token_stats(reference_params, part)
     inputs = inputs._replace(reference_logprobs=jax.lax.stop_gradient(stats.logprobs))
-  if wanted.needs_proximal:
+  if objective.needs_proximal:
     before = logprobs if before is None else before
     proximal = ratios.proximal_logprobs(
-      wanted.proximal, before, part.sampler_logprobs, part.versions, version
+      objective.proximal, before, part.sampler_logprobs, part.versions, version
     )
     inputs = inputs._replace(proximal_logprobs=proximal)
   return inputs
 
 
-def _whole_inputs(rows: types.Batch, logprobs) -> LossInputs:
+def _batch_inputs(rows: types.Batch, logprobs) -> LossInputs:
   return LossInputs(
     policy_logprobs=logprobs,
     sampler_logprobs=rows.sampler_logprobs,
@@ -286,11 +280,11 @@ def _batch_metrics(batch: types.Batch, stats: policy.TokenStats, step) -> dict[s
 
 
 def _completions(batch: types.Batch) -> types.Batch:
-  """Those of all parts, [A * N, ...], without the rows that they are packed in."""
+  """The completions of all parts, [A * N, ...], without their rows."""
   without: Any = None
   return jax.tree.map(_join, batch._replace(rows=without))
 
 
 def _join(x):
-  """[A, N, ...] -> [A * N, ...]: of all parts."""
+  """[A, N, ...] -> [A * N, ...]."""
   return x.reshape(-1, *x.shape[2:])

@@ -1,4 +1,4 @@
-"""The step that every process of a learner makes with a batch, and the checks beside it."""
+"""The training step of a learner, with its checks."""
 
 from collections.abc import Callable
 
@@ -12,11 +12,11 @@ from offpolicy_rl.model.policy import Params
 
 
 class Update:
-  """Call it with (step, state, batch) for (new state, metrics); see `step.train_step`.
+  """Called with (step, state, batch), returns (new state, metrics); see `step.train_step`.
 
-  Groups whose numbers make the update infinite are left out (learner/poison.py). Now and then the
-  learner's log-probabilities are compared with the sampler's (learner/audit.py), and the load of a
-  mixture's experts is measured.
+  Leaves out groups that make the update non-finite (learner/poison.py). Sometimes compares the
+  learner's log-probabilities with the sampler's (learner/audit.py), and measures the load of a
+  mixture's experts.
   """
 
   def __init__(
@@ -51,7 +51,7 @@ class Update:
     return state, metrics | checks
 
   def _finite_step(self, at_step: int, state: state_lib.TrainState, batch: StepBatch):
-    """The step; once more without the groups that poison it, where some do."""
+    """Makes the step, and again without poisonous groups if there are some."""
     state, metrics = self._step(state, batch.arrays, self._reference)
     if not int(metrics["updates_skipped"]):
       return state, metrics | {"poisoned_groups": 0}
@@ -63,7 +63,7 @@ class Update:
           "nan, and is left out"
         )
       if not int(state.step) > at_step:
-        # What was left out is part of what its sampler made.
+        # These metrics of the samplers include the groups that were left out.
         rows = {name: metrics[name] for name in ("row_entropy", "row_log_ratio") if name in metrics}
         rest = self._poison.without(batch.arrays, bad)
         state, metrics = self._step(state, rest, self._reference)

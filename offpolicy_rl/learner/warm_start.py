@@ -9,7 +9,7 @@ from offpolicy_rl import types
 from offpolicy_rl.learner.state import TrainState
 from offpolicy_rl.learner.step import StepChoices, supervised_step
 
-_SMOOTHING = 0.9  # of the loss that is compared with stop_loss
+_SMOOTHING = 0.9  # of the loss, before it is compared with stop_loss
 
 
 def run(
@@ -21,12 +21,11 @@ def run(
   write: Callable[[int, float], None],
   stop_loss: float = 0.0,
 ) -> tuple[TrainState, list[float]]:
-  """Imitates demonstrations for at most `num_steps`; `write` gets the loss of each step.
+  """Imitates demonstrations; returns the last state and the losses, nats per demonstration token.
 
-  Returns the last state and the losses, in nats per demonstration token.
-
-  Ends early when the smoothed loss falls below `stop_loss`. Seeds differ in how many steps they
-  need, so a loss, not a number of steps, makes runs start from equally good policies.
+  `write(step, loss)` is called in each of at most `num_steps` steps. Ends when the smoothed loss is
+  below `stop_loss`: as seeds differ in the steps they need, runs then start from equally good
+  policies.
   """
   step_fn = jax.jit(
     functools.partial(supervised_step, choices),
