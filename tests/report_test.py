@@ -114,7 +114,9 @@ def test_nothing_comes_from_elsewhere_and_no_script_but_our_own_may_run(tmp_path
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
   page = report.write(report_runs.write(tmp_path)).read_text()
-  assert Outline(page).has("No evaluation has finished", "0 of 40", "None were recorded yet")
+  assert Outline(page).has(
+    "No evaluation has finished", "0 of 40", "No completion has been recorded yet"
+  )
   assert charts_of(page) == {} and 'id="objective"' not in page
   half = report_runs.write(tmp_path, train=[(0, train_row(0))])
   assert charts_of(report.write(half).read_text())["Reward"]["lines"] == [{"x": [0], "y": [0]}]
@@ -212,7 +214,7 @@ def test_a_configuration_is_compared_with_the_base(tiny_config):
   assert changed["objective.beta"] == ["None", "0.5"] and "seed" not in changed
   assert configuration.changes({"seed": 0, "new": {"key": "x"}})[-1][0] == "warm_start.stop_loss"
   strange = configuration.differences([{"a": 1, "b": 2}, {"a": 1, "c": "x"}])
-  assert strange == [("b", "2", "not there"), ("c", "not there", "'x'")]
+  assert strange == [("b", "2", "missing"), ("c", "missing", "'x'")]
 
 
 def test_the_scripts_and_styles_are_part_of_the_package():

@@ -1,7 +1,6 @@
-"""Pages that people look at: of one run, and of several beside one another.
+"""HTML pages of a run, and of several runs compared: single files that need no network.
 
-Each is a single HTML file without network. Charts are drawn here (`charts.py`), `charts.js` reads
-their values out, `browser.js` shows completions.
+Charts are drawn here; charts.js shows their values at a cursor, browser.js shows completions.
 """
 
 from offpolicy_rl.report.comparison import compare

@@ -1,4 +1,4 @@
-"""Several runs on one page: their curves on top of one another, and where they differ."""
+"""The page that compares runs: their curves in common charts, and where they differ."""
 
 import html
 import pathlib
@@ -13,7 +13,7 @@ from offpolicy_rl.report.runs import Run
 from offpolicy_rl.report.svg import COLORS, number
 
 _NO_STEP = "<p class=soft>No step was made.</p>"
-_LATE = 0.1  # share of the steps that counts as the end
+_LATE = 0.1  # share of the steps that counts as the end of a run
 _KEY_METRICS = [metric for metric in charts_lib.KEY_METRICS if metric.kind == metrics.TRAIN]
 
 
@@ -21,7 +21,7 @@ def compare(run_dirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pat
   """Writes a page about several runs to `path`.
 
   Raises:
-    ConfigError: one is no run's directory, one is named twice, or there are too many.
+    ConfigError: one is no run's directory or is given twice, or there are too many.
   """
   if len(run_dirs) > len(COLORS):
     raise ConfigError(f"--run_dir: got {len(run_dirs)} runs, expected at most {len(COLORS)}")
@@ -60,7 +60,7 @@ def _page(named: Sequence[tuple[str, Run]]) -> str:
 
 
 def _charts() -> list[Chart]:
-  """One line of a chart each: every run draws it once."""
+  """Charts with a single line, which every run draws once."""
   single = []
   for chart in charts_lib.CHARTS:
     for label in chart.compared:
@@ -79,7 +79,7 @@ def _charts() -> list[Chart]:
 
 
 def _switches(named: Sequence[tuple[str, Run]]) -> str:
-  """The legend, whose boxes take runs off the charts."""
+  """The legend, with a box to hide each run."""
   rows = "".join(
     f'<li><label><input type=checkbox class=shown data-run="r{n}" checked>'
     f'<i class="c{n}"></i><b>{html.escape(name)}</b></label> '
@@ -90,12 +90,12 @@ def _switches(named: Sequence[tuple[str, Run]]) -> str:
 
 
 def _final(named: Sequence[tuple[str, Run]]) -> str:
-  """Where each run has got to."""
+  """A table of the last values of each run."""
   head = ["run", "steps", "pass@1", "± 95 %", "greedy", "pass@k"]
   head += [*(metric.label for metric in _KEY_METRICS), "largest of all", "time"]
   note = (
-    "<p class=soft>Held-out accuracy: the newest evaluation. The largest mismatch of all and time: "
-    "of the whole run. Others: means over the last tenth of its steps.</p>"
+    "<p class=soft>Held-out accuracy: the newest evaluation. Largest mismatch of all, and time: of "
+    "the entire run. Others: means over the last tenth of its steps.</p>"
   )
   return document.table(head, [[name, *_ending(run)] for name, run in named]) + note
 

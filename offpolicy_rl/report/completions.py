@@ -1,21 +1,20 @@
-"""Recorded completions for browser.js: what fits into a page, spread over the run."""
+"""Recorded completions for browser.js: as many as fit into a page, spread over the run."""
 
 import itertools
 import math
 from collections.abc import Sequence
 
 _GROUPS = 80  # at most
-_TOKENS = 40_000  # of all shown groups together
+_TOKENS = 40_000  # at most, of all shown groups together
 _HEAD, _TAIL = 700, 300  # tokens shown of a longer completion
 
 
 def for_browser(samples: Sequence[dict]) -> dict:
-  """{"groups": [...], "range": nats}: lists of tokens, texts as they are; nothing is escaped here.
+  """Makes {"groups": [...], "range": nats of the strongest colour}; texts are not escaped.
 
-  A completion: reward, finished, pieces [n], gap (tokens left out after piece `_HEAD`, 0 = none),
-  versions [[version, tokens], ...], sampler and ratios [n] in thousandths of a nat; [] where the
-  run did not write them (pieces is then the whole text). range: what the strongest colour stands
-  for.
+  A completion: reward, finished, pieces [M], gap (tokens left out after piece `_HEAD`, 0 = none),
+  versions [[version, tokens], ...], sampler and ratios [M] in thousandths of a nat. In runs that
+  did not write these, the lists are [] and pieces is the entire text.
   """
   if not samples:
     return {"groups": [], "range": 1.0}
@@ -28,7 +27,7 @@ def for_browser(samples: Sequence[dict]) -> dict:
 
 
 def spread(samples: Sequence[dict], most: int) -> list[dict]:
-  """`most` samples at equal distances, the first and the last among them."""
+  """At most `most` samples at equal distances, with the first and the last."""
   if len(samples) <= most:
     return list(samples)
   return [samples[round(i * (len(samples) - 1) / (most - 1))] for i in range(most)]

@@ -1,4 +1,4 @@
-"""The keys that a run changes of configs/base.py, and those in which runs differ."""
+"""The keys that differ between a run and configs/base.py, or between runs."""
 
 import html
 import json
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from offpolicy_rl.config import text
 from offpolicy_rl.report import document, runs
 
-_MISSING = "not there"
+_MISSING = "missing"
 
 
 def changes(config: dict) -> list[tuple[str, ...]]:
@@ -16,7 +16,7 @@ def changes(config: dict) -> list[tuple[str, ...]]:
 
 
 def differences(flat: Sequence[dict]) -> list[tuple[str, ...]]:
-  """(key, value in each) as text, of every key in which they are not all the same, by name."""
+  """(key, value in each) as text, of every key whose values differ, by name."""
   rows = []
   for key in sorted(set().union(*flat)):
     values = [repr(keys[key]) if key in keys else _MISSING for keys in flat]
@@ -26,7 +26,7 @@ def differences(flat: Sequence[dict]) -> list[tuple[str, ...]]:
 
 
 def section(config: dict) -> str:
-  """The changed keys, and all of them folded."""
+  """HTML with the changed keys, and with all keys folded."""
   rows = changes(config)
   every = html.escape(json.dumps(config, indent=2, ensure_ascii=False))
   table = document.table(

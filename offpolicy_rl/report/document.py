@@ -1,4 +1,4 @@
-"""The shell of a page: one file with its style, its scripts and its data."""
+"""The frame of a page: a single file with style, scripts and data."""
 
 import base64
 import hashlib
@@ -11,14 +11,19 @@ from offpolicy_rl.report.figures import Figure
 
 _HERE = pathlib.Path(__file__).parent
 _SCRIPTS = ("charts.js", "browser.js")
-# The form of a page's data, as charts.js and browser.js read it: {"charts": [Figure.data, in the
-# order of the figures], "completions": completions.for_browser(...)}
 
 
 def page(title: str, parts: Sequence[str], data: dict) -> str:
-  """A whole HTML page; `parts` are HTML, `title` and `data` are not escaped yet."""
+  """Makes an HTML page.
+
+  Args:
+    title: not escaped.
+    parts: HTML.
+    data: for charts.js and browser.js, not escaped: {"charts": [Figure.data, ...] in order,
+      "completions": completions.for_browser(...)}.
+  """
   scripts = [(_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS]
-  # Nothing but these scripts runs, and nothing is fetched, whatever a run's texts say.
+  # Only these scripts run, and nothing is fetched, whatever a run's texts contain.
   hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
   policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {hashes}"
   style = (_HERE / "style.css").read_text(encoding="utf-8")
@@ -42,7 +47,7 @@ def _digest(script: str) -> str:
 
 
 def embedded(data: object) -> str:
-  """JSON that can stand inside a script element: no text in it ends that element."""
+  """JSON for a script element, escaped so that no text in it ends the element."""
   text = json.dumps(data, separators=(",", ":"), allow_nan=False)
   for sign in "<>&":
     text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -50,19 +55,19 @@ def embedded(data: object) -> str:
 
 
 def section(anchor: str, title: str, *parts: str) -> str:
-  """A part of a page that the navigation can name."""
+  """A section of a page."""
   return f'<section id="{anchor}"><h2>{html.escape(title)}</h2>{"".join(parts)}</section>'
 
 
 def navigation(anchors: Sequence[tuple[str, str]]) -> str:
-  """Links to the sections, and the switch that charts.js hears."""
+  """Links to the sections, and the switch for smooth curves."""
   links = "".join(f'<a href="#{anchor}">{html.escape(name)}</a>' for anchor, name in anchors)
   switch = "<label><input type=checkbox id=smoothing checked> smooth curves</label>"
   return f"<nav aria-label=sections>{links}{switch}</nav>"
 
 
 def grid(figures: Sequence[Figure | None]) -> str:
-  """Figures side by side; "" where there are none."""
+  """Figures side by side; "" if there are none."""
   drawn = [figure.html for figure in figures if figure]
   return f"<div class=grid>{''.join(drawn)}</div>" if drawn else ""
 
@@ -70,9 +75,9 @@ def grid(figures: Sequence[Figure | None]) -> str:
 def table(
   head: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str = "", code: bool = False
 ) -> str:
-  """A table of text from anywhere: names in the first column, then numbers, or code.
+  """A table of unescaped text: names in the first column, then numbers or `code`.
 
-  `empty`: what is said when there are no rows.
+  `empty`: text to show if there are no rows.
   """
   if not rows:
     return f"<p class=soft>{html.escape(empty)}</p>" if empty else ""

@@ -1,4 +1,4 @@
-"""Charts of a run, or of several, as HTML with the values that svg.js reads out."""
+"""Charts of one or several runs as HTML, with their values for charts.js."""
 
 import html
 import itertools
@@ -11,18 +11,18 @@ from offpolicy_rl.observe.charts import Chart
 from offpolicy_rl.report import runs, series, svg
 
 _HEAT_COLUMNS, _HEAT_ROWS = 60, 16
-_FEW = 60
+_FEW = 60  # points that are not binned
 
 
 class Figure(NamedTuple):
   """A drawn chart."""
 
   html: str
-  data: dict  # what svg.js needs, see there
+  data: dict  # for charts.js
 
 
 class _Source(NamedTuple):
-  """Where a curve comes from; `low`, `high`: metrics that it is shaded between."""
+  """The data of a curve; it is shaded between the metrics `low` and `high`."""
 
   label: str
   rows: Sequence[dict]
@@ -33,7 +33,7 @@ class _Source(NamedTuple):
 
 
 def draw_run(chart: Chart, run: runs.Run, last_step: int) -> Figure | None:
-  """One chart of one run; None where the run has no values for it."""
+  """Draws a chart of a run; None if the run has no values for it."""
   rows = run.rows[chart.kind]
   if chart.stacked:  # every area needs all steps
     finite = lambda row, name: math.isfinite(row.get(name, math.nan))
@@ -47,18 +47,18 @@ def draw_run(chart: Chart, run: runs.Run, last_step: int) -> Figure | None:
 
 
 def draw_runs(chart: Chart, named: Sequence[tuple[str, runs.Run]], last_step: int) -> Figure | None:
-  """A chart's first line, of several runs; these keep their colours from chart to chart."""
+  """Draws a chart's first line for several runs, each in the same colour in all charts."""
   name = chart.metric.name
   sources = [
     _Source(label, run.rows[chart.kind], name, f"r{n}", *chart.spread)
     for n, (label, run) in enumerate(named)
   ]
-  # A page of many runs must not grow with their number.
+  # Fewer points per run, so that a page with many runs stays small.
   return _figure(chart, sources, last_step, max(60, series.POINTS * 2 // (1 + len(named))))
 
 
 def _figure(chart: Chart, sources: Sequence[_Source], last_step: int, most: int) -> Figure | None:
-  """Draws what has values, in `most` points a line."""
+  """Draws the sources that have values, with `most` points per line."""
   own_steps = chart.kind == metrics.WARM_START
   if own_steps:
     last_step = max((row["step"] for s in sources for row in s.rows), default=0)
@@ -68,8 +68,8 @@ def _figure(chart: Chart, sources: Sequence[_Source], last_step: int, most: int)
   x_range = (0.0, float(last_step))
   if chart.stacked:
     total = [sum(values) for values in zip(*(c.series.values for c in curves), strict=True)]
-    whole = curves[0].series._replace(values=[0.0, *total], smooth=[], lows=[0.0], highs=total)
-    drawn = svg.stacked(curves, svg.fit_axes([whole], x_range), chart.metric.unit)
+    top = curves[0].series._replace(values=[0.0, *total], smooth=[], lows=[0.0], highs=total)
+    drawn = svg.stacked(curves, svg.fit_axes([top], x_range), chart.metric.unit)
   else:
     at = svg.fit_axes([c.series for c in curves], x_range, log=chart.log)
     drawn = svg.lines(curves, at, chart.metric.unit)
@@ -90,14 +90,14 @@ def _curves(chart: Chart, sources: Sequence[_Source], width: int) -> list[svg.Cu
     if chart.log:
       points = [p for p in points if p.value > 0]
     if points:
-      # Few points, such as evaluations, stay at the step they belong to.
+      # Few points, such as evaluations, stay at their steps.
       bins = series.binned(points, 1 if len(points) <= _FEW else width)
       curves.append(svg.Curve(source.label, bins, n % len(svg.COLORS), source.css))
   return curves
 
 
 def draw_histogram(title: str, name: str, run: runs.Run, last_step: int) -> Figure | None:
-  """Shares of tokens by lag over steps, from the histograms `name`; None where there are none."""
+  """Draws shares of tokens by lag over steps, from the histograms `name`; None without any."""
   rows = [row for row in run.rows[metrics.TRAIN] if row.get(name)]
   if not rows:
     return None
@@ -121,7 +121,7 @@ def draw_histogram(title: str, name: str, run: runs.Run, last_step: int) -> Figu
 
 
 def heat_cells(histograms: Sequence[tuple[int, dict[str, int]]], last_step: int) -> svg.Heat:
-  """[(step, {lag: tokens})], by step -> shares per column of steps and row of lags."""
+  """Bins [(step, {lag: tokens})], sorted, into shares per column of steps and row of lags."""
   per_row = math.ceil((1 + max(int(lag) for _, h in histograms for lag in h)) / _HEAT_ROWS)
   rows = 1 + max(int(lag) // per_row for _, h in histograms for lag in h)
   width = series.bin_width(last_step, _HEAT_COLUMNS)
@@ -155,5 +155,5 @@ def _steps(middles: Sequence[float]) -> list[float]:
 
 
 def _short(values: Sequence[float]) -> list[float]:
-  """Four digits are enough to read."""
+  """Rounds to four digits."""
   return [float(f"{value:.4g}") if value % 1 else int(value) for value in values]

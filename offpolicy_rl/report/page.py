@@ -16,7 +16,7 @@ from offpolicy_rl.report.runs import Run
 from offpolicy_rl.report.svg import number
 
 _HISTOGRAMS = {"Lag in flight": "lag/in_flight_histogram", "Lag in queue": "lag/in_queue_histogram"}
-_ALL_LAG = {"Lag of every token": "lag/histogram"}  # of runs that did not split it
+_ALL_LAG = {"Lag of every token": "lag/histogram"}  # for runs that did not split it
 _REPLACED = Chart(
   "Replaced groups",
   {},  # by length
@@ -27,7 +27,7 @@ _REPLACED_REWARD = Chart("Their reward", {"reward": "filtered/reward"})
 
 
 def write(run_dir: pathlib.Path) -> pathlib.Path:
-  """Reads a run's files and writes `report.html` beside them; works on an unfinished run, too.
+  """Writes `report.html` into the directory of a run, finished or not; returns its path.
 
   Raises:
     ConfigError: it is no run's directory.
@@ -39,7 +39,7 @@ def write(run_dir: pathlib.Path) -> pathlib.Path:
 
 
 class _Part(NamedTuple):
-  """A section: text, charts, text; left out where it has none of them."""
+  """A section with text above and below its charts; left out if it has none of these."""
 
   anchor: str
   title: str
@@ -86,7 +86,7 @@ def _parts(run: Run) -> list[_Part]:
 
 
 def _tiles(run: Run) -> str:
-  """The main figures, from the first tenth of the run to the last."""
+  """The main results: values of the first and the last tenth of the run."""
   train, heldout = run.rows[metrics.TRAIN], run.rows[metrics.HELDOUT]
   tiles = [("steps", f"{len(train):,} of {run.config['learner']['steps']:,}")]
   scores = [row["heldout/pass@1"] for row in heldout if row["version"] >= 0]
@@ -141,7 +141,6 @@ def _cell(value) -> str:
 
 
 def _lag(run: Run, last: int) -> list[Figure | None]:
-  """How lag is spread, over steps."""
   drawn = [figures.draw_histogram(t, name, run, last) for t, name in _HISTOGRAMS.items()]
   all_lag = [figures.draw_histogram(t, name, run, last) for t, name in _ALL_LAG.items()]
   return drawn if any(drawn) else all_lag
@@ -173,7 +172,7 @@ def _up_to(length: int) -> str:
 
 
 def _left_out(run: Run) -> str:
-  """What training did without: groups by length, prompts; and what became of the tickets."""
+  """Tables of left-out groups and prompts, and of tickets."""
   lengths = _lengths(run)
   groups = [[_up_to(n), f"{lengths[n]:,}"] for n in sorted(lengths)]
   prompts = [
@@ -191,7 +190,7 @@ def _left_out(run: Run) -> str:
   return f"<div class=tables>{''.join(tables)}</div>" if any(tables) else ""
 
 
-_NO_COMPLETIONS = "<p class=soft>None were recorded yet.</p>"
+_NO_COMPLETIONS = "<p class=soft>No completion has been recorded yet.</p>"
 _BROWSER = """
 <div id=browser tabindex=0 aria-label="recorded groups; left and right arrow: other step">
 <div class=bar>

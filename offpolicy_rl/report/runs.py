@@ -1,4 +1,4 @@
-"""A run's files as the report needs them."""
+"""Reads the files of a run for reports."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ _NORMAL_95 = 1.96  # standard errors to either side of a mean
 
 
 class Run(NamedTuple):
-  """What a run has written so far."""
+  """What a run has written."""
 
   name: str
   config: dict  # nested, as in config.json
@@ -48,7 +48,7 @@ def read(run_dir: pathlib.Path) -> Run:
 
 
 def _derived(row: dict, lengths: Sequence[int]) -> dict[str, float]:
-  """Metrics that follow from a training row; `lengths` of groups that the run left out."""
+  """Metrics derived from a training row; `lengths`: of groups that the run left out."""
   by_length = row.get(_FILTERED)
   counts = {} if by_length is None else {n: by_length.get(str(n), 0) for n in lengths}
   return metrics.derived(row) | {f"filtered/length/{n}": count for n, count in counts.items()}
@@ -64,13 +64,13 @@ def _interval(row: dict) -> dict[str, float]:
 
 
 def last_step(runs: Iterable[Run]) -> int:
-  """The newest step of all runs, where their common axis ends."""
+  """The newest step of all runs."""
   kinds = (metrics.TRAIN, metrics.HELDOUT)
   return max((r["step"] for run in runs for kind in kinds for r in run.rows[kind]), default=0)
 
 
 def keys(config: dict, prefix: str = "") -> dict:
-  """{"section.key": value}."""
+  """Flattens a nested configuration to {"section.key": value}."""
   flat = {}
   for key, value in config.items():
     flat |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -78,7 +78,7 @@ def keys(config: dict, prefix: str = "") -> dict:
 
 
 def title(config: dict) -> str:
-  """Task, objective, lag, batch and seed in a line."""
+  """Describes task, objective, lag, batch and seed in a line."""
   lag, learner = config["lag"], config["learner"]
   return (
     f"task {config['task']['name']}, objective {config['objective']['name']}, "
@@ -88,7 +88,7 @@ def title(config: dict) -> str:
 
 
 def names(directories: Sequence[pathlib.Path]) -> list[str]:
-  """The name of each directory, or its path where others share the name."""
+  """The name of each directory, or its path if the name is not unique."""
   short = [path.resolve().name for path in directories]
   return [
     name if short.count(name) == 1 else str(path)

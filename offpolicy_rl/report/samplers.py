@@ -1,4 +1,4 @@
-"""A table of a run's samplers: how many completions each made, and what they are like."""
+"""A table of a run's samplers: number and means of their completions."""
 
 import math
 from collections import Counter
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from offpolicy_rl.observe import catalogue, metrics
 from offpolicy_rl.report import document
 
-_MAX_ROWS = 64  # samplers, those with the most completions
+_MAX_ROWS = 64  # the samplers with the most completions
 _MEANS = ("reward", "length", "entropy", "log_ratio", "mismatch")
 
 
 def table(rows: Sequence[dict]) -> str:
-  """HTML: means over all completions of each sampler; "" where rows don't tell them apart."""
+  """HTML of means over all completions of each sampler; "" if the rows have none by sampler."""
   count, sums, weights, unlike = Counter(), Counter(), Counter(), Counter()
   for row in rows:
     completions = row.get("sampler/completions", {})
@@ -21,8 +21,8 @@ def table(rows: Sequence[dict]) -> str:
     for name in _MEANS:
       values = row.get(f"sampler/{name}", {}).items()
       known = {sampler: value for sampler, value in values if math.isfinite(value)}
-      sums.update({(of, name): value * completions[of] for of, value in known.items()})
-      weights.update({(of, name): completions[of] for of in known})
+      sums.update({(s, name): value * completions[s] for s, value in known.items()})
+      weights.update({(s, name): completions[s] for s in known})
   mean = lambda *key: f"{sums[key] / weights[key]:.4g}" if weights[key] else ""
   body = [
     [sampler, f"{n:,}", *(mean(sampler, name) for name in _MEANS), f"{unlike[sampler]:,}"]

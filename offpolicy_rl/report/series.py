@@ -1,18 +1,18 @@
-"""Points of a curve, thinned out and smoothed, and the round numbers of an axis."""
+"""Binning and smoothing of curves, and round numbers for axes."""
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-POINTS = 300  # of a curve at most
-_FLATTENED = 3  # times the range of nearly all values
+POINTS = 300  # of a curve, at most
+_FLATTENED = 3  # outliers beyond this multiple of the range of 96 % of the values are cut off
 _SLACK = 1e-3  # of the distance of two ticks: less than a pixel
-_SMOOTHED_FROM = 40  # points; fewer can be read as they are
+_SMOOTHED_FROM = 40  # points
 
 
 class Point(NamedTuple):
-  """A value at a step, with what it spreads over."""
+  """A value at a step, with its spread."""
 
   x: float
   value: float
@@ -27,18 +27,18 @@ class Series(NamedTuple):
   values: list[float]
   lows: list[float]
   highs: list[float]
-  smooth: list[float]  # [] = there is no need to
+  smooth: list[float]  # [] if there are few points
 
 
 def bin_width(last_step: float, most: int = POINTS) -> int:
-  """Steps per bin, so that steps 0 to `last_step` make `most` bins at most."""
+  """Steps per bin, so that steps 0 to `last_step` make at most `most` bins."""
   return max(1, math.ceil((last_step + 1) / most))
 
 
 def points(rows: Iterable[dict], name: str, low: str = "", high: str = "") -> list[Point]:
-  """(step, value) of every row that has a finite one, by step; `low`, `high`: names of a spread.
+  """The points of rows with a finite value, sorted; `low`, `high`: metrics of its spread.
 
-  Rows of versions before the first step of reinforcement learning are left out.
+  Rows of versions before version 0 are left out.
   """
   return sorted(
     Point(row["step"], value, row.get(low, value), row.get(high, value))
@@ -48,7 +48,7 @@ def points(rows: Iterable[dict], name: str, low: str = "", high: str = "") -> li
 
 
 def binned(points: Sequence[Point], width: int) -> Series:
-  """Points, sorted by x, in bins of `width` steps."""
+  """Puts points, sorted by x, into bins of `width` steps."""
   bins = [list(same) for _, same in itertools.groupby(points, key=lambda p: p.x // width)]
   middle = lambda x: x if width == 1 else x // width * width + (width - 1) / 2
   values = [sum(p.value for p in same) / len(same) for same in bins]
@@ -62,7 +62,7 @@ def binned(points: Sequence[Point], width: int) -> Series:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-  """Means over a window of a fifteenth of all values around each, smaller at the ends."""
+  """Moving means over a fifteenth of all values, with smaller windows at the ends."""
   half = max(1, len(values) // 30)
   sums = [0.0, *itertools.accumulate(values)]
   reaches = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
@@ -70,7 +70,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def extent(curves: Sequence[Series]) -> tuple[float, float]:
-  """(low, high) of an axis: of all values, unless a few outliers would flatten the rest."""
+  """(low, high) of an axis, without a few outliers if they would flatten the rest."""
   lows = sorted(v for s in curves for v in (*s.values, *s.lows))
   highs = sorted(v for s in curves for v in (*s.values, *s.highs))
   cut = len(lows) // 50
@@ -81,7 +81,7 @@ def extent(curves: Sequence[Series]) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-  """About `count` round numbers whose first and last enclose [low, high]."""
+  """About `count` round numbers that enclose [low, high]."""
   span = high - low or abs(high) or 1.0
   raw = span / count
   power = 10.0 ** math.floor(math.log10(raw))
@@ -91,7 +91,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-  """Powers of ten that enclose [low, high], both above 0; six at most."""
+  """At most six powers of ten that enclose [low, high], both > 0."""
   first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
   last = max(last, first + 1)
   stride = math.ceil((last - first) / 5)

@@ -11,9 +11,9 @@ from offpolicy_rl.report.series import Series
 
 WIDTH, HEIGHT = 330, 210
 LEFT, RIGHT, TOP, BOTTOM = 42, 14, 24, 36
-# For pictures outside a page; style.css has the same ones, and others for dark screens.
+# For SVG outside a page; style.css has the same colours, and others for dark screens.
 COLORS = ("#2f6db5", "#c8602a", "#2e8b57", "#8557b0", "#b8344a", "#1b8a94", "#8a6d3b", "#6b7480")
-_DOT_DISTANCE = 5  # pixels between points from which on each has a dot
+_DOT_DISTANCE = 5  # pixels between points; with more, each point has a dot
 
 
 class Curve(NamedTuple):
@@ -26,11 +26,11 @@ class Curve(NamedTuple):
 
 
 class Axes(NamedTuple):
-  """The axes of a picture: from data to pixels."""
+  """Axes, which map data to pixels."""
 
   x_low: float
   x_high: float
-  ticks: list[float]  # of the vertical axis; its ends are the axis'
+  ticks: list[float]  # of the vertical axis, from end to end
   log: bool = False
 
   def x(self, at: float) -> float:
@@ -38,15 +38,15 @@ class Axes(NamedTuple):
     return LEFT + (at - self.x_low) / (self.x_high - self.x_low) * (WIDTH - LEFT - RIGHT)
 
   def y(self, value: float) -> float:
-    """Pixels from the top; what lies outside is put on the edge."""
-    place = (lambda v: math.log10(max(v, self.ticks[0]))) if self.log else float
-    low, high = place(self.ticks[0]), place(self.ticks[-1])
-    share = min(max((place(value) - low) / (high - low), 0.0), 1.0)
+    """Pixels from the top; values outside the axis are put on its ends."""
+    scale = (lambda v: math.log10(max(v, self.ticks[0]))) if self.log else float
+    low, high = scale(self.ticks[0]), scale(self.ticks[-1])
+    share = min(max((scale(value) - low) / (high - low), 0.0), 1.0)
     return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
 def number(value: float) -> str:
-  """Three or four digits, for people."""
+  """Formats with three or four digits."""
   size = abs(value)
   for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
     if size >= 0.9995 * limit:  # what would be rounded to it
@@ -58,17 +58,17 @@ def number(value: float) -> str:
 
 
 def fit_axes(curves: Sequence[Series], x_range: tuple[float, float], *, log: bool = False) -> Axes:
-  """Axes that these curves fit into."""
+  """Makes axes for curves."""
   low, high = series_lib.extent(curves)
   if log:
     ticks = series_lib.log_ticks(low, high)
-  else:  # from 0 on where that costs little room
+  else:  # from 0 if that costs little space
     ticks = series_lib.ticks(0.0 if 0 < low < 0.4 * high or low == high > 0 else low, high)
   return Axes(x_range[0], max(x_range[1], x_range[0] + 1), ticks, log)
 
 
 def lines(curves: Sequence[Curve], at: Axes, unit: str = "") -> str:
-  """Curves over their shaded spread; smooth ones above raw ones."""
+  """Draws curves over their shaded spread, smooth ones over raw ones."""
   parts = [_axes(at, unit), _outside(curves, at)]
   for curve in curves:
     s, color = curve.series, f'class="c{curve.color} {curve.css}'
@@ -93,7 +93,7 @@ def lines(curves: Sequence[Curve], at: Axes, unit: str = "") -> str:
 
 
 def stacked(curves: Sequence[Curve], at: Axes, unit: str = "") -> str:
-  """Areas on top of one another, the first at the bottom; all have the same x."""
+  """Draws stacked areas, the first at the bottom; all have the same x."""
   parts = [_axes(at, unit)]
   below = [0.0] * len(curves[0].series.x)
   for curve in curves:
@@ -109,7 +109,7 @@ def stacked(curves: Sequence[Curve], at: Axes, unit: str = "") -> str:
 
 
 class Heat(NamedTuple):
-  """Shares of a whole by class, over steps."""
+  """Shares by class, over steps."""
 
   edges: list[float]  # of the columns' steps, one more than columns
   labels: list[str]  # of the rows, from the bottom
@@ -117,7 +117,7 @@ class Heat(NamedTuple):
 
 
 def heat(cells: Heat, x_range: tuple[float, float], unit: str) -> str:
-  """A heat map: the darker, the larger the share."""
+  """Draws a heat map; larger shares are darker."""
   at = Axes(x_range[0], max(x_range[1], x_range[0] + 1), [0.0, float(len(cells.labels))])
   parts = [_x_axis(at), f'<text x="2" y="12">{html.escape(unit)}</text>']
   every = math.ceil(len(cells.labels) / 9)
@@ -166,7 +166,7 @@ def _x_axis(at: Axes, name: str = "step") -> str:
 
 
 def _outside(curves: Sequence[Curve], at: Axes) -> str:
-  """The range of values that lie outside of the picture, as text."""
+  """A note about values outside the axis."""
   values = [v for curve in curves for v in curve.series.values]
   slack = 1e-3 * (at.ticks[-1] - at.ticks[0])
   words = []
