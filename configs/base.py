@@ -6,6 +6,7 @@ A card copies `get_config()` and changes what differs. Any key is a flag:
 
 from ml_collections import config_dict
 
+from offpolicy_rl import types
 from offpolicy_rl.config.keys import (
   chosen_from,
   day,
@@ -26,6 +27,7 @@ from offpolicy_rl.tasks import shaping
 from offpolicy_rl.transport import bounds
 
 DTYPES = ("float32", "bfloat16")
+WEIGHT_UPDATES = (types.BETWEEN_GROUPS, types.IN_FLIGHT)
 
 # Heading -> keys. A heading stands above its keys wherever they are listed.
 GROUPS = {
@@ -238,7 +240,7 @@ GROUPS = {
       "the layers' matrices are 8-bit integers with scales (model/int8.py): a quarter of their "
       "memory, but a policy slightly unlike the learner's; mismatch/max shows how much"
     ),
-    "sampler.weight_update": one_of("between_groups", ("between_groups", "in_flight")).means(
+    "sampler.weight_update": one_of(types.BETWEEN_GROUPS, WEIGHT_UPDATES).means(
       "when newer weights are taken. between_groups: once running completions are finished; "
       "in_flight: within them, each token tagged with its version (lag.mode async only)"
     ),

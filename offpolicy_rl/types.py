@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 TRAIN, EVAL = "train", "eval"
+BETWEEN_GROUPS, IN_FLIGHT = "between_groups", "in_flight"  # when samplers take newer weights
 RAW_VERSION = -1
 BASE_VERSION = -3
 NO_VERSION = -2  # padding in version arrays; "I hold no weights yet" in a pull

@@ -36,7 +36,7 @@ ENTRY %main.2 (x: bf16[4,8]) -> f32[3] {
 
 def test_what_a_loop_says_counts_as_often_as_it_runs():
   text = HLO.replace("TRIPS", 'backend_config={"known_trip_count":{"n":"28"}}')
-  assert collectives.of_program(text) == {
+  assert collectives.parse(text) == {
     "all-gather": (2 * 28, 2 * 28 * 16 * 8 * 2),
     "all-reduce": (1, 12),
   }
@@ -73,7 +73,7 @@ ENTRY %main (x: bf16[4,8]) -> (s32[], bf16[4,8]) {
 )
 def test_loops_are_counted_by_their_conditions(step, limit, times):
   text = UNNOTED.replace("STEP", step).replace("LIMIT", limit)
-  assert collectives.of_program(text) == {"all-gather": (times, times * 16 * 8 * 2)}
+  assert collectives.parse(text) == {"all-gather": (times, times * 16 * 8 * 2)}
 
 
 ASYNCHRONOUS = """HloModule jit_h
@@ -101,7 +101,7 @@ ENTRY %main (x: bf16[4,8]) -> bf16[16,8] {
 
 
 def test_an_asynchronous_collective_counts_once_and_without_its_contexts():
-  assert collectives.of_program(ASYNCHRONOUS) == {
+  assert collectives.parse(ASYNCHRONOUS) == {
     "all-gather": (1, 16 * 8 * 2),
     "collective-permute": (1, 64 * 96 * 4),
   }
@@ -117,7 +117,7 @@ def test_collectives_of_a_compiled_program_are_found():
   w = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp")))
   x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=split)
   text = jax.jit(layers, out_shardings=split).lower(w, x).compile().as_text()
-  found = collectives.of_program(text)
+  found = collectives.parse(text)
   assert found["all-gather"] == (5, 5 * 64 * 64 * 4)  # each layer's matrix, whole
 
 
@@ -144,6 +144,6 @@ def test_minutes_of_compiling_are_announced(tmp_path, monkeypatch, capsys):
   with pytest.raises(RuntimeError, match="far enough"):
     plan.run(config, "v5e:2x4", architecture=architecture, cache=tmp_path)
   assert capsys.readouterr().err == (
-    f"compiling the learner's step and the sampler's decoding for v5e:2x4: a minute or more; "
-    f"the answer is kept in {tmp_path}\n"
+    f"compiling the learner's step and the sampler's decoding for v5e:2x4, which takes a minute or "
+    f"more; the result is kept in {tmp_path}\n"
   )

@@ -268,7 +268,7 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
     (["--run_dir=first", "--run_dir=first"], "--run_dir: got the same run twice"),
     (["--run_dir=first", "--run_dir=nowhere"], "nowhere/config.json, expected the directory of a"),
     (["--run_dir=nowhere"], "nowhere/config.json, expected the directory of a run"),
-    (["--run_dir=first", "--to=x.html"], "--to: expected with several --run_dir only"),
+    (["--run_dir=first", "--to=x.html"], "--to: expected only with several --run_dir"),
     ([f"--run_dir={i}" for i in range(9)], "--run_dir: got 9 runs, expected at most 8"),
   ],
 )

@@ -1,4 +1,4 @@
-"""The commands that neither train nor sample: flags and assignments in, exit code out."""
+"""The commands that neither train nor sample: from flags and assignments to an exit code."""
 
 import argparse
 import json
@@ -17,14 +17,14 @@ Assignments = list[tuple[str, str]]  # key, text of its value
 
 
 def sweep(flags: argparse.Namespace, assignments: Assignments) -> int:
-  """Makes many runs of a card; 1 when some are not finished."""
+  """Runs a sweep; 1 if some runs are not finished."""
   from offpolicy_rl.sweep import command
 
   return command.run(flags, assignments)
 
 
 def eval_(flags: argparse.Namespace, assignments: Assignments) -> int:
-  """Greedy accuracy, pass@k and majority vote of a checkpoint or of a run."""
+  """Measures greedy accuracy, pass@k and majority votes of a checkpoint or a run."""
   from offpolicy_rl.config import evaluation
 
   ks = evaluation.numbers(flags.k)
@@ -32,7 +32,7 @@ def eval_(flags: argparse.Namespace, assignments: Assignments) -> int:
   config_lib.check_data(config)
   source = pathlib.Path(flags.run_dir or flags.checkpoint).resolve()
   if flags.out and pathlib.Path(flags.out).exists():
-    raise config_lib.ConfigError(f"--out: {flags.out} is there already, expected a new directory")
+    raise config_lib.ConfigError(f"--out: {flags.out} exists, expected a new directory")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
   from offpolicy_rl.roles import evaluate, run_directory  # imports JAX
 
@@ -50,7 +50,7 @@ def eval_(flags: argparse.Namespace, assignments: Assignments) -> int:
 
 
 def check(flags: argparse.Namespace, assignments: Assignments) -> int:
-  """Reads all prompts of a card and says what a run would make of them."""
+  """Reads all prompts of a card and reports problems with them."""
   config = _card(flags, assignments)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
   from offpolicy_rl.roles import check  # imports JAX
@@ -67,7 +67,7 @@ def _card(flags, assignments: Assignments):
 
 
 def plan(flags: argparse.Namespace, assignments: Assignments) -> int:
-  """Compiles a card for a topology; 3 when it does not fit."""
+  """Compiles a card for a topology; 3 if it does not fit."""
   from offpolicy_rl.planning import topology
 
   topology.kind(flags.topology)
@@ -86,7 +86,7 @@ def plan(flags: argparse.Namespace, assignments: Assignments) -> int:
 
 
 def _architecture(flags, config) -> dict:
-  """config.json of the card's published model: the checkpoint's, or the one known by its name."""
+  """config.json of the card's published model, from its checkpoint or known by its name."""
   if not config.model.checkpoint:
     raise config_lib.ConfigError("model.checkpoint: got '', expected a published model to plan for")
   from offpolicy_rl.planning import architectures
@@ -107,28 +107,23 @@ def watch(flags: argparse.Namespace, _: Assignments) -> int:
   """Shows a live run."""
   from offpolicy_rl.observe import watch as screen
 
-  console = output.console(soft_wrap=not sys.stdout.isatty())
-  screen.run(_news(flags), console, once=flags.once)
-  return 0
-
-
-def _news(flags):
-  """The source of news about RUN."""
-  from offpolicy_rl.observe import watch as screen
-
   run_dir = pathlib.Path(flags.run)
   if (run_dir / "config.json").is_file():
-    return screen.directory(run_dir)
-  if run_dir.is_dir() or not flags_lib.is_peer(flags.run):
+    source = screen.directory(run_dir)
+  elif flags_lib.is_peer(flags.run) and not run_dir.is_dir():
+    source = credentials.learner_client(flags, flags.run, "watch").watch
+  else:
     raise config_lib.ConfigError(
       f"RUN: got {flags.run!r}, expected a directory with the config.json of a run, or the "
       f"HOST:PORT of a learner, the port from 1 to {flags_lib.MAX_PORT}"
     )
-  return credentials.client_of_learner(flags, flags.run, "watch").watch
+  console = output.console(soft_wrap=not sys.stdout.isatty())
+  screen.run(source, console, once=flags.once)
+  return 0
 
 
 def report(flags: argparse.Namespace, _: Assignments) -> int:
-  """Writes the report of a run, or a page about several."""
+  """Writes the page of a run, or one that compares several."""
   from offpolicy_rl import report as pages
 
   run_dirs = [pathlib.Path(path) for path in flags.run_dir]
@@ -136,7 +131,7 @@ def report(flags: argparse.Namespace, _: Assignments) -> int:
     print(pages.compare(run_dirs, flags.to or run_dirs[0].parent / "comparison.html"))
   elif flags.to:
     raise config_lib.ConfigError(
-      "--to: expected with several --run_dir only: one run keeps its own"
+      "--to: expected only with several --run_dir; the page of one run is in its directory"
     )
   else:
     print(pages.write(run_dirs[0]))
@@ -144,7 +139,7 @@ def report(flags: argparse.Namespace, _: Assignments) -> int:
 
 
 def import_(flags: argparse.Namespace, _: Assignments) -> int:
-  """Checks and takes a published checkpoint."""
+  """Checks a published checkpoint, and copies or converts it."""
   from offpolicy_rl.roles import convert  # imports JAX
 
   print(convert.import_checkpoint(flags.source, flags.to, ignore=flags.ignore))
@@ -152,7 +147,7 @@ def import_(flags: argparse.Namespace, _: Assignments) -> int:
 
 
 def export(flags: argparse.Namespace, _: Assignments) -> int:
-  """Publishes the policy of a run."""
+  """Writes the policy of a run as a published checkpoint."""
   from offpolicy_rl.roles import convert  # imports JAX
 
   print(convert.export_checkpoint(flags.run_dir, flags.to, dtype=flags.dtype))
@@ -168,7 +163,7 @@ def keys(flags: argparse.Namespace, _: Assignments) -> int:
 
 
 def explain(flags: argparse.Namespace, assignments: Assignments) -> int:
-  """Objectives and the targets that they induce."""
+  """Prints objectives, or the target that one induces."""
   config = config_lib.load(flags.config) if flags.config else config_lib.base()
   if flags.objective:
     config.objective.name = flags.objective

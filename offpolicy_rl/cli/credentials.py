@@ -1,4 +1,4 @@
-"""Credentials from flags: checked, so that mistakes are refused before anything starts."""
+"""Reads and checks the credentials in flags before anything starts."""
 
 import argparse
 from collections.abc import Iterable
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
   from offpolicy_rl.transport import client, security
 
 
-def of_learner(flags: argparse.Namespace) -> "security.Credentials":
-  """The learner's, good for --listen; ConfigError names the flag that is wrong."""
+def for_learner(flags: argparse.Namespace) -> "security.Credentials":
+  """A learner's credentials; raises ConfigError if they are wrong or insufficient for --listen."""
   from offpolicy_rl.transport import security  # imports gRPC
 
   credentials = security.Credentials(
@@ -25,8 +25,8 @@ def of_learner(flags: argparse.Namespace) -> "security.Credentials":
   return credentials
 
 
-def of_client(flags: argparse.Namespace) -> "security.Credentials":
-  """Those of a sampler or watcher; ConfigError names the flag that is wrong."""
+def for_client(flags: argparse.Namespace) -> "security.Credentials":
+  """The credentials of a sampler or watcher; raises ConfigError if they are wrong."""
   from offpolicy_rl.transport import security  # imports gRPC
 
   credentials = security.Credentials(
@@ -39,11 +39,11 @@ def of_client(flags: argparse.Namespace) -> "security.Credentials":
   return credentials
 
 
-def client_of_learner(
+def learner_client(
   flags: argparse.Namespace, address: str, sampler_id: str
 ) -> "client.LearnerClient":
-  """A connection to the learner at HOST:PORT, made at its first call."""
-  credentials = of_client(flags)
+  """A client of the learner at HOST:PORT, which connects at its first call."""
+  credentials = for_client(flags)
   from offpolicy_rl.transport import client
 
   return client.LearnerClient(
@@ -55,22 +55,23 @@ def client_of_learner(
   )
 
 
-def flags_of_local_samplers(flags: argparse.Namespace) -> list[str]:
-  """Flags for local's samplers, which present the learner's own certificate; all are checked."""
-  of_learner(flags)
+def local_sampler_flags(flags: argparse.Namespace) -> list[str]:
+  """Checks the credentials of `local`; returns flags for its samplers.
+
+  They present the learner's own certificate.
+  """
+  for_learner(flags)
   if not flags.tls_cert:
     return given(flags, ("token_file",))
   if not flags.tls_ca:
     raise config_lib.ConfigError("--tls_ca: missing, expected because --tls_cert is given")
   flags.tls_server_name = flags.tls_server_name or "localhost"
-  of_client(flags)
+  for_client(flags)
   return given(flags, ("tls_cert", "tls_key", "tls_ca", "tls_server_name", "token_file"))
 
 
 def given(flags: argparse.Namespace, names: Iterable[str]) -> list[str]:
-  """The flags of these names that were given, for the command line of another process."""
-  values = [(name, getattr(flags, name)) for name in names]
-  values = [
-    (name, value) for name, value in values if value not in (None, "") and value is not False
-  ]
-  return [f"--{name}" if value is True else f"--{name}={value}" for name, value in values]
+  """Formats those of the named flags that were given, for the command line of another process."""
+  values = {name: getattr(flags, name) for name in names}
+  values = {name: x for name, x in values.items() if x not in (None, "") and x is not False}
+  return [f"--{name}" if x is True else f"--{name}={x}" for name, x in values.items()]

@@ -1,10 +1,10 @@
-"""Objectives and their induced targets for a group's rewards, as tables and as a picture.
+"""Prints objectives, and their induced targets for the rewards of a group.
 
   offpolicy-rl explain                                      every preset with its formula
   offpolicy-rl explain --objective=dapo                     one preset: source, keys
   offpolicy-rl explain --objective=oapl --rewards=0,0,1,1   its target, with --png=FILE as a picture
 
-The completions are taken as all that the sampler can produce, equally likely.
+The completions of the group are assumed to be all that the sampler can produce, equally likely.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _WIDEST = 1000  # columns of a table
 
 
 def presets(known: list[losses.Choices], setting: reductions.Setting) -> None:
-  """Prints every preset with its formula, and which of them coincide in a setting."""
+  """Prints every preset with its formula, and which presets coincide."""
   table = Table(box=box.SIMPLE)
   table.add_column("objective.name", no_wrap=True)
   table.add_column("loss (symbols: losses/choices.py)")
@@ -48,9 +48,9 @@ def _in_words(setting: reductions.Setting) -> str:
 
 
 def card(choices: losses.Choices, known: list[losses.Choices], setting: reductions.Setting) -> None:
-  """Prints an objective's source and the keys in which it differs from the defaults.
+  """Prints an objective's source, the keys that are not at their defaults, and its simplest form.
 
-  Then its simplest form in a setting, and the presets (`known`) that are the same there.
+  Also the presets (`known`) that have the same gradient.
   """
   console = Console(highlight=False)
   console.print(f"[bold]{choices.name}[/bold]   {choices.formula}", markup=True)
@@ -76,7 +76,7 @@ def card(choices: losses.Choices, known: list[losses.Choices], setting: reductio
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """One policy beside the sampler's, as numbers."""
+  """A policy and its distance from the sampler's."""
 
   name: str
   advantages: np.ndarray  # A per completion, in units of reward
@@ -93,10 +93,10 @@ class Target:
 
 
 def explain(rewards: list[float], choices: losses.Choices) -> list[Target]:
-  """The objective's target, then those of other baselines: two means, the boundary, above it.
+  """Computes the objective's target, then those of four other baselines.
 
   Raises:
-    ValueError: an objective that is not a regression on the log-ratio, or fewer than two rewards.
+    ValueError: the objective is no regression on the log-ratio, or there is only one reward.
   """
   if choices.fn != "regression":
     raise ValueError(
@@ -190,13 +190,11 @@ def show(rewards: list[float], targets: list[Target], beta: float) -> None:
     "(fraction), T = temperature of the closest exponential tilt."
   )
   if induced.regime < 0:
-    console.print(
-      "A negative regime can have several minima; which one is reached depends on luck."
-    )
+    console.print("A negative regime can have several minima; chance decides which one is reached.")
 
 
 def _print_in_full(table: Table) -> None:
-  """Prints at the table's width: a narrow terminal wraps its lines, but no figure is cut."""
+  """Prints at the table's width: a narrow terminal wraps lines, but no number is cut."""
   console = Console(highlight=False)
   width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
   console.width = max(console.width, width)

@@ -1,7 +1,7 @@
-"""The flags of every command, and the values that they take.
+"""The flags of all commands, with checks of their values.
 
-Values are checked before anything starts, because what is behind them is careless: a port of 70000
-becomes 4464, and a number of seconds that is not a number never passes.
+The checks are strict because libraries are not: gRPC takes port 70000 for 4464, and a timeout of
+NaN seconds never ends.
 """
 
 import argparse
@@ -50,14 +50,14 @@ def index(text: str) -> int:
 
 
 def port(text: str) -> int:
-  """A port; 0 is any free one."""
+  """A port; 0 = any free one."""
   if not _is_port(text, 0):
     _refuse(text, f"0 to {MAX_PORT}")
   return int(text)
 
 
 def listen(text: str) -> str:
-  """HOST:PORT to serve; port 0 is any free one."""
+  """HOST:PORT to serve; port 0 = any free one."""
   host, _, port = text.rpartition(":")
   if not (_is_host(host) and _is_port(port, 0)):
     _refuse(text, _address("such as 127.0.0.1:0 or 0.0.0.0:50051", 0))
@@ -131,7 +131,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-  """The flags of every command; `description` is shown by --help."""
+  """Makes the parser of all commands; --help shows `description`."""
   parser = _Parser(
     prog="offpolicy-rl",
     description=description,
@@ -144,11 +144,11 @@ def parser(description: str) -> argparse.ArgumentParser:
     ("learner", "Runs a learner; prints its address.", (_training, _learner)),
     ("sampler", "Runs a sampler, which the learner configures.", (_serving, _sampler, _client)),
     ("watch", "Shows a live run on this terminal.", (_watch, _client)),
-    ("sweep", "Makes many runs of a card, and their summary.", (_sweep,)),
+    ("sweep", "Runs a card many times with different keys, and summarizes the runs.", (_sweep,)),
     ("eval", "Measures greedy accuracy, pass@k and maj@k of a checkpoint or of a run.", (_eval,)),
-    ("check", "Reads all prompts and says what a run would make of them.", (_check,)),
+    ("check", "Reads all prompts and reports problems with them.", (_check,)),
     ("plan", "Compiles a card for a TPU pod and says whether it fits.", (_plan,)),
-    ("report", "Writes the page of a run, or of several compared.", (_report,)),
+    ("report", "Writes the page of a run, or one that compares several.", (_report,)),
     ("import", "Checks a published checkpoint and copies or converts it.", (_import,)),
     ("export", "Writes the policy of a run as a published checkpoint.", (_export,)),
     ("explain", "Shows objectives, and the target that one induces.", (_explain,)),
@@ -177,24 +177,28 @@ def _training(parser: argparse.ArgumentParser) -> None:
   add("--config", help="experiment card, e.g. configs/demo.py")
   add("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
   again = parser.add_mutually_exclusive_group()
-  resume = "go on from run_dir's last checkpoint, with the run's own configuration"
+  resume = "continue from run_dir's last checkpoint, with the run's own configuration"
   again.add_argument("--resume", action="store_true", help=resume)
-  restart = "begin anew in run_dir; the run before is kept in RUN/before-TIME"
+  restart = "start over in run_dir; the previous run is kept in RUN/before-TIME"
   again.add_argument("--restart", action="store_true", help=restart)
-  add("--replay", metavar="FILE", help="sample each group with the version that this run's did")
-  trace = "trace the updates that make version END out of START, into RUN/profile"
+  add(
+    "--replay",
+    metavar="FILE",
+    help="repeat a run: sample each group with the version in this lag_schedule.jsonl",
+  )
+  trace = "trace the updates from version START to END, into RUN/profile"
   add("--profile", metavar="START-END", help=trace)
-  memory = "write what the devices' memory holds after so many updates, into RUN/profile"
+  memory = "profile the devices' memory at this version, into RUN/profile"
   add("--profile_memory", type=int, metavar="VERSION", help=memory)
   any_port = "address to serve (port 0 = any)"
   add("--listen", default="127.0.0.1:0", type=listen, help=any_port)
   add("--tls_cert", help="the learner's certificate (PEM): serve TLS only")
   add("--tls_key", help="private key of --tls_cert (PEM)")
-  add("--tls_client_ca", help="admit only samplers with a certificate of it (PEM)")
+  add("--tls_client_ca", help="admit only samplers with a certificate of this authority (PEM)")
   add("--token_file", help="admit only samplers that know the token in this file")
   beyond = "allow --listen beyond loopback without protection"
   add("--insecure", action="store_true", help=beyond)
-  described = "describe the services to tools such as grpcurl"
+  described = "gRPC reflection, for tools such as grpcurl"
   add("--reflection", action="store_true", help=described)
 
 
@@ -209,28 +213,28 @@ def _learner(parser: argparse.ArgumentParser) -> None:
     "--coordinator",
     metavar="HOST:PORT",
     type=coordinator,
-    help="several processes train together, one per host, each started with the same flags: where "
-    "the first one is; auto = ask the TPU pod or the cluster",
+    help="train with several processes, one per host, all started with the same flags: address of "
+    "the first one; auto = from the TPU pod or the cluster",
   )
   add(
     "--checkpoint_dir",
     metavar="PATH",
-    help="checkpoints go there, RUN/checkpoints is a link to it; with --coordinator a directory "
-    "that all processes share, while RUN need only be a local disk of the first one",
+    help="directory for checkpoints, to which RUN/checkpoints becomes a link; with --coordinator "
+    "all processes must share it, while RUN may be on a local disk of the first one",
   )
-  add("--num_processes", type=count, help="of them (not with auto)")
-  add("--process_id", type=index, help="of this one, from 0 (not with auto)")
+  add("--num_processes", type=count, help="number of processes (not with auto)")
+  add("--process_id", type=index, help="index of this process, from 0 (not with auto)")
 
 
 def _sampler(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add("--learner", required=True, type=peer, help="the learner's HOST:PORT")
   add("--name", help="unique name (default: host and process id)")
-  server = "a vLLM server generates, started as sampler/served.py says"
+  server = "generate with a vLLM server, started as described in sampler/served.py"
   add("--vllm", metavar="URL", type=url, help=server)
-  published = "the published checkpoint that it was started with; its weights are replaced"
+  published = "the published checkpoint that the server was started with; its weights are replaced"
   add("--vllm_dir", metavar="DIR", type=pathlib.Path, help=published)
-  gap = "how far its log-probabilities may be from those of the weights it was told to load"
+  gap = "tolerance of the server's log-probabilities, against the weights it was told to load"
   add("--vllm_tolerance", type=number, default=0.1, metavar="NATS", help=gap)
 
 
@@ -238,12 +242,12 @@ def _client(parser: argparse.ArgumentParser) -> None:
   """Flags of commands that connect to a learner."""
   add = parser.add_argument
   add("--patience", type=number, default=60.0, help="seconds to look for the learner")
-  through = "go through this HTTP proxy; without, none is used, whatever the environment says"
+  through = "HTTP proxy; by default none is used, whatever the environment says"
   add("--proxy", metavar="URL", type=proxy, help=through)
-  add("--tls_cert", help="certificate that shows who this is (PEM)")
+  add("--tls_cert", help="client certificate (PEM)")
   add("--tls_key", help="private key of --tls_cert (PEM)")
   add("--token_file", help="file with the learner's token")
-  _authority(parser, "authority of the learner's certificate (PEM): speak TLS and trust no other")
+  _authority(parser, "authority of the learner's certificate (PEM): use TLS and trust no other")
 
 
 def _authority(parser: argparse.ArgumentParser, help: str) -> None:
@@ -260,38 +264,38 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add("--config", help="experiment card that all runs share")
   add("--sweep", metavar="FILE", help="e.g. configs/sweeps/lag_x_objective.py")
-  add("--out", metavar="DIR", help="of the runs (default: sweeps/CARD-FILE)")
+  add("--out", metavar="DIR", help="directory of the runs (default: sweeps/CARD-FILE)")
   add("--parallel", type=count, default=1, help="runs at a time")
   add("--samplers", type=count, default=1, help="sampler processes of each run")
-  add("--retry_failed", action="store_true", help="failed runs go on, too")
+  add("--retry_failed", action="store_true", help="also run failed ones again")
   add(
     "--print",
     nargs="?",
     const="local",
     choices=("local", "learner"),
     metavar="local|learner",
-    help="only print a command line for every run, for pods and schedulers",
+    help="only print a command line per run, for pods and schedulers",
   )
   add("--summarize", action="store_true", help="only write the summary again")
   add("--x", metavar="KEY", help="horizontal axis of the picture")
-  add("--series", metavar="KEY", help="what its lines stand for")
+  add("--series", metavar="KEY", help="key that distinguishes its lines")
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:
   """Flags without a default leave the configuration's value."""
   add = parser.add_argument
   add("--checkpoint", metavar="DIR", help="a published checkpoint (import)")
-  add("--run_dir", metavar="DIR", help="a run; its newest checkpoint counts")
+  add("--run_dir", metavar="DIR", help="a run, whose newest checkpoint is used")
   add("--config", help="experiment card (default: configs/base.py, see README)")
   add("--task", help="name of a task")
   add("--k", default="1", help="of pass@k and maj@k, e.g. 1,4,16")
   add("--samples", type=count, help="completions per problem (default: largest k)")
   add("--split", choices=("heldout", "train"), default="heldout")
-  add("--problems", type=count, help="the first so many (default: all)")
+  add("--problems", type=count, help="number of problems (default: all)")
   add("--temperature", type=positive, help="of the sampled completions")
   add("--max_prompt_tokens", type=int, help="longer prompts are left out")
   add("--max_completion_tokens", type=int, help="where completions are cut")
-  add("--slots", type=int, help="completions decoded side by side")
+  add("--slots", type=int, help="completions decoded at the same time")
   add("--seed", type=int, help="of the samples and the intervals")
   add("--out", metavar="DIR", help="new directory (default: evals/NAME-TIME)")
 
@@ -304,16 +308,16 @@ def _plan(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add("--config", required=True, help="experiment card")
   add("--topology", required=True, help="e.g. v5e:4x4, v5p:4x4x4, v6e:16x16")
-  keys = "config.json of the model (default: the checkpoint's, or what is known of its name)"
+  keys = "config.json of the model (default: the checkpoint's, or the one known by its name)"
   add("--architecture", metavar="FILE", help=keys)
-  add("--json", type=pathlib.Path, help="write the result into this file, too")
-  add("--cache", default=".cache/plans", metavar="DIR", help="where answers are kept")
+  add("--json", type=pathlib.Path, help="also write the result to this file")
+  add("--cache", default=".cache/plans", metavar="DIR", help="directory of cached results")
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
-  several = "given several times: one page about all"
+  several = "a run; several times: a page that compares them"
   parser.add_argument("--run_dir", required=True, action="append", help=several)
-  page = "the page about several runs (default: comparison.html beside the first run)"
+  page = "page that compares runs (default: comparison.html next to the first run)"
   parser.add_argument("--to", type=pathlib.Path, metavar="FILE", help=page)
 
 
@@ -328,7 +332,7 @@ def _import(parser: argparse.ArgumentParser) -> None:
 
 def _export(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
-  add("--run_dir", required=True, help="of a run that began with a published checkpoint")
+  add("--run_dir", required=True, help="a run that began with a published checkpoint")
   add("--to", required=True, metavar="DIR", help="where to put it")
   add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors")
 
@@ -336,14 +340,14 @@ def _export(parser: argparse.ArgumentParser) -> None:
 def _explain(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add("--config", help="experiment card (default: configs/base.py)")
-  add("--rewards", help="of one group, e.g. 0,0,1,1: computes the target")
+  add("--rewards", help="rewards of a group, e.g. 0,0,1,1: computes the target")
   add("--objective", help="a preset (without --rewards: shows its choices)")
   add("--beta", type=positive, help="temperature (default: the preset's)")
-  add("--png", type=pathlib.Path, help="draw a picture, too")
+  add("--png", type=pathlib.Path, help="also draw a picture")
 
 
 def _keys(parser: argparse.ArgumentParser) -> None:
-  pattern = "only keys with this in name or meaning"
+  pattern = "only keys with this text in their name or meaning"
   parser.add_argument("pattern", nargs="?", default="", help=pattern)
   markdown = "as the table of configs/README.md"
   parser.add_argument("--markdown", action="store_true", help=markdown)

@@ -4,13 +4,13 @@
   offpolicy-rl local   --replay=RUN/lag_schedule.jsonl     an async run again, to the bit
   offpolicy-rl learner --config=configs/demo.py            only the learner; prints its address
   offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
-  offpolicy-rl watch   RUN|HOST:PORT                       a live run, here or elsewhere
+  offpolicy-rl watch   RUN|HOST:PORT                       a live run, local or remote
   offpolicy-rl sweep   --config=... --sweep=FILE.py        many runs of a card, and their summary
   offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
-  offpolicy-rl check   --config=...                        reads all prompts: what is left out, why
+  offpolicy-rl check   --config=...                        reads all prompts: which are left out, why
   offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
   offpolicy-rl report  --run_dir=RUN [--run_dir=RUN ...]   the page of a run, or of several compared
-  offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       checks and takes a published checkpoint
+  offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       checks and copies a published checkpoint
   offpolicy-rl export  --run_dir=RUN --to=DIR              a run's policy as a published checkpoint
   offpolicy-rl explain --rewards=0,0,1,1 --objective=oapl  the target that an objective induces
   offpolicy-rl keys    [PATTERN]                           every key of a configuration
@@ -41,7 +41,7 @@ _COMMANDS = {
   "explain": commands.explain,
   "keys": commands.keys,
 }
-_WORKING = ("local", "learner", "sampler", "sweep", "eval")  # they do more than print
+_WORKING = ("local", "learner", "sampler", "sweep", "eval")  # do more than print
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"offpolicy-rl {flags.role}: {error}", file=sys.stderr)
     return 2 if isinstance(error, config_lib.ConfigError) else 1
   if not working and (problem := output.problem()):
-    if not isinstance(problem, BrokenPipeError):  # a reader that has seen enough is no news
+    if not isinstance(problem, BrokenPipeError):  # the reader has seen enough
       print(f"offpolicy-rl {flags.role}: standard output: {problem}", file=sys.stderr)
     return code or 1
   return code

@@ -1,4 +1,4 @@
-"""The commands that train and sample: local, learner, sampler. Flags in, exit code out."""
+"""The commands that train and sample (local, learner, sampler): from flags to an exit code."""
 
 import argparse
 import contextlib
@@ -31,8 +31,8 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
   from offpolicy_rl.roles import local
 
   config, _ = configuration(flags, assignments)
-  profile_plan(flags, config)  # refuses mistakes before anything starts
-  sampler_flags = credentials.flags_of_local_samplers(flags)
+  profile_plan(flags, config)  # raises before anything starts
+  sampler_flags = credentials.local_sampler_flags(flags)
   sampler_flags += credentials.given(flags, ("weights_dir",))
   learner_flags = credentials.given(flags, [n for n in vars(flags) if n not in _LOCAL_ONLY])
   learner_flags += [f"--config.{key}={text}" for key, text in assignments]
@@ -46,13 +46,13 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
 
 
 def learner(flags: argparse.Namespace, assignments: Assignments) -> int:
-  """Trains; alone, or as one of several processes."""
+  """Trains, as a single process or one of several."""
   config, notes = configuration(flags, assignments)
-  protection = credentials.of_learner(flags)
+  protection = credentials.for_learner(flags)
   for line in [*notes, *(f"warning: {warning}" for warning in config_lib.warnings(config))]:
     print(line, file=sys.stderr)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads TFDS here
-  if flags.resume or flags.process_id:  # the run has passed the check, or the first process does
+  if flags.resume or flags.process_id:  # the run or the first process checks more
     config_lib.check_data(config)
   else:
     from offpolicy_rl.roles import data  # imports JAX
@@ -80,13 +80,13 @@ def _train(flags, config, run_dir: pathlib.Path, protection, plan, stop) -> None
 
 
 def _lost(text: str) -> None:
-  """Ends this process before it writes anything more into a directory that another one has."""
+  """Ends this process before it writes into a directory that another one has taken."""
   print(f"offpolicy-rl learner: {text}", file=sys.stderr)
   signals.exit_now(1)
 
 
 def _one_of_several(flags, config, protection, plan, stop) -> int:
-  """The first process has samplers, files, locks and figures; the others follow it."""
+  """Runs the first process, or one of the others."""
   for flag in ("run_dir", "weights_dir"):
     if not getattr(flags, flag):
       raise config_lib.ConfigError(
@@ -96,7 +96,7 @@ def _one_of_several(flags, config, protection, plan, stop) -> int:
 
   group = multihost.ProcessGroup(flags.coordinator, flags.num_processes, flags.process_id)
   multihost.join(group)
-  signals.stop_event(stop)  # JAX has put its own handler in place of ours
+  signals.stop_event(stop)  # JAX has replaced our handler
   with multihost.ending_together():
     if multihost.check_agreement(config) == 0:
       _train(flags, config, pathlib.Path(flags.run_dir), protection, plan, stop)
@@ -107,7 +107,7 @@ def _one_of_several(flags, config, protection, plan, stop) -> int:
 
 
 def sampler(flags: argparse.Namespace, assignments: Assignments) -> int:
-  """Samples for the learner at --learner."""
+  """Serves the learner at --learner."""
   if assignments:
     key = f"--config.{assignments[0][0]}"
     raise config_lib.ConfigError(f"{key}: a sampler is configured by its learner")
@@ -116,7 +116,7 @@ def sampler(flags: argparse.Namespace, assignments: Assignments) -> int:
   from offpolicy_rl.transport import names
 
   sampler_id = names.unique(flags.name or f"{socket.gethostname()}-{os.getpid()}")
-  wire = credentials.client_of_learner(flags, flags.learner, sampler_id)
+  wire = credentials.learner_client(flags, flags.learner, sampler_id)
   registry = metrics_registry(flags)
   from offpolicy_rl.roles import sampler  # imports JAX
 
@@ -135,7 +135,7 @@ def sampler(flags: argparse.Namespace, assignments: Assignments) -> int:
 def configuration(
   flags: argparse.Namespace, assignments: Assignments
 ) -> tuple[ConfigDict, list[str]]:
-  """The checked configuration of local or learner, and notes, see `run_directory.configuration`."""
+  """The checked configuration of local or learner, and notes; see `run_directory.configuration`."""
   checkpoint_dir = getattr(flags, "checkpoint_dir", None)  # learner only
   return run_directory.configuration(
     run_directory.from_flags(flags.run_dir, checkpoint_dir) if flags.run_dir else None,
@@ -148,7 +148,7 @@ def configuration(
 
 
 def new_run_directory(flags: argparse.Namespace) -> contextlib.AbstractContextManager[pathlib.Path]:
-  """A context manager of --run_dir, or of a new directory named for the card and the time."""
+  """A context manager of --run_dir, or of a new directory named after the card and the time."""
   card = pathlib.Path(flags.config or "replay").resolve()
   name = card.parent.name if card.suffix == ".json" else card.stem
   time_of_start = time.strftime("%Y%m%d-%H%M%S")
@@ -156,14 +156,14 @@ def new_run_directory(flags: argparse.Namespace) -> contextlib.AbstractContextMa
 
 
 def profile_plan(flags: argparse.Namespace, config: ConfigDict) -> "profiling.Plan | None":
-  """The steps to profile, or None; ConfigError when there are no such steps."""
+  """The steps to profile, or None; raises ConfigError if there are no such steps."""
   from offpolicy_rl.observe import profiling
 
   return profiling.plan(flags.profile, flags.profile_memory, config.learner.steps)
 
 
 def metrics_registry(flags: argparse.Namespace) -> "CollectorRegistry | None":
-  """The registry of figures served at --metrics_port, or None."""
+  """Serves metrics at --metrics_port and returns their registry; None without that flag."""
   if flags.metrics_port is None:
     return None
   from offpolicy_rl.observe import prometheus

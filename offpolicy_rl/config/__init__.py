@@ -1,4 +1,4 @@
-"""Configurations: read, overridden and checked before anything expensive starts. Imports no JAX."""
+"""Reads, overrides and checks configurations before anything expensive starts. Imports no JAX."""
 
 from offpolicy_rl.config.check import (
   check_architecture,

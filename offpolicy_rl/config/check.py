@@ -1,6 +1,6 @@
-"""Refuses a wrong configuration before anything expensive starts. Imports no JAX.
+"""Checks a configuration before anything expensive starts. Imports no JAX.
 
-`configs/base.py` says what each key may be, and this file which values go together.
+`configs/base.py` says which values each key may have, this file which values go together.
 """
 
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from offpolicy_rl import losses
+from offpolicy_rl import losses, types
 from offpolicy_rl.config import keys
 from offpolicy_rl.config.derived import batch_parts, objective_choices, reduction_setting
 from offpolicy_rl.config.text import ConfigError, flatten
@@ -23,7 +23,7 @@ Problems = Iterator[str]  # "KEY: what was expected", for values that do not go 
 
 
 def validate(config: config_dict.ConfigDict, *, trains: bool = True) -> None:
-  """Raises ConfigError for the first wrong value; `trains`: groups for a learner are sampled."""
+  """Raises ConfigError for the first wrong value; `trains`: for training, not only evaluation."""
   _check_keys(flatten(config))
   try:
     objective = objective_choices(config)
@@ -49,7 +49,7 @@ def _raise_first(values: Mapping[str, Any], problems: Problems) -> None:
 
 
 def check_data(config: config_dict.ConfigDict) -> catalog.Selection:
-  """The tasks, whose problems were read; ConfigError when they can't be had on this machine."""
+  """Returns the tasks; raises ConfigError if their problems can't be read on this machine."""
   selection = catalog.select(config.task)
   try:
     selection.check()
@@ -59,7 +59,7 @@ def check_data(config: config_dict.ConfigDict) -> catalog.Selection:
 
 
 def _check_keys(values: dict) -> None:
-  """Refuses what is no key, no value, or not allowed: a configuration may come over the wire."""
+  """Checks keys, types and values, as a configuration may come from the network."""
   known = keys.all_keys()
   for name, key in known.items():
     if name not in values:
@@ -77,11 +77,7 @@ def _check_keys(values: dict) -> None:
 
 
 def check_architecture(config: config_dict.ConfigDict, model: Mapping[str, Any]) -> None:
-  """Raises ConfigError when a decoder can't be split as the configuration says.
-
-  Args:
-    model: the fields of a `DecoderConfig`.
-  """
+  """Raises ConfigError if a decoder (fields of `DecoderConfig`) can't be split as configured."""
   values = flatten(config) | {f"model.{name}": value for name, value in model.items()}
   _raise_first(values, _architecture(values))
 
@@ -149,7 +145,6 @@ def _rows(c) -> Problems:
 
 
 def _longest(c) -> int:
-  """Tokens of the longest prompt and completion."""
   return c.task.max_prompt_tokens + c.task.max_completion_tokens
 
 
@@ -158,10 +153,10 @@ def _lag(c) -> Problems:
     yield "lag.max_lag: at least 1 in mode periodic"
   if (c.lag.mode == lag.REPLAY) != bool(c.lag.schedule):
     yield "lag.schedule: a file in mode replay and '' in every other"
-  if c.sampler.weight_update != "between_groups" and c.lag.mode != lag.ASYNC:
+  if c.sampler.weight_update != types.BETWEEN_GROUPS and c.lag.mode != lag.ASYNC:
     yield (
-      f"sampler.weight_update: between_groups with lag.mode = {c.lag.mode}: its groups are of "
-      "exactly one version"
+      f"sampler.weight_update: {types.BETWEEN_GROUPS} with lag.mode = {c.lag.mode}: its groups are "
+      "of exactly one version"
     )
 
 
@@ -175,7 +170,6 @@ def _cache_and_leases(c) -> Problems:
 
 
 def _messages(c) -> Problems:
-  """A ticket and its group have to fit into messages."""
   for key, completions in (
     ("learner.group_size", c.learner.group_size),
     ("evaluation.samples", c.evaluation.samples),
@@ -187,25 +181,25 @@ def _messages(c) -> Problems:
   most = max(bounds.ticket_bytes(prompt, ""), bounds.max_group_bytes(completions, longest))
   if most > c.transport.max_message_mb << 20:
     yield (
-      f"transport.max_message_mb: at least {(most >> 20) + 1}: a prompt of {prompt} tokens has to "
-      f"fit, and so have {completions} completions of {longest} tokens with a version for each"
+      f"transport.max_message_mb: at least {(most >> 20) + 1}: a prompt of {prompt} tokens must "
+      f"fit, and so must {completions} completions of {longest} tokens with a version for each"
     )
 
 
-# What a resumed run may not change: its groups, and those still being sampled, rest on it.
+# Keys that a resumed run may not change, as its groups depend on them.
 _FROZEN = re.compile(
   r"seed|task\.|model\.|lag\.|learner\.(prompts_per_step|group_size|max_refills)|"
   r"sampler\.(temperature|top_k|top_p|min_p|stop|slots)|evaluation\.(problems|samples)|"
   r"transport\.weights_dtype"
 )
-# Except where files lie now, and how verifiers are run.
+# Except paths, and how verifiers are run.
 _FREE = re.compile(
   r"task\.(data_dir|train_file|heldout_file|verifier_(processes|seconds|memory_mb))"
 )
 
 
 def check_resume(saved: config_dict.ConfigDict, now: config_dict.ConfigDict) -> None:
-  """Raises ConfigError for the first key that a resumed run must keep and does not.
+  """Raises ConfigError for the first key that a resumed run must not change but does.
 
   Keys that a later release has added may have any value.
   """
@@ -220,15 +214,15 @@ def check_resume(saved: config_dict.ConfigDict, now: config_dict.ConfigDict) -> 
 
 
 def warnings(config: config_dict.ConfigDict) -> list[str]:
-  """Choices that are allowed but will probably disappoint, a line each with the consequence."""
+  """Warnings about values that are allowed but probably not wanted, a line each."""
   objective = objective_choices(config)
   lines: list[str | None] = [*catalog.warnings(catalog.select(config.task))]
   truncation = {key: config.sampler[key] for key in ("top_k", "top_p", "min_p")}
   if truncation != {"top_k": 0, "top_p": 1.0, "min_p": 0.0}:
     lines.append(
       f"sampler.top_k, top_p, min_p: got {', '.join(map(str, truncation.values()))}; samples come "
-      "from a truncated distribution, the learner's log-probabilities are of the full one: every "
-      "log-ratio has a bias (mismatch/max shows it)"
+      "from a truncated distribution, but the learner's log-probabilities are of the full one, so "
+      "every log-ratio is biased (see mismatch/max)"
     )
   lines += _unused_keys(config, objective)
   lines.append(_inert_ratio(objective, reduction_setting(config)))
@@ -247,11 +241,11 @@ def warnings(config: config_dict.ConfigDict) -> list[str]:
 
 
 def _unused_keys(config: config_dict.ConfigDict, objective: losses.Choices) -> list[str]:
-  """A warning for each key of the objective that is set and that no chosen function takes."""
+  """A warning for each key of the objective that is set but has no effect."""
   sizes = {"name", "group_size", "max_tokens", "whole_groups"}
   unused = set(config.objective) - objective.used() - sizes
   return [
-    f"objective.{key}: got {config.objective[key]!r}, which changes nothing: objective.fn = "
+    f"objective.{key}: got {config.objective[key]!r}, which has no effect: objective.fn = "
     f"{objective.fn} and the other functions of {objective.name} do not take it"
     for key in sorted(unused)
     if config.objective[key] is not None
@@ -259,7 +253,7 @@ def _unused_keys(config: config_dict.ConfigDict, objective: losses.Choices) -> l
 
 
 def _inert_ratio(objective: losses.Choices, setting: reductions.Setting) -> str | None:
-  """A warning when the objective's ratio to the proximal policy is always 1."""
+  """A warning if the objective's ratio to the proximal policy is always 1."""
   if setting.updates > 1 or objective.anchor != "proximal" or objective.proximal != "current":
     return None
   simple = reductions.reduced(objective, setting._replace(on_policy=False)).choices

@@ -1,4 +1,4 @@
-"""Values that follow from several keys. Imports no JAX."""
+"""Values derived from several keys. Imports no JAX."""
 
 from ml_collections import config_dict
 
@@ -8,27 +8,27 @@ from offpolicy_rl.replay import lag
 
 
 def batch_parts(learner: config_dict.ConfigDict) -> int:
-  """Parts that a batch is laid out in: the micro-batches of all minibatches."""
+  """Number of parts of a batch: the micro-batches of all minibatches."""
   return learner.minibatches * learner.microbatches
 
 
 def updates_per_step(learner: config_dict.ConfigDict) -> int:
-  """Optimizer updates that a step makes of its batch."""
+  """Number of optimizer updates per step."""
   return learner.minibatches * learner.epochs
 
 
 def objective_choices(config: config_dict.ConfigDict) -> losses.Choices:
-  """The preset that the configuration names, with the choices that it replaces.
+  """The preset of the configuration, with the keys that it replaces.
 
   Raises:
-    ValueError: a choice that makes no sense; names the key, its value and what was expected.
+    ValueError: an invalid value; names the key, its value and what was expected.
   """
   given = {key: value for key, value in config.objective.to_dict().items() if value is not None}
   return losses.choose(given.pop("name"), **_sizes(config) | given)
 
 
 def presets(config: config_dict.ConfigDict) -> list[losses.Choices]:
-  """Every preset with the lengths and group size of this configuration, and nothing else of it."""
+  """Every preset, with lengths and group size of this configuration."""
   return [losses.choose(name, **_sizes(config)) for name in losses.PRESETS]
 
 
@@ -37,7 +37,7 @@ def _sizes(config: config_dict.ConfigDict) -> dict[str, int]:
 
 
 def reduction_setting(config: config_dict.ConfigDict) -> reductions.Setting:
-  """Which ratios are 1 in this run; the sampler's only where it computes what the learner does."""
+  """Which ratios are 1 in this run; the sampler's only if it computes the same numbers."""
   sampler = config.sampler
   same_numbers = (
     config.transport.weights_dtype == "float32"

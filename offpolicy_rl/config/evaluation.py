@@ -1,4 +1,4 @@
-"""From the flags of `eval` to a checked configuration. Imports no JAX."""
+"""Makes a checked configuration from the flags of `eval`. Imports no JAX."""
 
 import argparse
 import pathlib
@@ -9,7 +9,7 @@ from offpolicy_rl.config import check
 from offpolicy_rl.config import text as config_text
 from offpolicy_rl.config.text import ConfigError
 
-# Flags of eval that are short for a key.
+# Flags of eval that set a key.
 _FLAGS = {
   "task": "task.name",
   "temperature": "sampler.temperature",
@@ -33,11 +33,13 @@ def numbers(text: str) -> tuple[int, ...]:
 def configuration(
   arguments: argparse.Namespace, assignments: list[tuple[str, str]], ks: tuple[int, ...]
 ) -> tuple[config_dict.ConfigDict, int | None]:
-  """(configuration of the run or card, changed by the flags; problems, None = all), checked.
+  """The checked configuration of a run or card with the flags applied, and the number of problems.
+
+  None problems = all.
 
   Args:
     arguments: the parsed flags of `eval`.
-    assignments: (key, text) of every --config.KEY=TEXT; they come after the flags.
+    assignments: (key, text) of every --config.KEY=TEXT, applied after the flags.
 
   Raises:
     ConfigError: names the flag or key, its value and what was expected.
@@ -61,12 +63,12 @@ def configuration(
       f"evaluation.samples: got {samples}, expected at least {ks[-1]}, the largest --k"
     )
   _check_weights_fit(before, config)
-  # A run's or card's number is for the evaluations during training, which are many.
+  # The number of problems in a run or card is meant for evaluations during training.
   return config, config.evaluation.problems if "evaluation.problems" in set_keys else None
 
 
 def _check_weights_fit(before: dict, config: config_dict.ConfigDict) -> None:
-  """Refuses changes of what the weights were made with."""
+  """Raises ConfigError for changes that do not fit the weights."""
   for key, value in config_text.flatten(config).items():
     # A fresh model has its task's vocabulary.
     fixed = key.startswith("model.") or (key == "task.name" and not config.model.checkpoint)
@@ -87,7 +89,7 @@ def _from_run(arguments: argparse.Namespace) -> config_dict.ConfigDict:
 
 
 def _from_checkpoint(arguments: argparse.Namespace) -> config_dict.ConfigDict:
-  """The card, or base.py with more room, as published models need it."""
+  """The card, or base.py with the lengths and slots that published models need."""
   folder = pathlib.Path(arguments.checkpoint)
   if not (folder / "config.json").is_file():
     raise ConfigError(

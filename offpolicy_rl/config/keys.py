@@ -1,7 +1,7 @@
-"""The keys of a configuration: `configs/base.py` is written with these functions and read by them.
+"""The keys of a configuration, which `configs/base.py` defines with these functions.
 
-Every other list of keys (defaults, checks, `offpolicy-rl keys`, the table of configs/README.md)
-comes from there. Imports no JAX.
+All lists of keys (defaults, checks, `offpolicy-rl keys`, the table of configs/README.md) come from
+there. Imports no JAX.
 """
 
 import datetime
@@ -29,16 +29,16 @@ _BOUNDS = {
 
 
 class Key(NamedTuple):
-  """One key: its default, the values that it may have, and what it means."""
+  """A key: its default, allowed values and meaning."""
 
-  default: Any  # None = unset, a value that only such keys may have
+  default: Any  # None = unset, allowed only for keys with this default
   kind: type
   expected: str  # the allowed values, in words
   is_good: Callable[[Any], bool]  # whether a value of this type is allowed
   meaning: str = ""
 
   def means(self, meaning: str) -> "Key":
-    """The key with its meaning, unit and reason included."""
+    """Adds the meaning, with unit and reason."""
     return self._replace(meaning=meaning)
 
   def has_type(self, value: Any) -> bool:
@@ -73,7 +73,7 @@ def one_of(default: str, allowed: Iterable[str]) -> Key:
 
 
 def chosen_from(default: str, allowed: Iterable[str]) -> Key:
-  """At least one of a few words, separated by commas without spaces."""
+  """One or more of a few words, separated by commas without spaces."""
   is_good = lambda x: set(x.split(",")) <= set(allowed)
   return Key(default, str, f"some of {','.join(allowed)}", is_good)
 
@@ -114,7 +114,7 @@ def _parsed(
   parse: Callable[[str], Any],
   holds: Callable[[Any], bool] = lambda parsed: True,
 ) -> Key:
-  """A text that is empty, or that `parse` makes something of which `holds`."""
+  """A text that is empty, or that can be parsed to a value for which `holds`."""
 
   def is_good(value: str) -> bool:
     try:
@@ -126,7 +126,7 @@ def _parsed(
 
 
 def objective_keys(preset: str) -> dict[str, Key]:
-  """A key for each choice of an objective; what is unset is as in the preset."""
+  """A key for each choice of an objective; unset ones are as in the preset."""
   keys = {"objective.name": one_of(preset, sorted(losses.PRESETS)).means("the preset")}
   for field in losses.choices.OVERRIDABLE[1:]:
     key = Key(None, type(field.default), field.metadata["expected"], field.metadata["holds"])
@@ -135,7 +135,7 @@ def objective_keys(preset: str) -> dict[str, Key]:
 
 
 def locked_config(groups: Mapping[str, Mapping[str, Key]]) -> config_dict.ConfigDict:
-  """The defaults of all keys; a key without one remembers its type."""
+  """The defaults of all keys; unset ones keep their type."""
   nested = {}
   for name, key in _flat(groups).items():
     section, _, last = name.rpartition(".")
@@ -146,7 +146,7 @@ def locked_config(groups: Mapping[str, Mapping[str, Key]]) -> config_dict.Config
 
 @functools.cache
 def groups() -> dict[str, dict[str, Key]]:
-  """Heading -> keys, as in configs/base.py: of the installed package, or of this checkout."""
+  """{heading: keys} of configs/base.py, of the installed package or of this checkout."""
   package = pathlib.Path(__file__).parent.parent
   for root in (package / "shipped", package.parent):
     if (root / "configs" / "base.py").is_file():
@@ -156,7 +156,7 @@ def groups() -> dict[str, dict[str, Key]]:
 
 @functools.cache
 def all_keys() -> dict[str, Key]:
-  """Every key of a configuration: "section.name" -> Key."""
+  """{"section.name": Key} of a configuration."""
   return _flat(groups())
 
 

@@ -1,4 +1,4 @@
-"""All keys as text: for a terminal (`offpolicy-rl keys`), and the table of configs/README.md."""
+"""Lists all keys: for a terminal (`offpolicy-rl keys`), and as the table of configs/README.md."""
 
 import html
 import textwrap
@@ -11,7 +11,7 @@ _WIDTH = 80
 
 
 def lines(pattern: str = "") -> Iterator[str]:
-  """Lines of at most 80 columns about each key that has `pattern` in its name or meaning.
+  """Describes keys with `pattern` in their name or meaning, in lines of at most 80 columns.
 
   Raises:
     ConfigError: there is no such key.
@@ -38,7 +38,7 @@ def _wrapped(text: str, first: str, others: str) -> list[str]:
 
 
 def table() -> Iterator[str]:
-  """The same as Markdown, a table under each heading."""
+  """Describes all keys in Markdown, in a table under each heading."""
   for heading, group in keys.groups().items():
     yield from ("", f"### {heading}", "", "| key | default | allowed | meaning |")
     yield "| --- | --- | --- | --- |"

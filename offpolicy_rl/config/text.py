@@ -1,4 +1,4 @@
-"""Configurations from cards, flags and JSON; `check.py` judges their values. Imports no JAX."""
+"""Reads configurations from cards, flags and JSON; `check.py` checks their values. No JAX."""
 
 import contextlib
 import difflib
@@ -17,11 +17,11 @@ from offpolicy_rl.config import keys
 
 
 class ConfigError(ValueError):
-  """Names the key, its value and what was expected."""
+  """A wrong configuration or flag; names the key, its value and what was expected."""
 
 
 def flatten(config: config_dict.ConfigDict) -> dict:
-  """{"section.key": value}."""
+  """Flattens a configuration to {"section.key": value}."""
   flat = {}
   for key, value in config.items():
     if isinstance(value, config_dict.ConfigDict):
@@ -32,15 +32,15 @@ def flatten(config: config_dict.ConfigDict) -> dict:
 
 
 def base() -> config_dict.ConfigDict:
-  """The configuration of configs/base.py, whatever the working directory."""
+  """The configuration of configs/base.py."""
   return keys.locked_config(keys.groups())
 
 
 def load(path: str) -> config_dict.ConfigDict:
-  """The `get_config()` of an experiment card, or the config.json of a run; else ConfigError."""
+  """Loads the `get_config()` of a card, or the config.json of a run; else raises ConfigError."""
   if path.endswith(".json"):
     return _load_json(path)
-  # A card imports its siblings as `configs.base`, wherever the repository lies.
+  # Cards import their siblings as `configs.NAME`.
   root = str(pathlib.Path(path).resolve().parent.parent)
   if root not in sys.path:
     sys.path.insert(0, root)
@@ -65,7 +65,7 @@ def call(path: str, function: str, flag: str) -> Any:
   """Calls a function of a Python file.
 
   Raises:
-    ConfigError: there is no such function, or it fails; names the flag, the file and its line.
+    ConfigError: there is no such function, or it fails; names flag, file and line.
   """
   file = pathlib.Path(path).resolve()
   if not file.is_file():
@@ -84,7 +84,7 @@ def call(path: str, function: str, flag: str) -> Any:
     inspect.signature(called).bind()
   except TypeError as error:
     raise ConfigError(
-      f"{flag}: {path} is for other files to build on: its {function} needs arguments ({error})"
+      f"{flag}: {path} is only a base for other files: its {function} needs arguments ({error})"
     ) from None
   with _errors_name_the_line(file, flag):
     return called()
@@ -104,7 +104,7 @@ def _errors_name_the_line(file: pathlib.Path, flag: str) -> Generator[None]:
 
 
 def override(config: config_dict.ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
-  """Sets keys from command-line text, e.g. ("objective.beta", "0.2"); the type stays the key's.
+  """Sets keys from command-line text, e.g. ("objective.beta", "0.2").
 
   Raises:
     ConfigError: unknown key, or text that is no value of its type.
@@ -113,7 +113,7 @@ def override(config: config_dict.ConfigDict, assignments: Sequence[tuple[str, st
   for key, text in assignments:
     if key not in present:
       raise ConfigError(f"--config.{key}: unknown key, expected {_expected(key, present)}")
-    with config.ignore_type():  # a file's value may have any
+    with config.ignore_type():  # config.json may have another type
       config.update_from_flattened_dict({key: _parse(key, text)})
 
 
@@ -145,15 +145,15 @@ def _parse(key: str, text: str) -> Any:
 
 
 def to_json(config: config_dict.ConfigDict) -> str:
-  """The configuration as text, keys sorted."""
+  """Formats the configuration, with sorted keys."""
   return json.dumps(config.to_dict(), sort_keys=True, indent=2)
 
 
 def from_json(text: str) -> config_dict.ConfigDict:
-  """Inverse of `to_json`, locked; `validate` judges its values.
+  """Inverse of `to_json`; does not check values.
 
   Raises:
-    ConfigError: no JSON object.
+    ConfigError: it is no JSON object.
   """
   try:
     nested = json.loads(text)

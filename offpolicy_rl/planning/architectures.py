@@ -1,6 +1,6 @@
-"""config.json of published models that cards name, as on huggingface.co (facts, 2025).
+"""config.json of the published models in cards, as on huggingface.co in 2025.
 
-`offpolicy-rl plan` needs no weights, so it needs no checkpoint either.
+With them `offpolicy-rl plan` needs no checkpoint.
 """
 
 _QWEN3 = {

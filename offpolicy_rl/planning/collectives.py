@@ -1,4 +1,4 @@
-"""Collectives of a compiled program: kind, number and bytes."""
+"""Finds the collectives of a compiled program: kind, number and bytes."""
 
 import collections
 import math
@@ -23,21 +23,21 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _LIMIT = re.compile(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
 _BELOW = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT")
-# The compiler puts an asynchronous collective into the fusion that starts it, into those that work
-# meanwhile and into the one that ends it: the first counts.
+# The compiler repeats an asynchronous collective in the fusions that start it, run meanwhile and
+# end it; only the first is counted.
 _GOES_ON = re.compile(r"^%async-collective-done|.* calls=%async_collective_fusion")
 _ARRAY = re.compile(r"(pred|(?:s|u|f|bf)\d+)\[([\d,]*)\]")
 
 
 class Traffic(NamedTuple):
-  """One kind of collective in one execution of the program on one device."""
+  """Collectives of a kind in one execution of the program, per device."""
 
   number: int
   bytes: int  # of the results
 
 
-def of_program(text: str) -> dict[str, Traffic]:
-  """Optimized HLO -> traffic by kind; bodies of loops count as often as they run."""
+def parse(text: str) -> dict[str, Traffic]:
+  """Reads the traffic by kind from optimized HLO; loop bodies count as often as they run."""
   bodies, entry = _computations(text)
   traffic: dict[str, Traffic] = collections.defaultdict(lambda: Traffic(0, 0))
   _visit(bodies, entry, 1, traffic)
@@ -45,7 +45,7 @@ def of_program(text: str) -> dict[str, Traffic]:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-  """({name: its lines}, name of the entry)."""
+  """({name: lines of a computation}, name of the entry)."""
   bodies, entry, current = {}, "", []
   for line in text.splitlines():
     if head := _COMPUTATION.match(line.strip()):
@@ -75,9 +75,9 @@ def _visit(bodies, name: str, times: int, traffic: dict[str, Traffic]) -> None:
 
 
 def _trips(bodies, line: str) -> int:
-  """Number of times that a loop runs: the compiler's note, else the limit in its condition.
+  """Number of iterations of a loop: the compiler's note, else the limit in its condition.
 
-  An upper bound where the loop may end earlier; 1 where it depends on the data.
+  An upper bound if the loop may end earlier; 1 if it depends on the data.
   """
   if noted := _TRIPS.search(line):
     return int(noted[1])
@@ -90,12 +90,12 @@ def _trips(bodies, line: str) -> int:
 
 
 def _constants(lines: list[str]) -> dict[str, int]:
-  """{name: value} of the integers in a computation."""
+  """{name: value} of integer constants in a computation."""
   return {match[1]: int(match[2]) for match in map(_LIMIT.search, lines) if match}
 
 
 def _stride(bodies, condition: str, body: str, counter: str) -> int:
-  """The increment of a loop's counter; more than 1 where the compiler has unrolled it."""
+  """The increment of a loop's counter; > 1 if the compiler has unrolled the loop."""
   place = re.search(r"index=(\d+)", _definition(bodies[condition], counter))
   root = next(line for line in bodies[body] if line.startswith("ROOT "))
   carried = re.search(r" tuple\((.*?)\)", root)
@@ -107,7 +107,7 @@ def _stride(bodies, condition: str, body: str, counter: str) -> int:
 
 
 def _definition(lines: list[str], name: str) -> str:
-  """The line that computes `name`; "" where there is none."""
+  """The line that defines `name`, or ""."""
   return next((line for line in lines if line.removeprefix("ROOT ").startswith(f"%{name} = ")), "")
 
 

@@ -1,4 +1,4 @@
-"""`offpolicy-rl plan`: whether a card fits on a pod, and what its devices would exchange."""
+"""`offpolicy-rl plan`: whether a card fits on a pod, and the traffic between its devices."""
 
 import dataclasses
 import hashlib
@@ -29,10 +29,10 @@ def run(config: ConfigDict, name: str, *, architecture: dict, cache: pathlib.Pat
     config: checked.
     name: of the topology, e.g. "v5e:4x4".
     architecture: config.json of the published model.
-    cache: directory where results are kept; the same question is answered from there.
+    cache: directory of results; known ones are read from there.
 
   Raises:
-    ConfigError: topology and mesh do not go together, or can't be had.
+    ConfigError: topology and mesh do not match, or the topology is not available.
   """
   model = build.published_model(config, architecture)
   file = cache / f"{_digest(config, architecture, name)}.json"
@@ -47,13 +47,13 @@ def run(config: ConfigDict, name: str, *, architecture: dict, cache: pathlib.Pat
       f"mesh: got {shape} = {size} devices, expected the {len(devices)} of --topology={name}"
     )
   print(
-    f"compiling the learner's step and the sampler's decoding for {name}: a minute or more; the "
-    f"answer is kept in {cache}",
+    f"compiling the learner's step and the sampler's decoding for {name}, which takes a minute or "
+    f"more; the result is kept in {cache}",
     file=sys.stderr,
   )
   capacity = topology.memory_bytes(name)
   learner = programs.train(config, model, sharding.make_mesh(**mesh, devices=devices), capacity)
-  engine = topology.of_engine(name, config.sampler.tensor)
+  engine = topology.engine_devices(name, config.sampler.tensor)
   sampler = programs.decode(config, model, engine, capacity)
   plan = {
     "topology": name,
@@ -77,7 +77,7 @@ def _parameters(model: decoder.DecoderConfig) -> int:
 
 
 def _digest(config: ConfigDict, architecture: dict, name: str) -> str:
-  """Digest of all that the answer depends on: question, source of this package, compiler."""
+  """A digest of everything that the result depends on: arguments, this package, compiler."""
   sources = [path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))]
   versions = [_version(package) for package in ("jax", "jaxlib", "libtpu")]
   texts = [config_lib.to_json(config), json.dumps(architecture, sort_keys=True), name, *versions]
@@ -94,7 +94,7 @@ def _version(package: str) -> str:
 def advice(
   config: ConfigDict, learner: programs.Program, sampler: programs.Program, capacity: int
 ) -> list[str]:
-  """Keys that would help where a program does not fit, the cheapest first."""
+  """Keys that would help if a program does not fit, the cheapest first."""
   keys = []
   if not learner.fits:
     settings, rows = config.learner, config.learner.prompts_per_step * config.learner.group_size

@@ -1,4 +1,4 @@
-"""The learner's step and the sampler's decoding, compiled for devices that need not be there."""
+"""Compiles the learner's step and the sampler's decoding for devices that need not exist."""
 
 import dataclasses
 import math
@@ -28,22 +28,22 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled program; bytes are of one device."""
+  """A compiled program; bytes are per device."""
 
   name: str
   devices: int
   compile_seconds: float  # of CPU
-  peak_bytes: int  # at once, arguments included
+  peak_bytes: int  # with arguments
   argument_bytes: int
   temporary_bytes: int
   fits: bool
-  flops: int  # of the model, all devices together (`model/cost.py`)
+  flops: int  # of the model, on all devices (`model/cost.py`)
   traffic: dict  # collective -> (number, bytes)
-  largest: list[tuple[str, int]]  # arguments by size: (name, bytes on a device)
+  largest: list[tuple[str, int]]  # largest arguments: (name, bytes)
 
 
 def train(config: ConfigDict, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Program:
-  """The learner's update, compiled for the largest batch that there can be."""
+  """Compiles the learner's step for the largest possible batch."""
   choices = build.step_choices(config, model, mesh)
   groups = _longest_groups(config)
   limits = build.limits(config, group_size=config.learner.group_size)
@@ -65,7 +65,7 @@ def train(config: ConfigDict, model: decoder.DecoderConfig, mesh: Mesh, capacity
 def decode(
   config: ConfigDict, model: decoder.DecoderConfig, devices: Sequence[jax.Device], capacity: int
 ) -> Program:
-  """Decoding of one engine of a sampler, with all slots in use and rows of full length."""
+  """Compiles a sampler's decoding, with all slots in use and rows of full length."""
   sampler, task = config.sampler, config.task
   mesh = sharding.make_mesh(tensor=sampler.tensor, devices=devices)
   model = dataclasses.replace(lora.base_config(model), int8_weights=sampler.int8_weights)
@@ -73,16 +73,16 @@ def decode(
     config, group_size=config.learner.group_size, max_prompt_tokens=task.max_prompt_tokens
   )
   model = engine.computed_on(model, sizes, mesh)
-  whole = NamedSharding(mesh, PartitionSpec())
+  replicated = NamedSharding(mesh, PartitionSpec())
   heads = NamedSharding(mesh, sharding.spec(None, None, "kv_heads", None, None))
   shapes = policy.cast(model, policy.shapes(model))
   params = jax.tree.map(_struct, shapes, policy.param_shardings(mesh, shapes))
   pool = jax.eval_shape(lambda: paging.empty(model, sizes.pages, sizes.page_tokens))
   slots = jax.eval_shape(lambda: generation.empty(sizes.slots, sizes.max_tokens))
-  tables = jax.ShapeDtypeStruct((sizes.slots, sizes.row_pages), jnp.int32, sharding=whole)
+  tables = jax.ShapeDtypeStruct((sizes.slots, sizes.row_pages), jnp.int32, sharding=replicated)
   arguments = (
     params,
-    jax.tree.map(lambda x: _struct(x, whole), slots),
+    jax.tree.map(lambda x: _struct(x, replicated), slots),
     jax.tree.map(lambda x: _struct(x, heads), pool),
     tables,
   )
@@ -96,7 +96,7 @@ def decode(
 
 
 def _longest_groups(config: ConfigDict) -> list[types.FinishedGroup]:
-  """Groups of a step, in which prompts and completions have their full length."""
+  """The groups of a step with prompts and completions of maximal length."""
   task, learner = config.task, config.learner
   prompt = np.zeros(task.max_prompt_tokens, np.int32)
   tokens = np.zeros(task.max_completion_tokens, np.int32)
@@ -141,13 +141,13 @@ def _compiled(name: str, jitted, arguments, mesh: Mesh, capacity: int, flops: in
     argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes,
     fits=peak <= capacity,
-    traffic=collectives.of_program(compiled.as_text()),
+    traffic=collectives.parse(compiled.as_text()),
     **known,
   )
 
 
 def _used(message: str) -> int | None:
-  """Bytes that a program would have taken, read from the compiler's error."""
+  """Reads the bytes that a program would need from the compiler's error."""
   match = _USED.search(message)
   return match and round(float(match[1]) * _UNITS[match[2]])
 

@@ -19,14 +19,14 @@ _ENVIRONMENT = {
 
 
 def kind(name: str) -> str:
-  """ "v5e:4x4" -> "v5e"; ConfigError for what is no topology."""
-  found = _NAME.fullmatch(name)
-  if not found:
+  """The kind of a topology: "v5e" of "v5e:4x4"; ConfigError if it is none."""
+  match = _NAME.fullmatch(name)
+  if not match:
     raise config_lib.ConfigError(
       f"--topology: got {name!r}, expected KIND:SHAPE, e.g. v5e:4x4 or v5p:4x4x4 "
       f"(kinds: {', '.join(MEMORY_GIB)})"
     )
-  return found[1]
+  return match[1]
 
 
 def memory_bytes(name: str) -> int:
@@ -35,7 +35,7 @@ def memory_bytes(name: str) -> int:
 
 
 def prepare_environment() -> None:
-  """Sets what libtpu needs on a machine without TPUs. Call it before JAX starts."""
+  """Sets what libtpu needs on a machine without TPUs; call it before importing JAX."""
   os.environ.update(_ENVIRONMENT)
 
 
@@ -43,27 +43,27 @@ def devices(name: str) -> list:
   """The devices of a topology.
 
   Raises:
-    ConfigError: libtpu is not installed, or knows no such topology.
+    ConfigError: libtpu is not installed or does not know the topology.
   """
   import jax.experimental.topologies
 
   kind(name)
   try:
-    found = jax.experimental.topologies.get_topology_desc(platform="tpu", topology_name=name)
-  except Exception as error:  # of several kinds, by what is wrong
+    topology = jax.experimental.topologies.get_topology_desc(platform="tpu", topology_name=name)
+  except Exception as error:  # of several kinds
     raise config_lib.ConfigError(
-      f"--topology: {name} can't be had: {error} (is libtpu installed? pip install "
+      f"--topology: {name} is not available: {error} (is libtpu installed? pip install "
       "offpolicy-rl[aot])"
     ) from None
-  return list(found.devices)
+  return list(topology.devices)
 
 
-def of_engine(name: str, size: int) -> list:
-  """`size` devices of the same kind, as another machine has them (a sampler)."""
+def engine_devices(name: str, size: int) -> list:
+  """`size` devices of the same kind, for an engine of a sampler."""
   shape = [1] * len(name.partition(":")[2].split("x"))
   while True:
-    found = devices(f"{kind(name)}:{'x'.join(map(str, shape))}")
-    if len(found) >= size:
-      return found[:size]
+    available = devices(f"{kind(name)}:{'x'.join(map(str, shape))}")
+    if len(available) >= size:
+      return available[:size]
     smallest = shape.index(min(shape))
     shape[smallest] *= 2

@@ -235,7 +235,7 @@ def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
     raise RunMismatch(
       "--vllm: the learner's policy is no published model, so a server can't run it"
     )
-  if config.sampler.int8_weights or config.sampler.weight_update != worker.BETWEEN_GROUPS:
+  if config.sampler.int8_weights or config.sampler.weight_update != types.BETWEEN_GROUPS:
     raise RunMismatch(
       "--vllm: a server takes weights between groups, in their own dtype; set "
       "sampler.weight_update=between_groups and sampler.int8_weights=False"

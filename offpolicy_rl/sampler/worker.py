@@ -16,7 +16,6 @@ from offpolicy_rl.tasks import scoring, shaping, thoughts
 from offpolicy_rl.tasks.tokenizer import Tokenizer
 from offpolicy_rl.tasks.vocabulary import Vocabulary
 
-BETWEEN_GROUPS, IN_FLIGHT = "between_groups", "in_flight"
 _WAIT_SECONDS = 0.2  # an idle worker checks this often whether it has to stop
 _TAG_TOKENS = 32  # at the end of a prompt; enough for any tag of tasks/thoughts.py
 _UNANSWERED = scoring.Judgement(0.0, well_formed=False, failed=False)
@@ -79,7 +78,7 @@ def run(
   stats: Stats,
   *,
   should_stop: Callable[[], bool] = lambda: False,
-  weight_update: str = BETWEEN_GROUPS,
+  weight_update: str = types.BETWEEN_GROUPS,
   refresh_cache: bool = False,
 ) -> None:
   """Answers tickets until the run is over or `should_stop`; then finishes what was begun.
@@ -88,7 +87,7 @@ def run(
     weight_update: BETWEEN_GROUPS, or IN_FLIGHT: completions go on with newer weights.
     refresh_cache: with IN_FLIGHT, recompute their keys and values with these.
   """
-  in_flight = weight_update == IN_FLIGHT
+  in_flight = weight_update == types.IN_FLIGHT
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
     worker = _Worker(engine, learner, score, stats, pool, in_flight, refresh_cache)
     worker.run(should_stop)

@@ -9,8 +9,8 @@ from typing import Any
 from offpolicy_rl.config.text import ConfigError
 
 Settings = list[dict[str, Any]]
-Distribution = Callable[[float], object]  # of a number in [0, 1)
-_DIGITS = 4  # of a drawn number: short enough to read and to type
+Distribution = Callable[[float], object]  # maps a uniform number in [0, 1) to a value
+_DIGITS = 4  # of a drawn number
 
 
 def grid(axes: dict[str, Iterable]) -> Settings:
@@ -23,7 +23,7 @@ def grid(axes: dict[str, Iterable]) -> Settings:
 
 
 def zipped(columns: dict[str, Iterable]) -> Settings:
-  """The values side by side: the first of every key, the second of every key, ...
+  """Zips the values: the first of every key, the second of every key, ...
 
   zipped({"lag.max_lag": [0, 64], "learner.learning_rate": [1e-3, 3e-4]}) has two settings.
   """
@@ -35,7 +35,7 @@ def zipped(columns: dict[str, Iterable]) -> Settings:
 
 
 def product(*parts: Settings) -> Settings:
-  """Every setting of one part with every setting of the others; the last part changes fastest."""
+  """Combines every setting of each part with all others; the last part changes fastest."""
   settings = []
   for row in itertools.product(*parts):
     keys = [key for part in row for key in part]
@@ -47,12 +47,12 @@ def product(*parts: Settings) -> Settings:
 
 
 def seeds(count: int) -> Settings:
-  """Replicates: seed 0 to count - 1."""
+  """Settings with seed 0 to count - 1."""
   return [{"seed": seed} for seed in range(count)]
 
 
 def draws(count: int, axes: dict[str, Distribution], seed: int = 0) -> Settings:
-  """`count` random settings. The same seed draws the same ones; more of them keep the first.
+  """`count` random settings; the same seed gives the same ones, whatever the count.
 
   draws(20, {"learner.learning_rate": log_uniform(1e-4, 1e-2), "objective.beta": choice(0.1, 1.0)})
   """
@@ -67,13 +67,13 @@ def draws(count: int, axes: dict[str, Distribution], seed: int = 0) -> Settings:
 
 
 def uniform(low: float, high: float) -> Distribution:
-  """A number between low and high, of four digits."""
+  """A number between low and high, with four digits."""
   _check_range("uniform", low < high, low, high, "low < high")
   return lambda at: _rounded(low + (high - low) * at, low, high)
 
 
 def log_uniform(low: float, high: float) -> Distribution:
-  """A number between low and high, every factor equally likely, of four digits."""
+  """A number between low and high, uniform on a log scale, with four digits."""
   _check_range("log_uniform", 0 < low < high, low, high, "0 < low < high")
   return lambda at: _rounded(low * math.exp(math.log(high / low) * at), low, high)
 

@@ -1,4 +1,4 @@
-"""The command `sweep`: checks all runs, makes them, writes the summary."""
+"""The command `sweep`: checks all runs, runs them, writes the summary."""
 
 import argparse
 import pathlib
@@ -10,7 +10,7 @@ from offpolicy_rl.system import signals
 
 
 def run(arguments: argparse.Namespace, assignments: list[tuple[str, str]]) -> int:
-  """Returns 0 when every run is finished, 1 when not, 130 when interrupted."""
+  """Returns 0 if all runs are finished, 130 if interrupted, else 1."""
   sweep, out = _sweep(arguments, assignments)
   if arguments.print:
     for one in sweep.runs:
@@ -21,14 +21,14 @@ def run(arguments: argparse.Namespace, assignments: list[tuple[str, str]]) -> in
   code = 0 if arguments.summarize else _execute(arguments, sweep, out)
   print(summary.write(sweep, out, x=arguments.x, series=arguments.series))
   if code == 130:
-    print("interrupted; the same command goes on")
+    print("interrupted; the same command continues")
   return code
 
 
 def _execute(arguments: argparse.Namespace, sweep: runs.Sweep, out: pathlib.Path) -> int:
-  """Makes the runs; returns the exit code."""
+  """Runs the sweep; returns the exit code."""
   runs.check_data(sweep)
-  with running.alone(out):
+  with running.locked(out):
     runs.write(sweep, out)
     stop = signals.stop_event()
     status = running.execute(
@@ -46,7 +46,7 @@ def _execute(arguments: argparse.Namespace, sweep: runs.Sweep, out: pathlib.Path
 
 
 def _sweep(arguments, assignments: list[tuple[str, str]]) -> tuple[runs.Sweep, pathlib.Path]:
-  """(the sweep with the names its runs have, its directory)."""
+  """Returns (the sweep, its directory)."""
   if arguments.summarize and not arguments.sweep:
     if not arguments.out:
       raise ConfigError("--out: missing, expected the directory of the sweep to summarize")
@@ -61,7 +61,7 @@ def _sweep(arguments, assignments: list[tuple[str, str]]) -> tuple[runs.Sweep, p
 
 
 def _check_axes(arguments, sweep: runs.Sweep) -> None:
-  """Refuses axes of the picture that do not differ, before hours have passed."""
+  """Raises ConfigError for axes of the picture that do not differ, before the runs start."""
   differ = runs.varying(sweep.runs)
   for flag in ("x", "series"):
     key = getattr(arguments, flag)

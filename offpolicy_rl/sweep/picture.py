@@ -1,4 +1,4 @@
-"""Scores of a sweep against one of its keys: a line per series, intervals over what is left."""
+"""Plots scores of a sweep against one of its keys: a line per series, means over other keys."""
 
 from typing import TYPE_CHECKING
 
@@ -9,12 +9,12 @@ from offpolicy_rl.sweep.runs import FINISHED, short
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-_MAX_PLACES = 12  # values of the horizontal axis that still get a place each, and lines between
-_MIN_SPAN = 0.1  # of a panel of scores: less is noise, enlarged
+_MAX_PLACES = 12  # values of a horizontal axis with equal distances and lines between points
+_MIN_SPAN = 0.1  # of an axis of scores; less would enlarge noise
 
 
 def draw(rows: results.Rows, x: str, series: list[str], pooled: list[str]) -> "Figure":
-  """A matplotlib figure, a panel per score: finished runs, their means and 95 % intervals.
+  """Makes a figure with a panel per score: finished runs, their means and 95 % intervals.
 
   Raises:
     plots.MissingMatplotlibError: matplotlib is not installed.
@@ -31,7 +31,7 @@ def draw(rows: results.Rows, x: str, series: list[str], pooled: list[str]) -> "F
   figure, [axes] = plots.panels(1, len(results.SCORES), (13, 4.6))
   for name, axis in zip(results.SCORES, axes, strict=True):
     for i, (label, group) in enumerate(lines.items()):
-      # Beside each other, so that intervals do not hide one another.
+      # Shifted, so that intervals do not overlap.
       shift = 0.3 * ((i + 0.5) / len(lines) - 0.5) if placed else 0.0
       points: dict[float, list[float]] = {}
       for row in (row for row in group if row[name] is not None):
@@ -67,5 +67,4 @@ def _dress(axis, name: str, values: list, placed: bool) -> None:
 
 
 def _label(key: str, value) -> str:
-  """A name speaks for itself, a number does not."""
   return str(value) if isinstance(value, str) else f"{key.rpartition('.')[2]} {value}"

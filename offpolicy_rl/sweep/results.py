@@ -1,4 +1,4 @@
-"""The scores of a sweep's runs, their means over seeds, and the axes to draw them on."""
+"""The scores of a sweep's runs, their means over seeds, and the axes of the picture."""
 
 import json
 import math
@@ -10,14 +10,14 @@ from offpolicy_rl.observe.plots import mean_and_half_width
 from offpolicy_rl.sweep import running
 from offpolicy_rl.sweep import runs as runs_lib
 
-SCORES = ("final", "mean", "entropy")  # of a run; `catalogue.METRICS["sweep"]` says what they are
-_LAST = 20  # steps that the entropy is the mean of
-_MAX_SERIES = 8  # values of a key that is still drawn as one series each
+SCORES = ("final", "mean", "entropy")  # of a run, defined in `catalogue.METRICS["sweep"]`
+_LAST = 20  # steps for the mean entropy
+_MAX_SERIES = 8  # values of a key that are drawn as series
 Rows = list[dict]
 
 
 def scores(run_dir: pathlib.Path) -> dict[str, float | None]:
-  """Steps, scores and speed of a run so far; None where it has none yet."""
+  """Steps, scores and speed of a run so far; None = not known yet."""
   rows = metrics.read(run_dir)
   train = [row for row in rows if row["kind"] == metrics.TRAIN]
   heldout = [r for r in rows if r["kind"] == metrics.HELDOUT and r["version"] >= 0]
@@ -34,7 +34,7 @@ def scores(run_dir: pathlib.Path) -> dict[str, float | None]:
 
 
 def collect(sweep: runs_lib.Sweep, out: pathlib.Path) -> Rows:
-  """One row per run: name, status, the keys that differ between runs, and its scores."""
+  """A row per run: name, status, the keys that differ between runs, and its scores."""
   keys = runs_lib.varying(sweep.runs)
   return [
     {
@@ -48,24 +48,24 @@ def collect(sweep: runs_lib.Sweep, out: pathlib.Path) -> Rows:
 
 
 def over_seeds(rows: Rows) -> Rows:
-  """Finished runs that differ in the seed alone, together: their number, means and half widths."""
+  """Groups finished runs that differ only in the seed: their number, means and half widths."""
   groups: dict[str, Rows] = {}
   for row in rows:
     if row["status"] == runs_lib.FINISHED:
-      own = {key: value for key, value in row["settings"].items() if key != "seed"}
-      groups.setdefault(json.dumps(own), []).append(row)
+      others = {key: value for key, value in row["settings"].items() if key != "seed"}
+      groups.setdefault(json.dumps(others), []).append(row)
   return [
     {
-      "settings": json.loads(own),
+      "settings": json.loads(others),
       "runs": len(group),
       **{name: _estimate([row[name] for row in group]) for name in SCORES},
     }
-    for own, group in groups.items()
+    for others, group in groups.items()
   ]
 
 
 def _estimate(values: list[float | None]) -> tuple[float | None, float | None]:
-  """(mean, half width) as JSON has them; a run of no steps has no entropy."""
+  """(mean, half width of its interval); None = unknown."""
   known = [value for value in values if value is not None]
   if len(known) < len(values):
     return None, None
@@ -74,10 +74,10 @@ def _estimate(values: list[float | None]) -> tuple[float | None, float | None]:
 
 
 def chosen_axes(rows: Rows, x: str | None, series: str | None) -> tuple[str, list[str], list[str]]:
-  """(key of the horizontal axis, keys that tell series apart, keys that points are means over).
+  """(key of the horizontal axis, keys that distinguish series, keys that points are means over).
 
-  Without `x`: lag.max_lag, or else the number with most values. Without `series`: every other key
-  with few values, but those that follow from the ones before.
+  `x` defaults to lag.max_lag, or else the number with most values; `series` to all other keys with
+  few values that do not follow from earlier ones.
   """
   keys = list(rows[0]["settings"])
   count = lambda names: len({repr([row["settings"][k] for k in names]) for row in rows})
@@ -87,7 +87,9 @@ def chosen_axes(rows: Rows, x: str | None, series: str | None) -> tuple[str, lis
     ranked = sorted(numbers or others, key=lambda key: -count([key]))
     x = "lag.max_lag" if "lag.max_lag" in numbers else next(iter(ranked), "seed")
   apart = [series] if series else []
-  candidates = sorted(others, key=lambda key: key != "objective.name")  # others follow from it
+  candidates = sorted(
+    others, key=lambda key: key != "objective.name"
+  )  # others often follow from it
   for key in [] if series else candidates:
     follows = count([x]) <= _MAX_SERIES and count([x, key]) == count([x])
     few = count([key]) <= _MAX_SERIES

@@ -1,7 +1,7 @@
-"""Makes the runs of a sweep, some at a time. Their state is in their directories:
+"""Runs a sweep, several runs at a time. Their state is in their directories:
 
-log.txt      a run's output; locked by its processes for as long as one of them lives
-failed.txt   why it ended before it was done; removed when it is tried again
+log.txt      a run's output, locked while one of its processes lives
+failed.txt   why it failed; removed when it is retried
 """
 
 import concurrent.futures
@@ -22,15 +22,15 @@ from offpolicy_rl.system import children
 
 LOG = "log.txt"
 _FAILED = "failed.txt"
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
-# (command line behind offpolicy-rl, run directory, stop) -> exit code; ends in order once `stop`
+# (arguments of offpolicy-rl, run directory, stop) -> exit code; ends with a checkpoint once `stop`
 # is set.
 RunOne = Callable[[list[str], pathlib.Path, threading.Event], int]
 
 
-def status(run: runs_lib.Run, out: pathlib.Path) -> str:
-  """One of `runs.STATES`."""
+def status(run: runs_lib.SweepRun, out: pathlib.Path) -> str:
+  """The status of a run, one of `runs.STATES`."""
   run_dir = out / run.name
   if not run_dir.exists():
     return WAITING
@@ -49,7 +49,7 @@ def why_failed(run_dir: pathlib.Path, lines: int = 5) -> tuple[str, list[str]]:
 
 
 def _is_done(run_dir: pathlib.Path, steps: int) -> bool:
-  """Whether the last evaluation is written, which ends training."""
+  """Whether the last evaluation, which ends a run, is in its metrics."""
   return any(
     row["kind"] == metrics.HELDOUT and row["phase"] == "after" and row["version"] == steps
     for row in metrics.read(run_dir)
@@ -68,11 +68,11 @@ def _is_locked(path: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def alone(out: pathlib.Path) -> Generator[None]:
-  """Keeps other commands from working on this sweep meanwhile.
+def locked(out: pathlib.Path) -> Generator[None]:
+  """Locks the directory of a sweep.
 
   Raises:
-    ConfigError: one does.
+    ConfigError: another command has locked it.
   """
   out.mkdir(parents=True, exist_ok=True)
   with (out / ".lock").open("ab") as file:
@@ -84,9 +84,9 @@ def alone(out: pathlib.Path) -> Generator[None]:
 
 
 def run_process(line: list[str], run_dir: pathlib.Path, stop: threading.Event) -> int:
-  """`offpolicy-rl LINE` as a process of its own, its output in the run's log; the exit code."""
+  """Runs `offpolicy-rl LINE` as a process, with its output in the run's log; the exit code."""
   with (run_dir / LOG).open("ab") as log:
-    fcntl.flock(log, fcntl.LOCK_SH)  # the processes inherit the file, and the lock with it
+    fcntl.flock(log, fcntl.LOCK_SH)  # inherited by the processes
     log.write(f"$ {runs_lib.command(line)}\n".encode())
     log.flush()
     child = children.start(line, output=log)
@@ -108,25 +108,25 @@ def execute(
   samplers: int = 1,
   run_one: RunOne = run_process,
 ) -> dict[str, str]:
-  """Makes all runs, `parallel` of them at a time -> name of each run, its status.
+  """Runs a sweep, `parallel` runs at a time; returns {name of run: status}.
 
-  Finished runs are skipped, interrupted ones resumed; failed ones too with `retry_failed`.
+  Finished runs are skipped, interrupted ones resumed, failed ones only with `retry_failed`.
 
   Raises:
-    ConfigError: a run is at work already.
+    ConfigError: a run is being executed already.
   """
   states = {run.name: status(run, out) for run in sweep.runs}
-  at_work = [name for name, state in states.items() if state == RUNNING]
-  if at_work:
+  running = [name for name, state in states.items() if state == RUNNING]
+  if running:
     raise ConfigError(
-      f"--out: {out / at_work[0]}: is at work already, left by a sweep that was killed? Wait for "
-      "its processes, or end them"
+      f"--out: {out / running[0]} is running already, perhaps left by a killed sweep; wait for its "
+      "processes, or end them"
     )
   skipped = {FINISHED} if retry_failed else {FINISHED, FAILED}
   todo = [run for run in sweep.runs if states[run.name] not in skipped]
   screen.begin(states, todo)
 
-  def attempt(run: runs_lib.Run) -> str:
+  def attempt(run: runs_lib.SweepRun) -> str:
     if stop.is_set():
       return states[run.name]
     screen.started(run)
@@ -138,20 +138,20 @@ def execute(
     try:
       return states | _until_ended(attempts, out, stop=stop, screen=screen)
     except BaseException:
-      stop.set()  # the pool waits for the others, which end in order
+      stop.set()  # the pool waits for the others, which end with a checkpoint
       raise
     finally:
       screen.stop()
 
 
 def _until_ended(attempts: dict, out: pathlib.Path, *, stop: threading.Event, screen: Screen):
-  """Shows the runs until all have ended -> name of each, its status."""
-  ended, said = {}, False
+  """Shows the runs until all have ended; returns {name: status}."""
+  ended, announced = {}, False
   while attempts:
-    done, _ = concurrent.futures.wait(attempts, timeout=_LOOK_SECONDS)
-    if stop.is_set() and not said:
-      said = True
-      screen.say("ending the runs at work, each with a checkpoint ...")
+    done, _ = concurrent.futures.wait(attempts, timeout=_POLL_SECONDS)
+    if stop.is_set() and not announced:
+      announced = True
+      screen.say("ending all running runs, each with a checkpoint ...")
     for future in done:
       run = attempts.pop(future)
       ended[run.name] = future.result()
@@ -161,9 +161,14 @@ def _until_ended(attempts: dict, out: pathlib.Path, *, stop: threading.Event, sc
 
 
 def _attempt(
-  run: runs_lib.Run, out: pathlib.Path, line: list[str], *, stop: threading.Event, run_one: RunOne
+  run: runs_lib.SweepRun,
+  out: pathlib.Path,
+  line: list[str],
+  *,
+  stop: threading.Event,
+  run_one: RunOne,
 ) -> str:
-  """Makes or resumes one run -> its status afterwards."""
+  """Starts or resumes a run; returns its status afterwards."""
   run_dir = out / run.name
   if run_dir.exists():
     line = [*line, "--resume"]
@@ -172,7 +177,7 @@ def _attempt(
   code = run_one(line, run_dir, stop)
   if _is_done(run_dir, run.values["learner.steps"]):
     return FINISHED
-  if stop.is_set() or code in (0, 130):  # 130: it was interrupted by somebody else
+  if stop.is_set() or code in (0, 130):  # 130: someone else interrupted it
     return INTERRUPTED
   reason = children.describe(code)
   (run_dir / _FAILED).write_text(f"{reason} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")

@@ -1,4 +1,4 @@
-"""From a sweep file to runs: each a checked configuration with a name made of what differs."""
+"""From a sweep file to runs: checked configurations with names made of what differs."""
 
 import json
 import pathlib
@@ -15,21 +15,21 @@ WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = STATES
 _NAME_LENGTH = 160  # of a directory; file systems take 255
 
 
-class Run(NamedTuple):
-  """One run of a sweep."""
+class SweepRun(NamedTuple):
+  """A run of a sweep."""
 
-  name: str  # its directory in the sweep's
-  settings: dict[str, Any]  # set by the sweep, as the configuration holds them
+  name: str  # of its directory
+  settings: dict[str, Any]  # set by the sweep, with the types of the configuration
   values: dict[str, Any]  # of all keys, flat
 
 
 class Sweep(NamedTuple):
-  """Runs; `card` and `assignments` are the same for all of them."""
+  """Runs with the same `card` and `assignments`."""
 
   card: str
   assignments: list[tuple[str, str]]
   base: dict[str, Any]  # the configuration before the sweep sets anything, flat
-  runs: list[Run]
+  runs: list[SweepRun]
 
 
 def short(key: str) -> str:
@@ -37,17 +37,17 @@ def short(key: str) -> str:
   return key.removesuffix(".name")
 
 
-def varying(runs: list[Run]) -> list[str]:
+def varying(runs: list[SweepRun]) -> list[str]:
   """Keys that differ between runs, in the order in which the sweep names them."""
   keys = dict.fromkeys(key for run in runs for key in run.settings)
   return [key for key in keys if len({repr(run.values[key]) for run in runs}) > 1]
 
 
 def expand(path: str, card: str, assignments: list[tuple[str, str]]) -> Sweep:
-  """The runs of a sweep file on a card; nothing is started.
+  """Makes the runs of a sweep file on a card; starts nothing.
 
   Raises:
-    ConfigError: an unknown key, a wrong value, two runs that are the same; names the run.
+    ConfigError: an unknown key, a wrong value, or two equal runs; names the run.
   """
   base = config_lib.load(card)
   config_lib.override(base, assignments)
@@ -66,12 +66,12 @@ def expand(path: str, card: str, assignments: list[tuple[str, str]]) -> Sweep:
         f"--sweep: run {i} ({_label(settings)}): the same configuration as run {before}, expected "
         "every run once"
       )
-    runs.append(Run("", {key: values[key] for key in settings}, values))
+    runs.append(SweepRun("", {key: values[key] for key in settings}, values))
   return Sweep(card, assignments, config_lib.flatten(base), _named(runs, {}))
 
 
 def check_data(sweep: Sweep) -> None:
-  """Raises ConfigError when this machine lacks the problems of a run."""
+  """Raises ConfigError if this machine lacks the problems of a run."""
   checked = set()
   for run in sweep.runs:
     config = _config(sweep.card, sweep.assignments, run.settings)
@@ -82,7 +82,7 @@ def check_data(sweep: Sweep) -> None:
 
 
 def _settings(path: str) -> list[dict]:
-  """The settings that get_sweep() returns, numbers of numpy as Python's."""
+  """The settings that get_sweep() returns, with Python's numbers instead of numpy's."""
   rows = config_text.call(path, "get_sweep", "--sweep")
   if not isinstance(rows, list) or not rows:
     raise config_lib.ConfigError(
@@ -117,8 +117,8 @@ def _label(settings: dict) -> str:
   return ",".join(f"{short(key)}={value}" for key, value in settings.items())
 
 
-def _named(runs: list[Run], known: dict[str, str]) -> list[Run]:
-  """Runs with names: those of `known` by identity, else the next number and what differs."""
+def _named(runs: list[SweepRun], known: dict[str, str]) -> list[SweepRun]:
+  """Names runs: as in `known` ({identity: name}), else by the next number and what differs."""
   differs = varying(runs)
   number = 1 + max((int(name.partition("-")[0]) for name in known.values()), default=-1)
   named = []
@@ -142,12 +142,12 @@ def read(out: pathlib.Path) -> Sweep:
     raise config_lib.ConfigError(f"--out: no file {out / FILE}, expected the directory of a sweep")
   saved = json.loads((out / FILE).read_text())
   base = saved["base"]
-  runs = [Run(name, settings, base | settings) for name, settings in saved["runs"].items()]
+  runs = [SweepRun(name, settings, base | settings) for name, settings in saved["runs"].items()]
   return Sweep(saved["card"], [], base, runs)
 
 
 def write(sweep: Sweep, out: pathlib.Path) -> None:
-  """Writes what `read` reads; assignments are left out, as they are in `base`."""
+  """Writes a sweep for `read`, without its assignments, which `base` includes."""
   runs = {run.name: run.settings for run in sweep.runs}
   text = json.dumps({"card": sweep.card, "base": sweep.base, "runs": runs}, indent=1)
   temporary = out / f".{FILE}"
@@ -156,10 +156,10 @@ def write(sweep: Sweep, out: pathlib.Path) -> None:
 
 
 def reconcile(sweep: Sweep, out: pathlib.Path) -> Sweep:
-  """The sweep with the names that its runs have in `out`; runs that are new there are added.
+  """Names the runs as in `out`; new ones are added.
 
   Raises:
-    ConfigError: `out` has begun a run that the sweep no longer has; names the difference.
+    ConfigError: `out` has started a run that is not in the sweep; names the difference.
   """
   if not (out / FILE).exists():
     return sweep
@@ -170,8 +170,8 @@ def reconcile(sweep: Sweep, out: pathlib.Path) -> Sweep:
       gaps = [_difference(json.loads(identity), run.values) for run in sweep.runs]
       gap = "; ".join(f"{key}: {a!r} then, {b!r} now" for key, a, b in min(gaps, key=len))
       raise config_lib.ConfigError(
-        f"--out: {out} is another sweep: its run {name} is not in this one; the closest differs in "
-        f"{gap} (runs may be added; for other changes choose another --out)"
+        f"--out: {out} has another sweep, whose run {name} is not in this one; the closest differs "
+        f"in {gap} (runs may be added; for other changes choose another --out)"
       )
   return sweep._replace(runs=_named(sweep.runs, known))
 
@@ -182,8 +182,10 @@ def _difference(then: dict, now: dict) -> list[tuple]:
   return [(k, then.get(k), now.get(k)) for k in keys if then.get(k) != now.get(k)]
 
 
-def arguments(sweep: Sweep, run: Run, out: pathlib.Path, *, role: str, samplers: int) -> list[str]:
-  """The command line of one run, behind `offpolicy-rl`."""
+def arguments(
+  sweep: Sweep, run: SweepRun, out: pathlib.Path, *, role: str, samplers: int
+) -> list[str]:
+  """The arguments of `offpolicy-rl` for a run."""
   settings = [(key, str(value)) for key, value in run.settings.items()]
   return [
     role,
@@ -195,5 +197,5 @@ def arguments(sweep: Sweep, run: Run, out: pathlib.Path, *, role: str, samplers:
 
 
 def command(line: list[str]) -> str:
-  """A command line as a shell takes it."""
+  """A command line for a shell."""
   return shlex.join(["offpolicy-rl", *line])

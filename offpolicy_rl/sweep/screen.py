@@ -1,4 +1,4 @@
-"""A sweep on a terminal: a live line for every run at work, a lasting one when it ends."""
+"""Shows a sweep on a terminal: a live line for every running run, a lasting one at its end."""
 
 import math
 import pathlib
@@ -10,34 +10,34 @@ from rich.console import Console
 
 from offpolicy_rl import types
 from offpolicy_rl.observe import metrics, terminal
-from offpolicy_rl.sweep.runs import FINISHED, Run
+from offpolicy_rl.sweep.runs import FINISHED, SweepRun
 
-LINE_SECONDS = 60.0  # between the lines of a run where there is no terminal
+LINE_SECONDS = 60.0  # between lines of a run if the output is no terminal
 
 
 class Screen:
-  """Remembers when runs began and their newest figures."""
+  """The terminal of a sweep."""
 
   def __init__(self, parallel: int, console: Console | None = None):
     self._lines, self._parallel = terminal.Lines(console, LINE_SECONDS), parallel
     self._status: dict[str, str] = {}
-    self._todo: dict[str, Run] = {}  # not ended yet
-    self._started: dict[str, float] = {}  # at work
-    self._seconds: list[float] = []  # of the runs that were finished
+    self._todo: dict[str, SweepRun] = {}  # not ended yet
+    self._started: dict[str, float] = {}  # start times of running ones
+    self._seconds: list[float] = []  # durations of finished ones
     self._newest: dict[str, terminal.Newest] = {}
     self.say, self.stop = self._lines.say, self._lines.stop
 
-  def begin(self, status: dict[str, str], todo: list[Run]) -> None:
-    """Says how the runs stand and which are going to be made."""
+  def begin(self, status: dict[str, str], todo: list[SweepRun]) -> None:
+    """Prints the number of runs by status, and how many are to be done."""
     self._status, self._todo = dict(status), {run.name: run for run in todo}
     self.say(f"{len(status)} runs: {self._counts()}; {len(todo)} to do, {self._parallel} at a time")
 
-  def started(self, run: Run) -> None:
-    """Notes that a run is at work. May be called by its thread."""
+  def started(self, run: SweepRun) -> None:
+    """Records the start of a run. May be called by its thread."""
     self._started[run.name] = time.monotonic()
 
-  def ended(self, run: Run, status: str, run_dir: pathlib.Path) -> None:
-    """Says how a run ended, if it was started."""
+  def ended(self, run: SweepRun, status: str, run_dir: pathlib.Path) -> None:
+    """Prints how a run ended, if it was started."""
     self._status[run.name] = status
     del self._todo[run.name]
     if run.name not in self._started:
@@ -50,11 +50,11 @@ class Screen:
     self.say(f"{status} in {clock}  {run.name}{where}; {self._counts()}{self._left()}")
 
   def show(self, rows: dict[str, list[types.MetricsRow]]) -> None:
-    """Shows the runs at work; `rows`: the newest of every run that has not ended."""
+    """Shows the running runs; `rows`: the newest of every run that has not ended."""
     self._lines.show([self.line(self._todo[n], rows[n]) for n in list(self._started) if n in rows])
 
-  def line(self, run: Run, rows: list[types.MetricsRow]) -> str:
-    """How far a run is; its name last, as lines get cut."""
+  def line(self, run: SweepRun, rows: list[types.MetricsRow]) -> str:
+    """A line about a run, with its name last, as it may be cut."""
     newest = self._newest[run.name] = metrics.newest(self._newest.get(run.name, {}), rows)
     steps = run.values["learner.steps"]
     if metrics.TRAIN not in newest:

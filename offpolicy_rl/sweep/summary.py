@@ -14,7 +14,7 @@ _MEANING = "Of a run: " + "; ".join(
 
 
 def table(rows: Rows) -> str:
-  """Markdown: one line per run."""
+  """Markdown with a line per run."""
   keys = list(rows[0]["settings"])
   head = ["run", *map(runs_lib.short, keys), *SCORES, "steps/h", "status"]
   body = [
@@ -31,7 +31,7 @@ def table(rows: Rows) -> str:
 
 
 def seeds_table(groups: Rows) -> str:
-  """Markdown: one line per setting, mean ± half of the 95 % interval."""
+  """Markdown with a line per setting: mean ± half of the 95 % interval."""
   head = [*map(runs_lib.short, groups[0]["settings"]), "runs", *SCORES]
   return _markdown(
     head,
@@ -67,23 +67,23 @@ def _number(value: float | None, digits: int = 3) -> str:
 def write(
   sweep: runs_lib.Sweep, out: pathlib.Path, *, x: str | None = None, series: str | None = None
 ) -> str:
-  """Writes summary.json, summary.md and scores.png; returns what a terminal should show.
+  """Writes summary.json, summary.md and scores.png; returns text for the terminal.
 
-  `x`, `series`: keys for the picture that differ between runs; None: `results.chosen_axes`.
+  `x`, `series`: keys for the picture; None: see `results.chosen_axes`.
   """
   rows = results.collect(sweep, out)
   groups = results.over_seeds(rows)
-  found = {"card": sweep.card, "runs": rows, "over_seeds": groups}
-  (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
-  drawn, said = [], [f"summary: {out / 'summary.md'}, summary.json"]
+  content = {"card": sweep.card, "runs": rows, "over_seeds": groups}
+  (out / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
+  drawn, notes = [], [f"summary: {out / 'summary.md'}, summary.json"]
   if groups and rows[0]["settings"]:
     try:
       figure = picture.draw(rows, *results.chosen_axes(rows, x, series))
       plots.save(figure, out / "scores.png")
       drawn = ["![scores](scores.png)"]
-      said.append(f"picture: {out / 'scores.png'}")
+      notes.append(f"picture: {out / 'scores.png'}")
     except plots.MissingMatplotlibError as error:
-      said.append(f"no picture: {error}")
+      notes.append(f"no picture: {error}")
   tables = []
   if any(group["runs"] > 1 for group in groups):
     about = "Mean ± half of the 95 % interval (Student's t)."
@@ -91,7 +91,7 @@ def write(
   tables += ["## Runs", table(rows), *_failures(rows, out)]
   head = [f"# {out.name}", f"Card `{sweep.card}`, {len(rows)} runs.", f"{_MEANING}."]
   (out / "summary.md").write_text("\n\n".join([*head, *drawn, *tables]) + "\n")
-  return "\n\n".join([*tables, "\n".join(said)])
+  return "\n\n".join([*tables, "\n".join(notes)])
 
 
 def _failures(rows: Rows, out: pathlib.Path) -> list[str]:
@@ -100,4 +100,4 @@ def _failures(rows: Rows, out: pathlib.Path) -> list[str]:
     if row["status"] == runs_lib.FAILED:
       reason, lines = running.why_failed(out / row["name"])
       parts.append(f"`{row['name']}`: {reason}\n\n" + "\n".join(f"    {line}" for line in lines))
-  return ["## Failed, tried again with --retry_failed", *parts] if parts else []
+  return ["## Failed; --retry_failed runs them again", *parts] if parts else []

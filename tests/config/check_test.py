@@ -137,7 +137,7 @@ def test_experts_are_split_evenly(tiny_config):
   [
     (
       "task.max_completion_tokens=25000 transport.max_message_mb=2",
-      "transport.max_message_mb: got 2, expected at least 3: a prompt of 4 tokens has to fit, and "
+      "transport.max_message_mb: got 2, expected at least 3: a prompt of 4 tokens must fit, and "
       "so have 4 completions of 25000 tokens",
     ),
     (
@@ -277,8 +277,6 @@ def test_a_key_that_no_chosen_function_takes_is_named(tiny_config):
   assert not any("objective.clip_low" in line for line in config_lib.warnings(tiny_config))
   config_lib.override(tiny_config, [("objective.name", "reinforce")])
   [line] = [x for x in config_lib.warnings(tiny_config) if "objective.clip_low" in x]
-  assert line.startswith(
-    "objective.clip_low: got 0.1, which changes nothing: objective.fn = policy"
-  )
+  assert line.startswith("objective.clip_low: got 0.1, which has no effect: objective.fn = policy")
   config_lib.override(tiny_config, [("objective.fn", "my_module:my_function")])
   assert not any("objective.clip_low" in line for line in config_lib.warnings(tiny_config))

@@ -65,7 +65,7 @@ def test_more_chunks_say_no_more_between_devices():
     placed = jax.tree.map(place, params, policy.param_shardings(mesh, params))
     rows = place(TOKENS, by_rows(mesh))
     said = {
-      chunk: collectives.of_program(weighted(CONFIG, chunk).lower(placed, rows).compile().as_text())
+      chunk: collectives.parse(weighted(CONFIG, chunk).lower(placed, rows).compile().as_text())
       for chunk in (2, 6)
     }
   assert said[2] == said[6]

@@ -182,7 +182,7 @@ WRONG = {
     "--checkpoint=MODEL --task=jsonl --config.task.train_file=nowhere"
   ),
   "--config.task.nam: unknown key": "--run_dir=RUN --config.task.nam=x",
-  "--out: configs is there already": "--run_dir=RUN --out=configs",
+  "--out: configs exists": "--run_dir=RUN --out=configs",
 }
 
 

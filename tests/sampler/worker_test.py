@@ -205,7 +205,7 @@ def test_in_flight_completions_go_on_with_newer_weights_that_their_tickets_allow
   tickets = [ticket("a"), ticket("b", high=2)]
   learner, engine = Learner(tickets), Engine(slots=2, steps=30)
   publishing(engine, learner, 4, at=5)
-  run(learner, engine, weight_update=worker.IN_FLIGHT)
+  run(learner, engine, weight_update=types.IN_FLIGHT)
   for group in learner.pushed:
     versions = group.trajectories[0].versions
     assert set(versions) == {0, 2} and (np.diff(versions) >= 0).all()
@@ -214,7 +214,7 @@ def test_in_flight_completions_go_on_with_newer_weights_that_their_tickets_allow
 def test_exact_versions_are_waited_for():
   """A ticket that asks for version 1 is not begun while one of version 0 runs."""
   tickets = [ticket("a", 0, 0), ticket("b", 1, 1)]
-  for update in (worker.BETWEEN_GROUPS, worker.IN_FLIGHT):
+  for update in (types.BETWEEN_GROUPS, types.IN_FLIGHT):
     learner, engine = Learner([tickets[0]], newest=1), Engine(slots=2, steps=4)
     later = collections.deque([[tickets[1]], None])
     first = learner.lease

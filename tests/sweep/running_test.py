@@ -101,7 +101,7 @@ def test_stopping_ends_what_runs_begins_nothing_more_and_goes_on_later(tmp_path)
   stub = Stub(both.wait, run001="wait", run002="wait")
   found, said = execute(made, tmp_path / "out", stub, stop=stop)
   assert found == ["finished", "interrupted", "interrupted", "waiting", "waiting"]
-  assert said.count("ending the runs at work") == 1 and "003" not in said
+  assert said.count("ending all running runs") == 1 and "003" not in said
   stub = Stub()
   assert execute(made, tmp_path / "out", stub)[0] == ["finished"] * 5
   assert sorted(stub.asked) == [("001", True), ("002", True), ("003", False), ("004", False)]
@@ -131,11 +131,11 @@ def test_a_run_at_work_and_a_second_command_are_noticed(tmp_path):
   with (out / made.runs[1].name / running.LOG).open("ab") as log:
     fcntl.flock(log, fcntl.LOCK_SH)
     assert running.status(made.runs[1], out) == "running"
-    with pytest.raises(ConfigError, match="001-seed=1: is at work already"):
+    with pytest.raises(ConfigError, match="001-seed=1 is running already"):
       execute(made, out, Stub())
   assert running.status(made.runs[1], out) == "failed"
   another = pytest.raises(ConfigError, match="another sweep command is at work")
-  with running.alone(out), another, running.alone(out):
+  with running.locked(out), another, running.locked(out):
     pass
 
 
@@ -194,7 +194,7 @@ def test_a_real_run_is_interrupted_and_goes_on_beside_another(tmp_path):
     begun.send_signal(signal.SIGINT)
     output, _ = begun.communicate(timeout=100)
     assert begun.returncode == 130, output
-    assert "1 interrupted, 1 waiting" in output and "the same command goes on" in output
+    assert "1 interrupted, 1 waiting" in output and "the same command continues" in output
     steps = len(train_rows(first))
     assert steps < 60 and (first / "checkpoints" / "steps" / str(steps)).exists()
     more = launch(*flags, "--parallel=2")
