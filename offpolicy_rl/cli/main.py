@@ -7,7 +7,7 @@
   offpolicy-rl watch   RUN|HOST:PORT                       a live run, local or remote
   offpolicy-rl sweep   --config=... --sweep=FILE.py        many runs of a card, and their summary
   offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
-  offpolicy-rl check   --config=...                        reads all prompts: which are left out, why
+  offpolicy-rl check   --config=...                        reads all prompts: what is left out, why
   offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
   offpolicy-rl report  --run_dir=RUN [--run_dir=RUN ...]   the page of a run, or of several compared
   offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       checks and copies a published checkpoint

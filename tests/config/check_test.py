@@ -138,7 +138,7 @@ def test_experts_are_split_evenly(tiny_config):
     (
       "task.max_completion_tokens=25000 transport.max_message_mb=2",
       "transport.max_message_mb: got 2, expected at least 3: a prompt of 4 tokens must fit, and "
-      "so have 4 completions of 25000 tokens",
+      "so must 4 completions of 25000 tokens",
     ),
     (
       "task.max_prompt_tokens=2000000 transport.max_message_mb=7",
@@ -216,7 +216,7 @@ def test_the_command_line_refuses_before_anything_starts(tmp_path):
       "task.data_dir: got 'train.jsonl', expected a file",
     ),
     (["learner"], "--config: missing"),
-    (["learner", "--config=configs/gsm8k.py"], "--config: configs/gsm8k.py is for other files"),
+    (["learner", "--config=configs/gsm8k.py"], "--config: configs/gsm8k.py is only a base for other files"),
     (["learner", "--config=nowhere.py"], "--config: no file nowhere.py"),
     (["learner", "--config=configs/test.py", "--resume"], "--run_dir: missing"),
     (["sampler", "--learner=x:1", "--config.seed=1"], "a sampler is configured by its learner"),
