@@ -216,7 +216,10 @@ def test_the_command_line_refuses_before_anything_starts(tmp_path):
       "task.data_dir: got 'train.jsonl', expected a file",
     ),
     (["learner"], "--config: missing"),
-    (["learner", "--config=configs/gsm8k.py"], "--config: configs/gsm8k.py is only a base for other files"),
+    (
+      ["learner", "--config=configs/gsm8k.py"],
+      "--config: configs/gsm8k.py is only a base for other files",
+    ),
     (["learner", "--config=nowhere.py"], "--config: no file nowhere.py"),
     (["learner", "--config=configs/test.py", "--resume"], "--run_dir: missing"),
     (["sampler", "--learner=x:1", "--config.seed=1"], "a sampler is configured by its learner"),
