@@ -20,7 +20,7 @@ ALLOWED = {
   "losses": BASE,
   "replay": BASE,
   "transport": BASE | {"files"},
-  "config": {"losses", "model", "replay", "tasks", "transport"},
+  "config": BASE | {"losses", "model", "replay", "tasks", "transport"},
   "observe": BASE | {"config", "system"},
   "report": {"config", "observe"},
   "evaluation": BASE | {"tasks"},
