@@ -62,7 +62,7 @@ class Learner:
     self._limits = packing.Limits(packing.PADDED, PROMPT, COMPLETION, PROMPT + COMPLETION)
     optimizer = state_lib.make_optimizer(learning_rate=1e-6, num_steps=1000)
     platform = jax.default_backend()
-    form = attention.best(
+    form = attention.training_kernel(
       platform, compute_dtype=config.compute_dtype, head_dim=config.head_dim, shares_prompts=False
     )
     config = dataclasses.replace(config, remat=remat, attention=form)

@@ -1,6 +1,6 @@
 """Files and directories that are complete or absent, and Orbax's writers and readers.
 
-JAX and Orbax are imported where they are used: looking at a run's directory needs neither.
+JAX and Orbax are imported where they are used: reading a run's directory needs neither.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def sync(path: pathlib.Path) -> None:
 
 
 def make_unique(parent: pathlib.Path, name: str) -> pathlib.Path:
-  """Makes the directory `name` in `parent`, or `name`-2, ..., that nobody else has or makes."""
+  """Creates the directory `name` in `parent`, or `name`-2, ..., if others have that name."""
   parent.mkdir(parents=True, exist_ok=True)
   for i in itertools.count(1):
     path = parent / (name if i == 1 else f"{name}-{i}")
@@ -57,10 +57,9 @@ def make_unique(parent: pathlib.Path, name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def new_directory(target: pathlib.Path) -> Generator[pathlib.Path]:
-  """A directory to fill, which becomes `target` at the end, or is removed when that fails.
+  """A directory to fill, which becomes `target` at the end, or is removed on an error.
 
-  Raises:
-    FileExistsError: something else has become `target` meanwhile; says where the directory is.
+  FileExistsError if something else has become `target` meanwhile; it says where the directory is.
   """
   target.parent.mkdir(parents=True, exist_ok=True)
   partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -83,7 +82,7 @@ def _rename(partial: pathlib.Path, target: pathlib.Path) -> None:
       raise
     kept = make_unique(target.parent, target.name)
     partial.rename(kept)
-    raise FileExistsError(f"{target}: came to be meanwhile; what was made is in {kept}") from None
+    raise FileExistsError(f"{target}: appeared meanwhile; the result is in {kept}") from None
 
 
 def copy_matching(source: epath.PathLike, to: pathlib.Path, patterns: Iterable[str]) -> None:
@@ -94,8 +93,8 @@ def copy_matching(source: epath.PathLike, to: pathlib.Path, patterns: Iterable[s
   for pattern in patterns:
     # Not by epath's glob, which takes `[` in the directory's name for a pattern, too.
     folder, _, name = pattern.rpartition("/")
-    there = epath.Path(source) / folder
-    for path in there.iterdir() if there.is_dir() else ():
+    directory = epath.Path(source) / folder
+    for path in directory.iterdir() if directory.is_dir() else ():
       if fnmatch.fnmatchcase(path.name, name) and not path.is_dir():
         (to / folder).mkdir(exist_ok=True)
         path.copy(to / folder / path.name)
@@ -127,8 +126,8 @@ def _process_options(name: str) -> dict:
   if jax.process_count() == 1:
     return {}
   return {
-    # Naming the processes makes them wait by the coordination service. Orbax's other way is a
-    # program on the devices, which must not run beside a training step.
+    # With named processes they wait by the coordination service, else by a program on the devices,
+    # which must not run beside a training step.
     "multiprocessing_options": ocp.options.MultiprocessingOptions(
       active_processes=set(range(jax.process_count())), barrier_sync_key_prefix=name
     ),
@@ -137,11 +136,11 @@ def _process_options(name: str) -> dict:
 
 
 def orbax_path(path: AnyPath) -> AnyPath:
-  """A path to a directory without wildcards in it: the directory's, or that of a link to it.
+  """A path without wildcards to a directory: its own, or that of a link to it.
 
-  Orbax looks for its files by etils' glob, which takes the whole path for the pattern: with "[b]"
-  in it a checkpoint is written that can't be read. The link's name follows from the path, as
-  several processes must use the same one.
+  Orbax finds its files by etils' glob, which takes the whole path for the pattern: with "[b]" in
+  it, a checkpoint is written that can't be read. The link's name follows from the path, as several
+  processes must use the same one.
 
   Raises:
     OSError: something else has the link's name.

@@ -25,7 +25,7 @@ def heldout_metrics(groups: Sequence[types.FinishedGroup], k: int) -> dict[str, 
   """Accuracies over problems: greedy, pass@1 and pass@k of the sampled completions.
 
   `heldout/pass@1_stderr` is the standard error over problems. A completion is right if its verdict
-  is exactly 1. It is wrong, and counted, if its verifier failed; so is a problem that no sampler
+  is exactly 1. One whose verifier failed is wrong, and counted; so is a problem that no sampler
   could answer (heldout/unanswered).
   """
   greedy = [float(_correct(g)[0]) for g in groups if g.ticket.temperature == 0]
@@ -66,7 +66,7 @@ class Estimate(NamedTuple):
 
 
 def estimates(problems: Sequence[Verdicts], ks: Sequence[int], *, seed: int) -> list[Estimate]:
-  """greedy, pass@k of every k, and maj@k of every k > 1, with `intervals` over problems."""
+  """greedy, pass@k for every k, and maj@k for every k > 1, with `intervals` over problems."""
   per_problem = {"greedy": [float(p.greedy) for p in problems]}
   for k in ks:
     per_problem[f"pass@{k}"] = [pass_at_k(len(p.correct), sum(p.correct), k) for p in problems]
@@ -84,14 +84,14 @@ def intervals(
   """Intervals of means over problems drawn from a larger set, by the Bayesian bootstrap.
 
   Every draw weighs the problems by a Dirichlet distribution (Rubin, "The Bayesian Bootstrap",
-  1981), to which half a problem of value 0 and half a problem of value 1 are added. For values of 0
-  and 1 this is the interval of Jeffreys (Brown, Cai & DasGupta, "Interval Estimation for a Binomial
+  1981), with half a problem of value 0 and half a problem of value 1 added. For values of 0 and 1
+  this is the interval of Jeffreys (Brown, Cai & DasGupta, "Interval Estimation for a Binomial
   Proportion", 2001). So it has a width even if all problems were solved, or none, and stays in
   [0, 1]; it always contains the mean.
 
   Args:
     values: [statistics, problems] in [0, 1].
-    draws: the same for all M statistics.
+    draws: the same for all statistics.
 
   Returns:
     float64 [statistics, 2]: low, high.

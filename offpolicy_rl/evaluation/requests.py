@@ -57,7 +57,7 @@ class EvaluationRequests:
     self._pending: collections.deque[Request] = collections.deque()
 
   def request(self, phase: str, *, version: int, step: int) -> None:
-    """Asks for an evaluation of `version`, to be answered before any training ticket."""
+    """Requests an evaluation of `version`, to be answered before any training ticket."""
     requested = tickets(
       self._examples,
       name=f"{phase}-{version}",
@@ -75,7 +75,7 @@ class EvaluationRequests:
     return [request._asdict() for request in self._pending]
 
   def collect(self, timeout: float = 0.0) -> bool:
-    """Writes the results that are complete; True when none is pending any more."""
+    """Writes complete results; returns whether none is pending any more."""
     while self._pending:
       request = self._pending[0]
       groups = self._ledger.take(request.ticket_ids, timeout)

@@ -16,45 +16,45 @@ _SPACE_BESIDE_SIGNS = re.compile(r"(?<=[^\w\s])\s+|\s+(?=[^\w\s\\])")
 
 
 def final_answer(text: str, *, finished: bool = True) -> str | None:
-  r"""The answer of a completion, in a form in which equal answers are equal texts.
+  r"""The answer of a completion, as a text that is equal for equal answers.
 
-  Two completions vote together when these texts are equal, so this is an equivalence. It is that of
-  the verifier `numeric` where both answer with a number (`extraction.number`): the text is then the
-  reduced fraction. Otherwise it is the marked text in the spelling of `forms.canonical` (1, 2 and
-  \{2, 1\} are the same, as for `math_verify`; expressions only as they are written), or else the
-  last line; words in lower case, without spaces and punctuation that don't matter. A number and a
-  text never vote together: (-\infty, 3) and 2\sqrt{3} are texts.
+  Two completions vote together if their texts are equal. If both answer with a number
+  (`extraction.number`), they are equal when the verifier `numeric` accepts them as equal: the text
+  is the reduced fraction. Otherwise it is the marked text in the spelling of `forms.canonical` (1,
+  2 and \{2, 1\} are equal, as for `math_verify`; expressions only as written), or else the last
+  line; in lower case, without meaningless spaces and punctuation. A number and a text never vote
+  together: (-\infty, 3) and 2\sqrt{3} are texts.
 
-  None = no answer: nothing was said, or the completion was cut, or it ends in a thought.
+  None = no answer: the completion is empty, was cut, or ends in a thought.
   """
-  said = thoughts.removed(text) if finished else None
-  if said is None:
+  answer = thoughts.removed(text) if finished else None
+  if answer is None:
     return None
-  number = extraction.number(said)
+  number = extraction.number(answer)
   if number is not None:
     return str(number)
-  marked = extraction.marked(said)
+  marked = extraction.marked_answer(answer)
   if marked is not None:
     return _plain(marked, forms.canonical(forms.parse(marked)), around=_AROUND_FORMULAS)
-  last = (said.strip().splitlines() or [""])[-1]
+  last = (answer.strip().splitlines() or [""])[-1]
   normal = latex.normal(last) if len(last) <= numerals.LONGEST else last
   return _plain(last, normal.casefold(), around=_AROUND_WORDS)
 
 
-def _plain(said: str, text: str, *, around: str) -> str | None:
+def _plain(marked: str, text: str, *, around: str) -> str | None:
   text = _SPACE_BESIDE_SIGNS.sub("", " ".join(text.translate(_UNMARKED).split()))
   bare = text.strip(around)
   # 5! without its sign would look like the number 5.
-  return (said.strip() if _NUMBER.fullmatch(bare) else bare) or None
+  return (marked.strip() if _NUMBER.fullmatch(bare) else bare) or None
 
 
 def vote(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
-  """Probability that the answer given most often is right, in [0, 1].
+  """Probability that the most frequent answer is right, in [0, 1].
 
-  Completions without an answer have no vote; when nobody has one the vote is lost. A tie is decided
-  by lot among the answers with most votes, which counts here with its expected value, so that no
-  order matters. Completions of one answer that the verifier judged differently count by their
-  share.
+  Completions without an answer have no vote; without any vote the result is 0. A tie is decided by
+  lot among the answers with most votes, which counts here with its expected value, so that the
+  order does not matter. Completions of one answer that the verifier judged differently count by
+  their share.
   """
   ballots = collections.defaultdict(list)
   for answer, right in zip(answers, correct, strict=True):
@@ -69,7 +69,7 @@ def vote(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
 def majority_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
   """maj@k (self-consistency, Wang et al., arXiv 2203.11171): a vote among k completions.
 
-  The mean over the n // k disjoint sets of k consecutive ones among n: unbiased, because the
+  The mean over the n // k disjoint sets of k consecutive ones among n; unbiased, because the
   samples of a problem are exchangeable.
   """
   if not 1 <= k <= len(answers):

@@ -1,4 +1,4 @@
-"""What a decoder is, as data."""
+"""The configuration of a decoder."""
 
 import dataclasses
 

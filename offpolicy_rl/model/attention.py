@@ -40,7 +40,9 @@ class LayerView(NamedTuple):
   is_local: jax.Array | None  # bool, where some layers see a window only
 
 
-def best(platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bool) -> str:
+def training_kernel(
+  platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bool
+) -> str:
   """The kernel for training on a mesh of this platform ("cpu", "gpu", "tpu")."""
   if platform == "tpu" and not shares_prompts:
     return SPLASH
@@ -50,7 +52,7 @@ def best(platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bo
   return PLAIN
 
 
-def best_for_decoding(
+def decoding_kernel(
   platform: str, config: DecoderConfig, *, page_tokens: int, table_entries: int, shards: int
 ) -> str:
   """The kernel for decoding from a cache on a mesh of this platform.
@@ -82,11 +84,7 @@ def attend(
   view: LayerView,
   config: DecoderConfig,
 ) -> jax.Array:
-  """Grouped-query attention -> [B, T, H, C].
-
-  Args:
-    view: its segments are None where there is a cache.
-  """
+  """Grouped-query attention -> [B, T, H, C]; `view` has no segments if there is a cache."""
   if config.attention in (SPLASH, SPLASH_INTERPRETED) and view.segments_BxT is not None:
     return _splash(q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, view, config)
   visible = view.visible_BxTxS
@@ -166,9 +164,8 @@ def _by_shard(kernel, q, k, v, segments, *more):
   kv_heads = sharding.spec("batch", "kv_heads", None, None)
   rows, scalars = sharding.spec("batch", None), [sharding.spec() for _ in more]
   specs = (heads, kv_heads, kv_heads, rows, *scalars)
-  return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)(
-    q, k, v, segments, *more
-  )
+  split = jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)
+  return split(q, k, v, segments, *more)
 
 
 def _kernel(config, window: int, q_BxHxTxC, k_BxKxTxC, v_BxKxTxC, segments_BxT):

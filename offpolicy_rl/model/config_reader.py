@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 class Kind(NamedTuple):
   """A condition on a value."""
 
-  words: str
+  expected: str
   holds: Callable[[Any], bool]
   stand_in: Any = 2  # returned for a bad value, so that reading goes on and finds more
 
@@ -45,15 +45,15 @@ class Reader:
     """The value, or a stand-in after noting that it is wrong."""
     if kind.holds(value):
       return value
-    self.refuse(name, value, kind.words)
+    self.refuse(name, value, kind.expected)
     return kind.stand_in
 
   def refuse(self, key: str, value: Any, expected: str) -> None:
     """Notes a value that the decoder does not support."""
-    self.problems.append(f"{key}: got {shown(value)}, supported: {expected}")
+    self.problems.append(f"{key}: got {abbreviate(value)}, supported: {expected}")
 
 
-def shown(value: Any) -> str:
+def abbreviate(value: Any) -> str:
   """A value as error messages show it."""
   text = repr(value)
   return text if len(text) <= 100 else f"{text[:97]}..."
@@ -66,5 +66,5 @@ def parse(text: str) -> dict:
   except (ValueError, RecursionError) as error:
     raise ValueError(f"no JSON: {error}") from None
   if not isinstance(keys, dict):
-    raise ValueError(f"got {shown(keys)}, expected an object")
+    raise ValueError(f"got {abbreviate(keys)}, expected an object")
   return keys

@@ -20,25 +20,17 @@ PARAM_AXES = {
   "embedding": ("vocab", "embed"),
   "unembedding": ("embed", "vocab"),
   "final_norm": (None,),
-  "attention_norm": (None, None),
-  "mlp_norm": (None, None),
-  "post_attention_norm": (None, None),
-  "post_mlp_norm": (None, None),
-  "q_norm": (None, None),
-  "k_norm": (None, None),
+  **dict.fromkeys(("attention_norm", "mlp_norm", "q_norm", "k_norm"), (None, None)),
+  **dict.fromkeys(("post_attention_norm", "post_mlp_norm"), (None, None)),
   "w_q": (None, "embed", "heads", None),
-  "w_k": (None, "embed", "kv_heads", None),
-  "w_v": (None, "embed", "kv_heads", None),
+  **dict.fromkeys(("w_k", "w_v"), (None, "embed", "kv_heads", None)),
   "b_q": (None, "heads", None),
-  "b_k": (None, "kv_heads", None),
-  "b_v": (None, "kv_heads", None),
+  **dict.fromkeys(("b_k", "b_v"), (None, "kv_heads", None)),
   "w_o": (None, "heads", None, "embed"),
-  "w_gate": (None, "embed", "mlp"),
-  "w_up": (None, "embed", "mlp"),
+  **dict.fromkeys(("w_gate", "w_up"), (None, "embed", "mlp")),
   "w_down": (None, "mlp", "embed"),
   "router": (None, "embed", None),
-  "experts_gate": (None, "expert", "embed", "mlp"),
-  "experts_up": (None, "expert", "embed", "mlp"),
+  **dict.fromkeys(("experts_gate", "experts_up"), (None, "expert", "embed", "mlp")),
   "experts_down": (None, "expert", "mlp", "embed"),
 }
 PARAM_AXES |= lora.param_axes(PARAM_AXES) | int8.param_axes(PARAM_AXES)
@@ -98,7 +90,7 @@ class Block(nnx.Module):
     if c.int8_weights:
       for name, summed in int8.SUMMED_AXES.items():
         if hasattr(self, name):
-          integers, scale = int8.pair(getattr(self, name)[...], summed)
+          integers, scale = int8.quantize_matrix(getattr(self, name)[...], summed)
           setattr(self, name, nnx.Param(integers))
           setattr(self, name + int8.SCALE, nnx.Param(scale))
 
@@ -336,6 +328,5 @@ def _views(
     return everything, None
   turns = rope.frequencies(c.local_rope_theta, c.head_dim, c.local_rope_scaling)
   visible = visible if visible is None else visible & (behind < c.sliding_window)
-  return everything, everything._replace(
-    visible_BxTxS=visible, angle_BxTxR=rope.angles(positions_BxT, turns)
-  )
+  angles = rope.angles(positions_BxT, turns)
+  return everything, everything._replace(visible_BxTxS=visible, angle_BxTxR=angles)

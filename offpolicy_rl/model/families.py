@@ -94,9 +94,7 @@ FAMILIES = {
 }
 _ACTIVATIONS = dict.fromkeys(("silu", "swish"), "silu")
 _ACTIVATIONS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_new"), "gelu_tanh")
-_ACTIVATION = Kind(
-  ", ".join(_ACTIVATIONS), lambda x: isinstance(x, str) and x in _ACTIVATIONS, "silu"
-)
+_ACTIVATION = Kind(", ".join(_ACTIVATIONS), lambda x: x in [*_ACTIVATIONS], "silu")
 
 
 # Keys that do not change what a forward pass computes: of the configuration itself
@@ -164,12 +162,9 @@ def parse(text: str) -> dict:
 
 
 def read(keys: dict) -> DecoderConfig:
-  """The architecture that a parsed config.json describes.
+  """The architecture that a parsed config.json describes; keys listed under `IGNORED` are skipped.
 
-  Unknown keys listed under `IGNORED` are passed over.
-
-  Raises:
-    UnsupportedModel: lists every key that is unknown or asks for something unsupported.
+  UnsupportedModel lists every key that is unknown or asks for something unsupported.
   """
   name = keys.get("model_type")
   if not isinstance(name, str) or name not in FAMILIES:
@@ -177,7 +172,7 @@ def read(keys: dict) -> DecoderConfig:
       "; models of images and text are not, nor their text part" * ("text_config" in keys)
     )
     raise UnsupportedModel(
-      f"config.json: model_type: got {config_reader.shown(name)}, supported: {supported}"
+      f"config.json: model_type: got {config_reader.abbreviate(name)}, supported: {supported}"
     )
   r = Reader(keys, FAMILIES[name])
   config = _config(r)
@@ -235,8 +230,7 @@ def _check_shapes(r: Reader, config: DecoderConfig) -> None:
 
 
 def _other_keys(r: Reader, layers: int) -> dict:
-  """Fields of models in which every layer sees all tokens."""
-  theta, scaling = rope_keys.of_all_layers(r)
+  theta, scaling = rope_keys.shared_rotation(r)
   r.seen.add("layer_types")
   kinds = r.keys.get("layer_types")
   if kinds not in (None, [FULL] * layers):
@@ -248,9 +242,10 @@ def _other_keys(r: Reader, layers: int) -> dict:
 
 def _gemma_keys(r: Reader, layers: int) -> dict:
   version = r.family.gemma
-  full, local = [rope_keys.of_all_layers(r)] * 2 if version == 2 else rope_keys.of_gemma3(r)
+  is_3 = version == 3
+  full, local = rope_keys.gemma3_rotations(r) if is_3 else [rope_keys.shared_rotation(r)] * 2
   cap = r.get("attn_logit_softcapping", POSITIVE)
-  if version == 3 and cap:  # transformers reads the key and does nothing
+  if is_3 and cap:  # transformers reads the key and does nothing
     r.refuse("attn_logit_softcapping", cap, "None")
   window = r.get("sliding_window", SIZE)
   # hidden_activation counts instead, and in Gemma 2 every second layer is local.

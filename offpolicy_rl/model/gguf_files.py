@@ -74,7 +74,7 @@ class GgufFile:
       self._reader = gguf.GGUFReader(path)
       self._metadata = {key: field.contents() for key, field in self._reader.fields.items()}
     except Exception as error:  # it raises whatever its parsing runs into
-      raise GgufError(f"{path}: no whole GGUF file: {error}") from None
+      raise GgufError(f"{path}: no complete GGUF file: {error}") from None
     self.architecture = self.get("general.architecture")
     if not isinstance(self.architecture, str) or self.architecture not in _ARCHITECTURES:
       raise GgufError(
@@ -101,7 +101,7 @@ class GgufFile:
       families.UnsupportedModel: a size is out of range.
     """
     prefix = f"{self.architecture}."
-    given = {k.removeprefix(prefix): k for k in self._metadata if k.startswith(prefix)}
+    present = {k.removeprefix(prefix): k for k in self._metadata if k.startswith(prefix)}
     scaling = self.get(prefix + _SCALING, "none")
     rows = {tensor.name: int(tensor.shape[-1]) for tensor in self._reader.tensors}
     if scaling != "none":
@@ -114,10 +114,10 @@ class GgufFile:
     if "token_embd.weight" not in rows:
       raise GgufError(f"{self._path}: tensor 'token_embd.weight' missing")
     known = {*_KEYS.values(), *_OPTIONAL.values(), *_HARMLESS, *_HEAD_DIMS, _SCALING}
-    unknown = sorted(given[key] for key in given.keys() - known)
+    unknown = sorted(present[key] for key in present.keys() - known)
     if unknown:
       raise GgufError(f"{self._path}: unknown keys {unknown}")
-    keys = _KEYS | {name: key for name, key in _OPTIONAL.items() if key in given}
+    keys = _KEYS | {name: key for name, key in _OPTIONAL.items() if key in present}
     config = {name: self.get(prefix + key) for name, key in keys.items()}
     # Missing sizes follow from the others, as in a config.json of Qwen2.
     sizes = families.read({"num_key_value_heads": None} | config | {"model_type": "qwen2"})
@@ -131,7 +131,7 @@ class GgufFile:
       "torch_dtype": "float32",
     }
     for key in _HEAD_DIMS:
-      if key in given and self.get(prefix + key) != sizes.head_dim:
+      if key in present and self.get(prefix + key) != sizes.head_dim:
         raise GgufError(
           f"{self._path}: {prefix}{key}: got {self.get(prefix + key)}, supported: "
           f"{sizes.head_dim}, the channels of a head"
@@ -154,7 +154,9 @@ class GgufFile:
     heads = self.get("llama.attention.head_count")
     if ".k_proj." in name:
       heads = self.get("llama.attention.head_count_kv", heads)
-    return _half_split(values, heads)
+    # Pairs of rows are interleaved -> first halves of all pairs, then second halves.
+    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(values.shape)
 
   def _published(self, name: str) -> str:
     parts = re.fullmatch(r"(?:blk\.(\d+)\.)?(.*?)(?:\.(\w+))?", name, re.S)
@@ -164,9 +166,3 @@ class GgufFile:
     if not place or kind not in ("weight", "bias") or (layer is None) == ("{}" in place):
       raise GgufError(f"{self._path}: tensor {name!r} has no place in {self.architecture}")
     return f"{place.format(layer)}.{kind}"
-
-
-def _half_split(rows: np.ndarray, heads: int) -> np.ndarray:
-  """Rows of a projection: interleaved pairs -> first halves of all pairs, then second halves."""
-  pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
-  return pairs.swapaxes(1, 2).reshape(rows.shape)

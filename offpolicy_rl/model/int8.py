@@ -26,7 +26,7 @@ def param_axes(axes: dict[str, tuple]) -> dict[str, tuple]:
   }
 
 
-def pair(w: jax.Array, summed: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def quantize_matrix(w: jax.Array, summed: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
   """(integers, scales of the same rank) of a matrix."""
   w32 = w.astype(jnp.float32)
   scale = jnp.max(jnp.abs(w32), axis=summed, keepdims=True) / 127
@@ -40,5 +40,7 @@ def quantize(params: dict) -> dict:
   blocks = dict(params["blocks"])
   for name, summed in SUMMED_AXES.items():
     if name in blocks:
-      blocks[name], blocks[name + SCALE] = pair(blocks[name], tuple(i + 1 for i in summed))
+      blocks[name], blocks[name + SCALE] = quantize_matrix(
+        blocks[name], tuple(i + 1 for i in summed)
+      )
   return params | {"blocks": blocks}

@@ -76,10 +76,8 @@ def merge(config: DecoderConfig, base: dict, adapters: dict) -> dict:
     base: parameters of `base_config(config)` in any dtype, which the result keeps; sums in float32.
   """
   blocks, pairs = base["blocks"], adapters["blocks"]
-  merged = {
-    name: _merged(blocks[name], pairs[name + A], pairs[name + B], scale(config))
-    for name in config.lora_targets
-  }
+  names, factor = config.lora_targets, scale(config)
+  merged = {x: _merged(blocks[x], pairs[x + A], pairs[x + B], factor) for x in names}
   return base | {"blocks": blocks | merged}
 
 
@@ -87,7 +85,6 @@ def merge(config: DecoderConfig, base: dict, adapters: dict) -> dict:
 def _merged(w, a, b, factor):
   layers, rank = b.shape[:2]
   # In full precision: rounding the product to bfloat16 would lose small updates.
-  product = jnp.matmul(
-    a.reshape(layers, -1, rank), b.reshape(layers, rank, -1), precision=jax.lax.Precision.HIGHEST
-  )
+  a, b = a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
+  product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
   return (w + factor * product.reshape(w.shape)).astype(w.dtype)

@@ -59,9 +59,8 @@ def extend_and_attend(
   rows, heads, pool = spec("batch"), spec("batch", "heads", None), (None, None, "kv_heads")
   new, pool = spec("batch", "kv_heads", None), spec(*pool, None, None)
   specs = (spec(None), spec("batch", None), rows, rows, heads, new, new, pool, pool)
-  return jax.shard_map(kernel, in_specs=specs, out_specs=(heads, pool, pool), check_vma=False)(
-    *arrays
-  )
+  out = (heads, pool, pool)
+  return jax.shard_map(kernel, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
 
 
 def _call(config, layer_1, tables_BxZ, first_B, last_B, q_BxHxC, k_BxKxC, v_BxKxC, *pool):
@@ -103,8 +102,6 @@ def _call(config, layer_1, tables_BxZ, first_B, last_B, q_BxHxC, k_BxKxC, v_BxKx
 
 
 class _Refs(NamedTuple):
-  """The arguments of a row's program; scalars first."""
-
   layer: jax.Array  # [1]
   tables: jax.Array  # [B * Z]
   first: jax.Array  # [B], tokens
@@ -142,7 +139,6 @@ def _page_number(r: _Refs, row, at):
 
 
 def _copy_block(r: _Refs, row, *, number, side, act):
-  """Starts or awaits the copies of the pages of a row's block into a buffer."""
   block = r.buffers[0].shape[1]
   begin, end = _reach(r, row)
   begin += number * block
@@ -164,7 +160,6 @@ def _tile(r: _Refs, row):
 
 
 def _write_tile(r: _Refs, row, act):
-  """Starts or awaits the copies of a row's tile to the pool."""
   page = _page_number(r, row, _reach(r, row)[1] - 1)
   for kind, pool in enumerate((r.k_pool, r.v_pool)):
     target = pool.at[r.layer[0], page, :, _tile(r, row)]

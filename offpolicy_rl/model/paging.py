@@ -146,8 +146,6 @@ def attend(
 
 
 class _Softmax(NamedTuple):
-  """The running softmax over the pages visited so far."""
-
   top: jax.Array  # [B, K, J, T], the largest score
   total: jax.Array  # [B, K, J, T], sum of exp(score - top)
   values: jax.Array  # [B, K, J, T, C], weighted by these

@@ -134,7 +134,6 @@ def token_stats(
     return _stats(decoder.logits(config, output, hidden), targets, temperature)
 
   def stats_of_rows(output, hidden, targets) -> TokenStats:
-    """Chunk by chunk, for the rows of one device."""
     again = jax.checkpoint(stats_of_columns)
     parts = (_columns(hidden, chunk), _columns(targets, chunk))
     _, stats = jax.lax.scan(lambda _, part: (None, again(output, *part)), None, parts)
@@ -162,6 +161,6 @@ def router_loads(
 
 
 def _columns(x: jax.Array, chunk: int) -> jax.Array:
-  """[B, T, ...] -> [T / chunk, B, chunk, ...], padded at the end."""
+  """[B, Q, ...] -> [Q / chunk, B, chunk, ...], padded at the end."""
   padded = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk), *[(0, 0)] * (x.ndim - 2)])
   return padded.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)

@@ -63,11 +63,9 @@ class _Place(NamedTuple):
 
   @property
   def stacked(self) -> int:
-    """Number of our leading axes that stack several of their tensors."""
-    return self.name.count("{")
+    return self.name.count("{")  # leading axes of ours that stack tensors of theirs
 
   def names(self, indices: Sequence[Iterable[int]]) -> list[str]:
-    """Names of their tensors at these indices of the stacked axes, in order."""
     every = itertools.product(*indices)
     return [self.name.format(**dict(zip(("layer", "expert"), at, strict=False))) for at in every]
 
@@ -82,12 +80,8 @@ _PLACES = {
   "unembedding": _Place("lm_head.weight", _TRANSPOSED),
   "final_norm": _Place("model.norm.weight", _VECTOR),
   "blocks/attention_norm": _Place("model.layers.{layer}.input_layernorm.weight", _VECTOR),
-  "blocks/w_q": _Place(_ATTENTION + "q_proj.weight", _PER_HEAD),
-  "blocks/w_k": _Place(_ATTENTION + "k_proj.weight", _PER_HEAD),
-  "blocks/w_v": _Place(_ATTENTION + "v_proj.weight", _PER_HEAD),
-  "blocks/b_q": _Place(_ATTENTION + "q_proj.bias", ((0, 1),)),
-  "blocks/b_k": _Place(_ATTENTION + "k_proj.bias", ((0, 1),)),
-  "blocks/b_v": _Place(_ATTENTION + "v_proj.bias", ((0, 1),)),
+  **{f"blocks/w_{x}": _Place(f"{_ATTENTION}{x}_proj.weight", _PER_HEAD) for x in "qkv"},
+  **{f"blocks/b_{x}": _Place(f"{_ATTENTION}{x}_proj.bias", ((0, 1),)) for x in "qkv"},
   "blocks/q_norm": _Place(_ATTENTION + "q_norm.weight", _VECTOR),
   "blocks/k_norm": _Place(_ATTENTION + "k_norm.weight", _VECTOR),
   "blocks/w_o": _Place(_ATTENTION + "o_proj.weight", ((2,), (0, 1))),
@@ -132,14 +126,12 @@ def _their_index(place: _Place, index: tuple[slice, ...], shape) -> tuple[slice,
 
 
 def _to_ours(place: _Place, theirs: np.ndarray, index, shape) -> np.ndarray:
-  """A slice of their tensor -> the same slice of ours."""
   order = [axis for group in place.axes for axis in group]
   sizes = [len(range(*index[axis].indices(shape[axis]))) for axis in order]
   return theirs.reshape(sizes).transpose(np.argsort(order))
 
 
 def _to_theirs(place: _Place, ours: np.ndarray) -> np.ndarray:
-  """One tensor of our parameter, without stacked axes -> theirs."""
   order = [axis for group in place.axes for axis in group]
   return np.ascontiguousarray(ours.transpose(order).reshape(_their_shape(place, ours.shape)))
 
@@ -172,7 +164,7 @@ class Checkpoint:
         file = safetensors.safe_open(path, "np")
       except (safetensors.SafetensorError, OSError, ValueError) as error:
         pointer = "; it is a pointer of Git LFS, `git lfs pull` gets the file" * _is_pointer(path)
-        raise PretrainedError(f"{path}: no whole safetensors file: {error}{pointer}") from None
+        raise PretrainedError(f"{path}: no complete safetensors file: {error}{pointer}") from None
       for name in file.keys():  # noqa: SIM118
         if name in slices:
           raise PretrainedError(
@@ -182,7 +174,6 @@ class Checkpoint:
     return slices
 
   def _check(self) -> dict[str, str]:
-    """Tensor name -> numpy dtype."""
     problems, dtypes = [], {}
     if not self.shapes.keys() & self._slices.keys():
       raise PretrainedError(
@@ -238,7 +229,6 @@ class Checkpoint:
   def _read(
     self, place: _Place, shape: tuple[int, ...], index: tuple[slice, ...] | None, dtype: DTypeLike
   ) -> np.ndarray:
-    """A slice of our parameter."""
     assert index is not None
     cut = [range(size)[part] for size, part in zip(shape, index, strict=True)]
     ours = np.empty([len(part) for part in cut], dtype)
@@ -260,30 +250,27 @@ def weight_files(directory: pathlib.Path | epath.Path) -> list[str]:
     PretrainedError: a file is missing, the index names none, or there is an adapter, with which
       transformers would read another model.
   """
-  there = {path.name for path in directory.iterdir()}
-  if _ADAPTER in there:
+  files = {path.name for path in directory.iterdir()}
+  if _ADAPTER in files:
     raise PretrainedError(
       f"{directory / _ADAPTER}: adapters are not read, expected a model into which they are merged "
       "(merge_and_unload of the package peft), without this file"
     )
   names = [SINGLE]
-  if SINGLE not in there and INDEX in there:
+  if SINGLE not in files and INDEX in files:
+    key = f"{directory / INDEX}: weight_map"
     of_tensors = _read_json(directory / INDEX).get("weight_map")
     if not isinstance(of_tensors, dict) or not of_tensors:
-      raise PretrainedError(
-        f"{directory / INDEX}: weight_map: got {config_reader.shown(of_tensors)}, expected an "
-        "object of tensor names and file names"
-      )
+      got = config_reader.abbreviate(of_tensors)
+      raise PretrainedError(f"{key}: got {got}, expected an object of tensor names and file names")
     for name, file in of_tensors.items():
       if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
-        raise PretrainedError(
-          f"{directory / INDEX}: weight_map.{name}: got {config_reader.shown(file)}, expected the "
-          "name of a *.safetensors file beside it"
-        )
+        expected = "expected the name of a *.safetensors file beside it"
+        raise PretrainedError(f"{key}.{name}: got {config_reader.abbreviate(file)}, {expected}")
     names = sorted(set(of_tensors.values()))
-  missing = [name for name in names if name not in there]
+  missing = [name for name in names if name not in files]
   if missing:
-    hints = [f"; {hint}" for pattern, hint in _HINTS.items() if fnmatch.filter(there, pattern)]
+    hints = [f"; {hint}" for pattern, hint in _HINTS.items() if fnmatch.filter(files, pattern)]
     raise PretrainedError(f"{directory}: files {missing} are missing{''.join(hints)}")
   return names
 
@@ -300,11 +287,7 @@ def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 def save(
   directory: pathlib.Path, config: DecoderConfig, params: policy.Params, dtypes: dict[str, str]
 ) -> None:
-  """Writes *.safetensors, and their index if there are several.
-
-  Args:
-    dtypes: their name -> numpy dtype of each tensor, e.g. `Checkpoint.dtypes`.
-  """
+  """Writes *.safetensors, and an index of several; `dtypes`: their name -> numpy dtype."""
   directory.mkdir(parents=True, exist_ok=True)
   shards: list[dict[str, Any]] = [{}]
   size = 0
@@ -325,10 +308,8 @@ def save(
     file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
     (directory / f"part-{number}").rename(directory / file)
     weight_map |= dict.fromkeys(names, file)
-  total = sum(
-    math.prod(shape) * jax.numpy.dtype(dtypes[name]).itemsize
-    for name, shape in tensor_shapes(config).items()
-  )
+  sizes = {name: math.prod(shape) for name, shape in tensor_shapes(config).items()}
+  total = sum(size * jax.numpy.dtype(dtypes[name]).itemsize for name, size in sizes.items())
   index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
   (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 

@@ -24,12 +24,9 @@ def make_mesh(
   *,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-  """Mesh of shape (data, fsdp, tensor, expert) over the first devices.
+  """Mesh of shape (data, fsdp, tensor, expert) over the first devices; ValueError if it needs more.
 
   Where all devices of a TPU are used, neighbours in the mesh are neighbours in its torus.
-
-  Raises:
-    ValueError: there are fewer devices than that.
   """
   devices = jax.devices() if devices is None else devices
   sizes = (data, fsdp, tensor, expert)

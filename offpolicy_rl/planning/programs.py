@@ -72,7 +72,7 @@ def decode(
   sizes = build.engine_sizes(
     config, group_size=config.learner.group_size, max_prompt_tokens=task.max_prompt_tokens
   )
-  model = engine.computed_on(model, sizes, mesh)
+  model = engine.with_attention(model, sizes, mesh)
   replicated = NamedSharding(mesh, PartitionSpec())
   heads = NamedSharding(mesh, sharding.spec(None, None, "kv_heads", None, None))
   shapes = policy.cast(model, policy.shapes(model))

@@ -1,6 +1,7 @@
 """Turns prompts into tickets, step by step, as soon as lag control admits them."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 
 SPARES = 8  # prompts of a group that can replace one that no sampler can answer
+_ID = re.compile(rf"{types.TRAIN}/(0|[1-9][0-9]*)/(0|[1-9][0-9]*)")
 _FIRST_SPARE = 1 << 31  # in the stream; group indices are uint32
 
 
@@ -24,17 +26,11 @@ def ticket_ids(step: int, prompts_per_step: int, lag: LagControl) -> list[str]:
 
 def _step_and_number(ticket_id: str) -> tuple[int, int] | None:
   """Inverse of `ticket_ids` for one id; None for any other."""
-  kind, _, rest = ticket_id.partition("/")
-  step, _, number = rest.partition("/")
-  if kind != types.TRAIN or not (step.isdecimal() and number.isdecimal()):
-    return None
-  if ticket_id != f"{types.TRAIN}/{int(step)}/{int(number)}":
-    return None
-  return int(step), int(number)
+  match = _ID.fullmatch(ticket_id)
+  return (int(match[1]), int(match[2])) if match else None
 
 
 def _parts(ticket: types.Ticket) -> tuple[int, int]:
-  """(step, number) of a training ticket."""
   parsed = _step_and_number(ticket.ticket_id)
   assert parsed is not None, ticket.ticket_id
   return parsed

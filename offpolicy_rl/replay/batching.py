@@ -10,11 +10,7 @@ from offpolicy_rl.replay.packing import Completion, Limits
 
 
 def make_batch(groups: list[types.FinishedGroup], limits: Limits, parts: int = 1) -> types.Batch:
-  """Lays out groups, in order, as `parts` equal parts.
-
-  Raises:
-    ValueError: a prompt or completion does not fit.
-  """
+  """Lays out groups, in order, as `parts` equal parts; ValueError if one does not fit."""
   rows = [(g, t) for g, group in enumerate(groups) for t in group.group.trajectories]
   prompts = [group.ticket.prompt_tokens for group in groups]
   batch = _batch([Completion(g, prompts[g], t.tokens) for g, t in rows], limits, parts)
@@ -34,7 +30,6 @@ def demonstration_batch(
 
 
 def _batch(completions: list[Completion], limits: Limits, parts: int) -> types.Batch:
-  """A batch with rows and masks, still without the numbers recorded when sampling."""
   count = len(completions) // parts
   divided = [completions[p * count : (p + 1) * count] for p in range(parts)]
   rows, places = packing.lay_out(divided, limits)
@@ -61,10 +56,8 @@ def lag_metrics(groups: list[types.FinishedGroup], step: int) -> dict:
   """
   versions = [np.concatenate([t.versions for t in g.group.trajectories]) for g in groups]
   lags = step - np.concatenate(versions)
-  arrivals = [
-    min(max(g.arrival_version, v.max()), step) for v, g in zip(versions, groups, strict=True)
-  ]
-  queue = step - np.repeat(arrivals, [v.size for v in versions])
+  arrivals = [max(g.arrival_version, v.max()) for v, g in zip(versions, groups, strict=True)]
+  queue = step - np.repeat(np.minimum(arrivals, step), [v.size for v in versions])
   return {
     "lag/mean": float(lags.mean()),
     "lag/max": int(lags.max()),

@@ -14,11 +14,7 @@ from offpolicy_rl import types
 
 
 def has_signal(group: types.Group) -> bool:
-  """Whether the verifier's verdicts on its completions differ.
-
-  Shaping for format and length is ignored: wrong answers of different lengths would look like
-  signal.
-  """
+  """Whether the verdicts on its completions differ; shaping for format and length is ignored."""
   verdicts = [t.verdict for t in group.trajectories]
   return min(verdicts) != max(verdicts)
 

@@ -40,10 +40,7 @@ class Leases:
     self._leases.setdefault(ticket_id, []).append(lease)
 
   def hear(self, sampler_id: str, tokens: Mapping[str, int | None], now: float) -> None:
-    """Extends the leases of a sampler that gave a sign of life.
-
-    `tokens`: ticket -> sampled so far; None = unknown.
-    """
+    """Extends the leases of a living sampler; `tokens`: ticket -> sampled so far, if known."""
     self._heard[sampler_id] = now
     for ticket_id, leases in self._leases.items():
       for lease in (lease for lease in leases if lease.sampler_id == sampler_id):

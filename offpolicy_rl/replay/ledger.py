@@ -72,10 +72,7 @@ class Ledger:
     self._counts = collections.Counter()
 
   def add(self, tickets: Iterable[types.Ticket], *, first: bool = False) -> None:
-    """Queues tickets in order; `first` puts them before all others (evaluation).
-
-    A ticket that was answered before a restart is finished at once.
-    """
+    """Queues tickets, `first` before all others; those answered before a restart are finished."""
     with self._changed:
       tickets = list(tickets)
       for ticket in tickets:
@@ -149,10 +146,7 @@ class Ledger:
     return chosen
 
   def heartbeat(self, sampler_id: str, tokens: Mapping[str, int]) -> None:
-    """Extends every lease of a sampler that is alive.
-
-    `tokens`: the sampler's tickets -> tokens sampled so far; see `lease` for `holding`.
-    """
+    """Extends a living sampler's leases; `tokens`: its tickets -> tokens so far, as for `lease`."""
     with self._changed:
       self._hear(sampler_id, tokens)
 
@@ -164,10 +158,7 @@ class Ledger:
     self._leases.hear(sampler_id, tokens, now)
 
   def _reclaim(self, sampler_id: str, ticket_id: str, now: float) -> None:
-    """Leases an open ticket to a sampler that has it already.
-
-    Its lease expired, or a learner that died since had granted it.
-    """
+    """Leases an open ticket to a sampler that has it, e.g. since before the learner restarted."""
     if ticket_id not in self._tickets or ticket_id in self._finished:
       return
     if self._leases.holds(sampler_id, ticket_id) or sampler_id in self._reasons.get(ticket_id, ()):
@@ -202,7 +193,6 @@ class Ledger:
         self._give_up(self._tickets[ticket_id], reasons)
 
   def _give_up(self, ticket: types.Ticket, reasons: Mapping[str, str]) -> None:
-    """Replaces a ticket that no sampler can answer, if there is a replacement."""
     why = "; ".join(f"{sampler_id}: {reason}" for sampler_id, reason in reasons.items())
     self._forget(ticket.ticket_id)
     self._counts["set_aside"] += 1
@@ -232,7 +222,6 @@ class Ledger:
       return queued
 
   def _check_leases(self) -> None:
-    """Queues tickets whose leases have expired, and once more those without progress."""
     now = self._clock()
     self._counts["expired"] += self._requeue(self._leases.expire(now))
     self._counts["reissued"] += self._requeue(self._leases.stuck(now - self._reissue_seconds))
@@ -274,7 +263,6 @@ class Ledger:
     return PushStatus.ACCEPTED
 
   def _settle(self, finished: types.FinishedGroup) -> None:
-    """Keeps a finished group until a step takes it, or replaces its ticket."""
     while (ticket := self._replace(finished)) is not None:
       answer = self._swap(finished.ticket, ticket)
       if answer is None:
@@ -299,12 +287,9 @@ class Ledger:
     return recovered
 
   def take(self, ticket_ids: list[str], timeout: float) -> list[types.FinishedGroup] | None:
-    """The groups of these tickets, in this order, once all are finished; None on timeout.
+    """The groups of these tickets, or their replacements, in order, once all are finished.
 
-    For a replaced ticket, the group of its replacement.
-
-    Raises:
-      SetAsideError: some ticket can't be answered, and nothing is left to replace it.
+    None on timeout; SetAsideError if one can't be answered, and nothing is left to replace it.
     """
     end = self._clock() + timeout
     in_place = lambda: [self._instead.get(ticket_id, ticket_id) for ticket_id in ticket_ids]
@@ -334,11 +319,8 @@ class Ledger:
   def needed_versions(self, newest: int) -> set[int]:
     """The versions that samplers will ask for to answer the open tickets."""
     with self._changed:
-      return {
-        min(ticket.max_version, newest)
-        for ticket_id, ticket in self._tickets.items()
-        if ticket_id not in self._finished
-      }
+      open_tickets = [t for t in self._tickets.values() if t.ticket_id not in self._finished]
+      return {min(ticket.max_version, newest) for ticket in open_tickets}
 
   def close(self) -> None:
     """Stops granting tickets, and ends calls that wait for one."""

@@ -58,8 +58,6 @@ class Limits:
 
 
 class _Row:
-  """A row that is being filled."""
-
   def __init__(self):
     self.columns = self.scored = 0
     self.copies: dict = {}  # copy of a prompt -> numbers of the completions behind it
@@ -84,8 +82,7 @@ def lay_out(
 ) -> tuple[types.PackedRows, np.ndarray]:
   """Equally many completions per part -> rows [A, B, ...] and places [A, N, M] of their tokens.
 
-  Raises:
-    ValueError: a prompt or completion is longer than the limits.
+  ValueError if a prompt or completion is longer than the limits.
   """
   for c in itertools.chain(*parts):
     if c.prompt.size > limits.max_prompt or c.tokens.size > limits.max_completion:
@@ -167,8 +164,7 @@ def _in_order(completions, limits: Limits) -> list[_Row]:
 
 
 def _written(rows, completions, sizes, max_completion: int) -> tuple[types.PackedRows, np.ndarray]:
-  """Arrays of these sizes (rows, columns, scored tokens per row)."""
-  count, width, scored = sizes
+  count, width, scored = sizes  # rows, columns, scored tokens per row
   wide = [np.zeros((count, width), np.int32) for _ in range(4)]
   packed = types.PackedRows(*wide, *(np.zeros((count, scored), np.int32) for _ in range(2)))
   places = np.zeros((len(completions), max_completion), np.int32)

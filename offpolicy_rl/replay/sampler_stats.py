@@ -18,7 +18,7 @@ _ENOUGH = 8  # completions, before they are compared
 _LEAST_GAP, _TIMES = 0.5, 4.0
 
 
-def of_completions(groups: Sequence[types.FinishedGroup]) -> dict[str, np.ndarray]:
+def completion_arrays(groups: Sequence[types.FinishedGroup]) -> dict[str, np.ndarray]:
   """Arrays [N] with the host's knowledge of the completions of a batch, in its order."""
   rows = [(g.group.sampler_id, t) for g in groups for t in g.group.trajectories]
   return {
@@ -70,7 +70,6 @@ class SamplerStats:
       self._gaps.pop(forgotten, None)
 
   def _compare(self) -> dict[str, float]:
-    """Samplers with a large gap against the median of the others."""
     unlike = {}
     for name, gap in self._gaps.items():
       if gap <= _LEAST_GAP:  # false for nan, too

@@ -51,21 +51,13 @@ def row(step: int, groups: Sequence[types.FinishedGroup]) -> dict:
     "versions": versions,
     "arrivals": [finished.arrival_version for finished in groups],
     "digests": [digest(finished.group) for finished in groups],
-    "attempts": [_number(finished.ticket) // len(groups) for finished in groups],
+    # The last part of a ticket's id is explained at `admission.ticket_ids`.
+    "attempts": [int(g.ticket.ticket_id.rpartition("/")[2]) // len(groups) for g in groups],
   }
 
 
-def _number(ticket: types.Ticket) -> int:
-  """The last part of a ticket's id, see `admission.ticket_ids`."""
-  return int(ticket.ticket_id.rpartition("/")[2])
-
-
 def read(path: pathlib.Path) -> Schedule:
-  """Reads a recorded schedule.
-
-  Raises:
-    ScheduleError: no such file, a damaged line, or a group that several versions sampled.
-  """
+  """Reads a schedule; ScheduleError if missing, damaged, or with several versions of a group."""
   if not path.is_file():
     raise ScheduleError(f"--replay: no file {path}, expected the {FILE} of a run")
   try:

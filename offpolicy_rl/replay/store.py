@@ -57,7 +57,7 @@ class GroupStore:
       self._places = self._env.open_db(b"groups")  # step and ticket id -> place
       self._notes = self._env.open_db(b"notes")
     except lmdb.Error as error:
-      hint = "; move it away to draw its unused groups anew" if isinstance(error, _DAMAGED) else ""
+      hint = "; move it away to sample its groups again" * isinstance(error, _DAMAGED)
       raise StoreError(f"{path}: {str(error).removeprefix(f'{path}: ')}{hint}") from None
     self._inbox: queue.Queue = queue.Queue(_WAITING)
     self._thread = threading.Thread(target=self._write_batches, name="group-store", daemon=True)
@@ -74,7 +74,8 @@ class GroupStore:
     keys = [(index, _key(ticket.step, ticket.ticket_id)) for index, ticket in answers]
 
     def write(transaction) -> list[bool]:
-      number = self._free_number(transaction)
+      with transaction.cursor(self._messages) as cursor:
+        number = _NUMBER.unpack(cursor.key())[0] + 1 if cursor.last() else 0
       new = [
         transaction.put(
           key, _PLACE.pack(number, index, arrival_version), overwrite=False, db=self._places
@@ -146,12 +147,11 @@ class GroupStore:
       if noted != form and transaction.stat(self._places)["entries"]:
         raise StoreError(
           f"{self._path}: groups of form {noted}, expected {form}: another release wrote them; "
-          "finish the run with that one, or move them away to draw those unused anew"
+          "finish the run with that one, or move them away to sample them again"
         )
       transaction.put(_FORMAT, b"%d" % form, db=self._notes)
 
   def __len__(self) -> int:
-    """Number of groups."""
     with self._env.begin() as transaction:
       return transaction.stat(self._places)["entries"]
 
@@ -189,10 +189,6 @@ class GroupStore:
     for (future, _), result in zip(batch, results, strict=True):
       future.set_result(result)
 
-  def _free_number(self, transaction) -> int:
-    with transaction.cursor(self._messages) as cursor:
-      return _NUMBER.unpack(cursor.key())[0] + 1 if cursor.last() else 0
-
 
 def _key(step: int, ticket_id: str) -> bytes:  # sorts by step
   return b"%010d/%s" % (step, ticket_id.encode())
@@ -203,5 +199,5 @@ def _open(path: pathlib.Path) -> lmdb.Environment:
     with contextlib.suppress(lmdb.MemoryError):
       return lmdb.open(str(path), map_size=size, max_spare_txns=4, max_dbs=3)
   raise StoreError(
-    f"{path}: {_MAP_BYTES[-1] >> 20} MiB of address space could not be had; raise `ulimit -v`"
+    f"{path}: {_MAP_BYTES[-1] >> 20} MiB of address space are not available; raise `ulimit -v`"
   )

@@ -25,9 +25,8 @@ class Unanswerable:
 
   def __call__(self, ticket: types.Ticket, why: str) -> types.Ticket | None:
     """The replacement of a ticket that samplers declined for the reasons `why`."""
-    prompt = (
-      f"prompt {self._text(ticket)[:_TEXT]!r} (ticket {ticket.ticket_id}) is set aside: {why}"
-    )
+    text = self._text(ticket)[:_TEXT]
+    prompt = f"prompt {text!r} (ticket {ticket.ticket_id}) is set aside: {why}"
     if ticket.kind == types.EVAL:
       self._lines.append(f"held-out {prompt}; it counts as not solved")
       return None

@@ -165,7 +165,7 @@ def step_choices(
   model = dataclasses.replace(
     model,
     remat=learner.remat,
-    attention=attention.best(
+    attention=attention.training_kernel(
       mesh.devices.flat[0].platform,
       compute_dtype=model.compute_dtype,
       head_dim=model.head_dim,

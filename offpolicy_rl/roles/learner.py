@@ -234,7 +234,7 @@ class Leader(training.Process):
     work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
     row = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
     row |= {
-      "of_completions": sampler_stats.of_completions(groups),
+      "of_completions": sampler_stats.completion_arrays(groups),
       "set_aside": self.queue.unanswerable.count(at_step),
       "flops": cost.train_flops(model, work) * settings.epochs,
     }

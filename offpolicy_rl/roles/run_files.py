@@ -154,7 +154,7 @@ class LiveStatus:
     """Collects the current status."""
     service = self._service
     samplers = [s for s in service.heartbeats.statuses() if s.silent_seconds < _LISTED_SECONDS]
-    shown = names.shown(sampler.name for sampler in samplers)
+    shown = names.display_names(sampler.name for sampler in samplers)
     samplers = [
       s._replace(name=shown[s.name], stats=s.stats | service.stats.latest(s.name)) for s in samplers
     ]

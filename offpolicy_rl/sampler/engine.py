@@ -1,7 +1,7 @@
-"""Continuous batching: which completion has which slot, and which pages.
+"""Continuous batching: slots and pages of completions.
 
 Tickets wait in a queue. A group's prompt is prefilled once, in pieces between decoding; its
-completions start as slots get free, and share the prompt's pages. This file only counts; the
+completions start as slots become free, and share the prompt's pages. This file only counts; the
 devices' work is in `generation`.
 """
 
@@ -33,7 +33,7 @@ class Sizes:
 
   @property
   def piece_tokens(self) -> int:
-    """Tokens of a prompt prefilled at a time; its last one is left to the completions."""
+    """Tokens of a prompt prefilled at a time; the last one is left to the completions."""
     return max(1, min(self.prefill_tokens, self.max_prompt_tokens - 1))
 
   @property
@@ -55,23 +55,23 @@ class Sizes:
     return 1 + self.slots * (self.row_pages - shared) + prompts * (shared + 1)
 
 
-def computed_on(
+def with_attention(
   config: decoder.DecoderConfig, sizes: Sizes, mesh: jax.sharding.Mesh
 ) -> decoder.DecoderConfig:
-  """The model with the form of attention that an engine on this mesh decodes with."""
-  form = attention.best_for_decoding(
+  """The model with the attention kernel with which an engine on this mesh decodes."""
+  kernel = attention.decoding_kernel(
     mesh.devices.flat[0].platform,
     config,
     page_tokens=sizes.page_tokens,
     table_entries=sizes.slots * sizes.row_pages,
     shards=mesh.shape[sharding.RULES["kv_heads"]],
   )
-  return dataclasses.replace(config, attention=form)
+  return dataclasses.replace(config, attention=kernel)
 
 
 @dataclasses.dataclass(eq=False)
 class _Group:
-  """A ticket being answered; its prompt is in the cache, but for the last token."""
+  """A ticket in progress; its prompt is in the cache, except for the last token."""
 
   ticket: types.Ticket
   pages: list[int]  # of the prompt
@@ -96,7 +96,7 @@ class _Completion:
 
 
 class Engine:
-  """Answers tickets, a few tokens of all slots per `step`."""
+  """Answers tickets; each `step` decodes a few tokens in all slots."""
 
   def __init__(
     self,
@@ -111,8 +111,7 @@ class Engine:
     """Allocates the cache.
 
     Args:
-      mesh: that the parameters are laid out on; the cache is split like key and value heads. None
-        = the first device.
+      mesh: of the parameters; the cache is split like key and value heads. None = the first device.
 
     Raises:
       ValueError: the cache is too small for a single completion.
@@ -121,7 +120,7 @@ class Engine:
     if sizes.cache_tokens and sizes.cache_tokens < least:
       raise ValueError(f"cache_tokens: got {sizes.cache_tokens}, expected at least {least}")
     self._mesh = mesh or sharding.make_mesh()
-    self._config, self._sizes = computed_on(config, sizes, self._mesh), sizes
+    self._config, self._sizes = with_attention(config, sizes, self._mesh), sizes
     self._seed, self._stops, self._truncation = seed, stops, truncation
     with jax.sharding.set_mesh(self._mesh):
       self._pool = generation.empty_pool(config, sizes.pages, sizes.page_tokens)
@@ -139,19 +138,19 @@ class Engine:
 
   @property
   def room(self) -> int:
-    """Completions that would find a slot at once if their prompts were prefilled."""
+    """Completions that would get a slot at once if their prompts were prefilled."""
     waiting = [*self._tickets, *(group.ticket for group in self._filling)]
     return self._wanted() - sum(ticket.num_completions for ticket in waiting)
 
   @property
   def room_soon(self) -> int:
-    """The room after the next step, as far as it is certain: the longest completions end in it."""
+    """Certain room after the next step, in which completions of full length end."""
     last = self._sizes.max_tokens - self._sizes.steps
     return self.room + sum(len(c.versions) >= last for c in self._running.values())
 
   @property
   def progress(self) -> dict[str, int]:
-    """Ticket id -> tokens prefilled and sampled so far, for every ticket under way."""
+    """Ticket id -> tokens prefilled and sampled so far, for every ticket in progress."""
     tokens = {ticket.ticket_id: 0 for ticket in self._tickets}
     for group in self._groups():
       sampled = sum(trajectory.tokens.size for trajectory in group.done.values())
@@ -160,17 +159,12 @@ class Engine:
       tokens[completion.group.ticket.ticket_id] += len(completion.versions)
     return tokens
 
-  def _groups(self) -> set[_Group]:
-    """The groups whose prompts have pages."""
+  def _groups(self) -> set[_Group]:  # those whose prompts have pages
     begun = (completion.group for completion in (*self._running.values(), *self._ready))
     return {*begun, *self._filling}
 
   def add(self, tickets: list[types.Ticket]) -> None:
-    """Puts tickets into the queue.
-
-    Raises:
-      ValueError: a prompt is too long.
-    """
+    """Queues tickets; ValueError if a prompt is too long."""
     for ticket in tickets:
       size = ticket.prompt_tokens.size
       if not 0 < size <= self._sizes.max_prompt_tokens:
@@ -183,7 +177,7 @@ class Engine:
   def generate(
     self, params: dict, version: int, tickets: list[types.Ticket]
   ) -> list[list[types.Trajectory]]:
-    """The unscored groups of tickets, in order; nothing else may be under way."""
+    """The unscored groups of tickets, in order; nothing else may be in progress."""
     self.add(tickets)
     answers = {}
     while not self.idle:
@@ -192,14 +186,13 @@ class Engine:
     return [answers[id(ticket)] for ticket in tickets]
 
   def step(self, params: dict, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
-    """Prefills and decodes a little; returns the groups that are complete, unscored."""
+    """Prefills and decodes a little; returns the complete groups, unscored."""
     with jax.sharding.set_mesh(self._mesh):
       self._prefill(params)
       self._start()
       return self._decode(params, version) if self._running else []
 
   def _decode(self, params, version: int):
-    """Decodes a few tokens in every slot; returns the groups that are complete."""
     self._reserve()
     before = {slot: len(completion.versions) for slot, completion in self._running.items()}
     self._slots, self._pool = generation.decode(
@@ -212,7 +205,7 @@ class Engine:
       ends=self._stops.tokens,
       truncation=self._truncation,
     )
-    # Waits for the devices: on CPU they read the tables where they are, and these will change.
+    # Waits for the devices: on CPU they read the tables in place, and these will change.
     running, lengths = map(np.array, jax.device_get((self._slots.running, self._slots.lengths)))
     cut = self._cut(before, lengths, running)
     for slot, completion in self._running.items():
@@ -220,7 +213,7 @@ class Engine:
     return self._collect([slot for slot in self._running if not running[slot]], cut)
 
   def _cut(self, before: dict[int, int], lengths, running) -> set[int]:
-    """Ends completions with a stop text, in both arrays, too; returns their slots."""
+    """Ends completions at a stop text, also in `lengths` and `running`; returns their slots."""
     if not self._stops.texts:
       return set()
     tokens, cut = jax.device_get(self._slots.tokens), set()
@@ -264,7 +257,7 @@ class Engine:
     self._pool = generation.prefill(self._config, params, self._pool, tables, tokens, start)
 
   def refresh(self, params: dict) -> None:
-    """Computes the keys and values of everything under way again, with other parameters."""
+    """Recomputes the keys and values of everything in progress with other parameters."""
     sampled, rows = jax.device_get(self._slots.tokens), []
     for slot, completion in self._running.items():
       group, length = completion.group, len(completion.versions)
@@ -277,7 +270,7 @@ class Engine:
       self._write_all(params, rows)
 
   def _write_all(self, params, rows: Iterable[tuple[Sequence[int], np.ndarray, int]]) -> None:
-    """Like `_write`, for rows of any number and length that do not depend on one another."""
+    """`_write` for any number of independent rows of any length."""
     size, left = self._sizes.piece_tokens, collections.deque(row for row in rows if row[1].size)
     while left:
       now = [left.popleft() for _ in range(min(len(left), self._sizes.prefill_rows))]
@@ -285,17 +278,15 @@ class Engine:
       rest = ((pages, tokens[size:], first + size) for pages, tokens, first in now)
       left.extend(row for row in rest if row[1].size)
 
-  def _wanted(self) -> int:
-    """Slots for which no completion is ready."""
+  def _wanted(self) -> int:  # slots for which no completion is ready
     return self._sizes.slots - len(self._running) - len(self._ready)
 
   def _begin(self) -> None:
-    """Gives pages to the prompts of the next tickets, as many as the slots will want."""
     sizes = self._sizes
     coming = sum(group.ticket.num_completions for group in self._filling)
     while self._tickets and len(self._filling) < sizes.prefill_rows and coming < self._wanted():
       needed = math.ceil((self._tickets[0].prompt_tokens.size - 1) / sizes.page_tokens)
-      # What is left is enough for the completion that started first, so that one always goes on.
+      # Leaves enough for the completion that started first, so that one always goes on.
       if len(self._pages) < needed + sizes.row_pages:
         return
       ticket = self._tickets.popleft()
@@ -307,15 +298,13 @@ class Engine:
         self._ready.extend(_completions(group))
 
   def _take(self, number: int) -> list[int]:
-    """So many free pages; there must be."""
     return [self._pages.pop() for _ in range(number)]
 
   def _shared(self, group: _Group) -> int:
-    """Pages of the prompt that completions read in place: the full ones."""
+    """Number of full pages of the prompt, which completions read in place."""
     return (group.tokens.size - 1) // self._sizes.page_tokens
 
   def _start(self) -> None:
-    """Starts completions that are ready in the free slots."""
     sizes = self._sizes
     free = [slot for slot in range(sizes.slots) if slot not in self._running]
     free = free[: min(len(self._ready), len(self._pages))]
@@ -342,7 +331,7 @@ class Engine:
     self._slots, self._pool = generation.start(self._slots, self._pool, starts, self._seed)
 
   def _reserve(self) -> None:
-    """Takes pages for the next tokens; where none is free, the completion started last restarts."""
+    """Takes pages for the next tokens; if none is free, the newest completion starts over."""
     stays = np.ones(self._sizes.slots, bool)
     for slot in list(self._running):
       while slot in self._running and self._needs_page(slot):
@@ -359,21 +348,20 @@ class Engine:
       self._slots = generation.stop(self._slots, stays)
 
   def _needs_page(self, slot: int) -> bool:
-    """Whether the tokens of the next decoding need a page more."""
     completion, sizes = self._running[slot], self._sizes
     sampled = min(len(completion.versions) + sizes.steps, sizes.max_tokens)
     pages = self._shared(completion.group) + len(completion.pages)
     return pages * sizes.page_tokens < completion.group.tokens.size - 1 + sampled
 
   def _free(self, slot: int) -> _Completion:
-    """Frees a slot and its pages; the completion in it has no tokens any more."""
+    """Frees a slot and its pages; the completion in it loses its tokens."""
     completion = self._running.pop(slot)
     self._pages += completion.pages
     completion.pages, completion.versions = [], []
     return completion
 
   def _collect(self, slots: list[int], cut: set[int]):
-    """Takes completions that ended out of their slots; returns the groups that are complete."""
+    """Takes ended completions out of their slots; returns the complete groups."""
     if not slots:
       return []
     state = jax.device_get(self._slots._asdict() | {"keys": None})

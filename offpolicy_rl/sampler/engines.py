@@ -1,4 +1,4 @@
-"""Several engines, each on its own devices, used like one."""
+"""Several engines, each on its devices, used like one."""
 
 import concurrent.futures
 from collections.abc import Sequence

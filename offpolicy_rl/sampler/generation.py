@@ -35,23 +35,21 @@ class Slots(NamedTuple):
 
 
 class Starts(NamedTuple):
-  """Completions to start, as arrays of the host; the sizes do not depend on their number."""
+  """Completions to start, as host arrays whose sizes do not depend on their number."""
 
   fresh: Any  # bool [N], the slots that start one
   token: Any  # int32 [N], last token of the prompt
   position: Any  # int32 [N], of that token
   keys: Any  # uint32 [N, 3]: stream, group index, completion index
   temperature: Any  # float32 [N]
-  page_from: Any  # int32 [N], the last page of the prompt where it is not full; 0 = none
+  page_from: Any  # int32 [N], the last page of the prompt if it is not full; 0 = none
   page_to: Any  # int32 [N], the completion's first page, which begins as a copy of it
 
 
 def empty_pool(config: decoder.DecoderConfig, pages: int, page_tokens: int) -> paging.Pool:
-  """A pool of pages, created where it stays: split over the mesh like key and value heads."""
-  axes = (None, None, "kv_heads", None, None)
-  make = lambda: jax.tree.map(
-    lambda x: sharding.constrain(x, *axes), paging.empty(config, pages, page_tokens)
-  )
+  """A pool of pages, allocated split over the mesh like key and value heads."""
+  constrain = lambda x: sharding.constrain(x, None, None, "kv_heads", None, None)
+  make = lambda: jax.tree.map(constrain, paging.empty(config, pages, page_tokens))
   return jax.jit(make)()
 
 
@@ -71,7 +69,7 @@ def empty(slots: int, max_tokens: int) -> Slots:
 
 
 def key_numbers(ticket: types.Ticket, completion: int) -> tuple[int, int, int]:
-  """The numbers that a completion's key is made of besides the seed; never the sampler."""
+  """The numbers folded into a completion's key, besides the seed; never the sampler."""
   return _STREAMS[ticket.kind], ticket.group_index, completion
 
 
@@ -107,7 +105,7 @@ def prefill(
 
 @functools.partial(jax.jit, donate_argnames=("slots", "pool"))
 def start(slots: Slots, pool: paging.Pool, starts: Starts, seed: int) -> tuple[Slots, paging.Pool]:
-  """Starts completions; the other slots go on."""
+  """Starts completions; the other slots continue."""
   pool = paging.copy(pool, starts.page_from, starts.page_to)
   keys = jax.vmap(lambda numbers: _key(seed, numbers))(starts.keys)
   pick = functools.partial(jnp.where, starts.fresh)

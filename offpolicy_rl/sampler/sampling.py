@@ -1,4 +1,4 @@
-"""From logits to a token and its log-probability under the distribution sampled from."""
+"""Logits -> a token and its log-probability under the distribution sampled from."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 class Truncation(NamedTuple):
   """Leaves out unlikely tokens and normalises the rest. Off by default.
 
-  A learner computes probabilities of the full distribution, so truncation makes sampler and learner
-  differ.
+  The learner computes probabilities of the full distribution, so truncation makes it differ from
+  the sampler.
   """
 
   top_k: int = 0  # keeps the k likeliest; 0 = all (Fan et al., arXiv 1805.04833)
@@ -19,23 +19,23 @@ class Truncation(NamedTuple):
 
 
 NONE = Truncation()
-_BLOCKS = (256, 128, 64, 32, 16)  # tokens whose probabilities are added up first
-_DEVICES = 8  # over which a vocabulary is split without cutting a block, where it can be
+_BLOCKS = (256, 128, 64, 32, 16)  # tokens whose probabilities are summed first
+_DEVICES = 8  # over which a vocabulary is split without cutting a block, if possible
 
 
-def truncate(log_p: jax.Array, how: Truncation) -> jax.Array:
-  """Log-probabilities [V] of the truncated distribution, -inf for tokens that are left out.
+def truncate(log_p: jax.Array, truncation: Truncation) -> jax.Array:
+  """Log-probabilities [V] of the truncated distribution, -inf for tokens left out.
 
-  In this order: min_p, top_k, then top_p of what these leave. Equally likely tokens are all kept.
+  In this order: min_p, top_k, then top_p of the rest. Of equally likely tokens, all are kept.
   """
-  if how.min_p > 0:
-    log_p = _kept(log_p, jnp.max(log_p) + jnp.log(how.min_p))
-  if how.top_k:
-    log_p = _kept(log_p, jax.lax.top_k(log_p, min(how.top_k, log_p.size))[0][-1])
-  if how.top_p < 1:
+  if truncation.min_p > 0:
+    log_p = _kept(log_p, jnp.max(log_p) + jnp.log(truncation.min_p))
+  if truncation.top_k:
+    log_p = _kept(log_p, jax.lax.top_k(log_p, min(truncation.top_k, log_p.size))[0][-1])
+  if truncation.top_p < 1:
     ordered = -jnp.sort(-log_p)
-    before = jnp.cumsum(jnp.exp(ordered)) - jnp.exp(ordered)  # what likelier ones hold
-    last = jnp.sum(before < how.top_p) - 1
+    before = jnp.cumsum(jnp.exp(ordered)) - jnp.exp(ordered)  # probability of likelier ones
+    last = jnp.sum(before < truncation.top_p) - 1
     log_p = _kept(log_p, ordered[last])
   return log_p
 
@@ -49,7 +49,7 @@ def sample_token(
 ) -> tuple[jax.Array, jax.Array]:
   """(token, its logprob), drawn from softmax(logits [V] / temperature), truncated.
 
-  Greedy at temperature 0, with logprob 0: it had probability 1.
+  Greedy at temperature 0, with logprob 0: the token had probability 1.
   """
   greedy = temperature == 0
   scores = logits / jnp.where(greedy, 1.0, temperature)
@@ -58,7 +58,7 @@ def sample_token(
   scores = _in_blocks(scores, -jnp.inf)
   highest = jnp.max(scores, axis=1)
   top = jnp.max(highest)
-  p = jnp.exp(scores - top)  # not normalised: one pass over the vocabulary less
+  p = jnp.exp(scores - top)  # not normalised, which saves a pass over the vocabulary
   drawn, total = _draw(p, jax.random.uniform(key))
   block = jnp.argmax(highest)
   token = jnp.where(greedy, block * scores.shape[1] + jnp.argmax(scores[block]), drawn)
@@ -69,19 +69,19 @@ def sample_token(
 def _in_blocks(x: jax.Array, filling: float) -> jax.Array:
   """[V] -> [blocks, tokens of a block].
 
-  Were blocks cut, devices that hold parts of a vocabulary would send one another all of it for each
-  token: Qwen's 151,936 entries are 593.5 blocks of 256.
+  Blocks must not be cut: devices that hold parts of a vocabulary would exchange all of it for each
+  token. Qwen's 151,936 entries are 593.5 blocks of 256.
   """
   size = next((size for size in _BLOCKS if x.size % (_DEVICES * size) == 0), _BLOCKS[0])
   return jnp.pad(x, (0, -x.size % size), constant_values=filling).reshape(-1, size)
 
 
 def _draw(p: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(token drawn with a probability proportional to p [blocks, tokens], sum of all p).
+  """(token drawn with probability proportional to p [blocks, tokens], sum of all p).
 
   Inverts the cumulative distribution at a number in [0, 1): first of the blocks, then in one. That
-  takes one random number per token. Gumbel noise would take one per entry of the vocabulary, which
-  is most of the time of a small model's step on CPU.
+  needs one random number per token. Gumbel noise needs one per entry of the vocabulary, which is
+  most of the time of a small model's step on CPU.
   """
   blocks = jnp.sum(p, axis=1)
   total = jnp.sum(blocks)
@@ -90,9 +90,9 @@ def _draw(p: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _reaches(p: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(first entry at which the cumulative sum exceeds `target`, the rest of `target` before it)."""
+  """(first entry at which the cumulative sum exceeds `target`, rest of `target` before it)."""
   sums = jnp.cumsum(p)
   enough = (sums > target) & (p > 0)
-  # Rounding may leave no entry; one without probability must never be drawn.
+  # Rounding may leave no entry, and an entry without probability must never be drawn.
   entry = jnp.where(jnp.any(enough), jnp.argmax(enough), jnp.argmax(p))
   return entry, target - (sums[entry] - p[entry])

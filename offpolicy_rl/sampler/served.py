@@ -1,13 +1,13 @@
-"""Generation by a vLLM server, behind the interface of `engine.Engine`.
+"""Generation by a vLLM server, with the interface of `engine.Engine`.
 
-The server reads its weights from a directory, which is written anew for every version. Then it is
-told to load them, and to forget the keys and values that older weights computed. A server can keep
-old weights without saying so; so after each update the log-probabilities of one completion are
-compared with those that these weights really give. Its prompt is one that the server has seen
-before the update, so that a cache which was kept is noticed, too.
+The server reads its weights from a directory, which is rewritten for every version. Then it is told
+to load them, and to drop the keys and values of older weights. A server can keep old weights
+silently; so after each update the log-probabilities of one completion are compared with those of
+these weights. The server has seen its prompt before the update, so that a kept cache is noticed,
+too.
 
-Start it so that it loads these weights, gives the log-probabilities of the distribution sampled
-from, and can be told to load (`vllm_worker.py`), on an address that nobody else reaches:
+Start the server so that it loads these weights, returns log-probabilities of the distribution
+sampled from, and can be told to load (`vllm_worker.py`), on an address that nobody else reaches:
 
     VLLM_SERVER_DEV_MODE=1 vllm serve DIR --host 127.0.0.1 --logprobs-mode processed_logprobs
       --worker-extension-cls offpolicy_rl.sampler.vllm_worker.Worker
@@ -48,7 +48,7 @@ class StaleWeights(ServerError):
 
 
 class SamplingParams(NamedTuple):
-  """The parameters that completions are sampled with."""
+  """The parameters of sampling."""
 
   max_tokens: int
   stops: stopping.Stops
@@ -68,18 +68,14 @@ class VllmServer:
     self.params, self._url, self._seconds = params, url.rstrip("/"), seconds
 
   def load(self) -> None:
-    """Has it read its weights again, and forget what it has cached of prompts."""
+    """Has it read its weights again and drop its cache of prompts."""
     self._post("/collective_rpc", {"method": "load_again"})
     self._post("/reset_prefix_cache?reset_running_requests=true&reset_external=true", {})
 
   def complete(
     self, ticket: types.Ticket, *, number: int, max_tokens: int | None = None
   ) -> list[dict]:
-    """Choices for a ticket: token_ids, logprobs.token_logprobs, finish_reason.
-
-    Raises:
-      ServerError: the answer is another one.
-    """
+    """Choices for a ticket: token_ids, logprobs.token_logprobs, finish_reason; or ServerError."""
     params = self.params
     request = {
       "prompt": ticket.prompt_tokens.tolist(),
@@ -103,9 +99,8 @@ class VllmServer:
     return sorted(choices, key=lambda choice: choice["index"])
 
   def _post(self, path: str, body: dict) -> dict:
-    request = urllib.request.Request(
-      self._url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(self._url + path, json.dumps(body).encode(), headers)
     try:
       with _DIRECTLY.open(request, timeout=self._seconds) as answer:
         text = answer.read()
@@ -117,14 +112,13 @@ class VllmServer:
       raise ServerError(f"{self._url}{path}: {error}") from None
 
 
-def _seed(seed: int, ticket: types.Ticket) -> int:
-  """The seed of a ticket's completions; the server derives one for each."""
+def _seed(seed: int, ticket: types.Ticket) -> int:  # the server derives one per completion
   kind = 0 if ticket.kind == types.TRAIN else 1
   return int(np.random.SeedSequence((seed, kind, ticket.group_index)).generate_state(1)[0] >> 1)
 
 
 def _up_to_stop(sampled: types.Trajectory, stops: stopping.Stops) -> types.Trajectory:
-  """Cuts behind the first stop text: servers do not notice one with special tokens in it."""
+  """Cuts behind the first stop text: servers do not notice those with special tokens."""
   end = stops.length(sampled.tokens.tolist(), 0)
   if end is None:
     return sampled
@@ -133,11 +127,7 @@ def _up_to_stop(sampled: types.Trajectory, stops: stopping.Stops) -> types.Traje
 
 
 def trajectory(choice: dict, version: int) -> types.Trajectory:
-  """The completion in a choice of the server.
-
-  Raises:
-    ServerError: it has no tokens, or not a finite log-probability for each.
-  """
+  """The completion in a choice; ServerError without tokens or a finite log-probability for each."""
   tokens = choice.get("token_ids")
   logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
   if not tokens or logprobs is None or len(tokens) != len(logprobs):
@@ -157,7 +147,7 @@ def trajectory(choice: dict, version: int) -> types.Trajectory:
 
 
 class ServedEngine:
-  """Answers tickets by a server; weights change only while nothing is under way."""
+  """Answers tickets by a server; weights change only while nothing is in progress."""
 
   def __init__(
     self,
@@ -172,8 +162,8 @@ class ServedEngine:
 
     Args:
       config: of the model in `directory`, the published checkpoint that the server was started
-        with, and whose weights are replaced.
-      slots: completions under way at a time.
+        with, whose weights are replaced.
+      slots: completions in progress at a time.
       tolerance: largest difference between log-probabilities, in nats.
     """
     self._server, self._config, self._directory = server, config, directory
@@ -199,11 +189,10 @@ class ServedEngine:
 
   @property
   def progress(self) -> dict[str, int]:
-    """Ticket id -> seconds: answers come all at once, and requests have their own time limit."""
+    """Ticket id -> seconds: answers come as a whole, and requests have their own time limit."""
     now = int(time.monotonic())
-    return {t.ticket_id: 0 for t in self._waiting} | {
-      t.ticket_id: now for t in self._answering.values()
-    }
+    waiting = {ticket.ticket_id: 0 for ticket in self._waiting}
+    return waiting | {ticket.ticket_id: now for ticket in self._answering.values()}
 
   def add(self, tickets: list[types.Ticket]) -> None:
     """Puts tickets into the queue."""
@@ -212,11 +201,7 @@ class ServedEngine:
     self._probe = max(prompts, key=lambda ticket: ticket.prompt_tokens.size, default=None)
 
   def step(self, params: dict, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
-    """Requests what waits; returns the groups that are complete, unscored.
-
-    Raises:
-      StaleWeights, ServerError: the server can't be used.
-    """
+    """Requests what waits; returns the complete groups, unscored. StaleWeights, ServerError."""
     if params is not self._params and self._waiting and not self._answering:
       assert self._probe is not None, "it is among those that wait"
       self._load(params, self._probe)
@@ -240,7 +225,6 @@ class ServedEngine:
     return [_up_to_stop(trajectory(choice, version), stops) for choice in choices]
 
   def _load(self, params, probe: types.Ticket) -> None:
-    """Has the server use these parameters, and checks that it does."""
     self._server.complete(probe, number=1, max_tokens=1)  # the old weights have seen the prompt
     self._write(params)
     self._server.load()
@@ -254,7 +238,7 @@ class ServedEngine:
       )
 
   def _write(self, params) -> None:
-    """Replaces the weights in the directory; there are some at any time."""
+    """Replaces the weights in the directory, which always contains some."""
     with tempfile.TemporaryDirectory(dir=self._directory) as folder:
       new = pathlib.Path(folder)
       pretrained.save(new, self._config, params, self._dtypes)

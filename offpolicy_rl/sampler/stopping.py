@@ -20,8 +20,7 @@ class Stops:
   def length(self, tokens: Sequence[int], looked_at: int) -> int | None:
     """Number of tokens up to the one that completes a stop text; None = there is no stop text.
 
-    Args:
-      looked_at: there is none within so many of the tokens.
+    The first `looked_at` tokens are known to contain none.
     """
     if not self.texts or looked_at >= len(tokens):
       return None

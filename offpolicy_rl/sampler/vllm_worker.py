@@ -15,7 +15,7 @@ class Worker:
     """Reads the weights of the server's model directory again."""
     runner = self.model_runner
     runner.reload_weights()
-    # With tied embeddings on CPU the output layer is a packed copy, which a reload leaves as it is.
+    # With tied embeddings on CPU the output layer is a packed copy, which a reload does not change.
     head = getattr(runner.model, "lm_head", None)
     method = getattr(head, "quant_method", None)
     if method is not None:

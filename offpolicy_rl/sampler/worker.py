@@ -37,10 +37,10 @@ class LearnerConnection(Protocol):
     ...
 
   def lease(self, room: int, ticket_ids: list[str]) -> list[types.Ticket] | None:
-    """Tickets for `room` completions, given those already here; None = the run is over."""
+    """Tickets for `room` completions besides those already here; None = the run is over."""
 
   def pull_weights(self, min_version: int, max_version: int) -> tuple[int, Any] | None:
-    """The newest version within the bounds and its parameters; None = there is none any more."""
+    """The newest version within the bounds and its parameters; None if there is none any more."""
 
   def push(self, groups: list[types.Group]) -> None:
     """Returns once all groups are acknowledged."""
@@ -48,9 +48,9 @@ class LearnerConnection(Protocol):
 
 @dataclasses.dataclass
 class Stats:
-  """Running totals since the start, in seconds and tokens, and the worker's present state."""
+  """Running totals in seconds and tokens, and the worker's present state."""
 
-  room: int = 0  # completions that would find a slot; below 0 some wait for one
+  room: int = 0  # completions that would get a slot; below 0, some wait for one
   version: int = types.NO_VERSION  # of the weights
   progress: dict[str, int] = dataclasses.field(default_factory=dict)  # ticket -> tokens so far
   tokens: int = 0
@@ -81,10 +81,10 @@ def run(
   weight_update: str = types.BETWEEN_GROUPS,
   refresh_cache: bool = False,
 ) -> None:
-  """Answers tickets until the run is over or `should_stop`; then finishes what was begun.
+  """Answers tickets until the run is over or `should_stop`; then finishes those in progress.
 
   Args:
-    weight_update: BETWEEN_GROUPS, or IN_FLIGHT: completions go on with newer weights.
+    weight_update: BETWEEN_GROUPS, or IN_FLIGHT: completions continue with newer weights.
     refresh_cache: with IN_FLIGHT, recompute their keys and values with these.
   """
   in_flight = weight_update == types.IN_FLIGHT
@@ -94,7 +94,7 @@ def run(
 
 
 class _Worker:
-  """Tickets on their way through one sampler; at most one call of each kind is under way."""
+  """Tickets on their way through one sampler; at most one call of each kind is in progress."""
 
   def __init__(
     self, engine, learner: LearnerConnection, score, stats: Stats, pool, in_flight, refresh_cache
@@ -111,7 +111,6 @@ class _Worker:
     self._session, self._version, self._params = "", types.NO_VERSION, None
 
   def run(self, should_stop: Callable[[], bool]) -> None:
-    """Does a little of everything until nothing is left."""
     while not self._over or self._waiting or self._active or self._done:
       if should_stop():
         self._over, self._waiting = True, []
@@ -123,11 +122,11 @@ class _Worker:
       self._wait()
 
   def _lease(self) -> None:
-    """Takes the tickets that came; asks for more where slots will be free after the next step."""
+    """Takes the tickets that came; requests more if slots will be free after the next step."""
     if self._leasing and self._leasing.done():
       tickets, self._leasing = self._leasing.result(), None
       self._over |= tickets is None
-      # A ticket that is here, or was at the request, would be answered twice.
+      # A ticket that is here, or was when it was requested, would be answered twice.
       known = {*self._reported, *self._ticket_ids()}
       self._waiting = [t for t in tickets or () if t.ticket_id not in known]
     room = self._engine.room_soon
@@ -135,15 +134,14 @@ class _Worker:
       self._reported = self._ticket_ids()
       self._leasing = self._pool.submit(self._learner.lease, room, self._reported)
 
-  def _ticket_ids(self) -> list[str]:
-    """Ids of tickets that were begun and whose groups are not acknowledged."""
+  def _ticket_ids(self) -> list[str]:  # begun, and not acknowledged
     return [*self._active, *(ticket.ticket_id for ticket, _ in self._done)]
 
   def _begin(self) -> None:
-    """Begins the tickets that came, with newer weights where there are any.
+    """Begins the tickets that came, with newer weights if there are any.
 
-    Between groups, running completions finish first. In flight, they go on with the new weights if
-    their tickets allow it.
+    Between groups, running completions finish first. In flight, they continue with the new weights
+    if their tickets allow it.
     """
     new_weights = self._take_weights()
     tickets = self._waiting + (list(self._active.values()) if self._in_flight else [])
@@ -161,7 +159,6 @@ class _Worker:
       self._pulling = self._pool.submit(self._pull, low, high)
 
   def _take_weights(self) -> bool:
-    """Takes the weights that came; whether a pull has just ended."""
     if not (self._pulling and self._pulling.done()):
       return False
     pulled, self._pulling = self._pulling.result(), None
@@ -187,7 +184,6 @@ class _Worker:
       self._done.append((ticket, group))
 
   def _deliver(self) -> None:
-    """Scores and pushes everything that has gathered during the delivery before."""
     if self._delivering and self._delivering.done():
       self._done = self._done[self._delivering.result() :]
       self._delivering = None
@@ -195,7 +191,6 @@ class _Worker:
       self._delivering = self._pool.submit(self._score_and_push, list(self._done))
 
   def _score_and_push(self, done: list[Answered]) -> int:
-    """The number of groups pushed."""
     tickets, trajectories = map(list, zip(*done, strict=True))
     groups = self._stats.timed("scoring", self._score, tickets, trajectories)
     self._stats.timed("pushing", self._learner.push, groups)
@@ -204,14 +199,13 @@ class _Worker:
     return len(done)
 
   def _report(self) -> None:
-    """Updates the state in `Stats`; a complete ticket counts for one token more."""
     self._stats.room, self._stats.version = self._engine.room, self._version
     waiting = {ticket.ticket_id: 0 for ticket in self._waiting}
+    # A complete ticket counts for one token more.
     done = {t.ticket_id: 1 + sum(row.tokens.size for row in rows) for t, rows in self._done}
     self._stats.progress = waiting | self._engine.progress | done
 
   def _wait(self) -> None:
-    """Waits a moment for a call under way, if there is nothing to generate."""
     calls = [f for f in (self._leasing, self._pulling, self._delivering) if f]
     if calls and not self._active:
       wait = lambda: concurrent.futures.wait(calls, _WAIT_SECONDS, "FIRST_COMPLETED")
@@ -230,7 +224,7 @@ def score_groups(
   """Judges all groups at the same time in the scorer's processes.
 
   Rewards of training groups are shaped; verdicts never are, nor rewards of evaluation. Completions
-  that have not answered (`thoughts.judged`) are worth 0 and reach no verifier.
+  without an answer (`thoughts.judged`) are worth 0 and reach no verifier.
 
   Args:
     judge_unfinished: task.judge_unfinished.
@@ -250,7 +244,7 @@ def score_groups(
     failures, lengths = sum(j.failed for j in judgements), [t.tokens.size for t in trajectories]
     verdicts = rewards = [j.reward for j in judgements]
     if ticket.kind == types.TRAIN:
-      # A failed one that is worth what the others are makes no difference between them.
+      # A failed completion that is worth the mean of the others adds no signal.
       verdicts = shaping.rewards(judgements, lengths, shaping.Shaping(failed=shape.failed))
       rewards = shaping.rewards(judgements, lengths, shape)
     rewarded = [
@@ -268,10 +262,9 @@ def judged_texts(
   *,
   judge_unfinished: bool,
 ) -> list[str | None]:
-  """The text of each completion that a verifier may see, see `thoughts.judged`."""
-  opened = thoughts.opened_by(
-    vocabulary.decode_special(ticket.prompt_tokens[-_TAG_TOKENS:].tolist())
-  )
+  """The text of each completion for the verifier, see `thoughts.judged`."""
+  end_of_prompt = ticket.prompt_tokens[-_TAG_TOKENS:].tolist()
+  opened = thoughts.opened_by(vocabulary.decode_special(end_of_prompt))
   return [
     thoughts.judged(
       vocabulary.decode(trajectory.tokens.tolist()),

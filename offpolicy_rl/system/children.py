@@ -1,6 +1,6 @@
 """Child processes that end with their parent, whatever ends it, and descriptions of how one ended.
 
-A parent holds a pipe that nobody writes to; a child reads from it. The kernel closes the pipe when
+A parent holds a pipe to which nobody writes; a child reads from it. The kernel closes the pipe when
 the parent is gone, even by SIGKILL, so the child notices on every system.
 """
 
@@ -13,8 +13,8 @@ import threading
 import time
 from typing import IO
 
-PARENT = "OFFPOLICY_RL_PARENT"  # variable of a child: the descriptor that it reads from
-_GRACE_SECONDS = 60.0  # for a child to end in order once its parent is gone
+PARENT = "OFFPOLICY_RL_PARENT"  # environment variable: the descriptor that a child reads from
+_GRACE_SECONDS = 60.0  # for a child to end in order after its parent
 _MAIN = (sys.executable, "-m", "offpolicy_rl.cli.main")
 
 _started: list[subprocess.Popen] = []
@@ -49,7 +49,7 @@ def start(
 
 
 def end_with_parent() -> None:
-  """In a child: has this process get SIGTERM when the parent is gone, SIGKILL a minute later."""
+  """In a child: sends this process SIGTERM when the parent is gone, SIGKILL a minute later."""
   text = os.environ.pop(PARENT, None)  # not for our own children
   if text is None:
     return
@@ -67,20 +67,20 @@ def end_with_parent() -> None:
 
 
 def kill(child: subprocess.Popen) -> None:
-  """Kills a child and the processes that it has started."""
+  """Kills a child and all processes that it has started."""
   with contextlib.suppress(ProcessLookupError, PermissionError):
     os.killpg(child.pid, signal.SIGKILL)
 
 
 def kill_all() -> None:
-  """Kills every child that is left."""
+  """Kills all remaining children."""
   for child in _started:
     if child.returncode is None:
       kill(child)
 
 
 def describe(code: int) -> str:
-  """Describes how a process ended, from its exit code as of Python or a shell."""
+  """Describes how a process ended, from its exit code as Python or a shell gives it."""
   number = -code if code < 0 else code - 128
   try:
     name = signal.Signals(number).name
@@ -92,5 +92,5 @@ def describe(code: int) -> str:
 
 
 def exit_code(code: int) -> int:
-  """The exit code to end with after a child's: 128 + N for signal N, as shells have it."""
+  """The exit code to end with after a child's: 128 + N for signal N, as in shells."""
   return code if code >= 0 else 128 - code

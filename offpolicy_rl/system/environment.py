@@ -1,11 +1,11 @@
-"""Environment variables that would change what a run computes, beside its configuration."""
+"""Environment variables that would change the results of a run besides its configuration."""
 
 import logging
 import os
 
 _LOG = logging.getLogger(__name__)
 
-# Read by JAX when it is imported. The machines of learner and samplers may differ in them.
+# Read by JAX when imported. The machines of learner and samplers may differ in them.
 _CHANGING = (
   "JAX_ENABLE_X64",  # other dtypes than those of the cache and the wire
   "JAX_NUMPY_DTYPE_PROMOTION",

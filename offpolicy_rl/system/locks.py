@@ -1,7 +1,7 @@
 """One learner per directory: a lock that ends with its process, and a lease for other machines.
 
-`lock.json` in the directory names the holder. The holder locks the file (flock); the kernel ends
-that lock with the process. That is enough on file systems with locks (local disks, NFS). For those
+`lock.json` in the directory names the holder, which locks the file (flock); the kernel ends that
+lock with the process. That is enough on file systems with locks (local disks, NFS). For those
 without (buckets), the holder also renews the file's content, and a learner on another machine first
 watches whether it is renewed.
 """
@@ -25,7 +25,7 @@ from etils import epath
 FILE = "lock.json"
 _RENEW_SECONDS = 10.0
 _LEASE_SECONDS = 60.0  # without renewal the holder is dead; mounted buckets lag by a minute
-_BYTES = 512  # of a file written in place: of constant length, it is never empty in between
+_BYTES = 512  # constant length of a file that is rewritten in place, so that it is never empty
 _BOOT = pathlib.Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -37,10 +37,10 @@ class Holder(NamedTuple):
   """The process that holds a directory."""
 
   host: str
-  machine: str  # this start of its kernel: where the kernel's locks count
+  machine: str  # this boot of its kernel, within which locks count
   pid: int
   since: str
-  token: str  # of this one process, at random
+  token: str  # random, of this process
   renewed: float  # seconds since 1970
 
   def __str__(self) -> str:
@@ -53,8 +53,8 @@ def hold(directory: str, flag: str, lost: Callable[[str], None]) -> Generator[No
 
   Args:
     directory: local, mounted, or in a bucket (gs://).
-    flag: that named it, for messages.
-    lost: called with a line when another learner took the directory over, because this process did
+    flag: the flag that named it, for messages.
+    lost: called with a line when another learner took the directory over because this process did
       not renew its lease for long (a machine that slept): it must write nothing more.
 
   Raises:
@@ -76,7 +76,7 @@ def hold(directory: str, flag: str, lost: Callable[[str], None]) -> Generator[No
 
 @contextlib.contextmanager
 def _lock_file(directory: str) -> Generator["_File | _Object"]:
-  """The lock file of a directory, which is created if need be and removed if it stays empty."""
+  """The lock file of a directory, which is created if missing, and removed if it stays empty."""
   if "://" in directory:
     epath.Path(directory).mkdir(parents=True, exist_ok=True)
     yield _Object(epath.Path(directory) / FILE)
@@ -95,8 +95,6 @@ def _lock_file(directory: str) -> Generator["_File | _Object"]:
 
 
 class _Lease:
-  """This process's lease of one directory."""
-
   def __init__(self, file: "_File | _Object", directory: str, flag: str):
     host = socket.gethostname()
     machine = _BOOT.read_text().strip() if _BOOT.exists() else host
@@ -105,14 +103,13 @@ class _Lease:
     self._holder = Holder(host, machine, os.getpid(), since, secrets.token_hex(8), time.time())
 
   def take(self) -> None:
-    """Becomes the holder; raises Held."""
     locked, holder = self._file.lock(), self._file.read()
     if locked is False:
       self._refuse(holder or self._read_again())
     if holder is not None and not (locked and holder.machine == self._holder.machine):
       self._wait_for_its_end(holder)
     self._file.write(self._holder)
-    if not locked:  # of two that came at once, the last one to write stays
+    if not locked:  # of two that start together, the last to write stays
       time.sleep(min(2.0, _LEASE_SECONDS / 2))
       if (other := self._other()) is not None:
         self._refuse(other)
@@ -120,23 +117,22 @@ class _Lease:
   def _refuse(self, holder: Holder | None) -> NoReturn:
     raise Held(
       f"{self._flag}: a learner is at work in {self._directory} "
-      f"({holder or 'one that has not said yet who it is'}); wait for its end or end it, or choose "
+      f"({holder or 'not named yet'}); wait for its end or end it, or choose "
       "another directory for a second one"
     )
 
   def _read_again(self) -> Holder | None:
-    """The holder a moment later: it may have been about to write its name."""
-    time.sleep(0.3)
+    time.sleep(0.3)  # it may have been about to write its name
     return self._file.read()
 
   def _wait_for_its_end(self, holder: Holder) -> None:
-    """Returns when a holder on another machine is dead; raises Held when it renews its lease.
+    """Returns when a holder on another machine is dead; raises Held if it renews its lease.
 
     Clocks are not trusted: those of hosts differ, and jump.
     """
     print(
       f"{self._flag}: {self._directory} was left by a learner of another machine ({holder}); "
-      f"seeing for {_LEASE_SECONDS:.0f} s whether it lives",
+      f"watching for {_LEASE_SECONDS:.0f} s whether it is alive",
       file=sys.stderr,
     )
     end = time.monotonic() + _LEASE_SECONDS
@@ -149,12 +145,10 @@ class _Lease:
         self._refuse(now)
 
   def _other(self) -> Holder | None:
-    """Another process that is in the file."""
     now = self._file.read()
     return now if now is not None and now.token != self._holder.token else None
 
   def keep(self, done: threading.Event, lost: Callable[[str], None]) -> None:
-    """Renews the lease until `done`; see `hold` for `lost`."""
     while not done.wait(_RENEW_SECONDS):
       with contextlib.suppress(OSError):  # a full disk or an absent server: the next time
         if (other := self._other()) is not None:
@@ -163,14 +157,13 @@ class _Lease:
         self._file.write(self._holder._replace(renewed=time.time()))
 
   def give_back(self) -> None:
-    """Removes the file, unless another process is in it."""
     with contextlib.suppress(OSError):
       if self._other() is None:
         self._file.remove()
 
 
 def _read(path) -> Holder | None:
-  """The holder in a file; None = there is none. Opens the file anew: NFS looks only then."""
+  """The holder in a file; None if there is none. Opens the file anew, else NFS serves its cache."""
   try:
     return Holder(**json.loads(path.read_bytes()))
   except (FileNotFoundError, ValueError, TypeError):
@@ -178,18 +171,15 @@ def _read(path) -> Holder | None:
 
 
 class _File:
-  """A lock file in a local or mounted directory."""
-
   def __init__(self, path: pathlib.Path):
     self._path, self._handle = path, -1
 
   def close(self) -> None:
-    """Ends the lock."""
     if self._handle >= 0:
       os.close(self._handle)
 
   def lock(self) -> bool | None:
-    """True = locked until this process ends, False = another's, None = there are no locks here."""
+    """True = locked until this process ends, False = another's, None = no locks on this system."""
     while True:
       self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
       try:
@@ -198,7 +188,7 @@ class _File:
         return False
       except OSError:
         return None
-      # Its holder may have removed the file between our opening and locking it.
+      # Its holder may have removed the file after we opened and before we locked it.
       with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(self._handle), self._path.stat()):
           return True
@@ -222,8 +212,8 @@ class _Object:
   def __init__(self, path: epath.Path):
     self._path = path
 
-  def lock(self) -> None:
-    """Buckets have no locks."""
+  def lock(self) -> None:  # buckets have no locks
+    pass
 
   def read(self) -> Holder | None:
     return _read(self._path)

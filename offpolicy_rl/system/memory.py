@@ -7,9 +7,9 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-  """Has glibc keep freed memory for the next step and the next message. Call before threads start.
+  """Has glibc keep freed memory for the next step or message. Call before threads start.
 
-  By default large blocks go back to the kernel, which must find and clear pages for the next one.
+  By default large blocks return to the kernel, which must find and clear pages for the next one.
   That took as long as sending a message, and a quarter of a training step on CPU. There is one
   arena, as the others can't hold blocks above 64 MB. Does nothing without glibc.
   """

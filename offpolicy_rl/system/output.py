@@ -1,9 +1,9 @@
-"""Standard output and error that can't stop or hang a program.
+r"""Standard output and error that can't stop or hang a program.
 
 A reader may go away (`| head`, a closed terminal), stop reading (Ctrl-S, a dead collector), or its
-disk may be full; a stream may be closed from the start, or know ASCII only. None of that is a
-reason to lose a run. Text that can't be written is dropped; characters that can't be encoded are
-written as \\u....
+disk may be full; a stream may be closed from the start, or know ASCII only. None of that may end a
+run. Text that can't be written is dropped; characters that can't be encoded are written as
+\\u....
 """
 
 import atexit
@@ -21,17 +21,17 @@ import time
 from rich.console import Console
 
 _MAX_BYTES = 1 << 20  # waiting for a slow reader; more is dropped
-_STALLED_SECONDS = 2.0  # at the end, without a byte read: then the rest is given up
+_STALLED_SECONDS = 2.0  # without a byte read at the end, before the rest is dropped
 _LONGEST_WRITE = 4096  # bytes that a pipe with room takes at once
 
 
 def console(*, soft_wrap: bool = True) -> Console:
-  """A console that prints text as it is, whatever brackets and colons are in it."""
+  """A console that prints text as it is, with its brackets and colons."""
   return Console(highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap)
 
 
 def set_up_logging(*, verbose: bool) -> None:
-  """Logs to standard error; without `verbose` warnings and errors only."""
+  """Logs to standard error; without `verbose`, only warnings and errors."""
   level = logging.INFO if verbose else logging.WARNING
   logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
   if not verbose:  # Orbax logs errors that it raises, too; the command prints them
@@ -40,9 +40,9 @@ def set_up_logging(*, verbose: bool) -> None:
 
 
 def guard() -> None:
-  """Opens descriptors 0 to 2 if they are closed, and has `print` never raise.
+  """Opens descriptors 0 to 2 if they are closed, and makes `print` never raise.
 
-  For commands that print beside their work. Leaves streams alone that are not the process's own.
+  For commands whose output is secondary. Changes only the process's own streams.
   """
   _open_closed()
   with contextlib.suppress(ValueError, AttributeError):  # another thread's; not on Windows
@@ -52,11 +52,13 @@ def guard() -> None:
     if stream is not None and stream is getattr(sys, f"__{name}__"):
       with contextlib.suppress(OSError, ValueError):
         stream.flush()
-      setattr(sys, name, _text(_Raw(stream.fileno()), stream.encoding))
+      raw = io.BufferedWriter(_Raw(stream.fileno()))
+      text = io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True)
+      setattr(sys, name, text)
 
 
 def in_background() -> None:
-  """After `guard`: has a thread write, so that nothing waits for a reader who does not read."""
+  """After `guard`: writes in a thread, so that nothing waits for a reader who does not read."""
   queues: dict[tuple, _Queue] = {}
   for name in ("stdout", "stderr"):
     raw = _raw_of(getattr(sys, name))
@@ -72,14 +74,14 @@ def in_background() -> None:
 
 
 def strict() -> None:
-  """After `guard`: has failed writes raise, for a command that does nothing but print."""
+  """After `guard`: makes failed writes raise, for a command that only prints."""
   raw = _raw_of(sys.stdout)
   if raw is not None:
     raw.strict = True
 
 
 def problem() -> OSError | None:
-  """The error of the first failed write to standard output, if any failed."""
+  """The error of the first failed write to standard output, if any."""
   raw = _raw_of(sys.stdout)
   return raw.problem if raw is not None else None
 
@@ -94,7 +96,7 @@ _QUEUES: list["_Queue"] = []
 
 
 def _open_closed() -> None:
-  """Opens closed ones: else the next file opened would be standard output, and be written to."""
+  """Opens closed descriptors: the next opened file would become standard output."""
   for number, mode, name in ((0, "r", "stdin"), (1, "w", "stdout"), (2, "w", "stderr")):
     try:
       os.fstat(number)
@@ -109,20 +111,12 @@ def _open_closed() -> None:
       setattr(sys, name, stream)
 
 
-def _text(raw: "_Raw", encoding: str) -> io.TextIOWrapper:
-  return io.TextIOWrapper(
-    io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=True
-  )
-
-
 def _raw_of(stream) -> "_Raw | None":
   raw = getattr(getattr(stream, "buffer", None), "raw", None)
   return raw if isinstance(raw, _Raw) else None
 
 
 class _Raw(io.RawIOBase):
-  """A descriptor whose writes do not fail."""
-
   def __init__(self, number: int):
     self.number, self._copy = number, os.dup(number)
     self.strict = False
@@ -140,7 +134,6 @@ class _Raw(io.RawIOBase):
     return True
 
   def write(self, data) -> int:
-    """Writes all of `data`, or keeps the error in `problem`."""
     data = bytes(data)
     if self.queue is not None and self.queue.put(self._copy, data):
       return len(data)
@@ -164,8 +157,6 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 class _Queue:
-  """Output that waits to be written to one file, in order."""
-
   def __init__(self):
     self.descriptors: list[tuple[int, int]] = []  # (standard one, our copy)
     self._waiting: collections.deque[tuple[int, bytes]] = collections.deque()
@@ -217,7 +208,7 @@ class _Queue:
   def _wait_for_room(self, descriptor: int) -> None:
     """Waits for the reader, while direct writes of C libraries go to /dev/null.
 
-    They would wait in the middle of a write, with whatever locks they hold.
+    Otherwise they would block in the middle of a write, holding locks.
     """
     room = select.poll()
     room.register(descriptor, select.POLLOUT)

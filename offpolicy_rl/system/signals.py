@@ -14,7 +14,7 @@ _ONE_REQUEST_SECONDS = 0.5  # signals that come together
 
 
 def interrupt_like_ctrl_c() -> None:
-  """Has SIGTERM and SIGHUP raise KeyboardInterrupt, so that partial directories are removed."""
+  """Makes SIGTERM and SIGHUP raise KeyboardInterrupt, so that partial directories are removed."""
   for number in (signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) == signal.SIG_DFL:
       with contextlib.suppress(ValueError):  # not in the main thread
@@ -46,6 +46,6 @@ def stop_event(stop: threading.Event | None = None) -> threading.Event:
 
 
 def exit_now(code: int) -> None:
-  """Ends the process at once, after writing what is printed already."""
+  """Ends the process at once, after writing printed output."""
   output.drain()
   os._exit(code)

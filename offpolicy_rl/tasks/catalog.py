@@ -29,9 +29,8 @@ def _once(function: Callable, *args, **kwargs) -> Callable[[], list]:
 
 
 def _sums() -> list[Problem]:
-  return [
-    Problem(f"{a}+{b}=", json.dumps(str(a + b)), str(a + b)) for a in range(10) for b in range(10)
-  ]
+  pairs = ((a, b) for a in range(10) for b in range(10))
+  return [Problem(f"{a}+{b}=", json.dumps(str(a + b)), str(a + b)) for a, b in pairs]
 
 
 TASKS = {
@@ -121,9 +120,8 @@ def _jsonl_task(settings, label: str) -> Task:
       f"task.name: got {settings.name!r:.100}, expected only letters, digits, '_', '.' and '#' "
       "after the colon"
     )
-  columns = sources.Columns(
-    settings.question_column, settings.answer_column, settings.demonstration_column
-  )
+  s = settings
+  columns = sources.Columns(s.question_column, s.answer_column, s.demonstration_column)
   files = {"train_file": settings.train_file, "heldout_file": settings.heldout_file}
   return Task(
     settings.name,
@@ -154,7 +152,6 @@ def task(function: Callable[[], Task]) -> Callable[[], Task]:
 
 @functools.cache
 def _user_task(name: str) -> Task:
-  """The task of a marked function, called once per process."""
   decorator = "catalog.task (offpolicy_rl.tasks.catalog)"
   try:
     make = named.resolve(name, "task", key="task.name", decorator=decorator)
@@ -168,11 +165,7 @@ def _user_task(name: str) -> Task:
 
 
 def select(settings: Any) -> Selection:
-  """The tasks of a configuration; `settings`: its section `task`, values by attribute.
-
-  Raises:
-    TaskError: no such task, or a value that makes no sense for it.
-  """
+  """The tasks of `settings`, the section `task`; TaskError for an unknown task or a bad value."""
   if settings.name != MIXTURE:
     if settings.mixture:
       raise TaskError(
@@ -247,9 +240,8 @@ def json_object(key: str, text: str) -> dict:
 def warnings(selection: Selection) -> list[str]:
   """Notes on tasks that have a catch, one line each."""
   labels = {task.name.partition(":")[2] for task in selection.tasks if task.name.startswith(GYM)}
-  lines = [
-    f"task.name: {GYM}:{x}: {sources.WARNED[x]}" for x in sorted(labels) if x in sources.WARNED
-  ]
+  warned = sorted(labels & sources.WARNED.keys())
+  lines = [f"task.name: {GYM}:{label}: {sources.WARNED[label]}" for label in warned]
   if "gsm_symbolic" in labels and any(task.name == "gsm8k" for task in selection.tasks):
     lines.append(
       "task.mixture: gsm_symbolic's templates are questions of GSM8K's test set, so accuracy on "

@@ -95,12 +95,8 @@ def _environment(day: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnviron
   )
   sandbox.filters["tojson"] = _to_json
   midnight = datetime.datetime.combine(day, datetime.time())
-  names: dict[str, Any] = {
-    "raise_exception": _raise,
-    _CALENDAR: midnight.strftime,
-    "dict": _Dict(),
-    "namespace": _Namespace,
-  }
+  names: dict[str, Any] = {"raise_exception": _raise, _CALENDAR: midnight.strftime}
+  names |= {"dict": _Dict(), "namespace": _Namespace}
   sandbox.globals |= names
   return sandbox
 
@@ -108,11 +104,8 @@ def _environment(day: datetime.date) -> jinja2.sandbox.ImmutableSandboxedEnviron
 def source(files: types.ModelFiles, *, tools: bool) -> Source | None:
   """The template that transformers would use; None if the checkpoint has none.
 
-  Args:
-    tools: there are some, for which a checkpoint may have its own template.
-
-  Raises:
-    TokenizerError: there are several, and none for this case.
+  With `tools`, a checkpoint may have a special one. TokenizerError if there are several, and none
+  for this case.
   """
   named = {_DEFAULT: Source(files.chat_template, TEMPLATE)} if files.chat_template else {}
   for name, text in parse(files.more_chat_templates, MORE_TEMPLATES).items():
@@ -153,24 +146,15 @@ class ChatTemplate:
   """One template with its variables."""
 
   def __init__(self, template: Source, variables: dict, day: datetime.date):
-    """Compiles a template; `variables`: those besides the messages.
-
-    Raises:
-      TokenizerError: a mistake in the template; names the line.
-    """
+    """Compiles a template; `variables`: besides the messages. TokenizerError names a bad line."""
     self._file = template.file
     self._variables = {"tools": None, "documents": None} | variables
     self._template = self._guarded(lambda: _environment(day).from_string(template.text))
 
   def render(self, messages: Sequence[dict[str, str]], *, opened: bool) -> str:
-    """The text of a conversation.
+    """The text of messages {"role", "content"}; `opened`: with the beginning of the model's turn.
 
-    Args:
-      messages: {"role", "content"} each.
-      opened: the model's turn is begun at the end.
-
-    Raises:
-      TokenizerError: the template does not take these messages; names the line.
+    TokenizerError names the line if the template does not take them.
     """
     variables = self._variables | {"messages": list(messages), "add_generation_prompt": opened}
     return self._guarded(lambda: self._template.render(variables))

@@ -76,7 +76,6 @@ def _as_fraction(number: re.Match) -> str:
 
 
 def _check_names(text: str, expression: sympy.Expr) -> None:
-  """Raises Unreadable if the package has dropped or invented a variable."""
   letters = set("".join(re.sub(r"\\[a-zA-Z]+|_\{?\w+\}?", "", text).split()))
   letters = {letter for letter in letters if letter.isalpha()} - {"e"}
   names = {str(symbol).split("_")[0] for symbol in expression.free_symbols}
@@ -98,7 +97,6 @@ def _at(expression: sympy.Expr, point: int) -> sympy.Expr:
 
 
 def _value(name: str, point: int) -> sympy.Rational:
-  """A number between 1/2 and 5/2; negative in `_SIGNED` points."""
   digest = int.from_bytes(hashlib.sha256(f"{point} {name}".encode()).digest()[:6], "big")
   size = sympy.Rational(1, 2) + sympy.Rational(2 * digest, 256**6)
   return -size if point in _SIGNED else size

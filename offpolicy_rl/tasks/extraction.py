@@ -44,16 +44,13 @@ def boxes(text: str) -> list[str]:
   """
   contents, begin = [], len(text)
   for start, inside, end in _boxes_backwards(text):
-    if contents and not _is_listing(text, end, begin):
+    is_near = begin - end <= _LONGEST_BETWEEN
+    if contents and not (is_near and _BETWEEN.fullmatch(text, end, begin)):
       break
     if inside:
       contents.append(inside)
       begin = start
   return list(dict.fromkeys(reversed(contents)))
-
-
-def _is_listing(text: str, end: int, begin: int) -> bool:
-  return begin - end <= _LONGEST_BETWEEN and _BETWEEN.fullmatch(text, end, begin) is not None
 
 
 def _boxes_backwards(text: str):
@@ -100,7 +97,7 @@ def _after_hashes(text: str) -> str | None:
   return "" if "####" in text and not lines else None
 
 
-def given(completion: str) -> str | None:
+def answer_text(completion: str) -> str | None:
   """The answer as text: all behind the thought, or its tagged part; None in an open thought."""
   text = thoughts.removed(completion)
   if text is None:
@@ -109,7 +106,7 @@ def given(completion: str) -> str | None:
   return (text if tagged is None else tagged).strip()
 
 
-def marked(text: str) -> str | None:
+def marked_answer(text: str) -> str | None:
   """The part of a completion that is marked as its answer; None without a mark, "" if marks are
   empty.
 
@@ -119,8 +116,7 @@ def marked(text: str) -> str | None:
   return mark and mark[0]
 
 
-def _mark(text: str) -> tuple[str, bool] | None:
-  """(marked text, whether by a box)."""
+def _mark(text: str) -> tuple[str, bool] | None:  # (marked text, whether by a box)
   empty = False
   for kind in (last_tagged, last_boxed, _after_hashes):
     answer = kind(text)
@@ -187,9 +183,9 @@ _TOKEN = re.compile(
   r"|(?P<other>.)",
   re.DOTALL,
 )
-_RELATIONS = frozenset(
-  ("\\approx", "\\boxed", "\\fbox", "\\Rightarrow", "\\implies", "\\therefore", "\\to")
-)
+_RELATIONS = {
+  f"\\{name}" for name in str.split("approx boxed fbox Rightarrow implies therefore to")
+}
 _BULLET = re.compile(r"\s*[-+]\s")
 _ENUMERATED = re.compile(r"\s*\d+[.)]\s+\S")
 _TABLE = re.compile(r"\s*\|.*\|.*\|\s*")  # a row of it: | total | 5 |
@@ -222,7 +218,6 @@ def _last_number(text: str) -> fractions.Fraction | None:
 
 
 def _in_a_word(tokens: list[re.Match], i: int) -> bool:
-  """Whether digits belong to a name: x2, H2O, x_2."""
   if i and tokens[i - 1][0] == "_":
     return True
   return i > 0 and bool(tokens[i - 1]["word"]) and not tokens[i - 1][0].endswith("›")
@@ -235,7 +230,6 @@ def _stops(token: re.Match) -> bool:
 
 
 def _expression(line: str, tokens: list[re.Match], at: int, cut: bool):
-  """Reads the expression around a token of digits, up to a stop on both sides."""
   first = last = at
   while first > 0 and not _stops(tokens[first - 1]):
     first -= 1
@@ -274,7 +268,6 @@ _RESTS = re.compile(
 
 
 def _fits(text: str, left: str, right: str) -> bool:
-  """Whether the words beside an expression leave its value unchanged."""
   word = re.match(r"[^\W\d_]+", right)
   glued = word and not text[-1:].isspace() and text[-1:] not in "/-"
   foreign = word and re.match(latex.IDEOGRAPH, word[0])
@@ -287,9 +280,8 @@ def _fits(text: str, left: str, right: str) -> bool:
     return numerals.is_word(before[1], latex=False, glued=False, behind=False)
   changed = before and before[1].casefold() in numerals.CHANGES - {"or", "no"}
   behind = numerals.words(right[:60])[:1]
-  return not (
-    changed or numerals.CHANGES_WHAT_IT_FOLLOWS.intersection(behind) or _AND_A_HALF.match(right)
-  )
+  changes_it = numerals.CHANGES_WHAT_IT_FOLLOWS.intersection(behind) or _AND_A_HALF.match(right)
+  return not (changed or changes_it)
 
 
 def _without_punctuation(text: str, *, after_word: bool, before_word: bool, right: str) -> str:

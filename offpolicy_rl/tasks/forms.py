@@ -34,15 +34,14 @@ _OPENING, _CLOSING = ("(", "[", "\\{", "{", "\\langle"), (")", "]", "\\}", "}", 
 _TOKEN = re.compile(r"\\(?:[a-zA-Z]+|.)|‹[^‹›]*›|.", re.DOTALL)
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 _RELATIONS = ("=", *_FLIPPED, "\\in")
+_VARIABLE = re.compile(r"[a-zA-Z](?:_\w)?|\\(?:theta|alpha|beta|lambda|mu|phi|omega)")
 _LISTING = (",", ";", "‹and›", "‹or›", "\\wedge", "\\vee")
 _UNTRUSTED = ("\\ne", "\\approx", "\\mid", "|", ":", "\\cap", "\\setminus", "\\equiv", "\\to")
 
 
 # Three letters like these are a word, not a product of variables.
 _LIKE_A_WORD = re.compile(r"(?![abc]{3})(?=.*[aeiouAEIOU])[a-zA-Z]{3}")
-_SHORT_WORDS = frozenset(
-  ("no", "on", "yes", "odd", "one", "two", "six", "ten", "red", "sun", "mon", "up", "all", "any")
-)
+_SHORT_WORDS = {*str.split("no on yes odd one two six ten red sun mon up all any")}
 
 
 def parse(text: str, depth: int = 0) -> Form:
@@ -83,10 +82,7 @@ def _is_words(text: str) -> bool:
 
 
 def _levels(tokens: list[str]) -> list[int]:
-  """Depth in brackets of each token; 0 for the outermost pair.
-
-  Any bracket closes any other, as those of half-open intervals differ.
-  """
+  """Depth in brackets of each token, 0 in the outermost pair; any bracket closes any other."""
   depth, levels = 0, []
   for token in tokens:
     depth -= token in _CLOSING
@@ -108,13 +104,11 @@ def _split(tokens: list[str], at: tuple[str, ...]) -> tuple[list[str], list[str]
 
 
 def _has(tokens: list[str], some: tuple[str, ...]) -> bool:
-  return any(
-    token in some and level == 0 for token, level in zip(tokens, _levels(tokens), strict=True)
-  )
+  levels = zip(tokens, _levels(tokens), strict=True)
+  return any(token in some and level == 0 for token, level in levels)
 
 
 def _bracketed(text: str, tokens: list[str], depth: int) -> Form | None:
-  """Tuples, intervals, sets: one pair of brackets around all."""
   if len(tokens) < 2 or tokens[0] not in _OPENING or tokens[-1] not in _CLOSING:
     return Form(SET) if text in ("\\emptyset", "\\{\\}") else None
   inside = tokens[1:-1]
@@ -168,7 +162,6 @@ def _matrix(text: str, _tokens: list[str], depth: int) -> Form | None:
 
 
 def _list(_text: str, tokens: list[str], depth: int) -> Form | None:
-  """Values in any order; inequalities joined by "or" are a union."""
   pieces, signs = _split(tokens, _LISTING)
   pieces = [piece for piece in pieces if piece]
   if not signs or not 2 <= len(pieces) <= _MOST_PARTS:
@@ -176,7 +169,8 @@ def _list(_text: str, tokens: list[str], depth: int) -> Form | None:
   parts = tuple(parse(piece, depth + 1) for piece in pieces)
   names = {part.parts[0].text for part in parts if part.kind == EQUATION}
   intervals = [part.parts[1] for part in parts if part.kind == EQUATION]
-  if len(names) == 1 and len(parts) == len(intervals) and _are_intervals(intervals):
+  are_intervals = all(form.kind == TUPLE and len(form.parts) == 2 for form in intervals)
+  if len(names) == 1 and len(parts) == len(intervals) and are_intervals:
     joined = _joined(intervals, signs)
     if joined is not None:
       return Form(EQUATION, "", (Form(TEXT, names.pop()), joined))
@@ -192,10 +186,6 @@ def _joined(intervals: list[Form], signs: list[str]) -> Form | None:
   if set(signs) <= {"‹and›", "\\wedge"} and len(intervals) == 2 and bounds:
     return Form(TUPLE, above.text[0] + below.text[1], (above.parts[0], below.parts[1]))
   return None
-
-
-def _are_intervals(forms: list[Form]) -> bool:
-  return all(form.kind == TUPLE and len(form.parts) == 2 for form in forms)
 
 
 def is_name(form: Form) -> bool:
@@ -256,9 +246,7 @@ def _interval(pieces: list[str], signs: list[str], depth: int) -> Form | None:
 
 
 def _is_variable(text: str) -> bool:
-  return (
-    re.fullmatch(r"[a-zA-Z](?:_\w)?|\\(?:theta|alpha|beta|lambda|mu|phi|omega)", text) is not None
-  )
+  return _VARIABLE.fullmatch(text) is not None
 
 
 def _named(name: str, brackets: str, low: str, high: str, depth: int) -> Form:
@@ -319,7 +307,6 @@ _UNIT_WORD = re.compile(r"‹?([a-zA-Z]+(?:\.[a-zA-Z])?)›?\.?(?:\^\{?(-?\d)\}?
 
 
 def _unit(text: str) -> str:
-  """The unit of a number in one spelling; "" if there is none or it is unknown."""
   if "%" in text or "‹percent›" in text:
     return "%"
   first = re.search(r"‹|(?<![\\a-zA-Z])[a-zA-Z]{2,}", text)

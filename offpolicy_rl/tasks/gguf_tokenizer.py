@@ -31,8 +31,6 @@ _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, of a turn
 
 
 class _Metadata:
-  """Metadata of the tokenizer; errors name the key of a bad value."""
-
   def __init__(self, file):
     self._file = file
 
@@ -54,8 +52,7 @@ class _Metadata:
 def write(file: Any, directory: pathlib.Path) -> None:
   """Writes the tokenizer of an opened GGUF file (`file.get(key, default)`) as published ones are.
 
-  Raises:
-    TokenizerError: it is no byte-level BPE, splits text in an unknown way, or has bad metadata.
+  TokenizerError if it is no byte-level BPE, splits text in an unknown way, or has bad metadata.
   """
   metadata = _Metadata(file)
   model = metadata.value("model", str)
@@ -85,13 +82,13 @@ def write(file: Any, directory: pathlib.Path) -> None:
 
 def _write_templates(file, directory: pathlib.Path) -> None:
   key = "tokenizer.chat_template"
-  wanted = {key: directory / chat.TEMPLATE}
+  files = {key: directory / chat.TEMPLATE}
   for name in special_tokens.expect(file.get(f"{key}s", []), list, f"{key}s"):
     name = special_tokens.expect(name, str, f"{key}s")
     if not name.isidentifier():
       raise TokenizerError(f"{key}s: got {name!r:.80}, expected a name")
-    wanted[f"{key}.{name}"] = directory / chat.MORE_TEMPLATES / f"{name}.jinja"
-  for key, path in wanted.items():
+    files[f"{key}.{name}"] = directory / chat.MORE_TEMPLATES / f"{name}.jinja"
+  for key, path in files.items():
     template = special_tokens.expect(file.get(key, ""), str, key)
     if template:
       path.parent.mkdir(exist_ok=True)

@@ -147,13 +147,10 @@ def normal(text: str) -> str:
   """
   text = unwrapped(plain(text))
   text = _COMMAND.sub(lambda m: _SYNONYMS.get(m[1], m[0]), text)
-  text = _SHORT_FRACTION.sub(lambda m: "\\frac" + "".join(map(_braced, m.groups())), text)
+  braced = lambda part: "{" + part.strip("{} ") + "}"
+  text = _SHORT_FRACTION.sub(lambda m: "\\frac" + braced(m[1]) + braced(m[2]), text)
   text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
   text = _ONE_IN_BRACES.sub(r"\1", text)
   text = re.sub(r"\s+", " ", text.replace(THIN, " ").replace("¤", "$"))
   text = re.sub(r"(?<![\w›]) | (?![\w‹])", "", text)
   return re.sub(r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1", text)  # \le 3
-
-
-def _braced(part: str) -> str:
-  return "{" + part.strip("{} ") + "}"

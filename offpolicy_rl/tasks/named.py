@@ -19,12 +19,9 @@ def mark(function: _Function, use: str) -> _Function:
 
 
 def resolve(name: str, use: str, *, key: str, decorator: str) -> Callable:
-  """Finds "module:function".
+  """Finds "module:function"; ValueError if it does not exist, or is not marked.
 
   `key` names it in errors, `decorator` is what marks functions for this use.
-
-  Raises:
-    ValueError: it can't be found, or is not marked.
   """
   module, _, attribute = name.partition(":")
   try:

@@ -77,13 +77,8 @@ _NUMBER_WORDS = _set(
   "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
   "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
 )
-MULTIPLES = {
-  "hundred": 10**2,
-  "thousand": 10**3,
-  "million": 10**6,
-  "billion": 10**9,
-  "trillion": 10**12,
-}
+MULTIPLES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+MULTIPLES["trillion"] = 10**12
 _SHORT_WORDS = _set(
   "km cm mm nm dm kg mg lb lbs oz ft in yd mi hr hrs min mins sec secs ms mph kph kmh ml cl kw kwh "
   "mb gb tb hz khz mhz st nd rd th am pm is of to at by an as it on be egg eggs sq cu deg rad pct "
@@ -188,10 +183,9 @@ def is_word(word: str, *, latex: bool, glued: bool, behind: bool) -> bool:
 
 
 def _only_words(text: str, *, latex: bool, behind: bool = False) -> bool:
-  """Whether a text is only words and units that don't change the value of a number."""
   if text.count("(") != text.count(")"):
     return False
-  at, said = 0, []
+  at, lowered = 0, []
   while at < len(text):
     piece = _AROUND_NUMBERS.match(text, at)
     if piece is None or (piece["power"] and not behind):
@@ -200,15 +194,14 @@ def _only_words(text: str, *, latex: bool, behind: bool = False) -> bool:
       glued = behind and at == 0
       if not is_word(piece["word"], latex=latex, glued=glued, behind=behind):
         return False
-      said.extend(piece["word"].strip("‹›").casefold().split("-"))
+      lowered.extend(piece["word"].strip("‹›").casefold().split("-"))
     at = piece.end()
-  multiples = [i for i, word in enumerate(said) if word in MULTIPLES]
+  multiples = [i for i, word in enumerate(lowered) if word in MULTIPLES]
   changes = (CHANGES | _NUMBER_WORDS) - ({"times"} if behind else set())
-  return not changes.intersection(said) and multiples in ([], [0] if behind else [])
+  return not changes.intersection(lowered) and multiples in ([], [0] if behind else [])
 
 
 def _exact(text: str) -> fractions.Fraction:
-  """A signed decimal, with or without separators and repeating digits."""
   text = re.sub(r"[\s,'" + _THIN + "]", "", text)
   text, _, repeated = text.partition("\\overline{")
   value = fractions.Fraction(text + "0" if text.endswith(".") else text)
@@ -239,7 +232,6 @@ _OF_A_FRACTION = re.compile(_fraction("q"))
 
 
 def _quotient(text: str) -> fractions.Fraction | None:
-  r"""The value of \frac{a}{b} or a/b."""
   match = _OF_A_FRACTION.fullmatch(text.strip())
   if match is None:
     above, below = text.split("/")

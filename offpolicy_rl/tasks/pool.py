@@ -107,7 +107,6 @@ class _Worker:
         return answer
 
   def _call(self, message):
-    """(answer, why the process has to be replaced or "")."""
     left, importing = self._time_limit, False
     try:
       self._pipe.send(message)
@@ -200,13 +199,11 @@ class _MemoryLimit:
       _, hard = resource.getrlimit(resource.RLIMIT_AS)
       resource.setrlimit(resource.RLIMIT_AS, (hard if size is None else size, hard))
 
-  def is_short(self) -> bool:
-    """Whether earlier calls have kept more than half of it."""
+  def is_short(self) -> bool:  # earlier calls have kept too much
     return bool(self._more) and _taken() > self._taken + self._more / 2
 
   @contextlib.contextmanager
   def exempt(self) -> Generator[None]:
-    """A context in which memory that is taken does not count."""
     before = _taken()
     self._limit(None)
     try:
@@ -256,10 +253,9 @@ def _describe(error: BaseException) -> str:
 
 
 def _taken() -> int:
-  """Address space of this process in bytes; 0 if the system doesn't say."""
   with contextlib.suppress(FileNotFoundError):
     return int((_PROC / "self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-  return 0
+  return 0  # unknown
 
 
 def _end_with_parent() -> None:
@@ -283,7 +279,6 @@ def _end_with_parent() -> None:
 
 
 def _kill_all(leader: int) -> None:
-  """Kills a process that leads its group, and everything that it started, in any group."""
   for pid in _descendants(leader) - {os.getpid()}:
     with contextlib.suppress(ProcessLookupError):
       os.kill(pid, signal.SIGKILL)
@@ -292,7 +287,6 @@ def _kill_all(leader: int) -> None:
 
 
 def _descendants(ancestor: int) -> set[int]:
-  """Process ids of children, their children, ...; empty if /proc doesn't say."""
   parents = {}
   for file in _PROC.glob("[0-9]*/stat"):
     with contextlib.suppress(OSError, ValueError, IndexError):  # it may end meanwhile

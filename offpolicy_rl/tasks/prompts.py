@@ -33,21 +33,21 @@ class Tokenized:
 
 def tokenize(
   problems: Iterable[sources.Problem],
-  words: Tokenizer | Vocabulary,
+  tokenizer: Tokenizer | Vocabulary,
   max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
 ) -> Tokenized:
   """Turns problems into prompts.
 
   Args:
-    words: the policy's.
+    tokenizer: the policy's.
     fault: the reason why no sampler could answer a prompt; None if one can.
   """
   result = Tokenized([], [], [], [])
   for problem in problems:
     try:
-      prompt = words.prompt(problem.question)
-      target = [*words.encode(problem.demonstration), words.turn_end]
+      prompt = tokenizer.prompt(problem.question)
+      target = [*tokenizer.encode(problem.demonstration), tokenizer.turn_end]
     except ValueError as error:  # what a chat template refuses, or a token without an embedding
       result.left_out.append(LeftOut(problem.where, str(error)))
       continue
@@ -55,9 +55,8 @@ def tokenize(
     if len(prompt) > max_prompt_tokens:
       result.too_long.append(LeftOut(problem.where, f"{len(prompt)} tokens"))
       continue
-    example = Example(
-      np.array(prompt, np.int32), np.array(target, np.int32), problem.answer, problem.where
-    )
+    prompt, target = np.array(prompt, np.int32), np.array(target, np.int32)
+    example = Example(prompt, target, problem.answer, problem.where)
     if why := fault(example):
       result.left_out.append(LeftOut(problem.where, why))
     else:
@@ -68,22 +67,20 @@ def tokenize(
 def tokenize_split(
   selection: splits.Selection,
   split: str,
-  words: Tokenizer | Vocabulary,
+  tokenizer: Tokenizer | Vocabulary,
   max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
 ) -> list[tuple[float, Tokenized]]:
   """(rate, prompts) of each task; `stream` interleaves them. Arguments as for `tokenize`.
 
-  Raises:
-    TaskError: more problems of a task make no prompt than its `max_bad_rows`.
+  TaskError if more problems of a task make no prompt than its `max_bad_rows`.
   """
   members = []
   for rate, task, reading in zip(
     selection.rates, selection.tasks, selection.read(split), strict=True
   ):
-    tokenized = tokenize(reading.problems, words, max_prompt_tokens, fault)
+    tokenized = tokenize(reading.problems, tokenizer, max_prompt_tokens, fault)
     splits.check_left_out(tokenized.left_out, len(reading.problems), task.max_bad_rows)
-    members.append(
-      (rate, dataclasses.replace(tokenized, left_out=reading.left_out + tokenized.left_out))
-    )
+    left_out = reading.left_out + tokenized.left_out
+    members.append((rate, dataclasses.replace(tokenized, left_out=left_out)))
   return members

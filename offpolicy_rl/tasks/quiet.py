@@ -9,15 +9,15 @@ from collections.abc import Generator
 @contextlib.contextmanager
 def stderr_only_on_failure() -> Generator[None]:
   """Holds back what native code writes to file descriptor 2; shows it if the block raises."""
-  with tempfile.TemporaryFile() as held:
+  with tempfile.TemporaryFile() as file:
     saved = os.dup(2)
-    os.dup2(held.fileno(), 2)
+    os.dup2(file.fileno(), 2)
     try:
       yield
     except BaseException:
       os.dup2(saved, 2)
-      held.seek(0)
-      os.write(2, held.read())
+      file.seek(0)
+      os.write(2, file.read())
       raise
     finally:
       os.dup2(saved, 2)

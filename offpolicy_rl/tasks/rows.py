@@ -33,14 +33,7 @@ _OTHERS = {
 _LONGEST_LINE = 1 << 26  # characters; a file without line ends must not fill the memory
 _BATCH = 1000  # rows of Parquet at a time
 # Python type -> its name in JSON.
-_KINDS = {
-  list: "an array",
-  str: "a string",
-  int: "a number",
-  float: "a number",
-  bool: "true or false",
-  type(None): "null",
-}
+_KINDS = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
 
 
 class TaskError(ValueError):
@@ -74,8 +67,7 @@ class Row(NamedTuple):
 def read(path: pathlib.Path) -> Iterator[Row | LeftOut]:
   """The rows of a file in order, without blank lines; the first bytes decide the format.
 
-  Raises:
-    TaskError: the file is missing, can't be read, is not UTF-8, or has no rows.
+  TaskError if the file is missing, can't be read, is not UTF-8, or has no rows.
   """
   number = 0
   try:
@@ -182,13 +174,12 @@ def _row(path: pathlib.Path, number: int, line: str) -> Row | LeftOut:
   except ValueError as error:  # an integer of more digits than Python reads
     return LeftOut(where, f"no JSON: {error!s:.200}")
   if not isinstance(values, Values):
-    kind = _KINDS[type(values)]
+    kind = _KINDS.get(type(values), "a number")
     return LeftOut(where, f"got {kind}, expected an object" + (_hint(line) if number == 1 else ""))
   return Row(where, values)
 
 
 def _hint(first: str) -> str:
-  """Advice for a file with this first line."""
   jq = {"[": "'.[]'", "{": "."}.get(first.lstrip()[:1])
   if jq:
     return f"; one object per line: jq -c {jq} FILE"

@@ -168,7 +168,6 @@ def _is_blank(value) -> bool:
 
 
 def _gsm8k_folder(data_dir: str) -> pathlib.Path:
-  """task.data_dir, else GSM8K_DIR or TFDS_DATA_DIR of the environment, else TFDS's default."""
   folder = data_dir or os.environ.get("GSM8K_DIR") or os.environ.get("TFDS_DATA_DIR")
   return pathlib.Path(folder or "~/tensorflow_datasets").expanduser()
 

@@ -85,8 +85,7 @@ def expect(value: Any, kind: type[T], where: str) -> T:
 def read(files: types.ModelFiles) -> SpecialTokens:
   """Merges tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
-  Raises:
-    TokenizerError: one of them is no JSON, or names tokens differently from transformers.
+  TokenizerError if one is no JSON, or names tokens differently from transformers.
   """
   settings = parse(files.tokenizer_config, SETTINGS)
   if not settings.get("tokenizer_class"):
@@ -113,16 +112,12 @@ def read(files: types.ModelFiles) -> SpecialTokens:
   known = {a.token.content for a in added}
   added += [Added(t, None, SETTINGS) for t in (*named.values(), *extra) if t.content not in known]
   texts = {name: token.content for name, token in named.items()}
-  return SpecialTokens(texts, _defaults(files.tokenizer, settings) | texts, added, settings)
+  defaults = _OF_CLASSES.get(_class(files.tokenizer, settings), {})
+  variables = {key: text for key, text in defaults.items() if key not in settings} | texts
+  return SpecialTokens(texts, variables, added, settings)
 
 
-def _defaults(tokenizer: str, settings: dict) -> dict[str, str]:
-  named = _OF_CLASSES.get(_class(tokenizer, settings), {})
-  return {key: text for key, text in named.items() if key not in settings}
-
-
-def _class(tokenizer: str, settings: dict) -> str:
-  """The tokenizer's class in transformers, e.g. "Llama"."""
+def _class(tokenizer: str, settings: dict) -> str:  # in transformers, e.g. "Llama"
   kind = str(settings.get("tokenizer_class")).removesuffix("Fast").removesuffix("Tokenizer")
   if kind == "Llama" and '"ByteLevel"' in tokenizer:
     return ""  # transformers takes another class for it
@@ -157,7 +152,6 @@ def _named(keys: dict, file: str) -> dict[str, tokenizers.AddedToken]:
 
 
 def _extra(keys: dict, file: str) -> list[tokenizers.AddedToken]:
-  """Special tokens without a name."""
   for key in ("extra_special_tokens", "additional_special_tokens"):
     if keys.get(key):
       if key == "extra_special_tokens" and isinstance(keys[key], dict):
@@ -168,7 +162,6 @@ def _extra(keys: dict, file: str) -> list[tokenizers.AddedToken]:
 
 
 def _listed(entries: dict, special: set[str]) -> list[Added]:
-  """Tokens of added_tokens.json, whose entries are text -> id."""
   return [
     Added(
       tokenizers.AddedToken(text, normalized=text not in special, special=text in special),
@@ -180,7 +173,6 @@ def _listed(entries: dict, special: set[str]) -> list[Added]:
 
 
 def _token(value, where: str, *, special: bool = False) -> tokenizers.AddedToken:
-  """A token from a text, or from an object with `content` and flags."""
   fields = value if isinstance(value, dict) else {"content": value}
   content = expect(fields.get("content"), str, where)
   flags = {flag: fields[flag] for flag in _FLAGS if flag in fields}
@@ -203,11 +195,7 @@ def _number(value, where: str) -> int:
 
 
 def end_ids(files: types.ModelFiles) -> list[tuple[str, int]]:
-  """(file, key and value; id) of each end-of-sequence token that is named by its id.
-
-  Raises:
-    TokenizerError: a value is neither an id nor a list of ids.
-  """
+  """(file, key and value; id) of each end-of-sequence id; TokenizerError for anything but ids."""
   ends = []
   for file, text in ((GENERATION, files.generation_config), (CONFIG, files.config)):
     keys = parse(text, file)

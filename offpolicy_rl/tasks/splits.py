@@ -100,7 +100,6 @@ def check_left_out(left_out: list[LeftOut], total: int, share: float) -> None:
 
 
 def _checked(problem: Problem | LeftOut, where: str) -> Problem | LeftOut:
-  """The problem with its place, or a LeftOut if it can't be used."""
   if isinstance(problem, LeftOut) or problem.where:  # rows of files were checked
     return problem
   try:

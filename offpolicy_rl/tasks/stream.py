@@ -19,9 +19,8 @@ class PromptStream:
     if not examples:
       raise ValueError("examples: got none, expected at least one")
     self._examples = examples
-    self._order = functools.lru_cache(maxsize=2)(
-      lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(examples))
-    )
+    order = lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(examples))
+    self._order = functools.lru_cache(maxsize=2)(order)
 
   def __getitem__(self, index: int) -> Any:
     epoch, place = divmod(index, len(self._examples))
@@ -29,8 +28,7 @@ class PromptStream:
 
 
 class MixedStream:
-  """Several streams at given rates, each in its own passes; every block of 1,000 items keeps the
-  rates.
+  """Several streams at given rates, which hold in every block of 1,000 items.
 
   `members`: (rate, examples); rates are > 0 and add up to 1.
   """

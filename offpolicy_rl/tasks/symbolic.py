@@ -41,7 +41,7 @@ def math_verify(completion: str, answer: str) -> float:
 def answer_in(completion: str) -> str | None:
   """The text of a completion's answer; None if it has none."""
   text = thoughts.removed(completion)
-  marked = None if text is None else extraction.marked(text)
+  marked = None if text is None else extraction.marked_answer(text)
   if text is None or marked is not None:
     return marked
   text = text.strip()
@@ -118,7 +118,6 @@ def _same_all(a, b) -> bool:
 
 
 def _matched(a, b) -> bool:
-  """Whether two collections have the same members, in any order."""
   covers = lambda these, those: all(any(same(x, y) for y in those) for x in these)
   return covers(a, b) and covers(b, a)
 

@@ -62,9 +62,8 @@ class Tokenizer:
     self._inner = _inner(files.tokenizer, self._special)
     self.size = 1 + max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1)
     self._usable = self.size if vocab_size is None else min(vocab_size, self.size)
-    self.special = {
-      i: t.content for i, t in self._inner.get_added_tokens_decoder().items() if t.special
-    }
+    added = self._inner.get_added_tokens_decoder()
+    self.special = {i: token.content for i, token in added.items() if token.special}
     self._thoughts = {i for i, text in self.special.items() if text in thoughts.ALL_TAGS}
     ids = {text: i for i, text in self.special.items()}
     self.ends = tuple(dict.fromkeys([*self._ends(), *(ids[text] for text in stop if text in ids)]))
@@ -72,7 +71,6 @@ class Tokenizer:
     self.eos = self.ends[0]
 
   def _ends(self) -> list[int]:
-    """Ids of the tokens that end a completion: eos_token first, then those of other files."""
     eos = self._special.named.get("eos_token")
     of_class = self._special.variables.get("eos_token", "")
     if eos is None and self._inner.token_to_id(of_class) is not None:
@@ -98,10 +96,7 @@ class Tokenizer:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Digest of all that decides ids, texts, prompts and ends.
-
-    A sampler with another one is refused.
-    """
+    """Digest of all that decides ids, texts, prompts and ends; a sampler must have the same."""
     return hashlib.sha256(json.dumps([*self._files, self.ends]).encode()).hexdigest()[:16]
 
   @functools.cached_property
@@ -114,16 +109,14 @@ class Tokenizer:
   def chat(self, messages: Sequence[dict[str, str]], *, opened: bool = True) -> str:
     """Text of messages {"role", "content"}; `opened`: with the beginning of the model's turn.
 
-    Raises:
-      TokenizerError: there is no template, or it does not accept these messages.
+    TokenizerError if there is no template, or it does not accept these messages.
     """
     return self._rendered.render(messages, opened=opened)
 
   def check(self) -> list[str]:
     """Renders the chat template once; returns notes on the tokenizer for people, a line each.
 
-    Raises:
-      TokenizerError: the template can't be used, or ordinary text has no embedding.
+    TokenizerError if the template can't be used, or ordinary text has no embedding.
     """
     notes = [f"a completion ends with {describe_ends(self)}"]
     lost = [i for i in range(self._usable, self.size) if self._text(i) is not None]
@@ -215,11 +208,7 @@ class Tokenizer:
       return []
 
   def encode(self, text: str) -> list[int]:
-    """Token ids; special tokens in the text are recognised, none are added.
-
-    Raises:
-      TokenizerError: the model has no embedding for one of them.
-    """
+    """Token ids of a text and its special tokens; TokenizerError for one without an embedding."""
     ids = self._inner.encode(text, add_special_tokens=False).ids
     if max(ids, default=-1) >= self._usable:
       token = max(ids)
@@ -286,16 +275,15 @@ def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Token
   spaces = special_tokens.llama_spaces(text, special.settings)
   if spaces is not None:
     _put_spaces(inner, spaces)
-  there = {token.content for token in inner.get_added_tokens_decoder().values()}
-  nowhere = lambda text: text == special.named.get("eos_token") and inner.token_to_id(text) is None
-  wanted = [
-    a
-    for a in special.added
-    if a.token.content  # an empty text is how some files say that there is none
-    and (a.id is not None or not (a.token.content in there or nowhere(a.token.content)))
-  ]
-  inner.add_tokens([a.token for a in wanted])
-  for a in wanted:
+  known = {token.content for token in inner.get_added_tokens_decoder().values()}
+  eos = special.named.get("eos_token")
+  if eos is not None and inner.token_to_id(eos) is None:
+    known.add(eos)  # not added: `_ends` refuses it
+  is_new = lambda a: a.id is not None or a.token.content not in known
+  # Some files write an empty text for no token.
+  added = [a for a in special.added if a.token.content and is_new(a)]
+  inner.add_tokens([a.token for a in added])
+  for a in added:
     number = inner.token_to_id(a.token.content)
     if number is None or a.id not in (None, number):
       raise TokenizerError(
@@ -316,9 +304,9 @@ def _put_spaces(inner: tokenizers.Tokenizer, before: str) -> None:
   )
 
 
-def describe_ends(words: Tokenizer | Vocabulary) -> str:
+def describe_ends(tokenizer: Tokenizer | Vocabulary) -> str:
   """The tokens that end a completion, for people."""
-  return ", ".join(f"{words.decode_special([token])!r} ({token})" for token in words.ends)
+  return ", ".join(f"{tokenizer.decode_special([token])!r} ({token})" for token in tokenizer.ends)
 
 
 def notes(files: types.ModelFiles) -> list[str]:
@@ -331,11 +319,7 @@ def notes(files: types.ModelFiles) -> list[str]:
 
 
 def read_files(directory: pathlib.Path) -> types.ModelFiles:
-  """The small files of a published checkpoint.
-
-  Raises:
-    TokenizerError: a file is missing or is not UTF-8.
-  """
+  """The small files of a published checkpoint; TokenizerError if one is missing or not UTF-8."""
   more = directory / chat.MORE_TEMPLATES
   templates = {p.stem: _read(p, needed=True) for p in sorted(more.glob("*.jinja"))}
   return types.ModelFiles(

@@ -61,7 +61,7 @@ def exact(completion: str, answer: str) -> float:
 
   Text up to a closed thought does not count; of an answer in <answer> tags, only the inside does.
   """
-  return float(extraction.given(completion) == gold(answer).strip())
+  return float(extraction.answer_text(completion) == gold(answer).strip())
 
 
 @verifier
@@ -97,7 +97,7 @@ def reasoning_gym(completion: str, answer: str) -> float:
   the answer, which would reward listing every number.
   """
   data = loads(answer)
-  given = extraction.given(completion)
+  given = extraction.answer_text(completion)
   return float(given is not None and _scorer(data["dataset"])(given, data["entry"]) == 1.0)
 
 

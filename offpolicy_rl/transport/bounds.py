@@ -39,7 +39,7 @@ class WireError(ValueError):
   """A message is not acceptable; names the field, the value and what was expected."""
 
 
-def shown(value: Any) -> str:
+def abbreviate(value: Any) -> str:
   """`repr`, cut: safe to log or send back, whatever came over the wire."""
   # Cut before repr, too: that of 60 MB takes time and memory.
   text = repr(value[: _SHOWN + 1] if isinstance(value, str | bytes | tuple) else value)
@@ -48,7 +48,7 @@ def shown(value: Any) -> str:
 
 def refuse(field: str, value: Any, expected: str) -> NoReturn:
   """Raises WireError for a field."""
-  raise WireError(f"{field}: got {shown(value)}, expected {expected}")
+  raise WireError(f"{field}: got {abbreviate(value)}, expected {expected}")
 
 
 def check_name(name: str, field: str) -> None:
@@ -139,10 +139,7 @@ def ticket_bytes(prompt_tokens: int, answer: str) -> int:
 
 
 def check_prompt(prompt_tokens: int, answer: str, max_message_mb: int, where: str) -> None:
-  """Raises WireError if a prompt and its answer don't fit into a message.
-
-  `where`: their place, e.g. a file and its line.
-  """
+  """Raises WireError if a prompt and its answer don't fit into a message; `where`: their place."""
   size, most = ticket_bytes(prompt_tokens, answer), max_message_mb << 20
   if size > most:
     raise WireError(

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 
@@ -62,10 +63,7 @@ class LearnerClient:
     credentials: security.Credentials = security.NONE,
     proxy: str | None = None,
   ):
-    """Connects at the first call.
-
-    `proxy`: http://HOST:PORT to go through; None = none, whatever the environment says.
-    """
+    """Connects at the first call; `proxy`: http://HOST:PORT, None = none in any environment."""
     bounds.check_sampler_id(sampler_id, "--name")
     options = [
       # The learner obeys the limit of its configuration, which comes with the first reply.
@@ -95,12 +93,7 @@ class LearnerClient:
     self._channel.close()
 
   def configure(self, reconnect_seconds: float, max_message_mb: int) -> None:
-    """Applies the run's configuration.
-
-    Args:
-      reconnect_seconds: time to look for a lost learner.
-      max_message_mb: the largest message to send.
-    """
+    """Applies the run's time to look for a lost learner, and its largest message."""
     self._reconnect_seconds, self._max_message_mb = reconnect_seconds, max_message_mb
     self._reply_seconds = max(_MIN_SECONDS, max_message_mb / _MIN_MB_PER_SECOND)
 
@@ -124,12 +117,9 @@ class LearnerClient:
 
     `holding`: ids of tickets in progress; any other lease of this sampler ends.
     """
+    credit = min(limit, bounds.MAX_CREDITS)
     request = pb.LeaseRequest(
-      session=self.session,
-      sampler_id=self._id,
-      credits=min(limit, bounds.MAX_CREDITS),
-      wait_seconds=wait_seconds,
-      holding=holding,
+      **self._sender(), credits=credit, wait_seconds=wait_seconds, holding=holding
     )
     seconds = wait_seconds + self._reply_seconds
     reply = self._call(lambda: self._stub.Lease(request, timeout=seconds))
@@ -137,7 +127,7 @@ class LearnerClient:
     if reply.run_finished:
       return None
     if len(reply.tickets) > limit:
-      bounds.refuse("tickets", len(reply.tickets), f"at most {limit}, as many as asked for")
+      bounds.refuse("tickets", len(reply.tickets), f"at most {limit}, as many as requested")
     tickets, reasons = [], {}
     for message in reply.tickets:
       bounds.check_ticket_id(message.ticket_id, "ticket.ticket_id")  # else it can't be declined
@@ -155,19 +145,17 @@ class LearnerClient:
     """Returns tickets that can't be answered here; ticket id -> why."""
     for ticket_id, reason in reasons.items():
       _LOG.warning("can't answer ticket %s: %s", ticket_id, reason)
-    request = pb.DeclineRequest(session=self.session, sampler_id=self._id, reasons=reasons)
+    request = pb.DeclineRequest(**self._sender(), reasons=reasons)
     self._call(lambda: self._stub.Decline(request, timeout=10))
 
   def heartbeat(self, stats: dict[str, float], progress: dict[str, int]) -> None:
-    """Extends this sampler's leases. Raises grpc.RpcError; the next beat is the retry.
-
-    `progress`: id of each ticket in progress -> tokens sampled so far.
-    """
-    request = pb.HeartbeatRequest(
-      session=self.session, sampler_id=self._id, stats=stats, progress=progress
-    )
+    """Extends this sampler's leases, or raises grpc.RpcError; `progress`: ticket id -> tokens."""
+    request = pb.HeartbeatRequest(**self._sender(), stats=stats, progress=progress)
     reply = self._stub.Heartbeat(request, timeout=10)
     self._update_newest(request.session, reply.newest_version)
+
+  def _sender(self) -> dict[str, Any]:
+    return {"session": self.session, "sampler_id": self._id}
 
   def _update_newest(self, session: str, version: int) -> None:
     if session == self.session:
@@ -175,7 +163,7 @@ class LearnerClient:
 
   def leave(self) -> int:
     """Returns all open tickets; gives their number. Tried once: leases expire anyway."""
-    request = pb.LeaveRequest(session=self.session, sampler_id=self._id)
+    request = pb.LeaveRequest(**self._sender())
     return self._stub.Leave(request, timeout=5).returned
 
   def pull_weights(
@@ -183,14 +171,10 @@ class LearnerClient:
   ) -> tuple[int, weights.Tensors | None]:
     """(newest version within the bounds, its tensors or None if `receiver` holds that version).
 
-    A broken stream is resumed. A damaged one is pulled again, in full.
-
-    Raises:
-      codec.WireError: weights of another model, or damaged three times.
+    A broken stream is resumed. A damaged one is pulled again, in full; the third time it is a
+    WireError, as are weights of another model.
     """
-    request = pb.WeightsRequest(
-      session=self.session, sampler_id=self._id, min_version=min_version, max_version=max_version
-    )
+    request = pb.WeightsRequest(**self._sender(), min_version=min_version, max_version=max_version)
 
     def pull():
       stream = self._stub.PullWeights(receiver.fill_in(request), timeout=600)
@@ -209,7 +193,7 @@ class LearnerClient:
 
   def check_session(self) -> None:
     """Raises SessionLost when the learner was restarted."""
-    request = pb.HeartbeatRequest(session=self.session, sampler_id=self._id)
+    request = pb.HeartbeatRequest(**self._sender())
     self._call(lambda: self._stub.Heartbeat(request, timeout=10))
 
   def push(self, groups: list[types.Group]) -> list[types.PushOutcome]:
@@ -256,7 +240,6 @@ class LearnerClient:
     return watching.decode_update(reply)
 
   def _raise_if_final(self, error: grpc.RpcError, refusals: int) -> None:
-    """Raises if a retry can't help; `refusals`: in a row, with this one."""
     call = protocol.as_call(error)
     reason, details = protocol.reason_of(error), call.details()
     if reason == protocol.Reason.NEW_SESSION:
@@ -281,7 +264,7 @@ class LearnerClient:
       try:
         if (result := function()) is not None:
           return result
-        refusals, problem = 0, "a reply without what was asked for"
+        refusals, problem = 0, "an incomplete reply"
       except grpc.RpcError as error:
         refused = protocol.reason_of(error) == protocol.Reason.REFUSED
         refusals = refusals + 1 if refused else 0

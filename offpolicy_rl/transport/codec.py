@@ -4,6 +4,7 @@ Protobuf with raw bytes for arrays is a typed schema for any language, runs no c
 unlike pickle, and costs one copy.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ _CODES: dict[np.dtype, pb.DType] = {
 _DTYPES: dict[int, np.dtype] = {code: dtype for dtype, code in _CODES.items()}
 _KINDS = {types.TRAIN: pb.KIND_TRAIN, types.EVAL: pb.KIND_EVAL}
 _KIND_NAMES = {code: name for name, code in _KINDS.items()}
+# Fields of a ticket that its message has in the same form.
+_SAME_FIELDS = {f.name for f in dataclasses.fields(types.Ticket)} - {"kind", "prompt_tokens"}
 
 
 def dtype_code(dtype: np.dtype) -> pb.DType:
@@ -50,7 +53,6 @@ def encode_tensor(array: np.ndarray) -> pb.Tensor:
 
 
 def _join(message: pb.Tensor, arrays: Sequence[np.ndarray]) -> None:
-  """Fills a Tensor of rank 1 with the concatenation of arrays of one dtype."""
   [code] = {dtype_code(array.dtype) for array in arrays}
   message.dtype = code
   message.shape.append(sum(array.size for array in arrays))
@@ -73,18 +75,9 @@ def decode_tensor(message: pb.Tensor, field: str, dtype: DTypeLike, rank: int) -
 
 def encode_ticket(ticket: types.Ticket) -> pb.Ticket:
   """Ticket -> message."""
-  return pb.Ticket(
-    ticket_id=ticket.ticket_id,
-    kind=_KINDS[ticket.kind],
-    step=ticket.step,
-    group_index=ticket.group_index,
-    prompt_tokens=encode_tensor(ticket.prompt_tokens),
-    answer=ticket.answer,
-    min_version=ticket.min_version,
-    max_version=ticket.max_version,
-    num_completions=ticket.num_completions,
-    temperature=ticket.temperature,
-  )
+  fields = {name: getattr(ticket, name) for name in _SAME_FIELDS}
+  prompt_tokens = encode_tensor(ticket.prompt_tokens)
+  return pb.Ticket(**fields, kind=_KINDS[ticket.kind], prompt_tokens=prompt_tokens)
 
 
 def encode_tickets(tickets: Sequence[types.Ticket], most: int) -> Iterator[pb.Ticket]:
@@ -110,18 +103,8 @@ def decode_ticket(message: pb.Ticket) -> types.Ticket:
   prompt = decode_tensor(message.prompt_tokens, "ticket.prompt_tokens", np.int32, 1)
   if not prompt.size:
     _refuse("ticket.prompt_tokens.shape", prompt.shape, "at least one token")
-  return types.Ticket(
-    ticket_id=message.ticket_id,
-    kind=_KIND_NAMES[message.kind],
-    step=message.step,
-    group_index=message.group_index,
-    prompt_tokens=prompt,
-    answer=message.answer,
-    min_version=message.min_version,
-    max_version=message.max_version,
-    num_completions=message.num_completions,
-    temperature=message.temperature,
-  )
+  fields = {name: getattr(message, name) for name in _SAME_FIELDS}
+  return types.Ticket(**fields, kind=_KIND_NAMES[message.kind], prompt_tokens=prompt)
 
 
 def check_ticket(
@@ -138,7 +121,6 @@ def check_ticket(
 
 
 def _encode_versions(versions: np.ndarray) -> list[pb.VersionRun]:
-  """int32 [tokens] -> run lengths."""
   if not versions.size:
     return []
   if (versions == versions[0]).all():  # the usual case, and much quicker
@@ -162,9 +144,8 @@ def _decode_versions(runs, length: int, field: str) -> np.ndarray:
     _refuse(field, f"runs of {total} tokens in all", f"{length} tokens")
   if any(run.length == 0 for run in runs):
     _refuse(field, "a run of 0 tokens", "at least 1 token in each")
-  return np.repeat(
-    np.array([run.version for run in runs], np.int32), np.array([run.length for run in runs], int)
-  )
+  versions = np.array([run.version for run in runs], np.int32)
+  return np.repeat(versions, np.array([run.length for run in runs], int))
 
 
 def encode_ack(ticket_id: str, outcome: types.PushOutcome) -> pb.Ack:
@@ -212,10 +193,7 @@ def push_requests(
 
 
 def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
-  """A sampler's message -> Group whose arrays have the right dtype, rank and lengths.
-
-  `check_group` checks the rest, which needs the ticket.
-  """
+  """A sampler's message -> Group of consistent arrays; `check_group` compares it to the ticket."""
   bounds.check_ticket_id(message.ticket_id, "group.ticket_id")
   count = len(message.lengths)
   bounds.check_count(count, "group.lengths", bounds.MAX_COMPLETIONS)
@@ -295,7 +273,6 @@ def _all_valid(tokens, logprobs, versions, *, vocab_size: int, low: int, high: i
 def _check_trajectory(
   t: types.Trajectory, field: str, *, vocab_size: int, max_tokens: int, low: int, high: int
 ) -> None:
-  """Raises WireError for the first invalid value."""
   if not 1 <= t.tokens.size <= max_tokens:
     _refuse(f"{field}.tokens", f"{t.tokens.size} tokens", f"1 to {max_tokens}")
   bad = t.tokens[(t.tokens < 0) | (t.tokens >= vocab_size)]

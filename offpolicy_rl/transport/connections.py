@@ -46,16 +46,16 @@ def max_connections(per_address: int) -> int:
   Raises this process's limit of open files as far as allowed, and leaves those in use and a reserve
   for files.
   """
-  wanted = _ADDRESSES * per_address
+  most = _ADDRESSES * per_address
   if resource is None:
-    return wanted
+    return most
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft != hard:
     with contextlib.suppress(OSError, ValueError):  # macOS reports no limit where there is one
       resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
       soft = hard
   if soft == resource.RLIM_INFINITY:
-    return wanted
+    return most
   left = soft - len(_descriptors()) - min(_RESERVED, soft // 2)
   if left < per_address:
     _LOG.warning(
@@ -65,7 +65,7 @@ def max_connections(per_address: int) -> int:
       max(left, 1),
       per_address,
     )
-  return max(1, min(wanted, left))
+  return max(1, min(most, left))
 
 
 class AddressLimit:
@@ -104,7 +104,6 @@ class AddressLimit:
 
 
 def _descriptors() -> list[int]:
-  """The open file descriptors of this process; [] if the system does not say."""
   for folder in ("/proc/self/fd", "/dev/fd"):
     try:
       return [int(name) for name in os.listdir(folder)]

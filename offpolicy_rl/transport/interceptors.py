@@ -29,10 +29,8 @@ class RefusalLog:
     self._seen: collections.OrderedDict[tuple[str, str], None] = collections.OrderedDict()
 
   def warn(self, peer: str, reason: str, detail: str = "") -> None:
-    """`peer` as gRPC writes it; warnings with the same `reason` are the same, whatever the
-    `detail`.
-    """
-    host = bounds.shown(urllib.parse.unquote(peer.rpartition(":")[0])) if peer else "a peer"
+    """`peer` as gRPC writes it; warnings of one `reason` are the same, whatever their `detail`."""
+    host = bounds.abbreviate(urllib.parse.unquote(peer.rpartition(":")[0])) if peer else "a peer"
     with self._lock:
       if (host, reason) in self._seen:
         return

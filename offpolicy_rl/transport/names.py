@@ -10,11 +10,7 @@ MARK = "~"  # between the name and what makes it unique
 
 
 def unique(name: str) -> str:
-  """An id for one sampler process: its name and random characters.
-
-  Raises:
-    bounds.WireError: `name` is no valid name.
-  """
+  """An id for one sampler process: its name and random characters; WireError for a bad name."""
   bounds.check_name(name, "--name")
   return f"{name}{MARK}{secrets.token_hex(4)}"
 
@@ -24,7 +20,7 @@ def name_of(sampler_id: str) -> str:
   return sampler_id.partition(MARK)[0]
 
 
-def shown(sampler_ids: Iterable[str]) -> dict[str, str]:
+def display_names(sampler_ids: Iterable[str]) -> dict[str, str]:
   """Id -> name for people: the id if several share a name."""
   ids = list(sampler_ids)
   count = collections.Counter(map(name_of, ids))

@@ -145,7 +145,6 @@ class Receiver:
     return header.version, dict(self._tensors)
 
   def _begin(self, header: pb.WeightsHeader, offset: int) -> _Assembly:
-    """Resumes the broken stream if this is the same one, else starts over."""
     assembly = self._assembly
     same = assembly if assembly and assembly.digest == weights.header_digest(header) else None
     expected = same.received if same else 0
@@ -160,7 +159,6 @@ class Receiver:
     return self._assembly
 
   def _check(self, header: pb.WeightsHeader) -> None:
-    """Raises WireError unless the header describes this model, based on the current version."""
     if header.base_version not in (types.NO_VERSION, self._version):
       _refuse("weights.base_version", header.base_version, f"{self._version}, the version held")
     names = [info.name for info in header.tensors]

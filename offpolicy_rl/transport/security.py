@@ -118,7 +118,6 @@ def _check_authority(flag: str, path: str) -> None:
 
 
 def _check_pair(cert: str, key: str, *, is_server: bool) -> None:
-  """Checks that key and certificate fit each other, are valid now and meant for this end."""
   _read("--tls_key", key)
   server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
   try:
@@ -157,12 +156,10 @@ def _shake_hands(
   judge.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
   judge.load_verify_locations(cert)
   to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-  ends = (
-    client.wrap_bio(to_client, to_server),
-    server.wrap_bio(to_server, to_client, server_side=True),
-  )
+  client_end = client.wrap_bio(to_client, to_server)
+  server_end = server.wrap_bio(to_server, to_client, server_side=True)
   for _ in range(4):  # more rounds than a handshake has
-    for end in ends:
+    for end in (client_end, server_end):
       try:
         end.do_handshake()
       except ssl.SSLWantReadError:
@@ -184,11 +181,7 @@ def is_loopback(listen: str) -> bool:
 def check_listen_address(
   listen: str, credentials: Credentials = NONE, *, insecure: bool = False
 ) -> None:
-  """Requires encryption and known clients beyond loopback, unless `insecure`.
-
-  Raises:
-    CredentialsError: names the missing flags.
-  """
+  """Raises CredentialsError for unprotected serving beyond loopback, unless `insecure`."""
   missing = [] if credentials.cert else ["--tls_cert and --tls_key"]
   if not (credentials.token_file or (credentials.cert and credentials.ca)):
     missing.append("--token_file or --tls_client_ca")
@@ -218,8 +211,7 @@ def describe(credentials: Credentials, listen: str) -> str:
 def read_token(credentials: Credentials) -> str | None:
   """The token of the file without surrounding white space; None without a file.
 
-  Raises:
-    CredentialsError: it can't be read, is too short, too long, or not printable ASCII.
+  CredentialsError if it can't be read, is too short, too long, or not printable ASCII.
   """
   path = credentials.token_file
   if path is None:

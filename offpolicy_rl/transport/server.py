@@ -7,7 +7,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health
@@ -53,7 +53,7 @@ class Handlers:
 
 
 class _WrongSession(Exception):
-  """A call from before the learner was restarted."""
+  pass
 
 
 def _abort_session(context: grpc.ServicerContext, error: _WrongSession) -> NoReturn:
@@ -66,10 +66,6 @@ def _decode(message: pb.Group, sampler_id: str) -> types.Group | bounds.WireErro
     return codec.decode_group(message, sampler_id)
   except bounds.WireError as error:
     return error
-
-
-def _parse_push(data: bytes) -> tuple[pb.PushRequest, bytes]:
-  return pb.PushRequest.FromString(data), data
 
 
 class _Servicer(rpc.LearnerServicer):
@@ -91,7 +87,7 @@ class _Servicer(rpc.LearnerServicer):
   def _check(self, request) -> None:  # raises _WrongSession or WireError
     if request.session != self._identity.session:
       expected = f"{self._identity.session!r} (say Hello again)"
-      raise _WrongSession(f"session: got {bounds.shown(request.session)}, expected {expected}")
+      raise _WrongSession(f"session: got {bounds.abbreviate(request.session)}, expected {expected}")
     bounds.check_request(request)
 
   def _check_or_abort(self, request, context, check: Callable) -> None:
@@ -104,7 +100,6 @@ class _Servicer(rpc.LearnerServicer):
       protocol.abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
   def _warn(self, peer: str, error: str, detail: str = "") -> None:
-    """Logs a refusal, once per peer and field."""
     field, _, rest = error.partition(": ")
     self._log.warn(peer, re.sub(r"\d+", "*", field), f"{detail}{rest}")
 
@@ -124,14 +119,16 @@ class _Servicer(rpc.LearnerServicer):
     _LOG.info("sampler %s joined from %s", request.sampler_id, context.peer())
     return protocol.encode_identity(self._identity)
 
+  def _progress(self) -> dict[str, Any]:
+    h = self._handlers
+    return {"run_finished": h.run_finished(), "newest_version": h.newest_version()}
+
   def Lease(self, request, context):
     self._check_or_abort(request, context, self._check)
     wait = min(request.wait_seconds, _MAX_LONG_POLL)
     holding = set(request.holding)
     tickets = self._handlers.lease(request.sampler_id, request.credits, wait, holding)
-    reply = pb.LeaseReply(
-      run_finished=self._handlers.run_finished(), newest_version=self._handlers.newest_version()
-    )
+    reply = pb.LeaseReply(**self._progress())
     # Tickets that don't fit come with the next lease, because the sampler will not report them.
     reply.tickets.extend(codec.encode_tickets(tickets, self._max_bytes - reply.ByteSize() - 64))
     if tickets and not reply.tickets:  # too large for any sampler
@@ -142,9 +139,7 @@ class _Servicer(rpc.LearnerServicer):
   def Heartbeat(self, request, context):
     self._check_or_abort(request, context, self._check)
     self._handlers.heartbeat(request.sampler_id, dict(request.stats), dict(request.progress))
-    return pb.HeartbeatReply(
-      run_finished=self._handlers.run_finished(), newest_version=self._handlers.newest_version()
-    )
+    return pb.HeartbeatReply(**self._progress())
 
   def Decline(self, request, context):
     self._check_or_abort(request, context, self._check)
@@ -197,10 +192,7 @@ class _Servicer(rpc.LearnerServicer):
   def _acknowledge(
     self, sampler_id: str, ticket_ids: list[str], future: concurrent.futures.Future, context
   ) -> pb.PushReply:
-    """Waits until the groups of a message are on disk, or refused.
-
-    A refused answer counts as declining: the sampler can't answer this ticket.
-    """
+    """Waits until groups are on disk or refused; a refused answer declines its ticket."""
     try:
       outcomes = future.result()
     except _WrongSession as error:
@@ -212,7 +204,7 @@ class _Servicer(rpc.LearnerServicer):
       ack = codec.encode_ack(ticket_id[: bounds.MAX_TICKET_ID], outcome)
       reply.acks.append(ack)
       if outcome.status is PushStatus.REFUSED:
-        self._warn(context.peer(), outcome.reason, f"ticket {bounds.shown(ticket_id)}, ")
+        self._warn(context.peer(), outcome.reason, f"ticket {bounds.abbreviate(ticket_id)}, ")
         refused[ack.ticket_id] = outcome.reason
     if refused:
       self._handlers.decline(sampler_id, refused)
@@ -230,11 +222,11 @@ class _Servicer(rpc.LearnerServicer):
     assert isinstance(self._store, weights.WeightStore)
     chunks = self._store.answer(request)
     if chunks is None:
-      wanted = f"[{request.min_version}, {request.max_version}]"
+      versions = f"[{request.min_version}, {request.max_version}]"
       protocol.abort(
         context,
         grpc.StatusCode.NOT_FOUND,
-        f"min_version, max_version: no version in {wanted}, there are {self._store.versions()}",
+        f"min_version, max_version: no version in {versions}, there are {self._store.versions()}",
         protocol.Reason.NO_VERSION,
       )
     yield from chunks
@@ -245,10 +237,8 @@ class _Servicer(rpc.LearnerServicer):
     if self._handlers.watch is None:
       protocol.abort(context, grpc.StatusCode.UNIMPLEMENTED, "Watch: this learner can't be watched")
     if not self._watchers.acquire(blocking=False):
-      context.abort(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        f"Watch: {MAX_WATCHERS} watchers look at this run already",
-      )
+      text = f"Watch: {MAX_WATCHERS} watchers look at this run already"
+      context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
     try:
       wait = min(request.wait_seconds, _MAX_LONG_POLL)
       return watching.encode_update(self._handlers.watch(request.session, request.position, wait))
@@ -282,7 +272,9 @@ def _handlers_of_large_messages(servicer: _Servicer) -> dict[str, grpc.RpcMethod
       servicer.PullWeights, pb.WeightsRequest.FromString, response_serializer=None
     ),
     "Push": grpc.stream_stream_rpc_method_handler(
-      servicer.Push, _parse_push, pb.PushReply.SerializeToString
+      servicer.Push,
+      lambda data: (pb.PushRequest.FromString(data), data),
+      pb.PushReply.SerializeToString,
     ),
   }
 

@@ -62,8 +62,6 @@ class _Version:
 
 
 class _Plan(NamedTuple):
-  """The header and bytes of a stream."""
-
   header: pb.WeightsHeader
   payloads: list[memoryview]  # one per tensor, in the header's order
 
@@ -99,8 +97,7 @@ def _make_plan(new: _Version, base: _Version | None) -> _Plan:
 
 
 @functools.lru_cache(maxsize=1024)
-def _data_prefix(size: int) -> bytes:
-  """The bytes of a serialized WeightsChunk before `size` bytes of data."""
+def _data_prefix(size: int) -> bytes:  # of a serialized WeightsChunk
   return pb.WeightsChunk(data=bytes(size)).SerializeToString()[:-size]
 
 
@@ -202,9 +199,8 @@ class WeightStore:
     yield from _chunks(plan, request.resume.offset if same else 0)
 
   def _plan(self, new: _Version, base: _Version | None) -> _Plan:
-    """The plan, computed once, even when several samplers pull at the same time."""
     key = (base.number if base else types.NO_VERSION, new.number)
-    with self._lock:
+    with self._lock:  # several samplers may pull at the same time
       plan = self._plans.pop(key, None) or _Lazy(lambda: _make_plan(new, base))
       self._plans[key] = plan
       while len(self._plans) > _CACHED_PLANS:

@@ -38,11 +38,7 @@ class WeightsDirectory:
   """
 
   def __init__(self, directory: str, session: str):
-    """Takes the directory over: versions of an earlier session are removed.
-
-    Raises:
-      ValueError: there are other files in it.
-    """
+    """Takes the directory over, removing earlier sessions' versions; ValueError for other files."""
     self._directory, self._session = _path(directory), session
     self._leads = jax.process_index() == 0
     self._complete: set[int] = set()
@@ -204,10 +200,8 @@ def pull(
 
 
 def _try(directory, low: int, high: int, session: str, held_version: int, like):
-  """The result of `pull`; None if there is no version, or it was removed while being read."""
-  version = max(
-    (v for v in complete_versions(directory, session) if low <= v <= high), default=None
-  )
+  complete = complete_versions(directory, session)
+  version = max((v for v in complete if low <= v <= high), default=None)
   if version is None:
     return None
   if version == held_version:

@@ -66,7 +66,7 @@ def test_the_kernel_works_on_every_shard_by_itself():
 
 
 def test_the_mesh_decides_which_kernel_is_used():
-  best = functools.partial(attention.best, head_dim=64)
+  best = functools.partial(attention.training_kernel, head_dim=64)
   assert best("cpu", compute_dtype="bfloat16", shares_prompts=False) == "plain"
   assert best("tpu", compute_dtype="float32", shares_prompts=False) == "splash"
   assert best("tpu", compute_dtype="bfloat16", shares_prompts=True) == "plain"

@@ -154,10 +154,10 @@ def test_what_is_not_covered_is_refused_by_name(tmp_path):
 
 def test_bytes_that_are_no_gguf_file_are_refused(tmp_path):
   (tmp_path / "f.gguf").write_bytes(b"something else altogether" * 10)
-  with pytest.raises(gguf_files.GgufError, match="f.gguf: no whole GGUF file"):
+  with pytest.raises(gguf_files.GgufError, match="f.gguf: no complete GGUF file"):
     gguf_files.GgufFile(tmp_path / "f.gguf")
   whole = write(tmp_path / "w.gguf", tensors()).read_bytes()
   for length in (0, 3, 4, 8, 20, 100, 200, 400, len(whole) // 2, len(whole) - 100):
     (tmp_path / "cut.gguf").write_bytes(whole[:length])
-    with pytest.raises(gguf_files.GgufError, match="cut.gguf: no whole GGUF file"):
+    with pytest.raises(gguf_files.GgufError, match="cut.gguf: no complete GGUF file"):
       gguf_files.GgufFile(tmp_path / "cut.gguf")

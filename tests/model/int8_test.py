@@ -48,7 +48,7 @@ def test_every_matrix_of_a_layer_is_held_in_a_byte_per_number():
 
 
 def test_a_matrix_of_zeros_stays_one():
-  integers, scale = int8.pair(jnp.zeros((3, 2)), (0,))
+  integers, scale = int8.quantize_matrix(jnp.zeros((3, 2)), (0,))
   assert not np.any(integers) and np.isfinite(scale).all()
 
 

@@ -135,7 +135,7 @@ def test_the_mesh_and_the_cache_decide_whether_the_kernel_is_used():
     mesh = types.SimpleNamespace(
       devices=np.array([types.SimpleNamespace(platform=platform)]), shape={"tensor": tensor}
     )
-    return engine.computed_on(config, engine.Sizes(**sizes | changes), mesh).attention
+    return engine.with_attention(config, engine.Sizes(**sizes | changes), mesh).attention
 
   wide = dataclasses.replace(CONFIG, head_dim=128, compute_dtype="bfloat16")
   assert form(config=wide) == attention.PAGED

@@ -34,7 +34,7 @@ def test_what_the_host_knows_of_completions():
   made = [
     types.FinishedGroup(None, types.Group("x", rows, sampler_id=s), 0) for s in ("a~1", "b~2")
   ]
-  found = sampler_stats.of_completions(made)
+  found = sampler_stats.completion_arrays(made)
   assert found["sampler"].tolist() == ["a~1", "a~1", "b~2", "b~2"]
   assert found["length"].tolist() == [3, 1, 3, 1]
   assert found["reward"].tolist() == [1.5, -0.5] * 2 and found["verdict"].tolist() == [1, 0] * 2

@@ -123,7 +123,7 @@ BAD = {
   "num_attention_heads: got 0": change_config(num_attention_heads=0),
   "rope_scaling: got 'linear', supported: an object": change_config(rope_scaling="linear"),
   "torch_dtype: got 'auto'": change_config(torch_dtype="auto"),
-  "no whole safetensors file": cut,
+  "no complete safetensors file": cut,
   "weight_map: got None": indexed({"metadata": {}}),
   "weight_map.a: got '../../etc/passwd'": indexed({"weight_map": {"a": "../../etc/passwd"}}),
   "files ['b.safetensors'] are missing": indexed({"weight_map": {"a": "b.safetensors"}}),
@@ -147,10 +147,10 @@ def test_a_bad_file_ends_with_one_line(source, tmp_path, capsys, message):
 @pytest.mark.parametrize(
   ("name", "data", "message"),
   [
-    ("model.gguf", b"GGUF", "no whole GGUF file"),
-    ("model.gguf", b"", "no whole GGUF file"),
+    ("model.gguf", b"GGUF", "no complete GGUF file"),
+    ("model.gguf", b"", "no complete GGUF file"),
     ("model.safetensors", b"", "is no directory and no .gguf file"),
-    ("missing.gguf", None, "no whole GGUF file"),
+    ("missing.gguf", None, "no complete GGUF file"),
     ("missing", None, "is no directory and no .gguf file"),
   ],
 )

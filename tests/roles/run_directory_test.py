@@ -221,7 +221,7 @@ def test_runs_of_one_second_have_directories_of_their_own(tmp_path, monkeypatch)
 
 def test_what_was_made_is_kept_where_its_name_was_taken_meanwhile(tmp_path):
   target = tmp_path / "eval"
-  refused = pytest.raises(FileExistsError, match=r"what was made is in .*eval-2")
+  refused = pytest.raises(FileExistsError, match=r"the result is in .*eval-2")
   with refused, files.new_directory(target) as half:
     (half / "mine").write_text("")
     target.mkdir()

@@ -60,7 +60,7 @@ def test_two_living_samplers_of_one_name_are_told_apart_and_said():
 def test_people_are_shown_names_where_these_are_enough():
   a, b, c = (names.unique(name) for name in ("a", "a", "c"))
   assert a != b and names.name_of(a) == "a"
-  assert names.shown([a, b, c, "old"]) == {a: a, b: b, c: "c", "old": "old"}
+  assert names.display_names([a, b, c, "old"]) == {a: a, b: b, c: "c", "old": "old"}
   with pytest.raises(bounds.WireError, match="--name: got 'a~b'"):
     names.unique("a~b")
 

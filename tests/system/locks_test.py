@@ -152,7 +152,9 @@ def test_a_lease_that_nobody_renews_ends(tmp_path, how, clock, capsys):
   began = time.monotonic()
   with hold(tmp_path / "run"):
     assert time.monotonic() - began > 0.8
-  assert "(host elsewhere, process 7, since 2026-01-01); seeing for 1 s" in capsys.readouterr().err
+  assert (
+    "(host elsewhere, process 7, since 2026-01-01); watching for 1 s" in capsys.readouterr().err
+  )
 
 
 def test_a_half_written_or_foreign_lock_file_is_nobodys(tmp_path, how):
