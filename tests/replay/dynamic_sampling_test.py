@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offpolicy_rl import types
@@ -167,6 +167,7 @@ def test_evaluation_keeps_its_groups():
 CONTENTS = st.lists(st.booleans(), min_size=9, max_size=9)
 
 
+@settings(deadline=None)
 @given(CONTENTS, st.randoms(use_true_random=False), st.integers(0, 9))
 def test_the_batch_depends_on_the_groups_only(signal, draw, survived):
   """Whatever the order of arrival, and wherever the learner was killed in between."""
