@@ -238,13 +238,13 @@ def newest_params(directory: pathlib.Path, like: policy.Params) -> tuple[int, po
   folder = directory.resolve() / "steps" / str(steps[-1])
   _verified_position(folder)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  wanted = {"params": _abstract(like, jax.tree.map(lambda _: here, like))}
+  target = {"params": _abstract(like, jax.tree.map(lambda _: here, like))}
   with ocp.PyTreeCheckpointer() as reader:
     restored = reader.restore(
       files.orbax_path(folder) / "state",
       args=ocp.args.PyTreeRestore(
-        wanted,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
       ),
     )

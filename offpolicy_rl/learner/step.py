@@ -32,7 +32,7 @@ class StepChoices:
     """Optimizer updates per batch."""
     return self.minibatches * self.epochs
 
-  def whole(self, params: policy.Params, frozen: policy.Params | None) -> policy.Params:
+  def all_params(self, params: policy.Params, frozen: policy.Params | None) -> policy.Params:
     """All parameters of the policy: the trained ones, with the base if they are adapters."""
     if not self.model.lora_rank:
       return params
@@ -93,24 +93,24 @@ def train_step(
     finite = _is_finite(*losses_and_norms)
     made = jnp.sum(finite)
     loss, grad_norm = (jnp.sum(jnp.where(finite, x, 0.0)) / made for x in losses_and_norms)
-  whole, stats = _completions(batch), jax.tree.map(_join, stats)
-  prepared = choices.objective.prepare(_batch_inputs(whole, None))
+  completions, stats = _completions(batch), jax.tree.map(_join, stats)
+  prepared = choices.objective.prepare(_batch_inputs(completions, None))
   metrics = {
     "loss": loss,
     "grad_norm": grad_norm,
     "updates_skipped": choices.updates - made,
-    "entropy": masked.masked_mean(stats.entropy, whole.loss_mask),
-    **choices.objective.metrics(_batch_inputs(whole, stats.logprobs), prepared),
-    **_batch_metrics(whole, stats, state.step),
+    "entropy": masked.masked_mean(stats.entropy, completions.loss_mask),
+    **choices.objective.metrics(_batch_inputs(completions, stats.logprobs), prepared),
+    **_batch_metrics(completions, stats, state.step),
     "tokens": jnp.sum(batch.rows.segments > 0),
     "filled_fraction": jnp.mean(batch.rows.segments > 0),
   }
   if choices.shown:  # small, so every process has it; the first one writes it
-    gaps = jnp.abs(stats.logprobs - whole.sampler_logprobs)
+    mask, gaps = completions.loss_mask, jnp.abs(stats.logprobs - completions.sampler_logprobs)
     metrics |= {
       "policy_logprobs": sharding.constrain(stats.logprobs[: choices.shown]),
-      "row_entropy": sharding.constrain(masked.masked_mean(stats.entropy, whole.loss_mask, -1)),
-      "row_log_ratio": sharding.constrain(masked.masked_mean(gaps, whole.loss_mask, -1)),
+      "row_entropy": sharding.constrain(masked.masked_mean(stats.entropy, mask, -1)),
+      "row_log_ratio": sharding.constrain(masked.masked_mean(gaps, mask, -1)),
     }
   return TrainState(state.step + (made > 0), params, opt_state), metrics
 
@@ -127,15 +127,15 @@ def _update(choices: StepChoices, version, reference_params, carry, minibatch):
   """
   (params, opt_state), (batch, proximal) = carry, minibatch
   objective = choices.objective
-  whole = _completions(batch)
+  completions = _completions(batch)
   if choices.minibatches > 1:
-    whole = whole._replace(group_ids=masked.renumbered(whole.group_ids))
-    batch = batch._replace(group_ids=whole.group_ids.reshape(batch.group_ids.shape))
-  prepared = objective.prepare(_batch_inputs(whole, None))
+    completions = completions._replace(group_ids=masked.renumbered(completions.group_ids))
+    batch = batch._replace(group_ids=completions.group_ids.reshape(batch.group_ids.shape))
+  prepared = objective.prepare(_batch_inputs(completions, None))
 
   def part_loss(params, part):
     part, part_prepared, part_proximal = part
-    stats = choices.token_stats(choices.whole(params, reference_params), part)
+    stats = choices.token_stats(choices.all_params(params, reference_params), part)
     inputs = _loss_inputs(choices, part, stats.logprobs, reference_params, version, part_proximal)
     return objective.loss(inputs, part_prepared), stats
 
@@ -162,8 +162,8 @@ def _without_stats(updated):
 
 def _stats_before(choices: StepChoices, params, batch: types.Batch, reference_params):
   """TokenStats [A, N, M] of all parts, from a separate forward pass."""
-  whole = choices.whole(params, reference_params)
-  return jax.lax.map(lambda part: choices.token_stats(whole, part), batch)
+  full = choices.all_params(params, reference_params)
+  return jax.lax.map(lambda part: choices.token_stats(full, part), batch)
 
 
 def supervised_step(
@@ -195,8 +195,8 @@ def logprob_mismatch(
   row_mismatch [A * N]: the mean of each completion; NaN if that version sampled none of it.
   `params`: of that version; `frozen`: the base if they are adapters.
   """
-  whole = choices.whole(params, frozen)
-  logprobs = jax.lax.map(lambda part: choices.token_stats(whole, part).logprobs, batch)
+  full = choices.all_params(params, frozen)
+  logprobs = jax.lax.map(lambda part: choices.token_stats(full, part).logprobs, batch)
   same = batch.loss_mask & (batch.versions == version)
   gap = jnp.abs(logprobs - batch.sampler_logprobs)
   return {
@@ -217,8 +217,8 @@ def router_metrics(
   frozen: policy.Params | None = None,
 ) -> dict[str, jax.Array]:
   """Computes the load of a mixture's experts over the batch, see `mixture.load_metrics`."""
-  whole = choices.whole(params, frozen)
-  loads = jax.lax.map(lambda part: policy.router_loads(choices.model, whole, part.rows), batch)
+  full = choices.all_params(params, frozen)
+  loads = jax.lax.map(lambda part: policy.router_loads(choices.model, full, part.rows), batch)
   return mixture.load_metrics(jax.tree.map(lambda x: jnp.sum(x, axis=0), loads))
 
 

@@ -18,7 +18,7 @@ _SQUARES = ("regression", "centred_squares", "pair_squares")
 
 
 class Setting(NamedTuple):
-  """What decides which ratios of a run are 1."""
+  """Facts about a run that decide which ratios are 1."""
 
   updates: int = 1  # per batch
   on_policy: bool = False  # the sampler's policy is the one that is updated: no lag, same numbers

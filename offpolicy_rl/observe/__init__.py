@@ -1,1 +1,1 @@
-"""What a run shows of itself: metrics, the terminal, a live view, Prometheus, profiles."""
+"""Metrics of a run, and what shows them: terminal, live view, Prometheus, profiles."""

@@ -100,7 +100,7 @@ _TRAIN = (
   Metric("router/balance", "", "auxiliary loss of Switch Transformers; 1 = even", LOWER),
   Metric("router/entropy", "nats", "of the routers"),
   # All samplers together, then by sampler ({sampler: value}).
-  Metric("sampler/count", "samplers", "heard of in the last ten seconds"),
+  Metric("sampler/count", "samplers", "with a heartbeat in the last ten seconds"),
   Metric("sampler/tokens_per_second", "tokens/s", "completion tokens of all samplers", HIGHER),
   Metric("sampler/waiting", "share", "of the samplers' time, spent idle", LOWER),
   Metric("sampler/completions", "completions", "of each sampler in the batch"),

@@ -25,14 +25,14 @@ class Panel(NamedTuple):
 
 
 _STATS = (
-  Panel("Updates", "of the whole run", {"made": "@updates", "wanted": "@updates_wanted"}),
+  Panel("Updates", "of the entire run", {"made": "@updates", "wanted": "@updates_wanted"}),
   Panel(
     "Held-out pass@1",
     "share of held-out problems solved",
     {"pass@1": '@heldout_accuracy_ratio{measure="pass@1"}'},
     "percentunit",
   ),
-  Panel("Samplers", "heard of lately", {"samplers": "@samplers"}),
+  Panel("Samplers", "with a recent heartbeat", {"samplers": "@samplers"}),
   Panel(
     "Time left",
     "by the updates of the last ten minutes",

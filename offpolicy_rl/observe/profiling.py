@@ -32,7 +32,7 @@ Functions = TypeVar("Functions", bound=_LoopFunctions)
 
 
 class Plan(NamedTuple):
-  """What to profile."""
+  """The steps to trace, and the version at which to profile memory."""
 
   traced: range  # of steps; empty = none
   memory_at: int | None  # version

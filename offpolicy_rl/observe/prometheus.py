@@ -58,8 +58,8 @@ def _status(status: types.RunStatus, newest: dict[str, dict]) -> Iterator[Family
   step = newest[metrics.TRAIN]["step"] + 1 if metrics.TRAIN in newest else 0
   for name, text, value in (
     ("updates", "Updates made", step),
-    ("updates_wanted", "Updates of the whole run", status.num_steps),
-    ("samplers", "Samplers heard of lately", len(status.samplers)),
+    ("updates_wanted", "Updates of the entire run", status.num_steps),
+    ("samplers", "Samplers with a recent heartbeat", len(status.samplers)),
   ):
     yield core.GaugeMetricFamily(f"{_PREFIX}learner_{name}", text, value=value)
   tickets = _gauge("tickets", "Tickets that no step has taken, by where they are", ("state",))

@@ -59,7 +59,7 @@ def step_line(newest: Newest, num_steps: int, left: float) -> str:
 
 
 def first_figures(line: str, width: int) -> str:
-  """As many figures of `step_line` as fit into `width` characters; at least one."""
+  """The metrics of `step_line` that fit into `width` characters; at least one."""
   figures = line.split("  ")
   while len(figures) > 1 and len("  ".join(figures)) > width:
     figures.pop()

@@ -115,7 +115,6 @@ def _struct(x, place) -> jax.ShapeDtypeStruct:
 
 def _compiled(name: str, jitted, arguments, mesh: Mesh, capacity: int, flops: int) -> Program:
   started = time.process_time()
-  known = {"name": name, "devices": mesh.size, "flops": flops, "largest": _largest(arguments)}
   given = sum(_bytes_on_device(x) for x in jax.tree.leaves(arguments))
   try:
     with jax.sharding.set_mesh(mesh):
@@ -123,26 +122,26 @@ def _compiled(name: str, jitted, arguments, mesh: Mesh, capacity: int, flops: in
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    peak = _used(str(error)) or capacity + 1
-    return Program(
-      compile_seconds=time.process_time() - started,
-      peak_bytes=peak,
-      argument_bytes=given,
-      temporary_bytes=peak - given,
-      fits=False,
-      traffic={},
-      **known,
-    )
-  memory = compiled.memory_analysis()
-  peak = memory.peak_memory_in_bytes
+    seconds = time.process_time() - started
+    peak, fits, traffic = _used(str(error)) or capacity + 1, False, {}
+    temporary = peak - given
+  else:
+    seconds = time.process_time() - started
+    memory, traffic = compiled.memory_analysis(), collectives.parse(compiled.as_text())
+    given, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    peak = memory.peak_memory_in_bytes
+    fits = peak <= capacity
   return Program(
-    compile_seconds=time.process_time() - started,
+    name=name,
+    devices=mesh.size,
+    compile_seconds=seconds,
     peak_bytes=peak,
-    argument_bytes=memory.argument_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes,
-    fits=peak <= capacity,
-    traffic=collectives.parse(compiled.as_text()),
-    **known,
+    argument_bytes=given,
+    temporary_bytes=temporary,
+    fits=fits,
+    flops=flops,
+    traffic=traffic,
+    largest=_largest(arguments),
   )
 
 

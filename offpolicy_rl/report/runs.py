@@ -13,7 +13,7 @@ _NORMAL_95 = 1.96  # standard errors to either side of a mean
 
 
 class Run(NamedTuple):
-  """What a run has written."""
+  """The contents of a run's files."""
 
   name: str
   config: dict  # nested, as in config.json

@@ -108,17 +108,17 @@ def published_model(config: ConfigDict, architecture: dict) -> decoder.DecoderCo
   return model
 
 
-def _with_adapters(model: decoder.DecoderConfig, wanted) -> decoder.DecoderConfig:
-  if not wanted.lora_rank:
+def _with_adapters(model: decoder.DecoderConfig, settings) -> decoder.DecoderConfig:
+  if not settings.lora_rank:
     return model
-  targets = tuple(dict.fromkeys(wanted.lora_targets.split(",")))
+  targets = tuple(dict.fromkeys(settings.lora_targets.split(",")))
   if model.num_experts and set(targets) & {"w_gate", "w_up", "w_down"}:
     raise config_lib.ConfigError(
-      f"model.lora_targets: got {wanted.lora_targets}, expected some of w_q,w_k,w_v,w_o: experts "
+      f"model.lora_targets: got {settings.lora_targets}, expected some of w_q,w_k,w_v,w_o: experts "
       "have no adapters"
     )
   return dataclasses.replace(
-    model, lora_rank=wanted.lora_rank, lora_alpha=float(wanted.lora_alpha), lora_targets=targets
+    model, lora_rank=settings.lora_rank, lora_alpha=float(settings.lora_alpha), lora_targets=targets
   )
 
 
@@ -302,10 +302,10 @@ def make_store(config: ConfigDict, weights_dir: str | None, session: str) -> wei
 
 def scorer(task: ConfigDict) -> scoring.Scorer:
   """Starts processes that judge answers; ValueError if a verifier can't be used here."""
-  wanted = catalog.select(task)
+  selection = catalog.select(task)
   return scoring.Scorer(
-    wanted.verifier,
-    also=wanted.verifiers,
+    selection.verifier,
+    also=selection.verifiers,
     workers=task.verifier_processes,
     time_limit=task.verifier_seconds,
     memory_mb=task.verifier_memory_mb,

@@ -32,7 +32,7 @@ from offpolicy_rl.transport import codec, protocol, security, server
 
 
 class Serving(NamedTuple):
-  """How samplers reach the learner; checked by `security.check_listen_address`."""
+  """Address and protection of the learner; checked by `security.check_listen_address`."""
 
   listen: str
   credentials: security.Credentials = security.NONE

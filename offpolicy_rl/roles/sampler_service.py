@@ -1,4 +1,4 @@
-"""What the learner does when samplers call: it hands out tickets and receives groups."""
+"""The service that samplers call: hands out tickets, receives groups."""
 
 import collections
 import concurrent.futures
