@@ -162,7 +162,6 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def _serving(parser: argparse.ArgumentParser) -> None:
-  """Flags of learners and samplers."""
   add = parser.add_argument
   shared = "directory for weights (local, NFS, gs://) that learner and samplers share"
   add("--weights_dir", metavar="PATH", help=shared)
@@ -171,7 +170,6 @@ def _serving(parser: argparse.ArgumentParser) -> None:
 
 
 def _training(parser: argparse.ArgumentParser) -> None:
-  """Flags of local and learner."""
   _serving(parser)
   add = parser.add_argument
   add("--config", help="experiment card, e.g. configs/demo.py")
@@ -239,7 +237,6 @@ def _sampler(parser: argparse.ArgumentParser) -> None:
 
 
 def _client(parser: argparse.ArgumentParser) -> None:
-  """Flags of commands that connect to a learner."""
   add = parser.add_argument
   add("--patience", type=number, default=60.0, help="seconds to look for the learner")
   through = "HTTP proxy; by default none is used, whatever the environment says"

@@ -86,7 +86,6 @@ def _lost(text: str) -> None:
 
 
 def _one_of_several(flags, config, protection, plan, stop) -> int:
-  """Runs the first process, or one of the others."""
   for flag in ("run_dir", "weights_dir"):
     if not getattr(flags, flag):
       raise config_lib.ConfigError(

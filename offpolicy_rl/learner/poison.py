@@ -35,7 +35,6 @@ def only(batch: types.Batch, kept: jax.Array) -> types.Batch:
 def _is_finite(
   choices: step.StepChoices, state: TrainState, batch: types.Batch, kept, reference_params
 ) -> jax.Array:
-  """True if an update on these groups would have a finite loss and gradient."""
   _, metrics = step.train_step(choices, state, only(batch, kept), reference_params)
   return metrics["updates_skipped"] == 0
 

@@ -51,7 +51,6 @@ class Update:
     return state, metrics | checks
 
   def _finite_step(self, at_step: int, state: state_lib.TrainState, batch: StepBatch):
-    """Makes the step, and again without poisonous groups if there are some."""
     state, metrics = self._step(state, batch.arrays, self._reference)
     if not int(metrics["updates_skipped"]):
       return state, metrics | {"poisoned_groups": 0}

@@ -104,5 +104,4 @@ ADVANTAGES = {
 
 
 def _divided(x: Array, by: Array) -> Array:
-  """x / by; 0 / 0 is 0."""
   return x / jnp.where(by > 0, by, 1.0)

@@ -137,7 +137,6 @@ def _value(successes: np.ndarray, size: int, beta1: float) -> np.ndarray:
 
 
 def _worst(baseline, group_size, rates, **choices) -> tuple[float, float]:
-  """(smallest statistic, its success rate)."""
   return min((group_regime_statistic(baseline, p, group_size, **choices), p) for p in rates)
 
 

@@ -142,7 +142,6 @@ def _parameters(function: Callable) -> list[inspect.Parameter]:
 def _call(
   function: Callable[..., jax.Array], arrays: dict[str, Any], choices: Choices
 ) -> jax.Array:
-  """Calls a function with the arrays and keys that its parameters name."""
   given = {}
   for parameter in _parameters(function):
     name = parameter.name

@@ -224,7 +224,6 @@ def _bar(status: types.RunStatus, newest: Newest, rows: list[types.MetricsRow]) 
 
 
 def _key_metrics(newest: Newest, rows, draw: Callable[[list], str]) -> Table:
-  """A table with two key metrics and their curves on each line."""
   table = Table.grid(padding=(0, 1))
   for _ in range(6):
     table.add_column(no_wrap=True)

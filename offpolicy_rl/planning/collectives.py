@@ -90,7 +90,6 @@ def _trips(bodies, line: str) -> int:
 
 
 def _constants(lines: list[str]) -> dict[str, int]:
-  """{name: value} of integer constants in a computation."""
   return {match[1]: int(match[2]) for match in map(_LIMIT.search, lines) if match}
 
 
@@ -107,7 +106,6 @@ def _stride(bodies, condition: str, body: str, counter: str) -> int:
 
 
 def _definition(lines: list[str], name: str) -> str:
-  """The line that defines `name`, or ""."""
   return next((line for line in lines if line.removeprefix("ROOT ").startswith(f"%{name} = ")), "")
 
 

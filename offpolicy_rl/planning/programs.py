@@ -96,7 +96,6 @@ def decode(
 
 
 def _longest_groups(config: ConfigDict) -> list[types.FinishedGroup]:
-  """The groups of a step with prompts and completions of maximal length."""
   task, learner = config.task, config.learner
   prompt = np.zeros(task.max_prompt_tokens, np.int32)
   tokens = np.zeros(task.max_completion_tokens, np.int32)
@@ -146,13 +145,11 @@ def _compiled(name: str, jitted, arguments, mesh: Mesh, capacity: int, flops: in
 
 
 def _used(message: str) -> int | None:
-  """Reads the bytes that a program would need from the compiler's error."""
   match = _USED.search(message)
   return match and round(float(match[1]) * _UNITS[match[2]])
 
 
 def _largest(arguments, most: int = 8) -> list[tuple[str, int]]:
-  """(path, bytes on one device) of the largest arguments."""
   leaves = jax.tree_util.tree_flatten_with_path(arguments)[0]
   sized = [(jax.tree_util.keystr(path), _bytes_on_device(x)) for path, x in leaves]
   return sorted(sized, key=lambda row: -row[1])[:most]

@@ -79,7 +79,6 @@ def _charts() -> list[Chart]:
 
 
 def _switches(named: Sequence[tuple[str, Run]]) -> str:
-  """The legend, with a box to hide each run."""
   rows = "".join(
     f'<li><label><input type=checkbox class=shown data-run="r{n}" checked>'
     f'<i class="c{n}"></i><b>{html.escape(name)}</b></label> '
@@ -90,7 +89,6 @@ def _switches(named: Sequence[tuple[str, Run]]) -> str:
 
 
 def _final(named: Sequence[tuple[str, Run]]) -> str:
-  """A table of the last values of each run."""
   head = ["run", "steps", "pass@1", "± 95 %", "greedy", "pass@k"]
   head += [*(metric.label for metric in _KEY_METRICS), "largest of all", "time"]
   note = (

@@ -58,7 +58,6 @@ def draw_runs(chart: Chart, named: Sequence[tuple[str, runs.Run]], last_step: in
 
 
 def _figure(chart: Chart, sources: Sequence[_Source], last_step: int, most: int) -> Figure | None:
-  """Draws the sources that have values, with `most` points per line."""
   own_steps = chart.kind == metrics.WARM_START
   if own_steps:
     last_step = max((row["step"] for s in sources for row in s.rows), default=0)
@@ -155,5 +154,4 @@ def _steps(middles: Sequence[float]) -> list[float]:
 
 
 def _short(values: Sequence[float]) -> list[float]:
-  """Rounds to four digits."""
   return [float(f"{value:.4g}") if value % 1 else int(value) for value in values]

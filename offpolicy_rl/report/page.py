@@ -86,7 +86,6 @@ def _parts(run: Run) -> list[_Part]:
 
 
 def _tiles(run: Run) -> str:
-  """The main results: values of the first and the last tenth of the run."""
   train, heldout = run.rows[metrics.TRAIN], run.rows[metrics.HELDOUT]
   tiles = [("steps", f"{len(train):,} of {run.config['learner']['steps']:,}")]
   scores = [row["heldout/pass@1"] for row in heldout if row["version"] >= 0]
@@ -116,7 +115,6 @@ def _tiles(run: Run) -> str:
 
 
 def _phases(run: Run) -> str:
-  """Held-out accuracy before and after each phase."""
   names = [name for name in METRICS[metrics.HELDOUT] if name.startswith("heldout/")]
   rows = [row for row in run.rows[metrics.HELDOUT] if row["phase"] != "during"]
   names = [name for name in names if any(name in row for row in rows)]
@@ -172,7 +170,6 @@ def _up_to(length: int) -> str:
 
 
 def _left_out(run: Run) -> str:
-  """Tables of left-out groups and prompts, and of tickets."""
   lengths = _lengths(run)
   groups = [[_up_to(n), f"{lengths[n]:,}"] for n in sorted(lengths)]
   prompts = [

@@ -55,7 +55,6 @@ def _derived(row: dict, lengths: Sequence[int]) -> dict[str, float]:
 
 
 def _interval(row: dict) -> dict[str, float]:
-  """The 95 % interval of pass@1 over problems."""
   if "heldout/pass@1_stderr" not in row:
     return {}
   half = _NORMAL_95 * row["heldout/pass@1_stderr"]

@@ -166,7 +166,6 @@ def _x_axis(at: Axes, name: str = "step") -> str:
 
 
 def _outside(curves: Sequence[Curve], at: Axes) -> str:
-  """A note about values outside the axis."""
   values = [v for curve in curves for v in curve.series.values]
   slack = 1e-3 * (at.ticks[-1] - at.ticks[0])
   words = []

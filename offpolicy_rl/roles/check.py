@@ -76,7 +76,6 @@ def _task(name: str, splits: Sequence[data.Inspected]) -> Iterator[str]:
 
 
 def _lengths(config, inspected: Sequence[data.Inspected]) -> Iterator[str]:
-  """Quantiles of the lengths of prompts (too long ones included) and demonstrations."""
   yield f"{'tokens':<28}" + "".join(f"{name:>8}" for name in _QUANTILES) + f"{'limit':>8}"
   for one in sorted(inspected, key=lambda one: one.task.name):
     name = one.split if len(inspected) == len(data.SPLITS) else f"{one.task.name}, {one.split}"
@@ -98,7 +97,6 @@ def _row(label: str, lengths: list[int], limit: int) -> str:
 
 
 def _not_used(one: data.Inspected) -> Iterator[str]:
-  """Problems that are left out or can't be judged, with their location."""
   others = sum("another" in row.why for row in one.reading.repeated)
   for title, rows in (
     ("can't be used", one.reading.left_out + one.made.left_out),

@@ -75,7 +75,6 @@ def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
 
 
 def _check(folder: pathlib.Path) -> str:
-  """Summarizes a checkpoint in a few lines; raises if it can't be used."""
   checkpoint = pretrained.Checkpoint(folder)
   files = tokenizer.read_files(folder)
   words = tokenizer.Tokenizer(files, vocab_size=checkpoint.config.vocab_size)

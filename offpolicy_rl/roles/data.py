@@ -125,7 +125,6 @@ def check_messages(config: ConfigDict, policy: build.Policy) -> None:
 
 
 def _hello_bytes(config, policy: build.Policy) -> int:
-  """Approximate size of what a joining sampler receives."""
   files = (text for text in policy.files or () if isinstance(text, str))
   return sum(len(text.encode()) for text in files) + len(config_lib.to_json(config)) + 4096
 

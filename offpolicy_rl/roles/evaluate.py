@@ -124,7 +124,6 @@ def _weights(config, policy: build.Policy, run_dir: pathlib.Path | None) -> tupl
 
 
 def _answer(config, policy: build.Policy, params, examples, console) -> Iterator[dict]:
-  """Yields a row of problems.jsonl for each example, in order."""
   slots, samples = config.sampler.slots, config.evaluation.samples
   longest = max(example.prompt_tokens.size for example in examples)
   columns = longest + -longest % _WIDTH_MULTIPLE

@@ -82,7 +82,6 @@ def run_learner(
 
 
 def _serve(learner: "Leader", serving: Serving, session: str, live: LiveStatus) -> server.Server:
-  """Serves samplers and watchers; prints the address."""
   config = learner.config
   identity = protocol.Identity(
     session=session,
@@ -248,7 +247,6 @@ class Leader(training.Process):
       self.say(line)
 
   def _compare_with_recording(self, at_step: int, row: dict) -> None:
-    """Raises ScheduleError if a replay differs from its recording."""
     recorded = self.service.control.recorded
     if recorded is None or row["digests"] == recorded.digests[at_step]:
       return
@@ -443,6 +441,5 @@ def _open_files(config: ConfigDict, run_dir: pathlib.Path, groups, screen, resto
 
 
 def _prune(checkpoints, groups: store.GroupStore, steps: list[int]) -> None:
-  """Removes the groups that no kept checkpoint can ask for."""
   open_rows = [row for at in steps for row in checkpoints.position(at)["evaluations"]]
   groups.prune(steps[0], keep=[ticket_id for row in open_rows for ticket_id in row["ticket_ids"]])

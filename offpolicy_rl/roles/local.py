@@ -129,7 +129,6 @@ def _last_line(log: pathlib.Path) -> str:
 
 
 def _end_learner(learner: subprocess.Popen) -> int:
-  """Asks the learner to end, waits for it, and returns its exit code."""
   if learner.poll() is None:
     learner.terminate()
   return learner.wait()

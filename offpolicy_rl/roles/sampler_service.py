@@ -160,7 +160,6 @@ class SamplerService:
     return future
 
   def _check(self, group: types.Group | codec.WireError) -> tuple[types.Ticket | None, PushOutcome]:
-    """Returns (ticket of a valid group or None, outcome)."""
     if isinstance(group, codec.WireError):
       return None, PushOutcome(PushStatus.REFUSED, str(group))
     ticket = self.ledger.ticket(group.ticket_id)

@@ -155,7 +155,6 @@ def _restored_frozen(process: Process):
 
 
 def _initial_params(process: Process):
-  """Makes fresh parameters, or reads a published checkpoint's, each device its part."""
   model = lora.base_config(process.choices.model)
   if not process.config.model.checkpoint:
     return state_lib.create_params(model, process.mesh, process.config.seed)

@@ -95,7 +95,6 @@ def _rounded(value: float, low: float, high: float) -> float:
 
 
 def _columns(name: str, axes: dict[str, Iterable]) -> dict[str, list]:
-  """The values of every key as a list."""
   for key, values in axes.items():
     if isinstance(values, str) or not isinstance(values, Iterable):
       raise ConfigError(f"sweep.{name}: {key}: got {values!r}, expected a list of values")

@@ -26,7 +26,6 @@ def run(arguments: argparse.Namespace, assignments: list[tuple[str, str]]) -> in
 
 
 def _execute(arguments: argparse.Namespace, sweep: runs.Sweep, out: pathlib.Path) -> int:
-  """Runs the sweep; returns the exit code."""
   runs.check_data(sweep)
   with running.locked(out):
     runs.write(sweep, out)

@@ -145,7 +145,6 @@ def execute(
 
 
 def _until_ended(attempts: dict, out: pathlib.Path, *, stop: threading.Event, screen: Screen):
-  """Shows the runs until all have ended; returns {name: status}."""
   ended, announced = {}, False
   while attempts:
     done, _ = concurrent.futures.wait(attempts, timeout=_POLL_SECONDS)
@@ -168,7 +167,6 @@ def _attempt(
   stop: threading.Event,
   run_one: RunOne,
 ) -> str:
-  """Starts or resumes a run; returns its status afterwards."""
   run_dir = out / run.name
   if run_dir.exists():
     line = [*line, "--resume"]

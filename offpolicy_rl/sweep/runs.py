@@ -177,7 +177,6 @@ def reconcile(sweep: Sweep, out: pathlib.Path) -> Sweep:
 
 
 def _difference(then: dict, now: dict) -> list[tuple]:
-  """(key, value then, value now) where they differ."""
   keys = dict.fromkeys([*then, *now])
   return [(k, then.get(k), now.get(k)) for k in keys if then.get(k) != now.get(k)]
 
