@@ -3,6 +3,7 @@
 from offpolicy_rl.config.check import (
   check_architecture,
   check_data,
+  check_keys,
   check_resume,
   validate,
   warnings,

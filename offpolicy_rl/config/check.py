@@ -24,12 +24,13 @@ Problems = Iterator[str]  # "KEY: what was expected", for values that do not go 
 
 def validate(config: config_dict.ConfigDict, *, trains: bool = True) -> None:
   """Raises ConfigError for the first wrong value; `trains`: for training, not only evaluation."""
-  _check_keys(flatten(config))
+  check_keys(config)
   try:
     objective = objective_choices(config)
     vocab_size = catalog.select(config.task).vocabulary.size
   except ValueError as error:
     raise ConfigError(str(error)) from None
+  _check_members(config.task)
   if objective.advantage == "value":
     raise ConfigError(
       "objective.advantage: got 'value', expected another: the learner has no values V* of its "
@@ -58,9 +59,9 @@ def check_data(config: config_dict.ConfigDict) -> catalog.Selection:
   return selection
 
 
-def _check_keys(values: dict) -> None:
+def check_keys(config: config_dict.ConfigDict) -> None:
   """Checks keys, types and values, as a configuration may come from the network."""
-  known = keys.all_keys()
+  values, known = flatten(config), keys.all_keys()
   for name, key in known.items():
     if name not in values:
       raise ConfigError(f"{name}: missing, expected {key.expected}")
@@ -72,8 +73,23 @@ def _check_keys(values: dict) -> None:
       continue
     if not key.has_type(value):
       raise ConfigError(f"{name}: got {value!r:.100}, expected {key.kind.__name__}")
+    if key.kind is int and value > keys.MAX_INTEGER:
+      raise ConfigError(f"{name}: got {value!r:.100}, expected at most {keys.MAX_INTEGER}")
     if not key.is_good(value):
       raise ConfigError(f"{name}: got {value!r}, expected {key.expected}")
+
+
+def _check_members(task) -> None:
+  """Refuses values that a member of a mixture has for a key and that the key does not allow."""
+  if task.name != catalog.MIXTURE:
+    return
+  for name, entry in catalog.json_object("task.mixture", task.mixture).items():
+    for key, value in entry.items() if isinstance(entry, dict) else ():
+      known = keys.all_keys().get(f"task.{key}")  # none for the rate
+      if known is not None and not known.is_good(value):
+        raise ConfigError(
+          f"task.mixture: {name}: {key}: got {value!r:.100}, expected {known.expected}"
+        )
 
 
 def check_architecture(config: config_dict.ConfigDict, model: Mapping[str, Any]) -> None:

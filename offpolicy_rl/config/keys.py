@@ -12,6 +12,7 @@ import operator
 import pathlib
 import re
 import runpy
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ _BOUNDS = {
   "at_most": operator.le,
   "a_multiple_of": lambda x, n: x % n == 0,
 }
+MAX_INTEGER = 2**31 - 1  # of any key; counts of steps and tokens are int32 in arrays and messages
 
 
 class Key(NamedTuple):
@@ -43,7 +45,9 @@ class Key(NamedTuple):
 
   def has_type(self, value: Any) -> bool:
     """Whether a value has this key's type; an int may stand for a float, a bool not for an int."""
-    return type(value) is self.kind or (self.kind is float and type(value) is int)
+    if self.kind is float and type(value) is int:
+      return abs(value) <= sys.float_info.max
+    return type(value) is self.kind
 
 
 def integer(default: int, **bounds: int) -> Key:
@@ -58,7 +62,8 @@ def number(default: float, **bounds: float) -> Key:
 
 def _bounded(kind: type, default: float, bounds: Mapping[str, float]) -> Key:
   expected = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
-  is_good = lambda x: math.isfinite(x) and all(_BOUNDS[name](x, n) for name, n in bounds.items())
+  is_finite = lambda x: -math.inf < x < math.inf  # of any int, which math.isfinite is not
+  is_good = lambda x: is_finite(x) and all(_BOUNDS[name](x, n) for name, n in bounds.items())
   return Key(default, kind, expected, is_good)
 
 

@@ -160,6 +160,6 @@ def from_json(text: str) -> config_dict.ConfigDict:
     if isinstance(nested, dict):
       return config_dict.ConfigDict(nested).lock()
     problem = f"got {type(nested).__name__}"
-  except (ValueError, RecursionError) as error:
+  except (ValueError, RecursionError, AttributeError) as error:  # the last: a key __class__
     problem = str(error)
   raise ConfigError(f"configuration: {problem:.200}, expected a JSON object of sections")

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Iterable
 
 from offpolicy_rl import types
 
@@ -115,14 +116,22 @@ class MetricsWriter:
 
 def read(run_dir: pathlib.Path) -> list[dict]:
   """Reads the rows of a run; damaged lines are left out."""
-  rows = read_lines(pathlib.Path(run_dir) / FILE)
+  return _complete_rows(read_lines(pathlib.Path(run_dir) / FILE))
+
+
+def _complete_rows(rows: list[dict]) -> list[dict]:
   return [r for r in rows if isinstance(r.get("kind"), str) and type(r.get("step")) is int]
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
   """Reads a JsonLines file without its damaged lines; [] if there is no file."""
+  return _objects(path.read_bytes().split(b"\n")) if path.exists() else []
+
+
+def _objects(lines: Iterable[bytes]) -> list[dict]:
+  """The JSON objects in lines; what is none is left out."""
   rows = []
-  for line in path.read_bytes().split(b"\n") if path.exists() else []:
+  for line in lines:
     with contextlib.suppress(ValueError, RecursionError):
       rows.append(json.loads(line))
   return [row for row in rows if isinstance(row, dict)]
@@ -168,10 +177,9 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
 def _parsed(lines: list[bytes]) -> list[types.MetricsRow]:
   """The numeric values of rows; what is no complete row is left out."""
   rows = []
-  for line in lines:
-    with contextlib.suppress(ValueError, KeyError, AttributeError):
-      row = json.loads(line)
-      kind, step = row.pop("kind"), row.pop("step")
+  for row in _complete_rows(_objects(lines)):
+    kind, step = row.pop("kind"), row.pop("step")
+    with contextlib.suppress(OverflowError):  # an integer that is no float
       numbers = {name: float(v) for name, v in row.items() if isinstance(v, (int, float))}
       rows.append(types.MetricsRow(kind, step, numbers | derived(numbers)))
   return rows

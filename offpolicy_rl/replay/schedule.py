@@ -67,7 +67,7 @@ def read(path: pathlib.Path) -> Schedule:
     digests = [r["digests"] for r in rows]
     attempts = [r["attempts"] for r in rows]
     steps = [r["step"] for r in rows]
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise ScheduleError(f"--replay: {path} is no lag schedule: {error!r}") from None
   if steps != list(range(len(rows))):
     raise ScheduleError(f"--replay: {path}: got steps {steps[:5]}..., expected 0, 1, 2, ...")

@@ -95,7 +95,7 @@ def configuration(
         f"--run_dir: no file {run.path / CONFIG}, expected the run to resume"
       )
   elif config is None and replay:
-    config = config_lib.from_json(schedule.read(pathlib.Path(replay)).config_json)
+    config = _recorded_config(pathlib.Path(replay))
   elif config is None:
     raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
   if replay:
@@ -108,6 +108,16 @@ def configuration(
     notes = [line for line in notes if line.partition(":")[0] not in given]
     notes += _changes(before, config)
   return config, notes
+
+
+def _recorded_config(path: pathlib.Path) -> ConfigDict:
+  """The configuration of a recorded run; ConfigError names the file if it is none."""
+  try:
+    config = config_lib.from_json(schedule.read(path).config_json)
+    config_lib.check_keys(config)
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f"--replay: {path}: {error}") from None
+  return config
 
 
 def _check(run: RunDirectory, *, resume: bool, restart: bool) -> None:

@@ -14,6 +14,7 @@ import json
 import lzma
 import math
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -31,6 +32,7 @@ _OTHERS = {
   **dict.fromkeys((*_OPENERS, _PARQUET), ("a compressed file in a compressed one", "unpack it")),
 }
 _LONGEST_LINE = 1 << 26  # characters; a file without line ends must not fill the memory
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # bytes, as "surrogateescape" has them
 _BATCH = 1000  # rows of Parquet at a time
 # Python type -> its name in JSON.
 _KINDS = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
@@ -158,11 +160,10 @@ def _row(path: pathlib.Path, number: int, line: str) -> Row | LeftOut:
     raise TaskError(
       f"{where}: got a line of {_LONGEST_LINE >> 20} MB or more, expected one JSON object per line"
     )
-  bad = next((c for c in line if "\udc80" <= c <= "\udcff"), None)
-  if bad is not None:
+  if bad := _NO_UTF8.search(line):
     raise TaskError(
-      f"{where}: got the byte 0x{ord(bad) - 0xDC00:02x}, which is no UTF-8, at character "
-      f"{line.index(bad) + 1}; convert the file, e.g. with iconv -f LATIN1 -t UTF-8"
+      f"{where}: got the byte 0x{ord(bad[0]) - 0xDC00:02x}, which is no UTF-8, at character "
+      f"{bad.start() + 1}; convert the file, e.g. with iconv -f LATIN1 -t UTF-8"
     )
   try:
     values = json.loads(line, object_pairs_hook=_values)

@@ -164,12 +164,16 @@ def test_messages_have_to_hold_tickets_and_groups(tiny_config, assignments, mess
     ("learner", "steps", True, "learner.steps: got True, expected int"),
     ("learner", "steps", None, "learner.steps: got None, expected int"),
     ("learner", "steps", "x" * 9999, "learner.steps: got 'xxxx"),
+    ("learner", "steps", 10**400, "0, expected at most 2147483647"),
+    ("learner", "learning_rate", 10**400, "0, expected float"),
+    ("objective", "beta", 10**400, "0, expected float"),
     ("learner", "learning_rate", "1", "learner.learning_rate: got '1', expected float"),
     ("model", "tied_embeddings", 1, "model.tied_embeddings: got 1, expected bool"),
     ("objective", "name", 3, "objective.name: got 3, expected str"),
     ("learner", "stepz", 1, "'learner.stepz': unknown key"),
     ("task", "name", ["sums"], "task.name: got ['sums'], expected str"),
   ],
+  ids=lambda x: f"{x!s:.30}",
 )
 def test_a_configuration_from_the_wire_is_judged_key_by_key(
   tiny_config, section, key, value, message

@@ -9,7 +9,7 @@ from offpolicy_rl.config import keys, listing
 from tests.conftest import ROOT
 
 KINDS = [
-  (keys.integer(2, at_least=1, at_most=3), [1, 3], [0, 4]),
+  (keys.integer(2, at_least=1, at_most=3), [1, 3], [0, 4, 10**400]),
   (keys.integer(2, at_least=2, a_multiple_of=2), [2, 4], [0, 3]),
   (keys.number(0.5, above=0, below=1), [0.1, 0.9], [0.0, 1.0, float("nan")]),
   (keys.number(0.0, at_least=0), [0.0, 1e300], [-0.1, float("inf")]),
@@ -33,6 +33,7 @@ def test_types_are_exact_but_for_whole_floats():
   whole, real = keys.integer(1), keys.number(1.0)
   assert whole.has_type(1) and real.has_type(1) and real.has_type(1.0)
   assert not whole.has_type(1.0) and not whole.has_type(True) and not real.has_type(True)
+  assert not real.has_type(10**400)
 
 
 def test_bounds_are_told_in_words():

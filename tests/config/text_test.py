@@ -62,6 +62,8 @@ def test_a_flag_replaces_a_value_of_the_wrong_type_in_a_file(tiny_config):
     ("[1]", "configuration: got list, expected a JSON object"),
     ("[" * 100_000, "configuration: "),
     ('{"a.b": 1}', "configuration: "),
+    ('{"__class__": 1}', "configuration: "),
+    ('{"learner": {"__class__": 1}}', "configuration: "),
   ],
 )
 def test_what_is_no_configuration_is_refused(text, message):

@@ -43,7 +43,7 @@ def test_rows_come_back_and_a_cut_line_is_left_out(tmp_path):
     b'{"step": 1}',
     b'{"kind": "train"}',
     b'{"kind": "train", "step": "1"}',
-    b"[" * 100_000,
+    b"[" * 50_000,
   ],
   ids=["zeros", "no text", "no object", "no kind", "no step", "no number", "deep"],
 )
@@ -53,6 +53,14 @@ def test_what_a_bad_disk_left_of_a_line_costs_no_other(tmp_path, damage):
   lines[1] = damage
   (tmp_path / metrics.FILE).write_bytes(b"\n".join(lines) + b"\n")
   assert metrics.read(tmp_path) == [rows[0], rows[2]]
+  assert [row.step for row in metrics.last_rows(tmp_path)] == [0, 2]
+
+
+def test_a_number_that_is_no_float_costs_a_watcher_its_row_only(tmp_path):
+  lines = ['{"kind": "train", "step": 0, "reward": 1' + "0" * 400 + "}"]
+  lines.append('{"kind": "train", "step": 1, "reward": 0.5}')
+  (tmp_path / metrics.FILE).write_text("\n".join(lines) + "\n")
+  assert [row.step for row in metrics.last_rows(tmp_path)] == [1]
 
 
 def test_a_resume_drops_the_rows_of_the_lost_future(tmp_path):

@@ -86,9 +86,10 @@ def test_a_file_that_no_run_can_follow_is_refused(tmp_path, rows, header, messag
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
-  (tmp_path / "f").write_bytes(b"\x1f\x8b\x08\xff")
-  with pytest.raises(schedule.ScheduleError, match="f is no lag schedule: UnicodeDecodeError"):
-    schedule.read(tmp_path / "f")
+  for content, error in ((b"\x1f\x8b\x08\xff", "UnicodeDecodeError"), (b"[" * 10**5, "RecursionE")):
+    (tmp_path / "f").write_bytes(content)
+    with pytest.raises(schedule.ScheduleError, match=f"f is no lag schedule: {error}"):
+      schedule.read(tmp_path / "f")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -139,6 +139,23 @@ def test_resume_of_what_has_not_begun_takes_the_card(tmp_path):
   assert configured("--resume", f"--run_dir={tmp_path}/run", f"--config={CARD}")[0] == card()
 
 
+@pytest.mark.parametrize(
+  ("recorded", "message"),
+  [
+    ({"items": 1}, "seed: missing"),
+    ({"lag": 5}, "seed: missing"),
+    ({"a.b": 1}, "configuration: "),
+    ([], "configuration: got list"),
+  ],
+)
+def test_a_recording_without_a_configuration_is_refused_by_name(
+  tmp_path, capsys, recorded, message
+):
+  file = tmp_path / "lag_schedule.jsonl"
+  file.write_text(json.dumps({"config": recorded}) + "\n")
+  assert f"--replay: {file}: {message}" in refused(capsys, f"--replay={file}")
+
+
 @pytest.mark.parametrize("flag", ["run_dir", "checkpoint_dir"])
 @pytest.mark.parametrize("below", ["", "/run"])
 def test_a_directory_that_can_not_be_one_is_refused_by_its_flag(tmp_path, capsys, flag, below):

@@ -114,6 +114,18 @@ WRONG = [
     {"name": "mixture", "mixture": '{"sums": {"rate": 1, "size": "9"}, "gsm8k": 1}'},
     "task.mixture: sums: size: got '9', expected int",
   ),
+  (
+    {"name": "mixture", "mixture": '{"sums": {"rate": 1, "size": -5}, "gsm8k": 1}'},
+    "task.mixture: sums: size: got -5, expected at least 1",
+  ),
+  (
+    {"name": "mixture", "mixture": '{"sums": {"rate": 1, "max_bad_rows": -1}, "gsm8k": 1}'},
+    "task.mixture: sums: max_bad_rows: got -1, expected at least 0 and below 1",
+  ),
+  (
+    {"name": "mixture", "mixture": '{"sums": {"rate": 1, "question_column": ""}, "gsm8k": 1}'},
+    "task.mixture: sums: question_column: got '', expected the name of a column",
+  ),
 ]
 
 
