@@ -232,11 +232,22 @@ def newest_params(directory: pathlib.Path, like: policy.Params) -> tuple[int, po
   Raises:
     CheckpointError: there is none, or it is damaged.
   """
-  steps = Checkpoints(directory, keep=1).steps()
-  if not steps:
-    raise CheckpointError(f"{directory}: no checkpoint")
-  folder = directory.resolve() / "steps" / str(steps[-1])
-  _verified_position(folder)
+  checkpoints = Checkpoints(directory, keep=1)
+  while steps := checkpoints.steps():
+    folder = directory.resolve() / "steps" / str(steps[-1])
+    try:
+      _verified_position(folder)
+      return steps[-1], _read_params(folder, like)
+    except CheckpointError:
+      if (folder / _COMMIT).exists():  # else the run, still alive, has removed it meanwhile
+        raise
+    except Exception as error:  # Orbax raises many kinds
+      if (folder / _COMMIT).exists():
+        raise CheckpointError(f"{folder}: {_one_line(error)}") from None
+  raise CheckpointError(f"{directory}: no checkpoint")
+
+
+def _read_params(folder: pathlib.Path, like: policy.Params) -> policy.Params:
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = {"params": _abstract(like, jax.tree.map(lambda _: here, like))}
   with ocp.PyTreeCheckpointer() as reader:
@@ -248,7 +259,7 @@ def newest_params(directory: pathlib.Path, like: policy.Params) -> tuple[int, po
         partial_restore=True,
       ),
     )
-  return steps[-1], restored["params"]
+  return restored["params"]
 
 
 def _write_commit(folder: pathlib.Path, position: dict) -> None:

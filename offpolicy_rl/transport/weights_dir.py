@@ -156,9 +156,19 @@ def complete_versions(directory: str, session: str) -> list[int]:
 
 
 def restore(directory: str, version: int, like: dict[str, jax.ShapeDtypeStruct]) -> dict:
-  """{path: array}, each read straight into its sharding in `like`."""
+  """{path: array}, each read straight into its sharding in `like`.
+
+  Raises:
+    OSError, ValueError, KeyError: it is damaged, or was removed while being read.
+  """
+  folder = _path(directory) / str(version)
   with files.orbax_standard(f"reads-{version}") as reader:
-    return reader.restore(_path(directory) / str(version), like)
+    try:
+      return reader.restore(folder, like)
+    except Exception as error:
+      if type(error) is not Exception:  # Orbax's for an array that ends early
+        raise
+      raise OSError(f"{folder}: {error.__cause__ or error!s:.300}") from error
 
 
 def pull(

@@ -123,6 +123,31 @@ def test_whatever_the_directory_is_called(tmp_path, mesh, shardings, state, name
   assert step == 3 and equal(params, state.params) and saved.said == []
 
 
+def test_a_reader_takes_the_next_one_when_the_run_removes_what_it_reads(
+  tmp_path, mesh, state, monkeypatch
+):
+  saved = Kept(tmp_path, keep=1)
+  saved.save_simply(3, state)
+  check, looked = checkpoint._verified_position, []
+
+  def check_slowly(at):
+    if not looked:  # meanwhile, the run goes on
+      saved.save_simply(4, state)
+    looked.append(at.name)
+    return check(at)
+
+  monkeypatch.setattr(checkpoint, "_verified_position", check_slowly)
+  number, params = checkpoint.newest_params(tmp_path, SHAPES.params)
+  assert (number, looked) == (4, ["3", "4"]) and equal(params, state.params)
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_its_name(tmp_path, state):
+  Kept(tmp_path).save_simply(3, state)
+  wrong = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*x.shape, 3), x.dtype), SHAPES.params)
+  with pytest.raises(checkpoint.CheckpointError, match="steps/3: "):
+    checkpoint.newest_params(tmp_path, wrong)
+
+
 def test_only_the_newest_are_kept(tmp_path, state):
   saved = Kept(tmp_path)
   for number in (1, 2, 3, 4):

@@ -204,6 +204,20 @@ def test_a_damaged_checkpoint_is_never_used(publisher, tmp_path):
   gc.collect()  # so that they end here and not in another test
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_array_that_ends_early_is_an_error_that_pull_expects(publisher, tmp_path):
+  """Orbax raises a bare Exception then, e.g. when the learner removes what is being read."""
+  large = {"a": jax.random.normal(jax.random.key(0), (100, 50))}  # in a file of its own
+  publisher.put(0, large)
+  wait_until(lambda: complete(publisher) == [0])
+  files = [file for file in (tmp_path / "w" / "0").rglob("*") if file.parent.name == "d"]
+  largest = max(files, key=lambda file: file.stat().st_size)
+  largest.write_bytes(bytes(largest.stat().st_size))
+  with pytest.raises(OSError, match='Error reading "a/0.0"'):
+    weights_dir.restore(str(tmp_path / "w"), 0, like(large))
+  gc.collect()
+
+
 @pytest.mark.parametrize("given", ["gs://bucket/run/weights", "/mnt/weights", "weights"])
 def test_paths_of_every_kind_become_absolute(given, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
