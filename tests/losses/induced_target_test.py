@@ -56,7 +56,7 @@ def _descend(advantages, weights, beta, logits, *, steps):
 
 
 def descend(advantages, weights, beta, logits, steps=8000) -> np.ndarray:
-  """u [N, K] where gradient descent on the loss of softmax logits [N, K] comes to rest."""
+  """u [N, G] where gradient descent on the loss of softmax logits [N, G] comes to rest."""
   wide = [np.broadcast_to(x, logits.shape).astype(float) for x in (advantages, weights)]
   u, gradient = in64(_descend, *wide, float(beta), logits, steps=steps)
   assert np.max(np.abs(gradient)) < 1e-11, "not at rest"

@@ -11,16 +11,16 @@ from offpolicy_rl.losses import induced_target, lambert
 
 
 class Minimum(NamedTuple):
-  """One local minimiser of the loss over a table of K entries, float64 numpy."""
+  """One local minimiser of the loss over a table of G entries, float64 numpy."""
 
   lam: float
-  log_ratios: np.ndarray  # [K]
+  log_ratios: np.ndarray  # [G]
   winner: int | None  # the entry on W_{-1}; None = all on W_0
   loss: float  # E_mu (beta u - A)^2 / (2 beta)
 
 
 def minima(advantages, beta: float, weights=None) -> list[Minimum]:
-  """All local minimisers over one table [K], lowest loss first. On the host, not under jit.
+  """All local minimisers over one table [G], lowest loss first. On the host, not under jit.
 
   Unless lam < 0 there is one. With lam < 0 at most one entry j is on W_{-1} (two make the bordered
   Hessian indefinite). For each j the curve f of `lambert.negative_curve` is cut at the extremes
@@ -45,7 +45,7 @@ def minima(advantages, beta: float, weights=None) -> list[Minimum]:
 
 @jax.jit
 def _curve(t: jax.Array, best: jax.Array, a: jax.Array, mu: jax.Array):
-  """`lambert.negative_curve` of one table [K] at several t [T]."""
+  """`lambert.negative_curve` of one table [G] at several t [T]."""
   top = jnp.sum(jnp.where(best, a, 0.0)) + t
   wide = functools.partial(jnp.broadcast_to, shape=(t.size, a.size))
   return lambert.negative_curve(t, top, wide(best), wide(a), wide(mu))
