@@ -7,7 +7,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 from grpc_health.v1 import health
@@ -219,8 +219,7 @@ class _Servicer(rpc.LearnerServicer):
         "PullWeights: this learner writes its weights to a directory; give the sampler its path by "
         "--weights_dir",
       )
-    assert isinstance(self._store, weights.WeightStore)
-    chunks = self._store.answer(request)
+    chunks = cast(weights.WeightStore, self._store).answer(request)
     if chunks is None:
       versions = f"[{request.min_version}, {request.max_version}]"
       protocol.abort(
