@@ -8,8 +8,17 @@ import pytest
 from offpolicy_rl import losses
 from offpolicy_rl.losses import masked
 from tests.losses import slow_reference
-from tests.losses.objectives_test import NAMES, arrays, build, stacked, value_and_gradient
+from tests.losses.objectives_test import (
+  NAMES,
+  ONE_OF_EACH,
+  arrays,
+  build,
+  stacked,
+  value_and_gradient,
+  values_and_gradients,
+)
 from tests.losses.slow_reference import random_inputs
+from tests.params import some
 
 TOKEN_FIELDS = ("policy_logprobs", "sampler_logprobs", "reference_logprobs", "proximal_logprobs")
 WITHOUT_RATIO = [
@@ -18,6 +27,7 @@ WITHOUT_RATIO = [
   if c.fn in ("regression", *losses.choices.PAIRWISE)
   or (c.fn == "policy_gradient" and c.weight == "none")
 ]
+OTHERS = [name for name in NAMES if name not in ONE_OF_EACH]
 BOUNDED = ["aipo", "dual_clip", "two_sided", "prime_ipo", "sapo"]
 
 
@@ -25,12 +35,6 @@ def under_the_mask(x: losses.LossInputs, value: float) -> losses.LossInputs:
   """The same inputs with `value` wherever nothing counts."""
   given = {key: getattr(x, key) for key in TOKEN_FIELDS if getattr(x, key) is not None}
   return x._replace(**{key: np.where(x.loss_mask, v, value) for key, v in given.items()})
-
-
-def values_and_gradients(objective, batches, *, metrics: bool = True):
-  """(losses [N], gradients [C, N, M]) of C batches of one shape, computed side by side."""
-  one = lambda x: value_and_gradient(objective, x, metrics=metrics)
-  return map(np.asarray, jax.vmap(one)(stacked(batches)))
 
 
 def assert_nothing_leaks(objective, x):
@@ -73,7 +77,7 @@ def test_nothing_under_the_mask_leaks_through_the_other_choices(name, choices):
 def test_a_batch_of_empty_rows_has_no_gradient(name):
   x = under_the_mask(random_inputs(0)._replace(loss_mask=np.zeros((12, 6), bool)), np.nan)
   objective = build(name, kl_coef=0.0 if losses.PRESETS[name].couples_rows else 0.1)
-  loss, gradient = value_and_gradient(objective, x)
+  [loss], [gradient] = values_and_gradients(objective, [x])
   np.testing.assert_array_equal(gradient, np.zeros((12, 6)))
   # Empty rows are in the groups that pairs compare: there the loss is a constant.
   assert np.isfinite(loss) if objective.choices.couples_rows else loss == 0
@@ -90,8 +94,14 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("odd", [[*ODD][:-1], [*ODD][-1:]], ids=["12 rows", "one row"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+  ("name", "odd"),
+  some(
+    [*((name, [*ODD][:-1]) for name in NAMES), *((name, [*ODD][-1:]) for name in ONE_OF_EACH)],
+    [(name, [*ODD][-1:]) for name in OTHERS],
+  ),
+  ids=lambda x: x if isinstance(x, str) else f"{len(x)} kinds",
+)
 def test_odd_batches_match_slow_numpy(name, odd):
   batches = [ODD[kind](random_inputs(5)) for kind in odd]
   objective = build(name)
@@ -133,6 +143,52 @@ def test_far_policies_are_finite_in_float32(name):
     batches += [far_inputs(100.0, above=True)]
   loss, gradient = values_and_gradients(build(name), batches)
   assert np.isfinite(loss).all() and np.isfinite(gradient).all(), loss
+
+
+# Log-probabilities of a token that a policy rules out, all but rules out, or is certain of.
+EXTREMES = (-np.inf, -3e38, -100.0, 0.0)
+
+
+def extreme_inputs() -> list[losses.LossInputs]:
+  """Two plain batches, then those with two tokens of one policy at an extreme."""
+  x = random_inputs(0)
+  cases = [x, random_inputs(1)]
+  for field in ("policy_logprobs", "sampler_logprobs", "reference_logprobs"):
+    for extreme in EXTREMES:
+      changed = getattr(x, field).copy()
+      changed[[0, 5], [0, 1]] = extreme
+      cases.append(x._replace(**{field: changed}))
+  return [x._replace(proximal_logprobs=None) for x in cases]
+
+
+def with_a_reference(name: str) -> losses.Objective:
+  return build(name, kl_coef=0.0 if losses.PRESETS[name].couples_rows else 0.1)
+
+
+def assert_finite(values, slopes):
+  """In float32, with a gradient whose square is finite, too: norms are made of squares."""
+  assert np.all(np.isfinite(values)), values
+  assert np.all(np.isfinite(np.sum(np.square(slopes), axis=(1, 2)))), slopes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_extreme_tokens_leave_loss_and_gradient_finite(name):
+  assert_finite(*values_and_gradients(with_a_reference(name), extreme_inputs()))
+
+
+@pytest.mark.parametrize("name", some(ONE_OF_EACH, OTHERS))
+def test_jit_and_vmap_change_nothing_and_extremes_stay_finite(name):
+  objective, cases = with_a_reference(name), extreme_inputs()
+
+  def gradient(x):
+    return value_and_gradient(objective, x)
+
+  values, slopes = jax.jit(jax.vmap(gradient))(stacked(cases))
+  for i in (0, 1):
+    value, slope = gradient(cases[i])
+    np.testing.assert_allclose(values[i], value, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(slopes[i], slope, rtol=1e-4, atol=1e-6)
+  assert_finite(values, slopes)
 
 
 @pytest.mark.parametrize("eps", [1e-4, 1e-8, 0.0])

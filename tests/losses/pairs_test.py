@@ -9,6 +9,7 @@ from offpolicy_rl import losses
 from offpolicy_rl.losses import masked, pairs
 from tests.losses.objectives_test import PAIRWISE, arrays, build
 from tests.losses.slow_reference import random_inputs
+from tests.params import some
 
 # group ids of a batch, or of a slice of a batch of 100 rows
 GROUPS = (
@@ -65,7 +66,7 @@ def test_renumbered_groups_are_the_same_groups(ids):
   np.testing.assert_allclose(weights, np.full(len(ids), 1 / len(set(ids))), rtol=1e-6)
 
 
-@pytest.mark.parametrize("order", range(3))
+@pytest.mark.parametrize("order", some([0], [1, 2]))
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_slices_of_whole_groups_add_up_in_any_order(name, order):
   """Rows may be dealt out group by group; within a group their order must stay."""
