@@ -49,6 +49,12 @@ def heard_sigint():
   signal.signal(signal.SIGINT, before)
 
 
+def end(notes, role: str, code: int):
+  """Ends the processes of a role; they see the file only with its content."""
+  (notes / f"{role}.new").write_text(str(code))
+  (notes / f"{role}.new").rename(notes / f"{role}.exit")
+
+
 @pytest.fixture
 def local(tmp_path, heard_sigint):
   """Starts the script; whatever is left of it ends with the test."""
@@ -74,7 +80,7 @@ def local(tmp_path, heard_sigint):
 
   yield start
   for role in ("learner", "sampler"):
-    (tmp_path / f"{role}.exit").write_text("0")
+    end(tmp_path, role, 0)
   for script in begun:
     script.communicate(timeout=60)
 
@@ -99,7 +105,7 @@ def test_all_are_started_and_the_script_ends_with_them(local, tmp_path):
   assert {role.weights_dir for role in roles} == {f"{tmp_path}/run-weights"}
   assert len({role.name for role in samplers}) == 3
   for role in ("learner", "sampler"):
-    (tmp_path / f"{role}.exit").write_text("0")
+    end(tmp_path, role, 0)
   output, _ = script.communicate(timeout=60)
   assert script.returncode == 0 and f"done: {tmp_path}/run" in output
 
@@ -107,7 +113,7 @@ def test_all_are_started_and_the_script_ends_with_them(local, tmp_path):
 def test_a_process_that_fails_ends_the_others_and_the_script(local, tmp_path):
   script = local("--config=configs/test.py")
   started(tmp_path, 4)
-  (tmp_path / "sampler.exit").write_text("3")
+  end(tmp_path, "sampler", 3)
   output, _ = script.communicate(timeout=60)
   assert script.returncode == 3 and "ended with exit code 3" in output
   assert len(list(tmp_path.glob("learner-*.signals"))) == 2
@@ -137,7 +143,7 @@ def test_who_ends_in_order_is_said(local, tmp_path):
   script = local("--config=configs/test.py", "--samplers=1", "--learners=1")
   started(tmp_path, 2)
   for role in ("sampler", "learner"):
-    (tmp_path / f"{role}.exit").write_text("0")
+    end(tmp_path, role, 0)
   output, _ = script.communicate(timeout=60)
   assert script.returncode == 0
   assert f"sampler-0 ended with exit code 0; see {tmp_path}/run/logs/sampler-0.log" in output
