@@ -1,7 +1,6 @@
 """Updates of adapters: what moves, what does not, and what is kept in memory."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from tests.learner.step_test import (
   assert_same_update,
   choices,
   flat,
+  loss_of_step,
   random_batch,
   stats_of,
 )
@@ -59,9 +59,14 @@ def test_one_step_is_the_gradient_of_the_adapters_through_adam():
     )
     return made.objective(inputs._replace(reference_logprobs=frozen.logprobs))[0]
 
-  value, gradient = jax.value_and_grad(loss)(state.params)
-  updates, _ = OPTIMIZER.update(gradient, OPTIMIZER.init(state.params), state.params)
-  expected = policy.flatten(optax.apply_updates(state.params, updates))
+  @jax.jit
+  def update(params):
+    value, gradient = jax.value_and_grad(loss)(params)
+    updates, _ = OPTIMIZER.update(gradient, OPTIMIZER.init(params), params)
+    return value, gradient, optax.apply_updates(params, updates)
+
+  value, gradient, expected = update(state.params)
+  expected = policy.flatten(expected)
   new, metrics = run(made, mesh, batch)
   np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
   np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(gradient), rtol=1e-4)
@@ -85,8 +90,7 @@ def test_fresh_adapters_are_at_their_reference():
   batch, mesh = random_batch(), sharding.make_mesh()
   state = state_lib.create(ADAPTED, mesh, OPTIMIZER, seed=1)
   base = state_lib.create_params(CONFIG, mesh, seed=0)
-  train = lambda made: jax.jit(functools.partial(step.train_step, made))
-  loss = lambda made: float(train(made)(state, batch, base)[1]["loss"])
+  loss = lambda made: float(loss_of_step(made)(state, batch, base))
   at_reference = loss(adapted(kl_coef=1.0))
   assert at_reference == pytest.approx(loss(adapted()), rel=1e-6)
 

@@ -67,28 +67,33 @@ class Learner:
     return state, row
 
 
-def test_a_step_is_made_without_the_groups_that_poison_it():
-  """On two devices and in two parts; by the compiled step's own bits."""
-  mesh = sharding.make_mesh(2, 1, 1)
-  me = Learner(choices(), mesh)
-  state, row = me.step(with_reward(3e38, 1, 2, parts=2))
-  expected, its_row = run_once(choices(), mesh, without(random_batch(parts=2), 1, 2))
+@pytest.fixture(scope="module")
+def two_devices():
+  """One that works on two devices, with batches of two parts."""
+  return Learner(choices(), sharding.make_mesh(2, 1, 1))
+
+
+def test_a_step_is_made_without_the_groups_that_poison_it(two_devices):
+  """By the compiled step's own bits."""
+  two_devices.said.clear()
+  state, row = two_devices.step(with_reward(3e38, 1, 2, parts=2))
+  expected, its_row = run_once(choices(), two_devices.mesh, without(random_batch(parts=2), 1, 2))
   assert_identical(leaves(state), leaves(expected))
   assert row["loss"] == its_row["loss"] and row["poisoned_groups"] == 2
-  assert me.said == [
+  assert two_devices.said == [
     f"step 0: the group of ticket train/0/{i}, by {SAMPLERS[i]}, makes the loss or its gradient "
     "infinite or nan, and is left out"
     for i in (1, 2)
   ]
 
 
-def test_when_every_group_is_to_blame_it_stops_with_the_samplers():
-  me = Learner(choices())
+def test_when_every_group_is_to_blame_it_stops_with_the_samplers(two_devices):
+  two_devices.said.clear()
   with pytest.raises(
     loop.NonFiniteError, match=r"step 0: .*samplers bad~7, good~1, good~2.*diverg"
   ):
-    me.step(with_reward(3e38, 0, 1, 2, 3))
-  assert me.said == []
+    two_devices.step(with_reward(3e38, 0, 1, 2, 3, parts=2))
+  assert two_devices.said == []
 
 
 def test_a_skipped_update_leaves_the_state_as_it_was():

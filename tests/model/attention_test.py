@@ -86,7 +86,7 @@ def test_an_even_number_of_columns_changes_nothing(length):
     jnp.sin(jax.nn.dot_product_attention(*x, mask=visible[:, None], scale=0.3))
   )
   even = lambda *x: jnp.sum(jnp.sin(attention._even(*x, visible, 0.3, "xla")))
-  assert_same(*(jax.value_and_grad(f, argnums=(0, 1, 2))(q, k, v) for f in (even, plain)))
+  assert_same(*(jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (even, plain)))
 
 
 @pytest.mark.parametrize("name", ["dots", "full"])

@@ -80,9 +80,10 @@ def test_gradients_are_those_of_the_whole_weights_by_the_chain_rule():
   """W' = W + s A B: dA = s G B', dB = s A' G with G the gradient at W', in float64."""
   base, adapters = lora.split(random_params(ADAPTED))
   weight = jax.random.normal(jax.random.key(2), (*TOKENS.shape, CONFIG.vocab_size))
-  of_adapters = jax.grad(lambda a: jnp.sum(weight * logits(ADAPTED, lora.join(base, a))))(adapters)
+  gradient = lambda f: jax.jit(jax.grad(f))
+  of_adapters = gradient(lambda a: jnp.sum(weight * logits(ADAPTED, lora.join(base, a))))(adapters)
   merged = lora.merge(ADAPTED, base, adapters)
-  of_weights = jax.grad(lambda p: jnp.sum(weight * logits(CONFIG, p)))(merged)
+  of_weights = gradient(lambda p: jnp.sum(weight * logits(CONFIG, p)))(merged)
   for name in names.LORA_INPUT_AXES:
     a, b = (np.asarray(adapters["blocks"][name + x], np.float64) for x in (lora.A, lora.B))
     for layer in range(CONFIG.num_layers):

@@ -130,7 +130,7 @@ def test_the_model_says_the_same_of_all_layouts(layout, window):
       by_completion = [np.where(mask, 1, 0) * x.reshape(-1)[places] for x in stats]
       return sum((w * x).sum() for w, x in zip(weights, by_completion, strict=True)), by_completion
 
-    (_, stats), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    (_, stats), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
     return stats, gradient
 
   plain = judged(packing.Limits(packing.PADDED, PROMPT, COMPLETION, 11))

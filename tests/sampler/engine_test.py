@@ -134,8 +134,15 @@ def expected():
 @pytest.mark.parametrize(
   "sizes",
   some(
-    [{"steps": 1}, {"slots": 7}, {"page_tokens": 2, "cache_tokens": 32}],
-    [{"slots": 1}, {"prefill_tokens": 2}, {"page_tokens": 2}, {"page_tokens": 64}],
+    [{"steps": 1, "slots": 7}, {"page_tokens": 2, "cache_tokens": 32}],
+    [
+      {"steps": 1},
+      {"slots": 7},
+      {"slots": 1},
+      {"prefill_tokens": 2},
+      {"page_tokens": 2},
+      {"page_tokens": 64},
+    ],
   ),
 )
 def test_what_is_generated_does_not_depend_on_the_sizes(sizes, expected):
@@ -174,7 +181,7 @@ def letters(tokens) -> str:
   return "".join(chr(ord("a") + token % 26) for token in tokens)
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", some([4], [1]))
 def test_a_completion_ends_where_a_stop_text_appears(steps):
   params, tickets = PARAMS, [ticket(i) for i in range(8)]
   whole = make_engine().generate(params, 0, tickets)

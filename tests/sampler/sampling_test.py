@@ -9,6 +9,7 @@ import pytest
 
 from offpolicy_rl.sampler import sampling
 from offpolicy_rl.sampler.sampling import Truncation
+from tests.params import some
 
 WAYS = [
   Truncation(),
@@ -20,6 +21,8 @@ WAYS = [
   Truncation(min_p=0.99),
   Truncation(top_k=6, top_p=0.8, min_p=0.05),
 ]
+
+SIZES = some([1, 256, 257], [255, 1000, 1024])  # of vocabularies, beside whole blocks
 
 
 def slow(p: np.ndarray, how: Truncation) -> np.ndarray:
@@ -73,7 +76,7 @@ def test_greedy_is_the_likeliest_token_whatever_is_left_out():
     assert (token, logprob) == (1, 0)
 
 
-@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000, 1024])
+@pytest.mark.parametrize("size", SIZES)
 def test_greedy_in_a_large_vocabulary_is_the_first_of_the_likeliest(size):
   rng = np.random.default_rng(size)
   for _ in range(20):
@@ -94,7 +97,7 @@ def test_the_logprob_is_that_of_float64(size):
     np.testing.assert_allclose(logprob, exact[token], rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000, 1024])
+@pytest.mark.parametrize("size", SIZES)
 def test_every_number_is_a_token_that_has_probability(size):
   """Also where rounding makes the last sums fall short, and with most tokens left out."""
   rng = np.random.default_rng(size)
