@@ -15,6 +15,7 @@ from offpolicy_rl.losses import advantages, functions, ratios, weights
 from tests import pages
 from tests.losses import slow_reference
 from tests.losses.slow_reference import EMPTY_ROW, random_inputs
+from tests.params import some
 
 NAMES = sorted(losses.PRESETS)
 NOW = 9  # current version; random_inputs samples with 3 to 7
@@ -206,7 +207,7 @@ def test_a_ratio_on_the_edge_of_the_band_is_not_clipped():
   assert_matches_slow_numpy(build("grpo", clip_low=0.0), x)
 
 
-@pytest.mark.parametrize("name", ["beta_shift", "copg", "grpo"])
+@pytest.mark.parametrize("name", some(["beta_shift"], ["copg", "grpo"]))
 def test_jit_and_vmap_do_not_change_metrics(name):
   objective = build(name)
   inputs = [arrays(random_inputs(seed)) for seed in (0, 1)]

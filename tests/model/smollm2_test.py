@@ -68,6 +68,7 @@ def test_it_reads_back_what_it_is_given(smollm2):
   assert [words.decode_special([i]) for i in words.encode("a 17")] == ["a", " ", "1", "7"]
 
 
+@pytest.mark.long
 def test_it_writes_sensible_text(smollm2):
   config, params, words = smollm2
   sizes = engine.Sizes(slots=1, group_size=1, max_prompt_tokens=48, max_tokens=24)
