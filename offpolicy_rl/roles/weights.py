@@ -201,16 +201,19 @@ class _Stored:
     """Reads the newest version within the bounds; tensors None = it is `current`."""
     from offpolicy_rl.transport import weights_dir  # Orbax is imported only if used
 
-    return weights_dir.pull(
-      self._directory,
-      low,
-      high,
-      session=self._session,
-      like=self._layout,
-      held_version=current,
-      seconds=self._seconds,
-      check=self._check_session,
-    )
+    try:
+      return weights_dir.pull(
+        self._directory,
+        low,
+        high,
+        session=self._session,
+        like=self._layout,
+        held_version=current,
+        seconds=self._seconds,
+        check=self._check_session,
+      )
+    except weights_dir.Gone as error:
+      raise client.VersionGone(str(error)) from None
 
   def _check_session(self) -> None:
     if self._learner.session != self._session:  # another thread has joined the new one

@@ -30,6 +30,10 @@ class NotFound(ConnectionError):
   """No version within the bounds appeared in time."""
 
 
+class Gone(LookupError):
+  """Only newer versions are left: no open ticket needs those within the bounds."""
+
+
 class WeightsDirectory:
   """The learner's side, with the interface of `weights.WeightStore`.
 
@@ -189,6 +193,7 @@ def pull(
     check: called while waiting; may raise, e.g. because the learner was restarted.
 
   Raises:
+    Gone: there are only newer ones.
     NotFound: none came in time, or none could be read.
   """
   deadline, pause, problem = time.monotonic() + seconds, 0.02, "nothing to read"
@@ -213,6 +218,8 @@ def _try(directory, low: int, high: int, session: str, held_version: int, like):
   complete = complete_versions(directory, session)
   version = max((v for v in complete if low <= v <= high), default=None)
   if version is None:
+    if complete and max(complete) > high:  # they are completed in order
+      raise Gone(f"{directory}: no version in [{low}, {high}], only newer ones")
     return None
   if version == held_version:
     return version, None

@@ -4,6 +4,7 @@ import gc
 import json
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from offpolicy_rl.model import sharding
+from offpolicy_rl.roles import weights
 from offpolicy_rl.system import locks
-from offpolicy_rl.transport import weights_dir
+from offpolicy_rl.transport import client, weights_dir
 
 
 def tensors(seed: int, dtype=jnp.bfloat16) -> dict[str, jax.Array]:
@@ -189,6 +191,20 @@ def test_a_version_that_goes_while_it_is_read_is_not_used(publisher, tmp_path, m
   monkeypatch.setattr(weights_dir, "restore", slow)
   assert pull(tmp_path / "w")[0] == 0
   assert reads == [1, 0]
+
+
+def test_what_nobody_needs_any_more_is_not_waited_for(publisher, tmp_path):
+  """Another sampler has answered the ticket: `seconds` would be lost, and then the sampler."""
+  for version in range(3):
+    publisher.put(version, tensors(version))
+  wait_until(lambda: complete(publisher) == [0, 1, 2])
+  publisher.retain(lambda version: version == 2)
+  wait_until(lambda: complete(publisher) == [2])
+  with pytest.raises(weights_dir.Gone, match=r"no version in \[0, 1\], only newer ones"):
+    pull(tmp_path / "w", 0, 1, seconds=60.0)
+  learner = types.SimpleNamespace(session="one", check_session=lambda: None)
+  with pytest.raises(client.VersionGone):  # as if it were streamed
+    weights._Stored(learner, LIKE, str(tmp_path / "w"), 60.0).fetch(0, 1)
 
 
 # orbax leaves the tasks of a failed read behind
