@@ -45,6 +45,7 @@ def interpreter(path):
   """An interpreter that makes a venv without pip, which is what takes long."""
   path.parent.mkdir(parents=True)
   path.write_text(f"""#!/usr/bin/env bash
+[[ $2 = *"print(sys.executable)" ]] && echo "$0" && exit
 [ "$1 $2" = "-m venv" ] && set -- -m venv --without-pip "${{@:3}}"
 exec {sys.executable} "$@"
 """)
