@@ -20,7 +20,6 @@ from offpolicy_rl.roles import sampler as sampler_role
 from offpolicy_rl.tasks import catalog
 from offpolicy_rl.transport import client, protocol, server
 from tests.conftest import ROOT
-from tests.params import some
 from tests.run_system import assert_identical, processes, train_rows, wait_for
 from tests.transport import learners
 
@@ -95,7 +94,8 @@ def without_lag():
   return in_one_process(config)
 
 
-@pytest.mark.parametrize("samplers", some([3], [1]))
+@pytest.mark.long
+@pytest.mark.parametrize("samplers", [3, 1])
 def test_lag_zero_over_the_wire_equals_a_run_in_one_process_bit_for_bit(
   tiny_config, tmp_path, without_lag, samplers
 ):
@@ -148,6 +148,7 @@ def test_groups_without_signal_are_replaced_the_same_way_by_any_number_of_sample
   assert any(not np.array_equal(first[name], unfiltered[name]) for name in first)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_ended(tiny_config, tmp_path):
   """As after a kill, the files tell of steps that no checkpoint has; `resume_test.py` kills."""
   config = small(tiny_config, lag__mode="fixed", lag__max_lag=2, checkpoint__every=3)

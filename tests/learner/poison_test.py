@@ -114,6 +114,7 @@ def test_a_skipped_update_leaves_the_state_as_it_was():
   assert_identical(leaves(after), kept)
 
 
+@pytest.mark.long
 def test_of_several_updates_only_the_poisoned_minibatch_is_skipped():
   made = dataclasses.replace(choices(), minibatches=2, epochs=2)
   me = Learner(made)
