@@ -93,15 +93,19 @@ def train_step(
     finite = _is_finite(*losses_and_norms)
     made = jnp.sum(finite)
     loss, grad_norm = (jnp.sum(jnp.where(finite, x, 0.0)) / made for x in losses_and_norms)
-  completions, stats = _completions(batch), jax.tree.map(_join, stats)
+  metrics = {"loss": loss, "grad_norm": grad_norm, "updates_skipped": choices.updates - made}
+  metrics |= _metrics(choices, batch, jax.tree.map(_join, stats), state.step)
+  return TrainState(state.step + (made > 0), params, opt_state), metrics
+
+
+def _metrics(choices: StepChoices, batch: types.Batch, stats: policy.TokenStats, step) -> dict:
+  """Metrics of a batch under the policy before the step, whose `stats` are [A * N, M]."""
+  completions = _completions(batch)
   prepared = choices.objective.prepare(_batch_inputs(completions, None))
   metrics = {
-    "loss": loss,
-    "grad_norm": grad_norm,
-    "updates_skipped": choices.updates - made,
     "entropy": masked.masked_mean(stats.entropy, completions.loss_mask),
     **choices.objective.metrics(_batch_inputs(completions, stats.logprobs), prepared),
-    **_batch_metrics(completions, stats, state.step),
+    **_batch_metrics(completions, stats, step),
     "tokens": jnp.sum(batch.rows.segments > 0),
     "filled_fraction": jnp.mean(batch.rows.segments > 0),
   }
@@ -112,7 +116,7 @@ def train_step(
       "row_entropy": sharding.constrain(masked.masked_mean(stats.entropy, mask, -1)),
       "row_log_ratio": sharding.constrain(masked.masked_mean(gaps, mask, -1)),
     }
-  return TrainState(state.step + (made > 0), params, opt_state), metrics
+  return metrics
 
 
 def _is_finite(loss, grad_norm):

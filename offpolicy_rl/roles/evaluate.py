@@ -65,16 +65,11 @@ def run(
     rows = _answer(config, policy, params, examples, console)
     rows = _write(folder / "problems.jsonl", rows)
     seconds, verdicts = time.perf_counter() - started, list(map(_verdicts, rows))
+    weights = str(run_dir or config.model.checkpoint)
     result = {
-      "weights": str(run_dir or config.model.checkpoint),
-      "step": step,
-      "task": config.task.to_dict(),
-      "split": split,
-      "problems": len(examples),
-      **skipped,
-      "samples": config.evaluation.samples,
-      "temperature": config.sampler.temperature,
-      "seed": config.seed,
+      **{"weights": weights, "step": step, "task": config.task.to_dict(), "split": split},
+      **{"problems": len(examples), **skipped, "samples": config.evaluation.samples},
+      **{"temperature": config.sampler.temperature, "seed": config.seed},
       "estimates": [e._asdict() for e in estimates.estimates(verdicts, ks, seed=config.seed)],
       **_totals(rows),
     }

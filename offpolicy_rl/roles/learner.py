@@ -353,15 +353,9 @@ def make_leader(
   files = _open_files(config, run_dir, groups, screen, restored)
   prompts, warm_start_batch = _read_prompts(config, policy, files, screen, begins=restored is None)
   queue = build.make_queue(config, policy, prompts.train, control, groups)
-  service = SamplerService(
-    queue.ledger,
-    groups,
-    build.make_store(config, weights_dir, session),
-    control,
-    vocab_size=policy.model.vocab_size,
-    max_tokens=config.task.max_completion_tokens,
-    say=screen.say,
-  )
+  weights = build.make_store(config, weights_dir, session)
+  limits = {"vocab_size": policy.model.vocab_size, "max_tokens": config.task.max_completion_tokens}
+  service = SamplerService(queue.ledger, groups, weights, control, **limits, say=screen.say)
   return Leader(
     config=config,
     choices=choices,

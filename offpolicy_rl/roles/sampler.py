@@ -55,7 +55,7 @@ def run_sampler(
   are returned and `abandon` is called. It must end the process: computations can't be interrupted.
 
   Args:
-    weights_dir: path of the learner's on this machine; None = the learner streams its weights.
+    weights_dir: the learner's, as seen here; None = the learner streams its weights.
     registry: of prometheus.serve; None = no metrics for Prometheus.
 
   Raises:
@@ -69,8 +69,7 @@ def run_sampler(
   config, policy = _accept(identity, weights_dir)
   wire.configure(config.transport.reconnect_seconds, config.transport.max_message_mb)
   slots = config.sampler.slots * (1 if vllm else config.sampler.data)
-  stats = worker.Stats(room=slots)
-  scorer = _scorer(config.task)
+  stats, scorer = worker.Stats(room=slots), _scorer(config.task)
   if registry is not None:
     from offpolicy_rl.observe import prometheus  # imported only if used
 
