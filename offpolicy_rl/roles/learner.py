@@ -331,8 +331,7 @@ def make_leader(
   resume: bool,
 ) -> Leader:
   """Reads the prompts and the checkpoint to resume from, and opens the run's files."""
-  control = build.lag_control(config)
-  screen = terminal.Progress(config.learner.steps)
+  control, screen = build.lag_control(config), terminal.Progress(config.learner.steps)
   run_dir.mkdir(parents=True, exist_ok=True)
   model_files = build.model_files(config, run_dir, resume=resume)
   build.set_chat_date(config, model_files)
