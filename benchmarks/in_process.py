@@ -14,7 +14,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from offpolicy_rl import types
-from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import sharding
@@ -81,20 +80,6 @@ class Run:
     return dataclasses.replace(
       trajectory, reward=float(trajectory.finished and self._verify(text, answer))
     )
-
-  def evaluate(
-    self, params: dict, version: int, problems: int, samples: int
-  ) -> list[types.FinishedGroup]:
-    """Sampled completions of the first held-out problems."""
-    wanted = requests.tickets(
-      self.prompts.heldout[:problems],
-      name=f"version-{version}",
-      version=version,
-      step=version,
-      num_samples=samples,
-      temperature=self.config.sampler.temperature,
-    )
-    return self.sample(params, version, [t for t in wanted if t.num_completions == samples])
 
   def batch(self, groups: Sequence[types.FinishedGroup]) -> types.Batch:
     """The batch of a step, on the devices."""

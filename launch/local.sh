@@ -60,7 +60,7 @@ for ((i = 0; i < samplers; i++)); do
   start "sampler-$i" sampler --learner="127.0.0.1:$port" --weights_dir="$run_dir-weights" \
     --name="local-$i" --patience=600
 done
-echo "follow it with: offpolicy-rl watch --run_dir=$run_dir"
+echo "follow it with: offpolicy-rl watch $run_dir"
 for ((left = ${#pids[@]}; left > 0; left--)); do
   code=0
   wait -n -p ended || code=$?

@@ -149,7 +149,9 @@ def test_replaced_groups_are_counted_by_length(tmp_path):
 def test_alarms_are_counted(tmp_path):
   rows = [(s, train_row(s, alarm__memorising=float(s < 3))) for s in range(5)]
   page = report.write(report_runs.write(tmp_path, train=rows)).read_text()
-  assert Outline(page).has("the mean log-ratio is positive 3 of 5")
+  assert Outline(page).has(
+    "the mean log-ratio is positive, by more than two standard errors 3 of 5"
+  )
 
 
 def test_values_that_are_no_numbers_leave_a_gap(tmp_path):

@@ -125,7 +125,12 @@ class _Refs(NamedTuple):
 _div, _rem = jax.lax.div, jax.lax.rem
 
 
-_start, _wait = (lambda copy: copy.start()), (lambda copy: copy.wait())
+def _start(copy):
+  copy.start()
+
+
+def _wait(copy):
+  copy.wait()
 
 
 def _reach(r: _Refs, row):

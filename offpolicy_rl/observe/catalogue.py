@@ -142,7 +142,7 @@ _TRAIN = (
   Metric(
     "alarm/memorising",
     "",
-    "the mean log-ratio is positive",
+    "the mean log-ratio is positive, by more than two standard errors",
     LOWER,
     alarm="the mean log-ratio is positive on the training batches: the policy memorises its "
     "samples; lower kappa or the learning rate, or use fresher data",

@@ -57,7 +57,7 @@ class GroupStore:
       self._places = self._env.open_db(b"groups")  # step and ticket id -> place
       self._notes = self._env.open_db(b"notes")
     except lmdb.Error as error:
-      hint = "; move it away to sample its groups again" * isinstance(error, _DAMAGED)
+      hint = "; move it away to sample its groups again" if isinstance(error, _DAMAGED) else ""
       raise StoreError(f"{path}: {str(error).removeprefix(f'{path}: ')}{hint}") from None
     self._inbox: queue.Queue = queue.Queue(_WAITING)
     self._thread = threading.Thread(target=self._write_batches, name="group-store", daemon=True)

@@ -65,17 +65,28 @@ def run(
     rows = _answer(config, policy, params, examples, console)
     rows = _write(folder / "problems.jsonl", rows)
     seconds, verdicts = time.perf_counter() - started, list(map(_verdicts, rows))
-    weights = str(run_dir or config.model.checkpoint)
     result = {
-      **{"weights": weights, "step": step, "task": config.task.to_dict(), "split": split},
-      **{"problems": len(examples), **skipped, "samples": config.evaluation.samples},
-      **{"temperature": config.sampler.temperature, "seed": config.seed},
+      "weights": str(run_dir or config.model.checkpoint),
+      "step": step,
+      "split": split,
+      **skipped,
+      **_settings(config),
+      "problems": len(examples),
       "estimates": [e._asdict() for e in estimates.estimates(verdicts, ks, seed=config.seed)],
       **_totals(rows),
     }
     (folder / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
   _show(console, result, seconds=seconds, out=out)
   return result
+
+
+def _settings(config: ConfigDict) -> dict:
+  return {
+    "task": config.task.to_dict(),
+    "samples": config.evaluation.samples,
+    "temperature": config.sampler.temperature,
+    "seed": config.seed,
+  }
 
 
 def _write(path: pathlib.Path, rows: Iterator[dict]) -> list[dict]:

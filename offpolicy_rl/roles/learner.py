@@ -331,7 +331,8 @@ def make_leader(
   resume: bool,
 ) -> Leader:
   """Reads the prompts and the checkpoint to resume from, and opens the run's files."""
-  control, screen = build.lag_control(config), terminal.Progress(config.learner.steps)
+  control = build.lag_control(config)
+  screen = terminal.Progress(config.learner.steps)
   run_dir.mkdir(parents=True, exist_ok=True)
   model_files = build.model_files(config, run_dir, resume=resume)
   build.set_chat_date(config, model_files)
@@ -352,9 +353,15 @@ def make_leader(
   files = _open_files(config, run_dir, groups, screen, restored)
   prompts, warm_start_batch = _read_prompts(config, policy, files, screen, begins=restored is None)
   queue = build.make_queue(config, policy, prompts.train, control, groups)
-  weights = build.make_store(config, weights_dir, session)
-  limits = {"vocab_size": policy.model.vocab_size, "max_tokens": config.task.max_completion_tokens}
-  service = SamplerService(queue.ledger, groups, weights, control, **limits, say=screen.say)
+  service = SamplerService(
+    queue.ledger,
+    groups,
+    build.make_store(config, weights_dir, session),
+    control,
+    vocab_size=policy.model.vocab_size,
+    max_tokens=config.task.max_completion_tokens,
+    say=screen.say,
+  )
   return Leader(
     config=config,
     choices=choices,

@@ -69,7 +69,8 @@ def run_sampler(
   config, policy = _accept(identity, weights_dir)
   wire.configure(config.transport.reconnect_seconds, config.transport.max_message_mb)
   slots = config.sampler.slots * (1 if vllm else config.sampler.data)
-  stats, scorer = worker.Stats(room=slots), _scorer(config.task)
+  stats = worker.Stats(room=slots)
+  scorer = _scorer(config.task)
   if registry is not None:
     from offpolicy_rl.observe import prometheus  # imported only if used
 

@@ -43,7 +43,10 @@ TASKS = {
         "chain_sum",
         14_000,
         keep=lambda entry: "+" in entry["question"],
-        **dict.fromkeys(("min_terms", "max_terms", "min_digits", "max_digits"), 2),
+        min_terms=2,
+        max_terms=2,
+        min_digits=2,
+        max_digits=2,
       ),
       verifier=verifiers.NAMED["reasoning_gym"],
       phrases=("State the final answer to the following arithmetic problem: ", " + ", " ="),
@@ -120,8 +123,9 @@ def _jsonl_task(settings, label: str) -> Task:
       f"task.name: got {settings.name!r:.100}, expected only letters, digits, '_', '.' and '#' "
       "after the colon"
     )
-  s = settings
-  columns = sources.Columns(s.question_column, s.answer_column, s.demonstration_column)
+  columns = sources.Columns(
+    settings.question_column, settings.answer_column, settings.demonstration_column
+  )
   files = {"train_file": settings.train_file, "heldout_file": settings.heldout_file}
   return Task(
     settings.name,

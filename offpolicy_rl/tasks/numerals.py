@@ -77,8 +77,13 @@ _NUMBER_WORDS = _set(
   "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
   "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
 )
-MULTIPLES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-MULTIPLES["trillion"] = 10**12
+MULTIPLES = {
+  "hundred": 10**2,
+  "thousand": 10**3,
+  "million": 10**6,
+  "billion": 10**9,
+  "trillion": 10**12,
+}
 _SHORT_WORDS = _set(
   "km cm mm nm dm kg mg lb lbs oz ft in yd mi hr hrs min mins sec secs ms mph kph kmh ml cl kw kwh "
   "mb gb tb hz khz mhz st nd rd th am pm is of to at by an as it on be egg eggs sq cu deg rad pct "

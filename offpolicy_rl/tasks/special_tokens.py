@@ -26,8 +26,13 @@ _OF_CLASSES = {
   "Llama": dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>"),
   "Qwen2": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
 }
-_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
-_KINDS[bool] = "true or false"
+_KINDS: dict[type, str] = {
+  dict: "an object",
+  list: "a list",
+  str: "a text",
+  int: "a whole number",
+  bool: "true or false",
+}
 T = TypeVar("T")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Keys of generation_config.json that change what transformers generates. A run samples as its own

@@ -134,9 +134,10 @@ def why_unusable(verifier_name: str, answer: str) -> str | None:
     judge, right = resolve(name), gold(answer)
     reward = judge(rf"\boxed{{{right}}}" if name == NAMED["math_verify"] else right, answer)
   except Exception as error:  # whatever it raises would cost every completion its reward
-    hint = ": only what follows '####', as task.name=gsm8k reads it"
-    wants_number = name == NAMED["numeric"] and "####" in answer
-    return (str(error) or type(error).__name__) + hint * wants_number
+    reason = str(error) or type(error).__name__
+    if name == NAMED["numeric"] and "####" in answer:
+      return f"{reason}: only what follows '####', as task.name=gsm8k reads it"
+    return reason
   if not right.strip():
     return "answer: it is empty"
   if name in NAMED.values() and reward != 1.0:

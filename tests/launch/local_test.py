@@ -1,6 +1,7 @@
 """launch/local.sh with a program that only waits, and notes its arguments and its signals."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 
+from offpolicy_rl.cli import flags
 from tests import run_system as system
 from tests.launch.desk import LAUNCH, accepted
 
@@ -108,6 +110,8 @@ def test_all_are_started_and_the_script_ends_with_them(local, tmp_path):
     end(tmp_path, role, 0)
   output, _ = script.communicate(timeout=60)
   assert script.returncode == 0 and f"done: {tmp_path}/run" in output
+  [command] = re.findall("follow it with: offpolicy-rl (.*)", output)
+  assert flags.parser("").parse_args(command.split()).run == f"{tmp_path}/run"
 
 
 def test_a_process_that_fails_ends_the_others_and_the_script(local, tmp_path):
