@@ -49,10 +49,7 @@ def run(
     RuntimeError, ValueError, OSError: the weights or the tokenizer can't be read.
   """
   console = output.console()
-  if run_dir is None:
-    files = tokenizer.read_files(pathlib.Path(config.model.checkpoint))
-  else:
-    files = build.model_files(config, run_dir, resume=True)
+  files = _model_files(config, run_dir)
   build.set_chat_date(config, files)
   policy = build.make_policy(config, files)
   for note in build.sampling_notes(config, policy):
@@ -78,6 +75,12 @@ def run(
     (folder / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
   _show(console, result, seconds=seconds, out=out)
   return result
+
+
+def _model_files(config: ConfigDict, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
+  if run_dir is None:
+    return tokenizer.read_files(pathlib.Path(config.model.checkpoint))
+  return build.model_files(config, run_dir, resume=True)
 
 
 def _settings(config: ConfigDict) -> dict:

@@ -23,7 +23,7 @@ from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import cost, sharding
 from offpolicy_rl.observe import metrics, profiling, terminal
 from offpolicy_rl.replay import admission, batching, packing, sampler_stats, schedule, store
-from offpolicy_rl.roles import build, multihost, training
+from offpolicy_rl.roles import build, multihost, run_files, training
 from offpolicy_rl.roles import prompts as prompts_lib
 from offpolicy_rl.roles.run_files import LiveStatus, RunFiles
 from offpolicy_rl.roles.sampler_service import SamplerService
@@ -340,28 +340,17 @@ def make_leader(
   mesh = sharding.make_mesh(**config.mesh)
   choices = build.step_choices(config, policy.model, mesh)
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
-  checkpoints = checkpoint.Checkpoints(
-    run_dir / "checkpoints",
-    keep=config.checkpoint.keep,
-    say=screen.say,
-    committed=lambda steps: _prune(checkpoints, groups, steps),
-  )
+  checkpoints = _open_checkpoints(config, run_dir, groups, screen)
   newest = _newest_step(config, checkpoints, screen) if resume else None
   orders = multihost.Orders(stop)
   orders.announce(multihost.BEGIN, step=newest, model_files=model_files)
   restored = None if newest is None else checkpoints.restore_for(choices, mesh, newest)
-  files = _open_files(config, run_dir, groups, screen, restored)
+  (groups.clear if restored is None else groups.claim)(codec.GROUP_FORM)
+  files = run_files.open_files(config, run_dir, screen, restored)
   prompts, warm_start_batch = _read_prompts(config, policy, files, screen, begins=restored is None)
   queue = build.make_queue(config, policy, prompts.train, control, groups)
-  service = SamplerService(
-    queue.ledger,
-    groups,
-    build.make_store(config, weights_dir, session),
-    control,
-    vocab_size=policy.model.vocab_size,
-    max_tokens=config.task.max_completion_tokens,
-    say=screen.say,
-  )
+  weights = build.make_store(config, weights_dir, session)
+  service = _sampler_service(config, policy, control, queue, groups, weights, screen)
   return Leader(
     config=config,
     choices=choices,
@@ -380,6 +369,33 @@ def make_leader(
     warm_start_batch=warm_start_batch,
     orders=orders,
     speed=speed.Speed(mesh),
+  )
+
+
+def _open_checkpoints(
+  config: ConfigDict, run_dir: pathlib.Path, groups: store.GroupStore, screen: terminal.Progress
+) -> checkpoint.Checkpoints:
+  """Opens the checkpoints; a new one lets go of the groups that only older ones need."""
+  checkpoints = checkpoint.Checkpoints(
+    run_dir / "checkpoints",
+    keep=config.checkpoint.keep,
+    say=screen.say,
+    committed=lambda steps: _prune(checkpoints, groups, steps),
+  )
+  return checkpoints
+
+
+def _sampler_service(
+  config: ConfigDict, policy: build.Policy, control, queue: build.Queue, groups, weights, screen
+) -> SamplerService:
+  return SamplerService(
+    queue.ledger,
+    groups,
+    weights,
+    control,
+    vocab_size=policy.model.vocab_size,
+    max_tokens=config.task.max_completion_tokens,
+    say=screen.say,
   )
 
 
@@ -424,20 +440,6 @@ def _read_prompts(
     if left_out:
       screen.say(left_out)
   return prompts, warm_start_batch
-
-
-def _open_files(config: ConfigDict, run_dir: pathlib.Path, groups, screen, restored) -> RunFiles:
-  """Opens the files where the restored checkpoint ends, and writes the configuration."""
-  (groups.clear if restored is None else groups.claim)(codec.GROUP_FORM)
-  # Also next to the checkpoints, from which another machine may continue.
-  for folder in (run_dir, run_dir / "checkpoints"):
-    folder.mkdir(exist_ok=True)
-    files_lib.write_durably(folder / "config.json", config_lib.to_json(config))
-  position = restored and restored.position["files"]
-  first_step = restored.step if restored else 0
-  return RunFiles(
-    run_dir, config_lib.to_json(config), screen, position=position, first_step=first_step
-  )
 
 
 def _prune(checkpoints, groups: store.GroupStore, steps: list[int]) -> None:

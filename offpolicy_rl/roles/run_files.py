@@ -12,7 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
+from offpolicy_rl import config as config_lib
+from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
+from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.observe import metrics, terminal, watch
 from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles.sampler_service import SamplerService
@@ -135,6 +138,23 @@ def _with_log_ratios(text: dict, logprobs: np.ndarray) -> dict:
 
 def _rounded(nats: np.ndarray) -> list[float]:
   return [round(x, 4) + 0.0 for x in nats.tolist()]  # + 0.0 turns -0.0 into 0.0
+
+
+def open_files(
+  config: ConfigDict,
+  run_dir: pathlib.Path,
+  screen: terminal.Progress,
+  restored: checkpoint.Restored | None,
+) -> RunFiles:
+  """Writes the configuration, and opens the files where the restored checkpoint ends."""
+  # Also next to the checkpoints, from which another machine may continue.
+  config_json = config_lib.to_json(config)
+  for folder in (run_dir, run_dir / "checkpoints"):
+    folder.mkdir(exist_ok=True)
+    files_lib.write_durably(folder / "config.json", config_json)
+  position = restored and restored.position["files"]
+  first_step = restored.step if restored else 0
+  return RunFiles(run_dir, config_json, screen, position=position, first_step=first_step)
 
 
 class LiveStatus:

@@ -72,9 +72,7 @@ def run_sampler(
   stats = worker.Stats(room=slots)
   scorer = _scorer(config.task)
   if registry is not None:
-    from offpolicy_rl.observe import prometheus  # imported only if used
-
-    registry.register(prometheus.SamplerCollector(stats, lambda: status(stats, slots)))
+    _register(registry, stats, slots)
   _in_background(lambda: _beat(wire, stats, slots, config.transport.heartbeat_seconds, done))
   _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
   try:
@@ -94,6 +92,12 @@ def run_sampler(
     done.set()
   _leave(wire)
   wire.close()
+
+
+def _register(registry: Any, stats: worker.Stats, slots: int) -> None:
+  from offpolicy_rl.observe import prometheus  # imported only if used
+
+  registry.register(prometheus.SamplerCollector(stats, lambda: status(stats, slots)))
 
 
 def _in_background(function: Callable) -> None:

@@ -15,9 +15,9 @@ from tests.params import some
 
 FIXTURE = json.loads(golden.FIXTURE.read_text())
 NAMES = list(dict.fromkeys(row["name"] for row in FIXTURE["results"]))
-# In float32 the first configuration of every objective, and all others in `make test-long`.
+# The first configuration of every objective, and all others in `make test-long`.
 ONE_OF_EACH = list({row["objective"]: row["name"] for row in reversed(FIXTURE["results"])}.values())
-OTHERS = [(name, True) for name in NAMES if name not in ONE_OF_EACH]
+OTHERS = [name for name in NAMES if name not in ONE_OF_EACH]
 WIDTH = 9  # of the widest case
 
 
@@ -44,11 +44,8 @@ def test_the_fixture_is_whole():
   assert len(FIXTURE["results"]) == len(NAMES) * len(FIXTURE["cases"]) == 272
 
 
-@pytest.mark.parametrize(
-  ("name", "float32"),
-  some([(name, False) for name in NAMES] + [(name, True) for name in ONE_OF_EACH], OTHERS),
-  ids=lambda x: x if isinstance(x, str) else ("float64", "float32")[x],
-)
+@pytest.mark.parametrize("float32", [False, True], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", some(ONE_OF_EACH, OTHERS))
 def test_configuration(name, float32, no_metrics):
   rows = [row for row in FIXTURE["results"] if row["name"] == name]
   assert [row["case"] for row in rows] == [case["name"] for case in FIXTURE["cases"]]
