@@ -211,6 +211,10 @@ GROUPS = {
     "learner.adam_eps": number(1e-8, above=0).means("added to the denominator"),
     "learner.weight_decay": number(0.0, at_least=0).means("decoupled"),
     "learner.max_grad_norm": number(1.0, above=0).means("global norm to clip gradients to"),
+    "learner.ess_target": number(0.0, at_least=0, at_most=1).means(
+      "an update is multiplied by sqrt(min(1, e / this)), e = effective sample size of the ratios "
+      "of completions to the sampler, over their number (VCPO has 1); 0 = never"
+    ),
   },
   "The learner: audit": {
     "learner.audit_every": integer(10, at_least=0).means(

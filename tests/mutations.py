@@ -66,12 +66,36 @@ FAULTS = {
     "weight = 1.0 / jnp.maximum(tokens, 1)",
     "losses/objectives_test.py::test_value_and_gradient_match_slow_numpy",
   ),
+  "moment_of_all_tokens": Fault(
+    "losses/batch_weights.py",
+    "judged = judged & (advantages[:, None] * anchor_log_ratio > 0)",
+    "judged = judged & (advantages[:, None] != 0)",
+    "losses/objectives_test.py::test_value_and_gradient_match_slow_numpy",
+  ),
+  "veto_of_the_trigger_itself": Fault(
+    "losses/weights.py",
+    "behind = jnp.cumsum(trigger, axis=-1) > trigger",
+    "behind = jnp.cumsum(trigger, axis=-1) > 0",
+    "losses/objectives_test.py::test_value_and_gradient_match_slow_numpy",
+  ),
+  "clip_that_does_not_adapt": Fault(
+    "losses/batch_weights.py",
+    "return positive >= positive_share * (positive + negative)",
+    "return positive >= 0",
+    "losses/objectives_test.py::test_value_and_gradient_match_slow_numpy",
+  ),
   # The learner.
   "audit_of_every_version": Fault(
     "learner/step.py",
     "same = batch.loss_mask & (batch.versions == version)",
     "same = batch.loss_mask",
     "learner/step_test.py::test_the_audit_compares_the_version_that_sampled",
+  ),
+  "full_steps_whatever_the_sample_size": Fault(
+    "learner/step.py",
+    "jnp.where(finite, scale, 1.0) * x",
+    "x",
+    "learner/step_test.py::test_the_step_shrinks_with_the_effective_sample_size",
   ),
   "uncommitted_checkpoint": Fault(
     "learner/checkpoint.py",

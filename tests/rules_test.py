@@ -24,7 +24,7 @@ FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 NESTS = ast.For | ast.While | ast.If | ast.With | ast.Try | ast.Match | ast.AsyncFor | ast.AsyncWith
 MOST_LINES, MOST_FILE, MOST_NESTING, MOST_ARGUMENTS = 60, 450, 3, 8
 # The keyword arguments of a loss are keys of the objective: what one needs stands in its signature.
-KEYED = {"offpolicy_rl/losses/functions.py:ppo_clip"}
+KEYED = {f"offpolicy_rl/losses/functions.py:{name}" for name in ("ppo_clip", "probability_gap")}
 TABLES = {"tests/tasks/symbolic_test.py"}  # files that are mostly a table, an entry per line
 
 # Public, and used by name only, by tools elsewhere, or by people with a question.

@@ -146,10 +146,13 @@ def _rows(c) -> Problems:
       f"that divides the {rows} rows of a batch (prompts_per_step x group_size)"
     )
   objective = objective_choices(c)
+  if objective.couples_batch and c.learner.microbatches > 1:
+    yield f"learner.microbatches: 1: objective.weight = {objective.weight} needs the whole batch"
   if objective.couples_rows and prompts % batch_parts(c.learner):
     yield (
       "learner.microbatches: a divisor of learner.prompts_per_step / learner.minibatches = "
-      f"{prompts} / {c.learner.minibatches}: objective.fn = {objective.fn} needs whole groups"
+      f"{prompts} / {c.learner.minibatches}: objective.fn = {objective.fn} with objective.weight = "
+      f"{objective.weight} needs whole groups"
     )
   if c.warm_start.rows % shards:
     yield f"warm_start.rows: a multiple of data x fsdp x expert = {shards}"

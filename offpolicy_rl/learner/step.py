@@ -26,6 +26,7 @@ class StepChoices:
   shown: int = 0  # completions whose log-probabilities are among the metrics
   minibatches: int = 1  # consecutive parts of a batch, of complete groups, with an update each
   epochs: int = 1  # passes over the batch
+  ess_target: float = 0.0  # share of the batch below which the update is smaller; 0 = never
 
   @property
   def updates(self) -> int:
@@ -152,11 +153,25 @@ def _update(choices: StepChoices, version, reference_params, carry, minibatch):
   parts = (batch, jax.tree.map(split, prepared), proximal)
   gradients, (losses, stats) = jax.lax.scan(add_part, zeros, parts)
   loss, grad_norm = jnp.sum(losses), optax.global_norm(gradients)
-  updates, opt_state = choices.optimizer.update(
-    gradients, opt_state, params, _is_finite(loss, grad_norm)
-  )
+  finite = _is_finite(loss, grad_norm)
+  updates, opt_state = choices.optimizer.update(gradients, opt_state, params, finite)
+  if choices.ess_target:
+    scale = _step_scale(choices.ess_target, completions, _join(stats.logprobs))
+    updates = jax.tree.map(lambda x: jnp.where(finite, scale, 1.0) * x, updates)
   params = optax.apply_updates(params, updates)
   return (params, opt_state), (loss, grad_norm, stats)
+
+
+def _step_scale(target: float, completions: types.Batch, logprobs: jax.Array) -> jax.Array:
+  """sqrt(min(1, e / target)) of e = effective sample size of pi(y) / mu(y) over their number.
+
+  VCPO (arXiv 2602.17616), where the learning rate is multiplied by it. logprobs: [A * N, M].
+  """
+  mask = completions.loss_mask
+  pair = (ratios.bounded(logprobs), ratios.bounded(completions.sampler_logprobs))
+  u = jnp.sum(ratios.log_ratio(*pair, mask), -1)
+  fraction = ratios.effective_sample_size(u, jnp.any(mask, -1))
+  return jnp.sqrt(jnp.minimum(1.0, fraction / target))
 
 
 def _without_stats(updated):

@@ -17,6 +17,13 @@ def mean(rewards: Array, group_ids: Array) -> Array:
   return jnp.where(masked.group_varies(rewards, group_ids), centred, 0.0)
 
 
+def relative(rewards: Array, group_ids: Array) -> Array:
+  """A = (r - rbar) / rbar, 0 where rbar <= 0; for rewards of 0 and 1: MaxRL (arXiv 2602.02710)."""
+  average = masked.group_mean(rewards, group_ids)
+  scored = average > 0
+  return jnp.where(scored, mean(rewards, group_ids) / jnp.where(scored, average, 1.0), 0.0)
+
+
 def leave_one_out(rewards: Array, group_ids: Array) -> Array:
   """A = r - mean of others = G / (G - 1) (r - rbar): RLOO (2402.14740). Group of 1: 0."""
   size = masked.group_size(group_ids)
@@ -93,6 +100,7 @@ def overlong_penalty(lengths: Array, *, max_tokens: int, overlong_cache: int) ->
 
 ADVANTAGES = {
   "mean": mean,
+  "relative": relative,
   "loo": leave_one_out,
   "std": std,
   "batch_std": batch_std,

@@ -22,13 +22,15 @@ ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "pair_dpo": ("beta",),
     "pair_ipo": ("beta",),
     "policy_gradient": ("kl_tau",),
+    "optimal_baseline": ("ratio_max",),
     "ppo_clip": ("level", "clip_low", "clip_high", "dual_clip", "ratio_max"),
-    "truncated_ratio": ("ratio_max",),
-    "probability_gap": ("gap_low", "gap_high", "gap_two_sided", "kl_tau"),
+    "truncated_ratio": ("ratio_min", "ratio_max", "kl_tau"),
+    "probability_gap": ("gap_measure", "gap_low", "gap_high", "gap_two_sided", "kl_tau"),
     "soft_gate": ("tau_high", "tau_low"),
   },
   "advantage": {
     "mean": (),
+    "relative": (),
     "loo": (),
     "std": ("std_ddof", "std_eps"),
     "batch_std": ("std_eps",),
@@ -43,6 +45,12 @@ ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "double_mask": ("weight_low", "weight_high"),
     "topr": ("level", "topr_sign"),
     "directional": ("clip_low", "clip_high"),
+    "gamma": ("gamma_power_high", "gamma_rate_high", "gamma_power_low", "gamma_rate_low"),
+    "variation_filter": ("variation_max",),
+    "veto": ("weight_low", "weight_high"),
+    "group_ratio_clip": ("clip_low", "clip_high"),
+    "second_moment": ("moment_max", "moment_directional"),
+    "balanced_clip": ("clip_low", "clip_high", "clip_low_end", "clip_high_end", "positive_share"),
   },
   "correction": {
     "none": (),
@@ -54,8 +62,11 @@ ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
   },
 }
 PAIRWISE = ("centred_squares", "pair_squares", "pair_dpo", "pair_ipo")  # compare rows of a group
-BY_ROW = ("regression", *PAIRWISE)  # take the log-ratios of rows
+WITHOUT_ADVANTAGE = ("optimal_baseline", *PAIRWISE)  # compare the rewards of a group themselves
+BY_ROW = ("regression", *WITHOUT_ADVANTAGE)  # take the log-ratios of rows
 WEIGHTED = ("policy_gradient", "ppo_clip")  # take weights of tokens
+GROUP_WEIGHTS = ("group_ratio_clip",)  # depend on the group's other rows
+BATCH_WEIGHTS = ("second_moment", "balanced_clip")  # depend on all tokens of an update
 
 Rule = tuple[Callable[[Any], bool], str]  # whether a value is allowed; the allowed ones in words
 
@@ -65,6 +76,7 @@ _FINITE: Rule = (math.isfinite, "a finite number")
 _POSITIVE: Rule = (lambda x: 0 < x < math.inf, "a number > 0, finite")
 _NOT_NEGATIVE: Rule = (lambda x: 0 <= x < math.inf, "a number >= 0")
 _BOUND: Rule = (lambda x: x > 0, "a number > 0")
+_SHARE: Rule = (lambda x: 0 <= x <= 1, "in [0, 1]")
 _LOSS: Rule = (
   lambda x: x in ARGUMENTS["fn"] or ":" in x,
   f"one of {', '.join(ARGUMENTS['fn'])}, or your own function as module:function",
@@ -132,13 +144,38 @@ class Choices:
     "token", _one_of(("token", "sequence")), "a ratio per token, or one per completion"
   )
 
-  clip_low: float = _key(0.2, (lambda x: 0 <= x <= 1, "in [0, 1]"), "lowest ratio is 1 - clip_low")
+  gamma_power_high: float = _key(2.0, _NOT_NEGATIVE, "gamma: k of W^k e^(-l W) for A >= 0")
+  gamma_rate_high: float = _key(3.0, _POSITIVE, "gamma: l of W^k e^(-l W) for A >= 0")
+  gamma_power_low: float = _key(3.0, _NOT_NEGATIVE, "gamma: k of W^k e^(-l W) for A < 0")
+  gamma_rate_low: float = _key(2.0, _POSITIVE, "gamma: l of W^k e^(-l W) for A < 0")
+  variation_max: float = _key(
+    0.1, _NOT_NEGATIVE, "variation_filter: mean |pi / pi_a - 1| / 2 of a completion that is too far"
+  )
+  moment_max: float = _key(
+    0.04, _BOUND, "second_moment: mean square of the log-ratios to pi_a stays below it"
+  )
+  moment_directional: bool = _key(
+    True, _FLAG, "second_moment: only tokens that have moved along A count and are left out"
+  )
+
+  clip_low: float = _key(0.2, _SHARE, "lowest ratio is 1 - clip_low")
   clip_high: float = _key(0.2, _BOUND, "highest ratio is 1 + clip_high")
+  clip_low_end: float = _key(0.1, _SHARE, "balanced_clip: clip_low falls to it")
+  clip_high_end: float = _key(2.0, _POSITIVE, "balanced_clip: then clip_high rises to it")
+  positive_share: float = _key(
+    0.5, _SHARE, "balanced_clip: until tokens with A > 0 have this share of the surrogate"
+  )
   dual_clip: float = _key(math.inf, _BOUND, "A < 0: loss at most -dual_clip A")
+  ratio_min: float = _key(0.0, _NOT_NEGATIVE, "lower bound of the ratio for either sign of A")
   ratio_max: float = _key(math.inf, _BOUND, "bound of the ratio for either sign of A")
-  gap_low: float = _key(0.2, _NOT_NEGATIVE, "probability_gap: pi - mu at least -gap_low")
-  gap_high: float = _key(0.2, _NOT_NEGATIVE, "probability_gap: pi - mu at most gap_high")
-  gap_two_sided: bool = _key(False, _FLAG, "probability_gap: gap_high bounds |pi - mu|")
+  gap_measure: str = _key(
+    "tv",
+    _one_of(("tv", "kl")),
+    "probability_gap: pi - mu, or KL of the token's Bernoulli, with the sign of pi - mu",
+  )
+  gap_low: float = _key(0.2, _NOT_NEGATIVE, "probability_gap: the gap is at least -gap_low")
+  gap_high: float = _key(0.2, _NOT_NEGATIVE, "probability_gap: the gap is at most gap_high")
+  gap_two_sided: bool = _key(False, _FLAG, "probability_gap: gap_high bounds the gap's size")
   kl_tau: float = _key(0.0, _NOT_NEGATIVE, "weight of a token's squared log-ratio to pi_a")
   tau_high: float = _key(1.0, _POSITIVE, "soft_gate: temperature for A > 0")
   tau_low: float = _key(1.05, _POSITIVE, "soft_gate: temperature for A <= 0")
@@ -186,7 +223,17 @@ class Choices:
   @property
   def couples_rows(self) -> bool:
     """Whether a group's rows must be in the same micro-batch."""
-    return self.whole_groups or self.fn in PAIRWISE
+    by_group = self.fn in WITHOUT_ADVANTAGE or self._weights_by(GROUP_WEIGHTS)
+    return self.whole_groups or by_group or self.couples_batch
+
+  @property
+  def couples_batch(self) -> bool:
+    """Whether all rows of an update must be in the same micro-batch."""
+    return self._weights_by(BATCH_WEIGHTS)
+
+  def _weights_by(self, names: tuple[str, ...]) -> bool:
+    takes_weights = self.fn in WEIGHTED or self.fn not in ARGUMENTS["fn"]
+    return takes_weights and self.weight in names
 
   def used(self) -> set[str]:
     """The keys that make a difference; all of them when `fn` is your own."""
@@ -201,8 +248,9 @@ class Choices:
     if self.fn == "policy_gradient" and self.weight == "none" and not self.kl_tau:
       keys.remove("anchor")
     if self.fn not in PAIRWISE:
-      keys |= {"advantage", *ARGUMENTS["advantage"][self.advantage], "kappa", "shift"}
       keys |= {"aggregation", "kl_coef"} | ({"kl"} if self.kl_coef else set())
+    if self.fn not in WITHOUT_ADVANTAGE:
+      keys |= {"advantage", *ARGUMENTS["advantage"][self.advantage], "kappa", "shift"}
       keys |= {"beta"} if self.kappa else set()
     if self.overlong_cache or ("aggregation" in keys and self.aggregation == "constant"):
       keys.add("max_tokens")
@@ -210,6 +258,13 @@ class Choices:
     if corrected or ("anchor" in keys and self.anchor == "proximal"):
       keys.add("proximal")
     return keys
+
+
+def preset(
+  name: str, keys: Mapping[str, Any], formula: str, source: str, differs: str = ""
+) -> Choices:
+  """Choices with the keys that are not at their defaults in one place, as presets are written."""
+  return Choices(name, formula, source, differs, **keys)
 
 
 # The keys of a configuration: the name of a preset, then those that replace its values.

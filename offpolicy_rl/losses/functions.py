@@ -151,6 +151,36 @@ def policy_gradient(
   return -masked.masked_sum(weights * advantages * policy_logprobs, loss_mask, -1)
 
 
+def optimal_baseline(
+  policy_logprobs: Array,
+  log_ratios: Array,
+  rewards: Array,
+  loss_mask: Array,
+  group_ids: Array,
+  *,
+  ratio_max: float = math.inf,  # bound of W in the gradient, not in the baseline
+) -> Array:
+  """REINFORCE with the ratio W = e^u of the row and the baseline of least variance for it.
+
+    -sum_t m sg[min(W, ratio_max) (r - b)] lp,   b = sum W^2 |y| r / sum W^2 |y| over the group
+
+  The variance is least with the squared norm of the row's gradient of log pi in place of |y|, which
+  stands for it here. lp [N, M]; u and r [N]; m True = counts; a group must be complete; the loss is
+  [N].
+
+  Variance controlled policy optimization (VCPO), arXiv 2602.17616; |y| for the norm: On-policy RL
+  with optimal reward baseline (OPO), arXiv 2505.23585.
+  """
+  groups, lengths = masked.renumbered(group_ids), masked.lengths(loss_mask)
+  log_ratios = jax.lax.stop_gradient(log_ratios)
+  top = masked.group_max(jnp.where(lengths > 0, log_ratios, -math.inf), groups)
+  share = jnp.where(lengths > 0, lengths * jnp.exp(2 * (log_ratios - top)), 0.0)
+  total = masked.group_sum(share, groups)
+  baseline = masked.group_sum(share * rewards, groups) / jnp.where(total > 0, total, 1.0)
+  weights = jnp.minimum(ratios.exp(log_ratios), ratio_max) * (rewards - baseline)
+  return -masked.masked_sum(weights[:, None] * policy_logprobs, loss_mask, -1)
+
+
 def ppo_clip(
   policy_logprobs: Array,
   anchor_logprobs: Array,
@@ -195,19 +225,22 @@ def truncated_ratio(
   advantages: Array,
   loss_mask: Array,
   *,
+  ratio_min: float = 0.0,
   ratio_max: float = math.inf,
+  kl_tau: float = 0.0,  # weight of the squared log-ratio, per token
 ) -> Array:
   """Importance-weighted advantage, without gradient where the ratio is truncated.
 
-    -sum_t m min(rho, ratio_max) A,   rho = exp(lp - la)
+    sum_t m (-C[ratio_min, ratio_max](e^d) A + kl_tau d^2),   d = lp - la
 
   lp, la [N, M], A [N], m True = counts; the loss is [N].
 
-  LlamaRL (AIPO), arXiv 2505.24034.
+  LlamaRL (AIPO), arXiv 2505.24034; Kimi K2.5, arXiv 2602.02276.
   """
   log_ratio = ratios.log_ratio(policy_logprobs, anchor_logprobs, loss_mask)
-  ratio = ratios.clip(ratios.exp(log_ratio), 0.0, ratio_max)
-  return -masked.masked_sum(ratio * advantages[:, None], loss_mask, -1)
+  ratio = ratios.clip(ratios.exp(log_ratio), ratio_min, ratio_max)
+  loss = kl_tau * log_ratio**2 - ratio * advantages[:, None]
+  return masked.masked_sum(loss, loss_mask, -1)
 
 
 def probability_gap(
@@ -216,9 +249,10 @@ def probability_gap(
   advantages: Array,
   loss_mask: Array,
   *,
-  gap_low: float = 0.2,  # A <= 0: keep = 0 where pi - mu < -gap_low
-  gap_high: float = 0.2,  # A > 0: keep = 0 where pi - mu > gap_high
-  gap_two_sided: bool = False,  # keep = 0 where |pi - mu| > gap_high, whatever A is
+  gap_measure: str = "tv",  # gap = pi - mu; "kl": ratios.binary_kl with the sign of pi - mu
+  gap_low: float = 0.2,  # A <= 0: keep = 0 where gap < -gap_low
+  gap_high: float = 0.2,  # A > 0: keep = 0 where gap > gap_high
+  gap_two_sided: bool = False,  # keep = 0 where |gap| > gap_high, whatever A is
   kl_tau: float = 0.0,  # weight of the squared log-ratio, per token
 ) -> Array:
   """Importance-weighted advantage of tokens whose probability has not yet moved far along A.
@@ -227,12 +261,16 @@ def probability_gap(
 
   lp, la [N, M], A [N], m True = counts; the loss is [N].
 
-  prime-rl, https://github.com/PrimeIntellect-ai/prime-rl (2026).
+  Rethinking the trust region in LLM RL (DPPO), arXiv 2602.04879; prime-rl,
+  https://github.com/PrimeIntellect-ai/prime-rl (2026).
   """
   advantages = advantages[:, None]
   log_ratio = ratios.log_ratio(policy_logprobs, anchor_logprobs, loss_mask)
   policy = jnp.where(loss_mask, policy_logprobs, 0.0)
-  moved = jax.lax.stop_gradient(jnp.exp(policy) - jnp.exp(policy - log_ratio))
+  policy, anchor = jax.lax.stop_gradient((policy, policy - log_ratio))
+  moved = jnp.exp(policy) - jnp.exp(anchor)
+  if gap_measure == "kl":
+    moved = jnp.sign(log_ratio) * ratios.binary_kl(policy, anchor)
   far = jnp.where(advantages > 0, moved > gap_high, moved < -gap_low)
   if gap_two_sided:
     far = jnp.abs(moved) > gap_high
@@ -296,6 +334,7 @@ LOSSES = {
   "pair_dpo": pair_dpo,
   "pair_ipo": pair_ipo,
   "policy_gradient": policy_gradient,
+  "optimal_baseline": optimal_baseline,
   "ppo_clip": ppo_clip,
   "truncated_ratio": truncated_ratio,
   "probability_gap": probability_gap,

@@ -1,5 +1,7 @@
 """Ratios between policies, finite in float32 with their gradients. Arrays are [N, M]."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -29,6 +31,25 @@ def exp(log_ratio: jax.Array) -> jax.Array:
 def clip(ratio: jax.Array, low: float, high: float) -> jax.Array:
   """C[low, high] with the full gradient at the edges, where jnp.clip has half of it."""
   return jnp.where(ratio < low, low, jnp.where(ratio > high, high, ratio))
+
+
+def binary_kl(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+  """KL(Bernoulli(mu) || Bernoulli(pi)) in nats, lp = log pi and la = log mu [N, M]; >= 0.
+
+  It is the part of a token's KL that its own probability shows: all other tokens count as one.
+  Infinite where pi = 1 and mu < 1. Complements 1 - e^x are computed without cancellation.
+  """
+  policy, anchor = jnp.minimum(numerator, 0.0), jnp.minimum(denominator, 0.0)
+  rest = -jnp.expm1(anchor)  # 1 - mu
+  others = jnp.where(rest > 0, rest * (_log_complement(anchor) - _log_complement(policy)), 0.0)
+  return jnp.maximum(jnp.exp(anchor) * (anchor - policy) + others, 0.0)
+
+
+def _log_complement(x: jax.Array) -> jax.Array:
+  """log(1 - e^x) for x <= 0."""
+  near = x > -math.log(2.0)  # e^x > 1/2
+  complement = jnp.log(-jnp.expm1(jnp.where(near, x, -1.0)))
+  return jnp.where(near, complement, jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x))))
 
 
 def row_sum(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from offpolicy_rl.losses.choices import ARGUMENTS, PAIRWISE, WEIGHTED, Choices
+from offpolicy_rl.losses.choices import ARGUMENTS, GROUP_WEIGHTS, PAIRWISE, WEIGHTED, Choices
 
 _LABELS = ("name", "formula", "source", "differs")
 _PLAIN = Choices(name="", formula="", source="")
@@ -118,7 +118,8 @@ def _without_ratio(choices: Choices, policy_is: set[str]) -> tuple[Choices, floa
     low, high = choices.weight_low, choices.weight_high
     if choices.weight == "truncate":
       factor = _clip_of_one(low, high)
-    kept = choices.weight != "double_mask" or low <= 1 <= high
+    kept = choices.weight not in ("double_mask", "veto") or low <= 1 <= high
+    kept = kept and choices.weight not in GROUP_WEIGHTS  # not a ratio of two policies
     by_row = choices.level == "token" or choices.correction in ("none", "seq_truncate", "seq_mask")
     unclipped = choices.dual_clip > 1 and choices.ratio_max > 1 and by_row
     same = kept and (fn == "policy_gradient" or unclipped)
@@ -126,7 +127,7 @@ def _without_ratio(choices: Choices, policy_is: set[str]) -> tuple[Choices, floa
   if fn == "centred_squares" and choices.log_ratio == "sum":  # RLOO, as CoPG's authors note
     return dataclasses.replace(plain, advantage="loo", shift=0.0, aggregation="seq_sum"), 1.0
   same = {
-    "truncated_ratio": choices.ratio_max > 1,
+    "truncated_ratio": choices.ratio_min < 1 < choices.ratio_max,
     "probability_gap": True,
     "soft_gate": True,
     "regression": choices.log_ratio == "sum",

@@ -6,7 +6,8 @@
   loss_mask           bool [N, M], True = counts
 
 Keyword arguments are keys of `objective.`; `objective.weight` and `objective.correction` choose
-from WEIGHTS and CORRECTIONS at the end of this file. No weight has a gradient.
+from WEIGHTS and CORRECTIONS at the end of this file. No weight has a gradient. Those that depend on
+other rows are in batch_weights.py.
 """
 
 from math import inf
@@ -14,7 +15,7 @@ from math import inf
 import jax.numpy as jnp
 from jax import Array
 
-from offpolicy_rl.losses import ratios
+from offpolicy_rl.losses import batch_weights, ratios
 
 
 def truncate(
@@ -65,6 +66,54 @@ def directional(
   return jnp.where(leaves & (a != 0), 0.0, ratio)
 
 
+def gamma(
+  anchor_log_ratio: Array,
+  advantages: Array,
+  *,
+  gamma_power_high: float = 2.0,
+  gamma_rate_high: float = 3.0,
+  gamma_power_low: float = 3.0,
+  gamma_rate_low: float = 2.0,
+) -> Array:
+  """e^l W^k e^(-l W) [N, 1], W = the row's product of rho; 1 at W = 1: VESPO, arXiv 2602.10693.
+
+  k, l: gamma_power_high, gamma_rate_high in rows of A [N] >= 0, the others below.
+  """
+  positive = advantages[:, None] >= 0
+  power = jnp.where(positive, gamma_power_high, gamma_power_low)
+  rate = jnp.where(positive, gamma_rate_high, gamma_rate_low)
+  log_product = ratios.row_sum(anchor_log_ratio)
+  return jnp.exp(rate + power * log_product - rate * ratios.exp(log_product))
+
+
+def variation_filter(
+  anchor_log_ratio: Array, advantages: Array, loss_mask: Array, *, variation_max: float = 0.1
+) -> Array:
+  """rho, but 0 where A (rho - 1) > 0 in rows that have moved too far: VACO, arXiv 2603.01365.
+
+  Too far: the row's mean of |rho - 1| / 2, which estimates a total variation, is above the bound.
+  """
+  ratio = ratios.exp(anchor_log_ratio)
+  variation = ratios.row_mean(jnp.abs(ratio - 1) / 2, loss_mask)
+  leaves = advantages[:, None] * anchor_log_ratio > 0
+  return jnp.where(leaves & (variation > variation_max), 0.0, ratio)
+
+
+def veto(
+  anchor_log_ratio: Array,
+  advantages: Array,
+  loss_mask: Array,
+  *,
+  weight_low: float = 0.0,
+  weight_high: float = inf,
+) -> Array:
+  """1, but 0 behind a row's first rho outside the bounds if A < 0: mu-GRPO, arXiv 2605.17570."""
+  ratio = ratios.exp(anchor_log_ratio)
+  trigger = loss_mask & ((ratio < weight_low) | (ratio > weight_high))
+  behind = jnp.cumsum(trigger, axis=-1) > trigger
+  return jnp.where(behind & (advantages[:, None] < 0), 0.0, 1.0)
+
+
 def token_truncate(
   mismatch: Array, *, correction_low: float = 0.0, correction_high: float = inf
 ) -> Array:
@@ -111,6 +160,12 @@ WEIGHTS = {
   "double_mask": double_mask,
   "topr": topr,
   "directional": directional,
+  "gamma": gamma,
+  "variation_filter": variation_filter,
+  "veto": veto,
+  "group_ratio_clip": batch_weights.group_ratio_clip,
+  "second_moment": batch_weights.second_moment,
+  "balanced_clip": batch_weights.balanced_clip,
 }
 CORRECTIONS = {
   "token_truncate": token_truncate,

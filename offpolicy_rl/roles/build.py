@@ -192,6 +192,7 @@ def step_choices(
     shown=learner.group_size,
     minibatches=learner.minibatches,
     epochs=learner.epochs,
+    ess_target=learner.ess_target,
   )
 
 

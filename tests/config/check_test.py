@@ -45,7 +45,7 @@ def test_every_preset_can_be_configured(tiny_config, name):
 
 
 WRONG = [  # one key of each kind; keys_test.py knows the kinds
-  ("objective.name=ppo", "objective.name: got 'ppo', expected one of aipo, astar_po, asymre, beta"),
+  ("objective.name=ppo", "objective.name: got 'ppo', expected one of aipo, astar_po, asymre, bapo"),
   ("objective.fn=ppo", "objective.fn: got 'ppo', expected one of regression, centred_squares"),
   ("objective.aggregation=mean", "objective.aggregation: got 'mean', expected one of seq_sum"),
   ("objective.clip_low=1.5", "objective.clip_low: got 1.5, expected in [0, 1]"),
@@ -78,7 +78,16 @@ NOT_TOGETHER = [
   (
     "objective.name=copg learner.microbatches=16",
     "learner.microbatches: got 16, expected a divisor of learner.prompts_per_step / "
-    "learner.minibatches = 8 / 1: objective.fn = centred_squares needs whole groups",
+    "learner.minibatches = 8 / 1: objective.fn = centred_squares with objective.weight = none "
+    "needs whole groups",
+  ),
+  (
+    "objective.name=gepo learner.microbatches=16",
+    "objective.fn = policy_gradient with objective.weight = group_ratio_clip needs whole groups",
+  ),
+  (
+    "objective.name=m2po learner.microbatches=2",
+    "learner.microbatches: got 2, expected 1: objective.weight = second_moment needs the whole",
   ),
   ("warm_start.rows=9 mesh.data=2", "warm_start.rows: got 9, expected a multiple of data x fsdp x"),
   ("learner.row_tokens=7", "learner.row_tokens: got 7, expected 0 with layout padded"),

@@ -156,6 +156,23 @@ def test_microbatches_give_the_update_of_the_whole_batch(objective, microbatches
   )
 
 
+@pytest.mark.long
+def test_the_step_shrinks_with_the_effective_sample_size():
+  """By sqrt(ESS / (16 * 0.5)), ESS = (sum W)^2 / sum W^2 of the completions' ratios W."""
+  made, mesh, batch = choices("copg"), sharding.make_mesh(), random_batch()
+  logprobs = np.asarray(stats_of(policy.init(CONFIG, jax.random.key(0)), batch).logprobs, float)
+  w = np.exp(np.where(batch.loss_mask, logprobs - batch.sampler_logprobs, 0.0)[0].sum(-1))
+  expected = np.sqrt(w.sum() ** 2 / (w**2).sum() / (16 * 0.5))
+  assert 0.1 < expected < 0.9
+  before = policy.flatten(first_state(mesh).params)
+  whole, _ = run_once(made, mesh, batch)
+  smaller, _ = run_once(dataclasses.replace(made, ess_target=0.5), mesh, batch)
+  for name, gradient in first_moments(whole).items():
+    decided = np.abs(gradient) > 1e-3 * np.abs(gradient).max()
+    full, part = (policy.flatten(s.params)[name] - before[name] for s in (whole, smaller))
+    np.testing.assert_allclose(part[decided], expected * full[decided], rtol=1e-3, atol=1e-6)
+
+
 # Rates at which the second update is far outside of the clip's band, so that its mask decides.
 SEVERAL = state_lib.make_optimizer(learning_rate=3e-2, num_steps=10, max_grad_norm=1e6)
 

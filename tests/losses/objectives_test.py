@@ -15,6 +15,7 @@ from offpolicy_rl.losses import advantages, functions, ratios, weights
 from tests import pages
 from tests.losses import slow_reference
 from tests.losses.slow_reference import EMPTY_ROW, random_inputs
+from tests.losses.variants import LONG_VARIANTS, VARIANTS
 from tests.params import some
 
 NAMES = sorted(losses.PRESETS)
@@ -22,55 +23,6 @@ NOW = 9  # current version; random_inputs samples with 3 to 7
 LANES = 6
 # One preset of every kind of loss, for what is compiled as a whole and costs seconds.
 ONE_OF_EACH = ("aipo", "beta_shift", "copg", "dpo", "gspo", "sapo", "tis", "vargrad")
-# Presets with choices that make their clips, masks and caps bind on both sides.
-VARIANTS = (
-  ("beta_shift", {"beta": 0.3, "kappa": 2.0}),
-  ("beta_shift", {"beta": 1.0, "kappa": -1.5, "log_ratio": "mean"}),
-  ("beta_shift", {"drop_zero_variance": True}),
-  ("beta_shift", {"advantage": "std", "std_ddof": 0, "std_eps": 1e-2, "kappa": 0.0}),
-  ("beta_shift", {"advantage": "batch_std", "shift": 0.2}),
-  ("beta_shift", {"kl_coef": 0.5, "kl": "k1"}),
-  ("beta_shift", {"kl_coef": 0.5, "kl": "k2", "aggregation": "token_mean"}),
-  ("grpo", {"kl_coef": 0.04, "kl": "k3"}),
-  ("oapl", {"scale": "half_over_beta", "beta": 0.05, "beta1": 0.2}),
-  ("oapl", {"overlong_cache": 3, "max_tokens": 5, "log_ratio": "mean"}),
-  ("kimi", {"shift": 0.2, "aggregation": "token_mean"}),
-  ("astar_po", {"beta": 0.3, "kl_coef": 0.1, "kl": "k2"}),
-  ("pmd_partition", {"beta1": 0.5, "aggregation": "constant"}),
-  ("copg", {"beta": 0.5, "log_ratio": "mean"}),
-  ("rebel", {"beta": 0.5, "log_ratio": "mean"}),
-  ("dpo", {"beta": 0.5, "log_ratio": "mean"}),
-  ("ipo", {"beta": 0.5, "anchor": "sampler"}),
-  ("reinforce", {"kappa": 0.7, "beta": 0.5, "shift": -0.2, "aggregation": "prompt_mean"}),
-  ("reinforce", {"correction": "token_truncate", "correction_high": 1.1}),
-  ("rloo", {"drop_zero_variance": True, "aggregation": "prompt_mean"}),
-  ("reinforce_pp", {"drop_zero_variance": True}),
-  ("topr", {"level": "token", "topr_sign": "reward", "aggregation": "token_mean"}),
-  ("topr", {"shift": 0.3}),
-  ("cispo", {"weight_low": 0.8}),
-  ("scalerl", {"weight_high": 1.2, "drop_zero_variance": False}),
-  ("tis_reinforce", {"weight_high": 1.0, "level": "sequence", "aggregation": "seq_sum"}),
-  ("prime_double_mask", {"weight_low": 0.5, "weight_high": 1.5, "kl_tau": 0.05}),
-  ("minirl", {"correction_high": 1.1, "shift": 0.1}),
-  ("grpo", {"kappa": -0.5, "beta": 0.2, "shift": 0.3}),
-  ("dapo", {"overlong_cache": 3, "max_tokens": 5}),
-  ("dapo", {"drop_zero_variance": False, "std_ddof": 0}),
-  ("dual_clip", {"dual_clip": 1.2}),
-  ("dual_clip", {"dual_clip": 1.2, "ratio_max": 1.5}),
-  ("two_sided", {"ratio_max": 1.5}),
-  ("gspo", {"clip_low": 0.2, "clip_high": 0.2}),
-  ("gspo", {"clip_low": 0.2, "anchor": "proximal", "correction": "token_truncate"}),
-  ("tis", {"correction_low": 0.9, "correction_high": 1.1}),
-  ("tis", {"correction": "seq_truncate", "correction_high": 1.05}),
-  ("icepop", {"correction_low": 0.9, "correction_high": 1.1}),
-  ("mis", {"correction_high": 1.2}),
-  ("geo_mask", {"correction_low": 0.8, "correction_high": 1.25}),
-  ("opsm", {"opsm_delta": 0.05}),
-  ("aipo", {"ratio_max": 1.1}),
-  ("prime_dppo", {"gap_low": 0.03, "gap_high": 0.05, "kl_tau": 0.1}),
-  ("prime_ipo", {"gap_high": 0.05}),
-  ("sapo", {"anchor": "proximal", "tau_low": 2.0}),
-)
 CASES = [*((name, {}) for name in NAMES), *VARIANTS]
 
 
@@ -136,7 +88,7 @@ def assert_matches_slow_numpy(objective, *batches):
       np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("case", CASES, ids=show)
+@pytest.mark.parametrize("case", some(CASES, [(case,) for case in LONG_VARIANTS]), ids=show)
 def test_value_and_gradient_match_slow_numpy(case):
   name, choices = case
   assert_matches_slow_numpy(
@@ -219,13 +171,18 @@ def test_jit_and_vmap_do_not_change_metrics(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_row_slices_add_up_to_the_whole(name):
-  """Of any rows, or of whole groups where rows are coupled; slices keep the batch's group ids."""
+  """Of any rows, of whole groups or the whole batch where they are coupled.
+
+  Slices keep the batch's group ids.
+  """
   objective = build(name, kl_coef=0.0 if losses.PRESETS[name].couples_rows else 0.3)
   groups = np.random.default_rng(4).permutation(np.repeat([0, 1, 2], 4))
   x = random_inputs(4)._replace(group_ids=groups)
   parts = np.arange(12).reshape(3, 4)
   if objective.choices.couples_rows:
     parts = np.argsort(groups, stable=True).reshape(3, 4)
+  if objective.choices.couples_batch:
+    parts = np.arange(12).reshape(1, 12)
   with jax.enable_x64(True):
     _, [gradient] = values_and_gradients(objective, [x])
     x = arrays(x)

@@ -1,5 +1,6 @@
-"""Proximal policies that nobody computed, and packed rows."""
+"""Proximal policies that nobody computed, and the KL of two Bernoulli distributions."""
 
+import decimal
 import json
 
 import jax
@@ -35,3 +36,33 @@ def test_current_proximal_policy_is_the_policy_without_gradient():
 
   assert float(total(policy)) == -3.0
   np.testing.assert_array_equal(jax.grad(total)(policy), jnp.zeros((1, 2)))
+
+
+def exact_binary_kl(lp: float, la: float) -> float:
+  """From the formula, with 60 digits."""
+  with decimal.localcontext(prec=60):
+    pi, mu = decimal.Decimal(lp).exp(), decimal.Decimal(la).exp()
+    return float(mu * (mu / pi).ln() + (1 - mu) * ((1 - mu) / (1 - pi)).ln())
+
+
+@pytest.mark.parametrize("float32", [False, True], ids=["float64", "float32"])
+def test_binary_kl_is_exact_for_rare_and_for_almost_certain_tokens(float32):
+  pairs = [
+    (-0.7, -0.1),
+    (-1e-4, -3e-4),
+    (-1e-6, -0.5),
+    (-12.0, -3e-5),
+    (-30.0, -20.0),
+    (-5.0, -6.0),
+  ]
+  with jax.enable_x64(not float32):
+    lp, la = jnp.asarray(pairs, float).T
+    found = ratios.binary_kl(lp, la)
+    expected = [exact_binary_kl(float(p), float(a)) for p, a in zip(lp, la, strict=True)]
+  np.testing.assert_allclose(found, expected, rtol=3e-5 if float32 else 1e-12)
+
+
+def test_binary_kl_at_the_ends():
+  """Equal policies, a certain token, one that became certain, and rounding above 0."""
+  lp, la = jnp.array([-0.3, 0.0, 0.0, 1e-7]), jnp.array([-0.3, 0.0, -0.5, 0.0])
+  np.testing.assert_array_equal(ratios.binary_kl(lp, la), [0.0, 0.0, np.inf, 0.0])

@@ -12,6 +12,8 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import losses
 from offpolicy_rl.losses import reductions
 from tests.conftest import ROOT
+from tests.losses import slow_reference
+from tests.losses.slow_reference import random_inputs
 from tests.params import some
 
 GROUPS, GROUP, LENGTH = 16, 4, 6
@@ -53,6 +55,10 @@ VARIANTS = (
   ("rloo", {"shift": 0.1}),
   ("asymre", {"shift": 0.0, "kappa": 1.0}),
   ("gspo", {"anchor": "proximal", "correction": "token_truncate", "correction_high": 1.1}),
+  ("mu_grpo", {"weight_low": 1.5}),
+  ("kimi_k25", {"ratio_min": 0.9}),
+  ("m2po", {"anchor": "proximal", "moment_directional": False}),
+  ("vespo", {"anchor": "proximal", "correction": "seq_truncate", "correction_high": 1.1}),
 )
 
 
@@ -125,18 +131,41 @@ def names(groups) -> set[frozenset[str]]:
 
 
 def test_presets_that_coincide():
-  """By hand, from their formulas: vargrad is copg times 2 beta, cispo has another cap than tis."""
+  """By hand, from their formulas: vargrad and gvpo are copg times 2 beta, cispo has another cap
+  than tis.
+  """
   presets = [losses.choose(c, group_size=GROUP, max_tokens=9) for c in losses.PRESETS.values()]
-  always = {frozenset({"copg", "vargrad"}), frozenset({"reinforce", "rloo"})}
+  always = {frozenset({"copg", "vargrad", "gvpo"}), frozenset({"reinforce", "rloo"})}
   assert names(reductions.coinciding(presets, SETTINGS["several updates"])) == always
   assert names(reductions.coinciding(presets)) == always
-  [[(_, one), (_, other)]] = [
-    g for g in reductions.coinciding(presets) if {n for n, _ in g} == {"copg", "vargrad"}
-  ]
-  assert {one, other} == {1.0, 2 * losses.PRESETS["vargrad"].beta}
+  [factors] = [dict(g) for g in reductions.coinciding(presets) if "copg" in dict(g)]
+  twice_beta = 2 * losses.PRESETS["vargrad"].beta
+  assert factors == {"copg": 1.0, "vargrad": twice_beta, "gvpo": twice_beta}
   on_policy = names(reductions.coinciding(presets, SETTINGS["on-policy"]))
   assert any({"reinforce", "rloo", "copg", "dr_grpo", "minirl"} <= group for group in on_policy)
   assert any({"cispo", "tis", "dual_clip", "decoupled_ppo"} <= group for group in on_policy)
+
+
+def test_luspo_is_gspo_with_the_sum_over_tokens():
+  """The same choices but one; completions of one length are then all weighted by that length."""
+  sizes = {"group_size": GROUP, "max_tokens": LENGTH}
+  luspo, gspo = (losses.choose(name, **sizes) for name in ("luspo", "gspo"))
+  assert losses.choose(gspo, aggregation="seq_sum").used() == luspo.used()
+  assert all(
+    getattr(luspo, key) == getattr(gspo, key) for key in luspo.used() - {"name", "aggregation"}
+  )
+  x = random_inputs(0)
+  x = x._replace(loss_mask=np.ones_like(x.loss_mask))
+  (loss, _), (other, _) = (slow_reference.loss_and_gradient(c, x) for c in (luspo, gspo))
+  np.testing.assert_allclose(loss, slow_reference.LENGTH * other, rtol=1e-12)
+
+
+def test_dppo_with_primes_bounds_and_penalty_is_its_default():
+  changed = {"advantage": "mean", "gap_low": 0.2, "gap_high": 0.2, "kl_tau": 1e-3}
+  pair = [losses.choose("dppo_tv", **changed), losses.choose("prime_dppo")]
+  several = reductions.Setting(updates=2)
+  assert len(reductions.coinciding(pair, several)) == 1
+  assert not reductions.coinciding([losses.choose("dppo_tv"), pair[1]], several)
 
 
 @pytest.mark.parametrize(("updates", "same"), [(1, True), (2, False)])

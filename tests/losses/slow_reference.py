@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from offpolicy_rl import losses
+from tests.losses.slow_weights import WEIGHTS, clip, correction, gaps_to, kept_by_opsm
 
 ROWS, LENGTH, EMPTY_ROW = 12, 6, 7
 
@@ -100,10 +101,6 @@ def loglinear(b, versions, now):
   return lq
 
 
-def clip(value, low, high):
-  return min(max(value, low), high)
-
-
 def log_mean_exp(values, beta1):
   """beta1 log mean e^(value / beta1)."""
   top = max(values)
@@ -113,9 +110,12 @@ def log_mean_exp(values, beta1):
 def advantage(c, b, n):
   """A of one row, without shift."""
   r, group = b.r, b.group(n)
-  centred = lambda i: r[i] - np.mean([r[j] for j in b.group(i)])
+  average = lambda i: np.mean([r[j] for j in b.group(i)])
+  centred = lambda i: r[i] - average(i)
   if c.advantage == "mean":
     return centred(n)
+  if c.advantage == "relative":
+    return centred(n) / average(n) if average(n) > 0 else 0.0
   if c.advantage in ("loo", "vhat_loo") and len(group) == 1:
     return 0.0
   if c.advantage == "loo":
@@ -152,57 +152,12 @@ def weight_of_rows(c, b, kept):
   return [one(n) if n in kept else 0.0 for n in b.rows]
 
 
-def correction(c, b, n, t):
-  """Weight for pi_q / mu; it has no gradient."""
-  token = math.exp(b.lq[n, t] - b.lb[n, t])
-  gaps = [b.lq[n, s] - b.lb[n, s] for s in b.tokens[n]]
-  product, geometric = math.exp(sum(gaps)), math.exp(np.mean(gaps))
-  inside = lambda value: c.correction_low <= value <= c.correction_high
-  return {
-    "none": 1.0,
-    "token_truncate": clip(token, c.correction_low, c.correction_high),
-    "token_mask": token if inside(token) else 0.0,
-    "seq_truncate": min(product, c.correction_high),
-    "seq_mask": product if product <= c.correction_high else 0.0,
-    "geo_mask": token if inside(geometric) else 0.0,
-  }[c.correction]
-
-
-def kept_by_opsm(c, b, n, a):
-  """0 where A < 0 and mean(lb - lp) > delta."""
-  return 0.0 if a < 0 and np.mean(-gaps_to(b, n, b.lb)) > c.opsm_delta else 1.0
-
-
-def gaps_to(b, n, other):
-  return np.array([b.lp[n, t] - other[n, t] for t in b.tokens[n]])
-
-
-def gradient_weight(c, b, n, t, a):
-  """q of -q A lp; it has no gradient."""
-  gaps = gaps_to(b, n, b.la)
-  token = math.exp(b.lp[n, t] - b.la[n, t])
-  ratio = math.exp(sum(gaps)) if c.level == "sequence" else token
-  if c.weight == "none":
-    return 1.0
-  if c.weight == "truncate":
-    return clip(ratio, c.weight_low, c.weight_high)
-  if c.weight == "topr":
-    positive = b.raw[n] > 0 if c.topr_sign == "reward" else a > 0
-    return 1.0 if positive else min(ratio, 1.0)
-  if c.weight == "double_mask":
-    row_is_kept = 0.1 <= math.exp(np.mean(gaps)) <= 10 and math.exp(sum(gaps)) <= 100
-    return token if row_is_kept and c.weight_low <= token <= c.weight_high else 0.0
-  assert c.weight == "directional"
-  leaves = (a > 0 and token > 1 + c.clip_high) or (a < 0 and token < 1 - c.clip_low)
-  return 0.0 if leaves else token
-
-
-# Of a completion: the sum over its tokens and its gradient [M].
+# Of a completion: the sum over its tokens and its gradient [M]; a: the advantages of all rows.
 
 
 def regression(c, b, n, a):
   u, slope = b.u(n, c)
-  residual = c.beta * u - a  # beta slope
+  residual = c.beta * u - a[n]  # beta slope
   gradient = np.zeros(b.shape[1])
   if c.scale == "plain":
     gradient[b.tokens[n]] = 2 * residual * c.beta * slope
@@ -214,11 +169,21 @@ def regression(c, b, n, a):
 def policy_gradient(c, b, n, a):
   value, gradient = 0.0, np.zeros(b.shape[1])
   for t in b.tokens[n]:
-    q = gradient_weight(c, b, n, t, a) * correction(c, b, n, t)  # 0: stopped
-    gain = a - c.kl_tau * (b.lp[n, t] - b.la[n, t])  # 0: stopped
+    q = WEIGHTS[c.weight](c, b, n, t, a) * correction(c, b, n, t)  # 0: stopped
+    gain = a[n] - c.kl_tau * (b.lp[n, t] - b.la[n, t])  # 0: stopped
     value += -q * gain * b.lp[n, t]
     gradient[t] = -q * gain
   return value, gradient
+
+
+def optimal_baseline(c, b, n, a):
+  rows = [i for i in b.group(n) if b.tokens[i]]
+  share = {i: math.exp(2 * b.u(i, c)[0]) * len(b.tokens[i]) for i in rows}
+  baseline = sum(share[i] * b.r[i] for i in rows) / sum(share.values())
+  q = min(math.exp(b.u(n, c)[0]), c.ratio_max) * (b.r[n] - baseline)  # 0: stopped
+  gradient = np.zeros(b.shape[1])
+  gradient[b.tokens[n]] = -q
+  return -q * sum(b.lp[n, t] for t in b.tokens[n]), gradient
 
 
 def clipped_term(c, r, a):
@@ -236,14 +201,14 @@ def ppo_clip(c, b, n, a):
   gaps, kept = gaps_to(b, n, b.la), kept_by_opsm(c, b, n, a) if b.tokens[n] else 0.0
   value, gradient = 0.0, np.zeros(b.shape[1])
   for i, t in enumerate(b.tokens[n]):
-    q = kept * correction(c, b, n, t)
+    q = kept * correction(c, b, n, t) * WEIGHTS[c.weight](c, b, n, t, a)
     if c.level == "sequence":
       s = math.exp(np.mean(gaps))  # s / |y| in every token of the row
-      term, slope = clipped_term(c, s, a)
+      term, slope = clipped_term(c, s, a[n])
       gradient[b.tokens[n]] += q * slope * s / len(gaps)
     else:
       r = math.exp(gaps[i])  # r
-      term, slope = clipped_term(c, r, a)
+      term, slope = clipped_term(c, r, a[n])
       gradient[t] = q * slope * r
     value += q * term
   return value, gradient
@@ -252,9 +217,10 @@ def ppo_clip(c, b, n, a):
 def truncated_ratio(c, b, n, a):
   value, gradient = 0.0, np.zeros(b.shape[1])
   for t in b.tokens[n]:
-    r = math.exp(b.lp[n, t] - b.la[n, t])  # r
-    value += -min(r, c.ratio_max) * a
-    gradient[t] = -r * a if r < c.ratio_max else 0.0
+    d = b.lp[n, t] - b.la[n, t]  # 1
+    r = math.exp(d)  # r
+    value += -clip(r, c.ratio_min, c.ratio_max) * a[n] + c.kl_tau * d**2
+    gradient[t] = -r * a[n] * (c.ratio_min < r < c.ratio_max) + 2 * c.kl_tau * d
   return value, gradient
 
 
@@ -262,24 +228,28 @@ def probability_gap(c, b, n, a):
   value, gradient = 0.0, np.zeros(b.shape[1])
   for t in b.tokens[n]:
     d = b.lp[n, t] - b.la[n, t]  # 1
-    moved = math.exp(b.lp[n, t]) - math.exp(b.la[n, t])  # 0: only decides what is kept
+    pi, mu = math.exp(b.lp[n, t]), math.exp(b.la[n, t])
+    moved = pi - mu  # 0: only decides what is kept
+    if c.gap_measure == "kl":
+      kl_of_bernoulli = mu * math.log(mu / pi) + (1 - mu) * math.log((1 - mu) / (1 - pi))
+      moved = math.copysign(kl_of_bernoulli, pi - mu)
     if c.gap_two_sided:
       kept = abs(moved) <= c.gap_high
     else:
-      kept = moved <= c.gap_high if a > 0 else moved >= -c.gap_low
-    value += -kept * a * math.exp(d) + c.kl_tau * d**2
-    gradient[t] = -kept * a * math.exp(d) + 2 * c.kl_tau * d
+      kept = moved <= c.gap_high if a[n] > 0 else moved >= -c.gap_low
+    value += -kept * a[n] * math.exp(d) + c.kl_tau * d**2
+    gradient[t] = -kept * a[n] * math.exp(d) + 2 * c.kl_tau * d
   return value, gradient
 
 
 def soft_gate(c, b, n, a):
   value, gradient = 0.0, np.zeros(b.shape[1])
-  tau = c.tau_high if a > 0 else c.tau_low
+  tau = c.tau_high if a[n] > 0 else c.tau_low
   for t in b.tokens[n]:
     r = math.exp(b.lp[n, t] - b.la[n, t])  # r
     gate = 1 / (1 + math.exp(-tau * (r - 1)))  # tau gate (1 - gate) r
-    value += -4 / tau * gate * a
-    gradient[t] = -4 * gate * (1 - gate) * r * a
+    value += -4 / tau * gate * a[n]
+    gradient[t] = -4 * gate * (1 - gate) * r * a[n]
   return value, gradient
 
 
@@ -351,7 +321,15 @@ def kl(c, x):
 
 ROWWISE = {
   f.__name__: f
-  for f in (regression, policy_gradient, ppo_clip, truncated_ratio, probability_gap, soft_gate)
+  for f in (
+    regression,
+    policy_gradient,
+    optimal_baseline,
+    ppo_clip,
+    truncated_ratio,
+    probability_gap,
+    soft_gate,
+  )
 }
 PAIRWISE = {f.__name__: f for f in (centred_squares, pair_squares, pair_dpo, pair_ipo)}
 
@@ -364,8 +342,9 @@ def loss_and_gradient(c, x, current_version=None):
     return pairwise_loss(c, b)
   kept = {n for n in b.rows if b.tokens[n] and (b.varies(n) or not c.drop_zero_variance)}
   loss, gradient, weight = 0.0, np.zeros(b.shape), weight_of_rows(c, b, kept)
+  a = [advantage(c, b, n) + c.kappa * c.beta + c.shift for n in b.rows]
   for n in kept:
-    value, slope = ROWWISE[c.fn](c, b, n, advantage(c, b, n) + c.kappa * c.beta + c.shift)
+    value, slope = ROWWISE[c.fn](c, b, n, a)
     loss += weight[n] * value
     gradient[n] += weight[n] * slope
     for t in b.tokens[n] if c.kl_coef > 0 else ():
