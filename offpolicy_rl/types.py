@@ -15,10 +15,11 @@ Letters of dimensions, the same in the whole package. `x_BxTxD` is an array [B, 
     F  width of an MLP or an expert             T  tokens of a row
     G  completions of a group                   U  tokens of all rows, B * T
     H  query heads                              V  vocabulary
-    J  query heads of a key head, H / K         W  experts of a token
-    K  key and value heads                      X  keys of a block of pages
-    L  layers                                   Y  pages of the cache
-    M  tokens of a completion                   Z  pages of a row
+    I  candidates of a token                    W  experts of a token
+    J  query heads of a key head, H / K         X  keys of a block of pages
+    K  key and value heads                      Y  pages of the cache
+    L  layers                                   Z  pages of a row
+    M  tokens of a completion
 """
 
 import dataclasses
@@ -32,6 +33,9 @@ BETWEEN_GROUPS, IN_FLIGHT = "between_groups", "in_flight"  # when samplers take 
 RAW_VERSION = -1
 BASE_VERSION = -3
 NO_VERSION = -2  # padding in version arrays; "I hold no weights yet" in a pull
+# No draw from a float32 softmax has less than about -120 (the smallest exponential noise); and the
+# square of the sum of 100,000 of these is still a float32. Less likely candidates count as this.
+MIN_LOGPROB = -1e4
 MAX_VERDICT = 1e6  # size of a verifier's verdict; squares and sums of these stay within float32
 _AS_REWARD: Any = None  # in place of a number
 
@@ -55,6 +59,16 @@ class Ticket:
   temperature: float  # 0 = greedy
 
 
+class Candidates(NamedTuple):
+  """The I likeliest tokens wherever a token was sampled, that one among them or not.
+
+  Likeliest first; of equally likely ones, the smaller id first.
+  """
+
+  tokens: Any  # int32 [..., I]
+  logprobs: Any  # float32 [..., I], of the same distribution as the sampled token's
+
+
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
   """One completion, as it was sampled and scored."""
@@ -65,6 +79,7 @@ class Trajectory:
   finished: bool  # False = cut at the length limit
   reward: float = float("nan")  # what training uses: the verdict plus shaping
   verdict: float = _AS_REWARD  # the verifier's; left out = the same as the reward
+  candidates: Candidates | None = None  # [M, I]; None = not recorded
 
   def __post_init__(self) -> None:
     if self.verdict is _AS_REWARD:
@@ -137,6 +152,7 @@ class PackedRows(NamedTuple):
   branches: Any  # int32 [B, T], index of the completion in the row, from 1; 0 = prompt
   sources: Any  # int32 [B, Q], the column whose next token is scored
   targets: Any  # int32 [B, Q], the token after that column
+  candidates: Any = None  # int32 [B, Q, I], other tokens to score in its place; None = none
 
 
 class Batch(NamedTuple):
@@ -153,6 +169,8 @@ class Batch(NamedTuple):
   rewards: Any  # float32 [A, N], shaped
   verdicts: Any  # float32 [A, N], the verifier's
   group_ids: Any  # int32 [A, N], the same for completions that answer the same prompt
+  # float32 [A, N, M, I], the sampler's of `rows.candidates`; 0 where loss_mask is False
+  candidate_logprobs: Any = None
 
 
 class SamplerStatus(NamedTuple):

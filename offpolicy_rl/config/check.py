@@ -114,6 +114,8 @@ def _architecture(values: Mapping[str, Any]) -> Problems:
       yield f"{key}: a divisor of the vocabulary's {vocab_size} ids"
     if experts and expert_width % values[key]:
       yield f"{key}: a divisor of {expert_width}, the width of the model's experts"
+  if values["sampler.top_logprobs"] > vocab_size:
+    yield f"sampler.top_logprobs: at most {vocab_size}, the ids of the vocabulary"
   if width % values["mesh.fsdp"]:
     yield f"mesh.fsdp: a divisor of model.width = {width}"
   if not experts and values["mesh.expert"] > 1:
@@ -197,18 +199,20 @@ def _messages(c) -> Problems:
       yield f"{key}: at most {bounds.MAX_COMPLETIONS} completions of a ticket"
   completions = max(c.learner.group_size, c.evaluation.samples)
   prompt, longest = c.task.max_prompt_tokens, c.task.max_completion_tokens
-  most = max(bounds.ticket_bytes(prompt, ""), bounds.max_group_bytes(completions, longest))
+  group = bounds.max_group_bytes(completions, longest, c.sampler.top_logprobs)
+  most = max(bounds.ticket_bytes(prompt, ""), group)
   if most > c.transport.max_message_mb << 20:
     yield (
       f"transport.max_message_mb: at least {(most >> 20) + 1}: a prompt of {prompt} tokens must "
-      f"fit, and so must {completions} completions of {longest} tokens with a version for each"
+      f"fit, and so must {completions} completions of {longest} tokens with a version and "
+      f"{c.sampler.top_logprobs} candidates for each"
     )
 
 
 # Keys that a resumed run may not change, as its groups depend on them.
 _FROZEN = re.compile(
   r"seed|task\.|model\.|lag\.|learner\.(prompts_per_step|group_size|max_refills)|"
-  r"sampler\.(temperature|top_k|top_p|min_p|stop|slots)|evaluation\.(problems|samples)|"
+  r"sampler\.(temperature|top_k|top_p|min_p|top_logprobs|stop|slots)|evaluation\.(problems|samples)|"
   r"transport\.weights_dtype"
 )
 # Except paths, and how verifiers are run.

@@ -58,6 +58,7 @@ def configuration(
   if "sampler.slots" not in set_keys:
     config.sampler.slots = max(config.sampler.slots, samples)
   check.validate(config, trains=False)
+  config.sampler.top_logprobs = 0  # only training uses them
   if samples < ks[-1]:
     raise ConfigError(
       f"evaluation.samples: got {samples}, expected at least {ks[-1]}, the largest --k"

@@ -45,11 +45,11 @@ class StepChoices:
     return dataclasses.replace(self, model=lora.base_config(self.model))
 
   def token_stats(self, params: policy.Params, part: types.Batch) -> policy.TokenStats:
-    """Log-probabilities and entropy [N, M] of one part, under `params` at this temperature."""
+    """Statistics [N, M] of one part, under `params` at this temperature; 0 outside the mask."""
     stats = policy.token_stats(
       self.model, params, part.rows, self.temperature, chunk=self.logprob_chunk
     )
-    return jax.tree.map(lambda x: jnp.where(part.loss_mask, x.reshape(-1)[part.places], 0.0), stats)
+    return jax.tree.map(lambda x: _by_completion(x, part), stats)
 
 
 def train_step(
@@ -142,7 +142,8 @@ def _update(choices: StepChoices, version, reference_params, carry, minibatch):
     part, part_prepared, part_proximal = part
     stats = choices.token_stats(choices.all_params(params, reference_params), part)
     inputs = _loss_inputs(choices, part, stats.logprobs, reference_params, version, part_proximal)
-    return objective.loss(inputs, part_prepared), stats
+    inputs = inputs._replace(candidate_logprobs=stats.candidate_logprobs)
+    return objective.loss(inputs, part_prepared), stats._replace(candidate_logprobs=None)
 
   def add_part(gradients, part):
     (loss, stats), gradient = jax.value_and_grad(part_loss, has_aux=True)(params, part)
@@ -180,9 +181,10 @@ def _without_stats(updated):
 
 
 def _stats_before(choices: StepChoices, params, batch: types.Batch, reference_params):
-  """TokenStats [A, N, M] of all parts, from a separate forward pass."""
+  """TokenStats [A, N, M] of all parts, from a separate forward pass, without candidates."""
   full = choices.all_params(params, reference_params)
-  return jax.lax.map(lambda part: choices.token_stats(full, part), batch)
+  without = lambda stats: stats._replace(candidate_logprobs=None)
+  return jax.lax.map(lambda part: without(choices.token_stats(full, part)), batch)
 
 
 def supervised_step(
@@ -277,11 +279,12 @@ def _batch_inputs(rows: types.Batch, logprobs) -> LossInputs:
     rewards=rows.rewards,
     group_ids=rows.group_ids,
     versions=rows.versions,
+    sampler_candidate_logprobs=rows.candidate_logprobs,
   )
 
 
 def _batch_metrics(batch: types.Batch, stats: policy.TokenStats, step) -> dict[str, Any]:
-  logprobs, entropy = stats
+  logprobs, entropy = stats.logprobs, stats.entropy
   correct = (batch.verdicts > 0)[:, None]
   mean = masked.group_mean(batch.verdicts, batch.group_ids)
   spread = masked.group_mean((batch.verdicts - mean) ** 2, batch.group_ids)
@@ -302,6 +305,13 @@ def _completions(batch: types.Batch) -> types.Batch:
   """The completions of all parts, [A * N, ...], without their rows."""
   without: Any = None
   return jax.tree.map(_join, batch._replace(rows=without))
+
+
+def _by_completion(x, part: types.Batch):
+  """Scored tokens [B, Q, ...] -> tokens of completions [N, M, ...], 0 outside the loss mask."""
+  chosen = x.reshape(-1, *x.shape[2:])[part.places]
+  mask = part.loss_mask.reshape(*part.loss_mask.shape, *(1,) * (x.ndim - 2))
+  return jnp.where(mask, chosen, 0.0)
 
 
 def _join(x):

@@ -20,6 +20,9 @@ class LossInputs(NamedTuple):
   proximal_logprobs: jax.Array | None = None  # float [N, M]
   versions: jax.Array | None = None  # int [N, M], policy version that sampled each token
   values: jax.Array | None = None  # float [N], V* of the completion's prompt (A*-PO)
+  # float [N, M, I], of the sampler's I likeliest tokens: the policy's and the sampler's
+  candidate_logprobs: jax.Array | None = None  # differentiated
+  sampler_candidate_logprobs: jax.Array | None = None
 
 
 class Prepared(NamedTuple):

@@ -101,6 +101,7 @@ class TokenStats(NamedTuple):
 
   logprobs: jax.Array  # float32, log p(token | those before it)
   entropy: jax.Array  # float32, in nats, of the distribution that the token was drawn from
+  candidate_logprobs: jax.Array | None = None  # float32 [..., I], of `rows.candidates`
 
 
 def token_stats(
@@ -111,7 +112,7 @@ def token_stats(
   *,
   chunk: int = 0,
 ) -> TokenStats:
-  """Log-probability and entropy [B, Q] of the scored tokens under softmax(logits / temperature).
+  """Statistics [B, Q] of the scored tokens under softmax(logits / temperature).
 
   Logits are computed for these tokens only. The shift by one between a logit and the token that it
   predicts is in `rows.sources` and nowhere else.
@@ -126,28 +127,34 @@ def token_stats(
   hidden = model.hidden(rows.tokens, rows.positions, packing=packing)[0]
   hidden = jnp.take_along_axis(hidden, rows.sources[..., None], axis=1)
 
-  columns = rows.targets.shape[1]
+  columns, scored = rows.targets.shape[1], (rows.targets, rows.candidates)
   if not chunk or chunk >= columns:
-    return _stats(model.logits(hidden), rows.targets, temperature)
+    return _stats(model.logits(hidden), *scored, temperature)
 
-  def stats_of_columns(output, hidden, targets) -> TokenStats:
-    return _stats(decoder.logits(config, output, hidden), targets, temperature)
+  def stats_of_columns(output, hidden, targets, candidates) -> TokenStats:
+    return _stats(decoder.logits(config, output, hidden), targets, candidates, temperature)
 
-  def stats_of_rows(output, hidden, targets) -> TokenStats:
+  def joined(x):
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :columns]
+
+  def stats_of_rows(output, *rows) -> TokenStats:
     again = jax.checkpoint(stats_of_columns)
-    parts = (_columns(hidden, chunk), _columns(targets, chunk))
+    parts = jax.tree.map(lambda x: _columns(x, chunk), rows)
     _, stats = jax.lax.scan(lambda _, part: (None, again(output, *part)), None, parts)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :columns], stats)
+    return jax.tree.map(joined, stats)
 
   # In float32: the gradients of all chunks are summed in the dtype that it has here.
   output = params[decoder.output_name(config)]
-  return sharding.by_rows(stats_of_rows, output, (hidden, rows.targets))
+  return sharding.by_rows(stats_of_rows, output, (hidden, *scored))
 
 
-def _stats(logits, targets, temperature: float) -> TokenStats:
+def _stats(logits, targets, candidates, temperature: float) -> TokenStats:
   log_p = jax.nn.log_softmax(logits / temperature)
   logprobs = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
-  return TokenStats(logprobs, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
+  entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+  if candidates is None:
+    return TokenStats(logprobs, entropy)
+  return TokenStats(logprobs, entropy, jnp.take_along_axis(log_p, candidates, axis=-1))
 
 
 def router_loads(

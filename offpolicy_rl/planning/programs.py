@@ -78,7 +78,7 @@ def decode(
   shapes = policy.cast(model, policy.shapes(model))
   params = jax.tree.map(_struct, shapes, policy.param_shardings(mesh, shapes))
   pool = jax.eval_shape(lambda: paging.empty(model, sizes.pages, sizes.page_tokens))
-  slots = jax.eval_shape(lambda: generation.empty(sizes.slots, sizes.max_tokens))
+  slots = jax.eval_shape(lambda: generation.empty(sizes.slots, sizes.max_tokens, sizes.candidates))
   tables = jax.ShapeDtypeStruct((sizes.slots, sizes.row_pages), jnp.int32, sharding=replicated)
   arguments = (
     params,
@@ -99,7 +99,11 @@ def _longest_groups(config: ConfigDict) -> list[types.FinishedGroup]:
   task, learner = config.task, config.learner
   prompt = np.zeros(task.max_prompt_tokens, np.int32)
   tokens = np.zeros(task.max_completion_tokens, np.int32)
-  one = types.Trajectory(tokens, np.zeros(tokens.size, np.float32), tokens, False, 0.0)
+  logprobs = np.zeros(tokens.size, np.float32)
+  candidates = None
+  if number := config.sampler.top_logprobs:
+    candidates = types.Candidates(*(np.repeat(x[:, None], number, 1) for x in (tokens, logprobs)))
+  one = types.Trajectory(tokens, logprobs, tokens, False, 0.0, candidates=candidates)
   groups = []
   for g in range(learner.prompts_per_step):
     ticket = types.Ticket(str(g), types.TRAIN, 0, g, prompt, "", 0, 0, learner.group_size, 1.0)

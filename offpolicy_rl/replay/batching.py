@@ -13,12 +13,19 @@ def make_batch(groups: list[types.FinishedGroup], limits: Limits, parts: int = 1
   """Lays out groups, in order, as `parts` equal parts; ValueError if one does not fit."""
   rows = [(g, t) for g, group in enumerate(groups) for t in group.group.trajectories]
   prompts = [group.ticket.prompt_tokens for group in groups]
-  batch = _batch([Completion(g, prompts[g], t.tokens) for g, t in rows], limits, parts)
+  candidates = [t.candidates.tokens if t.candidates else None for _, t in rows]
+  completions = [
+    Completion(g, prompts[g], t.tokens, chosen)
+    for (g, t), chosen in zip(rows, candidates, strict=True)
+  ]
+  batch = _batch(completions, limits, parts)
   for n, (_, trajectory) in enumerate(rows):
     at, size = divmod(n, batch.rewards.shape[1]), trajectory.tokens.size
     batch.sampler_logprobs[at][:size] = trajectory.logprobs
     batch.versions[at][:size] = trajectory.versions
     batch.rewards[at], batch.verdicts[at] = trajectory.reward, trajectory.verdict
+    if trajectory.candidates is not None:
+      batch.candidate_logprobs[at][:size] = trajectory.candidates.logprobs
   return batch
 
 
@@ -34,6 +41,7 @@ def _batch(completions: list[Completion], limits: Limits, parts: int) -> types.B
   divided = [completions[p * count : (p + 1) * count] for p in range(parts)]
   rows, places = packing.lay_out(divided, limits)
   lengths = np.array([[c.tokens.size for c in part] for part in divided])
+  likeliest = rows.candidates
   return types.Batch(
     rows=rows,
     places=places,
@@ -43,6 +51,9 @@ def _batch(completions: list[Completion], limits: Limits, parts: int) -> types.B
     rewards=np.zeros(places.shape[:2], np.float32),
     verdicts=np.zeros(places.shape[:2], np.float32),
     group_ids=np.array([[c.group for c in part] for part in divided], np.int32),
+    candidate_logprobs=(
+      None if likeliest is None else np.zeros((*places.shape, likeliest.shape[-1]), np.float32)
+    ),
   )
 
 

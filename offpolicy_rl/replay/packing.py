@@ -27,6 +27,7 @@ class Completion(NamedTuple):
   group: int  # completions of one group have the same prompt
   prompt: np.ndarray  # int32 [P]
   tokens: np.ndarray  # int32 [M]
+  candidates: np.ndarray | None = None  # int32 [M, I], of all completions or of none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,8 @@ def lay_out(
     for rows, completions in zip(filled, parts, strict=True)
   ]
   rows, places = zip(*written, strict=True)
-  return types.PackedRows(*map(np.stack, zip(*rows, strict=True))), np.stack(places)
+  stacked = (None if x[0] is None else np.stack(x) for x in zip(*rows, strict=True))
+  return types.PackedRows(*stacked), np.stack(places)
 
 
 def _rows(completions, limits: Limits) -> list[_Row]:
@@ -187,4 +189,14 @@ def _written(rows, completions, sizes, max_completion: int) -> tuple[types.Packe
         packed.sources[r, scored_at.start] = trunk.stop - 1  # the prompt's last token
         places[number, : tokens.size] = r * scored + np.arange(score, scored_at.stop)
         at, score = columns.stop, scored_at.stop
-  return packed, places
+  return packed._replace(candidates=_candidates(completions, places, sizes)), places
+
+
+def _candidates(completions, places, sizes) -> np.ndarray | None:
+  if completions[0].candidates is None:
+    return None
+  count, _, scored = sizes
+  chosen = np.zeros((count * scored, completions[0].candidates.shape[1]), np.int32)
+  for completion, where in zip(completions, places, strict=True):
+    chosen[where[: completion.tokens.size]] = completion.candidates
+  return chosen.reshape(count, scored, -1)

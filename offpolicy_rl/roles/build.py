@@ -238,6 +238,7 @@ def engine_sizes(config: ConfigDict, *, group_size: int, max_prompt_tokens: int)
     cache_tokens=sampler.cache_tokens,
     prefill_tokens=sampler.prefill_tokens,
     steps=sampler.decode_steps,
+    candidates=sampler.top_logprobs,
   )
 
 

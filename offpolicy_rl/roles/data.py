@@ -135,7 +135,7 @@ def largest_message(config: ConfigDict, policy: build.Policy) -> tuple[str, int]
   tokens = config.task.max_completion_tokens
   group = f"a group of {completions} completions with {tokens} tokens each"
   sizes = {
-    group: bounds.max_group_bytes(completions, tokens),
+    group: bounds.max_group_bytes(completions, tokens, config.sampler.top_logprobs),
     "the model's tokenizer and the configuration": _hello_bytes(config, policy),
   }
   return max(sizes.items(), key=lambda item: item[1])

@@ -395,6 +395,7 @@ def _sampler_service(
     control,
     vocab_size=policy.model.vocab_size,
     max_tokens=config.task.max_completion_tokens,
+    candidates=config.sampler.top_logprobs,
     say=screen.say,
   )
 

@@ -175,7 +175,8 @@ class Orders:
   ) -> types.Batch:
     """Puts a batch on the devices of all processes; the first one calls this."""
     if not self.alone:
-      leaves = [(x.shape, x.dtype.name) for x in jax.tree.leaves(batch)]
+      arrays = jax.tree.leaves(batch, is_leaf=lambda x: x is None)
+      leaves = [None if x is None else (x.shape, x.dtype.name) for x in arrays]
       self.announce(BATCH, step=at_step, versions=sorted(versions), leaves=leaves)
       batch = multihost_utils.broadcast_one_to_all(batch)
     return jax.block_until_ready(state_lib.place_batch(mesh, batch))
@@ -185,7 +186,7 @@ class Orders:
     order = self.receive(BATCH)
     if order["step"] != at_step:
       raise MultihostError(f"process 0 is at step {order['step']}, this one at {at_step}")
-    leaves = [np.zeros(shape, dtype) for shape, dtype in order["leaves"]]
+    leaves = [None if leaf is None else np.zeros(*leaf) for leaf in order["leaves"]]
     rows = len(types.PackedRows._fields)
     batch = types.Batch(types.PackedRows(*leaves[:rows]), *leaves[rows:])
     batch = multihost_utils.broadcast_one_to_all(batch)

@@ -245,7 +245,11 @@ def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
       "sampler.weight_update=between_groups and sampler.int8_weights=False"
     )
   params = served.SamplingParams(
-    config.task.max_completion_tokens, build.stops(policy), build.truncation(config), config.seed
+    config.task.max_completion_tokens,
+    build.stops(policy),
+    build.truncation(config),
+    config.seed,
+    config.sampler.top_logprobs,
   )
   engine = served.ServedEngine(
     served.VllmServer(vllm.url, params),

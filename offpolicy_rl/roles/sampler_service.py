@@ -75,16 +75,19 @@ class SamplerService:
     *,
     vocab_size: int,
     max_tokens: int,
+    candidates: int = 0,
     say: Callable[[str], None] = _LOG.warning,
   ):
     """Hands out no training tickets before `start`.
 
     Args:
       max_tokens: of a completion.
+      candidates: to be recorded with each token of training.
       say: prints a line on the learner's terminal.
     """
     self.ledger, self.groups, self.weights, self.control = tickets, groups, weight_store, control
     self._vocab_size, self._max_tokens, self._say = vocab_size, max_tokens, say
+    self._candidates = candidates
     self._admission: admission.Admission | None = None  # None until training begins
     self.version = types.RAW_VERSION  # newest published in this session
     self.version_bytes = 0  # of its weights, sent in full
@@ -178,6 +181,7 @@ class SamplerService:
         vocab_size=self._vocab_size,
         max_tokens=self._max_tokens,
         newest_version=max(self.version, self._newest_before),
+        candidates=self._candidates,
       )
     except codec.WireError as error:
       return None, PushOutcome(PushStatus.REFUSED, str(error))

@@ -30,6 +30,7 @@ class Sizes:
   cache_tokens: int = 0  # of all rows together; 0 = enough for full slots of the longest rows
   prefill_tokens: int = 128  # at a time, of one long prompt or of several short ones
   steps: int = 8  # tokens decoded per dispatch
+  candidates: int = 0  # recorded with every token of training
 
   @property
   def piece_tokens(self) -> int:
@@ -124,7 +125,7 @@ class Engine:
     self._seed, self._stops, self._truncation = seed, stops, truncation
     with jax.sharding.set_mesh(self._mesh):
       self._pool = generation.empty_pool(config, sizes.pages, sizes.page_tokens)
-      self._slots = generation.empty(sizes.slots, sizes.max_tokens)
+      self._slots = generation.empty(sizes.slots, sizes.max_tokens, sizes.candidates)
     self._tables = np.zeros((sizes.slots, sizes.row_pages), np.int32)
     self._pages = list(range(sizes.pages - 1, 0, -1))  # free ones
     self._tickets: collections.deque[types.Ticket] = collections.deque()
@@ -364,7 +365,7 @@ class Engine:
     """Takes ended completions out of their slots; returns the complete groups."""
     if not slots:
       return []
-    state = jax.device_get(self._slots._asdict() | {"keys": None})
+    state = jax.device_get(self._slots._asdict() | {"keys": None, "candidates": None})
     complete = []
     for slot in slots:
       versions = np.array(self._running[slot].versions, np.int32)
@@ -375,11 +376,19 @@ class Engine:
         logprobs=state["logprobs"][slot, :length].copy(),
         versions=versions,
         finished=slot in cut or bool(state["finished"][slot]),
+        candidates=self._candidates(slot, group.ticket, length),
       )
       if len(group.done) == group.ticket.num_completions:
         self._pages += group.pages
         complete.append((group.ticket, [group.done[i] for i in range(len(group.done))]))
     return complete
+
+  def _candidates(self, slot: int, ticket: types.Ticket, length: int) -> types.Candidates | None:
+    """Those of a slot's first tokens; evaluation needs none."""
+    if not self._sizes.candidates or ticket.kind == types.EVAL:
+      return None
+    recorded = jax.device_get(generation.candidates_of(self._slots, slot))
+    return jax.tree.map(lambda x: x[:length].copy(), recorded)
 
 
 def _completions(group: _Group) -> list[_Completion]:

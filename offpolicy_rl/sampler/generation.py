@@ -32,6 +32,7 @@ class Slots(NamedTuple):
   finished: jax.Array  # bool [N], True = ended by itself
   tokens: jax.Array  # int32 [N, M]
   logprobs: jax.Array  # float32 [N, M]; 0 for a greedy token, which had probability 1
+  candidates: types.Candidates | None = None  # [N, M, I]; None = none are recorded
 
 
 class Starts(NamedTuple):
@@ -53,8 +54,9 @@ def empty_pool(config: decoder.DecoderConfig, pages: int, page_tokens: int) -> p
   return jax.jit(make)()
 
 
-def empty(slots: int, max_tokens: int) -> Slots:
-  """Slots in which nothing runs."""
+def empty(slots: int, max_tokens: int, candidates: int = 0) -> Slots:
+  """Slots in which nothing runs; `candidates`: to record per token."""
+  recorded = (slots, max_tokens, candidates)
   return Slots(
     token=jnp.zeros(slots, jnp.int32),
     position=jnp.zeros(slots, jnp.int32),
@@ -65,6 +67,9 @@ def empty(slots: int, max_tokens: int) -> Slots:
     finished=jnp.zeros(slots, bool),
     tokens=jnp.zeros((slots, max_tokens), jnp.int32),
     logprobs=jnp.zeros((slots, max_tokens)),
+    candidates=(
+      types.Candidates(jnp.zeros(recorded, jnp.int32), jnp.zeros(recorded)) if candidates else None
+    ),
   )
 
 
@@ -126,6 +131,12 @@ def stop(slots: Slots, stays: jax.Array) -> Slots:
   return slots._replace(running=slots.running & stays)
 
 
+@jax.jit
+def candidates_of(slots: Slots, slot: jax.Array) -> types.Candidates:
+  """Those recorded in one slot, [M, I]; of all slots together they may be large."""
+  return jax.tree.map(lambda x: x[slot], slots.candidates)
+
+
 @functools.partial(
   jax.jit,
   static_argnames=("config", "steps", "ends", "truncation"),
@@ -150,6 +161,7 @@ def decode(
   """
   max_tokens = slots.tokens.shape[1]
   rows = jnp.arange(slots.token.size)
+  recorded = 0 if slots.candidates is None else slots.candidates.tokens.shape[-1]
 
   def one_token(carried):
     step, slots, pool = carried
@@ -158,19 +170,21 @@ def decode(
     position = jnp.where(slots.running, slots.position, 0)
     logits, extended = policy.apply(config, params, slots.token[:, None], position[:, None], cache)
     keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.lengths)
-    draw = functools.partial(sampling.sample_token, truncation=truncation)
-    token, logprob = jax.vmap(draw)(logits[:, 0], keys, slots.temperature)
+    draw = functools.partial(sampling.sample_token, truncation=truncation, candidates=recorded)
+    token, logprob, candidates = jax.vmap(draw)(logits[:, 0], keys, slots.temperature)
     column = jnp.where(slots.running, slots.lengths, max_tokens)  # past the end: nothing written
     lengths = slots.lengths + slots.running
     ended = slots.running & jnp.isin(token, jnp.array(ends))
+    write = lambda x, new: x.at[rows, column].set(new, mode="drop")
     slots = slots._replace(
       token=token,
       position=slots.position + slots.running,
       running=slots.running & ~ended & (lengths < max_tokens),
       lengths=lengths,
       finished=slots.finished | ended,
-      tokens=slots.tokens.at[rows, column].set(token, mode="drop"),
-      logprobs=slots.logprobs.at[rows, column].set(logprob, mode="drop"),
+      tokens=write(slots.tokens, token),
+      logprobs=write(slots.logprobs, logprob),
+      candidates=jax.tree.map(write, slots.candidates, candidates),
     )
     assert extended is not None, "one was given"
     return step + 1, slots, extended.pool

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from offpolicy_rl import types
+
 
 class Truncation(NamedTuple):
   """Leaves out unlikely tokens and normalises the rest. Off by default.
@@ -16,6 +18,14 @@ class Truncation(NamedTuple):
   top_k: int = 0  # keeps the k likeliest; 0 = all (Fan et al., arXiv 1805.04833)
   top_p: float = 1.0  # keeps the fewest that hold p together (Holtzman et al., arXiv 1904.09751)
   min_p: float = 0.0  # keeps p >= min_p times the largest p (Nguyen et al., arXiv 2407.01082)
+
+
+class Drawn(NamedTuple):
+  """A sampled token."""
+
+  token: jax.Array  # int32
+  logprob: jax.Array  # float32, of the distribution it was drawn from
+  candidates: types.Candidates | None = None  # [I], the likeliest tokens of that distribution
 
 
 NONE = Truncation()
@@ -45,11 +55,19 @@ def _kept(log_p: jax.Array, least) -> jax.Array:
 
 
 def sample_token(
-  logits: jax.Array, key: jax.Array, temperature: jax.Array, truncation: Truncation = NONE
-) -> tuple[jax.Array, jax.Array]:
-  """(token, its logprob), drawn from softmax(logits [V] / temperature), truncated.
+  logits: jax.Array,
+  key: jax.Array,
+  temperature: jax.Array,
+  truncation: Truncation = NONE,
+  candidates: int = 0,
+) -> Drawn:
+  """Draws from softmax(logits [V] / temperature), truncated.
 
-  Greedy at temperature 0, with logprob 0: the token had probability 1.
+  Greedy at temperature 0, with logprob 0: the token had probability 1; then candidates are those
+  of temperature 1.
+
+  Args:
+    candidates: number of the likeliest tokens to record, at most V; 0 = none.
   """
   greedy = temperature == 0
   scores = logits / jnp.where(greedy, 1.0, temperature)
@@ -63,7 +81,24 @@ def sample_token(
   block = jnp.argmax(highest)
   token = jnp.where(greedy, block * scores.shape[1] + jnp.argmax(scores[block]), drawn)
   logprob = scores.reshape(-1)[token] - top - jnp.log(total)
-  return token.astype(jnp.int32), jnp.where(greedy, 0.0, logprob)
+  drawn = Drawn(token.astype(jnp.int32), jnp.where(greedy, 0.0, logprob))
+  if not candidates:
+    return drawn
+  likeliest, tokens = _likeliest(scores, highest, candidates)
+  logprobs = jnp.maximum(likeliest - top - jnp.log(total), types.MIN_LOGPROB)
+  return drawn._replace(candidates=types.Candidates(tokens.astype(jnp.int32), logprobs))
+
+
+def _likeliest(scores: jax.Array, highest: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+  """The largest of scores [blocks, tokens], and their tokens; of equal ones, the first.
+
+  They are in the blocks with the largest `highest` scores [blocks]: devices that hold parts of a
+  vocabulary exchange only these.
+  """
+  blocks = jnp.sort(jax.lax.top_k(highest, min(number, highest.size))[1])
+  chosen, places = jax.lax.top_k(scores[blocks].reshape(-1), number)
+  block, place = jnp.divmod(places, scores.shape[1])
+  return chosen, blocks[block] * scores.shape[1] + place
 
 
 def _in_blocks(x: jax.Array, filling: float) -> jax.Array:

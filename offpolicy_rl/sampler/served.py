@@ -54,6 +54,7 @@ class SamplingParams(NamedTuple):
   stops: stopping.Stops
   truncation: sampling.Truncation
   seed: int
+  candidates: int = 0  # to record with every token
 
 
 # Not through a proxy, whatever the environment says: the server is on a private address.
@@ -89,8 +90,9 @@ class VllmServer:
       "top_p": params.truncation.top_p,
       "min_p": params.truncation.min_p,
       "repetition_penalty": 1.0,  # else vLLM takes that of the checkpoint's generation_config.json
-      "logprobs": 1,
+      "logprobs": max(1, params.candidates),
       "return_token_ids": True,
+      "return_tokens_as_token_ids": params.candidates > 0,
       "skip_special_tokens": False,
     }
     choices = self._post("/v1/completions", request).get("choices", ())
@@ -123,11 +125,16 @@ def _up_to_stop(sampled: types.Trajectory, stops: stopping.Stops) -> types.Traje
   if end is None:
     return sampled
   tokens, logprobs, versions = sampled.tokens[:end], sampled.logprobs[:end], sampled.versions[:end]
-  return types.Trajectory(tokens, logprobs, versions, finished=True)
+  candidates = sampled.candidates and types.Candidates(*(x[:end] for x in sampled.candidates))
+  return types.Trajectory(tokens, logprobs, versions, finished=True, candidates=candidates)
 
 
-def trajectory(choice: dict, version: int) -> types.Trajectory:
-  """The completion in a choice; ServerError without tokens or a finite log-probability for each."""
+def trajectory(choice: dict, version: int, candidates: int = 0) -> types.Trajectory:
+  """The completion in a choice, with so many candidates of each token.
+
+  Raises:
+    ServerError: no tokens, or no finite log-probability for each, or fewer candidates.
+  """
   tokens = choice.get("token_ids")
   logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
   if not tokens or logprobs is None or len(tokens) != len(logprobs):
@@ -143,7 +150,33 @@ def trajectory(choice: dict, version: int) -> types.Trajectory:
     logprobs=values,
     versions=np.full(len(tokens), version, np.int32),
     finished=choice.get("finish_reason") == "stop",
+    candidates=_candidates(choice, len(tokens), candidates) if candidates else None,
   )
+
+
+def _candidates(choice: dict, length: int, number: int) -> types.Candidates:
+  found = [place or {} for place in choice["logprobs"].get("top_logprobs") or [{}]]
+  ids = [[_token_id(name) for name in place] for place in found]
+  if len(found) != length or any(None in place or len(place) < number for place in ids):
+    raise ServerError(
+      f"choices: got {len(found)} top_logprobs, the first with {str(list(found[0]))[:100]}, "
+      f"expected {length}, each with {number} ids of tokens, as sampler.top_logprobs asks: only a "
+      f"vLLM server started with --max-logprobs {number} or more gives these"
+    )
+  places = [
+    sorted(zip(names, place.values(), strict=True), key=lambda pair: (-pair[1], pair[0]))[:number]
+    for names, place in zip(ids, found, strict=True)
+  ]
+  tokens, logprobs = np.moveaxis(np.array(places, np.float64), -1, 0)
+  return types.Candidates(
+    tokens.astype(np.int32), np.maximum(logprobs, types.MIN_LOGPROB).astype(np.float32)
+  )
+
+
+def _token_id(name: str) -> int | None:
+  """The id in vLLM's "token_id:ID"; None for any other text."""
+  prefix, _, number = name.rpartition(":")
+  return int(number) if prefix == "token_id" and number.isdecimal() else None
 
 
 class ServedEngine:
@@ -221,8 +254,9 @@ class ServedEngine:
 
   def _answer(self, ticket: types.Ticket, version: int) -> list[types.Trajectory]:
     choices = self._server.complete(ticket, number=ticket.num_completions)
-    stops = self._server.params.stops
-    return [_up_to_stop(trajectory(choice, version), stops) for choice in choices]
+    params = self._server.params
+    number = params.candidates if ticket.kind == types.TRAIN else 0
+    return [_up_to_stop(trajectory(c, version, number), params.stops) for c in choices]
 
   def _load(self, params, probe: types.Ticket) -> None:
     self._server.complete(probe, number=1, max_tokens=1)  # the old weights have seen the prompt

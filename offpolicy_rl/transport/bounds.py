@@ -21,11 +21,9 @@ MAX_ROWS = 1024  # of metrics in one reply to a watcher
 MAX_VALUES = 256  # of such a row; of ticket counts
 MAX_SAMPLERS = 256  # in one reply to a watcher
 MAX_TEXT = 256  # characters of a text for people
+MAX_CANDIDATES = 4096  # of a token
 PUSH_BYTES = 2_000_000  # of groups in one message, unless one alone is larger
 
-# No draw from a float32 softmax has less than about -120 (the smallest exponential noise); and the
-# square of the sum of 100,000 of these is still a float32.
-MIN_LOGPROB = -1e4
 # Shaping adds its own, as much as config_keys allows, to a verdict of types.MAX_VERDICT.
 MAX_REWARD = 4 * types.MAX_VERDICT
 
@@ -148,10 +146,10 @@ def check_prompt(prompt_tokens: int, answer: str, max_message_mb: int, where: st
     )
 
 
-def max_group_bytes(completions: int, tokens: int) -> int:
+def max_group_bytes(completions: int, tokens: int, candidates: int = 0) -> int:
   """Upper bound of an encoded group of `completions` with up to `tokens` tokens each.
 
-  8 bytes per token and logprob, 18 for a version run per token (the worst case), and room for
-  lengths, ids and the session.
+  8 bytes per token and logprob, as many for each of a token's candidates, 18 for a version run per
+  token (the worst case), and room for lengths, ids and the session.
   """
-  return completions * (26 * tokens + 256) + 4096
+  return completions * ((26 + 8 * candidates) * tokens + 256) + 4096

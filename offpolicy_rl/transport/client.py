@@ -217,8 +217,10 @@ class LearnerClient:
     return self._call(push)
 
   def _check_size(self, group: types.Group) -> None:
-    longest = max((t.tokens.size for t in group.trajectories), default=0)
-    size = bounds.max_group_bytes(len(group.trajectories), longest)
+    rows = group.trajectories
+    longest = max((t.tokens.size for t in rows), default=0)
+    recorded = max((t.candidates.tokens.shape[1] for t in rows if t.candidates), default=0)
+    size = bounds.max_group_bytes(len(rows), longest, recorded)
     if size > self._max_message_mb << 20:
       raise Refused(
         f"ticket {group.ticket_id}: its group may take {size} bytes, expected at most "

@@ -54,8 +54,9 @@ def encode_tensor(array: np.ndarray) -> pb.Tensor:
 
 def _join(message: pb.Tensor, arrays: Sequence[np.ndarray]) -> None:
   [code] = {dtype_code(array.dtype) for array in arrays}
+  [shape] = {array.shape[1:] for array in arrays}
   message.dtype = code
-  message.shape.append(sum(array.size for array in arrays))
+  message.shape.extend((sum(map(len, arrays)), *shape))
   message.data = b"".join(map(np.ascontiguousarray, arrays))
 
 
@@ -173,6 +174,9 @@ def encode_group(group: types.Group, message: pb.Group | None = None) -> pb.Grou
   message.finished.extend(t.finished for t in rows)
   message.rewards.extend(t.reward for t in rows)
   message.verdicts.extend(t.verdict for t in rows)
+  if candidates := [t.candidates for t in rows if t.candidates is not None]:
+    _join(message.candidate_tokens, [c.tokens for c in candidates])
+    _join(message.candidate_logprobs, [c.logprobs for c in candidates])
   return message
 
 
@@ -207,6 +211,7 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
   if sum(message.lengths) != tokens.size:
     _refuse("group.lengths", f"{sum(message.lengths)} tokens in all", f"{tokens.size} tokens")
   versions = _decode_versions(message.versions, tokens.size, "group.versions")
+  candidates = _decode_candidates(message, tokens.size)
   if message.verifier_failures > count:
     _refuse("group.verifier_failures", message.verifier_failures, f"at most {count}")
   trajectories, start = [], 0
@@ -215,9 +220,24 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
   ):
     at = slice(start, start + length)
     arrays = tokens[at], logprobs[at], versions[at]
-    trajectories.append(types.Trajectory(*arrays, finished, reward, verdict))
+    recorded = candidates and types.Candidates(*(x[at] for x in candidates))
+    trajectories.append(types.Trajectory(*arrays, finished, reward, verdict, recorded))
     start += length
   return types.Group(message.ticket_id, tuple(trajectories), message.verifier_failures, sampler_id)
+
+
+def _decode_candidates(message: pb.Group, length: int) -> types.Candidates | None:
+  """Candidates [length, I] of all completions, one after the other."""
+  if not (message.HasField("candidate_tokens") or message.HasField("candidate_logprobs")):
+    return None
+  tokens = decode_tensor(message.candidate_tokens, "group.candidate_tokens", np.int32, 2)
+  logprobs = decode_tensor(message.candidate_logprobs, "group.candidate_logprobs", np.float32, 2)
+  number = tokens.shape[1]
+  bounds.check_count(number, "group.candidate_tokens.shape[1]", bounds.MAX_CANDIDATES)
+  for name, array in (("tokens", tokens), ("logprobs", logprobs)):
+    if array.shape != (length, number):
+      _refuse(f"group.candidate_{name}.shape", array.shape, f"{(length, number)}")
+  return types.Candidates(tokens, logprobs)
 
 
 def group_of_request(data: bytes, index: int) -> types.Group:
@@ -227,12 +247,22 @@ def group_of_request(data: bytes, index: int) -> types.Group:
 
 
 def check_group(
-  group: types.Group, ticket: types.Ticket, *, vocab_size: int, max_tokens: int, newest_version: int
+  group: types.Group,
+  ticket: types.Ticket,
+  *,
+  vocab_size: int,
+  max_tokens: int,
+  newest_version: int,
+  candidates: int = 0,
 ) -> None:
-  """Raises WireError unless `group` is a valid answer to `ticket`."""
+  """Raises WireError unless `group` is a valid answer to `ticket`.
+
+  `candidates`: number to be recorded with each token of training.
+  """
   if len(group.trajectories) != ticket.num_completions:
     _refuse("group.trajectories", len(group.trajectories), f"{ticket.num_completions} completions")
   rows = group.trajectories
+  _check_candidates(rows, candidates if ticket.kind == types.TRAIN else 0, vocab_size)
   tokens = _all_values([t.tokens for t in rows])
   logprobs = _all_values([t.logprobs for t in rows])
   versions = _all_values([t.versions for t in rows])
@@ -249,6 +279,17 @@ def check_group(
     _check_trajectory(t, f"group.trajectories[{i}]", max_tokens=max_tokens, **limits)
 
 
+def _check_candidates(rows: Sequence[types.Trajectory], number: int, vocab_size: int) -> None:
+  for i, t in enumerate(rows):
+    field = f"group.trajectories[{i}].candidates"
+    found = 0 if t.candidates is None else t.candidates.tokens.shape[1]
+    if found != number:
+      _refuse(field, found, f"sampler.top_logprobs = {number} of each token")
+    if t.candidates is not None:
+      _check_tokens(t.candidates.tokens, field, vocab_size)
+      _check_logprobs(t.candidates.logprobs, field)
+
+
 def _all_values(arrays: list[np.ndarray]) -> np.ndarray:
   """A superset of their values, in any order; not copied if they are views of one array."""
   base = arrays[0].base
@@ -263,7 +304,7 @@ def _all_valid(tokens, logprobs, versions, *, vocab_size: int, low: int, high: i
     tokens.size
     and tokens.min() >= 0
     and tokens.max() < vocab_size
-    and logprobs.min() >= bounds.MIN_LOGPROB  # false for nan, too
+    and logprobs.min() >= types.MIN_LOGPROB  # false for nan, too
     and logprobs.max() <= 0
     and low <= versions.min()
     and versions.max() <= high
@@ -275,12 +316,8 @@ def _check_trajectory(
 ) -> None:
   if not 1 <= t.tokens.size <= max_tokens:
     _refuse(f"{field}.tokens", f"{t.tokens.size} tokens", f"1 to {max_tokens}")
-  bad = t.tokens[(t.tokens < 0) | (t.tokens >= vocab_size)]
-  if bad.size:
-    _refuse(f"{field}.tokens", int(bad[0]), f"token ids in [0, {vocab_size})")
-  bad = t.logprobs[~((t.logprobs >= bounds.MIN_LOGPROB) & (t.logprobs <= 0))]
-  if bad.size:
-    _refuse(f"{field}.logprobs", float(bad[0]), f"numbers from {bounds.MIN_LOGPROB:g} to 0")
+  _check_tokens(t.tokens, field, vocab_size)
+  _check_logprobs(t.logprobs, field)
   for name, value, most in (
     ("reward", t.reward, bounds.MAX_REWARD),
     ("verdict", t.verdict, types.MAX_VERDICT),
@@ -290,3 +327,15 @@ def _check_trajectory(
   bad = t.versions[(t.versions < low) | (t.versions > high)]
   if bad.size:
     _refuse(f"{field}.versions", int(bad[0]), f"in [{low}, {high}]")
+
+
+def _check_tokens(tokens: np.ndarray, field: str, vocab_size: int) -> None:
+  if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocab_size):
+    bad = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    _refuse(f"{field}.tokens", int(bad[0]), f"token ids in [0, {vocab_size})")
+
+
+def _check_logprobs(logprobs: np.ndarray, field: str) -> None:
+  if logprobs.size and not (logprobs.min() >= types.MIN_LOGPROB and logprobs.max() <= 0):
+    bad = logprobs[~((logprobs >= types.MIN_LOGPROB) & (logprobs <= 0))]  # nan, too
+    _refuse(f"{field}.logprobs", float(bad[0]), f"numbers from {types.MIN_LOGPROB:g} to 0")

@@ -33,6 +33,12 @@ def test_the_learners_groups_need_no_slots(published):
     settings(f"--checkpoint={published}", "--slots=4", ks=(8,))
 
 
+def test_nothing_is_recorded_that_only_training_needs(published):
+  parsed = flags_lib.parser("").parse_args(["eval", f"--checkpoint={published}"])
+  asked = [("sampler.top_logprobs", "20")]
+  assert evaluation.configuration(parsed, asked, (1,))[0].sampler.top_logprobs == 0
+
+
 def test_base_is_found_from_any_directory(published, monkeypatch):
   monkeypatch.chdir(published)
   assert settings(f"--checkpoint={published}").task.max_prompt_tokens == 512

@@ -22,10 +22,14 @@ def weighted(config, chunk):
   """A scalar that depends on every log-probability and entropy by another weight."""
   draw = np.random.default_rng(0)
   a, b = draw.normal(size=(2, 8, 12)).astype(np.float32)
+  c = draw.normal(size=(8, 12, 3)).astype(np.float32)
+  candidates = draw.integers(0, config.vocab_size, c.shape)
 
   def total(params, tokens):
-    stats = policy.token_stats(config, params, whole_rows(tokens), 0.8, chunk=chunk)
-    return jnp.sum(a * stats.logprobs + b * stats.entropy), stats
+    rows = whole_rows(tokens)._replace(candidates=jnp.asarray(candidates))
+    stats = policy.token_stats(config, params, rows, 0.8, chunk=chunk)
+    each = jnp.sum(a * stats.logprobs + b * stats.entropy)
+    return each + jnp.sum(c * stats.candidate_logprobs), stats
 
   return jax.jit(jax.value_and_grad(total, has_aux=True))
 

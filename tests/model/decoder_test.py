@@ -129,13 +129,19 @@ def test_no_token_sees_the_future():
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_stats_are_shifted_by_one_and_use_the_temperature(temperature):
   params, tokens = random_params(CONFIG), tokens_of((2, 6))
-  stats = policy.token_stats(CONFIG, params, whole_rows(tokens), temperature)
+  candidates = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 5, 3))
+  rows = whole_rows(tokens)
+  assert policy.token_stats(CONFIG, params, rows, temperature).candidate_logprobs is None
+  rows = rows._replace(candidates=candidates)
+  stats = policy.token_stats(CONFIG, params, rows, temperature)
   for row in range(2):
     logits = numpy_logits(CONFIG, params, np.array(tokens[row])) / temperature
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = [log_p[t - 1, tokens[row, t]] for t in range(1, 6)]
     np.testing.assert_allclose(stats.logprobs[row], expected, atol=2e-5)
     np.testing.assert_allclose(stats.entropy[row], -(np.exp(log_p) * log_p).sum(-1)[:-1], atol=2e-5)
+    expected = np.take_along_axis(log_p[:-1], candidates[row], -1)
+    np.testing.assert_allclose(stats.candidate_logprobs[row], expected, atol=2e-5)
 
 
 def test_flatten_and_unflatten_are_inverse():

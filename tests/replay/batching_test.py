@@ -1,5 +1,7 @@
 """Groups become rows; nothing is cut, moved or mixed up."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,27 @@ def test_what_was_recorded_is_by_completion():
   np.testing.assert_array_equal(batch.rewards, np.float32([[1.0, 0.0, 0.5, 0.0]]))
   np.testing.assert_array_equal(batch.verdicts, np.float32([[1.0, 0.0, 1.0, 0.0]]))
   np.testing.assert_array_equal(batch.group_ids, [[0, 0, 1, 1]])
+
+
+def test_candidates_lie_with_their_tokens():
+  given = [trajectory([3, 1], [4, 4], 1.0), trajectory([5], [5], 0.0)]
+  ids = [[[10, 11], [12, 13]], [[14, 15]]]
+  given = [
+    dataclasses.replace(t, candidates=types.Candidates(np.int32(i), -np.float32(i)))
+    for t, i in zip(given, ids, strict=True)
+  ]
+  for layout, columns in ((packing.PADDED, 5), (packing.SHARED, 9)):
+    limits = packing.Limits(layout, 2, 3, columns)
+    batch = batching.make_batch([finished([7, 8], given)], limits)
+    chosen = batch.rows.candidates.reshape(-1, 2)[batch.places[0]]
+    for n, t in enumerate(given):
+      np.testing.assert_array_equal(chosen[n, : t.tokens.size], t.candidates.tokens)
+      np.testing.assert_array_equal(
+        batch.candidate_logprobs[0, n, : t.tokens.size], t.candidates.logprobs
+      )
+    assert batch.candidate_logprobs.shape == (1, 2, 3, 2)
+    assert not batch.candidate_logprobs[~batch.loss_mask].any()
+  assert batching.make_batch(GROUPS, PADDED).rows.candidates is None
 
 
 def test_parts_are_whole_groups_in_order():

@@ -63,6 +63,39 @@ def test_logprobs_are_those_of_a_full_forward_pass():
         assert set(trajectory.versions) == {7}
 
 
+@pytest.mark.parametrize("sizes", some([{"steps": 1, "slots": 7, "cache_tokens": 40}], [{}]))
+def test_candidates_are_the_likeliest_of_a_full_forward_pass_and_change_no_sample(sizes):
+  """Also of completions that were interrupted, and cut at a stop text."""
+  stops = stopping.Stops((EOS,), ("ab",), letters)
+  tickets = [ticket(i, temperature=0.7) for i in range(6)]
+  plain = make_engine(stops=stops).generate(ENDING, 0, tickets)
+  found = make_engine(stops=stops, candidates=4, **sizes).generate(ENDING, 0, tickets)
+  assert_same(plain, found)
+  for t, group in zip(tickets, found, strict=True):
+    for trajectory in group:
+      expected = expected_candidates(ENDING, t, trajectory.tokens, 0.7, 4)
+      np.testing.assert_array_equal(trajectory.candidates.tokens, expected.tokens)
+      np.testing.assert_allclose(trajectory.candidates.logprobs, expected.logprobs, atol=1e-5)
+
+
+def expected_candidates(params, t: types.Ticket, tokens, temperature, number) -> types.Candidates:
+  """From a forward pass over the row."""
+  row = np.concatenate([t.prompt_tokens, tokens])
+  padded = np.pad(row, (0, COLUMNS - row.size))[None]
+  logits = apply(CONFIG, params, padded, jnp.arange(COLUMNS)[None])[0][0]
+  log_p = np.asarray(jax.nn.log_softmax(logits / temperature))
+  log_p = log_p[t.prompt_tokens.size - 1 : row.size - 1]
+  likeliest = np.argsort(-log_p, axis=-1)[:, :number]
+  return types.Candidates(likeliest, np.take_along_axis(log_p, likeliest, -1))
+
+
+def test_evaluation_records_no_candidates():
+  tickets = [ticket(0, kind=types.EVAL, temperature=0.0), ticket(0)]
+  greedy, sampled = make_engine(candidates=4).generate(PARAMS, 0, tickets)
+  assert {t.candidates for t in greedy} == {None}
+  assert all(t.candidates.tokens.shape == (t.tokens.size, 4) for t in sampled)
+
+
 def test_completions_end_at_the_end_token_or_at_the_limit():
   found = [t for g in make_engine().generate(ENDING, 0, [ticket(i) for i in range(30)]) for t in g]
   ended = [t for t in found if t.finished]

@@ -70,7 +70,7 @@ class Stub:
     draw = np.random.default_rng((body["seed"], index))
     blocks = body["prompt"][: len(body["prompt"]) // self.BLOCK * self.BLOCK]
     params = self.cached.setdefault(tuple(blocks), self.params) if blocks else self.params
-    tokens, logprobs = [], []
+    tokens, logprobs, likeliest = [], [], []
     while len(tokens) < body["max_tokens"] and END not in tokens:
       row = body["prompt"] + tokens
       padded = np.array([row + [0] * (48 - len(row))], np.int32)  # compiled once
@@ -78,11 +78,13 @@ class Stub:
       log_p = np.asarray(jax.nn.log_softmax(logits / body["temperature"]), np.float64)
       tokens.append(int(draw.choice(log_p.size, p=np.exp(log_p) / np.exp(log_p).sum())))
       logprobs.append(float(log_p[tokens[-1]]))
+      shown = {*np.argsort(-log_p)[: body["logprobs"]].tolist(), tokens[-1]}
+      likeliest.append({f"token_id:{token}": float(log_p[token]) for token in sorted(shown)})
     reason = "stop" if END in tokens else "length"
     return {
       "index": index,
       "token_ids": tokens,
-      "logprobs": {"token_logprobs": logprobs},
+      "logprobs": {"token_logprobs": logprobs, "top_logprobs": likeliest},
       "finish_reason": reason,
     }
 
@@ -115,7 +117,8 @@ def ticket(index: int, number: int = 2, temperature: float = 0.7) -> types.Ticke
 
 
 def completion_request(index: int) -> dict:
-  return {"prompt": [5, 6, 7 + index], "n": 1, "seed": 0, "max_tokens": 1, "temperature": 1.0}
+  prompt = [5, 6, 7 + index]
+  return {"prompt": prompt, "n": 1, "seed": 0, "max_tokens": 1, "temperature": 1.0, "logprobs": 1}
 
 
 def engine(stub, wanted=WANTED, **changes) -> served.ServedEngine:
@@ -146,6 +149,34 @@ def test_tickets_are_answered_with_the_servers_tokens_and_logprobs(stub):
   sent = [body for path, body in stub.requests if path == "/v1/completions" and body["n"] == 2]
   assert len({body["seed"] for body in sent}) == 2
   assert all(body["return_token_ids"] and body["stop_token_ids"] == [END] for body in sent)
+
+
+def test_candidates_are_requested_from_the_server(stub):
+  made, params = engine(stub, WANTED._replace(candidates=3)), weights(1)
+  made.add([ticket(0), dataclasses.replace(ticket(1), kind=types.EVAL)])
+  found = answers(made, params, version=3)
+  assert {t.candidates for t in found["train/0/1"]} == {None}
+  for trajectory in found["train/0/0"]:
+    assert trajectory.candidates.tokens.shape == (trajectory.tokens.size, 3)
+    for rank in range(3):
+      ids = trajectory.candidates.tokens[:, rank]
+      alone = [
+        served.logprobs(CONFIG, params, ticket(0), np.append(trajectory.tokens[:t], ids[t]))[-1]
+        for t in range(ids.size)
+      ]
+      np.testing.assert_allclose(trajectory.candidates.logprobs[:, rank], alone, atol=1e-4)
+    assert np.all(np.diff(trajectory.candidates.logprobs) <= 0)
+
+
+@pytest.mark.parametrize(
+  "shown", [None, [], [{"a": -0.1, "b": -1.0}], [{"token_id:5": -0.1}], [{"token_id:x": -1.0}] * 9]
+)
+def test_a_server_without_ids_of_candidates_is_named(stub, shown):
+  mangled = lambda c: c | {"logprobs": c["logprobs"] | {"top_logprobs": shown}}
+  [choice] = stub.answer("/v1/completions", completion_request(0) | {"logprobs": 2})["choices"]
+  assert served.trajectory(choice, 0, 2).candidates is not None
+  with pytest.raises(served.ServerError, match="as sampler.top_logprobs asks.*--max-logprobs 2"):
+    served.trajectory(mangled(choice), 0, 2)
 
 
 def test_the_checkpoints_own_sampling_is_switched_off_and_stop_texts_end_completions(stub):

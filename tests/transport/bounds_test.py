@@ -237,12 +237,18 @@ def test_a_prompt_that_fills_more_than_a_message_is_named(prompt, characters):
     bounds.check_prompt(prompt, answer, 1, "x.jsonl:151")
 
 
-@pytest.mark.parametrize(("completions", "tokens"), [(1, 1), (8, 5), (16, 1000)])
-def test_no_group_is_larger_than_its_bound(completions, tokens):
+@pytest.mark.parametrize(
+  ("completions", "tokens", "candidates"), [(1, 1, 0), (8, 5, 3), (16, 1000, 0), (16, 1000, 20)]
+)
+def test_no_group_is_larger_than_its_bound(completions, tokens, candidates):
   versions = np.arange(tokens, dtype=np.int32) % 2 + (2**31 - 2)  # a long run for every token
+  most = np.zeros((tokens, candidates), np.int32)
   one = a_trajectory(
-    tokens=np.zeros(tokens, np.int32), logprobs=np.zeros(tokens, np.float32), versions=versions
+    tokens=np.zeros(tokens, np.int32),
+    logprobs=np.zeros(tokens, np.float32),
+    versions=versions,
+    candidates=types.Candidates(most, most.astype(np.float32)) if candidates else None,
   )
   group = types.Group("t" * 256, (one,) * completions, completions)
   size = next(codec.push_requests([group], "s" * 128, "n" * 128)).ByteSize()
-  assert size <= bounds.max_group_bytes(completions, tokens)
+  assert size <= bounds.max_group_bytes(completions, tokens, candidates)

@@ -43,8 +43,10 @@ def a_ticket(**changes) -> types.Ticket:
   return dataclasses.replace(ticket, **changes)
 
 
-def check(group):
-  codec.check_group(group, a_ticket(), vocab_size=50, max_tokens=8, newest_version=3)
+def check(group, candidates=0, **changes):
+  codec.check_group(
+    group, a_ticket(**changes), vocab_size=50, max_tokens=8, newest_version=3, candidates=candidates
+  )
 
 
 def a_trajectory(**changes) -> types.Trajectory:
@@ -56,6 +58,11 @@ def a_trajectory(**changes) -> types.Trajectory:
     reward=1.0,
   )
   return dataclasses.replace(trajectory, **changes)
+
+
+def candidates(tokens=((4, 0), (49, 5), (1, 2)), logprobs=-1.5) -> types.Candidates:
+  tokens = np.array(tokens, np.int32)
+  return types.Candidates(tokens, np.full(tokens.shape, logprobs, np.float32))
 
 
 def a_group(*trajectories) -> types.Group:
@@ -96,13 +103,14 @@ def test_groups_come_back_equal():
 
 def test_completions_of_unequal_length_come_back_equal():
   short = a_trajectory(
+    candidates=candidates([[3, 7]]),
     tokens=np.array([7], np.int32),
     logprobs=np.array([-2.0], np.float32),
     versions=np.array([3], np.int32),
     finished=False,
     reward=0.25,
   )
-  group = a_group(short, a_trajectory(), short)
+  group = a_group(short, a_trajectory(candidates=candidates()), short)
   assert same(codec.decode_group(codec.encode_group(group)), group)
 
 
@@ -171,6 +179,35 @@ MALFORMED = {
   "a reward missing": (lambda g: g.rewards.pop(), "rewards: got '1 values', expected '?2, as in"),
   "more ends": (lambda g: g.finished.append(True), "finished: got '3 values', expected '?2, as in"),
   "versions missing": (lambda g: g.ClearField("versions"), "versions: got 'runs of 0 tokens"),
+  "candidates without logprobs": (
+    lambda g: g.candidate_tokens.CopyFrom(tensor([[1]] * 6, np.int32)),
+    "candidate_logprobs.dtype: got 0",
+  ),
+  "candidates of fewer tokens": (
+    lambda g: (
+      g.candidate_tokens.CopyFrom(tensor([[1]] * 5, np.int32)),
+      g.candidate_logprobs.CopyFrom(tensor([[-1]] * 5, np.float32)),
+    ),
+    r"candidate_tokens.shape: got \(5, 1\), expected '?\(6, 1\)",
+  ),
+  "no candidate of any token": (
+    lambda g: (
+      g.candidate_tokens.CopyFrom(tensor(np.zeros((6, 0)), np.int32)),
+      g.candidate_logprobs.CopyFrom(tensor(np.zeros((6, 0)), np.float32)),
+    ),
+    r"candidate_tokens.shape\[1\]: got 0, expected 1 to 4096",
+  ),
+  "fewer logprobs of candidates": (
+    lambda g: (
+      g.candidate_tokens.CopyFrom(tensor([[1, 2]] * 6, np.int32)),
+      g.candidate_logprobs.CopyFrom(tensor([[-1]] * 6, np.float32)),
+    ),
+    r"candidate_logprobs.shape: got \(6, 1\), expected '?\(6, 2\)",
+  ),
+  "candidates in one row": (
+    lambda g: g.candidate_tokens.CopyFrom(tensor([1] * 6, np.int32)),
+    r"candidate_tokens.shape: got \(6,\), expected 2 dim",
+  ),
   "too many versions": (
     lambda g: g.versions.add(version=1, length=2**31),
     "versions: got 'runs of",
@@ -277,10 +314,39 @@ def test_answers_that_do_not_fit_their_ticket_are_refused(name):
     check(group)
 
 
+BAD_CANDIDATES = {
+  "none": (None, r"\[1\].candidates: got 0, expected sampler.top_logprobs = 2 of each token"),
+  "too few": (candidates([[4], [5], [1]]), r"\[1\].candidates: got 1"),
+  "out of vocabulary": (candidates([[4, 5], [50, 5], [1, 2]]), r"\[1\].candidates.tokens: got 50"),
+  "negative": (candidates([[4, 5], [-1, 5], [1, 2]]), r"candidates.tokens: got -1"),
+  "not a number": (candidates(logprobs=np.nan), r"\[1\].candidates.logprobs: got nan"),
+  "infinite": (candidates(logprobs=-np.inf), r"\[1\].candidates.logprobs: got -inf"),
+  "positive": (candidates(logprobs=0.5), r"\[1\].candidates.logprobs: got 0.5"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CANDIDATES)
+def test_candidates_that_were_not_asked_for_or_make_no_sense_are_refused(name):
+  found, expected = BAD_CANDIDATES[name]
+  good = a_trajectory(candidates=candidates())
+  check(a_group(good, good), candidates=2)
+  with pytest.raises(codec.WireError, match=expected):
+    check(a_group(good, a_trajectory(candidates=found)), candidates=2)
+
+
+def test_nobody_may_send_candidates_unasked():
+  group = a_group(a_trajectory(candidates=candidates()), a_trajectory(candidates=candidates()))
+  with pytest.raises(codec.WireError, match=r"\[0\].candidates: got 2, .*top_logprobs = 0"):
+    check(group)
+  with pytest.raises(codec.WireError, match=r"\[0\].candidates: got 2, .*top_logprobs = 0"):
+    check(group, candidates=2, kind=types.EVAL)
+  check(a_group(), candidates=2, kind=types.EVAL)
+
+
 def test_a_good_answer_passes():
   check(a_group())
   extreme = a_trajectory(
-    logprobs=np.full(3, bounds.MIN_LOGPROB, np.float32),
+    logprobs=np.full(3, types.MIN_LOGPROB, np.float32),
     reward=-bounds.MAX_REWARD,
     verdict=types.MAX_VERDICT,
   )
@@ -290,7 +356,7 @@ def test_a_good_answer_passes():
 def test_the_largest_values_leave_room_in_float32():
   """Squares of sums over the longest completions, and of rewards over the largest batches."""
   most = float(np.finfo(np.float32).max)
-  assert most > (1e5 * bounds.MIN_LOGPROB) ** 2 * 1e6
+  assert most > (1e5 * types.MIN_LOGPROB) ** 2 * 1e6
   assert most > (2 * bounds.MAX_REWARD) ** 2 * 1e6
   keys = ("task.format_reward", "task.length_weight")
   shaped = sum(1e6 for key in keys if config_keys.all_keys()[key].is_good(1e6))

@@ -17,13 +17,7 @@ from tests.transport import fuzzing
 def decode_group(message: pb.Group) -> None:
   """What gets through is good."""
   group = codec.decode_group(message)
-  codec.check_group(
-    group,
-    fuzzing.ticket("train/0"),
-    vocab_size=fuzzing.VOCAB,
-    max_tokens=fuzzing.MAX_TOKENS,
-    newest_version=fuzzing.NEWEST,
-  )
+  codec.check_group(group, fuzzing.ticket("train/0"), **fuzzing.LIMITS)
   assert fuzzing.is_good(group)
 
 

@@ -20,8 +20,9 @@ from offpolicy_rl.types import PushStatus
 from tests.fuzzing import damage
 from tests.transport import learners
 
-SESSION, VOCAB, MAX_TOKENS = "one", 50, 8
+SESSION, VOCAB, MAX_TOKENS, CANDIDATES = "one", 50, 8, 2
 NEWEST = 1  # version that the learner has published
+LIMITS = dict(vocab_size=VOCAB, max_tokens=MAX_TOKENS, newest_version=NEWEST, candidates=CANDIDATES)
 LAYOUT: receiver.Layout = {"w": ((40,), np.dtype(np.float32))}  # of its weights
 _METHODS = pb.DESCRIPTOR.services_by_name["Learner"].methods
 REPLIES = {method.name: getattr(pb, method.output_type.name) for method in _METHODS}
@@ -59,7 +60,11 @@ def answer(name: str) -> types.Group:
   """A good one to `ticket(name)`."""
   tokens = np.array([5, 6, 1], np.int32)
   logprobs = np.array([-0.5, -1e-9, -30.0], np.float32)
-  one = types.Trajectory(tokens, logprobs, np.array([0, 0, 1], np.int32), True, 1.0)
+  ids = np.array([[5, 7], [8, 49], [0, 1]], np.int32)
+  likeliest = types.Candidates(ids, np.float32([[-0.5, -1], [-0.1, -9], [-0.6, -30]]))
+  one = types.Trajectory(
+    tokens, logprobs, np.array([0, 0, 1], np.int32), True, 1.0, candidates=likeliest
+  )
   return types.Group(name, (one, one))
 
 
@@ -204,6 +209,11 @@ def is_good(group: types.Group) -> bool:
     rows = list(zip(t.tokens, t.logprobs, t.versions, strict=True))
     if not (1 <= len(rows) <= MAX_TOKENS and -4e6 <= t.reward <= 4e6 and -1e6 <= t.verdict <= 1e6):
       return False
+    if t.candidates is None or t.candidates.tokens.shape != (len(rows), CANDIDATES):
+      return False
+    for token, logprob in zip(t.candidates.tokens.flat, t.candidates.logprobs.flat, strict=True):
+      if not (0 <= token < VOCAB and -1e4 <= logprob <= 0):
+        return False
     for token, logprob, version in rows:
       if not (0 <= token < VOCAB and -1e4 <= logprob <= 0 and 0 <= version <= NEWEST):
         return False
@@ -253,9 +263,7 @@ class Target:
     asked = self.book.ticket(group.ticket_id)
     if asked is not None:
       try:
-        codec.check_group(
-          group, asked, vocab_size=VOCAB, max_tokens=MAX_TOKENS, newest_version=NEWEST
-        )
+        codec.check_group(group, asked, **LIMITS)
       except codec.WireError as error:
         return learners.outcome(self.book, error)
     status = self.book.finish(group, NEWEST)
