@@ -1,15 +1,24 @@
 """How do the objectives bear lag? Same data budget, same model, same tuning budget for all.
 
   python -m benchmarks.lag_lab                the study: tuning, then seeds nobody tuned on
-  python -m benchmarks.lag_lab --quick        four objectives, three lags, a small grid: 5 minutes
-  python -m benchmarks.lag_lab --summary      only the tables and plots again, from the saved runs
+  python -m benchmarks.lag_lab --minutes=30   starts no further objective after that time
+  python -m benchmarks.lag_lab --quick        four objectives, three lags, a small grid: 3 minutes
+  python -m benchmarks.lag_lab --summary      only the page and plots again, from the saved runs
 
-The world is benchmarks/lag_world.py, the training loop benchmarks/lag_training.py. For each
-objective and lag the learning rate and one number of the objective's own are chosen from a grid of
-12 on a tuning seed (score: held-out pass@1, mean over the run, which asks for speed and stability
-alike); what is reported comes from eight other seeds. A second report keeps one grid point for all
-lags, the one that is best on average. Every objective is saved when done, so a stopped study goes
-on where it was.
+The world is benchmarks/lag_world.py, the training loop benchmarks/lag_training.py, the objectives,
+seeds and grids are in benchmarks/lag_entries.py. For each objective and lag the learning rate and
+one number of the objective's own are chosen from a grid of 20 points that grows where the best one
+lies at its edge (score: held-out pass@1, mean over the run and the tuning seeds, which asks for
+speed and stability alike). What is reported comes from other seeds:
+
+  tuned       the best point of each lag
+  third       the same at 1/3 of the tuned learning rate, nothing tuned again
+  triple      the same at 3 x the tuned learning rate, nothing tuned again
+  published   the preset's own defaults, only the learning rate tuned for each lag
+  one         one point for all lags, the best on average
+
+Every objective is saved in results/lag_lab/ when done, with the settings it was run under: a
+stopped study goes on where it was, on any machine, and what was run under others is run again.
 """
 
 import argparse
@@ -19,268 +28,272 @@ import json
 import multiprocessing
 import os
 import pathlib
+import statistics
 import time
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import lag_plots
+from benchmarks import lag_entries, lag_page
 from benchmarks.demo_seeds import machine
+from benchmarks.lag_entries import OFF_RATES, Entry, Grid, Growth, Setting, Study, Value
+from offpolicy_rl import losses
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 LAST = 4  # evaluations that make the final score
-LANES = 18  # of a call of the compiled program, which serves them all
-BETAS = (0.003, 0.01, 0.03, 0.1)
+LANES = 16  # of a call of the compiled program, which serves them all
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """One objective of the study: a preset, fixed choices, and the choice that is tuned."""
+class Program(NamedTuple):
+  """Choices, and what the lanes' values set in them: what is compiled once."""
 
-  label: str
-  preset: str
-  fixed: dict
-  tuned: str  # field of losses.Choices, or "target_kl"; "" = more learning rates instead
-  values: tuple = ()
+  choices: losses.Choices
+  tuned: str
 
 
-# No two have the same gradient at any of their values: with one update per batch, as here, `tis` is
-# `cispo` with another cap.
-ENTRIES = (
-  Entry("grpo", "grpo", {}, "clip", (0.1, 0.2, 0.4, 0.8)),
-  Entry("dapo", "dapo", {}, "clip_high", (0.2, 0.28, 0.5, 1.0)),
-  Entry("decoupled_ppo", "decoupled_ppo", {}, "correction_high", (2.0, 5.0, 20.0, 100.0)),
-  Entry("cispo", "cispo", {}, "weight_high", (1.28, 2.0, 5.0, 20.0)),
-  Entry("topr", "topr", {}, ""),
-  Entry("reinforce", "reinforce", {}, ""),
-  Entry("asymre", "asymre", {}, "shift", (0.003, 0.01, 0.03, 0.1)),
-  Entry("copg", "copg", {}, "beta", BETAS),
-  Entry("oapl", "oapl", {"scale": "half_over_beta", "beta1": 1.0}, "beta", BETAS),
-  Entry("oapl_coupled", "oapl", {"scale": "half_over_beta"}, "beta=beta1", BETAS),
-  Entry(
-    "oapl_coupled_loo",
-    "oapl",
-    {"scale": "half_over_beta", "advantage": "vhat_loo"},
-    "beta=beta1",
-    BETAS,
-  ),
-  Entry("mean", "beta_shift", {"kappa": 0.0}, "beta", BETAS),
-  Entry("shift_-1", "beta_shift", {"kappa": -1.0}, "beta", BETAS),
-  Entry("shift_0.5", "beta_shift", {"kappa": 0.5}, "beta", BETAS),
-  Entry("shift_1", "beta_shift", {"kappa": 1.0}, "beta", BETAS),
-  Entry("shift_2", "beta_shift", {"kappa": 2.0}, "beta", BETAS),
-  Entry(
-    "shift_1_auto",
-    "beta_shift",
-    {"kappa": 1.0, "beta": min(BETAS)},  # beta: the smallest allowed
-    "target_kl",
-    (0.1, 0.25, 0.69, 1.5),
-  ),
-)
-# grid() and choices() know two names of `tuned` that set two fields at once
-BOTH = {"clip": ("clip_low", "clip_high"), "beta=beta1": ("beta", "beta1")}
+class Run(NamedTuple):
+  """One lane."""
+
+  setting: Setting
+  value: Value
+  rate: float
+  seed: int
+  kappa: float = 0.0  # added
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-  """What is run. A setting is (lag, periodic)."""
-
-  entries: tuple[str, ...] = tuple(entry.label for entry in ENTRIES)
-  settings: tuple = ((0, False), *((lag, p) for p in (False, True) for lag in (4, 16, 64, 256)))
-  tuning_seeds: tuple[int, ...] = (1001,)
-  seeds: tuple[int, ...] = tuple(range(8))
-  learning_rates: tuple[float, ...] = LEARNING_RATES
-  values: int = 4  # how many of an entry's values
-  steps: int = 1024
-
-
-QUICK = Study(
-  entries=("grpo", "reinforce", "mean", "shift_1"),
-  settings=((0, False), (16, False), (256, False)),
-  seeds=tuple(range(5)),
-  learning_rates=(1e-3, 3e-3),
-  values=2,
-  steps=512,
-)
-
-
-def choices(entry: Entry, value: float | None):
-  """losses.Choices of an entry at one value of what is tuned."""
-  from offpolicy_rl import losses
-
-  if value is None:
-    return losses.choose(entry.preset, **entry.fixed)
-  fields = () if entry.tuned == "target_kl" else BOTH.get(entry.tuned, (entry.tuned,))
-  given = {name: min(value, 1.0) if name == "clip_low" else value for name in fields}
-  return losses.choose(entry.preset, **entry.fixed, **given)
-
-
-def grid(entry: Entry, study: Study) -> list[tuple[float | None, float]]:
-  """(value, learning rate) pairs: 12 in the full study, whatever the entry."""
-  rates = study.learning_rates
-  if entry.tuned:
-    middle = (len(entry.values) - study.values) // 2
-    return [(v, r) for v in entry.values[middle : middle + study.values] for r in rates]
-  finer = [factor for factor in np.geomspace(1, rates[1] / rates[0], study.values + 1)[:-1]]
-  return [(None, float(r * f)) for r in rates for f in finer]
-
-
-def run_lanes(entry: Entry, value, lanes: list[tuple], steps: int):
-  """Trains lanes (seed, (lag, periodic), learning rate) -> dict of arrays [lanes, evaluations]."""
+def run_lanes(program: Program, runs: list[Run], steps: int) -> dict[str, np.ndarray]:
+  """Trains the runs -> arrays [runs, evaluations] by the names of lag_training.History."""
   import jax.numpy as jnp
 
   from benchmarks import lag_training
 
-  padded = lanes + lanes[-1:] * (-len(lanes) % LANES)
+  padded = runs + runs[-1:] * (-len(runs) % LANES)
   parts = []
   for first in range(0, len(padded), LANES):
-    seeds, settings, rates = zip(*padded[first : first + LANES], strict=True)
+    settings, values, rates, seeds, kappas = zip(*padded[first : first + LANES], strict=True)
     lags, periodic = zip(*settings, strict=True)
-    lane = lag_training.Lane(
-      jnp.array(seeds), jnp.array(lags), jnp.array(periodic), jnp.array(rates, jnp.float32)
-    )
-    target_kl = value if entry.tuned == "target_kl" else 0.0
-    parts.append(lag_training.train(choices(entry, value), steps, target_kl, lane))
+    numbers = [jnp.array([x or 0.0 for x in xs], jnp.float32) for xs in (rates, values, kappas)]
+    lane = lag_training.Lane(jnp.array(seeds), jnp.array(lags), jnp.array(periodic), *numbers)
+    parts.append(lag_training.train(program.choices, steps, program.tuned, lane))
   fields = parts[0]._fields
   return {
-    f: np.concatenate([np.asarray(getattr(p, f)) for p in parts])[: len(lanes)] for f in fields
+    f: np.concatenate([np.asarray(getattr(p, f)) for p in parts])[: len(runs)] for f in fields
   }
 
 
 def final(history: dict, field: str) -> np.ndarray:
-  """[lanes]: mean of the last evaluations; a run that ended in NaN counts as 0."""
+  """[runs]: mean of the last evaluations; a run that ended in NaN counts as 0."""
   return np.nan_to_num(history[field][:, -LAST:].mean(axis=1))
 
 
 def score(history: dict) -> np.ndarray:
-  """[lanes]: held-out pass@1, mean over the run; NaN counts as 0."""
+  """[runs]: held-out pass@1, mean over the run; NaN counts as 0."""
   return np.nan_to_num(history["accuracy"]).mean(axis=1)
 
 
-def tune(entry: Entry, study: Study) -> list[dict]:
-  """Every grid point at every setting: {"value", "rate", "setting", "score"}."""
-  rows = []
-  points = grid(entry, study)
-  for value in dict.fromkeys(v for v, _ in points):
-    lanes = [
-      (seed, setting, rate)
-      for v, rate in points
-      if v == value
-      for setting in study.settings
-      for seed in study.tuning_seeds
-    ]
-    scores = score(run_lanes(entry, value, lanes, study.steps))
-    scores = scores.reshape(-1, len(study.tuning_seeds)).mean(axis=1)
-    for (_, setting, rate), found in zip(lanes[:: len(study.tuning_seeds)], scores, strict=True):
-      rows.append({"value": value, "rate": rate, "setting": setting, "score": float(found)})
+class Tuning(NamedTuple):
+  """Every point that was tried, and where the grids were widened."""
+
+  rows: list[dict[str, Any]]  # {"setting", "value", "rate", "scores": [per tuning seed]}
+  extensions: tuple[tuple[str, float], ...]
+
+  def score(self, setting: Setting, point: tuple[Value, float]) -> float:
+    """Mean over the tuning seeds."""
+    found = [r for r in self.rows if (r["setting"], r["value"], r["rate"]) == (setting, *point)]
+    return statistics.fmean(found[0]["scores"])
+
+  def best(self) -> dict[Setting, tuple[Value, float]]:
+    """The best point of each setting; of equal ones the first that was tried."""
+    found: dict = {}
+    for row in self.rows:
+      reached = statistics.fmean(row["scores"])
+      if reached > found.get(row["setting"], (-1.0,))[0]:
+        found[row["setting"]] = (reached, (row["value"], row["rate"]))
+    return {setting: point for setting, (_, point) in found.items()}
+
+  def best_on_average(self) -> tuple[Value, float]:
+    """The one point, of those tried at every setting, with the best mean over settings."""
+    scores: dict = {}
+    for row in self.rows:
+      scores.setdefault((row["value"], row["rate"]), []).append(statistics.fmean(row["scores"]))
+    most = max(map(len, scores.values()))
+    return max((p for p in scores if len(scores[p]) == most), key=lambda p: sum(scores[p]))
+
+
+def tune(program: Program, start: Grid, study: Study) -> Tuning:
+  """Tries the grid at every setting, and wherever the best lies at an edge what lies beyond."""
+  growth = Growth(dict.fromkeys(study.settings, start))
+  rows: list[dict] = []
+  while True:
+    known = {(row["setting"], row["value"], row["rate"]) for row in rows}
+    wanted = [(s, *p) for s, of_s in growth.grids.items() for p in of_s.points()]
+    wanted = [point for point in wanted if point not in known]
+    if not wanted:
+      return Tuning(rows, growth.extensions)
+    runs = [Run(*point, seed) for point in wanted for seed in study.tuning_seeds]
+    scores = score(run_lanes(program, runs, study.steps)).reshape(len(wanted), -1)
+    for (setting, value, rate), found in zip(wanted, scores, strict=True):
+      scored = {"setting": setting, "value": value, "rate": rate}
+      rows.append(scored | {"scores": [round(float(x), 5) for x in found]})
+    growth = lag_entries.grown(growth, Tuning(rows, ()).best(), study.extensions)
+
+
+def measure(
+  program: Program, study: Study, points: list[tuple[Setting, Value, float]], kappa: float = 0.0
+) -> dict[tuple, dict]:
+  """The reported seeds at each point, {point: row}; equal points are run once."""
+  points = list(dict.fromkeys(points))
+  runs = [Run(*point, seed, kappa) for point in points for seed in study.seeds]
+  history = run_lanes(program, runs, study.steps)
+  count = len(study.seeds)
+  rows = {}
+  for i, point in enumerate(points):
+    mine = {name: x[i * count : (i + 1) * count] for name, x in history.items()}
+    rows[point] = _row(point, mine)
   return rows
 
 
-def best_points(rows: list[dict], study: Study) -> tuple[dict, tuple]:
-  """({setting: best (value, rate)}, the one (value, rate) that is best on average)."""
-  each, total = {}, {}
-  for row in rows:
-    point = (row["value"], row["rate"])
-    total[point] = total.get(point, 0.0) + row["score"]
-    if row["score"] > each.get(row["setting"], (-1.0,))[0]:
-      each[row["setting"]] = (row["score"], point)
-  return {s: each[s][1] for s in study.settings}, max(total, key=lambda point: total[point])
-
-
-def measure(entry: Entry, study: Study, points: dict) -> list[dict]:
-  """The reported seeds at each setting's (value, rate)."""
-  rows = []
-  for value in dict.fromkeys(v for v, _ in points.values()):
-    settings = [s for s in study.settings if points[s][0] == value]
-    lanes = [(seed, s, points[s][1]) for s in settings for seed in study.seeds]
-    history = run_lanes(entry, value, lanes, study.steps)
-    for i, setting in enumerate(settings):
-      mine = slice(i * len(study.seeds), (i + 1) * len(study.seeds))
-      rows.append(_row(setting, points[setting], {k: v[mine] for k, v in history.items()}))
-  return sorted(rows, key=lambda row: study.settings.index(tuple(row["setting"])))
-
-
-def _row(setting, point, history: dict) -> dict:
-  """What is kept of one setting: final values per seed, curves as means over the seeds."""
+def _row(point: tuple[Setting, Value, float], history: dict) -> dict:
+  """What is kept of one point: final values per seed, curves as means over the seeds."""
   best = np.nan_to_num(history["accuracy"]).max(axis=1)
   scores = final(history, "accuracy")
   kept = ("pass_at_16", "entropy", "entropy_correct", "lambda_hat", "log_ratio", "ess")
   return {
-    "setting": setting,
-    "value": point[0],
-    "rate": point[1],
-    "accuracy": scores.round(4).tolist(),
-    "mean_accuracy": score(history).round(4).tolist(),
+    "setting": point[0],
+    "value": point[1],
+    "rate": point[2],
+    "accuracy": _short(scores),
+    "mean_accuracy": _short(score(history)),
     "collapsed": (scores < 0.8 * best).tolist(),
-    **{name: final(history, name).round(4).tolist() for name in kept},
+    **{name: _short(final(history, name)) for name in kept},
     "curves": {
-      name: np.nan_to_num(history[name]).mean(axis=0).round(4).tolist()
-      for name in ("accuracy", "entropy")
+      name: _short(np.nan_to_num(history[name]).mean(axis=0)) for name in ("accuracy", "entropy")
     },
   }
 
 
-def run_entry(label: str, study: Study, folder: pathlib.Path) -> str:
-  """Tuning and both reports of one objective, saved in folder; nothing if it is there already."""
-  import jax
+def _short(x: np.ndarray) -> list[float]:
+  """Floats of four digits; float32 values would print long."""
+  return [round(float(value), 4) for value in x]
 
+
+def own_reports(program: Program, tuning: Tuning, study: Study) -> dict[str, list[dict]]:
+  """The reports that need no further tuning: {report: [row of each setting]}."""
+  best, one = tuning.best(), tuning.best_on_average()
+  points = {"tuned": [(s, *best[s]) for s in study.settings]}
+  for name, factor in OFF_RATES.items():
+    points[name] = [(s, v, float(f"{factor * rate:.3g}")) for s, v, rate in points["tuned"]]
+  points["one"] = [(s, *one) for s in study.settings]
+  rows = measure(program, study, [point for of_report in points.values() for point in of_report])
+  reports = {name: [dict(rows[point]) for point in those] for name, those in points.items()}
+  for name in ("tuned", "one"):
+    for row in reports[name]:
+      row["tuning_score"] = tuning.score(row["setting"], (row["value"], row["rate"]))
+  for name in (*OFF_RATES, "one"):
+    for row in reports[name]:
+      del row["curves"]
+  return reports
+
+
+def as_published(entry: Entry, study: Study, own: dict) -> tuple[list[dict], list[dict]]:
+  """(report, tuning rows) of the preset's defaults, or of the entry's own report where equal."""
+  if not entry.tuned and not entry.fixed:
+    return own["tuned"], []
+  program = Program(losses.choose(entry.preset), "")
+  tuning = tune(program, Grid((None,), study.learning_rates), study)
+  best = tuning.best()
+  rows = list(measure(program, study, [(s, *best[s]) for s in study.settings]).values())
+  for row in rows:
+    row["tuning_score"] = tuning.score(row["setting"], (None, row["rate"]))
+    del row["curves"]
+  return rows, tuning.rows
+
+
+def study_entry(entry: Entry, study: Study) -> dict:
+  """Tuning and all reports of one objective."""
+  program = Program(entry.choices(), entry.tuned)
+  tuning = tune(program, lag_entries.grid(entry, study), study)
+  reports = own_reports(program, tuning, study)
+  found = {"tuning": tuning.rows, "extensions": tuning.extensions, "reports": reports}
+  points = [(r["setting"], r["value"], r["rate"]) for r in reports["tuned"]]
+  if entry.kappas:
+    rows = {kappa: measure(program, study, points, kappa) for kappa in entry.kappas}
+    found["kappas"] = {str(kappa): list(of_kappa.values()) for kappa, of_kappa in rows.items()}
+  if lag_entries.is_first_of_preset(entry):
+    reports["published"], found["published_tuning"] = as_published(entry, study, reports)
+  return found
+
+
+def settings_of(entry: Entry, study: Study) -> dict:
+  """What an entry's result depends on, as it is read back from JSON."""
+  run = dataclasses.asdict(study) | {"entries": None}
+  return json.loads(json.dumps({"entry": dataclasses.asdict(entry), "study": run}))
+
+
+def saved(label: str, study: Study, folder: pathlib.Path) -> dict | None:
+  """The finished result of an entry, if it was run under these settings."""
   path = folder / f"{label}.json"
-  if path.exists():
+  found = json.loads(path.read_text()) if path.exists() else None
+  expected = settings_of(lag_entries.entry_of(label), study)
+  return found if found and found["settings"] == expected else None
+
+
+def run_entry(label: str, study: Study, folder: pathlib.Path, until: float) -> str:
+  """One objective, saved in the folder; nothing if it is there already or the time is up.
+
+  until: time.time() after which nothing is begun.
+  """
+  if saved(label, study, folder):
     return f"{label}: done before"
-  jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-  start = time.monotonic()
-  entry = next(e for e in ENTRIES if e.label == label)
-  tuning = tune(entry, study)
-  each, one = best_points(tuning, study)
-  report = {
+  if time.time() > until:
+    return f"{label}: not begun, time is up"
+  start, entry = time.monotonic(), lag_entries.entry_of(label)
+  found = study_entry(entry, study)
+  seconds = round(time.monotonic() - start, 1)
+  result = {
     "label": label,
-    "tuned": entry.tuned,
-    "tuning": tuning,
-    "tuned_per_lag": measure(entry, study, each),
-    "one_setting": measure(entry, study, dict.fromkeys(study.settings, one)),
-    "seconds": round(time.monotonic() - start, 1),
+    "settings": settings_of(entry, study),
+    "machine": machine(),
+    "seconds": seconds,
+    **found,
   }
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(report))
-  temporary.rename(path)
-  return f"{label}: {report['seconds']} s"
+  temporary = folder / f"{label}.tmp"
+  temporary.write_text(json.dumps(result).replace('{"setting"', '\n{"setting"') + "\n")
+  temporary.rename(folder / f"{label}.json")
+  return f"{label}: {seconds} s"
+
+
+def run_study(arguments: argparse.Namespace, study: Study, folder: pathlib.Path) -> None:
+  """Runs what is missing, each objective in a process of its own."""
+  until = time.time() + 60 * arguments.minutes
+  spawn = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(arguments.workers, spawn) as pool:
+    wanted = [e for e in study.entries if not arguments.only or e in arguments.only]
+    jobs = [pool.submit(run_entry, label, study, folder, until) for label in wanted]
+    for job in concurrent.futures.as_completed(jobs):
+      print(job.result(), flush=True)
 
 
 def main() -> None:
-  """Runs what is missing, then writes tables and plots."""
+  """Runs what is missing, then writes page and plots."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--quick", action="store_true")
   parser.add_argument("--summary", action="store_true", help="do not run anything")
   parser.add_argument("--only", nargs="*", help="run only these objectives")
   parser.add_argument("--workers", type=int, default=os.cpu_count())
-  parser.add_argument("--folder", type=pathlib.Path, help="saved runs (default: runs/lag_lab...)")
+  parser.add_argument("--minutes", type=float, default=float("inf"), help="then begin no more")
+  parser.add_argument("--folder", type=pathlib.Path, help="of saved objectives")
   arguments = parser.parse_args()
-  study = QUICK if arguments.quick else Study()
-  name = "lag_lab_quick" if arguments.quick else "lag_lab"
-  folder = arguments.folder or pathlib.Path("runs") / name
+  study = lag_entries.QUICK if arguments.quick else Study()
+  quick = pathlib.Path("runs") / "lag_lab_quick"
+  folder = arguments.folder or (quick if arguments.quick else RESULTS / "lag_lab")
   folder.mkdir(parents=True, exist_ok=True)
   if not arguments.summary:
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(arguments.workers, spawn) as pool:
-      jobs = [
-        pool.submit(run_entry, label, study, folder)
-        for label in study.entries
-        if not arguments.only or label in arguments.only
-      ]
-      for job in concurrent.futures.as_completed(jobs):
-        print(job.result(), flush=True)
-  reports = [
-    json.loads((folder / f"{label}.json").read_text())
-    for label in study.entries
-    if (folder / f"{label}.json").exists()
-  ]
-  about = {
-    "command": f"python -m benchmarks.lag_lab{' --quick' if arguments.quick else ''}",
-    "machine": machine(),
-    "seconds": round(sum(r["seconds"] for r in reports), 1),
-    "study": dataclasses.asdict(study),
-  }
-  lag_plots.write(reports, about, folder if arguments.quick else RESULTS, name)
+    run_study(arguments, study, folder)
+  results = [found for label in study.entries if (found := saved(label, study, folder))]
+  command = f"python -m benchmarks.lag_lab{' --quick' if arguments.quick else ''}"
+  if results:
+    lag_page.write(results, command, study, folder.parent, folder.name)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Trains many policies of benchmarks/lag_world.py side by side, each at its own lag and seed.
 
 A lane is one run. Everything that differs between the lanes of one program is a number (seed, lag,
-mode, learning rate), so lanes are vectorised with `vmap`; what differs in kind (the objective's
-choices) is compiled.
+mode, learning rate, the number that is tuned), so lanes are vectorised with `vmap`; what differs in
+kind (the objective's functions) is compiled.
 
 Lag: the batch of step t was sampled by version max(0, t - lag) (fixed), or by the last version
 that is a multiple of the lag (periodic), exactly as replay/lag.py defines it. Batches wait in a
@@ -11,6 +11,7 @@ ring of MAX_LAG + 1 places.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -34,6 +35,8 @@ class Lane(NamedTuple):
   lag: jax.Array  # int, 0 to MAX_LAG
   periodic: jax.Array  # bool: periodic, else fixed
   learning_rate: jax.Array  # float
+  value: jax.Array  # float: the number that is tuned, see RULES
+  kappa: jax.Array  # float: added to the objective's kappa
 
 
 class History(NamedTuple):
@@ -50,6 +53,62 @@ class History(NamedTuple):
   lag: jax.Array  # updates between sampling and use
 
 
+class Seen(NamedTuple):
+  """Facts about a batch that a rule may use."""
+
+  rewards: jax.Array  # float [PROMPTS_PER_STEP, GROUP_SIZE]
+  lag: jax.Array  # float []: updates since the batch was sampled
+
+
+Rule = Callable[[losses.Choices, jax.Array | float, Seen], losses.Choices]
+
+
+def _clip(choices: losses.Choices, value: jax.Array | float, _: Seen) -> losses.Choices:
+  """The same distance down and up. Above 1 nothing is clipped below: ratios are positive."""
+  return dataclasses.replace(choices, clip_low=value, clip_high=value)
+
+
+def _coupled(choices: losses.Choices, value: jax.Array | float, _: Seen) -> losses.Choices:
+  """One temperature for the target and for the baseline."""
+  return dataclasses.replace(choices, beta=value, beta1=value)
+
+
+def _beta_by_lag(choices: losses.Choices, value: jax.Array | float, seen: Seen) -> losses.Choices:
+  """beta = max(the choices' own, value / lag)."""
+  beta = jnp.maximum(choices.beta, value / jnp.maximum(seen.lag, 1))
+  return dataclasses.replace(choices, beta=beta)
+
+
+def _shift_by_lag(choices: losses.Choices, value: jax.Array | float, seen: Seen) -> losses.Choices:
+  """shift = value / lag, in units of reward."""
+  return dataclasses.replace(choices, shift=value / jnp.maximum(seen.lag, 1))
+
+
+def _target_kl(choices: losses.Choices, value: jax.Array | float, seen: Seen) -> losses.Choices:
+  """beta is raised until the groups' induced target is on average `value` nats from the sampler."""
+  matched = matched_beta.beta_for_kl(seen.rewards, None, value, kappa=choices.kappa).beta
+  return dataclasses.replace(choices, beta=jnp.maximum(choices.beta, matched))
+
+
+# Other names of what is tuned than the fields of losses.Choices, which need no rule.
+RULES: Mapping[str, Rule] = {
+  "": lambda choices, value, seen: choices,
+  "clip": _clip,
+  "beta=beta1": _coupled,
+  "beta_x_lag": _beta_by_lag,
+  "shift_x_lag": _shift_by_lag,
+  "target_kl": _target_kl,
+}
+
+
+def with_value(
+  choices: losses.Choices, tuned: str, value: jax.Array | float, seen: Seen
+) -> losses.Choices:
+  """The choices with what is tuned set to a value: a field, or whatever the rule says."""
+  rule = RULES.get(tuned)
+  return rule(choices, value, seen) if rule else dataclasses.replace(choices, **{tuned: value})
+
+
 class _Carry(NamedTuple):
   params: dict
   sampler_params: dict  # periodic: the version that samples
@@ -58,17 +117,16 @@ class _Carry(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def train(choices: losses.Choices, steps: int, target_kl: float, lanes: Lane) -> History:
+def train(choices: losses.Choices, steps: int, tuned: str, lanes: Lane) -> History:
   """Whole runs: choices and Lane of arrays [N] -> History of arrays [N, steps // EVERY + 1].
 
-  target_kl > 0: every batch's beta is raised, from choices.beta, until the induced target of its
-  groups is on average this close to the sampler, in nats.
+  tuned: the field of losses.Choices, or the rule, that takes the lanes' values; "" for none.
   """
-  one = functools.partial(_train_one, losses.objective(choices), steps, target_kl)
-  return jax.vmap(one)(lanes)
+  return jax.vmap(functools.partial(_train_one, choices, steps, tuned))(lanes)
 
 
-def _train_one(objective: losses.Objective, steps: int, target_kl: float, lane: Lane) -> History:
+def _train_one(choices: losses.Choices, steps: int, tuned: str, lane: Lane) -> History:
+  lane_choices = dataclasses.replace(choices, kappa=choices.kappa + lane.kappa)
   key = jax.random.key(lane.seed)
   world_key, init_key, sample_key = jax.random.split(key, 3)
   teacher_key, heldout_key = jax.random.split(world_key)
@@ -92,7 +150,7 @@ def _train_one(objective: losses.Objective, steps: int, target_kl: float, lane: 
     fresh = draw(sampler_params, wanted, version)
     ring = jax.tree.map(lambda r, x: r.at[wanted % (MAX_LAG + 1)].set(x), carry.ring, fresh)
     batch = jax.tree.map(lambda r: r[step % (MAX_LAG + 1)], ring)
-    gradient, found = _gradient(objective, target_kl, carry.params, batch, step)
+    gradient, found = _gradient(lane_choices, tuned, lane.value, carry.params, batch, step)
     updates, opt_state = optimizer.update(gradient, carry.opt_state)
     params = jax.tree.map(lambda p, u: p - lane.learning_rate * u, carry.params, updates)
     return _Carry(params, sampler_params, opt_state, ring), found
@@ -115,9 +173,13 @@ def _train_one(objective: losses.Objective, steps: int, target_kl: float, lane: 
   return History(*[jnp.concatenate([jnp.array(first)[None], rest]) for first, rest in curves])
 
 
-def _gradient(objective, target_kl: float, params, batch: world.Completions, step):
+def _gradient(choices: losses.Choices, tuned: str, value, params, batch, step):
   """Gradient of the objective on a batch, and (reward, lambda_hat, mean u, ess, lag)."""
   group_ids = jnp.repeat(jnp.arange(world.PROMPTS_PER_STEP), world.GROUP_SIZE)
+  lag = jnp.float32(step - batch.version)
+  seen = Seen(batch.rewards.reshape(-1, world.GROUP_SIZE), lag)
+  choices = with_value(choices, tuned, value, seen)
+  objective = losses.Objective(choices)
 
   def inputs_of(params):
     policy = world.logprobs(params, batch)
@@ -129,17 +191,12 @@ def _gradient(objective, target_kl: float, params, batch: world.Completions, ste
       rewards=batch.rewards,
       group_ids=group_ids,
       proximal_logprobs=ratios.proximal_logprobs(
-        objective.choices.proximal, policy, batch.logprobs, versions, step
+        choices.proximal, policy, batch.logprobs, versions, step
       ),
       versions=versions,
     )
 
-  before, choices = inputs_of(params), objective.choices
-  if target_kl:
-    rewards = batch.rewards.reshape(-1, world.GROUP_SIZE)
-    matched = matched_beta.beta_for_kl(rewards, None, target_kl, kappa=choices.kappa).beta
-    choices = dataclasses.replace(choices, beta=jnp.maximum(choices.beta, matched))
-    objective = losses.Objective(choices)
+  before = inputs_of(params)
   prepared = objective.prepare(before)
   gradient = jax.grad(lambda p: objective.loss(inputs_of(p), prepared))(params)
   u = jnp.sum(before.policy_logprobs - batch.logprobs, axis=-1)
@@ -147,5 +204,4 @@ def _gradient(objective, target_kl: float, params, batch: world.Completions, ste
   if choices.fn != "regression":
     lambda_hat = jnp.zeros_like(lambda_hat)
   ess = ratios.effective_sample_size(u, jnp.ones(u.shape, bool))
-  lag = jnp.float32(step - batch.version)
   return gradient, (jnp.mean(batch.rewards), lambda_hat, jnp.mean(u), ess, lag)

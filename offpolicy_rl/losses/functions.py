@@ -26,8 +26,8 @@ def regression(
   unshifted_advantages: Array,
   *,
   beta: Array | float = 0.1,  # temperature, in units of reward per nat of u
-  kappa: float = 0.0,  # pessimistic shift in units of beta
-  shift: float = 0.0,  # pessimistic shift in units of reward
+  kappa: Array | float = 0.0,  # pessimistic shift in units of beta
+  shift: Array | float = 0.0,  # pessimistic shift in units of reward
   scale: str = "half_over_beta",  # "plain": the squared residual itself
 ) -> Array:
   """Regression of the log-ratio on the advantage, without ratio weights.
@@ -42,10 +42,9 @@ def regression(
   Kimi k1.5: scaling RL with LLMs, arXiv 2501.12599.
   """
   loss = (beta * log_ratios - unshifted_advantages) ** 2 / (2 * beta)
-  if kappa or shift:
-    loss += pessimism.pessimistic_regularizer(
-      log_ratios, unshifted_advantages, beta=beta, kappa=kappa, dv=shift
-    )
+  loss += pessimism.pessimistic_regularizer(
+    log_ratios, unshifted_advantages, beta=beta, kappa=kappa, dv=shift
+  )
   return loss * (2 * beta) if scale == "plain" else loss
 
 
