@@ -37,6 +37,7 @@ START = {
   "contrastive": {"preset": "copg"},
   "rebel": {"preset": "rebel"},
   "dpo": {"preset": "dpo"},
+  "preset": {},  # named in the row, with our keys
 }
 # ... configuration key -> our choice, where the value carries over ...
 KEYS = {
@@ -65,6 +66,10 @@ KEYS = {
   "mask_high": "gap_high",
   "symmetric": "gap_two_sided",
   "split": "topr_sign",
+  **{
+    key: key
+    for key in ("preset", "moment_directional", "positive_share", "weight_low", "weight_high")
+  },
 }
 # ... and where it does not.
 SPECIAL = {
