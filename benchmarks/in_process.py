@@ -6,6 +6,8 @@ left out. tests/end_to_end_test.py compares the two.
 
 import collections
 import dataclasses
+import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +18,7 @@ from ml_collections import ConfigDict
 from offpolicy_rl import types
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
+from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.model import sharding
 from offpolicy_rl.replay import admission, batching, lag
 from offpolicy_rl.roles import build, prompts, training
@@ -28,6 +31,7 @@ class Version(NamedTuple):
   number: int
   params: dict
   metrics: dict  # of the update; {} for version 0
+  batch: types.Batch | None  # what it will be trained on; None for the last version
 
 
 class Run:
@@ -61,6 +65,41 @@ class Run:
       state, _ = training.initial_state(_warm_start(self))
     return state.params
 
+  def saved_warm_start(self, path: pathlib.Path) -> dict:
+    """Parameters of version 0 from a file, which is written if it is missing."""
+    if not path.exists():
+      flat = policy_lib.flatten(jax.tree.map(np.array, self.warm_start()))
+      path.parent.mkdir(parents=True, exist_ok=True)
+      half = path.with_suffix(f".{os.getpid()}")
+      with half.open("wb") as file:
+        np.savez(file, **flat)
+      half.rename(path)
+    with np.load(path) as kept:
+      params = policy_lib.unflatten(dict(kept))
+    shardings = policy_lib.param_shardings(self.mesh, policy_lib.shapes(self.policy.model))
+    return jax.tree.map(jax.device_put, params, shardings)
+
+  def evaluate(
+    self, params: dict, version: int, *, problems: int, completions: int
+  ) -> list[types.FinishedGroup]:
+    """Completions of the first held-out problems, drawn with the same keys at every version."""
+    tickets = [
+      types.Ticket(
+        ticket_id=f"{types.EVAL}/{version}/{index}",
+        kind=types.EVAL,
+        step=version,
+        group_index=index,
+        prompt_tokens=example.prompt_tokens,
+        answer=example.answer,
+        min_version=version,
+        max_version=version,
+        num_completions=completions,
+        temperature=self.config.sampler.temperature,
+      )
+      for index, example in enumerate(self.prompts.heldout[:problems])
+    ]
+    return self.sample(jax.tree.map(np.array, params), version, tickets)
+
   def sample(
     self, params: dict, version: int, tickets: list[types.Ticket]
   ) -> list[types.FinishedGroup]:
@@ -77,16 +116,15 @@ class Run:
 
   def _judged(self, trajectory: types.Trajectory, answer: str) -> types.Trajectory:
     text = self.policy.tokenizer.decode(trajectory.tokens.tolist())
-    return dataclasses.replace(
-      trajectory, reward=float(trajectory.finished and self._verify(text, answer))
-    )
+    verdict = float(trajectory.finished and self._verify(text, answer))
+    return dataclasses.replace(trajectory, reward=verdict, verdict=verdict)
 
   def batch(self, groups: Sequence[types.FinishedGroup]) -> types.Batch:
     """The batch of a step, on the devices."""
     return state_lib.place_batch(self.mesh, batching.make_batch(list(groups), self._limits))
 
   def train(self, params: dict, seen: Callable[[Version], None]) -> state_lib.TrainState:
-    """Trains from version 0, whose memory is not reused; `seen` gets every version."""
+    """Trains from version 0, whose memory is not reused; `seen` gets every version in turn."""
     num_steps, bound = self.config.learner.steps, self.config.lag.max_lag
     waiting: collections.deque[list[types.FinishedGroup]] = collections.deque()
     with jax.sharding.set_mesh(self.mesh):
@@ -99,15 +137,17 @@ class Run:
       update = step.compile_step(
         self.choices, state_lib.shardings(self.choices.model, self.mesh, self.choices.optimizer)
       )
-      seen(Version(0, state.params, {}))
+      metrics: dict = {}
       sampled = 0  # steps whose groups were sampled
       for at in range(num_steps):
         host = jax.tree.map(np.array, state.params)
         while sampled < min(num_steps, at + bound + 1):  # version `at` samples for step at + bound
           waiting.append(self.sample(host, at, self._tickets.for_step(sampled)))
           sampled += 1
-        state, metrics = update(state, self.batch(waiting.popleft()), None)
-        seen(Version(at + 1, state.params, metrics))
+        batch = self.batch(waiting.popleft())
+        seen(Version(at, state.params, metrics, batch))
+        state, metrics = update(state, batch, None)
+      seen(Version(num_steps, state.params, metrics, None))
     return state
 
 

@@ -5,7 +5,6 @@ paired t-tests over the seeds, adjusted by Holm's method to a family-wise error 
 Results are those of lag_lab.run_entry, read from JSON.
 """
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import lag_entries
+from benchmarks.paired import LEVEL, holm, p_value
 from offpolicy_rl.observe.plots import mean_and_half_width
 
-LEVEL = 0.05
 REPORTS = {
   "tuned": "tuned for each lag",
   "triple": "at 3 x the tuned learning rate",
@@ -50,28 +49,6 @@ def name_of(setting: Sequence) -> str:
   """(16, True) -> "periodic 16"; (16, False) -> "lag 16"."""
   lag, periodic = setting
   return f"periodic {lag}" if periodic else f"lag {lag}"
-
-
-def p_value(differences: Sequence[float]) -> float:
-  """Two-sided p of a mean of 0, Student's t."""
-  from scipy import special
-
-  count = len(differences)
-  mean, deviation = statistics.fmean(differences), statistics.stdev(differences)
-  if not deviation:
-    return float(mean == 0)
-  t = abs(mean) / deviation * math.sqrt(count)
-  return float(2 * special.stdtr(count - 1, -t))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-  """Adjusted p-values: Holm, A simple sequentially rejective multiple test procedure, 1979."""
-  order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-  adjusted, highest = [0.0] * len(p_values), 0.0
-  for rank, i in enumerate(order):
-    highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-    adjusted[i] = highest
-  return adjusted
 
 
 def family(pairs: Iterable[tuple[str, str, Sequence, Sequence, Sequence]]) -> list[Case]:

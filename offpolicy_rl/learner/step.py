@@ -243,6 +243,43 @@ def router_metrics(
   return mixture.load_metrics(jax.tree.map(lambda x: jnp.sum(x, axis=0), loads))
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames="num_groups")
+def gradient_noise(
+  choices: StepChoices,
+  params: policy.Params,
+  batch: types.Batch,
+  version: int | jax.Array,
+  *,
+  num_groups: int,
+) -> dict[str, jax.Array]:
+  """Compares the gradients of a batch's groups, each times their number: their mean is the batch's.
+
+  `squared_norm` of that mean; `variance`, the mean squared distance of a group's gradient from it
+  (unbiased, summed over all parameters). Their ratio does not depend on the loss's scale. The
+  quotient of true values is the simple noise scale in groups (McCandlish et al., arXiv 1812.06162).
+
+  Args:
+    params: of `version`, all of them trained.
+    batch: of one part.
+  """
+  part = jax.tree.map(lambda x: x[0], batch)
+  prepared = choices.objective.prepare(_batch_inputs(part, None))
+
+  def group_loss(params, group):
+    logprobs = choices.token_stats(params, part).logprobs
+    inputs = _loss_inputs(choices, part, logprobs, None, version, None)
+    weights = jnp.where(part.group_ids == group, num_groups * prepared.row_weights, 0.0)
+    return choices.objective.loss(inputs, prepared._replace(row_weights=weights))
+
+  gradients = jax.lax.map(lambda group: jax.grad(group_loss)(params, group), jnp.arange(num_groups))
+  mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), gradients)
+  deviations = jax.tree.map(lambda x, m: x - m[None], gradients, mean)
+  return {
+    "squared_norm": optax.global_norm(mean) ** 2,
+    "variance": optax.global_norm(deviations) ** 2 / (num_groups - 1),
+  }
+
+
 def compile_step(choices: StepChoices, state_shardings: TrainState) -> jax.stages.Wrapped:
   """Jits `train_step` for a mesh; the old state's memory is reused."""
   return jax.jit(

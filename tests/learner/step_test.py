@@ -423,3 +423,24 @@ def test_the_warm_start_ends_at_the_loss_asked_for():
     assert smoothed >= 0.5, i
     smoothed = 0.9 * smoothed + 0.1 * loss
   assert smoothed < 0.5 and int(state.step) == len(seen) < 100
+
+
+@pytest.mark.long
+def test_gradient_noise_is_that_of_the_groups_taken_one_by_one():
+  mesh = sharding.make_mesh()
+  batch = random_batch()
+  made, params = choices("copg"), first_state(mesh).params
+  norm = metric_of_step(made, "grad_norm")
+
+  def group(g: int) -> types.Batch:
+    rows = slice(4 * g, 4 * g + 4)
+    part = jax.tree.map(lambda x: x[:, rows], batch)
+    scored = batch.rows.sources.shape[-1]
+    return part._replace(places=part.places - 4 * g * scored, group_ids=part.group_ids * 0)
+
+  with jax.sharding.set_mesh(mesh):
+    found = step.gradient_noise(made, params, batch, 0, num_groups=4)
+    each = [float(norm(first_state(mesh), group(g), None)) ** 2 for g in range(4)]
+    whole = float(norm(first_state(mesh), batch, None)) ** 2
+  assert found["squared_norm"] == pytest.approx(whole, rel=1e-4)
+  assert found["variance"] == pytest.approx((np.mean(each) - whole) * 4 / 3, rel=1e-3)

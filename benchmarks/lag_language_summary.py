@@ -1,0 +1,257 @@
+"""The page and the pictures of benchmarks/lag_language.py, made from its rows: nothing is run here.
+
+The decision is that of results/lag_language_plan.md, by the numbers alone.
+"""
+
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks import lag_language, paired
+from benchmarks.lag_language import OFF_RATE, PRIMARY_LAG, Row, Study
+from offpolicy_rl.observe import plots
+from offpolicy_rl.observe.plots import mean_and_half_width
+
+CLAIMED = "shift"  # the entry whose primary differences decide the claim
+FACTORS = (1, OFF_RATE)
+SETTINGS = ((0, 1), (16, 1), (PRIMARY_LAG, 1), (PRIMARY_LAG, OFF_RATE), (256, 1))
+FINAL, RUN_MEAN = "final pass@1", "pass@1, mean over the run"
+PRIMARY: dict[str, Callable[[Row], float]] = {
+  FINAL: lambda row: row["final"]["pass@1"],
+  RUN_MEAN: lag_language.score,
+}
+SECONDARY: dict[str, Callable[[Row], float]] = {
+  "pass@8": lambda row: row["final"]["pass@8"],
+  "pass@64": lambda row: row["final"]["pass@64"],
+  "entropy of a completion at the end, nats": lambda row: row["final"]["entropy"],
+  "entropy among right answers at the end, nats": lambda row: row["final"]["entropy_right"],
+  "variance of the groups' gradients / squared norm of their mean, median of four versions": (
+    lambda row: float(np.median(row["noise"]))
+  ),
+  "effective sample size of the training batches, share, mean over the run": (
+    lambda row: float(np.mean(row["curve"]["ess"]))
+  ),
+}
+Setting = tuple[int, int]  # (lag, factor of the tuned learning rate)
+
+
+class Report(NamedTuple):
+  """What tuning chose for an entry at a setting, and the runs of the seeds that were reported."""
+
+  value: float | None
+  rate: float
+  rows: dict[int, Row]  # by seed
+
+
+Reports = dict[str, dict[Setting, Report]]  # by label
+
+
+def reports(rows: Sequence[Row], study: Study) -> Reports:
+  """Every report that has a run."""
+  known = {lag_language.job_of(row): row for row in rows}
+  found: Reports = {}
+  for entry in lag_language.ENTRIES:
+    for setting, point in lag_language.report_settings(rows, entry, study).items():
+      jobs = {seed: lag_language.Job(entry.label, *point, setting[0], seed) for seed in study.seeds}
+      of_seed = {seed: known[job] for seed, job in jobs.items() if job in known}
+      if of_seed:
+        found.setdefault(entry.label, {})[setting] = Report(*point, of_seed)
+  return found
+
+
+def best_ratio(rows: Sequence[Row], study: Study) -> str | None:
+  """The objective with ratios of the highest tuning score for the primary lag; None without."""
+  best = {
+    entry.label: max(scores.values())
+    for entry in lag_language.ENTRIES
+    if entry.has_ratio
+    for scores in [lag_language.tuning_scores(rows, entry, PRIMARY_LAG, study)]
+    if scores
+  }
+  return max(best, key=lambda label: best[label]) if best else None
+
+
+# ---------------------------------------------------------------- the decision
+
+
+def primary(found: Reports, base: str, factor: int) -> dict[tuple[str, str], paired.Difference]:
+  """{(label, outcome): objective without ratios minus `base`} at the primary lag: one family."""
+  setting = (PRIMARY_LAG, factor)
+  other = found[base][setting].rows if setting in found.get(base, {}) else {}
+  gaps = {}
+  for entry in lag_language.ENTRIES:
+    report = found.get(entry.label, {}).get(setting)
+    seeds = sorted(report.rows.keys() & other.keys()) if report and not entry.has_ratio else []
+    for outcome, value in PRIMARY.items():
+      if report and len(seeds) > 1:
+        gaps[entry.label, outcome] = [value(report.rows[s]) - value(other[s]) for s in seeds]
+  return paired.family(gaps)
+
+
+def decision(of_factor: dict[int, dict[tuple[str, str], paired.Difference]]) -> str:
+  """A sentence about the claimed entry, by the rule of the plan."""
+  cases = {
+    (factor, outcome): of_factor.get(factor, {}).get((CLAIMED, outcome))
+    for factor in FACTORS
+    for outcome in PRIMARY
+  }
+  signs = {key: _sign(case) for key, case in cases.items() if case}
+  if len(signs) < len(cases):
+    return "Not decided: runs of the primary outcome are missing."
+  named = lambda sign: ", ".join(f"{o} at {f} x" for (f, o), s in signs.items() if s == sign)
+  below = f" Below it: {named(-1)} the tuned rate." if named(-1) else ""
+  if not named(1):
+    return f"Refuted: above the best ratio objective in no primary outcome.{below}"
+  held = "Held" if all(signs[1, outcome] > 0 for outcome in PRIMARY) else "Held in part"
+  return f"{held}: above the best ratio objective in {named(1)} the tuned rate.{below}"
+
+
+def _sign(case: paired.Difference) -> int:
+  return int(math.copysign(1, case.mean)) if case.is_clear else 0
+
+
+# ---------------------------------------------------------------- the page
+
+
+def page(rows: Sequence[Row], study: Study, name: str) -> str:
+  """Markdown: the decision, primary and secondary outcomes, what tuning chose."""
+  found, base = reports(rows, study), best_ratio(rows, study)
+  of_factor = {f: primary(found, base, f) for f in FACTORS} if base else {}
+  hours = sum(row["seconds"] for row in rows) / 3600
+  machines = ", ".join(sorted({row["machine"] for row in rows})) or "none"
+  parts = [
+    "# Objectives under lag on a language model",
+    f"Made by `python -m benchmarks.lag_language --summary` from {len(rows)} runs of {study.steps} "
+    f"updates, {hours:.1f} hours of single cores ({machines}). Decided as the "
+    f"[plan]({name}_plan.md) said before the runs. Mean over seeds ± half of the 95 % interval.",
+    *([f"![scores]({name}_scores.png)\n\n![entropy]({name}_entropy.png)"] if found else []),
+    f"## Does `{CLAIMED}` beat the best ratio objective at lag {PRIMARY_LAG}?",
+    decision(of_factor),
+  ]
+  for factor, family in of_factor.items():
+    if family:
+      parts += [f"Minus `{base}`, at {factor} x the tuned learning rate, {_seeds(found)}:"]
+      parts += [differences(family)]
+  for title, value in {**PRIMARY, **SECONDARY}.items():
+    parts += [f"## {title[0].upper()}{title[1:]}", table(found, value)]
+  parts += ["## What tuning chose", chosen(found), "## Tuning scores", tuning(rows, study)]
+  return "\n\n".join(parts) + "\n"
+
+
+def _seeds(found: Reports) -> str:
+  counts = {len(report.rows) for of_label in found.values() for report in of_label.values()}
+  low, high = min(counts), max(counts)
+  return f"paired over {high} seeds" if low == high else f"paired over {low} to {high} seeds"
+
+
+def differences(family: dict[tuple[str, str], paired.Difference]) -> str:
+  """Markdown: bold where clear after Holm's adjustment."""
+  lines = ["| objective | outcome | difference | p, Holm |", "| --- | --- | --- | --- |"]
+  for (label, outcome), case in family.items():
+    text = f"{case.mean:+.3f} ± {case.half:.3f}"
+    text = f"**{text}**" if case.is_clear else text
+    lines.append(f"| `{label}` | {outcome} | {text} | {case.p:.3g} |")
+  return "\n".join(lines)
+
+
+def name_of(setting: Setting) -> str:
+  """(64, 3) -> "lag 64, 3 x rate"."""
+  lag, factor = setting
+  return f"lag {lag}" + (f", {factor} x rate" if factor != 1 else "")
+
+
+def table(found: Reports, value: Callable[[Row], float]) -> str:
+  """Markdown: objectives down, settings across; runs whose value is not finite are left out."""
+
+  def cell(report: Report) -> str:
+    values = finite(report, value)
+    if not values:
+      return ""
+    mean, half = mean_and_half_width(values)
+    return f"{mean:.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:.3f}"
+
+  return _grid(found, cell)
+
+
+def chosen(found: Reports) -> str:
+  """Markdown: the own value and the learning rate of every report."""
+
+  def cell(report: Report) -> str:
+    own = "" if report.value is None else f"{report.value:g}, "
+    return f"{own}{report.rate:g}"
+
+  return _grid(found, cell)
+
+
+def _grid(found: Reports, cell: Callable[[Report], str]) -> str:
+  lines = [
+    f"| objective | {' | '.join(map(name_of, SETTINGS))} |",
+    "| --- |" + " --- |" * len(SETTINGS),
+  ]
+  for label, of_label in found.items():
+    cells = [cell(of_label[s]) if s in of_label else "" for s in SETTINGS]
+    lines.append(f"| `{label}` | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def tuning(rows: Sequence[Row], study: Study) -> str:
+  """Markdown: mean score of each grid point at each lag of the tuning, over the tuning seeds."""
+  known: dict[tuple, list[float]] = {}
+  for row in rows:
+    if row["seed"] in study.tuning_seeds:
+      job = lag_language.job_of(row)
+      known.setdefault(job[:-1], []).append(lag_language.score(row))
+  lags = sorted(set().union(*lag_language.TUNED_AT.values()))
+  lines = [
+    f"| objective | value | rate | {' | '.join(f'lag {lag}' for lag in lags)} |",
+    "| --- | --- | --- |" + " --- |" * len(lags),
+  ]
+  for entry, value, rate in lag_language.grid(study):
+    scores = [known.get((entry.label, value, rate, lag)) for lag in lags]
+    if any(scores):
+      own = "" if value is None else f"{value:g}"
+      cells = [f"{np.mean(s):.3f}" if s else "" for s in scores]
+      lines.append(f"| `{entry.label}` | {own} | {rate:g} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- the pictures
+
+
+def against_lag(
+  found: Reports, shown: dict[str, Callable[[Row], float]], path: pathlib.Path
+) -> None:
+  """One panel per outcome: means and intervals at the tuned rate, lags at equal distances."""
+  figure, axes = plots.panels(1, len(shown), (5.5 * len(shown), 4.5))
+  lags = [lag for lag, factor in SETTINGS if factor == 1]
+  for axis, (title, value) in zip(axes[0], shown.items(), strict=True):
+    for number, (label, of_label) in enumerate(found.items()):
+      aside = 0.04 * (number - len(found) / 2)  # so that intervals do not cover each other
+      values = {i: finite(of_label.get((lag, 1)), value) for i, lag in enumerate(lags)}
+      points = {i + aside: of_lag for i, of_lag in values.items() if of_lag}
+      plots.means(axis, points, number, label)
+    axis.set_xticks(range(len(lags)), [str(lag) for lag in lags])
+    axis.set_xlabel("lag (updates)")
+    axis.set_ylabel(title, fontsize=8)
+  axes[0, 0].legend(fontsize=7, frameon=False)
+  plots.save(figure, path)
+
+
+def finite(report: Report | None, value: Callable[[Row], float]) -> list[float]:
+  """The values of a report's runs, without those that are not finite."""
+  rows = report.rows.values() if report else ()
+  return [x for x in map(value, rows) if math.isfinite(x)]
+
+
+def write(rows: Sequence[Row], study: Study, stem: pathlib.Path) -> None:
+  """STEM.md, and STEM_scores.png and STEM_entropy.png once there are reports."""
+  found, name = reports(rows, study), stem.name
+  stem.with_suffix(".md").write_text(page(rows, study, name))
+  if found:
+    against_lag(found, PRIMARY, stem.with_name(f"{name}_scores.png"))
+    entropies = {title: value for title, value in SECONDARY.items() if title.startswith("entropy")}
+    against_lag(found, entropies, stem.with_name(f"{name}_entropy.png"))
+  print(f"results: {stem}.md")
