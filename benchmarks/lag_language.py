@@ -43,6 +43,7 @@ class Entry:
   fixed: dict[str, Any]
   tuned: str = ""  # a key of the objective, or "clip": both bounds; "" = the learning rate alone
   values: tuple[Value, ...] = (None,)
+  candidates: int = 0  # likeliest tokens whose log-probabilities samplers record
 
 
 # With one update per batch, as here, `tis` is `cispo` with another cap.
@@ -51,6 +52,7 @@ ENTRIES = (
   Entry("grpo_wide", "grpo", True, {}, "clip", (0.4, 0.8)),
   Entry("cispo", "cispo", True, {}, "weight_high", (1.28, 5.0)),
   Entry("m2po", "m2po", True, {}, "moment_max", (0.04, 0.16)),
+  Entry("centering", "score_centering_tis", True, {}, "weight_high", (2.0, 5.0), candidates=16),
   Entry("copg", "copg", False, {}, "beta", BETAS),
   Entry("oapl", "oapl", False, {"scale": "half_over_beta", "beta1": 1.0}, "beta", BETAS),
   Entry("mean", "beta_shift", False, {"kappa": 0.0}, "beta", BETAS),

@@ -36,6 +36,7 @@ def configuration(job: lag_language.Job, study: lag_language.Study) -> ConfigDic
   config.objective.name = preset
   for key, value in keys.items():
     config.objective[key] = value
+  config.sampler.top_logprobs = lag_language.BY_LABEL[job.entry].candidates
   config_lib.validate(config)
   return config
 

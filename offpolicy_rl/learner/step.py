@@ -266,8 +266,9 @@ def gradient_noise(
   prepared = choices.objective.prepare(_batch_inputs(part, None))
 
   def group_loss(params, group):
-    logprobs = choices.token_stats(params, part).logprobs
-    inputs = _loss_inputs(choices, part, logprobs, None, version, None)
+    stats = choices.token_stats(params, part)
+    inputs = _loss_inputs(choices, part, stats.logprobs, None, version, None)
+    inputs = inputs._replace(candidate_logprobs=stats.candidate_logprobs)
     weights = jnp.where(part.group_ids == group, num_groups * prepared.row_weights, 0.0)
     return choices.objective.loss(inputs, prepared._replace(row_weights=weights))
 
