@@ -29,7 +29,7 @@ SECONDARY: dict[str, Callable[[Row], float]] = {
   "entropy of a completion at the end, nats": lambda row: row["final"]["entropy"],
   "entropy among right answers at the end, nats": lambda row: row["final"]["entropy_right"],
   "variance of the groups' gradients / squared norm of their mean, median of four versions": (
-    lambda row: float(np.median(row["noise"]))
+    lambda row: float(np.median([x for x in row["noise"] if math.isfinite(x)] or [math.nan]))
   ),
   "effective sample size of the training batches, share, mean over the run": (
     lambda row: float(np.mean(row["curve"]["ess"]))

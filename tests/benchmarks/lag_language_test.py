@@ -27,7 +27,7 @@ def row(job: Job, run: float, final: float = 0.5, study: lag_language.Study = ST
     "steps": study.steps,
     "warm_steps": study.warm_steps,
     "curve": {"step": [0, 1, 2], "pass@1": [0.0, run, run], "ess": [0.25, 0.75]},
-    "noise": [1.0, 2.0, 9.0],
+    "noise": [1.0, 2.0, 9.0, float("nan")],  # a batch without signal has none
     "final": last | {"entropy_right": float("nan")},
     "seconds": 36.0,
     "machine": "m",
