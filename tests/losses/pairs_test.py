@@ -67,7 +67,7 @@ def test_renumbered_groups_are_the_same_groups(ids):
 
 
 @pytest.mark.parametrize("order", some([0], [1, 2]))
-@pytest.mark.parametrize("name", PAIRWISE)
+@pytest.mark.parametrize("name", [*PAIRWISE, "gepo", "vcpo"])
 def test_slices_of_whole_groups_add_up_in_any_order(name, order):
   """Rows may be dealt out group by group; within a group their order must stay."""
   with jax.enable_x64(True):
@@ -80,7 +80,7 @@ def test_slices_of_whole_groups_add_up_in_any_order(name, order):
     np.testing.assert_allclose(sum(objective.loss(*part) for part in parts), whole, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", PAIRWISE)
+@pytest.mark.parametrize("name", [*PAIRWISE, "gepo", "vcpo"])
 def test_the_batch_has_one_loss_whatever_the_numbers_of_its_groups(name):
   x, objective = random_inputs(2), build(name)
   renamed = x._replace(group_ids=np.array([8, 2, 11])[x.group_ids])
