@@ -50,6 +50,8 @@ ENTRIES = (
   Entry("decoupled_ppo", "decoupled_ppo", "ratio", {}, "correction_high", CAPS),
   Entry("cispo", "cispo", "ratio", {}, "weight_high", CAPS),
   Entry("topr", "topr", "ratio", {}, ""),
+  Entry("m2po", "m2po", "ratio", {}, "moment_max", (4e-3, 0.01, 0.04, 0.16, 0.64)),
+  Entry("vespo", "vespo", "ratio", {}, ""),
   Entry("reinforce", "reinforce", "other", {}, ""),
   Entry("asymre", "asymre", "target", {}, "shift", (0.003, 0.01, 0.03, 0.1, 0.3)),
   Entry("copg", "copg", "target", {}, "beta", BETAS),

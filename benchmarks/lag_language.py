@@ -72,9 +72,9 @@ class Study:
   steps: int = 1000
   warm_steps: int = 1500
   learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-  tuning_seeds: tuple[int, ...] = (1001, 1002)
+  tuning_seeds: tuple[int, ...] = (1001,)
   seeds: tuple[int, ...] = tuple(range(8))  # nobody tunes on these
-  pilot_seeds: tuple[int, ...] = (1001, 1002, 1003)
+  pilot_seeds: tuple[int, ...] = (1001, 1002)
   points: int = 20  # of a curve, besides the beginning
   problems: int = 128  # held out, of every evaluation
   completions: int = 2  # of each at a point of the curve
@@ -181,13 +181,15 @@ def report_settings(
 
 
 def report_jobs(rows: Sequence[Row], entries: Sequence[Entry], study: Study) -> list[Job]:
-  """Runs of the reported seeds, seed by seed, of entries whose tuning is complete."""
+  """Runs of the reported seeds, those of the primary lag first, of entries that are tuned."""
   settings = {entry.label: report_settings(rows, entry, study) for entry in entries}
   keys = list(dict.fromkeys(key for found in settings.values() for key in found))
   jobs = [
     Job(label, *found[key], key[0], seed)
+    for primary in (True, False)
     for seed in study.seeds
     for key in keys
+    if (key[0] == PRIMARY_LAG) == primary
     for label, found in settings.items()
     if key in found
   ]
@@ -256,11 +258,11 @@ def _do(task: Job | WarmStart, study: Study, folder: pathlib.Path) -> Row | floa
 
 def tasks_of(jobs: Sequence[Job], warm: set[int]) -> list[Job | WarmStart]:
   """The jobs, each seed's warm start before its first unless it is there already."""
-  seeds = dict.fromkeys(job.seed for job in jobs)
   tasks: list[Job | WarmStart] = []
-  for seed in seeds:
-    tasks += [WarmStart(seed)] * (seed not in warm)
-    tasks += [job for job in jobs if job.seed == seed]
+  for job in jobs:
+    if job.seed not in warm and WarmStart(job.seed) not in tasks:
+      tasks.append(WarmStart(job.seed))
+    tasks.append(job)
   return tasks
 
 

@@ -120,7 +120,8 @@ def test_tuning_chooses_by_the_lags_of_the_plan():
     (256, 1): (high, 3e-3),
   }
   reported = lag_language.report_jobs(rows, [entry, BY_LABEL["copg"]], STUDY)
-  assert [job.seed for job in reported] == [0] * 5 + [1] * 5 + [2] * 5
+  assert [job.seed for job in reported] == [0, 0, 1, 1, 2, 2] + [0] * 3 + [1] * 3 + [2] * 3
+  assert [job.lag for job in reported] == [64] * 6 + [0, 16, 256] * 3
   assert reported[0] == ("mean", low, 1e-3, 64, 0)
 
 
