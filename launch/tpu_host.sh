@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# tpu_host.sh COMMAND: what launch/tpu_vm.sh runs on every host, in the home directory.
+# tpu_host.sh COMMAND: what launch/tpu_vm.sh and launch/tpu_mig.sh run on every host, in the home directory.
 #
 #   setup EXTRAS SHARED         installs the project, mounts what the hosts share
+#   worker                      prints this host's number in its slice and its address
 #   learner SHARED NAME FLAG... starts a process of the learner
 #   sampler SHARED NAME FLAG... starts a sampler
 #   logs, stop                  of it
@@ -9,7 +10,7 @@
 # The role is a systemd service: it outlives the ssh session, and gets SIGTERM when the machine is
 # preempted; its verifiers do not (KillMode). The learner's processes that fail start again together.
 set -euo pipefail
-if [ "${1:---help}" = --help ]; then sed -n '2,11s/^# \?//p' "$0"; exit; fi
+if [ "${1:---help}" = --help ]; then sed -n '2,12s/^# \?//p' "$0"; exit; fi
 project=$HOME/offpolicy_rl shared=$HOME/shared certs=$HOME/certs unit=offpolicy-rl
 start() { # ROLE STOP_SECONDS FLAG...
   sudo systemctl reset-failed "$unit" 2> /dev/null || true # an earlier one's memory
@@ -28,6 +29,7 @@ mounted() { # SHARED: a bucket, or HOST:/EXPORT
     *) gcsfuse --implicit-dirs --rename-dir-limit=1000000 "$1" "$shared" ;;
   esac
 }
+metadata() { curl -fsS -H 'Metadata-Flavor: Google' "http://metadata.google.internal/computeMetadata/v1/instance/$1"; }
 need_python() { # the runtimes' own is older
   command -v python3.12 > /dev/null || { python3 -m pip install --quiet --user uv && "$HOME/.local/bin/uv" python install 3.12; }
 }
@@ -56,13 +58,17 @@ case $1 in
       mkdir -p "$run" "$HOME/groups-$3" && { ln -sn "$HOME/groups-$3" "$run/groups" 2> /dev/null || [ -L "$run/groups" ]; }
     fi
     start learner 600 --run_dir="$run" --checkpoint_dir="$shared/$3/checkpoints" \
-      --weights_dir="$shared/$3/weights" --coordinator=auto --resume --tls_cert="$certs/server.pem" \
+      --weights_dir="$shared/$3/weights" --resume --tls_cert="$certs/server.pem" \
       --tls_key="$certs/server.key" --tls_client_ca="$certs/ca.pem" --token_file="$certs/token" "${@:4}" ;;
   sampler)
     mounted "$2"
     start sampler 60 --weights_dir="$shared/$3/weights" --tls_ca="$certs/ca.pem" --tls_cert="$certs/client.pem" \
       --tls_key="$certs/client.key" --token_file="$certs/token" --tls_server_name=learner --patience=600 "${@:4}" ;;
+  worker)
+    number=$(metadata attributes/worker-id || metadata attributes/agent-worker-number)
+    address=$(metadata network-interfaces/0/ip)
+    echo "$number $address" ;;
   logs) sudo journalctl --unit="$unit" --lines=100 --no-pager --output=cat ;;
   stop) sudo systemctl stop "$unit" ;;
-  *) echo "tpu_host.sh: got $1, expected setup, learner, sampler, logs or stop" >&2; exit 2 ;;
+  *) echo "tpu_host.sh: got $1, expected setup, worker, learner, sampler, logs or stop" >&2; exit 2 ;;
 esac

@@ -43,7 +43,11 @@ class Desk:
     self.folder = folder
     folder.mkdir()
     for tool in _TOOLS:
-      (folder / tool).symlink_to(shutil.which(tool))
+      self.link(tool)
+
+  def link(self, tool: str) -> None:
+    """Puts a tool of this machine there."""
+    (self.folder / tool).symlink_to(shutil.which(tool))
 
   def stub(self, name: str, commands: dict, answers: dict | None = None) -> None:
     """Puts a stand-in there; see stub.py."""

@@ -54,6 +54,28 @@ def test_create_requests_what_is_not_there_and_waits(desk):
   assert "r-sampler-1: ACTIVE" in output and "r: PROVISIONING, waiting" in output
 
 
+@pytest.mark.parametrize(
+  ("kind", "runtime"),
+  [
+    ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+    ("v5p-16", "v2-alpha-tpuv5"),
+    ("v6e-16", "v2-alpha-tpuv6e"),
+  ],
+)
+def test_each_generation_has_its_runtime(desk, kind, runtime):
+  desk.stub("gcloud", GCLOUD, states(r=["", "ACTIVE"]))
+  ok(desk.run("tpu_vm.sh", "create", **SETTINGS, TYPE=kind, SAMPLERS="0"))
+  (call,) = changing(desk)
+  assert {f"--accelerator-type={kind}", f"--runtime-version={runtime}"} <= set(call)
+
+
+def test_a_generation_that_the_api_lacks_is_refused(desk):
+  desk.stub("gcloud", GCLOUD)
+  done = desk.run("tpu_vm.sh", "create", **SETTINGS, TYPE="tpu7x-16")
+  assert done.returncode == 2 and "TYPE: got tpu7x-16, which this API does not have" in done.stderr
+  assert desk.argvs("gcloud") == []
+
+
 def test_a_request_that_fails_is_told(desk):
   desk.stub("gcloud", GCLOUD, states(r=["", "PROVISIONING", "FAILED"]))
   done = desk.run("tpu_vm.sh", "create", **SETTINGS, SAMPLERS="0")
