@@ -1,7 +1,9 @@
-"""Writes the manifests of one run from its values.
+"""Writes what one run on GKE needs, from its values.
 
   python launch/gke/render.py my_values.yaml                  JobSet and Deployment, on stdout
-  python launch/gke/render.py my_values.yaml --print=address  one value, for scripts
+  python launch/gke/render.py my_values.yaml --part=queue     a queue of Kueue for the run
+  python launch/gke/render.py my_values.yaml --part=pools     commands that make its node pools
+  python launch/gke/render.py my_values.yaml --print=name,address  values, for scripts
 
 values.yaml beside this file is complete: a file of values has the same keys.
 """
@@ -10,7 +12,9 @@ import argparse
 import math
 import pathlib
 import re
+import shlex
 import sys
+from typing import NamedTuple
 
 import jinja2
 import yaml
@@ -23,23 +27,50 @@ class ValuesError(ValueError):
   """A value that no cluster could use: names it and says what was expected."""
 
 
+class Generation(NamedTuple):
+  """How GKE calls a generation of TPUs, and its machines."""
+
+  accelerator: str  # node label cloud.google.com/gke-tpu-accelerator
+  machine: str  # machine type, without -4t for 4 chips
+  chips: tuple[int, ...]  # that a host may have; hosts of larger slices have 4
+  dimensions: int  # of a topology
+  policy: bool = False  # slices of several hosts: a workload policy in place of --tpu-topology
+
+
+# From "Plan TPUs in GKE" and xpk 1.9 (core/system_characteristics.py), 2026.
+GENERATIONS = {
+  "v5e": Generation("tpu-v5-lite-podslice", "ct5lp-hightpu", (1, 4, 8), 2),
+  "v5p": Generation("tpu-v5p-slice", "ct5p-hightpu", (4,), 3),
+  "v6e": Generation("tpu-v6e-slice", "ct6e-standard", (1, 4, 8), 2),
+  "tpu7x": Generation("tpu7x", "tpu7x-standard", (1, 4), 3, policy=True),
+}
+
+
 def load(path: pathlib.Path) -> dict:
-  """The checked values of a file, and `address`, the host name of the learner's first process."""
+  """The checked values of a file, with what follows from them.
+
+  That is `address`, the host name of the learner's first process; `bucket`, or None; and for the
+  learner and the samplers `accelerator`, `hosts` (of one slice), `chips_per_host`, `machine` and
+  `reservation` (its name, or None).
+  """
   values = yaml.safe_load(path.read_text())
   _compare(values, yaml.safe_load((_HERE / "values.yaml").read_text()), "")
   if not _NAME.fullmatch(values["name"]):
     raise ValuesError(
       f"name: got {values['name']!r}, expected at most 32 of a-z, 0-9 and -, the first a letter"
     )
-  chips = values["learner"]["hosts"] * values["learner"]["chips_per_host"]
-  _check_topology("learner", values["learner"], chips)
-  _check_topology("samplers", values["samplers"], values["samplers"]["chips_per_host"])
-  return values | {"address": f"{values['name']}-learner-0-0.{values['name']}"}
+  for role, is_slice in (("learner", True), ("samplers", False)):
+    values[role] |= _hardware(role, values[role], is_slice=is_slice)
+  bucket = re.fullmatch(r"gs://([^/]+)", values["shared"])
+  address = f"{values['name']}-learner-0-0.{values['name']}"
+  return values | {"address": address, "bucket": bucket[1] if bucket else None}
 
 
 def _compare(got, model, name: str) -> None:
   """The same keys and kinds of values as in the model, and nothing left empty."""
   if name == ".security":  # the cluster's own words
+    return
+  if model is None and (got is None or isinstance(got, str)):
     return
   if type(got) is not type(model):
     raise ValuesError(
@@ -57,21 +88,123 @@ def _compare(got, model, name: str) -> None:
     _compare(got[key], model[key], f"{name}.{key}")
 
 
-def _check_topology(role: str, part: dict, chips: int) -> None:
-  found = re.fullmatch(r"\d+(x\d+){1,2}", part["topology"])
-  if not found or math.prod(map(int, part["topology"].split("x"))) != chips:
+def _hardware(role: str, part: dict, *, is_slice: bool) -> dict:
+  """What follows from generation, topology and capacity; a sampler has one host."""
+  generation = GENERATIONS.get(part["generation"])
+  if generation is None:
     raise ValuesError(
-      f"{role}.topology: got {part['topology']!r}, expected a product, such as 4x4, of the {chips} "
-      "chips that its hosts have together"
+      f"{role}.generation: got {part['generation']!r}, expected {', '.join(GENERATIONS)}"
     )
+  topology = part["topology"]
+  chips = math.prod(map(int, topology.split("x"))) if re.fullmatch(r"\d+(x\d+)+", topology) else 0
+  per_host = 4 if is_slice and chips > 4 else chips
+  if (
+    per_host not in generation.chips
+    or chips % per_host
+    or (topology.count("x") + 1 != generation.dimensions)
+  ):
+    hosts = "a slice" if is_slice else "one host"
+    such = "2x2" if generation.dimensions == 2 else "2x2x1"
+    raise ValuesError(
+      f"{role}.topology: got {topology!r}, expected that of {hosts} of {part['generation']}, "
+      f"such as {such}"
+    )
+  capacity = re.fullmatch(r"on-demand|spot|reservation/(.+)", part["capacity"])
+  if not capacity:
+    raise ValuesError(
+      f"{role}.capacity: got {part['capacity']!r}, expected on-demand, spot or reservation/NAME"
+    )
+  return {
+    "accelerator": generation.accelerator,
+    "hosts": chips // per_host,
+    "chips_per_host": per_host,
+    "machine": f"{generation.machine}-{per_host}t",
+    "reservation": capacity[1],
+  }
 
 
-def render(values: dict) -> str:
-  """The manifests, as YAML."""
+def render(values: dict, template: str) -> str:
+  """A template beside this file, filled in."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_HERE), undefined=jinja2.StrictUndefined, autoescape=False
   )
-  return environment.get_template("manifest.yaml.j2").render(values)
+  return environment.get_template(template).render(values)
+
+
+def queue(values: dict) -> str:
+  """A queue of Kueue with as much as learner and samplers need together, one flavor per generation.
+
+  Raises:
+    ValuesError: the values name no queue.
+  """
+  if not values["queue"]:
+    raise ValuesError("queue: got None, expected the name of the queue to make")
+  flavors = {}
+  for part, hosts in (
+    (values["learner"], values["learner"]["hosts"] * values["learner"]["slices"]),
+    (values["samplers"], values["samplers"]["replicas"]),
+  ):
+    found = flavors.setdefault(part["generation"], {"chips": 0, "cpu": 0, "memory_gib": 0})
+    found |= {"generation": part["generation"], "accelerator": part["accelerator"]}
+    found["chips"] += hosts * part["chips_per_host"]
+    found["cpu"] += hosts * part["cpu"]
+    found["memory_gib"] += hosts * part["memory_gib"]
+  return render(values | {"flavors": list(flavors.values())}, "queue.yaml.j2")
+
+
+def pools(values: dict) -> list[list[str]]:
+  """Commands that make the node pools: one per slice of the learner, one for all samplers.
+
+  Raises:
+    ValuesError: the values do not say of which cluster.
+  """
+  cluster = values["cluster"]
+  for key, value in cluster.items():
+    if not re.fullmatch(r"[-.:a-z0-9]+", value or ""):
+      raise ValuesError(f"cluster.{key}: got {value!r}, expected the one that node pools are for")
+  name, learner, samplers = values["name"], values["learner"], values["samplers"]
+  project = f"--project={cluster['project']}"
+  create = ["gcloud", "container", "node-pools", "create"]
+  where = [
+    project,
+    f"--cluster={cluster['name']}",
+    f"--location={cluster['location']}",
+    f"--node-locations={cluster['zone']}",
+    "--workload-metadata=GKE_METADATA",  # workload identity
+    "--scopes=cloud-platform",
+  ]
+  commands, shape = [], []
+  if learner["hosts"] > 1:
+    shape = [f"--tpu-topology={learner['topology']}"]
+    if GENERATIONS[learner["generation"]].policy:
+      shape = [f"--placement-policy={name}"]
+      policy = [
+        "gcloud",
+        "compute",
+        "resource-policies",
+        "create",
+        "workload-policy",
+        name,
+        project,
+      ]
+      policy += [f"--region={cluster['zone'].rpartition('-')[0]}", "--type=HIGH_THROUGHPUT"]
+      commands.append([*policy, f"--accelerator-topology={learner['topology']}"])
+  for i in range(learner["slices"]):
+    size = [f"--num-nodes={learner['hosts']}"]
+    commands.append([*create, f"{name}-{i}", *where, *_machines(learner), *size, *shape])
+  size = ["--num-nodes=0", "--enable-autoscaling", "--min-nodes=0"]
+  size.append(f"--max-nodes={samplers['replicas']}")
+  commands.append([*create, f"{name}-sampler", *where, *_machines(samplers), *size])
+  return commands
+
+
+def _machines(part: dict) -> list[str]:
+  flags = [f"--machine-type={part['machine']}"]
+  if part["capacity"] == "spot":
+    flags.append("--spot")
+  if part["reservation"]:
+    flags += ["--reservation-affinity=specific", f"--reservation={part['reservation']}"]
+  return flags
 
 
 def main() -> int:
@@ -80,11 +213,17 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("values", type=pathlib.Path)
-  parser.add_argument("--print", dest="one", metavar="NAME", help="print this value only")
+  parser.add_argument("--part", choices=["run", "queue", "pools"], default="run")
+  parser.add_argument("--print", dest="one", metavar="NAMES", help="print these values only")
   arguments = parser.parse_args()
   try:
     values = load(arguments.values)
-    print(values[arguments.one] if arguments.one else render(values))
+    if arguments.one:
+      print(*(values[name] for name in arguments.one.split(",")))
+    elif arguments.part == "pools":
+      print("\n".join(shlex.join(command) for command in pools(values)))
+    else:
+      print(queue(values) if arguments.part == "queue" else render(values, "manifest.yaml.j2"))
   except (ValuesError, OSError, yaml.YAMLError) as error:
     print(f"{arguments.values}: {error}", file=sys.stderr)
     return 2

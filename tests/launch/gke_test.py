@@ -1,5 +1,6 @@
 """launch/gke: the manifests against published schemas, the commands against a stand-in."""
 
+import importlib.util
 import pathlib
 import re
 import subprocess
@@ -12,7 +13,9 @@ import yaml
 
 from tests.launch.desk import LAUNCH, accepted, ok
 
-RENDER = LAUNCH / "gke" / "render.py"
+_SPEC = importlib.util.spec_from_file_location("render", LAUNCH / "gke" / "render.py")
+render = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(render)
 KUBERNETES = "1.33"
 KUBECTL = {
   "delete deployment": ["--namespace", "--cascade", "--ignore-not-found"],
@@ -20,8 +23,36 @@ KUBECTL = {
   "delete secret": ["--namespace", "--ignore-not-found"],
   "create secret generic": ["--namespace", "--from-file"],
   "logs": ["--namespace", "--follow", "--selector", "--prefix", "--max-log-requests"],
+  "scale deployment": ["--namespace", "--replicas"],
   "apply -f -": [],
 }
+GCLOUD = {
+  "container node-pools create": [
+    "--project",
+    "--cluster",
+    "--location",
+    "--node-locations",
+    "--workload-metadata",
+    "--scopes",
+    "--machine-type",
+    "--num-nodes",
+    "--tpu-topology",
+    "--placement-policy",
+    "--spot",
+    "--reservation-affinity",
+    "--reservation",
+    "--enable-autoscaling",
+    "--min-nodes",
+    "--max-nodes",
+  ],
+  "compute resource-policies create workload-policy": [
+    "--project",
+    "--region",
+    "--type",
+    "--accelerator-topology",
+  ],
+}
+CLUSTER = {"project": "p", "name": "c", "location": "us-east5", "zone": "us-east5-b"}
 
 
 def _fields(required: tuple[str, ...] = (), **properties) -> dict:
@@ -44,6 +75,7 @@ _RULE = _fields(
   action={"enum": ["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"]},
   name={"type": "string", "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
   onJobFailureReasons={"type": "array", "items": _TEXT},
+  onJobFailureMessagePatterns={"type": "array", "items": _TEXT},
 )
 _REPLICATED = _fields(("name", "template"), name=_TEXT, replicas=_COUNT, template=_fields(spec={}))
 JOBSET = _fields(
@@ -58,46 +90,90 @@ JOBSET = _fields(
   ),
 )
 
+# The same of Kueue (kubernetes-sigs/kueue 0.19.2, config/components/crd/bases, v1beta2).
+_OBJECT = {"type": "string", "maxLength": 253, "pattern": r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"}
+_QUANTITY = {"type": ["integer", "string"], "pattern": "^[0-9]+([KMGTPE]i|[kMGTPE])?$"}
+_QUOTA = _fields(("name", "nominalQuota"), name=_TEXT, nominalQuota=_QUANTITY)
+_TOLERATION = _fields(key=_TEXT, operator={"enum": ["Exists", "Equal"]}, value=_TEXT, effect=_TEXT)
+_SOME = {"type": "array", "minItems": 1, "maxItems": 64}
+_FLAVOR_QUOTAS = _fields(("name", "resources"), name=_OBJECT, resources=_SOME | {"items": _QUOTA})
+_GROUP = _fields(
+  ("coveredResources", "flavors"),
+  coveredResources=_SOME | {"items": _TEXT},
+  flavors=_SOME | {"items": _FLAVOR_QUOTAS},
+)
+_SPECS = {
+  "ResourceFlavor": _fields(
+    nodeLabels={"type": "object", "maxProperties": 8, "additionalProperties": _TEXT},
+    tolerations={"type": "array", "maxItems": 8, "items": _TOLERATION},
+  ),
+  "ClusterQueue": _fields(
+    namespaceSelector=_fields(matchLabels={"type": "object", "additionalProperties": _TEXT}),
+    resourceGroups={"type": "array", "maxItems": 16, "items": _GROUP},
+  ),
+  "LocalQueue": _fields(clusterQueue=_OBJECT),
+}
+KUEUE = {
+  kind: _fields(
+    ("apiVersion", "kind", "metadata"),
+    apiVersion={"const": "kueue.x-k8s.io/v1beta2"},
+    kind={"const": kind},
+    metadata=_fields(("name",), name=_OBJECT, namespace=_TEXT),
+    spec=spec,
+  )
+  for kind, spec in _SPECS.items()
+}
+
 
 def values_file(tmp_path, change=lambda values: None) -> pathlib.Path:
   """values.yaml with the values that every run must set, changed."""
   values = yaml.safe_load((LAUNCH / "gke" / "values.yaml").read_text())
-  values |= {"image": "registry.example/offpolicy-rl:1", "shared_claim": "claim"}
+  values |= {"image": "registry.example/offpolicy-rl:1", "shared": "claim"}
   change(values)
   file = tmp_path / "values.yaml"
   file.write_text(yaml.safe_dump(values))
   return file
 
 
-def render(values: pathlib.Path) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, RENDER, values], capture_output=True, text=True)
+def manifests(values: pathlib.Path) -> list[dict]:
+  """JobSet and Deployment, in order as Kubernetes and JobSet have it."""
+  jobset, deployment = yaml.safe_load_all(render.render(render.load(values), "manifest.yaml.j2"))
+  jsonschema.validate(jobset, JOBSET)
+  kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
+  kubernetes_validate.validate(job_of(jobset), KUBERNETES, strict=True)
+  return [jobset, deployment]
+
+
+def job_of(jobset: dict) -> dict:
+  """The Job in a JobSet."""
+  (replicated,) = jobset["spec"]["replicatedJobs"]
+  spec = replicated["template"]["spec"]
+  return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": spec}
+
+
+def pod_of(workload: dict) -> dict:
+  """Specification of the pods of a Job or Deployment."""
+  return workload["spec"]["template"]["spec"]
 
 
 @pytest.fixture(scope="module")
 def jobset_and_deployment(tmp_path_factory):
-  return list(yaml.safe_load_all(ok(render(values_file(tmp_path_factory.mktemp("gke"))))))
+  return manifests(values_file(tmp_path_factory.mktemp("gke")))
 
 
 @pytest.fixture
 def job(jobset_and_deployment):
-  """The Job in the JobSet."""
-  (replicated,) = jobset_and_deployment[0]["spec"]["replicatedJobs"]
-  spec = replicated["template"]["spec"]
-  return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": spec}
+  return job_of(jobset_and_deployment[0])
 
 
 @pytest.fixture
 def pods(job, jobset_and_deployment):
   """(specification of a learner's pod, of a sampler's)."""
-  deployment = jobset_and_deployment[1]
-  return job["spec"]["template"]["spec"], deployment["spec"]["template"]["spec"]
+  return pod_of(job), pod_of(jobset_and_deployment[1])
 
 
 def test_manifests_are_what_kubernetes_and_jobset_accept(jobset_and_deployment, job):
-  jobset, deployment = jobset_and_deployment
-  jsonschema.validate(jobset, JOBSET)
-  kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
-  kubernetes_validate.validate(job, KUBERNETES, strict=True)
+  assert [manifest["kind"] for manifest in jobset_and_deployment] == ["JobSet", "Deployment"]
   wrong = job | {"spec": job["spec"] | {"backofLimit": 0}}
   with pytest.raises(kubernetes_validate.ValidationError, match="backofLimit"):
     kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
@@ -106,35 +182,20 @@ def test_manifests_are_what_kubernetes_and_jobset_accept(jobset_and_deployment, 
 def test_pods_run_commands_that_the_program_accepts(jobset_and_deployment, pods):
   jobset, _ = jobset_and_deployment
   (learner,), (sampler,) = (pod["containers"] for pod in pods)
-  script, *words = learner["args"]
-  assert script.endswith('exec offpolicy-rl learner "$@"'), "the program itself gets SIGTERM"
-  trains, samples = accepted(words), accepted(sampler["args"])
-  assert (trains.role, trains.coordinator, trains.resume) == ("learner", "auto", True)
+  assert learner["command"] == ["/app/launch/pod.sh"]
+  run, *words = learner["args"]
+  trains, samples = accepted(["learner", *words]), accepted(sampler["args"])
+  assert run == f"/shared/{jobset['metadata']['name']}/run"
   name, network = jobset["metadata"]["name"], jobset["spec"]["network"]
   assert samples.learner == f"{name}-learner-0-0.{network['subdomain']}:50051"
   assert trains.weights_dir == samples.weights_dir == f"/shared/{name}/weights"
   assert trains.token_file == samples.token_file == "/certs/token"
 
 
-def test_the_first_process_keeps_waiting_groups_on_its_own_disk(pods, tmp_path):
-  """The script of the learner's container, with its directories in another place."""
-  script = pods[0]["containers"][0]["args"][0].replace("/local/", f"{tmp_path}/local/")
-  script = script.replace("exec offpolicy-rl", "echo")
-  for index in ("0", "1", "0"):  # the last one: started again
-    run = tmp_path / f"run{index}"
-    env = {"PATH": "/usr/bin:/bin", "RUN": str(run), "JOB_COMPLETION_INDEX": index}
-    done = subprocess.run(
-      ["bash", "-c", script, "learner", "--a=b c"], env=env, capture_output=True, text=True
-    )
-    assert ok(done) == "learner --a=b c\n"
-    assert (run / "groups").is_symlink() == (index == "0")
-  assert (tmp_path / "run0" / "groups").resolve() == tmp_path / "local" / "groups"
-
-
 def test_pods_get_tpus_time_to_end_and_their_secrets(job, pods):
   learner, sampler = pods
-  assert job["spec"]["parallelism"] == job["spec"]["completions"] == 16
-  for pod, topology in ((learner, "8x8"), (sampler, "2x2")):
+  assert job["spec"]["parallelism"] == job["spec"]["completions"] == 4
+  for pod, topology in ((learner, "4x4"), (sampler, "2x2")):
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology
     assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] == 4
   assert sampler["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
@@ -152,47 +213,157 @@ def test_only_the_first_process_is_asked_how_it_is(pods):
   assert startup["exec"] == liveness["exec"]
   assert (startup["failureThreshold"], liveness["failureThreshold"]) == (120, 20)
   probe = liveness["exec"]["command"][2]
-  asked = lambda index: subprocess.run(
+  asked = lambda index, **env: subprocess.run(
     ["bash", "-c", probe.replace("grpc_health_probe", "echo")],
     capture_output=True,
     text=True,
-    env={"JOB_COMPLETION_INDEX": index, "PATH": "/usr/bin:/bin"},
+    env={"JOB_COMPLETION_INDEX": index, "PATH": "/usr/bin:/bin"} | env,
   )
-  assert ok(asked("1")) == ""
+  assert ok(asked("1")) == "" == ok(asked("0", MEGASCALE_SLICE_ID="1"))
   flags = re.findall(r"-([-a-z]+)(?:=(\S+))?(?: |$)", ok(asked("0")))
   assert dict(flags)["addr"] == "localhost:50051" and dict(flags)["tls"] == ""
   assert dict(flags)["tls-client-cert"] == "/certs/server.pem"
 
 
-def test_samplers_without_spot(tmp_path):
-  file = values_file(tmp_path, lambda v: v["samplers"].update(spot=False, flags=["--verbose"]))
-  _, deployment = yaml.safe_load_all(ok(render(file)))
-  kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
-  pod = deployment["spec"]["template"]["spec"]
-  assert "tolerations" not in pod and "cloud.google.com/gke-spot" not in pod["nodeSelector"]
-  assert accepted(pod["containers"][0]["args"]).verbose
+@pytest.mark.parametrize(
+  ("generation", "topology", "accelerator", "machine", "hosts", "one_host"),
+  [
+    ("v5e", "4x8", "tpu-v5-lite-podslice", "ct5lp-hightpu-4t", 8, "2x4"),
+    ("v5p", "2x2x4", "tpu-v5p-slice", "ct5p-hightpu-4t", 4, "2x2x1"),
+    ("v6e", "2x4", "tpu-v6e-slice", "ct6e-standard-4t", 2, "1x1"),
+    ("tpu7x", "2x2x2", "tpu7x", "tpu7x-standard-4t", 2, "1x1x1"),
+  ],
+)
+def test_generations(tmp_path, generation, topology, accelerator, machine, hosts, one_host):
+  def change(values):
+    values["learner"].update(generation=generation, topology=topology, slices=2)
+    values["samplers"].update(generation=generation, topology=one_host)
+    values["cluster"] = CLUSTER
+
+  jobset, deployment = manifests(values_file(tmp_path, change))
+  assert jobset["spec"]["replicatedJobs"][0]["replicas"] == 2
+  job = job_of(jobset)["spec"]
+  assert job["parallelism"] == job["completions"] == hosts
+  for pod, shape in ((pod_of(job_of(jobset)), topology), (pod_of(deployment), one_host)):
+    wanted = pod["nodeSelector"]
+    assert wanted["cloud.google.com/gke-tpu-accelerator"] == accelerator
+    assert wanted["cloud.google.com/gke-tpu-topology"] == shape
+  commands = render.pools(render.load(tmp_path / "values.yaml"))
+  *policies, first, second, samplers = commands
+  assert [pool[4] for pool in (first, second, samplers)] == [
+    "offpolicy-rl-0",
+    "offpolicy-rl-1",
+    "offpolicy-rl-sampler",
+  ]
+  assert {f"--machine-type={machine}", f"--num-nodes={hosts}"} <= set(
+    first
+  ) and "--spot" in samplers
+  # A workload policy has the topology of TPU7x; a node pool may not have both.
+  by_policy = generation == "tpu7x"
+  assert (f"--tpu-topology={topology}" in first) != by_policy
+  assert ("--placement-policy=offpolicy-rl" in first) == by_policy
+  assert [
+    "--region=us-east5" in p and f"--accelerator-topology={topology}" in p for p in policies
+  ] == ([True] if by_policy else [])
+
+
+def test_reserved_and_spot_learners(tmp_path):
+  for capacity, label in (("spot", "gke-spot"), ("reservation/mine", "reservation-name")):
+    jobset, _ = manifests(
+      values_file(tmp_path, lambda v, c=capacity: v["learner"].update(capacity=c))
+    )
+    pod = pod_of(job_of(jobset))
+    assert pod["nodeSelector"][f"cloud.google.com/{label}"] in ("true", "mine")
+    assert ("tolerations" in pod) == (capacity == "spot")
+
+
+def test_preemptions_do_not_count_as_failures(jobset_and_deployment, job):
+  """By what Job says of the rule that matched: see JobSet's failure policy."""
+  by_exit, by_disruption = job["spec"]["podFailurePolicy"]["rules"]
+  assert by_exit["onExitCodes"]["values"] == [2]
+  assert by_disruption["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+  rules = jobset_and_deployment[0]["spec"]["failurePolicy"]["rules"]
+  said = "Pod x/y has condition DisruptionTarget matching FailJob rule at index 1"
+  matching = [r["action"] for r in rules if re.search(r["onJobFailureMessagePatterns"][0], said)]
+  assert matching == ["RestartJobSetAndIgnoreMaxRestarts"]
+
+
+def test_a_bucket_is_mounted_by_workload_identity(tmp_path):
+  change = lambda values: values.update(shared="gs://mine", service_account="writer")
+  jobset, deployment = manifests(values_file(tmp_path, change))
+  for workload in (job_of(jobset), deployment):
+    pod, annotations = pod_of(workload), workload["spec"]["template"]["metadata"]["annotations"]
+    assert annotations == {"gke-gcsfuse/volumes": "true"} and pod["serviceAccountName"] == "writer"
+    (volume,) = [v for v in pod["volumes"] if v["name"] == "shared"]
+    assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
+    assert volume["csi"]["volumeAttributes"]["bucketName"] == "mine"
+  args = pod_of(job_of(jobset))["containers"][0]["args"]
+  assert args[0] == "/local/run", "files that grow are nothing for a bucket"
+
+
+def test_secrets_become_the_environment(tmp_path):
+  for workload in manifests(
+    values_file(tmp_path, lambda values: values.update(secrets=["wandb", "hub"]))
+  ):
+    pod = pod_of(job_of(workload) if workload["kind"] == "JobSet" else workload)
+    names = [s["secretRef"]["name"] for s in pod["containers"][0]["envFrom"]]
+    assert names == ["wandb", "hub"]
+
+
+def test_a_queue_of_kueue_holds_the_run(tmp_path):
+  def change(values):
+    values["queue"] = "mine"
+    values["samplers"].update(generation="v5e", replicas=3)
+
+  jobset, deployment = manifests(values_file(tmp_path, change))
+  for workload in (jobset, deployment):
+    assert workload["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "mine"
+  queue = list(yaml.safe_load_all(render.queue(render.load(tmp_path / "values.yaml"))))
+  kinds = [manifest["kind"] for manifest in queue]
+  assert kinds == ["ResourceFlavor", "ResourceFlavor", "ClusterQueue", "LocalQueue"]
+  for manifest in queue:
+    jsonschema.validate(manifest, KUEUE[manifest["kind"]])
+  (group,) = queue[2]["spec"]["resourceGroups"]
+  quotas = {
+    flavor["name"]: [resource["nominalQuota"] for resource in flavor["resources"]]
+    for flavor in group["flavors"]
+  }
+  assert quotas == {"mine-v6e": [16, 96, "400Gi"], "mine-v5e": [12, 72, "300Gi"]}
+  asked = pod_of(deployment)["containers"][0]["resources"]["requests"]
+  assert set(asked) == set(group["coveredResources"]), "Kueue admits nothing else"
+
+
+def test_a_misspelt_field_of_kueue_is_refused():
+  queue = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": {"name": "q"}}
+  with pytest.raises(jsonschema.ValidationError, match="clusterqueue"):
+    jsonschema.validate(queue | {"spec": {"clusterqueue": "q"}}, KUEUE["LocalQueue"])
 
 
 @pytest.mark.parametrize(
   ("change", "message"),
   [
     (lambda v: v.update(image=""), "image: got '', expected a value"),
-    (lambda v: v["learner"].pop("hosts"), "learner.hosts: missing, expected such as 16"),
+    (lambda v: v["learner"].pop("slices"), "learner.slices: missing, expected such as 1"),
     (lambda v: v["samplers"].update(replica=3), "samplers.replica: unknown, expected one of repli"),
-    (lambda v: v["learner"].update(hosts="16"), "learner.hosts: got '16', expected int"),
-    (lambda v: v["learner"].update(hosts=4), "learner.topology: got '8x8', expected a product"),
+    (lambda v: v["learner"].update(slices="2"), "learner.slices: got '2', expected int"),
+    (lambda v: v["learner"].update(topology="2x3"), "learner.topology: got '2x3', expected that"),
+    (lambda v: v["learner"].update(generation="v5p"), "got '4x4', expected that of a slice of v5p"),
+    (lambda v: v["samplers"].update(topology="4x4"), "got '4x4', expected that of one host of v6e"),
+    (lambda v: v["learner"].update(generation="v9"), "learner.generation: got 'v9', expected v5e,"),
+    (lambda v: v["samplers"].update(capacity="cheap"), "got 'cheap', expected on-demand, spot or"),
     (lambda v: v.update(name="My_Run"), "name: got 'My_Run', expected at most 32"),
   ],
 )
 def test_wrong_values_are_named(tmp_path, change, message):
-  done = render(values_file(tmp_path, change))
-  assert done.returncode == 2 and message in done.stderr and done.stdout == ""
+  with pytest.raises(render.ValuesError, match=re.escape(message)):
+    render.load(values_file(tmp_path, change))
 
 
 @pytest.fixture
 def gke(desk):
   """gke.sh with a stand-in for kubectl."""
   desk.stub("kubectl", KUBECTL)
+  desk.stub("gcloud", GCLOUD)
   return lambda *words: desk.run("gke/gke.sh", *words, PYTHON=sys.executable)
 
 
@@ -232,16 +403,42 @@ def test_start_logs_and_delete(desk, gke, tmp_path):
   assert "--cascade=foreground" in done[2] and "--cascade=foreground" in done[3]
 
 
+def test_pools_queue_and_scale(desk, gke, tmp_path):
+  change = lambda v: (v.update(cluster=CLUSTER, queue="q"), v["learner"].update(slices=2))
+  values = str(values_file(tmp_path, change))
+  for command in (["pools", values], ["queue", values], ["scale", values, "9"]):
+    ok(gke(*command))
+  assert [call[3] for call in desk.argvs("gcloud")] == [
+    "offpolicy-rl-0",
+    "offpolicy-rl-1",
+    "offpolicy-rl-sampler",
+  ]
+  applied, scaled = desk.calls("kubectl")
+  assert "kind: ClusterQueue" in applied["stdin"]
+  assert scaled["argv"][1:] == ["scale", "deployment", "offpolicy-rl-sampler", "--replicas=9"]
+
+
 def test_a_dry_run_prints_and_runs_nothing(desk, gke, tmp_path):
-  values, certs = str(values_file(tmp_path)), tmp_path / "certs"
-  for command in (["secrets", values, str(certs)], ["start", values], ["delete", values]):
-    assert "kubectl" in ok(gke("--dry-run", *command))
-  assert desk.argvs("kubectl") == [] and not certs.exists()
+  change = lambda values: values.update(cluster=CLUSTER, queue="q")
+  values, certs = str(values_file(tmp_path, change)), tmp_path / "certs"
+  for command, tool in (
+    (["pools", values], "gcloud"),
+    (["queue", values], "kubectl"),
+    (["secrets", values, str(certs)], "kubectl"),
+    (["start", values], "kubectl"),
+    (["scale", values, "2"], "kubectl"),
+    (["delete", values], "kubectl"),
+  ):
+    assert tool in ok(gke("--dry-run", *command))
+  assert desk.argvs("kubectl") == [] == desk.argvs("gcloud") and not certs.exists()
 
 
 def test_what_is_missing_is_named(desk, gke, tmp_path):
   for words, message in (
-    (["begin"], "got begin, expected secrets"),
+    (["begin"], "got begin, expected pools, queue, secrets"),
+    (["pools", str(values_file(tmp_path))], ": got None, expected the one that node pools are for"),
+    (["queue", str(values_file(tmp_path))], "queue: got None, expected the name"),
+    (["scale", str(values_file(tmp_path))], "N: got nothing, expected a number"),
     (["start"], "VALUES: missing, expected a file"),
     (["secrets", str(values_file(tmp_path))], "CERTS: missing, expected the directory"),
     (["start", str(LAUNCH / "gke" / "values.yaml")], "image: got ''"),
