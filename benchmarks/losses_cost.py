@@ -39,6 +39,8 @@ def inputs_for(choices: losses.Choices, rows: int, columns: int) -> losses.LossI
     reference_logprobs=near if choices.needs_reference else None,
     proximal_logprobs=near if choices.needs_proximal else None,
     values=jnp.full(rows, 0.5) if choices.advantage == "value" else None,
+    candidate_logprobs=policy[..., None] if choices.needs_candidates else None,
+    sampler_candidate_logprobs=near[..., None] if choices.needs_candidates else None,
   )
 
 

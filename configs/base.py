@@ -238,7 +238,7 @@ GROUPS = {
     ),
     "sampler.top_logprobs": integer(0, at_least=0, at_most=bounds.MAX_CANDIDATES).means(
       "likeliest tokens whose log-probabilities are recorded with every sampled one of training, "
-      "8 bytes each, for losses that look at more than the sampled token; 0 = none"
+      "8 bytes each, for objective.fn=score_centering; 0 = none"
     ),
     "sampler.stop": json_texts("").means(
       "what ends a completion besides the end-of-sequence token: special tokens of the checkpoint, "

@@ -135,6 +135,16 @@ def _relations(c, trains: bool) -> Problems:
     yield f"sampler.slots: at least {completions}, the completions of one ticket"
   if trains:
     yield from _messages(c)
+    yield from _candidates(c)
+
+
+def _candidates(c) -> Problems:
+  objective = objective_choices(c)
+  if objective.needs_candidates and not c.sampler.top_logprobs:
+    yield (
+      f"sampler.top_logprobs: at least 1: objective.fn = {objective.fn} needs the sampler's "
+      "likeliest tokens; the paper takes 128"
+    )
 
 
 def _rows(c) -> Problems:

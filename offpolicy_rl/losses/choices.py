@@ -27,6 +27,7 @@ ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "truncated_ratio": ("ratio_min", "ratio_max", "kl_tau"),
     "probability_gap": ("gap_measure", "gap_low", "gap_high", "gap_two_sided", "kl_tau"),
     "soft_gate": ("tau_high", "tau_low"),
+    "score_centering": ("weight", "weight_high"),
   },
   "advantage": {
     "mean": (),
@@ -65,6 +66,7 @@ PAIRWISE = ("centred_squares", "pair_squares", "pair_dpo", "pair_ipo")  # compar
 WITHOUT_ADVANTAGE = ("optimal_baseline", *PAIRWISE)  # compare the rewards of a group themselves
 BY_ROW = ("regression", *WITHOUT_ADVANTAGE)  # take the log-ratios of rows
 WEIGHTED = ("policy_gradient", "ppo_clip")  # take weights of tokens
+_WEIGHTS_OF_CANDIDATES = ("none", "truncate")
 GROUP_WEIGHTS = ("group_ratio_clip",)  # depend on the group's other rows
 BATCH_WEIGHTS = ("second_moment", "balanced_clip")  # depend on all tokens of an update
 
@@ -209,6 +211,12 @@ class Choices:
         f"objective.kl_coef: got {self.kl_coef}, expected 0 with objective.fn = {self.fn}, whose "
         "losses are weighted per pair and not per row"
       )
+    if self.needs_candidates and self.weight not in _WEIGHTS_OF_CANDIDATES:
+      raise ValueError(
+        f"objective.weight: got {self.weight!r}, expected one of "
+        f"{', '.join(_WEIGHTS_OF_CANDIDATES)} with objective.fn = {self.fn}, which weighs tokens "
+        "that were not sampled, too"
+      )
 
   @property
   def needs_reference(self) -> bool:
@@ -219,6 +227,11 @@ class Choices:
   def needs_proximal(self) -> bool:
     """Whether `proximal_logprobs` must be given."""
     return self.anchor == "proximal" or self.correction != "none"
+
+  @property
+  def needs_candidates(self) -> bool:
+    """Whether the log-probabilities of the sampler's likeliest tokens must be given."""
+    return self.fn == "score_centering"
 
   @property
   def couples_rows(self) -> bool:
@@ -247,6 +260,9 @@ class Choices:
       keys |= {"correction", *ARGUMENTS["correction"][self.correction]}
     if self.fn == "policy_gradient" and self.weight == "none" and not self.kl_tau:
       keys.remove("anchor")
+    if self.fn == "score_centering":
+      keys.remove("anchor")
+      keys -= {"weight_high"} if self.weight == "none" else set()
     if self.fn not in PAIRWISE:
       keys |= {"aggregation", "kl_coef"} | ({"kl"} if self.kl_coef else set())
     if self.fn not in WITHOUT_ADVANTAGE:

@@ -24,6 +24,9 @@ def metrics(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[st
   else:
     u = jnp.sum(gap, axis=-1)
   values |= log_ratio_metrics(u, valid)
+  if choices.needs_candidates and inputs.sampler_candidate_logprobs is not None:
+    mass = jnp.sum(jnp.exp(inputs.sampler_candidate_logprobs), axis=-1)
+    values["candidate_mass"] = masked.masked_mean(mass, mask)
   if choices.fn == "regression" and choices.anchor == "sampler":
     anchored = ratios.row_mean(gap, mask)[:, 0] if choices.log_ratio == "mean" else u
     values |= lambda_metrics(advantages - choices.beta * anchored, valid)

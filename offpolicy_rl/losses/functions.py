@@ -20,6 +20,8 @@ from jax import Array
 
 from offpolicy_rl.losses import masked, pairs, pessimism, ratios
 
+_LEAST_REST = 1e-6  # of the probability outside the candidates, in score_centering
+
 
 def regression(
   log_ratios: Array,
@@ -301,6 +303,52 @@ def soft_gate(
   return -masked.masked_sum(gate * advantages, loss_mask, -1)
 
 
+def score_centering(
+  policy_logprobs: Array,
+  sampler_logprobs: Array,
+  candidate_logprobs: Array,
+  sampler_candidate_logprobs: Array,
+  advantages: Array,
+  loss_mask: Array,
+  *,
+  weight: str = "none",  # w = 1; "truncate": w(r) = min(r, weight_high)
+  weight_high: float = math.inf,
+) -> Array:
+  """Policy gradient of weighted scores whose mean under the sampler is taken off.
+
+    -A sum_t m (sg[w(p / q)] lp - sum_v sg[q_v w(p_v / q_v) - alpha p_v] lp_v)
+
+  p, q = probabilities of the sampled token under policy and sampler; p_v, q_v, lp_v = those of its
+  candidates v, the sampler's likeliest tokens, whether the sampled one is among them or not. The
+  others are taken to share the rest of q as they share the rest of p: alpha = rho w(1 / rho),
+  rho = (1 - sum_v q_v) / (1 - sum_v p_v), no rest below 1e-6. On-policy all coefficients are 0.
+
+  In expectation over the sampled token, a constant in A makes no difference. lp, lb [N, M],
+  lp_v, lb_v [N, M, I], A [N], m True = counts; the loss is [N].
+
+  Score centering stabilizes off-policy reinforcement learning, arXiv 2609.20807.
+  """
+
+  def bounded(ratio, base):  # base * w(ratio / base)
+    return jnp.minimum(ratio, weight_high * base) if weight_high < math.inf else ratio
+
+  mask = loss_mask[..., None]
+  log_p = jnp.where(mask, candidate_logprobs, ratios.MIN_LOGPROB)
+  p = jnp.exp(jax.lax.stop_gradient(log_p))
+  q = jnp.exp(jnp.where(mask, sampler_candidate_logprobs, ratios.MIN_LOGPROB))
+  rest = lambda x: jnp.maximum(1 - jnp.sum(x, axis=-1, keepdims=True), _LEAST_REST)
+  rho = rest(q) / rest(p)
+  if weight == "truncate":
+    ratio = ratios.exp(ratios.log_ratio(policy_logprobs, sampler_logprobs, loss_mask))
+    sampled = bounded(jax.lax.stop_gradient(ratio), 1.0)
+    head, alpha = bounded(p, q), bounded(jnp.ones_like(rho), rho)
+  else:
+    sampled, head, alpha = 1.0, q, rho
+  mean = jnp.sum((head - alpha * p) * log_p, axis=-1)
+  centred = masked.masked_sum(sampled * policy_logprobs - mean, loss_mask, -1)
+  return -advantages * centred
+
+
 def reference_kl(
   policy_logprobs: Array, reference_logprobs: Array, loss_mask: Array, *, kl: str = "k3"
 ) -> Array:
@@ -338,4 +386,5 @@ LOSSES = {
   "truncated_ratio": truncated_ratio,
   "probability_gap": probability_gap,
   "soft_gate": soft_gate,
+  "score_centering": score_centering,
 }

@@ -178,6 +178,23 @@ _WITHOUT_CLIP = (
     "Truncated importance sampling (Ionides 2008); for LLMs arXiv 2509.19128",
   ),
   preset(
+    "score_centering",
+    dict(fn="score_centering", aggregation="token_mean"),
+    "-A (lp - sum_v sg[q_v - rho p_v] lp_v), v = the sampler's likeliest tokens, rho = (1 - sum q) "
+    "/ (1 - sum p)",
+    "Score centering stabilizes off-policy reinforcement learning, arXiv 2609.20807",
+    "their number is sampler.top_logprobs, 128 in the paper; A = r - rbar and the mean over tokens "
+    "are as in vime's example; prime-rl sums over all tokens that truncated sampling leaves",
+  ),
+  preset(
+    "score_centering_tis",
+    dict(fn="score_centering", weight="truncate", weight_high=2.0, aggregation="token_mean"),
+    "-A (sg[w(p / q)] lp - sum_v sg[q_v w(p_v / q_v) - alpha p_v] lp_v), w(r) = min(r, 2), "
+    "alpha = rho w(1 / rho)",
+    "Score centering stabilizes off-policy reinforcement learning, arXiv 2609.20807",
+    "with truncated importance sampling, as the paper combines them; the bound of 2 is vime's",
+  ),
+  preset(
     "vcpo",
     dict(fn="optimal_baseline", ratio_max=8.0, aggregation="seq_mean"),
     "-sg[min(W, 8) (r - b)] lp, W = pi(y) / mu(y), b = sum W^2 |y| r / sum W^2 |y| over the group",

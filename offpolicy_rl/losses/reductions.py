@@ -108,15 +108,17 @@ def _clip_of_one(low: float, high: float) -> float:
 def _without_ratio(choices: Choices, policy_is: set[str]) -> tuple[Choices, float]:
   """Drops ratios to the anchor where these are 1: mostly -A lp, the policy gradient, is left."""
   fn, factor = choices.fn, 1.0
-  if choices.anchor not in policy_is:
+  anchor = "sampler" if fn == "score_centering" else choices.anchor
+  if anchor not in policy_is:
     return choices, 1.0
   weighted = dataclasses.replace(
     choices, fn="policy_gradient", weight="none", level="token", kl_tau=0.0, anchor="sampler"
   )
   plain = dataclasses.replace(weighted, correction="none", opsm_delta=float("inf"))
+  truncates = choices.weight == "truncate"
   if fn in WEIGHTED:
     low, high = choices.weight_low, choices.weight_high
-    if choices.weight == "truncate":
+    if truncates:
       factor = _clip_of_one(low, high)
     kept = choices.weight not in ("double_mask", "veto") or low <= 1 <= high
     kept = kept and choices.weight not in GROUP_WEIGHTS  # not a ratio of two policies
@@ -124,6 +126,8 @@ def _without_ratio(choices: Choices, policy_is: set[str]) -> tuple[Choices, floa
     unclipped = choices.dual_clip > 1 and choices.ratio_max > 1 and by_row
     same = kept and (fn == "policy_gradient" or unclipped)
     return (weighted, factor) if same else (choices, 1.0)
+  if fn == "score_centering":  # the coefficients of candidates are 0
+    return plain, _clip_of_one(0.0, choices.weight_high) if truncates else 1.0
   if fn == "centred_squares" and choices.log_ratio == "sum":  # RLOO, as CoPG's authors note
     return dataclasses.replace(plain, advantage="loo", shift=0.0, aggregation="seq_sum"), 1.0
   same = {

@@ -38,6 +38,10 @@ def test_every_preset_can_be_configured(tiny_config, name):
     assert "objective.advantage: got 'value'" in refused(tiny_config, f"objective.name={name}")
     config_lib.override(tiny_config, [("objective.advantage", "vhat")])
   config_lib.override(tiny_config, [("objective.name", name)])
+  if losses.PRESETS[name].needs_candidates:
+    said = refused(tiny_config, f"objective.name={name}")
+    assert "sampler.top_logprobs: got 0, expected at least 1: objective.fn = score_cent" in said
+    config_lib.override(tiny_config, [("sampler.top_logprobs", "5")])
   config_lib.validate(tiny_config)
   assert config_lib.objective_choices(tiny_config).max_tokens == (
     tiny_config.task.max_completion_tokens

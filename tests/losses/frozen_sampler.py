@@ -3,9 +3,10 @@
   python -m tests.losses.frozen_sampler     the table of losses/README.md; half a minute
 
 The batch has every answer as often as the sampler gives it, so nothing is noise, and the policy is
-a table of logits. At a stationary point the coefficients of the answers' log-probabilities are
-lambda pi: for regressions the lambda of induced_target.py, for every other objective the same sum,
--sum dL / d lp. A positive one pulls on everything that was sampled, a negative one pushes it away.
+a table of logits. All answers are candidates of each sample. At a stationary point the coefficients
+of the answers' log-probabilities are lambda pi: for regressions the lambda of induced_target.py,
+for every other objective the same sum, -sum dL / d lp. A positive one pulls on everything that was
+sampled, a negative one pushes it away.
 """
 
 from typing import NamedTuple
@@ -24,6 +25,7 @@ KNOWN = ("beta_shift", "copg", "reinforce", "cispo", "grpo")
 JUDGED = (
   *("gvpo", "max_rl", "vcpo", "vespo", "gepo", "kimi_k25"),
   *("dppo_tv", "dppo_kl", "mu_grpo", "bapo", "vaco", "m2po", "luspo"),
+  *("score_centering", "score_centering_tis"),
 )
 
 
@@ -46,25 +48,30 @@ def end(choices: losses.Choices) -> End:
 def _end(objective: losses.Objective) -> End:
   answer = np.repeat(np.arange(len(COUNTS)), COUNTS)
   mu = COUNTS / COUNTS.sum()
+  every = lambda logprobs: jnp.broadcast_to(logprobs, (len(answer), 1, len(COUNTS)))
   x = losses.LossInputs(
     policy_logprobs=None,
     sampler_logprobs=jnp.log(mu[answer])[:, None],
     loss_mask=jnp.ones((len(answer), 1), bool),
     rewards=jnp.asarray(REWARDS[answer]),
     group_ids=jnp.zeros(len(answer), int),
+    sampler_candidate_logprobs=every(jnp.log(mu)),
   )
   prepared = objective.prepare(x)
 
   def coefficients(logits):
-    """dL / d lp of each sample [N]."""
-    lp = jax.nn.log_softmax(logits)[answer][:, None]
-    loss = lambda lp: objective.loss(x._replace(policy_logprobs=lp, proximal_logprobs=lp), prepared)
-    return jax.grad(loss)(lp)[:, 0]
+    """dL / d lp of each answer."""
+
+    def loss(lp):
+      sampled = lp[answer][:, None]
+      policy = {"policy_logprobs": sampled, "proximal_logprobs": sampled}
+      return objective.loss(x._replace(**policy, candidate_logprobs=every(lp)), prepared)
+
+    return jax.grad(loss)(jax.nn.log_softmax(logits))
 
   def gradient(logits):
-    per_sample = coefficients(logits)
-    per_answer = jnp.zeros(len(COUNTS)).at[answer].add(per_sample)
-    return per_answer - jax.nn.softmax(logits) * jnp.sum(per_sample)
+    per_answer = coefficients(logits)
+    return per_answer - jax.nn.softmax(logits) * jnp.sum(per_answer)
 
   def step(logits, _):
     return logits - RATE * gradient(logits), None

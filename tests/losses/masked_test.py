@@ -21,7 +21,10 @@ from tests.losses.objectives_test import (
 from tests.losses.slow_reference import random_inputs
 from tests.params import some
 
-TOKEN_FIELDS = ("policy_logprobs", "sampler_logprobs", "reference_logprobs", "proximal_logprobs")
+TOKEN_FIELDS = (
+  *("policy_logprobs", "sampler_logprobs", "reference_logprobs", "proximal_logprobs"),
+  *("candidate_logprobs", "sampler_candidate_logprobs"),
+)
 WITHOUT_RATIO = [
   name
   for name, c in losses.PRESETS.items()
@@ -35,7 +38,8 @@ BOUNDED = ["aipo", "dual_clip", "two_sided", "prime_ipo", "sapo", "kimi_k25", "v
 def under_the_mask(x: losses.LossInputs, value: float) -> losses.LossInputs:
   """The same inputs with `value` wherever nothing counts."""
   given = {key: getattr(x, key) for key in TOKEN_FIELDS if getattr(x, key) is not None}
-  return x._replace(**{key: np.where(x.loss_mask, v, value) for key, v in given.items()})
+  mask = lambda v: x.loss_mask.reshape(*x.loss_mask.shape, *(1,) * (v.ndim - 2))
+  return x._replace(**{key: np.where(mask(v), v, value) for key, v in given.items()})
 
 
 def assert_nothing_leaks(objective, x):

@@ -87,6 +87,8 @@ def inputs_of(setting: reductions.Setting, seed: int) -> losses.LossInputs:
     reference_logprobs=near(),
     proximal_logprobs=policy if setting.updates == 1 else near(),
     values=rng.normal(size=GROUPS * GROUP),
+    candidate_logprobs=policy[..., None] - 1.0,
+    sampler_candidate_logprobs=(policy if setting.on_policy else near())[..., None] - 1.0,
   )
 
 
@@ -102,8 +104,9 @@ def gradient(choices: losses.Choices, setting: reductions.Setting) -> np.ndarray
     if choices.proximal == "loglinear":
       x = x._replace(proximal_logprobs=(x.sampler_logprobs + x.policy_logprobs) / 2)
     prepared = objective.prepare(x)
-    loss = lambda policy: objective.loss(x._replace(policy_logprobs=policy), prepared)
-    return jax.grad(loss)(x.policy_logprobs)
+    given = {key: getattr(x, key) for key in ("policy_logprobs", "candidate_logprobs")}
+    slopes = jax.grad(lambda given: objective.loss(x._replace(**given), prepared))(given)
+    return jnp.concatenate([slopes["policy_logprobs"], slopes["candidate_logprobs"][..., 0]], -1)
 
   with jax.enable_x64(True):
     batches = jax.tree.map(lambda *xs: jnp.stack(xs), *(inputs_of(setting, i) for i in (0, 1)))

@@ -36,6 +36,10 @@ def random_inputs(seed, *, drift=0.3, equal_group=None):
   groups = rng.permutation([0] * 5 + [1] * 4 + [2] * 3)
   rewards = rng.normal(size=ROWS)
   rewards[groups == equal_group] = 0.5
+  other = np.random.default_rng((seed, 1))  # so that the other arrays stay
+  likely = other.dirichlet([4, 2, 1, 1], mask.shape)
+  moved = likely * np.exp(drift * other.normal(size=likely.shape))
+  moved /= moved.sum(-1, keepdims=True)
   return losses.LossInputs(
     policy_logprobs=np.where(mask, policy, -77.0),
     sampler_logprobs=np.where(mask, sampler, 99.0),
@@ -46,6 +50,8 @@ def random_inputs(seed, *, drift=0.3, equal_group=None):
     proximal_logprobs=np.where(mask, proximal, 33.0),
     versions=np.where(mask, rng.integers(3, 8, mask.shape), 1000),
     values=rng.normal(size=ROWS),
+    candidate_logprobs=np.where(mask[..., None], np.log(moved[..., :-1]), 44.0),
+    sampler_candidate_logprobs=np.where(mask[..., None], np.log(likely[..., :-1]), 22.0),
   )
 
 
@@ -60,6 +66,7 @@ class Batch:
     self.rows, self.shape = range(len(self.groups)), self.lp.shape
     self.tokens = [[t for t in range(self.shape[1]) if x.loss_mask[n][t]] for n in self.rows]
     self.raw = wide(x.rewards)
+    self.lp_v, self.lb_v = wide(x.candidate_logprobs), wide(x.sampler_candidate_logprobs)
     self.r = [self.raw[n] + overlong(c, len(self.tokens[n])) for n in self.rows]
     if x.proximal_logprobs is not None:
       self.lq = wide(x.proximal_logprobs)
@@ -253,6 +260,25 @@ def soft_gate(c, b, n, a):
   return value, gradient
 
 
+def centring_coefficients(c, b, n, t):
+  """q_v w(p_v / q_v) - alpha p_v of every candidate."""
+  w = (lambda r: min(r, c.weight_high)) if c.weight == "truncate" else lambda r: 1.0
+  p, q = np.exp(b.lp_v[n, t]), np.exp(b.lb_v[n, t])
+  rho = max(1 - sum(q), 1e-6) / max(1 - sum(p), 1e-6)
+  return [q_v * w(p_v / q_v) - rho * w(1 / rho) * p_v for p_v, q_v in zip(p, q, strict=True)]
+
+
+def score_centering(c, b, n, a):
+  value, gradient = 0.0, np.zeros(b.shape[1])
+  for t in b.tokens[n]:
+    r = math.exp(b.lp[n, t] - b.lb[n, t])  # 0: stopped
+    w = min(r, c.weight_high) if c.weight == "truncate" else 1.0
+    mean = sum(k * x for k, x in zip(centring_coefficients(c, b, n, t), b.lp_v[n, t], strict=True))
+    value += -a[n] * (w * b.lp[n, t] - mean)
+    gradient[t] = -a[n] * w
+  return value, gradient
+
+
 # Of a group: its loss and the derivative in the u of each of its rows.
 
 
@@ -329,6 +355,7 @@ ROWWISE = {
     truncated_ratio,
     probability_gap,
     soft_gate,
+    score_centering,
   )
 }
 PAIRWISE = {f.__name__: f for f in (centred_squares, pair_squares, pair_dpo, pair_ipo)}

@@ -55,6 +55,7 @@ VARIANTS = (
   ("dppo_kl", {"gap_low": 0.004, "gap_high": 0.002}),
   ("kimi_k25", {"ratio_min": 0.8, "ratio_max": 1.2, "kl_tau": 0.1}),
   ("vaco", {"variation_max": 0.2, "shift": 0.1}),
+  ("score_centering_tis", {"weight_high": 1.1, "shift": 0.1}),
 )
 
 # More of them, for `make test-long`.
