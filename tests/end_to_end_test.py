@@ -119,6 +119,19 @@ def test_fixed_lag_is_reproducible_and_exact(tiny_config, tmp_path, without_lag)
 
 
 @pytest.mark.long
+def test_candidates_travel_to_the_loss_and_leave_runs_exact(tiny_config, tmp_path):
+  """Over the wire, through the learner's disk and a restart: as in one process, to the bit."""
+  config = small(tiny_config, lag__mode="fixed", lag__max_lag=2, checkpoint__every=3)
+  config.objective.name, config.sampler.top_logprobs = "score_centering_tis", 5
+  config.learner.steps = 5
+  over_the_wire(config, tmp_path / "run", samplers=2)
+  config.learner.steps = 8
+  found = over_the_wire(config, tmp_path / "run", samplers=1, resume=True)
+  assert_identical(found, in_one_process(config))
+  assert all(0 < row["candidate_mass"] < 1 for row in train_rows(tmp_path / "run"))
+
+
+@pytest.mark.long
 def test_groups_without_signal_are_replaced_the_same_way_by_any_number_of_samplers(
   tiny_config, tmp_path
 ):
