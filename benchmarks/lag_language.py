@@ -71,7 +71,7 @@ class Study:
 
   steps: int = 1000
   warm_steps: int = 1500
-  learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+  learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
   tuning_seeds: tuple[int, ...] = (1001,)
   seeds: tuple[int, ...] = tuple(range(8))  # nobody tunes on these
   pilot_seeds: tuple[int, ...] = (1001, 1002)

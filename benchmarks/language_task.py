@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
   c.warm_start.learning_rate = 2e-3
   c.learner.prompts_per_step = c.learner.group_size = 8
   c.learner.steps = 1000
-  c.learner.learning_rate = 1e-3
+  c.learner.learning_rate, c.learner.warmup_steps = 3e-4, 20
   c.lag.mode = "fixed"
   c.sampler.slots = 64
   c.sampler.decode_steps = c.task.max_completion_tokens
