@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# install.sh VENV EXTRAS: an editable installation in a virtual environment, made if it is not there.
+# install.sh [--get-python] VENV EXTRAS: an editable installation in a virtual environment, made if it is not there.
 set -euo pipefail
 usage() { sed -n '2s/^# //p' "$0"; }
 if [ "${1:-}" = --help ]; then usage; exit; fi
+get=''
+[ "${1:-}" != --get-python ] || { get=1; shift; } # with uv, on machines whose own is older
 [ $# -eq 2 ] || { usage >&2; exit 2; }
 venv=$1 extras=$2
 
@@ -24,6 +26,10 @@ find_python() { # the first interpreter of 3.12 or newer
   return 1
 }
 
+if [ -n "$get" ] && ! command -v python3.12 > /dev/null; then
+  python3 -m pip install --quiet --user uv && "$HOME/.local/bin/uv" python install 3.12
+  PATH=$HOME/.local/bin:$PATH
+fi
 if ! "$venv/bin/python" -c '' 2>/dev/null; then
   python=$(find_python)
   echo "Making $venv with $python ..."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# local.sh [--learners=N] [--samplers=N] [--port=PORT] --run_dir=DIR FLAG...: one run on this machine,
+# local.sh [--dry-run] [--learners=N] [--samplers=N] [--port=PORT] --run_dir=DIR FLAG...: one run on this machine,
 # the learner split over N processes (default 2) that serve N samplers (default 2).
 #
 # FLAGs are the learner's, e.g. --config=configs/test.py --config.mesh.data=2: the mesh has as many
@@ -9,14 +9,16 @@
 # checkpoint stays; go on with --resume), a second one at once. When a process fails, so does the
 # script, and the others end.
 #
-# For one learner process, `offpolicy-rl local` is enough.
+# --dry-run prints the processes' commands and starts none. For one learner process, `offpolicy-rl local`
+# is enough.
 set -euo pipefail
-usage() { sed -n '2,12s/^# \?//p' "$0"; }
+usage() { sed -n '2,14s/^# \?//p' "$0"; }
 
-learners=2 samplers=2 port=50051 run_dir='' flags=()
+learners=2 samplers=2 port=50051 run_dir='' flags=() dry=''
 for argument in "$@"; do
   case $argument in
     --help) usage; exit ;;
+    --dry-run) dry=1 ;;
     --learners=*) learners=${argument#*=} ;;
     --samplers=*) samplers=${argument#*=} ;;
     --port=*) port=${argument#*=} ;;
@@ -28,7 +30,7 @@ for pair in "learners $learners" "samplers $samplers" "port $port"; do
   [[ $pair =~ \ [1-9][0-9]*$ ]] || { echo "--${pair/ /: got }, expected a number from 1" >&2; exit 2; }
 done
 [ -n "$run_dir" ] || { echo "--run_dir: missing, expected the directory of the run" >&2; exit 2; }
-mkdir -p "$run_dir/logs"
+[ -n "$dry" ] || mkdir -p "$run_dir/logs"
 
 set -m # every process in a group of its own: Ctrl-C reaches this script only, which passes it on once
 pids=()
@@ -39,6 +41,7 @@ exec 8<> "$lifeline/pipe"
 exec 9< "$lifeline/pipe"
 rm -r "$lifeline"
 start() { # NAME ARGUMENT...
+  if [ -n "$dry" ]; then printf '%q ' offpolicy-rl "${@:2}"; echo; return; fi
   OFFPOLICY_RL_PARENT=9 offpolicy-rl "${@:2}" 8>&- >> "$run_dir/logs/$1.log" 2>&1 &
   pids+=($!) name_of[$!]=$1
   echo "$1: process $!, $run_dir/logs/$1.log"
@@ -60,6 +63,7 @@ for ((i = 0; i < samplers; i++)); do
   start "sampler-$i" sampler --learner="127.0.0.1:$port" --weights_dir="$run_dir-weights" \
     --name="local-$i" --patience=600
 done
+[ -z "$dry" ] || exit 0
 echo "follow it with: offpolicy-rl watch $run_dir"
 for ((left = ${#pids[@]}; left > 0; left--)); do
   code=0

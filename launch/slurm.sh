@@ -8,7 +8,7 @@
 #SBATCH --output=offpolicy-rl-%j.log
 #SBATCH --signal=TERM@300
 #
-# sbatch [SLURM FLAG...] launch/slurm.sh --learner_nodes=N --run_dir=DIR FLAG...: a run on a GPU cluster.
+# sbatch [SLURM FLAG...] launch/slurm.sh [--dry-run] --learner_nodes=N --run_dir=DIR FLAG...: a run on a GPU cluster.
 #
 # The first N nodes of the job (default 1) train, one process per GPU, as JAX wants it under Slurm;
 # each of the others has one sampler (sampler.data and sampler.tensor say how it uses its GPUs). FLAGs
@@ -16,6 +16,7 @@
 # directory, with DIR in a file system that all nodes share; run again with the same DIR to go on.
 # Waiting groups lie on the first node's own disk (LMDB wants that), in LOCAL (default /tmp); a job
 # that begins on other nodes has them sampled again.
+# --dry-run prints the steps into the job's log and runs none.
 # CERTS=DIR (default certs) was made by: launch/make_certs.sh certs learner. VENV: default .venv.
 #
 # 300 s before the time limit, at preemption, and after `scancel --signal=TERM JOB` every process gets
@@ -24,10 +25,11 @@
 # it gets SIGTERM itself, and Slurm signals the tasks directly.
 set -euo pipefail
 fail() { echo "slurm.sh: $1" >&2; exit 2; }
-learner_nodes=1 run_dir='' flags=() port=50051
+learner_nodes=1 run_dir='' flags=() port=50051 dry=''
 for argument in "$@"; do
   case $argument in
-    --help) sed -n '11,26s/^# \?//p' "$0"; exit ;;
+    --help) sed -n '11,27s/^# \?//p' "$0"; exit ;;
+    --dry-run) dry=1 ;;
     --learner_nodes=*) learner_nodes=${argument#*=} ;;
     --run_dir=*) run_dir=${argument#*=} ;;
     *) flags+=("$argument") ;;
@@ -43,21 +45,26 @@ certs=${CERTS:-certs} program=${VENV:-.venv}/bin/offpolicy-rl
 [ -e "$certs/token" ] || fail "CERTS: no $certs/token, expected what launch/make_certs.sh $certs learner makes"
 gpus=${SLURM_GPUS_ON_NODE:-0}
 [ "$gpus" -ge 1 ] || fail "the job has no GPUs, expected --gpus-per-node=N for sbatch"
+step() { # prints the step in a dry run, else runs it
+  if [ -n "$dry" ]; then printf '%q ' srun "$@"; echo; else srun "$@"; fi
+}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-mkdir -p "$run_dir"
-full=$(cd "$run_dir" && pwd)
+full=$(realpath --canonicalize-missing "$run_dir")
 groups=${LOCAL:-/tmp}/offpolicy-rl${full//\//-} # no other run's
-srun --nodes=1 --ntasks=1 --relative=0 mkdir -p "$groups"
-[ -e "$run_dir/groups" ] && [ ! -L "$run_dir/groups" ] || ln -sfn "$groups" "$run_dir/groups"
+step --nodes=1 --ntasks=1 --relative=0 mkdir -p "$groups"
+if [ -z "$dry" ]; then
+  mkdir -p "$run_dir"
+  [ -e "$run_dir/groups" ] && [ ! -L "$run_dir/groups" ] || ln -sfn "$groups" "$run_dir/groups"
+fi
 
 # Every process sees all GPUs of its node and takes the one of its SLURM_LOCALID.
-srun --nodes="$learner_nodes" --relative=0 --ntasks=$((learner_nodes * gpus)) \
+step --nodes="$learner_nodes" --relative=0 --ntasks=$((learner_nodes * gpus)) \
   --ntasks-per-node="$gpus" --gpu-bind=none --cpus-per-task=$((SLURM_CPUS_ON_NODE / gpus)) --kill-on-bad-exit=1 \
   "$program" learner --coordinator=auto --run_dir="$run_dir" --checkpoint_dir="$run_dir-checkpoints" \
   --weights_dir="$run_dir-weights" --resume --listen="0.0.0.0:$port" --tls_cert="$certs/server.pem" \
   --tls_key="$certs/server.key" --tls_client_ca="$certs/ca.pem" --token_file="$certs/token" "${flags[@]}" &
 learner=$!
-srun --nodes="$samplers" --relative="$learner_nodes" --ntasks="$samplers" \
+step --nodes="$samplers" --relative="$learner_nodes" --ntasks="$samplers" \
   --ntasks-per-node=1 --gpu-bind=none --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=0 \
   "$program" sampler --learner="$first:$port" --weights_dir="$run_dir-weights" --patience=600 \
   --tls_ca="$certs/ca.pem" --tls_server_name=learner --tls_cert="$certs/client.pem" \

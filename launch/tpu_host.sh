@@ -30,9 +30,6 @@ mounted() { # SHARED: a bucket, or HOST:/EXPORT
   esac
 }
 metadata() { curl -fsS -H 'Metadata-Flavor: Google' "http://metadata.google.internal/computeMetadata/v1/instance/$1"; }
-need_python() { # the runtimes' own is older
-  command -v python3.12 > /dev/null || { python3 -m pip install --quiet --user uv && "$HOME/.local/bin/uv" python install 3.12; }
-}
 need_mount() { # SHARED
   case $1 in
     *:/*) command -v mount.nfs > /dev/null || { sudo apt-get update -q && sudo apt-get install -qy nfs-common; } ;;
@@ -48,7 +45,7 @@ cd "$project"
 case $1 in
   setup)
     chmod 600 "$certs"/*
-    need_python && PATH=$HOME/.local/bin:$PATH launch/install.sh .venv "$2"
+    launch/install.sh --get-python .venv "$2"
     need_mount "$3" && mounted "$3" ;;
   learner)
     mounted "$2" && mkdir -p "$shared/$3"

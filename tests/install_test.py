@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 INSTALL = ROOT / "launch" / "install.sh"
 
 
-def install(tmp_path, **env):
+def install(tmp_path, *flags, **env):
   bin_dir = tmp_path / "bin"
   bin_dir.mkdir(exist_ok=True)
   for tool in ("bash", "env"):
@@ -19,7 +19,7 @@ def install(tmp_path, **env):
       (bin_dir / tool).symlink_to(shutil.which(tool))
   base = {"PATH": str(bin_dir), "HOME": str(tmp_path)}
   return subprocess.run(
-    [shutil.which("bash"), str(INSTALL), str(tmp_path / "venv"), "gym"],
+    [shutil.which("bash"), str(INSTALL), *flags, str(tmp_path / "venv"), "gym"],
     env=base | env,
     capture_output=True,
     text=True,
@@ -65,3 +65,18 @@ def test_pyenv_versions_are_found(tmp_path):
   interpreter(tmp_path / "pyenv" / "versions" / "3.12.9" / "bin" / "python")
   done = install(tmp_path, PYENV_ROOT=str(tmp_path / "pyenv"))
   assert f"Making {tmp_path}/venv with" in done.stdout
+
+
+def test_an_older_machine_gets_one_by_uv(tmp_path):
+  """The machine's python3 only knows how to install uv."""
+  (tmp_path / "bin").mkdir()
+  interpreter(tmp_path / "kept" / "python3.12")
+  uv = f'[ "$*" = "python install 3.12" ] && cp {tmp_path}/kept/python3.12 {tmp_path}/.local/bin/'
+  scripts = {"bin/python3": "[ $2 = pip ]", ".local/bin/uv": uv}
+  for name, text in scripts.items():
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+    (tmp_path / name).chmod(0o755)
+  (tmp_path / "bin" / "cp").symlink_to(shutil.which("cp"))
+  done = install(tmp_path, "--get-python")
+  assert f"Making {tmp_path}/venv with {tmp_path}/.local/bin/python3.12" in done.stdout

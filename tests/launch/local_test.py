@@ -114,6 +114,17 @@ def test_all_are_started_and_the_script_ends_with_them(local, tmp_path):
   assert flags.parser("").parse_args(command.split()).run == f"{tmp_path}/run"
 
 
+def test_a_dry_run_prints_the_commands_and_starts_none(local, tmp_path):
+  script = local("--dry-run", "--learners=2", "--samplers=1", '--config.task.mixture={"a b": 1}')
+  printed, _ = script.communicate(timeout=60)
+  commands = [shlex.split(line) for line in printed.splitlines()]
+  assert [command[0] for command in commands] == ["offpolicy-rl"] * 3
+  roles = [accepted(command[1:]) for command in commands]
+  assert [role.role for role in roles] == ["learner", "learner", "sampler"]
+  assert script.returncode == 0 and not list(tmp_path.glob("*.arguments"))
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_process_that_fails_ends_the_others_and_the_script(local, tmp_path):
   script = local("--config=configs/test.py")
   started(tmp_path, 4)

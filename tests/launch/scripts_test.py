@@ -42,7 +42,8 @@ def test_help_is_the_comment_at_the_top(desk, script):
 
 def test_the_image_has_no_keys_and_no_root():
   dockerfile = (LAUNCH / "Dockerfile").read_text()
-  assert "\nUSER 1000:1000\n" in dockerfile and 'ENTRYPOINT ["offpolicy-rl"]' in dockerfile
+  assert "\nARG RUN_AS=1000:1000\n" in dockerfile and "\nUSER $RUN_AS\n" in dockerfile
+  assert 'ENTRYPOINT ["offpolicy-rl"]' in dockerfile
   kept = [line for line in (LAUNCH.parent / ".dockerignore").read_text().splitlines() if line]
   assert kept[1] == "*", "everything is left out but"
   copied = re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile, re.MULTILINE)

@@ -1,10 +1,11 @@
 """launch/slurm.sh as the job's shell, against stand-ins for srun and scontrol."""
 
 import os
+import shlex
 
 import pytest
 
-from tests.launch.desk import LAUNCH, accepted
+from tests.launch.desk import LAUNCH, accepted, ok
 
 JOB = {
   "SLURM_JOB_ID": "7",
@@ -40,6 +41,7 @@ def slurm(desk, tmp_path):
   """Runs the script in a job of five nodes with four GPUs each."""
   (tmp_path / "certs").mkdir()
   (tmp_path / "certs" / "token").touch()
+  desk.link("realpath")
   desk.stub("srun", {"": SRUN})
   desk.stub("scontrol", {"show hostnames": []}, {"hostnames n[1-5]": ["n1\nn2\nn3\nn4\nn5"]})
   settings = JOB | {"LOCAL": str(tmp_path / "disk")}
@@ -70,6 +72,14 @@ def test_steps_of_a_job(desk, slurm, tmp_path):
   assert "--cpus-per-task=64" in step
   assert samples.learner == f"n1:{trains.listen.split(':')[1]}"
   assert samples.weights_dir == trains.weights_dir and samples.tls_server_name == "learner"
+
+
+def test_a_dry_run_prints_the_steps_and_runs_none(desk, slurm, tmp_path):
+  words = ["--learner_nodes=2", f"--run_dir={tmp_path}/run", '--config.task.mixture={"a b": 1}']
+  printed = [shlex.split(line)[1:] for line in ok(slurm("--dry-run", *words)).splitlines()]
+  assert desk.argvs("srun") == [] and not (tmp_path / "run").exists()
+  ok(slurm(*words))
+  assert sorted(printed) == sorted(desk.argvs("srun"))
 
 
 @pytest.mark.parametrize(

@@ -194,20 +194,19 @@ def test_a_directory_of_nfs_is_mounted_and_a_service_stopped(tmp_path):
   assert host.argvs("systemctl")[-1] == ["stop", "offpolicy-rl"]
 
 
-def test_setup_on_a_host_that_has_python_and_gcsfuse(tmp_path):
+def test_setup_on_a_host_that_has_gcsfuse(tmp_path):
   home = tmp_path / "host"
   host = host_desk(home)
   (home / "certs").mkdir()
   (home / "certs" / "token").touch(0o644)
-  host.stub("python3.12", {})
   install = home / "offpolicy_rl" / "launch" / "install.sh"
   install.parent.mkdir()
   install.write_text('#!/usr/bin/env bash\necho "$@" > installed\n')
   install.chmod(0o755)
   ok(host.run("tpu_host.sh", "setup", "tpu,math", "bucket", HOME=str(home)))
-  assert (home / "offpolicy_rl" / "installed").read_text() == ".venv tpu,math\n"
+  assert (home / "offpolicy_rl" / "installed").read_text() == "--get-python .venv tpu,math\n"
   assert (home / "certs" / "token").stat().st_mode & 0o777 == 0o600
-  assert len(host.argvs("gcsfuse")) == 1 and host.argvs("python3.12") == []
+  assert len(host.argvs("gcsfuse")) == 1
 
 
 def test_samplers_stop_before_the_learner_and_all_is_deleted(desk):
