@@ -45,8 +45,8 @@ certs=${CERTS:-certs} program=${VENV:-.venv}/bin/offpolicy-rl
 [ -e "$certs/token" ] || fail "CERTS: no $certs/token, expected what launch/make_certs.sh $certs learner makes"
 gpus=${SLURM_GPUS_ON_NODE:-0}
 [ "$gpus" -ge 1 ] || fail "the job has no GPUs, expected --gpus-per-node=N for sbatch"
-step() { # prints the step in a dry run, else runs it
-  if [ -n "$dry" ]; then printf '%q ' srun "$@"; echo; else srun "$@"; fi
+step() { # prints the step in a dry run, in one piece, else runs it
+  if [ -n "$dry" ]; then echo "srun$(printf ' %q' "$@")"; else srun "$@"; fi
 }
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 full=$(realpath --canonicalize-missing "$run_dir")

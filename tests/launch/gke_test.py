@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.launch.desk import LAUNCH, accepted, ok
+from tests.params import some
 
 _SPEC = importlib.util.spec_from_file_location("render", LAUNCH / "gke" / "render.py")
 render = importlib.util.module_from_spec(_SPEC)
@@ -418,29 +419,49 @@ def test_pools_queue_and_scale(desk, gke, tmp_path):
   assert scaled["argv"][1:] == ["scale", "deployment", "offpolicy-rl-sampler", "--replicas=9"]
 
 
-def test_a_dry_run_prints_and_runs_nothing(desk, gke, tmp_path):
+@pytest.mark.parametrize(
+  ("command", "more", "tool"),
+  some(
+    [("pools", "", "gcloud"), ("start", "", "kubectl")],
+    [
+      ("queue", "", "kubectl"),
+      ("secrets", "certs", "kubectl"),
+      ("scale", "2", "kubectl"),
+      ("delete", "", "kubectl"),
+    ],
+  ),
+)
+def test_a_dry_run_prints_and_runs_nothing(desk, gke, tmp_path, command, more, tool):
   change = lambda values: values.update(cluster=CLUSTER, queue="q")
   values, certs = str(values_file(tmp_path, change)), tmp_path / "certs"
-  for command, tool in (
-    (["pools", values], "gcloud"),
-    (["queue", values], "kubectl"),
-    (["secrets", values, str(certs)], "kubectl"),
-    (["start", values], "kubectl"),
-    (["scale", values, "2"], "kubectl"),
-    (["delete", values], "kubectl"),
-  ):
-    assert tool in ok(gke("--dry-run", *command))
+  more = str(certs) if more == "certs" else more
+  assert tool in ok(gke("--dry-run", command, values, more))
   assert desk.argvs("kubectl") == [] == desk.argvs("gcloud") and not certs.exists()
 
 
-def test_what_is_missing_is_named(desk, gke, tmp_path):
+@pytest.mark.parametrize(
+  ("command", "message"),
+  some(
+    [
+      ("begin", "got begin, expected pools, queue, secrets"),
+      ("pools", ": got None, expected the one that node pools are for"),
+    ],
+    [
+      ("queue", "queue: got None, expected the name"),
+      ("scale", "N: got nothing, expected a number"),
+      ("secrets", "CERTS: missing, expected the directory"),
+    ],
+  ),
+)
+def test_what_is_missing_is_named(desk, gke, tmp_path, command, message):
+  done = gke(command, str(values_file(tmp_path)))
+  assert done.returncode == 2 and message in done.stderr
+  assert desk.argvs("kubectl") == []
+
+
+def test_missing_values_are_named(desk, gke):
   for words, message in (
-    (["begin"], "got begin, expected pools, queue, secrets"),
-    (["pools", str(values_file(tmp_path))], ": got None, expected the one that node pools are for"),
-    (["queue", str(values_file(tmp_path))], "queue: got None, expected the name"),
-    (["scale", str(values_file(tmp_path))], "N: got nothing, expected a number"),
     (["start"], "VALUES: missing, expected a file"),
-    (["secrets", str(values_file(tmp_path))], "CERTS: missing, expected the directory"),
     (["start", str(LAUNCH / "gke" / "values.yaml")], "image: got ''"),
   ):
     done = gke(*words)

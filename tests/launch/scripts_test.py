@@ -32,6 +32,20 @@ def test_scripts_stop_at_the_first_error():
     assert "\nset -euo pipefail\n" in script.read_text(), script
 
 
+def test_the_frozen_api_is_for_what_has_no_other():
+  """The Cloud TPU API gets no new TPUs, XPK gave way to Cluster Toolkit, TPU nodes are gone."""
+  gone = re.compile(r"compute tpus|\bxpk\b|tpu_vm: *false", re.IGNORECASE)
+  files = [*SCRIPTS, *LAUNCH.rglob("*.yaml"), *LAUNCH.rglob("*.py"), LAUNCH / "tpu_hosts.bash"]
+  using = [file.name for file in files if any(gone.search(line) for line in code(file))]
+  assert using == ["tpu_vm.sh"]
+  assert "That API is frozen" in (LAUNCH / "tpu_vm.sh").read_text()
+
+
+def code(file: pathlib.Path) -> list[str]:
+  """The lines of a file that are no comments."""
+  return [line for line in file.read_text().splitlines() if not line.lstrip().startswith("#")]
+
+
 @pytest.mark.parametrize("script", EXPLAINED)
 def test_help_is_the_comment_at_the_top(desk, script):
   text = ok(desk.run(script, "--help"))

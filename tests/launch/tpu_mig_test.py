@@ -6,6 +6,7 @@ import pytest
 
 from tests.launch.desk import accepted, ok
 from tests.launch.tpu_vm_test import COMMANDS, host_desk, remote_words, service
+from tests.params import some
 
 GROUPS, TEMPLATES = "compute instance-groups managed", "compute instance-templates"
 POLICIES = "compute resource-policies"
@@ -95,11 +96,13 @@ def test_create_makes_one_slice_and_single_spot_hosts(desk, mig):
 
 @pytest.mark.parametrize(
   ("machine", "topology", "hosts", "image"),
-  [
-    ("ct5p-hightpu-4t", "2x2x4", 4, "ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e"),
-    ("ct6e-standard-4t", "4x4", 4, "ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e"),
-    ("tpu7x-standard-4t", "2x2x2", 2, "ubuntu-accel-2404-amd64-tpu-tpu7x"),
-  ],
+  some(
+    [("tpu7x-standard-4t", "2x2x2", 2, "ubuntu-accel-2404-amd64-tpu-tpu7x")],
+    [
+      ("ct5p-hightpu-4t", "2x2x4", 4, "ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e"),
+      ("ct6e-standard-4t", "4x4", 4, "ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e"),
+    ],
+  ),
 )
 def test_generations(desk, mig, machine, topology, hosts, image):
   ok(mig("create", MACHINE=machine, TOPOLOGY=topology, CAPACITY="reservation/mine"))
@@ -157,7 +160,7 @@ def test_delete_can_leave_the_learner(desk, mig):
   assert desk.argvs("gcloud")[-1][:4] == [*POLICIES.split(), "delete", "r"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", some(COMMANDS[:1], COMMANDS[1:]))
 def test_a_dry_run_prints_and_runs_nothing(desk, mig, command, tmp_path):
   flags, certs = ["--config=x.py"] if command == "learner" else [], tmp_path / "certs"
   lines = [
