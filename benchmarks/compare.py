@@ -83,7 +83,7 @@ def main() -> int:
   arguments = parser.parse_args()
   names = arguments.names or NAMES
   number = arguments.runs or (5 if arguments.store else 3)
-  from benchmarks.demo_seeds import machine
+  from benchmarks.machine import machine
 
   stored = json.loads(STORED.read_text()) if STORED.exists() else {"figures": {}}
   known = stored["figures"]

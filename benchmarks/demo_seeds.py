@@ -6,14 +6,13 @@ Writes results/demo_seeds.json and results/demo_seeds.svg (held-out pass@1 again
 
 import argparse
 import json
-import os
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 
+from benchmarks.machine import machine
 from offpolicy_rl.observe import metrics
 from offpolicy_rl.report import series, svg
 
@@ -52,19 +51,6 @@ def run(seed: int, run_dir: pathlib.Path, extra: list[str]) -> dict:
     "mismatch_max": max(r.get("mismatch/max", 0.0) for r in train),
     "mismatch_tokens": sum(r.get("mismatch/tokens", 0) for r in train),
   }
-
-
-def machine() -> str:
-  """Processor and cores, for people."""
-  model = next(
-    (
-      line.split(":")[1].strip()
-      for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-      if line.startswith("model name")
-    ),
-    platform.machine(),
-  )
-  return f"{os.cpu_count()} cores of {model}"
 
 
 def picture(curves: list[tuple[str, list]]) -> str:

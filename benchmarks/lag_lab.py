@@ -35,8 +35,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import lag_entries, lag_page
-from benchmarks.demo_seeds import machine
 from benchmarks.lag_entries import OFF_RATES, Entry, Grid, Growth, Setting, Study, Value
+from benchmarks.machine import machine
 from offpolicy_rl import losses
 
 RESULTS = pathlib.Path(__file__).parent / "results"

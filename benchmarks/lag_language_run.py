@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import in_process, lag_language, language_task
-from benchmarks.demo_seeds import machine
+from benchmarks.machine import machine
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.evaluation import estimates

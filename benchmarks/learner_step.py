@@ -17,12 +17,13 @@ import pathlib
 import statistics
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.demo_seeds import machine
+from benchmarks.machine import machine, reading
 from benchmarks.sampler import model as sampler_model
 from offpolicy_rl import losses, types
 from offpolicy_rl.learner import speed, step
@@ -32,20 +33,33 @@ from offpolicy_rl.replay import batching, packing
 from offpolicy_rl.system import memory
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-GROUP_SIZE, PROMPT, COMPLETION = 4, 64, 192
+GROUP_SIZE = 4
 
 
-def groups(vocabulary: int, number: int) -> list[types.FinishedGroup]:
+class Size(NamedTuple):
+  """A batch: rows, and tokens of each row's prompt and completion."""
+
+  rows: int = 16
+  prompt: int = 64
+  completion: int = 192
+
+  @property
+  def tokens(self) -> int:
+    """Of the whole batch."""
+    return self.rows * (self.prompt + self.completion)
+
+
+def groups(vocabulary: int, size: Size) -> list[types.FinishedGroup]:
   """Of completions that are as long as can be."""
   rng = np.random.default_rng(0)
-  draw = lambda size: rng.integers(0, vocabulary, size).astype(np.int32)
-  versions = np.zeros(COMPLETION, np.int32)
+  draw = lambda number: rng.integers(0, vocabulary, number).astype(np.int32)
+  versions = np.zeros(size.completion, np.int32)
   found = []
-  for g in range(number):
-    ticket = types.Ticket(str(g), types.TRAIN, 0, g, draw(PROMPT), "", 0, 0, GROUP_SIZE, 1.0)
-    logprobs = np.full(COMPLETION, -10.0, np.float32)
+  for g in range(size.rows // GROUP_SIZE):
+    ticket = types.Ticket(str(g), types.TRAIN, 0, g, draw(size.prompt), "", 0, 0, GROUP_SIZE, 1.0)
+    logprobs = np.full(size.completion, -10.0, np.float32)
     made = tuple(
-      types.Trajectory(draw(COMPLETION), logprobs, versions, True, float(i % 2))
+      types.Trajectory(draw(size.completion), logprobs, versions, True, float(i % 2))
       for i in range(GROUP_SIZE)
     )
     found.append(types.FinishedGroup(ticket, types.Group(str(g), made), 0))
@@ -55,11 +69,12 @@ def groups(vocabulary: int, number: int) -> list[types.FinishedGroup]:
 class Learner:
   """A state, its compiled step, and the parts of what the host does."""
 
-  def __init__(self, config, rows: int, remat: str):
-    self.mesh = sharding.make_mesh()
-    jax.sharding.set_mesh(self.mesh)
-    self.groups = groups(config.vocab_size, rows // GROUP_SIZE)
-    self._limits = packing.Limits(packing.PADDED, PROMPT, COMPLETION, PROMPT + COMPLETION)
+  def __init__(self, config, size: Size, remat: str, mesh: jax.sharding.Mesh):
+    self.mesh, self.remat = mesh, remat
+    self.groups = groups(config.vocab_size, size)
+    self._limits = packing.Limits(
+      packing.PADDED, size.prompt, size.completion, size.prompt + size.completion
+    )
     optimizer = state_lib.make_optimizer(learning_rate=1e-6, num_steps=1000)
     platform = jax.default_backend()
     form = attention.training_kernel(
@@ -108,18 +123,16 @@ def products(config, tokens: int):
   return lambda: jax.block_until_ready(chain(x)), flops
 
 
-def reading():
-  """(function, its bytes)."""
-  large = jnp.ones(64 << 20, jnp.float32)
-  read = jax.jit(jnp.sum)
-  return lambda: jax.block_until_ready(read(large)), large.nbytes
-
-
-def measure(config, rows: int, rounds: int, remat: str) -> dict:
+def measure(config, size: Size, rounds: int, remat: str) -> dict:
   """Medians over rounds in which everything takes its turn."""
-  learner = Learner(config, rows, remat)
-  product, flops = products(config, rows * (PROMPT + COMPLETION))
-  read, size = reading()
+  mesh = sharding.make_mesh()
+  with jax.sharding.set_mesh(mesh):
+    return _measured(Learner(config, size, remat, mesh), config, size, rounds)
+
+
+def _measured(learner: Learner, config, size: Size, rounds: int) -> dict:
+  product, flops = products(config, size.tokens)
+  read, moved = reading()
   work = {
     "assembling": learner.assemble,
     "copying": learner.copy,
@@ -135,7 +148,7 @@ def measure(config, rows: int, rounds: int, remat: str) -> dict:
       function()
       took[name].append(time.perf_counter() - started)
   seconds = {name: statistics.median(found[2:]) for name, found in took.items()}
-  rate, bandwidth = flops / seconds["product"], size / seconds["read"]
+  rate, bandwidth = flops / seconds["product"], moved / seconds["read"]
   # State and gradients are read and written once: parameters, two moments, a gradient.
   floors = {
     "products": learner.flops / rate,
@@ -147,9 +160,9 @@ def measure(config, rows: int, rounds: int, remat: str) -> dict:
   return {
     "device": kind,
     "dtype": config.compute_dtype,
-    "rows": rows,
-    "remat": remat,
-    "tokens": rows * (PROMPT + COMPLETION),
+    "rows": size.rows,
+    "remat": learner.remat,
+    "tokens": size.tokens,
     "seconds": seconds,
     "spread": {name: [min(found[2:]), max(found[2:])] for name, found in took.items()},
     "model_flops": learner.flops,
@@ -165,7 +178,7 @@ def measure(config, rows: int, rounds: int, remat: str) -> dict:
 def small() -> dict[str, float]:
   """Figures for benchmarks/compare.py."""
   memory.keep_freed_memory()
-  found = measure(sampler_model(True), 16, 5, "dots")
+  found = measure(sampler_model(True), Size(), 5, "dots")
   return {"speed, of the floor": found["of_floor"]}
 
 
@@ -175,12 +188,12 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--quick", action="store_true")
   parser.add_argument("--rounds", type=int, default=7)
-  parser.add_argument("--rows", type=int, default=16)
+  parser.add_argument("--rows", type=int, default=Size().rows)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--remat", choices=("none", "dots", "full"), default="dots")
   arguments = parser.parse_args()
   config = dataclasses.replace(sampler_model(arguments.quick), compute_dtype=arguments.dtype)
-  found = measure(config, arguments.rows, arguments.rounds, arguments.remat)
+  found = measure(config, Size(arguments.rows), arguments.rounds, arguments.remat)
   seconds = found["seconds"]
   print(
     f"{found['device']}: {found['tokens']} tokens in {seconds['step']:.3f} s, "

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.demo_seeds import machine
+from benchmarks.machine import machine
 from offpolicy_rl import losses
 
 RESULTS = pathlib.Path(__file__).parent / "results"

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.demo_seeds import machine
+from benchmarks.machine import machine, reading
 from offpolicy_rl import types
 from offpolicy_rl.model import cost, decoder, policy
 from offpolicy_rl.sampler import engine as engine_lib
@@ -100,13 +100,12 @@ def seconds(function, *arguments) -> float:
 
 def rates(config, slots: int) -> tuple:
   """Functions that take matrix products and that read an array, with their flops and bytes."""
-  x = jnp.ones((slots, config.width))
-  w = jnp.ones((config.width, 8 * config.mlp_width))
-  large = jnp.ones(64 << 20, jnp.float32)
-  product, read = jax.jit(jnp.matmul), jax.jit(jnp.sum)
-  jax.block_until_ready((product(x, w), read(large)))
+  x = jnp.ones((slots, config.width), config.compute_dtype)
+  w = jnp.ones((config.width, 8 * config.mlp_width), config.compute_dtype)
+  product, (read, moved) = jax.jit(jnp.matmul), reading()
+  jax.block_until_ready((product(x, w), read()))
   many = lambda: [product(x, w) for _ in range(20)]
-  return many, 20 * 2 * x.size * w.shape[1], lambda: read(large), large.nbytes
+  return many, 20 * 2 * x.size * w.shape[1], read, moved
 
 
 def decoding(config, params, slots: int, rounds: int) -> dict:

@@ -16,7 +16,8 @@ import sys
 import tempfile
 from typing import Any
 
-from benchmarks.demo_seeds import machine, picture
+from benchmarks.demo_seeds import picture
+from benchmarks.machine import machine
 from offpolicy_rl.observe import metrics
 
 RESULTS = pathlib.Path(__file__).parent / "results"

@@ -21,7 +21,7 @@ import time
 import ml_dtypes
 import numpy as np
 
-from benchmarks.demo_seeds import machine
+from benchmarks.machine import machine
 from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.system import memory
 from offpolicy_rl.transport import client, delta, protocol, receiver, server, weights

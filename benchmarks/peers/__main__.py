@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 
-from benchmarks.demo_seeds import machine
+from benchmarks.machine import machine
 from benchmarks.peers import work
 
 HERE = pathlib.Path(__file__).parent
