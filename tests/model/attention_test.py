@@ -35,7 +35,8 @@ def judged(config, params, rows):
 
   def total(params):
     stats = policy.token_stats(config, params, rows, 0.8)
-    return sum(jnp.sum(w * x) for w, x in zip(weights, stats, strict=True)), stats
+    known = (stats.logprobs, stats.entropy)
+    return sum(jnp.sum(w * x) for w, x in zip(weights, known, strict=True)), stats
 
   return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
 
