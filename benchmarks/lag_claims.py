@@ -1,7 +1,7 @@
 """What the results of benchmarks/lag_lab.py say: paired differences, and verdicts made from them.
 
 A case is one objective at one lag. The cases of a line or table are one family of tests: two-sided
-paired t-tests over the seeds, adjusted by Holm's method to a family-wise error of LEVEL.
+paired t-tests over the seeds, adjusted by Holm's method to a family-wise error of paired.LEVEL.
 Results are those of lag_lab.run_entry, read from JSON.
 """
 
@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import lag_entries
-from benchmarks.paired import LEVEL, holm, p_value
+from benchmarks import lag_entries, paired
 from offpolicy_rl.observe.plots import mean_and_half_width
 
 REPORTS = {
@@ -42,7 +41,7 @@ class Case(NamedTuple):
   @property
   def is_clear(self) -> bool:
     """Whether the difference is there after Holm's adjustment."""
-    return self.p < LEVEL
+    return self.p < paired.LEVEL
 
 
 def name_of(setting: Sequence) -> str:
@@ -53,13 +52,11 @@ def name_of(setting: Sequence) -> str:
 
 def family(pairs: Iterable[tuple[str, str, Sequence, Sequence, Sequence]]) -> list[Case]:
   """Cases of (label, base, setting, values, the base's values), adjusted together."""
-  pairs = list(pairs)
-  gaps = [(np.array(mine) - np.array(other)).tolist() for *_, mine, other in pairs]
-  adjusted = holm([p_value(gap) for gap in gaps])
-  return [
-    Case(label, base, tuple(setting), *mean_and_half_width(gap), p)
-    for (label, base, setting, *_), gap, p in zip(pairs, gaps, adjusted, strict=True)
-  ]
+  gaps = {
+    (label, base, tuple(setting)): (np.array(mine) - np.array(other)).tolist()
+    for label, base, setting, mine, other in pairs
+  }
+  return [Case(*key, *found) for key, found in paired.family(gaps).items()]
 
 
 def kind_of(result: Result) -> str:

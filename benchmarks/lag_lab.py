@@ -2,7 +2,7 @@
 
   python -m benchmarks.lag_lab                the study: tuning, then seeds nobody tuned on
   python -m benchmarks.lag_lab --minutes=30   starts no further objective after that time
-  python -m benchmarks.lag_lab --quick        four objectives, three lags, a small grid: 3 minutes
+  python -m benchmarks.lag_lab --quick        four objectives, three lags, a small grid
   python -m benchmarks.lag_lab --summary      only the page and plots again, from the saved runs
 
 The world is benchmarks/lag_world.py, the training loop benchmarks/lag_training.py, the objectives,

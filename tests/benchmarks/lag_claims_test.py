@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks import lag_claims, lag_page
+from benchmarks import lag_claims, lag_page, paired
 
 SETTINGS = ([0, False], [64, False])
 SPREAD = np.linspace(-0.01, 0.01, 8)
@@ -37,14 +37,14 @@ def noisy(row, seed):
 def test_p_value_is_that_of_the_paired_t_test():
   a, b = np.random.default_rng(0).normal(size=(2, 8))
   expected = scipy.stats.ttest_rel(a, b).pvalue
-  assert lag_claims.p_value((a - b).tolist()) == pytest.approx(expected, rel=1e-9)
-  assert lag_claims.p_value([0.0, 0.0]) == 1 and lag_claims.p_value([0.1, 0.1]) == 0
+  assert paired.p_value((a - b).tolist()) == pytest.approx(expected, rel=1e-9)
+  assert paired.p_value([0.0, 0.0]) == 1 and paired.p_value([0.1, 0.1]) == 0
 
 
 def test_holm_equals_its_definition():
   """Worked by hand: sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1, never falling."""
-  assert lag_claims.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-  assert lag_claims.holm([0.6, 0.9]) == [1.0, 1.0] and lag_claims.holm([]) == []
+  assert paired.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+  assert paired.holm([0.6, 0.9]) == [1.0, 1.0] and paired.holm([]) == []
 
 
 def test_the_base_is_chosen_by_tuning_and_not_by_what_is_reported():
@@ -65,7 +65,7 @@ def test_differences_are_paired_and_adjusted_together():
     np.array(a["accuracy"]) - np.array(b["accuracy"])
     for a, b in zip(mean["reports"]["tuned"], ratio["reports"]["tuned"], strict=True)
   ]
-  expected = lag_claims.holm([lag_claims.p_value(gap.tolist()) for gap in gaps])
+  expected = paired.holm([paired.p_value(gap.tolist()) for gap in gaps])
   assert [same.p, above.p] == pytest.approx(expected)
   assert not same.is_clear and above.is_clear and above.mean == pytest.approx(0.05)
   table = lag_page.case_table([same, above], "minus")
