@@ -38,8 +38,21 @@ GROUPS = {
   },
   "The task: prompts and rewards": {
     "task.name": text("sums").means(
-      "a task of tasks/catalog.py, gsm8k, math, jsonl, reasoning_gym:NAME, mixture, or your own "
-      "module:function"
+      "a task of tasks/catalog.py, gsm8k, math, jsonl, reasoning_gym:NAME, seqio:NAME (a Task or "
+      "Mixture), tfds:NAME or tfds:NAME:VERSION, mixture, or your own module:function"
+    ),
+    "task.module": text("").means(
+      "seqio: the module that registers it, imported first; by samplers only if they judge by the "
+      "task's metric"
+    ),
+    "task.train_split": text("train", "the name of a split", bool).means("seqio, tfds"),
+    "task.heldout_split": text("").means(
+      "seqio, tfds; '' = the first of heldout, validation, dev and test, or else an eighth of "
+      "task.train_split, by the questions' hash"
+    ),
+    "task.max_listed": integer(100_000, at_least=1).means(
+      "seqio, tfds, jsonl: a split with more problems is streamed: shuffled within blocks of 2,048 "
+      "rows, repeats not left out; held out are those of the first block"
     ),
     "task.mixture": text("").means(
       "mixture: a JSON object, task name -> its rate, or -> its rate and keys of this section that "
@@ -47,19 +60,23 @@ GROUPS = {
       "jsonl:LABEL tells several files apart"
     ),
     "task.data_dir": text("").means(
-      "gsm8k, math: directory with train.jsonl and test.jsonl; gsm8k: or one that `tfds build "
-      "gsm8k` prepared, '' = the environment's GSM8K_DIR, or the default of TFDS"
+      "gsm8k, math: directory with train.jsonl and test.jsonl; gsm8k, tfds: or one that `tfds "
+      "build` prepared, '' = the environment's TFDS_DATA_DIR (gsm8k: GSM8K_DIR), or TFDS's default"
     ),
-    "task.train_file": text("").means("jsonl: one object per line"),
+    "task.train_file": text("").means(
+      "jsonl: one object per line; or Parquet, or a folder that `datasets` saved"
+    ),
     "task.heldout_file": text("").means(
       "jsonl; '' = an eighth of train_file, by the questions' hash"
     ),
-    "task.question_column": text("question", "the name of a column", bool).means("jsonl"),
-    "task.answer_column": text("answer", "the name of a column", bool).means("jsonl"),
-    "task.demonstration_column": text("").means("jsonl: for warm starts; '' = the answer"),
+    "task.question_column": text("question", "the name of a column", bool).means(
+      "jsonl, tfds; a text, or a chat: a list of {role, content} that ends with the user's"
+    ),
+    "task.answer_column": text("answer", "the name of a column", bool).means("jsonl, tfds"),
+    "task.demonstration_column": text("").means("jsonl, tfds: for warm starts; '' = the answer"),
     "task.max_bad_rows": number(0.01, at_least=0, below=1).means(
-      "gsm8k, math, jsonl: share of a file's rows that may be unusable (no answer, a broken line) "
-      "and are left out; a run with more does not start. `offpolicy-rl check` lists them"
+      "gsm8k, math, jsonl, seqio, tfds: share of rows that may be unusable (no answer, a broken "
+      "line) and are left out; a run with more does not start. `offpolicy-rl check` lists them"
     ),
     "task.size": integer(10_000, at_least=1).means(
       "reasoning_gym: problems, with the held-out eighth"
@@ -84,7 +101,8 @@ GROUPS = {
   },
   "The task: verifiers": {
     "task.verifier": text("").means(
-      "exact, numeric, math_verify, reasoning_gym or module:function; '' = the task's default"
+      "exact, numeric, math_verify, reasoning_gym or module:function; '' = the task's default (of "
+      "seqio: its first metric)"
     ),
     "task.judge_unfinished": switch(False).means(
       "verify completions that were cut, or end within a thought (<think> without </think>, the "

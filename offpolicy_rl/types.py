@@ -36,6 +36,9 @@ NO_VERSION = -2  # padding in version arrays; "I hold no weights yet" in a pull
 # No draw from a float32 softmax has less than about -120 (the smallest exponential noise); and the
 # square of the sum of 100,000 of these is still a float32. Less likely candidates count as this.
 MIN_LOGPROB = -1e4
+# In a stream of prompts: further than any run goes, so that spare prompts can begin here; group
+# indices are uint32.
+FIRST_SPARE = 1 << 31
 MAX_VERDICT = 1e6  # size of a verifier's verdict; squares and sums of these stay within float32
 _AS_REWARD: Any = None  # in place of a number
 

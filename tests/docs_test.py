@@ -187,6 +187,7 @@ def test_the_examples_are_there():
     "my_verifier.py",
     "configs/my_model.py",
     "my_family.py",
+    "my_registry.py",
   }
 
 
@@ -241,6 +242,16 @@ def test_the_task_of_the_page_has_both_splits(examples, tiny_config):
   [train], [held] = found.split("train"), found.split("heldout")
   assert len(train) + len(held) == 100 and 5 < len(held) < 20
   assert all(int(p.question[:-3]) * 2 == int(p.demonstration) for p in train + held)
+
+
+@pytest.mark.long  # TensorFlow's import
+def test_the_registry_of_the_page_is_read(examples, tiny_config):
+  for key, value in {"name": "seqio:doubles", "module": "my_registry", "verifier": "exact"}.items():
+    tiny_config.task[key] = value
+  found = catalog.select(tiny_config.task).expanded()
+  [train], [held] = found.split("train"), found.split("heldout")
+  assert (len(train), len(held)) == (900, 100)  # the held-out questions are not trained on
+  assert all(int(p.question[:-3]) * 2 == int(json.loads(p.answer)) for p in train + held)
 
 
 def test_the_family_of_the_page_is_read(examples, tmp_path, monkeypatch):

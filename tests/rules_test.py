@@ -32,6 +32,8 @@ USED_ELSEWHERE = {
   "losses/objectives.py:objective": "losses.objective, loaded by losses/__init__.py",
   "observe/prometheus.py:LearnerCollector.describe": "called by prometheus_client",
   "observe/prometheus.py:SamplerCollector.describe": "called by prometheus_client",
+  "tasks/seqio_vocabulary.py:of_checkpoint": "for Tasks of users that make token ids",
+  "tasks/seqio_vocabulary.py:of_fresh_model": "for Tasks of users that make token ids",
   "tasks/seqio_tasks.py:register": "for pipelines elsewhere that read seqio's registries",
   "sampler/vllm_worker.py:Worker": "named by vLLM's --worker-extension-cls",
   "sampler/vllm_worker.py:Worker.load_again": "called by name through vLLM's collective_rpc",

@@ -11,7 +11,6 @@ from offpolicy_rl.replay.ledger import Ledger
 
 SPARES = 8  # prompts of a group that can replace one that no sampler can answer
 _ID = re.compile(rf"{types.TRAIN}/(0|[1-9][0-9]*)/(0|[1-9][0-9]*)")
-_FIRST_SPARE = 1 << 31  # in the stream; group indices are uint32
 
 
 def ticket_ids(step: int, prompts_per_step: int, lag: LagControl) -> list[str]:
@@ -91,7 +90,7 @@ class Tickets:
     if attempt <= self.max_refills:
       return group * (1 + self.max_refills) + attempt
     spare = attempt - self.max_refills - 1
-    return _FIRST_SPARE + group * SPARES + spare if spare < SPARES else None
+    return types.FIRST_SPARE + group * SPARES + spare if spare < SPARES else None
 
   def refill(self, ticket: types.Ticket) -> types.Ticket | None:
     """The ticket that replaces one whose group has no signal; None if none is left."""

@@ -308,6 +308,7 @@ def scorer(task: ConfigDict) -> scoring.Scorer:
   return scoring.Scorer(
     selection.verifier,
     also=selection.verifiers,
+    modules=selection.modules,
     workers=task.verifier_processes,
     time_limit=task.verifier_seconds,
     memory_mb=task.verifier_memory_mb,

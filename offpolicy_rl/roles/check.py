@@ -23,11 +23,12 @@ def run(config: ConfigDict, say: Callable[[str], None] = print) -> None:
   Raises:
     ConfigError: a run could not start.
   """
-  selection = catalog.select(config.task)
   try:
+    selection = catalog.select(config.task)
     policy = data.initial_policy(config)
     for task in selection.tasks:
       task.check()
+    selection = selection.expanded()
     # The report lists everything that is wrong; `data.require` below judges it.
     lenient = [dataclasses.replace(task, max_bad_rows=1.0) for task in selection.tasks]
     lenient = dataclasses.replace(selection, tasks=tuple(lenient))
@@ -71,8 +72,9 @@ def _task(name: str, splits: Sequence[data.Inspected]) -> Iterator[str]:
       "held out": reading.held_out,
     }
     rows = sum(counts.values()) + len(made.examples)
+    first = "" if reading.rest is None else "the first "
     less = "".join(f", {count:,} {kind}" for kind, count in counts.items() if count)
-    yield f"  {one.split:<8}{len(made.examples):>9,} prompts of {rows:,} rows{less}"
+    yield f"  {one.split:<8}{len(made.examples):>9,} prompts of {first}{rows:,} rows{less}"
 
 
 def _lengths(config, inspected: Sequence[data.Inspected]) -> Iterator[str]:

@@ -39,14 +39,16 @@ _STRICTEST_FIRST = ("numeric", "math_verify", "exact")  # verifiers to recommend
 Members = list[tuple[float, prompts.Tokenized]]  # (rate, prompts) of each task
 
 
-def examples(config: ConfigDict, split: str, policy: build.Policy) -> Members:
-  """Reads (rate, prompts) of each task that the configuration mixes.
+def examples(
+  config: ConfigDict, selection: catalog.Selection, policy: build.Policy, split: str
+) -> Members:
+  """Reads (rate, prompts) of each task of an expanded selection.
 
   Raises:
     TaskError: problems can't be read, or too many are unusable.
   """
   return prompts.tokenize_split(
-    catalog.select(config.task),
+    selection,
     split,
     policy.tokenizer,
     config.task.max_prompt_tokens,
@@ -81,7 +83,11 @@ def _ticket_fault(config, vocab_size: int, example: prompts.Example) -> str | No
 def summary(name: str, train: Members, held: Members) -> str:
   """Describes the prompts of a task in a line."""
   count = lambda members, field: sum(len(getattr(made, field)) for _, made in members)
-  line = f"task {name}: {count(train, 'examples')} prompts, {count(held, 'examples')} held out"
+  streamed = sum(made.streamed is not None for _, made in train)
+  line = f"task {name}: {count(train, 'examples')} prompts"
+  if streamed:
+    line += f" (only the first of {streamed} streamed task{'s' if streamed > 1 else ''})"
+  line += f", {count(held, 'examples')} held out"
   too_long = [(count(train, "too_long"), "for training"), (count(held, "too_long"), "held out")]
   if any(number for number, _ in too_long):
     line += "; too long: " + ", ".join(f"{number} {kind}" for number, kind in too_long if number)
@@ -149,9 +155,10 @@ def check_problems(config: ConfigDict, selection: catalog.Selection, policy: bui
   Raises:
     ConfigError: a run could not start.
   """
-  quick = [i for i, task in enumerate(selection.tasks) if not task.slow]
-  if not quick:
+  if all(task.slow for task in selection.tasks):
     return
+  selection = selection.expanded()
+  quick = [i for i, task in enumerate(selection.tasks) if not task.slow]
   look = functools.partial(inspect, config, selection, policy, only=quick)
   try:
     inspected = look(sample=_SAMPLE)
@@ -214,12 +221,14 @@ def inspect(
         continue
       step = 1 if sample is None else max(1, -(-len(reading.problems) // sample))
       chosen = reading.problems[::step]
+      prompts.require_same_ids(task, policy.tokenizer)
       made = prompts.tokenize(chosen, policy.tokenizer, config.task.max_prompt_tokens, fault)
       inspected.append(Inspected(task, split, reading, made, unreadable=[]))
-      judged.append(chosen if len(selection.tasks) == 1 else list(map(_of_its_task, chosen)))
+      judged.append(list(map(_of_its_task, chosen)) if selection.mixed else chosen)
   if not judge:
     return inspected
-  unreadable = _unreadable(config.task, [one.task.verifier for one in inspected], judged)
+  names = [one.task.verifier for one in inspected]
+  unreadable = _unreadable(config.task, names, judged, selection.modules)
   return [one._replace(unreadable=rows) for one, rows in zip(inspected, unreadable, strict=True)]
 
 
@@ -229,7 +238,7 @@ def _of_its_task(problem: sources.Problem) -> sources.Problem:
 
 
 def _unreadable(
-  task, names: Sequence[str], problems: Sequence[list[sources.Problem]]
+  task, names: Sequence[str], problems: Sequence[list[sources.Problem]], modules: Sequence[str]
 ) -> list[list[LeftOut]]:
   """The problems of each list whose answers its verifier can't read, judged in processes."""
   exact = verifiers.NAMED["exact"]  # reads everything
@@ -237,7 +246,7 @@ def _unreadable(
     return [[] for _ in problems]
   workers = pool.WorkerPool(
     min(1 + sum(map(len, problems)) // _CHUNK, _MAX_WORKERS, os.cpu_count() or 1),
-    prepare=functools.partial(scoring.allow, tuple(dict.fromkeys(names))),
+    prepare=functools.partial(scoring.allow, tuple(dict.fromkeys(names)), modules),
     time_limit=task.verifier_seconds,
     memory_mb=task.verifier_memory_mb,
   )

@@ -58,9 +58,10 @@ def run(
   examples = examples[:problems]
   step, params = _weights(config, policy, run_dir)
   started = time.perf_counter()
+  greedy: list[str] = []
   with files_lib.new_directory(out) as folder:
     rows = _answer(config, policy, params, examples, console)
-    rows = _write(folder / "problems.jsonl", rows)
+    rows = _write(folder / "problems.jsonl", rows, greedy)
     seconds, verdicts = time.perf_counter() - started, list(map(_verdicts, rows))
     result = {
       "weights": str(run_dir or config.model.checkpoint),
@@ -71,6 +72,7 @@ def run(
       "problems": len(examples),
       "estimates": [e._asdict() for e in estimates.estimates(verdicts, ks, seed=config.seed)],
       **_totals(rows),
+      "metrics": _metrics(examples, greedy),
     }
     (folder / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
   _show(console, result, seconds=seconds, out=out)
@@ -92,12 +94,24 @@ def _settings(config: ConfigDict) -> dict:
   }
 
 
-def _write(path: pathlib.Path, rows: Iterator[dict]) -> list[dict]:
-  """Writes each row; returns the rows without texts, to save memory."""
+def _metrics(examples: list, greedy: list[str]) -> dict[str, dict[str, float]]:
+  """Values of the metric_fns of seqio's Tasks for the greedy completions."""
+  pairs = zip(examples, greedy, strict=True)
+  answered = [(example.record, text) for example, text in pairs if example.record is not None]
+  if not answered:
+    return {}
+  from offpolicy_rl.tasks import seqio_reader  # TensorFlow; it has read the problems
+
+  return seqio_reader.metrics(answered)
+
+
+def _write(path: pathlib.Path, rows: Iterator[dict], greedy: list[str]) -> list[dict]:
+  """Writes each row, adds its greedy text; returns the rows without texts, to save memory."""
   kept = []
   with path.open("w", encoding="utf-8") as file:
     for row in rows:
       file.write(json.dumps(row, ensure_ascii=False) + "\n")
+      greedy.append(row["greedy"]["text"])
       kept.append(_without_texts(row))
   return kept
 
@@ -111,8 +125,9 @@ def _without_texts(row: dict) -> dict:
 
 def _examples(config, policy: build.Policy, split: str):
   """(prompts in order, counts of those left out)."""
-  data.check_problems(config, catalog.select(config.task), policy)
-  members = data.examples(config, split, policy)
+  selection = catalog.select(config.task).expanded()
+  data.check_problems(config, selection, policy)
+  members = data.examples(config, selection, policy, split)
   data.require_some(config, split, [made for _, made in members])
   examples = stream.interleaved([(rate, made.examples) for rate, made in members])
   return examples, {
@@ -208,6 +223,9 @@ def _show(console, result: dict, *, seconds: float, out: pathlib.Path) -> None:
   for row in result["estimates"]:
     table.add_row(row["name"], f"{row['value']:.3f}", f"{row['low']:.3f} – {row['high']:.3f}")
   console.print(table)
+  for task, values in result["metrics"].items():
+    listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
+    console.print(f"{task}: greedy completions by its own metrics: {listed}", markup=False)
   completions = result["problems"] * (result["samples"] + 1)
   tokens = result["problems"] * (
     result["samples"] * result["mean_tokens"] + result["greedy_mean_tokens"]

@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 from offpolicy_rl import types
 from offpolicy_rl.replay import batching
 from offpolicy_rl.roles import build, data
-from offpolicy_rl.tasks import stream
+from offpolicy_rl.tasks import catalog, stream
 
-Members = list[tuple[float, list]]  # (rate, prompts) of each task
+Members = list[tuple[float, list | stream.Streamed]]  # (rate, prompts) of each task
 
 
 class Prompts(NamedTuple):
@@ -28,7 +28,8 @@ def read(config: ConfigDict, policy: build.Policy) -> Prompts:
   Raises:
     TaskError: there are none.
   """
-  train, held = (data.examples(config, split, policy) for split in data.SPLITS)
+  selection = catalog.select(config.task).expanded()
+  train, held = (data.examples(config, selection, policy, split) for split in data.SPLITS)
   for split, members in zip(data.SPLITS, (train, held), strict=True):
     data.require_some(config, split, [made for _, made in members])
   heldout = stream.interleaved([(rate, made.examples) for rate, made in held])
@@ -41,7 +42,7 @@ def read(config: ConfigDict, policy: build.Policy) -> Prompts:
     "prompts_left_out": count(train, "left_out"),
     "heldout_prompts_left_out": count(held, "left_out"),
   }
-  examples = [(rate, made.examples) for rate, made in train]
+  examples = [(rate, made.prompts) for rate, made in train]
   return Prompts(examples, heldout, counts, data.summary(config.task.name, train, held))
 
 
@@ -54,14 +55,20 @@ def demonstrations(config: ConfigDict, train: Members) -> tuple[Callable[[int], 
     ValueError: a task has none left.
   """
   most, rows = config.task.max_completion_tokens, config.warm_start.rows
-  kept = [(rate, [e for e in es if e.demonstration_tokens.size <= most]) for rate, es in train]
-  for (rate, examples), (_, fitting) in zip(train, kept, strict=True):
+  fits = lambda example: example.demonstration_tokens.size <= most
+  kept, left_out = [], 0
+  for rate, examples in train:
+    if isinstance(examples, stream.Streamed):
+      kept.append((rate, examples.where(fits)))
+      continue
+    fitting = list(filter(fits, examples))
+    kept.append((rate, fitting))
+    left_out += len(examples) - len(fitting)
     if not fitting:
       raise ValueError(
         f"task.max_completion_tokens: got {most}, which none of the {len(examples)} demonstrations "
         f"(at rate {rate:g}) fits in; raise it, or set warm_start.steps=0"
       )
-  left_out = sum(len(examples) for _, examples in train) - sum(len(es) for _, es in kept)
   note = f"warm start: {left_out} demonstrations of more than {most} tokens are left out"
   limits = build.limits(config, group_size=1)
   shown = stream.make_stream(kept, config.seed + 1)

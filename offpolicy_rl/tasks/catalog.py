@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from offpolicy_rl.tasks import named, sources, splits, verifiers
+from offpolicy_rl.tasks import named, registered, sources, splits, verifiers
 from offpolicy_rl.tasks.rows import TaskError
 from offpolicy_rl.tasks.sources import Problem
 from offpolicy_rl.tasks.splits import HELDOUT_SPLIT as HELDOUT_SPLIT
@@ -21,6 +21,7 @@ MIXTURE, GYM = "mixture", "reasoning_gym"
 MEMBER_KEYS = (
   *("data_dir", "train_file", "heldout_file", "size", "options", "verifier", "max_bad_rows"),
   *("question_column", "answer_column", "demonstration_column"),
+  *("module", "train_split", "heldout_split", "max_listed"),
 )
 
 
@@ -123,15 +124,15 @@ def _jsonl_task(settings, label: str) -> Task:
       f"task.name: got {settings.name!r:.100}, expected only letters, digits, '_', '.' and '#' "
       "after the colon"
     )
-  columns = sources.Columns(
-    settings.question_column, settings.answer_column, settings.demonstration_column
-  )
+  columns, most = sources.columns(settings), settings.max_listed
   files = {"train_file": settings.train_file, "heldout_file": settings.heldout_file}
   return Task(
     settings.name,
-    _once(sources.jsonl, settings.train_file, columns),
+    _once(sources.jsonl, settings.train_file, columns, most),
     verifiers.NAMED["exact"],
-    heldout=_once(sources.jsonl, settings.heldout_file, columns) if settings.heldout_file else None,
+    heldout=_once(sources.jsonl, settings.heldout_file, columns, most)
+    if settings.heldout_file
+    else None,
     check=lambda: [
       sources.check_file(f"task.{key}", path)
       for key, path in files.items()
@@ -142,10 +143,18 @@ def _jsonl_task(settings, label: str) -> Task:
 
 
 # Name before the colon -> function of (section `task`, name after the colon) -> Task.
-_KINDS = {GYM: _gym_task, "gsm8k": _gsm8k_task, "math": _math_task, "jsonl": _jsonl_task}
+_KINDS = {
+  GYM: _gym_task,
+  "gsm8k": _gsm8k_task,
+  "math": _math_task,
+  "jsonl": _jsonl_task,
+  "seqio": registered.seqio_task,
+  "tfds": registered.tfds_task,
+}
+_WITH_LABEL = (GYM, "jsonl", "seqio", "tfds")
 EXPECTED_NAME = (
-  f"one of {', '.join(sorted(TASKS))}, gsm8k, math, jsonl, {GYM}:NAME, {MIXTURE}, or your own "
-  "module:function"
+  f"one of {', '.join(sorted(TASKS))}, gsm8k, math, jsonl, seqio:NAME, tfds:NAME, {GYM}:NAME, "
+  f"{MIXTURE}, or your own module:function"
 )
 
 
@@ -187,14 +196,14 @@ def select(settings: Any) -> Selection:
   if min(rates) * 1000 < sum(rates):
     raise TaskError(f"task.mixture: got rates {rates}, expected each at least 1/1000 of their sum")
   tasks = tuple(_task(_member(settings, name, entry)) for name, entry in members.items())
-  return Selection(MIXTURE, tasks, tuple(rate / sum(rates) for rate in rates))
+  return Selection(MIXTURE, tasks, tuple(rate / sum(rates) for rate in rates), mixed=True)
 
 
 def _task(settings) -> Task:
   kind, _, label = settings.name.partition(":")
   if settings.name in TASKS:
     task = TASKS[settings.name]
-  elif kind in _KINDS and (not label or kind in (GYM, "jsonl")):
+  elif kind in _KINDS and (not label or kind in _WITH_LABEL):
     task = _KINDS[kind](settings, label)
   elif label and kind not in _KINDS:
     task = _user_task(settings.name)
@@ -204,7 +213,7 @@ def _task(settings) -> Task:
     return task
   name = verifiers.NAMED.get(settings.verifier, settings.verifier)
   gym = verifiers.NAMED["reasoning_gym"]
-  if ":" not in name or (name == gym != task.verifier):
+  if ":" not in name or (name == gym != task.verifier and kind != "seqio"):
     raise TaskError(
       f"task.verifier: got {settings.verifier!r:.100} for {settings.name}, expected "
       f"{', '.join(verifiers.NAMED)} (the last for its own tasks only) or module:function"

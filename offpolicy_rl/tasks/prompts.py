@@ -1,12 +1,14 @@
 """Problems as token ids: prompts and demonstrations."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from offpolicy_rl.tasks import sources, splits
-from offpolicy_rl.tasks.rows import LeftOut
+from offpolicy_rl.tasks import sources, splits, stream
+from offpolicy_rl.tasks.rows import LeftOut, TaskError
 from offpolicy_rl.tasks.tokenizer import Tokenizer
 from offpolicy_rl.tasks.vocabulary import Vocabulary
 
@@ -19,6 +21,7 @@ class Example:
   demonstration_tokens: np.ndarray  # int32 [M], ends as the model ends its turn
   answer: str  # JSON for the verifier
   where: str = ""  # "file:line" of the problem
+  record: Any = None  # the example for a seqio metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,12 @@ class Tokenized:
   too_long: list[LeftOut]  # more than max_prompt_tokens
   left_out: list[LeftOut]  # the template refuses them, or no sampler could answer them
   prompt_lengths: list[int]  # in tokens, of the examples and of those that are too long
+  streamed: stream.Streamed | None = None  # all of them, if those above are only the first
+
+  @property
+  def prompts(self) -> list[Example] | stream.Streamed:
+    """All prompts, listed or streamed."""
+    return self.streamed or self.examples
 
 
 def tokenize(
@@ -46,8 +55,7 @@ def tokenize(
   result = Tokenized([], [], [], [])
   for problem in problems:
     try:
-      prompt = tokenizer.prompt(problem.question)
-      target = [*tokenizer.encode(problem.demonstration), tokenizer.turn_end]
+      prompt, target = _ids(problem, tokenizer)
     except ValueError as error:  # what a chat template refuses, or a token without an embedding
       result.left_out.append(LeftOut(problem.where, str(error)))
       continue
@@ -56,12 +64,24 @@ def tokenize(
       result.too_long.append(LeftOut(problem.where, f"{len(prompt)} tokens"))
       continue
     prompt, target = np.array(prompt, np.int32), np.array(target, np.int32)
-    example = Example(prompt, target, problem.answer, problem.where)
+    example = Example(prompt, target, problem.answer, problem.where, problem.record)
     if why := fault(example):
       result.left_out.append(LeftOut(problem.where, why))
     else:
       result.examples.append(example)
   return result
+
+
+def _ids(problem: sources.Problem, tokenizer: Tokenizer | Vocabulary) -> tuple[Sequence, list]:
+  if problem.tokens is not None:
+    prompt, target = problem.tokens
+    target = tokenizer.encode(problem.demonstration) if target is None else target
+    return prompt, [*target, tokenizer.turn_end]
+  if problem.messages and isinstance(tokenizer, Tokenizer):
+    prompt = tokenizer.prompt(problem.question, problem.messages)
+  else:
+    prompt = tokenizer.prompt(problem.question)
+  return prompt, [*tokenizer.encode(problem.demonstration), tokenizer.turn_end]
 
 
 def tokenize_split(
@@ -73,14 +93,31 @@ def tokenize_split(
 ) -> list[tuple[float, Tokenized]]:
   """(rate, prompts) of each task; `stream` interleaves them. Arguments as for `tokenize`.
 
-  TaskError if more problems of a task make no prompt than its `max_bad_rows`.
+  Raises:
+    TaskError: more problems of a task make no prompt than its `max_bad_rows`, or it brings token
+      ids of another tokenizer.
   """
   members = []
   for rate, task, reading in zip(
     selection.rates, selection.tasks, selection.read(split), strict=True
   ):
+    require_same_ids(task, tokenizer)
     tokenized = tokenize(reading.problems, tokenizer, max_prompt_tokens, fault)
     splits.check_left_out(tokenized.left_out, len(reading.problems), task.max_bad_rows)
     left_out = reading.left_out + tokenized.left_out
-    members.append((rate, dataclasses.replace(tokenized, left_out=left_out)))
+    more = None
+    if reading.rest is not None:
+      make = functools.partial(_make, reading.rest, tokenizer, max_prompt_tokens, fault)
+      more = stream.Streamed(reading.rest.open, make)
+    members.append((rate, dataclasses.replace(tokenized, left_out=left_out, streamed=more)))
   return members
+
+
+def _make(rest: splits.Rest, tokenizer, max_prompt_tokens, fault, listed: list) -> list[Example]:
+  return tokenize(rest.usable(listed), tokenizer, max_prompt_tokens, fault).examples
+
+
+def require_same_ids(task: splits.Task, tokenizer: Tokenizer | Vocabulary) -> None:
+  """Raises TaskError if the task brings token ids of another tokenizer than the policy's."""
+  if why := task.why_other_ids(tokenizer):
+    raise TaskError(f"task {task.name}: {why}")

@@ -1,4 +1,4 @@
-"""Rows of a data file: JSON lines, plain or compressed, or Parquet.
+"""Rows of data files: JSON lines, plain or compressed, Parquet, and what `datasets` saves.
 
 A file that can't be read raises TaskError, which names it, the line, and what to do. An unusable
 row becomes a LeftOut in its place; the task decides how many are too many.
@@ -16,16 +16,28 @@ import math
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+
+def _open_zstd(path: pathlib.Path, _) -> io.BufferedReader:
+  import pyarrow  # some 50 MB: only where there are such files
+
+  return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))
+
+
+_OPENERS = {
+  b"\x1f\x8b": gzip.open,
+  b"BZh": bz2.open,
+  b"\xfd7zXZ\x00": lzma.open,
+  b"\x28\xb5\x2f\xfd": _open_zstd,
+}
 _PARQUET = b"PAR1"
+_STATE = "state.json"  # of a data set that `datasets` saved
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, OSError)
 # First bytes of files in other formats -> format, what to do.
 _OTHERS = {
   b"PK\x03\x04": ("a zip archive", "unpack it"),
-  b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it with zstd -d"),
   b"\xff\xfe\0\0": ("UTF-32", "convert it with iconv -f UTF-32 -t UTF-8"),
   b"\xff\xfe": ("UTF-16", "convert it with iconv -f UTF-16 -t UTF-8"),
   b"\xfe\xff": ("UTF-16", "convert it with iconv -f UTF-16 -t UTF-8"),
@@ -69,13 +81,25 @@ class Row(NamedTuple):
 def read(path: pathlib.Path) -> Iterator[Row | LeftOut]:
   """The rows of a file in order, without blank lines; the first bytes decide the format.
 
+  Of a folder: of the files that `datasets` saved in it, or else of its Parquet files by name.
+
   TaskError if the file is missing, can't be read, is not UTF-8, or has no rows.
   """
+  if path.is_dir():
+    for file in _files(path):
+      yield from read(file)
+    return
   number = 0
   try:
     with path.open("rb") as file:
       start = file.read(8)
-    for row in _parquet(path) if start.startswith(_PARQUET) else _json_rows(path, start):
+    if path.suffix == ".arrow":
+      found = _numbered(path, "Arrow", _arrow(path))
+    elif start.startswith(_PARQUET):
+      found = _numbered(path, "Parquet", _parquet(path))
+    else:
+      found = _json_rows(path, start)
+    for row in found:
       number += 1
       yield row
   except OSError as error:
@@ -101,6 +125,36 @@ def text(values: Values, column: str) -> str:
     raise RowError(f"{column}: got {value!r:.60}, expected a text that is not blank")
   check_encoding(value, column)
   return value
+
+
+def chat(values: Values, column: str) -> tuple[str, tuple[dict[str, str], ...]]:
+  """(question, messages) of a column: a text and no messages, or a list of {role, content}.
+
+  The question of a list is all of it as a text. RowError unless the list ends with a user's message
+  and all are texts.
+  """
+  value = values.get(column)
+  if not isinstance(value, list):
+    return text(values, column), ()
+  messages = tuple(_message(one, f"{column}[{i}]") for i, one in enumerate(value))
+  if not messages or messages[-1]["role"] != "user":
+    last = repr(messages[-1]["role"]) if messages else "no message"
+    raise RowError(f"{column}: got {last} at the end, expected a message of the role 'user'")
+  if len(messages) == 1:
+    return messages[0]["content"], messages
+  return "\n".join(f"{one['role']}: {one['content']}" for one in messages), messages
+
+
+def _message(value, where: str) -> dict[str, str]:
+  if not isinstance(value, dict):
+    raise RowError(f"{where}: got {value!r:.60}, expected an object with role and content")
+  message = {}
+  for key in ("role", "content"):
+    if not isinstance(value.get(key), str) or not value[key].strip():
+      raise RowError(f"{where}: {key}: got {value.get(key)!r:.60}, expected a text")
+    check_encoding(value[key], f"{where}: {key}")
+    message[key] = value[key]
+  return message
 
 
 def check_encoding(value: str, column: str) -> None:
@@ -187,6 +241,39 @@ def _hint(first: str) -> str:
   return "; CSV is not read, only JSON lines and Parquet" if "," in first else ""
 
 
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The data files of a folder."""
+  if (folder / "dataset_dict.json").is_file():
+    splits = sorted(path.parent.name for path in folder.glob(f"*/{_STATE}"))
+    raise TaskError(f"{folder}: got several splits, expected the folder of one of them: {splits}")
+  if (folder / _STATE).is_file():
+    try:
+      state = json.loads((folder / _STATE).read_text())
+      files = [folder / entry["filename"] for entry in state["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+      raise TaskError(f"{folder / _STATE}: got {error!r:.100}, expected _data_files") from None
+    if state.get("_indices_data_files"):
+      raise TaskError(
+        f"{folder / _STATE}: got _indices_data_files, expected none: save the data set again after "
+        "flatten_indices()"
+      )
+    return files
+  files = sorted(folder.glob("*.parquet"))
+  if not files:
+    raise TaskError(f"{folder}: can't be read: got a folder without {_STATE} and *.parquet")
+  return files
+
+
+def _arrow(path: pathlib.Path) -> Iterator[Values]:
+  import pyarrow
+
+  with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as batches:
+    slices = (
+      batch.slice(start, _BATCH) for batch in batches for start in range(0, batch.num_rows, _BATCH)
+    )
+    yield from _table(batches.schema.names, slices)
+
+
 def _values(pairs: list[tuple]) -> Values:
   values = Values(pairs)
   if len(values) < len(pairs):
@@ -195,25 +282,34 @@ def _values(pairs: list[tuple]) -> Values:
   return values
 
 
-def _parquet(path: pathlib.Path) -> Iterator[Row]:
+def _parquet(path: pathlib.Path) -> Iterator[Values]:
   from pyarrow import parquet  # some 50 MB: only where there are such files
 
+  with parquet.ParquetFile(path) as file:
+    yield from _table(file.schema_arrow.names, file.iter_batches(_BATCH))
+
+
+def _table(names: list[str], batches: Iterable) -> Iterator[Values]:
+  counts = collections.Counter(names)
+  twice = frozenset(name for name, count in counts.items() if count > 1)
+  lists = (batch.to_pylist() for batch in _as_written(batches))
+  for pairs in itertools.chain.from_iterable(lists):
+    values = Values(pairs)
+    values.twice = twice
+    yield values
+
+
+def _numbered(path: pathlib.Path, kind: str, table: Iterator[Values]) -> Iterator[Row]:
   number = 0
   try:
-    with parquet.ParquetFile(path) as file:
-      names = collections.Counter(file.schema_arrow.names)
-      twice = frozenset(name for name, count in names.items() if count > 1)
-      lists = (batch.to_pylist() for batch in _as_written(file.iter_batches(_BATCH)))
-      for number, pairs in enumerate(itertools.chain.from_iterable(lists), 1):
-        values = Values(pairs)
-        values.twice = twice
-        yield Row(f"{path}:{number}", values)
+    for number, values in enumerate(table, 1):
+      yield Row(f"{path}:{number}", values)
   except Exception as error:  # of pyarrow; dates, time zones, ... that Python doesn't have
     why = " ".join(str(error).split())
-    raise TaskError(f"{path}:{number + 1}: can't be read as Parquet: {why:.200}") from None
+    raise TaskError(f"{path}:{number + 1}: can't be read as {kind}: {why:.200}") from None
 
 
-def _as_written(batches: Iterator) -> Iterator:
+def _as_written(batches: Iterable) -> Iterator:
   """Batches in which 0.1 of 32 or 16 bits is 0.1, not 0.10000000149."""
   import pyarrow
 

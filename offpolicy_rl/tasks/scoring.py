@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import importlib
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -36,9 +37,14 @@ def resolve(name: str) -> Callable[[str, str], float]:
 _ALLOWED: dict[str, Callable[[str, str], float]] = {}  # filled once, when a worker starts
 
 
-def allow(names: Sequence[str]) -> None:
-  """Lets answer data name these verifiers in this process; ValueError as for `resolve`."""
+def allow(names: Sequence[str], modules: Sequence[str] = ()) -> None:
+  """Lets answer data name these verifiers in this process; ValueError as for `resolve`.
+
+  `modules`: imported, too; they register what a verifier asks.
+  """
   _ALLOWED.update((name, resolve(name)) for name in names)
+  for module in modules:
+    importlib.import_module(module)
 
 
 def allowed(name: str) -> Callable[[str, str], float]:
@@ -80,6 +86,7 @@ class Scorer:
     time_limit: float,
     memory_mb: int = 0,
     also: Sequence[str] = (),
+    modules: Sequence[str] = (),
     pattern: str = "",
   ):
     """Checks that all verifiers can be imported; ValueError names the first that can't.
@@ -88,6 +95,7 @@ class Scorer:
       time_limit: seconds for one completion, without importing the verifier.
       memory_mb: address space that a worker may take beyond its imports; 0 = no limit.
       also: verifiers that `verifier` may call by `allowed`, imported before the limits hold.
+      modules: imported then, too, and only in the workers.
       pattern: regular expression that well-formed completions match somewhere.
     """
     names = (verifier, *also)
@@ -95,7 +103,10 @@ class Scorer:
       resolve(name)
     self._verifier, self._pattern = verifier, pattern
     self._pool = pool.WorkerPool(
-      workers, prepare=functools.partial(allow, names), time_limit=time_limit, memory_mb=memory_mb
+      workers,
+      prepare=functools.partial(allow, names, modules),
+      time_limit=time_limit,
+      memory_mb=memory_mb,
     )
 
   def __enter__(self) -> "Scorer":

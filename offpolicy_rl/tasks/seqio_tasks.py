@@ -1,14 +1,15 @@
-"""Puts the catalog into seqio's registries, for pipelines elsewhere; a run does not need it.
+"""Puts the catalog into seqio's registries: the same definitions, read with TensorFlow.
 
 Examples hold three texts: `inputs` (the question), `targets` (an answer worth imitating) and
-`answer` (JSON for the verifier). The import loads seqio and TensorFlow (5 s and 0.9 GB).
+`answer_data` (JSON for the verifier). The metric `accuracy` asks the task's verifier. The import
+loads seqio and TensorFlow (5 s and 0.9 GB).
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from offpolicy_rl.tasks import catalog, quiet
+from offpolicy_rl.tasks import catalog, quiet, scoring, seqio_reader
 
 with quiet.stderr_only_on_failure():  # TensorFlow reports missing CUDA drivers, twice
   import seqio
@@ -19,12 +20,32 @@ def _dataset(problems: list[catalog.Problem]) -> tf.data.Dataset:
   columns = {
     "inputs": [p.question for p in problems],
     "targets": [p.demonstration for p in problems],
-    "answer": [p.answer for p in problems],
+    seqio_reader.ANSWER_DATA: [p.answer for p in problems],
   }
   return tf.data.Dataset.from_tensor_slices(columns)
 
 
-def _add(name: str, problems: Callable[[str], list[catalog.Problem]]) -> None:
+def _postprocess(text: str, *, example: dict[str, Any], is_target: bool = False) -> str:
+  return example[seqio_reader.ANSWER_DATA].decode() if is_target else text
+
+
+def _accuracy(verifier: str, others: Sequence[str]) -> Callable:
+  def accuracy(targets: list[str], predictions: list[str]) -> dict[str, float]:
+    scoring.allow([verifier, *others])
+    judge = scoring.allowed(verifier)
+    pairs = zip(predictions, targets, strict=True)
+    right = [judge(completion, answer) == 1.0 for completion, answer in pairs]
+    return {"accuracy": 100 * sum(right) / len(right)}
+
+  return accuracy
+
+
+def _add(
+  name: str,
+  problems: Callable[[str], list[catalog.Problem]],
+  verifier: str,
+  others: Sequence[str] = (),
+) -> None:
   source: Any = seqio.FunctionDataSource(
     # The order stays ours (a resume must find it again), hence no shuffling here.
     dataset_fn=lambda split, shuffle_files=False, seed=None: _dataset(problems(split)),
@@ -35,12 +56,13 @@ def _add(name: str, problems: Callable[[str], list[catalog.Problem]]) -> None:
     source=source,
     preprocessors=[],
     output_features={},  # texts; the model's tokenizer decides the token ids
-    metric_fns=[],
+    postprocess_fn=_postprocess,
+    metric_fns=[_accuracy(verifier, others)],
   )
 
 
 for _task in catalog.TASKS.values():
-  _add(_task.name, _task.split)
+  _add(_task.name, _task.split, _task.verifier)
 
 
 def register(selection: catalog.Selection, settings: str) -> str:
@@ -54,10 +76,11 @@ def register(selection: catalog.Selection, settings: str) -> str:
   if name in (*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()):
     return name
   if len(selection.tasks) == 1:
-    _add(name, selection.tasks[0].split)
+    _add(name, selection.tasks[0].split, selection.verifier)
     return name
   members = [f"{name}:{i}" for i in range(len(selection.tasks))]
   for i, member in enumerate(members):
-    _add(member, lambda split, i=i: selection.split(split)[i])
+    problems = lambda split, i=i: selection.split(split)[i]
+    _add(member, problems, selection.verifier, selection.verifiers)
   seqio.MixtureRegistry.add(name, list(zip(members, selection.rates, strict=True)))
   return name

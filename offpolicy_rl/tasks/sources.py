@@ -6,14 +6,15 @@ read what TFDS prepared.
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from offpolicy_rl.tasks import extraction, rows, verifiers
+from offpolicy_rl.tasks import extraction, rows, stream, verifiers
 from offpolicy_rl.tasks.rows import LeftOut, TaskError
 
 _GSM8K = "gsm8k:1.0.0"  # in TFDS
@@ -33,9 +34,39 @@ class Problem:
   answer: str  # JSON
   demonstration: str  # an answer worth imitating
   where: str = dataclasses.field(default="", compare=False)  # "file:line"; "" = in no file
+  messages: tuple[dict[str, str], ...] = ()  # a chat that ends with the question; () = a text
+  # Token ids of the question and the demonstration, where the task brings its own.
+  tokens: tuple[Sequence[int], Sequence[int] | None] | None = dataclasses.field(
+    default=None, compare=False
+  )
+  record: Any = dataclasses.field(default=None, compare=False)  # the example for a seqio metric
 
 
 Listed = list[Problem | LeftOut]
+
+
+class Beginning(list[Problem | LeftOut]):
+  """The first problems of a source that is too large to list."""
+
+  def __init__(self, first: Iterable[Problem | LeftOut], opener: Callable[[int], Iterator]):
+    """`opener`: the problems of one pass, from this one on, always in the same order."""
+    super().__init__(first)
+    self.open = opener
+
+
+def listed(opener: Callable[[int], Iterator], most: int, size: int | None = None) -> Listed:
+  """All problems of a source, or its beginning if there are more than `most`.
+
+  Args:
+    opener: as for `Beginning`.
+    size: number of problems at most; None = not known.
+  """
+  if size is None or size <= most:
+    first = list(itertools.islice(opener(0), most + 1))
+    if len(first) <= most:
+      return first
+    return Beginning(first[: stream.BLOCK], opener)
+  return Beginning(itertools.islice(opener(0), stream.BLOCK), opener)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +76,17 @@ class Columns:
   question: str
   answer: str
   demonstration: str = ""  # "" = the answer
+
+  def problem(self, row: rows.Row) -> "Problem":
+    """The problem in a row; RowError if it has none."""
+    question, messages = rows.chat(row.values, self.question)
+    return Problem(
+      question=question,
+      answer=json.dumps(rows.text(row.values, self.answer)),
+      demonstration=rows.text(row.values, self.demonstration or self.answer),
+      where=row.where,
+      messages=messages,
+    )
 
 
 def reasoning_gym(
@@ -88,18 +130,44 @@ def _gym_entries(dataset: str, size: int, options: dict):
     ) from None
 
 
-def jsonl(path: str, columns: Columns) -> Listed:
-  """Problems of a file with a question and an answer, a text or a number, in every row."""
+def columns(settings: Any) -> Columns:
+  """The columns that the section `task` names."""
+  return Columns(settings.question_column, settings.answer_column, settings.demonstration_column)
 
-  def problem(row: rows.Row) -> Problem:
-    return Problem(
-      question=rows.text(row.values, columns.question),
-      answer=json.dumps(rows.text(row.values, columns.answer)),
-      demonstration=rows.text(row.values, columns.demonstration or columns.answer),
-      where=row.where,
+
+def jsonl(path: str, columns: Columns, most: int) -> Listed:
+  """Problems of a file with a question and an answer, a text or a number, in every row.
+
+  The question may be a chat (`rows.chat`). `most`: see `listed`.
+  """
+  found = lambda: rows.read(pathlib.Path(path))
+  return listed(
+    lambda start: _problems(itertools.islice(found(), start, None), columns.problem), most
+  )
+
+
+def tfds(name: str, folder: pathlib.Path, split: str, columns: Columns, most: int) -> Listed:
+  """Problems of a data set that TFDS prepared in a folder; as `jsonl`."""
+  from offpolicy_rl.tasks import tfds as tfds_lib  # TensorFlow, only here
+
+  def problems(start: int) -> Iterator[Problem | LeftOut]:
+    values = tfds_lib.read(name, str(folder), split, start)
+    found = (
+      rows.Row(f"tfds:{name}, {split} {i}", rows.Values(row)) for i, row in enumerate(values, start)
     )
+    return _problems(found, columns.problem)
 
-  return _problems(rows.read(pathlib.Path(path)), problem)
+  return listed(problems, most, tfds_splits(name, folder).get(split))
+
+
+def tfds_splits(name: str, folder: pathlib.Path) -> dict[str, int]:
+  """Split -> number of rows of a data set that TFDS prepared; TaskError if it is not there."""
+  from offpolicy_rl.tasks import tfds as tfds_lib  # TensorFlow, only here
+
+  try:
+    return tfds_lib.splits(name, str(folder))
+  except Exception as error:  # of many kinds: another version, a wrong name, a damaged file
+    raise TaskError(f"tfds:{name}: {folder}: {' '.join(str(error).split()):.300}") from None
 
 
 def gsm8k(data_dir: str, split: str) -> Listed:
@@ -110,7 +178,7 @@ def gsm8k(data_dir: str, split: str) -> Listed:
   Args:
     split: "train" or "test"; read from its file if there is one, else as TFDS prepared it.
   """
-  return _problems(_gsm8k_rows(data_dir, split), _gsm8k_problem)
+  return list(_problems(_gsm8k_rows(data_dir, split), _gsm8k_problem))
 
 
 def _gsm8k_rows(data_dir: str, split: str) -> Iterator[rows.Row | LeftOut]:
@@ -135,7 +203,7 @@ def _gsm8k_problem(row: rows.Row) -> Problem:
 
 def math(path: pathlib.Path) -> Listed:
   r"""MATH (arXiv 2103.03874): columns `problem`, and `answer` or a `solution` with \boxed in it."""
-  return _problems(rows.read(path), _math_problem)
+  return list(_problems(rows.read(path), _math_problem))
 
 
 def _math_problem(row: rows.Row) -> Problem:
@@ -152,29 +220,35 @@ def _math_problem(row: rows.Row) -> Problem:
   return Problem(rows.text(row.values, "problem"), json.dumps(answer), demonstration, row.where)
 
 
-def _problems(read: Iterable[rows.Row | LeftOut], make: Callable[[rows.Row], Problem]) -> Listed:
+def _problems(
+  read: Iterable[rows.Row | LeftOut], make: Callable[[rows.Row], Problem]
+) -> Iterator[Problem | LeftOut]:
   """The problems that `make` returns; a row for which it raises RowError is left out."""
-  listed: Listed = []
   for row in read:
     try:
-      listed.append(row if isinstance(row, LeftOut) else make(row))
+      yield row if isinstance(row, LeftOut) else make(row)
     except rows.RowError as error:
-      listed.append(LeftOut(row.where, str(error)))
-  return listed
+      yield LeftOut(row.where, str(error))
 
 
 def _is_blank(value) -> bool:
   return value is None or (isinstance(value, str) and not value.strip())
 
 
+def tfds_folder(data_dir: str) -> pathlib.Path:
+  """The folder where TFDS keeps what it prepared; `data_dir`: "" = its default."""
+  folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  return pathlib.Path(folder).expanduser()
+
+
 def _gsm8k_folder(data_dir: str) -> pathlib.Path:
-  folder = data_dir or os.environ.get("GSM8K_DIR") or os.environ.get("TFDS_DATA_DIR")
-  return pathlib.Path(folder or "~/tensorflow_datasets").expanduser()
+  return tfds_folder(data_dir or os.environ.get("GSM8K_DIR", ""))
 
 
 def split_file(folder: pathlib.Path, split: str) -> pathlib.Path:
-  """SPLIT.jsonl, or SPLIT.jsonl.gz or SPLIT.parquet if only that is there."""
-  paths = [folder / f"{split}{suffix}" for suffix in (".jsonl", ".jsonl.gz", ".parquet")]
+  """SPLIT.jsonl, or another kind of file (`rows.read`) if only that is there."""
+  suffixes = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+  paths = [folder / f"{split}{suffix}" for suffix in suffixes]
   return next((path for path in paths if path.is_file()), paths[0])
 
 
@@ -197,6 +271,6 @@ def check_gsm8k(data_dir: str) -> None:
 
 
 def check_file(key: str, path: str | pathlib.Path) -> None:
-  """Raises TaskError if there is no such file."""
-  if not pathlib.Path(path).is_file():
+  """Raises TaskError if there is no such file or folder."""
+  if not pathlib.Path(path).exists() or not str(path):
     raise TaskError(f"{key}: got {str(path)!r}, expected a file with one JSON object per line")

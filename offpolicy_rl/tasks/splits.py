@@ -1,21 +1,39 @@
 """The splits of a task's problems: trained on, held out, left out."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
-from offpolicy_rl.tasks import rows, verifiers
+from offpolicy_rl.tasks import rows, sources, verifiers
 from offpolicy_rl.tasks.rows import LeftOut, TaskError
 from offpolicy_rl.tasks.sources import Problem
 from offpolicy_rl.tasks.vocabulary import Vocabulary
 
 TRAIN_SPLIT, HELDOUT_SPLIT = "train", "heldout"
+_HELDOUT = ("heldout", "validation", "dev", "test")  # the first of these that a data set has
+
+
+@dataclasses.dataclass(frozen=True)
+class Rest:
+  """A source that is too large to list, from any row on."""
+
+  open: Callable[[int], Iterator[Problem | LeftOut]]  # one pass, from this row on
+  usable: Callable[[Sequence[Problem | LeftOut]], list[Problem]]
+
+  def then(self, change: Callable[[list[Problem]], list[Problem]]) -> "Rest":
+    """The same with a further step."""
+    return Rest(self.open, lambda listed: change(self.usable(listed)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """The problems of a split, each question once, and what was left out."""
+  """The problems of a split, each question once, and what was left out.
+
+  Those of the first block if there is a `rest`.
+  """
 
   problems: list[Problem]
   left_out: list[LeftOut] = dataclasses.field(default_factory=list)  # unusable rows
@@ -23,14 +41,20 @@ class Reading:
     default_factory=list
   )  # same question as an earlier one
   held_out: int = 0  # training problems left out because they are held out
+  rest: Rest | None = None
+
+  def changed(self, change: Callable[[list[Problem]], list[Problem]]) -> "Reading":
+    """The same with other problems."""
+    rest = self.rest and self.rest.then(change)
+    return dataclasses.replace(self, problems=change(self.problems), rest=rest)
 
   def without(self, held: list[Problem]) -> "Reading":
     """Leaves out the problems whose question is held out, white space aside."""
     plain = lambda problem: " ".join(problem.question.split())
     questions = {plain(problem) for problem in held}
-    kept = [problem for problem in self.problems if plain(problem) not in questions]
-    more = len(self.problems) - len(kept)
-    return dataclasses.replace(self, problems=kept, held_out=self.held_out + more)
+    kept = self.changed(lambda problems: [p for p in problems if plain(p) not in questions])
+    more = len(self.problems) - len(kept.problems)
+    return dataclasses.replace(kept, held_out=self.held_out + more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +72,11 @@ class Task:
   check: Callable[[], object] = lambda: None  # raises TaskError if there are no problems
   slow: bool = False  # listing the problems takes seconds, so a start only calls `check`
   max_bad_rows: float = 0.0  # share of the problems that may be unusable
+  # Says why the token ids in the problems are not those of the policy; None if they are.
+  why_other_ids: Callable[[Any], str | None] = lambda tokenizer: None
+  module: str = ""  # registers the tasks that verifiers.SEQIO_METRIC asks
+  # verifier -> (rate, task) of each of those that this one stands for; may load TensorFlow.
+  members: Callable[[str], Sequence[tuple[float, "Task"]]] | None = None
 
   @property
   def vocabulary(self) -> Vocabulary:
@@ -65,8 +94,9 @@ class Task:
     """
     train = self._usable(self.problems())
     if self.heldout is None:
-      part = lambda held: [p for p in train.problems if is_heldout(p.question) == held]
-      train, held = dataclasses.replace(train, problems=part(False)), Reading(part(True))
+      part = lambda problems, held: [p for p in problems if is_heldout(p.question) == held]
+      held = Reading(part(train.problems, True))
+      train = train.changed(lambda problems: part(problems, False))
     else:
       held = self._usable(self.heldout())
     return held if name == HELDOUT_SPLIT else train.without(held.problems)
@@ -76,6 +106,14 @@ class Task:
     return self.read(name).problems
 
   def _usable(self, listed: Sequence[Problem | LeftOut]) -> Reading:
+    reading = self._sorted(listed)
+    check_left_out(reading.left_out, len(listed), self.max_bad_rows)
+    if not isinstance(listed, sources.Beginning):
+      return reading
+    rest = Rest(listed.open, lambda more: self._sorted(more).problems)
+    return dataclasses.replace(reading, rest=rest)
+
+  def _sorted(self, listed: Sequence[Problem | LeftOut]) -> Reading:
     first, left_out, repeated = {}, [], []
     for i, problem in enumerate(listed):
       problem = _checked(problem, f"{self.name}, problem {i}")
@@ -85,7 +123,6 @@ class Task:
         repeated.append(_as_repeated(problem, first[problem.question]))
       else:
         first[problem.question] = problem
-    check_left_out(left_out, len(listed), self.max_bad_rows)
     return Reading(list(first.values()), left_out, repeated)
 
 
@@ -132,6 +169,7 @@ class Selection:
   name: str
   tasks: tuple[Task, ...]
   rates: tuple[float, ...] = (1.0,)
+  mixed: bool = False  # each has a verifier of its own
 
   @property
   def vocabulary(self) -> Vocabulary:
@@ -141,12 +179,32 @@ class Selection:
   @property
   def verifier(self) -> str:
     """The verifier; in a mixture, each problem names its verifier in its answer data."""
-    return self.tasks[0].verifier if len(self.tasks) == 1 else verifiers.MIXTURE
+    return verifiers.MIXTURE if self.mixed else self.tasks[0].verifier
 
   @property
   def verifiers(self) -> tuple[str, ...]:
     """The verifiers of the tasks."""
     return tuple(dict.fromkeys(task.verifier for task in self.tasks))
+
+  @property
+  def modules(self) -> tuple[str, ...]:
+    """Modules that the verifiers need."""
+    asked = [task.module for task in self.tasks if task.verifier == verifiers.SEQIO_METRIC]
+    return tuple(dict.fromkeys(asked))
+
+  def expanded(self) -> "Selection":
+    """The tasks behind those that stand for others; loads TensorFlow if there are any.
+
+    Raises:
+      TaskError: they can't be found.
+    """
+    members = [
+      (rate * share, member)
+      for rate, task in zip(self.rates, self.tasks, strict=True)
+      for share, member in (task.members(task.verifier) if task.members else [(1.0, task)])
+    ]
+    rates, tasks = zip(*members, strict=True)
+    return dataclasses.replace(self, tasks=tasks, rates=rates)
 
   def check(self) -> None:
     """Raises TaskError if a task has no problems; reads all but those of slow tasks."""
@@ -162,13 +220,13 @@ class Selection:
   def read(self, name: str) -> list[Reading]:
     """The problems of a split per task; no task trains on what another one holds out."""
     readings = [task.read(name) for task in self.tasks]
-    if len(self.tasks) == 1:
-      return readings
-    if name == TRAIN_SPLIT:
+    if name == TRAIN_SPLIT and len(self.tasks) > 1:
       held = [problem for task in self.tasks for problem in task.split(HELDOUT_SPLIT)]
       readings = [reading.without(held) for reading in readings]
+    if not self.mixed:
+      return readings
     return [
-      dataclasses.replace(reading, problems=_with_verifier(task, reading.problems))
+      reading.changed(functools.partial(_with_verifier, task))
       for task, reading in zip(self.tasks, readings, strict=True)
     ]
 
@@ -192,6 +250,21 @@ def _too_few(task: Task, what: str) -> str:
     f"task {task.name}: none of its {len(problems)} problems{where} is {what}, expected at least "
     f"one; {rule}"
   )
+
+
+def heldout_split(where: str, splits: Collection[str], settings: Any) -> str | None:
+  """The split that is held out among those there are; None = an eighth of the training split.
+
+  Raises:
+    TaskError: `settings` (task.train_split, task.heldout_split) name one that is not there.
+  """
+  wanted = {"train_split": settings.train_split, "heldout_split": settings.heldout_split}
+  for key, split in wanted.items():
+    if split and split.partition("[")[0] not in splits:
+      raise TaskError(f"task.{key}: got {split!r}, expected a split of {where}: {sorted(splits)}")
+  if settings.heldout_split:
+    return settings.heldout_split
+  return next((split for split in _HELDOUT if split in splits), None)
 
 
 def is_heldout(question: str) -> bool:

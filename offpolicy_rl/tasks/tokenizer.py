@@ -161,15 +161,18 @@ class Tokenizer:
     _require_question(text)
     return text
 
-  def prompt(self, question: str) -> list[int]:
+  def prompt(self, question: str, messages: Sequence[dict[str, str]] = ()) -> list[int]:
     """Token ids of a question in the template, as the first message of a chat if there is one.
+
+    `messages`: a chat whose last message is the question; `question` is then all of it as a text.
 
     Without a chat it begins as the tokenizer begins texts, with or without a beginning-of-sequence
     token. Tokens that the tokenizer would put at the end are left out.
     """
-    text = self._question.replace("{question}", question)
+    last = messages[-1]["content"] if self._chat and messages else question
+    text = self._question.replace("{question}", last)
     if self._chat:
-      rendered = self.chat(self._messages(text))
+      rendered = self.chat(self._messages(text, messages[:-1]))
       if text.strip() not in rendered:  # some templates change the text
         _require_question(self.chat(self._messages(_QUESTION)))
       return self.encode(rendered)
@@ -177,9 +180,10 @@ class Tokenizer:
     begin = self._beginning
     return ids if ids[: len(begin)] == begin else begin + ids
 
-  def _messages(self, text: str) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": self._system}] if self._system else []
-    return [*system, {"role": "user", "content": text}]
+  def _messages(self, text: str, before: Sequence[dict] = ()) -> list[dict[str, str]]:
+    has_own = any(message["role"] == "system" for message in before)
+    system = [{"role": "system", "content": self._system}] if self._system and not has_own else []
+    return [*system, *before, {"role": "user", "content": text}]
 
   @functools.cached_property
   def _beginning(self) -> list[int]:  # ids that the tokenizer puts before a text

@@ -28,6 +28,7 @@ NAMED = {
   "reasoning_gym": "offpolicy_rl.tasks.verifiers:reasoning_gym",
 }
 MIXTURE = "offpolicy_rl.tasks.verifiers:mixture"
+SEQIO_METRIC = "offpolicy_rl.tasks.seqio_metric:seqio_metric"
 # Tasks of reasoning-gym 0.1.25 that can't be trained on, and why.
 REFUSED = (
   {
@@ -116,7 +117,7 @@ def mixture_answer(name: str, answer: str) -> str:
 def gold(answer: str) -> str:
   """The right answer as a text, from the answer data of any task here."""
   data = json.loads(answer)
-  return data["entry"]["answer"] if isinstance(data, dict) else data
+  return data.get("entry", data)["answer"] if isinstance(data, dict) else data
 
 
 def why_unusable(verifier_name: str, answer: str) -> str | None:

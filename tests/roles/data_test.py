@@ -164,8 +164,8 @@ def test_a_run_says_what_its_prompts_are(tiny_config, tmp_path):
   bad = {"question": "q", "answer": None}
   path = write(tmp_path / "a.jsonl", *SUMS, bad, {"question": "x" * 9, "answer": 1})
   settings(tiny_config, name="jsonl", train_file=path, max_prompt_tokens=8, max_bad_rows=0.1)
-  policy = data.initial_policy(tiny_config)
-  train, held = (data.examples(tiny_config, split, policy) for split in data.SPLITS)
+  policy, selection = data.initial_policy(tiny_config), catalog.select(tiny_config.task)
+  train, held = (data.examples(tiny_config, selection, policy, split) for split in data.SPLITS)
   counts = [len(made.examples) for [(_, made)] in (train, held)]
   assert sum(counts) == 40 and [row.where for row in train[0][1].left_out] == [f"{path}:41"]
   assert data.summary("jsonl", train, held) == (

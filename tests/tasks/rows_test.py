@@ -59,6 +59,86 @@ def test_parquet_is_read(tmp_path):
     rows.text(last.values, "question")
 
 
+def test_jsonl_compressed_by_zstd_is_read(tmp_path):
+  import pyarrow
+
+  path, lines = tmp_path / "a.jsonl.zst", b"".join(json.dumps(row).encode() + b"\n" for row in GOOD)
+  frames = (pyarrow.compress(part, "zstd", asbytes=True) for part in (lines[:5], lines[5:]))
+  path.write_bytes(b"".join(frames))
+  assert [dict(row.values) for row in rows.read(path)] == GOOD
+  path.write_bytes(path.read_bytes()[:-3])
+  with pytest.raises(
+    rows.TaskError, match="a.jsonl.zst:[12]: can't be unpacked, the file is damag"
+  ):
+    list(rows.read(path))
+
+
+def saved(folder: pathlib.Path, shards: list[list[dict]], **state) -> pathlib.Path:
+  """What `datasets` leaves: Arrow streams, and their names in order."""
+  import pyarrow
+
+  folder.mkdir(parents=True)
+  names = [f"data-{i:05}-of-{len(shards):05}.arrow" for i in range(len(shards))]
+  for name, table in zip(names, map(pyarrow.Table.from_pylist, shards), strict=True):
+    with pyarrow.ipc.new_stream(str(folder / name), table.schema) as stream:
+      stream.write_table(table)
+  files = [{"filename": name} for name in names]
+  (folder / "state.json").write_text(json.dumps({"_data_files": files, "_split": "train"} | state))
+  (folder / "dataset_info.json").write_text("{}")
+  return folder
+
+
+def test_what_datasets_saves_is_read(tmp_path):
+  folder = saved(tmp_path / "set" / "train", [GOOD[:1], GOOD[1:]])
+  found = list(rows.read(folder))
+  assert [dict(row.values) for row in found] == GOOD
+  assert found[-1].where == f"{folder}/data-00001-of-00002.arrow:{len(GOOD) - 1}"
+  (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+  with pytest.raises(rows.TaskError, match=r"set: got several splits, .*: \['train'\]"):
+    list(rows.read(tmp_path / "set"))
+  with pytest.raises(rows.TaskError, match="got _indices_data_files, expected none"):
+    list(rows.read(saved(tmp_path / "chosen", [GOOD], _indices_data_files=[{"filename": "x"}])))
+  (folder / "data-00001-of-00002.arrow").write_bytes(b"junk")
+  with pytest.raises(rows.TaskError, match="00001-of-00002.arrow:1: can't be read as Arrow"):
+    list(rows.read(folder))
+
+
+def test_a_folder_of_parquet_shards_is_read_in_order(tmp_path):
+  for i in (1, 0):
+    with_parquet(tmp_path / f"train-0000{i}-of-00002.parquet", GOOD[i : i + 1])
+  assert [dict(row.values) for row in rows.read(tmp_path)] == GOOD[:2]
+
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+
+
+def test_a_chat_is_a_question(tmp_path):
+  lines = [{"question": CHAT, "answer": 2}, {"question": CHAT[1:], "answer": 3}]
+  for name in ("a.jsonl", "a.parquet"):
+    if name == "a.jsonl":
+      (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
+    else:
+      with_parquet(tmp_path / name, lines)
+    found = [rows.chat(row.values, "question") for row in rows.read(tmp_path / name)]
+    both = "system: Be brief.\nuser: 1+1?"
+    assert found == [(both, tuple(CHAT)), ("1+1?", tuple(CHAT[1:]))]
+
+
+@pytest.mark.parametrize(
+  ("chat", "message"),
+  [
+    ([], "question: got no message at the end"),
+    ([*CHAT, {"role": "assistant", "content": "2"}], "question: got 'assistant' at the end"),
+    (["1+1?"], "question.0.: got '1.1.', expected an object with role and content"),
+    ([{"role": "user", "content": [1]}], "question.0.: content: got .1., expected a text"),
+    ([{"content": "1"}], "question.0.: role: got None, expected a text"),
+  ],
+)
+def test_other_lists_are_no_chat(chat, message):
+  with pytest.raises(rows.RowError, match=message):
+    rows.chat(rows.Values(question=chat), "question")
+
+
 def test_parquet_numbers_are_as_they_were_written(tmp_path):
   import pyarrow
   from pyarrow import parquet
@@ -145,7 +225,7 @@ REFUSED = {
   "UTF-16 without mark": (TEXT.encode("utf-16-le"), ":1: got UTF-16 or binary"),
   "UTF-16 in gzip": (gzip.compress(TEXT.encode("utf-16")), ":1: got UTF-16, expected JSON"),
   "zip": (b"PK\x03\x04" + bytes(100), ":1: got a zip archive, expected .*; unpack it"),
-  "zstd": (b"\x28\xb5\x2f\xfd" + bytes(100), ":1: got compressed with zstd.*zstd -d"),
+  "half a zstd": (b"\x28\xb5\x2f\xfd" + bytes(100), ":1: can't be unpacked, the file is damaged"),
   "gzip twice": (gzip.compress(gzip.compress(TEXT.encode())), ":1: got a compressed file in a co"),
   "half a gzip": (gzip.compress(TEXT.encode())[:-40], r":\d+: can't be unpacked, the file is dam"),
   "gzip with a wrong sum": (gzip.compress(TEXT.encode())[:-8] + bytes(8), ":.*can't be unpacked"),
@@ -166,7 +246,8 @@ def test_a_file_that_cant_be_read_is_refused_with_its_line_and_what_to_do(tmp_pa
 
 def test_no_file(tmp_path):
   (tmp_path / "loop").symlink_to(tmp_path / "loop")
-  for name, message in (("", "Is a directory"), ("x", "No such file"), ("loop", "symbolic links")):
+  folder = "a folder without state.json"
+  for name, message in (("", folder), ("x", "No such file"), ("loop", "symbolic links")):
     with pytest.raises(rows.TaskError, match=f"{tmp_path / name}: can't be read: .*{message}"):
       read(tmp_path / name)
 

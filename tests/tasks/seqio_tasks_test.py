@@ -1,11 +1,13 @@
 """The configured tasks through seqio, and GSM8K as TFDS prepares it."""
 
+import json
 import shutil
 
 import pytest
 
-from offpolicy_rl.tasks import catalog, prompts, seqio_tasks
+from offpolicy_rl.tasks import catalog, prompts, seqio_tasks, tfds, verifiers
 from offpolicy_rl.tasks import stream as streams
+from offpolicy_rl.tasks.rows import TaskError
 from tests.tasks.catalog_test import MIXTURE
 from tests.tasks.sources_test import WORDS, settings
 
@@ -17,7 +19,7 @@ def problems(name: str, split: str) -> list[catalog.Problem]:
   task = seqio.get_mixture_or_task(name)
   dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
   return [
-    catalog.Problem(*(row[column].decode() for column in ("inputs", "answer", "targets")))
+    catalog.Problem(*(row[column].decode() for column in ("inputs", "answer_data", "targets")))
     for row in dataset.as_numpy_iterator()
   ]
 
@@ -96,6 +98,55 @@ def prepared(tmp_path_factory):
   builder.download_and_prepare()
   patch.undo()
   return folder
+
+
+def test_what_tfds_prepared_is_a_task_with_columns_by_name(tiny_config, prepared):
+  keys = {"name": "tfds:gsm8k:1.0.0", "data_dir": str(prepared), "max_bad_rows": 0.0}
+  asked = catalog.select(settings(tiny_config, **keys, demonstration_column="question"))
+  asked.check()
+  found, lines = asked.expanded(), (WORDS / "train.jsonl").read_text().splitlines()
+  [train], [held] = found.split("train"), found.split("heldout")
+  assert (len(train), len(held)) == (16, 8)  # of the split test
+  rows = {row["question"]: row["answer"] for row in map(json.loads, lines)}
+  assert {p.question: json.loads(p.answer) for p in train} == rows
+  assert all(p.demonstration == p.question and p.where.startswith("tfds:gsm8k") for p in train)
+  assert found.verifier == asked.verifier == verifiers.NAMED["exact"]
+  # A large one is streamed in the same order.
+  [(_, made)] = prompts.tokenize_split(
+    catalog.select(settings(tiny_config, max_listed=9)).expanded(), "train", asked.vocabulary, 300
+  )
+  assert [problem.question for problem in made.streamed.open(3)] == [p.question for p in train[3:]]
+
+
+@pytest.mark.parametrize(
+  ("keys", "message"),
+  [
+    ({"name": "tfds:"}, "task.name: got 'tfds:', expected tfds:NAME"),
+    ({"name": "tfds:gsm9k"}, "task.data_dir: .* has no data set gsm9k; expected what `tfds build"),
+    ({"name": "tfds:gsm8k:7.0.0"}, "tfds:gsm8k:7.0.0: "),
+    ({"name": "tfds:gsm8k", "train_split": "x"}, "task.train_split: got 'x', expected a split of"),
+    ({"name": "tfds:gsm8k", "question_column": "x"}, "x: got only the columns .'annotation'"),
+  ],
+)
+def test_what_tfds_has_not_is_refused(tiny_config, prepared, keys, message):
+  with pytest.raises(TaskError, match=message):
+    asked = catalog.select(settings(tiny_config, **({"data_dir": str(prepared)} | keys)))
+    asked.check()
+    asked.expanded().split("train")
+
+
+def test_columns_of_tfds_become_what_json_would_have():
+  import numpy as np
+
+  chat = {"role": np.array([b"user"], object), "content": np.array([b"1+1?"], object)}
+  row = {"a": b"x", "b": np.float32(0.5), "c": np.array([1, 2]), "d": chat, "e": {"f": np.int64(3)}}
+  assert {key: tfds._plain(value) for key, value in row.items()} == {
+    "a": "x",
+    "b": 0.5,
+    "c": [1, 2],
+    "d": [{"role": "user", "content": "1+1?"}],
+    "e": {"f": 3},
+  }
 
 
 def test_gsm8k_comes_from_what_tfds_prepared(tiny_config, prepared):

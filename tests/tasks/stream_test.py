@@ -5,7 +5,8 @@ import collections
 import pytest
 
 from offpolicy_rl.tasks import stream as streams
-from offpolicy_rl.tasks.stream import MixedStream, PromptStream
+from offpolicy_rl.tasks.stream import BLOCK, MixedStream, PromptStream
+from offpolicy_rl.types import FIRST_SPARE
 
 
 def test_the_stream_is_a_function_of_seed_and_index():
@@ -45,6 +46,78 @@ def test_a_mixture_is_a_function_of_seed_and_index():
   mixed = MixedStream(MIXED, seed=5)
   assert items[::-1] == [mixed[i] for i in reversed(range(0, 3000, 7))]
   assert items != [MixedStream(MIXED, seed=6)[i] for i in range(0, 3000, 7)]
+
+
+def test_rare_members_make_the_blocks_larger():
+  mixed = MixedStream([(0.9995, A), (0.0005, B)], seed=5)
+  items = [mixed[i][0] for i in range(4000)]
+  assert items[:2000].count("b") == items[2000:].count("b") == 1
+
+
+class Source:
+  """Rows 0 ... n - 1; every `step`-th is usable, and none of `bad`."""
+
+  def __init__(self, rows: int, step: int = 1, bad: range = range(0)):
+    self.opened, self.rows, self.step, self.bad = [], rows, step, bad
+
+  def streamed(self) -> streams.Streamed:
+    usable = lambda i: i % self.step == 0 and i not in self.bad
+    return streams.Streamed(self._open, lambda rows: list(filter(usable, rows)))
+
+  def _open(self, start: int):
+    self.opened.append(start)
+    return iter(range(start, self.rows))
+
+
+def test_a_streamed_source_is_shuffled_within_blocks():
+  source = Source(5 * BLOCK)
+  stream = streams.BlockStream(source.streamed(), seed=3)
+  for block in range(5):
+    rows = range(block * BLOCK, block * BLOCK + BLOCK)
+    found = [stream[i] for i in rows]
+    assert sorted(found) == list(rows) != found
+  assert source.opened == [0]  # one pass, without looking back
+  assert [streams.BlockStream(source.streamed(), 4)[i] for i in range(9)] != [
+    stream[i] for i in range(9)
+  ]
+
+
+@pytest.mark.parametrize("rows", [7, BLOCK - 1, 2 * BLOCK, 3 * BLOCK + 5])
+def test_a_resumed_stream_finds_every_prompt_again(rows):
+  ends = [0, 1, rows - 1, rows, 2 * rows + 1, 9 * BLOCK + 7, FIRST_SPARE, FIRST_SPARE + rows]
+  through = streams.BlockStream(Source(rows, step=3).streamed(), seed=3)
+  expected = {i: through[i] for i in range(10 * BLOCK)}
+  for start in ends:
+    source = Source(rows, step=3)
+    stream = streams.BlockStream(source.streamed(), seed=3)
+    assert stream[start] == through[start]
+    assert [stream[i] for i in ends if i in expected] == [
+      expected[i] for i in ends if i in expected
+    ]
+
+
+def test_unusable_rows_are_replaced_and_empty_blocks_passed_over():
+  source = Source(4 * BLOCK, bad=range(BLOCK, 3 * BLOCK - 2))
+  stream = streams.BlockStream(source.streamed(), seed=3)
+  assert {stream[i] for i in range(BLOCK, 2 * BLOCK)} == {3 * BLOCK - 2, 3 * BLOCK - 1}
+  even = streams.BlockStream(source.streamed().where(lambda i: i % 2 == 0), seed=3)
+  assert {even[i] for i in range(BLOCK)} == set(range(0, BLOCK, 2))
+  with pytest.raises(ValueError, match="without a usable one"):
+    streams.BlockStream(Source(5, bad=range(5)).streamed(), seed=3)[0]
+  with pytest.raises(ValueError, match="examples: got none"):
+    streams.BlockStream(Source(0).streamed(), seed=3)[0]
+
+
+def test_listed_and_streamed_members_mix_and_spares_begin_anew():
+  source = Source(3 * BLOCK)
+  members = [(0.75, source.streamed()), (0.25, A)]
+  mixed = MixedStream(members, seed=5)
+  items = [mixed[i] for i in range(8000)]
+  streamed = [item for item in items if isinstance(item, int)]
+  assert len(streamed) == 6000 and sorted(streamed[:BLOCK]) == list(range(BLOCK))
+  spares = [mixed[FIRST_SPARE + i] for i in range(2000)]
+  assert max(item for item in spares if isinstance(item, int)) < BLOCK
+  assert source.opened == [0, 0]
 
 
 def test_one_task_has_the_stream_it_always_had():

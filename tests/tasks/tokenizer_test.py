@@ -129,6 +129,27 @@ def test_a_chat_is_written_as_the_template_says(folder):
   assert told == "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_a_chat_of_several_messages_is_a_prompt(folder):
+  messages = (
+    {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "2+2?"},
+  )
+  whole = "user: 1+1?\nassistant: 2\nuser: 2+2?"
+  words = opened(folder, template="Say {question}", system="Be brief.")
+  turn = lambda role, text: f"<|im_start|>{role}\n{text}<|im_end|>\n"
+  expected = [turn("user", "1+1?"), turn("assistant", "2"), turn("user", "Say 2+2?")]
+  given = words.decode_special(words.prompt(whole, messages))
+  end = "<|im_start|>assistant\n"
+  assert given == turn("system", "Be brief.") + "".join(expected) + end
+  own = ({"role": "system", "content": "Be long."}, *messages)  # in place of the task's
+  assert words.decode_special(words.prompt(whole, own)) == turn("system", "Be long.") + "".join(
+    [*expected, end]
+  )
+  plain = opened(folder, template="Q: {question}", chat=False)
+  assert plain.decode(plain.prompt(whole, messages)) == f"Q: {whole}"
+
+
 @pytest.mark.parametrize(
   ("template", "message"),
   [
