@@ -60,8 +60,8 @@ def run(
   started = time.perf_counter()
   greedy: list[str] = []
   with files_lib.new_directory(out) as folder:
-    rows = _answer(config, policy, params, examples, console)
-    rows = _write(folder / "problems.jsonl", rows, greedy)
+    rows = _noted(_answer(config, policy, params, examples, console), greedy)
+    rows = _write(folder / "problems.jsonl", rows)
     seconds, verdicts = time.perf_counter() - started, list(map(_verdicts, rows))
     result = {
       "weights": str(run_dir or config.model.checkpoint),
@@ -105,13 +105,18 @@ def _metrics(examples: list, greedy: list[str]) -> dict[str, dict[str, float]]:
   return seqio_reader.metrics(answered)
 
 
-def _write(path: pathlib.Path, rows: Iterator[dict], greedy: list[str]) -> list[dict]:
-  """Writes each row, adds its greedy text; returns the rows without texts, to save memory."""
+def _noted(rows: Iterator[dict], greedy: list[str]) -> Iterator[dict]:
+  for row in rows:
+    greedy.append(row["greedy"]["text"])
+    yield row
+
+
+def _write(path: pathlib.Path, rows: Iterator[dict]) -> list[dict]:
+  """Writes each row; returns the rows without texts, to save memory."""
   kept = []
   with path.open("w", encoding="utf-8") as file:
     for row in rows:
       file.write(json.dumps(row, ensure_ascii=False) + "\n")
-      greedy.append(row["greedy"]["text"])
       kept.append(_without_texts(row))
   return kept
 
