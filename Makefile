@@ -5,6 +5,7 @@
 SHELL := /bin/bash
 VENV := .venv
 REFERENCE := .venv-reference
+TRACKERS := .venv-trackers
 TUNIX := .venv-tunix
 VLLM := .venv-vllm
 BIN := $(VENV)/bin
@@ -25,7 +26,7 @@ test: $(VENV)/.installed-gym-test $(REFERENCE)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(CHECK_TYPES)
 	$(BIN)/python -m pytest -m "not long" $(ARGS)
 
-test-long: $(VENV)/.installed-gym-test $(REFERENCE)/.installed
+test-long: $(VENV)/.installed-gym-test $(REFERENCE)/.installed $(TRACKERS)/.installed
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 lint: $(VENV)/.installed-gym-test
@@ -57,6 +58,15 @@ $(REFERENCE)/.installed: tests/reference/requirements.txt
 	$(REFERENCE)/bin/pip install --quiet --disable-pip-version-check -r tests/reference/requirements.txt
 	touch $@
 
+# W&B, MLflow and Trackio on top of ours, for tests/observe/trackers_test.py, which is skipped without them.
+$(TRACKERS)/.installed: tests/reference/trackers.txt $(VENV)/.installed-gym-test
+	@echo "Installing three trackers, a minute and about 600 MB the first time ..."
+	$(BIN)/python -m venv $(TRACKERS)
+	$(BIN)/pip freeze --exclude-editable > $(TRACKERS)/constraints.txt
+	echo $(abspath $(VENV))/lib/python3*/site-packages > $$(echo $(TRACKERS)/lib/python3*/site-packages)/offpolicy_rl.pth
+	$(TRACKERS)/bin/pip install --quiet --disable-pip-version-check -c $(TRACKERS)/constraints.txt -r $< \
+	  && touch $@ || echo "The trackers could not be installed; their test will be skipped."
+
 # Another system, for benchmarks/peers only; 1.6 GB.
 $(TUNIX)/.installed:
 	python3 -m venv $(TUNIX)
@@ -73,4 +83,4 @@ $(VLLM)/.installed: $(VENV)/.installed-gym
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(REFERENCE) $(TUNIX) $(VLLM) build *.egg-info offpolicy_rl/transport/*_pb2*
+	rm -rf $(VENV) $(REFERENCE) $(TRACKERS) $(TUNIX) $(VLLM) build *.egg-info offpolicy_rl/transport/*_pb2*

@@ -26,6 +26,7 @@ from offpolicy_rl.replay import lag, packing
 from offpolicy_rl.tasks import shaping
 from offpolicy_rl.transport import bounds
 
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 DTYPES = ("float32", "bfloat16")
 WEIGHT_UPDATES = (types.BETWEEN_GROUPS, types.IN_FLIGHT)
 
@@ -34,7 +35,10 @@ GROUPS = {
   "The run": {
     "seed": integer(0, at_least=0, below=2**31).means(
       "prompt order, initial parameters, sampled tokens"
-    )
+    ),
+    "tracker": chosen_from("tensorboard", TRACKERS).means(
+      "who gets the metrics besides metrics.jsonl, e.g. tensorboard,wandb"
+    ),
   },
   "The task: prompts and rewards": {
     "task.name": text("sums").means(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from offpolicy_rl import types
 
 TASK, TRAIN, HELDOUT, WARM_START = "task", "train", "heldout", "warm_start"
-FILE = "metrics.jsonl"
+FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
 TIMES = ("seconds/waiting", "seconds/step", "seconds/publishing")  # they add up to a step
 _MAX_BYTES, _TAIL_BYTES = 1 << 26, 1 << 16  # bytes that a first `read_since`, `last_rows` read
 _SPREAD, _LAST = 200, 32  # evenly spread and last rows that a watcher gets of those
@@ -92,18 +92,24 @@ class MetricsWriter:
   A row is {"kind": ..., "step": ..., name: value, ...}.
   """
 
-  def __init__(self, run_dir: pathlib.Path, *, position: int | None = None, step: int = 0):
+  def __init__(
+    self,
+    run_dir: pathlib.Path,
+    *,
+    position: int | None = None,
+    step: int = 0,
+    tensorboard: bool = True,
+  ):
     """`position`, `step`: where a resumed run continues; None = append."""
     self._rows = JsonLines(run_dir / FILE, position)
-    self._board = TensorBoard(run_dir / "tensorboard", None if position is None else step)
+    purge = None if position is None else step
+    self._board = TensorBoard(run_dir / TENSORBOARD, purge) if tensorboard else None
 
   def write(self, kind: str, step: int, metrics: dict) -> None:
     """Appends a row to both."""
     self._rows.append({"kind": kind, "step": step, **metrics})
-    tag = lambda name: f"{kind}/{name.removeprefix(kind + '/')}"
-    self._board.write(
-      step, {tag(name): v for name, v in metrics.items() if isinstance(v, (int, float))}
-    )
+    if self._board is not None:
+      self._board.write(step, {tag(kind, name): v for name, v in numbers(metrics).items()})
 
   def position(self) -> int:
     return self._rows.position()
@@ -111,7 +117,18 @@ class MetricsWriter:
   def close(self) -> None:
     """Closes the files."""
     self._rows.close()
-    self._board.close()
+    if self._board is not None:
+      self._board.close()
+
+
+def numbers(row: dict) -> dict[str, float]:
+  """The values of a row that are numbers."""
+  return {name: value for name, value in row.items() if isinstance(value, (int, float))}
+
+
+def tag(kind: str, name: str) -> str:
+  """The name of a metric beside those of other kinds: train/reward, heldout/pass@1."""
+  return f"{kind}/{name.removeprefix(kind + '/')}"
 
 
 def read(run_dir: pathlib.Path) -> list[dict]:
@@ -145,14 +162,14 @@ def read_since(
   size = path.stat().st_size if path.exists() else 0
   reset = session != status.session or position > size
   lines, position = _complete_lines(path, max(0, size - _MAX_BYTES) if reset else position)
-  return types.RunUpdate(status, reset, position, _parsed(_thinned(lines)))
+  return types.RunUpdate(status, reset, position, parse(_thinned(lines)))
 
 
 def last_rows(run_dir: pathlib.Path) -> list[types.MetricsRow]:
   """Reads the last rows of a run, up to 64 kB of them."""
   path = pathlib.Path(run_dir) / FILE
   start = max(0, path.stat().st_size - _TAIL_BYTES) if path.exists() else 0
-  return _parsed(_complete_lines(path, start)[0])
+  return parse(_complete_lines(path, start)[0])
 
 
 def _complete_lines(path: pathlib.Path, start: int) -> tuple[list[bytes], int]:
@@ -174,14 +191,14 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
   return [lines[i] for i in sorted({*range(0, len(lines), stride), *last, *evaluations})]
 
 
-def _parsed(lines: list[bytes]) -> list[types.MetricsRow]:
-  """The numeric values of rows; what is no complete row is left out."""
+def parse(lines: list[bytes]) -> list[types.MetricsRow]:
+  """Reads the numeric values of rows; what is no complete row is left out."""
   rows = []
   for row in _complete_rows(_objects(lines)):
     kind, step = row.pop("kind"), row.pop("step")
     with contextlib.suppress(OverflowError):  # an integer that is no float
-      numbers = {name: float(v) for name, v in row.items() if isinstance(v, (int, float))}
-      rows.append(types.MetricsRow(kind, step, numbers | derived(numbers)))
+      values = {name: float(v) for name, v in numbers(row).items()}
+      rows.append(types.MetricsRow(kind, step, values | derived(values)))
   return rows
 
 

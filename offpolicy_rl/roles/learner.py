@@ -78,7 +78,7 @@ def run_learner(
     live.end(result)
     # After an error one of several processes just ends: writing needs all of them.
     if wire is not None and (learner.orders.alone or result != "failed"):
-      _shut_down(learner, wire)
+      _shut_down(learner, wire, result)
 
 
 def _serve(learner: "Leader", serving: Serving, session: str, live: LiveStatus) -> server.Server:
@@ -113,7 +113,7 @@ def _serve(learner: "Leader", serving: Serving, session: str, live: LiveStatus) 
   return wire
 
 
-def _shut_down(learner: "Leader", wire: server.Server) -> None:
+def _shut_down(learner: "Leader", wire: server.Server, result: str) -> None:
   """Tells samplers that the run is over, closes everything, prints the path of the report."""
   learner.screen.stop()
   learner.prefetch.close()
@@ -135,6 +135,7 @@ def _shut_down(learner: "Leader", wire: server.Server) -> None:
   counts = ", ".join(f"{count} {name}" for name, count in tickets.items() if count)
   learner.say(f"tickets: {counts or 'none'}")
   learner.say(f"report: {report.write(learner.run_dir)}")
+  learner.files.finish(result)
 
 
 @dataclasses.dataclass(frozen=True)

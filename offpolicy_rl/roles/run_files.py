@@ -16,9 +16,11 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
 from offpolicy_rl.learner import checkpoint
-from offpolicy_rl.observe import metrics, terminal, watch
+from offpolicy_rl.observe import metrics, terminal, trackers, watch
+from offpolicy_rl.observe import tracking as tracking_lib
 from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles.sampler_service import SamplerService
+from offpolicy_rl.sweep import runs
 from offpolicy_rl.tasks.tokenizer import Tokenizer
 from offpolicy_rl.tasks.vocabulary import Vocabulary
 from offpolicy_rl.transport import names
@@ -40,20 +42,30 @@ class RunFiles:
     *,
     position: dict | None,
     first_step: int,
+    tensorboard: bool = True,
+    tracking: tracking_lib.Tracking | None = None,
   ):
     """`position`: from the checkpoint that the run continues from; None = the run begins."""
     at = (position or {"metrics": 0, "completions": 0, "schedule": 0}).__getitem__
     self._screen = screen
-    self._metrics = metrics.MetricsWriter(run_dir, position=at("metrics"), step=first_step)
+    self._metrics = metrics.MetricsWriter(
+      run_dir, position=at("metrics"), step=first_step, tensorboard=tensorboard
+    )
+    self._tracking = tracking
+    self._tracked_before = (position or {}).get("tracking")
     self._completions = metrics.JsonLines(run_dir / "completions.jsonl", at("completions"))
     self._schedule = metrics.JsonLines(run_dir / schedule.FILE, at("schedule"))
     self._text: dict | None = None  # of the current step, completed by `write_step`
     if not at("schedule"):
       self._schedule.append({"config": json.loads(config_json)})
+    if tracking is not None:
+      tracking.start()
 
   def position(self) -> dict:
-    """Syncs the files and returns their sizes in bytes, where a resumed run continues."""
+    """Syncs the files and returns where a resumed run continues, for files their sizes in bytes."""
+    tracked = self._tracking.position() if self._tracking else self._tracked_before
     return {
+      **({"tracking": tracked} if tracked else {}),
       "metrics": self._metrics.position(),
       "completions": self._completions.position(),
       "schedule": self._schedule.position(),
@@ -61,12 +73,17 @@ class RunFiles:
 
   def write_task(self, counts: dict[str, int]) -> None:
     """Writes the counts of used and left-out prompts of a new run."""
-    self._metrics.write(metrics.TASK, 0, counts)
+    self._write_row(metrics.TASK, 0, counts)
 
   def write(self, kind: str, step: int, row: dict) -> None:
     """Writes a row of metrics and shows it on the terminal."""
-    self._metrics.write(kind, step, row)
+    self._write_row(kind, step, row)
     self._screen.row(kind, step, row)
+
+  def _write_row(self, kind: str, step: int, row: dict) -> None:
+    self._metrics.write(kind, step, row)
+    if self._tracking is not None:
+      self._tracking.write(kind, step, row)
 
   def write_groups(
     self,
@@ -98,6 +115,11 @@ class RunFiles:
     """Closes the files."""
     for file in (self._metrics, self._completions, self._schedule):
       file.close()
+
+  def finish(self, result: str) -> None:
+    """Ends the run in its trackers, once its last file is written; `result` as for `Tracker`."""
+    if self._tracking is not None:
+      self._tracking.finish(result)
 
 
 def _as_text(step: int, finished: types.FinishedGroup, words) -> dict:
@@ -154,7 +176,31 @@ def open_files(
     files_lib.write_durably(folder / "config.json", config_json)
   position = restored and restored.position["files"]
   first_step = restored.step if restored else 0
-  return RunFiles(run_dir, config_json, screen, position=position, first_step=first_step)
+  return RunFiles(
+    run_dir,
+    config_json,
+    screen,
+    position=position,
+    first_step=first_step,
+    tensorboard=metrics.TENSORBOARD in config.tracker.split(","),
+    tracking=_tracking(config, run_dir, screen, position),
+  )
+
+
+def _tracking(
+  config: ConfigDict, run_dir: pathlib.Path, screen: terminal.Progress, position: dict | None
+) -> tracking_lib.Tracking | None:
+  """The trackers of a run besides TensorBoard, if any; the runs of a sweep form a group."""
+  names = [name for name in config.tracker.split(",") if name != metrics.TENSORBOARD]
+  if not names:
+    return None
+  run_dir = run_dir.absolute()
+  group = run_dir.parent.name if (run_dir.parent / runs.FILE).exists() else ""
+  before = position.get("tracking", {}) if position else None  # {}: there was no tracker yet
+  packages = {name: trackers.PACKAGES[name] for name in names}
+  return tracking_lib.Tracking(
+    packages, run_dir, config_lib.flatten(config), screen.say, group=group, position=before
+  )
 
 
 class LiveStatus:

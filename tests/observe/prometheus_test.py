@@ -35,7 +35,7 @@ class Run:
 
   def news(self, session: str, position: int) -> types.RunUpdate:
     self.asked.append((session, position))
-    told = metrics._parsed([json.dumps(self.rows.pop(0)).encode()]) if self.rows else []
+    told = metrics.parse([json.dumps(self.rows.pop(0)).encode()]) if self.rows else []
     return types.RunUpdate(STATUS, not position, position + 10, told)
 
 

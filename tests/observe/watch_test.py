@@ -76,7 +76,7 @@ def write(run_dir, rows, status=STATUS):
 
 
 def shown(status, rows, width=120) -> str:
-  parsed = metrics._parsed([json.dumps(row).encode() for row in rows])
+  parsed = metrics.parse([json.dumps(row).encode() for row in rows])
   console = Console(file=io.StringIO(), width=width)
   console.print(terminal.dashboard(status, metrics.newest({}, parsed), parsed, console))
   return console.file.getvalue()
@@ -249,7 +249,7 @@ def scripted(*news):
   return look, asked
 
 
-[ROW] = metrics._parsed([json.dumps(train(9)).encode()])
+[ROW] = metrics.parse([json.dumps(train(9)).encode()])
 BEGUN = types.RunUpdate(STATUS, True, 10, [ROW])
 DONE = types.RunUpdate(STATUS._replace(ended="finished"), False, 20, [ROW._replace(step=39)])
 

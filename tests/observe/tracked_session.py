@@ -1,0 +1,57 @@
+"""One session of a tracked run without training: rows of steps, then the end, or a kill.
+
+python -m tests.observe.tracked_session RUN '{"trackers": ["wandb"], "steps": [0, 5], ...}'
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+from offpolicy_rl.observe import metrics, trackers, tracking
+
+
+def main(run_dir: pathlib.Path, plan: dict) -> None:
+  """Prints what trackers say, and the position of a checkpoint after `save_at` steps."""
+  position = plan.get("position")
+  writer = metrics.MetricsWriter(
+    run_dir, position=position["metrics"] if position else 0, tensorboard=False
+  )
+  tracked = tracking.Tracking(
+    {name: trackers.PACKAGES[name] for name in plan["trackers"]},
+    run_dir,
+    {"seed": 3, "task.name": "sums", "objective.fn": None},
+    lambda line: print(line, flush=True),
+    group="a-sweep",
+    position=position and position["tracking"],
+  )
+  tracked.start()
+  if not position:
+    write(writer, tracked, "task", 0, {"prompts": 7})
+  for step in range(*plan["steps"]):
+    reward = step + plan.get("shift", 0.0)
+    write(writer, tracked, "train", step, {"reward": reward, "lag/histogram": {"1": 2}})
+    if step % 2:
+      row = {"phase": "during", "heldout/pass@1": reward / 100}
+      write(writer, tracked, "heldout", step, row)
+    if step + 1 == plan.get("save_at"):
+      saved = {"metrics": writer.position(), "tracking": tracked.position()}
+      print("saved " + json.dumps(saved), flush=True)
+  if "killed_after" in plan:
+    time.sleep(plan["killed_after"])
+    os.kill(os.getpid(), signal.SIGKILL)
+  for name in tracking.ARTIFACTS:
+    (run_dir / name).write_text(f"{name}\n")
+  writer.close()
+  tracked.finish("finished")
+
+
+def write(writer, tracked, kind: str, step: int, row: dict) -> None:
+  writer.write(kind, step, row)
+  tracked.write(kind, step, row)
+
+
+if __name__ == "__main__":
+  main(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,0 +1,229 @@
+"""W&B, MLflow and Trackio themselves, offline: a run that is killed and resumed, a sweep, failures.
+
+Their packages are in an environment of their own: make .venv-trackers/.installed
+"""
+
+import collections
+import json
+import os
+import re
+import sqlite3
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+
+PYTHON = ROOT / ".venv-trackers" / "bin" / "python"
+pytestmark = [
+  pytest.mark.long,
+  pytest.mark.timeout(600),
+  pytest.mark.skipif(
+    not (ROOT / ".venv-trackers" / ".installed").exists(),
+    reason="the packages of the trackers are missing: make .venv-trackers/.installed",
+  ),
+]
+FILES = {"config.json", "report.html", "completions.jsonl"}
+
+
+@pytest.fixture
+def offline(tmp_path) -> dict[str, str]:
+  """An environment in which trackers write below the test's directory only."""
+  kept = {name: x for name, x in os.environ.items() if not name.startswith(("WANDB", "MLFLOW"))}
+  return kept | {
+    "HOME": str(tmp_path / "home"),
+    "WANDB_MODE": "offline",
+    "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+    "TRACKIO_DIR": str(tmp_path / "trackio"),
+    "PYTHONPATH": str(ROOT),
+  }
+
+
+def python(*arguments: str, env: dict[str, str], cwd) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [PYTHON, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=500
+  )
+
+
+def session(run_dir, env, **plan) -> subprocess.CompletedProcess:
+  run_dir.mkdir(exist_ok=True)
+  (run_dir.parent / "home").mkdir(exist_ok=True)
+  module = "tests.observe.tracked_session"
+  return python("-m", module, str(run_dir), json.dumps(plan), env=env, cwd=run_dir.parent)
+
+
+# ------------------------------------------------------------------ what the packages kept
+
+
+def from_wandb(run_dir) -> tuple[list[dict], dict]:
+  """(history, facts of the run) of its only record that `wandb sync` would find."""
+  [folder] = (run_dir / "wandb").glob("offline-run-*")
+  [file] = folder.glob("*.wandb")
+  code = """
+import json, pathlib, sys
+from wandb.proto import wandb_internal_pb2 as pb
+data, at, part = pathlib.Path(sys.argv[1]).read_bytes(), 7, b""  # a log of LevelDB after 7 bytes
+history, facts = [], {"artifacts": []}
+while at + 7 <= len(data):
+  if 32768 - at % 32768 < 7:
+    at += 32768 - at % 32768
+  length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+  part, at = part + data[at + 7 : at + 7 + length], at + 7 + length
+  if kind not in (1, 4):
+    continue
+  record, part = pb.Record.FromString(part), b""
+  which = record.WhichOneof("record_type")
+  if which == "history":
+    row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+    history.append(row | {"_step": record.history.step.num})
+  elif which == "run":
+    run = record.run
+    facts |= {"id": run.run_id, "group": run.run_group, "name": run.display_name}
+    facts["config"] = {i.key or "/".join(i.nested_key): i.value_json for i in run.config.update}
+  elif which == "request" and record.request.WhichOneof("request_type") == "log_artifact":
+    artifact = record.request.log_artifact.artifact
+    facts["artifacts"] += [entry.path for entry in artifact.manifest.contents]
+  elif which == "artifact":
+    facts["artifacts"] += [entry.path for entry in record.artifact.manifest.contents]
+print(json.dumps([history, facts]))
+"""
+  done = subprocess.run([PYTHON, "-c", code, file], capture_output=True, text=True, check=True)
+  history, facts = json.loads(done.stdout)
+  return history, facts
+
+
+def from_mlflow(tmp_path) -> tuple[list[dict], list[dict]]:
+  """([metric, step, value], facts by run) of the database."""
+  with sqlite3.connect(tmp_path / "mlflow.db") as database:
+    values = database.execute("select key, step, value from metrics order by timestamp, step")
+    metrics = [dict(zip(("key", "step", "value"), row, strict=True)) for row in values]
+    runs = []
+    for run_id, status, name in database.execute("select run_uuid, status, name from runs"):
+      tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run_id,)))
+      params = dict(database.execute("select key, value from params where run_uuid = ?", (run_id,)))
+      runs.append({"id": run_id, "status": status, "name": name, "tags": tags, "params": params})
+  return metrics, runs
+
+
+def from_trackio(tmp_path, project: str = "offpolicy-rl") -> list[dict]:
+  """The rows of the database, with their run, in order."""
+  [file] = (tmp_path / "trackio").glob(f"{project}*.db")
+  with sqlite3.connect(file) as database:
+    rows = database.execute("select run_name, step, metrics from metrics order by id")
+    return [{"run": run, "_step": step, **json.loads(text)} for run, step, text in rows]
+
+
+def by_step(rows: list[dict], kind: str, name: str) -> dict[int, list[float]]:
+  found = collections.defaultdict(list)
+  for row in rows:
+    if f"{kind}/step" in row and name in row:
+      found[int(row[f"{kind}/step"])].append(row[name])
+  return dict(found)
+
+
+# ------------------------------------------------------------------ the tests
+
+
+REWARDS = {step: [float(step)] for step in range(8)} | {8: [8.5], 9: [9.5]}
+NEW_REWARDS = {step: [step + 0.5 * (step > 4)] for step in range(10)}
+
+
+def killed_and_resumed(tmp_path, env, tracker: str) -> None:
+  """Steps 0 to 7, a checkpoint after 5, a kill; then 5 to 9 with other values."""
+  run_dir = tmp_path / "run"
+  first = session(run_dir, env, trackers=[tracker], steps=[0, 8], save_at=5, killed_after=8.0)
+  assert first.returncode == -9, first.stderr
+  assert f"tracker {tracker}: " in first.stdout and "Error" not in first.stdout, first.stdout
+  position = json.loads(re.search(r"^saved (.*)", first.stdout, re.MULTILINE)[1])
+  second = session(run_dir, env, trackers=[tracker], steps=[5, 10], position=position, shift=0.5)
+  assert second.returncode == 0, second.stderr
+  assert "Error" not in second.stdout, second.stdout
+
+
+def test_wandb_offline_has_one_record_of_a_run_that_was_killed_and_resumed(tmp_path, offline):
+  killed_and_resumed(tmp_path, offline, "wandb")
+  history, facts = from_wandb(tmp_path / "run")
+  assert [row["_step"] for row in history] == list(range(16))
+  assert by_step(history, "train", "train/reward") == REWARDS
+  assert list(by_step(history, "heldout", "heldout/pass@1")) == [1, 3, 5, 7, 9]
+  [old] = (tmp_path / "run" / "wandb" / "before").iterdir()
+  assert old.name.endswith(facts["id"])
+  assert (facts["group"], facts["name"]) == ("a-sweep", "run")
+  assert json.loads(facts["config"]["seed"]) == 3
+  assert set(facts["artifacts"]) >= FILES
+
+
+def test_mlflow_has_every_value_of_a_run_that_was_killed_and_resumed_once(tmp_path, offline):
+  killed_and_resumed(tmp_path, offline, "mlflow")
+  metrics, [run] = from_mlflow(tmp_path)
+  count = collections.Counter((row["key"], row["step"]) for row in metrics)
+  assert set(count.values()) == {1}
+  values = lambda key: {row["step"]: [row["value"]] for row in metrics if row["key"] == key}
+  assert values("train/reward") == REWARDS
+  assert list(values("heldout/pass_1")) == [1, 3, 5, 7, 9]
+  assert (run["status"], run["tags"]["sweep"], run["params"]["seed"]) == (
+    "FINISHED",
+    "a-sweep",
+    "3",
+  )
+  kept = {path.name for path in tmp_path.rglob("artifacts/*")}
+  assert kept >= FILES
+
+
+def test_trackio_goes_on_in_the_run_that_was_killed(tmp_path, offline):
+  killed_and_resumed(tmp_path, offline, "trackio")
+  rows = from_trackio(tmp_path)
+  assert len({row["run"] for row in rows}) == 1
+  assert [row["_step"] for row in rows] == list(range(16))
+  assert by_step(rows, "train", "train/reward") == REWARDS
+  assert list(by_step(rows, "heldout", "heldout/pass@1")) == [1, 3, 5, 7, 9]
+
+
+def test_without_network_or_key_a_run_ends_as_it_would_and_says_what_to_type(tmp_path, offline):
+  env = offline | {
+    "WANDB_MODE": "online",
+    "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "TRACKIO_DIR": "/proc/nowhere",
+  }
+  done = session(tmp_path / "run", env, trackers=["wandb", "mlflow", "trackio"], steps=[0, 3])
+  assert done.returncode == 0, done.stderr
+  lines = [line for line in done.stdout.splitlines() if line.startswith("tracker ")]
+  assert any("tracker wandb: PermissionError: no API key" in line for line in lines), lines
+  assert any(
+    line.startswith("tracker mlflow: ") and "MLFLOW_TRACKING_URI" in line for line in lines
+  )
+  assert any(line.startswith("tracker trackio: ") and "TRACKIO_DIR" in line for line in lines), (
+    lines
+  )
+  assert len(lines) == 3
+
+
+def test_the_runs_of_a_sweep_are_a_group(tmp_path, offline):
+  """Whole runs of real processes, each in all three trackers at once."""
+  (tmp_path / "home").mkdir()
+  (tmp_path / "two.py").write_text("def get_sweep():\n  return [{'seed': 1}, {'seed': 2}]\n")
+  out = tmp_path / "seeds"
+  arguments = ["--config=configs/test.py", f"--sweep={tmp_path}/two.py", f"--out={out}"]
+  settings = {
+    "tracker": "wandb,mlflow,trackio",
+    "warm_start.steps": 2,
+    "learner.steps": 3,
+    "evaluation.every": 0,
+  }
+  arguments += [f"--config.{key}={value}" for key, value in settings.items()]
+  done = python("-m", "offpolicy_rl.cli.main", "sweep", *arguments, env=offline, cwd=ROOT)
+  assert done.returncode == 0, done.stdout + done.stderr
+  runs = [out / "000-seed=1", out / "001-seed=2"]
+  _, told = from_mlflow(tmp_path)
+  assert {run["tags"]["sweep"] for run in told} == {"seeds"}
+  assert {run["name"] for run in told} == {run.name for run in runs}
+  assert {run["params"]["seed"] for run in told} == {"1", "2"}
+  for run in runs:
+    history, facts = from_wandb(run)
+    assert facts["group"] == "seeds" and set(facts["artifacts"]) >= FILES
+    assert list(by_step(history, "train", "train/loss")) == [0, 1, 2]
+    assert not (run / "tensorboard").exists()
+  rows = from_trackio(tmp_path)
+  names = {row["run"] for row in rows}
+  assert len(names) == 2 and {name.rpartition("-")[0] for name in names} == {r.name for r in runs}
