@@ -39,6 +39,9 @@ GROUPS = {
     "tracker": chosen_from("tensorboard", TRACKERS).means(
       "who gets the metrics besides metrics.jsonl, e.g. tensorboard,wandb"
     ),
+    "trace_every": integer(20, at_least=0).means(
+      "steps between those of which RUN/trace.json has spans, of 8 tickets at most; 0 = never"
+    ),
   },
   "The task: prompts and rewards": {
     "task.name": text("sums").means(

@@ -89,6 +89,16 @@ class Trajectory:
       object.__setattr__(self, "verdict", self.reward)
 
 
+class Marks(NamedTuple):
+  """When a sampler had done what with a group, in seconds of its clock, or of its learner's."""
+
+  leased: float  # its ticket had come
+  begun: float  # the weights had come, and the engine had the ticket
+  started: float  # the first completion had a slot
+  decoded: float  # the last completion was complete
+  scored: float  # the verifier had judged all of them
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
   """The scored completions that answer one ticket."""
@@ -97,6 +107,7 @@ class Group:
   trajectories: tuple[Trajectory, ...]  # G of them; () if no sampler could answer
   verifier_failures: int = 0  # completions whose verifier crashed or timed out (reward 0)
   sampler_id: str = ""  # the process that made it (transport/names.py); "" = not sent yet
+  marks: Marks | None = None  # of the learner's clock once sent; None = unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +117,21 @@ class FinishedGroup:
   ticket: Ticket
   group: Group
   arrival_version: int  # newest version when it arrived: splits lag into in flight / in queue
+  queued: float = float("nan")  # Unix time at which the ticket could be leased; nan = unknown
+  arrived: float = float("nan")  # Unix time at which it arrived; nan = before a restart
+
+
+class Journey(NamedTuple):
+  """When a ticket was where, from the queue to the end of the update; `STAGES` lie in between."""
+
+  ticket_id: str
+  sampler_id: str
+  # Unix times of the learner's clock: one more than there are stages. nan = unknown.
+  times: tuple[float, ...]
+
+
+# Queued, sent to a sampler, ..., waiting for its batch, and used by the update.
+STAGES = ("lease", "weights", "prefill", "decode", "verifier", "push", "queue", "use")
 
 
 class PushStatus(enum.Enum):

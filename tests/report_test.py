@@ -12,7 +12,7 @@ import pytest
 from offpolicy_rl import report
 from offpolicy_rl.cli import main
 from offpolicy_rl.observe import metrics
-from offpolicy_rl.report import completions, configuration, document, samplers
+from offpolicy_rl.report import completions, configuration, document, samplers, way
 from tests import report_runs
 from tests.conftest import ROOT
 from tests.report_runs import ATTACK, CONFIG, evaluation, sample, train_row
@@ -297,13 +297,25 @@ def test_samplers_are_compared_over_all_their_completions():
       "sampler/log_ratio": {"a": 0.01, "<b>": math.inf},
       "sampler/unlike": {"<b>": 9.0},
     },
-    {"sampler/completions": {"a": 1}, "sampler/reward": {"a": 0.0}},
+    {"sampler/completions": {"a": 1}, "sampler/reward": {"a": 0.0}, "sampler/rates": {"a": 50.0}},
     {"step": 2},  # of an older release
   ]
   text = samplers.table(rows)
   cells = [re.findall(r">([^<>]*)</t[dh]>", row) for row in text.split("<tr>")[2:]]
   assert cells == [
-    ["a", "4", "0.75", "", "", "0.01", "", "0"],
-    ["&lt;b&gt;", "1", "0.5", "", "", "", "", "1"],
+    ["a", "4", "50", "0.75", "", "", "0.01", "", "0"],
+    ["&lt;b&gt;", "1", "", "0.5", "", "", "", "", "1"],
   ]
   assert samplers.table([{"step": 2}]) == ""
+
+
+def test_a_bar_tells_where_the_time_of_a_completion_went():
+  """Without the first step, which compiles."""
+  rows = [{"ticket/lease": 90.0, "ticket/use": 90.0}]
+  rows += [{"ticket/lease": 1.0, "ticket/use": 3.0}] * 3
+  text = way.section(rows)
+  assert "A completion&#x27;s 4 s" in text or "A completion's 4 s" in text
+  assert re.findall(r"flex-grow:([0-9.]+)", text) == ["0.25000", "0.75000"]
+  cells = [re.findall(r">([^<>]*)</t[dh]>", row) for row in text.split("<tr>")[2:]]
+  assert [row[:3] for row in cells] == [["lease", "1", "25.0%"], ["use", "3", "75.0%"]]
+  assert way.section([{"step": 2}]) == ""

@@ -74,6 +74,7 @@ def deterministic(row: dict) -> dict:
   """What of a metrics row does not measure time or how far samplers were."""
   timing = (
     "seconds/",
+    "ticket/",
     "sampler/",
     "lag/in_",
     "mismatch/",

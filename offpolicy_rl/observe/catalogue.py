@@ -100,10 +100,20 @@ _TRAIN = (
   Metric("router/unused", "share", "experts without a token", LOWER),
   Metric("router/balance", "", "auxiliary loss of Switch Transformers; 1 = even", LOWER),
   Metric("router/entropy", "nats", "of the routers"),
+  # A completion's way: means over the groups of the batch.
+  Metric("ticket/lease", "seconds", "in the queue, until a sampler has the ticket"),
+  Metric("ticket/weights", "seconds", "at a sampler, until it has the weights", LOWER),
+  Metric("ticket/prefill", "seconds", "from there to a slot; the prompt is computed", LOWER),
+  Metric("ticket/decode", "seconds", "from the first slot to the group's last token", LOWER),
+  Metric("ticket/verifier", "seconds", "from there to the last verdict, waiting included", LOWER),
+  Metric("ticket/push", "seconds", "from there to the learner's disk", LOWER),
+  Metric("ticket/queue", "seconds", "from there to the beginning of its step"),
+  Metric("ticket/use", "seconds", "the step that uses it, published version included", LOWER),
   # All samplers together, then by sampler ({sampler: value}).
   Metric("sampler/count", "samplers", "with a heartbeat in the last ten seconds"),
   Metric("sampler/tokens_per_second", "tokens/s", "completion tokens of all samplers", HIGHER),
   Metric("sampler/waiting", "share", "of the samplers' time, spent idle", LOWER),
+  Metric("sampler/rates", "tokens/s", "completion tokens of each sampler", HIGHER),
   Metric("sampler/completions", "completions", "of each sampler in the batch"),
   Metric("sampler/reward", "reward", "mean over the completions of each sampler", HIGHER),
   Metric("sampler/verdict", "verdict", "mean over the completions of each sampler", HIGHER),
@@ -168,6 +178,7 @@ _HEARTBEAT = (
   Metric("slots_busy", "completions", "being decoded"),
   Metric("groups", "groups", "pushed since the sampler's start"),
   Metric("waiting", "share", "of its time, spent idle", LOWER),
+  Metric("restarts", "processes", "that had its name before it", LOWER),
 )
 _TASK = tuple(
   Metric(f"{of}prompts{what}", "prompts", f"{meaning}, {which}")

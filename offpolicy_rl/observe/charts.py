@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from offpolicy_rl import types
 from offpolicy_rl.observe import catalogue
 from offpolicy_rl.observe.metrics import HELDOUT, TRAIN, WARM_START
 
@@ -218,6 +219,15 @@ SECTIONS = {
       skip=1,
     ),
     Chart("Learner waits", {"share": "learner/waiting"}, gauge="waiting_ratio", skip=1),
+    Chart(
+      "Way of a ticket",
+      {stage: f"ticket/{stage}" for stage in types.STAGES},
+      "where the time of a completion goes, from the queue to the end of its step",
+      gauge="ticket_seconds",
+      label="stage",
+      stacked=True,
+      skip=1,
+    ),
     Chart(
       "Beside the step",
       {"compiling": "seconds/compiling", "assembling": "seconds/assembling"},

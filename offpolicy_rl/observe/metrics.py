@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from offpolicy_rl import types
 
@@ -208,6 +208,16 @@ def newest(known: dict[str, dict], rows: list[types.MetricsRow]) -> dict[str, di
   for row in rows:
     updated[row.kind] = updated.get(row.kind, {}) | row.values | {"step": row.step}
   return updated
+
+
+def stage_seconds(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+  """Mean seconds of each stage of a ticket's way over rows of training; {} if none has any."""
+  rows = list(rows)
+  known = {
+    stage: [row[f"ticket/{stage}"] for row in rows if f"ticket/{stage}" in row]
+    for stage in types.STAGES
+  }
+  return {stage: sum(values) / len(values) for stage, values in known.items() if values}
 
 
 def derived(row: dict) -> dict[str, float]:

@@ -20,6 +20,16 @@ LINE_SECONDS = 5.0  # between lines if the output is no terminal
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 _CURVE, _SHORT_CURVE, _WIDE = 20, 10, 100  # characters; width from which curves are long
 _MAX_SAMPLERS = 16  # lines
+# Columns of samplers on wide terminals -> format.
+_MEASURED = {
+  "reward": ".3f",
+  "length": ",.0f",
+  "entropy": ".2f",
+  "mismatch": ".1e",
+  "restarts": ".0f",
+}
+_BAR, _LEAST_SHARE = 60, 0.005  # characters; share from which a stage is in the legend
+_STAGE_COLORS = ("blue", "cyan", "yellow", "green", "magenta", "red", "white", "bright_blue")
 _SILENT_SECONDS = 15.0  # after which a learner or sampler is shown as lost
 _RECENT = 20  # rows for alarms and for the time left
 _ENDS = {  # RunStatus.ended -> colour, words
@@ -176,8 +186,9 @@ def dashboard(
     parts.append(Text(regimes))
   if status.tickets:
     parts.append(Text(_tickets(status.tickets)))
+  parts += _way(rows, console)
   if status.samplers:
-    parts.append(_samplers(status))
+    parts.append(_samplers(status, wide=console.width >= _WIDE))
   return Group(*parts, *_alarms(rows))
 
 
@@ -285,13 +296,37 @@ def _tickets(counts: dict[str, int]) -> str:
   return f"tickets: {total}: {', '.join(parts)}" + (f"; so far {so_far}" if so_far else "")
 
 
-def _samplers(status: types.RunStatus) -> Table:
-  table = Table(box=None, padding=(0, 2), header_style="dim")
+def _way(rows: list[types.MetricsRow], console: Console) -> list[Text]:
+  """A bar of where the time of recent completions went, with its legend; [] if unknown."""
+  recent = [row.values for row in rows if row.kind == metrics.TRAIN and "ticket/use" in row.values]
+  seconds = metrics.stage_seconds(recent[-_RECENT:])
+  total = sum(seconds.values())
+  if not total:
+    return []
+  bar, legend = Text(), Text(f"a completion's {total:.3g} s: ")
+  width = _BAR if console.width >= _WIDE else _BAR // 2
+  block = "█" if console.encoding.startswith("utf") else ""
+  end = 0.0
+  for stage, color in zip(types.STAGES, _STAGE_COLORS, strict=True):
+    share = seconds.get(stage, 0.0) / total
+    begin, end = end, end + share
+    length = round(end * width) - round(begin * width)
+    bar.append((block or stage[0]) * length, color)
+    if share >= _LEAST_SHARE:
+      legend.append(f"{stage} {share:.0%}  ", color)
+  return [legend, bar]
+
+
+def _samplers(status: types.RunStatus, *, wide: bool) -> Table:
+  table = Table(box=None, padding=(0, 2 if wide else 1), header_style="dim")
   table.add_column("sampler")
-  for name in ("version", "tokens/s", "slots busy", "groups", "heartbeat"):
+  measured = [name for name in _MEASURED if wide and any(name in s.stats for s in status.samplers)]
+  for name in ("version", "tokens/s", "slots busy", "groups", *measured, "heartbeat"):
     table.add_column(name, justify="right")
   for sampler in status.samplers[:_MAX_SAMPLERS]:
-    number = lambda name, stats=sampler.stats: f"{stats[name]:,.0f}" if name in stats else "-"
+    number = lambda name, stats=sampler.stats, form=",.0f": (
+      format(stats[name], form) if name in stats else "-"
+    )
     lost = sampler.silent_seconds > _SILENT_SECONDS
     table.add_row(
       Text(sampler.name, "red" if sampler.stats.get("unlike") else ""),
@@ -299,6 +334,7 @@ def _samplers(status: types.RunStatus) -> Table:
       number("tokens_per_second"),
       f"{number('slots_busy')}/{number('slots')}",
       number("groups"),
+      *(number(name, form=_MEASURED[name]) for name in measured),
       Text(f"{sampler.silent_seconds:.1f} s ago", "red" if lost else ""),
     )
   if len(status.samplers) > _MAX_SAMPLERS:

@@ -116,7 +116,7 @@ class Tracking:
   def write(self, kind: str, step: int, row: Mapping[str, Any]) -> None:
     """Adds a row, unless the run has had it before a resume."""
     phase = {"phase": row["phase"]} if "phase" in row else {}
-    line = {"kind": kind, "step": step, **phase, **metrics.numbers(row)}
+    line = {"kind": kind, "step": step, **phase, **metrics.numbers(dict(row))}
     if self._file is None or _identity(line) in self._known:
       return
     try:

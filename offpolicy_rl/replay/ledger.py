@@ -60,6 +60,7 @@ class Ledger:
     self._replace, self._set_aside = replace, set_aside
     self._changed = threading.Condition()
     self._tickets: dict[str, types.Ticket] = {}  # every ticket not taken yet
+    self._queued: dict[str, float] = {}  # ticket of these -> Unix time since when it can be leased
     self._queue: collections.OrderedDict[str, None] = collections.OrderedDict()
     self._leases = leases.Leases(lease_seconds)
     self._finished: dict[str, types.FinishedGroup] = {}
@@ -79,6 +80,7 @@ class Ledger:
         if ticket.ticket_id in self._tickets or ticket.ticket_id in self._taken:
           raise ValueError(f"ticket_id: {ticket.ticket_id!r} was added before")
         self._tickets[ticket.ticket_id] = ticket
+        self._queued[ticket.ticket_id] = time.time()
         recovered = self._recover(ticket)
         if recovered is None:
           self._queue[ticket.ticket_id] = None
@@ -259,7 +261,8 @@ class Ledger:
       return PushStatus.UNKNOWN
     self._forget(ticket_id)
     self._counts["finished"] += 1
-    self._settle(types.FinishedGroup(self._tickets[ticket_id], group, arrival_version))
+    ticket, queued = self._tickets[ticket_id], self._queued[ticket_id]
+    self._settle(types.FinishedGroup(ticket, group, arrival_version, queued, time.time()))
     return PushStatus.ACCEPTED
 
   def _settle(self, finished: types.FinishedGroup) -> None:
@@ -275,9 +278,9 @@ class Ledger:
     old, new = ticket.ticket_id, other.ticket_id
     requested = self._requested_as.pop(old, old)
     self._requested_as[new], self._instead[requested] = requested, new
-    del self._tickets[old]
+    del self._tickets[old], self._queued[old]
     self._remember([old])
-    self._tickets[new] = other
+    self._tickets[new], self._queued[new] = other, time.time()
     self._counts.update(("added", "replaced"))
     recovered = self._recover(other)
     if recovered is None:
@@ -304,7 +307,7 @@ class Ledger:
       used = in_place()
       groups = [self._finished.pop(ticket_id) for ticket_id in used]
       for requested, ticket_id in zip(ticket_ids, used, strict=True):
-        del self._tickets[ticket_id]
+        del self._tickets[ticket_id], self._queued[ticket_id]
         self._instead.pop(requested, None)
         self._requested_as.pop(ticket_id, None)
       self._remember(used)

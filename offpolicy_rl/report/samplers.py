@@ -1,6 +1,7 @@
 """A table of a run's samplers: number and means of their completions."""
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,22 +15,32 @@ _MEANS = ("reward", "length", "entropy", "log_ratio", "mismatch")
 def table(rows: Sequence[dict]) -> str:
   """HTML of means over all completions of each sampler; "" if the rows have none by sampler."""
   count, sums, weights, unlike = Counter(), Counter(), Counter(), Counter()
+  rates: dict[str, list[float]] = {}
   for row in rows:
     completions = row.get("sampler/completions", {})
     count.update(completions)
     unlike.update(list(row.get("sampler/unlike", ())))
+    for sampler, rate in row.get("sampler/rates", {}).items():
+      rates.setdefault(sampler, []).append(rate)
     for name in _MEANS:
       values = row.get(f"sampler/{name}", {}).items()
       known = {sampler: value for sampler, value in values if math.isfinite(value)}
       sums.update({(s, name): value * completions[s] for s, value in known.items()})
       weights.update({(s, name): completions[s] for s in known})
   mean = lambda *key: f"{sums[key] / weights[key]:.4g}" if weights[key] else ""
+  rate = lambda sampler: f"{statistics.fmean(rates[sampler]):,.4g}" if sampler in rates else ""
   body = [
-    [sampler, f"{n:,}", *(mean(sampler, name) for name in _MEANS), f"{unlike[sampler]:,}"]
+    [
+      sampler,
+      f"{n:,}",
+      rate(sampler),
+      *(mean(sampler, name) for name in _MEANS),
+      f"{unlike[sampler]:,}",
+    ]
     for sampler, n in count.most_common(_MAX_ROWS)
   ]
   units = [catalogue.METRICS[metrics.TRAIN][f"sampler/{name}"].unit for name in _MEANS]
   title = lambda name, unit: name if name == unit else f"{name.replace('_', '-')}, {unit}"
   heads = list(map(title, _MEANS, units))
-  head = ("sampler", "completions", *heads, "steps in which it was unlike the others")
+  head = ("sampler", "completions", "tokens/s", *heads, "steps in which it was unlike the others")
   return document.table(head, body)

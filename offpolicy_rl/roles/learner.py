@@ -22,8 +22,17 @@ from offpolicy_rl.learner import checkpoint, loop, speed
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import cost, sharding
 from offpolicy_rl.observe import metrics, profiling, terminal
-from offpolicy_rl.replay import admission, batching, packing, sampler_stats, schedule, store
+from offpolicy_rl.replay import (
+  admission,
+  batching,
+  journeys,
+  packing,
+  sampler_stats,
+  schedule,
+  store,
+)
 from offpolicy_rl.roles import build, multihost, run_files, training
+from offpolicy_rl.roles import checkpoints as checkpoints_lib
 from offpolicy_rl.roles import prompts as prompts_lib
 from offpolicy_rl.roles.run_files import LiveStatus, RunFiles
 from offpolicy_rl.roles.sampler_service import SamplerService
@@ -202,6 +211,7 @@ class Leader(training.Process):
     """Waits for the groups of a step, and records them in the run's files."""
     batch = self.prefetch(at_step)
     self._check_stop()  # in every step, as a batch may always be ready
+    batch.metrics["journeys"] = journeys.journeys(batch.groups, time.time())
     last = at_step + 1 == self.config.learner.steps
     row = self.files.write_groups(at_step, batch.groups, last=last, words=self.policy.tokenizer)
     self._compare_with_recording(at_step, row)
@@ -262,8 +272,10 @@ class Leader(training.Process):
     """Writes the metrics of a step, adding those of samplers and devices."""
     logprobs = row.pop("policy_logprobs")
     row |= self._sampler_metrics(at_step, row) | self.service.heartbeats.metrics()
+    row["sampler/rates"] = self.service.heartbeats.rates()
     row |= {"weights/bytes": self.service.version_bytes} | self.speed.metrics(row)
-    self.files.write_step(at_step, row, logprobs)
+    ways = journeys.used(row.pop("journeys"), time.time())
+    self.files.write_step(at_step, row | journeys.metrics(ways), logprobs, ways)
 
   def _sampler_metrics(self, at_step: int, row: dict) -> dict:
     """Replaces a row's values per completion by values per sampler, and checks for an alarm."""
@@ -341,8 +353,8 @@ def make_leader(
   mesh = sharding.make_mesh(**config.mesh)
   choices = build.step_choices(config, policy.model, mesh)
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
-  checkpoints = _open_checkpoints(config, run_dir, groups, screen)
-  newest = _newest_step(config, checkpoints, screen) if resume else None
+  checkpoints = checkpoints_lib.opened(config, run_dir, groups, screen)
+  newest = checkpoints_lib.newest_step(config, checkpoints, screen) if resume else None
   orders = multihost.Orders(stop)
   orders.announce(multihost.BEGIN, step=newest, model_files=model_files)
   restored = None if newest is None else checkpoints.restore_for(choices, mesh, newest)
@@ -373,19 +385,6 @@ def make_leader(
   )
 
 
-def _open_checkpoints(
-  config: ConfigDict, run_dir: pathlib.Path, groups: store.GroupStore, screen: terminal.Progress
-) -> checkpoint.Checkpoints:
-  """Opens the checkpoints; a new one lets go of the groups that only older ones need."""
-  checkpoints = checkpoint.Checkpoints(
-    run_dir / "checkpoints",
-    keep=config.checkpoint.keep,
-    say=screen.say,
-    committed=lambda steps: _prune(checkpoints, groups, steps),
-  )
-  return checkpoints
-
-
 def _sampler_service(
   config: ConfigDict, policy: build.Policy, control, queue: build.Queue, groups, weights, screen
 ) -> SamplerService:
@@ -413,21 +412,6 @@ def _evaluations(
   )
 
 
-def _newest_step(
-  config: ConfigDict, checkpoints: checkpoint.Checkpoints, screen: terminal.Progress
-) -> int | None:
-  """The step of the newest checkpoint; ConfigError if learner.steps is smaller."""
-  newest = checkpoints.newest()
-  if newest is None:
-    screen.say("--resume: there is no checkpoint, starting from the beginning")
-  elif newest > config.learner.steps:
-    raise config_lib.ConfigError(
-      f"learner.steps: got {config.learner.steps}, expected at least the {newest} that the run has "
-      "made"
-    )
-  return newest
-
-
 def _read_prompts(
   config: ConfigDict, policy: build.Policy, files: RunFiles, screen, *, begins: bool
 ):
@@ -442,8 +426,3 @@ def _read_prompts(
     if left_out:
       screen.say(left_out)
   return prompts, warm_start_batch
-
-
-def _prune(checkpoints, groups: store.GroupStore, steps: list[int]) -> None:
-  open_rows = [row for at in steps for row in checkpoints.position(at)["evaluations"]]
-  groups.prune(steps[0], keep=[ticket_id for row in open_rows for ticket_id in row["ticket_ids"]])

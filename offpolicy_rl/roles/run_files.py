@@ -16,7 +16,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
 from offpolicy_rl.learner import checkpoint
-from offpolicy_rl.observe import metrics, terminal, trackers, watch
+from offpolicy_rl.observe import metrics, terminal, trace, trackers, watch
 from offpolicy_rl.observe import tracking as tracking_lib
 from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles.sampler_service import SamplerService
@@ -44,8 +44,15 @@ class RunFiles:
     first_step: int,
     tensorboard: bool = True,
     tracking: tracking_lib.Tracking | None = None,
+    trace_every: int = 0,
   ):
-    """`position`: from the checkpoint that the run continues from; None = the run begins."""
+    """Opens the files.
+
+    Args:
+      position: from the checkpoint that the run continues from; None = the run begins.
+      trace_every: see `trace.Trace`.
+    """
+    self._trace = trace.Trace(run_dir, trace_every)
     at = (position or {"metrics": 0, "completions": 0, "schedule": 0}).__getitem__
     self._screen = screen
     self._metrics = metrics.MetricsWriter(
@@ -102,12 +109,17 @@ class RunFiles:
     self._text = _as_text(step, groups[0], words) if step % _TEXT_EVERY == 0 or last else None
     return row
 
-  def write_step(self, step: int, row: dict, logprobs: ArrayLike) -> None:
+  def write_step(
+    self, step: int, row: dict, logprobs: ArrayLike, ways: Sequence[types.Journey] = ()
+  ) -> None:
     """Writes a training step.
 
-    `logprobs`: float [G, M], those of its first group under the policy before the update.
+    Args:
+      logprobs: float [G, M], those of its first group under the policy before the update.
+      ways: of its tickets.
     """
     self.write(metrics.TRAIN, step, row)
+    self._trace.step(step, ways, row)
     if self._text is not None:
       self._completions.append(_with_log_ratios(self._text, np.asarray(logprobs)))
 
@@ -184,6 +196,7 @@ def open_files(
     first_step=first_step,
     tensorboard=metrics.TENSORBOARD in config.tracker.split(","),
     tracking=_tracking(config, run_dir, screen, position),
+    trace_every=config.trace_every,
   )
 
 
@@ -221,8 +234,12 @@ class LiveStatus:
     service = self._service
     samplers = [s for s in service.heartbeats.statuses() if s.silent_seconds < _LISTED_SECONDS]
     shown = names.display_names(sampler.name for sampler in samplers)
+    restarts = service.restarts()
     samplers = [
-      s._replace(name=shown[s.name], stats=s.stats | service.stats.latest(s.name)) for s in samplers
+      s._replace(name=shown[s.name], stats=s.stats | service.stats.latest(s.name) | more)
+      for s in samplers
+      for n in [restarts.get(names.name_of(s.name), 0)]
+      for more in [{"restarts": float(n)} if n else {}]
     ]
     return types.RunStatus(
       session=self._session,

@@ -35,6 +35,11 @@ class Heartbeats:
       if len(self._last) > _MOST_SAMPLERS:
         self._last.popitem(last=False)
 
+  def knows(self, sampler_id: str) -> bool:
+    """Whether a sampler had a heartbeat, and has not left."""
+    with self._lock:
+      return sampler_id in self._last
+
   def remove(self, sampler_id: str) -> None:
     """Drops a sampler that left."""
     with self._lock:
@@ -55,6 +60,11 @@ class Heartbeats:
       "sampler/tokens_per_second": sum(stats.get("tokens_per_second", 0.0) for stats in recent),
       **({"sampler/waiting": sum(waiting) / len(waiting)} if waiting else {}),
     }
+
+  def rates(self) -> dict[str, float]:
+    """Returns the completion tokens per second of each live sampler."""
+    recent = self.recent(_RECENT_SECONDS).items()
+    return {i: s["tokens_per_second"] for i, s in recent if "tokens_per_second" in s}
 
   def statuses(self) -> list[types.SamplerStatus]:
     """Returns the last heartbeat of every known sampler."""
@@ -96,6 +106,7 @@ class SamplerService:
     self.finished = False
     self.heartbeats, self.stats = Heartbeats(), SamplerStats()
     self._reported_names: set[str] = set()
+    self._joined: collections.Counter[str] = collections.Counter()  # processes by name
 
   def handlers(
     self, watch: Callable[[str, int, float], types.RunUpdate] | None = None
@@ -116,13 +127,21 @@ class SamplerService:
   def join(self, sampler_id: str) -> None:
     """Registers a sampler that starts or restarts, without tickets."""
     self.ledger.release(sampler_id)
-    self.heartbeats.record(sampler_id, {})
     name = names.name_of(sampler_id)
+    is_new = not self.heartbeats.knows(sampler_id)  # else it rejoins
+    if is_new and (name in self._joined or len(self._joined) < _MOST_SAMPLERS):
+      self._joined[name] += 1
+    self.heartbeats.record(sampler_id, {})
     same = [i for i in self.heartbeats.recent(_RECENT_SECONDS) if names.name_of(i) == name]
     reported = self._reported_names
     if len(same) > 1 and name not in reported and len(reported) < _MOST_REPORTED_NAMES:
       reported.add(name)
       self._say(f"{len(same)} samplers are called {name}, told apart as {', '.join(same)}")
+
+  def restarts(self) -> dict[str, int]:
+    """Returns the number of processes that had the name of a sampler before, by name."""
+    alive = collections.Counter(map(names.name_of, self.heartbeats.recent(_RECENT_SECONDS)))
+    return {name: n - alive[name] for name, n in self._joined.items() if n > alive[name] > 0}
 
   def heartbeat(self, sampler_id: str, stats: dict[str, float], progress: dict[str, int]) -> None:
     """Extends a sampler's leases and keeps its stats."""

@@ -8,6 +8,7 @@ devices' work is in `generation`.
 import collections
 import dataclasses
 import math
+import time
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -132,6 +133,7 @@ class Engine:
     self._filling: list[_Group] = []  # their prompts are being prefilled
     self._ready: collections.deque[_Completion] = collections.deque()
     self._running: dict[int, _Completion] = {}  # by slot, in the order in which they started
+    self._started: dict[str, float] = {}  # ticket id -> when its first completion got a slot
 
   @property
   def idle(self) -> bool:
@@ -160,6 +162,10 @@ class Engine:
       tokens[completion.group.ticket.ticket_id] += len(completion.versions)
     return tokens
 
+  def pop_started(self, ticket_id: str) -> float | None:
+    """The time (`time.monotonic`) at which a ticket's first completion got a slot; told once."""
+    return self._started.pop(ticket_id, None)
+
   def _groups(self) -> set[_Group]:  # those whose prompts have pages
     begun = (completion.group for completion in (*self._running.values(), *self._ready))
     return {*begun, *self._filling}
@@ -184,6 +190,7 @@ class Engine:
     while not self.idle:
       for ticket, trajectories in self.step(params, version):
         answers[id(ticket)] = trajectories
+    self._started.clear()
     return [answers[id(ticket)] for ticket in tickets]
 
   def step(self, params: dict, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
@@ -313,6 +320,7 @@ class Engine:
       return
     numbers = np.zeros((4, sizes.slots), np.int32)  # token, position, page from, page to
     fresh, temperature = np.zeros(sizes.slots, bool), np.ones(sizes.slots, np.float32)
+    now = time.monotonic()
     keys = np.zeros((sizes.slots, 3), np.uint32)
     for slot in free:
       completion = self._ready.popleft()
@@ -327,6 +335,7 @@ class Engine:
       fresh[slot], temperature[slot] = True, group.ticket.temperature
       keys[slot] = generation.key_numbers(group.ticket, completion.index)
       self._running[slot] = completion
+      self._started.setdefault(group.ticket.ticket_id, now)
     token, position, page_from, page_to = numbers
     starts = generation.Starts(fresh, token, position, keys, temperature, page_from, page_to)
     self._slots, self._pool = generation.start(self._slots, self._pool, starts, self._seed)

@@ -27,6 +27,11 @@ class Engines:
   def progress(self) -> dict[str, int]:
     return {name: n for engine in self._engines for name, n in engine.progress.items()}
 
+  def pop_started(self, ticket_id: str) -> float | None:
+    """See `Engine.pop_started`."""
+    times = (engine.pop_started(ticket_id) for engine in self._engines)
+    return next((at for at in times if at is not None), None)
+
   def add(self, tickets: list[types.Ticket]) -> None:
     """Gives each ticket to the engine with most room."""
     for ticket in tickets:

@@ -205,6 +205,7 @@ class ServedEngine:
     self._pool = concurrent.futures.ThreadPoolExecutor(slots, thread_name_prefix="served")
     self._waiting: collections.deque[types.Ticket] = collections.deque()
     self._answering: dict[concurrent.futures.Future, types.Ticket] = {}
+    self._started: dict[str, float] = {}  # ticket id -> when the server got it
     self._probe: types.Ticket | None = None  # the longest prompt so far: caches hold whole blocks
     self._params = None
 
@@ -241,12 +242,17 @@ class ServedEngine:
       self._params = params
     while self._waiting and params is self._params:
       ticket = self._waiting.popleft()
+      self._started[ticket.ticket_id] = time.monotonic()
       answer = self._pool.submit(self._answer, ticket, version)
       self._answering[answer] = ticket
     if not self._answering:
       return []
     done, _ = concurrent.futures.wait(self._answering, _WAIT_SECONDS, "FIRST_COMPLETED")
     return [(self._answering.pop(answer), answer.result()) for answer in done]
+
+  def pop_started(self, ticket_id: str) -> float | None:
+    """See `Engine.pop_started`."""
+    return self._started.pop(ticket_id, None)
 
   def refresh(self, params: dict) -> None:
     """Raises NotImplementedError: a server takes other weights between groups only."""

@@ -109,6 +109,8 @@ class _Worker:
     self._active: dict[str, types.Ticket] = {}  # begun
     self._done: list[Answered] = []  # not delivered
     self._session, self._version, self._params = "", types.NO_VERSION, None
+    self._leased = 0.0  # when the tickets that wait had come
+    self._marks: dict[str, list[float]] = {}  # ticket -> its types.Marks so far
 
   def run(self, should_stop: Callable[[], bool]) -> None:
     while not self._over or self._waiting or self._active or self._done:
@@ -129,6 +131,7 @@ class _Worker:
       # A ticket that is here, or was when it was requested, would be answered twice.
       known = {*self._reported, *self._ticket_ids()}
       self._waiting = [t for t in tickets or () if t.ticket_id not in known]
+      self._leased = time.monotonic()
     room = self._engine.room_soon
     if not (self._leasing or self._over or self._waiting) and room > 0:
       self._reported = self._ticket_ids()
@@ -153,6 +156,8 @@ class _Worker:
     newest = new_weights or self._version >= min(high, self._learner.newest_version)
     if fits and newest:
       self._engine.add(self._waiting)
+      now = time.monotonic()
+      self._marks |= {ticket.ticket_id: [self._leased, now] for ticket in self._waiting}
       self._active |= {ticket.ticket_id: ticket for ticket in self._waiting}
       self._waiting = []
     elif low <= high and (self._in_flight or not self._active):
@@ -181,6 +186,8 @@ class _Worker:
     step = self._engine.step
     for ticket, group in self._stats.timed("generating", step, self._params, self._version):
       del self._active[ticket.ticket_id]
+      marks, now = self._marks[ticket.ticket_id], time.monotonic()
+      marks += [self._engine.pop_started(ticket.ticket_id) or marks[-1], now]
       self._done.append((ticket, group))
 
   def _deliver(self) -> None:
@@ -193,6 +200,11 @@ class _Worker:
   def _score_and_push(self, done: list[Answered]) -> int:
     tickets, trajectories = map(list, zip(*done, strict=True))
     groups = self._stats.timed("scoring", self._score, tickets, trajectories)
+    scored = time.monotonic()
+    groups = [
+      dataclasses.replace(g, marks=types.Marks(*self._marks.pop(g.ticket_id), scored))
+      for g in groups
+    ]
     self._stats.timed("pushing", self._learner.push, groups)
     self._stats.groups += len(groups)
     self._stats.tokens += sum(t.tokens.size for group in trajectories for t in group)

@@ -1,5 +1,6 @@
 """The sampler's end of the wire: calls that retry while the learner is away."""
 
+import dataclasses
 import logging
 import random
 import threading
@@ -13,6 +14,7 @@ from offpolicy_rl import types
 from offpolicy_rl.transport import (
   bounds,
   checksum,
+  clock,
   codec,
   diagnosis,
   protocol,
@@ -82,6 +84,7 @@ class LearnerClient:
     self._reconnect_seconds, self._max_message_mb = reconnect_seconds, bounds.MAX_MESSAGE_MB
     self._reply_seconds = _MIN_SECONDS
     self.session, self.newest_version = "", types.NO_VERSION
+    self._clock = clock.LearnerClock()
     self._stopping = threading.Event()
 
   def stop(self) -> None:
@@ -102,6 +105,7 @@ class LearnerClient:
     request = pb.HelloRequest(protocol=protocol.PROTOCOL, sampler_id=self._id)
     reply = self._call(lambda: self._stub.Hello(request, timeout=_HELLO_SECONDS))
     self.session, self.newest_version = reply.session, types.NO_VERSION
+    self._clock.forget()
     return protocol.decode_identity(reply)
 
   def lease(
@@ -151,7 +155,9 @@ class LearnerClient:
   def heartbeat(self, stats: dict[str, float], progress: dict[str, int]) -> None:
     """Extends this sampler's leases, or raises grpc.RpcError; `progress`: ticket id -> tokens."""
     request = pb.HeartbeatRequest(**self._sender(), stats=stats, progress=progress)
+    asked = time.monotonic()
     reply = self._stub.Heartbeat(request, timeout=10)
+    self._clock.note(asked, time.monotonic(), reply.time)
     self._update_newest(request.session, reply.newest_version)
 
   def _sender(self) -> dict[str, Any]:
@@ -199,6 +205,8 @@ class LearnerClient:
   def push(self, groups: list[types.Group]) -> list[types.PushOutcome]:
     """Sends groups and waits until each is durable, no longer needed, or refused.
 
+    Their marks are of `time.monotonic`; they are sent as times of the learner's clock.
+
     Raises:
       SessionLost: call `hello` and push the same groups again.
       Refused: one is larger than a message may be.
@@ -206,6 +214,7 @@ class LearnerClient:
     for group in groups:
       self._check_size(group)
     pushed = [group.ticket_id for group in groups]
+    groups = [self._by_learners_clock(group) for group in groups]
 
     def push():
       requests = codec.push_requests(groups, self.session, self._id)
@@ -215,6 +224,12 @@ class LearnerClient:
       return [codec.decode_ack(ack) for ack in acks] if complete else None
 
     return self._call(push)
+
+  def _by_learners_clock(self, group: types.Group) -> types.Group:
+    ahead, marks = self._clock.ahead, group.marks
+    if ahead is None or marks is None:
+      return dataclasses.replace(group, marks=None)
+    return dataclasses.replace(group, marks=types.Marks(*(mark + ahead for mark in marks)))
 
   def _check_size(self, group: types.Group) -> None:
     rows = group.trajectories

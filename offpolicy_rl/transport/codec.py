@@ -174,6 +174,7 @@ def encode_group(group: types.Group, message: pb.Group | None = None) -> pb.Grou
   message.finished.extend(t.finished for t in rows)
   message.rewards.extend(t.reward for t in rows)
   message.verdicts.extend(t.verdict for t in rows)
+  message.marks.extend(group.marks or ())
   if candidates := [t.candidates for t in rows if t.candidates is not None]:
     _join(message.candidate_tokens, [c.tokens for c in candidates])
     _join(message.candidate_logprobs, [c.logprobs for c in candidates])
@@ -223,7 +224,21 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
     recorded = candidates and types.Candidates(*(x[at] for x in candidates))
     trajectories.append(types.Trajectory(*arrays, finished, reward, verdict, recorded))
     start += length
-  return types.Group(message.ticket_id, tuple(trajectories), message.verifier_failures, sampler_id)
+  return types.Group(
+    message.ticket_id,
+    tuple(trajectories),
+    message.verifier_failures,
+    sampler_id,
+    _decode_marks(message.marks),
+  )
+
+
+def _decode_marks(marks: Sequence[float]) -> types.Marks | None:
+  if not marks:
+    return None
+  if len(marks) != len(types.Marks._fields) or not all(map(math.isfinite, marks)):
+    _refuse("group.marks", tuple(marks), f"{len(types.Marks._fields)} finite numbers, or none")
+  return types.Marks(*marks)
 
 
 def _decode_candidates(message: pb.Group, length: int) -> types.Candidates | None:

@@ -6,6 +6,7 @@ import logging
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
@@ -139,7 +140,7 @@ class _Servicer(rpc.LearnerServicer):
   def Heartbeat(self, request, context):
     self._check_or_abort(request, context, self._check)
     self._handlers.heartbeat(request.sampler_id, dict(request.stats), dict(request.progress))
-    return pb.HeartbeatReply(**self._progress())
+    return pb.HeartbeatReply(**self._progress(), time=time.time())
 
   def Decline(self, request, context):
     self._check_or_abort(request, context, self._check)

@@ -277,3 +277,25 @@ def test_once_is_one_frame_and_the_command_says_how_it_went(tmp_path, capsys, mo
   assert "no learner at 127.0.0.1:1" in capsys.readouterr().err
   monkeypatch.setattr(watch, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
   assert main.main(["watch", str(tmp_path / "run")]) == 130
+
+
+def test_a_bar_tells_where_the_time_of_a_completion_goes():
+  """Of the last steps; on a console without such characters by the stages' first letters."""
+  seconds = {"lease": 1.0, "prefill": 0.5, "decode": 2.0, "verifier": 0.001, "use": 0.499}
+  rows = [train(i, **{f"ticket/{s}": 9.0 for s in seconds}) for i in range(10)]
+  rows += [train(10 + i, **{f"ticket/{s}": x for s, x in seconds.items()}) for i in range(20)]
+  text = shown(STATUS, rows)
+  [legend] = [line for line in text.splitlines() if "a completion's" in line]
+  words = " ".join(legend.split())
+  assert words == "a completion's 4 s: lease 25% prefill 12% decode 50% use 12%"
+  assert "█" * 60 in text
+  assert "a completion's" not in shown(STATUS, [train(0)])
+
+
+def test_wide_terminals_show_what_is_measured_of_each_sampler():
+  stats = {"version": 3.0, "reward": 0.25, "mismatch": 1e-5, "restarts": 2.0}
+  status = STATUS._replace(samplers=(types.SamplerStatus("a", 0.1, stats),))
+  head, row = [line.split() for line in shown(status, []).splitlines()[-2:]]
+  assert head[-4:] == ["reward", "mismatch", "restarts", "heartbeat"]
+  assert row[-6:] == ["0.250", "1.0e-05", "2", "0.1", "s", "ago"]
+  assert "reward" not in shown(status, [], width=80).splitlines()[-2]

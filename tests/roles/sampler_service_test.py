@@ -103,3 +103,21 @@ def test_new_names_push_out_those_not_beats_of_longest():
     beats.record(f"made-up-{i}", {})
     beats.record("faithful", {"tokens_per_second": 3.0})
   assert len(beats._last) == 1024 and beats.metrics()["sampler/tokens_per_second"] == 3.0
+
+
+def test_processes_that_came_instead_of_others_are_counted_by_name():
+  learner, now = service(), [0.0]
+  learner.heartbeats = Heartbeats(clock=lambda: now[0])
+  first, second, third = (names.unique("local-0") for _ in range(3))
+  learner.join(first)
+  learner.join(first)  # the learner was restarted
+  learner.join("other~1")
+  assert learner.restarts() == {}
+  learner.leave(first)
+  learner.join(second)
+  assert learner.restarts() == {"local-0": 1}
+  now[0] = 60.0  # killed
+  learner.join(third)
+  learner.heartbeat("other~1", {"tokens_per_second": 5.0}, {})
+  assert learner.restarts() == {"local-0": 2}
+  assert learner.heartbeats.rates() == {"other~1": 5.0}

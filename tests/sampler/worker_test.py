@@ -22,6 +22,7 @@ class Engine:
   def __init__(self, slots=2, steps=3):
     self._slots, self._steps = slots, steps
     self._open: dict[str, tuple[types.Ticket, list[int]]] = {}
+    self.started: dict[str, float] = {}
     self.log = []  # (params, version, ids that are open) of every step
 
   @property
@@ -40,12 +41,17 @@ class Engine:
   def progress(self):
     return {name: len(versions) for name, (_, versions) in self._open.items()}
 
+  def pop_started(self, ticket_id):
+    return self.started.pop(ticket_id, None)
+
   def add(self, tickets):
     self._open |= {t.ticket_id: (t, []) for t in tickets}
 
   def step(self, params, version):
     self.log.append((params, version, tuple(self._open)))
     time.sleep(0.002)
+    for name in self._open:
+      self.started.setdefault(name, time.monotonic())
     for _, versions in self._open.values():
       versions.append(version)
     done = [name for name, (_, v) in self._open.items() if len(v) == self._steps]
@@ -268,3 +274,18 @@ def test_what_goes_wrong_in_the_background_ends_the_worker(where):
   setattr(learner, where, broken)
   with pytest.raises(OSError, match=f"{where} broke"):
     run(learner, Engine())
+
+
+def test_a_group_is_marked_with_when_it_was_where():
+  def score_slowly(tickets, found):
+    time.sleep(0.03)
+    return score(tickets, found)
+
+  learner, begin = Learner([ticket("a"), ticket("b")]), time.monotonic()
+  worker.run(Engine(steps=5), learner, score_slowly, worker.Stats())
+  for group in learner.pushed:
+    marks = group.marks
+    assert begin <= marks.leased <= marks.begun <= marks.started < marks.decoded < marks.scored
+    assert marks.scored < time.monotonic()
+    assert marks.decoded - marks.started > 4 * 0.002  # the later ones of five steps
+    assert marks.scored - marks.decoded >= 0.03

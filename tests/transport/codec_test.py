@@ -1,6 +1,7 @@
 """What goes over the wire comes back equal; what is malformed is refused by field."""
 
 import dataclasses
+import math
 
 import ml_dtypes
 import numpy as np
@@ -99,6 +100,20 @@ def test_groups_come_back_equal():
   group = a_group()
   message = pb.Group.FromString(codec.encode_group(group).SerializeToString())
   assert same(codec.decode_group(message), group)
+
+
+def test_marks_come_back_equal_and_odd_ones_are_refused():
+  group = dataclasses.replace(a_group(), marks=types.Marks(1.5, 2.5, 3.5, 4.5, 1e9 + 0.001))
+  message = codec.encode_group(group)
+  assert same(codec.decode_group(message), group)
+  message.marks[1] = math.nan
+  with pytest.raises(
+    codec.WireError, match="group.marks: got .*expected 5 finite numbers, or none"
+  ):
+    codec.decode_group(message)
+  del message.marks[3:]
+  with pytest.raises(codec.WireError, match="group.marks"):
+    codec.decode_group(message)
 
 
 def test_completions_of_unequal_length_come_back_equal():

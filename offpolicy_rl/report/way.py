@@ -1,0 +1,32 @@
+"""Where the time of a completion went, as a bar with a table."""
+
+from collections.abc import Sequence
+
+from offpolicy_rl import types
+from offpolicy_rl.observe import catalogue, metrics
+from offpolicy_rl.report import document
+from offpolicy_rl.report.svg import number
+
+
+def section(rows: Sequence[dict]) -> str:
+  """HTML of the stages' mean seconds, without the first step, which compiles; "" if unknown."""
+  seconds = metrics.stage_seconds(rows[1:] or rows)
+  total = sum(seconds.values())
+  if not total:
+    return ""
+  colors = {stage: f"var(--c{i})" for i, stage in enumerate(types.STAGES)}
+  parts = "".join(
+    f'<i style="flex-grow:{value / total:.5f};background:{colors[stage]}" title="{stage}"></i>'
+    for stage, value in seconds.items()
+  )
+  meaning = lambda stage: catalogue.METRICS[metrics.TRAIN][f"ticket/{stage}"].meaning
+  body = [
+    [stage, number(value), f"{value / total:.1%}", meaning(stage)]
+    for stage, value in seconds.items()
+  ]
+  label = f"A completion's {number(total)} s, from the queue to the end of its step"
+  head = ("stage", "seconds", "share", "what it is")
+  return (
+    f"<p class=soft>{label}; in <code>trace.json</code>, for ui.perfetto.dev, ticket by ticket.</p>"
+    f'<div class=way role=img aria-label="{label}">{parts}</div>{document.table(head, body)}'
+  )
