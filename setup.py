@@ -59,8 +59,8 @@ EXTRAS = {
   "aot": ["jax[tpu]>=0.12.0,<0.13"],  # libtpu's compiler, used on machines without a TPU
   "gym": ["reasoning-gym==0.1.25"],  # the demo's task; builds pycosat, so it needs a C compiler
   "gguf": ["gguf>=0.19,<0.20"],  # reads GGUF checkpoints
-  "wandb": ["wandb>=0.31,<0.32"],  # trackers; tests/reference/trackers.txt repeats the three
-  "mlflow": ["mlflow>=3.17,<4"],
+  "wandb": ["wandb>=0.31,<0.32"],  # trackers; tests/reference/trackers.txt repeats them
+  "mlflow": ["mlflow-skinny>=3.17,<4", "sqlalchemy>=2.0.30,<3", "alembic>=1.13,<2"],
   "trackio": ["trackio>=0.43,<0.44"],
   "math": ["math-verify>=0.9.0,<0.10"],  # the verifier math_verify
   "bench": ["matplotlib>=3.9,<4"],

@@ -310,7 +310,7 @@ def test_samplers_are_compared_over_all_their_completions():
 
 
 def test_a_bar_tells_where_the_time_of_a_completion_went():
-  """Without the first step, which compiles."""
+  """In the median step: the first one compiles."""
   rows = [{"ticket/lease": 90.0, "ticket/use": 90.0}]
   rows += [{"ticket/lease": 1.0, "ticket/use": 3.0}] * 3
   text = way.section(rows)

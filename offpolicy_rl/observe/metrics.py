@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import statistics
 import time
 from collections.abc import Iterable, Mapping
 
@@ -211,13 +212,16 @@ def newest(known: dict[str, dict], rows: list[types.MetricsRow]) -> dict[str, di
 
 
 def stage_seconds(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-  """Mean seconds of each stage of a ticket's way over rows of training; {} if none has any."""
+  """Seconds of each stage of a ticket's way, the median of rows of training; {} if none has any.
+
+  The first steps compile, and a mean would show little else for long.
+  """
   rows = list(rows)
   known = {
     stage: [row[f"ticket/{stage}"] for row in rows if f"ticket/{stage}" in row]
     for stage in types.STAGES
   }
-  return {stage: sum(values) / len(values) for stage, values in known.items() if values}
+  return {stage: statistics.median(values) for stage, values in known.items() if values}
 
 
 def derived(row: dict) -> dict[str, float]:

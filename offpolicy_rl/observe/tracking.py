@@ -165,15 +165,18 @@ def _identity(row: Mapping[str, Any]) -> tuple:
 
 def _rows(run: TrackedRun, over: threading.Event) -> Iterator[Row]:
   """The rows of a run, as they are written, until it is `over`."""
-  number = run.first_row
-  with (run.directory / FILE).open("rb") as file:
+  for number, line in enumerate(_lines(run.directory / FILE, over), run.first_row):
+    for row in metrics.parse([line]):  # none if it is damaged
+      tags = {metrics.tag(row.kind, name): value for name, value in row.values.items()}
+      yield Row(number, row.kind, row.step, tags)
+
+
+def _lines(path: pathlib.Path, over: threading.Event) -> Iterator[bytes]:
+  with path.open("rb") as file:
     while True:
       last = over.is_set()
       while (line := file.readline()).endswith(b"\n"):
-        for row in metrics.parse([line]):  # none if it is damaged
-          tags = {metrics.tag(row.kind, name): value for name, value in row.values.items()}
-          yield Row(number, row.kind, row.step, tags)
-        number += 1
+        yield line
       if last:
         return
       file.seek(-len(line), os.SEEK_CUR)

@@ -2,22 +2,20 @@
 
 from collections.abc import Sequence
 
-from offpolicy_rl import types
 from offpolicy_rl.observe import catalogue, metrics
 from offpolicy_rl.report import document
 from offpolicy_rl.report.svg import number
 
 
 def section(rows: Sequence[dict]) -> str:
-  """HTML of the stages' mean seconds, without the first step, which compiles; "" if unknown."""
-  seconds = metrics.stage_seconds(rows[1:] or rows)
+  """HTML of the stages' seconds in the median step; "" if they are unknown."""
+  seconds = metrics.stage_seconds(rows)
   total = sum(seconds.values())
   if not total:
     return ""
-  colors = {stage: f"var(--c{i})" for i, stage in enumerate(types.STAGES)}
   parts = "".join(
-    f'<i style="flex-grow:{value / total:.5f};background:{colors[stage]}" title="{stage}"></i>'
-    for stage, value in seconds.items()
+    f'<i style="flex-grow:{value / total:.5f};background:var(--c{i})" title="{stage}"></i>'
+    for i, (stage, value) in enumerate(seconds.items())
   )
   meaning = lambda stage: catalogue.METRICS[metrics.TRAIN][f"ticket/{stage}"].meaning
   body = [

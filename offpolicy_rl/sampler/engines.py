@@ -28,7 +28,7 @@ class Engines:
     return {name: n for engine in self._engines for name, n in engine.progress.items()}
 
   def pop_started(self, ticket_id: str) -> float | None:
-    """See `Engine.pop_started`."""
+    """The same as `Engine.pop_started`."""
     times = (engine.pop_started(ticket_id) for engine in self._engines)
     return next((at for at in times if at is not None), None)
 

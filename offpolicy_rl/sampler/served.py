@@ -251,7 +251,7 @@ class ServedEngine:
     return [(self._answering.pop(answer), answer.result()) for answer in done]
 
   def pop_started(self, ticket_id: str) -> float | None:
-    """See `Engine.pop_started`."""
+    """The same as `Engine.pop_started`."""
     return self._started.pop(ticket_id, None)
 
   def refresh(self, params: dict) -> None:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 
 from offpolicy_rl.observe import metrics, trackers, tracking
@@ -15,7 +16,12 @@ from offpolicy_rl.observe import metrics, trackers, tracking
 
 def main(run_dir: pathlib.Path, plan: dict) -> None:
   """Prints what trackers say, and the position of a checkpoint after `save_at` steps."""
-  position = plan.get("position")
+  position, said = plan.get("position"), threading.Semaphore(0)
+
+  def say(line: str) -> None:
+    print(line, flush=True)
+    said.release()
+
   writer = metrics.MetricsWriter(
     run_dir, position=position["metrics"] if position else 0, tensorboard=False
   )
@@ -23,7 +29,7 @@ def main(run_dir: pathlib.Path, plan: dict) -> None:
     {name: trackers.PACKAGES[name] for name in plan["trackers"]},
     run_dir,
     {"seed": 3, "task.name": "sums", "objective.fn": None},
-    lambda line: print(line, flush=True),
+    say,
     group="a-sweep",
     position=position and position["tracking"],
   )
@@ -39,8 +45,10 @@ def main(run_dir: pathlib.Path, plan: dict) -> None:
     if step + 1 == plan.get("save_at"):
       saved = {"metrics": writer.position(), "tracking": tracked.position()}
       print("saved " + json.dumps(saved), flush=True)
-  if "killed_after" in plan:
-    time.sleep(plan["killed_after"])
+  if plan.get("killed"):
+    for _ in plan["trackers"]:
+      said.acquire(timeout=60)  # it is open
+    time.sleep(3.0)
     os.kill(os.getpid(), signal.SIGKILL)
   for name in tracking.ARTIFACTS:
     (run_dir / name).write_text(f"{name}\n")
