@@ -21,6 +21,7 @@ MAX_ROWS = 1024  # of metrics in one reply to a watcher
 MAX_VALUES = 256  # of such a row; of ticket counts
 MAX_SAMPLERS = 256  # in one reply to a watcher
 MAX_TEXT = 256  # characters of a text for people
+MAX_TIME = 1e11  # in Unix seconds
 MAX_CANDIDATES = 4096  # of a token
 PUSH_BYTES = 2_000_000  # of groups in one message, unless one alone is larger
 

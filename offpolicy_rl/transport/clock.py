@@ -2,6 +2,8 @@
 
 import collections
 
+from offpolicy_rl.transport import bounds
+
 _KEPT = 32  # newest heartbeats: clocks drift
 
 
@@ -18,7 +20,7 @@ class LearnerClock:
 
   def note(self, asked: float, answered: float, told: float) -> None:
     """Notes a heartbeat: when it was sent and answered here, and the learner's time in between."""
-    if told > 0:  # a learner of an older release tells none
+    if 0 < told <= bounds.MAX_TIME:  # a learner of an older release tells none
       self._seen.append((answered - asked, told - (asked + answered) / 2))
 
   def forget(self) -> None:

@@ -236,8 +236,9 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
 def _decode_marks(marks: Sequence[float]) -> types.Marks | None:
   if not marks:
     return None
-  if len(marks) != len(types.Marks._fields) or not all(map(math.isfinite, marks)):
-    _refuse("group.marks", tuple(marks), f"{len(types.Marks._fields)} finite numbers, or none")
+  number = len(types.Marks._fields)
+  if len(marks) != number or not all(0 <= mark <= bounds.MAX_TIME for mark in marks):
+    _refuse("group.marks", tuple(marks), f"{number} numbers from 0 to {bounds.MAX_TIME:g}, or none")
   return types.Marks(*marks)
 
 

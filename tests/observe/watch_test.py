@@ -280,7 +280,7 @@ def test_once_is_one_frame_and_the_command_says_how_it_went(tmp_path, capsys, mo
 
 
 def test_a_bar_tells_where_the_time_of_a_completion_goes():
-  """In the median of the last steps; on a console without such characters by the stages' first letters."""
+  """In the median of the last steps."""
   seconds = {"lease": 1.0, "prefill": 0.5, "decode": 2.0, "verifier": 0.001, "use": 0.499}
   rows = [train(i, **{f"ticket/{s}": 9.0 for s in seconds}) for i in range(10)]
   rows += [train(10 + i, **{f"ticket/{s}": x for s, x in seconds.items()}) for i in range(20)]

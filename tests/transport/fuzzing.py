@@ -45,6 +45,7 @@ VALUES = {
   FieldDescriptor.CPPTYPE_UINT32: NUMBERS,
   FieldDescriptor.CPPTYPE_UINT64: [*NUMBERS, 2**64 - 1],
   FieldDescriptor.CPPTYPE_FLOAT: FLOATS,
+  FieldDescriptor.CPPTYPE_DOUBLE: [*FLOATS, 1e308],
   FieldDescriptor.CPPTYPE_BOOL: [False, True],
   FieldDescriptor.CPPTYPE_ENUM: [0, 1, 2, 3, 9],
 }
