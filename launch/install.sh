@@ -36,4 +36,5 @@ if ! "$venv/bin/python" -c '' 2>/dev/null; then
   "$python" -m venv "$venv"
 fi
 echo "Installing offpolicy-rl[$extras] and what it needs: minutes and about 3 GB the first time ..."
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+show=${BASH_SOURCE[0]%/*}/show_pip.py
+"$venv/bin/python" "$show" "$venv/bin/python" -m pip install --disable-pip-version-check --editable ".[$extras]"

@@ -17,11 +17,11 @@ from tests.conftest import ROOT
 XLA_FLAGS = "--xla_backend_optimization_level=0"
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen:
+def start(*arguments: str, cwd=ROOT, **environment: str) -> subprocess.Popen:
   env = os.environ | {"XLA_FLAGS": XLA_FLAGS} | environment
   return subprocess.Popen(
     [sys.executable, "-m", "offpolicy_rl.cli.main", *arguments],
-    cwd=ROOT,
+    cwd=cwd,
     env=env,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,

@@ -49,6 +49,22 @@ def eval_(flags: argparse.Namespace, assignments: Assignments) -> int:
   return 0
 
 
+def new(flags: argparse.Namespace, _: Assignments) -> int:
+  """Writes a card, a task and a verifier to start from."""
+  from offpolicy_rl.cli import new as starter
+
+  card, task, verifier = starter.create(flags.name)
+  print(
+    f"{card}  the card: what differs from the defaults\n"
+    f"{task}  the problems\n"
+    f"{verifier}  the reward of a completion\n\n"
+    "They run as they are. Type next:\n"
+    f"  offpolicy-rl check --config={card}\n"
+    f"  offpolicy-rl local --config={card}"
+  )
+  return 0
+
+
 def check(flags: argparse.Namespace, assignments: Assignments) -> int:
   """Reads all prompts of a card and reports problems with them."""
   config = _card(flags, assignments)

@@ -142,10 +142,23 @@ def parser(description: str) -> argparse.ArgumentParser:
   for name, description, groups in (
     ("local", "Runs a learner and its samplers on this machine.", (_training, _local)),
     ("learner", "Runs a learner; prints its address.", (_training, _learner)),
-    ("sampler", "Runs a sampler, which the learner configures.", (_serving, _sampler, _client)),
+    (
+      "sampler",
+      "Runs a sampler, which the learner configures.",
+      (_serving, _sampler, _client, _cache),
+    ),
     ("watch", "Shows a live run on this terminal.", (_watch, _client)),
-    ("sweep", "Runs a card many times with different keys, and summarizes the runs.", (_sweep,)),
-    ("eval", "Measures greedy accuracy, pass@k and maj@k of a checkpoint or of a run.", (_eval,)),
+    (
+      "sweep",
+      "Runs a card many times with different keys, and summarizes the runs.",
+      (_sweep, _cache),
+    ),
+    (
+      "eval",
+      "Measures greedy accuracy, pass@k and maj@k of a checkpoint or of a run.",
+      (_eval, _cache),
+    ),
+    ("new", "Writes a card, a task and a verifier to start from.", (_new,)),
     ("check", "Reads all prompts and reports problems with them.", (_check,)),
     ("plan", "Compiles a card for a TPU pod and says whether it fits.", (_plan,)),
     ("report", "Writes the page of a run, or one that compares several.", (_report,)),
@@ -174,6 +187,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add("--config", help="experiment card, e.g. configs/demo.py")
   add("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
+  _cache(parser)
   again = parser.add_mutually_exclusive_group()
   resume = "continue from run_dir's last checkpoint, with the run's own configuration"
   again.add_argument("--resume", action="store_true", help=resume)
@@ -198,6 +212,11 @@ def _training(parser: argparse.ArgumentParser) -> None:
   add("--insecure", action="store_true", help=beyond)
   described = "gRPC reflection, for tools such as grpcurl"
   add("--reflection", action="store_true", help=described)
+
+
+def _cache(parser: argparse.ArgumentParser) -> None:
+  fresh = "compile everything anew: neither read nor keep compiled programs (~/.cache/offpolicy-rl)"
+  parser.add_argument("--no_cache", action="store_true", help=fresh)
 
 
 def _local(parser: argparse.ArgumentParser) -> None:
@@ -295,6 +314,11 @@ def _eval(parser: argparse.ArgumentParser) -> None:
   add("--slots", type=int, help="completions decoded at the same time")
   add("--seed", type=int, help="of the samples and the intervals")
   add("--out", metavar="DIR", help="new directory (default: evals/NAME-TIME)")
+
+
+def _new(parser: argparse.ArgumentParser) -> None:
+  folder = "the folder to make, which is a Python package, too, e.g. my_task"
+  parser.add_argument("name", metavar="NAME", help=folder)
 
 
 def _check(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@
   offpolicy-rl watch   RUN|HOST:PORT                       a live run, local or remote
   offpolicy-rl sweep   --config=... --sweep=FILE.py        many runs of a card, and their summary
   offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
+  offpolicy-rl new     NAME                                a card, task and verifier to start from
   offpolicy-rl check   --config=...                        reads all prompts: what is left out, why
   offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
   offpolicy-rl report  --run_dir=RUN [--run_dir=RUN ...]   the page of a run, or of several compared
@@ -19,12 +20,14 @@
 --config.objective.beta=0.2
 """
 
+import contextlib
+import os
 import sys
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import commands, training
 from offpolicy_rl.cli import flags as flags_lib
-from offpolicy_rl.system import children, environment, memory, output, signals
+from offpolicy_rl.system import children, compiled, environment, memory, output, signals
 
 _COMMANDS = {
   "local": training.local,
@@ -33,6 +36,7 @@ _COMMANDS = {
   "watch": commands.watch,
   "sweep": commands.sweep,
   "eval": commands.eval_,
+  "new": commands.new,
   "check": commands.check,
   "plan": commands.plan,
   "report": commands.report,
@@ -58,10 +62,13 @@ def main(argv: list[str] | None = None) -> int:
   flags = flags_lib.parser(__doc__).parse_args(others)
   output.set_up_logging(verbose=flags.verbose)
   environment.ignore_what_changes_results()
+  with contextlib.suppress(OSError):  # the directory is gone
+    sys.path.append(os.getcwd())  # for "module:function"; last, so that it hides no package
   only_prints = flags.role == "sweep" and (flags.print or flags.summarize)
   working = flags.role in _WORKING and not only_prints
   if working:
     output.in_background()
+    compiled.set_up(keep=not flags.no_cache)
   elif flags.role == "watch":
     output.strict()
   signals.interrupt_like_ctrl_c()
@@ -75,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     if flags.verbose:
       raise
     print(f"offpolicy-rl {flags.role}: {error}", file=sys.stderr)
+    if isinstance(error, config_lib.ConfigError) and (line := config_lib.advice(str(error))):
+      print(f"  {line}", file=sys.stderr)
     return 2 if isinstance(error, config_lib.ConfigError) else 1
   if not working and (problem := output.problem()):
     if not isinstance(problem, BrokenPipeError):  # the reader has seen enough

@@ -15,4 +15,15 @@ from offpolicy_rl.config.derived import (
   reduction_setting,
   updates_per_step,
 )
-from offpolicy_rl.config.text import ConfigError, base, flatten, from_json, load, override, to_json
+from offpolicy_rl.config.listing import advice
+from offpolicy_rl.config.text import (
+  ConfigError,
+  base,
+  example_card,
+  example_run,
+  flatten,
+  from_json,
+  load,
+  override,
+  to_json,
+)

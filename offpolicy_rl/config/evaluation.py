@@ -45,7 +45,11 @@ def configuration(
     ConfigError: names the flag or key, its value and what was expected.
   """
   if bool(arguments.checkpoint) == bool(arguments.run_dir):
-    raise ConfigError("--checkpoint, --run_dir: expected one of the two")
+    raise ConfigError(
+      "--checkpoint, --run_dir: expected one of the two: "
+      f"--run_dir={config_text.example_run()}, or --checkpoint=DIR, which "
+      "`offpolicy-rl import --from=PUBLISHED --to=DIR` makes"
+    )
   config = (_from_run if arguments.run_dir else _from_checkpoint)(arguments)
   before = config_text.flatten(config)
   flags = {key: getattr(arguments, flag) for flag, key in _FLAGS.items()}
@@ -85,7 +89,10 @@ def _from_run(arguments: argparse.Namespace) -> config_dict.ConfigDict:
     raise ConfigError("--config: the run has its own, change it by --config.KEY=VALUE")
   for path in (run_dir / "config.json", run_dir / "checkpoints"):
     if not path.exists():
-      raise ConfigError(f"--run_dir: {path} is missing, expected a run's directory")
+      example = config_text.example_run()
+      raise ConfigError(
+        f"--run_dir: {path} is missing, expected a run's directory, such as {example}"
+      )
   return config_text.from_json((run_dir / "config.json").read_text())
 
 
@@ -94,7 +101,8 @@ def _from_checkpoint(arguments: argparse.Namespace) -> config_dict.ConfigDict:
   folder = pathlib.Path(arguments.checkpoint)
   if not (folder / "config.json").is_file():
     raise ConfigError(
-      f"--checkpoint: {folder}/config.json is missing, expected a directory made by import"
+      f"--checkpoint: {folder}/config.json is missing; `offpolicy-rl import --from=PUBLISHED "
+      f"--to={folder}` makes it (for a run: --run_dir={config_text.example_run()})"
     )
   config = config_text.load(arguments.config) if arguments.config else config_text.base()
   if not arguments.config:

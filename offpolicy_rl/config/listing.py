@@ -17,7 +17,10 @@ def lines(pattern: str = "") -> Iterator[str]:
     ConfigError: there is no such key.
   """
   if not any(_matches(pattern, name, key) for name, key in keys.all_keys().items()):
-    raise ConfigError(f"PATTERN: got {pattern!r}, which no key has in its name or meaning")
+    raise ConfigError(
+      f"PATTERN: got {pattern!r}, which no key has in its name or meaning; "
+      "`offpolicy-rl keys` lists all"
+    )
   for heading, group in keys.groups().items():
     chosen = {name: key for name, key in group.items() if _matches(pattern, name, key)}
     if not chosen:
@@ -27,6 +30,13 @@ def lines(pattern: str = "") -> Iterator[str]:
       yield from _wrapped(f"{name} = {_default(key)}  ({_allowed(key)})", "  ", "      ")
       yield from _wrapped(key.meaning, "      ", "      ")
     yield ""
+
+
+def advice(problem: str) -> str:
+  """Says how to set the keys that an error's text begins with; "" if it begins with none."""
+  named = [key for key in problem.partition(": ")[0].split(", ") if key in keys.all_keys()]
+  flags = " ".join(f"--config.{key}=..." for key in named)
+  return f"set {flags}; `offpolicy-rl keys {named[0]}` says what it means" if named else ""
 
 
 def _matches(pattern: str, name: str, key: keys.Key) -> bool:

@@ -61,6 +61,20 @@ def _load_json(path: str) -> config_dict.ConfigDict:
     raise ConfigError(f"--config: {path}: {error}") from None
 
 
+def example_card() -> str:
+  """Says which card to give: one that is here, or how to make one."""
+  here = next((c for c in ("configs/test.py", "configs/demo.py") if pathlib.Path(c).is_file()), "")
+  such = f", such as --config={here}" * bool(here)
+  return f"--config=FILE{such}; `offpolicy-rl new my_task` writes one"
+
+
+def example_run() -> str:
+  """The newest directory below runs/ that has a run, or the form of its name."""
+  configs = pathlib.Path("runs").glob("*/config.json")
+  newest = max(configs, key=lambda path: path.stat().st_mtime, default=None)
+  return str(newest.parent) if newest else "runs/NAME-TIME"
+
+
 def call(path: str, function: str, flag: str) -> Any:
   """Calls a function of a Python file.
 
@@ -69,8 +83,12 @@ def call(path: str, function: str, flag: str) -> Any:
   """
   file = pathlib.Path(path).resolve()
   if not file.is_file():
-    inside = f"; did you mean {path}/config.json?" if (file / "config.json").is_file() else ""
-    raise ConfigError(f"{flag}: no file {path}{inside}")
+    places = (f"{path}/config.json", f"{path}.py", f"configs/{path}", f"configs/{path}.py")
+    meant = next((place for place in places if pathlib.Path(place).is_file()), "")
+    known = f"did you mean {flag}={meant}?" if meant else f"expected {example_card()}"
+    raise ConfigError(
+      f"{flag}: no file {path}" + f"; {known}" * (bool(meant) or flag == "--config")
+    )
   spec = importlib.util.spec_from_file_location(f"_card_{file.stem}", file)
   if spec is None or spec.loader is None:
     raise ConfigError(f"{flag}: got {path}, expected a Python file such as configs/demo.py")
@@ -79,12 +97,14 @@ def call(path: str, function: str, flag: str) -> Any:
     spec.loader.exec_module(module)
   called = getattr(module, function, None)
   if not callable(called):
-    raise ConfigError(f"{flag}: {path} has no function {function}")
+    example = "; `offpolicy-rl new my_task` writes an example" * (flag == "--config")
+    raise ConfigError(f"{flag}: {path} has no function {function}{example}")
   try:
     inspect.signature(called).bind()
   except TypeError as error:
     raise ConfigError(
-      f"{flag}: {path} is only a base for other files: its {function} needs arguments ({error})"
+      f"{flag}: {path} is only a base for other cards: its {function} needs arguments ({error}); "
+      "give a card that calls it"
     ) from None
   with _errors_name_the_line(file, flag):
     return called()

@@ -244,7 +244,9 @@ def newest_params(directory: pathlib.Path, like: policy.Params) -> tuple[int, po
     except Exception as error:  # Orbax raises many kinds
       if (folder / _COMMIT).exists():
         raise CheckpointError(f"{folder}: {_one_line(error)}") from None
-  raise CheckpointError(f"{directory}: no checkpoint")
+  raise CheckpointError(
+    f"{directory}: no checkpoint yet; a run writes the first one when it begins to sample"
+  )
 
 
 def _read_params(folder: pathlib.Path, like: policy.Params) -> policy.Params:

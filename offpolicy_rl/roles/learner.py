@@ -191,7 +191,8 @@ class Leader(training.Process):
     if not self.checkpoints.steps():
       # An acknowledged group must have a checkpoint to return to.
       raise checkpoint.CheckpointError(
-        f"{self.run_dir}/checkpoints: the first one could not be written"
+        f"{self.run_dir}/checkpoints: the first one could not be written (why is said above); mend "
+        "that and start again, or choose another --checkpoint_dir"
       )
     self.speed.compilations()  # resets the counts, which belong to no step yet
     groups = self.service.groups

@@ -83,7 +83,10 @@ def configuration(
   if run is not None:
     _check(run, resume=resume, restart=restart)
   elif resume or restart:
-    raise config_lib.ConfigError("--run_dir: missing, expected the directory of the run to resume")
+    raise config_lib.ConfigError(
+      "--run_dir: missing, expected the directory of the run to go on with, such as "
+      f"--run_dir={config_lib.example_run()}"
+    )
   config, notes = config_lib.load(card) if card else None, []
   before = run.saved_config() if run and resume and run.has_checkpoints() else None
   if before:
@@ -92,12 +95,14 @@ def configuration(
     config = run.saved_config()
     if config is None:
       raise config_lib.ConfigError(
-        f"--run_dir: no file {run.path / CONFIG}, expected the run to resume"
+        f"--run_dir: no file {run.path / CONFIG}, expected the directory of a run, such as "
+        f"--run_dir={config_lib.example_run()}; to begin one there, leave --resume and --restart "
+        "out and give --config"
       )
   elif config is None and replay:
     config = _recorded_config(pathlib.Path(replay))
   elif config is None:
-    raise config_lib.ConfigError("--config: missing, expected a file such as configs/demo.py")
+    raise config_lib.ConfigError(f"--config: missing, expected {config_lib.example_card()}")
   if replay:
     config.lag.mode, config.lag.schedule = "replay", str(pathlib.Path(replay).resolve())
   config_lib.override(config, assignments)

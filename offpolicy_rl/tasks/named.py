@@ -18,6 +18,17 @@ def mark(function: _Function, use: str) -> _Function:
   return function
 
 
+def _reason(module: str, error: Exception) -> str:
+  """Says why a function can't be imported, and what to do about a module that is not found."""
+  missing = isinstance(error, ModuleNotFoundError) and error.name
+  if not missing or not module.startswith(missing):
+    return f"{error!s:.200}"
+  return (
+    f"there is no module {missing!s:.60} in the working directory, among the installed packages or "
+    "in PYTHONPATH=FOLDER"
+  )
+
+
 def resolve(name: str, use: str, *, key: str, decorator: str) -> Callable:
   """Finds "module:function"; ValueError if it does not exist, or is not marked.
 
@@ -27,9 +38,8 @@ def resolve(name: str, use: str, *, key: str, decorator: str) -> Callable:
   try:
     function = getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError, TypeError, ValueError) as error:
-    reason = f" ({error})" if isinstance(error, ValueError) else ""
     raise ValueError(
-      f"{key}: {name!r:.100}, expected an importable module:function{reason}"
+      f"{key}: {name!r:.100}, expected an importable module:function: {_reason(module, error)}"
     ) from error
   if getattr(function, _MARK, None) != use:
     raise ValueError(f"{key}: {name!r:.100}, expected a function decorated with @{decorator}")
