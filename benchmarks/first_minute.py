@@ -44,36 +44,38 @@ def run(arguments: list[str], folder: pathlib.Path, name: str) -> tuple[float, f
   return round(seconds, 1), round(cpu, 1)
 
 
+def measured(job: str) -> dict[str, tuple[float, float]]:
+  """One round of a job: each kind of run after the other, in a cache directory of its own."""
+  found = {}
+  with tempfile.TemporaryDirectory() as folder:
+    for kind, flags in KINDS.items():
+      found[kind] = run([*JOBS[job], *flags], pathlib.Path(folder), kind)
+      print(f"{job:5} {kind:9} {found[kind][0]:6.1f} s, {found[kind][1]:6.1f} CPU s", flush=True)
+    kept = [path.stat().st_size for path in pathlib.Path(folder, "cache").rglob("*-cache")]
+    print(f"{job:5} kept {len(kept)} programs, {sum(kept) / 1e6:.1f} MB", flush=True)
+  return found
+
+
+def summary(rounds: list[dict]) -> dict:
+  """Medians over the rounds, and the ratio of the second run to the first."""
+  middle = lambda kind, i: round(statistics.median(found[kind][i] for found in rounds), 1)
+  medians = {kind: {"seconds": middle(kind, 0), "cpu": middle(kind, 1)} for kind in KINDS}
+  ratios = {n: round(medians["second"][n] / medians["first"][n], 2) for n in ("seconds", "cpu")}
+  return {"medians": medians, "second / first": ratios, "rounds": rounds}
+
+
 def main() -> None:
   """Runs the rounds and prints medians."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--demo_rounds", type=int, default=1)
   arguments = parser.parse_args()
-  rounds = {"tiny": arguments.rounds, "demo": arguments.demo_rounds}
-  found = {job: {kind: [] for kind in KINDS} for job, count in rounds.items() if count}
-  for job in found:
-    for _ in range(rounds[job]):
-      with tempfile.TemporaryDirectory() as folder:
-        for kind, flags in KINDS.items():
-          measured = run([*JOBS[job], *flags], pathlib.Path(folder), kind)
-          found[job][kind].append(measured)
-          print(f"{job:5} {kind:9} {measured[0]:6.1f} s, {measured[1]:6.1f} CPU s", flush=True)
-        kept = [path.stat().st_size for path in pathlib.Path(folder, "cache").rglob("*-cache")]
-        print(f"{job:5} kept {len(kept)} programs, {sum(kept) / 1e6:.1f} MB")
-  result = {
-    "machine": machine(),
-    "command": " ".join(["python -m benchmarks.first_minute", *sys.argv[1:]]),
-  }
-  for job, kinds in found.items():
-    seconds = {k: statistics.median(s for s, _ in runs) for k, runs in kinds.items()}
-    ratio = round(seconds["second"] / seconds["first"], 2)
-    result[job] = {
-      "seconds, CPU seconds": kinds,
-      "median seconds": seconds,
-      "second / first": ratio,
-    }
-    print(f"{job:5} medians {seconds}, second / first {ratio}")
+  command = " ".join(["python -m benchmarks.first_minute", *sys.argv[1:]])
+  result: dict = {"machine": machine(), "command": command}
+  for job, rounds in (("tiny", arguments.rounds), ("demo", arguments.demo_rounds)):
+    if rounds:
+      result[job] = summary([measured(job) for _ in range(rounds)])
+      print(f"{job:5} {result[job]['medians']}, second / first {result[job]['second / first']}")
   RESULTS.mkdir(exist_ok=True)
   (RESULTS / "first_minute.json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -103,7 +103,7 @@ def call(path: str, function: str, flag: str) -> Any:
     inspect.signature(called).bind()
   except TypeError as error:
     raise ConfigError(
-      f"{flag}: {path} is only a base for other cards: its {function} needs arguments ({error}); "
+      f"{flag}: {path} is only a base for other files: its {function} needs arguments ({error}); "
       "give a card that calls it"
     ) from None
   with _errors_name_the_line(file, flag):

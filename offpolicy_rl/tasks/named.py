@@ -39,8 +39,8 @@ def resolve(name: str, use: str, *, key: str, decorator: str) -> Callable:
     function = getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError, TypeError, ValueError) as error:
     raise ValueError(
-      f"{key}: {name!r:.100}, expected an importable module:function: {_reason(module, error)}"
+      f"{key}: got {name!r:.100}, expected an importable module:function: {_reason(module, error)}"
     ) from error
   if getattr(function, _MARK, None) != use:
-    raise ValueError(f"{key}: {name!r:.100}, expected a function decorated with @{decorator}")
+    raise ValueError(f"{key}: got {name!r:.100}, expected a function decorated with @{decorator}")
   return function

@@ -240,11 +240,17 @@ def test_the_command_line_refuses_before_anything_starts(tmp_path):
     (["sampler", "--learner=x:1", "--config.seed=1"], "a sampler is configured by its learner"),
   ],
 )
-def test_wrong_arguments_get_one_clear_line(arguments, message, monkeypatch, capsys):
+def test_wrong_arguments_get_one_clear_line_and_how_to_set_a_key(
+  arguments, message, monkeypatch, capsys
+):
   monkeypatch.chdir(ROOT)
   assert main.main(arguments) == 2
-  said = capsys.readouterr().err
-  assert message in said and said.count("\n") == 1
+  first, *others = capsys.readouterr().err.splitlines()
+  assert message in first
+  assert (others != []) == ("task.data_dir" in message)
+  assert all(
+    line.startswith("  set --config.task.data_dir=...; `offpolicy-rl keys") for line in others
+  )
 
 
 @pytest.mark.parametrize(

@@ -97,4 +97,4 @@ def test_the_configuration_of_a_run_is_a_card(tiny_config, tmp_path, capsys):
   (tmp_path / "config.json").write_text(config_lib.to_json(tiny_config))
   assert config_lib.load(str(tmp_path / "config.json")) == tiny_config
   assert main.main(["learner", f"--config={tmp_path}"]) == 2
-  assert f"did you mean {tmp_path}/config.json?" in capsys.readouterr().err
+  assert f"did you mean --config={tmp_path}/config.json?" in capsys.readouterr().err

@@ -83,9 +83,15 @@ def test_a_task_of_ones_own_is_asked_once_and_mixes_with_others(tiny_config):
 WRONG = [
   ({"name": "chess"}, "task.name: got 'chess', expected one of chain_sum, spell_backward, sums, "),
   ({"name": "gsm8k:x"}, "task.name: got 'gsm8k:x', expected one of"),
-  ({"name": "no_such_module:f"}, "task.name: 'no_such_module:f', expected an importable module"),
-  ({"name": "..:f"}, r"task.name: '..:f', expected an importable module"),
-  ({"name": "os:getpid"}, "task.name: 'os:getpid', expected a function decorated with @catalog"),
+  (
+    {"name": "no_such_module:f"},
+    "task.name: got 'no_such_module:f', expected an importable module",
+  ),
+  ({"name": "..:f"}, r"task.name: got '..:f', expected an importable module"),
+  (
+    {"name": "os:getpid"},
+    "task.name: got 'os:getpid', expected a function decorated with @catalog",
+  ),
   ({"name": "tests.tasks.own_verifier:fails_on_even"}, "expected a function decorated with @cat"),
   ({"name": "tests.tasks.own_task:none"}, "tests.tasks.own_task:none returned None, expected a c"),
   ({"name": "jsonl:my-label"}, "task.name: got 'jsonl:my-label', expected only letters, digits"),
