@@ -186,6 +186,7 @@ def test_periodic_lag_follows_its_period(tiny_config, tmp_path):
   assert [r["lag/max"] for r in rows] == [s % 5 for s in range(STEPS)]
 
 
+@pytest.mark.long
 def test_a_directory_gives_what_the_stream_gives_also_in_bfloat16(tiny_config, tmp_path):
   config = small(tiny_config, lag__mode="fixed", lag__max_lag=3, learner__steps=6)
   config.transport.weights_dtype = "bfloat16"

@@ -74,6 +74,7 @@ def test_exact_evaluation_equals_enumeration(monkeypatch):
     assert exact.entropy_correct[p] == pytest.approx(-(among * np.log(among)).sum(), rel=1e-4)
 
 
+@pytest.mark.long
 def test_samples_follow_the_policy():
   teacher = world.make_teacher(jax.random.key(0))
   params = jax.tree.map(lambda x: 2 * x, world.init_policy(jax.random.key(2)))
@@ -90,6 +91,7 @@ def test_samples_follow_the_policy():
   np.testing.assert_allclose(again, batch.logprobs, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_every_lane_has_exactly_its_lag():
   lanes = [(0, False), (4, False), (64, False), (16, True), (64, True)]
   lag, periodic = zip(*lanes, strict=True)

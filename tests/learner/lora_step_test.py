@@ -107,6 +107,7 @@ def memory_of(made, mesh, model, batch, frozen, state):
     )
 
 
+@pytest.mark.long
 def test_the_reference_is_the_base_and_there_is_one_of_it(monkeypatch):
   """What the compiled step is given and keeps: base once, adapters three times (Adam)."""
   monkeypatch.setattr(losses.Objective, "metrics", lambda *_: {})  # a third of what is compiled

@@ -44,7 +44,7 @@ def test_the_fixture_is_whole():
   assert len(FIXTURE["results"]) == len(NAMES) * len(FIXTURE["cases"]) == 336
 
 
-@pytest.mark.parametrize("float32", [False, True], ids=["float64", "float32"])
+@pytest.mark.parametrize("float32", some([False], [True]), ids=["float64", "float32"])
 @pytest.mark.parametrize("name", some(ONE_OF_EACH, OTHERS))
 def test_configuration(name, float32, no_metrics):
   rows = [row for row in FIXTURE["results"] if row["name"] == name]

@@ -153,6 +153,7 @@ def test_descent_from_anywhere_ends_in_a_listed_minimum(beta, kappa, fewest, wit
   assert losses == sorted(losses)
 
 
+@pytest.mark.long
 def test_the_list_of_minima_is_complete():
   """On small tables of all kinds many random starts find each listed minimum, and no other."""
   rng = np.random.default_rng(8)

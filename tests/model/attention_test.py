@@ -97,6 +97,7 @@ def test_what_is_computed_again_is_the_same_and_saves_memory(name):
   assert_same(judged(again, params, rows), judged(CONFIG, params, rows), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_more_is_computed_again_the_less_is_kept():
   wide = dataclasses.replace(CONFIG, num_layers=8)
   limits = packing.Limits(packing.PADDED, 32, 96, 128)

@@ -63,6 +63,7 @@ def test_chunks_keep_a_sharded_batch_where_it_is():
   jax.tree.map(close, gradient, plain_gradient)
 
 
+@pytest.mark.long
 def test_more_chunks_say_no_more_between_devices():
   params = policy.shapes(CONFIG)
   mesh = sharding.make_mesh(fsdp=8)

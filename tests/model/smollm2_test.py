@@ -13,9 +13,9 @@ from offpolicy_rl.cli import main
 from offpolicy_rl.model import policy, pretrained, sharding
 from offpolicy_rl.sampler import engine, stopping
 from offpolicy_rl.tasks import tokenizer
-from tests.params import some
 from tests.tasks.gguf_tokenizer_test import TEXTS
 
+pytestmark = pytest.mark.long
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -47,7 +47,7 @@ KNOWN = {
 # fmt: on
 
 
-@pytest.mark.parametrize("text", some([*KNOWN][:1], [*KNOWN][1:]))
+@pytest.mark.parametrize("text", KNOWN)
 def test_it_expects_what_it_is_known_to_expect(smollm2, text):
   config, params, words = smollm2
   chat = text.startswith("chat: ")
@@ -68,7 +68,6 @@ def test_it_reads_back_what_it_is_given(smollm2):
   assert [words.decode_special([i]) for i in words.encode("a 17")] == ["a", " ", "1", "7"]
 
 
-@pytest.mark.long
 def test_it_writes_sensible_text(smollm2):
   config, params, words = smollm2
   sizes = engine.Sizes(slots=1, group_size=1, max_prompt_tokens=48, max_tokens=24)

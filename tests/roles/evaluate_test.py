@@ -120,6 +120,7 @@ def test_a_run(run_dir, tmp_path, capsys):
   assert [row["samples"] for row in other] != [row["samples"] for row in rows[:3]]
 
 
+@pytest.mark.long
 def test_a_published_checkpoint(published, tmp_path, capsys):
   temperature, prompt = 0.7, "Say {question}"
   found, rows = evaluated(

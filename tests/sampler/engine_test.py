@@ -167,8 +167,10 @@ def expected():
 @pytest.mark.parametrize(
   "sizes",
   some(
-    [{"steps": 1, "slots": 7}, {"page_tokens": 2, "cache_tokens": 32}],
+    [{"steps": 1, "slots": 7, "page_tokens": 2, "cache_tokens": 32}],
     [
+      {"steps": 1, "slots": 7},
+      {"page_tokens": 2, "cache_tokens": 32},
       {"steps": 1},
       {"slots": 7},
       {"slots": 1},
