@@ -13,10 +13,11 @@ from offpolicy_rl import losses
 from offpolicy_rl.losses import reductions
 from tests.conftest import ROOT
 from tests.losses import slow_reference
+from tests.losses.objectives_test import LANES
 from tests.losses.slow_reference import random_inputs
 from tests.params import some
 
-GROUPS, GROUP, LENGTH = 16, 4, 6
+GROUPS, GROUP, LENGTH = 3, 4, 6  # rows and tokens, as LANES below, are those of objectives_test.py
 SETTINGS = {
   "one update": reductions.Setting(),
   "several updates": reductions.Setting(updates=4),
@@ -94,7 +95,7 @@ def inputs_of(setting: reductions.Setting, seed: int) -> losses.LossInputs:
 
 @functools.cache
 def gradient(choices: losses.Choices, setting: reductions.Setting) -> np.ndarray:
-  """Of two batches, so that a factor that depends on the batch makes a difference.
+  """Of several batches, so that a factor that depends on the batch makes a difference.
 
   With the proximal policy that the learner would give: the log-linear one is half way here.
   """
@@ -109,7 +110,9 @@ def gradient(choices: losses.Choices, setting: reductions.Setting) -> np.ndarray
     return jnp.concatenate([slopes["policy_logprobs"], slopes["candidate_logprobs"][..., 0]], -1)
 
   with jax.enable_x64(True):
-    batches = jax.tree.map(lambda *xs: jnp.stack(xs), *(inputs_of(setting, i) for i in (0, 1)))
+    batches = jax.tree.map(
+      lambda *xs: jnp.stack(xs), *(inputs_of(setting, i) for i in range(LANES))
+    )
     return np.asarray(jax.vmap(one)(batches))
 
 
