@@ -1,8 +1,10 @@
-"""launch/colab's notebook: clean in the repository, names what exists, runs from top to bottom."""
+"""launch/colab's notebooks: clean in the repository, name what exists, run from top to bottom."""
 
 import glob
+import json
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ from offpolicy_rl.observe import metrics
 from tests.conftest import ROOT
 
 NOTEBOOK = ROOT / "launch" / "colab" / "offpolicy_rl_demo.ipynb"
+OWN = ROOT / "launch" / "colab" / "own_objective.ipynb"
 STEPS, LAG, LAG_STEPS = 12, 3, 8
 OTHERS = {"--depth", "--editable", "--python", "--quiet", "--without-pip"}  # of git, venv and pip
 pytestmark = pytest.mark.timeout(900)  # of processes one after another, on busy machines, too
@@ -29,8 +32,8 @@ LAG_LEARNING_RATE = 1e-2
 """
 
 
-def read() -> nbformat.NotebookNode:
-  return nbformat.read(NOTEBOOK, as_version=4)
+def read(path=NOTEBOOK) -> nbformat.NotebookNode:
+  return nbformat.read(path, as_version=4)
 
 
 def cells(notebook, kind: str) -> list[nbformat.NotebookNode]:
@@ -56,20 +59,21 @@ def outputs(notebook, mime: str) -> list[str]:
 def executed(tmp_path_factory):
   """(the notebook with its outputs, the directory of its runs); a cell that fails raises."""
   runs = tmp_path_factory.mktemp("notebook")
-  notebook = read()
+  return execute(NOTEBOOK, SMALL.format(runs=str(runs))), runs
+
+
+def execute(path, small: str) -> nbformat.NotebookNode:
+  """Runs a notebook from top to bottom with other settings."""
+  notebook = read(path)
   cell = settings(notebook)
-  small = SMALL.format(runs=str(runs))
   names = lambda code: set(re.findall(r"\b[A-Z_]+\b(?=[^=\n]*=)", code))
   assert names(small) <= names(cell.source), "every setting of the test is one of the notebook"
   cell.source += small
   client = nbclient.NotebookClient(
-    notebook,
-    timeout=600,
-    kernel_name="python3",
-    resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+    notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
   )
   client.execute()
-  return notebook, runs
+  return notebook
 
 
 @pytest.mark.long
@@ -116,12 +120,55 @@ def test_the_runs_at_lag_differ_in_the_objective_only(executed):
   assert different == {"objective.name"}
 
 
-def test_the_repository_has_it_without_outputs():
-  notebook = read()
+@pytest.mark.parametrize("path", [NOTEBOOK, OWN], ids=lambda path: path.stem)
+def test_the_repository_has_it_without_outputs(path):
+  notebook = read(path)
   nbformat.validate(notebook)
   for cell in cells(notebook, "code"):
     assert not cell.outputs and cell.execution_count is None
-  assert set(notebook.metadata) == {"accelerator", "colab", "kernelspec", "language_info"}
+  assert set(notebook.metadata) - {"accelerator"} == {"colab", "kernelspec", "language_info"}
+
+
+def test_both_notebooks_install_in_the_same_way():
+  first, second = (cells(read(path), "code")[1].source for path in (NOTEBOOK, OWN))
+  assert first == second and "def find_python" in first
+
+
+def test_flags_and_files_that_the_second_one_names_exist():
+  text = "\n".join(cell.source for cell in read(OWN).cells)
+  [command] = re.findall(r"COMMAND = \[(.*?)\n\]", text, re.DOTALL)
+  flags = re.findall(r"--[a-z]+", command)
+  known = (ROOT / "benchmarks" / "own_objective.py").read_text()
+  assert len(flags) == 6 and all(f'"{flag}"' in known for flag in flags)
+  for name in re.findall(r"`((?:\w+/)*\w*(?:/|\.md|\.py))`", text):
+    assert (ROOT / name).exists(), name
+
+
+@pytest.mark.long
+def test_the_second_one_runs_and_draws_what_it_measured(tmp_path):
+  small = f"""
+
+LAG, STEPS, SEEDS = 4, 64, 2
+AGAINST = "grpo"
+RATES = "1e-2"
+RUNS = {str(tmp_path)!r}
+"""
+  notebook = execute(OWN, small)
+  found = json.loads((tmp_path / "found.json").read_text())
+  assert found["steps"] == [0, 32, 64] and len(outputs(notebook, "image/png")) == 1
+  said = re.findall(r"(\S+), lag (\d+): held-out pass@1 (\S+) ± (\S+) \(2 seeds", printed(notebook))
+  measured = [
+    (name, str(row["lag"]), f"{statistics.fmean(row['final']):.3f}")
+    for name, rows in found["objectives"].items()
+    for row in rows
+  ]
+  assert [row[:3] for row in said] == measured
+  assert [row[0] for row in said] == ["my_objective:tempered"] * 2 + ["grpo"] * 2
+  own, other = ([row["curves"] for row in rows] for rows in found["objectives"].values())
+  assert own != other and own[0] != own[1], "the function, and the lag, make a difference"
+  a, b = next(iter(found["objectives"].values()))[0]["final"]
+  # Two values: mean ± t(1) s / sqrt(2), and s / sqrt(2) is half of their distance.
+  assert float(said[0][3]) == pytest.approx(12.706 * abs(a - b) / 2, abs=6e-4)
 
 
 def test_flags_and_files_that_it_names_exist():
