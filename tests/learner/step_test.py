@@ -264,17 +264,23 @@ def test_pinned_metrics_of_one_step():
   assert {key: float(metrics[key]) for key in PINNED} == pytest.approx(PINNED, rel=1e-4)
 
 
-def same_prompts_batch(layout, shards=1) -> types.Batch:
-  """Four groups of four that share their prompts."""
+def same_prompts_batch(layout, shards=1, candidates=0) -> types.Batch:
+  """Four groups of four that share their prompts, with so many candidates for each token."""
   rng = np.random.default_rng(5)
   prompts = rng.integers(0, CONFIG.vocab_size, (4, 3))
   draw = lambda: rng.integers(0, CONFIG.vocab_size, rng.integers(1, 7))
   completions = [packing.Completion(g, prompts[g], draw()) for g in np.repeat(np.arange(4), 4)]
+  if candidates:
+    likeliest = lambda tokens: rng.integers(0, CONFIG.vocab_size, (tokens.size, candidates))
+    completions = [c._replace(candidates=likeliest(c.tokens)) for c in completions]
   columns = packing.row_columns(layout, 3, 6, 4) * (2 if layout == packing.PACKED else 1)
   batch = batching._batch(completions, packing.Limits(layout, 3, 6, columns, shards), parts=2)
   batch.sampler_logprobs[batch.loss_mask] = -rng.exponential(3, batch.loss_mask.sum())
   batch.versions[batch.loss_mask] = 0
   batch.rewards[:] = rng.integers(0, 2, batch.rewards.shape)
+  if candidates:
+    shape = (batch.loss_mask.sum(), candidates)
+    batch.candidate_logprobs[batch.loss_mask] = -1.2 - rng.exponential(0.2, shape)
   return batch
 
 
@@ -302,6 +308,23 @@ def test_devices_and_how_completions_are_laid_out_do_not_matter(layout, sides):
   assert int(plain[1].pop("tokens")) >= int(other[1].pop("tokens"))
   plain[1].pop("filled_fraction"), other[1].pop("filled_fraction")
   assert_same_update(plain, other)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("layout", "sides"), [("shared", 1), ("packed", 1), ("padded", 2)])
+def test_candidates_may_be_laid_out_and_split_in_any_way(layout, sides):
+  made = choices("score_centering_tis")
+  plain_batch = same_prompts_batch(packing.PADDED, candidates=3)
+  plain = run_once(made, sharding.make_mesh(), plain_batch)
+  mesh = sharding.make_mesh(*[sides] * 3)
+  other = run_once(made, mesh, same_prompts_batch(layout, shards=sides**2, candidates=3))
+  for name in ("tokens", "filled_fraction"):
+    plain[1].pop(name), other[1].pop(name)
+  assert_same_update(plain, other)
+  fewer = plain_batch._replace(candidate_logprobs=plain_batch.candidate_logprobs - 1)
+  without = run_once(made, sharding.make_mesh(), fewer)
+  with pytest.raises(AssertionError):  # they do matter
+    assert_same_update(plain, without)
 
 
 def test_padding_does_not_matter():
