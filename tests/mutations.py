@@ -184,8 +184,8 @@ FAULTS = {
   ),
   "spare_prompts": Fault(
     "replay/admission.py",
-    "return _FIRST_SPARE + group * SPARES + spare",
-    "return _FIRST_SPARE + spare",
+    "return types.FIRST_SPARE + group * SPARES + spare",
+    "return types.FIRST_SPARE + spare",
     "replay/unanswerable_test.py::test_spares_are_prompts_of_their_own_with_the_lag_of_their_step",
   ),
   "reward_and_verdict": Fault(
@@ -317,6 +317,12 @@ FAULTS = {
     "default_rng([seed, epoch])",
     "default_rng([epoch])",
     "tasks/stream_test.py::test_the_stream_is_a_function_of_seed_and_index",
+  ),
+  "stream_position": Fault(
+    "tasks/stream.py",
+    "place = start % self._length if self._length else start",
+    "place = 0",
+    "tasks/stream_test.py::test_a_resumed_stream_finds_every_prompt_again",
   ),
   "cut_completions": Fault(
     "tasks/thoughts.py",

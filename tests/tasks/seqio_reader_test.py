@@ -147,6 +147,59 @@ def test_token_ids_of_another_vocabulary_are_refused(tiny_config):
       read(tiny_config, task, verifier="exact")
 
 
+def test_a_cached_task_is_read_from_its_cache(tiny_config, tmp_path):
+  import seqio
+  import tensorflow as tf
+
+  cache = seqio.CacheDatasetPlaceholder(required=True)
+  rows = {"inputs": ["not read"], "targets": ["0"]}
+  name = registered("cached", rows, preprocessors=[cache])
+  with pytest.raises(TaskError, match="seqio:cached: it has to be cached and is in none of"):
+    read(tiny_config, name, verifier="exact")
+  folder = tmp_path / name
+  folder.mkdir()
+  text = {"shape": [], "dtype": "string"}
+  info = {"num_shards": 1, "features": {"inputs": text, "targets": text}, "seqio_version": "0.0.20"}
+  (folder / "info.train.json").write_text(json.dumps(info))
+  (folder / "stats.train.json").write_text('{"examples": 40}')
+  (folder / "COMPLETED").touch()
+  value = lambda data: tf.train.Feature(bytes_list=tf.train.BytesList(value=[data.encode()]))
+  with tf.io.TFRecordWriter(str(folder / "train.tfrecord-00000-of-00001")) as writer:
+    for i in range(40):
+      features = {"inputs": value(f"{i}+0="), "targets": value(str(i))}
+      example = tf.train.Example(features=tf.train.Features(feature=features))
+      writer.write(example.SerializeToString())
+  seqio.add_global_cache_dirs([str(tmp_path)])
+  both = (read(tiny_config, name, split, verifier="exact")[0][1] for split in ("train", "heldout"))
+  found = [text for made in both for text in texts(made)]
+  assert sorted(found) == sorted(f"{i}+0=" for i in range(40))
+
+
+def test_a_mixture_of_mixtures_has_products_of_rates(tiny_config):
+  import seqio
+
+  if "nested" not in seqio.MixtureRegistry.names():
+    seqio.MixtureRegistry.add("nested", [("strangers", 3), ("strangers_sums", 1)])
+  selection = select(tiny_config, "nested").expanded()
+  rates = dict(zip((task.name for task in selection.tasks), selection.rates, strict=True))
+  assert rates == {
+    "seqio:strangers_sums": pytest.approx(0.75 * 0.4 + 0.25),
+    "seqio:strangers_products": pytest.approx(0.3),
+    "seqio:strangers_differences": pytest.approx(0.15),
+  }
+
+
+def test_a_mixture_is_a_member_of_ours(tiny_config):
+  entry = {"rate": 1, "module": MODULE, "verifier": "exact"}
+  keys = {"name": "mixture", "mixture": json.dumps({"seqio:strangers": entry, "sums": 3})}
+  asked = catalog.select(settings(tiny_config, **keys))
+  found = asked.expanded()
+  assert [rate for rate in found.rates] == pytest.approx([0.05, 0.1, 0.1, 0.75])
+  assert asked.verifier == found.verifier and asked.modules == found.modules == ()
+  answers = [json.loads(part[0].answer) for part in found.split("train")]
+  assert {answer["verifier"] for answer in answers} == {"offpolicy_rl.tasks.verifiers:exact"}
+
+
 def test_the_metric_of_a_task_judges(tiny_config):
   [(_, made)] = read(tiny_config, "strangers_sums", "heldout")
   answer = next(e.answer for e in made.examples if "0+7=" in e.answer)

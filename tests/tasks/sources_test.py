@@ -26,6 +26,18 @@ def write(path: pathlib.Path, *rows) -> str:
   return str(path)
 
 
+def test_a_large_file_is_streamed(tiny_config, tmp_path):
+  rows = [{"question": f"{i}+0=", "answer": i} for i in range(50)]
+  keys = {"name": "jsonl", "train_file": write(tmp_path / "a.jsonl", *rows)}
+  whole = catalog.select(settings(tiny_config, **keys, max_listed=50)).read("train")[0]
+  [reading] = catalog.select(settings(tiny_config, **keys, max_listed=49)).read("train")
+  assert whole.rest is None and reading.rest is not None
+  assert reading.problems == whole.problems  # all fit into the first block
+  later = list(reading.rest.open(48))
+  assert [problem.where for problem in later] == [f"{tmp_path}/a.jsonl:{i}" for i in (49, 50)]
+  assert reading.rest.usable(list(reading.rest.open(0))) == whole.problems
+
+
 # ---------------------------------------------------------------- GSM8K
 
 
