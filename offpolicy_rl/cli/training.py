@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import credentials
 from offpolicy_rl.roles import run_directory
-from offpolicy_rl.system import signals
+from offpolicy_rl.system import children, signals
 
 if TYPE_CHECKING:
   from prometheus_client import CollectorRegistry
@@ -38,9 +38,17 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
   learner_flags += [f"--config.{key}={text}" for key, text in assignments]
   config_lib.check_data(config)
   stop = signals.stop_event()
-  with new_run_directory(flags) as run_dir:
+  # They import while the learner does, as far as there are cores.
+  cores = os.cpu_count() or 1
+  spares = children.Spares("offpolicy_rl.roles.sampler", min(flags.samplers, max(1, cores - 1)))
+  with new_run_directory(flags) as run_dir, contextlib.closing(spares):
     code = local.run(
-      learner_flags, run_dir=run_dir, samplers=flags.samplers, stop=stop, sampler_args=sampler_flags
+      learner_flags,
+      run_dir=run_dir,
+      samplers=flags.samplers,
+      stop=stop,
+      sampler_args=sampler_flags,
+      start_sampler=spares.start,
     )
   return signals.INTERRUPTED if stop.is_set() and code == 0 else code
 

@@ -79,11 +79,13 @@ def run(
   stop: threading.Event,
   sampler_args: list[str],
   start: Callable[..., subprocess.Popen] = children.start,
+  start_sampler: Callable[..., subprocess.Popen] | None = None,
 ) -> int:
   """Starts the processes and waits for the learner; returns its exit code.
 
   It is 1 if samplers keep ending for the same reason, 130 if someone else stopped the learner.
-  `stop` asks the learner to end with a checkpoint; the learner then ends the samplers.
+  `stop` asks the learner to end with a checkpoint; the learner then ends the samplers. `start`
+  starts processes, `start_sampler` samplers if that differs.
   """
   address, before = run_dir / "address", _signature(run_dir / "address")
   learner = start(["learner", *learner_args, f"--run_dir={run_dir}"])
@@ -93,7 +95,8 @@ def run(
     while learner.poll() is None and not stop.is_set() and problem is None:
       if _signature(address) not in (None, before):
         flags = ["sampler", f"--learner={address.read_text()}", *sampler_args]
-        problem = next(filter(None, (slot.update(flags, start) for slot in slots)), None)
+        begin = start_sampler or start
+        problem = next(filter(None, (slot.update(flags, begin) for slot in slots)), None)
       stop.wait(0.1)
     if stop.is_set() and learner.poll() is None:
       print(_STOPPING, file=sys.stderr)

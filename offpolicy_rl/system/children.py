@@ -5,6 +5,7 @@ the parent is gone, even by SIGKILL, so the child notices on every system.
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -23,7 +24,11 @@ _lock = threading.Lock()
 
 
 def start(
-  arguments: list[str], *, output: IO | None = None, command: tuple[str, ...] = _MAIN
+  arguments: list[str],
+  *,
+  output: IO | None = None,
+  command: tuple[str, ...] = _MAIN,
+  stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen:
   """Starts `offpolicy-rl ARGUMENTS`; returns the `subprocess.Popen`.
 
@@ -37,7 +42,7 @@ def start(
     _lifeline = _lifeline or os.pipe()
     child = subprocess.Popen(
       [*command, *arguments],
-      stdin=subprocess.DEVNULL,
+      stdin=stdin,
       stdout=output,
       stderr=output,
       start_new_session=True,
@@ -46,6 +51,33 @@ def start(
     )
     _started.append(child)
   return child
+
+
+class Spares:
+  """Processes that import a module while they wait for their arguments (cli/spare.py)."""
+
+  def __init__(self, module: str, count: int):
+    """Starts them."""
+    command = (sys.executable, "-m", "offpolicy_rl.cli.spare")
+    self._waiting = [start([module], command=command, stdin=subprocess.PIPE) for _ in range(count)]
+
+  def start(self, arguments: list[str], *, output: IO) -> subprocess.Popen:
+    """Has a waiting process run `offpolicy-rl ARGUMENTS`, or starts one; see `start`."""
+    while self._waiting:
+      child = self._waiting.pop()
+      order = json.dumps({"arguments": arguments, "output": os.path.abspath(output.name)})
+      with contextlib.suppress(OSError):  # it has ended
+        if child.poll() is None and child.stdin is not None:
+          child.stdin.write(f"{order}\n".encode())
+          child.stdin.close()
+          return child
+    return start(arguments, output=output)
+
+  def close(self) -> None:
+    """Ends those that were not needed."""
+    for child in self._waiting:
+      kill(child)
+      child.wait()
 
 
 def end_with_parent() -> None:
