@@ -21,7 +21,7 @@ from offpolicy_rl.learner import step
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.model import sharding
 from offpolicy_rl.replay import admission, batching, lag
-from offpolicy_rl.roles import build, prompts, training
+from offpolicy_rl.roles import build, build_learner, prompts, training
 from offpolicy_rl.tasks import catalog, scoring, stream
 
 
@@ -44,7 +44,7 @@ class Run:
     group_size = config.learner.group_size
     self.config, self.policy = config, build.make_policy(config, None)
     self.mesh = sharding.make_mesh(**config.mesh)
-    self.choices = build.step_choices(config, self.policy.model, self.mesh)
+    self.choices = build_learner.step_choices(config, self.policy.model, self.mesh)
     self.prompts = prompts.read(config, self.policy)
     self._engine = build.make_engine(
       config, self.policy, group_size=group_size, max_prompt_tokens=config.task.max_prompt_tokens

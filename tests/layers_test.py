@@ -122,10 +122,10 @@ def loaded_after(statement: str) -> set[str]:
   return set(output.stdout.split())
 
 
-def test_a_sampler_never_loads_tensorflow():
+def test_a_sampler_never_loads_tensorflow_or_what_only_a_learner_needs():
   loaded = loaded_after("import offpolicy_rl.roles.sampler")
   assert "jax" in loaded
-  assert not loaded & {"tensorflow", "seqio"}
+  assert not loaded & {"tensorflow", "seqio", "orbax", "tensorstore"}
 
 
 def test_a_learner_loads_tensorflow_only_for_its_prompts():

@@ -16,7 +16,7 @@ from offpolicy_rl.cli import main
 from offpolicy_rl.model import lora, policy, sharding
 from offpolicy_rl.observe import metrics
 from offpolicy_rl.replay import lag
-from offpolicy_rl.roles import build, sampler_service
+from offpolicy_rl.roles import build, build_learner, sampler_service
 from offpolicy_rl.roles.weights import SamplerWeights, WeightPublisher
 from offpolicy_rl.tasks import tokenizer
 from offpolicy_rl.transport import trajectory_pb2 as pb
@@ -85,7 +85,7 @@ def test_adapters_from_a_published_checkpoint_to_another_one(tmp_path, reference
   assert gap(forward_logits(config, params, answers["tokens"]), answers) < 1e-3
   config_of_run = config_lib.from_json((run / "config.json").read_text())
   model = build.make_policy(config_of_run, tokenizer.read_files(run / "model")).model
-  step, merged = build.newest_params(run, model)
+  step, merged = build_learner.newest_params(run, model)
   assert step == 4
   assert_identical(*(jax.tree.map(np.asarray, policy.flatten(p)) for p in (merged, params)))
   found = main.main(["eval", f"--run_dir={run}", "--problems=2", f"--out={tmp_path / 'eval'}"])

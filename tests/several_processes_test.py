@@ -10,7 +10,7 @@ import pytest
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.model import policy
-from offpolicy_rl.roles import build
+from offpolicy_rl.roles import build, build_learner
 from tests import run_system as system
 
 pytestmark = pytest.mark.long
@@ -70,7 +70,7 @@ def outcome(run_dir) -> tuple[dict, dict]:
   rows = system.train_rows(run_dir)
   course = {name: [row[name] for row in rows] for name in ("reward", "tokens", "entropy")}
   config = config_lib.from_json((run_dir / "config.json").read_text())
-  step, params = build.newest_params(run_dir, build.make_policy(config, None).model)
+  step, params = build_learner.newest_params(run_dir, build.make_policy(config, None).model)
   assert step == STEPS
   return course, policy.flatten(params)
 

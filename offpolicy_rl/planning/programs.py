@@ -19,7 +19,7 @@ from offpolicy_rl.learner import step
 from offpolicy_rl.model import cost, decoder, lora, paging, policy, sharding
 from offpolicy_rl.planning import collectives
 from offpolicy_rl.replay import batching, packing
-from offpolicy_rl.roles import build
+from offpolicy_rl.roles import build, build_learner
 from offpolicy_rl.sampler import engine, generation
 
 _USED = re.compile(r"Used ([\d.]+)([KMG])i?B? of ([\d.]+)([KMG])i?B?")
@@ -44,7 +44,7 @@ class Program:
 
 def train(config: ConfigDict, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Program:
   """Compiles the learner's step for the largest possible batch."""
-  choices = build.step_choices(config, model, mesh)
+  choices = build_learner.step_choices(config, model, mesh)
   groups = _longest_groups(config)
   limits = build.limits(config, group_size=config.learner.group_size)
   batch = batching.make_batch(groups, limits, config_lib.batch_parts(config.learner))

@@ -15,7 +15,7 @@ from etils import epath
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
 from offpolicy_rl.model import families, gguf_files, lora, pretrained
-from offpolicy_rl.roles import build
+from offpolicy_rl.roles import build, build_learner
 from offpolicy_rl.tasks import tokenizer
 
 _TEMPLATE_SECONDS = 20.0  # timeout of a chat template, which usually takes milliseconds
@@ -130,7 +130,7 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
   settings = config_lib.from_json((run / "config.json").read_text())
   config_lib.validate(settings)
   model = build.make_policy(settings, files).model
-  step, params = build.newest_params(run, model)
+  step, params = build_learner.newest_params(run, model)
   config = lora.base_config(model)
   dtype = dtype or keys.get("dtype") or keys.get("torch_dtype") or "float32"
   names = pretrained.tensor_shapes(config)

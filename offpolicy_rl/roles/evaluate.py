@@ -16,7 +16,7 @@ from offpolicy_rl import types
 from offpolicy_rl.evaluation import estimates, requests, votes
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.model import pretrained, sharding
-from offpolicy_rl.roles import build, data
+from offpolicy_rl.roles import build, build_learner, data
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.system import output
 from offpolicy_rl.tasks import catalog, stream, tokenizer
@@ -145,7 +145,7 @@ def _weights(config, policy: build.Policy, run_dir: pathlib.Path | None) -> tupl
   """(step of the run, parameters on the engine's mesh)."""
   mesh = sharding.make_mesh()
   if run_dir is not None:
-    step, params = build.newest_params(run_dir, policy.model)
+    step, params = build_learner.newest_params(run_dir, policy.model)
     return step, jax.device_put(params, policy_lib.param_shardings(mesh, params))
   published = pretrained.Checkpoint(pathlib.Path(config.model.checkpoint))
   shapes = policy_lib.shapes(published.config)

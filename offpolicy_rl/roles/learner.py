@@ -31,7 +31,7 @@ from offpolicy_rl.replay import (
   schedule,
   store,
 )
-from offpolicy_rl.roles import build, multihost, run_files, training
+from offpolicy_rl.roles import build, build_learner, multihost, run_files, training
 from offpolicy_rl.roles import checkpoints as checkpoints_lib
 from offpolicy_rl.roles import prompts as prompts_lib
 from offpolicy_rl.roles.run_files import LiveStatus, RunFiles
@@ -352,7 +352,7 @@ def make_leader(
   build.set_chat_date(config, model_files)
   policy = build.make_policy(config, model_files)
   mesh = sharding.make_mesh(**config.mesh)
-  choices = build.step_choices(config, policy.model, mesh)
+  choices = build_learner.step_choices(config, policy.model, mesh)
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
   checkpoints = checkpoints_lib.opened(config, run_dir, groups, screen)
   newest = checkpoints_lib.newest_step(config, checkpoints, screen) if resume else None

@@ -12,7 +12,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
 from offpolicy_rl.cli import main
 from offpolicy_rl.model import decoder, families, policy, pretrained
-from offpolicy_rl.roles import build, convert, run_directory
+from offpolicy_rl.roles import build, build_learner, convert, run_directory
 from offpolicy_rl.tasks import tokenizer
 from tests.model.families_test import LLAMA
 from tests.tasks.tokenizer_test import Gguf
@@ -204,7 +204,7 @@ def test_a_failed_export_leaves_nothing(published, tmp_path, monkeypatch):
   build.model_files(config, run, resume=False)
   (run / "config.json").write_text(config_lib.to_json(config))
   monkeypatch.setattr(
-    build, "newest_params", lambda _, model: (7, policy.init(model, jax.random.key(1)))
+    build_learner, "newest_params", lambda _, model: (7, policy.init(model, jax.random.key(1)))
   )
   real = pretrained.save
 
@@ -233,7 +233,7 @@ def test_an_export_says_its_dtype_wherever_the_file_does(published, tmp_path, mo
   (run / "model" / pretrained.CONFIG).write_text(json.dumps(keys))
   (run / "config.json").write_text(config_lib.to_json(config))
   monkeypatch.setattr(
-    build, "newest_params", lambda _, model: (7, policy.init(model, jax.random.key(1)))
+    build_learner, "newest_params", lambda _, model: (7, policy.init(model, jax.random.key(1)))
   )
   convert.export_checkpoint(str(run), str(tmp_path / "out"), dtype="float16")
   found = json.loads((tmp_path / "out" / pretrained.CONFIG).read_text())

@@ -14,7 +14,7 @@ from offpolicy_rl.evaluation import estimates
 from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import families, policy, pretrained, sharding
-from offpolicy_rl.roles import build, evaluate
+from offpolicy_rl.roles import build, build_learner, evaluate
 from offpolicy_rl.tasks import catalog, tokenizer, verifiers
 from tests.rows import whole_rows
 from tests.tasks.tokenizer_test import Gguf
@@ -52,7 +52,7 @@ def run_dir(tmp_path_factory):
   config.model.tied_embeddings = False
   (folder / "config.json").write_text(config_lib.to_json(config))
   made = build.make_policy(config, None)
-  optimizer = build.step_choices(config, made.model, sharding.make_mesh()).optimizer
+  optimizer = build_learner.step_choices(config, made.model, sharding.make_mesh()).optimizer
   params = fond_of_7_and_8(policy.init(made.model, jax.random.key(0)), made.tokenizer)
   state = state_lib.TrainState(jnp.int32(3), params, optimizer.init(params))
   saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)
