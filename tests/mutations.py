@@ -360,6 +360,12 @@ FAULTS = {
     "for b in ballots.values()]",
     "evaluation/votes_test.py::test_a_vote",
   ),
+  "tracked_twice": Fault(
+    "observe/tracking.py",
+    "if self._file is None or _identity(line) in self._known:",
+    "if self._file is None:",
+    "observe/tracking_test.py::test_a_resume_goes_on_in_the_same_run_and_repeats_no_row",
+  ),
 }
 
 

@@ -4,20 +4,25 @@ Their packages are in an environment of their own: make .venv-trackers/.installe
 """
 
 import collections
+import itertools
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
+import time
 
 import pytest
 
+from offpolicy_rl import types
+from offpolicy_rl.observe import metrics, trace
 from tests.conftest import ROOT
 
 PYTHON = ROOT / ".venv-trackers" / "bin" / "python"
 pytestmark = [
   pytest.mark.long,
-  pytest.mark.timeout(600),
+  pytest.mark.timeout(900),
   pytest.mark.skipif(
     not (ROOT / ".venv-trackers" / ".installed").exists(),
     reason="the packages of the trackers are missing: make .venv-trackers/.installed",
@@ -95,14 +100,14 @@ print(json.dumps([history, facts]))
 def from_mlflow(tmp_path) -> tuple[list[dict], list[dict]]:
   """([metric, step, value], facts by run) of the database."""
   with sqlite3.connect(tmp_path / "mlflow.db") as database:
-    values = database.execute("select key, step, value from metrics order by timestamp, step")
-    metrics = [dict(zip(("key", "step", "value"), row, strict=True)) for row in values]
+    found = database.execute("select key, step, value from metrics order by timestamp, step")
+    values = [dict(zip(("key", "step", "value"), row, strict=True)) for row in found]
     runs = []
     for run_id, status, name in database.execute("select run_uuid, status, name from runs"):
       tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run_id,)))
       params = dict(database.execute("select key, value from params where run_uuid = ?", (run_id,)))
       runs.append({"id": run_id, "status": status, "name": name, "tags": tags, "params": params})
-  return metrics, runs
+  return values, runs
 
 
 def from_trackio(tmp_path, project: str = "offpolicy-rl") -> list[dict]:
@@ -155,10 +160,10 @@ def test_wandb_offline_has_one_record_of_a_run_that_was_killed_and_resumed(tmp_p
 
 def test_mlflow_has_every_value_of_a_run_that_was_killed_and_resumed_once(tmp_path, offline):
   killed_and_resumed(tmp_path, offline, "mlflow")
-  metrics, [run] = from_mlflow(tmp_path)
-  count = collections.Counter((row["key"], row["step"]) for row in metrics)
+  rows, [run] = from_mlflow(tmp_path)
+  count = collections.Counter((row["key"], row["step"]) for row in rows)
   assert set(count.values()) == {1}
-  values = lambda key: {row["step"]: [row["value"]] for row in metrics if row["key"] == key}
+  values = lambda key: {row["step"]: [row["value"]] for row in rows if row["key"] == key}
   assert values("train/reward") == REWARDS
   assert list(values("heldout/pass_1")) == [1, 3, 5, 7, 9]
   assert (run["status"], run["tags"]["sweep"], run["params"]["seed"]) == (
@@ -227,3 +232,69 @@ def test_the_runs_of_a_sweep_are_a_group(tmp_path, offline):
   rows = from_trackio(tmp_path)
   names = {row["run"] for row in rows}
   assert len(names) == 2 and {name.rpartition("-")[0] for name in names} == {r.name for r in runs}
+
+
+STEPS = 12
+
+
+def test_a_whole_run_that_is_killed_goes_on_in_all_three_and_in_its_trace(tmp_path, offline):
+  (tmp_path / "home").mkdir()
+  run_dir = tmp_path / "run"
+  settings = {
+    "tracker": "tensorboard,wandb,mlflow,trackio",
+    "trace_every": 1,
+    "warm_start.steps": 2,
+    "lag.mode": "fixed",  # the learner waits, so that the kill comes between two checkpoints
+    "lag.max_lag": 1,
+    "learner.steps": STEPS,
+    "checkpoint.every": 5,
+    "evaluation.every": 4,
+  }
+  command = [PYTHON, "-m", "offpolicy_rl.cli.main", "local", f"--run_dir={run_dir}"]
+  command += ["--config=configs/test.py", *(f"--config.{k}={v}" for k, v in settings.items())]
+  log = (tmp_path / "log.txt").open("w")
+  begun = time.time()
+  local = subprocess.Popen(
+    command, cwd=ROOT, env=offline, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+  )
+  try:
+    while local.poll() is None and len(trained(run_dir)) < 8 and time.time() < begun + 300:
+      time.sleep(0.02)
+  finally:
+    os.killpg(local.pid, signal.SIGKILL)
+    local.wait()
+  done = python(*command[1:], "--resume", env=offline, cwd=ROOT)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert "tracker wandb: offline" in done.stdout and "Error" not in done.stdout, done.stdout
+  steps = list(range(STEPS))
+  reward = {row["step"]: [row["reward"]] for row in trained(run_dir)}
+  history, facts = from_wandb(run_dir)
+  assert by_step(history, "train", "train/reward") == reward and list(reward) == steps
+  rows, [told] = from_mlflow(tmp_path)
+  values = [(row["step"], row["value"]) for row in rows if row["key"] == "train/reward"]
+  assert sorted(values) == [(step, value) for step, [value] in reward.items()]
+  assert told["tags"]["offpolicy_rl_id"] == facts["id"] and told["status"] == "FINISHED"
+  assert by_step(from_trackio(tmp_path), "train", "train/reward") == reward
+  check_trace(run_dir, begun)
+
+
+def trained(run_dir) -> list[dict]:
+  return [row for row in metrics.read(run_dir) if row["kind"] == metrics.TRAIN]
+
+
+def check_trace(run_dir, begun: float) -> None:
+  """Every ticket's stages follow each other, whichever process they were in, by one clock."""
+  events = json.loads((run_dir / trace.FILE).read_text()[:-2] + "]")
+  spans = collections.defaultdict(list)
+  for event in events:
+    if event["ph"] in "be":
+      spans[event["id"]].append((event["name"], event["ph"], event["ts"] / 1e6))
+  complete = [found for found in spans.values() if len(found) == 2 * len(types.STAGES)]
+  assert len(complete) > 20
+  for found in complete:
+    assert [name for name, _, _ in found[::2]] == list(types.STAGES)
+    times = [at for _, _, at in found]
+    assert all(b - a > -0.05 for a, b in itertools.pairwise(times))  # two clocks: nearly one
+    assert begun < times[0] and times[-1] < time.time()
+  shares = {name for row in trained(run_dir) for name in row if name.startswith("ticket/")}
+  assert shares == {f"ticket/{stage}" for stage in types.STAGES}
