@@ -22,7 +22,7 @@ def test_a_fault_fits_the_code_and_its_test_exists(name):
 def test_there_are_faults_all_over_the_system():
   assert len(mutations.FAULTS) >= 25
   folders = {fault.file.partition("/")[0] for fault in mutations.FAULTS.values()}
-  parts = "config evaluation learner losses model replay roles sampler tasks transport"
+  parts = "config evaluation learner losses model observe replay roles sampler tasks transport"
   assert folders == set(parts.split())
 
 
