@@ -35,6 +35,6 @@ if ! "$venv/bin/python" -c '' 2>/dev/null; then
   echo "Making $venv with $python ..."
   "$python" -m venv "$venv"
 fi
-echo "Installing offpolicy-rl[$extras] and what it needs: minutes and about 1 GB the first time (3 GB with seqio) ..."
+echo "Installing offpolicy-rl[$extras] and what it needs: minutes and about 1.2 GB the first time (3 GB with seqio) ..."
 show=${BASH_SOURCE[0]%/*}/show_pip.py
 "$venv/bin/python" "$show" "$venv/bin/python" -m pip install --disable-pip-version-check --editable ".[$extras]"
