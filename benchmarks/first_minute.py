@@ -1,8 +1,9 @@
 """How long does the first run take, and how long the second, whose programs are compiled already?
 
 Command:  python -m benchmarks.first_minute --rounds=3 --demo_rounds=1
-Writes results/first_minute.json. Every round has a new cache directory: a run without kept programs
-(`--no_cache`), a first one that keeps them, a second one that finds them, one after the other.
+Writes results/first_minute.json, a job at a time. Every round has a new cache directory: a run
+without kept programs (`--no_cache`, not of the demo), a first that keeps them, a second that
+finds them, one after the other. Beside other work compare CPU seconds.
 """
 
 import argparse
@@ -24,6 +25,7 @@ JOBS = {
   "demo": ["--config=configs/demo.py"],
 }
 KINDS = {"no_cache": ["--no_cache"], "first": [], "second": []}
+OF_JOB = {"tiny": ("no_cache", "first", "second"), "demo": ("first", "second")}
 
 
 def run(arguments: list[str], folder: pathlib.Path, name: str) -> tuple[float, float]:
@@ -48,8 +50,8 @@ def measured(job: str) -> dict[str, tuple[float, float]]:
   """One round of a job: each kind of run after the other, in a cache directory of its own."""
   found = {}
   with tempfile.TemporaryDirectory() as folder:
-    for kind, flags in KINDS.items():
-      found[kind] = run([*JOBS[job], *flags], pathlib.Path(folder), kind)
+    for kind in OF_JOB[job]:
+      found[kind] = run([*JOBS[job], *KINDS[kind]], pathlib.Path(folder), kind)
       print(f"{job:5} {kind:9} {found[kind][0]:6.1f} s, {found[kind][1]:6.1f} CPU s", flush=True)
     kept = [path.stat().st_size for path in pathlib.Path(folder, "cache").rglob("*-cache")]
     print(f"{job:5} kept {len(kept)} programs, {sum(kept) / 1e6:.1f} MB", flush=True)
@@ -59,7 +61,7 @@ def measured(job: str) -> dict[str, tuple[float, float]]:
 def summary(rounds: list[dict]) -> dict:
   """Medians over the rounds, and the ratio of the second run to the first."""
   middle = lambda kind, i: round(statistics.median(found[kind][i] for found in rounds), 1)
-  medians = {kind: {"seconds": middle(kind, 0), "cpu": middle(kind, 1)} for kind in KINDS}
+  medians = {kind: {"seconds": middle(kind, 0), "cpu": middle(kind, 1)} for kind in rounds[0]}
   ratios = {n: round(medians["second"][n] / medians["first"][n], 2) for n in ("seconds", "cpu")}
   return {"medians": medians, "second / first": ratios, "rounds": rounds}
 
@@ -71,13 +73,17 @@ def main() -> None:
   parser.add_argument("--demo_rounds", type=int, default=1)
   arguments = parser.parse_args()
   command = " ".join(["python -m benchmarks.first_minute", *sys.argv[1:]])
-  result: dict = {"machine": machine(), "command": command}
+  file = RESULTS / "first_minute.json"
   for job, rounds in (("tiny", arguments.rounds), ("demo", arguments.demo_rounds)):
-    if rounds:
-      result[job] = summary([measured(job) for _ in range(rounds)])
-      print(f"{job:5} {result[job]['medians']}, second / first {result[job]['second / first']}")
-  RESULTS.mkdir(exist_ok=True)
-  (RESULTS / "first_minute.json").write_text(json.dumps(result, indent=1) + "\n")
+    if not rounds:
+      continue
+    load = [round(os.getloadavg()[1], 1)]
+    found = summary([measured(job) for _ in range(rounds)])
+    load.append(round(os.getloadavg()[1], 1))
+    print(f"{job:5} {found['medians']}, second / first {found['second / first']}")
+    before = json.loads(file.read_text()) if file.exists() else {}
+    about = {"machine": machine(), "load before and after": load, "command": command}
+    file.write_text(json.dumps(before | {job: about | found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,10 @@ def plan(flags: argparse.Namespace, assignments: Assignments) -> int:
 def _architecture(flags, config) -> dict:
   """config.json of the card's published model, from its checkpoint or known by its name."""
   if not config.model.checkpoint:
-    raise config_lib.ConfigError("model.checkpoint: got '', expected a published model to plan for")
+    raise config_lib.ConfigError(
+      "model.checkpoint: got '', expected a published model to plan for, as "
+      "configs/gsm8k_qwen3_8b.py has"
+    )
   from offpolicy_rl.planning import architectures
 
   path = pathlib.Path(flags.architecture or config.model.checkpoint)

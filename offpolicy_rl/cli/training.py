@@ -15,6 +15,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import credentials
 from offpolicy_rl.roles import run_directory
 from offpolicy_rl.system import children, signals
+from offpolicy_rl.tasks import catalog, scoring
 
 if TYPE_CHECKING:
   from prometheus_client import CollectorRegistry
@@ -36,7 +37,7 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
   sampler_flags += credentials.given(flags, ("weights_dir",))
   learner_flags = credentials.given(flags, [n for n in vars(flags) if n not in _LOCAL_ONLY])
   learner_flags += [f"--config.{key}={text}" for key, text in assignments]
-  config_lib.check_data(config)
+  _check_verifiers(config_lib.check_data(config))
   stop = signals.stop_event()
   # They import while the learner does, as far as there are cores.
   cores = os.cpu_count() or 1
@@ -51,6 +52,17 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
       start_sampler=spares.start,
     )
   return signals.INTERRUPTED if stop.is_set() and code == 0 else code
+
+
+def _check_verifiers(selection: catalog.Selection) -> None:
+  """Raises ConfigError if a verifier of the user's can't be found by samplers of this machine."""
+  for task in selection.tasks:
+    if task.verifier.startswith("offpolicy_rl."):
+      continue
+    try:
+      scoring.resolve(task.verifier)
+    except ValueError as error:
+      raise config_lib.ConfigError(f"task.{error}") from None
 
 
 def learner(flags: argparse.Namespace, assignments: Assignments) -> int:

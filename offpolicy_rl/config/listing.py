@@ -34,7 +34,8 @@ def lines(pattern: str = "") -> Iterator[str]:
 
 def advice(problem: str) -> str:
   """Says how to set the keys whose values an error is about; "" if it is about none."""
-  named = [key for key in problem.partition(": got ")[0].split(", ") if key in keys.all_keys()]
+  head, got, _ = problem.partition(": got ")
+  named = [key for key in head.split(", ") if got and key in keys.all_keys()]
   flags = " ".join(f"--config.{key}=..." for key in named)
   return f"set {flags}; `offpolicy-rl keys {named[0]}` says what it means" if named else ""
 

@@ -142,12 +142,20 @@ def _expected(key: str, present: list[str]) -> str:
   section = key.rpartition(".")[0]
   same_section = [k for k in present if k.rpartition(".")[0] == section]
   if same_section:
-    return "one of: " + ", ".join(same_section)
+    return "one of: " + ", ".join(same_section) + _meant(key, present)
   similar = difflib.get_close_matches(key, present, n=3) or [
     k for k in present if k.rpartition(".")[2] == key.rpartition(".")[2]
   ]
   listing = "`offpolicy-rl keys` lists all"
   return f"for example {', '.join(similar)}; {listing}" if similar else f"a known one; {listing}"
+
+
+def _meant(key: str, present: list[str]) -> str:
+  """A question about the key of the same name in another section, or the most similar one."""
+  meant = [k for k in present if k.rpartition(".")[2] == key.rpartition(".")[2]]
+  meant = meant or difflib.get_close_matches(key, present, n=1)
+  flags = " or ".join(f"--config.{k}" for k in meant)
+  return f"; did you mean {flags}?" if meant else ""
 
 
 def _parse(key: str, text: str) -> Any:

@@ -230,6 +230,10 @@ def test_the_command_line_refuses_before_anything_starts(tmp_path):
       ["local", "--config=configs/test.py", "--config.task.name=math"],
       "task.data_dir: got 'train.jsonl', expected a file",
     ),
+    (
+      ["local", "--config=configs/test.py", "--config.task.verifier=nowhere:f"],
+      "task.verifier: got 'nowhere:f', expected an importable module:function: there is no module",
+    ),
     (["learner"], "--config: missing"),
     (
       ["learner", "--config=configs/gsm8k.py"],
@@ -247,10 +251,8 @@ def test_wrong_arguments_get_one_clear_line_and_how_to_set_a_key(
   assert main.main(arguments) == 2
   first, *others = capsys.readouterr().err.splitlines()
   assert message in first
-  assert (others != []) == ("task.data_dir" in message)
-  assert all(
-    line.startswith("  set --config.task.data_dir=...; `offpolicy-rl keys") for line in others
-  )
+  assert (others != []) == message.startswith("task.")
+  assert all(line.startswith("  set --config.task.") for line in others)
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,16 @@ def test_the_configuration_of_a_run_is_a_card(tiny_config, tmp_path, capsys):
   assert config_lib.load(str(tmp_path / "config.json")) == tiny_config
   assert main.main(["learner", f"--config={tmp_path}"]) == 2
   assert f"did you mean --config={tmp_path}/config.json?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("key", "meant"),
+  [
+    ("learner.stepz", "--config.learner.steps"),
+    ("steps", "--config.learner.steps or --config.warm_start.steps"),
+  ],
+)
+def test_the_key_that_was_meant_is_asked_about(tiny_config, key, meant):
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.override(tiny_config, [(key, "3")])
+  assert str(error.value).endswith(f"; did you mean {meant}?")
