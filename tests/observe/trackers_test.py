@@ -209,7 +209,7 @@ def test_the_runs_of_a_sweep_are_a_group(tmp_path, offline):
   (tmp_path / "home").mkdir()
   (tmp_path / "two.py").write_text("def get_sweep():\n  return [{'seed': 1}, {'seed': 2}]\n")
   out = tmp_path / "seeds"
-  arguments = ["--config=configs/test.py", f"--sweep={tmp_path}/two.py", f"--out={out}"]
+  arguments = [f"--config={ROOT}/configs/test.py", f"--sweep={tmp_path}/two.py", f"--out={out}"]
   settings = {
     "tracker": "wandb,mlflow,trackio",
     "warm_start.steps": 2,
@@ -217,7 +217,7 @@ def test_the_runs_of_a_sweep_are_a_group(tmp_path, offline):
     "evaluation.every": 0,
   }
   arguments += [f"--config.{key}={value}" for key, value in settings.items()]
-  done = python("-m", "offpolicy_rl.cli.main", "sweep", *arguments, env=offline, cwd=ROOT)
+  done = python("-m", "offpolicy_rl.cli.main", "sweep", *arguments, env=offline, cwd=tmp_path)
   assert done.returncode == 0, done.stdout + done.stderr
   runs = [out / "000-seed=1", out / "001-seed=2"]
   _, told = from_mlflow(tmp_path)
@@ -251,11 +251,14 @@ def test_a_whole_run_that_is_killed_goes_on_in_all_three_and_in_its_trace(tmp_pa
     "evaluation.every": 4,
   }
   command = [PYTHON, "-m", "offpolicy_rl.cli.main", "local", f"--run_dir={run_dir}"]
-  command += ["--config=configs/test.py", *(f"--config.{k}={v}" for k, v in settings.items())]
+  command += [
+    f"--config={ROOT}/configs/test.py",
+    *(f"--config.{k}={v}" for k, v in settings.items()),
+  ]
   log = (tmp_path / "log.txt").open("w")
   begun = time.time()
   local = subprocess.Popen(
-    command, cwd=ROOT, env=offline, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    command, cwd=tmp_path, env=offline, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
   )
   try:
     while local.poll() is None and len(trained(run_dir)) < 8 and time.time() < begun + 300:
@@ -263,7 +266,7 @@ def test_a_whole_run_that_is_killed_goes_on_in_all_three_and_in_its_trace(tmp_pa
   finally:
     os.killpg(local.pid, signal.SIGKILL)
     local.wait()
-  done = python(*command[1:], "--resume", env=offline, cwd=ROOT)
+  done = python(*command[1:], "--resume", env=offline, cwd=tmp_path)
   assert done.returncode == 0, done.stdout + done.stderr
   assert "tracker wandb: offline" in done.stdout and "Error" not in done.stdout, done.stdout
   steps = list(range(STEPS))
