@@ -62,11 +62,13 @@ def test_a_mixture_is_read_at_its_rates_with_what_its_preprocessors_make(tiny_co
   assert example.demonstration_tokens.tolist().count(WORDS.eos) == 1
 
 
+@pytest.mark.long  # seconds
 def test_the_order_and_random_rewriting_are_the_same_every_time(tiny_config):
   first, second = (texts(read(tiny_config, "strangers_differences")[0][1]) for _ in range(2))
   assert first == second
 
 
+@pytest.mark.long  # seconds
 def test_the_held_out_split_is_found_or_named_or_an_eighth(tiny_config):
   held = lambda **keys: texts(read(tiny_config, "strangers_sums", "heldout", **keys)[0][1])
   assert sorted(held()) == [f"0+{b}=" for b in range(10)]
@@ -189,6 +191,7 @@ def test_a_mixture_of_mixtures_has_products_of_rates(tiny_config):
   }
 
 
+@pytest.mark.long  # seconds
 def test_a_mixture_is_a_member_of_ours(tiny_config):
   entry = {"rate": 1, "module": MODULE, "verifier": "exact"}
   keys = {"name": "mixture", "mixture": json.dumps({"seqio:strangers": entry, "sums": 3})}
