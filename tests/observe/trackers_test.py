@@ -264,7 +264,10 @@ def test_a_whole_run_that_is_killed_goes_on_in_all_three_and_in_its_trace(tmp_pa
     while local.poll() is None and len(trained(run_dir)) < 8 and time.time() < begun + 300:
       time.sleep(0.02)
   finally:
-    os.killpg(local.pid, signal.SIGKILL)
+    # Learner and sampler have sessions of their own, and would end in order if only `local` died.
+    asked = subprocess.run(["pgrep", "-P", str(local.pid)], capture_output=True, text=True)
+    for pid in (local.pid, *map(int, asked.stdout.split())):
+      os.kill(pid, signal.SIGKILL)
     local.wait()
   done = python(*command[1:], "--resume", env=offline, cwd=tmp_path)
   assert done.returncode == 0, done.stdout + done.stderr
