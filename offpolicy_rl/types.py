@@ -121,7 +121,7 @@ class FinishedGroup:
   arrived: float = float("nan")  # Unix time at which it arrived; nan = before a restart
 
 
-class Journey(NamedTuple):
+class Timeline(NamedTuple):
   """When a ticket was where, from the queue to the end of the update; `STAGES` lie in between."""
 
   ticket_id: str

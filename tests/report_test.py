@@ -12,7 +12,7 @@ import pytest
 from offpolicy_rl import report
 from offpolicy_rl.cli import main
 from offpolicy_rl.observe import metrics
-from offpolicy_rl.report import completions, configuration, document, samplers, way
+from offpolicy_rl.report import completions, configuration, document, samplers, stages
 from tests import report_runs
 from tests.conftest import ROOT
 from tests.report_runs import ATTACK, CONFIG, evaluation, sample, train_row
@@ -313,9 +313,9 @@ def test_a_bar_tells_where_the_time_of_a_completion_went():
   """In the median step: the first one compiles."""
   rows = [{"ticket/lease": 90.0, "ticket/use": 90.0}]
   rows += [{"ticket/lease": 1.0, "ticket/use": 3.0}] * 3
-  text = way.section(rows)
+  text = stages.section(rows)
   assert "A completion&#x27;s 4 s" in text or "A completion's 4 s" in text
   assert re.findall(r"flex-grow:([0-9.]+)", text) == ["0.25000", "0.75000"]
   cells = [re.findall(r">([^<>]*)</t[dh]>", row) for row in text.split("<tr>")[2:]]
   assert [row[:3] for row in cells] == [["lease", "1", "25.0%"], ["use", "3", "75.0%"]]
-  assert way.section([{"step": 2}]) == ""
+  assert stages.section([{"step": 2}]) == ""

@@ -1,4 +1,4 @@
-"""RUN/trace.json: the ways of some tickets and the learner's steps, for ui.perfetto.dev.
+"""RUN/trace.json: the timelines of some tickets and the learner's steps, for ui.perfetto.dev.
 
 Trace Event Format, whose closing bracket may be missing, so that the file can grow. All times are
 of the learner's clock.
@@ -29,13 +29,13 @@ class Trace:
     self._path, self._every = run_dir / FILE, every
     self._named: set[str] = set()  # processes
 
-  def step(self, step: int, ways: Sequence[types.Journey], row: Mapping[str, float]) -> None:
+  def step(self, step: int, timelines: Sequence[types.Timeline], row: Mapping[str, float]) -> None:
     """Adds a step that is over now, with a few of its tickets; `row`: its metrics."""
     if not self._every or step % self._every:
       return
-    stride = -(-len(ways) // _MOST) or 1
-    events = [event for way in ways[::stride] for event in self._ticket(step, way)]
-    end = max((way.times[-1] for way in ways), default=math.nan)
+    stride = -(-len(timelines) // _MOST) or 1
+    events = [event for timeline in timelines[::stride] for event in self._ticket(step, timeline)]
+    end = max((timeline.times[-1] for timeline in timelines), default=math.nan)
     events += self._learner(step, end, row)
     with contextlib.suppress(OSError):
       beginning = "" if self._path.exists() else "[\n"
@@ -56,16 +56,16 @@ class Trace:
       }
       begin += length
 
-  def _ticket(self, step: int, way: types.Journey) -> Iterable[dict]:
-    for name in (_LEARNER, way.sampler_id):
+  def _ticket(self, step: int, timeline: types.Timeline) -> Iterable[dict]:
+    for name in (_LEARNER, timeline.sampler_id):
       yield from self._process(name)
-    spans = zip(types.STAGES, itertools.pairwise(way.times), strict=True)
+    spans = zip(types.STAGES, itertools.pairwise(timeline.times), strict=True)
     for stage, (begin, end) in spans:
       if not (math.isfinite(begin) and math.isfinite(end)):
         continue
-      pid = _number(_LEARNER if stage in _AT_LEARNER else way.sampler_id)
-      same = {"cat": "ticket", "id": way.ticket_id, "pid": pid, "tid": 0, "name": stage}
-      args = {"ticket": way.ticket_id, "step": step}
+      pid = _number(_LEARNER if stage in _AT_LEARNER else timeline.sampler_id)
+      same = {"cat": "ticket", "id": timeline.ticket_id, "pid": pid, "tid": 0, "name": stage}
+      args = {"ticket": timeline.ticket_id, "step": step}
       yield {**same, "ph": "b", "ts": _micro(begin), "args": args}
       yield {**same, "ph": "e", "ts": _micro(max(begin, end))}
 

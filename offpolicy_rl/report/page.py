@@ -10,7 +10,15 @@ from offpolicy_rl.observe import charts as charts_lib
 from offpolicy_rl.observe import metrics, terminal
 from offpolicy_rl.observe.catalogue import ALARMS, METRICS
 from offpolicy_rl.observe.charts import Chart
-from offpolicy_rl.report import completions, configuration, document, figures, runs, samplers, way
+from offpolicy_rl.report import (
+  completions,
+  configuration,
+  document,
+  figures,
+  runs,
+  samplers,
+  stages,
+)
 from offpolicy_rl.report.figures import Figure
 from offpolicy_rl.report.runs import Run
 from offpolicy_rl.report.svg import number
@@ -79,7 +87,7 @@ def _parts(run: Run) -> list[_Part]:
     _Part("agreement", charts_lib.AGREEMENT, draw(charts_lib.AGREEMENT), below=_alarms(run)),
     _Part("samplers", "Samplers", below=samplers.table(run.rows[metrics.TRAIN])),
     _Part(
-      "time", charts_lib.TIME, draw(charts_lib.TIME), below=way.section(run.rows[metrics.TRAIN])
+      "time", charts_lib.TIME, draw(charts_lib.TIME), below=stages.section(run.rows[metrics.TRAIN])
     ),
     _Part("left-out", "Left out", _filtered(run, last), below=_left_out(run)),
     _Part("completions", "Completions", below=below),

@@ -25,11 +25,11 @@ from offpolicy_rl.observe import metrics, profiling, terminal
 from offpolicy_rl.replay import (
   admission,
   batching,
-  journeys,
   packing,
   sampler_stats,
   schedule,
   store,
+  timelines,
 )
 from offpolicy_rl.roles import build, build_learner, multihost, run_files, training
 from offpolicy_rl.roles import checkpoints as checkpoints_lib
@@ -212,7 +212,7 @@ class Leader(training.Process):
     """Waits for the groups of a step, and records them in the run's files."""
     batch = self.prefetch(at_step)
     self._check_stop()  # in every step, as a batch may always be ready
-    batch.metrics["journeys"] = journeys.journeys(batch.groups, time.time())
+    batch.metrics["timelines"] = timelines.timelines(batch.groups, time.time())
     last = at_step + 1 == self.config.learner.steps
     row = self.files.write_groups(at_step, batch.groups, last=last, words=self.policy.tokenizer)
     self._compare_with_recording(at_step, row)
@@ -275,8 +275,8 @@ class Leader(training.Process):
     row |= self._sampler_metrics(at_step, row) | self.service.heartbeats.metrics()
     row["sampler/rates"] = self.service.heartbeats.rates()
     row |= {"weights/bytes": self.service.version_bytes} | self.speed.metrics(row)
-    ways = journeys.used(row.pop("journeys"), time.time())
-    self.files.write_step(at_step, row | journeys.metrics(ways), logprobs, ways)
+    done = timelines.used(row.pop("timelines"), time.time())
+    self.files.write_step(at_step, row | timelines.metrics(done), logprobs, done)
 
   def _sampler_metrics(self, at_step: int, row: dict) -> dict:
     """Replaces a row's values per completion by values per sampler, and checks for an alarm."""

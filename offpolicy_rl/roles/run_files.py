@@ -110,16 +110,16 @@ class RunFiles:
     return row
 
   def write_step(
-    self, step: int, row: dict, logprobs: ArrayLike, ways: Sequence[types.Journey] = ()
+    self, step: int, row: dict, logprobs: ArrayLike, timelines: Sequence[types.Timeline] = ()
   ) -> None:
     """Writes a training step.
 
     Args:
       logprobs: float [G, M], those of its first group under the policy before the update.
-      ways: of its tickets.
+      timelines: of its tickets.
     """
     self.write(metrics.TRAIN, step, row)
-    self._trace.step(step, ways, row)
+    self._trace.step(step, timelines, row)
     if self._text is not None:
       self._completions.append(_with_log_ratios(self._text, np.asarray(logprobs)))
 

@@ -10,8 +10,8 @@ from offpolicy_rl.observe import trace
 ROW = {"seconds/waiting": 0.5, "seconds/step": 1.0, "seconds/publishing": 0.25}
 
 
-def way(name: str, begin: float, sampler: str = "s~1") -> types.Journey:
-  return types.Journey(name, sampler, tuple(begin + i for i in range(len(types.STAGES) + 1)))
+def timeline(name: str, begin: float, sampler: str = "s~1") -> types.Timeline:
+  return types.Timeline(name, sampler, tuple(begin + i for i in range(len(types.STAGES) + 1)))
 
 
 def read(run_dir) -> list[dict]:
@@ -22,7 +22,7 @@ def read(run_dir) -> list[dict]:
 
 
 def test_a_ticket_has_a_span_for_each_stage_where_it_was_and_the_learner_for_each_part(tmp_path):
-  trace.Trace(tmp_path, every=1).step(7, [way("train/7/0", 1000.0)], ROW)
+  trace.Trace(tmp_path, every=1).step(7, [timeline("train/7/0", 1000.0)], ROW)
   events = read(tmp_path)
   processes = {e["pid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
   assert sorted(processes.values()) == ["learner", "s~1"]
@@ -46,14 +46,14 @@ def test_a_ticket_has_a_span_for_each_stage_where_it_was_and_the_learner_for_eac
 def test_few_steps_and_few_tickets_of_each_are_in_it(tmp_path):
   kept = trace.Trace(tmp_path, every=10)
   for step in range(25):
-    kept.step(step, [way(f"train/{step}/{i}", 10.0 * step) for i in range(100)], ROW)
+    kept.step(step, [timeline(f"train/{step}/{i}", 10.0 * step) for i in range(100)], ROW)
   tickets = collections.Counter(e["args"]["step"] for e in read(tmp_path) if e["ph"] == "b")
   assert tickets == {step: 8 * len(types.STAGES) for step in (0, 10, 20)}
 
 
 def test_a_resumed_run_goes_on_in_the_same_file_with_the_same_processes(tmp_path):
-  trace.Trace(tmp_path, every=1).step(0, [way("a", 1.0), way("b", 1.0, "t~1")], ROW)
-  trace.Trace(tmp_path, every=1).step(1, [way("c", 20.0, "t~1")], ROW)
+  trace.Trace(tmp_path, every=1).step(0, [timeline("a", 1.0), timeline("b", 1.0, "t~1")], ROW)
+  trace.Trace(tmp_path, every=1).step(1, [timeline("c", 20.0, "t~1")], ROW)
   numbers = collections.defaultdict(set)
   for event in read(tmp_path):
     if event["ph"] == "M":
@@ -63,13 +63,13 @@ def test_a_resumed_run_goes_on_in_the_same_file_with_the_same_processes(tmp_path
 
 
 def test_what_is_unknown_is_left_out_and_nothing_is_written_if_not_wanted(tmp_path):
-  trace.Trace(tmp_path, every=0).step(0, [way("a", 1.0)], ROW)
+  trace.Trace(tmp_path, every=0).step(0, [timeline("a", 1.0)], ROW)
   assert not (tmp_path / trace.FILE).exists()
   times = (1.0, *[math.nan] * 5, 6.0, 7.0, 8.0)
-  trace.Trace(tmp_path, every=1).step(0, [types.Journey("a", "s~1", times)], ROW)
+  trace.Trace(tmp_path, every=1).step(0, [types.Timeline("a", "s~1", times)], ROW)
   assert [e["name"] for e in read(tmp_path) if e["ph"] == "b"] == ["queue", "use"]
 
 
 def test_a_disk_that_refuses_ends_no_run(tmp_path):
   (tmp_path / trace.FILE).mkdir()
-  trace.Trace(tmp_path, every=1).step(0, [way("a", 1.0)], ROW)
+  trace.Trace(tmp_path, every=1).step(0, [timeline("a", 1.0)], ROW)

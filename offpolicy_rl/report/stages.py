@@ -26,5 +26,5 @@ def section(rows: Sequence[dict]) -> str:
   head = ("stage", "seconds", "share", "what it is")
   return (
     f"<p class=soft>{label}; in <code>trace.json</code>, for ui.perfetto.dev, ticket by ticket.</p>"
-    f'<div class=way role=img aria-label="{label}">{parts}</div>{document.table(head, body)}'
+    f'<div class=stages role=img aria-label="{label}">{parts}</div>{document.table(head, body)}'
   )

@@ -1,11 +1,11 @@
-"""The way of a ticket, from the queue to the end of its step."""
+"""The timeline of a ticket, from the queue to the end of its step."""
 
 import math
 
 import pytest
 
 from offpolicy_rl import types
-from offpolicy_rl.replay import journeys
+from offpolicy_rl.replay import timelines
 
 NAN = math.nan
 
@@ -22,10 +22,10 @@ def test_the_stages_add_up_and_a_group_of_which_nothing_is_known_counts_for_none
     finished(queued=100.0, marks=(103, 103.5, 104, 106, 106), arrived=106.75),
     finished(queued=NAN, marks=None, arrived=NAN),  # from before a restart
   ]
-  ways = journeys.used(journeys.journeys(groups, taken=110.0), at=112.0)
-  assert [way.sampler_id for way in ways] == ["s~1"] * 3
-  assert ways[0].times == (100, 101, 101.5, 103, 107, 108, 108.25, 110, 112)
-  assert journeys.metrics(ways) == pytest.approx(
+  done = timelines.used(timelines.timelines(groups, taken=110.0), at=112.0)
+  assert [timeline.sampler_id for timeline in done] == ["s~1"] * 3
+  assert done[0].times == (100, 101, 101.5, 103, 107, 108, 108.25, 110, 112)
+  assert timelines.metrics(done) == pytest.approx(
     {
       "ticket/lease": 2.0,
       "ticket/weights": 0.5,
@@ -41,11 +41,11 @@ def test_the_stages_add_up_and_a_group_of_which_nothing_is_known_counts_for_none
 
 def test_two_clocks_that_disagree_a_little_make_no_negative_time():
   group = finished(queued=100.0, marks=(99.999, 101, 102, 103, 104.002), arrived=104.0)
-  measured = journeys.metrics(journeys.used(journeys.journeys([group], 105.0), 106.0))
+  measured = timelines.metrics(timelines.used(timelines.timelines([group], 105.0), 106.0))
   assert measured["ticket/lease"] == 0.0 and measured["ticket/push"] == 0.0
 
 
 def test_an_unknown_stage_is_left_out():
   group = finished(queued=100.0, marks=None, arrived=104.0)
-  ways = journeys.used(journeys.journeys([group], 105.0), 106.0)
-  assert journeys.metrics(ways) == {"ticket/queue": 1.0, "ticket/use": 1.0}
+  done = timelines.used(timelines.timelines([group], 105.0), 106.0)
+  assert timelines.metrics(done) == {"ticket/queue": 1.0, "ticket/use": 1.0}

@@ -1,4 +1,4 @@
-"""Where the time of a completion goes: the way of its ticket, by the learner's clock.
+"""Where the time of a completion goes: the timeline of its ticket, by the learner's clock.
 
 Only shown and written, never part of an update.
 """
@@ -13,10 +13,10 @@ from offpolicy_rl import types
 _UNKNOWN = types.Marks(*[math.nan] * len(types.Marks._fields))
 
 
-def journeys(groups: Sequence[types.FinishedGroup], taken: float) -> list[types.Journey]:
-  """The ways of a batch's groups, which were taken at this time; the update is still to come."""
+def timelines(groups: Sequence[types.FinishedGroup], taken: float) -> list[types.Timeline]:
+  """Those of a batch's groups, which were taken at this time; the update is still to come."""
   return [
-    types.Journey(
+    types.Timeline(
       finished.ticket.ticket_id,
       finished.group.sampler_id,
       (finished.queued, *(finished.group.marks or _UNKNOWN), finished.arrived, taken, math.nan),
@@ -25,15 +25,15 @@ def journeys(groups: Sequence[types.FinishedGroup], taken: float) -> list[types.
   ]
 
 
-def used(ways: Sequence[types.Journey], at: float) -> list[types.Journey]:
-  """The same ways, with the time at which their update was complete."""
-  return [way._replace(times=(*way.times[:-1], at)) for way in ways]
+def used(timelines: Sequence[types.Timeline], at: float) -> list[types.Timeline]:
+  """The same timelines, with the time at which their update was complete."""
+  return [timeline._replace(times=(*timeline.times[:-1], at)) for timeline in timelines]
 
 
-def metrics(ways: Sequence[types.Journey]) -> dict[str, float]:
+def metrics(timelines: Sequence[types.Timeline]) -> dict[str, float]:
   """Mean seconds of each stage over the groups for which it is known."""
   # Two clocks never agree entirely: no stage is shorter than nothing.
-  seconds = np.maximum(np.diff(np.array([way.times for way in ways]), axis=1), 0.0)
+  seconds = np.maximum(np.diff(np.array([timeline.times for timeline in timelines]), axis=1), 0.0)
   means = {}
   for stage, values in zip(types.STAGES, seconds.T, strict=True):
     known = values[np.isfinite(values)]
