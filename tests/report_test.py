@@ -317,5 +317,5 @@ def test_a_bar_tells_where_the_time_of_a_completion_went():
   assert "A completion&#x27;s 4 s" in text or "A completion's 4 s" in text
   assert re.findall(r"flex-grow:([0-9.]+)", text) == ["0.25000", "0.75000"]
   cells = [re.findall(r">([^<>]*)</t[dh]>", row) for row in text.split("<tr>")[2:]]
-  assert [row[:3] for row in cells] == [["lease", "1", "25.0%"], ["use", "3", "75.0%"]]
+  assert [row[:3] for row in cells] == [[" lease", "1", "25.0%"], [" use", "3", "75.0%"]]
   assert stages.section([{"step": 2}]) == ""

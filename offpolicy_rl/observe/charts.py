@@ -220,7 +220,7 @@ SECTIONS = {
     ),
     Chart("Learner waits", {"share": "learner/waiting"}, gauge="waiting_ratio", skip=1),
     Chart(
-      "Way of a ticket",
+      "Stages of a ticket",
       {stage: f"ticket/{stage}" for stage in types.STAGES},
       "where the time of a completion goes, from the queue to the end of its step",
       gauge="ticket_seconds",
