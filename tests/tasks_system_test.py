@@ -73,5 +73,7 @@ def test_a_verifier_that_fails_is_seen_and_loses_no_group(tiny_config, tmp_path)
 
 def test_a_sampler_without_the_verifier_says_so(tiny_config):
   tiny_config.task.verifier = "nowhere:to_be_found"
-  with pytest.raises(sampler_role.RunMismatch, match="can't be judged here: verifier: 'nowhere:to"):
+  with pytest.raises(
+    sampler_role.RunMismatch, match="can't be judged here: verifier: got 'nowhere:to"
+  ):
     sampler_role._scorer(tiny_config.task)

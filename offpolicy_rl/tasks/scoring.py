@@ -53,9 +53,8 @@ def allowed(name: str) -> Callable[[str, str], float]:
   Answer data come over the wire, so the modules that they name are not imported.
   """
   if name not in _ALLOWED:
-    raise ValueError(
-      f"verifier: {name!r:.100}, expected one of the configured {', '.join(_ALLOWED) or '(none)'}"
-    )
+    known = ", ".join(_ALLOWED) or "(none)"
+    raise ValueError(f"verifier: got {name!r:.100}, expected one of the configured {known}")
   return _ALLOWED[name]
 
 

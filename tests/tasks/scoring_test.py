@@ -89,7 +89,7 @@ def test_a_pattern_that_never_ends_is_a_failure():
 )
 def test_what_is_no_verifier_is_refused_at_once(name):
   for asked in ((name,), (NAME, name)):
-    with pytest.raises(ValueError, match=f"verifier: '{name}', expected"):
+    with pytest.raises(ValueError, match=f"verifier: got '{name}', expected"):
       scoring.Scorer(asked[0], also=asked[1:], workers=1, time_limit=1.0)
 
 
