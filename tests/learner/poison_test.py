@@ -101,6 +101,7 @@ def test_when_every_group_is_to_blame_it_stops_with_the_samplers(two_devices):
   assert two_devices.said == []
 
 
+@pytest.mark.long
 def test_a_skipped_update_leaves_the_state_as_it_was():
   """Wherever it rests between updates."""
   mesh = sharding.make_mesh()

@@ -102,8 +102,8 @@ ODD = {
 @pytest.mark.parametrize(
   ("name", "odd"),
   some(
-    [*((name, [*ODD][:-1]) for name in EDGES[0]), *((name, [*ODD][-1:]) for name in ONE_OF_EACH)],
-    [*((name, [*ODD][:-1]) for name in EDGES[1]), *((name, [*ODD][-1:]) for name in OTHERS)],
+    [(name, [*ODD][:-1]) for name in EDGES[0]],
+    [*((name, [*ODD][:-1]) for name in EDGES[1]), *((name, [*ODD][-1:]) for name in NAMES)],
   ),
   ids=lambda x: x if isinstance(x, str) else f"{len(x)} kinds",
 )
@@ -181,7 +181,7 @@ def test_extreme_tokens_leave_loss_and_gradient_finite(name):
   assert_finite(*values_and_gradients(with_a_reference(name), extreme_inputs(), metrics=False))
 
 
-@pytest.mark.parametrize("name", some(ONE_OF_EACH, OTHERS))
+@pytest.mark.parametrize("name", some(ONE_OF_EACH[:1], [*ONE_OF_EACH[1:], *OTHERS]))
 def test_jit_and_vmap_change_nothing_and_extremes_stay_finite(name):
   objective, cases = with_a_reference(name), extreme_inputs()
 

@@ -1,6 +1,7 @@
 """The decoder against an independent float64 numpy transformer, and its cache against itself."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ CONFIG = decoder.DecoderConfig(
 )
 
 
+@functools.cache
 def random_params(config, seed=0):
   """Initial parameters with norms that are not all one."""
   params = policy.init(config, jax.random.key(seed))

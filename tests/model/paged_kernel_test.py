@@ -12,6 +12,7 @@ import pytest
 from offpolicy_rl.model import attention, decoder, paged_kernel, paging, policy, sharding
 from offpolicy_rl.sampler import engine
 from tests.model.decoder_test import CONFIG, random_params
+from tests.params import some
 
 LAYERS, CHANNELS, SIZE, PAGES = 2, 16, 4, 7  # tokens of a page, pages of a table
 FULL = types.SimpleNamespace(kv_heads=2, group=2, rows=6, dtype="float32", local=None, cap=0.0)
@@ -68,13 +69,11 @@ def assert_same(found, expected, dtype):
 
 @pytest.mark.parametrize(
   "one",
-  [
-    case(),
-    case(group=1, rows=5, local=True, dtype="bfloat16"),
-    case(group=4, kv_heads=1, local=False, cap=2.0),
-    case(group=4, local=True, cap=2.0),
-  ],
-  ids=["all", "window, odd rows, bfloat16", "one key head, soft-cap", "window, soft-cap"],
+  some(
+    [case(group=1, rows=5, local=True, dtype="bfloat16"), case(group=4, local=True, cap=2.0)],
+    [case(), case(group=4, kv_heads=1, local=False, cap=2.0)],
+  ),
+  ids=["window, odd rows, bfloat16", "window, soft-cap", "all", "one key head, soft-cap"],
 )
 def test_the_kernel_writes_and_sees_the_same(one, monkeypatch):
   two_pages = 2 * one.kv_heads * SIZE * CHANNELS * jnp.dtype(one.dtype).itemsize

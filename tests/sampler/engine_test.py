@@ -1,6 +1,7 @@
 """Generation: the right distribution, the right logprobs, and nothing but the key decides."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,19 @@ EOS = 1
 STOPS = stopping.Stops((EOS,))
 COLUMNS = 16  # of every row for the model: compiled once
 
-PARAMS = random_params(CONFIG)
-# Some completions end early.
-ENDING = PARAMS | {"embedding": PARAMS["embedding"].at[EOS].multiply(3.0)}
 token_stats = jax.jit(policy.token_stats, static_argnums=0)
 apply = jax.jit(policy.apply, static_argnums=0)
+
+
+def plain():
+  """Parameters; completions of a policy with these rarely end before their limit."""
+  return random_params(CONFIG)
+
+
+@functools.cache
+def ending():
+  """Some completions end early."""
+  return plain() | {"embedding": plain()["embedding"].at[EOS].multiply(3.0)}
 
 
 def expected_logprobs(params, t: types.Ticket, tokens, temperature=1.0) -> np.ndarray:
@@ -38,7 +47,7 @@ def expected_logprobs(params, t: types.Ticket, tokens, temperature=1.0) -> np.nd
 def next_logits(row: list[int]) -> np.ndarray:
   """Logits of the token after a row."""
   padded = jnp.array([row + [0] * (COLUMNS - len(row))])
-  return np.asarray(apply(CONFIG, PARAMS, padded, jnp.arange(COLUMNS)[None])[0][0, len(row) - 1])
+  return np.asarray(apply(CONFIG, plain(), padded, jnp.arange(COLUMNS)[None])[0][0, len(row) - 1])
 
 
 def make_engine(seed=0, stops=STOPS, truncation=sampling.NONE, mesh=None, **sizes) -> engine.Engine:
@@ -56,9 +65,9 @@ def ticket(index: int, count=3, temperature=1.0, kind=types.TRAIN) -> types.Tick
 def test_logprobs_are_those_of_a_full_forward_pass():
   for temperature in (1.0, 0.6):
     tickets = [ticket(i, temperature=temperature) for i in range(4)]
-    for t, group in zip(tickets, make_engine().generate(PARAMS, 7, tickets), strict=True):
+    for t, group in zip(tickets, make_engine().generate(plain(), 7, tickets), strict=True):
       for trajectory in group:
-        expected = expected_logprobs(PARAMS, t, trajectory.tokens, temperature)
+        expected = expected_logprobs(plain(), t, trajectory.tokens, temperature)
         np.testing.assert_allclose(expected, trajectory.logprobs, atol=1e-5)
         assert set(trajectory.versions) == {7}
 
@@ -68,12 +77,12 @@ def test_candidates_are_the_likeliest_of_a_full_forward_pass_and_change_no_sampl
   """Also of completions that were interrupted, and cut at a stop text."""
   stops = stopping.Stops((EOS,), ("ab",), letters)
   tickets = [ticket(i, temperature=0.7) for i in range(6)]
-  plain = make_engine(stops=stops).generate(ENDING, 0, tickets)
-  found = make_engine(stops=stops, candidates=4, **sizes).generate(ENDING, 0, tickets)
+  plain = make_engine(stops=stops).generate(ending(), 0, tickets)
+  found = make_engine(stops=stops, candidates=4, **sizes).generate(ending(), 0, tickets)
   assert_same(plain, found)
   for t, group in zip(tickets, found, strict=True):
     for trajectory in group:
-      expected = expected_candidates(ENDING, t, trajectory.tokens, 0.7, 4)
+      expected = expected_candidates(ending(), t, trajectory.tokens, 0.7, 4)
       np.testing.assert_array_equal(trajectory.candidates.tokens, expected.tokens)
       np.testing.assert_allclose(trajectory.candidates.logprobs, expected.logprobs, atol=1e-5)
 
@@ -91,13 +100,15 @@ def expected_candidates(params, t: types.Ticket, tokens, temperature, number) ->
 
 def test_evaluation_records_no_candidates():
   tickets = [ticket(0, kind=types.EVAL, temperature=0.0), ticket(0)]
-  greedy, sampled = make_engine(candidates=4).generate(PARAMS, 0, tickets)
+  greedy, sampled = make_engine(candidates=4).generate(plain(), 0, tickets)
   assert {t.candidates for t in greedy} == {None}
   assert all(t.candidates.tokens.shape == (t.tokens.size, 4) for t in sampled)
 
 
 def test_completions_end_at_the_end_token_or_at_the_limit():
-  found = [t for g in make_engine().generate(ENDING, 0, [ticket(i) for i in range(30)]) for t in g]
+  found = [
+    t for g in make_engine().generate(ending(), 0, [ticket(i) for i in range(30)]) for t in g
+  ]
   ended = [t for t in found if t.finished]
   cut = [t for t in found if not t.finished]
   assert ended and cut
@@ -108,9 +119,9 @@ def test_completions_end_at_the_end_token_or_at_the_limit():
 def test_a_completion_depends_on_its_key_only():
   """Other neighbours, another slot, another order: the same bits."""
   tickets = [ticket(i) for i in range(4)]
-  together = make_engine().generate(PARAMS, 0, tickets)
-  alone = [make_engine().generate(PARAMS, 0, [t])[0] for t in tickets]
-  backwards = make_engine().generate(PARAMS, 0, tickets[::-1])[::-1]
+  together = make_engine().generate(plain(), 0, tickets)
+  alone = [make_engine().generate(plain(), 0, [t])[0] for t in tickets]
+  backwards = make_engine().generate(plain(), 0, tickets[::-1])[::-1]
   for a, b, c in zip(together, alone, backwards, strict=True):
     for x, y, z in zip(a, b, c, strict=True):
       for other in (y, z):
@@ -119,7 +130,7 @@ def test_a_completion_depends_on_its_key_only():
 
 
 def test_seed_kind_group_and_completion_each_change_the_sample():
-  tokens = lambda e, t: [x.tokens.tolist() for x in e.generate(PARAMS, 0, [t])[0]]
+  tokens = lambda e, t: [x.tokens.tolist() for x in e.generate(plain(), 0, [t])[0]]
   base = tokens(make_engine(), ticket(0))
   assert len({tuple(x) for x in base}) > 1
   assert base != tokens(make_engine(seed=1), ticket(0))
@@ -135,7 +146,7 @@ def test_every_token_has_a_key_of_its_own():
 
 
 def test_greedy_takes_the_likeliest_token():
-  [[found]] = make_engine().generate(PARAMS, 0, [ticket(3, count=1, temperature=0.0)])
+  [[found]] = make_engine().generate(plain(), 0, [ticket(3, count=1, temperature=0.0)])
   row = list(ticket(3).prompt_tokens)
   for token in found.tokens:
     assert np.argmax(next_logits(row)) == token
@@ -161,7 +172,7 @@ COUNTS = [12, 1, 1, 1, 1, 1, 1, 20, 5, 5, 5]  # completions of tickets
 @pytest.fixture(scope="module")
 def expected():
   tickets = [ticket(i, count=count) for i, count in enumerate(COUNTS)]
-  return make_engine(slots=60).generate(ENDING, 0, tickets)
+  return make_engine(slots=60).generate(ending(), 0, tickets)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +197,8 @@ def test_what_is_generated_does_not_depend_on_the_sizes(sizes, expected):
   assert [len(group) for group in expected] == COUNTS
   machine = make_engine(**sizes)
   for found in (
-    machine.generate(ENDING, 0, tickets),
-    machine.generate(ENDING, 0, tickets[::-1])[::-1],
+    machine.generate(ending(), 0, tickets),
+    machine.generate(ending(), 0, tickets[::-1])[::-1],
   ):
     assert tokens_of(found) == tokens_of(expected)
     for group, other in zip(found, expected, strict=True):
@@ -206,9 +217,9 @@ def test_what_can_not_fit_is_refused_by_name():
 
 def test_new_weights_do_not_compile_again():
   machine = make_engine()
-  machine.generate(PARAMS, 0, [ticket(0)])
+  machine.generate(plain(), 0, [ticket(0)])
   before = generation.decode._cache_size()
-  machine.generate(ENDING, 1, [ticket(1), ticket(2)])
+  machine.generate(ending(), 1, [ticket(1), ticket(2)])
   assert generation.decode._cache_size() == before
 
 
@@ -218,7 +229,7 @@ def letters(tokens) -> str:
 
 @pytest.mark.parametrize("steps", some([4], [1]))
 def test_a_completion_ends_where_a_stop_text_appears(steps):
-  params, tickets = PARAMS, [ticket(i) for i in range(8)]
+  params, tickets = plain(), [ticket(i) for i in range(8)]
   whole = make_engine().generate(params, 0, tickets)
   text = next(letters(t.tokens[2:4]) for group in whole for t in group if t.tokens.size > 4)
   stops = stopping.Stops((EOS,), (text, "never"), letters)
@@ -236,7 +247,7 @@ def test_a_completion_ends_where_a_stop_text_appears(steps):
 
 
 def test_several_tokens_can_end_a_completion():
-  params, tickets = PARAMS, [ticket(i) for i in range(8)]
+  params, tickets = plain(), [ticket(i) for i in range(8)]
   first = make_engine().generate(params, 0, tickets)[0][0]
   other = next(int(token) for token in first.tokens if token != EOS)
   found = make_engine(stops=stopping.Stops((EOS, other))).generate(params, 0, tickets)
@@ -247,7 +258,7 @@ def test_several_tokens_can_end_a_completion():
 
 def test_the_recorded_logprob_is_that_of_the_truncated_distribution():
   how = sampling.Truncation(top_k=3)
-  [group] = make_engine(truncation=how).generate(PARAMS, 0, [ticket(2)])
+  [group] = make_engine(truncation=how).generate(plain(), 0, [ticket(2)])
   for trajectory in group:
     row = list(ticket(2).prompt_tokens)
     for token, logprob in zip(trajectory.tokens, trajectory.logprobs, strict=True):
@@ -261,7 +272,7 @@ def test_the_recorded_logprob_is_that_of_the_truncated_distribution():
 @pytest.mark.parametrize("refreshed", [True, False])
 def test_completions_go_on_with_other_parameters(refreshed):
   """With a cache computed again, as if the new parameters had read all that came before."""
-  old, new = PARAMS, random_params(CONFIG, 1)
+  old, new = plain(), random_params(CONFIG, 1)
   machine = make_engine(slots=5, steps=2, max_tokens=9, prefill_tokens=3)
   tickets = {t.ticket_id: t for t in (ticket(i) for i in range(5))}
   machine.add(list(tickets.values()))
@@ -282,7 +293,7 @@ def test_completions_go_on_with_other_parameters(refreshed):
 
 
 def test_room_is_foreseen_where_completions_reach_their_limit():
-  made, params = make_engine(), PARAMS
+  made, params = make_engine(), plain()
   made.add([ticket(i) for i in range(4)])
   assert (made.room, made.room_soon) == (0, 0)
   made.step(params, 0)
@@ -294,7 +305,7 @@ def test_room_is_foreseen_where_completions_reach_their_limit():
 
 
 def test_progress_grows_with_every_step_of_a_ticket_until_it_is_complete():
-  made, params = make_engine(), PARAMS
+  made, params = make_engine(), plain()
   made.add([ticket(i) for i in range(9)])
   assert set(made.progress.values()) == {0} and len(made.progress) == 9
   before, complete = made.progress, []
@@ -310,7 +321,7 @@ def test_progress_grows_with_every_step_of_a_ticket_until_it_is_complete():
 
 
 def test_an_engine_over_two_devices_and_two_engines_sample_the_same():
-  params, tickets = PARAMS, [ticket(i) for i in range(9)]
+  params, tickets = plain(), [ticket(i) for i in range(9)]
   expected = make_engine().generate(params, 0, tickets)
   meshes = [sharding.make_mesh(tensor=2, devices=jax.devices()[at : at + 2]) for at in (0, 2)]
   each = [make_engine(mesh=mesh, slots=6) for mesh in meshes]

@@ -93,6 +93,7 @@ def run(*arguments: str) -> tuple[str, str]:
   return done.stdout.strip(), done.stderr
 
 
+@pytest.mark.long
 def test_damage_is_mended_without_a_word(home):
   """Half-written on a full disk, then damaged where nobody notices before reading."""
   assert run("500") == ("240.0 1240.0 0", "")
