@@ -71,10 +71,11 @@ class Study:
 
   steps: int = 1000
   warm_steps: int = 1500
-  learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+  learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
   tuning_seeds: tuple[int, ...] = (1001,)
   seeds: tuple[int, ...] = tuple(range(8))  # nobody tunes on these
   pilot_seeds: tuple[int, ...] = (1001, 1002)
+  pilot_rate: float = 3e-4
   points: int = 20  # of a curve, besides the beginning
   problems: int = 128  # held out, of every evaluation
   completions: int = 2  # of each at a point of the curve
@@ -197,11 +198,9 @@ def report_jobs(rows: Sequence[Row], entries: Sequence[Entry], study: Study) -> 
 
 
 def pilot_jobs(study: Study) -> list[Job]:
-  """Default GRPO at the middle learning rate without and with lag."""
-  rate = study.learning_rates[len(study.learning_rates) // 2]
-  return [
-    Job("grpo", None, rate, lag, seed) for seed in study.pilot_seeds for lag in (0, PRIMARY_LAG)
-  ]
+  """Default GRPO at one learning rate without and with lag."""
+  rate, lags = study.pilot_rate, (0, PRIMARY_LAG)
+  return [Job("grpo", None, rate, lag, seed) for seed in study.pilot_seeds for lag in lags]
 
 
 # ---------------------------------------------------------------- rows

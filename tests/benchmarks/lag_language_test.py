@@ -109,20 +109,20 @@ def test_tuning_chooses_by_the_lags_of_the_plan():
   entry, (low, high) = BY_LABEL["mean"], lag_language.BETAS
   jobs = lag_language.tuning_jobs([entry], STUDY)
   assert len(jobs) == len(set(jobs)) == 12 and {job.lag for job in jobs} == {16, 256}
-  best = {(low, 3e-4, 16): 0.7, (high, 1e-3, 256): 0.6, (high, 1e-4, 16): 0.5}
+  best = {(low, 1e-4, 16): 0.7, (high, 3e-4, 256): 0.6, (high, 3e-5, 16): 0.5}
   rows = [row(job, best.get((job.value, job.rate, job.lag), 0.4)) for job in jobs]
   assert lag_language.report_settings(rows[:-1], entry, STUDY).keys() == {(0, 1), (16, 1)}
   assert lag_language.report_settings(rows, entry, STUDY) == {
-    (64, 1): (low, 3e-4),
-    (64, 3): (low, 9e-4),
-    (0, 1): (low, 3e-4),
-    (16, 1): (low, 3e-4),
-    (256, 1): (high, 1e-3),
+    (64, 1): (low, 1e-4),
+    (64, 3): (low, 3e-4),
+    (0, 1): (low, 1e-4),
+    (16, 1): (low, 1e-4),
+    (256, 1): (high, 3e-4),
   }
   reported = lag_language.report_jobs(rows, [entry, BY_LABEL["copg"]], STUDY)
   assert [job.seed for job in reported] == [0, 0, 1, 1, 2, 2] + [0] * 3 + [1] * 3 + [2] * 3
   assert [job.lag for job in reported] == [64] * 6 + [0, 16, 256] * 3
-  assert reported[0] == ("mean", low, 3e-4, 64, 0)
+  assert reported[0] == ("mean", low, 1e-4, 64, 0)
 
 
 def test_a_job_waits_for_the_warm_start_of_its_seed():
@@ -197,7 +197,7 @@ def test_the_page_has_every_part():
   page = summary.page(study_rows({("shift", 1): 0.6}), STUDY, "lag")
   assert "| `shift` | final pass@1 | **+0.101 ± 0.002** |" in page
   assert "| `grpo_wide` | 0.4 | 0.0003 | 0.400 | 0.400 |" in page
-  assert "| `mean` | 0.0003, 0.0001 |" in page  # chosen
+  assert "| `mean` | 0.0003, 3e-05 |" in page  # chosen
   assert "| `cispo` | 2.000 ± 0.000 |" in page  # the median of the noise
 
 
