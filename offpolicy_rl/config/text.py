@@ -64,7 +64,7 @@ def _load_json(path: str) -> config_dict.ConfigDict:
 def example_card() -> str:
   """Says which card to give: one that is here, or how to make one."""
   here = next((c for c in ("configs/test.py", "configs/demo.py") if pathlib.Path(c).is_file()), "")
-  such = f", such as --config={here}" * bool(here)
+  such = f", such as --config={here}" if here else ""
   return f"--config=FILE{such}; `offpolicy-rl new my_task` writes one"
 
 
@@ -85,10 +85,12 @@ def call(path: str, function: str, flag: str) -> Any:
   if not file.is_file():
     places = (f"{path}/config.json", f"{path}.py", f"configs/{path}", f"configs/{path}.py")
     meant = next((place for place in places if pathlib.Path(place).is_file()), "")
-    known = f"did you mean {flag}={meant}?" if meant else f"expected {example_card()}"
-    raise ConfigError(
-      f"{flag}: no file {path}" + f"; {known}" * (bool(meant) or flag == "--config")
-    )
+    advice = ""
+    if meant:
+      advice = f"; did you mean {flag}={meant}?"
+    elif flag == "--config":
+      advice = f"; expected {example_card()}"
+    raise ConfigError(f"{flag}: no file {path}{advice}")
   spec = importlib.util.spec_from_file_location(f"_card_{file.stem}", file)
   if spec is None or spec.loader is None:
     raise ConfigError(f"{flag}: got {path}, expected a Python file such as configs/demo.py")
@@ -97,7 +99,7 @@ def call(path: str, function: str, flag: str) -> Any:
     spec.loader.exec_module(module)
   called = getattr(module, function, None)
   if not callable(called):
-    example = "; `offpolicy-rl new my_task` writes an example" * (flag == "--config")
+    example = "; `offpolicy-rl new my_task` writes an example" if flag == "--config" else ""
     raise ConfigError(f"{flag}: {path} has no function {function}{example}")
   try:
     inspect.signature(called).bind()

@@ -169,7 +169,7 @@ def read(keys: dict) -> DecoderConfig:
   name = keys.get("model_type")
   if not isinstance(name, str) or name not in FAMILIES:
     supported = ", ".join(FAMILIES) + (
-      "; models of images and text are not, nor their text part" * ("text_config" in keys)
+      "; models of images and text are not, nor their text part" if "text_config" in keys else ""
     )
     raise UnsupportedModel(
       f"config.json: model_type: got {config_reader.abbreviate(name)}, supported: {supported}"
@@ -219,7 +219,8 @@ def _check_shapes(r: Reader, config: DecoderConfig) -> None:
   if heads % kv_heads:
     r.refuse("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads = {heads}")
   if config.head_dim % 2 or not config.head_dim:
-    from_width = " = hidden_size // num_attention_heads" * (r.keys.get("head_dim") is None)
+    given = r.keys.get("head_dim") is not None
+    from_width = "" if given else " = hidden_size // num_attention_heads"
     r.refuse(f"head_dim{from_width}", config.head_dim, "an even number from 2")
   if config.num_layers * config.num_experts > _MOST_EXPERTS:
     most = f"at most {_MOST_EXPERTS} in all layers"

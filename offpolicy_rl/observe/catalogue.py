@@ -100,7 +100,7 @@ _TRAIN = (
   Metric("router/unused", "share", "experts without a token", LOWER),
   Metric("router/balance", "", "auxiliary loss of Switch Transformers; 1 = even", LOWER),
   Metric("router/entropy", "nats", "of the routers"),
-  # A completion's way: means over the groups of the batch.
+  # Stages of a ticket: means over the groups of the batch.
   Metric("ticket/lease", "seconds", "in the queue, until a sampler has the ticket"),
   Metric("ticket/weights", "seconds", "at a sampler, until it has the weights", LOWER),
   Metric("ticket/prefill", "seconds", "from there to a slot; the prompt is computed", LOWER),

@@ -212,7 +212,7 @@ def newest(known: dict[str, dict], rows: list[types.MetricsRow]) -> dict[str, di
 
 
 def stage_seconds(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-  """Seconds of each stage of a ticket's way, the median of rows of training; {} if none has any.
+  """Seconds of each stage of a ticket: medians over rows of training; {} if none has any.
 
   The first steps compile, and a mean would show little else for long.
   """

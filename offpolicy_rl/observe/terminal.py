@@ -186,7 +186,7 @@ def dashboard(
     parts.append(Text(regimes))
   if status.tickets:
     parts.append(Text(_tickets(status.tickets)))
-  parts += _way(rows, console)
+  parts += _stages(rows, console)
   if status.samplers:
     parts.append(_samplers(status, wide=console.width >= _WIDE))
   return Group(*parts, *_alarms(rows))
@@ -296,7 +296,7 @@ def _tickets(counts: dict[str, int]) -> str:
   return f"tickets: {total}: {', '.join(parts)}" + (f"; so far {so_far}" if so_far else "")
 
 
-def _way(rows: list[types.MetricsRow], console: Console) -> list[Text]:
+def _stages(rows: list[types.MetricsRow], console: Console) -> list[Text]:
   """A bar of where the time of recent completions went, with its legend; [] if unknown."""
   recent = [row.values for row in rows if row.kind == metrics.TRAIN and "ticket/use" in row.values]
   seconds = metrics.stage_seconds(recent[-_RECENT:])

@@ -283,4 +283,6 @@ def check_gsm8k(data_dir: str) -> None:
 def check_file(key: str, path: str | pathlib.Path) -> None:
   """Raises TaskError if there is no such file or folder."""
   if not pathlib.Path(path).exists() or not str(path):
-    raise TaskError(f"{key}: got {str(path)!r}, expected a file with one JSON object per line")
+    raise TaskError(
+      f"{key}: got {str(path)!r}, expected a file of JSON lines or Parquet, or a folder of such"
+    )

@@ -17,7 +17,7 @@ from tests.losses.objectives_test import LANES
 from tests.losses.slow_reference import random_inputs
 from tests.params import some
 
-GROUPS, GROUP, LENGTH = 3, 4, 6  # rows and tokens, as LANES below, are those of objectives_test.py
+GROUPS, GROUP, LENGTH = 3, 4, 6  # arrays of objectives_test.py's shapes, which are compiled
 SETTINGS = {
   "one update": reductions.Setting(),
   "several updates": reductions.Setting(updates=4),

@@ -26,13 +26,13 @@ apply = jax.jit(policy.apply, static_argnums=0)
 
 
 def plain():
-  """Parameters; completions of a policy with these rarely end before their limit."""
+  """Parameters of a policy that knows nothing."""
   return random_params(CONFIG)
 
 
 @functools.cache
 def ending():
-  """Some completions end early."""
+  """The same, but some completions end early."""
   return plain() | {"embedding": plain()["embedding"].at[EOS].multiply(3.0)}
 
 

@@ -170,7 +170,7 @@ def test_bad_rows_are_named_by_file_and_line(tiny_config, tmp_path, row, message
 def test_a_missing_file_is_named_by_key(tiny_config, tmp_path, key):
   there = write(tmp_path / "a.jsonl", {"question": "q", "answer": "1"})
   wanted = {"train_file": there, key: str(tmp_path / "nowhere")}
-  with pytest.raises(sources.TaskError, match=f"task.{key}: got .*nowhere', expected a file with"):
+  with pytest.raises(sources.TaskError, match=f"task.{key}: got .*nowhere', expected a file of"):
     catalog.select(settings(tiny_config, name="jsonl", **wanted)).check()
 
 
