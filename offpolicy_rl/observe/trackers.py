@@ -9,7 +9,10 @@ import functools
 import os
 import pathlib
 import re
+import shutil
+import tempfile
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,7 +94,9 @@ class Mlflow:
   def __init__(self, run: TrackedRun):
     import mlflow
 
+    _make_database(mlflow.get_tracking_uri())
     self._entities, self._client = mlflow.entities, mlflow.MlflowClient()
+    self._failed = mlflow.exceptions.MlflowException
     experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
     found = self._client.search_runs([experiment], f"tags.offpolicy_rl_id = '{run.id}'")
     tags = {"offpolicy_rl_id": run.id} | ({"sweep": run.group} if run.group else {})
@@ -100,16 +105,22 @@ class Mlflow:
     )
     self._id = opened.info.run_id
     self._client.update_run(self._id, status="RUNNING")
-    if not found:
-      params = [mlflow.entities.Param(key, str(value)) for key, value in run.config.items()]
-      for i in range(0, len(params), _MAX_PARAMS):
-        self._client.log_batch(self._id, params=params[i : i + _MAX_PARAMS])
+    missing = [item for item in run.config.items() if item[0] not in opened.data.params]
+    params = [mlflow.entities.Param(key, str(value)) for key, value in missing]
+    for i in range(0, len(params), _MAX_PARAMS):
+      self._client.log_batch(self._id, params=params[i : i + _MAX_PARAMS])
     self.rows = int(opened.data.metrics.get("row", -1)) + 1
     self.where = f"run {self._id} of experiment {experiment} at {mlflow.get_tracking_uri()}"
 
   def _experiment(self, name: str) -> str:
-    found = self._client.get_experiment_by_name(name)
-    return found.experiment_id if found else self._client.create_experiment(name)
+    if found := self._client.get_experiment_by_name(name):
+      return found.experiment_id
+    try:
+      return self._client.create_experiment(name)
+    except self._failed:
+      if found := self._client.get_experiment_by_name(name):  # another run was quicker
+        return found.experiment_id
+      raise
 
   def write(self, row: Row) -> None:
     """Adds a row; names get _ in place of what MLflow does not allow in them."""
@@ -125,6 +136,44 @@ class Mlflow:
       self._client.log_artifact(self._id, str(path))
     ends = {"finished": "FINISHED", "stopped": "KILLED"}
     self._client.set_terminated(self._id, ends.get(result, "FAILED"))
+
+
+def _make_database(uri: str) -> None:
+  """Makes MLflow's database, whole or not at all, if it is a SQLite file that is not there.
+
+  MLflow would make it in place, by 1,700 statements: one that is killed meanwhile leaves a database
+  that no run can open again, and one that begins meanwhile fails.
+  """
+  if not uri.startswith("sqlite:"):
+    return
+  import mlflow
+  import sqlalchemy
+
+  url = sqlalchemy.make_url(uri)
+  path = pathlib.Path(url.database or ":memory:")
+  if path.name == ":memory:" or str(path).startswith("file:") or path.exists():
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory() as folder:
+    made = pathlib.Path(folder, "mlflow.db")
+    client = mlflow.MlflowClient(tracking_uri=str(url.set(database=str(made))))
+    client.search_experiments()
+    put_if_absent(made, path)
+
+
+def put_if_absent(made: pathlib.Path, path: pathlib.Path) -> None:
+  """Copies a file to a path at once; a file that is there already stays."""
+  whole = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+  try:
+    shutil.copy(made, whole)
+    try:
+      os.link(whole, path)
+    except FileExistsError:
+      pass
+    except OSError:
+      whole.rename(path)  # a file system without hard links
+  finally:
+    whole.unlink(missing_ok=True)
 
 
 class Trackio:

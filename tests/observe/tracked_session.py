@@ -6,6 +6,7 @@ python -m tests.observe.tracked_session RUN '{"trackers": ["wandb"], "steps": [0
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -17,6 +18,8 @@ from offpolicy_rl.observe import metrics, trackers, tracking
 def main(run_dir: pathlib.Path, plan: dict) -> None:
   """Prints what trackers say, and the position of a checkpoint after `save_at` steps."""
   position, said = plan.get("position"), threading.Semaphore(0)
+  if "at_statement" in plan:
+    at_statement(run_dir, **plan["at_statement"])
 
   def say(line: str) -> None:
     print(line, flush=True)
@@ -54,6 +57,25 @@ def main(run_dir: pathlib.Path, plan: dict) -> None:
     (run_dir / name).write_text(f"{name}\n")
   writer.close()
   tracked.finish("finished")
+
+
+def at_statement(run_dir: pathlib.Path, pattern: str, kill: bool) -> None:
+  """Before the first statement of SQL that fits the pattern: ends, or waits for the file `go`."""
+  import sqlalchemy
+  import sqlalchemy.engine
+
+  reached = run_dir / "reached"
+
+  def look(connection, cursor, statement, parameters, *_) -> None:
+    if reached.exists() or not re.search(pattern, f"{statement} {parameters}", re.DOTALL):
+      return
+    reached.touch()
+    if kill:
+      os.kill(os.getpid(), signal.SIGKILL)
+    while not (run_dir / "go").exists():
+      time.sleep(0.05)
+
+  sqlalchemy.event.listen(sqlalchemy.engine.Engine, "before_cursor_execute", look)
 
 
 def write(writer, tracked, kind: str, step: int, row: dict) -> None:

@@ -4,6 +4,7 @@ Their packages are in an environment of their own: make .venv-trackers/.installe
 """
 
 import collections
+import concurrent.futures
 import itertools
 import json
 import os
@@ -173,6 +174,51 @@ def test_mlflow_has_every_value_of_a_run_that_was_killed_and_resumed_once(tmp_pa
   )
   kept = {path.name for path in tmp_path.rglob("artifacts/*")}
   assert kept >= FILES
+
+
+HALF_MADE = "INSERT INTO _alembic_tmp_"  # MLflow is changing a table of its new database
+
+
+@pytest.mark.parametrize("moment", [HALF_MADE, "INSERT INTO params"])
+def test_mlflow_has_a_run_whose_first_session_was_killed_while_it_was_opened(
+  tmp_path, offline, moment
+):
+  stop = {"pattern": moment, "kill": True}
+  checkpoint = {"metrics": 0, "tracking": {"id": "a-run", "rows": 0}}
+  plan = {"trackers": ["mlflow"], "steps": [0, 3], "position": checkpoint}
+  assert session(tmp_path / "run", offline, **plan, at_statement=stop).returncode == -9
+  done = session(tmp_path / "run", offline, **plan)
+  assert done.returncode == 0 and "Error" not in done.stdout, done.stdout + done.stderr
+  rows, [run] = from_mlflow(tmp_path)
+  assert [row["value"] for row in rows if row["key"] == "train/reward"] == [0, 1, 2]
+  assert (run["status"], run["params"]["seed"]) == ("FINISHED", "3")
+  with sqlite3.connect(tmp_path / "mlflow.db") as database:
+    found = dict(database.execute("select name, artifact_location from experiments"))
+  assert found == {
+    name: f"{tmp_path}/mlruns/{i}" for i, name in enumerate(("Default", "offpolicy-rl"))
+  }
+
+
+@pytest.mark.parametrize("moment", [HALF_MADE, "INSERT INTO experiments.*offpolicy-rl"])
+def test_two_runs_begin_at_once_on_a_new_database_of_mlflow(tmp_path, offline, moment):
+  """One stops while it makes the database, or the experiment, until the other is over."""
+  plan = {"trackers": ["mlflow"], "steps": [0, 3]}
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    stop = {"pattern": moment, "kill": False}
+    slow = pool.submit(session, tmp_path / "slow", offline, **plan, at_statement=stop)
+    while not (tmp_path / "slow" / "reached").exists():
+      assert not slow.done(), slow.result().stdout
+      time.sleep(0.05)
+    quick = session(tmp_path / "quick", offline, **plan)
+    (tmp_path / "slow" / "go").touch()
+  for done in (slow.result(), quick):
+    assert done.returncode == 0 and "Error" not in done.stdout, done.stdout + done.stderr
+  _, runs = from_mlflow(tmp_path)
+  assert {(run["name"], run["status"]) for run in runs} == {
+    ("slow", "FINISHED"),
+    ("quick", "FINISHED"),
+  }
+  assert not list(tmp_path.glob(".mlflow.db*"))
 
 
 def test_trackio_goes_on_in_the_run_that_was_killed(tmp_path, offline):

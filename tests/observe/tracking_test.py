@@ -1,5 +1,6 @@
 """Trackers get every row once, whatever is resumed, and none of them can end a run."""
 
+import errno
 import io
 import threading
 import time
@@ -7,7 +8,7 @@ import time
 import pytest
 from rich.console import Console
 
-from offpolicy_rl.observe import metrics, terminal, tracking
+from offpolicy_rl.observe import metrics, terminal, trackers, tracking
 from offpolicy_rl.roles import run_files
 from tests.conftest import ROOT
 from tests.roles.run_files_test import ROW, make_steps
@@ -234,3 +235,37 @@ def test_the_environment_of_the_long_test_has_what_the_extras_ask_for():
   wanted = [line for line in lines if line and not line.startswith("#")]
   setup = (ROOT / "setup.py").read_text()
   assert all(f'"{line}"' in setup for line in wanted) and len(wanted) == 5
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_database_appears_whole_or_not_at_all(tmp_path, monkeypatch, links):
+  made, path = tmp_path / "made", tmp_path / "mlflow.db"
+  made.write_text("whole")
+  if not links:
+    monkeypatch.setattr(trackers.os, "link", unsupported)
+  monkeypatch.setattr(trackers.shutil, "copy", half_a_copy)
+  with pytest.raises(OSError, match="No space"):
+    trackers.put_if_absent(made, path)
+  assert list(tmp_path.iterdir()) == [made]
+  monkeypatch.undo()
+  if not links:
+    monkeypatch.setattr(trackers.os, "link", unsupported)
+  trackers.put_if_absent(made, path)
+  assert path.read_text() == "whole" and sorted(tmp_path.iterdir()) == [made, path]
+
+
+def unsupported(*_):
+  raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+def half_a_copy(source, target):
+  target.write_text(source.read_text()[:2])
+  raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_database_that_another_run_made_meanwhile_stays(tmp_path):
+  made, path = tmp_path / "made", tmp_path / "mlflow.db"
+  made.write_text("second")
+  path.write_text("first")
+  trackers.put_if_absent(made, path)
+  assert path.read_text() == "first" and sorted(tmp_path.iterdir()) == [made, path]
