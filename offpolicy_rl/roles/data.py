@@ -150,14 +150,20 @@ def largest_message(config: ConfigDict, policy: build.Policy) -> tuple[str, int]
 def check_problems(config: ConfigDict, selection: catalog.Selection, policy: build.Policy) -> None:
   """Inspects a sample of each task, and all problems if something is wrong.
 
-  Skips tasks that are slow to list, as the run reads all their prompts later anyway.
+  Of tasks that are slow to list only names and vocabularies are checked, as the run reads all their
+  prompts later anyway.
 
   Raises:
     ConfigError: a run could not start.
   """
+  try:
+    selection = selection.expanded()
+    for task in selection.tasks:
+      prompts.require_same_ids(task, policy.tokenizer)
+  except TaskError as error:
+    raise config_lib.ConfigError(str(error)) from None
   if all(task.slow for task in selection.tasks):
     return
-  selection = selection.expanded()
   quick = [i for i, task in enumerate(selection.tasks) if not task.slow]
   look = functools.partial(inspect, config, selection, policy, only=quick)
   try:

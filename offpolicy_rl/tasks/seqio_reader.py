@@ -4,6 +4,7 @@ Order and position are ours: a Task is read without shuffling, with a fixed seed
 preprocessors, so that the rows of a pass are always the same; `stream.py` shuffles them.
 """
 
+import difflib
 import functools
 import importlib
 import json
@@ -73,9 +74,11 @@ def _find(name: str, module: str) -> seqio.Task | seqio.Mixture:
     raise TaskError(f"task.module: importing {module!r}: {_told(error)}") from error
   known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
   if name not in known:
+    similar = difflib.get_close_matches(name, known)
+    names = ", ".join(dict.fromkeys([*similar, *sorted(known)]))
     raise TaskError(
       f"task.name: got seqio:{name}, expected one of those that are registered after importing "
-      f"task.module={module}: {', '.join(sorted(known)):.500}"
+      f"task.module={module}: {names:.500}"
     )
   return seqio.get_mixture_or_task(name)
 
@@ -116,27 +119,23 @@ def _listed(task: seqio.Task, how: Reading, split: str) -> sources.Listed:
 def _problems(
   task: seqio.Task, verifier: str, split: str, start: int
 ) -> Iterator[Problem | LeftOut]:
-  """The problems of one pass, from number `start` on."""
-  for number, example in enumerate(_examples(task, split, start), start):
-    yield _problem(task, verifier, example, f"seqio:{task.name}, {split} {number}")
+  """The problems of a pass, from number `start` on; see `stream.Streamed.open`.
 
-
-def _examples(task: seqio.Task, split: str, start: int) -> Iterator[Example]:
-  """The examples from number `start` on; TaskError for what the source or a preprocessor raises."""
-  examples, number = None, start
-  while True:
-    try:
-      examples = examples or _rows(dataset(task, split).skip(start))
-      example = next(examples, None)
-    except TaskError:
-      raise
-    except Exception as error:
-      where = f"seqio:{task.name}, {split}, behind example {number - 1}"
-      raise TaskError(f"{where}: {_told(error)}") from error
-    if example is None:
-      return
-    yield example
-    number += 1
+  Raises:
+    TaskError: for what the source or a preprocessor raises.
+  """
+  where, number = f"seqio:{task.name}, {split}", start
+  try:
+    examples = dataset(task, split)
+    length = int(examples.cardinality())  # below 0 if nobody knows without reading
+    number = start % length if length > 0 else start
+    for example in _rows(examples.skip(number)):
+      yield _problem(task, verifier, example, f"{where} {number}")
+      number += 1
+  except TaskError:
+    raise
+  except Exception as error:
+    raise TaskError(f"{where}, behind example {number - 1}: {_told(error)}") from error
 
 
 def _rows(examples: tf.data.Dataset) -> Iterator[Example]:

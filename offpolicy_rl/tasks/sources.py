@@ -158,14 +158,17 @@ def tfds(name: str, folder: pathlib.Path, split: str, columns: Columns, most: in
   """Problems of a data set that TFDS prepared in a folder; as `jsonl`."""
   from offpolicy_rl.tasks import tfds as tfds_lib  # TensorFlow, only here
 
+  size = tfds_splits(name, folder).get(split)
+
   def problems(start: int) -> Iterator[Problem | LeftOut]:
+    start = start % size if size else start
     values = tfds_lib.read(name, str(folder), split, start)
     found = (
       rows.Row(f"tfds:{name}, {split} {i}", rows.Values(row)) for i, row in enumerate(values, start)
     )
     return _problems(found, columns.problem)
 
-  return listed(problems, most, tfds_splits(name, folder).get(split))
+  return listed(problems, most, size)
 
 
 def tfds_splits(name: str, folder: pathlib.Path) -> dict[str, int]:

@@ -38,7 +38,9 @@ class PromptStream:
 class Streamed(NamedTuple):
   """A source that is too large to list."""
 
-  open: Callable[[int], Iterator]  # the rows of one pass, from this one on, in a fixed order
+  # The rows of one pass, from this one on, in a fixed order. A source that knows its length goes on
+  # counting in the next pass; from another there are none behind its last row.
+  open: Callable[[int], Iterator]
   make: Callable[[list], list]  # rows -> the prompts of those that are usable
 
   def where(self, keep: Callable[[Any], bool]) -> "Streamed":
@@ -81,7 +83,7 @@ class _Passes:
   """A position in endless passes over a source; moving on is cheap, moving back opens it anew."""
 
   def __init__(self, opener: Callable[[int], Iterator]):
-    self._open, self._length = opener, None  # rows of a pass; None = not known yet
+    self._open, self._length = opener, None  # rows of a pass or several; None = not known yet
     self._at, self._place = None, 0  # position, None = nowhere yet; that in its pass
     self._rows: Iterator = iter(())
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 
 import pytest
 
+from offpolicy_rl.cli import main
 from offpolicy_rl.roles import build, data
 from offpolicy_rl.tasks import catalog, prompts, scoring, vocabulary
 from offpolicy_rl.tasks import stream as streams
@@ -99,6 +101,29 @@ def test_wrong_settings_are_refused(tiny_config, keys, message):
     selection = select(tiny_config, name, **keys)
     selection.check()
     selection.expanded()
+
+
+@pytest.mark.parametrize(
+  ("keys", "message"),
+  [
+    ({"name": "seqio:strangers_sum"}, "strangers_sum, expected one of .*=%s: strangers_sums, "),
+    ({"name": "seqio:strangers", "heldout_split": "x"}, "task.heldout_split: got 'x', expected a"),
+    ({"name": "seqio:bytes"}, "task seqio:bytes: output_features: inputs: got 259 token ids"),
+  ],
+)
+def test_what_is_wrong_with_names_is_said_before_there_is_a_run(tmp_path, capsys, keys, message):
+  import seqio
+
+  feature = seqio.Feature(seqio.ByteVocabulary())
+  rows = {"inputs": [[4, 5]], "targets": [[6]]}
+  registered("bytes", rows, features={"inputs": feature, "targets": feature})
+  flags = [
+    f"--config.task.{k}={v}" for k, v in ({"module": MODULE, "verifier": "exact"} | keys).items()
+  ]
+  run_dir = tmp_path / "run"
+  assert main.main(["learner", "--config=configs/test.py", *flags, f"--run_dir={run_dir}"]) == 2
+  assert re.search(message.replace("%s", MODULE), capsys.readouterr().err)
+  assert not run_dir.exists()
 
 
 def registered(name, rows, *, features=None, preprocessors=(), **keys):
@@ -280,3 +305,30 @@ def test_a_large_source_is_streamed_and_any_prompt_found_again(tiny_config):
     assert prompt(again, i) == prompt(stream, i)
   other = streams.make_stream([(1.0, made.prompts)], 4)
   assert [prompt(other, i) for i in range(50)] != first[:50]
+
+
+def test_a_prompt_of_a_later_pass_is_found_without_reading_one(tiny_config):
+  import seqio
+  import tensorflow as tf
+
+  counted, length = [], 30_000
+
+  def source(split, shuffle_files):
+    text = lambda i: counted.append(i) or str(i).encode()
+    rows = tf.data.Dataset.range(length).map(lambda i: tf.numpy_function(text, [i], tf.string))
+    return rows.map(lambda i: {"inputs": tf.ensure_shape(i, []), "targets": tf.ensure_shape(i, [])})
+
+  seqio.TaskRegistry.add("counted", seqio.FunctionDataSource(source, ["train"]), output_features={})
+  [(_, made)] = read(tiny_config, "counted", verifier="exact", max_listed=3000)
+  begun = len(counted)
+  later = streams.make_stream([(1.0, made.prompts)], 3)
+  block = 10**9 // streams.BLOCK
+  index = (
+    next(b for b in range(block, 2 * block) if b * streams.BLOCK % length < 1000) * streams.BLOCK
+  )
+  later[index]
+  assert len(counted) - begun < length / 2
+  first = index % length
+  rows = {str(i) for i in range(first, first + streams.BLOCK)}
+  found = {WORDS.decode(later[index + i].prompt_tokens.tolist()) for i in range(50)}
+  assert found <= rows
