@@ -17,6 +17,8 @@ DEMO_RUN = $(or $(patsubst --run_dir=%,%,$(filter --run_dir=%,$(ARGS))),$$(ls -d
 # No accelerator is needed or looked for here, and TensorFlow only reads prompts.
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# Whole runs start a hundred processes, each of which would compile the package's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-long lint proto clean
 

@@ -1,5 +1,5 @@
 """Every card with a published model, as it stands, with a small random model of its family: import,
-two steps with a separate sampler, export, and back into transformers.
+two steps with a sampler over the wire, export, and back into transformers.
 """
 
 import json
@@ -13,8 +13,9 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import main
 from offpolicy_rl.tasks import tokenizer
 from tests.conftest import ROOT
+from tests.end_to_end_test import over_the_wire
 from tests.model.conftest import reference, run_reference  # noqa: F401 (a fixture)
-from tests.run_system import processes, train_rows
+from tests.run_system import train_rows
 from tests.tasks.tokenizer_test import Gguf
 
 CARDS = {  # card -> random model of tests/reference
@@ -67,7 +68,7 @@ def exported(tmp_path_factory):
 @pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("card", "family"), CARDS.items())
-def test_from_import_to_export(tmp_path, reference, exported, card, family):  # noqa: F811
+def test_from_import_to_export(tmp_path, reference, exported, capsys, card, family):  # noqa: F811
   source, taken, run = tmp_path / "source", tmp_path / "taken", tmp_path / "run"
   shutil.copytree(reference / family / "model", source)
   tokenizer.write_from_gguf(Gguf(), source)
@@ -75,18 +76,11 @@ def test_from_import_to_export(tmp_path, reference, exported, card, family):  # 
   # In bfloat16 a router's near ties go another way in the learner: other experts, any mismatch.
   exact = {"model.compute_dtype": "float32", "transport.weights_dtype": "float32"}
   small = SMALL | (exact if family == "qwen3-moe" else {})
-  settings = [f"--config.{key}={value}" for key, value in small.items()]
-  with processes() as launch:
-    local = launch(
-      "local",
-      f"--config=configs/{card}.py",
-      f"--config.model.checkpoint={taken}",
-      f"--run_dir={run}",
-      *settings,
-    )
-    output, _ = local.communicate(timeout=300)
-  assert local.returncode == 0, output
-  assert "a completion ends with '<|im_end|>' (1)" in output
+  config = config_lib.load(str(ROOT / "configs" / f"{card}.py"))
+  given = {"model.checkpoint": taken, **small}
+  config_lib.override(config, [(key, str(value)) for key, value in given.items()])
+  over_the_wire(config, run, samplers=1)
+  assert "a completion ends with '<|im_end|>' (1)" in capsys.readouterr().out
   rows = train_rows(run)
   assert [row["step"] for row in rows] == [0, 1]
   assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)

@@ -12,7 +12,7 @@ from benchmarks import chaos
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
   return chaos.study(
-    faults=4, seed=3, mode="fixed", samplers=3, folder=tmp_path_factory.mktemp("c")
+    faults=4, seed=3, mode="fixed", samplers=2, folder=tmp_path_factory.mktemp("c")
   )
 
 

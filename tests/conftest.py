@@ -3,26 +3,27 @@
 import os
 import tempfile
 
+from offpolicy_rl.system import compiled
+
 # Before JAX starts: eight virtual devices for the sharding tests, silence from TensorFlow. Nearly
-# all of the time goes into compiling what runs once; the processes of whole runs optimise as usual.
+# all of the time goes into compiling what runs once, so nothing is optimised.
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "")
-  + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  os.environ.get("XLA_FLAGS", "").replace("--xla_backend_optimization_level=0", "")
+  + " --xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Tests, workers and the processes they start compile the same programs, many of one operation:
-# once a session is enough for each.
+# Tests, workers and the processes they start compile the same programs, many of one operation, and
+# so does the next session. What JAX's keys lack is in the directory's name, so none can be stale.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = (
   os.environ["JAX_COMPILATION_CACHE_DIR"]  # of the process that has started this worker
   if "PYTEST_XDIST_WORKER" in os.environ
-  else tempfile.mkdtemp(prefix="offpolicy-rl-tests-")
+  else str(compiled.user_directory("compiled-tests") or tempfile.mkdtemp(prefix="offpolicy-rl-"))
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import gc
 import pathlib
-import shutil
 import signal
 
 import jax
@@ -34,6 +35,10 @@ from tests.cpu_times import pytest_addoption, pytest_runtest_protocol  # noqa: F
 ROOT = pathlib.Path(__file__).parent.parent
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+assert jax.device_count() == 8
+# Processes that tests start have one device, as users' have; its number is in a program's key.
+XLA_FLAGS = os.environ["XLA_FLAGS"].removesuffix(" --xla_force_host_platform_device_count=8")
+os.environ["XLA_FLAGS"] = XLA_FLAGS
 
 
 @pytest.fixture
@@ -100,9 +105,3 @@ def pytest_collection_finish():
   """Thousands of collected tests stay: no garbage collection looks through them again."""
   gc.collect()
   gc.freeze()
-
-
-def pytest_sessionfinish():
-  """The compiled programs go when the session ends."""
-  if "PYTEST_XDIST_WORKER" not in os.environ:
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -266,7 +266,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_finishes(tmp_path):
   run_dir = tmp_path / "run"
   with processes() as launch:
     local = launch(
-      "local", "--config=configs/test.py", f"--run_dir={run_dir}", "--config.learner.steps=400"
+      "local",
+      "--config=configs/test.py",
+      f"--run_dir={run_dir}",
+      "--config.warm_start.steps=40",
+      "--config.learner.steps=400",
     )
     wait_for(lambda: len(train_rows(run_dir)) >= 15, 120, "15 steps")
     local.send_signal(signal.SIGINT)

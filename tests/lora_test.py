@@ -21,35 +21,37 @@ from offpolicy_rl.roles.weights import SamplerWeights, WeightPublisher
 from offpolicy_rl.tasks import tokenizer
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport import weights
+from tests.conftest import ROOT
+from tests.end_to_end_test import over_the_wire
 from tests.model.conftest import reference, run_reference  # noqa: F401 (a fixture)
 from tests.model.families_test import LLAMA
 from tests.model.lora_test import ADAPTED, logits
-from tests.run_system import assert_identical, processes, train_rows
+from tests.run_system import assert_identical, train_rows
 from tests.tasks.tokenizer_test import Gguf
 
 TARGETS = "w_q,w_v,w_o,w_down"
-SETTINGS = (
-  "--config=configs/test.py",
-  "--config.task.chat=False",
-  "--config.task.prompt=Add: {question}",
-  "--config.task.max_prompt_tokens=20",
-  "--config.warm_start.steps=30",
-  "--config.evaluation.every=0",
-  "--config.lag.mode=fixed",
-  "--config.lag.max_lag=1",
-  "--config.model.lora_rank=4",
-  f"--config.model.lora_targets={TARGETS}",
-  "--config.objective.kl_coef=0.1",
-  "--config.learner.audit_every=1",
-  "--config.learner.learning_rate=0.01",
-)
+SETTINGS = {
+  "task.chat": False,
+  "task.prompt": "Add: {question}",
+  "task.max_prompt_tokens": 20,
+  "warm_start.steps": 30,
+  "evaluation.every": 0,
+  "lag.mode": "fixed",
+  "lag.max_lag": 1,
+  "model.lora_rank": 4,
+  "model.lora_targets": TARGETS,
+  "objective.kl_coef": 0.1,
+  "learner.audit_every": 1,
+  "learner.learning_rate": 0.01,
+}
 
 
-def local(*arguments):
-  with processes() as launch:
-    process = launch("local", *arguments)
-    output, _ = process.communicate(timeout=400)
-  assert process.returncode == 0, output
+def run_until(step: int, run_dir, checkpoint, **how):
+  """A run, or its resumption, with a sampler over the wire."""
+  config = config_lib.load(str(ROOT / "configs" / "test.py"))
+  given = SETTINGS | {"model.checkpoint": checkpoint, "learner.steps": step}
+  config_lib.override(config, [(key, str(value)) for key, value in given.items()])
+  over_the_wire(config, run_dir, 1, **how)
 
 
 @pytest.mark.long
@@ -59,14 +61,13 @@ def test_adapters_from_a_published_checkpoint_to_another_one(tmp_path, reference
   shutil.copytree(reference / "qwen2" / "model", source)
   tokenizer.write_from_gguf(Gguf(), source)
   assert main.main(["import", f"--from={source}", f"--to={taken}"]) == 0
-  settings = (*SETTINGS, f"--config.model.checkpoint={taken}")
   run, straight = tmp_path / "run", tmp_path / "straight"
   # Without a break, weights through a directory; and with a break, weights streamed.
   shared = tmp_path / "shared"
-  local(*settings, f"--run_dir={straight}", "--config.learner.steps=4", f"--weights_dir={shared}")
-  local(*settings, f"--run_dir={run}", "--config.learner.steps=2")
+  run_until(4, straight, taken, weights_dir=str(shared))
+  run_until(2, run, taken)
   shutil.rmtree(taken)  # the run keeps what it needs
-  local("--resume", f"--run_dir={run}", "--config.learner.steps=4")
+  run_until(4, run, taken, resume=True)
   assert_identical(chaos.parameters(run), chaos.parameters(straight))
 
   losses = [row["loss"] for row in metrics.read(run) if row["kind"] == metrics.WARM_START]

@@ -13,16 +13,12 @@ import numpy as np
 from offpolicy_rl.observe import metrics
 from tests.conftest import ROOT
 
-# Most of a short run's time goes into compiling. end_to_end_test.py has one as users compile it.
-XLA_FLAGS = "--xla_backend_optimization_level=0"
-
 
 def start(*arguments: str, cwd=ROOT, **environment: str) -> subprocess.Popen:
-  env = os.environ | {"XLA_FLAGS": XLA_FLAGS} | environment
   return subprocess.Popen(
     [sys.executable, "-m", "offpolicy_rl.cli.main", *arguments],
     cwd=cwd,
-    env=env,
+    env=os.environ | environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

@@ -12,11 +12,12 @@ from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.model import policy
 from offpolicy_rl.roles import build, build_learner
 from tests import run_system as system
+from tests.conftest import XLA_FLAGS
 
 pytestmark = pytest.mark.long
-STEPS = 30
+STEPS = 20
 DEVICES = 2
-KEPT = 5  # the step from which the run of one process is gone on with by four
+KEPT = 4  # the step from which the run of one process is gone on with by four
 SETTINGS = [
   "--config=configs/test.py",
   "--config.warm_start.steps=40",
@@ -42,7 +43,7 @@ def free_port() -> int:
 def start_learner(launch, run_dir, count: int, *more: str, devices: int = DEVICES) -> list:
   """The processes of one learner, each with its part of the devices."""
   shared = ["learner", *SETTINGS, f"--run_dir={run_dir}", f"--weights_dir={run_dir}-weights", *more]
-  flags = f"{system.XLA_FLAGS} --xla_force_host_platform_device_count={devices // count}"
+  flags = f"{XLA_FLAGS} --xla_force_host_platform_device_count={devices // count}"
   if count > 1:
     shared += [
       f"--checkpoint_dir={run_dir}-checkpoints",
@@ -124,17 +125,17 @@ def begun(launch, run_dir, rows: int, *more: str):
 def test_whoever_is_killed_or_told_to_stop_all_stop_and_go_on_together(tmp_path, alone):
   run_dir = tmp_path / "run"
   with system.processes() as launch:
-    for rows, victim in ((6, 1), (12, 0)):
-      learner, sampler = begun(launch, run_dir, rows, *(["--resume"] if rows > 6 else []))
+    for rows, victim in ((5, 1), (9, 0)):
+      learner, sampler = begun(launch, run_dir, rows, *(["--resume"] if rows > 5 else []))
       learner[victim].kill()
       output, _ = learner[1 - victim].communicate(timeout=60)
       assert learner[1 - victim].returncode not in (0, None), output
       sampler.kill()
-    learner, sampler = begun(launch, run_dir, 18, "--resume")
+    learner, sampler = begun(launch, run_dir, 13, "--resume")
     learner[1].send_signal(signal.SIGTERM)
     finish([*learner, sampler])
     made = len(system.train_rows(run_dir))
-    assert 18 <= made < STEPS
+    assert 13 <= made < STEPS
     assert checkpoint.Checkpoints(run_dir / "checkpoints", keep=9).steps()[-1] == made
     learner, sampler = begun(launch, run_dir, made, "--resume")
     finish([*learner, sampler])
@@ -152,7 +153,7 @@ def test_different_configurations_are_refused(tmp_path):
     f"--coordinator=127.0.0.1:{port}",
     "--num_processes=2",
   ]
-  flags = f"{system.XLA_FLAGS} --xla_force_host_platform_device_count={DEVICES // 2}"
+  flags = f"{XLA_FLAGS} --xla_force_host_platform_device_count={DEVICES // 2}"
   with system.processes() as launch:
     both = [
       launch(*shared, f"--process_id={i}", f"--config.seed={i}", XLA_FLAGS=flags) for i in (0, 1)

@@ -28,7 +28,7 @@ def set_up(*, keep: bool) -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     return
   if not os.environ.get(_DIRECTORY):
-    directory = _directory()
+    directory = user_directory("compiled")
     if directory is None:
       return
     os.environ[_DIRECTORY] = str(directory)
@@ -36,13 +36,13 @@ def set_up(*, keep: bool) -> None:
   _remove_damaged(pathlib.Path(os.environ[_DIRECTORY]))
 
 
-def _directory() -> pathlib.Path | None:
-  """The directory of this machine's programs, bounded in size; None if there can't be one."""
+def user_directory(name: str) -> pathlib.Path | None:
+  """A directory for this machine's programs, bounded in size; None if there can't be one."""
   try:
     # A relative path is invalid (XDG Base Directory Specification).
     given = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
     base = given if given.is_absolute() else pathlib.Path.home() / ".cache"
-    root = base / "offpolicy-rl" / "compiled"
+    root = base / "offpolicy-rl" / name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     directory = root / f"jaxlib-{importlib.metadata.version('jaxlib')}-{cores}-cores"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)

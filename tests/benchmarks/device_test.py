@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks import device, device_lag, device_values
 from benchmarks import device_countdown as countdown
-from tests.conftest import ROOT
+from tests.conftest import ROOT, XLA_FLAGS
 
 SIZE = countdown.Size(numbers=6, layers=2, width=16, heads=2)
 PIECES = [piece for part in device.PARTS.values() for piece in part]
@@ -163,6 +163,8 @@ def test_a_piece_that_fails_is_told_and_others_are_made():
 
 # ---------------------------------------------------------------- all of it
 
+TWO_DEVICES = f"{XLA_FLAGS} --xla_force_host_platform_device_count=2"
+
 RUN = f"""
 import sys
 class Absent:
@@ -181,7 +183,7 @@ def run(*arguments: str) -> list[dict]:
   """Rows that a process without ABSENT prints."""
   done = subprocess.run(
     [sys.executable, "-c", RUN, *arguments],
-    env=dict(os.environ) | {"PYTHONPATH": str(ROOT)},
+    env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": TWO_DEVICES},
     capture_output=True,
     text=True,
     check=False,

@@ -168,3 +168,12 @@ def test_watch_takes_a_directory_or_an_address(capsys, run):
 def test_rewards_are_finite_numbers(capsys, rewards):
   assert main.main(["explain", f"--rewards={rewards}"]) == 2
   assert f"--rewards: got {rewards!r}, expected numbers such as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("more", "keep"), [([], True), (["--no_cache"], False)])
+def test_programs_are_kept_unless_told_otherwise(monkeypatch, more, keep):
+  """`compiled_test.py` sees what becomes of it; the processes of `local` inherit it."""
+  asked = []
+  monkeypatch.setattr(main.compiled, "set_up", lambda *, keep: asked.append(keep))
+  monkeypatch.setitem(main._COMMANDS, "eval", lambda flags, assignments: 0)
+  assert main.main(["eval", "--checkpoint=a", *more]) == 0 and asked == [keep]

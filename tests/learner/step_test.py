@@ -87,7 +87,7 @@ def run_once(made: step.StepChoices, mesh, batch, reference=None):
     return compiled_step(made, mesh)(first_state(mesh), placed, reference)
 
 
-@pytest.mark.parametrize("objective", some(["copg"], ["decoupled_ppo", "grpo", "oapl"]))
+@pytest.mark.parametrize("objective", some(["copg"], ["decoupled_ppo"]))
 def test_one_step_is_the_objectives_gradient_through_adam(objective):
   """The same update from its parts: jax.grad of the loss of the whole batch, clip, Adam."""
   made, batch = choices(objective), random_batch()
@@ -147,13 +147,12 @@ def assert_same_parameters(a, b):
     np.testing.assert_allclose(new[decided], other[decided], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize(
-  ("objective", "microbatches"), some([("copg", 4)], [("beta_shift", 8), ("dapo", 4)])
-)
-def test_microbatches_give_the_update_of_the_whole_batch(objective, microbatches):
+@pytest.mark.parametrize("objective", some(["copg"], ["dapo"]))
+def test_microbatches_give_the_update_of_the_whole_batch(objective):
+  """One that couples rows, and one whose mean is that of all tokens."""
   made, mesh = choices(objective), sharding.make_mesh()
   assert_same_update(
-    run_once(made, mesh, random_batch()), run_once(made, mesh, random_batch(parts=microbatches))
+    run_once(made, mesh, random_batch()), run_once(made, mesh, random_batch(parts=4))
   )
 
 
@@ -178,14 +177,13 @@ def test_the_step_shrinks_with_the_effective_sample_size():
 SEVERAL = state_lib.make_optimizer(learning_rate=3e-2, num_steps=10, max_grad_norm=1e6)
 
 
-@pytest.mark.parametrize("objective", some(["grpo"], ["tis"]))
-def test_several_updates_are_made_one_after_the_other_from_one_proximal_policy(objective):
+def test_several_updates_are_made_one_after_the_other_from_one_proximal_policy():
   """Two passes over two minibatches against a plain loop in which nothing is scanned.
 
   The gradient of the last update is what first and second moments of all four are made of, so
   moments are compared; the rounding of the first updates reaches them through the parameters.
   """
-  made = dataclasses.replace(choices(objective), optimizer=SEVERAL, minibatches=2, epochs=2)
+  made = dataclasses.replace(choices("tis"), optimizer=SEVERAL, minibatches=2, epochs=2)
   batch = random_batch(parts=4)
   begin, mesh = first_state(sharding.make_mesh()), sharding.make_mesh()
   state, metrics = jax.device_get(run_once(made, mesh, batch))
@@ -227,12 +225,11 @@ def test_several_updates_are_made_one_after_the_other_from_one_proximal_policy(o
     jnp.mean(jnp.sum(jnp.where(batch.loss_mask, before - batch.sampler_logprobs, 0), -1)),
     rtol=1e-4,
   )
-  if objective == "tis":  # `grpo` has no proximal policy; with the newest one, `tis` is another
-    without, _ = run(whole)
-    assert any(
-      np.abs(moment - without[name]).max() > 0.05 * np.abs(moment).max()
-      for name, moment in moments.items()
-    )
+  without, _ = run(whole)  # with the newest policy as the proximal one it is another update
+  assert any(
+    np.abs(moment - without[name]).max() > 0.05 * np.abs(moment).max()
+    for name, moment in moments.items()
+  )
 
 
 @pytest.mark.long
@@ -284,9 +281,7 @@ def same_prompts_batch(layout, shards=1, candidates=0) -> types.Batch:
   return batch
 
 
-@pytest.mark.parametrize(
-  ("layout", "sides"), some([("shared", 2)], [("packed", 1), ("shared", 1), ("padded", 2)])
-)
+@pytest.mark.parametrize(("layout", "sides"), some([("shared", 2)], [("packed", 1)]))
 def test_devices_and_how_completions_are_laid_out_do_not_matter(layout, sides):
   """On one device or on eight."""
   made = dataclasses.replace(choices("grpo", kl_coef=0.1), shown=4)
@@ -311,7 +306,7 @@ def test_devices_and_how_completions_are_laid_out_do_not_matter(layout, sides):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("layout", "sides"), [("shared", 1), ("packed", 1), ("padded", 2)])
+@pytest.mark.parametrize(("layout", "sides"), [("packed", 1), ("shared", 2)])
 def test_candidates_may_be_laid_out_and_split_in_any_way(layout, sides):
   made = choices("score_centering_tis")
   plain_batch = same_prompts_batch(packing.PADDED, candidates=3)

@@ -44,8 +44,13 @@ def test_the_fixture_is_whole():
   assert len(FIXTURE["results"]) == len(NAMES) * len(FIXTURE["cases"]) == 336
 
 
-@pytest.mark.parametrize("float32", some([False], [True]), ids=["float64", "float32"])
-@pytest.mark.parametrize("name", some(ONE_OF_EACH, OTHERS))
+@pytest.mark.parametrize(
+  ("name", "float32"),
+  some(
+    [(name, False) for name in ONE_OF_EACH],
+    [*((name, False) for name in OTHERS), *((name, True) for name in ONE_OF_EACH)],
+  ),
+)
 def test_configuration(name, float32, no_metrics):
   rows = [row for row in FIXTURE["results"] if row["name"] == name]
   assert [row["case"] for row in rows] == [case["name"] for case in FIXTURE["cases"]]

@@ -181,7 +181,7 @@ def test_extreme_tokens_leave_loss_and_gradient_finite(name):
   assert_finite(*values_and_gradients(with_a_reference(name), extreme_inputs(), metrics=False))
 
 
-@pytest.mark.parametrize("name", some(ONE_OF_EACH[:1], [*ONE_OF_EACH[1:], *OTHERS]))
+@pytest.mark.parametrize("name", some(ONE_OF_EACH[:1], ONE_OF_EACH[1:]))
 def test_jit_and_vmap_change_nothing_and_extremes_stay_finite(name):
   objective, cases = with_a_reference(name), extreme_inputs()
 

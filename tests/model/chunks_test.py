@@ -10,12 +10,12 @@ import pytest
 
 from offpolicy_rl.model import policy, sharding
 from offpolicy_rl.planning import collectives
-from tests.model.decoder_test import CONFIG, random_params, tokens_of
+from tests.model.decoder_test import CONFIG, random_params
 from tests.model.sharding_test import by_rows
 from tests.params import some
 from tests.rows import whole_rows
 
-TOKENS = tokens_of((8, 13))
+TOKENS = np.random.default_rng(2).integers(CONFIG.vocab_size, size=(8, 13), dtype=np.int32)
 
 
 def weighted(config, chunk):

@@ -19,7 +19,7 @@ RANK = 3
 ADAPTED = dataclasses.replace(
   CONFIG, lora_rank=RANK, lora_alpha=6.0, lora_targets=tuple(names.LORA_INPUT_AXES)
 )
-TOKENS = jax.random.randint(jax.random.key(1), (3, 7), 0, CONFIG.vocab_size)
+TOKENS = np.random.default_rng(1).integers(CONFIG.vocab_size, size=(3, 7), dtype=np.int32)
 VARIANTS = {
   "all": {"qkv_bias": True, "tied_embeddings": False},
   "gemma": {"post_norms": True, "qk_norm": True, "norm_offset": 1.0, "activation": "gelu_tanh"},

@@ -176,7 +176,7 @@ def test_a_real_run_is_interrupted_and_goes_on_beside_another(tmp_path):
   small = {
     "model.num_layers": 1,
     "warm_start.steps": 0,
-    "learner.steps": 60,
+    "learner.steps": 30,
     "evaluation.every": 0,
     "evaluation.problems": 1,
     "evaluation.samples": 1,
@@ -196,13 +196,13 @@ def test_a_real_run_is_interrupted_and_goes_on_beside_another(tmp_path):
     assert begun.returncode == 130, output
     assert "1 interrupted, 1 waiting" in output and "the same command continues" in output
     steps = len(train_rows(first))
-    assert steps < 60 and (first / "checkpoints" / "steps" / str(steps)).exists()
+    assert steps < 30 and (first / "checkpoints" / "steps" / str(steps)).exists()
     more = launch(*flags, "--parallel=2")
     output, _ = more.communicate(timeout=120)
   assert more.returncode == 0, output
   assert "1 interrupted, 1 waiting; 2 to do, 2 at a time" in output and "2 finished" in output
   for run_dir in (first, second):
-    assert [row["step"] for row in train_rows(run_dir)] == list(range(60))
+    assert [row["step"] for row in train_rows(run_dir)] == list(range(30))
     assert "Traceback" not in (run_dir / "log.txt").read_text()
   assert "--resume" in (first / "log.txt").read_text().split(f"stopped after step {steps}")[1]
   found = json.loads((out / "summary.json").read_text())

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from offpolicy_rl.tasks import catalog, prompts, seqio_tasks, tfds, verifiers
+from offpolicy_rl.tasks import catalog, prompts, tfds, verifiers
 from offpolicy_rl.tasks import stream as streams
 from offpolicy_rl.tasks.rows import TaskError
 from tests.tasks.catalog_test import MIXTURE
@@ -25,6 +25,8 @@ def problems(name: str, split: str) -> list[catalog.Problem]:
 
 
 def registered(task) -> str:
+  from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: only in a worker that needs it
+
   return seqio_tasks.register(catalog.select(task), task.to_json(sort_keys=True))
 
 
