@@ -105,8 +105,9 @@ START = """
 import pathlib, re, time
 started = time.process_time()
 
-def peak():  # MB of this program alone: getrusage() counts the process that it was forked from, too
-  return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
+def peak():  # MB of this program; getrusage() counts the one that it was forked from, too
+  status = pathlib.Path("/proc/self/status").read_text()
+  return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) / 1024
 
 from offpolicy_rl.tasks import catalog, prompts, stream, vocabulary
 from offpolicy_rl import config as config_lib
