@@ -5,8 +5,10 @@ position, and the size and SHA-256 of every file. It is written last; without it
 ignored.
 """
 
+import functools
 import hashlib
 import json
+import operator
 import pathlib
 import shutil
 import threading
@@ -146,7 +148,7 @@ class Checkpoints:
     Damaged ones are printed and moved aside.
 
     Raises:
-      CheckpointError: all checkpoints are damaged.
+      CheckpointError: all checkpoints are damaged, or none has a commit though the run went on.
     """
     steps = self.steps()
     for step in reversed(steps):
@@ -160,11 +162,10 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)  # an older one of the same step
         folder.rename(aside)
         self._saved.discard(step)
-    damaged = sorted(int(p.name.removesuffix(_DAMAGED)) for p in self._steps.glob(f"*{_DAMAGED}"))
-    if damaged:
+    if (why := _unusable(self._steps)).startswith("every"):
       raise CheckpointError(
-        f"{self._steps}: every checkpoint of {damaged} is damaged; put back an undamaged one under "
-        "its number, or start over with --restart (the run's files are kept)"
+        f"{self._steps}: {why}; put back a complete one under its number, or start over with "
+        "--restart (the run's files are kept)"
       )
     return None
 
@@ -174,7 +175,7 @@ class Checkpoints:
     `like` has shapes and dtypes, `shardings` is a TrainState of NamedShardings.
 
     Raises:
-      CheckpointError: it does not fit `like`.
+      CheckpointError: it does not fit `like`, or can't be read.
     """
     folder, position = self._steps / str(step), self.position(step)
     plain = self._plain / "steps" / str(step)
@@ -182,7 +183,10 @@ class Checkpoints:
     if position["versions"]:
       items["versions"] = ocp.args.StandardRestore(_older(plain, shardings.step.mesh))
     try:
+      _require_fit(plain / "state", like.params, "params")
       items = self._writer.restore(plain, args=ocp.args.Composite(**items))
+    except CheckpointError:
+      raise
     except Exception as error:  # Orbax raises many kinds
       raise CheckpointError(f"{folder}: {_one_line(error)}") from None
     older = items["versions"] if position["versions"] else {}
@@ -206,9 +210,10 @@ class Checkpoints:
       _write_commit(self._initial, {})
 
   def restore_initial(self, like: policy.Params, shardings: policy.Params) -> policy.Params:
-    """Reads what `save_initial` wrote; CheckpointError if it is damaged or missing."""
+    """Reads what `save_initial` wrote; CheckpointError if it is damaged, missing or another's."""
     if not jax.process_index():
       _verified_position(self._initial)
+    _require_fit(self._plain / "initial", like)
     with files.orbax_standard("initial") as reader:
       return reader.restore(self._plain / "initial", _abstract(like, shardings))
 
@@ -244,13 +249,37 @@ def newest_params(directory: pathlib.Path, like: policy.Params) -> tuple[int, po
     except Exception as error:  # Orbax raises many kinds
       if (folder / _COMMIT).exists():
         raise CheckpointError(f"{folder}: {_one_line(error)}") from None
-  raise CheckpointError(
-    f"{directory}: no checkpoint yet; a run writes the first one when it begins to sample"
-  )
+  raise CheckpointError(f"{directory / 'steps'}: {_unusable(directory / 'steps')}")
+
+
+def _unusable(steps: pathlib.Path) -> str:
+  """Says why there is no checkpoint to read in the directory of a run."""
+  names = [path.name for path in steps.glob("*")] if steps.is_dir() else []
+  damaged = [int(name.removesuffix(_DAMAGED)) for name in names if name.endswith(_DAMAGED)]
+  begun = [int(name) for name in names if name.isdigit()]
+  if damaged:
+    return f"every checkpoint of {sorted(damaged)} is damaged"
+  if any(begun):  # the one of step 0 may have been interrupted
+    return f"every checkpoint of {sorted(begun)} lacks its {_COMMIT}, which is written last"
+  return "no checkpoint yet; a run writes the first one when it begins to sample"
+
+
+def _require_fit(folder: pathlib.Path, params: policy.Params, *path: str) -> None:
+  """Raises CheckpointError unless what Orbax wrote has the shapes of `params` below `path`."""
+  tree = ocp.StandardCheckpointHandler().metadata(epath.Path(folder)).tree
+  saved = policy.flatten(functools.reduce(operator.getitem, path, tree))
+  for name, expected in policy.flatten(params).items():
+    got = tuple(saved[name].shape) if name in saved else "nothing"
+    if got != expected.shape:
+      raise CheckpointError(
+        f"{folder}: {name}: got {got}, expected {expected.shape} by the run's config.json; the "
+        "checkpoint is of another model: put back what belongs together"
+      )
 
 
 def _read_params(folder: pathlib.Path, like: policy.Params) -> policy.Params:
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  _require_fit(files.orbax_path(folder) / "state", like, "params")
   target = {"params": _abstract(like, jax.tree.map(lambda _: here, like))}
   with ocp.PyTreeCheckpointer() as reader:
     restored = reader.restore(
@@ -281,8 +310,15 @@ def _verified_position(folder: pathlib.Path) -> dict:
   try:
     commit = json.loads((folder / _COMMIT).read_text())
     position, contents = commit["position"], commit["files"]
+  except FileNotFoundError:
+    raise CheckpointError(
+      f"{folder / _COMMIT}: missing, expected because it is written last; the checkpoint is not "
+      "complete"
+    ) from None
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise CheckpointError(f"{folder / _COMMIT}: {_one_line(error)}") from None
+    raise CheckpointError(
+      f"{folder / _COMMIT}: got {_one_line(error)}, expected an object with position and files"
+    ) from None
   for name, expected in contents.items():
     path = folder / name
     if not path.is_file():

@@ -5,6 +5,7 @@ read what TFDS prepared.
 """
 
 import dataclasses
+import difflib
 import importlib.util
 import itertools
 import json
@@ -14,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from offpolicy_rl.system import nearby
 from offpolicy_rl.tasks import extraction, rows, stream, verifiers
 from offpolicy_rl.tasks.rows import LeftOut, TaskError
 
@@ -79,6 +81,8 @@ class Columns:
 
   def problem(self, row: rows.Row) -> "Problem":
     """The problem in a row; RowError if it has none."""
+    for role in ("question", "answer", "demonstration"):
+      self._require(row.values, role)
     question, messages = rows.chat(row.values, self.question)
     return Problem(
       question=question,
@@ -86,6 +90,18 @@ class Columns:
       demonstration=rows.text(row.values, self.demonstration or self.answer),
       where=row.where,
       messages=messages,
+    )
+
+  def _require(self, values: rows.Values, role: str) -> None:
+    name = getattr(self, role)
+    if not name or name in values:
+      return
+    lower = {other.casefold(): other for other in values}
+    similar = [lower[other] for other in difflib.get_close_matches(name.casefold(), lower, n=1)]
+    meant = similar[0] if similar else "NAME"
+    raise rows.RowError(
+      f"{name}: got only the columns {sorted(values)!s:.200}, expected {name}, or another by "
+      f"--config.task.{role}_column={meant}"
     )
 
 
@@ -286,6 +302,8 @@ def check_gsm8k(data_dir: str) -> None:
 def check_file(key: str, path: str | pathlib.Path) -> None:
   """Raises TaskError if there is no such file or folder."""
   if not pathlib.Path(path).exists() or not str(path):
+    there = nearby.files(pathlib.Path(path)) if str(path) else ""
     raise TaskError(
       f"{key}: got {str(path)!r}, expected a file of JSON lines or Parquet, or a folder of such"
+      f"{there}"
     )

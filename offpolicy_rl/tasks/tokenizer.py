@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 
 from offpolicy_rl import types
+from offpolicy_rl.system import nearby
 from offpolicy_rl.tasks import chat, gguf_tokenizer, special_tokens, stop_texts, thoughts
 from offpolicy_rl.tasks.special_tokens import CONFIG, SETTINGS, TOKENIZER, TokenizerError
 from offpolicy_rl.tasks.vocabulary import Vocabulary
@@ -345,7 +346,12 @@ def _read(path: pathlib.Path, *, needed: bool = False) -> str:
         "; transformers writes it from older files: "
         "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
       ) * (path.name in (TOKENIZER, SETTINGS))
-      raise TokenizerError(f"{path}: no such file{hint}")
+      if path.name == CONFIG:
+        hint = (
+          ", expected the files of a published model in the directory that model.checkpoint names; "
+          "none is downloaded: hf download NAME --local-dir=DIRECTORY gets them"
+        )
+      raise TokenizerError(f"{path}: no such file{hint}{nearby.files(path)}")
     return ""
   try:
     return path.read_text(encoding="utf-8")

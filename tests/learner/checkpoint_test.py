@@ -145,11 +145,19 @@ def test_a_reader_takes_the_next_one_when_the_run_removes_what_it_reads(
   assert (number, looked) == (4, ["3", "4"]) and equal(params, state.params)
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_its_name(tmp_path, state):
-  Kept(tmp_path).save_simply(3, state)
+def test_a_checkpoint_of_another_model_is_refused_by_its_name(tmp_path, state, shardings, capfd):
+  saved = Kept(tmp_path)
+  saved.save_simply(3, state)
   wrong = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*x.shape, 3), x.dtype), SHAPES.params)
-  with pytest.raises(checkpoint.CheckpointError, match="steps/3: "):
+  message = r"blocks/attention_norm: got \((.*)\), expected \(\1, 3\) by the run's config.json"
+  with pytest.raises(checkpoint.CheckpointError, match=f"steps/3/state: {message}"):
     checkpoint.newest_params(tmp_path, wrong)
+  with pytest.raises(checkpoint.CheckpointError, match=f"steps/3/state: {message}"):
+    Kept(tmp_path).restore(3, SHAPES._replace(params=wrong), shardings)
+  saved.save_initial(state.params)
+  with pytest.raises(checkpoint.CheckpointError, match=f"initial: {message}"):
+    saved.restore_initial(wrong, shardings.params)
+  assert capfd.readouterr().err == ""
 
 
 def test_only_the_newest_are_kept(tmp_path, state):
@@ -233,6 +241,38 @@ def test_nor_the_next_time(tmp_path, shardings, state):
   for _ in range(3):
     with pytest.raises(checkpoint.CheckpointError, match=r"of \[1\] is damaged; .*--restart"):
       Kept(tmp_path).newest()
+
+
+def test_a_run_whose_checkpoints_all_lack_their_commit_is_not_begun_anew(tmp_path, state):
+  saved = Kept(tmp_path)
+  for number in (0, 4):
+    saved.save_simply(number, state)
+    (folder(tmp_path, number) / "commit.json").unlink()
+    if not number:
+      assert Kept(tmp_path).newest() is None  # killed before the first one was complete
+  with pytest.raises(checkpoint.CheckpointError, match=r"of \[0, 4\] lacks its .*--restart"):
+    Kept(tmp_path).newest()
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    ("{", "commit.json: got JSONDecodeError: .*, expected an object with position and files"),
+    ('{"position": {}}', "commit.json: got KeyError: 'files', expected an object"),
+    (None, r"steps: every checkpoint of \[4\] lacks its commit.json"),
+  ],
+)
+def test_a_reader_says_what_is_wrong_with_what_is_there(tmp_path, state, damage, message):
+  Kept(tmp_path).save_simply(4, state)
+  commit = folder(tmp_path, 4) / "commit.json"
+  commit.write_text(damage) if damage else commit.unlink()
+  with pytest.raises(checkpoint.CheckpointError, match=message):
+    checkpoint.newest_params(tmp_path, SHAPES.params)
+  if damage:
+    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+      Kept(tmp_path).newest()  # moves it aside
+    with pytest.raises(checkpoint.CheckpointError, match=r"every checkpoint of \[4\] is damaged"):
+      checkpoint.newest_params(tmp_path, SHAPES.params)
 
 
 def test_the_position_of_a_checkpoint_may_be_amended(tmp_path, shardings, state):

@@ -155,7 +155,14 @@ def test_what_is_held_out_is_not_trained_on(tiny_config, tmp_path):
   [
     ("{", r"a.jsonl:1: no JSON: "),
     ("[1]", r"a.jsonl:1: got an array, expected an object; one object per line"),
-    ({"answer": "1"}, r"a.jsonl:1: question: got only the columns \['answer'\], expected a text"),
+    (
+      {"answer": "1"},
+      r"question: got only the columns \['answer'\], expected .* by --.*\.question_column=NAME",
+    ),
+    (
+      {"question": "q", "Answers": 1},
+      r"answer: got only .* by --config.task.answer_column=Answers",
+    ),
     ({"question": "q", "answer": ["1"]}, r"a.jsonl:1: answer: got \['1'\], expected a text"),
     ({"question": "q", "answer": True}, r"a.jsonl:1: answer: got True, expected a text"),
   ],

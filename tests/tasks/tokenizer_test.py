@@ -178,6 +178,11 @@ def test_a_missing_small_file_is_named(folder):
   (folder / tokenizer.SETTINGS).unlink()
   with pytest.raises(tokenizer.TokenizerError, match="tokenizer_config.json: no such file"):
     tokenizer.read_files(folder)
+  message = (
+    f"/config.json: no such file, .* model.checkpoint names; .*hf download.*; {folder} has c"
+  )
+  with pytest.raises(tokenizer.TokenizerError, match=message):
+    tokenizer.read_files(folder / "confg")
 
 
 def test_the_fingerprint_tells_tokenizers_apart(folder, tmp_path_factory):
