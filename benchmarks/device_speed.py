@@ -21,7 +21,7 @@ from offpolicy_rl.model import attention, decoder, families, policy, sharding
 from offpolicy_rl.planning import architectures
 from offpolicy_rl.replay import batching, packing
 from offpolicy_rl.sampler import engine as engine_lib
-from offpolicy_rl.sampler import stopping
+from offpolicy_rl.sampler import sizing, stopping
 
 
 class Size(NamedTuple):
@@ -101,7 +101,7 @@ class Loop:
     devices = jax.devices()
     self._learners, self._samplers = (sharding.make_mesh(devices=[devices[i]]) for i in (0, -1))
     self._size, self._vocabulary, self._asked = size, size.vocabulary, 0
-    sizes = engine_lib.Sizes(
+    sizes = sizing.Sizes(
       slots=size.prompts * size.group_size,
       group_size=size.group_size,
       max_prompt_tokens=size.prompt,

@@ -21,7 +21,7 @@ from offpolicy_rl.learner import step
 from offpolicy_rl.model import attention, decoder, policy, sharding
 from offpolicy_rl.replay import batching, packing
 from offpolicy_rl.sampler import engine as engine_lib
-from offpolicy_rl.sampler import stopping
+from offpolicy_rl.sampler import sizing, stopping
 
 
 class Form(NamedTuple):
@@ -151,7 +151,7 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
 def _sampling(config: decoder.DecoderConfig, device: jax.Device, params: dict, size: Size) -> dict:
   """Nats between the log-probabilities that the sampler recorded and those of the CPU."""
   shape, mesh = size.batch, sharding.make_mesh(devices=[device])
-  sizes = engine_lib.Sizes(
+  sizes = sizing.Sizes(
     slots=shape.rows,
     group_size=learner_step.GROUP_SIZE,
     max_prompt_tokens=shape.prompt,
@@ -171,7 +171,7 @@ def _sampling(config: decoder.DecoderConfig, device: jax.Device, params: dict, s
   with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
     expected = jax.jit(_choices(exact, size).token_stats)(params, part).logprobs
   gaps = np.abs(np.asarray(expected) - part.sampler_logprobs)
-  kernel = engine_lib.with_attention(config, sizes, mesh).attention
+  kernel = sizing.with_attention(config, sizes, mesh).attention
   return {
     "attention": kernel,
     "dtype": config.compute_dtype,

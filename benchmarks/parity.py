@@ -18,7 +18,7 @@ import safetensors
 
 from offpolicy_rl import types
 from offpolicy_rl.model import decoder, paging, policy, pretrained, sharding
-from offpolicy_rl.sampler import engine, stopping
+from offpolicy_rl.sampler import engine, sizing, stopping
 
 ROOT = pathlib.Path(__file__).parent.parent
 PYTHON = pathlib.Path(
@@ -102,7 +102,7 @@ def greedy_differences(config, params, answers: dict[str, np.ndarray]) -> tuple[
     for i, prompt in enumerate(prompts[:rows])
   ]
   longest = max(prompt.size for prompt in prompts)
-  sizes = engine.Sizes(
+  sizes = sizing.Sizes(
     slots=rows, group_size=1, max_prompt_tokens=longest, max_tokens=new, page_tokens=8
   )
   found = engine.Engine(config, sizes, stops=stopping.Stops((-1,)), seed=0).generate(

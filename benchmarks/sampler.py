@@ -25,7 +25,7 @@ from benchmarks.machine import machine, reading
 from offpolicy_rl import types
 from offpolicy_rl.model import cost, decoder, policy
 from offpolicy_rl.sampler import engine as engine_lib
-from offpolicy_rl.sampler import stopping
+from offpolicy_rl.sampler import sizing, stopping
 from offpolicy_rl.system import memory
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -65,7 +65,7 @@ def model(quick: bool) -> decoder.DecoderConfig:
 
 def make_engine(config, ends: tuple[int, ...], *, slots: int, max_tokens: int):
   """Prompts of 64 tokens in groups of 8."""
-  sizes = engine_lib.Sizes(
+  sizes = sizing.Sizes(
     slots=slots, group_size=GROUP_SIZE, max_prompt_tokens=PROMPT, max_tokens=max_tokens
   )
   return engine_lib.Engine(config, sizes, stops=stopping.Stops(ends), seed=0)
@@ -111,7 +111,7 @@ def rates(config, slots: int) -> tuple:
 def decoding(config, params, slots: int, rounds: int) -> dict:
   """One decoding step, and its floor."""
   product, flops, read, moved = rates(config, slots)
-  steps = engine_lib.Sizes.steps
+  steps = sizing.Sizes.steps
   machine_ = make_engine(config, (-1,), slots=slots, max_tokens=(rounds + 3) * steps)
   machine_.add(tickets(config, slots // GROUP_SIZE))
   machine_.step(params, 0)  # prefills, compiles

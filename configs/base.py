@@ -134,6 +134,27 @@ GROUPS = {
       "see objective.overlong_cache"
     ),
   },
+  "Turns: an environment that answers the policy (environments/)": {
+    "environment.name": text("").means(
+      "module:class of your own; it takes the verifier's place. '' = a completion is one turn"
+    ),
+    "environment.max_turns": integer(8, at_least=1).means("of the policy in an episode"),
+    "environment.max_turn_tokens": integer(0, at_least=0).means(
+      "of the policy in one turn; 0 = as many as fit into task.max_completion_tokens, which counts "
+      "all tokens behind the prompt, the environment's included"
+    ),
+    "environment.episodes": integer(0, at_least=0).means(
+      "begun at a time by an engine, in slots or waiting for their environments; each keeps its "
+      "part of the cache. 0 = twice sampler.slots"
+    ),
+    "environment.processes": integer(2, at_least=1).means(
+      "per engine; each holds several environments and answers for one at a time"
+    ),
+    "environment.seconds": number(10.0, above=0).means("for one answer, imports aside"),
+    "environment.memory_mb": integer(4096, at_least=0).means(
+      "address space of a process beyond its imports, in MiB; 0 = no limit; Linux only"
+    ),
+  },
   "The model: the architecture of a fresh one": {
     "model.num_layers": integer(2, at_least=1).means("decoder blocks"),
     "model.width": integer(64, at_least=1).means("residual stream"),

@@ -32,7 +32,8 @@ TRAIN, EVAL = "train", "eval"
 BETWEEN_GROUPS, IN_FLIGHT = "between_groups", "in_flight"  # when samplers take newer weights
 RAW_VERSION = -1
 BASE_VERSION = -3
-NO_VERSION = -2  # padding in version arrays; "I hold no weights yet" in a pull
+# Padding in version arrays, and what the policy did not write; "I hold no weights yet" in a pull.
+NO_VERSION = -2
 # No draw from a float32 softmax has less than about -120 (the smallest exponential noise); and the
 # square of the sum of 100,000 of these is still a float32. Less likely candidates count as this.
 MIN_LOGPROB = -1e4
@@ -41,6 +42,9 @@ MIN_LOGPROB = -1e4
 FIRST_SPARE = 1 << 31
 MAX_VERDICT = 1e6  # size of a verifier's verdict; squares and sums of these stay within float32
 _AS_REWARD: Any = None  # in place of a number
+# How an episode of several turns ends: its environment says so, at a limit, or the environment
+# crashed, ran out of time or memory, or gave no valid answer.
+DONE, TURN_LIMIT, TOKEN_LIMIT, FAILED = EPISODE_ENDS = ("done", "turns", "tokens", "failed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,19 +78,30 @@ class Candidates(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-  """One completion, as it was sampled and scored."""
+  """One completion, as it was sampled and scored.
+
+  That of an episode holds all its turns, the policy's and those of its environment in between. It
+  begins with the environment's if that said something first, and ends with the policy's.
+  """
 
   tokens: np.ndarray  # int32 [M], the end-of-sequence token included when it was emitted
   logprobs: np.ndarray  # float32 [M], log p of the distribution really sampled from
-  versions: np.ndarray  # int32 [M], the version that sampled each token
+  versions: np.ndarray  # int32 [M], that sampled each token; NO_VERSION = the environment wrote it
   finished: bool  # False = cut at the length limit
   reward: float = float("nan")  # what training uses: the verdict plus shaping
   verdict: float = _AS_REWARD  # the verifier's; left out = the same as the reward
   candidates: Candidates | None = None  # [M, I]; None = not recorded
+  turn_rewards: tuple[float, ...] = ()  # of an episode, per turn of the policy
+  ended: str = ""  # one of EPISODE_ENDS; "" = not an episode
 
   def __post_init__(self) -> None:
     if self.verdict is _AS_REWARD:
       object.__setattr__(self, "verdict", self.reward)
+
+  @property
+  def sampled(self) -> np.ndarray:
+    """bool [M], False = the environment wrote it: no logprob (0 instead), not in the loss."""
+    return self.versions != NO_VERSION
 
 
 class Marks(NamedTuple):
@@ -108,6 +123,10 @@ class Group:
   verifier_failures: int = 0  # completions whose verifier crashed or timed out (reward 0)
   sampler_id: str = ""  # the process that made it (transport/names.py); "" = not sent yet
   marks: Marks | None = None  # of the learner's clock once sent; None = unknown
+
+  def sampled_versions(self) -> np.ndarray:
+    """int32 [U], of the tokens that a policy sampled, completion by completion."""
+    return np.concatenate([t.versions[t.sampled] for t in self.trajectories])
 
 
 @dataclasses.dataclass(frozen=True)

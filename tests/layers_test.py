@@ -16,6 +16,7 @@ ALLOWED = {
   "files": set(),
   "system": set(),
   "tasks": BASE | {"system"},
+  "environments": BASE | {"tasks"},
   "model": BASE,
   "losses": BASE,
   "replay": BASE,
@@ -24,7 +25,7 @@ ALLOWED = {
   "observe": BASE | {"config", "system"},
   "report": {"config", "observe"},
   "evaluation": BASE | {"tasks"},
-  "sampler": BASE | {"model", "tasks"},
+  "sampler": BASE | {"environments", "model", "tasks"},
   "learner": BASE | {"files", "losses", "model", "replay"},
   "sweep": BASE | {"cli", "config", "observe", "system"},
   "roles": None,  # everything

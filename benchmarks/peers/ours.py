@@ -12,7 +12,7 @@ from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
 from offpolicy_rl.model import decoder, policy, sharding
 from offpolicy_rl.replay import batching, packing
-from offpolicy_rl.sampler import engine, stopping
+from offpolicy_rl.sampler import engine, sizing, stopping
 from offpolicy_rl.system import memory
 
 
@@ -35,7 +35,7 @@ def model(shape: dict) -> decoder.DecoderConfig:
 
 def generator(config, *, most: int = work.MOST, ends=None, chosen=lambda prompts: prompts):
   """Turn -> tokens made."""
-  sizes = engine.Sizes(work.SLOTS, work.GROUP_SIZE, work.PROMPT, most, page_tokens=64)
+  sizes = sizing.Sizes(work.SLOTS, work.GROUP_SIZE, work.PROMPT, most, page_tokens=64)
   stops = stopping.Stops(tuple(work.ends(config.vocab_size) if ends is None else ends))
   machine = engine.Engine(config, sizes, stops=stops, seed=0)
   params = policy.init(config, jax.random.key(0))

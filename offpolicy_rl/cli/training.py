@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import credentials
+from offpolicy_rl.environments import environment
 from offpolicy_rl.roles import run_directory
 from offpolicy_rl.system import children, signals
 from offpolicy_rl.tasks import catalog, scoring
@@ -37,7 +38,11 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
   sampler_flags += credentials.given(flags, ("weights_dir",))
   learner_flags = credentials.given(flags, [n for n in vars(flags) if n not in _LOCAL_ONLY])
   learner_flags += [f"--config.{key}={text}" for key, text in assignments]
-  _check_verifiers(config_lib.check_data(config))
+  selection = config_lib.check_data(config)
+  if config.environment.name:
+    _check_environment(config.environment.name)
+  else:
+    _check_verifiers(selection)
   stop = signals.stop_event()
   # They import while the learner does, as far as there are cores.
   cores = os.cpu_count() or 1
@@ -63,6 +68,14 @@ def _check_verifiers(selection: catalog.Selection) -> None:
       scoring.resolve(task.verifier)
     except ValueError as error:
       raise config_lib.ConfigError(f"task.{error}") from None
+
+
+def _check_environment(name: str) -> None:
+  """Raises ConfigError if an environment can't be found by samplers of this machine."""
+  try:
+    environment.resolve(name)
+  except ValueError as error:
+    raise config_lib.ConfigError(str(error)) from None
 
 
 def learner(flags: argparse.Namespace, assignments: Assignments) -> int:

@@ -128,6 +128,7 @@ def _relations(c, trains: bool) -> Problems:
   if bool(c.task.format_pattern) != (c.task.format_reward > 0):
     yield "task.format_pattern, task.format_reward: a pattern and a reward above 0, or neither"
   yield from _rows(c)
+  yield from _turns(c)
   yield from _lag(c)
   yield from _cache_and_leases(c)
   completions = max(c.evaluation.samples, c.learner.group_size if trains else 1)
@@ -173,6 +174,19 @@ def _rows(c) -> Problems:
     yield "learner.row_tokens: 0 with layout padded: a row is one completion"
   if 0 < columns < longest:
     yield f"learner.row_tokens: at least {longest}, the longest prompt and completion"
+
+
+def _turns(c) -> Problems:
+  if not c.environment.name:
+    return
+  if c.task.name == catalog.MIXTURE:
+    yield "environment.name: '' with task.name = mixture: its members have verifiers"
+  if c.task.format_pattern:
+    yield "task.format_pattern: '' with environment.name: the environment judges the turns"
+  if c.task.verifier:
+    yield "task.verifier: '' with environment.name: the environment judges the turns"
+  if 0 < c.environment.episodes < c.sampler.slots:
+    yield f"environment.episodes: 0 or at least sampler.slots = {c.sampler.slots}"
 
 
 def _longest(c) -> int:
@@ -221,7 +235,7 @@ def _messages(c) -> Problems:
 
 # Keys that a resumed run may not change, as its groups depend on them.
 _FROZEN = re.compile(
-  r"seed|task\.|model\.|lag\.|learner\.(prompts_per_step|group_size|max_refills)|"
+  r"seed|task\.|model\.|lag\.|environment\.(name|max_turns|max_turn_tokens)|learner\.(prompts_per_step|group_size|max_refills)|"
   r"sampler\.(temperature|top_k|top_p|min_p|top_logprobs|stop|slots)|evaluation\.(problems|samples)|"
   r"transport\.weights_dtype"
 )

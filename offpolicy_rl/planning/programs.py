@@ -20,7 +20,7 @@ from offpolicy_rl.model import cost, decoder, lora, paging, policy, sharding
 from offpolicy_rl.planning import collectives
 from offpolicy_rl.replay import batching, packing
 from offpolicy_rl.roles import build, build_learner
-from offpolicy_rl.sampler import engine, generation
+from offpolicy_rl.sampler import generation, sizing
 
 _USED = re.compile(r"Used ([\d.]+)([KMG])i?B? of ([\d.]+)([KMG])i?B?")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -72,7 +72,7 @@ def decode(
   sizes = build.engine_sizes(
     config, group_size=config.learner.group_size, max_prompt_tokens=task.max_prompt_tokens
   )
-  model = engine.with_attention(model, sizes, mesh)
+  model = sizing.with_attention(model, sizes, mesh)
   replicated = NamedSharding(mesh, PartitionSpec())
   heads = NamedSharding(mesh, sharding.spec(None, None, "kv_heads", None, None))
   shapes = policy.cast(model, policy.shapes(model))

@@ -23,6 +23,7 @@ def make_batch(groups: list[types.FinishedGroup], limits: Limits, parts: int = 1
     at, size = divmod(n, batch.rewards.shape[1]), trajectory.tokens.size
     batch.sampler_logprobs[at][:size] = trajectory.logprobs
     batch.versions[at][:size] = trajectory.versions
+    batch.loss_mask[at][:size] = trajectory.sampled
     batch.rewards[at], batch.verdicts[at] = trajectory.reward, trajectory.verdict
     if trajectory.candidates is not None:
       batch.candidate_logprobs[at][:size] = trajectory.candidates.logprobs
@@ -58,14 +59,14 @@ def _batch(completions: list[Completion], limits: Limits, parts: int) -> types.B
 
 
 def lag_metrics(groups: list[types.FinishedGroup], step: int) -> dict:
-  """Lag of every token consumed at `step`, split into in flight and in queue.
+  """Lag of every sampled token consumed at `step`, split into in flight and in queue.
 
   in flight = versions published between sampling a token and its group's arrival;
   in queue = versions published between arrival and use. Their sum is the lag. If the learner was
   killed, a group may have arrived at a later version than the present one, or before there was any:
   counting begins with the version that sampled it and ends with `step`.
   """
-  versions = [np.concatenate([t.versions for t in g.group.trajectories]) for g in groups]
+  versions = [g.group.sampled_versions() for g in groups]
   lags = step - np.concatenate(versions)
   arrivals = [max(g.arrival_version, v.max()) for v, g in zip(versions, groups, strict=True)]
   queue = step - np.repeat(np.minimum(arrivals, step), [v.size for v in versions])

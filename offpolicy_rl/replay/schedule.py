@@ -44,7 +44,7 @@ def row(step: int, groups: Sequence[types.FinishedGroup]) -> dict:
   """The groups that a step consumed, for the file; one of several versions has a list of them."""
   versions = []
   for finished in groups:
-    used = np.unique(np.concatenate([t.versions for t in finished.group.trajectories])).tolist()
+    used = np.unique(finished.group.sampled_versions()).tolist()
     versions.append(used[0] if len(used) == 1 else used)
   return {
     "step": step,

@@ -1,11 +1,13 @@
 """Builds models, engines and stores from a configuration."""
 
+import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,6 +16,7 @@ from ml_collections import ConfigDict
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
+from offpolicy_rl.environments import episodes, processes
 from offpolicy_rl.model import decoder, families, lora, names, pretrained, sharding
 from offpolicy_rl.replay import (
   admission,
@@ -25,12 +28,13 @@ from offpolicy_rl.replay import (
   store,
   unanswerable,
 )
-from offpolicy_rl.sampler import engine, sampling, stopping
-from offpolicy_rl.tasks import catalog, chat, scoring, stream, tokenizer, vocabulary
+from offpolicy_rl.sampler import engine, sampling, sizing, stopping, worker
+from offpolicy_rl.tasks import catalog, chat, scoring, shaping, stream, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
 
 _NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
 _MAX_REFILLS = "learner.max_refills"
+Score = Callable[[list[types.Ticket], list[list[types.Trajectory]]], list[types.Group]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,10 +171,10 @@ def lag_control(config: ConfigDict) -> lag.LagControl:
   return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded)
 
 
-def engine_sizes(config: ConfigDict, *, group_size: int, max_prompt_tokens: int) -> engine.Sizes:
+def engine_sizes(config: ConfigDict, *, group_size: int, max_prompt_tokens: int) -> sizing.Sizes:
   """Sizes of a generation engine; arguments as for `make_engine`."""
   sampler = config.sampler
-  return engine.Sizes(
+  return sizing.Sizes(
     slots=sampler.slots,
     group_size=group_size,
     max_prompt_tokens=max_prompt_tokens,
@@ -180,7 +184,33 @@ def engine_sizes(config: ConfigDict, *, group_size: int, max_prompt_tokens: int)
     prefill_tokens=sampler.prefill_tokens,
     steps=sampler.decode_steps,
     candidates=sampler.top_logprobs,
+    episodes=_episodes(config),
   )
+
+
+def _episodes(config: ConfigDict) -> int:
+  if not config.environment.name:
+    return 0
+  return config.environment.episodes or 2 * config.sampler.slots
+
+
+def make_episodes(config: ConfigDict, policy: Policy) -> episodes.Episodes | None:
+  """Starts the environments of an engine; None if a completion is one turn.
+
+  Raises:
+    ValueError: the environment can't be used here.
+  """
+  settings, tokens = config.environment, config.task.max_completion_tokens
+  if not settings.name:
+    return None
+  played = processes.Processes(
+    settings.name,
+    processes=settings.processes,
+    seconds=settings.seconds,
+    memory_mb=settings.memory_mb,
+  )
+  limits = episodes.Limits(tokens, settings.max_turns, settings.max_turn_tokens or tokens)
+  return episodes.Episodes(played, policy.tokenizer, limits, config.seed)
 
 
 def make_engine(
@@ -202,7 +232,13 @@ def make_engine(
   sizes = engine_sizes(config, group_size=group_size, max_prompt_tokens=max_prompt_tokens)
   model = dataclasses.replace(lora.base_config(policy.model), int8_weights=int8_weights)
   return engine.Engine(
-    model, sizes, seed=config.seed, stops=stops(policy), truncation=truncation(config), mesh=mesh
+    model,
+    sizes,
+    seed=config.seed,
+    stops=stops(policy),
+    truncation=truncation(config),
+    mesh=mesh,
+    episodes=make_episodes(config, policy),
   )
 
 
@@ -243,8 +279,29 @@ def make_store(config: ConfigDict, weights_dir: str | None, session: str) -> wei
   return weights_dir_lib.WeightsDirectory(weights_dir, session)
 
 
-def scorer(task: ConfigDict) -> scoring.Scorer:
-  """Starts processes that judge answers; ValueError if a verifier can't be used here."""
+@contextlib.contextmanager
+def scoring_of(config: ConfigDict, policy: Policy) -> Generator[Score]:
+  """What judges groups: a verifier in processes of its own, or environments, which have already.
+
+  Raises:
+    ValueError: a verifier can't be used here.
+  """
+  task = config.task
+  shape = shaping.Shaping(task.format_reward, task.length_weight, task.failed_reward)
+  if config.environment.name:
+    yield functools.partial(worker.score_episodes, shape=shape)
+    return
+  with _scorer(task) as judge:
+    yield functools.partial(
+      worker.score_groups,
+      judge,
+      policy.tokenizer,
+      shape=shape,
+      judge_unfinished=task.judge_unfinished,
+    )
+
+
+def _scorer(task: ConfigDict) -> scoring.Scorer:
   selection = catalog.select(task)
   return scoring.Scorer(
     selection.verifier,

@@ -231,7 +231,7 @@ def inspect(
       made = prompts.tokenize(chosen, policy.tokenizer, config.task.max_prompt_tokens, fault)
       inspected.append(Inspected(task, split, reading, made, unreadable=[]))
       judged.append(list(map(_of_its_task, chosen)) if selection.mixed else chosen)
-  if not judge:
+  if not judge or config.environment.name:
     return inspected
   names = [one.task.verifier for one in inspected]
   unreadable = _unreadable(config.task, names, judged, selection.modules)

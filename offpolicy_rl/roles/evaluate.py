@@ -157,27 +157,28 @@ def _answer(config, policy: build.Policy, params, examples, console) -> Iterator
   longest = max(example.prompt_tokens.size for example in examples)
   columns = longest + -longest % _WIDTH_MULTIPLE
   engine = build.make_engine(config, policy, group_size=samples, max_prompt_tokens=columns)
-  temperature, judge_unfinished = config.sampler.temperature, config.task.judge_unfinished
+  temperature = config.sampler.temperature
   tickets = requests.tickets(
     examples, name="eval", version=0, step=0, num_samples=samples, temperature=temperature
   )
   starts = range(0, len(tickets), 2 * slots)
-  with build.scorer(config.task) as scorer:
+  with build.scoring_of(config, policy) as score:
     for start in rich.progress.track(starts, "problems", console=console, transient=True):
       some = tickets[start : start + 2 * slots]  # a greedy and a sampled one for each problem
       answers = engine.generate(params, 0, some)
-      groups = worker.score_groups(
-        scorer, policy.tokenizer, some, answers, judge_unfinished=judge_unfinished
-      )
+      groups = score(some, answers)
       for ticket, greedy, sampled in zip(some[::2], groups[::2], groups[1::2], strict=True):
-        yield _row(policy.tokenizer, ticket, greedy, sampled, judge_unfinished)
+        yield _row(config, policy.tokenizer, ticket, greedy, sampled)
 
 
 def _row(
-  words, ticket: types.Ticket, greedy: types.Group, sampled: types.Group, judge_unfinished: bool
+  config: ConfigDict, words, ticket: types.Ticket, greedy: types.Group, sampled: types.Group
 ) -> dict:
   trajectories = [*greedy.trajectories, *sampled.trajectories]
+  judge_unfinished = config.task.judge_unfinished
   texts = worker.judged_texts(words, ticket, trajectories, judge_unfinished=judge_unfinished)
+  if config.environment.name:
+    texts = [None] * len(texts)  # episodes have no final answer to vote with
   completions = [_completion(words, *pair) for pair in zip(trajectories, texts, strict=True)]
   return {
     "index": ticket.group_index,
@@ -192,13 +193,18 @@ def _row(
 def _completion(words, trajectory: types.Trajectory, judged: str | None) -> dict:
   """`judged`: the text that the verifier saw. `logprob`: sum over tokens, nats; 0 when greedy."""
   return {
-    "text": words.decode(trajectory.tokens.tolist()),
+    "text": _text(words, trajectory),
     "final_answer": None if judged is None else votes.final_answer(judged),
     "reward": trajectory.reward,
     "finished": trajectory.finished,
     "tokens": trajectory.tokens.size,
     "logprob": float(trajectory.logprobs.sum(dtype=np.float64)),
   }
+
+
+def _text(words, trajectory: types.Trajectory) -> str:
+  tokens = trajectory.tokens.tolist()
+  return words.decode_special(tokens) if trajectory.ended else words.decode(tokens)
 
 
 def _verdicts(row: dict) -> estimates.Verdicts:

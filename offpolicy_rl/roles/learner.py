@@ -397,6 +397,7 @@ def _sampler_service(
     vocab_size=policy.model.vocab_size,
     max_tokens=config.task.max_completion_tokens,
     candidates=config.sampler.top_logprobs,
+    episodes=bool(config.environment.name),
     say=screen.say,
   )
 

@@ -139,7 +139,7 @@ def _as_text(step: int, finished: types.FinishedGroup, words) -> dict:
   return {
     "step": step,
     "sampler": finished.group.sampler_id,
-    "version": int(trajectories[0].versions[0]),
+    "version": int(finished.group.sampled_versions()[0]),
     "arrival": finished.arrival_version,
     "prompt": words.decode_all(finished.ticket.prompt_tokens.tolist()),
     "completions": [_completion(t, words) for t in trajectories],
@@ -150,14 +150,21 @@ def _completion(trajectory: types.Trajectory, words) -> dict:
   tokens = trajectory.tokens.tolist()
   runs = itertools.groupby(trajectory.versions.tolist())
   return {
-    "text": words.decode(tokens),
+    "text": words.decode_special(tokens) if trajectory.ended else words.decode(tokens),
     "reward": trajectory.reward,
     "verdict": trajectory.verdict,
     "finished": trajectory.finished,
     "pieces": words.token_texts(tokens),
     "versions": [[version, len(list(same))] for version, same in runs],  # [version, tokens]
     "sampler_logprobs": _rounded(trajectory.logprobs),
+    **_episode(trajectory),
   }
+
+
+def _episode(trajectory: types.Trajectory) -> dict:
+  if not trajectory.ended:
+    return {}
+  return {"ended": trajectory.ended, "turn_rewards": trajectory.turn_rewards}
 
 
 def _with_log_ratios(text: dict, logprobs: np.ndarray) -> dict:

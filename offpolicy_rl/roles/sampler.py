@@ -1,13 +1,14 @@
 """A sampler; its learner sends it the configuration, tickets and weights."""
 
 import collections
+import contextlib
 import functools
 import logging
 import math
 import pathlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import grpc
@@ -15,12 +16,12 @@ from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
+from offpolicy_rl.environments import environment
 from offpolicy_rl.model import lora, sharding
 from offpolicy_rl.replay import schedule
 from offpolicy_rl.roles import build
 from offpolicy_rl.roles import weights as weights_lib
 from offpolicy_rl.sampler import engines, served, worker
-from offpolicy_rl.tasks import scoring, shaping
 from offpolicy_rl.transport import client, codec
 
 _LOG = logging.getLogger(__name__)
@@ -70,19 +71,18 @@ def run_sampler(
   wire.configure(config.transport.reconnect_seconds, config.transport.max_message_mb)
   slots = config.sampler.slots * (1 if vllm else config.sampler.data)
   stats = worker.Stats(room=slots)
-  scorer = _scorer(config.task)
   if registry is not None:
     _register(registry, stats, slots)
   _in_background(lambda: _beat(wire, stats, slots, config.transport.heartbeat_seconds, done))
   _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
   try:
-    with scorer:
+    with _judging(config, policy) as score:
       meshes = [sharding.make_mesh()] if vllm else build.sampler_meshes(config)
       weights = weights_lib.SamplerWeights(wire, config, policy.model, meshes, weights_dir)
       worker.run(
         _vllm_engine(config, policy, vllm) if vllm else _engine_per_mesh(config, policy, meshes),
         _LearnerConnection(wire, identity, config, policy.model.vocab_size, weights, stop),
-        functools.partial(_score, scorer, policy.tokenizer, config.task),
+        score,
         stats,
         should_stop=stop.is_set,
         weight_update=config.sampler.weight_update,
@@ -127,18 +127,16 @@ def _accept(identity, weights_dir: str | None) -> tuple[ConfigDict, build.Policy
   return config, policy
 
 
-def _scorer(task) -> scoring.Scorer:
-  try:
-    return build.scorer(task)
-  except ValueError as error:
-    raise RunMismatch(f"the learner's task can't be judged here: {error}") from None
-
-
-def _score(scorer, vocabulary, task, tickets, trajectories) -> list[types.Group]:
-  shape = shaping.Shaping(task.format_reward, task.length_weight, task.failed_reward)
-  return worker.score_groups(
-    scorer, vocabulary, tickets, trajectories, shape=shape, judge_unfinished=task.judge_unfinished
-  )
+@contextlib.contextmanager
+def _judging(config: ConfigDict, policy: build.Policy) -> Generator[build.Score]:
+  with contextlib.ExitStack() as stack:
+    try:
+      if config.environment.name:
+        environment.resolve(config.environment.name)
+      score = stack.enter_context(build.scoring_of(config, policy))
+    except ValueError as error:
+      raise RunMismatch(f"the learner's task can't be judged here: {error}") from None
+    yield score
 
 
 class _LearnerConnection:

@@ -86,6 +86,7 @@ class SamplerService:
     vocab_size: int,
     max_tokens: int,
     candidates: int = 0,
+    episodes: bool = False,
     say: Callable[[str], None] = _LOG.warning,
   ):
     """Hands out no training tickets before `start`.
@@ -93,11 +94,12 @@ class SamplerService:
     Args:
       max_tokens: of a completion.
       candidates: to be recorded with each token of training.
+      episodes: whether completions have turns of an environment.
       say: prints a line on the learner's terminal.
     """
     self.ledger, self.groups, self.weights, self.control = tickets, groups, weight_store, control
     self._vocab_size, self._max_tokens, self._say = vocab_size, max_tokens, say
-    self._candidates = candidates
+    self._candidates, self._episodes = candidates, episodes
     self._admission: admission.Admission | None = None  # None until training begins
     self.version = types.RAW_VERSION  # newest published in this session
     self.version_bytes = 0  # of its weights, sent in full
@@ -201,6 +203,7 @@ class SamplerService:
         max_tokens=self._max_tokens,
         newest_version=max(self.version, self._newest_before),
         candidates=self._candidates,
+        episodes=self._episodes,
       )
     except codec.WireError as error:
       return None, PushOutcome(PushStatus.REFUSED, str(error))

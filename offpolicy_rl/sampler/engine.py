@@ -1,100 +1,27 @@
 """Continuous batching: slots and pages of completions.
 
 Tickets wait in a queue. A group's prompt is prefilled once, in pieces between decoding; its
-completions start as slots become free, and share the prompt's pages. This file only counts; the
-devices' work is in `generation`.
+completions start as slots become free, and share the prompt's pages. A completion that waits for
+its environment keeps its pages, not its slot. This file only counts; the devices' work is in
+`generation`.
 """
 
 import collections
-import dataclasses
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.model import attention, decoder, sharding
-from offpolicy_rl.sampler import generation, sampling, stopping
+from offpolicy_rl.environments.episodes import Episode, Episodes
+from offpolicy_rl.model import decoder, sharding
+from offpolicy_rl.sampler import generation, in_progress, sampling, sizing, stopping
+from offpolicy_rl.sampler.in_progress import Completion, Group
 
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-  """The sizes of an engine."""
-
-  slots: int  # completions decoded side by side
-  group_size: int  # completions of most prompts
-  max_prompt_tokens: int
-  max_tokens: int  # of a completion
-  page_tokens: int = 32
-  cache_tokens: int = 0  # of all rows together; 0 = enough for full slots of the longest rows
-  prefill_tokens: int = 128  # at a time, of one long prompt or of several short ones
-  steps: int = 8  # tokens decoded per dispatch
-  candidates: int = 0  # recorded with every token of training
-
-  @property
-  def piece_tokens(self) -> int:
-    """Tokens of a prompt prefilled at a time; the last one is left to the completions."""
-    return max(1, min(self.prefill_tokens, self.max_prompt_tokens - 1))
-
-  @property
-  def prefill_rows(self) -> int:
-    """Prompts prefilled at a time, no more than the slots can use."""
-    return max(1, min(self.prefill_tokens // self.piece_tokens, self.slots // self.group_size))
-
-  @property
-  def row_pages(self) -> int:
-    return math.ceil((self.max_prompt_tokens + self.max_tokens) / self.page_tokens)
-
-  @property
-  def pages(self) -> int:
-    """Pages in the pool, page 0 included."""
-    if self.cache_tokens:
-      return 1 + self.cache_tokens // self.page_tokens
-    shared = (self.max_prompt_tokens - 1) // self.page_tokens
-    prompts = 2 * math.ceil(self.slots / self.group_size) + self.prefill_rows
-    return 1 + self.slots * (self.row_pages - shared) + prompts * (shared + 1)
-
-
-def with_attention(
-  config: decoder.DecoderConfig, sizes: Sizes, mesh: jax.sharding.Mesh
-) -> decoder.DecoderConfig:
-  """The model with the attention kernel with which an engine on this mesh decodes."""
-  kernel = attention.decoding_kernel(
-    mesh.devices.flat[0].platform,
-    config,
-    page_tokens=sizes.page_tokens,
-    table_entries=sizes.slots * sizes.row_pages,
-    shards=mesh.shape[sharding.RULES["kv_heads"]],
-  )
-  return dataclasses.replace(config, attention=kernel)
-
-
-@dataclasses.dataclass(eq=False)
-class _Group:
-  """A ticket in progress; its prompt is in the cache, except for the last token."""
-
-  ticket: types.Ticket
-  pages: list[int]  # of the prompt
-  prefilled: int = 0  # tokens
-  done: dict[int, types.Trajectory] = dataclasses.field(default_factory=dict)  # by index
-
-  @property
-  def tokens(self) -> np.ndarray:
-    return self.ticket.prompt_tokens
-
-  @property
-  def missing(self) -> int:
-    return self.tokens.size - 1 - self.prefilled
-
-
-@dataclasses.dataclass(eq=False)
-class _Completion:
-  group: _Group
-  index: int  # in its group
-  pages: list[int] = dataclasses.field(default_factory=list)  # besides those of the prompt
-  versions: list[int] = dataclasses.field(default_factory=list)  # of its tokens
+_REPLY_SECONDS = 0.05  # an engine whose completions all wait looks this often for their replies
+Finished = tuple[types.Ticket, list[types.Trajectory]]  # a complete group, unscored
 
 
 class Engine:
@@ -103,17 +30,19 @@ class Engine:
   def __init__(
     self,
     config: decoder.DecoderConfig,
-    sizes: Sizes,
+    sizes: sizing.Sizes,
     *,
     stops: stopping.Stops,
     seed: int,
     truncation: sampling.Truncation = sampling.NONE,
     mesh: jax.sharding.Mesh | None = None,
+    episodes: Episodes | None = None,
   ):
     """Allocates the cache.
 
     Args:
       mesh: of the parameters; the cache is split like key and value heads. None = the first device.
+      episodes: play every completion, turn by turn; None = a completion is one turn.
 
     Raises:
       ValueError: the cache is too small for a single completion.
@@ -122,32 +51,37 @@ class Engine:
     if sizes.cache_tokens and sizes.cache_tokens < least:
       raise ValueError(f"cache_tokens: got {sizes.cache_tokens}, expected at least {least}")
     self._mesh = mesh or sharding.make_mesh()
-    self._config, self._sizes = with_attention(config, sizes, self._mesh), sizes
+    self._config, self._sizes = sizing.with_attention(config, sizes, self._mesh), sizes
     self._seed, self._stops, self._truncation = seed, stops, truncation
+    self._episodes = episodes
     with jax.sharding.set_mesh(self._mesh):
       self._pool = generation.empty_pool(config, sizes.pages, sizes.page_tokens)
       self._slots = generation.empty(sizes.slots, sizes.max_tokens, sizes.candidates)
     self._tables = np.zeros((sizes.slots, sizes.row_pages), np.int32)
     self._pages = list(range(sizes.pages - 1, 0, -1))  # free ones
     self._tickets: collections.deque[types.Ticket] = collections.deque()
-    self._filling: list[_Group] = []  # their prompts are being prefilled
-    self._ready: collections.deque[_Completion] = collections.deque()
-    self._running: dict[int, _Completion] = {}  # by slot, in the order in which they started
+    self._filling: list[Group | Completion] = []  # prompts and replies that are being prefilled
+    self._ready: collections.deque[Completion] = collections.deque()
+    self._running: dict[int, Completion] = {}  # by slot, in the order in which they started
+    self._waiting: dict[Episode, Completion] = {}  # for their environments
+    self._answered: collections.deque[Completion] = collections.deque()  # replies to be prefilled
     self._started: dict[str, float] = {}  # ticket id -> when its first completion got a slot
 
   @property
   def idle(self) -> bool:
-    return not (self._tickets or self._filling or self._ready or self._running)
+    return not (self._tickets or self._filling or next(self._completions(), None))
 
   @property
   def room(self) -> int:
     """Completions that would get a slot at once if their prompts were prefilled."""
-    waiting = [*self._tickets, *(group.ticket for group in self._filling)]
-    return self._wanted() - sum(ticket.num_completions for ticket in waiting)
+    filling = [group.ticket for group in self._filling if isinstance(group, Group)]
+    return self._wanted() - sum(t.num_completions for t in (*self._tickets, *filling))
 
   @property
   def room_soon(self) -> int:
     """Certain room after the next step, in which completions of full length end."""
+    if self._episodes is not None:  # their environments decide what ends
+      return self.room
     last = self._sizes.max_tokens - self._sizes.steps
     return self.room + sum(len(c.versions) >= last for c in self._running.values())
 
@@ -157,18 +91,28 @@ class Engine:
     tokens = {ticket.ticket_id: 0 for ticket in self._tickets}
     for group in self._groups():
       sampled = sum(trajectory.tokens.size for trajectory in group.done.values())
-      tokens[group.ticket.ticket_id] = group.prefilled + sampled
-    for completion in self._running.values():
-      tokens[completion.group.ticket.ticket_id] += len(completion.versions)
+      tokens[group.ticket.ticket_id] = group.cached + sampled
+    for completion in self._completions():
+      earlier = completion.size - completion.group.tokens.size
+      tokens[completion.group.ticket.ticket_id] += earlier + len(completion.versions)
     return tokens
 
   def pop_started(self, ticket_id: str) -> float | None:
     """The time (`time.monotonic`) at which a ticket's first completion got a slot; told once."""
     return self._started.pop(ticket_id, None)
 
-  def _groups(self) -> set[_Group]:  # those whose prompts have pages
-    begun = (completion.group for completion in (*self._running.values(), *self._ready))
-    return {*begun, *self._filling}
+  def _completions(self) -> Iterator[Completion]:
+    """Those whose prompts are prefilled."""
+    yield from self._running.values()
+    yield from self._ready
+    yield from self._waiting.values()
+    yield from self._answered
+    yield from (x for x in self._filling if isinstance(x, Completion))
+
+  def _groups(self) -> set[Group]:
+    """Those whose prompts have pages."""
+    begun = {completion.group for completion in self._completions()}
+    return begun | {x for x in self._filling if isinstance(x, Group)}
 
   def add(self, tickets: list[types.Ticket]) -> None:
     """Queues tickets; ValueError if a prompt is too long."""
@@ -193,12 +137,43 @@ class Engine:
     self._started.clear()
     return [answers[id(ticket)] for ticket in tickets]
 
-  def step(self, params: dict, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
+  def step(self, params: dict, version: int) -> list[Finished]:
     """Prefills and decodes a little; returns the complete groups, unscored."""
     with jax.sharding.set_mesh(self._mesh):
+      complete = self._hear()
       self._prefill(params)
       self._start()
-      return self._decode(params, version) if self._running else []
+      return complete + (self._decode(params, version) if self._running else [])
+
+  def _hear(self) -> list[Finished]:
+    """Takes the replies of environments; returns the groups that these complete."""
+    if self._episodes is None or not self._waiting:
+      return []
+    complete = []
+    busy = self._running or self._ready or self._answered or self._filling
+    for episode, reply in self._episodes.replies(0 if busy else _REPLY_SECONDS):
+      completion = self._waiting.pop(episode)
+      completion.limit = reply.limit
+      if reply.ended:
+        self._pages += completion.pages
+        spans, rewards = completion.spans, episode.rewards
+        complete += self._done(completion, in_progress.trajectory(spans, rewards, reply.ended))
+      elif reply.tokens.size:
+        recorded = self._recorded(completion.group.ticket)
+        completion.spans.append(in_progress.environment_span(reply.tokens, recorded))
+        _queue(completion, self._answered)
+      else:
+        _queue(completion, self._ready)
+    return complete
+
+  def _done(self, completion: Completion, trajectory: types.Trajectory) -> list[Finished]:
+    """Keeps a completion that is over; returns its group if that is complete."""
+    group = completion.group
+    group.done[completion.index] = trajectory
+    if len(group.done) < group.ticket.num_completions:
+      return []
+    self._pages += group.pages
+    return [(group.ticket, [group.done[i] for i in range(len(group.done))])]
 
   def _decode(self, params, version: int):
     self._reserve()
@@ -235,22 +210,38 @@ class Engine:
     return cut
 
   def _prefill(self, params) -> None:
-    """Prefills pieces of prompts: one each while others decode, else until one is complete."""
-    while self._wanted() > 0:
+    """Prefills pieces: one of each row while others decode, else until a row is complete."""
+    while self._wanted() > 0 or self._answered:
       self._begin()
       if not self._filling:
         return
       pieces = []
-      for group in self._filling:
-        piece = group.tokens[group.prefilled : -1][: self._sizes.piece_tokens]
-        pieces.append((group.pages, piece, group.prefilled))
-        group.prefilled += piece.size
-        if not group.missing:
-          self._ready.extend(_completions(group))
+      for row in self._filling[: self._sizes.prefill_rows]:
+        piece = row.tokens[row.cached : -1][: self._sizes.piece_tokens]
+        pieces.append((self._table(row), piece, row.cached))
+        row.cached += piece.size
+        if not row.missing:
+          self._filled(row)
       self._write(params, pieces)
-      self._filling = [group for group in self._filling if group.missing]
+      self._filling = [row for row in self._filling if row.missing]
       if self._running:
         return
+
+  def _table(self, row: Group | Completion) -> Sequence[int]:
+    return row.pages if isinstance(row, Group) else row.table(self._sizes.page_tokens)
+
+  def _filled(self, row: Group | Completion) -> None:
+    """Lets start what waited for a row to be prefilled; episodes begin first."""
+    if isinstance(row, Completion):
+      _queue(row, self._ready)
+      return
+    for index in range(row.ticket.num_completions):
+      completion = Completion(row, index, limit=self._sizes.max_tokens)
+      if self._episodes is None:
+        self._ready.append(completion)
+      else:
+        completion.episode = self._episodes.begin(row.ticket)
+        self._waiting[completion.episode] = completion
 
   def _write(self, params, pieces: Sequence[tuple[Sequence[int], np.ndarray, int]]) -> None:
     """Computes keys and values of a few rows: (pages, some tokens, position of the first)."""
@@ -267,12 +258,16 @@ class Engine:
   def refresh(self, params: dict) -> None:
     """Recomputes the keys and values of everything in progress with other parameters."""
     sampled, rows = jax.device_get(self._slots.tokens), []
-    for slot, completion in self._running.items():
-      group, length = completion.group, len(completion.versions)
-      row = np.concatenate([group.tokens, sampled[slot, :length]])[:-1]
-      begin = self._shared(group) * self._sizes.page_tokens
-      rows.append((self._tables[slot], row[begin:], begin))
-    prompts = [(group.pages, group.tokens[: group.prefilled], 0) for group in self._groups()]
+    slots = {id(completion): slot for slot, completion in self._running.items()}
+    for completion in self._completions():
+      tokens = completion.tokens[: completion.cached]
+      if id(completion) in slots:
+        now = sampled[slots[id(completion)], : len(completion.versions)]
+        tokens = np.concatenate([completion.tokens, now])[:-1]
+      begin = completion.group.shared(self._sizes.page_tokens) * self._sizes.page_tokens
+      if completion.pages:
+        rows.append((self._table(completion), tokens[begin:], begin))
+    prompts = [(group.pages, group.tokens[: group.cached], 0) for group in self._groups()]
     with jax.sharding.set_mesh(self._mesh):
       self._write_all(params, prompts)
       self._write_all(params, rows)
@@ -286,59 +281,83 @@ class Engine:
       rest = ((pages, tokens[size:], first + size) for pages, tokens, first in now)
       left.extend(row for row in rest if row[1].size)
 
-  def _wanted(self) -> int:  # slots for which no completion is ready
-    return self._sizes.slots - len(self._running) - len(self._ready)
+  def _wanted(self) -> int:
+    """Completions to begin: slots for which none is ready, as far as waiting ones leave room."""
+    slots = self._sizes.slots - len(self._running) - len(self._ready)
+    if self._episodes is None:
+      return slots
+    begun = sum(1 for _ in self._completions())
+    return min(slots - len(self._answered), self._sizes.most - begun)
 
   def _begin(self) -> None:
+    """Lets the prefilling of replies begin, then that of prompts, as far as there are pages."""
     sizes = self._sizes
-    coming = sum(group.ticket.num_completions for group in self._filling)
+    while self._answered and len(self._filling) < sizes.prefill_rows:
+      if not self._has_pages(self._answered[0]):
+        break
+      completion = self._answered.popleft()
+      if not completion.pages:  # its first turn: what no shared page holds is computed again
+        completion.cached = completion.group.shared(sizes.page_tokens) * sizes.page_tokens
+      needed = math.ceil(completion.size / sizes.page_tokens) - len(self._table(completion))
+      completion.pages += self._take(max(0, needed))
+      self._filling.append(completion)
+    coming = sum(x.ticket.num_completions for x in self._filling if isinstance(x, Group))
     while self._tickets and len(self._filling) < sizes.prefill_rows and coming < self._wanted():
       needed = math.ceil((self._tickets[0].prompt_tokens.size - 1) / sizes.page_tokens)
       # Leaves enough for the completion that started first, so that one always goes on.
-      if len(self._pages) < needed + sizes.row_pages:
+      if len(self._pages) - self._owed() < needed + sizes.row_pages:
         return
       ticket = self._tickets.popleft()
-      group = _Group(ticket, self._take(needed))
+      group = Group(ticket, self._take(needed))
       if group.missing:
         self._filling.append(group)
         coming += ticket.num_completions
       else:
-        self._ready.extend(_completions(group))
+        self._filled(group)
 
   def _take(self, number: int) -> list[int]:
     return [self._pages.pop() for _ in range(number)]
 
-  def _shared(self, group: _Group) -> int:
-    """Number of full pages of the prompt, which completions read in place."""
-    return (group.tokens.size - 1) // self._sizes.page_tokens
+  def _has_pages(self, completion: Completion) -> bool:
+    """Whether there are pages to start with; for an episode, those of all its turns to come."""
+    if completion.pages:
+      return True
+    if self._episodes is None:
+      return bool(self._pages)
+    return len(self._pages) - self._owed() >= self._most_pages(completion)
+
+  def _owed(self) -> int:
+    """Pages set aside for the turns to come of episodes that have begun."""
+    if self._episodes is None:
+      return 0
+    begun = [completion for completion in self._completions() if completion.pages]
+    return sum(self._most_pages(completion) - len(completion.pages) for completion in begun)
+
+  def _most_pages(self, completion: Completion) -> int:
+    return self._sizes.row_pages - completion.group.shared(self._sizes.page_tokens)
 
   def _start(self) -> None:
-    sizes = self._sizes
-    free = [slot for slot in range(sizes.slots) if slot not in self._running]
-    free = free[: min(len(self._ready), len(self._pages))]
-    if not free:
-      return
-    numbers = np.zeros((4, sizes.slots), np.int32)  # token, position, page from, page to
-    fresh, temperature = np.zeros(sizes.slots, bool), np.ones(sizes.slots, np.float32)
-    now = time.monotonic()
-    keys = np.zeros((sizes.slots, 3), np.uint32)
-    for slot in free:
-      completion = self._ready.popleft()
-      group, shared = completion.group, self._shared(completion.group)
-      completion.pages = self._take(1)
+    sizes, now = self._sizes, time.monotonic()
+    free = [slot for slot in reversed(range(sizes.slots)) if slot not in self._running]
+    starts = generation.no_starts(sizes.slots)
+    while free and self._ready and self._has_pages(self._ready[0]):
+      slot, completion = free.pop(), self._ready.popleft()
+      group = completion.group
+      if not completion.pages:
+        completion.pages = self._take(1)
+        for partial in group.pages[group.shared(sizes.page_tokens) :]:  # one that is not full
+          starts.page_from[slot], starts.page_to[slot] = partial, completion.pages[0]
+      table = self._table(completion)
       self._tables[slot] = 0
-      self._tables[slot, :shared] = group.pages[:shared]
-      self._tables[slot, shared] = completion.pages[0]
-      partial = group.pages[shared:]  # a page that is not full
-      copied = (partial[0], completion.pages[0]) if partial else (0, 0)
-      numbers[:, slot] = (group.tokens[-1], group.tokens.size - 1, *copied)
-      fresh[slot], temperature[slot] = True, group.ticket.temperature
-      keys[slot] = generation.key_numbers(group.ticket, completion.index)
+      self._tables[slot, : len(table)] = table
+      starts.fresh[slot], starts.temperature[slot] = True, group.ticket.temperature
+      starts.token[slot], starts.position[slot] = completion.tokens[-1], completion.size - 1
+      starts.limit[slot] = completion.limit
+      starts.keys[slot] = generation.key_numbers(group.ticket, completion.index, completion.turn)
       self._running[slot] = completion
       self._started.setdefault(group.ticket.ticket_id, now)
-    token, position, page_from, page_to = numbers
-    starts = generation.Starts(fresh, token, position, keys, temperature, page_from, page_to)
-    self._slots, self._pool = generation.start(self._slots, self._pool, starts, self._seed)
+    if starts.fresh.any():
+      self._slots, self._pool = generation.start(self._slots, self._pool, starts, self._seed)
 
   def _reserve(self) -> None:
     """Takes pages for the next tokens; if none is free, the newest completion starts over."""
@@ -352,53 +371,72 @@ class Engine:
           continue
         completion = self._running[slot]
         completion.pages += self._take(1)
-        column = self._shared(completion.group) + len(completion.pages) - 1
+        column = len(self._table(completion)) - 1
         self._tables[slot, column] = completion.pages[-1]
     if not stays.all():
       self._slots = generation.stop(self._slots, stays)
 
   def _needs_page(self, slot: int) -> bool:
     completion, sizes = self._running[slot], self._sizes
-    sampled = min(len(completion.versions) + sizes.steps, sizes.max_tokens)
-    pages = self._shared(completion.group) + len(completion.pages)
-    return pages * sizes.page_tokens < completion.group.tokens.size - 1 + sampled
+    sampled = min(len(completion.versions) + sizes.steps, completion.limit)
+    pages = len(self._table(completion))
+    return pages * sizes.page_tokens < completion.size - 1 + sampled
 
-  def _free(self, slot: int) -> _Completion:
+  def _free(self, slot: int) -> Completion:
     """Frees a slot and its pages; the completion in it loses its tokens."""
     completion = self._running.pop(slot)
     self._pages += completion.pages
     completion.pages, completion.versions = [], []
     return completion
 
-  def _collect(self, slots: list[int], cut: set[int]):
-    """Takes ended completions out of their slots; returns the complete groups."""
+  def _collect(self, slots: list[int], cut: set[int]) -> list[Finished]:
+    """Takes completions whose turn ended out of their slots; returns the complete groups."""
     if not slots:
       return []
     state = jax.device_get(self._slots._asdict() | {"keys": None, "candidates": None})
     complete = []
     for slot in slots:
-      versions = np.array(self._running[slot].versions, np.int32)
-      completion = self._free(slot)
-      group, length = completion.group, versions.size
-      group.done[completion.index] = types.Trajectory(
+      completion = self._running[slot]
+      length = len(completion.versions)
+      span = in_progress.Span(
         tokens=state["tokens"][slot, :length].copy(),
         logprobs=state["logprobs"][slot, :length].copy(),
-        versions=versions,
-        finished=slot in cut or bool(state["finished"][slot]),
-        candidates=self._candidates(slot, group.ticket, length),
+        versions=np.array(completion.versions, np.int32),
+        candidates=self._candidates(slot, completion.group.ticket, length),
       )
-      if len(group.done) == group.ticket.num_completions:
-        self._pages += group.pages
-        complete.append((group.ticket, [group.done[i] for i in range(len(group.done))]))
+      ended = slot in cut or bool(state["finished"][slot])
+      if completion.episode is None:
+        self._free(slot)
+        complete += self._done(completion, types.Trajectory(*span[:3], ended, candidates=span[3]))
+      else:
+        del self._running[slot]
+        self._wait(completion, completion.episode, span)
     return complete
 
+  def _wait(self, completion: Completion, episode: Episode, span: in_progress.Span) -> None:
+    """Gives the policy's turn to its environment; the completion keeps its pages."""
+    assert self._episodes is not None, "it began there"
+    completion.spans.append(span)
+    completion.versions, completion.turn = [], completion.turn + 1
+    completion.cached = completion.size - 1  # the last token was not computed
+    self._waiting[episode] = completion
+    self._episodes.act(episode, span.tokens)
+
+  def _recorded(self, ticket: types.Ticket) -> int:
+    """Candidates recorded with each token; evaluation needs none."""
+    return 0 if ticket.kind == types.EVAL else self._sizes.candidates
+
   def _candidates(self, slot: int, ticket: types.Ticket, length: int) -> types.Candidates | None:
-    """Those of a slot's first tokens; evaluation needs none."""
-    if not self._sizes.candidates or ticket.kind == types.EVAL:
+    """Those of a slot's first tokens."""
+    if not self._recorded(ticket):
       return None
     recorded = jax.device_get(generation.candidates_of(self._slots, slot))
     return jax.tree.map(lambda x: x[:length].copy(), recorded)
 
 
-def _completions(group: _Group) -> list[_Completion]:
-  return [_Completion(group, i) for i in range(group.ticket.num_completions)]
+def _queue(completion: Completion, queue: collections.deque[Completion]) -> None:
+  """Those that have begun come first: they wait for no pages."""
+  if completion.pages:
+    queue.appendleft(completion)
+  else:
+    queue.append(completion)

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from offpolicy_rl import types
 from offpolicy_rl.model import decoder, paging, policy, sharding
 from offpolicy_rl.sampler import sampling
 
 _STREAMS = {types.TRAIN: 0, types.EVAL: 1}
+_LATER_TURNS = np.uint32(1 << 31)  # more than any completion has tokens
 
 
 class Slots(NamedTuple):
@@ -29,6 +31,7 @@ class Slots(NamedTuple):
   keys: jax.Array  # PRNG keys [N]
   temperature: jax.Array  # float32 [N], 0 = greedy
   lengths: jax.Array  # int32 [N], completion tokens, the end-of-sequence token included
+  limits: jax.Array  # int32 [N], of these lengths
   finished: jax.Array  # bool [N], True = ended by itself
   tokens: jax.Array  # int32 [N, M]
   logprobs: jax.Array  # float32 [N, M]; 0 for a greedy token, which had probability 1
@@ -39,9 +42,10 @@ class Starts(NamedTuple):
   """Completions to start, as host arrays whose sizes do not depend on their number."""
 
   fresh: Any  # bool [N], the slots that start one
-  token: Any  # int32 [N], last token of the prompt
+  token: Any  # int32 [N], last token of the prompt, or of the turns before
   position: Any  # int32 [N], of that token
-  keys: Any  # uint32 [N, 3]: stream, group index, completion index
+  limit: Any  # int32 [N], tokens to sample at most
+  keys: Any  # uint32 [N, 4]: stream, group index, completion index, turn
   temperature: Any  # float32 [N]
   page_from: Any  # int32 [N], the last page of the prompt if it is not full; 0 = none
   page_to: Any  # int32 [N], the completion's first page, which begins as a copy of it
@@ -64,6 +68,7 @@ def empty(slots: int, max_tokens: int, candidates: int = 0) -> Slots:
     keys=jax.random.split(jax.random.key(0), slots),
     temperature=jnp.ones(slots),
     lengths=jnp.zeros(slots, jnp.int32),
+    limits=jnp.full(slots, max_tokens, jnp.int32),
     finished=jnp.zeros(slots, bool),
     tokens=jnp.zeros((slots, max_tokens), jnp.int32),
     logprobs=jnp.zeros((slots, max_tokens)),
@@ -73,16 +78,33 @@ def empty(slots: int, max_tokens: int, candidates: int = 0) -> Slots:
   )
 
 
-def key_numbers(ticket: types.Ticket, completion: int) -> tuple[int, int, int]:
-  """The numbers folded into a completion's key, besides the seed; never the sampler."""
-  return _STREAMS[ticket.kind], ticket.group_index, completion
+def no_starts(slots: int) -> Starts:
+  """Arrays for `slots` slots, in which nothing starts yet."""
+  zeros = lambda: np.zeros(slots, np.int32)
+  return Starts(
+    fresh=np.zeros(slots, bool),
+    token=zeros(),
+    position=zeros(),
+    limit=zeros(),
+    keys=np.zeros((slots, 4), np.uint32),
+    temperature=np.ones(slots, np.float32),
+    page_from=zeros(),
+    page_to=zeros(),
+  )
+
+
+def key_numbers(ticket: types.Ticket, completion: int, turn: int = 0) -> tuple[int, ...]:
+  """The numbers folded into a turn's key, besides the seed; never the sampler."""
+  return _STREAMS[ticket.kind], ticket.group_index, completion, turn
 
 
 def _key(seed, numbers):
   key = jax.random.key(seed)
-  for number in numbers:
+  for number in numbers[:3]:
     key = jax.random.fold_in(key, number)
-  return key
+  # A token's number is folded into the key of its turn, in the first turn into this very key.
+  later = jax.random.fold_in(key, _LATER_TURNS + numbers[3])
+  return jnp.where(numbers[3] > 0, later, key)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pool")
@@ -121,6 +143,7 @@ def start(slots: Slots, pool: paging.Pool, starts: Starts, seed: int) -> tuple[S
     keys=pick(keys, slots.keys),
     temperature=pick(starts.temperature, slots.temperature),
     lengths=pick(0, slots.lengths),
+    limits=pick(starts.limit, slots.limits),
     finished=~starts.fresh & slots.finished,
   ), pool
 
@@ -179,7 +202,7 @@ def decode(
     slots = slots._replace(
       token=token,
       position=slots.position + slots.running,
-      running=slots.running & ~ended & (lengths < max_tokens),
+      running=slots.running & ~ended & (lengths < slots.limits),
       lengths=lengths,
       finished=slots.finished | ended,
       tokens=write(slots.tokens, token),

@@ -253,18 +253,36 @@ def score_groups(
   for ticket, trajectories, group, handle in zip(tickets, groups, texts, handles, strict=True):
     judged = iter(scorer.judgements(handle))
     judgements = [_UNANSWERED if text is None else next(judged) for text in group]
-    failures, lengths = sum(j.failed for j in judgements), [t.tokens.size for t in trajectories]
-    verdicts = rewards = [j.reward for j in judgements]
-    if ticket.kind == types.TRAIN:
-      # A failed completion that is worth the mean of the others adds no signal.
-      verdicts = shaping.rewards(judgements, lengths, shaping.Shaping(failed=shape.failed))
-      rewards = shaping.rewards(judgements, lengths, shape)
-    rewarded = [
-      dataclasses.replace(t, reward=reward, verdict=verdict)
-      for t, reward, verdict in zip(trajectories, rewards, verdicts, strict=True)
-    ]
-    scored.append(types.Group(ticket.ticket_id, tuple(rewarded), failures))
+    scored.append(_scored(ticket, trajectories, judgements, shape))
   return scored
+
+
+def score_episodes(
+  tickets: list[types.Ticket],
+  groups: list[list[types.Trajectory]],
+  *,
+  shape: shaping.Shaping = shaping.NONE,
+) -> list[types.Group]:
+  """The groups of episodes, whose environments have judged them; rewards as in `score_groups`."""
+  judgement = lambda t: scoring.Judgement(t.reward, True, failed=t.ended == types.FAILED)
+  return [
+    _scored(ticket, group, list(map(judgement, group)), shape)
+    for ticket, group in zip(tickets, groups, strict=True)
+  ]
+
+
+def _scored(ticket, trajectories, judgements, shape: shaping.Shaping) -> types.Group:
+  failures, lengths = sum(j.failed for j in judgements), [t.tokens.size for t in trajectories]
+  verdicts = rewards = [j.reward for j in judgements]
+  if ticket.kind == types.TRAIN:
+    # A failed completion that is worth the mean of the others adds no signal.
+    verdicts = shaping.rewards(judgements, lengths, shaping.Shaping(failed=shape.failed))
+    rewards = shaping.rewards(judgements, lengths, shape)
+  rewarded = [
+    dataclasses.replace(t, reward=reward, verdict=verdict)
+    for t, reward, verdict in zip(trajectories, rewards, verdicts, strict=True)
+  ]
+  return types.Group(ticket.ticket_id, tuple(rewarded), failures)
 
 
 def judged_texts(

@@ -54,8 +54,8 @@ class WorkerPool:
       memory_mb: address space that a process may take beyond that after `prepare`, on Linux; 0 = no
         limit.
     """
-    self._all = [_Worker(prepare, time_limit, memory_mb) for _ in range(workers)]
-    self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    self._all = [Worker(prepare, time_limit, memory_mb) for _ in range(workers)]
+    self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for worker in self._all:
       self._idle.put(worker)
     self._threads = concurrent.futures.ThreadPoolExecutor(workers)
@@ -81,7 +81,9 @@ class WorkerPool:
     self._threads.shutdown(cancel_futures=True)
 
 
-class _Worker:
+class Worker:
+  """One process, used by one thread at a time; arguments as for `WorkerPool`."""
+
   def __init__(self, prepare: Callable[[], object], time_limit: float, memory_mb: int):
     self._prepare, self._time_limit, self._memory_mb = prepare, time_limit, memory_mb
     self._lock, self._closed = threading.Lock(), False
@@ -89,22 +91,31 @@ class _Worker:
     self._ready = self._fresh = False
     self._start()
 
-  def answer(self, function: Callable, call: tuple):
+  def answer(self, function: Callable, call: tuple) -> Any:
     """The function's result, or Failed.
 
     A call that runs out of memory, or whose process dies, is repeated if the process had served
     others, as it may be their leak. A call that runs out of time is not.
     """
     while True:
-      self._wait_until_ready()
-      fresh, self._fresh = self._fresh, False
-      answer, spent = self._call((function, call))
-      if not spent:
-        return answer
-      self._kill()
-      self._start()
+      fresh = self._fresh
+      answer, spent = self.attempt(function, call)
       if fresh or spent != _BY_OTHERS or not isinstance(answer, Failed):
         return answer
+
+  def attempt(self, function: Callable, call: tuple) -> tuple[Any, str]:
+    """(the function's result or Failed, why the process was replaced after it or "").
+
+    Raises:
+      PoolError: the process can't prepare itself, or this worker is closed.
+    """
+    self._wait_until_ready()
+    self._fresh = False
+    answer, spent = self._call((function, call))
+    if spent:
+      self._kill()
+      self._start()
+    return answer, spent
 
   def _call(self, message):
     left, importing = self._time_limit, False
@@ -159,6 +170,7 @@ class _Worker:
     self._process.join()
 
   def close(self) -> None:
+    """Ends the process, and everything that it started, at once."""
     with self._lock:
       self._closed = True
       self._kill()

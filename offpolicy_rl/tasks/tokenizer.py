@@ -192,6 +192,40 @@ class Tokenizer:
     added = [*text.special_tokens_mask, 0]
     return text.ids[: added.index(0)]
 
+  def reply(self, text: str, role: str, last: int | None) -> list[int]:
+    """Token ids of what follows a turn of the model: an answer to it, and its next turn's begin.
+
+    Those of the chat template, without tokens before; without a chat the text alone.
+
+    Args:
+      role: of the answer, "user" or "tool".
+      last: token of the model's turn, None = there was none. An end of turn is not repeated.
+
+    Raises:
+      TokenizerError: the template does not take the message, or a token has no embedding.
+    """
+    if not self._chat:
+      return self.encode(text)
+    ids = self.encode(self._answered({"role": role, "content": text}).partition(_PROBE)[2])
+    return ids[1:] if ids[:1] == [last] else ids
+
+  def _answered(self, message: dict[str, str]) -> str:
+    """A chat in which the model has said `_PROBE`, and its next turn has begun."""
+    before = [*self._messages(_QUESTION), {"role": "assistant", "content": _PROBE}]
+    return self.chat([*before, message])
+
+  def check_turns(self) -> None:
+    """Raises TokenizerError if the template writes earlier turns of the model otherwise."""
+    if not self._chat:
+      return
+    begin = self.chat(self._messages(_QUESTION)) + _PROBE
+    whole = self._answered({"role": "user", "content": _QUESTION})
+    if not whole.startswith(begin):
+      raise TokenizerError(
+        f"chat template: behind an answer it writes {whole[: len(begin)]!r:.300}, expected "
+        f"{begin!r:.300}, as the model has read it: set task.chat_arguments or task.chat=False"
+      )
+
   @functools.cached_property
   def turn_end(self) -> int:
     """The token with which the model ends its turn, and demonstrations end.

@@ -6,6 +6,7 @@ unlike pickle, and costs one copy.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -175,6 +176,10 @@ def encode_group(group: types.Group, message: pb.Group | None = None) -> pb.Grou
   message.rewards.extend(t.reward for t in rows)
   message.verdicts.extend(t.verdict for t in rows)
   message.marks.extend(group.marks or ())
+  if any(t.ended for t in rows):
+    message.turns.extend(len(t.turn_rewards) for t in rows)
+    message.turn_rewards.extend(itertools.chain(*(t.turn_rewards for t in rows)))
+    message.ended.extend(t.ended for t in rows)
   if candidates := [t.candidates for t in rows if t.candidates is not None]:
     _join(message.candidate_tokens, [c.tokens for c in candidates])
     _join(message.candidate_logprobs, [c.logprobs for c in candidates])
@@ -216,13 +221,18 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
   if message.verifier_failures > count:
     _refuse("group.verifier_failures", message.verifier_failures, f"at most {count}")
   trajectories, start = [], 0
-  for length, finished, reward, verdict in zip(
-    message.lengths, message.finished, message.rewards, message.verdicts, strict=True
+  for length, finished, reward, verdict, episode in zip(
+    message.lengths,
+    message.finished,
+    message.rewards,
+    message.verdicts,
+    _decode_episodes(message),
+    strict=True,
   ):
     at = slice(start, start + length)
     arrays = tokens[at], logprobs[at], versions[at]
     recorded = candidates and types.Candidates(*(x[at] for x in candidates))
-    trajectories.append(types.Trajectory(*arrays, finished, reward, verdict, recorded))
+    trajectories.append(types.Trajectory(*arrays, finished, reward, verdict, recorded, *episode))
     start += length
   return types.Group(
     message.ticket_id,
@@ -231,6 +241,26 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
     sampler_id,
     _decode_marks(message.marks),
   )
+
+
+def _decode_episodes(message: pb.Group) -> list[tuple[tuple[float, ...], str]]:
+  """(rewards of the turns, how it ended) of each completion; ((), "") if it is no episode."""
+  count = len(message.lengths)
+  if not (message.turns or message.turn_rewards or message.ended):
+    return [((), "")] * count
+  for name in ("turns", "ended"):
+    if len(getattr(message, name)) != count:
+      _refuse(f"group.{name}", f"{len(getattr(message, name))} values", f"{count}, as in lengths")
+  for ended in message.ended:
+    if ended not in types.EPISODE_ENDS:
+      _refuse("group.ended", ended, f"one of {', '.join(types.EPISODE_ENDS)}")
+  rewards = iter(message.turn_rewards)
+  if sum(message.turns) != len(message.turn_rewards):
+    _refuse("group.turn_rewards", f"{len(message.turn_rewards)} values", f"{sum(message.turns)}")
+  return [
+    (tuple(itertools.islice(rewards, turns)), ended)
+    for turns, ended in zip(message.turns, message.ended, strict=True)
+  ]
 
 
 def _decode_marks(marks: Sequence[float]) -> types.Marks | None:
@@ -270,18 +300,22 @@ def check_group(
   max_tokens: int,
   newest_version: int,
   candidates: int = 0,
+  episodes: bool = False,
 ) -> None:
   """Raises WireError unless `group` is a valid answer to `ticket`.
 
-  `candidates`: number to be recorded with each token of training.
+  Args:
+    candidates: number to be recorded with each token of training.
+    episodes: whether completions have turns of an environment.
   """
   if len(group.trajectories) != ticket.num_completions:
     _refuse("group.trajectories", len(group.trajectories), f"{ticket.num_completions} completions")
   rows = group.trajectories
   _check_candidates(rows, candidates if ticket.kind == types.TRAIN else 0, vocab_size)
+  _check_episodes(rows, episodes)
   tokens = _all_values([t.tokens for t in rows])
   logprobs = _all_values([t.logprobs for t in rows])
-  versions = _all_values([t.versions for t in rows])
+  versions = group.sampled_versions() if episodes else _all_values([t.versions for t in rows])
   low, high = ticket.min_version, min(ticket.max_version, newest_version)
   limits = {"vocab_size": vocab_size, "low": low, "high": high}
   if _all_valid(tokens, logprobs, versions, **limits) and all(
@@ -304,6 +338,21 @@ def _check_candidates(rows: Sequence[types.Trajectory], number: int, vocab_size:
     if t.candidates is not None:
       _check_tokens(t.candidates.tokens, field, vocab_size)
       _check_logprobs(t.candidates.logprobs, field)
+
+
+def _check_episodes(rows: Sequence[types.Trajectory], episodes: bool) -> None:
+  for i, t in enumerate(rows):
+    field = f"group.trajectories[{i}]"
+    if bool(t.ended) != episodes:
+      expected = f"one of {', '.join(types.EPISODE_ENDS)}" if episodes else "'': not an episode"
+      _refuse(f"{field}.ended", t.ended, expected)
+    if episodes and not (t.sampled.any() and t.turn_rewards):
+      _refuse(f"{field}.versions, turn_rewards", "no turn of the policy", "at least one")
+    if episodes and t.logprobs[~t.sampled].any():
+      _refuse(f"{field}.logprobs", "a number for what no policy sampled", "0 there")
+    bad = [reward for reward in t.turn_rewards if not abs(reward) <= types.MAX_VERDICT]
+    if bad:
+      _refuse(f"{field}.turn_rewards", bad[0], f"at most {types.MAX_VERDICT:g} in size")
 
 
 def _all_values(arrays: list[np.ndarray]) -> np.ndarray:
@@ -340,7 +389,8 @@ def _check_trajectory(
   ):
     if not abs(value) <= most:  # true for nan, too
       _refuse(f"{field}.{name}", value, f"a number from {-most:g} to {most:g}")
-  bad = t.versions[(t.versions < low) | (t.versions > high)]
+  versions = t.versions[t.sampled] if t.ended else t.versions
+  bad = versions[(versions < low) | (versions > high)]
   if bad.size:
     _refuse(f"{field}.versions", int(bad[0]), f"in [{low}, {high}]")
 

@@ -88,8 +88,23 @@ def test_a_batch_of_empty_rows_has_no_gradient(name):
   assert np.isfinite(loss) if objective.choices.couples_rows else loss == 0
 
 
+def with_holes(x: losses.LossInputs) -> losses.LossInputs:
+  """The same tokens with others between them, as the turns of an environment are."""
+  rng, count = np.random.default_rng(0), x.loss_mask.shape[1]
+  kept = [np.sort(rng.permutation(count)[:length]) for length in x.loss_mask.sum(1)]
+  source = np.array([[*columns, *np.setdiff1d(range(count), columns)] for columns in kept])
+  places = np.argsort(source)  # column -> which of the row's columns before it holds
+
+  def moved(v):
+    return np.take_along_axis(v, places.reshape(*places.shape, *(1,) * (v.ndim - 2)), 1)
+
+  wide = (*TOKEN_FIELDS, "loss_mask", "versions")
+  return x._replace(**{key: moved(getattr(x, key)) for key in wide})
+
+
 # name -> what is odd about the batch
 ODD = {
+  "holes": with_holes,
   "groups of one": lambda x: x._replace(group_ids=np.random.default_rng(0).permutation(12)),
   "ids with gaps": lambda x: x._replace(group_ids=np.array([11, 0, 5])[x.group_ids]),
   "equal rewards": lambda x: x._replace(rewards=np.full(12, 0.7)),

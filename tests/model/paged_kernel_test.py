@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from offpolicy_rl.model import attention, decoder, paged_kernel, paging, policy, sharding
-from offpolicy_rl.sampler import engine
+from offpolicy_rl.sampler import sizing
 from tests.model.decoder_test import CONFIG, random_params
 from tests.params import some
 
@@ -134,7 +134,7 @@ def test_the_mesh_and_the_cache_decide_whether_the_kernel_is_used():
     mesh = types.SimpleNamespace(
       devices=np.array([types.SimpleNamespace(platform=platform)]), shape={"tensor": tensor}
     )
-    return engine.with_attention(config, engine.Sizes(**sizes | changes), mesh).attention
+    return sizing.with_attention(config, sizing.Sizes(**sizes | changes), mesh).attention
 
   wide = dataclasses.replace(CONFIG, head_dim=128, compute_dtype="bfloat16")
   assert form(config=wide) == attention.PAGED

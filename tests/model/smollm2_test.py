@@ -11,7 +11,7 @@ import pytest
 from offpolicy_rl import types
 from offpolicy_rl.cli import main
 from offpolicy_rl.model import policy, pretrained, sharding
-from offpolicy_rl.sampler import engine, stopping
+from offpolicy_rl.sampler import engine, sizing, stopping
 from offpolicy_rl.tasks import tokenizer
 from tests.tasks.gguf_tokenizer_test import TEXTS
 
@@ -70,7 +70,7 @@ def test_it_reads_back_what_it_is_given(smollm2):
 
 def test_it_writes_sensible_text(smollm2):
   config, params, words = smollm2
-  sizes = engine.Sizes(slots=1, group_size=1, max_prompt_tokens=48, max_tokens=24)
+  sizes = sizing.Sizes(slots=1, group_size=1, max_prompt_tokens=48, max_tokens=24)
   made = engine.Engine(config, sizes, stops=stopping.Stops((words.eos,)), seed=0)
   prompt = np.array(words.prompt("What is the capital of France?"), np.int32)
   ticket = types.Ticket("t", types.EVAL, 0, 0, prompt, "", 0, 0, 1, temperature=0.0)

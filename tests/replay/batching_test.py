@@ -54,6 +54,19 @@ def test_a_row_is_prompt_completion_padding():
   )
 
 
+def test_what_an_environment_wrote_is_read_and_not_in_the_loss():
+  o, n = False, types.NO_VERSION
+  episode = trajectory([3, 4, 5], [1, n, 2], 1.0)
+  logprobs = np.where(episode.sampled, episode.logprobs, 0)
+  episode = dataclasses.replace(episode, logprobs=logprobs, ended=types.DONE)
+  batch = batching.make_batch([finished([7], [episode, trajectory([6], [2], 0.0)], 3)], PADDED)
+  np.testing.assert_array_equal(batch.rows.tokens, [[[7, 3, 4, 5, 0], [7, 6, 0, 0, 0]]])
+  np.testing.assert_array_equal(batch.loss_mask, [[[True, o, True], [True, o, o]]])
+  np.testing.assert_array_equal(batch.versions, [[[1, n, 2], [2, n, n]]])
+  lags = batching.lag_metrics([finished([7], [episode, trajectory([6], [2], 0.0)], 3)], 4)
+  assert lags["lag/histogram"] == {"2": 2, "3": 1}
+
+
 def test_what_was_recorded_is_by_completion():
   batch = batching.make_batch(GROUPS, PADDED)
   x, o, n = True, False, types.NO_VERSION

@@ -10,7 +10,7 @@ import pytest
 
 from offpolicy_rl import types
 from offpolicy_rl.model import policy, sharding
-from offpolicy_rl.sampler import engine, engines, generation, sampling, stopping
+from offpolicy_rl.sampler import engine, engines, generation, sampling, sizing, stopping
 from tests.model.decoder_test import CONFIG, random_params
 from tests.params import some
 from tests.rows import whole_rows
@@ -52,7 +52,7 @@ def next_logits(row: list[int]) -> np.ndarray:
 
 def make_engine(seed=0, stops=STOPS, truncation=sampling.NONE, mesh=None, **sizes) -> engine.Engine:
   few = dict(slots=12, group_size=3, max_prompt_tokens=5, max_tokens=6, page_tokens=4, steps=4)
-  of = engine.Sizes(**few | sizes)
+  of = sizing.Sizes(**few | sizes)
   return engine.Engine(CONFIG, of, stops=stops, seed=seed, truncation=truncation, mesh=mesh)
 
 

@@ -1,0 +1,1 @@
+"""Environments that answer the policy: episodes of several turns."""

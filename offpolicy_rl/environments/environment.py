@@ -1,0 +1,82 @@
+"""What an environment is, and how a configuration finds one.
+
+To bring your own, decorate a class of an importable module and name it in environment.name as
+"module:class":
+
+    from offpolicy_rl.environments import environment
+
+    @environment.environment
+    class GuessTheNumber:
+      def reset(self, problem: str, seed: int) -> environment.Turn:
+        self.number = json.loads(problem)
+        return environment.Turn()
+
+      def step(self, action: str) -> environment.Turn:
+        if action == str(self.number):
+          return environment.Turn(reward=1.0, done=True)
+        return environment.Turn("lower " if int(action) > self.number else "higher ")
+
+An environment runs in a worker process. An exception ends its episode as failed.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from offpolicy_rl import types
+from offpolicy_rl.tasks import named
+
+MAX_TEXT = 1_000_000  # characters of a turn
+
+
+class Turn(NamedTuple):
+  """What the environment says to the policy."""
+
+  text: str = ""  # shown to the policy; not used when `done`
+  reward: float = 0.0  # for the policy's turn before; an episode's reward is the sum
+  done: bool = False  # the episode is over
+  role: str = "user"  # of the text in a chat: "user" or "tool"
+
+
+class Environment(Protocol):
+  """One object plays one episode."""
+
+  def reset(self, problem: str, seed: int) -> Turn:
+    """Begins the episode; its text follows the prompt.
+
+    Args:
+      problem: the answer data of the task's problem, JSON.
+      seed: the same for all completions of a prompt.
+    """
+    ...
+
+  def step(self, action: str) -> Turn:
+    """Answers the policy's turn, without the token that ended it."""
+    ...
+
+
+def environment(made_by: type) -> type:
+  """Marks a class as an environment, so that environment.name may name it."""
+  return named.mark(made_by, "environment")
+
+
+def resolve(name: str) -> Callable[[], Environment]:
+  """The class "module:class"; ValueError if it can't be found or is no environment."""
+  decorator = "environment.environment (offpolicy_rl.environments.environment)"
+  return named.resolve(name, "environment", key="environment.name", decorator=decorator)
+
+
+def checked(turn: object) -> Turn:
+  """The turn with plain values; TypeError or ValueError names what is wrong with it."""
+  if not isinstance(turn, Turn):
+    raise TypeError(f"the environment returned {turn!r:.60}, expected an environment.Turn")
+  item: Any = getattr(turn.reward, "item", None)  # a scalar of NumPy, JAX or PyTorch
+  reward = turn.reward if item is None else item()
+  most = types.MAX_VERDICT
+  if not isinstance(reward, int | float) or not abs(reward) <= most:
+    raise ValueError(f"reward: got {reward!r:.60}, expected a number from -{most:g} to {most:g}")
+  if not isinstance(turn.text, str) or len(turn.text) > MAX_TEXT:
+    given = f"{len(turn.text):,} characters" if isinstance(turn.text, str) else f"{turn.text!r:.60}"
+    raise ValueError(f"text: got {given}, expected a text of at most {MAX_TEXT:,} characters")
+  if turn.role not in ("user", "tool"):
+    raise ValueError(f"role: got {turn.role!r:.60}, expected user or tool")
+  return Turn(str(turn.text), float(reward), bool(turn.done), turn.role)

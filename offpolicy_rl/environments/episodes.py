@@ -1,0 +1,154 @@
+"""Episodes in tokens: what an engine asks and tells while completions wait for an environment."""
+
+import dataclasses
+import hashlib
+import logging
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from offpolicy_rl import types
+from offpolicy_rl.environments import processes
+from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.tasks import pool
+from offpolicy_rl.tasks.special_tokens import TokenizerError
+
+_LOG = logging.getLogger(__name__)
+_NOTHING = np.zeros(0, np.int32)
+
+
+class Words(Protocol):
+  """What episodes ask of a vocabulary."""
+
+  def decode(self, ids: list[int]) -> str:
+    """Text of a turn of the policy, up to its end."""
+    ...
+
+  def reply(self, text: str, role: str, last: int | None, /) -> list[int]:
+    """Tokens that follow a turn of the policy: the text, and the beginning of its next turn.
+
+    Args:
+      role: of the text, "user" or "tool".
+      last: token of the policy's turn; None = it had none yet.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What ends an episode, and a turn in it."""
+
+  tokens: int  # of an episode behind its prompt, the environment's included
+  turns: int  # of the policy
+  turn_tokens: int  # of one of these
+
+
+@dataclasses.dataclass(eq=False)
+class Episode:
+  """A completion in its environment."""
+
+  played: processes.Played
+  begun: bool = False  # its environment has answered
+  tokens: int = 0  # behind the prompt
+  last: int | None = None  # token of the policy's turn before
+  rewards: list[float] = dataclasses.field(default_factory=list)  # of each turn of the policy
+  hopeless: str = ""  # how it ends after the policy's first turn, as it could not begin
+
+
+class Reply(NamedTuple):
+  """What comes after a turn of the policy, or before its first."""
+
+  tokens: np.ndarray  # int32, by the environment; none at the end
+  limit: int  # tokens that the policy may sample next
+  ended: str = ""  # one of types.EPISODE_ENDS; "" = the episode goes on
+
+
+class Episodes:
+  """The episodes of one engine."""
+
+  def __init__(self, played: processes.Processes, words: Words, limits: Limits, seed: int):
+    """`seed`: of the run; the environments' seeds follow from it and the ticket."""
+    self._processes, self._words, self._limits, self._seed = played, words, limits, seed
+    self._episodes: dict[processes.Played, Episode] = {}
+    self._over: list[tuple[Episode, Reply]] = []  # replies that need no process
+
+  def begin(self, ticket: types.Ticket) -> Episode:
+    """Begins an episode; its first reply is among the replies to come."""
+    played = self._processes.begin(ticket.answer, seed_of(self._seed, ticket))
+    self._episodes[played] = episode = Episode(played)
+    return episode
+
+  def act(self, episode: Episode, tokens: np.ndarray) -> None:
+    """Takes a turn of the policy, int32 [M]."""
+    episode.tokens += tokens.size
+    episode.last = int(tokens[-1])
+    if episode.hopeless:
+      episode.rewards = [0.0]
+      self._over.append((episode, self._end(episode, episode.hopeless)))
+      return
+    self._processes.act(episode.played, self._words.decode(tokens.tolist()))
+
+  def replies(self, seconds: float) -> list[tuple[Episode, Reply]]:
+    """The replies since, at least one if it comes within `seconds`.
+
+    Raises:
+      pool.PoolError: the environments' processes can't be prepared.
+    """
+    replies, self._over = self._over, []
+    for played, answer in self._processes.answers(0 if replies else seconds):
+      episode = self._episodes[played]
+      reply = self._next(episode, answer) if episode.begun else self._first(episode, answer)
+      replies.append((episode, reply))
+    return replies
+
+  def _first(self, episode: Episode, answer: Turn | pool.Failed) -> Reply:
+    """The policy has a turn in any case: there is no trajectory without a token of its own."""
+    episode.begun = True
+    if not isinstance(answer, pool.Failed) and answer.done:
+      answer = pool.Failed("done before the policy's first turn")
+    reply = Reply(_NOTHING, self._limit(episode))
+    if isinstance(answer, pool.Failed) or answer.text:
+      reply = self._go_on(episode, answer)
+    if reply.ended:
+      episode.hopeless = reply.ended
+      return Reply(_NOTHING, 1)
+    return reply
+
+  def _next(self, episode: Episode, answer: Turn | pool.Failed) -> Reply:
+    episode.rewards.append(0.0 if isinstance(answer, pool.Failed) else answer.reward)
+    if not isinstance(answer, pool.Failed) and answer.done:
+      return self._end(episode, types.DONE)
+    if not isinstance(answer, pool.Failed) and len(episode.rewards) == self._limits.turns:
+      return self._end(episode, types.TURN_LIMIT)
+    reply = self._go_on(episode, answer)
+    if reply.ended == types.FAILED:
+      episode.rewards = [0.0] * len(episode.rewards)
+    return self._end(episode, reply.ended) if reply.ended else reply
+
+  def _go_on(self, episode: Episode, answer: Turn | pool.Failed) -> Reply:
+    """The environment's tokens; or why the episode has to end."""
+    if isinstance(answer, pool.Failed):
+      _LOG.warning("an environment failed: %s", answer.reason)
+      return Reply(_NOTHING, 0, types.FAILED)
+    try:
+      tokens = self._words.reply(answer.text, answer.role, episode.last)
+    except TokenizerError as error:
+      return self._go_on(episode, pool.Failed(f"its answer can't be said to the model: {error}"))
+    if episode.tokens + len(tokens) >= self._limits.tokens:
+      return Reply(_NOTHING, 0, types.TOKEN_LIMIT)
+    episode.tokens += len(tokens)
+    return Reply(np.array(tokens, np.int32), self._limit(episode))
+
+  def _limit(self, episode: Episode) -> int:
+    return min(self._limits.turn_tokens, self._limits.tokens - episode.tokens)
+
+  def _end(self, episode: Episode, ended: str) -> Reply:
+    self._processes.end(episode.played)
+    del self._episodes[episode.played]
+    return Reply(_NOTHING, 0, ended)
+
+
+def seed_of(seed: int, ticket: types.Ticket) -> int:
+  """The seed of a ticket's environments in a run with this seed; at least 0, 31 bits."""
+  named = f"{seed}/{ticket.kind}/{ticket.group_index}".encode()
+  return int.from_bytes(hashlib.sha256(named).digest()[:4], "big") >> 1

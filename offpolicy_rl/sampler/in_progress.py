@@ -1,0 +1,104 @@
+"""Groups and completions in progress in an engine."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from offpolicy_rl import types
+from offpolicy_rl.environments import episodes
+
+
+@dataclasses.dataclass(eq=False)
+class Group:
+  """A ticket in progress; its prompt is in the cache, except for the last token."""
+
+  ticket: types.Ticket
+  pages: list[int]  # of the prompt
+  cached: int = 0  # tokens of the prompt whose keys and values are in the cache
+  done: dict[int, types.Trajectory] = dataclasses.field(default_factory=dict)  # by index
+
+  @property
+  def tokens(self) -> np.ndarray:
+    """The prompt."""
+    return self.ticket.prompt_tokens
+
+  @property
+  def missing(self) -> int:
+    """Tokens to prefill: all but the last, which completions compute."""
+    return self.tokens.size - 1 - self.cached
+
+  def shared(self, page_tokens: int) -> int:
+    """Number of full pages of the prompt, which completions read in place."""
+    return (self.tokens.size - 1) // page_tokens
+
+
+class Span(NamedTuple):
+  """A turn of the policy, or of the environment, which has no logprobs."""
+
+  tokens: np.ndarray  # int32 [M]
+  logprobs: np.ndarray  # float32 [M]
+  versions: np.ndarray  # int32 [M]
+  candidates: types.Candidates | None = None  # [M, I]
+
+
+@dataclasses.dataclass(eq=False)
+class Completion:
+  """One of a group; of an episode, with the turns so far."""
+
+  group: Group
+  index: int  # in its group
+  pages: list[int] = dataclasses.field(default_factory=list)  # besides those of the prompt
+  versions: list[int] = dataclasses.field(default_factory=list)  # of the tokens of this turn
+  limit: int = 0  # tokens of this turn
+  turn: int = 0  # of the policy; counts from 0
+  spans: list[Span] = dataclasses.field(default_factory=list)  # before this turn
+  cached: int = 0  # tokens of prompt and spans whose keys and values are in the cache
+  episode: episodes.Episode | None = None
+
+  @property
+  def tokens(self) -> np.ndarray:
+    """Prompt and spans."""
+    return np.concatenate([self.group.tokens, *(span.tokens for span in self.spans)])
+
+  @property
+  def size(self) -> int:
+    """Number of `tokens`."""
+    return self.group.tokens.size + sum(span.tokens.size for span in self.spans)
+
+  @property
+  def missing(self) -> int:
+    """Tokens to prefill before this turn can start."""
+    return self.size - 1 - self.cached
+
+  def table(self, page_tokens: int) -> list[int]:
+    """All pages: the prompt's full ones and its own."""
+    return [*self.group.pages[: self.group.shared(page_tokens)], *self.pages]
+
+
+def environment_span(tokens: np.ndarray, candidates: int) -> Span:
+  """What the environment wrote; `candidates`: recorded with every token, 0 = none."""
+  shape = (tokens.size, candidates)
+  none = types.Candidates(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+  return Span(
+    tokens,
+    np.zeros(tokens.size, np.float32),
+    np.full(tokens.size, types.NO_VERSION, np.int32),
+    none if candidates else None,
+  )
+
+
+def trajectory(spans: Sequence[Span], rewards: Sequence[float], ended: str) -> types.Trajectory:
+  """The trajectory of an episode that is over."""
+  candidates = [span.candidates for span in spans if span.candidates is not None]
+  return types.Trajectory(
+    *(np.concatenate(x) for x in list(zip(*spans, strict=True))[:3]),
+    finished=ended in (types.DONE, types.TURN_LIMIT),
+    reward=float(sum(rewards)),
+    candidates=types.Candidates(*map(np.concatenate, zip(*candidates, strict=True)))
+    if candidates
+    else None,
+    turn_rewards=tuple(rewards),
+    ended=ended,
+  )

@@ -1,0 +1,95 @@
+"""Environments in processes: what misbehaves costs its own episode only."""
+
+import contextlib
+import time
+
+import pytest
+
+from offpolicy_rl.environments import environment, processes
+from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.tasks import pool
+
+GAMES = "tests.environments.games"
+
+
+@contextlib.contextmanager
+def playing(name: str, *, number=1, seconds=20.0, memory_mb=0):
+  made = processes.Processes(
+    f"{GAMES}:{name}", processes=number, seconds=seconds, memory_mb=memory_mb
+  )
+  with contextlib.closing(made):
+    yield made
+
+
+def answers(made, number: int) -> dict:
+  found = {}
+  end = time.monotonic() + 60
+  while len(found) < number and time.monotonic() < end:
+    found |= dict(made.answers(0.5))
+  assert len(found) == number
+  return found
+
+
+def test_episodes_are_played_side_by_side():
+  with playing("Adds", number=2) as made:
+    played = [made.begin("9", seed) for seed in range(5)]
+    assert answers(made, 5) == {p: Turn(str(seed)) for seed, p in enumerate(played)}
+    for p in played:
+      made.act(p, "4")
+    found = answers(made, 5)
+    assert [found[p] for p in played] == [Turn(str(seed + 4), 0.5, seed == 5) for seed in range(5)]
+    assert len({p.home for p in played}) == 2
+
+
+@pytest.mark.parametrize(
+  ("action", "reason"),
+  [
+    ("hang", "not done after 1 s"),
+    ("die", "its process died, exit code 3"),
+    ("memory", "MemoryError"),
+    ("raise", "RuntimeError: no such move"),
+    ("10 MB", "ValueError: text: got 10,000,000 characters, expected a text of at most 1,000,000"),
+    ("nan", "ValueError: reward: got nan, expected a number from"),
+    ("text", "TypeError: the environment returned 'not a turn', expected an environment.Turn"),
+  ],
+)
+def test_one_that_misbehaves_fails_alone(action, reason):
+  with playing("Misbehaves", seconds=1.0, memory_mb=256) as made:
+    bad, good = made.begin('"a"', 0), made.begin('"b"', 0)
+    assert answers(made, 2) == {bad: Turn("a1"), good: Turn("b1")}
+    for said in ("c", "d"):
+      made.act(good, said)
+      answers(made, 1)
+    made.act(bad, action)
+    [failed] = answers(made, 1).values()
+    assert isinstance(failed, pool.Failed) and failed.reason.startswith(reason)
+    made.end(bad)
+    made.act(good, "e")  # played again where its process was replaced
+    assert answers(made, 1) == {good: Turn("e4")}
+    last = made.begin('"f"', 0)
+    assert answers(made, 1) == {last: Turn("f1")}
+
+
+def test_one_that_misbehaves_at_the_reset_fails_alone():
+  with playing("Misbehaves", seconds=1.0) as made:
+    good, bad = made.begin('"a"', 0), made.begin('"die"', 0)
+    found = answers(made, 2)
+    assert found[good] == Turn("a1") and isinstance(found[bad], pool.Failed)
+
+
+def test_one_that_answers_otherwise_when_played_again_has_failed():
+  with playing("Misbehaves") as made:
+    first, second = made.begin('"count"', 0), made.begin('"count"', 0)
+    assert answers(made, 2) == {first: Turn("1"), second: Turn("2")}
+    made.act(first, "die")
+    answers(made, 1)
+    made.act(second, "done")
+    [failed] = answers(made, 1).values()
+    assert "answered otherwise when played again" in failed.reason
+
+
+def test_a_wrong_name_is_refused_at_once():
+  with pytest.raises(ValueError, match="environment.name: got .*NotMarked.*, expected a function"):
+    processes.Processes(f"{GAMES}:NotMarked", processes=1, seconds=1.0, memory_mb=0)
+  with pytest.raises(ValueError, match="environment.name: got 'nowhere:Game'"):
+    environment.resolve("nowhere:Game")

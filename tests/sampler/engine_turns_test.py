@@ -1,0 +1,210 @@
+"""The engine with environments: what waited and came back is what one forward pass gives."""
+
+import hashlib
+import types as plain_types
+
+import numpy as np
+import pytest
+
+from offpolicy_rl import types
+from offpolicy_rl.environments import episodes
+from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.sampler import engine, sizing
+from tests.params import some
+from tests.sampler.engine_test import (
+  CONFIG,
+  STOPS,
+  assert_same,
+  ending,
+  expected_candidates,
+  expected_logprobs,
+  ticket,
+)
+
+SIZES = dict(slots=12, group_size=3, max_prompt_tokens=5, max_tokens=11, page_tokens=4, steps=4)
+SIZES |= dict(episodes=16)
+LIMITS = episodes.Limits(tokens=11, turns=3, turn_tokens=4)
+
+
+class Words:
+  """Tokens as numbers."""
+
+  def decode(self, ids) -> str:
+    return " ".join(map(str, ids))
+
+  def reply(self, text: str, role: str, last) -> list[int]:
+    return [int(number) for number in text.split()]
+
+
+def answer(problem: str, actions: list[str]) -> Turn:
+  """What the environment says; it depends on all that was done, and on nothing else."""
+  digest = hashlib.sha256("/".join([problem, *actions]).encode()).digest()
+  if not actions:
+    return Turn("" if digest[0] % 2 else "30 31 32")
+  text = " ".join(str(2 + byte % 38) for byte in digest[: digest[1] % 4])
+  return Turn(text, reward=digest[2] / 256, done=digest[3] % 4 == 0)
+
+
+class Processes:
+  """In place of processes: answers when it was asked for so often."""
+
+  def __init__(self, delay):
+    self._delay, self._coming = delay, []
+
+  def begin(self, problem: str, seed: int):
+    played = plain_types.SimpleNamespace(problem=f"{problem}{seed}", actions=[], ended=False)
+    self._coming.append([self._delay(), played])
+    return Handle(played)
+
+  def act(self, handle, action: str) -> None:
+    handle.played.actions.append(action)
+    self._coming.append([self._delay(), handle.played])
+
+  def answers(self, seconds: float):
+    for entry in self._coming:
+      entry[0] -= 1
+    now = [entry for entry in self._coming if entry[0] < 0]
+    self._coming = [entry for entry in self._coming if entry[0] >= 0]
+    return [(Handle(p), answer(p.problem, p.actions)) for _, p in now]
+
+  def end(self, handle) -> None:
+    assert not handle.played.ended
+    handle.played.ended = True
+
+
+class Handle:
+  """Equal for the same environment."""
+
+  def __init__(self, played):
+    self.played = played
+
+  def __hash__(self):
+    return id(self.played)
+
+  def __eq__(self, other):
+    return self.played is other.played
+
+
+def make_engine(delay=lambda: 0, **changes) -> engine.Engine:
+  played = episodes.Episodes(Processes(delay), Words(), LIMITS, seed=0)
+  sizes = sizing.Sizes(**SIZES | changes)
+  return engine.Engine(CONFIG, sizes, stops=STOPS, seed=0, episodes=played)
+
+
+@pytest.fixture(scope="module")
+def expected():
+  return make_engine().generate(ending(), 0, [ticket(i) for i in range(9)])
+
+
+def test_logprobs_are_those_of_a_forward_pass_over_the_whole_episode(expected):
+  turns = 0
+  for i, group in enumerate(expected):
+    for t in group:
+      logprobs = expected_logprobs(ending(), ticket(i), t.tokens)
+      np.testing.assert_allclose(t.logprobs[t.sampled], logprobs[t.sampled], atol=1e-5)
+      assert not t.logprobs[~t.sampled].any() and set(t.versions) <= {0, types.NO_VERSION}
+      assert t.sampled[-1] and t.tokens.size <= 11
+      turns += len(t.turn_rewards)
+  assert turns > 40
+
+
+def test_what_the_environment_says_follows_from_what_the_policy_said(expected):
+  """Told anew from the trajectory alone."""
+  ends = set()
+  for i, group in enumerate(expected):
+    seed = episodes.seed_of(0, ticket(i))
+    for t in group:
+      bounds = np.flatnonzero(np.diff(t.sampled.astype(int))) + 1
+      spans = np.split(t.tokens, bounds)
+      own = [s for s, by in zip(spans, np.split(t.sampled, bounds), strict=True) if by[0]]
+      first = answer(str(seed), []).text
+      assert first == ("" if t.sampled[0] else Words().decode(spans[0].tolist()))
+      ends.add(t.ended)
+      if len(own) == len(t.turn_rewards):  # else an empty reply joined two turns
+        said = [Words().decode(s.tolist()) for s in own]
+        answers = [answer(str(seed), said[: n + 1]) for n in range(len(said))]
+        assert t.turn_rewards == tuple(a.reward for a in answers)
+        assert t.reward == pytest.approx(sum(t.turn_rewards))
+        assert answers[-1].done == (t.ended == types.DONE)
+        assert t.finished == (t.ended in (types.DONE, types.TURN_LIMIT))
+  assert ends == {types.DONE, types.TURN_LIMIT, types.TOKEN_LIMIT}
+
+
+@pytest.mark.parametrize(
+  "changes",
+  some(
+    [dict(steps=2), dict(cache_tokens=72, episodes=40)], [dict(episodes=12), dict(cache_tokens=40)]
+  ),
+)
+def test_samples_depend_on_the_answers_and_not_on_when_they_come(expected, changes):
+  delays = iter(np.random.default_rng(0).integers(0, 7, 10_000).tolist())
+  machine = make_engine(lambda: next(delays), **changes)
+  assert_same(machine.generate(ending(), 0, [ticket(i) for i in range(9)]), expected)
+  assert len(machine._pages) == machine._sizes.pages - 1 and machine.idle
+
+
+def test_turns_have_keys_of_their_own():
+  """A policy that says the same prompt again would else repeat itself."""
+  keys = {generation_key(turn) for turn in range(4)}
+  assert len(keys) == 4
+  token_keys = {generation_key(0, token) for token in range(20)}
+  assert not keys & token_keys
+
+
+def generation_key(turn: int, token: int | None = None) -> tuple:
+  import jax
+
+  from offpolicy_rl.sampler import generation
+
+  numbers = np.array(generation.key_numbers(ticket(3), 1, turn), np.uint32)
+  key = generation._key(0, numbers)
+  if token is not None:
+    key = jax.random.fold_in(key, token)
+  return tuple(np.asarray(jax.random.key_data(key)).tolist())
+
+
+@pytest.mark.parametrize("refreshed", some([True], [False]))
+def test_waiting_episodes_go_on_with_other_parameters(refreshed):
+  old, new = ending(), ending() | {"embedding": ending()["embedding"] * 0.7}
+  delays = iter(np.random.default_rng(0).integers(0, 4, 10_000).tolist())
+  machine = make_engine(lambda: next(delays), prefill_tokens=3, steps=2)
+  machine.add([ticket(i) for i in range(9)])
+  found = []
+  while not (machine._running and any(c.spans for c in machine._waiting.values())):
+    found += machine.step(old, 0)
+  if refreshed:
+    machine.refresh(new)
+  while not machine.idle:
+    found += machine.step(new, 1)
+  gaps, mixed = [], 0
+  for t, group in found:
+    for trajectory in group:
+      by = [expected_logprobs(p, t, trajectory.tokens) for p in (old, new)]
+      logprobs = np.where(trajectory.versions == 1, by[1], by[0])
+      gaps.append(np.abs(logprobs - trajectory.logprobs)[trajectory.sampled].max())
+      mixed += {0, 1} <= set(trajectory.versions.tolist())
+  assert mixed > 4 and len(found) == 9
+  assert (max(gaps) < 1e-5) == refreshed
+
+
+def test_candidates_of_what_the_environment_wrote_are_zero():
+  made = make_engine(candidates=4).generate(ending(), 0, [ticket(i) for i in range(3)])
+  holes = 0
+  for i, group in enumerate(made):
+    for t in group:
+      likeliest = expected_candidates(ending(), ticket(i), t.tokens, 1.0, 4)
+      np.testing.assert_array_equal(t.candidates.tokens[t.sampled], likeliest.tokens[t.sampled])
+      assert not t.candidates.tokens[~t.sampled].any()
+      holes += int((~t.sampled).sum())
+  assert holes > 10
+
+
+def test_progress_grows_while_episodes_wait():
+  machine = make_engine(lambda: 1)
+  machine.add([ticket(i) for i in range(4)])
+  before = machine.progress
+  while not machine.idle:
+    machine.step(ending(), 0)
+    now = machine.progress
+    assert all(now[name] >= before[name] for name in now)
+    before = now
