@@ -76,8 +76,7 @@ def serve_learner(folder: str, pipe) -> None:
     groups,
     weights.WeightStore(),
     lag.LagControl("async", 9),
-    vocab_size=VOCABULARY,
-    max_tokens=TOKENS,
+    expected=codec.Expected(VOCABULARY, TOKENS),
   )
   service.version = 0
   identity = protocol.Identity("one", "stream", "{}", "none")

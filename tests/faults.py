@@ -230,9 +230,21 @@ FAULTS = {
   ),
   "key_of_a_completion": Fault(
     "sampler/generation.py",
-    "ticket.group_index, completion\n",
-    "ticket.group_index, 0\n",
+    "ticket.group_index, completion, turn\n",
+    "ticket.group_index, 0, turn\n",
     "sampler/engine_test.py::test_seed_kind_group_and_completion_each_change_the_sample",
+  ),
+  "key_of_a_turn": Fault(
+    "sampler/generation.py",
+    "jnp.where(numbers[3] > 0, later, key)",
+    "key",
+    "sampler/engine_turns_test.py::test_turns_have_keys_of_their_own",
+  ),
+  "what_an_environment_wrote": Fault(
+    "replay/batching.py",
+    "batch.loss_mask[at][:size] = trajectory.sampled",
+    "batch.loss_mask[at][:size] = True",
+    "replay/batching_test.py::test_what_an_environment_wrote_is_read_and_not_in_the_loss",
   ),
   "key_of_a_token": Fault(
     "sampler/generation.py",

@@ -19,8 +19,8 @@ from offpolicy_rl.replay import lag
 from offpolicy_rl.roles import build, build_learner, sampler_service
 from offpolicy_rl.roles.weights import SamplerWeights, WeightPublisher
 from offpolicy_rl.tasks import tokenizer
+from offpolicy_rl.transport import codec, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
-from offpolicy_rl.transport import weights
 from tests.conftest import ROOT
 from tests.end_to_end_test import over_the_wire
 from tests.model.conftest import reference, run_reference  # noqa: F401 (a fixture)
@@ -104,7 +104,7 @@ def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):
   store, sent = weights.WeightStore(), []
   tickets = SimpleNamespace(needed_versions=lambda _: set())
   service = sampler_service.SamplerService(
-    tickets, None, store, lag.LagControl("fixed", 1), vocab_size=9, max_tokens=9
+    tickets, None, store, lag.LagControl("fixed", 1), expected=codec.Expected(9, 9)
   )
 
   def pull_weights(low, high, receiver):

@@ -33,7 +33,7 @@ def test_fixed_lag_survives_kills_in_the_middle_of_episodes_to_the_bit(tmp_path)
   assert rows[0] == rows[1] and len(rows[0]) == STEPS
   texts = [c for row in metrics.read_lines(found / "completions.jsonl") for c in row["completions"]]
   assert {c["ended"] for c in texts} <= set(types.EPISODE_ENDS)
-  assert any(types.NO_VERSION in [version for version, _ in c["versions"]] for c in texts)
+  assert any(None in [version for version, _ in c["versions"]] for c in texts)
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""What an environment is, and how a configuration finds one.
+"""Environments of several turns, and how a configuration finds one.
 
 To bring your own, decorate a class of an importable module and name it in environment.name as
 "module:class":
@@ -29,7 +29,7 @@ MAX_TEXT = 1_000_000  # characters of a turn
 
 
 class Turn(NamedTuple):
-  """What the environment says to the policy."""
+  """The environment's answer to the policy."""
 
   text: str = ""  # shown to the policy; not used when `done`
   reward: float = 0.0  # for the policy's turn before; an episode's reward is the sum

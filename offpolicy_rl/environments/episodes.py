@@ -18,7 +18,7 @@ _NOTHING = np.zeros(0, np.int32)
 
 
 class Words(Protocol):
-  """What episodes ask of a vocabulary."""
+  """The vocabulary, as far as episodes use it."""
 
   def decode(self, ids: list[int]) -> str:
     """Text of a turn of the policy, up to its end."""
@@ -36,7 +36,7 @@ class Words(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What ends an episode, and a turn in it."""
+  """Limits of an episode and of its turns."""
 
   tokens: int  # of an episode behind its prompt, the environment's included
   turns: int  # of the policy
@@ -56,7 +56,7 @@ class Episode:
 
 
 class Reply(NamedTuple):
-  """What comes after a turn of the policy, or before its first."""
+  """The answer to a turn of the policy; the first comes before it has said anything."""
 
   tokens: np.ndarray  # int32, by the environment; none at the end
   limit: int  # tokens that the policy may sample next

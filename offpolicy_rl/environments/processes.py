@@ -70,7 +70,7 @@ class Processes:
     played.home.thread.submit(played.home.drop, played)
 
   def answers(self, seconds: float) -> list[tuple[Played, Turn | pool.Failed]]:
-    """What the environments have said since, at least one answer if it comes within `seconds`.
+    """Returns the answers that have come, at least one if it comes within `seconds`.
 
     Raises:
       pool.PoolError: a process can't be prepared.

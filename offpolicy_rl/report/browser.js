@@ -20,6 +20,7 @@
 
   // rgba of a token, or "" where the run wrote nothing that colours it.
   function paint(token) {
+    if (token.version === null) return "";
     if (colour.value === "version") return `rgba(${VERSIONS[token.version % VERSIONS.length]},.4)`;
     const nats = colour.value === "ratio" ? token.ratio : token.sampler;
     if (nats === undefined || nats === null) return "";
@@ -42,11 +43,15 @@
       return;
     }
     token.element.classList.add("chosen");
+    const place = `${JSON.stringify(token.piece)}, token ${token.place} of completion ${token.completion}: `;
     if (scroll) token.element.scrollIntoView({ block: "nearest" });
+    if (token.version === null) {
+      find("token").textContent = `${place}written by the environment, not in the loss`;
+      return;
+    }
     const learner = token.ratio == null || token.sampler == null ? null : token.sampler + token.ratio;
     find("token").textContent =
-      `${JSON.stringify(token.piece)}, token ${token.place} of completion ${token.completion}: ` +
-      `version ${token.version} (lag ${groups[shown].step - token.version}), log-probability ` +
+      `${place}version ${token.version} (lag ${groups[shown].step - token.version}), log-probability ` +
       `sampler ${nats(token.sampler)}, learner ${nats(learner)}, log-ratio ${nats(token.ratio)}`;
   }
 
@@ -56,7 +61,9 @@
     const head = completion.gap ? 700 : Infinity; // as completions.py cuts
     completion.pieces.forEach((piece, i) => {
       if (i === head) line.append(make("span", "mark", ` … ${completion.gap} tokens left out … `));
-      const element = make("span", i && versions[i] !== versions[i - 1] ? "newer" : "");
+      const policy = versions.slice(0, i).findLast((version) => version !== null);
+      const newer = versions[i] !== null && policy !== undefined && versions[i] !== policy;
+      const element = make("span", versions[i] === null ? "environment" : newer ? "newer" : "");
       element.textContent = piece === "" ? "·" : piece.replaceAll("\n", "⏎\n");
       const token = {
         element, piece, completion: number + 1, place: i + 1 + (i >= head ? completion.gap : 0),
@@ -81,8 +88,11 @@
     row.append(make("span", "", `${number + 1}`));
     row.append(make("span", css, `reward ${reward === null ? "unknown" : format(reward)}`));
     if (completion.tokens !== null) row.append(make("span", "", `${completion.tokens} tokens`));
-    if (completion.finished === false) row.append(make("span", "bad", "cut at the limit"));
-    const used = [...new Set(completion.versions.map(([version]) => version))];
+    const ends = { turns: "out of turns", tokens: "out of tokens", failed: "environment failed" };
+    if (completion.ended) row.append(make("span", "", ends[completion.ended] || completion.ended));
+    else if (completion.finished === false) row.append(make("span", "bad", "cut at the limit"));
+    const used = [...new Set(completion.versions.map(([version]) => version))]
+      .filter((version) => version !== null);
     row.append(make("span", "", `version ${used.join(", ")}`));
     if (completion.ratios.length && !completion.gap) {
       const sum = completion.ratios.reduce((a, b) => a + b, 0) / 1000;
@@ -108,7 +118,9 @@
       ends.append(bar(`linear-gradient(to right, transparent, rgba(${PLAIN},.7))`), "-5 nats or less");
       scale.append(ends);
     } else {
-      for (const version of [...new Set(tokens.map((token) => token.version))].sort((a, b) => a - b)) {
+      const versions = new Set(tokens.map((token) => token.version));
+      versions.delete(null);
+      for (const version of [...versions].sort((a, b) => a - b)) {
         const patch = make("span", "", "");
         const sample = bar(paint({ version }));
         sample.className = "patch";
@@ -117,6 +129,9 @@
       }
     }
     scale.append(make("span", "", "│ newer weights from here on"));
+    if (tokens.some((token) => token.version === null)) {
+      scale.append(make("span", "environment", "the environment"));
+    }
   }
 
   function repaint() {

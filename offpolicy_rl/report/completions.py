@@ -13,8 +13,9 @@ def for_browser(samples: Sequence[dict]) -> dict:
   """Makes {"groups": [...], "range": nats of the strongest colour}; texts are not escaped.
 
   A completion: reward, finished, pieces [M], gap (tokens left out after piece `_HEAD`, 0 = none),
-  versions [[version, tokens], ...], sampler and ratios [M] in thousandths of a nat. In runs that
-  did not write these, the lists are [] and pieces is the entire text.
+  versions [[version, tokens], ...] (None: an environment wrote them), sampler and ratios [M] in
+  thousandths of a nat. In runs that did not write these, the lists are [] and pieces is the entire
+  text.
   """
   if not samples:
     return {"groups": [], "range": 1.0}
@@ -57,6 +58,7 @@ def _completion(completion: dict, version: int) -> dict:
   return {
     "reward": completion["reward"] if math.isfinite(completion["reward"]) else None,
     "finished": completion.get("finished"),
+    "ended": completion.get("ended"),  # of an episode
     "tokens": len(pieces) if "pieces" in completion else None,
     "pieces": cut(pieces),
     "gap": left_out,

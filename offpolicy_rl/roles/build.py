@@ -281,7 +281,7 @@ def make_store(config: ConfigDict, weights_dir: str | None, session: str) -> wei
 
 @contextlib.contextmanager
 def scoring_of(config: ConfigDict, policy: Policy) -> Generator[Score]:
-  """What judges groups: a verifier in processes of its own, or environments, which have already.
+  """Makes the function that scores groups: by a verifier in processes, or by their environments.
 
   Raises:
     ValueError: a verifier can't be used here.

@@ -104,6 +104,8 @@ def check_start(config: ConfigDict) -> None:
     ConfigError, tokenizer.TokenizerError, families.UnsupportedModel: a run could not start.
   """
   selection, policy = config_lib.check_data(config), initial_policy(config)
+  if config.environment.name and isinstance(policy.tokenizer, tokenizer.Tokenizer):
+    policy.tokenizer.check_turns()
   check_messages(config, policy)
   check_problems(config, selection, policy)
 

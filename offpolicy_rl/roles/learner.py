@@ -394,10 +394,12 @@ def _sampler_service(
     groups,
     weights,
     control,
-    vocab_size=policy.model.vocab_size,
-    max_tokens=config.task.max_completion_tokens,
-    candidates=config.sampler.top_logprobs,
-    episodes=bool(config.environment.name),
+    expected=codec.Expected(
+      policy.model.vocab_size,
+      config.task.max_completion_tokens,
+      config.sampler.top_logprobs,
+      bool(config.environment.name),
+    ),
     say=screen.say,
   )
 

@@ -155,7 +155,10 @@ def _completion(trajectory: types.Trajectory, words) -> dict:
     "verdict": trajectory.verdict,
     "finished": trajectory.finished,
     "pieces": words.token_texts(tokens),
-    "versions": [[version, len(list(same))] for version, same in runs],  # [version, tokens]
+    # [version, tokens]; null = the environment wrote them
+    "versions": [
+      [None if version == types.NO_VERSION else version, len(list(same))] for version, same in runs
+    ],
     "sampler_logprobs": _rounded(trajectory.logprobs),
     **_episode(trajectory),
   }

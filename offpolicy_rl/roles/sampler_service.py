@@ -83,23 +83,17 @@ class SamplerService:
     weight_store: weights.Store,
     control: lag.LagControl,
     *,
-    vocab_size: int,
-    max_tokens: int,
-    candidates: int = 0,
-    episodes: bool = False,
+    expected: codec.Expected,
     say: Callable[[str], None] = _LOG.warning,
   ):
     """Hands out no training tickets before `start`.
 
     Args:
-      max_tokens: of a completion.
-      candidates: to be recorded with each token of training.
-      episodes: whether completions have turns of an environment.
+      expected: what groups are checked against.
       say: prints a line on the learner's terminal.
     """
     self.ledger, self.groups, self.weights, self.control = tickets, groups, weight_store, control
-    self._vocab_size, self._max_tokens, self._say = vocab_size, max_tokens, say
-    self._candidates, self._episodes = candidates, episodes
+    self._expected, self._say = expected, say
     self._admission: admission.Admission | None = None  # None until training begins
     self.version = types.RAW_VERSION  # newest published in this session
     self.version_bytes = 0  # of its weights, sent in full
@@ -197,13 +191,7 @@ class SamplerService:
       return None, PushOutcome(status, unknown if status is PushStatus.UNKNOWN else "")
     try:
       codec.check_group(
-        group,
-        ticket,
-        vocab_size=self._vocab_size,
-        max_tokens=self._max_tokens,
-        newest_version=max(self.version, self._newest_before),
-        candidates=self._candidates,
-        episodes=self._episodes,
+        group, ticket, self._expected, newest_version=max(self.version, self._newest_before)
       )
     except codec.WireError as error:
       return None, PushOutcome(PushStatus.REFUSED, str(error))

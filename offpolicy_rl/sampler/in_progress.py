@@ -78,7 +78,7 @@ class Completion:
 
 
 def environment_span(tokens: np.ndarray, candidates: int) -> Span:
-  """What the environment wrote; `candidates`: recorded with every token, 0 = none."""
+  """The span of an environment's tokens; `candidates`: recorded with every token, 0 = none."""
   shape = (tokens.size, candidates)
   none = types.Candidates(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
   return Span(

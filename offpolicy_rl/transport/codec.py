@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -292,22 +293,20 @@ def group_of_request(data: bytes, index: int) -> types.Group:
   return decode_group(request.groups[index], request.sampler_id)
 
 
-def check_group(
-  group: types.Group,
-  ticket: types.Ticket,
-  *,
-  vocab_size: int,
-  max_tokens: int,
-  newest_version: int,
-  candidates: int = 0,
-  episodes: bool = False,
-) -> None:
-  """Raises WireError unless `group` is a valid answer to `ticket`.
+class Expected(NamedTuple):
+  """The completions of a run."""
 
-  Args:
-    candidates: number to be recorded with each token of training.
-    episodes: whether completions have turns of an environment.
-  """
+  vocab_size: int
+  max_tokens: int  # of a completion
+  candidates: int = 0  # recorded with each token of training
+  episodes: bool = False  # they have turns of an environment
+
+
+def check_group(
+  group: types.Group, ticket: types.Ticket, expected: Expected, *, newest_version: int
+) -> None:
+  """Raises WireError unless `group` is a valid answer to `ticket`."""
+  vocab_size, max_tokens, candidates, episodes = expected
   if len(group.trajectories) != ticket.num_completions:
     _refuse("group.trajectories", len(group.trajectories), f"{ticket.num_completions} completions")
   rows = group.trajectories

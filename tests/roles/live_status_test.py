@@ -12,13 +12,13 @@ from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.roles import run_files
 from offpolicy_rl.roles.sampler_service import SamplerService
-from offpolicy_rl.transport import client, names, protocol, server, weights
+from offpolicy_rl.transport import client, codec, names, protocol, server, weights
 
 
 def make(tiny_config, run_dir) -> tuple[SamplerService, run_files.LiveStatus]:
   run_dir.mkdir(exist_ok=True)
   service = SamplerService(
-    Ledger(10), None, weights.WeightStore(), LagControl("async", 1), vocab_size=9, max_tokens=9
+    Ledger(10), None, weights.WeightStore(), LagControl("async", 1), expected=codec.Expected(9, 9)
   )
   return service, run_files.LiveStatus(run_dir, "one", tiny_config, service)
 

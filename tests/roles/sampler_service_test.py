@@ -9,13 +9,13 @@ from offpolicy_rl import types
 from offpolicy_rl.replay.lag import LagControl
 from offpolicy_rl.replay.ledger import Ledger
 from offpolicy_rl.roles.sampler_service import Heartbeats, SamplerService
-from offpolicy_rl.transport import bounds, names
+from offpolicy_rl.transport import bounds, codec, names
 from offpolicy_rl.types import PushStatus
 
 
 def service(say=print) -> SamplerService:
   return SamplerService(
-    Ledger(10), None, None, LagControl("async", 1), vocab_size=9, max_tokens=9, say=say
+    Ledger(10), None, None, LagControl("async", 1), expected=codec.Expected(9, 9), say=say
   )
 
 

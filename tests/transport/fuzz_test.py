@@ -17,7 +17,8 @@ from tests.transport import fuzzing
 def decode_group(message: pb.Group) -> None:
   """What gets through is good."""
   group = codec.decode_group(message)
-  codec.check_group(group, fuzzing.ticket("train/0"), **fuzzing.LIMITS)
+  ticket = fuzzing.ticket("train/0")
+  codec.check_group(group, ticket, fuzzing.EXPECTED, newest_version=fuzzing.NEWEST)
   assert fuzzing.is_good(group)
 
 

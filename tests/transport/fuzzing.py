@@ -22,7 +22,7 @@ from tests.transport import learners
 
 SESSION, VOCAB, MAX_TOKENS, CANDIDATES = "one", 50, 8, 2
 NEWEST = 1  # version that the learner has published
-LIMITS = dict(vocab_size=VOCAB, max_tokens=MAX_TOKENS, newest_version=NEWEST, candidates=CANDIDATES)
+EXPECTED = codec.Expected(VOCAB, MAX_TOKENS, CANDIDATES)
 LAYOUT: receiver.Layout = {"w": ((40,), np.dtype(np.float32))}  # of its weights
 _METHODS = pb.DESCRIPTOR.services_by_name["Learner"].methods
 REPLIES = {method.name: getattr(pb, method.output_type.name) for method in _METHODS}
@@ -264,7 +264,7 @@ class Target:
     asked = self.book.ticket(group.ticket_id)
     if asked is not None:
       try:
-        codec.check_group(group, asked, **LIMITS)
+        codec.check_group(group, asked, EXPECTED, newest_version=NEWEST)
       except codec.WireError as error:
         return learners.outcome(self.book, error)
     status = self.book.finish(group, NEWEST)

@@ -1,0 +1,122 @@
+"""Episodes in tokens: limits, rewards and ends."""
+
+import itertools
+import types as plain_types
+
+import numpy as np
+import pytest
+
+from offpolicy_rl import types
+from offpolicy_rl.environments import episodes
+from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.tasks import pool
+from offpolicy_rl.tasks.special_tokens import TokenizerError
+from tests.sampler.engine_test import ticket
+
+
+class Words:
+  """A token per character."""
+
+  def decode(self, ids) -> str:
+    return "".join(map(chr, ids))
+
+  def reply(self, text: str, role: str, _last) -> list[int]:
+    if role == "tool":
+      raise TokenizerError("chat template: no tools")
+    return list(map(ord, text))
+
+
+class Scripted:
+  """Processes whose answers are given."""
+
+  def __init__(self, *answers):
+    self._answers, self.actions, self.ended = iter(answers), [], 0
+
+  def begin(self, _problem: str, _seed: int):
+    return plain_types.SimpleNamespace()
+
+  def act(self, _played, action: str) -> None:
+    self.actions.append(action)
+
+  def answers(self, _seconds: float):
+    return [(self.played, answer) for answer in itertools.islice(self._answers, 1)]
+
+  def end(self, _played) -> None:
+    self.ended += 1
+
+
+class OneHandle:
+  """A handle that can be a key."""
+
+
+def play(*answers, said="ab", **limits):
+  """(replies, episode, processes) of an episode in which the policy says the same every turn."""
+  scripted = Scripted(*answers)
+  scripted.played = OneHandle()
+  scripted.begin = lambda _problem, _seed: scripted.played
+  bounds = episodes.Limits(**dict(tokens=12, turns=3, turn_tokens=4) | limits)
+  made = episodes.Episodes(scripted, Words(), bounds, seed=0)
+  episode, replies = made.begin(ticket(0)), []
+  while not (replies and replies[-1].ended):
+    if replies:
+      made.act(episode, np.array(list(map(ord, said)), np.int32))
+    [(same, reply)] = made.replies(1.0)
+    assert same is episode
+    replies.append(reply)
+  assert scripted.ended == 1
+  return replies, episode, scripted
+
+
+def ends(replies) -> str:
+  return replies[-1].ended
+
+
+def test_an_episode_ends_when_its_environment_says_so():
+  replies, episode, scripted = play(Turn(), Turn("cd", 0.25), Turn("not shown", 0.5, True))
+  assert [reply.tokens.tolist() for reply in replies] == [[], [99, 100], []]
+  assert [reply.limit for reply in replies] == [4, 4, 0]
+  assert ends(replies) == types.DONE and episode.rewards == [0.25, 0.5]
+  assert scripted.actions == ["ab", "ab"]
+
+
+def test_an_episode_ends_after_so_many_turns():
+  replies, episode, _ = play(Turn("x"), Turn("y", 1.0), Turn("z", 2.0), turns=2)
+  assert ends(replies) == types.TURN_LIMIT and episode.rewards == [1.0, 2.0]
+  assert replies[0].tokens.tolist() == [120]
+
+
+def test_an_episode_ends_when_no_token_is_left_for_the_policy():
+  replies, episode, _ = play(Turn(), Turn("x" * 6, 1.0), Turn("y" * 2, 1.0))
+  assert [reply.limit for reply in replies] == [4, 4, 0]  # 12 - 2 - 6; then 12 - 10 - 2
+  assert ends(replies) == types.TOKEN_LIMIT and episode.rewards == [1.0, 1.0]
+  assert [reply.limit for reply in play(Turn(), Turn("x" * 8), Turn(done=True))[0]] == [4, 2, 0]
+
+
+@pytest.mark.parametrize("bad", [pool.Failed("died"), Turn("x", role="tool")])
+def test_a_failure_takes_the_rewards_of_the_episode(bad):
+  replies, episode, _ = play(Turn(), Turn("x", 1.0), bad)
+  assert ends(replies) == types.FAILED and episode.rewards == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+  ("first", "ended"),
+  [
+    (pool.Failed("died"), types.FAILED),
+    (Turn(done=True, reward=5.0), types.FAILED),
+    (Turn("x" * 12), types.TOKEN_LIMIT),
+  ],
+)
+def test_one_that_can_not_begin_gives_the_policy_a_token_and_ends(first, ended):
+  replies, episode, scripted = play(first, said="a")
+  assert replies[0] == episodes.Reply(replies[0].tokens, 1) and not replies[0].tokens.size
+  assert ends(replies) == ended and episode.rewards == [0.0] and not scripted.actions
+
+
+def test_seeds_are_of_the_run_and_the_prompt():
+  seeds = {
+    episodes.seed_of(seed, ticket(i, kind=kind))
+    for seed in (0, 1)
+    for i in range(3)
+    for kind in (types.TRAIN, types.EVAL)
+  }
+  assert len(seeds) == 12 and all(0 <= seed < 2**31 for seed in seeds)
