@@ -42,6 +42,13 @@ _TRAIN = (
     alarm="the verifier fails on completions of every batch; the samplers' logs say why (raise "
     "task.verifier_seconds or task.verifier_memory_mb?)",
   ),
+  # Episodes of several turns, in runs with an environment.
+  Metric("episode/turns", "turns", "of the policy, mean over the episodes of a batch"),
+  Metric("episode/environment_tokens", "tokens", "of the environment, mean over the episodes"),
+  Metric("episode/done", "share", "of episodes that their environment ended", HIGHER),
+  Metric("episode/turns_limit", "share", "of episodes that ran out of turns"),
+  Metric("episode/tokens_limit", "share", "of episodes that ran out of tokens", LOWER),
+  Metric("episode/failed", "share", "of episodes whose environment failed", LOWER),
   Metric("set_aside", "groups", "left out because no sampler can answer the prompt", LOWER),
   Metric("poisoned_groups", "groups", "left out because they made the update non-finite", LOWER),
   Metric("filtered/groups", "groups", "replaced because all their rewards are equal", LOWER),

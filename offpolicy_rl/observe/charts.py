@@ -98,6 +98,17 @@ SECTIONS = {
     ),
     Chart("Completions", {"length": "completion_tokens"}, compared=("length",)),
     Chart("Ended by themselves", {"share": "finished_fraction"}),
+    Chart("Turns of an episode", {"turns": "episode/turns"}),
+    Chart(
+      "Ends of episodes",
+      {
+        "done": "episode/done",
+        "out of turns": "episode/turns_limit",
+        "out of tokens": "episode/tokens_limit",
+        "failed": "episode/failed",
+      },
+      "how the episodes of a batch ended",
+    ),
     Chart(
       "Warm start",
       {"loss": "loss"},

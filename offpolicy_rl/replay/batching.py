@@ -8,6 +8,13 @@ from offpolicy_rl import types
 from offpolicy_rl.replay import packing
 from offpolicy_rl.replay.packing import Completion, Limits
 
+_ENDS = {
+  types.DONE: "episode/done",
+  types.TURN_LIMIT: "episode/turns_limit",
+  types.TOKEN_LIMIT: "episode/tokens_limit",
+  types.FAILED: "episode/failed",
+}
+
 
 def make_batch(groups: list[types.FinishedGroup], limits: Limits, parts: int = 1) -> types.Batch:
   """Lays out groups, in order, as `parts` equal parts; ValueError if one does not fit."""
@@ -99,4 +106,16 @@ def completion_metrics(groups: list[types.FinishedGroup]) -> dict:
   return {
     "finished_fraction": float(np.mean([t.finished for t in trajectories])),
     "verifier_failures": sum(g.group.verifier_failures for g in groups),
+    **_episode_metrics([t for t in trajectories if t.ended]),
+  }
+
+
+def _episode_metrics(episodes: list[types.Trajectory]) -> dict[str, float]:
+  """Turns, tokens of environments, and how episodes ended; {} without any."""
+  if not episodes:
+    return {}
+  return {
+    "episode/turns": float(np.mean([len(t.turn_rewards) for t in episodes])),
+    "episode/environment_tokens": float(np.mean([np.sum(~t.sampled) for t in episodes])),
+    **{name: float(np.mean([t.ended == end for t in episodes])) for end, name in _ENDS.items()},
   }

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
+from offpolicy_rl.environments import environment
 from offpolicy_rl.roles import build, data
 from offpolicy_rl.tasks import catalog, pool
 
@@ -24,6 +25,8 @@ def run(config: ConfigDict, say: Callable[[str], None] = print) -> None:
     ConfigError: a run could not start.
   """
   try:
+    if config.environment.name:
+      environment.resolve(config.environment.name)
     selection = catalog.select(config.task)
     policy = data.initial_policy(config)
     for task in selection.tasks:
@@ -49,7 +52,8 @@ def report(
 ) -> Iterator[str]:
   """Yields lines of at most 80 columns, except paths and reasons."""
   for task in dict.fromkeys(one.task.name for one in inspected):
-    yield from _task(task, [one for one in inspected if one.task.name == task])
+    its = [one for one in inspected if one.task.name == task]
+    yield from _task(task, its, config.environment.name)
   yield ""
   yield from _lengths(config, inspected)
   yield ""
@@ -61,8 +65,9 @@ def report(
     yield from _not_used(one)
 
 
-def _task(name: str, splits: Sequence[data.Inspected]) -> Iterator[str]:
-  yield f"task {name}, judged by {splits[0].task.verifier.removeprefix('offpolicy_rl.tasks.')}"
+def _task(name: str, splits: Sequence[data.Inspected], played: str) -> Iterator[str]:
+  judge = played or splits[0].task.verifier.removeprefix("offpolicy_rl.tasks.")
+  yield f"task {name}, judged by {judge}"
   for one in splits:
     reading, made = one.reading, one.made
     counts = {

@@ -98,6 +98,14 @@ NOT_TOGETHER = [
     "learner.row_tokens=6 learner.layout=packed",
     "learner.row_tokens: got 6, expected at least 7, the longest prompt and completion",
   ),
+  (
+    "environment.name=m:C task.verifier=exact",
+    "task.verifier: got 'exact', expected '' with environment.name: the environment judges",
+  ),
+  (
+    "environment.name=m:C environment.episodes=15",
+    "environment.episodes: got 15, expected 0 or at least sampler.slots = 16",
+  ),
   ("lag.mode=periodic lag.max_lag=0", "lag.max_lag: got 0, expected at least 1 in mode periodic"),
   ("lag.mode=replay", "lag.schedule: got '', expected a file in mode replay"),
   ("lag.schedule=x.jsonl", "lag.schedule: got 'x.jsonl', expected a file in mode replay and ''"),

@@ -149,6 +149,23 @@ def test_what_the_host_knows_of_completions():
   assert found == {"finished_fraction": 1.0, "verifier_failures": 2}
 
 
+def test_episodes_are_counted_by_their_ends():
+  n = types.NO_VERSION
+  one = dataclasses.replace(
+    trajectory([3, 4, 5], [1, n, 2], 1.0), ended=types.DONE, turn_rewards=(0.0, 1.0)
+  )
+  other = dataclasses.replace(trajectory([6], [2], 0.0), ended=types.FAILED, turn_rewards=(0.0,))
+  found = batching.completion_metrics([finished([7], [one, other])])
+  assert {k: v for k, v in found.items() if k.startswith("episode/")} == {
+    "episode/turns": 1.5,
+    "episode/environment_tokens": 0.5,
+    "episode/done": 0.5,
+    "episode/turns_limit": 0.0,
+    "episode/tokens_limit": 0.0,
+    "episode/failed": 0.5,
+  }
+
+
 class Example:
   def __init__(self, i):
     self.prompt_tokens, self.answer = np.array([i], np.int32), str(i)
