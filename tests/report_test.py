@@ -186,6 +186,7 @@ def test_a_completion_as_the_browser_gets_it():
   assert completion == {
     "reward": 1.0,
     "finished": True,
+    "ended": None,
     "tokens": 3,
     "pieces": ["a", "t0 ", "<eos>"],
     "gap": 0,
