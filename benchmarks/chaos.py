@@ -307,10 +307,10 @@ def differences(a: dict, b: dict) -> int:
   )
 
 
-def undisturbed(folder: pathlib.Path, *, mode: str, steps: int, samplers: int) -> dict:
-  """The parameters at the end of the same run without faults."""
+def undisturbed(folder: pathlib.Path, *, mode: str, steps: int) -> dict:
+  """The parameters at the end of the same run without faults; one sampler gives them as any do."""
   folder.mkdir()
-  run = Run(folder, mode=mode, steps=steps, samplers=samplers, draw=random.Random(0))
+  run = Run(folder, mode=mode, steps=steps, samplers=1, draw=random.Random(0))
   try:
     disturb(run, faults=0, draw=random.Random(0), say=print)
     return parameters(run.run_dir)
@@ -327,7 +327,7 @@ def study(
   started = time.monotonic()
   same = None
   if mode == "fixed":
-    same = undisturbed(folder / "undisturbed", mode=mode, steps=steps, samplers=samplers)
+    same = undisturbed(folder / "undisturbed", mode=mode, steps=steps)
     say(f"undisturbed: {steps} steps in {time.monotonic() - started:.0f} s")
   (folder / "broken").mkdir()
   draw = random.Random(seed)

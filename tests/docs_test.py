@@ -19,7 +19,8 @@ from offpolicy_rl.model import families
 from offpolicy_rl.tasks import catalog, scoring
 from tests import pages
 from tests.conftest import ROOT
-from tests.run_system import processes, train_rows
+from tests.end_to_end_test import over_the_wire
+from tests.run_system import train_rows
 
 PAGES, CARDS = pages.all_pages(), pages.cards()
 PACKAGE = ROOT / "offpolicy_rl"
@@ -194,25 +195,21 @@ def test_the_examples_are_there():
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_run_with_everything_ones_own(examples):
-  """Own objective, task, verifier and architecture in one run with a separate sampler."""
+  """Own objective, task, verifier and architecture in one run with a sampler over the wire."""
   run = examples / "run"
-  with processes() as launch:
-    local = launch(
-      "local",
-      f"--config={examples}/configs/my_model.py",
-      f"--run_dir={run}",
-      "--config.objective.fn=my_objective:tempered",
-      "--config.task.name=my_task:doubles",
-      "--config.task.verifier=my_verifier:in_place",
-      "--config.task.max_prompt_tokens=5",
-      "--config.task.max_completion_tokens=4",
-      "--config.warm_start.steps=40",
-      "--config.learner.steps=2",
-      "--config.learner.audit_every=0",
-      PYTHONPATH=f"{examples}:{ROOT}",
-    )
-    output, _ = local.communicate(timeout=280)
-  assert local.returncode == 0, output
+  config = config_lib.load(str(examples / "configs" / "my_model.py"))
+  own = {
+    "objective.fn": "my_objective:tempered",
+    "task.name": "my_task:doubles",
+    "task.verifier": "my_verifier:in_place",
+    "task.max_prompt_tokens": "5",
+    "task.max_completion_tokens": "4",
+    "warm_start.steps": "40",
+    "learner.steps": "2",
+    "learner.audit_every": "0",
+  }
+  config_lib.override(config, list(own.items()))
+  over_the_wire(config, run, samplers=1)
   rows = train_rows(run)
   assert [row["step"] for row in rows] == [0, 1]
   assert all(np.isfinite(row["loss"]) and row["verifier_failures"] == 0 for row in rows)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import chaos
-from benchmarks.parity import answers_of, forward_logits, gap, open_model
+from benchmarks.parity import open_model
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.cli import main
@@ -23,7 +23,7 @@ from offpolicy_rl.transport import codec, weights
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from tests.conftest import ROOT
 from tests.end_to_end_test import over_the_wire
-from tests.model.conftest import reference, run_reference  # noqa: F401 (a fixture)
+from tests.model import config_variants, random_checkpoints
 from tests.model.families_test import LLAMA
 from tests.model.lora_test import ADAPTED, logits
 from tests.run_system import assert_identical, train_rows
@@ -56,9 +56,9 @@ def run_until(step: int, run_dir, checkpoint, **how):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_adapters_from_a_published_checkpoint_to_another_one(tmp_path, reference):  # noqa: F811
+def test_adapters_from_a_published_checkpoint_to_another_one(tmp_path):
   source, taken, out = tmp_path / "source", tmp_path / "taken", tmp_path / "out"
-  shutil.copytree(reference / "qwen2" / "model", source)
+  random_checkpoints.write(source, config_variants.changed("qwen2", {}))
   tokenizer.write_from_gguf(Gguf(), source)
   assert main.main(["import", f"--from={source}", f"--to={taken}"]) == 0
   run, straight = tmp_path / "run", tmp_path / "straight"
@@ -80,10 +80,7 @@ def test_adapters_from_a_published_checkpoint_to_another_one(tmp_path, reference
   assert {row["weights/bytes"] for row in rows} == {4 * number_of_adapter_weights()}
 
   assert main.main(["export", f"--run_dir={run}", f"--to={out / 'model'}"]) == 0
-  run_reference("answer", out)  # transformers
-  config, params = open_model(out / "model")
-  answers = answers_of(out)
-  assert gap(forward_logits(config, params, answers["tokens"]), answers) < 1e-3
+  _, params = open_model(out / "model")  # `cards_test.py` has transformers open such models
   config_of_run = config_lib.from_json((run / "config.json").read_text())
   model = build.make_policy(config_of_run, tokenizer.read_files(run / "model")).model
   step, merged = build_learner.newest_params(run, model)
@@ -94,9 +91,9 @@ def test_adapters_from_a_published_checkpoint_to_another_one(tmp_path, reference
 
 
 def number_of_adapter_weights() -> int:
-  """Of the reference's qwen2: 4 layers, width 48, 6 heads of 8, 2 of them key/value, MLP 80."""
+  """Of the random qwen2: 3 layers, width 48, 6 heads of 8, 2 of them key/value, MLP 80."""
   inputs_and_outputs = {"w_q": 48 + 48, "w_v": 48 + 16, "w_o": 48 + 48, "w_down": 80 + 48}
-  return 4 * 4 * sum(inputs_and_outputs.values())
+  return 3 * 4 * sum(inputs_and_outputs.values())
 
 
 def test_the_base_is_sent_once_and_adapters_alone_afterwards(tiny_config):

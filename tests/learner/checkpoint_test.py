@@ -12,7 +12,7 @@ from offpolicy_rl import losses
 from offpolicy_rl.learner import checkpoint, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import sharding
-from tests.learner.step_test import OPTIMIZER, choices, random_batch
+from tests.learner.step_test import OPTIMIZER, choices, first_state, random_batch
 from tests.model.decoder_test import CONFIG
 
 
@@ -36,7 +36,7 @@ def shardings(mesh):
 
 @pytest.fixture
 def state(mesh):
-  return state_lib.create(CONFIG, mesh, OPTIMIZER, seed=0)
+  return first_state(mesh)
 
 
 SHAPES = state_lib.shapes(CONFIG, OPTIMIZER)

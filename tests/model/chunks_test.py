@@ -34,10 +34,12 @@ def weighted(config, chunk):
   return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
-@pytest.mark.parametrize("chunk", some([5], [1, 12, 99]))
 @pytest.mark.parametrize(
-  "changes",
-  some([{"tied_embeddings": False, "logit_softcap": 2.0}], [{}, {"logit_softcap": 2.0}]),
+  ("chunk", "changes"),
+  some(
+    [(5, {"tied_embeddings": False, "logit_softcap": 2.0})],
+    [(1, {}), (12, {}), (99, {"logit_softcap": 2.0})],
+  ),
   ids=str,
 )
 def test_chunks_change_neither_values_nor_gradients(chunk, changes):

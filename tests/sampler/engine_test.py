@@ -182,11 +182,8 @@ def expected():
     [
       {"steps": 1, "slots": 7},
       {"page_tokens": 2, "cache_tokens": 32},
-      {"steps": 1},
-      {"slots": 7},
       {"slots": 1},
       {"prefill_tokens": 2},
-      {"page_tokens": 2},
       {"page_tokens": 64},
     ],
   ),
