@@ -2,6 +2,8 @@
 
 import glob
 import json
+import math
+import os
 import re
 import shlex
 import statistics
@@ -20,13 +22,13 @@ from tests.conftest import ROOT
 
 NOTEBOOK = ROOT / "launch" / "colab" / "offpolicy_rl_demo.ipynb"
 OWN = ROOT / "launch" / "colab" / "own_objective.ipynb"
-STEPS, LAG, LAG_STEPS = 12, 3, 8
+STEPS, LAG, LAG_STEPS, SEQIO_STEPS = 12, 3, 8, 6
 OTHERS = {"--depth", "--editable", "--python", "--quiet", "--without-pip"}  # of git, venv and pip
 pytestmark = pytest.mark.timeout(900)  # of processes one after another, on busy machines, too
 SMALL = f"""
 
 CARD = "configs/test.py"
-STEPS, LAG, LAG_STEPS = {STEPS}, {LAG}, {LAG_STEPS}
+STEPS, LAG, LAG_STEPS, SEQIO_STEPS = {STEPS}, {LAG}, {LAG_STEPS}, {SEQIO_STEPS}
 RUNS = {{runs!r}}
 LAG_LEARNING_RATE = 1e-2
 """
@@ -94,17 +96,19 @@ def test_the_accuracies_it_prints_are_those_of_its_runs(executed):
     r"(\S+)(?: at lag \d+)?: held-out pass@1 (\S+) before RL, (\S+) after (\d+) steps",
     printed(notebook),
   )
-  assert [row[0] for row in said] == ["demo", "beta_shift", "grpo"]
+  all_steps = {"demo": STEPS, "beta_shift": LAG_STEPS, "grpo": LAG_STEPS, "doubles": SEQIO_STEPS}
+  assert [row[0] for row in said] == list(all_steps)
   for name, before, after, steps in said:
     (run,) = runs.glob(f"{name}-*")
-    assert int(steps) == (STEPS if name == "demo" else LAG_STEPS)
+    assert int(steps) == all_steps[name]
     measured = {
       row["phase"]: f"{row['heldout/pass@1']:.3f}"
       for row in metrics.read(run)
       if row["kind"] == metrics.HELDOUT
     }
     assert (before, after) == (measured["after warm start"], measured["after"])
-    assert name == "demo" or before != after, "or nothing was tested"  # the demo is asynchronous
+    asynchronous = name in ("demo", "doubles")
+    assert asynchronous or before != after, "or nothing was tested"
 
 
 @pytest.mark.long
@@ -188,6 +192,13 @@ def test_flags_and_files_that_it_names_exist():
     assert (ROOT / name).exists(), name
 
 
+def test_the_task_that_it_registers_is_the_one_of_the_page():
+  [cell] = (c.source for c in cells(read(), "code") if "TaskRegistry" in c.source)
+  registry = cell.partition('"""')[2].partition('"""')[0]
+  assert len(registry) > 500
+  assert registry in (ROOT / "offpolicy_rl" / "tasks" / "README.md").read_text()
+
+
 @pytest.fixture
 def install(monkeypatch, tmp_path):
   """Runs the settings and the installation in an empty folder of a TPU host; what was called."""
@@ -209,6 +220,42 @@ def install(monkeypatch, tmp_path):
     return called
 
   return run
+
+
+@pytest.mark.parametrize(
+  ("machine", "learner", "samplers", "sizes"),
+  [
+    ("8 tpu TPU v5 lite", "0,1,2,3", ["4", "5", "6", "7"], ["--config.mesh.data=4"]),  # Kaggle
+    ("4 tpu TPU v6 lite", "0,1", ["2", "3"], ["--config.mesh.data=2"]),
+    ("1 tpu TPU v6 lite", None, [None], []),  # Colab
+    ("2 gpu NVIDIA L4", None, [None], ["--config.mesh.data=2"]),
+    ("2 cpu cpu", None, [None], []),
+  ],
+)
+def test_chips_are_shared_by_what_the_machine_has(
+  monkeypatch, tmp_path, machine, learner, samplers, sizes
+):
+  monkeypatch.setenv("TPU_PROCESS_ADDRESSES", "local")
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  answer = subprocess.CompletedProcess([], 0, stdout=f"{machine}\n")
+  monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+  scope = {"PROJECT": tmp_path, "RUNS": "runs", "PYTHON": "python"}
+  scope |= {"os": os, "subprocess": subprocess}
+  exec(cells(read(), "code")[2].source, scope)
+  every = [scope["LEARNER"], *scope["SAMPLERS"]]
+  chips = [environment.get("TPU_VISIBLE_CHIPS") for environment in every]
+  assert chips == [learner, *samplers] and scope["SIZES"] == sizes
+  ports = [e["TPU_MESH_CONTROLLER_PORT"] for e in every if "TPU_MESH_CONTROLLER_PORT" in e]
+  assert len(set(ports)) == len(ports) == (len(every) if learner else 0)
+  for environment, which in zip(every, chips, strict=True):
+    assert "TPU_PROCESS_ADDRESSES" not in environment
+    bounds = environment.get("TPU_CHIPS_PER_PROCESS_BOUNDS", "").split(",")
+    assert which is None or math.prod(map(int, bounds)) == len(which.split(","))
+  on_cpu = [e.get("JAX_PLATFORMS") != scope["LEARNER"].get("JAX_PLATFORMS") for e in every[1:]]
+  assert on_cpu == ([True] if learner is None else [False] * len(samplers))
+  card = config_lib.load(str(ROOT / "configs" / "demo.py"))
+  config_lib.override(card, [flags_lib.key_and_text(flag) for flag in sizes])
+  config_lib.validate(card)
 
 
 def test_elsewhere_it_asks_where_to_clone_from(install):
