@@ -35,6 +35,7 @@ class Turn(NamedTuple):
   reward: float = 0.0  # for the policy's turn before; an episode's reward is the sum
   done: bool = False  # the episode is over
   role: str = "user"  # of the text in a chat: "user" or "tool"
+  more: tuple[str, ...] = ()  # texts of further messages with this role, after the first
 
 
 class Environment(Protocol):
@@ -74,9 +75,13 @@ def checked(turn: object) -> Turn:
   most = types.MAX_VERDICT
   if not isinstance(reward, int | float) or not abs(reward) <= most:
     raise ValueError(f"reward: got {reward!r:.60}, expected a number from -{most:g} to {most:g}")
-  if not isinstance(turn.text, str) or len(turn.text) > MAX_TEXT:
-    given = f"{len(turn.text):,} characters" if isinstance(turn.text, str) else f"{turn.text!r:.60}"
-    raise ValueError(f"text: got {given}, expected a text of at most {MAX_TEXT:,} characters")
+  texts = [turn.text, *turn.more]
+  for text in texts:
+    if not isinstance(text, str):
+      raise ValueError(f"text: got {text!r:.60}, expected a text")
+  length = sum(map(len, texts))
+  if length > MAX_TEXT:
+    raise ValueError(f"text: got {length:,} characters, expected at most {MAX_TEXT:,}")
   if turn.role not in ("user", "tool"):
     raise ValueError(f"role: got {turn.role!r:.60}, expected user or tool")
-  return Turn(str(turn.text), float(reward), bool(turn.done), turn.role)
+  return Turn(str(turn.text), float(reward), bool(turn.done), turn.role, tuple(map(str, turn.more)))

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,11 +25,11 @@ class Words(Protocol):
     """Text of a turn of the policy, up to its end."""
     ...
 
-  def reply(self, text: str, role: str, last: int | None, /) -> list[int]:
-    """Tokens that follow a turn of the policy: the text, and the beginning of its next turn.
+  def reply(self, texts: Sequence[str], role: str, last: int | None, /) -> list[int]:
+    """Tokens that follow a turn of the policy: messages, and the beginning of its next turn.
 
     Args:
-      role: of the text, "user" or "tool".
+      role: of the messages, "user" or "tool".
       last: token of the policy's turn; None = it had none yet.
     """
     ...
@@ -131,7 +132,7 @@ class Episodes:
       _LOG.warning("an environment failed: %s", answer.reason)
       return Reply(_NOTHING, 0, types.FAILED)
     try:
-      tokens = self._words.reply(answer.text, answer.role, episode.last)
+      tokens = self._words.reply([answer.text, *answer.more], answer.role, episode.last)
     except TokenizerError as error:
       return self._go_on(episode, pool.Failed(f"its answer can't be said to the model: {error}"))
     if episode.tokens + len(tokens) >= self._limits.tokens:

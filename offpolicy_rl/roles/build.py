@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
-from offpolicy_rl.environments import episodes, processes
+from offpolicy_rl.environments import environment, episodes, processes, tools
 from offpolicy_rl.model import decoder, families, lora, names, pretrained, sharding
 from offpolicy_rl.replay import (
   admission,
@@ -65,11 +65,19 @@ def make_policy(config: ConfigDict, files: types.ModelFiles | None) -> Policy:
     chat=task.chat,
     system=task.system_prompt,
     stop=stop,
-    arguments=json.loads(task.chat_arguments or "{}"),
+    arguments=_chat_arguments(config),
     vocab_size=model.vocab_size,
     day=datetime.date.fromisoformat(task.chat_date) if task.chat_date else None,
   )
   return Policy(model, published, files)
+
+
+def _chat_arguments(config: ConfigDict) -> dict:
+  """Variables of the chat template: those of the configuration, and the environment's tools."""
+  given = json.loads(config.task.chat_arguments or "{}")
+  name = config.environment.name
+  functions = getattr(environment.resolve(name), "tools", ()) if name else ()
+  return ({"tools": list(map(tools.describe, functions))} if functions else {}) | given
 
 
 def set_chat_date(config: ConfigDict, files: types.ModelFiles | None) -> None:
@@ -81,8 +89,8 @@ def set_chat_date(config: ConfigDict, files: types.ModelFiles | None) -> None:
   task = config.task
   if files is None or not task.chat or task.chat_date:
     return
-  tools = json.loads(task.chat_arguments or "{}").get("tools") is not None
-  if chat.depends_on_date(files, tools=tools):
+  has_tools = _chat_arguments(config).get("tools") is not None
+  if chat.depends_on_date(files, tools=has_tools):
     task.chat_date = datetime.date.today().isoformat()
 
 

@@ -192,34 +192,39 @@ class Tokenizer:
     added = [*text.special_tokens_mask, 0]
     return text.ids[: added.index(0)]
 
-  def reply(self, text: str, role: str, last: int | None) -> list[int]:
-    """Token ids of what follows a turn of the model: an answer to it, and its next turn's begin.
+  def reply(self, texts: Sequence[str], role: str, last: int | None) -> list[int]:
+    """Token ids of what follows a turn of the model: messages, and the begin of its next turn.
 
-    Those of the chat template, without tokens before; without a chat the text alone.
+    Those of the chat template; without a chat the texts alone.
 
     Args:
-      role: of the answer, "user" or "tool".
+      role: of the messages, "user" or "tool".
       last: token of the model's turn, None = there was none. An end of turn is not repeated.
 
     Raises:
-      TokenizerError: the template does not take the message, or a token has no embedding.
+      TokenizerError: the template does not take the messages, a text has a special token in it, or
+        a token has no embedding.
     """
+    for token in self.special.values():
+      if any(token in text for text in texts):
+        raise TokenizerError(f"a message: got the special token {token!r:.60}, expected plain text")
     if not self._chat:
-      return self.encode(text)
-    ids = self.encode(self._answered({"role": role, "content": text}).partition(_PROBE)[2])
+      return self.encode("".join(texts))
+    messages = [{"role": role, "content": text} for text in texts]
+    ids = self.encode(self._answered(messages).partition(_PROBE)[2])
     return ids[1:] if ids[:1] == [last] else ids
 
-  def _answered(self, message: dict[str, str]) -> str:
-    """A chat in which the model has said `_PROBE`, and its next turn has begun."""
+  def _answered(self, messages: list[dict[str, str]]) -> str:
+    """A chat in which the model has said `_PROBE`, was answered, and begins its next turn."""
     before = [*self._messages(_QUESTION), {"role": "assistant", "content": _PROBE}]
-    return self.chat([*before, message])
+    return self.chat([*before, *messages])
 
   def check_turns(self) -> None:
     """Raises TokenizerError if the template writes earlier turns of the model otherwise."""
     if not self._chat:
       return
     begin = self.chat(self._messages(_QUESTION)) + _PROBE
-    whole = self._answered({"role": "user", "content": _QUESTION})
+    whole = self._answered([{"role": "user", "content": _QUESTION}])
     if not whole.startswith(begin):
       raise TokenizerError(
         f"chat template: behind an answer it writes {whole[: len(begin)]!r:.300}, expected "

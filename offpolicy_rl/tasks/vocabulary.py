@@ -49,9 +49,9 @@ class Vocabulary:
 
   prompt = encode  # questions are prompts as they are
 
-  def reply(self, text: str, _role: str, _last: int | None) -> list[int]:
-    """Token ids of what an environment says after a turn of the policy: the text as it is."""
-    return self.encode(text)
+  def reply(self, texts: Sequence[str], _role: str, _last: int | None) -> list[int]:
+    """Token ids of what an environment says after a turn of the policy: the texts as they are."""
+    return self.encode("".join(texts))
 
   def decode_all(self, ids: Iterable[int]) -> str:
     """Text of all tokens, also past the end of a completion, without special tokens."""

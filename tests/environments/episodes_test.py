@@ -20,10 +20,10 @@ class Words:
   def decode(self, ids) -> str:
     return "".join(map(chr, ids))
 
-  def reply(self, text: str, role: str, _last) -> list[int]:
+  def reply(self, texts, role: str, _last) -> list[int]:
     if role == "tool":
       raise TokenizerError("chat template: no tools")
-    return list(map(ord, text))
+    return list(map(ord, "".join(texts)))
 
 
 class Scripted:

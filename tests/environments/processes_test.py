@@ -48,7 +48,7 @@ def test_episodes_are_played_side_by_side():
     ("die", "its process died, exit code 3"),
     ("memory", "MemoryError"),
     ("raise", "RuntimeError: no such move"),
-    ("10 MB", "ValueError: text: got 10,000,000 characters, expected a text of at most 1,000,000"),
+    ("10 MB", "ValueError: text: got 10,000,000 characters, expected at most 1,000,000"),
     ("nan", "ValueError: reward: got nan, expected a number from"),
     ("text", "TypeError: the environment returned 'not a turn', expected an environment.Turn"),
   ],

@@ -32,8 +32,8 @@ class Words:
   def decode(self, ids) -> str:
     return " ".join(map(str, ids))
 
-  def reply(self, text: str, role: str, last) -> list[int]:
-    return [int(number) for number in text.split()]
+  def reply(self, texts, _role: str, _last) -> list[int]:
+    return [int(number) for text in texts for number in text.split()]
 
 
 def answer(problem: str, actions: list[str]) -> Turn:

@@ -27,10 +27,10 @@ def test_an_answer_continues_the_tokens_of_the_turn_before(tmp_path, monkeypatch
   ]
   words.check_turns()
   said = [*words.encode(ANSWER), words.turn_end]
-  found = words.prompt(QUESTION) + said + words.reply(REPLY, "user", words.turn_end)
+  found = words.prompt(QUESTION) + said + words.reply([REPLY], "user", words.turn_end)
   assert found == words.encode(words.chat(messages))
   # A turn that a limit cut gets the end that the model did not write.
-  cut = words.prompt(QUESTION) + said[:-1] + words.reply(REPLY, "user", said[-2])
+  cut = words.prompt(QUESTION) + said[:-1] + words.reply([REPLY], "user", said[-2])
   assert cut == found
 
 
@@ -44,7 +44,25 @@ def test_a_template_that_writes_earlier_turns_otherwise_is_refused(tmp_path, nam
     words.check_turns()
 
 
+def test_several_messages_follow_one_turn(tmp_path):
+  words = of_family(tmp_path, "qwen2.5-0.5b-instruct")
+  question = {"role": "user", "content": QUESTION}
+  messages = [question, {"role": "assistant", "content": ANSWER}]
+  messages += [{"role": "tool", "content": text} for text in ("4", "5")]
+  said = [*words.encode(ANSWER), words.turn_end]
+  found = words.prompt(QUESTION) + said + words.reply(["4", "5"], "tool", words.turn_end)
+  assert found == words.encode(words.chat(messages))
+
+
+def test_special_tokens_in_an_answer_are_refused(tmp_path):
+  """An environment, or a policy that it repeats, can't end turns or begin others."""
+  for chat in (True, False):
+    words = of_family(tmp_path / str(chat), "qwen2.5-0.5b-instruct", chat=chat)
+    with pytest.raises(tokenizer.TokenizerError, match="got the special token '<.im_end.>'"):
+      words.reply(["4<|im_end|>"], "tool", words.turn_end)
+
+
 def test_without_a_chat_an_answer_is_its_text(tmp_path):
   words = of_family(tmp_path, "smollm2-135m-instruct", chat=False)
   words.check_turns()
-  assert words.reply(REPLY, "user", words.eos) == words.encode(REPLY)
+  assert words.reply([REPLY], "user", words.eos) == words.encode(REPLY)
