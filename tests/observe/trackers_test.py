@@ -5,14 +5,17 @@ Their packages are in an environment of their own: make .venv-trackers/.installe
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import time
+import urllib.request
 
 import pytest
 
@@ -219,6 +222,50 @@ def test_two_runs_begin_at_once_on_a_new_database_of_mlflow(tmp_path, offline, m
     ("quick", "FINISHED"),
   }
   assert not list(tmp_path.glob(".mlflow.db*"))
+
+
+@pytest.fixture
+def server(tmp_path, offline):
+  """The URL of MLflow's own server, which keeps rows and artifacts below the test's directory."""
+  if not list((ROOT / ".venv-trackers").glob("lib/python3*/site-packages/flask")):
+    pytest.skip("the packages of MLflow's server are missing: make .venv-trackers/.installed")
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  command = [PYTHON, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
+  command += [f"--backend-store-uri={offline['MLFLOW_TRACKING_URI']}"]
+  command += [f"--artifacts-destination={tmp_path}/kept"]
+  (tmp_path / "home").mkdir()
+  log = (tmp_path / "server.txt").open("w")
+  process = subprocess.Popen(
+    command, cwd=tmp_path, env=offline, stdout=log, stderr=log, start_new_session=True
+  )
+  url, end = f"http://127.0.0.1:{port}", time.monotonic() + 200
+  no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+  try:
+    while True:
+      assert process.poll() is None and time.monotonic() < end, (
+        tmp_path / "server.txt"
+      ).read_text()
+      with contextlib.suppress(OSError), no_proxy.open(f"{url}/health") as answer:
+        assert answer.read() == b"OK"
+        break
+      time.sleep(0.2)
+    yield url
+  finally:
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
+
+
+def test_mlflows_server_has_every_value_and_the_artifacts_of_a_resumed_run(
+  tmp_path, offline, server
+):
+  killed_and_resumed(tmp_path, offline | {"MLFLOW_TRACKING_URI": server}, "mlflow")
+  rows, [run] = from_mlflow(tmp_path)
+  assert collections.Counter((row["key"], row["step"]) for row in rows).most_common(1)[0][1] == 1
+  found = {row["step"]: [row["value"]] for row in rows if row["key"] == "train/reward"}
+  assert found == REWARDS and run["status"] == "FINISHED"
+  assert {path.name for path in (tmp_path / "kept").rglob("artifacts/*")} == FILES
 
 
 def test_trackio_goes_on_in_the_run_that_was_killed(tmp_path, offline):
