@@ -129,20 +129,42 @@ def available() -> tuple[Entry, ...]:
 # ---------------------------------------------------------------- which runs
 
 
-def grid(study: Study) -> list[tuple[Entry, Value, float]]:
-  """(entry, value, learning rate) of every point that tuning tries."""
+Point = tuple[Value, float]  # what is tuned besides the learning rate, and that rate
+
+
+def points(rows: Sequence[Row], entry: Entry, study: Study) -> list[Point]:
+  """Every point that tuning tries for an entry, those of wider grids last.
+
+  Where the best learning rate of a grid is at its edge, for the lags that choose for some lag, the
+  next rate by the same factor is tried, too.
+  """
   rates = study.learning_rates
-  return [(entry, value, rate) for entry in ENTRIES for value in entry.values for rate in rates]
+  found = _points(entry, rates)
+  for lags in dict.fromkeys(TUNED_AT.values()):
+    best: dict[float, float] = {}
+    for (_, rate), reached in _scores(
+      rows, entry, lags, found[: len(_points(entry, rates))], study
+    ):
+      best[rate] = max(reached, best.get(rate, reached))
+    for edge, factor in ((min(rates), 1 / 3), (max(rates), 3)):
+      others = [reached for rate, reached in best.items() if rate != edge]
+      if others and best[edge] > max(others):
+        found += _points(entry, (float(f"{edge * factor:.1g}"),))
+  return list(dict.fromkeys(found))
 
 
-def tuning_jobs(entries: Sequence[Entry], study: Study) -> list[Job]:
+def _points(entry: Entry, rates: Sequence[float]) -> list[Point]:
+  return [(value, rate) for value in entry.values for rate in rates]
+
+
+def tuning_jobs(rows: Sequence[Row], entries: Sequence[Entry], study: Study) -> list[Job]:
   """Every point of every grid at every lag of the tuning, seed by seed."""
   return [
     Job(entry.label, value, rate, lag, seed)
     for seed in study.tuning_seeds
     for lag in sorted(set().union(*TUNED_AT.values()))
-    for entry, value, rate in grid(study)
-    if entry in entries
+    for entry in entries
+    for value, rate in points(rows, entry, study)
   ]
 
 
@@ -151,20 +173,26 @@ def score(row: Row) -> float:
   return statistics.fmean(row["curve"]["pass@1"][1:])
 
 
-def tuning_scores(rows: Sequence[Row], entry: Entry, lag: int, study: Study) -> dict:
-  """{(value, rate): mean score at the lags that choose for `lag`}; {} until all are there."""
+def tuning_scores(rows: Sequence[Row], entry: Entry, lag: int, study: Study) -> dict[Point, float]:
+  """{point: mean score at the lags that choose for `lag`}; {} until all are there."""
+  return dict(_scores(rows, entry, TUNED_AT[lag], points(rows, entry, study), study))
+
+
+def _scores(
+  rows: Sequence[Row], entry: Entry, lags: Sequence[int], tried: Sequence[Point], study: Study
+) -> list[tuple[Point, float]]:
   known = {job_of(row): score(row) for row in rows}
-  scores = {}
-  for _, value, rate in (point for point in grid(study) if point[0] == entry):
-    seeds, lags = study.tuning_seeds, TUNED_AT[lag]
-    jobs = {Job(entry.label, value, rate, at, seed) for at in lags for seed in seeds}
+  scores = []
+  for point in tried:
+    seeds = study.tuning_seeds
+    jobs = {Job(entry.label, *point, at, seed) for at in lags for seed in seeds}
     if not known.keys() >= jobs:
-      return {}
-    scores[value, rate] = statistics.fmean(known[job] for job in jobs)
+      return []
+    scores.append((point, statistics.fmean(known[job] for job in jobs)))
   return scores
 
 
-def chosen(rows: Sequence[Row], entry: Entry, lag: int, study: Study) -> tuple[Value, float] | None:
+def chosen(rows: Sequence[Row], entry: Entry, lag: int, study: Study) -> Point | None:
   """The (value, learning rate) that tuning found best for a lag; None until it is complete."""
   scores = tuning_scores(rows, entry, lag, study)
   return max(scores, key=lambda point: scores[point]) if scores else None
@@ -369,7 +397,8 @@ def main() -> None:
     if arguments.pilot:
       run_missing(pilot_jobs(study), workers, rows, add)
     else:
-      run_missing(tuning_jobs(entries, study), workers, rows, add)
+      run_missing(tuning_jobs(rows(), entries, study), workers, rows, add)
+      run_missing(tuning_jobs(rows(), entries, study), workers, rows, add)  # of wider grids
       run_missing(report_jobs(rows(), entries, study), workers, rows, add)
     workers.close()
   if arguments.pilot:

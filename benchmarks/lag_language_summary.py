@@ -209,7 +209,12 @@ def tuning(rows: Sequence[Row], study: Study) -> str:
     f"| objective | value | rate | {' | '.join(f'lag {lag}' for lag in lags)} |",
     "| --- | --- | --- |" + " --- |" * len(lags),
   ]
-  for entry, value, rate in lag_language.grid(study):
+  tried = [
+    (entry, *point)
+    for entry in lag_language.ENTRIES
+    for point in lag_language.points(rows, entry, study)
+  ]
+  for entry, value, rate in tried:
     scores = [known.get((entry.label, value, rate, lag)) for lag in lags]
     if any(scores):
       own = "" if value is None else f"{value:g}"

@@ -95,21 +95,26 @@ def test_presets_take_the_keys_of_every_point():
   from offpolicy_rl import config as config_lib
 
   made = set()
-  for entry, value, rate in lag_language.grid(STUDY):
+  every = [
+    (entry, *point)
+    for entry in lag_language.available()
+    for point in lag_language.points([], entry, STUDY)
+  ]
+  for entry, value, rate in every:
     if entry in lag_language.available():
       config = lag_language_run.configuration(Job(entry.label, value, rate, 16, 3), STUDY)
       choices = config_lib.objective_choices(config)
       made.add((choices, config.learner.learning_rate))
       assert (config.lag.max_lag, config.seed, config.lag.mode) == (16, 3, "fixed")
       assert entry.tuned in ("", "clip") or getattr(choices, entry.tuned) == value
-  assert len(made) == sum(e in lag_language.available() for e, *_ in lag_language.grid(STUDY))
+  assert len(made) == len(every) == 51
 
 
 def test_tuning_chooses_by_the_lags_of_the_plan():
   entry, (low, high) = BY_LABEL["mean"], lag_language.BETAS
-  jobs = lag_language.tuning_jobs([entry], STUDY)
+  jobs = lag_language.tuning_jobs([], [entry], STUDY)
   assert len(jobs) == len(set(jobs)) == 12 and {job.lag for job in jobs} == {16, 256}
-  best = {(low, 1e-4, 16): 0.7, (high, 3e-4, 256): 0.6, (high, 3e-5, 16): 0.5}
+  best = {(low, 1e-4, 16): 0.7, (high, 1e-4, 256): 0.6, (high, 3e-5, 16): 0.5}
   rows = [row(job, best.get((job.value, job.rate, job.lag), 0.4)) for job in jobs]
   assert lag_language.report_settings(rows[:-1], entry, STUDY).keys() == {(0, 1), (16, 1)}
   assert lag_language.report_settings(rows, entry, STUDY) == {
@@ -117,12 +122,26 @@ def test_tuning_chooses_by_the_lags_of_the_plan():
     (64, 3): (low, 3e-4),
     (0, 1): (low, 1e-4),
     (16, 1): (low, 1e-4),
-    (256, 1): (high, 3e-4),
+    (256, 1): (high, 1e-4),
   }
   reported = lag_language.report_jobs(rows, [entry, BY_LABEL["copg"]], STUDY)
   assert [job.seed for job in reported] == [0, 0, 1, 1, 2, 2] + [0] * 3 + [1] * 3 + [2] * 3
   assert [job.lag for job in reported] == [64] * 6 + [0, 16, 256] * 3
   assert reported[0] == ("mean", low, 1e-4, 64, 0)
+
+
+def test_a_grid_grows_where_its_best_rate_is_at_an_edge():
+  entry, (low, high) = BY_LABEL["mean"], lag_language.BETAS
+  first = lag_language.tuning_jobs([], [entry], STUDY)
+  best = {(low, 3e-5, 16): 0.7, (high, 3e-4, 256): 0.6}
+  rows = [row(job, best.get((job.value, job.rate, job.lag), 0.4)) for job in first]
+  wider = lag_language.tuning_jobs(rows, [entry], STUDY)
+  assert {job.rate for job in set(wider) - set(first)} == {1e-5, 9e-4}
+  assert len(wider) == len(first) + 2 * 2 * 2 and set(first) < set(wider)
+  assert lag_language.chosen(rows, entry, 16, STUDY) is None  # until these are there, too
+  rows += [row(job, 0.8 if job.rate < 3e-5 else 0.4) for job in set(wider) - set(first)]
+  assert lag_language.tuning_jobs(rows, [entry], STUDY) == wider  # it grows once
+  assert lag_language.chosen(rows, entry, 16, STUDY) == (low, 1e-5)
 
 
 def test_a_job_waits_for_the_warm_start_of_its_seed():
@@ -158,7 +177,9 @@ def study_rows(finals: dict[tuple[str, int], float]) -> list[dict]:
   """A whole study; {(label, factor): final and run-mean pass@1 at the primary lag}, else 0.5."""
   entries = [BY_LABEL[label] for label in ("grpo_wide", "cispo", "mean", "shift")]
   tuned = {"cispo": 0.45}
-  rows = [row(job, tuned.get(job.entry, 0.4)) for job in lag_language.tuning_jobs(entries, STUDY)]
+  rows = [
+    row(job, tuned.get(job.entry, 0.4)) for job in lag_language.tuning_jobs([], entries, STUDY)
+  ]
   for job in lag_language.report_jobs(rows, entries, STUDY):
     off = job.rate != STUDY.learning_rates[0]  # the first of equals is chosen
     reached = finals.get((job.entry, 3 if off else 1), 0.5) if job.lag == 64 else 0.5
