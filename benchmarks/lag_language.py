@@ -138,19 +138,17 @@ def points(rows: Sequence[Row], entry: Entry, study: Study) -> list[Point]:
   Where the best learning rate of a grid is at its edge, for the lags that choose for some lag, the
   next rate by the same factor is tried, too.
   """
-  rates = study.learning_rates
-  found = _points(entry, rates)
+  rates, more = study.learning_rates, []
+  first = _points(entry, rates)
   for lags in dict.fromkeys(TUNED_AT.values()):
     best: dict[float, float] = {}
-    for (_, rate), reached in _scores(
-      rows, entry, lags, found[: len(_points(entry, rates))], study
-    ):
+    for (_, rate), reached in _scores(rows, entry, lags, first, study):
       best[rate] = max(reached, best.get(rate, reached))
     for edge, factor in ((min(rates), 1 / 3), (max(rates), 3)):
       others = [reached for rate, reached in best.items() if rate != edge]
       if others and best[edge] > max(others):
-        found += _points(entry, (float(f"{edge * factor:.1g}"),))
-  return list(dict.fromkeys(found))
+        more += _points(entry, (float(f"{edge * factor:.1g}"),))
+  return list(dict.fromkeys(first + more))
 
 
 def _points(entry: Entry, rates: Sequence[float]) -> list[Point]:
