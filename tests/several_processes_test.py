@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.model import policy
 from offpolicy_rl.roles import build, build_learner
 from tests import run_system as system
 from tests.conftest import XLA_FLAGS
 
 pytestmark = pytest.mark.long
-STEPS = 20
+STEPS = 30
 DEVICES = 2
 KEPT = 4  # the step from which the run of one process is gone on with by four
 SETTINGS = [
@@ -25,7 +24,7 @@ SETTINGS = [
   "--config.evaluation.every=0",
   "--config.evaluation.problems=2",
   f"--config.checkpoint.every={KEPT}",
-  "--config.checkpoint.keep=20",
+  "--config.checkpoint.keep=40",
   "--config.lag.mode=fixed",
   "--config.lag.max_lag=2",
   f"--config.mesh.data={DEVICES}",
@@ -66,48 +65,63 @@ def finish(processes) -> None:
     assert process.returncode == 0, output
 
 
-def outcome(run_dir) -> tuple[dict, dict]:
-  """(what was sampled and learned in each step, the parameters after the last one)."""
+def outcome(run_dir) -> tuple[int, dict, dict]:
+  """(steps, what was sampled and learned in each of them, the parameters after the last one)."""
   rows = system.train_rows(run_dir)
   course = {name: [row[name] for row in rows] for name in ("reward", "tokens", "entropy")}
   config = config_lib.from_json((run_dir / "config.json").read_text())
   step, params = build_learner.newest_params(run_dir, build.make_policy(config, None).model)
-  assert step == STEPS
-  return course, policy.flatten(params)
+  return step, course, policy.flatten(params)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-  """The directory of a run of one process with all devices."""
+  """The directory of a run of one process with all devices, and a checkpoint of every step."""
   run_dir = tmp_path_factory.mktemp("alone") / "run"
   with system.processes() as launch:
-    finish([*start_learner(launch, run_dir, 1), start_sampler(launch, run_dir)])
+    learner = start_learner(launch, run_dir, 1, "--config.checkpoint.every=1")
+    finish([*learner, start_sampler(launch, run_dir)])
   return run_dir
 
 
 def assert_same_bits(run_dir, alone):
   """Two devices have one sum only, whoever they belong to."""
-  (course, params), (expected_course, expected) = outcome(run_dir), outcome(alone)
-  assert len(course["reward"]) == STEPS and sum(course["reward"]) > 0
+  (step, course, params), (_, expected_course, expected) = outcome(run_dir), outcome(alone)
+  assert step == len(course["reward"]) == STEPS and sum(course["reward"]) > 0
   assert course == expected_course
   system.assert_identical(params, expected)
 
 
-def test_four_processes_go_on_with_the_run_of_one(tmp_path, alone):
-  """From a checkpoint of it, with the groups that it had: only the order of sums differs."""
-  run_dir, checkpoints = tmp_path / "run", tmp_path / "run-checkpoints"
+def copy_until(step: int, alone, run_dir) -> None:
+  """The run as it was after so many steps, as far as checkpoints tell."""
   shutil.copytree(alone, run_dir)
+  for folder in (run_dir / "checkpoints" / "steps").iterdir():
+    if int(folder.name) > step:
+      shutil.rmtree(folder)
+
+
+def test_four_processes_go_on_with_the_run_of_one(tmp_path, alone):
+  """From a checkpoint of it, with the groups that it had: only the order of sums differs.
+
+  One of them is told to stop: all do, with a checkpoint of the same step.
+  """
+  run_dir, checkpoints = tmp_path / "run", tmp_path / "run-checkpoints"
+  copy_until(KEPT, alone, run_dir)
   (run_dir / "address").unlink()
   (run_dir / "checkpoints").rename(checkpoints)
-  for folder in (checkpoints / "steps").iterdir():
-    if int(folder.name) > KEPT:
-      shutil.rmtree(folder)
   with system.processes() as launch:
     learner = start_learner(launch, run_dir, 4, "--resume", "--config.mesh.data=4", devices=4)
-    finish([*learner, start_sampler(launch, run_dir)])
-  (course, params), (expected_course, expected) = outcome(run_dir), outcome(alone)
-  assert course["reward"] == expected_course["reward"]
-  np.testing.assert_allclose(course["entropy"], expected_course["entropy"], rtol=1e-5)
+    sampler = start_sampler(launch, run_dir)
+    theirs = checkpoints / "steps" / str(KEPT + 4)
+    system.wait_for(theirs.exists, 120, "a checkpoint of the four")
+    learner[2].send_signal(signal.SIGTERM)
+    finish([*learner, sampler])
+  made, course, params = outcome(run_dir)
+  assert KEPT + 4 <= made == len(course["reward"]) < STEPS
+  copy_until(made, alone, tmp_path / "alone")
+  _, expected_course, expected = outcome(tmp_path / "alone")
+  assert course["reward"] == expected_course["reward"][:made]
+  np.testing.assert_allclose(course["entropy"], expected_course["entropy"][:made], rtol=1e-5)
   for name, array in expected.items():
     tolerance = 1e-5 * np.abs(array).max()
     np.testing.assert_allclose(params[name], array, rtol=1e-5, atol=tolerance, err_msg=name)
@@ -122,7 +136,7 @@ def begun(launch, run_dir, rows: int, *more: str):
   return learner, sampler
 
 
-def test_whoever_is_killed_or_told_to_stop_all_stop_and_go_on_together(tmp_path, alone):
+def test_whoever_is_killed_all_stop_and_go_on_together(tmp_path, alone):
   run_dir = tmp_path / "run"
   with system.processes() as launch:
     for rows, victim in ((5, 1), (9, 0)):
@@ -131,13 +145,7 @@ def test_whoever_is_killed_or_told_to_stop_all_stop_and_go_on_together(tmp_path,
       output, _ = learner[1 - victim].communicate(timeout=60)
       assert learner[1 - victim].returncode not in (0, None), output
       sampler.kill()
-    learner, sampler = begun(launch, run_dir, 13, "--resume")
-    learner[1].send_signal(signal.SIGTERM)
-    finish([*learner, sampler])
-    made = len(system.train_rows(run_dir))
-    assert 13 <= made < STEPS
-    assert checkpoint.Checkpoints(run_dir / "checkpoints", keep=9).steps()[-1] == made
-    learner, sampler = begun(launch, run_dir, made, "--resume")
+    learner, sampler = begun(launch, run_dir, 9, "--resume")
     finish([*learner, sampler])
   assert_same_bits(run_dir, alone)
 
