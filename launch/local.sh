@@ -33,7 +33,6 @@ done
 [ -n "$dry" ] || mkdir -p "$run_dir/logs"
 
 set -m # every process in a group of its own: Ctrl-C reaches this script only, which passes it on once
-pids=()
 declare -A name_of
 lifeline=$(mktemp -d) # a pipe that the kernel closes when this script is gone: then all end
 mkfifo "$lifeline/pipe"
@@ -43,12 +42,14 @@ rm -r "$lifeline"
 start() { # NAME ARGUMENT...
   if [ -n "$dry" ]; then printf '%q ' offpolicy-rl "${@:2}"; echo; return; fi
   OFFPOLICY_RL_PARENT=9 offpolicy-rl "${@:2}" 8>&- >> "$run_dir/logs/$1.log" 2>&1 &
-  pids+=($!) name_of[$!]=$1
+  name_of[$!]=$1
   echo "$1: process $!, $run_dir/logs/$1.log"
 }
 end() { # CODE
-  trap 'kill -KILL "${pids[@]}" 2> /dev/null' INT TERM
-  kill -TERM "${pids[@]}" 2> /dev/null || true # those that are there
+  # The shell's own list has a process that was started just before a signal came.
+  trap 'kill -KILL $(jobs -p) 2> /dev/null' INT TERM
+  # shellcheck disable=SC2046
+  kill -TERM $(jobs -p) 2> /dev/null || true # those that are there
   wait
   exit "$1"
 }
@@ -65,7 +66,7 @@ for ((i = 0; i < samplers; i++)); do
 done
 [ -z "$dry" ] || exit 0
 echo "follow it with: offpolicy-rl watch $run_dir"
-for ((left = ${#pids[@]}; left > 0; left--)); do
+for ((left = learners + samplers; left > 0; left--)); do
   code=0
   wait -n -p ended || code=$?
   echo "${name_of[$ended]} ended with exit code $code; see $run_dir/logs/${name_of[$ended]}.log" >&2

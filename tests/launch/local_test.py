@@ -64,15 +64,15 @@ def local(tmp_path, heard_sigint):
   folder.mkdir()
   (folder / "offpolicy-rl").write_text(PROGRAM)
   (folder / "offpolicy-rl").chmod(0o755)
-  env = {"PATH": f"{folder}:{os.environ['PATH']}", "NOTES": str(tmp_path)}
+  always = {"PATH": f"{folder}:{os.environ['PATH']}", "NOTES": str(tmp_path)}
   begun = []
 
-  def start(*arguments: str):
+  def start(*arguments: str, **env: str):
     begun.append(
       subprocess.Popen(
         [LAUNCH / "local.sh", f"--run_dir={tmp_path}/run", *arguments],
         text=True,
-        env=env,
+        env=always | env,
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -143,6 +143,23 @@ def test_ctrl_c_reaches_each_process_once_and_as_sigterm(local, tmp_path, number
   script.communicate(timeout=60)
   assert script.returncode == 130
   assert [file.read_text() for file in tmp_path.glob("*.signals")] == ["SIGTERM "] * 4
+
+
+def test_ctrl_c_just_after_a_process_was_started_reaches_it_too(local, tmp_path):
+  """Before the script has noted which one it is: it must not be waited for without a signal."""
+  hook = tmp_path / "hook.bash"
+  hook.write_text(
+    r"""set -T
+trap 'case $BASH_COMMAND in
+  *"\$!"*) while ! compgen -G "$NOTES/*.arguments" > /dev/null; do :; done; kill -INT $$;;
+esac' DEBUG
+"""
+  )
+  script = local("--config=configs/test.py", BASH_ENV=str(hook))
+  script.communicate(timeout=60)
+  assert script.returncode == 130
+  heard = [file.read_text() for file in tmp_path.glob("*.signals")]
+  assert heard == ["SIGTERM "] * len(list(tmp_path.glob("*.arguments"))) and heard
 
 
 def test_nobody_outlives_the_script(local, tmp_path):
