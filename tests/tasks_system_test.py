@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from offpolicy_rl import config as config_lib
 from offpolicy_rl.observe import metrics
+from offpolicy_rl.roles import build
 from offpolicy_rl.roles import sampler as sampler_role
 from tests.end_to_end_test import over_the_wire, small
 from tests.run_system import train_rows
@@ -71,9 +73,13 @@ def test_a_verifier_that_fails_is_seen_and_loses_no_group(tiny_config, tmp_path)
   assert any(row["heldout/verifier_failures"] for row in heldout)
 
 
-def test_a_sampler_without_the_verifier_says_so(tiny_config):
-  tiny_config.task.verifier = "nowhere:to_be_found"
-  with pytest.raises(
-    sampler_role.RunMismatch, match="can't be judged here: verifier: got 'nowhere:to"
+@pytest.mark.parametrize("key", ["task.verifier", "environment.name"])
+def test_a_sampler_without_the_judge_says_so(tiny_config, key):
+  config_lib.override(tiny_config, [(key, "nowhere:to_be_found")])
+  policy = build.make_policy(tiny_config, None)
+  said = f"can't be judged here: {key.removeprefix('task.')}: got 'nowhere:to_be_found'"
+  with (
+    pytest.raises(sampler_role.RunMismatch, match=said),
+    sampler_role._judging(tiny_config, policy),
   ):
-    sampler_role._scorer(tiny_config.task)
+    pass

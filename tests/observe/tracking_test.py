@@ -232,7 +232,7 @@ def test_a_disk_that_refuses_costs_the_trackers_their_rows_only(tmp_path, monkey
 
 def test_the_environment_of_the_long_test_has_what_the_extras_ask_for():
   lines = (ROOT / "tests" / "reference" / "trackers.txt").read_text().splitlines()
-  wanted = [line for line in lines if line and not line.startswith("#")]
+  wanted = [line for line in lines if ">=" in line]  # the others are for MLflow's server
   setup = (ROOT / "setup.py").read_text()
   assert all(f'"{line}"' in setup for line in wanted) and len(wanted) == 5
 
