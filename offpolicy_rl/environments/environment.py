@@ -12,9 +12,11 @@ To bring your own, decorate a class of an importable module and name it in envir
         return environment.Turn()
 
       def step(self, action: str) -> environment.Turn:
-        if action == str(self.number):
+        if not action.isdecimal():  # a fresh policy says anything
+          return environment.Turn("?")
+        if int(action) == self.number:
           return environment.Turn(reward=1.0, done=True)
-        return environment.Turn("lower " if int(action) > self.number else "higher ")
+        return environment.Turn("<" if self.number < int(action) else ">")
 
 An environment runs in a worker process. An exception ends its episode as failed.
 """
@@ -63,7 +65,12 @@ def environment(made_by: type) -> type:
 def resolve(name: str) -> Callable[[], Environment]:
   """The class "module:class"; ValueError if it can't be found or is no environment."""
   decorator = "environment.environment (offpolicy_rl.environments.environment)"
-  return named.resolve(name, "environment", key="environment.name", decorator=decorator)
+  key = "environment.name"
+  found = named.resolve(name, "environment", key=key, decorator=decorator, kind="class")
+  for method in ("reset", "step"):
+    if not callable(getattr(found, method, None)):
+      raise ValueError(f"{key}: got {name!r:.100}, expected a class with a method {method!r}")
+  return found
 
 
 def checked(turn: object) -> Turn:

@@ -71,6 +71,7 @@ class Episodes:
     """`seed`: of the run; the environments' seeds follow from it and the ticket."""
     self._processes, self._words, self._limits, self._seed = played, words, limits, seed
     self._episodes: dict[processes.Played, Episode] = {}
+    self._failures = 0
     self._over: list[tuple[Episode, Reply]] = []  # replies that need no process
 
   def begin(self, ticket: types.Ticket) -> Episode:
@@ -129,7 +130,9 @@ class Episodes:
   def _go_on(self, episode: Episode, answer: Turn | pool.Failed) -> Reply:
     """The environment's tokens; or why the episode has to end."""
     if isinstance(answer, pool.Failed):
-      _LOG.warning("an environment failed: %s", answer.reason)
+      self._failures += 1
+      if self._failures.bit_count() == 1:  # 1, 2, 4, ...: the same fault may come in every episode
+        _LOG.warning("an environment failed (%d so far): %s", self._failures, answer.reason)
       return Reply(_NOTHING, 0, types.FAILED)
     try:
       tokens = self._words.reply([answer.text, *answer.more], answer.role, episode.last)

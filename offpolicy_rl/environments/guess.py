@@ -1,7 +1,7 @@
 """Guess a number in few questions: a game of several turns, and the task of its problems.
 
-"2-8:" asks for a number from 2 to 8. The policy guesses a digit; the answer is "<" if the number is
-smaller, ">" if it is larger and "?" to anything but a digit.
+"a2-8:" asks for a number from 2 to 8, in game a. The policy guesses a digit; the answer is "<" if
+the number is smaller, ">" if it is larger and "?" to anything but a digit.
 """
 
 import json
@@ -12,6 +12,7 @@ from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.tasks import catalog, sources, verifiers
 
 _SIZES = range(4, 8)  # numbers to choose from; three guesses are enough for seven
+_GAMES = "abcdefgh"  # with the same ranges, and other numbers
 
 
 @environment.environment
@@ -35,10 +36,11 @@ class GuessTheNumber:
 
 @catalog.task
 def guess_the_number() -> catalog.Task:
-  """One problem for each range of digits, one in eight held out."""
+  """One problem for each game and range of digits, one in eight held out."""
   bounds = [(low, low + size - 1) for size in _SIZES for low in range(11 - size)]
   problems = [
-    sources.Problem(question=f"{low}-{high}:", answer=json.dumps([low, high]), demonstration="")
+    sources.Problem(f"{game}{low}-{high}:", json.dumps([low, high]), demonstration="")
+    for game in _GAMES
     for low, high in bounds
   ]
   return catalog.Task("guess_the_number", lambda: problems, verifiers.NAMED["exact"])

@@ -37,10 +37,10 @@ _TRAIN = (
   Metric(
     "verifier_failures",
     "completions",
-    "of the batch, on which the verifier failed",
+    "of the batch, on which the verifier or environment failed",
     LOWER,
-    alarm="the verifier fails on completions of every batch; the samplers' logs say why (raise "
-    "task.verifier_seconds or task.verifier_memory_mb?)",
+    alarm="the verifier or environment fails on completions of every batch; the samplers' logs say "
+    "why (raise its limits of time or memory?)",
   ),
   # Episodes of several turns, in runs with an environment.
   Metric("episode/turns", "turns", "of the policy, mean over the episodes of a batch"),

@@ -29,18 +29,18 @@ def _reason(module: str, error: Exception) -> str:
   )
 
 
-def resolve(name: str, use: str, *, key: str, decorator: str) -> Callable:
+def resolve(name: str, use: str, *, key: str, decorator: str, kind: str = "function") -> Callable:
   """Finds "module:function"; ValueError if it does not exist, or is not marked.
 
-  `key` names it in errors, `decorator` is what marks functions for this use.
+  `key` names it in errors, `decorator` is what marks functions, or another `kind`, for this use.
   """
   module, _, attribute = name.partition(":")
   try:
     function = getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError, TypeError, ValueError) as error:
     raise ValueError(
-      f"{key}: got {name!r:.100}, expected an importable module:function: {_reason(module, error)}"
+      f"{key}: got {name!r:.100}, expected an importable module:{kind}: {_reason(module, error)}"
     ) from error
   if getattr(function, _MARK, None) != use:
-    raise ValueError(f"{key}: got {name!r:.100}, expected a function decorated with @{decorator}")
+    raise ValueError(f"{key}: got {name!r:.100}, expected a {kind} decorated with @{decorator}")
   return function

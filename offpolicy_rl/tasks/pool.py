@@ -190,7 +190,10 @@ def _serve(pipe, prepare: Callable[[], object], memory_mb: int) -> None:
   _exempt_imports(memory, pipe.send)
   pipe.send(None)
   while True:
-    function, call = pipe.recv()
+    try:
+      function, call = pipe.recv()
+    except EOFError:  # the starter is gone
+      return
     answer, spent = _attempt(function, call)
     if os.getpid() != pid:  # a fork by the call: its answer would be taken for that of the next
       os._exit(0)

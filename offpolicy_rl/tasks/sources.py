@@ -34,7 +34,7 @@ class Problem:
 
   question: str
   answer: str  # JSON
-  demonstration: str  # an answer worth imitating
+  demonstration: str = ""  # an answer worth imitating; "" = none
   where: str = dataclasses.field(default="", compare=False)  # "file:line"; "" = in no file
   messages: tuple[dict[str, str], ...] = ()  # a chat that ends with the question; () = a text
   # Token ids of the question and the demonstration, where the task brings its own.

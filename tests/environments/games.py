@@ -55,3 +55,11 @@ class Misbehaves:
 
 class NotMarked:
   """Lacks the decorator."""
+
+
+@environment.environment
+class WithoutStep:
+  """Lacks a method."""
+
+  def reset(self, problem: str, seed: int) -> Turn:
+    return Turn()

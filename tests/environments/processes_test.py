@@ -89,7 +89,11 @@ def test_one_that_answers_otherwise_when_played_again_has_failed():
 
 
 def test_a_wrong_name_is_refused_at_once():
-  with pytest.raises(ValueError, match="environment.name: got .*NotMarked.*, expected a function"):
+  with pytest.raises(ValueError, match="environment.name: got .*NotMarked.*, expected a class"):
     processes.Processes(f"{GAMES}:NotMarked", processes=1, seconds=1.0, memory_mb=0)
-  with pytest.raises(ValueError, match="environment.name: got 'nowhere:Game'"):
+  with pytest.raises(ValueError, match="WithoutStep', expected a class with a method 'step'"):
+    environment.resolve(f"{GAMES}:WithoutStep")
+  with pytest.raises(
+    ValueError, match="environment.name: got 'nowhere:Game', expected an importable module:class"
+  ):
     environment.resolve("nowhere:Game")
