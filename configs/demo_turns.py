@@ -10,17 +10,17 @@ def get_config():
   """The card."""
   c = base.get_config()
   c.task.name = "offpolicy_rl.environments.guess:guess_the_number"
-  c.task.max_prompt_tokens, c.task.max_completion_tokens = 5, 8
+  c.task.max_prompt_tokens, c.task.max_completion_tokens = 5, 10
   c.environment.name = "offpolicy_rl.environments.guess:GuessTheNumber"
-  c.environment.max_turns, c.environment.max_turn_tokens = 4, 1
+  c.environment.max_turns, c.environment.max_turn_tokens = 5, 1
   c.environment.processes = 1
   c.model.width, c.model.mlp_width = 64, 128
   c.model.num_heads = c.model.num_kv_heads = 4
   c.model.head_dim = 16
   c.learner.prompts_per_step, c.learner.group_size = 16, 16
-  c.learner.steps = 500
-  c.learner.learning_rate, c.learner.warmup_steps = 5e-4, 10
-  c.lag.max_lag = 4
+  c.learner.steps = 350
+  c.learner.learning_rate, c.learner.warmup_steps = 7e-4, 10
+  c.lag.max_lag = 6
   c.sampler.slots = 256
   c.sampler.decode_steps = 1
   c.evaluation.every, c.evaluation.problems, c.evaluation.samples = 50, 32, 16
