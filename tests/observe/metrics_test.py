@@ -174,7 +174,7 @@ def test_a_terminal_gets_one_live_line():
   ("name", "message"),
   [
     ("alarm/memorising", "the mean log-ratio is positive"),
-    ("verifier_failures", "the verifier fails on completions of every batch"),
+    ("verifier_failures", "the verifier or environment fails on completions of every batch"),
   ],
 )
 def test_an_alarm_is_told_once_and_only_when_it_lasts(name, message):
