@@ -38,7 +38,9 @@ class Run:
   """Prompts and compiled programs of a configuration with lag.mode=fixed."""
 
   def __init__(self, config: ConfigDict):
-    """Reads the prompts; raises ValueError for another lag mode."""
+    """Reads the prompts; raises ValueError for another lag mode, or with an environment."""
+    if config.environment.name:
+      raise ValueError(f"environment.name: got {config.environment.name!r}, expected ''")
     if config.lag.mode != lag.FIXED:
       raise ValueError(f"lag.mode: got {config.lag.mode!r}, expected {lag.FIXED!r}")
     group_size = config.learner.group_size

@@ -237,6 +237,11 @@ def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
     raise RunMismatch(
       "--vllm: the learner's policy is no published model, so a server can't run it"
     )
+  if config.environment.name:
+    raise RunMismatch(
+      f"--vllm: environment.name is {config.environment.name!r:.100}, but a server answers whole "
+      "completions only; start the sampler without --vllm"
+    )
   if config.sampler.int8_weights or config.sampler.weight_update != types.BETWEEN_GROUPS:
     raise RunMismatch(
       "--vllm: a server takes weights between groups, in their own dtype; set "

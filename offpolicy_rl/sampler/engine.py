@@ -293,7 +293,7 @@ class Engine:
     """Lets the prefilling of replies begin, then that of prompts, as far as there are pages."""
     sizes = self._sizes
     while self._answered and len(self._filling) < sizes.prefill_rows:
-      if not self._has_pages(self._answered[0]):
+      if not self._has_pages(self._answered[0], self._spare()):
         break
       completion = self._answered.popleft()
       if not completion.pages:  # its first turn: what no shared page holds is computed again
@@ -305,7 +305,7 @@ class Engine:
     while self._tickets and len(self._filling) < sizes.prefill_rows and coming < self._wanted():
       needed = math.ceil((self._tickets[0].prompt_tokens.size - 1) / sizes.page_tokens)
       # Leaves enough for the completion that started first, so that one always goes on.
-      if len(self._pages) - self._owed() < needed + sizes.row_pages:
+      if self._spare() < needed + sizes.row_pages:
         return
       ticket = self._tickets.popleft()
       group = Group(ticket, self._take(needed))
@@ -318,20 +318,18 @@ class Engine:
   def _take(self, number: int) -> list[int]:
     return [self._pages.pop() for _ in range(number)]
 
-  def _has_pages(self, completion: Completion) -> bool:
+  def _has_pages(self, completion: Completion, spare: int) -> bool:
     """Whether there are pages to start with; for an episode, those of all its turns to come."""
-    if completion.pages:
-      return True
-    if self._episodes is None:
-      return bool(self._pages)
-    return len(self._pages) - self._owed() >= self._most_pages(completion)
+    needed = 1 if self._episodes is None else self._most_pages(completion)
+    return bool(completion.pages) or spare >= needed
 
-  def _owed(self) -> int:
-    """Pages set aside for the turns to come of episodes that have begun."""
+  def _spare(self) -> int:
+    """Free pages besides those set aside for the turns to come of episodes that have begun."""
     if self._episodes is None:
-      return 0
+      return len(self._pages)
     begun = [completion for completion in self._completions() if completion.pages]
-    return sum(self._most_pages(completion) - len(completion.pages) for completion in begun)
+    owed = sum(self._most_pages(completion) - len(completion.pages) for completion in begun)
+    return len(self._pages) - owed
 
   def _most_pages(self, completion: Completion) -> int:
     return self._sizes.row_pages - completion.group.shared(self._sizes.page_tokens)
@@ -339,12 +337,13 @@ class Engine:
   def _start(self) -> None:
     sizes, now = self._sizes, time.monotonic()
     free = [slot for slot in reversed(range(sizes.slots)) if slot not in self._running]
-    starts = generation.no_starts(sizes.slots)
-    while free and self._ready and self._has_pages(self._ready[0]):
+    starts, spare = generation.no_starts(sizes.slots), self._spare()
+    while free and self._ready and self._has_pages(self._ready[0], spare):
       slot, completion = free.pop(), self._ready.popleft()
       group = completion.group
       if not completion.pages:
         completion.pages = self._take(1)
+        spare -= 1 if self._episodes is None else self._most_pages(completion)
         for partial in group.pages[group.shared(sizes.page_tokens) :]:  # one that is not full
           starts.page_from[slot], starts.page_to[slot] = partial, completion.pages[0]
       table = self._table(completion)
