@@ -14,6 +14,7 @@ SETTINGS = [
   f"--config.environment.name={GUESS}:GuessTheNumber",
   "--config.environment.max_turns=3",
   "--config.environment.max_turn_tokens=2",
+  "--config.task.max_prompt_tokens=5",
   "--config.task.max_completion_tokens=9",
   "--config.warm_start.steps=0",
   "--config.sampler.decode_steps=1",
