@@ -16,6 +16,7 @@ import concurrent.futures
 import dataclasses
 import fcntl
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -28,7 +29,7 @@ from offpolicy_rl import files
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 ROWS = RESULTS / "lag_language.jsonl"
-BETAS = (3e-4, 3e-3)
+BETAS = (0.03, 0.3)
 Value = float | None
 Row = dict[str, Any]
 
@@ -132,38 +133,47 @@ def available() -> tuple[Entry, ...]:
 Point = tuple[Value, float]  # what is tuned besides the learning rate, and that rate
 
 
-def points(rows: Sequence[Row], entry: Entry, study: Study) -> list[Point]:
-  """Every point that tuning tries for an entry, those of wider grids last.
+def points(rows: Sequence[Row], entry: Entry, lag: int, study: Study) -> list[Point]:
+  """Every point that tuning tries to choose for a report at `lag`.
 
-  Where the best learning rate of a grid is at its edge, for the lags that choose for some lag, the
-  next rate by the same factor is tried, too.
+  A grid first; then the neighbours of the best point so far, until it has all of them.
   """
-  rates, more = study.learning_rates, []
-  first = _points(entry, rates)
-  for lags in dict.fromkeys(TUNED_AT.values()):
-    best: dict[float, float] = {}
-    for (_, rate), reached in _scores(rows, entry, lags, first, study):
-      best[rate] = max(reached, best.get(rate, reached))
-    for edge, factor in ((min(rates), 1 / 3), (max(rates), 3)):
-      others = [reached for rate, reached in best.items() if rate != edge]
-      if others and best[edge] > max(others):
-        more += _points(entry, (float(f"{edge * factor:.1g}"),))
-  return list(dict.fromkeys(first + more))
+  tried = [(value, rate) for value in entry.values for rate in study.learning_rates]
+  while scores := _scores(rows, entry, TUNED_AT[lag], tried, study):
+    more = _neighbours(max(scores, key=lambda point: scores[point]), tried)
+    if not (new := [point for point in more if point not in tried]):
+      break
+    tried += new
+  return tried
 
 
-def _points(entry: Entry, rates: Sequence[float]) -> list[Point]:
-  return [(value, rate) for value in entry.values for rate in rates]
+def _neighbours(best: Point, tried: Sequence[Point]) -> list[Point]:
+  """The points beside one; beyond the edge of what was tried, the next on a logarithmic scale."""
+  value, rate = best
+  rates = _beside(rate, {other for _, other in tried})
+  values = {other for other, _ in tried if other is not None}
+  own = _beside(value, values) if value is not None else ()
+  return [(value, other) for other in rates] + [(other, rate) for other in own]
+
+
+def _beside(x: float, known: set[float]) -> tuple[float, float]:
+  """The next lower and the next higher: known ones, else of 1, 3, 10, 30 ..."""
+  grid = lambda step: float(f"{10 ** ((round(2 * math.log10(x)) + step) / 2):.1g}")
+  lower, higher = ([y for y in known if y < x], [y for y in known if y > x])
+  return (max(lower) if lower else grid(-1), min(higher) if higher else grid(1))
 
 
 def tuning_jobs(rows: Sequence[Row], entries: Sequence[Entry], study: Study) -> list[Job]:
-  """Every point of every grid at every lag of the tuning, seed by seed."""
-  return [
-    Job(entry.label, value, rate, lag, seed)
+  """Every point of every entry at the lags that choose between them, seed by seed."""
+  jobs = [
+    Job(entry.label, value, rate, at, seed)
     for seed in study.tuning_seeds
-    for lag in sorted(set().union(*TUNED_AT.values()))
     for entry in entries
-    for value, rate in points(rows, entry, study)
+    for lag, chosen_at in TUNED_AT.items()
+    for value, rate in points(rows, entry, lag, study)
+    for at in chosen_at
   ]
+  return sorted(dict.fromkeys(jobs), key=lambda job: (job.seed, job.lag))
 
 
 def score(row: Row) -> float:
@@ -173,21 +183,22 @@ def score(row: Row) -> float:
 
 def tuning_scores(rows: Sequence[Row], entry: Entry, lag: int, study: Study) -> dict[Point, float]:
   """{point: mean score at the lags that choose for `lag`}; {} until all are there."""
-  return dict(_scores(rows, entry, TUNED_AT[lag], points(rows, entry, study), study))
+  return _scores(rows, entry, TUNED_AT[lag], points(rows, entry, lag, study), study)
 
 
 def _scores(
   rows: Sequence[Row], entry: Entry, lags: Sequence[int], tried: Sequence[Point], study: Study
-) -> list[tuple[Point, float]]:
+) -> dict[Point, float]:
   known = {job_of(row): score(row) for row in rows}
-  scores = []
-  for point in tried:
-    seeds = study.tuning_seeds
-    jobs = {Job(entry.label, *point, at, seed) for at in lags for seed in seeds}
-    if not known.keys() >= jobs:
-      return []
-    scores.append((point, statistics.fmean(known[job] for job in jobs)))
-  return scores
+  jobs = {
+    point: [Job(entry.label, *point, at, seed) for at in lags for seed in study.tuning_seeds]
+    for point in tried
+  }
+  if not known.keys() >= {job for of_point in jobs.values() for job in of_point}:
+    return {}
+  return {
+    point: statistics.fmean(known[job] for job in of_point) for point, of_point in jobs.items()
+  }
 
 
 def chosen(rows: Sequence[Row], entry: Entry, lag: int, study: Study) -> Point | None:
@@ -340,14 +351,19 @@ class Workers:
     self._pool.shutdown()
 
 
+def missing(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
+  """The jobs that have no row yet."""
+  done = {job_of(row) for row in rows}
+  return [job for job in jobs if job not in done]
+
+
 def run_missing(
   jobs: Sequence[Job], workers: Workers, rows: Callable[[], list[Row]], add: Callable[[Row], None]
 ) -> None:
   """Makes the runs that have no row yet; says what each took."""
-  done = {job_of(row) for row in rows()}
-  missing = [job for job in jobs if job not in done]
-  print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are there", flush=True)
-  for task, result in workers.results(missing):
+  left = missing(jobs, rows())
+  print(f"{len(jobs) - len(left)} of {len(jobs)} runs are there", flush=True)
+  for task, result in workers.results(left):
     if not isinstance(result, dict):  # seconds of a warm start
       print(f"{task}: {result:.0f} s", flush=True)
       continue
@@ -395,8 +411,8 @@ def main() -> None:
     if arguments.pilot:
       run_missing(pilot_jobs(study), workers, rows, add)
     else:
-      run_missing(tuning_jobs(rows(), entries, study), workers, rows, add)
-      run_missing(tuning_jobs(rows(), entries, study), workers, rows, add)  # of wider grids
+      while time.monotonic() < until and missing(tuning_jobs(rows(), entries, study), rows()):
+        run_missing(tuning_jobs(rows(), entries, study), workers, rows, add)
       run_missing(report_jobs(rows(), entries, study), workers, rows, add)
     workers.close()
   if arguments.pilot:

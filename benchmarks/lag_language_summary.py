@@ -198,25 +198,21 @@ def _grid(found: Reports, cell: Callable[[Report], str]) -> str:
 
 
 def tuning(rows: Sequence[Row], study: Study) -> str:
-  """Markdown: mean score of each grid point at each lag of the tuning, over the tuning seeds."""
+  """Markdown: mean score of each point at each lag of the tuning, over the tuning seeds."""
   known: dict[tuple, list[float]] = {}
+  lags = sorted(set().union(*lag_language.TUNED_AT.values()))
   for row in rows:
-    if row["seed"] in study.tuning_seeds:
+    if row["seed"] in study.tuning_seeds and row["lag"] in lags:
       job = lag_language.job_of(row)
       known.setdefault(job[:-1], []).append(lag_language.score(row))
-  lags = sorted(set().union(*lag_language.TUNED_AT.values()))
   lines = [
     f"| objective | value | rate | {' | '.join(f'lag {lag}' for lag in lags)} |",
     "| --- | --- | --- |" + " --- |" * len(lags),
   ]
-  tried = [
-    (entry, *point)
-    for entry in lag_language.ENTRIES
-    for point in lag_language.points(rows, entry, study)
-  ]
-  for entry, value, rate in tried:
-    scores = [known.get((entry.label, value, rate, lag)) for lag in lags]
-    if any(scores):
+  for entry in lag_language.ENTRIES:
+    tried = {(value, rate) for label, value, rate, _ in known if label == entry.label}
+    for value, rate in sorted(tried, key=lambda point: (point[0] or 0, point[1])):
+      scores = [known.get((entry.label, value, rate, lag)) for lag in lags]
       own = "" if value is None else f"{value:g}"
       cells = [f"{np.mean(s):.3f}" if s else "" for s in scores]
       lines.append(f"| `{entry.label}` | {own} | {rate:g} | {' | '.join(cells)} |")

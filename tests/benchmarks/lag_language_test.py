@@ -98,7 +98,7 @@ def test_presets_take_the_keys_of_every_point():
   every = [
     (entry, *point)
     for entry in lag_language.available()
-    for point in lag_language.points([], entry, STUDY)
+    for point in lag_language.points([], entry, 64, STUDY)
   ]
   for entry, value, rate in every:
     if entry in lag_language.available():
@@ -110,13 +110,21 @@ def test_presets_take_the_keys_of_every_point():
   assert len(made) == len(every) == 51
 
 
+def tuned_rows(entries, score_of) -> list[dict]:
+  """Rows of the whole tuning, given the score of a job."""
+  rows: list[dict] = []
+  while left := lag_language.missing(lag_language.tuning_jobs(rows, entries, STUDY), rows):
+    rows += [row(job, score_of(job)) for job in left]
+  return rows
+
+
 def test_tuning_chooses_by_the_lags_of_the_plan():
   entry, (low, high) = BY_LABEL["mean"], lag_language.BETAS
   jobs = lag_language.tuning_jobs([], [entry], STUDY)
   assert len(jobs) == len(set(jobs)) == 12 and {job.lag for job in jobs} == {16, 256}
   best = {(low, 1e-4, 16): 0.7, (high, 1e-4, 256): 0.6, (high, 3e-5, 16): 0.5}
-  rows = [row(job, best.get((job.value, job.rate, job.lag), 0.4)) for job in jobs]
-  assert lag_language.report_settings(rows[:-1], entry, STUDY).keys() == {(0, 1), (16, 1)}
+  rows = tuned_rows([entry], lambda job: best.get((job.value, job.rate, job.lag), 0.4))
+  assert lag_language.report_settings(rows[:11], entry, STUDY).keys() == set()
   assert lag_language.report_settings(rows, entry, STUDY) == {
     (64, 1): (low, 1e-4),
     (64, 3): (low, 3e-4),
@@ -130,18 +138,23 @@ def test_tuning_chooses_by_the_lags_of_the_plan():
   assert reported[0] == ("mean", low, 1e-4, 64, 0)
 
 
-def test_a_grid_grows_where_its_best_rate_is_at_an_edge():
-  entry, (low, high) = BY_LABEL["mean"], lag_language.BETAS
-  first = lag_language.tuning_jobs([], [entry], STUDY)
-  best = {(low, 3e-5, 16): 0.7, (high, 3e-4, 256): 0.6}
-  rows = [row(job, best.get((job.value, job.rate, job.lag), 0.4)) for job in first]
-  wider = lag_language.tuning_jobs(rows, [entry], STUDY)
-  assert {job.rate for job in set(wider) - set(first)} == {1e-5, 9e-4}
-  assert len(wider) == len(first) + 2 * 2 * 2 and set(first) < set(wider)
-  assert lag_language.chosen(rows, entry, 16, STUDY) is None  # until these are there, too
-  rows += [row(job, 0.8 if job.rate < 3e-5 else 0.4) for job in set(wider) - set(first)]
-  assert lag_language.tuning_jobs(rows, [entry], STUDY) == wider  # it grows once
-  assert lag_language.chosen(rows, entry, 16, STUDY) == (low, 1e-5)
+def test_tuning_goes_on_until_the_best_point_has_all_its_neighbours():
+  entry = BY_LABEL["mean"]
+  peak = {16: (1e-5, 1e-5), 256: (1.0, 1e-4)}  # far outside of the grid, and at its edge
+
+  def score_of(job):
+    value, rate = peak[job.lag]
+    return 1 - 0.1 * abs(np.log(job.value / value)) - 0.1 * abs(np.log(job.rate / rate))
+
+  rows = tuned_rows([entry], score_of)
+  assert lag_language.chosen(rows, entry, 16, STUDY) == (1e-5, 1e-5)
+  assert lag_language.chosen(rows, entry, 256, STUDY) == (1.0, 1e-4)
+  tried = {(r["value"], r["rate"]) for r in rows if r["lag"] == 16}
+  assert tried >= {(3e-6, 1e-5), (3e-5, 1e-5), (1e-5, 3e-6), (1e-5, 3e-5)}
+  assert lag_language.chosen(rows[:-1], entry, 16, STUDY) is None or rows[-1]["lag"] == 256
+  assert len(rows) < 60
+  grpo = tuned_rows([BY_LABEL["grpo"]], lambda job: 1 / job.rate**0.01 if job.rate > 5e-6 else 0)
+  assert sorted({r["rate"] for r in grpo}) == [3e-6, 1e-5, 3e-5, 1e-4, 3e-4]
 
 
 def test_a_job_waits_for_the_warm_start_of_its_seed():
@@ -177,11 +190,9 @@ def study_rows(finals: dict[tuple[str, int], float]) -> list[dict]:
   """A whole study; {(label, factor): final and run-mean pass@1 at the primary lag}, else 0.5."""
   entries = [BY_LABEL[label] for label in ("grpo_wide", "cispo", "mean", "shift")]
   tuned = {"cispo": 0.45}
-  rows = [
-    row(job, tuned.get(job.entry, 0.4)) for job in lag_language.tuning_jobs([], entries, STUDY)
-  ]
+  rows = tuned_rows(entries, lambda job: tuned.get(job.entry, 0.4) + 0.01 * (job.rate == 1e-4))
   for job in lag_language.report_jobs(rows, entries, STUDY):
-    off = job.rate != STUDY.learning_rates[0]  # the first of equals is chosen
+    off = job.rate != 1e-4
     reached = finals.get((job.entry, 3 if off else 1), 0.5) if job.lag == 64 else 0.5
     reached += 0.001 * job.seed * (1 + (job.entry == "shift"))
     rows.append(row(job, reached, reached))
@@ -218,7 +229,7 @@ def test_the_page_has_every_part():
   page = summary.page(study_rows({("shift", 1): 0.6}), STUDY, "lag")
   assert "| `shift` | final pass@1 | **+0.101 ± 0.002** |" in page
   assert "| `grpo_wide` | 0.4 | 0.0003 | 0.400 | 0.400 |" in page
-  assert "| `mean` | 0.0003, 3e-05 |" in page  # chosen
+  assert f"| `mean` | {lag_language.BETAS[0]:g}, 0.0001 |" in page  # chosen
   assert "| `cispo` | 2.000 ± 0.000 |" in page  # the median of the noise
 
 
