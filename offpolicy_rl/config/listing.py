@@ -1,6 +1,8 @@
 """Lists all keys: for a terminal (`offpolicy-rl keys`), and as the table of configs/README.md."""
 
+import difflib
 import html
+import re
 import textwrap
 from collections.abc import Iterator
 
@@ -33,10 +35,17 @@ def lines(pattern: str = "") -> Iterator[str]:
 
 
 def advice(problem: str) -> str:
-  """Says how to set the keys whose values an error is about; "" if it is about none."""
-  head, got, _ = problem.partition(": got ")
+  """Says how to set the keys whose values an error is about; "" if it is about none.
+
+  Among the words that the error expects, one that is like the value got is proposed.
+  """
+  head, got, rest = problem.partition(": got ")
   named = [key for key in head.split(", ") if got and key in keys.all_keys()]
-  flags = " ".join(f"--config.{key}=..." for key in named)
+  value, _, expected = rest.partition(", expected ")
+  words = re.findall(r"[\w:]+", expected.partition(";")[0])
+  typed = value.strip("'").partition("'")[0]
+  meant = difflib.get_close_matches(typed, words, n=1) if len(named) == 1 else []
+  flags = " ".join(f"--config.{key}={meant[0] if meant else '...'}" for key in named)
   return f"set {flags}; `offpolicy-rl keys {named[0]}` says what it means" if named else ""
 
 

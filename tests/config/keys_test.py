@@ -79,3 +79,24 @@ def test_the_table_of_the_page_is_as_generated():
   _, table = page.split("## Every key\n")
   message = "replace what is below `## Every key` by what `offpolicy-rl keys --markdown` prints"
   assert table.splitlines() == list(listing.table()), message
+
+
+@pytest.mark.parametrize(
+  ("problem", "flags"),
+  [
+    (
+      "objective.name: got 'grop', expected one of dr_grpo, grpo, ipo",
+      "--config.objective.name=grpo",
+    ),
+    ("task.verifier: got 'exac' for sums, expected numeric, exact", "--config.task.verifier=exact"),
+    ("lag.mode: got 'zzz', expected one of async, fixed", "--config.lag.mode=..."),
+    (
+      "learner.steps, lag.max_lag: got 3 and 4, expected another",
+      "--config.learner.steps=... --config.lag.max_lag=...",
+    ),
+    ("rows.jsonl: got 'grop', expected grpo", ""),
+  ],
+)
+def test_advice_names_the_flag_and_the_word_that_was_meant(problem, flags):
+  said = listing.advice(problem)
+  assert said.startswith(f"set {flags};") if flags else said == ""
