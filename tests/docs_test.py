@@ -276,3 +276,10 @@ def test_the_family_of_the_page_is_read(examples, tmp_path, monkeypatch):
   )
   with pytest.raises(families.UnsupportedModel, match="sliding_window"):
     importlib.import_module("my_family").architecture(tmp_path)
+
+
+def test_the_loss_of_the_first_page_computes():
+  [block] = [b for b in pages.blocks((ROOT / "README.md").read_text()) if "LossInputs" in b]
+  names: dict = {}
+  exec(block, names)
+  assert float(names["loss"]) == pytest.approx(0.26)  # mean (A + kappa beta)^2 / (2 beta)

@@ -24,6 +24,28 @@ class LossInputs(NamedTuple):
   candidate_logprobs: jax.Array | None = None  # differentiated
   sampler_candidate_logprobs: jax.Array | None = None
 
+  def check(self) -> None:
+    """Compares shapes, which are known while a program is traced, too.
+
+    Raises:
+      ValueError: an array has another shape than `policy_logprobs`, [N, M], asks for.
+    """
+    shape = self.policy_logprobs.shape
+    if len(shape) != 2:
+      raise ValueError(f"policy_logprobs: got shape {shape}, expected [completions, tokens]")
+    for name, array in self._asdict().items():
+      if array is None:
+        continue
+      expected = shape[:1] if name in _OF_ROWS else shape
+      got = array.shape[:2] if name.endswith("candidate_logprobs") else array.shape
+      if got != expected:
+        raise ValueError(
+          f"{name}: got shape {array.shape}, expected {expected} beside policy_logprobs {shape}"
+        )
+
+
+_OF_ROWS = ("rewards", "group_ids", "values")
+
 
 class Prepared(NamedTuple):
   """Numbers of a batch that do not depend on the policy; given them, losses add up over rows."""

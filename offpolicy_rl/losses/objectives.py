@@ -52,7 +52,12 @@ class Objective:
   choices: Choices
 
   def __call__(self, inputs: LossInputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns (loss, metrics) of a batch, both as scalars."""
+    """Returns (loss, metrics) of a batch, both as scalars.
+
+    Raises:
+      ValueError: arrays whose shapes do not belong together.
+    """
+    inputs.check()
     prepared = self.prepare(inputs)
     return self.loss(inputs, prepared), self.metrics(inputs, prepared)
 

@@ -9,6 +9,7 @@ used code, does something else.
 """
 
 import dataclasses
+import difflib
 from typing import Any
 
 from offpolicy_rl.losses.choices import Choices, preset
@@ -283,9 +284,10 @@ def choose(name: str | Choices, **overrides: Any) -> Choices:
     raise ValueError(f"objective.name: got {name!r}, expected one of {', '.join(sorted(PRESETS))}")
   start = PRESETS[name] if isinstance(name, str) else name
   given = {key: value for key, value in overrides.items() if value is not None}
-  unknown = set(given) - {field.name for field in dataclasses.fields(Choices)}
-  if unknown:
-    raise ValueError(f"objective: unknown key {sorted(unknown)[0]!r}")
+  known = [field.name for field in dataclasses.fields(Choices)]
+  for key in sorted(given.keys() - set(known)):
+    meant = ", ".join(difflib.get_close_matches(key, known)) or "`offpolicy-rl keys objective`"
+    raise ValueError(f"objective.{key}: unknown key, see {meant}")
   chosen = dataclasses.replace(start, **given)
   chosen.check()
   return chosen

@@ -329,6 +329,24 @@ def test_every_preset_names_its_source():
   assert without_paper == {"mis", "geo_mask", "prime_dppo", "prime_ipo"}  # blog, code
 
 
+@pytest.mark.parametrize(
+  ("wrong", "message"),
+  [
+    ({"loss_mask": (3, 4)}, r"loss_mask: got shape \(3, 4\), expected \(3, 5\)"),
+    ({"rewards": (3, 1)}, r"rewards: got shape \(3, 1\), expected \(3,\)"),
+    ({"candidate_logprobs": (2, 5, 9)}, r"candidate_logprobs: got shape \(2, 5, 9\), expected"),
+    ({"policy_logprobs": (15,)}, r"policy_logprobs: got shape \(15,\), expected \[completions"),
+  ],
+)
+def test_arrays_that_do_not_belong_together_are_named(wrong, message):
+  shapes = dict.fromkeys(("policy_logprobs", "sampler_logprobs", "loss_mask"), (3, 5))
+  shapes |= {"rewards": (3,), "group_ids": (3,), "candidate_logprobs": (3, 5, 9)}
+  inputs = lambda shapes: losses.LossInputs(**{name: jnp.zeros(s) for name, s in shapes.items()})
+  inputs(shapes).check()
+  with pytest.raises(ValueError, match=message):
+    losses.objective("grpo")(inputs(shapes | wrong))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_has_a_formula_and_makes_sense(name):
   choices = losses.PRESETS[name]
@@ -339,7 +357,8 @@ def test_every_preset_has_a_formula_and_makes_sense(name):
 
 
 WRONG = [
-  ({"gamma": 0.9}, "objective: unknown key 'gamma'"),
+  ({"gamma": 0.9}, "objective.gamma: unknown key, see "),
+  ({"betta": 0.9}, "objective.betta: unknown key, see beta"),
   ({"aggregation": "mean"}, "objective.aggregation: got 'mean', expected one of seq_sum, seq_mean"),
   ({"fn": "ppo"}, "objective.fn: got 'ppo', expected one of regression, centred_squares"),
   ({"beta": 0.0}, "objective.beta: got 0.0, expected a number > 0"),
