@@ -75,6 +75,7 @@ class Study:
   learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
   tuning_seeds: tuple[int, ...] = (1001,)
   seeds: tuple[int, ...] = tuple(range(8))  # nobody tunes on these
+  secondary_seeds: tuple[int, ...] = tuple(range(4))  # those at other lags than the primary one
   pilot_seeds: tuple[int, ...] = (1001, 1002)
   pilot_rate: float = 3e-4
   points: int = 20  # of a curve, besides the beginning
@@ -224,8 +225,8 @@ def report_jobs(rows: Sequence[Row], entries: Sequence[Entry], study: Study) -> 
   keys = list(dict.fromkeys(key for found in settings.values() for key in found))
   jobs = [
     Job(label, *found[key], key[0], seed)
-    for primary in (True, False)
-    for seed in study.seeds
+    for primary, seeds in ((True, study.seeds), (False, study.secondary_seeds))
+    for seed in seeds
     for key in keys
     if (key[0] == PRIMARY_LAG) == primary
     for label, found in settings.items()

@@ -133,7 +133,7 @@ def page(rows: Sequence[Row], study: Study, name: str) -> str:
   ]
   for factor, family in of_factor.items():
     if family:
-      parts += [f"Minus `{base}`, at {factor} x the tuned learning rate, {_seeds(found)}:"]
+      parts += [f"Minus `{base}`, at {factor} x the tuned learning rate, {_seeds(found, factor)}:"]
       parts += [differences(family)]
   for title, value in {**PRIMARY, **SECONDARY}.items():
     parts += [f"## {title[0].upper()}{title[1:]}", table(found, value)]
@@ -141,8 +141,9 @@ def page(rows: Sequence[Row], study: Study, name: str) -> str:
   return "\n\n".join(parts) + "\n"
 
 
-def _seeds(found: Reports) -> str:
-  counts = {len(report.rows) for of_label in found.values() for report in of_label.values()}
+def _seeds(found: Reports, factor: int) -> str:
+  setting = (PRIMARY_LAG, factor)
+  counts = {len(of_label[setting].rows) for of_label in found.values() if setting in of_label}
   low, high = min(counts), max(counts)
   return f"paired over {high} seeds" if low == high else f"paired over {low} to {high} seeds"
 

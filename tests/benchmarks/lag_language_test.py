@@ -13,7 +13,7 @@ from benchmarks import lag_language, language_task, paired
 from benchmarks import lag_language_summary as summary
 from benchmarks.lag_language import BY_LABEL, Job, WarmStart
 
-STUDY = lag_language.Study(tuning_seeds=(1001,), seeds=(0, 1, 2))
+STUDY = lag_language.Study(tuning_seeds=(1001,), seeds=(0, 1, 2), secondary_seeds=(0, 1))
 TINY = lag_language.Study(
   steps=4, warm_steps=2, points=2, problems=2, final_completions=2, learning_rates=(1e-3,)
 )
@@ -133,8 +133,8 @@ def test_tuning_chooses_by_the_lags_of_the_plan():
     (256, 1): (high, 1e-4),
   }
   reported = lag_language.report_jobs(rows, [entry, BY_LABEL["copg"]], STUDY)
-  assert [job.seed for job in reported] == [0, 0, 1, 1, 2, 2] + [0] * 3 + [1] * 3 + [2] * 3
-  assert [job.lag for job in reported] == [64] * 6 + [0, 16, 256] * 3
+  assert [job.seed for job in reported] == [0, 0, 1, 1, 2, 2] + [0] * 3 + [1] * 3
+  assert [job.lag for job in reported] == [64] * 6 + [0, 16, 256] * 2
   assert reported[0] == ("mean", low, 1e-4, 64, 0)
 
 
@@ -227,6 +227,7 @@ def test_the_verdict_follows_from_the_rows(finals, verdict):
 
 def test_the_page_has_every_part():
   page = summary.page(study_rows({("shift", 1): 0.6}), STUDY, "lag")
+  assert page.count("paired over 3 seeds") == 2  # of the primary lag, not of the others
   assert "| `shift` | final pass@1 | **+0.101 ± 0.002** |" in page
   assert "| `grpo_wide` | 0.4 | 0.0003 | 0.400 | 0.400 |" in page
   assert f"| `mean` | {lag_language.BETAS[0]:g}, 0.0001 |" in page  # chosen
