@@ -12,6 +12,7 @@ from offpolicy_rl.config.keys import (
   day,
   integer,
   json_object,
+  json_objects,
   json_texts,
   locked_config,
   number,
@@ -137,6 +138,10 @@ GROUPS = {
   "Turns: an environment that answers the policy (environments/)": {
     "environment.name": text("").means(
       "module:class of your own; it takes the verifier's place. '' = a completion is one turn"
+    ),
+    "environment.tools": json_objects("").means(
+      "JSON schemas for the chat template; '' = those of the environment, recorded here so that "
+      "prompts stay the same"
     ),
     "environment.max_turns": integer(8, at_least=1).means("of the policy in an episode"),
     "environment.max_turn_tokens": integer(0, at_least=0).means(

@@ -34,6 +34,7 @@ RAW_VERSION = -1
 BASE_VERSION = -3
 # Padding in version arrays, and what the policy did not write; "I hold no weights yet" in a pull.
 NO_VERSION = -2
+BY_POLICY = -1  # in `Replies`
 # No draw from a float32 softmax has less than about -120 (the smallest exponential noise); and the
 # square of the sum of 100,000 of these is still a float32. Less likely candidates count as this.
 MIN_LOGPROB = -1e4
@@ -45,6 +46,14 @@ _AS_REWARD: Any = None  # in place of a number
 # How an episode of several turns ends: its environment says so, at a limit, or the environment
 # crashed, ran out of time or memory, or gave no valid answer.
 DONE, TURN_LIMIT, TOKEN_LIMIT, FAILED = EPISODE_ENDS = ("done", "turns", "tokens", "failed")
+
+
+class Replies(NamedTuple):
+  """The words of an environment in an episode of a recorded run, for a replay to say again."""
+
+  tokens: np.ndarray  # int32 [M], of the whole episode; BY_POLICY = the policy sampled it
+  rewards: tuple[float, ...]  # per turn of the policy
+  ended: str  # one of EPISODE_ENDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Ticket:
   max_version: int  # inclusive
   num_completions: int  # G
   temperature: float  # 0 = greedy
+  replies: tuple[Replies, ...] = ()  # per completion; () = its environments are played
 
 
 class Candidates(NamedTuple):

@@ -240,6 +240,12 @@ FAULTS = {
     "key",
     "sampler/engine_turns_test.py::test_turns_have_keys_of_their_own",
   ),
+  "recorded_replies": Fault(
+    "environments/episodes.py",
+    "min(self._limit(episode), rest.size - tokens.size)",
+    "self._limit(episode)",
+    "environments/episodes_test.py::test_what_was_said_is_said_again_without_an_environment",
+  ),
   "what_an_environment_wrote": Fault(
     "replay/batching.py",
     "batch.loss_mask[at][:size] = trajectory.sampled",

@@ -5,6 +5,7 @@ import pytest
 from benchmarks import chaos
 from offpolicy_rl import types
 from offpolicy_rl.observe import metrics
+from offpolicy_rl.replay import replies
 from tests.resume_test import STEPS, deterministic, run_through, run_with_kills, schedule_of
 from tests.run_system import assert_identical, processes, train_rows
 
@@ -39,12 +40,17 @@ def test_fixed_lag_survives_kills_in_the_middle_of_episodes_to_the_bit(tmp_path)
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_async_uses_every_group_once_and_can_be_replayed_to_the_bit(tmp_path):
+def test_async_uses_every_group_once_and_is_replayed_without_its_environment_to_the_bit(tmp_path):
   run_dir, again = tmp_path / "run", tmp_path / "again"
   run_with_kills(run_dir, [*SETTINGS, "--config.lag.max_lag=5"], {11: "b"})
   with processes() as launch:
-    local = launch("local", f"--replay={run_dir}/lag_schedule.jsonl", f"--run_dir={again}")
+    gone = "--config.environment.name=nowhere:Gone"  # what it said was recorded
+    local = launch("local", f"--replay={run_dir}/lag_schedule.jsonl", gone, f"--run_dir={again}")
     output, _ = local.communicate(timeout=200)
   assert local.returncode == 0, output
   assert_identical(chaos.parameters(again), chaos.parameters(run_dir))
   assert schedule_of(again) == schedule_of(run_dir)
+  said = [sorted((folder / replies.FILE).read_text().splitlines()) for folder in (again, run_dir)]
+  assert said[0] == said[1] and len(set(said[0])) == len(said[0])
+  solved = [[row for row in metrics.read(f) if row["kind"] == "heldout"] for f in (again, run_dir)]
+  assert solved[0] == solved[1] and len(solved[0]) == 4

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import credentials
 from offpolicy_rl.environments import environment
+from offpolicy_rl.replay import replies
 from offpolicy_rl.roles import run_directory
 from offpolicy_rl.system import children, signals
 from offpolicy_rl.tasks import catalog, scoring
@@ -40,7 +41,7 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
   learner_flags += [f"--config.{key}={text}" for key, text in assignments]
   selection = config_lib.check_data(config)
   if config.environment.name:
-    _check_environment(config.environment.name)
+    _check_environment(config)
   else:
     _check_verifiers(selection)
   stop = signals.stop_event()
@@ -70,10 +71,11 @@ def _check_verifiers(selection: catalog.Selection) -> None:
       raise config_lib.ConfigError(f"task.{error}") from None
 
 
-def _check_environment(name: str) -> None:
-  """Raises ConfigError if an environment can't be found by samplers of this machine."""
+def _check_environment(config: ConfigDict) -> None:
+  """Raises ConfigError if samplers of this machine can't find the environment, but need it."""
   try:
-    environment.resolve(name)
+    if replies.beside(config.lag.schedule) is None:
+      environment.resolve(config.environment.name)
   except ValueError as error:
     raise config_lib.ConfigError(str(error)) from None
 

@@ -235,7 +235,7 @@ def _messages(c) -> Problems:
 
 # Keys that a resumed run may not change, as its groups depend on them.
 _FROZEN = re.compile(
-  r"seed|task\.|model\.|lag\.|environment\.(name|max_turns|max_turn_tokens)|learner\.(prompts_per_step|group_size|max_refills)|"
+  r"seed|task\.|model\.|lag\.|environment\.(name|tools|max_turns|max_turn_tokens)|learner\.(prompts_per_step|group_size|max_refills)|"
   r"sampler\.(temperature|top_k|top_p|min_p|top_logprobs|stop|slots)|evaluation\.(problems|samples)|"
   r"transport\.weights_dtype"
 )

@@ -113,6 +113,12 @@ def json_object(default: str, *, without: Iterable[str]) -> Key:
   return _parsed(default, expected, json.loads, is_good)
 
 
+def json_objects(default: str) -> Key:
+  """A JSON list of objects, or ""."""
+  is_good = lambda items: isinstance(items, list) and all(isinstance(x, dict) for x in items)
+  return _parsed(default, "a JSON list of objects, or ''", json.loads, is_good)
+
+
 def _parsed(
   default: str,
   expected: str,

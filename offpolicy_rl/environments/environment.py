@@ -24,6 +24,8 @@ An environment runs in a worker process. An exception ends its episode as failed
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from offpolicy_rl import types
 from offpolicy_rl.tasks import named
 
@@ -91,4 +93,5 @@ def checked(turn: object) -> Turn:
     raise ValueError(f"text: got {length:,} characters, expected at most {MAX_TEXT:,}")
   if turn.role not in ("user", "tool"):
     raise ValueError(f"role: got {turn.role!r:.60}, expected user or tool")
-  return Turn(str(turn.text), float(reward), bool(turn.done), turn.role, tuple(map(str, turn.more)))
+  reward = float(np.float32(reward))  # as it is sent and recorded
+  return Turn(str(turn.text), reward, bool(turn.done), turn.role, tuple(map(str, turn.more)))

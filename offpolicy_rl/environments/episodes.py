@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -48,7 +48,8 @@ class Limits:
 class Episode:
   """A completion in its environment."""
 
-  played: processes.Played
+  played: processes.Played | None  # None in a replay
+  recorded: types.Replies | None  # in a replay: what its environment said
   begun: bool = False  # its environment has answered
   tokens: int = 0  # behind the prompt
   last: int | None = None  # token of the policy's turn before
@@ -67,28 +68,54 @@ class Reply(NamedTuple):
 class Episodes:
   """The episodes of one engine."""
 
-  def __init__(self, played: processes.Processes, words: Words, limits: Limits, seed: int):
-    """`seed`: of the run; the environments' seeds follow from it and the ticket."""
-    self._processes, self._words, self._limits, self._seed = played, words, limits, seed
+  def __init__(
+    self, play: Callable[[], processes.Processes], words: Words, limits: Limits, seed: int
+  ):
+    """Begins none yet.
+
+    Args:
+      play: the processes, always the same; called once a ticket comes without recorded replies.
+      seed: of the run; the environments' seeds follow from it and the ticket.
+    """
+    self._play, self._words, self._limits, self._seed = play, words, limits, seed
     self._episodes: dict[processes.Played, Episode] = {}
     self._failures = 0
     self._over: list[tuple[Episode, Reply]] = []  # replies that need no process
 
-  def begin(self, ticket: types.Ticket) -> Episode:
-    """Begins an episode; its first reply is among the replies to come."""
-    played = self._processes.begin(ticket.answer, seed_of(self._seed, ticket))
-    self._episodes[played] = episode = Episode(played)
+  def begin(self, ticket: types.Ticket, index: int) -> Episode:
+    """Begins the episode of a ticket's completion; its first reply is among the replies to come."""
+    if ticket.replies:
+      episode = Episode(None, ticket.replies[index])
+      self._over.append((episode, self._again(episode, ticket.replies[index])))
+      return episode
+    played = self._play().begin(ticket.answer, seed_of(self._seed, ticket))
+    self._episodes[played] = episode = Episode(played, None)
     return episode
 
   def act(self, episode: Episode, tokens: np.ndarray) -> None:
     """Takes a turn of the policy, int32 [M]."""
     episode.tokens += tokens.size
     episode.last = int(tokens[-1])
-    if episode.hopeless:
+    if episode.recorded is not None:
+      self._over.append((episode, self._again(episode, episode.recorded)))
+    elif episode.hopeless:
       episode.rewards = [0.0]
       self._over.append((episode, self._end(episode, episode.hopeless)))
-      return
-    self._processes.act(episode.played, self._words.decode(tokens.tolist()))
+    else:
+      assert episode.played is not None, "not recorded"
+      self._play().act(episode.played, self._words.decode(tokens.tolist()))
+
+  def _again(self, episode: Episode, recorded: types.Replies) -> Reply:
+    """The next recorded reply."""
+    if episode.last is not None:
+      episode.rewards.append(recorded.rewards[len(episode.rewards)])
+    rest = recorded.tokens[episode.tokens :]
+    if len(episode.rewards) == len(recorded.rewards) or not rest.size:
+      return Reply(_NOTHING, 0, recorded.ended)
+    tokens = rest[: int(np.argmax(rest == types.BY_POLICY))]
+    episode.tokens += tokens.size
+    # One that could not begin had a single token.
+    return Reply(tokens, min(self._limit(episode), rest.size - tokens.size))
 
   def replies(self, seconds: float) -> list[tuple[Episode, Reply]]:
     """The replies since, at least one if it comes within `seconds`.
@@ -97,7 +124,8 @@ class Episodes:
       pool.PoolError: the environments' processes can't be prepared.
     """
     replies, self._over = self._over, []
-    for played, answer in self._processes.answers(0 if replies else seconds):
+    answers = self._play().answers(0 if replies else seconds) if self._episodes else []
+    for played, answer in answers:
       episode = self._episodes[played]
       reply = self._next(episode, answer) if episode.begun else self._first(episode, answer)
       replies.append((episode, reply))
@@ -147,7 +175,8 @@ class Episodes:
     return min(self._limits.turn_tokens, self._limits.tokens - episode.tokens)
 
   def _end(self, episode: Episode, ended: str) -> Reply:
-    self._processes.end(episode.played)
+    assert episode.played is not None, "not recorded"
+    self._play().end(episode.played)
     del self._episodes[episode.played]
     return Reply(_NOTHING, 0, ended)
 

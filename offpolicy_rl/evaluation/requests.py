@@ -50,10 +50,17 @@ class EvaluationRequests:
     samples: int,
     temperature: float,
     write: Callable[[int, dict], None],
+    record: Callable[[Sequence[types.FinishedGroup]], None] = lambda groups: None,
   ):
-    """Requests nothing yet; `write` will receive each result as (step, metrics)."""
+    """Requests nothing yet.
+
+    Args:
+      write: will receive each result as (step, metrics).
+      record: will receive its groups before that.
+    """
     self._ledger, self._examples = ledger, examples
-    self._samples, self._temperature, self._write = samples, temperature, write
+    self._samples, self._temperature = samples, temperature
+    self._write, self._record = write, record
     self._pending: collections.deque[Request] = collections.deque()
 
   def request(self, phase: str, *, version: int, step: int) -> None:
@@ -82,6 +89,7 @@ class EvaluationRequests:
       if groups is None:
         return False
       self._pending.popleft()
+      self._record(groups)
       metrics = estimates.heldout_metrics(groups, self._samples)
       self._write(request.step, {"phase": request.phase, "version": request.version, **metrics})
     return True

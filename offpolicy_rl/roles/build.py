@@ -74,23 +74,27 @@ def make_policy(config: ConfigDict, files: types.ModelFiles | None) -> Policy:
 
 def _chat_arguments(config: ConfigDict) -> dict:
   """Variables of the chat template: those of the configuration, and the environment's tools."""
+  functions = json.loads(config.environment.tools or "[]")
   given = json.loads(config.task.chat_arguments or "{}")
-  name = config.environment.name
-  functions = getattr(environment.resolve(name), "tools", ()) if name else ()
-  return ({"tools": list(map(tools.describe, functions))} if functions else {}) | given
+  return ({"tools": functions} if functions else {}) | given
 
 
-def set_chat_date(config: ConfigDict, files: types.ModelFiles | None) -> None:
-  """Sets task.chat_date to today if it is empty and the chat template uses the date.
+def fill_in(config: ConfigDict, files: types.ModelFiles | None) -> None:
+  """Sets what prompts depend on, if it is empty: environment.tools to those of the environment,
+  task.chat_date to today if the chat template uses the date.
 
   Raises:
+    ValueError: the environment can't be found.
     tokenizer.TokenizerError: a file can't be read.
   """
-  task = config.task
-  if files is None or not task.chat or task.chat_date:
+  task, played = config.task, config.environment
+  if files is None or not task.chat:
     return
+  if played.name and not played.tools:
+    functions = getattr(environment.resolve(played.name), "tools", ())
+    played.tools = json.dumps(list(map(tools.describe, functions)))
   has_tools = _chat_arguments(config).get("tools") is not None
-  if chat.depends_on_date(files, tools=has_tools):
+  if not task.chat_date and chat.depends_on_date(files, tools=has_tools):
     task.chat_date = datetime.date.today().isoformat()
 
 
@@ -211,14 +215,20 @@ def make_episodes(config: ConfigDict, policy: Policy) -> episodes.Episodes | Non
   settings, tokens = config.environment, config.task.max_completion_tokens
   if not settings.name:
     return None
-  played = processes.Processes(
-    settings.name,
-    processes=settings.processes,
-    seconds=settings.seconds,
-    memory_mb=settings.memory_mb,
-  )
+
+  @functools.cache
+  def play() -> processes.Processes:
+    return processes.Processes(
+      settings.name,
+      processes=settings.processes,
+      seconds=settings.seconds,
+      memory_mb=settings.memory_mb,
+    )
+
+  if config.lag.mode != lag.REPLAY:  # else its tickets may say what environments said
+    play()
   limits = episodes.Limits(tokens, settings.max_turns, settings.max_turn_tokens or tokens)
-  return episodes.Episodes(played, policy.tokenizer, limits, config.seed)
+  return episodes.Episodes(play, policy.tokenizer, limits, config.seed)
 
 
 def make_engine(

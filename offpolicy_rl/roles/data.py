@@ -115,7 +115,7 @@ def initial_policy(config: ConfigDict) -> build.Policy:
   config = config_lib.from_json(config_lib.to_json(config))
   folder = config.model.checkpoint
   files = tokenizer.read_files(pathlib.Path(folder)) if folder else None
-  build.set_chat_date(config, files)
+  build.fill_in(config, files)
   return build.make_policy(config, files)
 
 

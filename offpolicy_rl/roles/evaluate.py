@@ -50,7 +50,7 @@ def run(
   """
   console = output.console()
   files = _model_files(config, run_dir)
-  build.set_chat_date(config, files)
+  build.fill_in(config, files)
   policy = build.make_policy(config, files)
   for note in build.sampling_notes(config, policy):
     console.print(note, markup=False)

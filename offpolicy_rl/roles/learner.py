@@ -26,6 +26,7 @@ from offpolicy_rl.replay import (
   admission,
   batching,
   packing,
+  replies,
   sampler_stats,
   schedule,
   store,
@@ -65,7 +66,8 @@ def run_learner(
   the first one calls this.
 
   Writes into `run_dir`: config.json, address, metrics.jsonl, tensorboard/, checkpoints/, groups/,
-  completions.jsonl, lag_schedule.jsonl, live.json, ledger.json, report.html, profile/.
+  completions.jsonl, lag_schedule.jsonl, replies.jsonl, live.json, ledger.json, report.html,
+  profile/.
   """
   session = uuid.uuid4().hex
   learner = make_leader(
@@ -349,7 +351,7 @@ def make_leader(
   screen = terminal.Progress(config.learner.steps)
   run_dir.mkdir(parents=True, exist_ok=True)
   model_files = build.model_files(config, run_dir, resume=resume)
-  build.set_chat_date(config, model_files)
+  build.fill_in(config, model_files)
   policy = build.make_policy(config, model_files)
   mesh = sharding.make_mesh(**config.mesh)
   choices = build_learner.step_choices(config, policy.model, mesh)
@@ -400,6 +402,7 @@ def _sampler_service(
       config.sampler.top_logprobs,
       bool(config.environment.name),
     ),
+    recording=replies.beside(config.lag.schedule),
     say=screen.say,
   )
 
@@ -413,6 +416,7 @@ def _evaluations(
     samples=config.evaluation.samples,
     temperature=config.sampler.temperature,
     write=functools.partial(files.write, metrics.HELDOUT),
+    record=files.write_replies,
   )
 
 

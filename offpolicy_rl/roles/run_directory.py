@@ -20,7 +20,7 @@ from offpolicy_rl.system import locks
 
 CONFIG = "config.json"
 _PREVIOUS = "before-"  # prefix of directories with the files of a run before a restart
-_FILLED_IN = ("task.chat_date",)  # by the run, if empty in its card
+_FILLED_IN = ("task.chat_date", "environment.tools")  # by the run, if empty in its card
 
 
 class RunDirectory(NamedTuple):

@@ -18,7 +18,7 @@ from offpolicy_rl import types
 from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.observe import metrics, terminal, trace, trackers, watch
 from offpolicy_rl.observe import tracking as tracking_lib
-from offpolicy_rl.replay import schedule
+from offpolicy_rl.replay import replies, schedule
 from offpolicy_rl.roles.sampler_service import SamplerService
 from offpolicy_rl.sweep import runs
 from offpolicy_rl.tasks.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ _LISTED_SECONDS = 300.0  # samplers silent for longer are not listed
 
 
 class RunFiles:
-  """metrics.jsonl, completions.jsonl and lag_schedule.jsonl."""
+  """metrics.jsonl, completions.jsonl, lag_schedule.jsonl, and replies.jsonl of environments."""
 
   def __init__(
     self,
@@ -62,6 +62,8 @@ class RunFiles:
     self._tracked_before = (position or {}).get("tracking")
     self._completions = metrics.JsonLines(run_dir / "completions.jsonl", at("completions"))
     self._schedule = metrics.JsonLines(run_dir / schedule.FILE, at("schedule"))
+    self._run_dir, self._replies = run_dir, None  # a file once there are episodes
+    self._replies_at = (position or {}).get("replies", 0)
     self._text: dict | None = None  # of the current step, completed by `write_step`
     if not at("schedule"):
       self._schedule.append({"config": json.loads(config_json)})
@@ -76,6 +78,7 @@ class RunFiles:
       "metrics": self._metrics.position(),
       "completions": self._completions.position(),
       "schedule": self._schedule.position(),
+      "replies": self._replies.position() if self._replies else self._replies_at,
     }
 
   def write_task(self, counts: dict[str, int]) -> None:
@@ -104,10 +107,19 @@ class RunFiles:
 
     In some steps `write_step` also records one group as text.
     """
+    self.write_replies(groups)
     row = schedule.row(step, groups)
     self._schedule.append(row)
     self._text = _as_text(step, groups[0], words) if step % _TEXT_EVERY == 0 or last else None
     return row
+
+  def write_replies(self, groups: Sequence[types.FinishedGroup]) -> None:
+    """Records what environments said in these groups."""
+    for finished in groups:
+      if any(t.ended for t in finished.group.trajectories):
+        path = self._run_dir / replies.FILE
+        self._replies = self._replies or metrics.JsonLines(path, self._replies_at)
+        self._replies.append(replies.row(finished.group))
 
   def write_step(
     self, step: int, row: dict, logprobs: ArrayLike, timelines: Sequence[types.Timeline] = ()
@@ -125,8 +137,9 @@ class RunFiles:
 
   def close(self) -> None:
     """Closes the files."""
-    for file in (self._metrics, self._completions, self._schedule):
-      file.close()
+    for file in (self._metrics, self._completions, self._schedule, self._replies):
+      if file is not None:
+        file.close()
 
   def finish(self, result: str) -> None:
     """Ends the run in its trackers, once its last file is written; `result` as for `Tracker`."""

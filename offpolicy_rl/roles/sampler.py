@@ -18,7 +18,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.environments import environment
 from offpolicy_rl.model import lora, sharding
-from offpolicy_rl.replay import schedule
+from offpolicy_rl.replay import lag, schedule
 from offpolicy_rl.roles import build
 from offpolicy_rl.roles import weights as weights_lib
 from offpolicy_rl.sampler import engines, served, worker
@@ -131,7 +131,7 @@ def _accept(identity, weights_dir: str | None) -> tuple[ConfigDict, build.Policy
 def _judging(config: ConfigDict, policy: build.Policy) -> Generator[build.Score]:
   with contextlib.ExitStack() as stack:
     try:
-      if config.environment.name:
+      if config.environment.name and config.lag.mode != lag.REPLAY:
         environment.resolve(config.environment.name)
       score = stack.enter_context(build.scoring_of(config, policy))
     except ValueError as error:

@@ -5,10 +5,10 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from offpolicy_rl import types
-from offpolicy_rl.replay import admission, lag, ledger, store
+from offpolicy_rl.replay import admission, lag, ledger, replies, store
 from offpolicy_rl.replay.sampler_stats import SamplerStats
 from offpolicy_rl.transport import codec, names, server, weights
 from offpolicy_rl.types import PushOutcome, PushStatus
@@ -84,16 +84,18 @@ class SamplerService:
     control: lag.LagControl,
     *,
     expected: codec.Expected,
+    recording: replies.Recording | None = None,
     say: Callable[[str], None] = _LOG.warning,
   ):
     """Hands out no training tickets before `start`.
 
     Args:
       expected: what groups are checked against.
+      recording: what environments said, for tickets that it knows; None = they are played.
       say: prints a line on the learner's terminal.
     """
     self.ledger, self.groups, self.weights, self.control = tickets, groups, weight_store, control
-    self._expected, self._say = expected, say
+    self._expected, self._recording, self._say = expected, recording, say
     self._admission: admission.Admission | None = None  # None until training begins
     self.version = types.RAW_VERSION  # newest published in this session
     self.version_bytes = 0  # of its weights, sent in full
@@ -110,7 +112,7 @@ class SamplerService:
     """Returns the server's handlers; `watch` answers watchers."""
     return server.Handlers(
       join=self.join,
-      lease=self.ledger.lease,
+      lease=self.lease,
       heartbeat=self.heartbeat,
       decline=self.ledger.decline,
       finish=self.push,
@@ -133,6 +135,13 @@ class SamplerService:
     if len(same) > 1 and name not in reported and len(reported) < _MOST_REPORTED_NAMES:
       reported.add(name)
       self._say(f"{len(same)} samplers are called {name}, told apart as {', '.join(same)}")
+
+  def lease(
+    self, sampler_id: str, limit: int, timeout: float, holding: Collection[str] | None = None
+  ) -> list[types.Ticket]:
+    """Leases tickets, see `Ledger.lease`; those of a replay with what environments said."""
+    tickets = self.ledger.lease(sampler_id, limit, timeout, holding)
+    return tickets if self._recording is None else list(map(self._recording.add_to, tickets))
 
   def restarts(self) -> dict[str, int]:
     """Returns the number of processes that had the name of a sampler before, by name."""

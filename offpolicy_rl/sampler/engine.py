@@ -240,7 +240,7 @@ class Engine:
       if self._episodes is None:
         self._ready.append(completion)
       else:
-        completion.episode = self._episodes.begin(row.ticket)
+        completion.episode = self._episodes.begin(row.ticket, index)
         self._waiting[completion.episode] = completion
 
   def _write(self, params, pieces: Sequence[tuple[Sequence[int], np.ndarray, int]]) -> None:

@@ -95,7 +95,7 @@ def trajectory(spans: Sequence[Span], rewards: Sequence[float], ended: str) -> t
   return types.Trajectory(
     *(np.concatenate(x) for x in list(zip(*spans, strict=True))[:3]),
     finished=ended in (types.DONE, types.TURN_LIMIT),
-    reward=float(sum(rewards)),
+    reward=float(np.float32(sum(rewards))),
     candidates=types.Candidates(*map(np.concatenate, zip(*candidates, strict=True)))
     if candidates
     else None,

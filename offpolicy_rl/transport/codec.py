@@ -31,7 +31,11 @@ _DTYPES: dict[int, np.dtype] = {code: dtype for dtype, code in _CODES.items()}
 _KINDS = {types.TRAIN: pb.KIND_TRAIN, types.EVAL: pb.KIND_EVAL}
 _KIND_NAMES = {code: name for name, code in _KINDS.items()}
 # Fields of a ticket that its message has in the same form.
-_SAME_FIELDS = {f.name for f in dataclasses.fields(types.Ticket)} - {"kind", "prompt_tokens"}
+_SAME_FIELDS = {f.name for f in dataclasses.fields(types.Ticket)} - {
+  "kind",
+  "prompt_tokens",
+  "replies",
+}
 
 
 def dtype_code(dtype: np.dtype) -> pb.DType:
@@ -80,7 +84,12 @@ def encode_ticket(ticket: types.Ticket) -> pb.Ticket:
   """Ticket -> message."""
   fields = {name: getattr(ticket, name) for name in _SAME_FIELDS}
   prompt_tokens = encode_tensor(ticket.prompt_tokens)
-  return pb.Ticket(**fields, kind=_KINDS[ticket.kind], prompt_tokens=prompt_tokens)
+  replies = [
+    pb.Replies(tokens=encode_tensor(r.tokens), rewards=r.rewards, ended=r.ended)
+    for r in ticket.replies
+  ]
+  kind = _KINDS[ticket.kind]
+  return pb.Ticket(**fields, kind=kind, prompt_tokens=prompt_tokens, replies=replies)
 
 
 def encode_tickets(tickets: Sequence[types.Ticket], most: int) -> Iterator[pb.Ticket]:
@@ -107,7 +116,29 @@ def decode_ticket(message: pb.Ticket) -> types.Ticket:
   if not prompt.size:
     _refuse("ticket.prompt_tokens.shape", prompt.shape, "at least one token")
   fields = {name: getattr(message, name) for name in _SAME_FIELDS}
-  return types.Ticket(**fields, kind=_KIND_NAMES[message.kind], prompt_tokens=prompt)
+  kind, replies = _KIND_NAMES[message.kind], _decode_replies(message)
+  return types.Ticket(**fields, kind=kind, prompt_tokens=prompt, replies=replies)
+
+
+def _decode_replies(message: pb.Ticket) -> tuple[types.Replies, ...]:
+  if len(message.replies) not in (0, message.num_completions):
+    _refuse("ticket.replies", len(message.replies), f"0 or {message.num_completions}")
+  found = []
+  for i, replies in enumerate(message.replies):
+    field = f"ticket.replies[{i}]"
+    tokens = decode_tensor(replies.tokens, f"{field}.tokens", np.int32, 1)
+    if not tokens.size or tokens[-1] != types.BY_POLICY or tokens.min() < types.BY_POLICY:
+      _refuse(f"{field}.tokens", tokens[-1:].tolist(), "token ids or -1, with -1 at the end")
+    if not replies.rewards or not all(abs(r) <= types.MAX_VERDICT for r in replies.rewards):
+      _refuse(f"{field}.rewards", tuple(replies.rewards), "a number for each turn")
+    _check_ended(replies.ended, f"{field}.ended")
+    found.append(types.Replies(tokens, tuple(replies.rewards), replies.ended))
+  return tuple(found)
+
+
+def _check_ended(ended: str, field: str) -> None:
+  if ended not in types.EPISODE_ENDS:
+    _refuse(field, ended, f"one of {', '.join(types.EPISODE_ENDS)}")
 
 
 def check_ticket(
@@ -120,6 +151,9 @@ def check_ticket(
   if prompt.min() < 0 or prompt.max() >= vocab_size:
     bad = prompt[(prompt < 0) | (prompt >= vocab_size)][0]
     _refuse("ticket.prompt_tokens", int(bad), f"token ids in [0, {vocab_size})")
+  for i, replies in enumerate(ticket.replies):
+    said = replies.tokens[replies.tokens != types.BY_POLICY]
+    _check_tokens(said, f"ticket.replies[{i}]", vocab_size)
   bounds.check_count(ticket.num_completions, "ticket.num_completions", max_completions)
 
 
@@ -253,8 +287,7 @@ def _decode_episodes(message: pb.Group) -> list[tuple[tuple[float, ...], str]]:
     if len(getattr(message, name)) != count:
       _refuse(f"group.{name}", f"{len(getattr(message, name))} values", f"{count}, as in lengths")
   for ended in message.ended:
-    if ended not in types.EPISODE_ENDS:
-      _refuse("group.ended", ended, f"one of {', '.join(types.EPISODE_ENDS)}")
+    _check_ended(ended, "group.ended")
   rewards = iter(message.turn_rewards)
   if sum(message.turns) != len(message.turn_rewards):
     _refuse("group.turn_rewards", f"{len(message.turn_rewards)} values", f"{sum(message.turns)}")

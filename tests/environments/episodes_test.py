@@ -1,5 +1,6 @@
 """Episodes in tokens: limits, rewards and ends."""
 
+import dataclasses
 import itertools
 import types as plain_types
 
@@ -55,8 +56,8 @@ def play(*answers, said="ab", **limits):
   scripted.played = OneHandle()
   scripted.begin = lambda _problem, _seed: scripted.played
   bounds = episodes.Limits(**dict(tokens=12, turns=3, turn_tokens=4) | limits)
-  made = episodes.Episodes(scripted, Words(), bounds, seed=0)
-  episode, replies = made.begin(ticket(0)), []
+  made = episodes.Episodes(lambda: scripted, Words(), bounds, seed=0)
+  episode, replies = made.begin(ticket(0), 0), []
   while not (replies and replies[-1].ended):
     if replies:
       made.act(episode, np.array(list(map(ord, said)), np.int32))
@@ -110,6 +111,33 @@ def test_one_that_can_not_begin_gives_the_policy_a_token_and_ends(first, ended):
   replies, episode, scripted = play(first, said="a")
   assert replies[0] == episodes.Reply(replies[0].tokens, 1) and not replies[0].tokens.size
   assert ends(replies) == ended and episode.rewards == [0.0] and not scripted.actions
+
+
+@pytest.mark.parametrize(
+  ("answers", "said"),
+  [
+    ([Turn("x"), Turn("cd", 0.25), Turn(), Turn(reward=0.5, done=True)], "ab"),
+    ([Turn(), Turn("x" * 6, 1.0), Turn("y" * 2, 1.0)], "ab"),
+    ([Turn(), Turn("x", 1.0), pool.Failed("died")], "ab"),
+    ([pool.Failed("died")], "a"),
+    ([Turn("x" * 12)], "a"),
+  ],
+)
+def test_what_was_said_is_said_again_without_an_environment(answers, said):
+  replies, episode, _ = play(*answers, said=said, turns=4)
+  written = [t for reply in replies[:-1] for t in [*reply.tokens.tolist(), *[-1] * len(said)]]
+  recorded = types.Replies(np.array(written, np.int32), tuple(episode.rewards), ends(replies))
+  bounds = episodes.Limits(tokens=12, turns=4, turn_tokens=4)
+  made = episodes.Episodes(lambda: pytest.fail("played"), Words(), bounds, seed=0)
+  again = made.begin(dataclasses.replace(ticket(0), replies=(recorded,)), 0)
+  for i, expected in enumerate(replies):
+    if i:
+      made.act(again, np.array(list(map(ord, said)), np.int32))
+    [(same, reply)] = made.replies(1.0)
+    assert same is again and reply.tokens.tolist() == expected.tokens.tolist()
+    assert reply.ended == expected.ended
+    assert reply.limit == expected.limit or len(said) <= reply.limit < expected.limit
+  assert again.rewards == episode.rewards
 
 
 def test_seeds_are_of_the_run_and_the_prompt():

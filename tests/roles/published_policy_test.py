@@ -100,15 +100,26 @@ def test_the_configuration_says_what_a_template_is_told(config):
 def test_prompts_of_a_run_are_those_of_its_first_day(config):
   dated = files(chat_template=template("llama3"))
   config.task.chat_date = "2003-02-01"
-  build.set_chat_date(config, dated)  # is fixed already
+  build.fill_in(config, dated)  # is fixed already
   words = build.make_policy(config, dated).tokenizer
   assert "Today is 01 Feb 2003." in words.decode_special(words.prompt("1+1?"))
   config.task.chat_date = ""
-  build.set_chat_date(config, files())  # takes no interest in it
+  build.fill_in(config, files())  # takes no interest in it
   assert config.task.chat_date == ""
   before = datetime.date.today()
-  build.set_chat_date(config, dated)
+  build.fill_in(config, dated)
   assert config.task.chat_date in (before.isoformat(), datetime.date.today().isoformat())
   config.task.chat_date, config.task.chat = "", False
-  build.set_chat_date(config, dated)
+  build.fill_in(config, dated)
   assert config.task.chat_date == ""
+
+
+def test_tools_of_a_run_are_those_of_its_beginning(config):
+  config.environment.name = "offpolicy_rl.environments.calculator:Calculator"
+  shown = files(chat_template="{{ tools[0].function.name }} {{ messages[0].content }}")
+  build.fill_in(config, shown)
+  assert json.loads(config.environment.tools)[0]["function"]["name"] == "calculate"
+  config.environment.name = "nowhere:Gone"
+  build.fill_in(config, shown)
+  words = build.make_policy(config, shown).tokenizer
+  assert words.decode_special(words.prompt("1+1?")) == "calculate 1+1?"

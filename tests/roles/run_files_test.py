@@ -1,5 +1,6 @@
 """What a step writes for people goes on exactly where a checkpoint stood."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from offpolicy_rl import types
 from offpolicy_rl.observe import metrics, terminal
+from offpolicy_rl.replay import replies
 from offpolicy_rl.roles import run_files
 from offpolicy_rl.tasks.vocabulary import EOS, Vocabulary
 
@@ -82,6 +84,36 @@ def test_one_group_of_every_tenth_step_and_of_the_last_is_written(tmp_path):
   rows = metrics.read_lines(tmp_path / "completions.jsonl")
   assert [row["step"] for row in rows] == [0, 10, 20, 24]
   assert [row["step"] for row in metrics.read(tmp_path)] == list(range(25))
+
+
+def episodes(step: int) -> types.FinishedGroup:
+  """The group of a step, as if an environment had written the second token."""
+  made = group(step)
+  rows = [
+    dataclasses.replace(t, versions=np.where(np.arange(t.tokens.size) == 1, -2, 3), ended="done")
+    for t in made.group.trajectories
+  ]
+  return dataclasses.replace(made, group=dataclasses.replace(made.group, trajectories=tuple(rows)))
+
+
+def test_what_environments_said_is_there_once_after_a_resume(tmp_path):
+  files = opened(tmp_path)
+  files.write_replies([group(0)])
+  assert not (tmp_path / replies.FILE).exists()
+  positions = []
+  for step in range(6):
+    positions.append(files.position())
+    files.write_groups(step, [episodes(step)], last=False, words=WORDS)
+  files.close()
+  whole = (tmp_path / replies.FILE).read_text()
+  for stood, position in enumerate(positions):
+    files = opened(tmp_path, position, first_step=stood)
+    for step in range(stood, 6):
+      files.write_replies([episodes(step)])
+    assert files.position()["replies"] == len(whole)
+    files.close()
+    assert (tmp_path / replies.FILE).read_text() == whole
+  assert len(whole.splitlines()) == 6
 
 
 @pytest.mark.parametrize("stood", [10, 11, 15])

@@ -1,6 +1,8 @@
 """The engine with environments: what waited and came back is what one forward pass gives."""
 
+import dataclasses
 import hashlib
+import json
 import types as plain_types
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from offpolicy_rl import types
 from offpolicy_rl.environments import episodes
 from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.replay import replies
 from offpolicy_rl.sampler import engine, sizing
 from tests.params import some
 from tests.sampler.engine_test import (
@@ -86,7 +89,8 @@ class Handle:
 
 
 def make_engine(delay=lambda: 0, **changes) -> engine.Engine:
-  played = episodes.Episodes(Processes(delay), Words(), LIMITS, seed=0)
+  world = Processes(delay)
+  played = episodes.Episodes(lambda: world, Words(), LIMITS, seed=0)
   sizes = sizing.Sizes(**SIZES | changes)
   return engine.Engine(CONFIG, sizes, stops=STOPS, seed=0, episodes=played)
 
@@ -141,6 +145,21 @@ def test_samples_depend_on_the_answers_and_not_on_when_they_come(expected, chang
   machine = make_engine(lambda: next(delays), **changes)
   assert_same(machine.generate(ending(), 0, [ticket(i) for i in range(9)]), expected)
   assert len(machine._pages) == machine._sizes.pages - 1 and machine.idle
+
+
+def test_recorded_replies_give_the_same_episodes_without_environments(expected):
+  numbers = range(9)
+  groups = [types.Group(f"{i}", tuple(expected[i])) for i in numbers]
+  lines = [json.loads(json.dumps(replies.row(group))) for group in groups]
+  said = [tuple(map(replies.replies_of, line["episodes"])) for line in lines]
+  tickets = [dataclasses.replace(ticket(i), replies=said[i]) for i in numbers]
+  gone = episodes.Episodes(lambda: pytest.fail("played"), Words(), LIMITS, seed=0)
+  made = engine.Engine(CONFIG, sizing.Sizes(**SIZES), stops=STOPS, seed=0, episodes=gone)
+  again = made.generate(ending(), 0, tickets)
+  assert_same(again, expected)
+  judged = lambda t: (t.reward, t.turn_rewards, t.ended, t.versions.tolist())
+  for group, before in zip(again, expected, strict=True):
+    assert list(map(judged, group)) == list(map(judged, before))
 
 
 def test_turns_have_keys_of_their_own():

@@ -9,7 +9,7 @@ import pytest
 from offpolicy_rl import types
 from offpolicy_rl.transport import codec
 from offpolicy_rl.transport import trajectory_pb2 as pb
-from tests.transport.codec_test import a_group, a_trajectory, check, same
+from tests.transport.codec_test import a_group, a_ticket, a_trajectory, check, same
 
 
 def an_episode(**changes) -> types.Trajectory:
@@ -84,3 +84,41 @@ def test_episodes_that_do_not_answer_the_ticket_are_refused(trajectory, episodes
   group = a_group(an_episode() if episodes else a_trajectory(), trajectory)
   with pytest.raises(codec.WireError, match=r"group.trajectories\[1\]." + error):
     check(group, episodes=episodes)
+
+
+def a_replay(**changes) -> types.Ticket:
+  said = types.Replies(np.array([-1, 7, 9, -1], np.int32), (0.25, 0.5), types.DONE)
+  one_turn = types.Replies(np.array([-1], np.int32), (0.0,), types.FAILED)
+  return a_ticket(replies=(said, one_turn), **changes)
+
+
+def test_what_was_recorded_comes_back_equal():
+  message = pb.Ticket.FromString(codec.encode_ticket(a_replay()).SerializeToString())
+  assert same(codec.decode_ticket(message), a_replay())
+  limits = dict(max_prompt_tokens=4, max_completions=2)
+  codec.check_ticket(a_replay(), vocab_size=10, **limits)
+  with pytest.raises(codec.WireError, match=r"replies\[0\].tokens: got 9, expected token ids in"):
+    codec.check_ticket(a_replay(), vocab_size=9, **limits)
+
+
+@pytest.mark.parametrize(
+  ("change", "error"),
+  [
+    (lambda m: m.replies.pop(), r"ticket.replies: got 1, expected 0 or 2"),
+    (lambda m: m.replies[1].ClearField("rewards"), r"replies\[1\].rewards: got \(\), expected"),
+    (lambda m: m.replies[0].rewards.append(math.nan), r"rewards: got \(0.25, 0.5, nan\), expected"),
+    (lambda m: setattr(m.replies[1], "ended", ""), r"replies\[1\].ended: got '', expected one of"),
+    (lambda m: said(m, [-1, 7]), r"replies\[0\].tokens: got \[7\], expected token ids or -1, with"),
+    (lambda m: said(m, [-2, -1]), r"replies\[0\].tokens"),
+    (lambda m: said(m, []), r"replies\[0\].tokens: got \[\], expected"),
+  ],
+)
+def test_malformed_recordings_are_refused(change, error):
+  message = codec.encode_ticket(a_replay())
+  change(message)
+  with pytest.raises(codec.WireError, match=error):
+    codec.decode_ticket(message)
+
+
+def said(message: pb.Ticket, tokens: list[int]) -> None:
+  message.replies[0].tokens.CopyFrom(codec.encode_tensor(np.array(tokens, np.int32)))
