@@ -52,3 +52,16 @@ class Calculator(tools.ToolEnvironment):
   def judge(self, answer: str) -> float:
     """The verdict of the task's own verifier."""
     return verifiers.reasoning_gym(answer, self.problem)
+
+
+@environment.environment
+class PlainCalculator(Calculator):
+  """The same for a model that continues text: [calculate(expression="1 + 2")], then its answer."""
+
+  format = "pythonic"
+
+  def step(self, action: str) -> environment.Turn:
+    """Puts "Answer:" behind the results of calls."""
+    turn = super().step(action)
+    results = "\n".join((turn.text, *turn.more))
+    return turn if turn.done else environment.Turn(f"{results}\nAnswer:")

@@ -203,10 +203,14 @@ def gemma(text: str) -> list[Call]:
   blocks = re.findall(r"```tool_code\n(.*?)```", text, re.DOTALL)
   if text.count("```tool_code") != len(blocks):
     raise MalformedCall("every ```tool_code needs its ```")
+  return [call for block in blocks for call in _python_calls(block)] or pythonic(text)
+
+
+def pythonic(text: str) -> list[Call]:
+  """Calls as Llama 3.2 and 4 can write them: the turn is a list, [add(a=1, b=2)]."""
   alone = text.strip()
-  if not blocks and alone.startswith("[") and alone.endswith("]"):
-    blocks = [alone[1:-1].replace("\n", " ")]
-  return [call for block in blocks for call in _python_calls(block)]
+  is_list = alone.startswith("[") and alone.endswith("]")
+  return _python_calls(alone[1:-1].replace("\n", " ")) if is_list else []
 
 
 def _python_calls(source: str) -> list[Call]:
@@ -235,6 +239,7 @@ def _python_call(node: ast.AST | None) -> Call:
 FORMATS = {
   "hermes": Format(hermes, "tool"),
   "llama3": Format(llama3, "tool"),
+  "pythonic": Format(pythonic, "tool"),
   "gemma": Format(gemma, "user", "```tool_output\n{}\n```"),
 }
 

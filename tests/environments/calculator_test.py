@@ -42,3 +42,12 @@ def test_a_sum_with_the_calculator():
   assert played.step(call) == Turn("46", role="tool")
   assert played.step("46") == Turn(reward=1.0, done=True)
   assert played.step("47").reward < 1
+
+
+def test_a_sum_in_plain_text():
+  played = calculator.PlainCalculator()
+  entry = {"question": "", "answer": "46", "metadata": {"source_dataset": "chain_sum"}}
+  played.reset(json.dumps({"dataset": "chain_sum", "entry": entry}), 0)
+  assert played.step('[calculate(expression="12 + 34")]\n') == Turn("46\nAnswer:")
+  assert played.step("[calculate(12)]\n").text.endswith("name(argument=value, ...)\nAnswer:")
+  assert played.step(" 46\n") == Turn(reward=1.0, done=True)

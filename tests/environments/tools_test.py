@@ -85,6 +85,10 @@ LLAMA = '{"name": "add", "parameters": {"a": 1, "b": 2}}'
   ("form", "text", "calls"),
   [
     ("hermes", "The sum is 3.", []),
+    ("pythonic", "The sum is 3.", []),
+    ("pythonic", "[add(a=1, b=2)]\n", [ADD]),
+    ("pythonic", "[add(a=1, b=2),\n add(a=1, b=2)]", [ADD, ADD]),
+    ("pythonic", "```tool_code\nadd(a=1, b=2)\n```", []),
     ("hermes", f"<tool_call>\n{ONE}\n</tool_call>", [ADD]),
     ("hermes", f"I add.\n<tool_call>{ONE}</tool_call>\n<tool_call>{ONE}</tool_call>", [ADD, ADD]),
     ("llama3", "It is {3}.", []),
