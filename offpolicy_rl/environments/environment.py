@@ -59,7 +59,7 @@ class Environment(Protocol):
     ...
 
 
-def environment(made_by: type) -> type:
+def environment[T: type](made_by: T) -> T:
   """Marks a class as an environment, so that environment.name may name it."""
   return named.mark(made_by, "environment")
 
