@@ -114,6 +114,15 @@ class Trajectory:
     return self.versions != NO_VERSION
 
 
+class Span(NamedTuple):
+  """A turn of the policy, or of the environment, which has no logprobs."""
+
+  tokens: np.ndarray  # int32 [M]
+  logprobs: np.ndarray  # float32 [M]
+  versions: np.ndarray  # int32 [M]
+  candidates: Candidates | None = None  # [M, I]
+
+
 class Marks(NamedTuple):
   """When a sampler had done what with a group, in seconds of its clock, or of its learner's."""
 

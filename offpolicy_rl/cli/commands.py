@@ -11,7 +11,7 @@ import time
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import credentials
 from offpolicy_rl.cli import flags as flags_lib
-from offpolicy_rl.system import output
+from offpolicy_rl.system import output, signals
 
 Assignments = list[tuple[str, str]]  # key, text of its value
 
@@ -46,6 +46,28 @@ def eval_(flags: argparse.Namespace, assignments: Assignments) -> int:
       out=out,
       run_dir=source if flags.run_dir else None,
     )
+  return 0
+
+
+def serve(flags: argparse.Namespace, assignments: Assignments) -> int:
+  """Serves a checkpoint or a run to chat clients until it is interrupted."""
+  from offpolicy_rl.config import evaluation
+
+  config = evaluation.for_chats(flags, assignments)
+  key = credentials.for_chats(flags)
+  source = pathlib.Path(flags.run_dir or flags.checkpoint).resolve()
+  from offpolicy_rl.roles import serve  # imports JAX
+
+  serve.run(
+    config,
+    run_dir=source if flags.run_dir else None,
+    listen=flags.listen,
+    name=flags.model or source.name,
+    slots=flags.slots,
+    context=flags.context,
+    key=key,
+    stop=signals.stop_event(),
+  )
   return 0
 
 

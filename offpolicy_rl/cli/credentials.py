@@ -39,6 +39,22 @@ def for_client(flags: argparse.Namespace) -> "security.Credentials":
   return credentials
 
 
+def for_chats(flags: argparse.Namespace) -> str:
+  """The key that clients of `serve` have to send, "" = none; ConfigError as above."""
+  from offpolicy_rl.transport import security  # imports gRPC
+
+  try:
+    key = security.read_token(security.Credentials(token_file=flags.token_file))
+  except security.CredentialsError as error:
+    raise config_lib.ConfigError(str(error)) from None
+  if not security.is_loopback(flags.listen) and not flags.insecure:
+    raise config_lib.ConfigError(
+      f"--listen: got {flags.listen!r}, expected a loopback address such as 127.0.0.1:8000: "
+      "nothing is encrypted; add --insecure for a network that you trust, or use a reverse proxy"
+    )
+  return key or ""
+
+
 def learner_client(
   flags: argparse.Namespace, address: str, sampler_id: str
 ) -> "client.LearnerClient":

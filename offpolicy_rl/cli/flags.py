@@ -158,6 +158,11 @@ def parser(description: str) -> argparse.ArgumentParser:
       "Measures greedy accuracy, pass@k and maj@k of a checkpoint or of a run.",
       (_eval, _cache),
     ),
+    (
+      "serve",
+      "Serves a trained policy to clients of OpenAI's chat-completions interface.",
+      (_serve, _cache),
+    ),
     ("new", "Writes a card, a task and a verifier to start from.", (_new,)),
     ("check", "Reads all prompts and reports problems with them.", (_check,)),
     ("plan", "Compiles a card for a TPU pod and says whether it fits.", (_plan,)),
@@ -299,10 +304,8 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
 
 def _eval(parser: argparse.ArgumentParser) -> None:
   """Flags without a default leave the configuration's value."""
+  _weights(parser)
   add = parser.add_argument
-  add("--checkpoint", metavar="DIR", help="a published checkpoint (import)")
-  add("--run_dir", metavar="DIR", help="a run, whose newest checkpoint is used")
-  add("--config", help="experiment card (default: configs/base.py, see README)")
   add("--task", help="name of a task")
   add("--k", default="1", help="of pass@k and maj@k, e.g. 1,4,16")
   add("--samples", type=count, help="completions per problem (default: largest k)")
@@ -314,6 +317,26 @@ def _eval(parser: argparse.ArgumentParser) -> None:
   add("--slots", type=int, help="completions decoded at the same time")
   add("--seed", type=int, help="of the samples and the intervals")
   add("--out", metavar="DIR", help="new directory (default: evals/NAME-TIME)")
+
+
+def _weights(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add("--checkpoint", metavar="DIR", help="a published checkpoint (import)")
+  add("--run_dir", metavar="DIR", help="a run, whose newest checkpoint is used")
+  add("--config", help="experiment card (default: configs/base.py, see README)")
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+  _weights(parser)
+  add = parser.add_argument
+  add("--listen", default="127.0.0.1:8000", type=listen, help="address to serve (port 0 = any)")
+  add("--model", metavar="NAME", help="name for clients (default: that of the directory)")
+  add("--slots", type=count, default=8, help="answers sampled at the same time")
+  total = "tokens of prompt and answer together (default: those of the run, at least 2048)"
+  add("--context", type=count, metavar="TOKENS", help=total)
+  add("--token_file", help="file with the API key that clients have to send")
+  beyond = "allow --listen beyond loopback; nothing is encrypted"
+  add("--insecure", action="store_true", help=beyond)
 
 
 def _new(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@
   offpolicy-rl watch   RUN|HOST:PORT                       a live run, local or remote
   offpolicy-rl sweep   --config=... --sweep=FILE.py        many runs of a card, and their summary
   offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
+  offpolicy-rl serve   --run_dir=RUN                       chat with a policy: OpenAI's interface
   offpolicy-rl new     NAME                                a card, task and verifier to start from
   offpolicy-rl check   --config=...                        reads all prompts: what is left out, why
   offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
@@ -36,6 +37,7 @@ _COMMANDS = {
   "watch": commands.watch,
   "sweep": commands.sweep,
   "eval": commands.eval_,
+  "serve": commands.serve,
   "new": commands.new,
   "check": commands.check,
   "plan": commands.plan,
@@ -45,7 +47,7 @@ _COMMANDS = {
   "explain": commands.explain,
   "keys": commands.keys,
 }
-_WORKING = ("local", "learner", "sampler", "sweep", "eval")  # do more than print
+_WORKING = ("local", "learner", "sampler", "sweep", "eval", "serve")  # do more than print
 
 
 def main(argv: list[str] | None = None) -> int:

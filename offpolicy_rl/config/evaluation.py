@@ -1,4 +1,4 @@
-"""Makes a checked configuration from the flags of `eval`. Imports no JAX."""
+"""Makes a checked configuration from the flags of `eval` and `serve`. Imports no JAX."""
 
 import argparse
 import pathlib
@@ -44,13 +44,7 @@ def configuration(
   Raises:
     ConfigError: names the flag or key, its value and what was expected.
   """
-  if bool(arguments.checkpoint) == bool(arguments.run_dir):
-    raise ConfigError(
-      "--checkpoint, --run_dir: expected one of the two: "
-      f"--run_dir={config_text.example_run()}, or --checkpoint=DIR, which "
-      "`offpolicy-rl import --from=PUBLISHED --to=DIR` makes"
-    )
-  config = (_from_run if arguments.run_dir else _from_checkpoint)(arguments)
+  config = _of_weights(arguments)
   before = config_text.flatten(config)
   flags = {key: getattr(arguments, flag) for flag, key in _FLAGS.items()}
   given = [(key, str(value)) for key, value in flags.items() if value is not None] + assignments
@@ -70,6 +64,30 @@ def configuration(
   _check_weights_fit(before, config)
   # The number of problems in a run or card is meant for evaluations during training.
   return config, config.evaluation.problems if "evaluation.problems" in set_keys else None
+
+
+def for_chats(
+  arguments: argparse.Namespace, assignments: list[tuple[str, str]]
+) -> config_dict.ConfigDict:
+  """The checked configuration of a run or card for `serve`; arguments and errors as above."""
+  config = _of_weights(arguments)
+  before = config_text.flatten(config)
+  config_text.override(config, assignments)
+  check.validate(config, trains=False)
+  _check_weights_fit(before, config)
+  config.environment.name = ""  # clients say what there is besides the model
+  return config
+
+
+def _of_weights(arguments: argparse.Namespace) -> config_dict.ConfigDict:
+  """The configuration that belongs to the weights which the flags name."""
+  if bool(arguments.checkpoint) == bool(arguments.run_dir):
+    raise ConfigError(
+      "--checkpoint, --run_dir: expected one of the two: "
+      f"--run_dir={config_text.example_run()}, or --checkpoint=DIR, which "
+      "`offpolicy-rl import --from=PUBLISHED --to=DIR` makes"
+    )
+  return (_from_run if arguments.run_dir else _from_checkpoint)(arguments)
 
 
 def _check_weights_fit(before: dict, config: config_dict.ConfigDict) -> None:

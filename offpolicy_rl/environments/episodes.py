@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -65,6 +65,22 @@ class Reply(NamedTuple):
   ended: str = ""  # one of types.EPISODE_ENDS; "" = the episode goes on
 
 
+class World(Protocol):
+  """Answers the completions of an engine; an episode of it has `rewards`."""
+
+  def begin(self, ticket: types.Ticket, index: int, /) -> Any:
+    """Begins the episode of a ticket's completion; its first reply is among the replies to come."""
+    ...
+
+  def act(self, episode: Any, span: types.Span, /) -> None:
+    """Takes a turn of the policy; the answer is among the replies to come."""
+    ...
+
+  def replies(self, seconds: float, /) -> list[tuple[Any, Reply]]:
+    """The replies since, at least one if it comes within `seconds`."""
+    ...
+
+
 class Episodes:
   """The episodes of one engine."""
 
@@ -92,8 +108,9 @@ class Episodes:
     self._episodes[played] = episode = Episode(played, None)
     return episode
 
-  def act(self, episode: Episode, tokens: np.ndarray) -> None:
-    """Takes a turn of the policy, int32 [M]."""
+  def act(self, episode: Episode, span: types.Span) -> None:
+    """Takes a turn of the policy."""
+    tokens = span.tokens
     episode.tokens += tokens.size
     episode.last = int(tokens[-1])
     if episode.recorded is not None:

@@ -5,7 +5,6 @@ import pathlib
 import time
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 import rich.progress
 import rich.table
@@ -14,12 +13,10 @@ from ml_collections import ConfigDict
 from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
 from offpolicy_rl.evaluation import estimates, requests, votes
-from offpolicy_rl.model import policy as policy_lib
-from offpolicy_rl.model import pretrained, sharding
-from offpolicy_rl.roles import build, build_learner, data
+from offpolicy_rl.roles import build, data, trained
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.system import output
-from offpolicy_rl.tasks import catalog, stream, tokenizer
+from offpolicy_rl.tasks import catalog, stream
 
 _WIDTH_MULTIPLE = 16  # prompt columns: few shapes to compile, little padding
 
@@ -49,14 +46,14 @@ def run(
     RuntimeError, ValueError, OSError: the weights or the tokenizer can't be read.
   """
   console = output.console()
-  files = _model_files(config, run_dir)
+  files = trained.model_files(config, run_dir)
   build.fill_in(config, files)
   policy = build.make_policy(config, files)
   for note in build.sampling_notes(config, policy):
     console.print(note, markup=False)
   examples, skipped = _examples(config, policy, split)
   examples = examples[:problems]
-  step, params = _weights(config, policy, run_dir)
+  step, params = trained.weights(config, policy, run_dir)
   started = time.perf_counter()
   greedy: list[str] = []
   with files_lib.new_directory(out) as folder:
@@ -77,12 +74,6 @@ def run(
     (folder / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
   _show(console, result, seconds=seconds, out=out)
   return result
-
-
-def _model_files(config: ConfigDict, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
-  if run_dir is None:
-    return tokenizer.read_files(pathlib.Path(config.model.checkpoint))
-  return build.model_files(config, run_dir, resume=True)
 
 
 def _settings(config: ConfigDict) -> dict:
@@ -139,17 +130,6 @@ def _examples(config, policy: build.Policy, split: str):
     "prompts_too_long": sum(len(made.too_long) for _, made in members),
     "prompts_left_out": sum(len(made.left_out) for _, made in members),
   }
-
-
-def _weights(config, policy: build.Policy, run_dir: pathlib.Path | None) -> tuple[int | None, dict]:
-  """(step of the run, parameters on the engine's mesh)."""
-  mesh = sharding.make_mesh()
-  if run_dir is not None:
-    step, params = build_learner.newest_params(run_dir, policy.model)
-    return step, jax.device_put(params, policy_lib.param_shardings(mesh, params))
-  published = pretrained.Checkpoint(pathlib.Path(config.model.checkpoint))
-  shapes = policy_lib.shapes(published.config)
-  return None, published.load(policy_lib.param_shardings(mesh, shapes))
 
 
 def _answer(config, policy: build.Policy, params, examples, console) -> Iterator[dict]:

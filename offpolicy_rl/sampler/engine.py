@@ -10,12 +10,13 @@ import collections
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.environments.episodes import Episode, Episodes
+from offpolicy_rl.environments.episodes import World
 from offpolicy_rl.model import decoder, sharding
 from offpolicy_rl.sampler import generation, in_progress, sampling, sizing, stopping
 from offpolicy_rl.sampler.in_progress import Completion, Group
@@ -36,7 +37,7 @@ class Engine:
     seed: int,
     truncation: sampling.Truncation = sampling.NONE,
     mesh: jax.sharding.Mesh | None = None,
-    episodes: Episodes | None = None,
+    episodes: World | None = None,
   ):
     """Allocates the cache.
 
@@ -63,7 +64,7 @@ class Engine:
     self._filling: list[Group | Completion] = []  # prompts and replies that are being prefilled
     self._ready: collections.deque[Completion] = collections.deque()
     self._running: dict[int, Completion] = {}  # by slot, in the order in which they started
-    self._waiting: dict[Episode, Completion] = {}  # for their environments
+    self._waiting: dict[Any, Completion] = {}  # for their environments
     self._answered: collections.deque[Completion] = collections.deque()  # replies to be prefilled
     self._started: dict[str, float] = {}  # ticket id -> when its first completion got a slot
 
@@ -397,7 +398,7 @@ class Engine:
     for slot in slots:
       completion = self._running[slot]
       length = len(completion.versions)
-      span = in_progress.Span(
+      span = types.Span(
         tokens=state["tokens"][slot, :length].copy(),
         logprobs=state["logprobs"][slot, :length].copy(),
         versions=np.array(completion.versions, np.int32),
@@ -412,14 +413,14 @@ class Engine:
         self._wait(completion, completion.episode, span)
     return complete
 
-  def _wait(self, completion: Completion, episode: Episode, span: in_progress.Span) -> None:
+  def _wait(self, completion: Completion, episode: Any, span: types.Span) -> None:
     """Gives the policy's turn to its environment; the completion keeps its pages."""
     assert self._episodes is not None, "it began there"
     completion.spans.append(span)
     completion.versions, completion.turn = [], completion.turn + 1
     completion.cached = completion.size - 1  # the last token was not computed
     self._waiting[episode] = completion
-    self._episodes.act(episode, span.tokens)
+    self._episodes.act(episode, span)
 
   def _recorded(self, ticket: types.Ticket) -> int:
     """Candidates recorded with each token; evaluation needs none."""

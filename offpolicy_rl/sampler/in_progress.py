@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from offpolicy_rl import types
-from offpolicy_rl.environments import episodes
 
 
 @dataclasses.dataclass(eq=False)
@@ -34,15 +33,6 @@ class Group:
     return (self.tokens.size - 1) // page_tokens
 
 
-class Span(NamedTuple):
-  """A turn of the policy, or of the environment, which has no logprobs."""
-
-  tokens: np.ndarray  # int32 [M]
-  logprobs: np.ndarray  # float32 [M]
-  versions: np.ndarray  # int32 [M]
-  candidates: types.Candidates | None = None  # [M, I]
-
-
 @dataclasses.dataclass(eq=False)
 class Completion:
   """One of a group; of an episode, with the turns so far."""
@@ -53,9 +43,9 @@ class Completion:
   versions: list[int] = dataclasses.field(default_factory=list)  # of the tokens of this turn
   limit: int = 0  # tokens of this turn
   turn: int = 0  # of the policy; counts from 0
-  spans: list[Span] = dataclasses.field(default_factory=list)  # before this turn
+  spans: list[types.Span] = dataclasses.field(default_factory=list)  # before this turn
   cached: int = 0  # tokens of prompt and spans whose keys and values are in the cache
-  episode: episodes.Episode | None = None
+  episode: Any = None  # of `episodes.World`
 
   @property
   def tokens(self) -> np.ndarray:
@@ -77,11 +67,11 @@ class Completion:
     return [*self.group.pages[: self.group.shared(page_tokens)], *self.pages]
 
 
-def environment_span(tokens: np.ndarray, candidates: int) -> Span:
+def environment_span(tokens: np.ndarray, candidates: int) -> types.Span:
   """The span of an environment's tokens; `candidates`: recorded with every token, 0 = none."""
   shape = (tokens.size, candidates)
   none = types.Candidates(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
-  return Span(
+  return types.Span(
     tokens,
     np.zeros(tokens.size, np.float32),
     np.full(tokens.size, types.NO_VERSION, np.int32),
@@ -89,7 +79,9 @@ def environment_span(tokens: np.ndarray, candidates: int) -> Span:
   )
 
 
-def trajectory(spans: Sequence[Span], rewards: Sequence[float], ended: str) -> types.Trajectory:
+def trajectory(
+  spans: Sequence[types.Span], rewards: Sequence[float], ended: str
+) -> types.Trajectory:
   """The trajectory of an episode that is over."""
   candidates = [span.candidates for span in spans if span.candidates is not None]
   return types.Trajectory(

@@ -151,12 +151,14 @@ class ChatTemplate:
     self._variables = {"tools": None, "documents": None} | variables
     self._template = self._guarded(lambda: _environment(day).from_string(template.text))
 
-  def render(self, messages: Sequence[dict[str, str]], *, opened: bool) -> str:
+  def render(self, messages: Sequence[dict], *, opened: bool, **more: Any) -> str:
     """The text of messages {"role", "content"}; `opened`: with the beginning of the model's turn.
 
-    TokenizerError names the line if the template does not take them.
+    `more`: variables of this text only. TokenizerError names the line if the template does not take
+    them.
     """
     variables = self._variables | {"messages": list(messages), "add_generation_prompt": opened}
+    variables |= more
     return self._guarded(lambda: self._template.render(variables))
 
   def _guarded(self, call):

@@ -59,6 +59,7 @@ class Tokenizer:
     """
     self._files, self._question, self._chat, self._system = files, template, chat, system
     self._arguments, self._day = arguments or {}, day or datetime.date.today()
+    self._templates = {}  # for chats with tools (True) or without
     self._special = special_tokens.read(files)
     self._inner = _inner(files.tokenizer, self._special)
     self.size = 1 + max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -100,19 +101,22 @@ class Tokenizer:
     """Digest of all that decides ids, texts, prompts and ends; a sampler must have the same."""
     return hashlib.sha256(json.dumps([*self._files, self.ends]).encode()).hexdigest()[:16]
 
-  @functools.cached_property
-  def _rendered(self) -> chat.ChatTemplate:
-    source = chat.source(self._files, tools=self._arguments.get("tools") is not None)
-    if source is None:
-      raise TokenizerError("no chat template in the checkpoint; set task.chat=False")
-    return chat.ChatTemplate(source, self._special.variables | self._arguments, self._day)
+  def _template(self, *, tools: bool) -> chat.ChatTemplate:
+    if tools not in self._templates:
+      source = chat.source(self._files, tools=tools)
+      if source is None:
+        raise TokenizerError("no chat template in the checkpoint; set task.chat=False")
+      variables = self._special.variables | self._arguments
+      self._templates[tools] = chat.ChatTemplate(source, variables, self._day)
+    return self._templates[tools]
 
   def chat(self, messages: Sequence[dict[str, str]], *, opened: bool = True) -> str:
     """Text of messages {"role", "content"}; `opened`: with the beginning of the model's turn.
 
     TokenizerError if there is no template, or it does not accept these messages.
     """
-    return self._rendered.render(messages, opened=opened)
+    has_tools = self._arguments.get("tools") is not None
+    return self._template(tools=has_tools).render(messages, opened=opened)
 
   def check(self) -> list[str]:
     """Renders the chat template once; returns notes on the tokenizer for people, a line each.
@@ -177,9 +181,7 @@ class Tokenizer:
       if text.strip() not in rendered:  # some templates change the text
         _require_question(self.chat(self._messages(_QUESTION)))
       return self.encode(rendered)
-    ids = self.encode(text)
-    begin = self._beginning
-    return ids if ids[: len(begin)] == begin else begin + ids
+    return self._begun(text)
 
   def _messages(self, text: str, before: Sequence[dict] = ()) -> list[dict[str, str]]:
     has_own = any(message["role"] == "system" for message in before)
@@ -191,6 +193,39 @@ class Tokenizer:
     text = self._inner.encode(self._text(self.eos))  # any text that is made of tokens
     added = [*text.special_tokens_mask, 0]
     return text.ids[: added.index(0)]
+
+  def _begun(self, text: str) -> list[int]:  # ids of a text, as the tokenizer begins texts
+    ids, begin = self.encode(text), self._beginning
+    return ids if ids[: len(begin)] == begin else begin + ids
+
+  def conversation(self, messages: Sequence[dict], tools: Sequence[dict] = ()) -> list[int]:
+    """Token ids of a chat, up to the beginning of the model's turn.
+
+    Unlike `prompt` it adds nothing: neither system message nor template of questions. Without a
+    chat the texts of the messages alone.
+
+    Args:
+      messages: as the chat template takes them.
+      tools: JSON schemas of functions, for the template.
+
+    Raises:
+      TokenizerError: the template does not take them, a message has a special token in it, or a
+        token has no embedding.
+    """
+    for i, message in enumerate(messages):
+      told = json.dumps(message, ensure_ascii=False)
+      for number, token in self.special.items():
+        if token in told and number not in self._thoughts:
+          raise TokenizerError(f"messages[{i}]: got the special token {token!r:.60} in a text")
+    if not self._chat:
+      if tools:
+        raise TokenizerError("tools: got some, expected none without a chat template")
+      return self._begun("".join(message["content"] for message in messages))
+    template, offered = self._template(tools=bool(tools)), list(tools) or None
+    text = template.render(messages, opened=True, tools=offered)
+    if tools and text == template.render(messages, opened=True, tools=None):
+      raise TokenizerError("tools: got some, but the chat template does not show them to the model")
+    return self.encode(text)
 
   def reply(self, texts: Sequence[str], role: str, last: int | None) -> list[int]:
     """Token ids of what follows a turn of the model: messages, and the begin of its next turn.

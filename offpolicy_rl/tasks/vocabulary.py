@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from offpolicy_rl.tasks import stop_texts
+from offpolicy_rl.tasks.special_tokens import TokenizerError
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 _SPECIAL = ("<pad>", "<eos>", "<unk>")
@@ -48,6 +49,12 @@ class Vocabulary:
     return [self._ids.get(piece, UNKNOWN) for piece in self._split.findall(text)]
 
   prompt = encode  # questions are prompts as they are
+
+  def conversation(self, messages: Sequence[dict], tools: Sequence[dict] = ()) -> list[int]:
+    """Token ids of the texts of messages {"role", "content"}; TokenizerError if there are tools."""
+    if tools:
+      raise TokenizerError("tools: got some, expected none without a chat template")
+    return self.encode("".join(message["content"] for message in messages))
 
   def reply(self, texts: Sequence[str], _role: str, _last: int | None) -> list[int]:
     """Token ids of what an environment says after a turn of the policy: the texts as they are."""

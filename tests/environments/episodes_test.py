@@ -50,6 +50,11 @@ class OneHandle:
   """A handle that can be a key."""
 
 
+def span(said: str) -> types.Span:
+  tokens = np.array(list(map(ord, said)), np.int32)
+  return types.Span(tokens, np.zeros(tokens.size), np.zeros(tokens.size))
+
+
 def play(*answers, said="ab", **limits):
   """(replies, episode, processes) of an episode in which the policy says the same every turn."""
   scripted = Scripted(*answers)
@@ -60,7 +65,7 @@ def play(*answers, said="ab", **limits):
   episode, replies = made.begin(ticket(0), 0), []
   while not (replies and replies[-1].ended):
     if replies:
-      made.act(episode, np.array(list(map(ord, said)), np.int32))
+      made.act(episode, span(said))
     [(same, reply)] = made.replies(1.0)
     assert same is episode
     replies.append(reply)
@@ -132,7 +137,7 @@ def test_what_was_said_is_said_again_without_an_environment(answers, said):
   again = made.begin(dataclasses.replace(ticket(0), replies=(recorded,)), 0)
   for i, expected in enumerate(replies):
     if i:
-      made.act(again, np.array(list(map(ord, said)), np.int32))
+      made.act(again, span(said))
     [(same, reply)] = made.replies(1.0)
     assert same is again and reply.tokens.tolist() == expected.tokens.tolist()
     assert reply.ended == expected.ended
