@@ -6,6 +6,7 @@ SHELL := /bin/bash
 VENV := .venv
 REFERENCE := .venv-reference
 TRACKERS := .venv-trackers
+ADAPTERS := .venv-adapters
 TUNIX := .venv-tunix
 VLLM := .venv-vllm
 BIN := $(VENV)/bin
@@ -33,7 +34,7 @@ test: $(VENV)/.installed-gym-test $(REFERENCE)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(CHECK_TYPES)
 	$(BIN)/python -m pytest -m "not long" $(ARGS)
 
-test-long: $(VENV)/.installed-gym-test $(REFERENCE)/.installed $(TRACKERS)/.installed
+test-long: $(VENV)/.installed-gym-test $(REFERENCE)/.installed $(TRACKERS)/.installed $(ADAPTERS)/.installed
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 lint: $(VENV)/.installed-gym-test
@@ -74,6 +75,15 @@ $(TRACKERS)/.installed: tests/reference/trackers.txt $(VENV)/.installed-gym-test
 	$(TRACKERS)/bin/pip install --quiet --disable-pip-version-check -c $(TRACKERS)/constraints.txt -r $< \
 	  && touch $@ || echo "The trackers could not be installed; their test will be skipped."
 
+# The packages that offpolicy_rl/environments adapts, on top of ours, for tests/environments/adapters_test.py.
+$(ADAPTERS)/.installed: tests/environments/adapters/requirements.txt $(VENV)/.installed-gym-test
+	@echo "Installing the packages that environments are adapted from, a minute the first time ..."
+	$(BIN)/python -m venv $(ADAPTERS)
+	$(BIN)/pip freeze | grep -E '^(jax|numpy|scipy|protobuf|grpcio|pyarrow)' > $(ADAPTERS)/constraints.txt
+	echo $(abspath $(VENV))/lib/python3*/site-packages > $$(echo $(ADAPTERS)/lib/python3*/site-packages)/offpolicy_rl.pth
+	$(ADAPTERS)/bin/pip install --quiet --disable-pip-version-check -c $(ADAPTERS)/constraints.txt -r $< \
+	  && touch $@ || echo "These packages could not be installed; their tests will be skipped."
+
 # Another system, for benchmarks/peers only; 1.6 GB.
 $(TUNIX)/.installed:
 	python3 -m venv $(TUNIX)
@@ -90,4 +100,4 @@ $(VLLM)/.installed: $(VENV)/.installed-gym
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(REFERENCE) $(TRACKERS) $(TUNIX) $(VLLM) build *.egg-info offpolicy_rl/transport/*_pb2*
+	rm -rf $(VENV) $(REFERENCE) $(TRACKERS) $(ADAPTERS) $(TUNIX) $(VLLM) build *.egg-info offpolicy_rl/transport/*_pb2*

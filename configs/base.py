@@ -47,7 +47,8 @@ GROUPS = {
   "The task: prompts and rewards": {
     "task.name": text("sums").means(
       "a task of tasks/catalog.py, gsm8k, math, jsonl, reasoning_gym:NAME, seqio:NAME (a Task or "
-      "Mixture), tfds:NAME or tfds:NAME:VERSION, mixture, or your own module:function"
+      "Mixture), tfds:NAME or tfds:NAME:VERSION, textarena:NAME, mixture, or your own "
+      "module:function"
     ),
     "task.module": text("").means(
       "seqio: the module that registers it, imported first; by samplers only if they judge by the "
@@ -87,9 +88,11 @@ GROUPS = {
       "line) and are left out; a run with more does not start. `offpolicy-rl check` lists them"
     ),
     "task.size": integer(10_000, at_least=1).means(
-      "reasoning_gym: problems, with the held-out eighth"
+      "reasoning_gym, textarena: problems, with the held-out eighth"
     ),
-    "task.options": text("").means('reasoning_gym: options as JSON, e.g. {"min_terms": 2}'),
+    "task.options": text("").means(
+      'reasoning_gym, textarena: options as JSON, e.g. {"min_terms": 2}'
+    ),
     "task.max_prompt_tokens": integer(8, at_least=1).means("longer ones are left out and counted"),
     "task.max_completion_tokens": integer(4, at_least=1).means("end-of-sequence token included"),
   },
@@ -137,7 +140,8 @@ GROUPS = {
   },
   "Turns: an environment that answers the policy (environments/)": {
     "environment.name": text("").means(
-      "module:class of your own; it takes the verifier's place. '' = a completion is one turn"
+      "module:class of your own; it takes the verifier's place. '' = the one that the task comes "
+      "with, if any; none: a completion is one turn"
     ),
     "environment.tools": json_objects("").means(
       "JSON schemas for the chat template; '' = those of the environment, recorded here so that "

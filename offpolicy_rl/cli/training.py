@@ -40,7 +40,7 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
   learner_flags = credentials.given(flags, [n for n in vars(flags) if n not in _LOCAL_ONLY])
   learner_flags += [f"--config.{key}={text}" for key, text in assignments]
   selection = config_lib.check_data(config)
-  if config.environment.name:
+  if config_lib.environment_name(config):
     _check_environment(config)
   else:
     _check_verifiers(selection)
@@ -75,7 +75,7 @@ def _check_environment(config: ConfigDict) -> None:
   """Raises ConfigError if samplers of this machine can't find the environment, but need it."""
   try:
     if replies.beside(config.lag.schedule) is None:
-      environment.resolve(config.environment.name)
+      environment.resolve(config_lib.environment_name(config))
   except ValueError as error:
     raise config_lib.ConfigError(str(error)) from None
 

@@ -10,6 +10,7 @@ from offpolicy_rl.config.check import (
 )
 from offpolicy_rl.config.derived import (
   batch_parts,
+  environment_name,
   objective_choices,
   presets,
   reduction_setting,

@@ -11,7 +11,12 @@ from ml_collections import config_dict
 
 from offpolicy_rl import losses, types
 from offpolicy_rl.config import keys
-from offpolicy_rl.config.derived import batch_parts, objective_choices, reduction_setting
+from offpolicy_rl.config.derived import (
+  batch_parts,
+  environment_name,
+  objective_choices,
+  reduction_setting,
+)
 from offpolicy_rl.config.text import ConfigError, flatten
 from offpolicy_rl.losses import group_regime, reductions
 from offpolicy_rl.model import names
@@ -177,14 +182,18 @@ def _rows(c) -> Problems:
 
 
 def _turns(c) -> Problems:
-  if not c.environment.name:
-    return
-  if c.task.name == catalog.MIXTURE:
+  selection = catalog.select(c.task)
+  played = [task.name for task in selection.tasks if task.environment]
+  if c.task.name == catalog.MIXTURE and played:
+    yield f"task.mixture: no {played[0]}: it is played in an environment, and members are judged"
+  if c.task.name == catalog.MIXTURE and c.environment.name:
     yield "environment.name: '' with task.name = mixture: its members have verifiers"
+  if not environment_name(c):
+    return
   if c.task.format_pattern:
-    yield "task.format_pattern: '' with environment.name: the environment judges the turns"
+    yield "task.format_pattern: '' with an environment, which judges the turns"
   if c.task.verifier:
-    yield "task.verifier: '' with environment.name: the environment judges the turns"
+    yield "task.verifier: '' with an environment, which judges the turns"
   if 0 < c.environment.episodes < c.sampler.slots:
     yield f"environment.episodes: 0 or at least sampler.slots = {c.sampler.slots}"
 

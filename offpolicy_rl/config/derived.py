@@ -5,6 +5,9 @@ from ml_collections import config_dict
 from offpolicy_rl import losses
 from offpolicy_rl.losses import reductions
 from offpolicy_rl.replay import lag
+from offpolicy_rl.tasks import catalog
+
+NO_ENVIRONMENT = "none"  # value of environment.name
 
 
 def batch_parts(learner: config_dict.ConfigDict) -> int:
@@ -25,6 +28,16 @@ def objective_choices(config: config_dict.ConfigDict) -> losses.Choices:
   """
   given = {key: value for key, value in config.objective.to_dict().items() if value is not None}
   return losses.choose(given.pop("name"), **_sizes(config) | given)
+
+
+def environment_name(config: config_dict.ConfigDict) -> str:
+  """The environment "module:class" that answers the policy; "" = a completion is one turn.
+
+  Raises:
+    TaskError: task.name or another key of its section is wrong.
+  """
+  name = config.environment.name or catalog.select(config.task).environment
+  return "" if name == NO_ENVIRONMENT else name
 
 
 def presets(config: config_dict.ConfigDict) -> list[losses.Choices]:

@@ -201,7 +201,7 @@ def engine_sizes(config: ConfigDict, *, group_size: int, max_prompt_tokens: int)
 
 
 def _episodes(config: ConfigDict) -> int:
-  if not config.environment.name:
+  if not config_lib.environment_name(config):
     return 0
   return config.environment.episodes or 2 * config.sampler.slots
 
@@ -213,16 +213,14 @@ def make_episodes(config: ConfigDict, policy: Policy) -> episodes.Episodes | Non
     ValueError: the environment can't be used here.
   """
   settings, tokens = config.environment, config.task.max_completion_tokens
-  if not settings.name:
+  name = config_lib.environment_name(config)
+  if not name:
     return None
 
   @functools.cache
   def play() -> processes.Processes:
     return processes.Processes(
-      settings.name,
-      processes=settings.processes,
-      seconds=settings.seconds,
-      memory_mb=settings.memory_mb,
+      name, processes=settings.processes, seconds=settings.seconds, memory_mb=settings.memory_mb
     )
 
   if config.lag.mode != lag.REPLAY:  # else its tickets may say what environments said
@@ -306,7 +304,7 @@ def scoring_of(config: ConfigDict, policy: Policy) -> Generator[Score]:
   """
   task = config.task
   shape = shaping.Shaping(task.format_reward, task.length_weight, task.failed_reward)
-  if config.environment.name:
+  if config_lib.environment_name(config):
     yield functools.partial(worker.score_episodes, shape=shape)
     return
   with _scorer(task) as judge:

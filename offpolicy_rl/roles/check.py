@@ -25,8 +25,8 @@ def run(config: ConfigDict, say: Callable[[str], None] = print) -> None:
     ConfigError: a run could not start.
   """
   try:
-    if config.environment.name:
-      environment.resolve(config.environment.name)
+    if played := config_lib.environment_name(config):
+      environment.resolve(played)
     selection = catalog.select(config.task)
     policy = data.initial_policy(config)
     for task in selection.tasks:
@@ -53,7 +53,7 @@ def report(
   """Yields lines of at most 80 columns, except paths and reasons."""
   for task in dict.fromkeys(one.task.name for one in inspected):
     its = [one for one in inspected if one.task.name == task]
-    yield from _task(task, its, config.environment.name)
+    yield from _task(task, its, config_lib.environment_name(config))
   yield ""
   yield from _lengths(config, inspected)
   yield ""

@@ -104,7 +104,7 @@ def check_start(config: ConfigDict) -> None:
     ConfigError, tokenizer.TokenizerError, families.UnsupportedModel: a run could not start.
   """
   selection, policy = config_lib.check_data(config), initial_policy(config)
-  if config.environment.name and isinstance(policy.tokenizer, tokenizer.Tokenizer):
+  if config_lib.environment_name(config) and isinstance(policy.tokenizer, tokenizer.Tokenizer):
     policy.tokenizer.check_turns()
   check_messages(config, policy)
   check_problems(config, selection, policy)
@@ -233,7 +233,7 @@ def inspect(
       made = prompts.tokenize(chosen, policy.tokenizer, config.task.max_prompt_tokens, fault)
       inspected.append(Inspected(task, split, reading, made, unreadable=[]))
       judged.append(list(map(_of_its_task, chosen)) if selection.mixed else chosen)
-  if not judge or config.environment.name:
+  if not judge or config_lib.environment_name(config):
     return inspected
   names = [one.task.verifier for one in inspected]
   unreadable = _unreadable(config.task, names, judged, selection.modules)

@@ -10,6 +10,7 @@ import rich.progress
 import rich.table
 from ml_collections import ConfigDict
 
+from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
 from offpolicy_rl.evaluation import estimates, requests, votes
@@ -157,7 +158,7 @@ def _row(
   trajectories = [*greedy.trajectories, *sampled.trajectories]
   judge_unfinished = config.task.judge_unfinished
   texts = worker.judged_texts(words, ticket, trajectories, judge_unfinished=judge_unfinished)
-  if config.environment.name:
+  if config_lib.environment_name(config):
     texts = [None] * len(texts)  # episodes have no final answer to vote with
   completions = [_completion(words, *pair) for pair in zip(trajectories, texts, strict=True)]
   return {

@@ -400,7 +400,7 @@ def _sampler_service(
       policy.model.vocab_size,
       config.task.max_completion_tokens,
       config.sampler.top_logprobs,
-      bool(config.environment.name),
+      bool(config_lib.environment_name(config)),
     ),
     recording=replies.beside(config.lag.schedule),
     say=screen.say,

@@ -131,8 +131,9 @@ def _accept(identity, weights_dir: str | None) -> tuple[ConfigDict, build.Policy
 def _judging(config: ConfigDict, policy: build.Policy) -> Generator[build.Score]:
   with contextlib.ExitStack() as stack:
     try:
-      if config.environment.name and config.lag.mode != lag.REPLAY:
-        environment.resolve(config.environment.name)
+      played = config_lib.environment_name(config)
+      if played and config.lag.mode != lag.REPLAY:
+        environment.resolve(played)
       score = stack.enter_context(build.scoring_of(config, policy))
     except ValueError as error:
       raise RunMismatch(f"the learner's task can't be judged here: {error}") from None
@@ -237,9 +238,9 @@ def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
     raise RunMismatch(
       "--vllm: the learner's policy is no published model, so a server can't run it"
     )
-  if config.environment.name:
+  if played := config_lib.environment_name(config):
     raise RunMismatch(
-      f"--vllm: environment.name is {config.environment.name!r:.100}, but a server answers whole "
+      f"--vllm: the task is played in {played:.100}, but a server answers whole "
       "completions only; start the sampler without --vllm"
     )
   if config.sampler.int8_weights or config.sampler.weight_update != types.BETWEEN_GROUPS:

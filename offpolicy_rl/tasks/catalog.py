@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 import pathlib
 import re
@@ -142,6 +143,17 @@ def _jsonl_task(settings, label: str) -> Task:
   )
 
 
+# Kinds of tasks that come with the environment they are played in -> module with `task`.
+_PLAYED = {"textarena": "offpolicy_rl.environments.textarena"}
+
+
+def _played_task(settings, label: str) -> Task:
+  kind = settings.name.partition(":")[0]
+  if not label:
+    raise TaskError(f"task.name: got {settings.name!r}, expected {kind}:NAME")
+  return importlib.import_module(_PLAYED[kind]).task(settings, label)
+
+
 # Name before the colon -> function of (section `task`, name after the colon) -> Task.
 _KINDS = {
   GYM: _gym_task,
@@ -150,11 +162,12 @@ _KINDS = {
   "jsonl": _jsonl_task,
   "seqio": registered.seqio_task,
   "tfds": registered.tfds_task,
+  **dict.fromkeys(_PLAYED, _played_task),
 }
-_WITH_LABEL = (GYM, "jsonl", "seqio", "tfds")
+_WITH_LABEL = (GYM, "jsonl", "seqio", "tfds", *_PLAYED)
 EXPECTED_NAME = (
   f"one of {', '.join(sorted(TASKS))}, gsm8k, math, jsonl, seqio:NAME, tfds:NAME, {GYM}:NAME, "
-  f"{MIXTURE}, or your own module:function"
+  f"{', '.join(f'{kind}:NAME' for kind in _PLAYED)}, {MIXTURE}, or your own module:function"
 )
 
 

@@ -74,6 +74,7 @@ class Task:
   max_bad_rows: float = 0.0  # share of the problems that may be unusable
   # Says why the token ids in the problems are not those of the policy; None if they are.
   why_other_ids: Callable[[Any], str | None] = lambda tokenizer: None
+  environment: str = ""  # "module:class" that its problems are played in; "" = they are judged
   module: str = ""  # registers the tasks that verifiers.SEQIO_METRIC asks
   # verifier -> (rate, task) of each of those that this one stands for; may load TensorFlow.
   members: Callable[[str], Sequence[tuple[float, "Task"]]] | None = None
@@ -180,6 +181,11 @@ class Selection:
   def verifier(self) -> str:
     """The verifier; in a mixture, each problem names its verifier in its answer data."""
     return verifiers.MIXTURE if self.mixed else self.tasks[0].verifier
+
+  @property
+  def environment(self) -> str:
+    """The environment that the task brings, "" if it has none or there are several tasks."""
+    return "" if self.mixed else self.tasks[0].environment
 
   @property
   def verifiers(self) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ NOT_TOGETHER = [
   ),
   (
     "environment.name=m:C task.verifier=exact",
-    "task.verifier: got 'exact', expected '' with environment.name: the environment judges",
+    "task.verifier: got 'exact', expected '' with an environment, which judges",
   ),
   (
     "environment.name=m:C environment.episodes=15",
