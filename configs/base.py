@@ -112,8 +112,8 @@ GROUPS = {
   },
   "The task: verifiers": {
     "task.verifier": text("").means(
-      "exact, numeric, math_verify, reasoning_gym or module:function; '' = the task's default (of "
-      "seqio: its first metric)"
+      "exact, numeric, math_verify, code, reasoning_gym or module:function; '' = the task's "
+      "default (of seqio: its first metric)"
     ),
     "task.judge_unfinished": switch(False).means(
       "verify completions that were cut, or end within a thought (<think> without </think>, the "

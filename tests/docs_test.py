@@ -15,6 +15,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import flags as flags_lib
 from offpolicy_rl.cli import main
 from offpolicy_rl.config import keys as config_keys
+from offpolicy_rl.environments import environment
 from offpolicy_rl.model import families
 from offpolicy_rl.tasks import catalog, scoring
 from tests import pages
@@ -184,6 +185,7 @@ def test_there_are_runnable_commands():
 def test_the_examples_are_there():
   assert set(EXAMPLES) == {
     "my_objective.py",
+    "my_python.py",
     "my_task.py",
     "my_verifier.py",
     "configs/my_model.py",
@@ -230,6 +232,12 @@ def test_the_verifier_of_the_page_judges(examples):
   judge = scoring.resolve("my_verifier:in_place")
   found = [judge(text, '"14"') for text in (" 14", "15", "41", "14.0", "")]
   assert found == [1.0, 0.5, 0.0, 0.5, 0.0]
+
+
+def test_the_tool_of_the_page_judges(examples):
+  played = environment.resolve("my_python:Exact")()
+  played.reset('"a b"', 0)
+  assert [played.step(text).reward for text in (" a b ", "ab")] == [1.0, 0.0]
 
 
 def test_the_task_of_the_page_has_both_splits(examples, tiny_config):

@@ -356,6 +356,18 @@ FAULTS = {
     "for b in ballots.values()]",
     "evaluation/votes_test.py::test_a_vote",
   ),
+  "processes_of_programs": Fault(
+    "sandbox/seccomp.py",
+    "_unless(_ANY_BIT, _CLONE_THREAD, denied)",
+    "_unless(_ANY_BIT, _CLONE_THREAD, missing)",
+    "sandbox/seccomp_test.py::test_clone_makes_threads_only",
+  ),
+  "names_of_programs": Fault(
+    "sandbox/inside.py",
+    "- known - namespace.keys() - set(dir(builtins))",
+    "- known - namespace.keys()",
+    "tasks/code_test.py::test_only_the_tests_say_which_functions_are_the_programs",
+  ),
   "tracked_twice": Fault(
     "observe/tracking.py",
     "if self._file is None or _identity(line) in self._known:",

@@ -22,7 +22,9 @@ def test_a_fault_fits_the_code_and_its_test_exists(name):
 def test_there_are_faults_all_over_the_system():
   assert len(mutations.FAULTS) >= 25
   folders = {fault.file.partition("/")[0] for fault in mutations.FAULTS.values()}
-  parts = "config environments evaluation learner losses model observe replay roles sampler tasks"
+  parts = (
+    "config environments evaluation learner losses model observe replay roles sampler sandbox tasks"
+  )
   assert folders == {*parts.split(), "transport"}
 
 

@@ -30,6 +30,9 @@ TABLES = {"tests/tasks/symbolic_test.py"}  # files that are mostly a table, an e
 # Public, and used by name only, by tools elsewhere, or by people with a question.
 USED_ELSEWHERE = {
   "environments/textarena.py:task": "loaded by tasks/catalog.py",
+  "environments/python.py:Python": "for environment.name of users",
+  "sandbox/inside.py:judge": "called by the text inside.JUDGE, in the sandbox",
+  "sandbox/inside.py:serve": "called by the text inside.SERVE, in the sandbox",
   "losses/objectives.py:objective": "losses.objective, loaded by losses/__init__.py",
   "observe/prometheus.py:LearnerCollector.describe": "called by prometheus_client",
   "observe/prometheus.py:SamplerCollector.describe": "called by prometheus_client",

@@ -17,7 +17,7 @@ from offpolicy_rl.environments import environment
 from offpolicy_rl.replay import replies
 from offpolicy_rl.roles import run_directory
 from offpolicy_rl.system import children, signals
-from offpolicy_rl.tasks import catalog, scoring
+from offpolicy_rl.tasks import catalog, scoring, verifiers
 
 if TYPE_CHECKING:
   from prometheus_client import CollectorRegistry
@@ -61,21 +61,22 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
 
 
 def _check_verifiers(selection: catalog.Selection) -> None:
-  """Raises ConfigError if a verifier of the user's can't be found by samplers of this machine."""
+  """Raises ConfigError if samplers of this machine can't find or use a verifier."""
   for task in selection.tasks:
-    if task.verifier.startswith("offpolicy_rl."):
+    ours = task.verifier.startswith("offpolicy_rl.")
+    if ours and task.verifier != verifiers.NAMED["code"]:
       continue
     try:
-      scoring.resolve(task.verifier)
+      scoring.require(task.verifier)
     except ValueError as error:
       raise config_lib.ConfigError(f"task.{error}") from None
 
 
 def _check_environment(config: ConfigDict) -> None:
-  """Raises ConfigError if samplers of this machine can't find the environment, but need it."""
+  """Raises ConfigError if samplers of this machine need the environment and can't use it."""
   try:
     if replies.beside(config.lag.schedule) is None:
-      environment.resolve(config_lib.environment_name(config))
+      environment.require(config_lib.environment_name(config))
   except ValueError as error:
     raise config_lib.ConfigError(str(error)) from None
 

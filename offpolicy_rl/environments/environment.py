@@ -75,6 +75,15 @@ def resolve(name: str) -> Callable[[], Environment]:
   return found
 
 
+def require(name: str) -> None:
+  """Raises ValueError as `resolve` does, or if the environment can't be used on this machine."""
+  found = resolve(name)
+  try:
+    named.require(found)
+  except ValueError as error:
+    raise ValueError(f"environment.name: got {name}: {error}") from None
+
+
 def checked(turn: object) -> Turn:
   """The turn with plain values; TypeError or ValueError names what is wrong with it."""
   if not isinstance(turn, Turn):

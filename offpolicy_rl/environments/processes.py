@@ -34,14 +34,14 @@ class Processes:
   """The environments of one engine."""
 
   def __init__(self, name: str, *, processes: int, seconds: float, memory_mb: int):
-    """Starts the processes without waiting for them; ValueError if `name` can't be used.
+    """Starts the processes without waiting for them; ValueError if `name` can't be used here.
 
     Args:
       name: "module:class".
       seconds: limit of one reset or step.
       memory_mb: address space that a process may take beyond its imports; 0 = no limit.
     """
-    environment.resolve(name)  # a wrong one fails here, not in a process
+    environment.require(name)  # a wrong one fails here, not in a process
     prepare = functools.partial(_allow, name)
     self._homes = [_Home(pool.Worker(prepare, seconds, memory_mb)) for _ in range(processes)]
     self._answers: queue.SimpleQueue = queue.SimpleQueue()

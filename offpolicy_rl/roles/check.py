@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.environments import environment
 from offpolicy_rl.roles import build, data
-from offpolicy_rl.tasks import catalog, pool
+from offpolicy_rl.tasks import catalog, pool, scoring, verifiers
 
 _WIDTH = 80  # columns
 _MAX_ROWS = 10  # printed per kind
@@ -26,8 +26,10 @@ def run(config: ConfigDict, say: Callable[[str], None] = print) -> None:
   """
   try:
     if played := config_lib.environment_name(config):
-      environment.resolve(played)
+      environment.require(played)
     selection = catalog.select(config.task)
+    if not played and verifiers.NAMED["code"] in selection.verifiers:
+      scoring.require(verifiers.NAMED["code"])
     policy = data.initial_policy(config)
     for task in selection.tasks:
       task.check()

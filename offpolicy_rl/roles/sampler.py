@@ -133,7 +133,7 @@ def _judging(config: ConfigDict, policy: build.Policy) -> Generator[build.Score]
     try:
       played = config_lib.environment_name(config)
       if played and config.lag.mode != lag.REPLAY:
-        environment.resolve(played)
+        environment.require(played)
       score = stack.enter_context(build.scoring_of(config, policy))
     except ValueError as error:
       raise RunMismatch(f"the learner's task can't be judged here: {error}") from None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 _MARK = "offpolicy_rl_use"
+_NEEDS = "offpolicy_rl_needs"
 _Function = TypeVar("_Function", bound=Callable)
 
 
@@ -16,6 +17,21 @@ def mark(function: _Function, use: str) -> _Function:
   """Marks a function for a use, e.g. "verifier"."""
   setattr(function, _MARK, use)
   return function
+
+
+def needs(check: Callable[[], object]) -> Callable[[_Function], _Function]:
+  """Marks a function that can't be used on every machine: `check` raises ValueError there."""
+
+  def marked(function: _Function) -> _Function:
+    setattr(function, _NEEDS, check)
+    return function
+
+  return marked
+
+
+def require(function: Callable) -> None:
+  """Raises ValueError if the function can't be used on this machine."""
+  getattr(function, _NEEDS, lambda: None)()
 
 
 def _reason(module: str, error: Exception) -> str:

@@ -40,6 +40,21 @@ class Failed(NamedTuple):
   reason: str
 
 
+class CallLimits(NamedTuple):
+  """Limits of the call that runs in this process."""
+
+  end: float  # time.monotonic(); a call that imports gets more
+  memory_mb: int  # 0 = none
+
+
+_CALLS: list[CallLimits] = []  # the newest, in a worker process
+
+
+def call_limits() -> CallLimits | None:
+  """Limits of the call that runs in this process; None in a process that is no worker."""
+  return _CALLS[-1] if _CALLS else None
+
+
 class WorkerPool:
   """Calls functions in worker processes."""
 
@@ -145,7 +160,7 @@ class Worker:
       if self._closed:
         raise PoolError("the pool is closed")
       self._pipe, theirs = context.Pipe()
-      arguments = (theirs, self._prepare, self._memory_mb)
+      arguments = (theirs, self._prepare, self._time_limit, self._memory_mb)
       self._process = context.Process(target=_serve, args=arguments, daemon=True)
       self._process.start()
       theirs.close()
@@ -176,7 +191,7 @@ class Worker:
       self._kill()
 
 
-def _serve(pipe, prepare: Callable[[], object], memory_mb: int) -> None:
+def _serve(pipe, prepare: Callable[[], object], time_limit: float, memory_mb: int) -> None:
   """Runs in the process: prepares, sends None or the problem, answers calls until it is killed."""
   _end_with_parent()
   output.guard()  # what a call prints must neither fail it nor take its time
@@ -194,6 +209,7 @@ def _serve(pipe, prepare: Callable[[], object], memory_mb: int) -> None:
       function, call = pipe.recv()
     except EOFError:  # the starter is gone
       return
+    _CALLS[:] = [CallLimits(time.monotonic() + time_limit, memory_mb)]
     answer, spent = _attempt(function, call)
     if os.getpid() != pid:  # a fork by the call: its answer would be taken for that of the next
       os._exit(0)

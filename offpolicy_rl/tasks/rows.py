@@ -127,6 +127,18 @@ def text(values: Values, column: str) -> str:
   return value
 
 
+def data(values: Values, column: str) -> str | list | dict:
+  """The array or object in a column of a row, or its text; RowError for anything else."""
+  value = values.get(column)
+  if not isinstance(value, list | dict) or column in values.twice:
+    return text(values, column)
+  try:
+    check_encoding(json.dumps(value, ensure_ascii=False), column)
+  except (TypeError, RecursionError) as error:  # dates of Parquet
+    raise RowError(f"{column}: got no JSON: {error!s:.100}") from None
+  return value
+
+
 def chat(values: Values, column: str) -> tuple[str, tuple[dict[str, str], ...]]:
   """(question, messages) of a column: a text and no messages, or a list of {role, content}.
 

@@ -34,6 +34,15 @@ def resolve(name: str) -> Callable[[str, str], float]:
   return named.resolve(name, "verifier", key="verifier", decorator=decorator)
 
 
+def require(name: str) -> None:
+  """Raises ValueError as `resolve` does, or if the verifier can't be used on this machine."""
+  try:
+    named.require(resolve(name))
+  except ValueError as error:
+    mine = str(error).startswith("verifier: ")
+    raise error if mine else ValueError(f"verifier: got {name}: {error}") from None
+
+
 _ALLOWED: dict[str, Callable[[str, str], float]] = {}  # filled once, when a worker starts
 
 
@@ -99,7 +108,7 @@ class Scorer:
     """
     names = (verifier, *also)
     for name in names:  # a wrong one fails here, not in a worker
-      resolve(name)
+      require(name)
     self._verifier, self._pattern = verifier, pattern
     self._pool = pool.WorkerPool(
       workers,

@@ -77,17 +77,20 @@ class Columns:
 
   question: str
   answer: str
-  demonstration: str = ""  # "" = the answer
+  demonstration: str = ""  # "" = the answer, of tests none
+  tests: bool = False  # the answer is data for the verifier `code`, as JSON or in a text
 
   def problem(self, row: rows.Row) -> "Problem":
     """The problem in a row; RowError if it has none."""
     for role in ("question", "answer", "demonstration"):
       self._require(row.values, role)
     question, messages = rows.chat(row.values, self.question)
+    read = rows.data if self.tests else rows.text
+    shown = self.demonstration or (self.answer if not self.tests else "")
     return Problem(
       question=question,
-      answer=json.dumps(rows.text(row.values, self.answer)),
-      demonstration=rows.text(row.values, self.demonstration or self.answer),
+      answer=json.dumps(read(row.values, self.answer)),
+      demonstration=rows.text(row.values, shown) if shown else "",
       where=row.where,
       messages=messages,
     )
@@ -156,7 +159,12 @@ def _gym_entries(dataset: str, size: int, options: dict):
 
 def columns(settings: Any) -> Columns:
   """The columns that the section `task` names."""
-  return Columns(settings.question_column, settings.answer_column, settings.demonstration_column)
+  return Columns(
+    settings.question_column,
+    settings.answer_column,
+    settings.demonstration_column,
+    tests=verifiers.NAMED.get(settings.verifier, settings.verifier) == verifiers.NAMED["code"],
+  )
 
 
 def jsonl(path: str, columns: Columns, most: int) -> Listed:

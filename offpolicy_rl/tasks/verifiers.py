@@ -17,7 +17,7 @@ import functools
 import json
 from typing import Any
 
-from offpolicy_rl.tasks import extraction, numerals
+from offpolicy_rl.tasks import code, extraction, numerals
 from offpolicy_rl.tasks.scoring import allowed, resolve, verifier
 
 # Short names for task.verifier; if several fit, the first is best.
@@ -25,6 +25,7 @@ NAMED = {
   "numeric": "offpolicy_rl.tasks.verifiers:numeric",
   "math_verify": "offpolicy_rl.tasks.symbolic:math_verify",
   "exact": "offpolicy_rl.tasks.verifiers:exact",
+  "code": "offpolicy_rl.tasks.code:code",
   "reasoning_gym": "offpolicy_rl.tasks.verifiers:reasoning_gym",
 }
 MIXTURE = "offpolicy_rl.tasks.verifiers:mixture"
@@ -131,6 +132,8 @@ def why_unusable(verifier_name: str, answer: str) -> str | None:
   if name == MIXTURE:
     data = json.loads(answer)
     return why_unusable(data["verifier"], data["answer"])
+  if name == NAMED["code"]:
+    return code.why_unusable(answer)
   try:
     judge, right = resolve(name), gold(answer)
     reward = judge(rf"\boxed{{{right}}}" if name == NAMED["math_verify"] else right, answer)

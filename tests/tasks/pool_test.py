@@ -1,5 +1,6 @@
 """Calls that hang, crash or hoard cost their own answer only, and leave nothing behind."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -242,3 +243,17 @@ def test_what_a_call_prints_costs_it_nothing_whoever_reads(tmp_path, output):
   if output != "gone":
     os.close(theirs)
   assert (tmp_path / "found").read_text() == "[1, 2]"
+
+
+def _limits() -> tuple[float, int] | None:
+  found = pool.call_limits()
+  return found and (found.end - time.monotonic(), found.memory_mb)
+
+
+def test_a_call_knows_its_limits():
+  workers = pool.WorkerPool(1, prepare=int, time_limit=50.0, memory_mb=300)
+  with contextlib.closing(workers):
+    first, second = workers.submit(_limits, [(), ()]).result()
+  for seconds, memory_mb in (first, second):
+    assert 40 < seconds <= 50 and memory_mb == 300
+  assert pool.call_limits() is None, "this process is no worker"

@@ -304,3 +304,23 @@ def test_wrong_names_and_options_are_refused_by_the_check(tiny_config, changes, 
   wanted = settings(tiny_config, **({"name": "reasoning_gym:chain_sum"} | changes))
   with pytest.raises(sources.TaskError, match=message):
     catalog.select(wanted).check()
+
+
+def test_tests_of_programs_are_objects_lists_or_texts(tiny_config, tmp_path):
+  tests = {"inputs": ["1"], "outputs": ["2"]}
+  rows = [
+    {"question": "a", "tests": tests, "solution": "print(2)"},
+    {"question": "b", "tests": json.dumps(tests)},
+    {"question": "c", "tests": ["assert f(1) == 2"]},
+    {"question": "d", "tests": ["assert f('\ud800')"]},
+    {"question": "e", "tests": True},
+  ]
+  keys = {"name": "jsonl", "train_file": write(tmp_path / "a.jsonl", *rows)}
+  keys |= {"answer_column": "tests", "verifier": "code"}
+  *first, half, flag = catalog.select(settings(tiny_config, **keys)).tasks[0].problems()
+  assert [json.loads(one.answer) for one in first] == [tests, json.dumps(tests), rows[2]["tests"]]
+  assert {one.demonstration for one in first} == {""}, "tests are nothing to imitate"
+  assert "half of a surrogate pair" in half.why and "expected a text or a number" in flag.why
+  keys |= {"demonstration_column": "solution"}
+  shown, *missing = catalog.select(settings(tiny_config, **keys)).tasks[0].problems()
+  assert shown.demonstration == "print(2)" and "solution" in missing[0].why
