@@ -21,7 +21,7 @@ from offpolicy_rl.learner import step
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.model import sharding
 from offpolicy_rl.replay import admission, batching, lag
-from offpolicy_rl.roles import build, build_learner, prompts, training
+from offpolicy_rl.roles import build, build_learner, prompts, teacher, training
 from offpolicy_rl.tasks import catalog, scoring, stream
 
 
@@ -47,6 +47,7 @@ class Run:
     self.config, self.policy = config, build.make_policy(config, None)
     self.mesh = sharding.make_mesh(**config.mesh)
     self.choices = build_learner.step_choices(config, self.policy.model, self.mesh)
+    self._teacher = teacher.find(config, self.policy)
     self.prompts = prompts.read(config, self.policy)
     self._engine = build.make_engine(
       config, self.policy, group_size=group_size, max_prompt_tokens=config.task.max_prompt_tokens
@@ -139,6 +140,9 @@ class Run:
       update = step.compile_step(
         self.choices, state_lib.shardings(self.choices.model, self.mesh, self.choices.optimizer)
       )
+      judged = lambda batch: batch
+      if self._teacher is not None:
+        judged = teacher.make(self.config, self._teacher, self.mesh)
       metrics: dict = {}
       sampled = 0  # steps whose groups were sampled
       for at in range(num_steps):
@@ -148,7 +152,7 @@ class Run:
           sampled += 1
         batch = self.batch(waiting.popleft())
         seen(Version(at, state.params, metrics, batch))
-        state, metrics = update(state, batch, None)
+        state, metrics = update(state, judged(batch), None)
       seen(Version(num_steps, state.params, metrics, None))
     return state
 
@@ -166,7 +170,7 @@ class _WarmStart(training.Process):
 def _warm_start(run: Run) -> _WarmStart:
   batch, _ = prompts.demonstrations(run.config, run.prompts.train)
   checkpoints, publisher = cast(Any, None), cast(Any, _Nowhere())
-  return _WarmStart(run.config, run.choices, run.mesh, checkpoints, None, publisher, batch)
+  return _WarmStart(run.config, run.choices, run.mesh, checkpoints, None, publisher, None, batch)
 
 
 class _Nowhere:

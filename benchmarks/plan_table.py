@@ -73,7 +73,7 @@ def plan(card: str, topology: str, mesh: dict, microbatches: int) -> dict:
 
 def line(found: dict) -> str:
   """A row of the table."""
-  learner, sampler = found["programs"]
+  learner, *_, sampler = found["programs"]
   mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1)
   capacity = found["capacity_bytes"] / GIB
   said = sum(size for _, size in learner["traffic"].values()) / GIB

@@ -211,6 +211,13 @@ GROUPS = {
   "The objective: a preset of losses/presets.py; None = as in the preset": (
     objective_keys("beta_shift")
   ),
+  "The teacher, for objectives that distil it (learner/teacher.py)": {
+    "teacher.checkpoint": text("").means(
+      "a published checkpoint, or the directory of a run that has ended, whose newest checkpoint "
+      "is taken: any architecture, the policy's vocabulary. With an objective that does not need "
+      "it only its distance is logged; '' = none"
+    )
+  },
   "Lag: how far the samplers may run behind (replay/lag.py)": {
     "lag.mode": one_of(lag.ASYNC, lag.MODES).means(
       "async: any version within max_lag; fixed: exactly max_lag behind; periodic: the version at "

@@ -238,6 +238,7 @@ class Batch(NamedTuple):
   group_ids: Any  # int32 [A, N], the same for completions that answer the same prompt
   # float32 [A, N, M, I], the sampler's of `rows.candidates`; 0 where loss_mask is False
   candidate_logprobs: Any = None
+  teacher_logprobs: Any = None  # float32 [A, N, M], of a teacher (learner/teacher.py); None = none
 
 
 class SamplerStatus(NamedTuple):

@@ -56,6 +56,12 @@ FAULTS = {
     "behind = jnp.cumsum(trigger, axis=-1) > 0",
     "losses/objectives_test.py::test_value_and_gradient_match_slow_numpy",
   ),
+  "teacher_that_is_avoided": Fault(
+    "losses/functions.py",
+    "gap = ratios.log_ratio(teacher_logprobs, policy_logprobs, loss_mask)",
+    "gap = ratios.log_ratio(policy_logprobs, teacher_logprobs, loss_mask)",
+    "learner/teacher_test.py::test_a_policy_becomes_its_teacher_from_what_older_versions_wrote",
+  ),
   "clip_that_does_not_adapt": Fault(
     "losses/batch_weights.py",
     "return positive >= positive_share * (positive + negative)",

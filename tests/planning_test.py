@@ -1,5 +1,7 @@
 """Counting collectives, on text made by hand and on programs compiled for eight virtual devices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,8 +9,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.model import sharding
+from offpolicy_rl.model import policy, sharding
 from offpolicy_rl.planning import architectures, collectives, plan, programs, topology
+from offpolicy_rl.roles import build
 
 HLO = """HloModule jit_f
 
@@ -132,12 +135,47 @@ def test_memory_is_that_of_one_device():
   assert topology.memory_bytes("v5p:2x2x1") == 95 * 2**30
 
 
+def test_what_a_program_does_not_use_takes_its_room_all_the_same():
+  mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4])
+  split = NamedSharding(mesh, P("x"))
+  used, other = (jax.ShapeDtypeStruct((n,), jnp.float32, sharding=split) for n in (4000, 8000))
+  make = lambda room, **more: programs._compiled(
+    "", jax.jit(jnp.cos), (used,), mesh, room, 0, **more
+  )
+  alone, beside = make(10_000), make(10_000, resting={"weights": other})
+  assert (alone.argument_bytes, beside.argument_bytes) == (4000, 12_000)
+  assert beside.peak_bytes == alone.peak_bytes + 8000
+  assert (alone.fits, beside.fits) == (True, False)
+
+
+def test_a_learner_has_room_for_its_teacher(tiny_config, monkeypatch):
+  """The step keeps the teacher's weights, the teacher's pass the state of Adam."""
+  compiled = {}
+  note = lambda name, _, given, *__, flops, resting: compiled.update(
+    {name: (given, resting, flops)}
+  )
+  monkeypatch.setattr(programs, "_compiled", note)
+  tiny_config.objective.name = "distill"
+  model = build.make_policy(tiny_config, None).model
+  larger = dataclasses.replace(model, num_layers=5, compute_dtype="bfloat16")
+  programs.learner(tiny_config, model, sharding.make_mesh(fsdp=2), 1, larger)
+  weights = {name: x.size for name, x in policy.flatten(policy.shapes(larger)).items()}
+  (_, batch, _), rests_beside_step, flops = compiled["train step"]
+  (params, unjudged), (state, _), forward = compiled["teacher"]
+  assert params is rests_beside_step
+  assert {name: x.size for name, x in policy.flatten(params).items()} == weights
+  assert {x.dtype.name for x in jax.tree.leaves(params)} == {"bfloat16"}
+  assert jax.tree.leaves(state.opt_state) and forward > flops / 3
+  assert batch.teacher_logprobs.shape == batch.loss_mask.shape
+  assert unjudged.teacher_logprobs is None
+
+
 def test_minutes_of_compiling_are_announced(tmp_path, monkeypatch, capsys):
   def compiled(*_):
     raise RuntimeError("far enough")
 
   monkeypatch.setattr(topology, "devices", lambda name: jax.devices())
-  monkeypatch.setattr(programs, "train", compiled)
+  monkeypatch.setattr(programs, "learner", compiled)
   config = config_lib.load("configs/gsm8k_qwen3_8b.py")
   config.mesh.fsdp = 8
   architecture = architectures.KNOWN["qwen3-8b"]

@@ -170,3 +170,18 @@ def test_different_configurations_are_refused(tmp_path):
       output, _ = process.communicate(timeout=90)
       assert process.returncode == 1 and "process 1 has another configuration" in output, output
   assert not (run_dir / "checkpoints").exists()
+
+
+def test_a_teacher_judges_the_same_for_one_process_and_for_two(tmp_path, alone):
+  """Each process reads the whole teacher and keeps its part."""
+  more = ["--config.objective.name=distill", f"--config.teacher.checkpoint={alone}"]
+  more += ["--config.warm_start.steps=5", "--config.learner.steps=6", "--config.mesh.data=1"]
+  taught = []
+  for count in (1, 2):
+    run_dir = tmp_path / str(count)
+    with system.processes() as launch:
+      learner = start_learner(launch, run_dir, count, *more, f"--config.mesh.fsdp={DEVICES}")
+      finish([*learner, start_sampler(launch, run_dir)])
+    taught.append(outcome(run_dir)[2])
+    assert len([row["teacher/kl"] for row in system.train_rows(run_dir)]) == 6
+  system.assert_identical(*taught)

@@ -110,12 +110,16 @@ def plan(flags: argparse.Namespace, assignments: Assignments) -> int:
 
   topology.kind(flags.topology)
   config = _card(flags, assignments)
-  architecture = _architecture(flags, config)
+  architecture, teacher = _architecture(flags, config), _teacher(config)
   topology.prepare_environment()
   from offpolicy_rl.planning import plan as planner  # imports JAX
 
   result = planner.run(
-    config, flags.topology, architecture=architecture, cache=pathlib.Path(flags.cache)
+    config,
+    flags.topology,
+    architecture=architecture,
+    cache=pathlib.Path(flags.cache),
+    teacher=teacher,
   )
   planner.show(result)
   if flags.json:
@@ -130,16 +134,28 @@ def _architecture(flags, config) -> dict:
       "model.checkpoint: got '', expected a published model to plan for, as "
       "configs/gsm8k_qwen3_8b.py has"
     )
+  return _architecture_at("--architecture", flags.architecture or config.model.checkpoint)
+
+
+def _teacher(config) -> dict | None:
+  where = pathlib.Path(config.teacher.checkpoint)
+  if not config.teacher.checkpoint:
+    return None
+  of_run = where / "model"  # of a run that began with a published model
+  return _architecture_at("teacher.checkpoint", str(of_run if of_run.is_dir() else where))
+
+
+def _architecture_at(key: str, where: str) -> dict:
   from offpolicy_rl.planning import architectures
 
-  path = pathlib.Path(flags.architecture or config.model.checkpoint)
+  path = pathlib.Path(where)
   file = path / "config.json" if path.is_dir() else path
   if file.is_file():
     return json.loads(file.read_text())
   if path.name in architectures.KNOWN:
     return architectures.KNOWN[path.name]
   raise config_lib.ConfigError(
-    f"--architecture: no file {file}, expected config.json of the model or one of "
+    f"{key}: no file {file}, expected config.json of the model or one of "
     f"{', '.join(architectures.KNOWN)}"
   )
 

@@ -97,9 +97,16 @@ def _check_members(task) -> None:
         )
 
 
-def check_architecture(config: config_dict.ConfigDict, model: Mapping[str, Any]) -> None:
-  """Raises ConfigError if a decoder (fields of `DecoderConfig`) can't be split as configured."""
+def check_architecture(
+  config: config_dict.ConfigDict, model: Mapping[str, Any], *, samples: bool = True
+) -> None:
+  """Raises ConfigError if a decoder (fields of `DecoderConfig`) can't be split as configured.
+
+  `samples`: samplers have it, too.
+  """
   values = flatten(config) | {f"model.{name}": value for name, value in model.items()}
+  if not samples:
+    values |= {"sampler.tensor": 1, "sampler.top_logprobs": 0}
   _raise_first(values, _architecture(values))
 
 
@@ -142,6 +149,15 @@ def _relations(c, trains: bool) -> Problems:
   if trains:
     yield from _messages(c)
     yield from _candidates(c)
+    yield from _teacher(c)
+
+
+def _teacher(c) -> Problems:
+  objective = objective_choices(c)
+  if objective.needs_teacher and not c.teacher.checkpoint:
+    yield f"teacher.checkpoint: a directory: objective.name = {objective.name} needs a teacher"
+  if objective.advantage == "none" and c.learner.max_refills:
+    yield "learner.max_refills: 0 with objective.advantage = none: no group is without signal"
 
 
 def _candidates(c) -> Problems:

@@ -318,6 +318,7 @@ def _batch_inputs(rows: types.Batch, logprobs) -> LossInputs:
     group_ids=rows.group_ids,
     versions=rows.versions,
     sampler_candidate_logprobs=rows.candidate_logprobs,
+    teacher_logprobs=rows.teacher_logprobs,
   )
 
 

@@ -1,10 +1,12 @@
 """The training step of a learner, with its checks."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
 
+from offpolicy_rl import types
 from offpolicy_rl.learner import audit, poison, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner.loop import StepBatch
@@ -26,9 +28,17 @@ class Update:
     reference: Params | None,
     config: ConfigDict,
     say: Callable[[str], None],
+    teacher: Callable[[types.Batch], types.Batch] | None = None,
   ):
-    """`reference`: frozen parameters, see `step.train_step`; `say`: prints a line."""
+    """Compiles nothing yet.
+
+    Args:
+      reference: frozen parameters, see `step.train_step`.
+      say: prints a line.
+      teacher: adds a teacher's log-probabilities to a batch (learner/teacher.py).
+    """
     self._choices, self._reference, self._say = choices, reference, say
+    self._teacher = teacher
     self._every, self._alarm = config.learner.audit_every, config.learner.mismatch_alarm
     self._groups = config.learner.prompts_per_step
     shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
@@ -47,6 +57,8 @@ class Update:
       checks |= step.router_metrics(self._choices, state.params, batch.arrays, self._reference)
     if "mismatch/mean" in checks and self._alarm:
       checks["alarm/mismatch"] = float(checks["mismatch/mean"] > self._alarm)
+    if self._teacher is not None:
+      batch = dataclasses.replace(batch, arrays=self._teacher(batch.arrays))
     state, metrics = self._finite_step(at_step, state, batch)
     return state, metrics | checks
 

@@ -90,6 +90,11 @@ def value(rewards: Array, values: Array) -> Array:
   return rewards - values
 
 
+def none(rewards: Array) -> Array:
+  """A = 0: the verifier's rewards teach nothing, a teacher does (functions.distillation)."""
+  return jnp.zeros_like(rewards)
+
+
 def overlong_penalty(lengths: Array, *, max_tokens: int, overlong_cache: int) -> Array:
   """DAPO's soft punishment (arXiv 2503.14476), float [N] in [-1, 0], to be added to the rewards.
 
@@ -108,6 +113,7 @@ ADVANTAGES = {
   "vhat": vhat,
   "vhat_loo": vhat_leave_one_out,
   "value": value,
+  "none": none,
 }
 
 

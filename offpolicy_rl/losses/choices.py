@@ -1,10 +1,10 @@
 """The keys of `objective.` in a configuration, and the functions that they choose. Loads no JAX.
 
-Symbols in every formula: lp, lb, lq, lr = log-probability of the sampled token under the policy pi,
-the sampler's policy mu, the proximal policy pi_q and the reference policy; la = the anchor's, one
-of those; m = loss mask; |y| = completion tokens of the row; u = sum_t m (lp - la); rbar = mean
-reward of the row's group; A = advantage; sg = stop-gradient; C[a, b] = clip to [a, b]. Losses are
-minimised.
+Symbols in every formula: lp, lb, lq, lr, lt = log-probability of the sampled token under the policy
+pi, the sampler's policy mu, the proximal policy pi_q, the reference policy and the teacher pi_T;
+la = the anchor's, one of those; m = loss mask; |y| = completion tokens of the row; u = sum_t m (lp
+- la); rbar = mean reward of the row's group; A = advantage; sg = stop-gradient; C[a, b] = clip to
+[a, b]. Losses are minimised.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "probability_gap": ("gap_measure", "gap_low", "gap_high", "gap_two_sided", "kl_tau"),
     "soft_gate": ("tau_high", "tau_low"),
     "score_centering": ("weight", "weight_high"),
+    "distillation": ("teacher_weight",),
   },
   "advantage": {
     "mean": (),
@@ -39,6 +40,7 @@ ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "vhat": ("beta1",),
     "vhat_loo": ("beta1",),
     "value": (),
+    "none": (),
   },
   "weight": {
     "none": (),
@@ -65,7 +67,7 @@ ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 PAIRWISE = ("centred_squares", "pair_squares", "pair_dpo", "pair_ipo")  # compare rows of a group
 WITHOUT_ADVANTAGE = ("optimal_baseline", *PAIRWISE)  # compare the rewards of a group themselves
 BY_ROW = ("regression", *WITHOUT_ADVANTAGE)  # take the log-ratios of rows
-WEIGHTED = ("policy_gradient", "ppo_clip")  # take weights of tokens
+WEIGHTED = ("policy_gradient", "ppo_clip", "distillation")  # take weights of tokens
 _WEIGHTS_OF_CANDIDATES = ("none", "truncate")
 GROUP_WEIGHTS = ("group_ratio_clip",)  # depend on the group's other rows
 BATCH_WEIGHTS = ("second_moment", "balanced_clip")  # depend on all tokens of an update
@@ -83,7 +85,7 @@ _LOSS: Rule = (
   lambda x: x in ARGUMENTS["fn"] or ":" in x,
   f"one of {', '.join(ARGUMENTS['fn'])}, or your own function as module:function",
 )
-_POLICIES = ("sampler", "proximal", "reference")
+_POLICIES = ("sampler", "proximal", "reference", "teacher")
 AGGREGATIONS = ("seq_sum", "seq_mean", "token_mean", "constant", "prompt_mean")
 
 
@@ -179,6 +181,9 @@ class Choices:
   gap_high: float = _key(0.2, _NOT_NEGATIVE, "probability_gap: the gap is at most gap_high")
   gap_two_sided: bool = _key(False, _FLAG, "probability_gap: gap_high bounds the gap's size")
   kl_tau: float = _key(0.0, _NOT_NEGATIVE, "weight of a token's squared log-ratio to pi_a")
+  teacher_weight: float = _key(
+    1.0, _NOT_NEGATIVE, "distillation: factor of a token's log pi_T / pi, in units of reward"
+  )
   tau_high: float = _key(1.0, _POSITIVE, "soft_gate: temperature for A > 0")
   tau_low: float = _key(1.05, _POSITIVE, "soft_gate: temperature for A <= 0")
 
@@ -224,6 +229,11 @@ class Choices:
     return self.kl_coef > 0 or self.anchor == "reference"
 
   @property
+  def needs_teacher(self) -> bool:
+    """Whether `teacher_logprobs` must be given."""
+    return self.fn == "distillation" or self.anchor == "teacher"
+
+  @property
   def needs_proximal(self) -> bool:
     """Whether `proximal_logprobs` must be given."""
     return self.anchor == "proximal" or self.correction != "none"
@@ -258,7 +268,8 @@ class Choices:
     if self.fn in WEIGHTED:
       keys |= {"weight", *ARGUMENTS["weight"][self.weight], "opsm_delta"}
       keys |= {"correction", *ARGUMENTS["correction"][self.correction]}
-    if self.fn == "policy_gradient" and self.weight == "none" and not self.kl_tau:
+    plain = self.fn == "policy_gradient" and not self.kl_tau
+    if self.weight == "none" and (plain or self.fn == "distillation"):
       keys.remove("anchor")
     if self.fn == "score_centering":
       keys.remove("anchor")

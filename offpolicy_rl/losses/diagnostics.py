@@ -24,6 +24,9 @@ def metrics(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[st
   else:
     u = jnp.sum(gap, axis=-1)
   values |= log_ratio_metrics(u, valid)
+  if inputs.teacher_logprobs is not None:
+    away = ratios.log_ratio(inputs.sampler_logprobs, inputs.teacher_logprobs, mask)
+    values["teacher/kl"] = masked.masked_mean(away, mask)
   if choices.needs_candidates and inputs.sampler_candidate_logprobs is not None:
     mass = jnp.sum(jnp.exp(inputs.sampler_candidate_logprobs), axis=-1)
     values["candidate_mass"] = masked.masked_mean(mass, mask)

@@ -349,6 +349,32 @@ def score_centering(
   return -advantages * centred
 
 
+def distillation(
+  policy_logprobs: Array,
+  teacher_logprobs: Array,
+  advantages: Array,
+  loss_mask: Array,
+  *,
+  weights: Array | float = 1.0,
+  teacher_weight: float = 1.0,  # in units of reward per nat
+) -> Array:
+  """Policy gradient in which a teacher's log-ratio to the policy is the advantage of each token.
+
+    -sum_t m sg[w (A + teacher_weight (lt - lp))] lp
+
+  With A = 0 and the ratio pi / mu as w: in expectation over the sampled token the gradient of the
+  next token's KL(pi || pi_T), where the sampler has come to. With w = 1: that of (lp - lt)^2 / 2, a
+  regression without ratios, least at the teacher whoever sampled. lp, lt [N, M], A [N], m True =
+  counts; the loss is [N].
+
+  On-policy distillation, https://thinkingmachines.ai/blog/on-policy-distillation (2025); GKD, arXiv
+  2306.13649; MiniLLM, arXiv 2306.08543.
+  """
+  gap = ratios.log_ratio(teacher_logprobs, policy_logprobs, loss_mask)
+  gain = advantages[:, None] + teacher_weight * jax.lax.stop_gradient(gap)
+  return -masked.masked_sum(weights * gain * policy_logprobs, loss_mask, -1)
+
+
 def reference_kl(
   policy_logprobs: Array, reference_logprobs: Array, loss_mask: Array, *, kl: str = "k3"
 ) -> Array:
@@ -387,4 +413,5 @@ LOSSES = {
   "probability_gap": probability_gap,
   "soft_gate": soft_gate,
   "score_centering": score_centering,
+  "distillation": distillation,
 }

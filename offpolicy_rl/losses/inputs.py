@@ -23,6 +23,7 @@ class LossInputs(NamedTuple):
   # float [N, M, I], of the sampler's I likeliest tokens: the policy's and the sampler's
   candidate_logprobs: jax.Array | None = None  # differentiated
   sampler_candidate_logprobs: jax.Array | None = None
+  teacher_logprobs: jax.Array | None = None  # float [N, M]
 
   def check(self) -> None:
     """Compares shapes, which are known while a program is traced, too.

@@ -254,6 +254,26 @@ _WITHOUT_CLIP = (
     "and its product at most 100",
     "prime-rl's default of October 2025 to February 2026; INTELLECT-3, arXiv 2512.16144",
   ),
+  # Towards a teacher's policy.
+  preset(
+    "distill",
+    dict(_WEIGHTED, fn="distillation", advantage="none", weight="truncate", weight_high=2.0),
+    "-sg[min(pi / mu, 2) log(pi_T / pi)] lp: the reverse KL to the teacher, token by token",
+    "On-policy distillation (Lu, Thinking Machines Lab 2025), "
+    "https://thinkingmachines.ai/blog/on-policy-distillation; GKD, arXiv 2306.13649",
+    "the authors' code takes log(pi_T / mu) and does not bound pi / mu: the same without lag, but "
+    "with a sampler that never changes it does not end at the teacher. GKD sums over the "
+    "vocabulary, MiniLLM (arXiv 2306.08543) also over what follows a token",
+  ),
+  preset(
+    "distill_regression",
+    dict(fn="regression", advantage="none", anchor="teacher", beta=1.0),
+    "mean u_T^2 / 2, u_T = log pi / pi_T of the completion; no ratio",
+    "Beta-shifted mean over Lambert-tempered targets, arXiv 2605.28150, around the teacher and "
+    "without a reward",
+    "of our own; with objective.advantage=mean and kappa the target is that of beta_shift, tilted "
+    "from the teacher instead of the sampler",
+  ),
   preset(
     "minirl",
     dict(

@@ -124,8 +124,9 @@ def _without_ratio(choices: Choices, policy_is: set[str]) -> tuple[Choices, floa
     kept = kept and choices.weight not in GROUP_WEIGHTS  # not a ratio of two policies
     by_row = choices.level == "token" or choices.correction in ("none", "seq_truncate", "seq_mask")
     unclipped = choices.dual_clip > 1 and choices.ratio_max > 1 and by_row
-    same = kept and (fn == "policy_gradient" or unclipped)
-    return (weighted, factor) if same else (choices, 1.0)
+    if not kept or (fn == "ppo_clip" and not unclipped):
+      return choices, 1.0
+    return (weighted if fn == "ppo_clip" else dataclasses.replace(weighted, fn=fn)), factor
   if fn == "score_centering":  # the coefficients of candidates are 0
     return plain, _clip_of_one(0.0, choices.weight_high) if truncates else 1.0
   if fn == "centred_squares" and choices.log_ratio == "sum":  # RLOO, as CoPG's authors note
@@ -142,7 +143,8 @@ def _without_ratio(choices: Choices, policy_is: set[str]) -> tuple[Choices, floa
 def _with_correction_as_weight(choices: Choices, policy_is: set[str]) -> Choices:
   """-sg C(pi_q / mu) A lp with pi_q = pi is a truncated weight of the ratio to the sampler."""
   truncates = choices.correction in ("token_truncate", "seq_truncate")
-  plain = choices.fn == "policy_gradient" and choices.weight == "none" and not choices.kl_tau
+  linear = choices.fn == "distillation" or (choices.fn == "policy_gradient" and not choices.kl_tau)
+  plain = linear and choices.weight == "none"
   if not (truncates and plain and "proximal" in policy_is):
     return choices
   by_token = choices.correction == "token_truncate"

@@ -62,6 +62,7 @@ _TRAIN = (
   Metric("advantage/abs_mean", "reward", "mean size of the advantage, shift included"),
   Metric("clip_fraction", "share", "tokens past the clip that binds"),
   Metric("candidate_mass", "share", "the sampler's probability of its recorded likeliest tokens"),
+  Metric("teacher/kl", "nats", "of the sampler's policy to the teacher, mean over tokens", LOWER),
   Metric("beta", "reward per nat", "temperature of the regression"),
   Metric("lambda_hat", "reward", "mean of A - beta u; below 0 the target is sharper than e^(A/b)"),
   Metric("regime/statistic", "nats", "log E exp(A / beta), mean over groups"),

@@ -173,6 +173,7 @@ SECTIONS = {
       "KL to the sampler: of the induced target, and of mu e^(r/beta)",
       compared=("induced",),
     ),
+    Chart("Distance of the teacher", {"per token": "teacher/kl"}, compared=("per token",)),
     Chart("Clipped", {"share": "clip_fraction"}),
     Chart("Loss", {"loss": "loss"}, gauge="loss"),
     Chart("Gradient", {"norm": "grad_norm"}, compared=("norm",), gauge="gradient_norm"),

@@ -13,7 +13,7 @@ import rich.table
 from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
-from offpolicy_rl.model import decoder, sharding
+from offpolicy_rl.model import decoder, families, sharding
 from offpolicy_rl.planning import programs, topology
 from offpolicy_rl.roles import build
 from offpolicy_rl.system import output
@@ -22,20 +22,28 @@ _GIB = 2**30
 _PACKAGE = pathlib.Path(__file__).parent.parent
 
 
-def run(config: ConfigDict, name: str, *, architecture: dict, cache: pathlib.Path) -> dict:
+def run(
+  config: ConfigDict,
+  name: str,
+  *,
+  architecture: dict,
+  cache: pathlib.Path,
+  teacher: dict | None = None,
+) -> dict:
   """Compiles both programs of a configuration for a topology; returns a dict for JSON.
 
   Args:
     config: checked.
     name: of the topology, e.g. "v5e:4x4".
     architecture: config.json of the published model.
+    teacher: config.json of the teacher; None = there is none.
     cache: directory of results; known ones are read from there.
 
   Raises:
     ConfigError: topology and mesh do not match, or the topology is not available.
   """
   model = build.published_model(config, architecture)
-  file = cache / f"{_digest(config, architecture, name)}.json"
+  file = cache / f"{_digest(config, [architecture, teacher], name)}.json"
   if file.is_file():
     return json.loads(file.read_text())
   devices = topology.devices(name)
@@ -52,7 +60,11 @@ def run(config: ConfigDict, name: str, *, architecture: dict, cache: pathlib.Pat
     file=sys.stderr,
   )
   capacity = topology.memory_bytes(name)
-  learner = programs.train(config, model, sharding.make_mesh(**mesh, devices=devices), capacity)
+  judge = None
+  if teacher is not None:
+    judge = dataclasses.replace(families.read(teacher), compute_dtype=config.model.compute_dtype)
+  made = sharding.make_mesh(**mesh, devices=devices)
+  learner, *judged = programs.learner(config, model, made, capacity, judge)
   engine = topology.engine_devices(name, config.sampler.tensor)
   sampler = programs.decode(config, model, engine, capacity)
   plan = {
@@ -60,7 +72,7 @@ def run(config: ConfigDict, name: str, *, architecture: dict, cache: pathlib.Pat
     "mesh": mesh,
     "parameters": _parameters(model),
     "capacity_bytes": capacity,
-    "programs": [dataclasses.asdict(program) for program in (learner, sampler)],
+    "programs": [dataclasses.asdict(program) for program in (learner, *judged, sampler)],
     "advice": advice(config, learner, sampler, capacity),
   }
   cache.mkdir(parents=True, exist_ok=True)
@@ -76,11 +88,11 @@ def _parameters(model: decoder.DecoderConfig) -> int:
   return sum(x.size for x in jax.tree.leaves(policy.shapes(model)))
 
 
-def _digest(config: ConfigDict, architecture: dict, name: str) -> str:
+def _digest(config: ConfigDict, architectures: list[dict | None], name: str) -> str:
   """A digest of everything that the result depends on: arguments, this package, compiler."""
   sources = [path.read_bytes() for path in sorted(_PACKAGE.rglob("*.py"))]
   versions = [_version(package) for package in ("jax", "jaxlib", "libtpu")]
-  texts = [config_lib.to_json(config), json.dumps(architecture, sort_keys=True), name, *versions]
+  texts = [config_lib.to_json(config), json.dumps(architectures, sort_keys=True), name, *versions]
   return hashlib.sha256(b"\0".join([*map(str.encode, texts), *sources])).hexdigest()[:24]
 
 

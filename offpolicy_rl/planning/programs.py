@@ -5,6 +5,7 @@ import math
 import re
 import time
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
+from offpolicy_rl.learner import teacher as teacher_lib
 from offpolicy_rl.model import cost, decoder, lora, paging, policy, sharding
 from offpolicy_rl.planning import collectives
 from offpolicy_rl.replay import batching, packing
@@ -34,7 +36,7 @@ class Program:
   devices: int
   compile_seconds: float  # of CPU
   peak_bytes: int  # with arguments
-  argument_bytes: int
+  argument_bytes: int  # with what else rests on the device
   temporary_bytes: int
   fits: bool
   flops: int  # of the model, on all devices (`model/cost.py`)
@@ -42,24 +44,78 @@ class Program:
   largest: list[tuple[str, int]]  # largest arguments: (name, bytes)
 
 
-def train(config: ConfigDict, model: decoder.DecoderConfig, mesh: Mesh, capacity: int) -> Program:
-  """Compiles the learner's step for the largest possible batch."""
+class _Learner(NamedTuple):
+  """Shapes, and on which devices they are, of all that a learner keeps for its largest batch."""
+
+  choices: step.StepChoices
+  state: state_lib.TrainState
+  reference: policy.Params | None
+  batch: types.Batch
+  lengths: Sequence[tuple[int, Sequence[int]]]  # of the batch's groups, for `cost.work`
+  teacher: tuple[step.StepChoices, policy.Params] | None
+
+  def work(self, model: decoder.DecoderConfig, layout: str) -> cost.Work:
+    return cost.work(model, self.lengths, shared=layout == packing.SHARED)
+
+
+def learner(
+  config: ConfigDict,
+  model: decoder.DecoderConfig,
+  mesh: Mesh,
+  capacity: int,
+  teacher: decoder.DecoderConfig | None = None,
+) -> list[Program]:
+  """Compiles the learner's step and, if there is one, its teacher's pass over the same batch.
+
+  Both for the largest possible batch. The parameters that only the other one uses count, too.
+  """
+  kept, layout = _learner(config, model, mesh, teacher), config.learner.layout
+  choices, judge = kept.choices, kept.teacher
+  shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
+  compiled = _compiled(
+    "train step",
+    step.compile_step(choices, shardings),
+    (kept.state, kept.batch, kept.reference),
+    mesh,
+    capacity,
+    flops=cost.train_flops(model, kept.work(model, layout)) * choices.epochs,
+    resting=judge and judge[1],
+  )
+  if judge is None:
+    return [compiled]
+  of_teacher = _compiled(
+    "teacher",
+    teacher_lib.compile_logprobs(judge[0], mesh),
+    (judge[1], kept.batch._replace(teacher_logprobs=None)),
+    mesh,
+    capacity,
+    flops=cost.forward_flops(judge[0].model, kept.work(judge[0].model, layout)),
+    resting=(kept.state, kept.reference),
+  )
+  return [compiled, of_teacher]
+
+
+def _learner(config, model, mesh: Mesh, teacher: decoder.DecoderConfig | None) -> _Learner:
   choices = build_learner.step_choices(config, model, mesh)
   groups = _longest_groups(config)
   limits = build.limits(config, group_size=config.learner.group_size)
   batch = batching.make_batch(groups, limits, config_lib.batch_parts(config.learner))
+  judge = None
+  if teacher is not None:
+    batch = batch._replace(teacher_logprobs=batch.sampler_logprobs)
+    shapes = policy.cast(teacher, policy.shapes(teacher))
+    judge = build_learner.step_choices(config, teacher, mesh), _params(shapes, mesh)
   place = lambda x: _struct(x, sharding.batch_sharding(mesh, x.ndim))
   shardings = state_lib.shardings(choices.model, mesh, choices.optimizer)
   state = jax.tree.map(_struct, state_lib.shapes(choices.model, choices.optimizer), shardings)
-  reference = None
-  if model.lora_rank or choices.objective.choices.needs_reference:
-    shapes = policy.shapes(lora.base_config(choices.model))
-    reference = jax.tree.map(_struct, shapes, policy.param_shardings(mesh, shapes))
-  arguments = (state, jax.tree.map(place, batch), reference)
-  work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
-  jitted = step.compile_step(choices, shardings)
-  flops = cost.train_flops(model, work) * choices.epochs
-  return _compiled("train step", jitted, arguments, mesh, capacity, flops)
+  frozen = model.lora_rank or choices.objective.choices.needs_reference
+  reference = _params(policy.shapes(lora.base_config(choices.model)), mesh) if frozen else None
+  placed, lengths = jax.tree.map(place, batch), batching.lengths(groups)
+  return _Learner(choices, state, reference, placed, lengths, judge)
+
+
+def _params(shapes: policy.Params, mesh: Mesh) -> policy.Params:
+  return jax.tree.map(_struct, shapes, policy.param_shardings(mesh, shapes))
 
 
 def decode(
@@ -116,9 +172,13 @@ def _struct(x, place) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
 
-def _compiled(name: str, jitted, arguments, mesh: Mesh, capacity: int, flops: int) -> Program:
+def _compiled(
+  name: str, jitted, arguments, mesh: Mesh, capacity: int, flops: int, resting: Any = None
+) -> Program:
+  """`resting`: shapes of arrays that stay on the devices meanwhile."""
   started = time.process_time()
-  given = sum(_bytes_on_device(x) for x in jax.tree.leaves(arguments))
+  rest = sum(_bytes_on_device(x) for x in jax.tree.leaves(resting) if not _in_host_memory(x))
+  given = sum(_bytes_on_device(x) for x in jax.tree.leaves(arguments)) + rest
   try:
     with jax.sharding.set_mesh(mesh):
       compiled = jitted.lower(*arguments).compile()
@@ -131,8 +191,8 @@ def _compiled(name: str, jitted, arguments, mesh: Mesh, capacity: int, flops: in
   else:
     seconds = time.process_time() - started
     memory, traffic = compiled.memory_analysis(), collectives.parse(compiled.as_text())
-    given, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    peak = memory.peak_memory_in_bytes
+    given, temporary = memory.argument_size_in_bytes + rest, memory.temp_size_in_bytes
+    peak = memory.peak_memory_in_bytes + rest
     fits = peak <= capacity
   return Program(
     name=name,
@@ -144,7 +204,7 @@ def _compiled(name: str, jitted, arguments, mesh: Mesh, capacity: int, flops: in
     fits=fits,
     flops=flops,
     traffic=traffic,
-    largest=_largest(arguments),
+    largest=_largest((*arguments, resting)),
   )
 
 
@@ -157,6 +217,10 @@ def _largest(arguments, most: int = 8) -> list[tuple[str, int]]:
   leaves = jax.tree_util.tree_flatten_with_path(arguments)[0]
   sized = [(jax.tree_util.keystr(path), _bytes_on_device(x)) for path, x in leaves]
   return sorted(sized, key=lambda row: -row[1])[:most]
+
+
+def _in_host_memory(x: jax.ShapeDtypeStruct) -> bool:
+  return x.sharding.memory_kind == "pinned_host"
 
 
 def _bytes_on_device(x: jax.ShapeDtypeStruct) -> int:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.environments import environment
-from offpolicy_rl.roles import build, data
+from offpolicy_rl.roles import build, data, teacher
 from offpolicy_rl.tasks import catalog, pool, scoring, verifiers
 
 _WIDTH = 80  # columns
@@ -31,6 +31,7 @@ def run(config: ConfigDict, say: Callable[[str], None] = print) -> None:
     if not played and verifiers.NAMED["code"] in selection.verifiers:
       scoring.require(verifiers.NAMED["code"])
     policy = data.initial_policy(config)
+    teacher.find(config, policy)
     for task in selection.tasks:
       task.check()
     selection = selection.expanded()

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
-from offpolicy_rl.roles import build
+from offpolicy_rl.roles import build, teacher
 from offpolicy_rl.tasks import (
   catalog,
   pool,
@@ -106,6 +106,7 @@ def check_start(config: ConfigDict) -> None:
   selection, policy = config_lib.check_data(config), initial_policy(config)
   if config_lib.environment_name(config) and isinstance(policy.tokenizer, tokenizer.Tokenizer):
     policy.tokenizer.check_turns()
+  teacher.find(config, policy)
   check_messages(config, policy)
   check_problems(config, selection, policy)
 

@@ -32,7 +32,7 @@ from offpolicy_rl.replay import (
   store,
   timelines,
 )
-from offpolicy_rl.roles import build, build_learner, multihost, run_files, training
+from offpolicy_rl.roles import build, build_learner, multihost, run_files, teacher, training
 from offpolicy_rl.roles import checkpoints as checkpoints_lib
 from offpolicy_rl.roles import prompts as prompts_lib
 from offpolicy_rl.roles.run_files import LiveStatus, RunFiles
@@ -353,6 +353,7 @@ def make_leader(
   model_files = build.model_files(config, run_dir, resume=resume)
   build.fill_in(config, model_files)
   policy = build.make_policy(config, model_files)
+  found_teacher = teacher.find(config, policy)
   mesh = sharding.make_mesh(**config.mesh)
   choices = build_learner.step_choices(config, policy.model, mesh)
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
@@ -374,6 +375,7 @@ def make_leader(
     checkpoints=checkpoints,
     restored=restored,
     publisher=WeightPublisher(service.weights, config.transport.weights_dtype, service.published),
+    teacher=found_teacher,
     run_dir=run_dir,
     stop=stop,
     policy=policy,

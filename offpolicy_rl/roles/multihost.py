@@ -28,7 +28,7 @@ from offpolicy_rl import types
 from offpolicy_rl.learner import checkpoint, loop
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import sharding
-from offpolicy_rl.roles import build, build_learner, training
+from offpolicy_rl.roles import build, build_learner, teacher, training
 from offpolicy_rl.roles.weights import WeightPublisher
 from offpolicy_rl.system import output
 
@@ -240,12 +240,14 @@ def _make_follower(
   begin = orders.receive(BEGIN)
   files = types.ModelFiles(*begin["model_files"]) if begin["model_files"] else None
   mesh = sharding.make_mesh(**config.mesh)
-  choices = build_learner.step_choices(config, build.make_policy(config, files).model, mesh)
+  policy = build.make_policy(config, files)
+  choices = build_learner.step_choices(config, policy.model, mesh)
   saved = checkpoint.Checkpoints(checkpoints, keep=config.checkpoint.keep, say=_LOG.warning)
   restored = None if begin["step"] is None else saved.restore_for(choices, mesh, begin["step"])
   store = build.make_store(config, weights_dir, session="")
   publisher = WeightPublisher(store, config.transport.weights_dtype)
-  return Follower(config, choices, mesh, saved, restored, publisher, orders)
+  found = teacher.find(config, policy)
+  return Follower(config, choices, mesh, saved, restored, publisher, found, orders)
 
 
 @contextlib.contextmanager

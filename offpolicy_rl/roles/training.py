@@ -15,6 +15,7 @@ from offpolicy_rl.learner import checkpoint, loop, step, warm_start
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner.update import Update
 from offpolicy_rl.model import lora, policy, pretrained
+from offpolicy_rl.roles import teacher
 from offpolicy_rl.roles.weights import WeightPublisher
 
 
@@ -32,6 +33,7 @@ class Process:
   checkpoints: checkpoint.Checkpoints
   restored: checkpoint.Restored | None  # None = the run begins
   publisher: WeightPublisher
+  teacher: teacher.Source | None  # None = there is no teacher
 
   def demonstrations(self, at_step: int) -> types.Batch:
     """Puts the batch of a step of the warm start on the devices; raises loop.Stopped."""
@@ -95,7 +97,9 @@ def train(
 
     functions = loop.Functions(
       next_batch=process.next_batch,
-      update=Update(process.choices, process.mesh, reference, config, process.say),
+      update=Update(
+        process.choices, process.mesh, reference, config, process.say, _teacher(process)
+      ),
       publish=process.publisher.publish,
       write=process.write,
       after_step=after_step,
@@ -104,6 +108,13 @@ def train(
       state = loop.run(state, functions, first_step=first_step, num_steps=config.learner.steps)
   process.save(int(state.step), state)
   return state
+
+
+def _teacher(process: Process) -> Callable[[types.Batch], types.Batch] | None:
+  if process.teacher is None:
+    return None
+  process.say(f"teacher: weights of {process.teacher.directory}")
+  return teacher.make(process.config, process.teacher, process.mesh)
 
 
 def initial_state(process: Process) -> tuple[state_lib.TrainState, dict | None]:

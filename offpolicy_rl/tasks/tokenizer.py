@@ -93,6 +93,11 @@ class Tokenizer:
       )
     return ends
 
+  @functools.cached_property
+  def pieces(self) -> tuple[str | None, ...]:
+    """The token of each id that the model can use, as TOKENIZER writes it; None = there is none."""
+    return tuple(self._text(i) for i in range(self._usable))
+
   def _text(self, number: int) -> str | None:
     return self._inner.id_to_token(number) if 0 <= number < self.size else None
 

@@ -41,6 +41,10 @@ def test_every_preset_can_be_configured(tiny_config, name):
     said = refused(tiny_config, f"objective.name={name}")
     assert "sampler.top_logprobs: got 0, expected at least 1: objective.fn = score_cent" in said
     config_lib.override(tiny_config, [("sampler.top_logprobs", "5")])
+  if losses.PRESETS[name].needs_teacher:
+    said = refused(tiny_config, f"objective.name={name}")
+    assert f"teacher.checkpoint: got '', expected a directory: objective.name = {name}" in said
+    config_lib.override(tiny_config, [("teacher.checkpoint", "somewhere")])
   config_lib.validate(tiny_config)
   assert config_lib.objective_choices(tiny_config).max_tokens == (
     tiny_config.task.max_completion_tokens

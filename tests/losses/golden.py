@@ -118,6 +118,7 @@ def inputs_of(case: dict) -> losses.LossInputs:
     reference_logprobs=jnp.asarray(case["lp_reference"]),
     proximal_logprobs=jnp.asarray(case["lp_proximal"]),
     values=jnp.asarray(case["vstar"], float),
+    teacher_logprobs=jnp.asarray(case["lp_reference"]),
   )
 
 

@@ -40,8 +40,8 @@ def no_metrics(monkeypatch):
 
 
 def test_the_fixture_is_whole():
-  assert len(NAMES) == 84
-  assert len(FIXTURE["results"]) == len(NAMES) * len(FIXTURE["cases"]) == 336
+  assert len(NAMES) == 86
+  assert len(FIXTURE["results"]) == len(NAMES) * len(FIXTURE["cases"]) == 344
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,8 @@ def test_a_loss_is_a_function_of_arrays():
     ("proximal_logprobs", "reinforce", {"correction": "token_mask"}),
     ("sampler_logprobs", "grpo", {}),
     ("values", "astar_po", {}),
+    ("teacher_logprobs", "distill", {}),
+    ("teacher_logprobs", "distill_regression", {}),
   ],
 )
 def test_missing_inputs_are_an_error_not_zeros(field, name, choices):

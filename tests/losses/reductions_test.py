@@ -60,6 +60,9 @@ VARIANTS = (
   ("kimi_k25", {"ratio_min": 0.9}),
   ("m2po", {"anchor": "proximal", "moment_directional": False}),
   ("vespo", {"anchor": "proximal", "correction": "seq_truncate", "correction_high": 1.1}),
+  ("distill", {"weight_high": 0.9}),
+  ("distill", {"weight": "none", "correction": "token_truncate", "correction_high": 2.0}),
+  ("distill", {"weight": "veto", "weight_low": 1.5, "advantage": "mean"}),
 )
 
 
@@ -90,6 +93,7 @@ def inputs_of(setting: reductions.Setting, seed: int) -> losses.LossInputs:
     values=rng.normal(size=GROUPS * GROUP),
     candidate_logprobs=policy[..., None] - 1.0,
     sampler_candidate_logprobs=(policy if setting.on_policy else near())[..., None] - 1.0,
+    teacher_logprobs=near(),
   )
 
 

@@ -52,6 +52,7 @@ def random_inputs(seed, *, drift=0.3, equal_group=None):
     values=rng.normal(size=ROWS),
     candidate_logprobs=np.where(mask[..., None], np.log(moved[..., :-1]), 44.0),
     sampler_candidate_logprobs=np.where(mask[..., None], np.log(likely[..., :-1]), 22.0),
+    teacher_logprobs=np.where(mask, -other.exponential(1, mask.shape), 66.0),
   )
 
 
@@ -74,7 +75,9 @@ class Batch:
       self.lq = loglinear(self, x.versions, current_version)
     else:
       self.lq = self.lp
-    self.la = {"sampler": self.lb, "proximal": self.lq, "reference": self.lr}[c.anchor]
+    self.lt = wide(x.teacher_logprobs)
+    anchors = {"sampler": self.lb, "proximal": self.lq, "reference": self.lr, "teacher": self.lt}
+    self.la = anchors[c.anchor]
 
   def group(self, n):
     """The rows of n's group, n among them."""
@@ -139,6 +142,8 @@ def advantage(c, b, n):
     return r[n] - log_mean_exp([r[i] for i in group], c.beta1)
   if c.advantage == "vhat_loo":
     return r[n] - log_mean_exp([r[i] for i in group if i != n], c.beta1)
+  if c.advantage == "none":
+    return 0.0
   assert c.advantage == "value"
   return r[n] - b.values[n]
 
@@ -279,6 +284,17 @@ def score_centering(c, b, n, a):
   return value, gradient
 
 
+def distillation(c, b, n, a):
+  value, gradient = 0.0, np.zeros(b.shape[1])
+  kept = kept_by_opsm(c, b, n, a) if b.tokens[n] else 0.0
+  for t in b.tokens[n]:
+    q = kept * WEIGHTS[c.weight](c, b, n, t, a) * correction(c, b, n, t)  # 0: stopped
+    gain = a[n] + c.teacher_weight * (b.lt[n, t] - b.lp[n, t])  # 0: stopped
+    value += -q * gain * b.lp[n, t]
+    gradient[t] = -q * gain
+  return value, gradient
+
+
 # Of a group: its loss and the derivative in the u of each of its rows.
 
 
@@ -356,6 +372,7 @@ ROWWISE = {
     probability_gap,
     soft_gate,
     score_centering,
+    distillation,
   )
 }
 PAIRWISE = {f.__name__: f for f in (centred_squares, pair_squares, pair_dpo, pair_ipo)}

@@ -56,6 +56,9 @@ VARIANTS = (
   ("kimi_k25", {"ratio_min": 0.8, "ratio_max": 1.2, "kl_tau": 0.1}),
   ("vaco", {"variation_max": 0.2, "shift": 0.1}),
   ("score_centering_tis", {"weight_high": 1.1, "shift": 0.1}),
+  ("distill", {"weight": "none", "advantage": "std", "teacher_weight": 0.3}),
+  ("distill", {"weight_high": 1.1, "aggregation": "seq_sum"}),
+  ("distill_regression", {"advantage": "mean", "beta": 0.3, "kappa": 1.0}),
 )
 
 # More of them, for `make test-long`.
@@ -76,4 +79,7 @@ LONG_VARIANTS = (
   ("aipo", {"ratio_min": 0.9}),
   ("dppo_tv", {"gap_low": 0.02, "gap_high": 0.03}),
   ("dppo_kl", {"gap_high": 0.003, "gap_two_sided": True, "kl_tau": 0.1}),
+  ("distill", {"anchor": "proximal", "weight": "none", "correction": "token_mask"}),
+  ("distill", {"kl_coef": 0.3, "kl": "k2", "opsm_delta": 0.05, "shift": 0.1}),
+  ("distill_regression", {"log_ratio": "mean", "scale": "plain"}),
 )
