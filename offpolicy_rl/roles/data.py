@@ -262,7 +262,7 @@ def _unreadable(
   with contextlib.closing(workers):
     handles = [
       [
-        workers.submit(_why_unreadable, [(name, problem.answer) for problem in chunk])
+        workers.submit(_why_unreadable, [(name, p.answer, p.demonstration) for p in chunk])
         for chunk in (itertools.batched(rows, _CHUNK) if name != exact else ())
       ]
       for name, rows in zip(names, problems, strict=True)
@@ -278,14 +278,14 @@ def _unreadable(
     ]
 
 
-def _why_unreadable(name: str, answer: str) -> str | None:
+def _why_unreadable(name: str, answer: str, demonstration: str) -> str | None:
   """Runs in a worker; recommends another verifier."""
   is_ours = name in verifiers.NAMED.values()
   if not is_ours and not isinstance(json.loads(answer), str):
     return None  # only its own verifier can tell
-  why = verifiers.why_unusable(name, answer)
-  if why is None:
-    return None
+  why = verifiers.why_unusable(name, answer, demonstration)
+  if why is None or name == verifiers.NAMED["code"]:  # no other verifier reads tests
+    return why
   others = [short for short in _STRICTEST_FIRST if verifiers.NAMED[short] != name]
   suits = next((short for short in others if _reads(short, answer)), None)
   return why + (f"; task.verifier={suits} can" if suits else "")

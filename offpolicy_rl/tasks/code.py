@@ -98,13 +98,22 @@ def tests_of(data: Any) -> Tests:
   return Tests(cases, function, assertions, setup, float(seconds))
 
 
-def why_unusable(answer: str) -> str | None:
-  """Reason why answer data hold no tests; None if they do."""
+def why_unusable(answer: str, demonstration: str = "") -> str | None:
+  """Reason why answer data can't judge a program; None if they can.
+
+  `demonstration`: a completion that has to pass the tests; "" = there is none. It is tried only
+  where there is a sandbox: a learner may be without.
+  """
   try:
     tests_of(json.loads(answer))
   except ValueError as error:
     return str(error)
-  return None
+  try:
+    bubblewrap.check()
+  except bubblewrap.SandboxError:
+    return None
+  fails = demonstration and code(demonstration, answer) != 1.0
+  return "its demonstration does not pass its tests" if fails else None
 
 
 def _statements(given: Any, function: str) -> str:

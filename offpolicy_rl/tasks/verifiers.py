@@ -121,19 +121,19 @@ def gold(answer: str) -> str:
   return data.get("entry", data)["answer"] if isinstance(data, dict) else data
 
 
-def why_unusable(verifier_name: str, answer: str) -> str | None:
+def why_unusable(verifier_name: str, answer: str, demonstration: str = "") -> str | None:
   """Reason why a verifier can't judge answers to a problem with these answer data; None if it can.
 
   Judges the right answer as if a completion had given it, in this process. The verifiers of this
   file must find it right; any other must only not raise. `verifier_name`: "module:function" or a
-  short name.
+  short name. `demonstration`: an answer that `code` tries, as its answer data hold tests only.
   """
   name = NAMED.get(verifier_name, verifier_name)
   if name == MIXTURE:
     data = json.loads(answer)
-    return why_unusable(data["verifier"], data["answer"])
+    return why_unusable(data["verifier"], data["answer"], demonstration)
   if name == NAMED["code"]:
-    return code.why_unusable(answer)
+    return code.why_unusable(answer, demonstration)
   try:
     judge, right = resolve(name), gold(answer)
     reward = judge(rf"\boxed{{{right}}}" if name == NAMED["math_verify"] else right, answer)

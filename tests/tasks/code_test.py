@@ -21,6 +21,10 @@ RIGHT = {
 }
 
 
+def no_sandbox():
+  raise bubblewrap.SandboxError("there is no bwrap on this machine")
+
+
 def judge(program: str, tests) -> float:
   return code.code(f"Here it is:\n```python\n{program}\n```\n", json.dumps(tests))
 
@@ -162,6 +166,23 @@ def test_data_with_tests_are_usable():
   assert "Expecting value" in str(verifiers.why_unusable("code", '"no JSON"'))
   for tests in FORMS.values():
     assert verifiers.why_unusable("code", json.dumps(tests)) is None
+
+
+@here.needs_sandbox
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_demonstration_has_to_pass_the_tests(mixed):
+  name, answer = "code", json.dumps(ADD)
+  if mixed:
+    name, answer = verifiers.MIXTURE, verifiers.mixture_answer(verifiers.NAMED[name], answer)
+  assert verifiers.why_unusable(name, answer, RIGHT["streams"]) is None
+  why = verifiers.why_unusable(name, answer, "print(3)")
+  assert why == "its demonstration does not pass its tests"
+
+
+def test_a_learner_without_a_sandbox_reads_the_tests(monkeypatch):
+  monkeypatch.setattr(bubblewrap, "check", no_sandbox)
+  assert verifiers.why_unusable("code", json.dumps(ADD), "print(3)") is None
+  assert "expected an object" in verifiers.why_unusable("code", "3", "print(3)")
 
 
 # ---------------------------------------------------------------- programs that want to look right
@@ -374,11 +395,7 @@ def test_workers_that_are_closed_leave_no_program():
 
 
 def test_without_a_sandbox_no_scorer_begins(monkeypatch):
-  def none():
-    raise bubblewrap.SandboxError("there is no bwrap on this machine")
-
-  monkeypatch.setattr(code.code, "offpolicy_rl_needs", none)
-  with pytest.raises(
-    ValueError, match="verifier: got offpolicy_rl.tasks.code:code: there is no bwrap"
-  ):
+  monkeypatch.setattr(code.code, "offpolicy_rl_needs", no_sandbox)
+  message = "verifier: got offpolicy_rl.tasks.code:code: there is no bwrap"
+  with pytest.raises(ValueError, match=message):
     scoring.Scorer(verifiers.NAMED["code"], workers=1, time_limit=1.0)
