@@ -18,7 +18,8 @@ from offpolicy_rl.system import output
 
 LINE_SECONDS = 5.0  # between lines if the output is no terminal
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
-_CURVE, _SHORT_CURVE, _WIDE = 20, 10, 100  # characters; width from which curves are long
+_CURVE, _SHORT_CURVE = 20, 10  # characters
+_WIDE, _NARROW = 100, 76  # widths from which curves are long, and from which there are any
 _MAX_SAMPLERS = 16  # lines
 # Columns of samplers on wide terminals -> format.
 _MEASURED = {
@@ -180,7 +181,8 @@ def dashboard(
 ) -> RenderableType:
   """Progress, key metrics with small curves, regimes, tickets, samplers and alarms of a run."""
   blocks = _BLOCKS if console.encoding.startswith("utf") else _ASCII_BLOCKS
-  draw = lambda points: curve(points, blocks, _CURVE if console.width >= _WIDE else _SHORT_CURVE)
+  length = _CURVE if console.width >= _WIDE else _SHORT_CURVE
+  draw = lambda points: curve(points, blocks, length) if console.width >= _NARROW else ""
   parts = [_head(status, newest), _bar(status, newest, rows), _key_metrics(newest, rows, draw)]
   if regimes := _regimes(newest):
     parts.append(Text(regimes))

@@ -49,12 +49,13 @@ class Trace:
       return
     yield from self._process(_LEARNER)
     begin = end - sum(seconds)
-    for name, length in zip(("waiting", "update", "publishing"), seconds, strict=True):
+    edges = [_micro(edge) for edge in itertools.accumulate(seconds, initial=begin)]
+    parts = zip(("waiting", "update", "publishing"), itertools.pairwise(edges), strict=True)
+    for name, (start, stop) in parts:
       yield {
         **{"ph": "X", "name": name, "cat": "learner", "pid": _number(_LEARNER), "tid": 0},
-        **{"ts": _micro(begin), "dur": _micro(length), "args": {"step": step}},
+        **{"ts": start, "dur": stop - start, "args": {"step": step}},
       }
-      begin += length
 
   def _ticket(self, step: int, timeline: types.Timeline) -> Iterable[dict]:
     for name in (_LEARNER, timeline.sampler_id):

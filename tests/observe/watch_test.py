@@ -226,6 +226,14 @@ def test_a_narrow_terminal_shows_whole_figures_only():
   ]
 
 
+def test_a_narrow_terminal_keeps_names_and_figures_and_drops_the_curves():
+  rows = [train(i) for i in range(40)]
+  narrow = shown(STATUS, rows, width=60)
+  for part in ("learner tok/s 300", "flop/s        2.0e+09", "lag           7.8 (max 8)"):
+    assert part in narrow
+  assert "…" not in narrow and max(map(len, narrow.splitlines())) <= 60
+
+
 def test_curves():
   assert terminal.curve([(i, float(i)) for i in range(8)]) == "▁▂▃▄▅▆▇█"
   assert terminal.curve([(i, float(i)) for i in range(80)], most=4) == "▁▃▆█"
