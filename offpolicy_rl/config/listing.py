@@ -42,8 +42,9 @@ def advice(problem: str) -> str:
   head, got, rest = problem.partition(": got ")
   named = [key for key in head.split(", ") if got and key in keys.all_keys()]
   value, _, expected = rest.partition(", expected ")
-  words = re.findall(r"[\w:]+", expected.partition(";")[0])
   typed = value.strip("'").partition("'")[0]
+  words = [word.strip(".") for word in re.findall(r"[\w:./-]+", expected.partition(";")[0])]
+  words = [word for word in words if word != typed]
   meant = difflib.get_close_matches(typed, words, n=1) if len(named) == 1 else []
   flags = " ".join(f"--config.{key}={meant[0] if meant else '...'}" for key in named)
   return f"set {flags}; `offpolicy-rl keys {named[0]}` says what it means" if named else ""

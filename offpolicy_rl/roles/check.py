@@ -1,6 +1,7 @@
 """The command `check`: reads all prompts and reports problems with them."""
 
 import dataclasses
+import itertools
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
@@ -42,6 +43,8 @@ def run(config: ConfigDict, say: Callable[[str], None] = print) -> None:
     for line in report(config, policy, inspected):
       say(line)
     selection.check()
+    for task, split in itertools.product(selection.tasks, data.SPLITS):
+      task.read(split)  # refuses too many unusable rows of slow tasks, too
   except (ValueError, pool.PoolError) as error:  # of the model's files, the problems, a verifier
     raise config_lib.ConfigError(str(error)) from None
   strict = {task.name: task for task in selection.tasks}

@@ -316,6 +316,12 @@ def require_some(config: ConfigDict, split: str, made: Sequence[prompts.Tokenize
   if all(counts) if split == catalog.TRAIN_SPLIT else any(counts):
     return
   worst = min(made, key=lambda one: len(one.examples))
+  if not worst.too_long:
+    raise TaskError(
+      f"task.name: got {config.task.name}, which has no problem for the split {split} (and "
+      f"{len(worst.left_out)} that can't be used), expected at least one; where a task names no "
+      "held-out split, one in eight is held out, by its hash"
+    )
   raise TaskError(
     f"task.max_prompt_tokens: got {config.task.max_prompt_tokens}, which leaves no prompt of task "
     f"{config.task.name}, split {split}: {len(worst.too_long)} are too long (the shortest has "

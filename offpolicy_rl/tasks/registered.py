@@ -4,11 +4,13 @@ Their problems, splits and rates are known when `Selection.expanded` loads Tenso
 they have a name and a verifier, which is all that a sampler needs.
 """
 
+import fnmatch
 import functools
 import importlib.util
 import pathlib
 from typing import Any
 
+from offpolicy_rl.system import nearby
 from offpolicy_rl.tasks import sources, splits, verifiers
 from offpolicy_rl.tasks.rows import TaskError
 
@@ -98,9 +100,15 @@ def _check_module(module: str) -> None:
 
 def _check_prepared(folder: pathlib.Path, label: str) -> None:
   sources.check_package("tensorflow_datasets", "tensorflow-datasets", extra="seqio")
-  name = label.partition(":")[0]
-  if not any((folder / name).glob("**/dataset_info.json")):
+  name, _, version = label.partition(":")
+  versions = sorted({path.parent.name for path in (folder / name).glob("**/dataset_info.json")})
+  if not versions:
     raise TaskError(
       f"task.data_dir: {folder} has no data set {name}; expected what `tfds build {name} "
-      "--data_dir=DIR` leaves in a DIR"
+      f"--data_dir=DIR` leaves in a DIR{nearby.files(folder / name)}"
+    )
+  if version[:1].isdigit() and not fnmatch.filter(versions, version):  # TFDS reads 1.*.*, too
+    known = ", ".join(f"tfds:{name}:{one}" for one in versions)
+    raise TaskError(
+      f"task.name: got tfds:{label}, expected one of {known}; that is what {folder / name} has"
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from offpolicy_rl import types
-from offpolicy_rl.tasks import named, pool
+from offpolicy_rl.tasks import named, pool, quiet
 
 _LOG = logging.getLogger(__name__)
 Submitted = tuple[list[str], concurrent.futures.Future]  # completions, and their judgements to come
@@ -53,7 +53,8 @@ def allow(names: Sequence[str], modules: Sequence[str] = ()) -> None:
   """
   _ALLOWED.update((name, resolve(name)) for name in names)
   for module in modules:
-    importlib.import_module(module)
+    with quiet.stderr_only_on_failure():  # of TensorFlow, once in each process
+      importlib.import_module(module)
 
 
 def allowed(name: str) -> Callable[[str, str], float]:

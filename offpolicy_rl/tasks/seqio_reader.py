@@ -50,10 +50,7 @@ def members(name: str, how: Reading) -> list[tuple[float, splits.Task]]:
   found = _find(name, how.module)
   if isinstance(found, seqio.Task):
     return [(1.0, _task(found, how))]
-  try:
-    rates = [(float(found.get_rate(task)), task) for task in found.tasks]
-  except Exception as error:  # a rate may be a function of the user
-    raise TaskError(f"seqio:{name}: a rate: {_told(error)}") from error
+  rates = [(_rate(found, task), task) for task in found.tasks]
   used = [(rate, task) for rate, task in rates if rate != 0]
   total = sum(rate for rate, _ in used)
   for rate, task in used:
@@ -65,6 +62,16 @@ def members(name: str, how: Reading) -> list[tuple[float, splits.Task]]:
   if not used:
     raise TaskError(f"seqio:{name}: got rates of 0 only, expected one above")
   return [(rate / total, _task(task, how)) for rate, task in used]
+
+
+def _rate(mixture: seqio.Mixture, task: seqio.Task) -> float:
+  try:
+    return float(mixture.get_rate(task))
+  except Exception as error:  # a rate may be a function of the user, or of sizes that nobody said
+    raise TaskError(
+      f"seqio:{mixture.name}: got no rate of {task.name}, expected a number, or a function of the "
+      f"Task that returns one (sizes: num_input_examples of its source): {_told(error)}"
+    ) from error
 
 
 def _find(name: str, module: str) -> seqio.Task | seqio.Mixture:

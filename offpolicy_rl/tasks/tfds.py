@@ -8,6 +8,7 @@ import numpy as np
 from offpolicy_rl.tasks import quiet
 
 with quiet.stderr_only_on_failure():  # TensorFlow reports missing CUDA drivers, twice
+  import tensorflow  # noqa: F401  tensorflow_datasets would import it at its first use only
   import tensorflow_datasets
 
 

@@ -95,6 +95,14 @@ def test_the_table_of_the_page_is_as_generated():
       "--config.learner.steps=... --config.lag.max_lag=...",
     ),
     ("rows.jsonl: got 'grop', expected grpo", ""),
+    (
+      "task.name: got tfds:cats:2.1.0, expected one of tfds:cats:2.0.0, tfds:dogs.",
+      "--config.task.name=tfds:cats:2.0.0",
+    ),
+    (
+      "task.verifier: got 'exact' for seqio:x, expected exact or module:function",
+      "--config.task.verifier=...",
+    ),
   ],
 )
 def test_advice_names_the_flag_and_the_word_that_was_meant(problem, flags):

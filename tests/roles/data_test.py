@@ -90,6 +90,12 @@ def test_what_could_not_start_is_a_usage_error(tmp_path, capsys, rows, keys, mes
   assert not run_dir.exists()
 
 
+def test_a_split_without_problems_is_not_blamed_on_their_length(tiny_config):
+  empty = prompts.Tokenized([], [], [], [])
+  with pytest.raises(ValueError, match="task.name: got sums, .* split heldout .*one in eight"):
+    data.require_some(tiny_config, "heldout", [empty])
+
+
 def test_a_start_says_which_answers_it_bears_with(tiny_config, tmp_path, caplog):
   bad = {"question": "q", "answer": "two hours and 3"}  # trained on: its hash decides
   path = write(tmp_path / "a.jsonl", *SUMS, bad)

@@ -126,6 +126,19 @@ def test_what_is_wrong_with_names_is_said_before_there_is_a_run(tmp_path, capsys
   assert not run_dir.exists()
 
 
+@pytest.mark.parametrize("share", [0.01, 0.2])
+def test_the_check_refuses_what_a_run_would(capsys, share):
+  """Rows of a task that takes long to list are read once only, by whoever trains on them."""
+  name = registered("holes", {"inputs": [*map(str, range(60)), ""], "targets": ["1"] * 61})
+  keys = {"name": f"seqio:{name}", "module": MODULE, "verifier": "exact", "max_bad_rows": share}
+  code = main.main(
+    ["check", "--config=configs/test.py", *(f"--config.task.{k}={v}" for k, v in keys.items())]
+  )
+  printed = capsys.readouterr()
+  assert ("A run can start." in printed.out, code) == ((True, 0) if share == 0.2 else (False, 2))
+  assert share == 0.2 or re.search("seqio:holes, train 60: inputs: got '', .*1 of 61", printed.err)
+
+
 def registered(name, rows, *, features=None, preprocessors=(), **keys):
   import seqio
   import tensorflow as tf
