@@ -73,7 +73,8 @@ GROUPS = {
       "build` prepared, '' = the environment's TFDS_DATA_DIR (gsm8k: GSM8K_DIR), or TFDS's default"
     ),
     "task.train_file": text("").means(
-      "jsonl: one object per line; or Parquet, or a folder that `datasets` saved"
+      "jsonl: one object per line; or Parquet, a folder that `datasets` saved, or a pattern such "
+      "as data/train-*.parquet"
     ),
     "task.heldout_file": text("").means(
       "jsonl; '' = an eighth of train_file, by the questions' hash"

@@ -19,6 +19,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from offpolicy_rl.system import nearby
+
 
 def _open_zstd(path: pathlib.Path, _) -> io.BufferedReader:
   import pyarrow  # some 50 MB: only where there are such files
@@ -43,6 +45,7 @@ _OTHERS = {
   b"\xfe\xff": ("UTF-16", "convert it with iconv -f UTF-16 -t UTF-8"),
   **dict.fromkeys((*_OPENERS, _PARQUET), ("a compressed file in a compressed one", "unpack it")),
 }
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")
 _LONGEST_LINE = 1 << 26  # characters; a file without line ends must not fill the memory
 _NO_UTF8 = re.compile("[\udc80-\udcff]")  # bytes, as "surrogateescape" has them
 _BATCH = 1000  # rows of Parquet at a time
@@ -81,12 +84,13 @@ class Row(NamedTuple):
 def read(path: pathlib.Path) -> Iterator[Row | LeftOut]:
   """The rows of a file in order, without blank lines; the first bytes decide the format.
 
-  Of a folder: of the files that `datasets` saved in it, or else of its Parquet files by name.
+  Of a folder: of the files that `datasets` saved in it, or else of its Parquet files by name; of a
+  pattern (a name with *): of the files that it matches, by name.
 
   TaskError if the file is missing, can't be read, is not UTF-8, or has no rows.
   """
-  if path.is_dir():
-    for file in _files(path):
+  if path.is_dir() or (matching := matches(path)):
+    for file in _files(path) if path.is_dir() else matching:
       yield from read(file)
     return
   number = 0
@@ -106,6 +110,12 @@ def read(path: pathlib.Path) -> Iterator[Row | LeftOut]:
     raise TaskError(f"{path}: can't be read: {error.strerror or error}") from None
   if not number:
     raise TaskError(f"{path}: got no rows, expected one JSON object per line")
+
+
+def matches(pattern: pathlib.Path) -> list[pathlib.Path]:
+  """The files whose names a pattern with * in its last part matches, by name; [] for a file."""
+  is_pattern = "*" in pattern.name and not pattern.exists()
+  return sorted(pattern.parent.glob(pattern.name)) if is_pattern else []
 
 
 def text(values: Values, column: str) -> str:
@@ -272,7 +282,14 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     return files
   files = sorted(folder.glob("*.parquet"))
   if not files:
-    raise TaskError(f"{folder}: can't be read: got a folder without {_STATE} and *.parquet")
+    there = nearby.files(folder / "*.parquet")
+    raise TaskError(f"{folder}: can't be read: got a folder without {_STATE} and *.parquet{there}")
+  splits = sorted({match[1] for file in files if (match := _SHARD.fullmatch(file.name))})
+  if len(splits) > 1:  # in a repository of a data set all splits are in one folder
+    raise TaskError(
+      f"{folder}: got the splits {', '.join(splits)}, expected those of one: "
+      f"{folder / splits[-1]}-*.parquet"
+    )
   return files
 
 

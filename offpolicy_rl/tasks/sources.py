@@ -308,10 +308,12 @@ def check_gsm8k(data_dir: str) -> None:
 
 
 def check_file(key: str, path: str | pathlib.Path) -> None:
-  """Raises TaskError if there is no such file or folder."""
-  if not pathlib.Path(path).exists() or not str(path):
+  """Raises TaskError if there is no such file or folder, and none that the name matches."""
+  found = pathlib.Path(path)
+  if not str(path) or not (found.exists() or rows.matches(found)):
     there = nearby.files(pathlib.Path(path)) if str(path) else ""
     raise TaskError(
-      f"{key}: got {str(path)!r}, expected a file of JSON lines or Parquet, or a folder of such"
+      f"{key}: got {str(path)!r}, expected a file of JSON lines or Parquet, a folder of such, or a "
+      "pattern for their names"
       f"{there}"
     )

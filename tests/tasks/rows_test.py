@@ -109,6 +109,20 @@ def test_a_folder_of_parquet_shards_is_read_in_order(tmp_path):
   assert [dict(row.values) for row in rows.read(tmp_path)] == GOOD[:2]
 
 
+def test_the_splits_of_a_folder_of_parquet_are_told_apart(tmp_path):
+  """As repositories of data sets have them: reading all would train on the test set."""
+  for split, row in zip(("train", "test"), GOOD, strict=False):
+    with_parquet(tmp_path / f"{split}-00000-of-00001.parquet", [row])
+  message = f"{tmp_path}: got the splits test, train, expected those of one: {tmp_path}/train-"
+  with pytest.raises(rows.TaskError, match=message):
+    list(rows.read(tmp_path))
+  pattern = tmp_path / "train-*.parquet"
+  sources.check_file("task.train_file", pattern)
+  assert [dict(row.values) for row in rows.read(pattern)] == GOOD[:1]
+  with pytest.raises(rows.TaskError, match="task.train_file: got .*; .* has t.*-00000-of-00001"):
+    sources.check_file("task.train_file", tmp_path / "dev-*.parquet")
+
+
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
 
 
