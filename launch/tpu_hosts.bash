@@ -20,7 +20,12 @@ check_settings() { # FLAG...: those that all commands need, and those of this on
   case $command in
     setup | learner | samplers) [ -n "${SHARED:-}" ] || fail "SHARED: missing, expected a bucket's name or HOST:/EXPORT" ;;
   esac
-  [ "$command" != learner ] || [ $# -gt 0 ] || fail "learner: got no flags, expected at least --config=FILE"
+  case $script:$command:$# in
+    *:learner:0) fail "learner: got no flags, expected at least --config=FILE" ;;
+    *:learner:* | *:logs:1 | *:0) ;;
+    tpu_mig.sh:delete:1) [ "$1" = samplers ] || fail "delete: got $1, expected samplers or nothing" ;;
+    *) fail "$command: got $*, expected nothing behind it" ;;
+  esac
 }
 on() { remote "$1" "$2" "bash offpolicy_rl/launch/tpu_host.sh $3"; } # HOST WORKER ARGUMENTS
 install() { # HOST CREDENTIAL...

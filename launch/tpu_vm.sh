@@ -23,7 +23,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 script=tpu_vm.sh dry=''
-[ "${1:-}" != --dry-run ] || { dry=1; shift; }
+words=() # without --dry-run, wherever it stands
+for word; do if [ "$word" = --dry-run ]; then dry=1; else words+=("$word"); fi; done
+set -- "${words[@]}"
 command=${1:---help}
 . launch/tpu_hosts.bash
 case $command in

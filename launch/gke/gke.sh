@@ -16,7 +16,9 @@
 set -euo pipefail
 fail() { echo "gke.sh: $1" >&2; exit 2; }
 dry=''
-[ "${1:-}" != --dry-run ] || { dry=1; shift; }
+words=() # without --dry-run, wherever it stands
+for word; do if [ "$word" = --dry-run ]; then dry=1; else words+=("$word"); fi; done
+set -- "${words[@]}"
 command=${1:---help} values=${2:-} more=${3:-} here=$(dirname "$0")
 case $command in
   --help) sed -n '2,15s/^# \?//p' "$0"; exit ;;
@@ -24,6 +26,10 @@ case $command in
   *) fail "got $command, expected pools, queue, secrets, start, scale, logs, stop or delete" ;;
 esac
 [ -n "$values" ] || fail "VALUES: missing, expected a file such as launch/gke/values.yaml"
+case $command:$more in
+  secrets:* | scale:* | logs:sampler | *:) ;;
+  *) fail "$command: got $more, expected nothing behind VALUES, or logs sampler" ;;
+esac
 rendered() { "${PYTHON:-.venv/bin/python}" "$here/render.py" "$values" "$@"; }
 found=$(rendered --print=name,namespace,address)
 read -r name namespace address <<< "$found"

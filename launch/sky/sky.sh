@@ -16,13 +16,16 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 fail() { echo "sky.sh: $1" >&2; exit 2; }
 dry=''
-[ "${1:-}" != --dry-run ] || { dry=1; shift; }
+words=() # without --dry-run, wherever it stands
+for word; do if [ "$word" = --dry-run ]; then dry=1; else words+=("$word"); fi; done
+set -- "${words[@]}"
 command=${1:---help}
 case $command in
   learner | samplers | stop | delete) shift ;;
   --help) sed -n '2,14s/^# \?//p' launch/sky/sky.sh; exit ;;
   *) fail "got $command, expected learner, samplers, stop or delete" ;;
 esac
+[ "$command" = learner ] || [ $# -eq 0 ] || fail "$command: got $*, expected nothing behind it"
 [ -n "${NAME:-}" ] || fail "NAME: missing, expected a name for the run"
 [[ ${BUCKET:-} == *://* ]] || fail "BUCKET: got '${BUCKET:-}', expected such as gs://mine"
 GPUS=${GPUS:-H100:8} SAMPLER_GPUS=${SAMPLER_GPUS:-H100:1} SAMPLERS=${SAMPLERS:-2}

@@ -366,7 +366,7 @@ def test_a_dry_run_prints_and_runs_nothing(desk, gke, tmp_path, command, more, t
   change = lambda values: values.update(cluster=CLUSTER, queue="q")
   values, certs = str(values_file(tmp_path, change)), tmp_path / "certs"
   more = str(certs) if more == "certs" else more
-  assert tool in ok(gke("--dry-run", command, values, more))
+  assert tool in ok(gke(command, values, *([more] if more else []), "--dry-run"))
   assert desk.argvs("kubectl") == [] == desk.argvs("gcloud") and not certs.exists()
 
 
@@ -394,6 +394,7 @@ def test_missing_values_are_named(desk, gke):
   for words, message in (
     (["start"], "VALUES: missing, expected a file"),
     (["start", str(LAUNCH / "gke" / "values.yaml")], "image: got ''"),
+    (["delete", "run.yaml", "--dryrun"], "delete: got --dryrun, expected nothing behind VALUES"),
   ):
     done = gke(*words)
     assert done.returncode == 2 and message in done.stderr, words

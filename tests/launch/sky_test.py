@@ -139,7 +139,7 @@ def test_commands(desk, sky):
 @pytest.mark.parametrize("command", some(["samplers"], ["learner", "stop", "delete"]))
 def test_a_dry_run_prints_and_runs_nothing(desk, sky, command):
   flags = ["--config=x.py"] if command == "learner" else []
-  lines = [shlex.split(line) for line in ok(sky("--dry-run", command, *flags)).splitlines()]
+  lines = [shlex.split(line) for line in ok(sky(command, *flags, "--dry-run")).splitlines()]
   assert desk.argvs("sky") == []
   printed = [line[1:] for line in lines if line[0] == "sky"]
   assert printed
@@ -152,6 +152,7 @@ def test_a_dry_run_prints_and_runs_nothing(desk, sky, command):
   [
     (["fly"], {}, "got fly, expected learner, samplers, stop or delete"),
     (["learner"], {}, "learner: got no flags, expected at least --config=FILE"),
+    (["delete", "--dryrun"], {}, "delete: got --dryrun, expected nothing behind it"),
     (["samplers"], {"NAME": ""}, "NAME: missing"),
     (["samplers"], {"BUCKET": "b"}, "BUCKET: got 'b', expected such as gs://mine"),
   ],

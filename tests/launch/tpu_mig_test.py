@@ -165,7 +165,7 @@ def test_a_dry_run_prints_and_runs_nothing(desk, mig, command, tmp_path):
   flags, certs = ["--config=x.py"] if command == "learner" else [], tmp_path / "certs"
   lines = [
     shlex.split(line)
-    for line in ok(mig("--dry-run", command, *flags, CERTS=str(certs))).splitlines()
+    for line in ok(mig(command, *flags, "--dry-run", CERTS=str(certs))).splitlines()
   ]
   assert desk.argvs("gcloud") == [] and not certs.exists()
   assert {line[0] for line in lines} <= {"gcloud", "bash", "launch/make_certs.sh"}
@@ -174,6 +174,13 @@ def test_a_dry_run_prints_and_runs_nothing(desk, mig, command, tmp_path):
   for line in printed:  # each is a command that the tool knows
     ok(desk.run(desk.folder / "gcloud", *line[1:]))
     assert "tpus" not in line, "the Cloud TPU API is another one"
+
+
+def test_a_word_too_many_deletes_nothing(desk, mig):
+  for word in ("sampler", "--dryrun"):
+    done = mig("delete", word)
+    assert done.returncode == 2 and f"delete: got {word}, expected samplers" in done.stderr
+  assert desk.argvs("gcloud") == []
 
 
 @pytest.mark.parametrize(

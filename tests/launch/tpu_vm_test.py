@@ -231,7 +231,7 @@ def test_samplers_stop_before_the_learner_and_all_is_deleted(desk):
 def test_a_dry_run_prints_and_runs_nothing(desk, command, tmp_path):
   desk.stub("gcloud", GCLOUD)
   flags, certs = ["--config=x.py"] if command == "learner" else [], tmp_path / "certs"
-  done = desk.run("tpu_vm.sh", "--dry-run", command, *flags, CERTS=str(certs), **SETTINGS)
+  done = desk.run("tpu_vm.sh", command, *flags, "--dry-run", CERTS=str(certs), **SETTINGS)
   lines = [shlex.split(line) for line in ok(done).splitlines()]
   assert desk.argvs("gcloud") == [] and not certs.exists()
   assert {line[0] for line in lines} <= {"gcloud", "bash", "launch/make_certs.sh"}
@@ -249,6 +249,7 @@ def test_a_dry_run_prints_and_runs_nothing(desk, command, tmp_path):
     (["create"], "ZONE", "ZONE: missing, expected the zone"),
     (["learner", "--config=x.py"], "SHARED", "SHARED: missing, expected a bucket's name or HOST"),
     (["learner"], "", "learner: got no flags, expected at least --config=FILE"),
+    (["delete", "--dryrun"], "", "delete: got --dryrun, expected nothing behind it"),
   ],
 )
 def test_what_is_missing_is_named(desk, arguments, missing, message):
