@@ -171,7 +171,11 @@ def configuration(
   flags: argparse.Namespace, assignments: Assignments
 ) -> tuple[ConfigDict, list[str]]:
   """The checked configuration of local or learner, and notes; see `run_directory.configuration`."""
-  checkpoint_dir = getattr(flags, "checkpoint_dir", None)  # learner only
+  checkpoint_dir, weights_dir = (  # learner only
+    getattr(flags, name, None) for name in ("checkpoint_dir", "weights_dir")
+  )
+  if weights_dir and "://" not in weights_dir:  # else in a bucket
+    run_directory.require_directory("weights_dir", pathlib.Path(weights_dir))
   return run_directory.configuration(
     run_directory.from_flags(flags.run_dir, checkpoint_dir) if flags.run_dir else None,
     card=flags.config,

@@ -76,7 +76,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Returns committed steps, oldest first, without verifying them."""
-    folders = self._steps.iterdir() if self._steps.exists() else ()
+    folders = self._steps.iterdir() if self._steps.is_dir() else ()
     return sorted(int(p.name) for p in folders if p.name.isdigit() and (p / _COMMIT).exists())
 
   def position(self, step: int) -> dict:
@@ -259,6 +259,8 @@ def _unusable(steps: pathlib.Path) -> str:
   begun = [int(name) for name in names if name.isdigit()]
   if damaged:
     return f"every checkpoint of {sorted(damaged)} is damaged"
+  if steps.exists() and not steps.is_dir():
+    return "got a file, expected the directory of checkpoints"
   if any(begun):  # the one of step 0 may have been interrupted
     return f"every checkpoint of {sorted(begun)} lacks its {_COMMIT}, which is written last"
   return "no checkpoint yet; a run writes the first one when it begins to sample"

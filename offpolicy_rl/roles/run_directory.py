@@ -125,15 +125,22 @@ def _recorded_config(path: pathlib.Path) -> ConfigDict:
   return config
 
 
+def require_directory(flag: str, path: pathlib.Path) -> None:
+  """Raises ConfigError, naming the flag, if `path` is something else, or could not be made."""
+  there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+  if not there.is_dir():
+    raise config_lib.ConfigError(
+      f"--{flag}: got {str(path)!r}, expected a directory; {there} is none"
+    )
+
+
 def _check(run: RunDirectory, *, resume: bool, restart: bool) -> None:
-  for flag, path in (("run_dir", run.path), ("checkpoint_dir", run.checkpoints)):
-    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
-    if not there.is_dir():
-      raise config_lib.ConfigError(
-        f"--{flag}: got {str(path)!r}, expected a directory; {there} is none"
-      )
+  require_directory("run_dir", run.path)
+  require_directory("checkpoint_dir", run.checkpoints)
   if restart:
     return
+  for name in ("steps", "initial"):
+    require_directory("checkpoint_dir", run.checkpoints / name)
   steps, has_checkpoints = run.steps(), run.has_checkpoints()
   if resume and steps and not has_checkpoints:
     raise config_lib.ConfigError(

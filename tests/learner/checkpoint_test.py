@@ -356,3 +356,9 @@ def test_no_checkpoint_is_none(tmp_path, shardings):
 def test_equal_can_fail():
   a = {"x": np.zeros(3)}
   assert equal(a, {"x": np.zeros(3)}) and not equal(a, {"x": np.array([0, 0, 1e-9])})
+
+
+def test_a_file_in_the_place_of_all_checkpoints_is_named(tmp_path):
+  (tmp_path / "steps").write_text("")
+  with pytest.raises(checkpoint.CheckpointError, match="steps: got a file, expected the directory"):
+    checkpoint.newest_params(tmp_path, SHAPES.params)

@@ -169,6 +169,16 @@ def test_a_directory_that_can_not_be_one_is_refused_by_its_flag(tmp_path, capsys
     assert f"{tmp_path}/{name} is none" in said
 
 
+@pytest.mark.parametrize("part", ["steps", "initial", "weights"])
+def test_a_file_where_a_run_has_a_directory_is_refused_by_the_flag(tmp_path, capsys, part):
+  flag = "weights_dir" if part == "weights" else "checkpoint_dir"
+  (tmp_path / part).write_text("")
+  place = tmp_path / part if part == "weights" else tmp_path
+  said = refused(capsys, f"--config={CARD}", f"--run_dir={tmp_path}/run", f"--{flag}={place}")
+  assert f"--{flag}: got '{tmp_path / part}', expected a directory" in said
+  assert "Errno" not in said and not (tmp_path / "run").exists()
+
+
 def test_a_run_is_never_written_over(tmp_path, capsys):
   checkpoints = leave_run(tmp_path / "run")
   run = (f"--config={CARD}", f"--run_dir={tmp_path}/run")
