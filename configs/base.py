@@ -141,8 +141,8 @@ GROUPS = {
   },
   "Turns: an environment that answers the policy (environments/)": {
     "environment.name": text("").means(
-      "module:class of your own; it takes the verifier's place. '' = the one that the task comes "
-      "with, if any; none: a completion is one turn"
+      "module:class of your own, or module:function that is an agent; it takes the verifier's "
+      "place. '' = the one that the task comes with, if any; none: a completion is one turn"
     ),
     "environment.tools": json_objects("").means(
       "JSON schemas for the chat template; '' = those of the environment, recorded here so that "

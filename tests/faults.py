@@ -380,4 +380,17 @@ FAULTS = {
     "if self._file is None:",
     "observe/tracking_test.py::test_a_resume_goes_on_in_the_same_run_and_repeats_no_row",
   ),
+  # Chats.
+  "an_agent_may_begin_otherwise": Fault(
+    "environments/episodes.py",
+    "if tokens == episode.prompt.tolist():",
+    "if tokens:",
+    "agents_system_test.py::test_an_agent_that_begins_otherwise_has_failed",
+  ),
+  "a_stop_text_told_in_part": Fault(
+    "sampler/chat.py",
+    "return text[: len(text) - open_end]",
+    "return text",
+    "sampler/chat_test.py::test_a_stop_text_ends_an_answer_and_is_never_told_in_part",
+  ),
 }

@@ -37,12 +37,12 @@ class Usage(NamedTuple):
   completion: int  # of all choices
 
 
-Part = Delta | Usage  # an answer: deltas of all choices, then its usage
+Part = Delta | Usage  # an answer: deltas of all choices, then its usage if it is known
 
 
 def completion(parts: Iterable[Part], *, model: str, logprobs: bool) -> dict[str, Any]:
   """The whole answer; `logprobs`: whether they were asked for."""
-  choices, used = collections.defaultdict(list), Usage(0, 0)
+  choices, used = collections.defaultdict(list), None
   for part in parts:
     if isinstance(part, Usage):
       used = part
@@ -50,7 +50,7 @@ def completion(parts: Iterable[Part], *, model: str, logprobs: bool) -> dict[str
       choices[part.index].append(part)
   return _head("chat.completion", model) | {
     "choices": [_choice(choices[i], logprobs) for i in sorted(choices)],
-    "usage": _usage(used),
+    "usage": None if used is None else _usage(used),
   }
 
 

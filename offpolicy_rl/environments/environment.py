@@ -40,6 +40,7 @@ class Turn(NamedTuple):
   done: bool = False  # the episode is over
   role: str = "user"  # of the text in a chat: "user" or "tool"
   more: tuple[str, ...] = ()  # texts of further messages with this role, after the first
+  opening: str = ""  # of an agent's first request: {"messages": ..., "tools": ...}, JSON
 
 
 class Environment(Protocol):
@@ -93,7 +94,7 @@ def checked(turn: object) -> Turn:
   most = types.MAX_VERDICT
   if not isinstance(reward, int | float) or not abs(reward) <= most:
     raise ValueError(f"reward: got {reward!r:.60}, expected a number from -{most:g} to {most:g}")
-  texts = [turn.text, *turn.more]
+  texts = [turn.text, *turn.more, turn.opening]
   for text in texts:
     if not isinstance(text, str):
       raise ValueError(f"text: got {text!r:.60}, expected a text")
@@ -103,4 +104,5 @@ def checked(turn: object) -> Turn:
   if turn.role not in ("user", "tool"):
     raise ValueError(f"role: got {turn.role!r:.60}, expected user or tool")
   reward = float(np.float32(reward))  # as it is sent and recorded
-  return Turn(str(turn.text), reward, bool(turn.done), turn.role, tuple(map(str, turn.more)))
+  plain = str(turn.text), reward, bool(turn.done), turn.role, tuple(map(str, turn.more))
+  return Turn(*plain, str(turn.opening))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import itertools
+import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +22,14 @@ _NOTHING = np.zeros(0, np.int32)
 
 class Words(Protocol):
   """The vocabulary, as far as episodes use it."""
+
+  def conversation(self, messages: Sequence[dict], tools: Sequence[dict], /) -> list[int]:
+    """Tokens of a chat, up to the beginning of the policy's turn."""
+    ...
+
+  def decode_special(self, ids: list[int], /) -> str:
+    """Text with special tokens by name."""
+    ...
 
   def decode(self, ids: list[int]) -> str:
     """Text of a turn of the policy, up to its end."""
@@ -50,6 +60,7 @@ class Episode:
 
   played: processes.Played | None  # None in a replay
   recorded: types.Replies | None  # in a replay: what its environment said
+  prompt: np.ndarray  # int32 [P]
   begun: bool = False  # its environment has answered
   tokens: int = 0  # behind the prompt
   last: int | None = None  # token of the policy's turn before
@@ -101,11 +112,11 @@ class Episodes:
   def begin(self, ticket: types.Ticket, index: int) -> Episode:
     """Begins the episode of a ticket's completion; its first reply is among the replies to come."""
     if ticket.replies:
-      episode = Episode(None, ticket.replies[index])
+      episode = Episode(None, ticket.replies[index], ticket.prompt_tokens)
       self._over.append((episode, self._again(episode, ticket.replies[index])))
       return episode
     played = self._play().begin(ticket.answer, seed_of(self._seed, ticket))
-    self._episodes[played] = episode = Episode(played, None)
+    self._episodes[played] = episode = Episode(played, None, ticket.prompt_tokens)
     return episode
 
   def act(self, episode: Episode, span: types.Span) -> None:
@@ -153,6 +164,8 @@ class Episodes:
     episode.begun = True
     if not isinstance(answer, pool.Failed) and answer.done:
       answer = pool.Failed("done before the policy's first turn")
+    elif not isinstance(answer, pool.Failed) and answer.opening:
+      answer = self._opened(episode, answer)
     reply = Reply(_NOTHING, self._limit(episode))
     if isinstance(answer, pool.Failed) or answer.text:
       reply = self._go_on(episode, answer)
@@ -160,6 +173,24 @@ class Episodes:
       episode.hopeless = reply.ended
       return Reply(_NOTHING, 1)
     return reply
+
+  def _opened(self, episode: Episode, answer: Turn) -> Turn | pool.Failed:
+    """The answer, if an agent's first request is the prompt."""
+    asked = json.loads(answer.opening)
+    try:
+      tokens = self._words.conversation(asked["messages"], asked["tools"])
+    except TokenizerError as error:
+      return pool.Failed(f"the agent's first request can't be said to the model: {error}")
+    if tokens == episode.prompt.tolist():
+      return answer
+    found, expected = map(self._words.decode_special, (tokens, episode.prompt.tolist()))
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(found, expected, strict=False))
+    same = sum(1 for _ in pairs)
+    return pool.Failed(
+      f"the agent's first request is not the prompt: behind {found[:same][-40:]!r} got "
+      f"{found[same:][:60]!r}, expected {expected[same:][:60]!r}; task.system_prompt, task.prompt "
+      "and environment.tools decide what the prompt says"
+    )
 
   def _next(self, episode: Episode, answer: Turn | pool.Failed) -> Reply:
     episode.rewards.append(0.0 if isinstance(answer, pool.Failed) else answer.reward)

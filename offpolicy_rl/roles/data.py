@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
+from offpolicy_rl.environments import agents, environment
 from offpolicy_rl.roles import build, teacher
 from offpolicy_rl.tasks import (
   catalog,
@@ -53,7 +54,24 @@ def examples(
     policy.tokenizer,
     config.task.max_prompt_tokens,
     ticket_fault(config, policy.model.vocab_size),
+    answer_data(config, policy),
   )
+
+
+def answer_data(config: ConfigDict, policy: build.Policy) -> Callable[[sources.Problem], str]:
+  """Makes the function that gives a ticket's answer data: with the messages if an agent plays.
+
+  Raises:
+    ConfigError: the environment can't be found.
+  """
+  name = config_lib.environment_name(config)
+  try:
+    made_by = environment.resolve(name) if name else None
+  except ValueError as error:
+    raise config_lib.ConfigError(str(error)) from None
+  if made_by is None or not agents.is_agent(made_by):
+    return lambda problem: problem.answer
+  return functools.partial(agents.answer_data, policy.tokenizer)
 
 
 def ticket_fault(config: ConfigDict, vocab_size: int) -> Callable[[prompts.Example], str | None]:
@@ -222,7 +240,8 @@ def inspect(
     TaskError: problems can't be read.
     pool.PoolError: a verifier can't be used.
   """
-  fault = ticket_fault(config, policy.model.vocab_size)
+  fault, answer = ticket_fault(config, policy.model.vocab_size), answer_data(config, policy)
+  longest = config.task.max_prompt_tokens
   inspected, judged = [], []
   for split in SPLITS:
     for i, (task, reading) in enumerate(zip(selection.tasks, selection.read(split), strict=True)):
@@ -231,7 +250,7 @@ def inspect(
       step = 1 if sample is None else max(1, -(-len(reading.problems) // sample))
       chosen = reading.problems[::step]
       prompts.require_same_ids(task, policy.tokenizer)
-      made = prompts.tokenize(chosen, policy.tokenizer, config.task.max_prompt_tokens, fault)
+      made = prompts.tokenize(chosen, policy.tokenizer, longest, fault, answer)
       inspected.append(Inspected(task, split, reading, made, unreadable=[]))
       judged.append(list(map(_of_its_task, chosen)) if selection.mixed else chosen)
   if not judge or config_lib.environment_name(config):

@@ -45,17 +45,19 @@ def tokenize(
   tokenizer: Tokenizer | Vocabulary,
   max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
+  answer: Callable[[sources.Problem], str] = lambda problem: problem.answer,
 ) -> Tokenized:
   """Turns problems into prompts.
 
   Args:
     tokenizer: the policy's.
     fault: the reason why no sampler could answer a prompt; None if one can.
+    answer: the answer data of a ticket, JSON; ValueError if there is none.
   """
   result = Tokenized([], [], [], [])
   for problem in problems:
     try:
-      prompt, target = _ids(problem, tokenizer)
+      (prompt, target), data = _ids(problem, tokenizer), answer(problem)
     except ValueError as error:  # what a chat template refuses, or a token without an embedding
       result.left_out.append(LeftOut(problem.where, str(error)))
       continue
@@ -64,7 +66,7 @@ def tokenize(
       result.too_long.append(LeftOut(problem.where, f"{len(prompt)} tokens"))
       continue
     prompt, target = np.array(prompt, np.int32), np.array(target, np.int32)
-    example = Example(prompt, target, problem.answer, problem.where, problem.record)
+    example = Example(prompt, target, data, problem.where, problem.record)
     if why := fault(example):
       result.left_out.append(LeftOut(problem.where, why))
     else:
@@ -90,6 +92,7 @@ def tokenize_split(
   tokenizer: Tokenizer | Vocabulary,
   max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
+  answer: Callable[[sources.Problem], str] = lambda problem: problem.answer,
 ) -> list[tuple[float, Tokenized]]:
   """(rate, prompts) of each task; `stream` interleaves them. Arguments as for `tokenize`.
 
@@ -102,19 +105,19 @@ def tokenize_split(
     selection.rates, selection.tasks, selection.read(split), strict=True
   ):
     require_same_ids(task, tokenizer)
-    tokenized = tokenize(reading.problems, tokenizer, max_prompt_tokens, fault)
+    tokenized = tokenize(reading.problems, tokenizer, max_prompt_tokens, fault, answer)
     splits.check_left_out(tokenized.left_out, len(reading.problems), task.max_bad_rows)
     left_out = reading.left_out + tokenized.left_out
     more = None
     if reading.rest is not None:
-      make = functools.partial(_make, reading.rest, tokenizer, max_prompt_tokens, fault)
+      make = functools.partial(_make, reading.rest, tokenizer, max_prompt_tokens, fault, answer)
       more = stream.Streamed(reading.rest.open, make)
     members.append((rate, dataclasses.replace(tokenized, left_out=left_out, streamed=more)))
   return members
 
 
-def _make(rest: splits.Rest, tokenizer, max_prompt_tokens, fault, listed: list) -> list[Example]:
-  return tokenize(rest.usable(listed), tokenizer, max_prompt_tokens, fault).examples
+def _make(rest: splits.Rest, tokenizer, max_prompt_tokens, fault, answer, listed: list) -> list:
+  return tokenize(rest.usable(listed), tokenizer, max_prompt_tokens, fault, answer).examples
 
 
 def require_same_ids(task: splits.Task, tokenizer: Tokenizer | Vocabulary) -> None:

@@ -179,19 +179,25 @@ class Tokenizer:
     Without a chat it begins as the tokenizer begins texts, with or without a beginning-of-sequence
     token. Tokens that the tokenizer would put at the end are left out.
     """
-    last = messages[-1]["content"] if self._chat and messages else question
-    text = self._question.replace("{question}", last)
+    opening = self.opening(question, messages)
+    text = opening[-1]["content"]
     if self._chat:
-      rendered = self.chat(self._messages(text, messages[:-1]))
+      rendered = self.chat(opening)
       if text.strip() not in rendered:  # some templates change the text
         _require_question(self.chat(self._messages(_QUESTION)))
       return self.encode(rendered)
     return self._begun(text)
 
+  def opening(self, question: str, messages: Sequence[dict[str, str]] = ()) -> list[dict[str, str]]:
+    """The messages that `prompt` renders; the tokens of their `conversation` are the same."""
+    last = messages[-1]["content"] if self._chat and messages else question
+    text = self._question.replace("{question}", last)
+    return self._messages(text, messages[:-1]) if self._chat else [_user(text)]
+
   def _messages(self, text: str, before: Sequence[dict] = ()) -> list[dict[str, str]]:
     has_own = any(message["role"] == "system" for message in before)
     system = [{"role": "system", "content": self._system}] if self._system and not has_own else []
-    return [*system, *before, {"role": "user", "content": text}]
+    return [*system, *before, _user(text)]
 
   @functools.cached_property
   def _beginning(self) -> list[int]:  # ids that the tokenizer puts before a text
@@ -334,6 +340,10 @@ class Tokenizer:
         texts.append(now[len(before) :])
         start, end = end, i + 1
     return texts
+
+
+def _user(text: str) -> dict[str, str]:
+  return {"role": "user", "content": text}
 
 
 def _require_question(rendered: str) -> None:

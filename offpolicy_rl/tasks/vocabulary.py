@@ -50,6 +50,10 @@ class Vocabulary:
 
   prompt = encode  # questions are prompts as they are
 
+  def opening(self, question: str, _messages: Sequence[dict] = ()) -> list[dict[str, str]]:
+    """The message whose `conversation` is the prompt of a question."""
+    return [{"role": "user", "content": question}]
+
   def conversation(self, messages: Sequence[dict], tools: Sequence[dict] = ()) -> list[int]:
     """Token ids of the texts of messages {"role", "content"}; TokenizerError if there are tools."""
     if tools:

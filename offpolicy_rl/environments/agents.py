@@ -1,0 +1,249 @@
+"""Agents that own their loop: any program that talks to a model as OpenAI's clients do.
+
+    from offpolicy_rl.environments import agents
+
+    @agents.agent
+    def solve(base_url: str, problem: agents.Problem, seed: int) -> float:
+      client = openai.OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=None)
+      messages = list(problem.messages)
+      answer = client.chat.completions.create(model="policy", messages=messages)
+      ...
+      return reward
+
+It becomes an environment, which environment.name names as "module:solve". A request is the policy's
+turn; the messages of the next request behind the answer are what the environment says.
+"""
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import json
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Generator, Sequence
+from types import FunctionType
+from typing import Any, NamedTuple, Protocol
+
+from offpolicy_rl.chat_api import responses, server
+from offpolicy_rl.chat_api.requests import ChatRequest, Message, RequestError, ToolCall
+from offpolicy_rl.environments import calls, environment, tools
+from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.tasks import sources
+
+_OVER = "the episode is over"
+
+
+class Problem(NamedTuple):
+  """The problem of an episode."""
+
+  messages: tuple[dict[str, str], ...]  # the prompt: what the first request has to say
+  answer: Any  # answer data of the task's problem
+
+
+class Opens(Protocol):
+  """The vocabulary, as far as prompts of agents need it."""
+
+  def opening(self, question: str, messages: Sequence[dict], /) -> list[dict]:
+    """The messages that a question's prompt renders."""
+    ...
+
+
+def agent(
+  harness: FunctionType | None = None, *, form: str = "hermes", offers: Sequence[FunctionType] = ()
+) -> Any:
+  """Makes an environment of a function (base_url, problem, seed) -> reward; also a decorator.
+
+  Args:
+    harness: called once per episode, in a thread of a worker process; may be a coroutine function.
+    form: of tool calls, one of `tools.FORMATS`.
+    offers: functions whose schemas (`tools.describe`) the requests offer as tools, for the prompt.
+  """
+  if harness is None:
+    return functools.partial(agent, form=form, offers=offers)
+  if form not in tools.FORMATS:
+    raise ValueError(f"form: got {form!r}, expected one of {', '.join(tools.FORMATS)}")
+  named: dict[str, Any] = dict(
+    harness=staticmethod(harness), form=tools.FORMATS[form], tools=tuple(offers)
+  )
+  named |= dict(__doc__=harness.__doc__, __module__=harness.__module__)
+  return environment.environment(type(harness.__name__, (_Agent,), named))
+
+
+def is_agent(made_by: Any) -> bool:
+  """Whether an environment is an agent, whose answer data are those of `answer_data`."""
+  return isinstance(made_by, type) and issubclass(made_by, _Agent)
+
+
+def answer_data(words: Opens, problem: sources.Problem) -> str:
+  """The answer data of a ticket for an agent, JSON; ValueError if a problem has no text."""
+  if problem.tokens is not None:
+    raise ValueError("environment.name: an agent needs prompts that are texts, not token ids")
+  messages = words.opening(problem.question, problem.messages)
+  return json.dumps({"messages": messages, "answer": json.loads(problem.answer)})
+
+
+class _Agent:
+  """An episode whose harness runs in a thread and asks for the policy's turns."""
+
+  harness: Callable[[str, Problem, int], Any]
+  form: tools.Format
+  tools: Sequence[FunctionType]
+
+  def reset(self, problem: str, seed: int) -> Turn:
+    """Starts the harness; its first request begins the episode."""
+    data = json.loads(problem)
+    given = Problem(tuple(data["messages"]), data["answer"])
+    self._said: queue.SimpleQueue = queue.SimpleQueue()  # Turn | Exception, of the harness
+    self._actions: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # of the policy; None = over
+    self._asking, self._over, self._turns = threading.Lock(), False, 0
+    self._history: tuple[Message, ...] = ()  # with the policy's last answer
+    self._tools: tuple[dict, ...] = ()
+    self._name = secrets.token_hex(8)
+    url = _door().enter(self._name, self)
+    threading.Thread(target=self._play, args=(url, given, seed), daemon=True).start()
+    return self._next()
+
+  def step(self, action: str) -> Turn:
+    """Gives the policy's turn to the harness; its next request answers."""
+    self._actions.put(action)
+    return self._next()
+
+  def close(self) -> None:
+    """Ends the episode; a harness that still asks is refused."""
+    self._over = True
+    _door().leave(self._name)
+    self._actions.put(None)
+
+  def _next(self) -> Turn:
+    said = self._said.get()
+    if isinstance(said, BaseException):
+      raise said
+    return said
+
+  def _play(self, url: str, problem: Problem, seed: int) -> None:
+    try:
+      result: Any = self.harness(url, problem, seed)
+      reward = asyncio.run(result) if inspect.iscoroutine(result) else result
+      self._said.put(Turn(reward=reward, done=True))
+    except BaseException as error:
+      self._said.put(error)
+
+  def ask(self, request: ChatRequest) -> list[responses.Part]:
+    """Answers a request of the harness: waits for the policy's turn."""
+    _check_fields(request)
+    if not self._asking.acquire(blocking=False):
+      raise RequestError("another request of this episode is waiting, expected one at a time")
+    try:
+      turn = self._opening(request) if not self._history else self._continuation(request)
+      if self._over:
+        raise RequestError(_OVER, code="episode_over")
+      self._said.put(turn)
+      action = self._actions.get()
+      if action is None:
+        raise RequestError(f"{_OVER}: a limit was reached", code="episode_over")
+      return self._answer(request, action)
+    finally:
+      self._asking.release()
+
+  def _opening(self, request: ChatRequest) -> Turn:
+    self._tools = request.tools
+    messages = [message.as_template() for message in request.messages]
+    return Turn(opening=json.dumps({"messages": messages, "tools": request.tools}))
+
+  def _continuation(self, request: ChatRequest) -> Turn:
+    """The messages behind the policy's last answer; RequestError if those before differ."""
+    before, given = self._history, request.messages
+    if request.tools != self._tools:
+      raise RequestError("tools: expected the same as in the request before", param="tools")
+    for i, expected in enumerate(before):
+      if i >= len(given) or not _same(given[i], expected):
+        got = given[i] if i < len(given) else "nothing"
+        raise RequestError(
+          f"messages[{i}]: got {got!s:.200}, expected {expected!s:.200} as before: an episode is "
+          "one conversation, and each request continues it",
+          param="messages",
+        )
+    new = given[len(before) :]
+    roles = {message.role for message in new}
+    if len(roles) != 1 or not roles <= {"user", "tool"}:
+      raise RequestError(
+        f"messages: got {', '.join(sorted(roles)) or 'nothing'} behind the policy's answer, "
+        "expected messages of one role, user or tool",
+        param="messages",
+      )
+    [role] = roles
+    texts = [message.content for message in new]
+    if role == "tool":
+      role, texts = self.form.role, [self.form.result.format(text) for text in texts]
+    return Turn(texts[0], role=role, more=tuple(texts[1:]))
+
+  def _answer(self, request: ChatRequest, action: str) -> list[responses.Part]:
+    content, written = calls.separated(action, self.form) if request.tools else (action, [])
+    self._turns += 1
+    named = tuple(
+      ToolCall(f"call_{self._turns}_{i}", *call) for i, call in enumerate(written, start=1)
+    )
+    self._history = (*request.messages, Message("assistant", content, named))
+    return [responses.Delta(0, content, named, (), "tool_calls" if named else "stop")]
+
+
+def _same(given: Message, expected: Message) -> bool:
+  """Whether two messages say the same; clients trim texts."""
+  return given._replace(content=given.content.strip()) == expected._replace(
+    content=expected.content.strip()
+  )
+
+
+def _check_fields(request: ChatRequest) -> None:
+  """RequestError for what the run decides, and its sampler records."""
+  fields = dict(temperature=None, top_p=None, seed=None, max_tokens=None, top_logprobs=None)
+  for name, expected in (fields | dict(stop=(), n=1)).items():
+    got = getattr(request, name)
+    if got != expected:
+      name = "logprobs" if name == "top_logprobs" else name
+      raise RequestError(
+        f"{name}: got {got!r:.60}, expected nothing: the run decides how its policy samples, by "
+        "sampler.temperature, environment.max_turn_tokens and others",
+        param=name,
+      )
+
+
+class _Door:
+  """The chat server of a process, which lives as long: an address per episode."""
+
+  def __init__(self):
+    self._episodes: dict[str, _Agent] = {}
+    self._serving = contextlib.ExitStack()
+    self.url = self._serving.enter_context(server.serving(self))
+
+  def enter(self, name: str, episode: _Agent) -> str:
+    """Opens an address; returns its base URL."""
+    self._episodes[name] = episode
+    return f"{self.url}/episodes/{name}/v1"
+
+  def leave(self, name: str) -> None:
+    """Closes an address."""
+    self._episodes.pop(name, None)
+
+  def _episode(self, base: str) -> _Agent:
+    found = self._episodes.get(base.removeprefix("/episodes/").removesuffix("/v1"))
+    if found is None:
+      raise RequestError(f"{_OVER}, or there was none: {base:.80}", status=404, code="episode_over")
+    return found
+
+  def models(self, base: str) -> list[str]:
+    """The policy, whatever clients call it."""
+    self._episode(base)
+    return ["policy"]
+
+  def chat(self, base: str, request: ChatRequest) -> Generator[responses.Part]:
+    """The policy's turn; waits for it."""
+    parts = self._episode(base).ask(request)
+    return (part for part in parts)
+
+
+@functools.cache
+def _door() -> _Door:
+  return _Door()

@@ -1,0 +1,163 @@
+"""Agents that own their loop: their requests as turns, and what is refused."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import threading
+from urllib.parse import urlsplit
+
+import pytest
+
+from offpolicy_rl.environments import agents, environment, processes
+from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.tasks import sources, vocabulary
+from tests.environments import harnesses
+from tests.environments.processes_test import answers
+
+NAME = "tests.environments.harnesses"
+PROMPT = [{"role": "user", "content": "go"}]
+
+
+def problem(answer) -> str:
+  return json.dumps({"messages": PROMPT, "answer": answer})
+
+
+@pytest.fixture
+def begin():
+  """Begins episodes, which end with the test."""
+  begun = []
+
+  def start(name: str, answer=None, seed=0):
+    begun.append(getattr(harnesses, name)())
+    return begun[-1], begun[-1].reset(problem(answer), seed)
+
+  yield start
+  for one in begun:
+    one.close()
+
+
+def test_an_agent_is_an_environment():
+  found = environment.resolve(f"{NAME}:adds")
+  assert agents.is_agent(found) and found.__doc__ == harnesses.adds.__doc__
+  assert not agents.is_agent(environment.resolve("tests.environments.games:Adds"))
+  assert [f.__name__ for f in harnesses.calls.tools] == ["add"]
+  with pytest.raises(ValueError, match="form: got 'x', expected one of hermes"):
+    agents.agent(form="x")(ask_nothing)
+
+
+def ask_nothing(_base_url, _problem, _seed):
+  return 0.0
+
+
+def test_requests_are_turns_of_the_policy(begin):
+  played, first = begin("adds", 7, seed=3)
+  assert json.loads(first.opening) == {"messages": PROMPT, "tools": []}
+  assert first._replace(opening="") == Turn()
+  assert played.step("1") == Turn("4")
+  assert played.step("2") == Turn("6")
+  assert played.step("1") == Turn(reward=1.5, done=True)
+
+
+def test_tool_calls_are_parsed_and_results_are_told_as_tools(begin):
+  played, first = begin("calls", "7")
+  assert json.loads(first.opening)["tools"][0]["function"]["name"] == "add"
+  call = '<tool_call>{"name": "add", "arguments": {"a": 3, "b": %d}}</tool_call>'
+  assert played.step("So: " + call % 4) == Turn("7", role="tool")
+  assert played.step(call % 1 + call % 2) == Turn("4", role="tool", more=("5",))
+  assert played.step("7") == Turn(reward=1.0, done=True)
+  played, _ = begin("calls", "7")
+  assert played.step("<tool_call>{") == Turn(done=True)
+
+
+def test_an_episode_that_a_limit_ends_refuses_its_agent(begin):
+  played, _ = begin("adds", 7)
+  played.close()
+  with pytest.raises(harnesses.Refused, match="the episode is over"):
+    played._next()
+
+
+def test_an_agent_that_never_asks_is_done(begin):
+  assert begin("waits")[1] == Turn(reward=1.0, done=True)
+  assert asyncio.iscoroutinefunction(harnesses.waits.harness)
+
+
+@pytest.mark.parametrize(
+  ("order", "why"),
+  [
+    ({}, "messages: got nothing behind the policy's answer"),
+    ({"messages": [{"role": "system", "content": ""}]}, "messages: got system behind"),
+    (
+      {"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]},
+      "messages: got tool, user behind",
+    ),
+    ({"before": [{"role": "user", "content": "no"}]}, "messages\\[0\\]: got .*no.* expected .*go"),
+    ({"before": []}, "messages\\[0\\]: got .*assistant.* expected .*go"),
+    ({"temperature": 0.5}, "temperature: got 0.5, expected nothing"),
+    ({"n": 2}, "n: got 2, expected nothing"),
+    ({"max_tokens": 9}, "max_tokens: got 9"),
+    ({"logprobs": True}, "logprobs: got 0, expected nothing"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: expected the same"),
+    ({"role": 3}, "role: unknown"),
+  ],
+)
+def test_requests_that_do_not_continue_the_episode_are_refused(begin, order, why):
+  played, _ = begin("obeys")
+  with pytest.raises(harnesses.Refused, match=why):
+    played.step(json.dumps(order))
+
+
+def test_requests_come_one_at_a_time(begin):
+  played, _ = begin("adds", 7)
+  url = f"{agents._door().url}/episodes/{played._name}/v1"
+  with pytest.raises(harnesses.Refused, match="expected one at a time"):
+    harnesses.ask(url, PROMPT)
+  assert played.step("3") == Turn("3")
+  with pytest.raises(harnesses.Refused, match="over, or there was none"):
+    harnesses.ask(url.replace(played._name, "0" * 16), PROMPT)
+
+
+def test_answers_can_be_streamed_and_clients_may_trim(begin):
+  played, _ = begin("obeys")
+  lines = []
+
+  def stream():
+    parts = urlsplit(agents._door().url)
+    connection = http.client.HTTPConnection(parts.netloc)
+    said = {"role": "assistant", "content": "{} "}
+    history = [*PROMPT, said | {"content": "{}"}, {"role": "user", "content": "x"}]
+    body = json.dumps({"model": "any", "messages": history, "stream": True})
+    path = f"/episodes/{played._name}/v1/chat/completions"
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    lines.extend(connection.getresponse().read().decode().split("\n\n"))
+
+  played._actions.put("{} ")  # its next request is refused, and the episode goes on by ours
+  with pytest.raises(harnesses.Refused):
+    played._next()
+  client = threading.Thread(target=stream)
+  client.start()
+  assert played._next() == Turn("x")
+  played._actions.put("hello")
+  client.join()
+  assert '"content": "hello"' in lines[1] and lines[-2] == "data: [DONE]"
+
+
+def test_in_processes_an_agent_costs_its_own_episode_only():
+  made = processes.Processes(f"{NAME}:obeys", processes=1, seconds=2.0, memory_mb=4096)
+  with contextlib.closing(made):
+    good, bad, wrong = (made.begin(problem(None), 0) for _ in range(3))
+    assert len(answers(made, 3)) == 3
+    made.act(bad, '"hang"')
+    assert "not done after 2 s" in answers(made, 1)[bad].reason
+    made.act(wrong, '"nothing"')
+    assert "reward: got None" in answers(made, 1)[wrong].reason
+    made.act(good, '"reward"')  # played again where its process was replaced
+    assert answers(made, 1) == {good: Turn(reward=1.0, done=True)}
+
+
+def test_answer_data_are_the_messages_of_the_prompt():
+  words = vocabulary.Vocabulary()
+  found = agents.answer_data(words, sources.Problem("a?", "[1]"))
+  assert json.loads(found) == {"messages": [{"role": "user", "content": "a?"}], "answer": [1]}
+  with pytest.raises(ValueError, match="texts, not token ids"):
+    agents.answer_data(words, sources.Problem("a?", "1", tokens=([3], None)))

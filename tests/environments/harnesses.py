@@ -1,0 +1,102 @@
+"""Agents for tests, which speak HTTP without a client's package."""
+
+import http.client
+import json
+import random
+import time
+from urllib.parse import urlsplit
+
+from offpolicy_rl.environments import agents, tools
+
+
+class Refused(RuntimeError):
+  """The answer was an error."""
+
+
+def ask(base_url: str, messages: list, **fields) -> dict:
+  """The message that answers a chat."""
+  parts = urlsplit(base_url)
+  connection = http.client.HTTPConnection(parts.netloc)
+  body = json.dumps({"model": "policy", "messages": messages} | fields)
+  path = f"{parts.path}/chat/completions"
+  connection.request("POST", path, body, {"Content-Type": "application/json"})
+  answer = json.loads(connection.getresponse().read())
+  connection.close()
+  if "error" in answer:
+    raise Refused(answer["error"]["message"])
+  return answer["choices"][0]["message"]
+
+
+@agents.agent
+def adds(base_url: str, problem: agents.Problem, seed: int) -> float:
+  """games.Adds as a loop of its own; 0.5 per turn, as there."""
+  total, turns, messages = seed, 0, list(problem.messages)
+  while total != problem.answer:
+    said = ask(base_url, messages)
+    total, turns = total + int(said["content"]), turns + 1
+    messages += [said, {"role": "user", "content": f"{total}"}]
+  return 0.5 * turns
+
+
+@agents.agent
+async def waits(_base_url: str, _problem: agents.Problem, _seed: int) -> float:
+  """A coroutine that never asks."""
+  return 1.0
+
+
+def add(a: int, b: int) -> int:
+  """Adds two numbers."""
+  return a + b
+
+
+@agents.agent(offers=(add,))
+def calls(base_url: str, problem: agents.Problem, _seed: int) -> float:
+  """Calls tools until there is an answer."""
+  messages = list(problem.messages)
+  while True:
+    said = ask(base_url, messages, tools=[tools.describe(add)])
+    messages.append(said)
+    if "tool_calls" not in said:
+      return float(said["content"] == problem.answer)
+    for call in said["tool_calls"]:
+      result = add(**json.loads(call["function"]["arguments"]))
+      messages.append({"role": "tool", "tool_call_id": call["id"], "content": str(result)})
+
+
+@agents.agent
+def obeys(base_url: str, problem: agents.Problem, _seed: int) -> float:
+  """Asks for what the policy says, in JSON: fields and messages of the next request."""
+  messages = list(problem.messages)
+  while True:
+    said = ask(base_url, messages)
+    order = json.loads(said["content"])
+    if order == "hang":
+      time.sleep(60)
+    if order == "reward":
+      return 1.0
+    if order == "nothing":
+      return None
+    before = order.pop("before", messages)
+    messages = [*before, said, *order.pop("messages", [])]
+    ask(base_url, messages, **order)
+
+
+@agents.agent
+def other_prompt(base_url: str, problem: agents.Problem, _seed: int) -> float:
+  """Begins otherwise than the prompt."""
+  ask(base_url, [{"role": "user", "content": problem.messages[0]["content"] + " please"}])
+  return 1.0
+
+
+@agents.agent
+def guesses(base_url: str, problem: agents.Problem, seed: int) -> float:
+  """The game of environments/guess.py as a loop of its own."""
+  number, messages = random.Random(seed).randint(*problem.answer), list(problem.messages)
+  while True:
+    said = ask(base_url, messages)
+    guess = said["content"]
+    if guess == str(number):
+      return 1.0
+    is_digit = len(guess) == 1 and guess.isdecimal()
+    reply = "?" if not is_digit else "<" if number < int(guess) else ">"
+    messages += [said, {"role": "user", "content": reply}]
