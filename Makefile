@@ -82,6 +82,7 @@ $(ADAPTERS)/.installed: tests/environments/adapters/requirements.txt $(VENV)/.in
 	$(BIN)/pip freeze | grep -E '^(jax|numpy|scipy|protobuf|grpcio|pyarrow)' > $(ADAPTERS)/constraints.txt
 	echo $(abspath $(VENV))/lib/python3*/site-packages > $$(echo $(ADAPTERS)/lib/python3*/site-packages)/offpolicy_rl.pth
 	$(ADAPTERS)/bin/pip install --quiet --disable-pip-version-check -c $(ADAPTERS)/constraints.txt -r $< \
+	  && $(ADAPTERS)/bin/pip install --quiet --disable-pip-version-check --no-deps openenv==0.10.0 \
 	  && touch $@ || echo "These packages could not be installed; their tests will be skipped."
 
 # Another system, for benchmarks/peers only; 1.6 GB.

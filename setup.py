@@ -64,6 +64,7 @@ EXTRAS = {
   "cuda": ["jax[cuda13]>=0.12.0,<0.13"],
   "aot": ["jax[tpu]>=0.12.0,<0.13"],  # libtpu's compiler, used on machines without a TPU
   "gym": ["reasoning-gym==0.1.25"],  # the demo's task; builds pycosat, so it needs a C compiler
+  "openenv": ["websockets>=15,<18"],  # task.name=openenv:URL
   "textarena": ["textarena==0.7.4"],  # task.name=textarena:NAME
   "gguf": ["gguf>=0.19,<0.20"],  # reads GGUF checkpoints
   "wandb": ["wandb>=0.31,<0.32"],  # trackers; tests/reference/trackers.txt repeats them

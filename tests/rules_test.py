@@ -30,6 +30,7 @@ TABLES = {"tests/tasks/symbolic_test.py"}  # files that are mostly a table, an e
 # Public, and used by name only, by tools elsewhere, or by people with a question.
 USED_ELSEWHERE = {
   "environments/agents.py:agent": "for functions of users that environment.name names",
+  "environments/openenv.py:task": "loaded by tasks/catalog.py",
   "environments/textarena.py:task": "loaded by tasks/catalog.py",
   "environments/python.py:Python": "for environment.name of users",
   "sandbox/inside.py:judge": "called by the text inside.JUDGE, in the sandbox",

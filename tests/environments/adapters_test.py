@@ -15,8 +15,8 @@ from tests.conftest import ROOT
 
 PYTHON = ROOT / ".venv-adapters" / "bin" / "python"
 INSTALLED = (ROOT / ".venv-adapters" / ".installed").exists()
-KINDS = ["textarena"]
-NAMES = {"textarena": "textarena:GuessTheNumber-v0"}
+NAMES = {"openenv": "openenv:http://127.0.0.1:9", "textarena": "textarena:GuessTheNumber-v0"}
+KINDS = list(NAMES)
 
 
 @pytest.mark.long
@@ -60,6 +60,7 @@ def test_a_task_brings_its_environment(kind):
   [
     ({"task__verifier": "exact"}, r"task\.verifier: got 'exact', expected '' with an environment"),
     ({"task__name": "textarena:"}, "task.name: got 'textarena:', expected textarena:NAME"),
+    ({"task__name": "openenv:localhost"}, "task.name: got .*, expected openenv:http://HOST:PORT"),
     ({"task__options": "[1]"}, r"task.options: got '\[1\]', expected a JSON object"),
     (
       {"task__name": "mixture", "task__mixture": '{"sums": 1, "textarena:2048-v0": 1}'},
