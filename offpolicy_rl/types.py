@@ -86,6 +86,14 @@ class Candidates(NamedTuple):
   logprobs: Any  # float32 [..., I], of the same distribution as the sampled token's
 
 
+class Seconds(NamedTuple):
+  """Where the time of an episode went, prefilling of its prompt excluded."""
+
+  world: float  # its environment had to answer
+  queue: float  # it waited for a slot, prefilling of replies included
+  model: float  # in a slot
+
+
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
   """One completion, as it was sampled and scored.
@@ -103,6 +111,7 @@ class Trajectory:
   candidates: Candidates | None = None  # [M, I]; None = not recorded
   turn_rewards: tuple[float, ...] = ()  # of an episode, per turn of the policy
   ended: str = ""  # one of EPISODE_ENDS; "" = not an episode
+  seconds: Seconds | None = None  # of an episode; None = unknown
 
   def __post_init__(self) -> None:
     if self.verdict is _AS_REWARD:

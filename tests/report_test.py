@@ -302,6 +302,8 @@ def test_samplers_are_compared_over_all_their_completions():
     {"step": 2},  # of an older release
   ]
   text = samplers.table(rows)
+  waited = {"sampler/completions": {"a": 1}, "sampler/seconds_world": {"a": 2.5}}
+  assert "seconds-world, seconds" in samplers.table([waited]) and "seconds-world" not in text
   cells = [re.findall(r">([^<>]*)</t[dh]>", row) for row in text.split("<tr>")[2:]]
   assert cells == [
     ["a", "4", "50", "0.75", "", "", "0.01", "", "0"],

@@ -71,6 +71,7 @@ def deterministic(row: dict) -> dict:
   """What of a metrics row does not measure time or how far samplers were."""
   timing = (
     "seconds/",
+    "episode/seconds_",
     "ticket/",
     "sampler/",
     "lag/in_",

@@ -241,6 +241,19 @@ SECTIONS = {
       skip=1,
     ),
     Chart(
+      "Time of an episode",
+      {
+        "world": "episode/seconds_world",
+        "queue": "episode/seconds_queue",
+        "model": "episode/seconds_model",
+      },
+      "waiting for its environment, waiting for a slot, and in one",
+      gauge="episode_seconds",
+      label="part",
+      stacked=True,
+      skip=1,
+    ),
+    Chart(
       "Beside the step",
       {"compiling": "seconds/compiling", "assembling": "seconds/assembling"},
       "assembling the next batch in its own thread; compiling programs",

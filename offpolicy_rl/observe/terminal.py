@@ -27,6 +27,9 @@ _MEASURED = {
   "length": ",.0f",
   "entropy": ".2f",
   "mismatch": ".1e",
+  "seconds_world": ".2f",
+  "seconds_queue": ".2f",
+  "seconds_model": ".2f",
   "restarts": ".0f",
 }
 _BAR, _LEAST_SHARE = 60, 0.005  # characters; share from which a stage is in the legend
@@ -189,6 +192,8 @@ def dashboard(
   if status.tickets:
     parts.append(Text(_tickets(status.tickets)))
   parts += _stages(rows, console)
+  if episode := _episode(newest.get(metrics.TRAIN, {})):
+    parts.append(Text(episode))
   if status.samplers:
     parts.append(_samplers(status, wide=console.width >= _WIDE))
   return Group(*parts, *_alarms(rows))
@@ -319,12 +324,22 @@ def _stages(rows: list[types.MetricsRow], console: Console) -> list[Text]:
   return [legend, bar]
 
 
+def _episode(train: dict) -> str:
+  """Where the time of an episode went; "" if a completion is one turn."""
+  [chart] = [chart for chart in charts.CHARTS if chart.gauge == "episode_seconds"]
+  seconds = {part: train.get(name, 0.0) for part, name in chart.lines.items()}
+  if not (total := sum(seconds.values())):
+    return ""
+  parts = "  ".join(f"{name} {value / total:.0%}" for name, value in seconds.items())
+  return f"an episode's {total:.3g} s: {parts}"
+
+
 def _samplers(status: types.RunStatus, *, wide: bool) -> Table:
   table = Table(box=None, padding=(0, 2 if wide else 1), header_style="dim")
   table.add_column("sampler")
   measured = [name for name in _MEASURED if wide and any(name in s.stats for s in status.samplers)]
   for name in ("version", "tokens/s", "slots busy", "groups", *measured, "heartbeat"):
-    table.add_column(name, justify="right")
+    table.add_column(name.replace("seconds_", "s in "), justify="right")
   for sampler in status.samplers[:_MAX_SAMPLERS]:
     number = lambda name, stats=sampler.stats, form=",.0f": (
       format(stats[name], form) if name in stats else "-"

@@ -118,4 +118,16 @@ def _episode_metrics(episodes: list[types.Trajectory]) -> dict[str, float]:
     "episode/turns": float(np.mean([len(t.turn_rewards) for t in episodes])),
     "episode/environment_tokens": float(np.mean([np.sum(~t.sampled) for t in episodes])),
     **{name: float(np.mean([t.ended == end for t in episodes])) for end, name in _ENDS.items()},
+    **_seconds([t.seconds for t in episodes if t.seconds is not None]),
+  }
+
+
+def _seconds(known: list[types.Seconds]) -> dict[str, float]:
+  if not known:
+    return {}
+  world, queue, model = np.mean(known, axis=0).tolist()
+  return {
+    "episode/seconds_world": world,
+    "episode/seconds_queue": queue,
+    "episode/seconds_model": model,
   }

@@ -21,7 +21,10 @@ _LEAST_GAP, _TIMES = 0.5, 4.0
 def completion_arrays(groups: Sequence[types.FinishedGroup]) -> dict[str, np.ndarray]:
   """Arrays [N] with the host's knowledge of the completions of a batch, in its order."""
   rows = [(g.group.sampler_id, t) for g in groups for t in g.group.trajectories]
-  return {
+  unknown = types.Seconds(np.nan, np.nan, np.nan)
+  seconds = np.array([t.seconds or unknown for _, t in rows]).T
+  of_episodes = {f"seconds_{name}": x for name, x in zip(unknown._fields, seconds, strict=True)}
+  return of_episodes | {
     "sampler": np.array([sampler_id for sampler_id, _ in rows]),
     "reward": np.array([t.reward for _, t in rows]),
     "verdict": np.array([t.verdict for _, t in rows]),

@@ -285,7 +285,7 @@ def status(stats: worker.Stats, slots: int) -> dict[str, float]:
   version = {} if stats.version == types.NO_VERSION else {"version": stats.version}
   return version | {
     "slots": slots,
-    "slots_busy": min(slots, slots - stats.room),
+    "slots_busy": stats.busy,
     "groups": stats.groups,
     "tokens": stats.tokens,
   }

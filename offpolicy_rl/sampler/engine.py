@@ -9,7 +9,7 @@ its environment keeps its pages, not its slot. This file only counts; the device
 import collections
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,9 @@ import numpy as np
 from offpolicy_rl import types
 from offpolicy_rl.environments.episodes import World
 from offpolicy_rl.model import decoder, sharding
-from offpolicy_rl.sampler import generation, in_progress, sampling, sizing, stopping
+from offpolicy_rl.sampler import generation, in_progress, prefilling, sampling, sizing, stopping
 from offpolicy_rl.sampler.in_progress import Completion, Group
+from offpolicy_rl.sampler.prefilling import Piece
 
 _REPLY_SECONDS = 0.05  # an engine whose completions all wait looks this often for their replies
 Finished = tuple[types.Ticket, list[types.Trajectory]]  # a complete group, unscored
@@ -61,12 +62,14 @@ class Engine:
     self._tables = np.zeros((sizes.slots, sizes.row_pages), np.int32)
     self._pages = list(range(sizes.pages - 1, 0, -1))  # free ones
     self._tickets: collections.deque[types.Ticket] = collections.deque()
-    self._filling: list[Group | Completion] = []  # prompts and replies that are being prefilled
+    self._filling: list[Group] = []  # prompts that are being prefilled
     self._ready: collections.deque[Completion] = collections.deque()
     self._running: dict[int, Completion] = {}  # by slot, in the order in which they started
     self._waiting: dict[Any, Completion] = {}  # for their environments
-    self._answered: collections.deque[Completion] = collections.deque()  # replies to be prefilled
+    self._answered: collections.deque[Completion] = collections.deque()  # that wait for pages
+    self._resuming: list[Completion] = []  # whose replies are being prefilled
     self._started: dict[str, float] = {}  # ticket id -> when its first completion got a slot
+    self.busy = 0  # slots in which the last step decoded
 
   @property
   def idle(self) -> bool:
@@ -75,8 +78,8 @@ class Engine:
   @property
   def room(self) -> int:
     """Completions that would get a slot at once if their prompts were prefilled."""
-    filling = [group.ticket for group in self._filling if isinstance(group, Group)]
-    return self._wanted() - sum(t.num_completions for t in (*self._tickets, *filling))
+    tickets = [*self._tickets, *(group.ticket for group in self._filling)]
+    return self._wanted() - sum(ticket.num_completions for ticket in tickets)
 
   @property
   def room_soon(self) -> int:
@@ -108,12 +111,12 @@ class Engine:
     yield from self._ready
     yield from self._waiting.values()
     yield from self._answered
-    yield from (x for x in self._filling if isinstance(x, Completion))
+    yield from self._resuming
 
   def _groups(self) -> set[Group]:
     """Those whose prompts have pages."""
     begun = {completion.group for completion in self._completions()}
-    return begun | {x for x in self._filling if isinstance(x, Group)}
+    return begun | set(self._filling)
 
   def add(self, tickets: list[types.Ticket]) -> None:
     """Queues tickets; ValueError if a prompt is too long."""
@@ -144,6 +147,7 @@ class Engine:
       complete = self._hear()
       self._prefill(params)
       self._start()
+      self.busy = len(self._running)
       return complete + (self._decode(params, version) if self._running else [])
 
   def _hear(self) -> list[Finished]:
@@ -151,14 +155,15 @@ class Engine:
     if self._episodes is None or not self._waiting:
       return []
     complete = []
-    busy = self._running or self._ready or self._answered or self._filling
+    busy = len(self._waiting) < sum(1 for _ in self._completions()) or self._filling
     for episode, reply in self._episodes.replies(0 if busy else _REPLY_SECONDS):
       completion = self._waiting.pop(episode)
+      completion.spend("world")
       completion.limit = reply.limit
       if reply.ended:
         self._pages += completion.pages
-        spans, rewards = completion.spans, episode.rewards
-        complete += self._done(completion, in_progress.trajectory(spans, rewards, reply.ended))
+        done = in_progress.trajectory(completion, episode.rewards, reply.ended)
+        complete += self._done(completion, done)
       elif reply.tokens.size:
         recorded = self._recorded(completion.group.ticket)
         completion.spans.append(in_progress.environment_span(reply.tokens, recorded))
@@ -211,50 +216,52 @@ class Engine:
     return cut
 
   def _prefill(self, params) -> None:
-    """Prefills pieces: one of each row while others decode, else until a row is complete."""
-    while self._wanted() > 0 or self._answered:
+    """Prefills replies for the free slots; and prompts, a piece of each while others decode."""
+    self._resume()
+    while self._resuming and len(self._ready) < self._sizes.slots - len(self._running):
+      shape = self._sizes.reply_shape(self._resuming[0].missing)
+      alike = [x for x in self._resuming if self._sizes.reply_shape(x.missing) == shape]
+      self._write_next(params, alike[: shape.rows], shape)
+      for completion in (x for x in alike if not x.missing):
+        self._resuming.remove(completion)
+        _queue(completion, self._ready)
+    while self._wanted() > 0:
       self._begin()
       if not self._filling:
         return
-      pieces = []
-      for row in self._filling[: self._sizes.prefill_rows]:
-        piece = row.tokens[row.cached : -1][: self._sizes.piece_tokens]
-        pieces.append((self._table(row), piece, row.cached))
-        row.cached += piece.size
-        if not row.missing:
-          self._filled(row)
-      self._write(params, pieces)
-      self._filling = [row for row in self._filling if row.missing]
+      shape = self._sizes.prompt_shape
+      self._write_next(params, self._filling[: shape.rows], shape)
+      for group in (x for x in self._filling if not x.missing):
+        self._filled(group)
+      self._filling = [group for group in self._filling if group.missing]
       if self._running:
         return
+
+  def _write_next(self, params, rows: Sequence[Group | Completion], shape: sizing.Shape) -> None:
+    """Prefills the next piece of each row."""
+    pieces = []
+    for row in rows:
+      tokens = row.tokens[row.cached : -1][: shape.columns]
+      pieces.append(Piece(self._table(row), tokens, row.cached))
+      row.cached += tokens.size
+    self._write(params, pieces, shape)
+
+  def _write(self, params, pieces: Sequence[Piece], shape: sizing.Shape) -> None:
+    arrays = prefilling.arrays(pieces, shape, self._sizes.row_pages)
+    self._pool = generation.prefill(self._config, params, self._pool, *arrays)
 
   def _table(self, row: Group | Completion) -> Sequence[int]:
     return row.pages if isinstance(row, Group) else row.table(self._sizes.page_tokens)
 
-  def _filled(self, row: Group | Completion) -> None:
-    """Lets start what waited for a row to be prefilled; episodes begin first."""
-    if isinstance(row, Completion):
-      _queue(row, self._ready)
-      return
-    for index in range(row.ticket.num_completions):
-      completion = Completion(row, index, limit=self._sizes.max_tokens)
+  def _filled(self, group: Group) -> None:
+    """Lets the completions of a prefilled prompt start; episodes begin first."""
+    for index in range(group.ticket.num_completions):
+      completion = Completion(group, index, limit=self._sizes.max_tokens)
       if self._episodes is None:
         self._ready.append(completion)
       else:
-        completion.episode = self._episodes.begin(row.ticket, index)
+        completion.episode = self._episodes.begin(group.ticket, index)
         self._waiting[completion.episode] = completion
-
-  def _write(self, params, pieces: Sequence[tuple[Sequence[int], np.ndarray, int]]) -> None:
-    """Computes keys and values of a few rows: (pages, some tokens, position of the first)."""
-    sizes = self._sizes
-    tokens = np.zeros((sizes.prefill_rows, sizes.piece_tokens), np.int32)
-    tables = np.zeros((sizes.prefill_rows, sizes.row_pages), np.int32)
-    start = np.zeros(sizes.prefill_rows, np.int32)
-    for row, (pages, piece, first) in enumerate(pieces):
-      tokens[row, : piece.size] = piece
-      tables[row, : len(pages)] = pages
-      start[row] = first
-    self._pool = generation.prefill(self._config, params, self._pool, tables, tokens, start)
 
   def refresh(self, params: dict) -> None:
     """Recomputes the keys and values of everything in progress with other parameters."""
@@ -267,20 +274,12 @@ class Engine:
         tokens = np.concatenate([completion.tokens, now])[:-1]
       begin = completion.group.shared(self._sizes.page_tokens) * self._sizes.page_tokens
       if completion.pages:
-        rows.append((self._table(completion), tokens[begin:], begin))
-    prompts = [(group.pages, group.tokens[: group.cached], 0) for group in self._groups()]
+        rows.append(Piece(self._table(completion), tokens[begin:], begin))
+    prompts = [Piece(group.pages, group.tokens[: group.cached], 0) for group in self._groups()]
+    shape = self._sizes.prompt_shape
     with jax.sharding.set_mesh(self._mesh):
-      self._write_all(params, prompts)
-      self._write_all(params, rows)
-
-  def _write_all(self, params, rows: Iterable[tuple[Sequence[int], np.ndarray, int]]) -> None:
-    """`_write` for any number of independent rows of any length."""
-    size, left = self._sizes.piece_tokens, collections.deque(row for row in rows if row[1].size)
-    while left:
-      now = [left.popleft() for _ in range(min(len(left), self._sizes.prefill_rows))]
-      self._write(params, [(pages, tokens[:size], first) for pages, tokens, first in now])
-      rest = ((pages, tokens[size:], first + size) for pages, tokens, first in now)
-      left.extend(row for row in rest if row[1].size)
+      for pieces in (*prefilling.batches(prompts, shape), *prefilling.batches(rows, shape)):
+        self._write(params, pieces, shape)
 
   def _wanted(self) -> int:
     """Completions to begin: slots for which none is ready, as far as waiting ones leave room."""
@@ -288,22 +287,24 @@ class Engine:
     if self._episodes is None:
       return slots
     begun = sum(1 for _ in self._completions())
-    return min(slots - len(self._answered), self._sizes.most - begun)
+    return min(slots - len(self._answered) - len(self._resuming), self._sizes.most - begun)
 
-  def _begin(self) -> None:
-    """Lets the prefilling of replies begin, then that of prompts, as far as there are pages."""
+  def _resume(self) -> None:
+    """Lets the prefilling of replies begin, as far as there are pages."""
     sizes = self._sizes
-    while self._answered and len(self._filling) < sizes.prefill_rows:
-      if not self._has_pages(self._answered[0], self._spare()):
-        break
+    while self._answered and self._has_pages(self._answered[0], self._spare()):
       completion = self._answered.popleft()
       if not completion.pages:  # its first turn: what no shared page holds is computed again
         completion.cached = completion.group.shared(sizes.page_tokens) * sizes.page_tokens
       needed = math.ceil(completion.size / sizes.page_tokens) - len(self._table(completion))
       completion.pages += self._take(max(0, needed))
-      self._filling.append(completion)
-    coming = sum(x.ticket.num_completions for x in self._filling if isinstance(x, Group))
-    while self._tickets and len(self._filling) < sizes.prefill_rows and coming < self._wanted():
+      self._resuming.append(completion)
+
+  def _begin(self) -> None:
+    """Lets the prefilling of prompts begin, as far as there are pages."""
+    sizes, rows = self._sizes, self._sizes.prompt_shape.rows
+    coming = sum(group.ticket.num_completions for group in self._filling)
+    while self._tickets and len(self._filling) < rows and coming < self._wanted():
       needed = math.ceil((self._tickets[0].prompt_tokens.size - 1) / sizes.page_tokens)
       # Leaves enough for the completion that started first, so that one always goes on.
       if self._spare() < needed + sizes.row_pages:
@@ -341,6 +342,7 @@ class Engine:
     starts, spare = generation.no_starts(sizes.slots), self._spare()
     while free and self._ready and self._has_pages(self._ready[0], spare):
       slot, completion = free.pop(), self._ready.popleft()
+      completion.spend("queue")
       group = completion.group
       if not completion.pages:
         completion.pages = self._take(1)
@@ -410,6 +412,7 @@ class Engine:
         complete += self._done(completion, types.Trajectory(*span[:3], ended, candidates=span[3]))
       else:
         del self._running[slot]
+        completion.spend("model")
         self._wait(completion, completion.episode, span)
     return complete
 
@@ -435,8 +438,6 @@ class Engine:
 
 
 def _queue(completion: Completion, queue: collections.deque[Completion]) -> None:
-  """Those that have begun come first: they wait for no pages."""
-  if completion.pages:
-    queue.appendleft(completion)
-  else:
-    queue.append(completion)
+  """Puts one that has begun behind the others that have: they wait for no pages."""
+  begun = sum(bool(other.pages) for other in queue)
+  queue.insert(begun if completion.pages else len(queue), completion)

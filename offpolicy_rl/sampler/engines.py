@@ -20,6 +20,10 @@ class Engines:
     return sum(max(engine.room, 0) for engine in self._engines)
 
   @property
+  def busy(self) -> int:
+    return sum(engine.busy for engine in self._engines)
+
+  @property
   def room_soon(self) -> int:
     return sum(max(engine.room_soon, 0) for engine in self._engines)
 

@@ -1,6 +1,7 @@
 """Groups and completions in progress in an engine."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ class Completion:
   turn: int = 0  # of the policy; counts from 0
   spans: list[types.Span] = dataclasses.field(default_factory=list)  # before this turn
   cached: int = 0  # tokens of prompt and spans whose keys and values are in the cache
+  spent: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds, see types.Seconds
+  since: float = dataclasses.field(default_factory=time.monotonic)  # when these were noted
   episode: Any = None  # of `episodes.World`
 
   @property
@@ -61,6 +64,12 @@ class Completion:
   def missing(self) -> int:
     """Tokens to prefill before this turn can start."""
     return self.size - 1 - self.cached
+
+  def spend(self, where: str) -> None:
+    """Notes where the time since the last note went: one of the fields of types.Seconds."""
+    now = time.monotonic()
+    self.spent[where] = self.spent.get(where, 0.0) + now - self.since
+    self.since = now
 
   def table(self, page_tokens: int) -> list[int]:
     """All pages: the prompt's full ones and its own."""
@@ -79,10 +88,9 @@ def environment_span(tokens: np.ndarray, candidates: int) -> types.Span:
   )
 
 
-def trajectory(
-  spans: Sequence[types.Span], rewards: Sequence[float], ended: str
-) -> types.Trajectory:
+def trajectory(completion: Completion, rewards: Sequence[float], ended: str) -> types.Trajectory:
   """The trajectory of an episode that is over."""
+  spans = completion.spans
   candidates = [span.candidates for span in spans if span.candidates is not None]
   return types.Trajectory(
     *(np.concatenate(x) for x in list(zip(*spans, strict=True))[:3]),
@@ -93,4 +101,5 @@ def trajectory(
     else None,
     turn_rewards=tuple(rewards),
     ended=ended,
+    seconds=types.Seconds(*(completion.spent.get(name, 0.0) for name in types.Seconds._fields)),
   )

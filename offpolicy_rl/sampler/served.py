@@ -222,6 +222,11 @@ class ServedEngine:
   room_soon = room  # when answers come is unknown
 
   @property
+  def busy(self) -> int:
+    """Completions that the server has."""
+    return sum(ticket.num_completions for ticket in self._answering.values())
+
+  @property
   def progress(self) -> dict[str, int]:
     """Ticket id -> seconds: answers come as a whole, and requests have their own time limit."""
     now = int(time.monotonic())

@@ -2,10 +2,20 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 
 from offpolicy_rl.model import attention, decoder, sharding
+
+_NARROW = 32  # columns; pieces of fewer are not made four times as narrow
+
+
+class Shape(NamedTuple):
+  """Tokens that are prefilled at a time."""
+
+  rows: int
+  columns: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +34,21 @@ class Sizes:
   episodes: int = 0  # with an environment: most begun at a time, in slots or waiting; 0 = slots
 
   @property
-  def piece_tokens(self) -> int:
-    """Tokens of a prompt prefilled at a time; the last one is left to the completions."""
-    return max(1, min(self.prefill_tokens, self.max_prompt_tokens - 1))
+  def prompt_shape(self) -> Shape:
+    """Pieces of prompts without their last token, which is left to the completions.
 
-  @property
-  def prefill_rows(self) -> int:
-    """Prompts prefilled at a time, no more than the slots can use."""
-    return max(1, min(self.prefill_tokens // self.piece_tokens, self.slots // self.group_size))
+    No more rows than the slots can use.
+    """
+    columns = max(1, min(self.prefill_tokens, self.max_prompt_tokens - 1))
+    rows = min(self.prefill_tokens // columns, self.slots // self.group_size)
+    return Shape(max(1, rows), columns)
+
+  def reply_shape(self, tokens: int) -> Shape:
+    """Pieces of a reply of which so many tokens are left; nothing else may decide, see README."""
+    columns = min(self.prefill_tokens, self.max_tokens)
+    while columns >= _NARROW and tokens <= columns // 4:
+      columns //= 4
+    return Shape(max(1, min(self.prefill_tokens // columns, self.slots)), columns)
 
   @property
   def row_pages(self) -> int:
@@ -43,7 +60,7 @@ class Sizes:
     if self.cache_tokens:
       return 1 + self.cache_tokens // self.page_tokens
     shared = (self.max_prompt_tokens - 1) // self.page_tokens
-    prompts = 2 * math.ceil(self.most / self.group_size) + self.prefill_rows
+    prompts = 2 * math.ceil(self.most / self.group_size) + self.prompt_shape.rows
     return 1 + self.most * (self.row_pages - shared) + prompts * (shared + 1)
 
   @property

@@ -51,6 +51,7 @@ class Stats:
   """Running totals in seconds and tokens, and the worker's present state."""
 
   room: int = 0  # completions that would get a slot; below 0, some wait for one
+  busy: int = 0  # slots that decode
   version: int = types.NO_VERSION  # of the weights
   progress: dict[str, int] = dataclasses.field(default_factory=dict)  # ticket -> tokens so far
   tokens: int = 0
@@ -212,6 +213,7 @@ class _Worker:
 
   def _report(self) -> None:
     self._stats.room, self._stats.version = self._engine.room, self._version
+    self._stats.busy = self._engine.busy if self._active else 0
     waiting = {ticket.ticket_id: 0 for ticket in self._waiting}
     # A complete ticket counts for one token more.
     done = {t.ticket_id: 1 + sum(row.tokens.size for row in rows) for t, rows in self._done}

@@ -215,6 +215,7 @@ def encode_group(group: types.Group, message: pb.Group | None = None) -> pb.Grou
     message.turns.extend(len(t.turn_rewards) for t in rows)
     message.turn_rewards.extend(itertools.chain(*(t.turn_rewards for t in rows)))
     message.ended.extend(t.ended for t in rows)
+    message.seconds.extend(itertools.chain(*(t.seconds or () for t in rows)))
   if candidates := [t.candidates for t in rows if t.candidates is not None]:
     _join(message.candidate_tokens, [c.tokens for c in candidates])
     _join(message.candidate_logprobs, [c.logprobs for c in candidates])
@@ -278,11 +279,11 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
   )
 
 
-def _decode_episodes(message: pb.Group) -> list[tuple[tuple[float, ...], str]]:
-  """(rewards of the turns, how it ended) of each completion; ((), "") if it is no episode."""
+def _decode_episodes(message: pb.Group) -> list[tuple]:
+  """(turn_rewards, ended, seconds) of each completion; ((), "", None) if it is no episode."""
   count = len(message.lengths)
   if not (message.turns or message.turn_rewards or message.ended):
-    return [((), "")] * count
+    return [((), "", None)] * count
   for name in ("turns", "ended"):
     if len(getattr(message, name)) != count:
       _refuse(f"group.{name}", f"{len(getattr(message, name))} values", f"{count}, as in lengths")
@@ -291,9 +292,16 @@ def _decode_episodes(message: pb.Group) -> list[tuple[tuple[float, ...], str]]:
   rewards = iter(message.turn_rewards)
   if sum(message.turns) != len(message.turn_rewards):
     _refuse("group.turn_rewards", f"{len(message.turn_rewards)} values", f"{sum(message.turns)}")
+  seconds: list = [None] * count
+  if message.seconds:
+    if len(message.seconds) != 3 * count or not all(0 <= x < math.inf for x in message.seconds):
+      _refuse(
+        "group.seconds", tuple(message.seconds), f"{3 * count} numbers of at least 0, or none"
+      )
+    seconds = [types.Seconds(*three) for three in itertools.batched(message.seconds, 3)]
   return [
-    (tuple(itertools.islice(rewards, turns)), ended)
-    for turns, ended in zip(message.turns, message.ended, strict=True)
+    (tuple(itertools.islice(rewards, turns)), *rest)
+    for turns, *rest in zip(message.turns, message.ended, seconds, strict=True)
   ]
 
 

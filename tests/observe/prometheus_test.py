@@ -24,7 +24,7 @@ NAMES = {name for chart in charts.CHARTS if chart.gauge for name in chart.export
 PER_SAMPLER = dict.fromkeys([m.name for m in (*prometheus.HEARTBEAT, *prometheus.MEASURED)], 0.5)
 HOST, NEW = watch_test.STATUS.samplers
 STATUS = watch_test.STATUS._replace(samplers=(HOST._replace(stats=PER_SAMPLER | HOST.stats), NEW))
-STATS = worker.Stats(room=4, version=7, tokens=500, groups=60, seconds_scoring=2.5)
+STATS = worker.Stats(room=4, busy=12, version=7, tokens=500, groups=60, seconds_scoring=2.5)
 
 
 class Run:

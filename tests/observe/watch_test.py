@@ -300,6 +300,13 @@ def test_a_bar_tells_where_the_time_of_a_completion_goes():
   assert "a completion's" not in shown(STATUS, [train(0)])
 
 
+def test_a_line_tells_where_the_time_of_an_episode_goes():
+  seconds = {"world": 3.0, "queue": 1.0, "model": 4.0}
+  row = train(0, **{f"episode/seconds_{name}": value for name, value in seconds.items()})
+  assert "an episode's 8 s: world 38%  queue 12%  model 50%" in shown(STATUS, [row])
+  assert "an episode's" not in shown(STATUS, [train(0)])
+
+
 def test_wide_terminals_show_what_is_measured_of_each_sampler():
   stats = {"version": 3.0, "reward": 0.25, "mismatch": 1e-5, "restarts": 2.0}
   status = STATUS._replace(samplers=(types.SamplerStatus("a", 0.1, stats),))

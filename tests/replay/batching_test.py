@@ -155,7 +155,9 @@ def test_episodes_are_counted_by_their_ends():
     trajectory([3, 4, 5], [1, n, 2], 1.0), ended=types.DONE, turn_rewards=(0.0, 1.0)
   )
   other = dataclasses.replace(trajectory([6], [2], 0.0), ended=types.FAILED, turn_rewards=(0.0,))
-  found = batching.completion_metrics([finished([7], [one, other])])
+  quick = dataclasses.replace(one, seconds=types.Seconds(1.0, 0.5, 0.25))
+  slow = dataclasses.replace(other, seconds=types.Seconds(2.0, 1.0, 0.75))
+  found = batching.completion_metrics([finished([7], [one, quick, slow, other])])
   assert {k: v for k, v in found.items() if k.startswith("episode/")} == {
     "episode/turns": 1.5,
     "episode/environment_tokens": 0.5,
@@ -163,6 +165,9 @@ def test_episodes_are_counted_by_their_ends():
     "episode/turns_limit": 0.0,
     "episode/tokens_limit": 0.0,
     "episode/failed": 0.5,
+    "episode/seconds_world": 1.5,
+    "episode/seconds_queue": 0.75,
+    "episode/seconds_model": 0.5,
   }
 
 

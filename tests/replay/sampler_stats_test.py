@@ -28,8 +28,8 @@ def test_means_of_a_batch_by_sampler():
 
 def test_what_the_host_knows_of_completions():
   rows = tuple(
-    types.Trajectory(np.zeros(n, np.int32), np.zeros(n), np.zeros(n), True, r, v)
-    for n, r, v in ((3, 1.5, 1.0), (1, -0.5, 0.0))
+    types.Trajectory(np.zeros(n, np.int32), np.zeros(n), np.zeros(n), True, r, v, seconds=s)
+    for n, r, v, s in ((3, 1.5, 1.0, None), (1, -0.5, 0.0, types.Seconds(1.0, 2.0, 3.0)))
   )
   made = [
     types.FinishedGroup(None, types.Group("x", rows, sampler_id=s), 0) for s in ("a~1", "b~2")
@@ -37,6 +37,7 @@ def test_what_the_host_knows_of_completions():
   found = sampler_stats.completion_arrays(made)
   assert found["sampler"].tolist() == ["a~1", "a~1", "b~2", "b~2"]
   assert found["length"].tolist() == [3, 1, 3, 1]
+  np.testing.assert_array_equal(found["seconds_queue"], [np.nan, 2.0] * 2)
   assert found["reward"].tolist() == [1.5, -0.5] * 2 and found["verdict"].tolist() == [1, 0] * 2
 
 

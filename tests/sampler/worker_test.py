@@ -34,6 +34,10 @@ class Engine:
     return self._slots - len(self._open)
 
   @property
+  def busy(self):
+    return len(self._open)
+
+  @property
   def room_soon(self):
     return self.room
 

@@ -20,12 +20,15 @@ def an_episode(**changes) -> types.Trajectory:
     turn_rewards=(0.25, 0.5),
     reward=0.75,
     ended=types.DONE,
+    seconds=types.Seconds(0.5, 0.25, 2.0),
     **changes,
   )
 
 
 def test_episodes_come_back_equal():
-  one_turn = a_trajectory(turn_rewards=(0.0,), ended=types.FAILED)
+  one_turn = a_trajectory(
+    turn_rewards=(0.0,), ended=types.FAILED, seconds=types.Seconds(0.0, 0.0, 1.0)
+  )
   group = a_group(an_episode(), one_turn, an_episode(candidates=None))
   message = pb.Group.FromString(codec.encode_group(group).SerializeToString())
   assert same(codec.decode_group(message), group)
@@ -38,6 +41,11 @@ def test_episodes_come_back_equal():
     (lambda m: m.turns.pop(), r"group.turns: got '1 values', expected 2, as in lengths"),
     (lambda m: m.ended.pop(), r"group.ended: got '1 values', expected 2"),
     (lambda m: m.turn_rewards.pop(), r"group.turn_rewards: got '3 values', expected 4"),
+    (
+      lambda m: m.seconds.pop(),
+      r"group.seconds: got \(0.5, .*\), expected 6 numbers of at least 0",
+    ),
+    (lambda m: m.seconds.__setitem__(1, math.nan), r"group.seconds: got \(0.5, nan, "),
     (lambda m: m.ended.__setitem__(0, "won"), r"group.ended: got 'won', expected one of done, "),
   ],
 )
