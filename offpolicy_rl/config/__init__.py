@@ -25,6 +25,7 @@ from offpolicy_rl.config.text import (
   flatten,
   from_json,
   load,
+  of_run,
   override,
   to_json,
 )

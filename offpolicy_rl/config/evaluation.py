@@ -111,7 +111,7 @@ def _from_run(arguments: argparse.Namespace) -> config_dict.ConfigDict:
       raise ConfigError(
         f"--run_dir: {path} is missing, expected a run's directory, such as {example}"
       )
-  return config_text.from_json((run_dir / "config.json").read_text())
+  return config_text.of_run(run_dir)
 
 
 def _from_checkpoint(arguments: argparse.Namespace) -> config_dict.ConfigDict:

@@ -44,8 +44,9 @@ def advice(problem: str) -> str:
   value, _, expected = rest.partition(", expected ")
   typed = value.strip("'").partition("'")[0]
   words = [word.strip(".") for word in re.findall(r"[\w:./-]+", expected.partition(";")[0])]
-  words = [word for word in words if word != typed]
-  meant = difflib.get_close_matches(typed, words, n=1) if len(named) == 1 else []
+  words = [word for word in words if word not in typed]  # itself, or its module
+  same = [word for word in words if word.casefold() == typed.casefold()]
+  meant = (same or difflib.get_close_matches(typed, words, n=1)) if len(named) == 1 else []
   flags = " ".join(f"--config.{key}={meant[0] if meant else '...'}" for key in named)
   return f"set {flags}; `offpolicy-rl keys {named[0]}` says what it means" if named else ""
 

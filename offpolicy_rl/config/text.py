@@ -61,6 +61,19 @@ def _load_json(path: str) -> config_dict.ConfigDict:
     raise ConfigError(f"--config: {path}: {error}") from None
 
 
+def of_run(run_dir: pathlib.Path) -> config_dict.ConfigDict:
+  """The configuration of a run, perhaps of an earlier release.
+
+  Keys that came since have their default, those that went are left out. ConfigError for no JSON.
+  """
+  config = base()
+  saved = flatten(from_json((run_dir / "config.json").read_text()))
+  known = flatten(config)
+  with config.ignore_type():
+    config.update_from_flattened_dict({key: saved[key] for key in saved if key in known})
+  return config
+
+
 def example_card() -> str:
   """Says which card to give: one that is here, or how to make one."""
   here = next((c for c in ("configs/test.py", "configs/demo.py") if pathlib.Path(c).is_file()), "")

@@ -127,7 +127,7 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
     )
   files = tokenizer.read_files(run / "model")
   keys = families.parse(files.config)
-  settings = config_lib.from_json((run / "config.json").read_text())
+  settings = config_lib.of_run(run)
   config_lib.validate(settings)
   model = build.make_policy(settings, files).model
   step, params = build_learner.newest_params(run, model)

@@ -87,6 +87,9 @@ def _not_expanded() -> sources.Listed:
 
 def _check_module(module: str) -> None:
   sources.check_package("seqio", "seqio", extra="seqio")
+  if module.endswith(".py"):
+    name = module.removesuffix(".py").replace("/", ".")
+    raise TaskError(f"task.module: got {module!r}, expected a module, such as {name}")
   try:
     found = importlib.util.find_spec(module)
   except (ImportError, ValueError) as error:

@@ -82,7 +82,7 @@ def _find(name: str, module: str) -> seqio.Task | seqio.Mixture:
   known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
   if name not in known:
     similar = difflib.get_close_matches(name, known)
-    names = ", ".join(dict.fromkeys([*similar, *sorted(known)]))
+    names = ", ".join(f"seqio:{one}" for one in dict.fromkeys([*similar, *sorted(known)]))
     raise TaskError(
       f"task.name: got seqio:{name}, expected one of those that are registered after importing "
       f"task.module={module}: {names:.500}"

@@ -1,5 +1,6 @@
 """From the flags of eval to a configuration: started anywhere, installed or not."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -37,6 +38,20 @@ def test_nothing_is_recorded_that_only_training_needs(published):
   parsed = flags_lib.parser("").parse_args(["eval", f"--checkpoint={published}"])
   asked = [("sampler.top_logprobs", "20")]
   assert evaluation.configuration(parsed, asked, (1,))[0].sampler.top_logprobs == 0
+
+
+def test_a_run_of_another_release_has_the_keys_of_this_one(tmp_path):
+  """Its weights can be measured as they are, whichever keys came or went since."""
+  saved = text.base()
+  saved.seed, saved.sampler.slots = 7, 64
+  values = json.loads(saved.to_json())
+  del values["environment"]
+  values |= {"gone": {"key": 1}}
+  (tmp_path / "checkpoints").mkdir()
+  (tmp_path / "config.json").write_text(json.dumps(values))
+  config = settings(f"--run_dir={tmp_path}")
+  assert (config.seed, config.sampler.slots, config.environment.name) == (7, 64, "")
+  assert text.flatten(config).keys() == text.flatten(text.base()).keys()
 
 
 def test_base_is_found_from_any_directory(published, monkeypatch):

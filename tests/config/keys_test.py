@@ -103,6 +103,8 @@ def test_the_table_of_the_page_is_as_generated():
       "task.verifier: got 'exact' for seqio:x, expected exact or module:function",
       "--config.task.verifier=...",
     ),
+    ("task.verifier: got 'mine:judge', expected there is no mine", "--config.task.verifier=..."),
+    ("objective.name: got 'GRPO', expected one of dr_grpo, grpo", "--config.objective.name=grpo"),
   ],
 )
 def test_advice_names_the_flag_and_the_word_that_was_meant(problem, flags):

@@ -87,6 +87,7 @@ def test_the_held_out_split_is_found_or_named_or_an_eighth(tiny_config):
   ("keys", "message"),
   [
     ({"module": ""}, "task.module: got '', expected the module that registers"),
+    ({"module": "my/own.py"}, "task.module: got 'my/own.py', expected a module, such as my.own"),
     ({"module": "no.such"}, "task.module: got 'no.such', which can't be found"),
     (
       {"module": "tests.tasks.own_task"},
@@ -106,7 +107,10 @@ def test_wrong_settings_are_refused(tiny_config, keys, message):
 @pytest.mark.parametrize(
   ("keys", "message"),
   [
-    ({"name": "seqio:strangers_sum"}, "strangers_sum, expected one of .*=%s: strangers_sums, "),
+    (
+      {"name": "seqio:strangers_sum"},
+      "strangers_sum, expected one of .*=%s: seqio:strangers_sums, ",
+    ),
     ({"name": "seqio:strangers", "heldout_split": "x"}, "task.heldout_split: got 'x', expected a"),
     ({"name": "seqio:bytes"}, "task seqio:bytes: output_features: inputs: got 259 token ids"),
   ],
