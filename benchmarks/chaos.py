@@ -2,10 +2,13 @@
 
   python -m benchmarks.chaos --faults=200 --seed=1               fixed lag: equal to a quiet run
   python -m benchmarks.chaos --faults=200 --seed=1 --mode=async
+  python -m benchmarks.chaos --faults=200 --seed=1 --world       episodes of several turns
 
 Learner and three samplers are processes that talk through a TCP proxy. Faults come one after the
 other, drawn by the seed: kills, SIGSTOP, cut, refused, slow and damaged connections, a full disk, a
 damaged checkpoint, jumps of the wall clock. A supervisor starts what died, as orchestrators do.
+With --world the policy plays in an environment that hangs, crashes, hoards memory, answers late or
+with 10 MB, and says that it is done when it is not (benchmarks/chaos_world.py).
 Exit code 0 only when the audit, printed last, finds nothing lost, doubled, over the lag bound or
 (fixed lag) different from the undisturbed run.
 """
@@ -27,7 +30,7 @@ import numpy as np
 
 from benchmarks import chaos_faults
 from offpolicy_rl.observe import metrics
-from offpolicy_rl.replay import schedule
+from offpolicy_rl.replay import replies, schedule
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 LAG = 4
@@ -45,14 +48,28 @@ SETTINGS = [
   "--config.sampler.grace_seconds=2",
   "--config.transport.reconnect_seconds=120",
 ]
+WORLD = [
+  "--config.task.name=offpolicy_rl.environments.guess:guess_the_number",
+  "--config.environment.name=benchmarks.chaos_world:Unruly",
+  "--config.environment.max_turns=3",
+  "--config.environment.max_turn_tokens=2",
+  "--config.environment.seconds=5",
+  "--config.environment.memory_mb=512",
+  "--config.task.max_prompt_tokens=5",
+  "--config.task.max_completion_tokens=9",
+  "--config.warm_start.steps=0",
+]
 STALLED_SECONDS = 120.0
+MOST_GROWTH = 1.2  # of the memory of all processes, from a run's first half to its second
 _ACCEPTED = re.compile(r"(train/\d+/\d+) ([0-9a-f]{16}): accepted")
 
 
 class Run:
   """A learner and its samplers behind a proxy, kept alive."""
 
-  def __init__(self, folder: pathlib.Path, *, mode: str, steps: int, samplers: int, draw):
+  def __init__(
+    self, folder: pathlib.Path, *, mode: str, steps: int, samplers: int, draw, world: bool = False
+  ):
     self.disk = chaos_faults.SmallDisk(folder / "disk", megabytes=96)
     self.run_dir, self.logs = self.disk.path / "run", folder / "logs"
     self.logs.mkdir()
@@ -61,6 +78,7 @@ class Run:
     self.env = os.environ | chaos_faults.write_clock_hook(folder / "hook")
     self.arguments = [
       *SETTINGS,
+      *(WORLD if world else ()),
       f"--config.lag.mode={mode}",
       f"--config.learner.steps={steps}",
       f"--run_dir={self.run_dir}",
@@ -68,6 +86,7 @@ class Run:
     self.learner: subprocess.Popen | None = None
     self.samplers: list[subprocess.Popen | None] = [None] * samplers
     self.starts = collections.Counter()
+    self.megabytes: list[float] = []  # of all processes, now and then
 
   def launch(self, name: str, *arguments: str) -> subprocess.Popen:
     """A role as a process of its own session, its output appended to NAME.log."""
@@ -110,6 +129,11 @@ class Run:
     """Steps done, as the lag schedule tells."""
     path = self.run_dir / schedule.FILE
     return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
+
+  def weigh(self) -> None:
+    """Notes the memory of all processes and what they have started."""
+    alive = [p.pid for p in (self.learner, *self.samplers) if p is not None and p.poll() is None]
+    self.megabytes.append(chaos_faults.megabytes(alive))
 
   def end(self) -> None:
     """Kills what is left."""
@@ -244,6 +268,7 @@ def disturb(run: Run, *, faults: int, draw: random.Random, say) -> collections.C
     now = run.progress()
     if now != progress:
       progress, seen_at = now, time.monotonic()
+      run.weigh()
     if time.monotonic() - seen_at > STALLED_SECONDS:
       raise TimeoutError(f"no step for {STALLED_SECONDS:.0f} s after {progress}")
     number = sum(done.values())
@@ -254,6 +279,12 @@ def disturb(run: Run, *, faults: int, draw: random.Random, say) -> collections.C
       say(f"fault {number + 1}/{faults} at step {progress}: {name}")
       seen_at = time.monotonic()
   return done
+
+
+def grew(megabytes: list[float]) -> bool:
+  """Whether the largest of the second half is much above that of the first."""
+  half = len(megabytes) // 2
+  return max(megabytes[half:]) > MOST_GROWTH * max(megabytes[:half])
 
 
 def audit(run: Run, *, mode: str, steps: int, reference: dict | None) -> dict[str, int]:
@@ -279,6 +310,7 @@ def audit(run: Run, *, mode: str, steps: int, reference: dict | None) -> dict[st
     + sum(trained != list(range(steps)) for _ in "x"),
     "over_the_lag_bound": sum(not 0 <= lag <= LAG for lag in lags),
     "tickets_left": ledger["queued"] + ledger["out"] + ledger["waiting"],
+    "memory_grew": int(grew(run.megabytes)),
   }
   if mode == "fixed":
     found["not_the_fixed_lag"] = sum(lag != e for lag, e in zip(lags, expected, strict=True))
@@ -307,10 +339,10 @@ def differences(a: dict, b: dict) -> int:
   )
 
 
-def undisturbed(folder: pathlib.Path, *, mode: str, steps: int) -> dict:
+def undisturbed(folder: pathlib.Path, *, mode: str, steps: int, world: bool) -> dict:
   """The parameters at the end of the same run without faults; one sampler gives them as any do."""
   folder.mkdir()
-  run = Run(folder, mode=mode, steps=steps, samplers=1, draw=random.Random(0))
+  run = Run(folder, mode=mode, steps=steps, samplers=1, draw=random.Random(0), world=world)
   try:
     disturb(run, faults=0, draw=random.Random(0), say=print)
     return parameters(run.run_dir)
@@ -320,33 +352,52 @@ def undisturbed(folder: pathlib.Path, *, mode: str, steps: int) -> dict:
 
 
 def study(
-  *, faults: int, seed: int, mode: str, samplers: int, folder: pathlib.Path, say=print
+  *,
+  faults: int,
+  seed: int,
+  mode: str,
+  samplers: int,
+  folder: pathlib.Path,
+  world: bool = False,
+  say=print,
 ) -> dict:
   """Breaks one run; returns what was done and what the audit found."""
   steps = max(1, faults) * STEPS_PER_FAULT + 8
   started = time.monotonic()
   same = None
   if mode == "fixed":
-    same = undisturbed(folder / "undisturbed", mode=mode, steps=steps)
+    same = undisturbed(folder / "undisturbed", mode=mode, steps=steps, world=world)
     say(f"undisturbed: {steps} steps in {time.monotonic() - started:.0f} s")
   (folder / "broken").mkdir()
   draw = random.Random(seed)
-  run = Run(folder / "broken", mode=mode, steps=steps, samplers=samplers, draw=draw)
+  where = folder / "broken"
+  run = Run(where, mode=mode, steps=steps, samplers=samplers, draw=draw, world=world)
   try:
     done = disturb(run, faults=faults, draw=draw, say=say)
     found = audit(run, mode=mode, steps=steps, reference=same)
+    ended = episodes(run.run_dir) if world else {}
   finally:
     run.end()
     run.disk.close()
   return {
-    "command": f"python -m benchmarks.chaos --faults={faults} --seed={seed} --mode={mode}",
+    "command": f"python -m benchmarks.chaos --faults={faults} --seed={seed} --mode={mode}"
+    + " --world" * world,
     "minutes": round((time.monotonic() - started) / 60, 1),
     "steps": steps,
     "samplers": samplers,
     "faults": dict(sorted(done.items())),
     "processes_started": dict(sorted(run.starts.items())),
+    "episodes": ended,
+    "megabytes": {"first": round(run.megabytes[0]), "most": round(max(run.megabytes))},
     "audit": found,
   }
+
+
+def episodes(run_dir: pathlib.Path) -> dict[str, int]:
+  """Number of recorded episodes by how they ended."""
+  rows = metrics.read_lines(run_dir / replies.FILE)
+  ends = collections.Counter(e["ended"] for row in rows for e in row["episodes"])
+  return dict(sorted(ends.items()))
 
 
 def passed(report: dict) -> bool:
@@ -364,6 +415,7 @@ def main() -> int:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--mode", choices=["fixed", "async"], default="fixed")
   parser.add_argument("--samplers", type=int, default=3)
+  parser.add_argument("--world", action="store_true", help="in an environment that misbehaves")
   parser.add_argument(
     "--folder", type=pathlib.Path, help="where to leave all files (default: removed)"
   )
@@ -379,11 +431,12 @@ def main() -> int:
       mode=arguments.mode,
       samplers=arguments.samplers,
       folder=folder,
+      world=arguments.world,
     )
-  name = f"chaos_{arguments.mode}"
+  name = f"chaos_{arguments.mode}" + "_world" * arguments.world
   if arguments.faults >= 100:
     (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-  for title in ("faults", "processes_started", "audit"):
+  for title in ("faults", "processes_started", "episodes", "megabytes", "audit"):
     print(f"\n{title.replace('_', ' ')}")
     for key, value in report[title].items():
       print(f"  {value:6d}  {key.replace('_', ' ')}")

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 
 CLOCK_HOOK = '''"""Makes Python's wall clock jump by the seconds in a file.
 
@@ -144,6 +145,19 @@ def damage_newest_checkpoint(run_dir: pathlib.Path, draw: random.Random) -> bool
     data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
   victim.write_bytes(data)
   return True
+
+
+def megabytes(pids: Sequence[int]) -> float:
+  """Resident memory of processes and of all that they started, pages of files included."""
+  parents, pages = {}, {}
+  for folder in pathlib.Path("/proc").glob("[0-9]*"):
+    with contextlib.suppress(OSError, ValueError, IndexError):  # it may end meanwhile
+      parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+      pages[int(folder.name)] = int((folder / "statm").read_text().split()[1])
+  family = set(pids)
+  while more := {pid for pid, parent in parents.items() if parent in family} - family:
+    family |= more
+  return sum(pages.get(pid, 0) for pid in family) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def write_clock_hook(folder: pathlib.Path) -> dict[str, str]:

@@ -1,12 +1,16 @@
 """A short version of benchmarks/chaos.py: what it does to a run, and that its audit can fail."""
 
 import json
+import os
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
 
-from benchmarks import chaos
+from benchmarks import chaos, chaos_faults
+from tests import run_system
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +28,17 @@ def test_nothing_is_lost_doubled_or_bent_by_faults(report):
   assert report["audit"]["accepted_groups_seen"] > 200
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_an_environment_that_does_everything_wrong_costs_its_own_episodes_only(tmp_path):
+  report = chaos.study(faults=2, seed=4, mode="fixed", samplers=2, world=True, folder=tmp_path)
+  assert chaos.passed(report), report
+  assert report["episodes"]["failed"] > 10 and report["episodes"]["done"] > 20
+
+
 def small_run(folder):
   """What three steps of two groups leave behind, lag 0, every group acknowledged."""
-  run = types.SimpleNamespace(run_dir=folder / "run", logs=folder / "logs")
+  run = types.SimpleNamespace(run_dir=folder / "run", logs=folder / "logs", megabytes=[9, 9, 9])
   run.run_dir.mkdir()
   run.logs.mkdir()
   rows = [
@@ -80,3 +92,19 @@ def test_the_audit_sees_open_tickets_and_other_bits(tmp_path):
   assert chaos.differences(a, {"w": np.zeros(3), "b": np.ones(2)}) == 0
   assert chaos.differences(a, {"w": np.zeros(3), "b": np.array([1, 1 + 1e-12])}) == 1
   assert chaos.differences(a, {"w": np.zeros(3)}) == 1
+
+
+def test_the_audit_sees_memory_that_grows(tmp_path):
+  run, _ = small_run(tmp_path)
+  run.megabytes = [900, 1000, 1000, 1300]
+  assert chaos.audit(run, mode="fixed", steps=3, reference=None)["memory_grew"] == 1
+  pids = [os.getpid()]
+  held = chaos_faults.megabytes(pids)
+  child = subprocess.Popen(
+    [sys.executable, "-c", "x = bytearray(b'x') * 200_000_000; input()"], stdin=-1
+  )
+  try:
+    run_system.wait_for(lambda: chaos_faults.megabytes(pids) > held + 150, 30, "the child's memory")
+  finally:
+    child.kill()
+    child.wait()
