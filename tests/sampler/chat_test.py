@@ -183,6 +183,19 @@ def test_an_answer_that_nobody_waits_for_ends():
     assert texts(answer(backend, max_tokens=3))
 
 
+def test_nothing_more_is_sampled_for_nobody():
+  """One token, without which there is no completion."""
+  streamed = streams.Streams(STEPS)
+  made = make_engine(streamed)
+  order = streams.Order(np.array([5], np.int32), 2, 20, 1.0, 0, stopping.Stops(()), cancelled=True)
+  streamed.submit(order)
+  streamed._admit(made)
+  while not made.idle:
+    streamed._step(made, params())
+  assert [len(order.pieces.get_nowait().tokens) for _ in range(2)] == [1, 1]
+  assert order.pieces.empty()
+
+
 def test_at_the_end_whoever_waits_is_told():
   with running() as (backend, _):
     waiting = backend.chat("/v1", request(n=3, seed=5))
