@@ -90,8 +90,9 @@ def fill_in(config: ConfigDict, files: types.ModelFiles | None) -> None:
   task, played = config.task, config.environment
   if files is None or not task.chat:
     return
-  if played.name and not played.tools:
-    functions = getattr(environment.resolve(played.name), "tools", ())
+  name = config_lib.environment_name(config)
+  if name and not played.tools:
+    functions = getattr(environment.resolve(name), "tools", ())
     played.tools = json.dumps(list(map(tools.describe, functions)))
   has_tools = _chat_arguments(config).get("tools") is not None
   if not task.chat_date and chat.depends_on_date(files, tools=has_tools):

@@ -12,7 +12,8 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import flags as flags_lib
 from offpolicy_rl.cli import main
 from offpolicy_rl.config import evaluation
-from offpolicy_rl.roles import serve
+from offpolicy_rl.roles import build, serve
+from offpolicy_rl.tasks import tokenizer
 from tests.chat_api.server_test import ask
 from tests.roles.evaluate_test import published, run_dir  # noqa: F401 (fixtures)
 from tests.run_system import start, wait_for
@@ -101,9 +102,16 @@ def test_a_context_of_a_few_tokens_is_refused(run_dir, capsys):  # noqa: F811
 def test_environments_are_left_to_clients(run_dir):  # noqa: F811
   name = ("environment.name", "offpolicy_rl.environments.guess:GuessTheNumber")
   config = configuration(f"--run_dir={run_dir}", assignments=[name])
-  assert config.environment.name == ""
+  assert config_lib.environment_name(config) == ""
   with pytest.raises(config_lib.ConfigError, match=r"task.name"):
     configuration(f"--run_dir={run_dir}", assignments=[("task.name", "gsm8k")])
+
+
+def test_no_environment_offers_tools_beside_those_of_clients(published):  # noqa: F811
+  name = ("environment.name", "offpolicy_rl.environments.calculator:Calculator")
+  config = configuration(f"--checkpoint={published}", assignments=[name])
+  build.fill_in(config, tokenizer.read_files(published))
+  assert not config.environment.tools
 
 
 @pytest.mark.long
