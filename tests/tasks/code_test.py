@@ -263,7 +263,7 @@ def add(a, b):
   "not a number": "def add(a, b): return float('nan')",
   "kills": """
 import os
-for number in range(2, 999):
+for number in range(2, 999 if os.getpid() == 1 else 0):
   try: os.kill(number, 9)
   except OSError: pass
 """,
@@ -371,7 +371,7 @@ def test_a_program_that_hangs_costs_its_completion_and_is_no_failure():
   programs = [
     "while True: pass",
     RIGHT["streams"],
-    "import os\nwhile True: os.write(2, b'x' * 9999)",
+    "import os\nfor _ in range(10_000): os.write(2, b'x' * 9999)",
   ]
   completions = [f"```python\n{program}\n```" for program in programs]
   with scoring.Scorer(verifiers.NAMED["code"], workers=1, time_limit=8.0, memory_mb=512) as scorer:
