@@ -76,13 +76,15 @@ $(TRACKERS)/.installed: tests/reference/trackers.txt $(VENV)/.installed-gym-test
 	  && touch $@ || echo "The trackers could not be installed; their test will be skipped."
 
 # The packages that offpolicy_rl/environments adapts, on top of ours, for tests/environments/adapters_test.py.
-$(ADAPTERS)/.installed: tests/environments/adapters/requirements.txt $(VENV)/.installed-gym-test
+$(ADAPTERS)/.installed: tests/environments/adapters/requirements.txt tests/environments/adapters/verifiers.txt $(VENV)/.installed-gym-test
 	@echo "Installing the packages that environments are adapted from, a minute the first time ..."
 	$(BIN)/python -m venv $(ADAPTERS)
 	$(BIN)/pip freeze | grep -E '^(jax|numpy|scipy|protobuf|grpcio|pyarrow)' > $(ADAPTERS)/constraints.txt
 	echo $(abspath $(VENV))/lib/python3*/site-packages > $$(echo $(ADAPTERS)/lib/python3*/site-packages)/offpolicy_rl.pth
 	$(ADAPTERS)/bin/pip install --quiet --disable-pip-version-check -c $(ADAPTERS)/constraints.txt -r $< \
 	  && $(ADAPTERS)/bin/pip install --quiet --disable-pip-version-check --no-deps openenv==0.10.0 \
+	  && $(ADAPTERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --target $(ADAPTERS)/verifiers -r $(dir $<)verifiers.txt \
 	  && touch $@ || echo "These packages could not be installed; their tests will be skipped."
 
 # Another system, for benchmarks/peers only; 1.6 GB.

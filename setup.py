@@ -66,6 +66,7 @@ EXTRAS = {
   "gym": ["reasoning-gym==0.1.25"],  # the demo's task; builds pycosat, so it needs a C compiler
   "openenv": ["websockets>=15,<18"],  # task.name=openenv:URL
   "textarena": ["textarena==0.7.4"],  # task.name=textarena:NAME
+  "verifiers": ["verifiers>=0.4,<0.5"],  # task.name=verifiers:NAME
   "gguf": ["gguf>=0.19,<0.20"],  # reads GGUF checkpoints
   "wandb": ["wandb>=0.31,<0.32"],  # trackers; tests/reference/trackers.txt repeats them
   "mlflow": ["mlflow-skinny>=3.17,<4", "sqlalchemy>=2.0.30,<3", "alembic>=1.13,<2"],

@@ -47,8 +47,8 @@ GROUPS = {
   "The task: prompts and rewards": {
     "task.name": text("sums").means(
       "a task of tasks/catalog.py, gsm8k, math, jsonl, reasoning_gym:NAME, seqio:NAME (a Task or "
-      "Mixture), tfds:NAME or tfds:NAME:VERSION, openenv:URL, textarena:NAME, mixture, or "
-      "your own module:function"
+      "Mixture), tfds:NAME or tfds:NAME:VERSION, openenv:URL, textarena:NAME, "
+      "verifiers:NAME, mixture, or your own module:function"
     ),
     "task.module": text("").means(
       "seqio: the module that registers it, imported first; by samplers only if they judge by the "
@@ -89,10 +89,10 @@ GROUPS = {
       "line) and are left out; a run with more does not start. `offpolicy-rl check` lists them"
     ),
     "task.size": integer(10_000, at_least=1).means(
-      "reasoning_gym, openenv, textarena: problems, with the held-out eighth"
+      "reasoning_gym, openenv, textarena, verifiers: problems, with the held-out eighth"
     ),
     "task.options": text("").means(
-      'reasoning_gym, openenv, textarena: options as JSON, e.g. {"min_terms": 2}'
+      'reasoning_gym, openenv, textarena, verifiers: options as JSON, e.g. {"min_terms": 2}'
     ),
     "task.max_prompt_tokens": integer(8, at_least=1).means("longer ones are left out and counted"),
     "task.max_completion_tokens": integer(4, at_least=1).means("end-of-sequence token included"),

@@ -144,7 +144,9 @@ def _jsonl_task(settings, label: str) -> Task:
 
 
 # Kinds of tasks that come with the environment they are played in -> module with `task`.
-_PLAYED = {name: f"offpolicy_rl.environments.{name}" for name in ("openenv", "textarena")}
+_PLAYED = {
+  name: f"offpolicy_rl.environments.{name}" for name in ("openenv", "textarena", "verifiers")
+}
 
 
 def _played_task(settings, label: str) -> Task:

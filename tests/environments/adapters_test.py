@@ -15,7 +15,11 @@ from tests.conftest import ROOT
 
 PYTHON = ROOT / ".venv-adapters" / "bin" / "python"
 INSTALLED = (ROOT / ".venv-adapters" / ".installed").exists()
-NAMES = {"openenv": "openenv:http://127.0.0.1:9", "textarena": "textarena:GuessTheNumber-v0"}
+NAMES = {
+  "openenv": "openenv:http://127.0.0.1:9",
+  "textarena": "textarena:GuessTheNumber-v0",
+  "verifiers": "verifiers:textarena",
+}
 KINDS = list(NAMES)
 
 
@@ -26,12 +30,13 @@ KINDS = list(NAMES)
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_package_itself(kind, tmp_path):
+  path = f"{ROOT}:{ROOT}/.venv-adapters/verifiers" if kind == "verifiers" else str(ROOT)
   cases = f"tests/environments/adapters/{kind}_cases.py"
   options = ["-m", "", "-n", "0", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'cases'}"]
   done = subprocess.run(
     [PYTHON, "-m", "pytest", cases, *options],
     cwd=ROOT,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    env=os.environ | {"PYTHONPATH": path},
     capture_output=True,
     text=True,
     timeout=850,
