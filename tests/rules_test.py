@@ -33,7 +33,6 @@ USED_ELSEWHERE = {
   "environments/openenv.py:task": "loaded by tasks/catalog.py",
   "environments/textarena.py:task": "loaded by tasks/catalog.py",
   "environments/verifiers.py:Rollout": "named by the task beside it",
-  "environments/verifiers.py:task": "loaded by tasks/catalog.py",
   "environments/python.py:Python": "for environment.name of users",
   "sandbox/inside.py:judge": "called by the text inside.JUDGE, in the sandbox",
   "sandbox/inside.py:serve": "called by the text inside.SERVE, in the sandbox",
