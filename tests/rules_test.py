@@ -29,6 +29,7 @@ TABLES = {"tests/tasks/symbolic_test.py"}  # files that are mostly a table, an e
 
 # Public, and used by name only, by tools elsewhere, or by people with a question.
 USED_ELSEWHERE = {
+  "environments/again.py:Again": "for environment.name of users",
   "environments/agents.py:agent": "for functions of users that environment.name names",
   "environments/openenv.py:task": "loaded by tasks/catalog.py",
   "environments/textarena.py:task": "loaded by tasks/catalog.py",
