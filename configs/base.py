@@ -24,7 +24,7 @@ from offpolicy_rl.config.keys import (
 )
 from offpolicy_rl.model import names
 from offpolicy_rl.replay import lag, packing
-from offpolicy_rl.tasks import shaping
+from offpolicy_rl.tasks import judge, shaping
 from offpolicy_rl.transport import bounds
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -128,6 +128,31 @@ GROUPS = {
     "task.failed_reward": one_of(shaping.ZERO, (shaping.ZERO, shaping.MEAN)).means(
       "training reward of a completion whose verifier failed: zero, or the mean of its group's "
       "other rewards. Failures are counted either way, and wrong in evaluation"
+    ),
+  },
+  "The judge: a model that grades completions over HTTP (tasks/judge.py)": {
+    "judge.url": text("", "http(s)://HOST[:PORT][/PATH], or ''", judge.is_url).means(
+      "base URL of a server with OpenAI's interface, e.g. http://127.0.0.1:8000/v1. Samplers call "
+      "it, with the key in their environment's JUDGE_API_KEY or in the file that "
+      "JUDGE_API_KEY_FILE names; '' = no judge"
+    ),
+    "judge.model": text("").means("its name there"),
+    "judge.rubric": text("").means(
+      'JSON, name of a part -> {"weight": w, "criterion": text}; "verifier", with a weight only, '
+      "is the verdict of task.verifier. The reward is the weighted mean, each part from 0 to 1"
+    ),
+    "judge.seconds": number(60.0, above=0).means("for one call"),
+    "judge.retries": integer(4, at_least=0, at_most=20).means(
+      "of a call that fails, with pauses that double up to 30 s; then the completion counts as one "
+      "whose verifier failed"
+    ),
+    "judge.concurrency": integer(8, at_least=1, at_most=256).means("calls at once, per sampler"),
+    "judge.answer_tokens": integer(512, at_least=1).means("of an answer at most"),
+    "judge.max_calls": integer(0, at_least=0).means(
+      "of a sampler, repetitions included; beyond it, the sampler ends and says so; 0 = no limit"
+    ),
+    "judge.max_tokens": integer(0, at_least=0).means(
+      "of a sampler, read and written by the judge as its server counts them; 0 = no limit"
     ),
   },
   "The task: rewards added in training (tasks/shaping.py)": {

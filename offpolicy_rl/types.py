@@ -112,6 +112,7 @@ class Trajectory:
   turn_rewards: tuple[float, ...] = ()  # of an episode, per turn of the policy
   ended: str = ""  # one of EPISODE_ENDS; "" = not an episode
   seconds: Seconds | None = None  # of an episode; None = unknown
+  parts: tuple[float, ...] = ()  # scores of the parts of a rubric; () = no judge, or it failed
 
   def __post_init__(self) -> None:
     if self.verdict is _AS_REWARD:

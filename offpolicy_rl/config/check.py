@@ -21,7 +21,7 @@ from offpolicy_rl.config.text import ConfigError, flatten
 from offpolicy_rl.losses import group_regime, reductions
 from offpolicy_rl.model import names
 from offpolicy_rl.replay import lag, packing
-from offpolicy_rl.tasks import catalog
+from offpolicy_rl.tasks import catalog, judge
 from offpolicy_rl.transport import bounds
 
 Problems = Iterator[str]  # "KEY: what was expected", for values that do not go together
@@ -141,6 +141,7 @@ def _relations(c, trains: bool) -> Problems:
     yield "task.format_pattern, task.format_reward: a pattern and a reward above 0, or neither"
   yield from _rows(c)
   yield from _turns(c)
+  yield from _judge(c)
   yield from _lag(c)
   yield from _cache_and_leases(c)
   completions = max(c.evaluation.samples, c.learner.group_size if trains else 1)
@@ -214,6 +215,21 @@ def _turns(c) -> Problems:
     yield f"environment.episodes: 0 or at least sampler.slots = {c.sampler.slots}"
 
 
+def _judge(c) -> Problems:
+  try:
+    judge.rubric(c.judge.rubric)
+  except ValueError as error:
+    yield f"judge.rubric: {error}"
+  if not c.judge.url:
+    return
+  if not c.judge.model:
+    yield "judge.model: the name that the server at judge.url knows it by"
+  if not c.judge.rubric:
+    yield "judge.rubric: what it grades by"
+  if environment_name(c):
+    yield "judge.url: '' with an environment, which judges the turns itself"
+
+
 def _longest(c) -> int:
   return c.task.max_prompt_tokens + c.task.max_completion_tokens
 
@@ -261,7 +277,7 @@ def _messages(c) -> Problems:
 # Keys that a resumed run may not change, as its groups depend on them.
 _FROZEN = re.compile(
   r"seed|task\.|model\.|lag\.|environment\.(name|tools|max_turns|max_turn_tokens)|learner\.(prompts_per_step|group_size|max_refills)|"
-  r"sampler\.(temperature|top_k|top_p|min_p|top_logprobs|stop|slots)|evaluation\.(problems|samples)|"
+  r"sampler\.(temperature|top_k|top_p|min_p|top_logprobs|stop|slots)|evaluation\.(problems|samples)|judge\.(model|rubric)|"
   r"transport\.weights_dtype"
 )
 # Except paths, and how verifiers are run.

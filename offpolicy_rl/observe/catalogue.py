@@ -42,6 +42,7 @@ _TRAIN = (
     alarm="the verifier or environment fails on completions of every batch; the samplers' logs say "
     "why (raise its limits of time or memory?)",
   ),
+  Metric("rubric", "score", "of each part of judge.rubric, mean over a batch", HIGHER),
   # Episodes of several turns, in runs with an environment.
   Metric("episode/turns", "turns", "of the policy, mean over the episodes of a batch"),
   Metric("episode/environment_tokens", "tokens", "of the environment, mean over the episodes"),

@@ -110,6 +110,14 @@ def completion_metrics(groups: list[types.FinishedGroup]) -> dict:
   }
 
 
+def rubric_metrics(groups: list[types.FinishedGroup], names: Sequence[str]) -> dict:
+  """Mean score of each part of a rubric over the completions that a judge graded; {} without."""
+  graded = [t.parts for g in groups for t in g.group.trajectories if len(t.parts) == len(names) > 0]
+  if not graded:
+    return {}
+  return {"rubric": dict(zip(names, np.mean(graded, axis=0).tolist(), strict=True))}
+
+
 def _episode_metrics(episodes: list[types.Trajectory]) -> dict[str, float]:
   """Turns, tokens of environments, and how episodes ended; {} without any."""
   if not episodes:

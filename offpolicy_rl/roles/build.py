@@ -29,7 +29,7 @@ from offpolicy_rl.replay import (
   unanswerable,
 )
 from offpolicy_rl.sampler import engine, sampling, sizing, stopping, worker
-from offpolicy_rl.tasks import catalog, chat, scoring, shaping, stream, tokenizer, vocabulary
+from offpolicy_rl.tasks import catalog, chat, judge, scoring, shaping, stream, tokenizer, vocabulary
 from offpolicy_rl.transport import weights
 
 _NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
@@ -308,14 +308,28 @@ def scoring_of(config: ConfigDict, policy: Policy) -> Generator[Score]:
   if config_lib.environment_name(config):
     yield functools.partial(worker.score_episodes, shape=shape)
     return
-  with _scorer(task) as judge:
+  with _scorer(task) as verified, _judged(config.judge, verified) as scorer:
     yield functools.partial(
       worker.score_groups,
-      judge,
+      scorer,
       policy.tokenizer,
       shape=shape,
       judge_unfinished=task.judge_unfinished,
     )
+
+
+@contextlib.contextmanager
+def _judged(
+  settings: ConfigDict, scorer: scoring.Scorer
+) -> Generator[scoring.Scorer | judge.JudgedScorer]:
+  """The scorer, or one that asks a judge, too; ValueError if its key can't be used."""
+  if not settings.url:
+    yield scorer
+    return
+  made = judge.Settings(**settings.to_dict() | {"rubric": judge.rubric(settings.rubric)})
+  judged = judge.JudgedScorer(judge.Judge(made, judge.api_key(made.url)), made, scorer)
+  with contextlib.closing(judged):
+    yield judged
 
 
 def _scorer(task: ConfigDict) -> scoring.Scorer:

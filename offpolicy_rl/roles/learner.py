@@ -38,6 +38,7 @@ from offpolicy_rl.roles import prompts as prompts_lib
 from offpolicy_rl.roles.run_files import LiveStatus, RunFiles
 from offpolicy_rl.roles.sampler_service import SamplerService
 from offpolicy_rl.roles.weights import WeightPublisher
+from offpolicy_rl.tasks import judge
 from offpolicy_rl.transport import codec, protocol, security, server
 
 
@@ -246,6 +247,8 @@ class Leader(training.Process):
       batch = self.orders.send_batch(self.mesh, at_step, batch, versions)
     work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
     row = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
+    parts = judge.part_names(judge.rubric(self.config.judge.rubric))
+    row |= batching.rubric_metrics(groups, parts)
     row |= {
       "of_completions": sampler_stats.completion_arrays(groups),
       "set_aside": self.queue.unanswerable.count(at_step),

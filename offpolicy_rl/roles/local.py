@@ -16,6 +16,7 @@ from offpolicy_rl.observe import watch
 from offpolicy_rl.system import children, signals
 
 _MAX_ENDS, _WINDOW_SECONDS = 6, 600.0  # ends of a slot's samplers for one reason that end the run
+_HOPELESS = 2  # exit code: a wrong configuration, or a judge that is of no more use
 _GRACE_SECONDS = 10.0  # for samplers to end by themselves
 _TAIL_BYTES = 4096  # of a log, searched for its last line
 _STOPPING = (
@@ -45,6 +46,8 @@ class _SamplerSlot:
       if code == 0 and _how_it_ended(self.run_dir):
         self.not_before = float("inf")  # the run is over
         return None
+      if code == _HOPELESS:
+        return f"sampler {self.index} can't go on; {_last_line(self.log)}"
       return self._ended("it was asked to stop, exit code 0" if code == 0 else _reason(code))
     if self.child is None and time.monotonic() >= self.not_before:
       try:

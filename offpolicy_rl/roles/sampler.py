@@ -22,6 +22,7 @@ from offpolicy_rl.replay import lag, schedule
 from offpolicy_rl.roles import build
 from offpolicy_rl.roles import weights as weights_lib
 from offpolicy_rl.sampler import engines, served, worker
+from offpolicy_rl.tasks import judge
 from offpolicy_rl.transport import client, codec
 
 _LOG = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ def run_sampler(
         weight_update=config.sampler.weight_update,
         refresh_cache=config.sampler.cache_after_update == "recompute",
       )
+  except judge.JudgeError as error:  # another sampler would end in the same way
+    raise config_lib.ConfigError(str(error)) from None
   finally:
     done.set()
   _leave(wire)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from offpolicy_rl import types
 from offpolicy_rl.sampler.engine import Engine
 from offpolicy_rl.sampler.engines import Engines
-from offpolicy_rl.tasks import scoring, shaping, thoughts
+from offpolicy_rl.tasks import judge, scoring, shaping, thoughts
 from offpolicy_rl.tasks.tokenizer import Tokenizer
 from offpolicy_rl.tasks.vocabulary import Vocabulary
 
@@ -227,7 +227,7 @@ class _Worker:
 
 
 def score_groups(
-  scorer: scoring.Scorer,
+  scorer: scoring.Scorer | judge.JudgedScorer,
   vocabulary: Vocabulary | Tokenizer,
   tickets: list[types.Ticket],
   groups: list[list[types.Trajectory]],
@@ -248,7 +248,11 @@ def score_groups(
     for ticket, trajectories in zip(tickets, groups, strict=True)
   ]
   handles = [
-    scorer.submit([text for text in group if text is not None], ticket.answer)
+    scorer.submit(
+      [text for text in group if text is not None],
+      ticket.answer,
+      vocabulary.decode_all(ticket.prompt_tokens.tolist()),
+    )
     for ticket, group in zip(tickets, texts, strict=True)
   ]
   scored = []
@@ -281,8 +285,8 @@ def _scored(ticket, trajectories, judgements, shape: shaping.Shaping) -> types.G
     verdicts = shaping.rewards(judgements, lengths, shaping.Shaping(failed=shape.failed))
     rewards = shaping.rewards(judgements, lengths, shape)
   rewarded = [
-    dataclasses.replace(t, reward=reward, verdict=verdict)
-    for t, reward, verdict in zip(trajectories, rewards, verdicts, strict=True)
+    dataclasses.replace(t, reward=reward, verdict=verdict, parts=j.parts)
+    for t, reward, verdict, j in zip(trajectories, rewards, verdicts, judgements, strict=True)
   ]
   return types.Group(ticket.ticket_id, tuple(rewarded), failures)
 

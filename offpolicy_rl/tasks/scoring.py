@@ -21,6 +21,7 @@ class Judgement(NamedTuple):
   reward: float  # the verifier's verdict, 1.0 = right; 0.0 when it failed
   well_formed: bool  # the format's pattern was found in it; True without a pattern
   failed: bool  # the verifier crashed, ran out of time or memory, or returned no number in bounds
+  parts: tuple[float, ...] = ()  # scores of a rubric (judge.py)
 
 
 def verifier(function: Callable[[str, str], float]) -> Callable[[str, str], float]:
@@ -124,8 +125,8 @@ class Scorer:
   def __exit__(self, *_: object) -> None:
     self._pool.close()
 
-  def submit(self, completions: list[str], answer: str) -> Submitted:
-    """Starts judging a group; pass the result to `judgements`."""
+  def submit(self, completions: list[str], answer: str, _question: str = "") -> Submitted:
+    """Starts judging a group; pass the result to `judgements`. Only a judge reads the question."""
     calls = [(self._verifier, self._pattern, completion, answer) for completion in completions]
     return completions, self._pool.submit(_judge, calls)
 

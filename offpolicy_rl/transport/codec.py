@@ -6,7 +6,6 @@ unlike pickle, and costs one copy.
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import bounds, checksum
+from offpolicy_rl.transport import bounds, checksum, uneven
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from offpolicy_rl.transport.bounds import WireError as WireError
 from offpolicy_rl.transport.bounds import refuse as _refuse
@@ -131,14 +130,9 @@ def _decode_replies(message: pb.Ticket) -> tuple[types.Replies, ...]:
       _refuse(f"{field}.tokens", tokens[-1:].tolist(), "token ids or -1, with -1 at the end")
     if not replies.rewards or not all(abs(r) <= types.MAX_VERDICT for r in replies.rewards):
       _refuse(f"{field}.rewards", tuple(replies.rewards), "a number for each turn")
-    _check_ended(replies.ended, f"{field}.ended")
+    uneven.check_ended(replies.ended, f"{field}.ended")
     found.append(types.Replies(tokens, tuple(replies.rewards), replies.ended))
   return tuple(found)
-
-
-def _check_ended(ended: str, field: str) -> None:
-  if ended not in types.EPISODE_ENDS:
-    _refuse(field, ended, f"one of {', '.join(types.EPISODE_ENDS)}")
 
 
 def check_ticket(
@@ -211,11 +205,7 @@ def encode_group(group: types.Group, message: pb.Group | None = None) -> pb.Grou
   message.rewards.extend(t.reward for t in rows)
   message.verdicts.extend(t.verdict for t in rows)
   message.marks.extend(group.marks or ())
-  if any(t.ended for t in rows):
-    message.turns.extend(len(t.turn_rewards) for t in rows)
-    message.turn_rewards.extend(itertools.chain(*(t.turn_rewards for t in rows)))
-    message.ended.extend(t.ended for t in rows)
-    message.seconds.extend(itertools.chain(*(t.seconds or () for t in rows)))
+  uneven.encode(rows, message)
   if candidates := [t.candidates for t in rows if t.candidates is not None]:
     _join(message.candidate_tokens, [c.tokens for c in candidates])
     _join(message.candidate_logprobs, [c.logprobs for c in candidates])
@@ -257,18 +247,20 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
   if message.verifier_failures > count:
     _refuse("group.verifier_failures", message.verifier_failures, f"at most {count}")
   trajectories, start = [], 0
-  for length, finished, reward, verdict, episode in zip(
+  for length, finished, reward, verdict, episode, parts in zip(
     message.lengths,
     message.finished,
     message.rewards,
     message.verdicts,
-    _decode_episodes(message),
+    uneven.episodes(message),
+    uneven.parts(message),
     strict=True,
   ):
     at = slice(start, start + length)
     arrays = tokens[at], logprobs[at], versions[at]
     recorded = candidates and types.Candidates(*(x[at] for x in candidates))
-    trajectories.append(types.Trajectory(*arrays, finished, reward, verdict, recorded, *episode))
+    outcome = finished, reward, verdict, recorded, *episode, parts
+    trajectories.append(types.Trajectory(*arrays, *outcome))
     start += length
   return types.Group(
     message.ticket_id,
@@ -277,32 +269,6 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
     sampler_id,
     _decode_marks(message.marks),
   )
-
-
-def _decode_episodes(message: pb.Group) -> list[tuple]:
-  """(turn_rewards, ended, seconds) of each completion; ((), "", None) if it is no episode."""
-  count = len(message.lengths)
-  if not (message.turns or message.turn_rewards or message.ended):
-    return [((), "", None)] * count
-  for name in ("turns", "ended"):
-    if len(getattr(message, name)) != count:
-      _refuse(f"group.{name}", f"{len(getattr(message, name))} values", f"{count}, as in lengths")
-  for ended in message.ended:
-    _check_ended(ended, "group.ended")
-  rewards = iter(message.turn_rewards)
-  if sum(message.turns) != len(message.turn_rewards):
-    _refuse("group.turn_rewards", f"{len(message.turn_rewards)} values", f"{sum(message.turns)}")
-  seconds: list = [None] * count
-  if message.seconds:
-    if len(message.seconds) != 3 * count or not all(0 <= x < math.inf for x in message.seconds):
-      _refuse(
-        "group.seconds", tuple(message.seconds), f"{3 * count} numbers of at least 0, or none"
-      )
-    seconds = [types.Seconds(*three) for three in itertools.batched(message.seconds, 3)]
-  return [
-    (tuple(itertools.islice(rewards, turns)), *rest)
-    for turns, *rest in zip(message.turns, message.ended, seconds, strict=True)
-  ]
 
 
 def _decode_marks(marks: Sequence[float]) -> types.Marks | None:

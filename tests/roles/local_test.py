@@ -107,6 +107,16 @@ def test_samplers_that_keep_ending_for_one_reason_end_the_run_with_it(notes, cap
   assert len(pids(notes, "sampler")) == 2
 
 
+def test_a_sampler_that_can_never_go_on_ends_the_run_at_once(notes, capfd):
+  run = Local(notes)
+  (notes / "sampler.exit").write_text("2")
+  assert run.ended() == 1
+  log = notes / "run" / "sampler-0.log"
+  line = capfd.readouterr().err.splitlines()[0]
+  assert line == f"sampler 0 can't go on; {log} ends with: last words of a sampler"
+  assert len(pids(notes, "sampler")) == 1
+
+
 def booked(monkeypatch, slot, seconds: float, why: str):
   """(why the run has to end, pause) after a sampler's end at that time."""
   monkeypatch.setattr(time, "monotonic", lambda: seconds)

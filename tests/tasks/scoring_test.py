@@ -99,8 +99,7 @@ class Bytes:
   def decode(self, ids):
     return bytes(ids).decode()
 
-  def decode_special(self, ids):
-    return bytes(ids).decode()
+  decode_special = decode_all = decode
 
 
 def ticket(kind: str, prompt: str = "?") -> types.Ticket:
@@ -166,7 +165,8 @@ def judge_at_once():
   """A scorer that judges by `exact` in this process."""
 
   class AtOnce:
-    def submit(self, completions, answer):
+    def submit(self, completions, answer, question):
+      assert question
       return completions, answer
 
     def judgements(self, submitted):

@@ -1,0 +1,79 @@
+"""Runs whose rewards come from a judge: its keys, its parts in the metrics, its spent budget."""
+
+import json
+
+import pytest
+
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.roles import build
+from offpolicy_rl.tasks import judge, scoring
+from tests import end_to_end_test as system
+from tests.run_system import processes, train_rows
+from tests.tasks.judge_test import GOOD, RUBRIC, said
+from tests.tasks.judge_test import serve as serve
+
+
+def asks(config, url: str = "http://127.0.0.1:9/v1"):
+  config.judge.url, config.judge.model, config.judge.rubric = url, "big", RUBRIC
+  return config
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("judge.url", "judge.example", "judge.url: got 'judge.example', expected http"),
+    ("judge.model", "", "judge.model: got '', expected the name"),
+    ("judge.rubric", "", "judge.rubric: got '', expected what it grades by"),
+    ("judge.rubric", "{", "judge.rubric: got '{', expected an object like"),
+    ("environment.name", "somewhere:Game", "judge.url: got .*, expected '' with an environment"),
+  ],
+)
+def test_what_does_not_go_together_is_refused(tiny_config, key, value, message):
+  config_lib.validate(asks(tiny_config))
+  section, name = key.split(".")
+  tiny_config[section][name] = value
+  with pytest.raises(config_lib.ConfigError, match=message):
+    config_lib.validate(tiny_config)
+
+
+def test_a_scorer_is_made_with_a_judge_only_where_there_is_one(tiny_config, monkeypatch):
+  policy = build.make_policy(tiny_config, None)
+  with build.scoring_of(tiny_config, policy) as score:
+    assert isinstance(score.args[0], scoring.Scorer)
+  with build.scoring_of(asks(tiny_config), policy) as score:
+    assert isinstance(score.args[0], judge.JudgedScorer)
+  monkeypatch.setenv(judge.KEY, "s3cret")
+  tiny_config.judge.url = "http://judge.example"
+  with pytest.raises(ValueError, match="expected https"), build.scoring_of(tiny_config, policy):
+    pass
+
+
+@pytest.mark.long
+def test_a_run_is_trained_by_a_judge_and_logs_each_part(tiny_config, tmp_path, serve):
+  """Half of the calls fail for good, which is counted, and the rest have a reward of 0.875."""
+  stub = serve(said(json.dumps(GOOD)))
+  config = system.small(asks(tiny_config, stub.url), lag__mode="fixed", lag__max_lag=1)
+  config.learner.steps, config.judge.retries = 3, 0
+  config.task.judge_unfinished = True
+  system.over_the_wire(config, tmp_path / "run", samplers=1)
+  rows = train_rows(tmp_path / "run")
+  assert [row["rubric"] for row in rows] == [{"clear": 0.5, "right": 1.0}] * 3
+  assert [row["reward"] for row in rows] == [0.875] * 3
+  assert all(row["verifier_failures"] == 0 for row in rows)
+  contents = [asked["messages"][1]["content"] for _, asked in stub.asked]
+  assert len(set(contents)) == len(contents) and "# Question\n" in contents[0]
+
+
+@pytest.mark.long
+def test_a_spent_budget_ends_a_local_run_with_the_reason(tmp_path, serve):
+  stub = serve(said(json.dumps(GOOD)))
+  settings = {"url": stub.url, "model": "big", "rubric": RUBRIC, "max_calls": 5}
+  flags = [f"--config.judge.{key}={value}" for key, value in settings.items()]
+  flags += ["--config.task.judge_unfinished=True", "--config.warm_start.steps=5"]
+  with processes() as launch:
+    run = launch("local", "--config=configs/test.py", f"--run_dir={tmp_path}/run", *flags)
+    output, _ = run.communicate(timeout=150)
+  assert run.returncode == 1
+  assert "judge.max_calls: this sampler has spent 5 of 5" in output
+  assert "continue with offpolicy-rl local --resume" in output
+  assert len(stub.asked) == 5
