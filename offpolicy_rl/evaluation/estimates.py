@@ -53,7 +53,7 @@ class Verdicts(NamedTuple):
 
   greedy: bool  # the greedy completion is right
   correct: Sequence[bool]  # of each sampled completion
-  answers: Sequence[str | None]  # of each, see `votes.final_answer`
+  answers: Sequence[str | None]  # of each, see `votes.final_answer`; () = of episodes, no answers
 
 
 class Estimate(NamedTuple):
@@ -66,12 +66,15 @@ class Estimate(NamedTuple):
 
 
 def estimates(problems: Sequence[Verdicts], ks: Sequence[int], *, seed: int) -> list[Estimate]:
-  """greedy, pass@k for every k, and maj@k for every k > 1, with `intervals` over problems."""
+  """greedy, pass@k for every k, and maj@k for every k > 1, with `intervals` over problems.
+
+  Episodes have no answers to vote with, and no maj@k.
+  """
   per_problem = {"greedy": [float(p.greedy) for p in problems]}
   for k in ks:
     per_problem[f"pass@{k}"] = [pass_at_k(len(p.correct), sum(p.correct), k) for p in problems]
   for k in ks:
-    if k > 1:
+    if k > 1 and all(p.answers for p in problems):
       per_problem[f"maj@{k}"] = [votes.majority_at_k(p.answers, p.correct, k) for p in problems]
   values = np.array(list(per_problem.values()))
   rows = zip(per_problem, values.mean(axis=1), *intervals(values, seed=seed).T, strict=True)

@@ -14,7 +14,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
 from offpolicy_rl.evaluation import estimates, requests, votes
-from offpolicy_rl.roles import build, data, trained
+from offpolicy_rl.roles import build, data, run_files, trained
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.system import output
 from offpolicy_rl.tasks import catalog, stream
@@ -174,25 +174,21 @@ def _row(
 def _completion(words, trajectory: types.Trajectory, judged: str | None) -> dict:
   """`judged`: the text that the verifier saw. `logprob`: sum over tokens, nats; 0 when greedy."""
   return {
-    "text": _text(words, trajectory),
+    "text": run_files.text_of(words, trajectory),
     "final_answer": None if judged is None else votes.final_answer(judged),
     "reward": trajectory.reward,
     "finished": trajectory.finished,
+    "ended": trajectory.ended,
     "tokens": trajectory.tokens.size,
     "logprob": float(trajectory.logprobs.sum(dtype=np.float64)),
   }
-
-
-def _text(words, trajectory: types.Trajectory) -> str:
-  tokens = trajectory.tokens.tolist()
-  return words.decode_special(tokens) if trajectory.ended else words.decode(tokens)
 
 
 def _verdicts(row: dict) -> estimates.Verdicts:
   return estimates.Verdicts(
     greedy=row["greedy"]["reward"] == 1.0,
     correct=[sample["reward"] == 1.0 for sample in row["samples"]],
-    answers=[sample["final_answer"] for sample in row["samples"]],
+    answers=[s["final_answer"] for s in row["samples"] if not s["ended"]],
   )
 
 

@@ -163,7 +163,7 @@ def _completion(trajectory: types.Trajectory, words) -> dict:
   tokens = trajectory.tokens.tolist()
   runs = itertools.groupby(trajectory.versions.tolist())
   return {
-    "text": words.decode_special(tokens) if trajectory.ended else words.decode(tokens),
+    "text": text_of(words, trajectory),
     "reward": trajectory.reward,
     "verdict": trajectory.verdict,
     "finished": trajectory.finished,
@@ -175,6 +175,12 @@ def _completion(trajectory: types.Trajectory, words) -> dict:
     "sampler_logprobs": _rounded(trajectory.logprobs),
     **_episode(trajectory),
   }
+
+
+def text_of(words: Tokenizer | Vocabulary, trajectory: types.Trajectory) -> str:
+  """A completion up to its end; of an episode everything, with special tokens by name."""
+  tokens = trajectory.tokens.tolist()
+  return words.decode_special(tokens) if trajectory.ended else words.decode(tokens)
 
 
 def _episode(trajectory: types.Trajectory) -> dict:

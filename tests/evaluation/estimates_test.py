@@ -50,6 +50,15 @@ def test_estimates_are_means_over_problems():
   assert found["greedy"].low != estimates.estimates(problems, (1,), seed=1)[0].low
 
 
+def test_episodes_have_no_vote():
+  problems = [
+    estimates.Verdicts(True, [True, False], []),
+    estimates.Verdicts(False, [False] * 2, []),
+  ]
+  found = estimates.estimates(problems, (1, 2), seed=0)
+  assert [e.name for e in found] == ["greedy", "pass@1", "pass@2"]
+
+
 @pytest.mark.parametrize(("solved", "problems"), [(0, 30), (3, 30), (15, 30), (30, 30), (90, 400)])
 def test_of_zeros_and_ones_it_is_the_interval_of_jeffreys(solved, problems):
   values = np.zeros((1, problems))
