@@ -38,7 +38,7 @@ def test_a_right_program_is_right_and_a_wrong_one_is_wrong(form):
   assert judge(RIGHT[form], FORMS[form]) == 1.0
   assert judge(RIGHT[form], json.dumps(FORMS[form])) == 1.0, "as JSON in a text"
   assert judge(RIGHT[form].replace("+ b", "+ b * (a == 1)"), FORMS[form]) == 0.0
-  for broken in ("", "def", "raise ValueError", "exit(0)"):
+  for broken in ("", "def", "raise ValueError", "exit(0)", RIGHT[form] + "\n1 / 0"):
     assert judge(broken, FORMS[form]) == 0.0
 
 
@@ -303,6 +303,13 @@ def test_no_form_of_assertions_can_be_fooled(tests):
   assert {name: judge(program, told) for name, program in FORGERIES.items()} == dict.fromkeys(
     FORGERIES, 0.0
   )
+
+
+@here.needs_sandbox
+def test_leaving_is_no_exception_that_a_test_waits_for():
+  tests = ["try:\n  add(1, 2)\n  assert 0\nexcept ValueError: pass"]
+  assert judge("def add(a, b): raise ValueError", tests) == 1.0
+  assert judge("import os\ndef add(a, b): os._exit(0)", tests) == 0.0
 
 
 def test_only_the_tests_say_which_functions_are_the_programs():
