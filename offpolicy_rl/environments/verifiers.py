@@ -12,7 +12,7 @@ import inspect
 import itertools
 import json
 import types
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from offpolicy_rl.environments import environment
@@ -185,7 +185,7 @@ class _Agent:
     return self.trace
 
   @contextlib.asynccontextmanager
-  async def interaction(self, task: Any) -> AsyncIterator["_Agent"]:
+  async def interaction(self, task: Any) -> AsyncGenerator["_Agent"]:
     """A conversation, scored by the task at its end.
 
     Raises:
