@@ -174,8 +174,9 @@ def _meant(key: str, present: list[str]) -> str:
 
 
 def _parse(key: str, text: str) -> Any:
-  kind, default = keys.all_keys()[key].kind, keys.all_keys()[key].default
-  if default is None and text.lower() == "none":
+  known = keys.all_keys()[key]
+  kind, is_word = known.kind, known.kind is str and known.is_good(text)  # objective.weight=none
+  if known.default is None and text.lower() == "none" and not is_word:
     return None
   if kind is bool:
     if text.lower() not in ("true", "false"):

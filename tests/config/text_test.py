@@ -111,3 +111,12 @@ def test_the_key_that_was_meant_is_asked_about(tiny_config, key, meant):
   with pytest.raises(config_lib.ConfigError) as error:
     config_lib.override(tiny_config, [(key, "3")])
   assert str(error.value).endswith(f"; did you mean {meant}?")
+
+
+def test_none_is_a_weight_where_it_is_one_and_else_the_presets_value(tiny_config):
+  pairs = [("objective.name", "cispo"), ("objective.weight", "none"), ("objective.kappa", "none")]
+  config_lib.override(tiny_config, pairs)
+  assert (tiny_config.objective.weight, tiny_config.objective.kappa) == ("none", None)
+  assert config_lib.objective_choices(tiny_config).weight == "none"
+  config_lib.override(tiny_config, [("objective.weight", "None")])
+  assert config_lib.objective_choices(tiny_config).weight == "truncate"

@@ -161,6 +161,12 @@ def test_a_call_that_fails_is_repeated(serve, turn):
   assert len(stub.asked) == 2
 
 
+def test_an_answer_is_read_up_to_a_limit(serve, monkeypatch):
+  monkeypatch.setattr(judge, "_MAX_ANSWER_BYTES", 200)
+  with pytest.raises(ValueError, match="an answer of more than 200 bytes"):
+    grade(serve(said(json.dumps(GOOD) + " " * 200)), retries=0)
+
+
 def test_a_server_that_asks_for_time_gets_it(serve):
   stub = serve((429, b"", {"Retry-After": "0.3"}), said(json.dumps(GOOD)))
   started = time.monotonic()
