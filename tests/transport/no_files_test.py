@@ -9,6 +9,7 @@ from tests.conftest import ROOT
 RUNS_CODE = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 OPENS = ("open", "memmap", "mkdir", "rmtree")
 OPENS += ("read_bytes", "read_text", "write_bytes", "write_text")
+IN_THE_SANDBOX = ROOT / "offpolicy_rl" / "sandbox" / "inside.py"  # see below
 MAY_OPEN = {
   "security.py": "certificates, keys and tokens: paths from flags",
   "weights_dir.py": "the path comes from --weights_dir, never from the wire: see the test below",
@@ -36,9 +37,27 @@ def test_nothing_is_unpickled_or_evaluated_and_the_wire_opens_no_files(path):
   tree = ast.parse(path.read_text())
   assert not imports(tree) & set(RUNS_CODE)
   for name, node in calls(tree):
-    assert not (isinstance(node.func, ast.Name) and name in ("eval", "exec"))
+    runs = isinstance(node.func, ast.Name) and name in ("eval", "exec")
+    assert not runs or path == IN_THE_SANDBOX
     assert "allow_pickle" not in {keyword.arg for keyword in node.keywords}
     assert not (name in OPENS and path.parent.name == "transport" and path.name not in MAY_OPEN)
+
+
+def test_what_runs_programs_is_called_in_the_sandbox_only():
+  """Its text is handed to the sandbox; called outside, it would run the policy's programs."""
+  inside = {n for n in ast.parse(IN_THE_SANDBOX.read_text()).body if isinstance(n, ast.FunctionDef)}
+  runs = {f.name for f in inside if {"exec", "eval"} & {name for name, _ in calls(f)}}
+  assert runs
+  while more := {f.name for f in inside if runs & {name for name, _ in calls(f)}} - runs:
+    runs |= more
+  others = set((ROOT / "offpolicy_rl").rglob("*.py")) - {IN_THE_SANDBOX}
+  called = {
+    node.func.attr
+    for path in others
+    for _, node in calls(ast.parse(path.read_text()))
+    if isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "inside"
+  }
+  assert called and not called & runs
 
 
 def test_no_path_of_the_weights_directory_comes_from_a_message():
