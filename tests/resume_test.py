@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 
 import pytest
 
@@ -27,6 +28,17 @@ def run_through(run_dir, *settings):
     local = launch("local", *SETTINGS, *settings, f"--run_dir={run_dir}")
     output, _ = local.communicate(timeout=200)
   assert local.returncode == 0, output
+
+
+def assert_ends_well(process, *, seconds: float):
+  """Exit code 0 within so long; else says what the process printed."""
+  try:
+    output, _ = process.communicate(timeout=seconds)
+  except subprocess.TimeoutExpired:
+    process.send_signal(signal.SIGABRT)  # with what each thread does, by faulthandler
+    output, _ = process.communicate(timeout=30)
+    raise AssertionError(f"still there after {seconds} s: {output}") from None
+  assert process.returncode == 0, output
 
 
 def run_with_kills(run_dir, settings, kills):
@@ -55,7 +67,7 @@ def run_with_kills(run_dir, settings, kills):
     output, _ = learner.communicate(timeout=200)
     assert learner.returncode == 0, output
     for sampler in samplers:
-      assert sampler.wait(timeout=30) == 0
+      assert_ends_well(sampler, seconds=30)
 
 
 def kill(process):

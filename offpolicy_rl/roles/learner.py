@@ -39,7 +39,7 @@ from offpolicy_rl.roles.run_files import LiveStatus, RunFiles
 from offpolicy_rl.roles.sampler_service import SamplerService
 from offpolicy_rl.roles.weights import WeightPublisher
 from offpolicy_rl.tasks import judge
-from offpolicy_rl.transport import codec, protocol, security, server
+from offpolicy_rl.transport import client, codec, protocol, security, server
 
 
 class Serving(NamedTuple):
@@ -75,12 +75,12 @@ def run_learner(
     config, run_dir, session, serving.weights_dir, stop or threading.Event(), resume=resume
   )
   live = LiveStatus(run_dir, session, config, learner.service)
-  wire, result = None, "failed"
+  wire, result, served_since = None, "failed", 0.0
   first_step = learner.restored.step if learner.restored else 0
   profile = profiling.left(profile, first_step, learner.say)
   around = lambda functions: profiling.profiled(functions, profile, run_dir, learner.say)
   try:
-    wire = _serve(learner, serving, session, live)
+    wire, served_since = _serve(learner, serving, session, live), time.monotonic()
     state = training.train(learner, around)
     if state is not None:
       learner.finish(int(state.step))
@@ -90,7 +90,7 @@ def run_learner(
     live.end(result)
     # After an error one of several processes just ends: writing needs all of them.
     if wire is not None and (learner.orders.alone or result != "failed"):
-      _shut_down(learner, wire, result)
+      _shut_down(learner, wire, result, served_since)
 
 
 def _serve(learner: "Leader", serving: Serving, session: str, live: LiveStatus) -> server.Server:
@@ -125,15 +125,18 @@ def _serve(learner: "Leader", serving: Serving, session: str, live: LiveStatus) 
   return wire
 
 
-def _shut_down(learner: "Leader", wire: server.Server, result: str) -> None:
+def _shut_down(learner: "Leader", wire: server.Server, result: str, served_since: float) -> None:
   """Tells samplers that the run is over, closes everything, prints the path of the report."""
   learner.screen.stop()
   learner.prefetch.close()
   wire.say_not_serving()
-  # Samplers at work learn from their next heartbeat that the run is over, and leave.
+  # Samplers at work learn from their next heartbeat that the run is over, and leave. Those of a
+  # learner that was killed may still be looking for this one.
   transport = learner.config.transport
   learner.service.dismiss(
-    silent_seconds=3 * transport.heartbeat_seconds, at_most_seconds=transport.lease_seconds
+    silent_seconds=3 * transport.heartbeat_seconds,
+    at_most_seconds=transport.lease_seconds,
+    not_before=served_since + client.RETURN_SECONDS if learner.restored else 0.0,
   )
   learner.checkpoints.close()
   learner.publisher.close()

@@ -234,10 +234,16 @@ class SamplerService:
     kept_elsewhere = (self.version, types.BASE_VERSION)
     return [v for v in self.weights.versions() if v not in kept_elsewhere and is_needed(v)]
 
-  def dismiss(self, *, silent_seconds: float, at_most_seconds: float) -> None:
-    """Ends the run for samplers: waits until each has left or is silent, up to a limit."""
+  def dismiss(
+    self, *, silent_seconds: float, at_most_seconds: float, not_before: float = 0.0
+  ) -> None:
+    """Ends the run for samplers: waits until each has left or is silent, up to a limit.
+
+    `not_before`: time.monotonic() until which samplers may be coming that are not here yet.
+    """
     self.finished = True
     self.ledger.close()
-    end = time.monotonic() + at_most_seconds
-    while self.heartbeats.recent(silent_seconds) and time.monotonic() < end:
+    now = time.monotonic
+    end = now() + at_most_seconds
+    while (self.heartbeats.recent(silent_seconds) or now() < not_before) and now() < end:
       time.sleep(0.05)

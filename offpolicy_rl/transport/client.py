@@ -29,6 +29,10 @@ from offpolicy_rl.transport import trajectory_pb2_grpc as rpc
 _HELLO_SECONDS = 60.0  # tokenizers have tens of megabytes
 _MIN_SECONDS, _MIN_MB_PER_SECOND = 10.0, 4.0  # for a reply
 _MAX_PULLS = 3  # of one version, when its bytes arrive damaged
+_LONGEST_PAUSE = (
+  2.0  # seconds between attempts to reach a lost learner, half as many more by chance
+)
+RETURN_SECONDS = 3 * _LONGEST_PAUSE  # in which one that is there again is found
 _MAX_REFUSALS = 2  # in a row: a token damaged on the way is refused once, a wrong one always
 _LOG = logging.getLogger(__name__)
 
@@ -72,7 +76,7 @@ class LearnerClient:
       ("grpc.max_receive_message_length", bounds.MAX_MESSAGE_MB << 20),
       ("grpc.max_send_message_length", bounds.MAX_MESSAGE_MB << 20),
       ("grpc.initial_reconnect_backoff_ms", 100),
-      ("grpc.max_reconnect_backoff_ms", 2000),
+      ("grpc.max_reconnect_backoff_ms", int(1000 * _LONGEST_PAUSE)),
       ("grpc.enable_http_proxy", int(proxy is not None)),
       *([("grpc.http_proxy", proxy)] if proxy is not None else []),
       *protocol.KEEPALIVE,
@@ -295,4 +299,4 @@ class LearnerClient:
         seconds = f"{self._reconnect_seconds:.0f} s"
         raise LearnerGone(f"no learner at {self._address} for {seconds}: {problem}")
       self._stopping.wait(pause * random.uniform(0.5, 1.5))
-      pause = min(2 * pause, 5.0)
+      pause = min(2 * pause, _LONGEST_PAUSE)

@@ -41,6 +41,13 @@ def test_nobody_is_waited_for_who_has_left_or_fell_silent():
   assert time.monotonic() - start < 5 and learner.finished
 
 
+def test_samplers_of_a_learner_that_was_killed_have_time_to_hear_of_the_end():
+  learner = service()
+  start = time.monotonic()
+  learner.dismiss(silent_seconds=60, at_most_seconds=60, not_before=start + 0.4)
+  assert 0.4 <= time.monotonic() - start < 5
+
+
 def test_two_living_samplers_of_one_name_are_told_apart_and_said():
   said = []
   learner = service(said.append)
