@@ -32,7 +32,7 @@ _MAX_PULLS = 3  # of one version, when its bytes arrive damaged
 _LONGEST_PAUSE = (
   2.0  # seconds between attempts to reach a lost learner, half as many more by chance
 )
-RETURN_SECONDS = 3 * _LONGEST_PAUSE  # in which one that is there again is found
+RETURN_SECONDS = 3 * _LONGEST_PAUSE  # a learner that is back is found by then
 _MAX_REFUSALS = 2  # in a row: a token damaged on the way is refused once, a wrong one always
 _LOG = logging.getLogger(__name__)
 

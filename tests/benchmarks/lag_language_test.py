@@ -151,7 +151,10 @@ def test_tuning_goes_on_until_the_best_point_has_all_its_neighbours():
   assert lag_language.chosen(rows, entry, 256, STUDY) == (1.0, 1e-4)
   tried = {(r["value"], r["rate"]) for r in rows if r["lag"] == 16}
   assert tried >= {(3e-6, 1e-5), (3e-5, 1e-5), (1e-5, 3e-6), (1e-5, 3e-5)}
-  assert lag_language.chosen(rows[:-1], entry, 16, STUDY) is None or rows[-1]["lag"] == 256
+  neighbour = lambda r: (r["value"], r["rate"], r["lag"]) == (3e-6, 1e-5, 16)
+  without = [r for r in rows if not neighbour(r)]
+  assert len(without) == len(rows) - 1
+  assert lag_language.chosen(without, entry, 16, STUDY) is None
   assert len(rows) < 60
   grpo = tuned_rows([BY_LABEL["grpo"]], lambda job: 1 / job.rate**0.01 if job.rate > 5e-6 else 0)
   assert sorted({r["rate"] for r in grpo}) == [3e-6, 1e-5, 3e-5, 1e-4, 3e-4]
