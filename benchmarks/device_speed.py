@@ -113,7 +113,7 @@ class Loop:
       devices[0].platform,
       compute_dtype=config.compute_dtype,
       head_dim=config.head_dim,
-      shares_prompts=False,
+      branches=False,
     )
     model = dataclasses.replace(config, attention=form, remat="dots")
     optimizer = state_lib.make_optimizer(learning_rate=1e-6, num_steps=1000)

@@ -78,7 +78,7 @@ class Learner:
     optimizer = state_lib.make_optimizer(learning_rate=1e-6, num_steps=1000)
     platform = jax.default_backend()
     form = attention.training_kernel(
-      platform, compute_dtype=config.compute_dtype, head_dim=config.head_dim, shares_prompts=False
+      platform, compute_dtype=config.compute_dtype, head_dim=config.head_dim, branches=False
     )
     config = dataclasses.replace(config, remat=remat, attention=form)
     objective = losses.objective("beta_shift", beta=0.1)

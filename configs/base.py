@@ -24,7 +24,7 @@ from offpolicy_rl.config.keys import (
 )
 from offpolicy_rl.model import names
 from offpolicy_rl.replay import lag, packing
-from offpolicy_rl.tasks import judge, shaping
+from offpolicy_rl.tasks import judge, shaping, thoughts
 from offpolicy_rl.transport import bounds
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -177,6 +177,11 @@ GROUPS = {
     "environment.max_turn_tokens": integer(0, at_least=0).means(
       "of the policy in one turn; 0 = as many as fit into task.max_completion_tokens, which counts "
       "all tokens behind the prompt, the environment's included"
+    ),
+    "environment.thoughts": one_of(thoughts.REFUSE, thoughts.EARLIER).means(
+      "of earlier turns, if the chat template leaves them out: refuse = no run; keep = the policy "
+      "goes on reading them; drop = it goes on without, as the template has it (what came before "
+      "is read again, which counts in task.max_completion_tokens)"
     ),
     "environment.episodes": integer(0, at_least=0).means(
       "begun at a time by an engine, in slots or waiting for their environments; each keeps its "

@@ -48,12 +48,23 @@ _AS_REWARD: Any = None  # in place of a number
 DONE, TURN_LIMIT, TOKEN_LIMIT, FAILED = EPISODE_ENDS = ("done", "turns", "tokens", "failed")
 
 
+class Rewind(NamedTuple):
+  """Where the context of an episode goes back, as a chat template leaves out earlier thoughts.
+
+  Tokens from `at` on do not see the tokens from `to` up to `at`, and stand in their positions.
+  """
+
+  at: int  # index among the tokens of the episode behind its prompt, written by the environment
+  to: int  # smaller; a token that was still seen
+
+
 class Replies(NamedTuple):
   """The words of an environment in an episode of a recorded run, for a replay to say again."""
 
   tokens: np.ndarray  # int32 [M], of the whole episode; BY_POLICY = the policy sampled it
   rewards: tuple[float, ...]  # per turn of the policy
   ended: str  # one of EPISODE_ENDS
+  rewinds: tuple[Rewind, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +124,7 @@ class Trajectory:
   ended: str = ""  # one of EPISODE_ENDS; "" = not an episode
   seconds: Seconds | None = None  # of an episode; None = unknown
   parts: tuple[float, ...] = ()  # scores of the parts of a rubric; () = no judge, or it failed
+  rewinds: tuple[Rewind, ...] = ()  # of an episode, in order
 
   def __post_init__(self) -> None:
     if self.verdict is _AS_REWARD:
@@ -217,16 +229,16 @@ class ModelFiles(NamedTuple):
 class PackedRows(NamedTuple):
   """The model's input: prompts and completions in B rows of T columns.
 
-  A token attends to earlier tokens of its completion and to the prompt of its segment. So several
-  completions can share a row, and even one copy of their prompt, without attending to each other
-  (layouts: `replay/packing.py`). Q tokens of each row are scored: the policy's log-probabilities
-  of these are computed.
+  A token attends to itself and to earlier columns that have not ended. So several completions can
+  share a row, and even one copy of their prompt, without attending to each other (layouts:
+  `replay/packing.py`). Q tokens of each row are scored: the policy's log-probabilities of these are
+  computed.
   """
 
   tokens: Any  # int32 [B, T]
-  positions: Any  # int32 [B, T], position in prompt plus completion
+  positions: Any  # int32 [B, T], number of earlier tokens that it attends to
   segments: Any  # int32 [B, T], index of the token's prompt in the row, from 1; 0 = padding
-  branches: Any  # int32 [B, T], index of the completion in the row, from 1; 0 = prompt
+  ends: Any  # int32 [B, T], the column from which on no token attends to this one
   sources: Any  # int32 [B, Q], the column whose next token is scored
   targets: Any  # int32 [B, Q], the token after that column
   candidates: Any = None  # int32 [B, Q, I], other tokens to score in its place; None = none

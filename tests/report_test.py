@@ -193,6 +193,7 @@ def test_a_completion_as_the_browser_gets_it():
     "versions": [[4, 1], [5, 2]],
     "sampler": [-500] * 3,
     "ratios": [250, -125, -125],
+    "rewinds": [],
   }
 
 
@@ -202,6 +203,13 @@ def test_the_middle_of_a_long_completion_is_left_out():
   assert len(completion["pieces"]) == len(completion["ratios"]) == 1000
   assert completion["pieces"][699:701] == ["t698 ", "t1699 "]
   assert completion["versions"] == [[0, 700], [1, 300]]
+
+
+def test_where_a_context_goes_back_is_told_where_it_is_shown():
+  row = sample(0, "a", tokens=1998)
+  row["completions"][0]["rewinds"] = [[5, 2], [900, 700], [1800, 0]]
+  [completion] = completions.for_browser([row])["groups"][0]["completions"]
+  assert completion["rewinds"] == [[5, 3, 5], [800, 1, 1800]]
 
 
 def test_long_completions_make_fewer_groups():

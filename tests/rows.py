@@ -15,5 +15,5 @@ def whole_rows(tokens) -> types.PackedRows:
   """Plain rows [B, T], every token but the first one scored: Q = T - 1."""
   tokens = jnp.asarray(tokens)
   columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  ones = jnp.ones_like(columns)
-  return types.PackedRows(tokens, columns, ones, 0 * ones, columns[:, :-1], tokens[:, 1:])
+  ones, ends = jnp.ones_like(columns), jnp.full_like(columns, tokens.shape[1])
+  return types.PackedRows(tokens, columns, ones, ends, columns[:, :-1], tokens[:, 1:])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -12,8 +11,9 @@ import numpy as np
 
 from offpolicy_rl import types
 from offpolicy_rl.environments import processes
+from offpolicy_rl.environments.context import Context, History
 from offpolicy_rl.environments.environment import Turn
-from offpolicy_rl.tasks import pool
+from offpolicy_rl.tasks import pool, turns
 from offpolicy_rl.tasks.special_tokens import TokenizerError
 
 _LOG = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Episode:
   last: int | None = None  # token of the policy's turn before
   rewards: list[float] = dataclasses.field(default_factory=list)  # of each turn of the policy
   hopeless: str = ""  # how it ends after the policy's first turn, as it could not begin
+  context: Context | None = None  # if the template leaves out earlier thoughts
 
 
 class Reply(NamedTuple):
@@ -74,6 +75,7 @@ class Reply(NamedTuple):
   tokens: np.ndarray  # int32, by the environment; none at the end
   limit: int  # tokens that the policy may sample next
   ended: str = ""  # one of types.EPISODE_ENDS; "" = the episode goes on
+  to: int | None = None  # the context goes back to there before it (types.Rewind); None = it stays
 
 
 class World(Protocol):
@@ -96,15 +98,23 @@ class Episodes:
   """The episodes of one engine."""
 
   def __init__(
-    self, play: Callable[[], processes.Processes], words: Words, limits: Limits, seed: int
+    self,
+    play: Callable[[], processes.Processes],
+    words: Words,
+    limits: Limits,
+    seed: int,
+    history: History | None = None,
   ):
     """Begins none yet.
 
     Args:
       play: the processes, always the same; called once a ticket comes without recorded replies.
       seed: of the run; the environments' seeds follow from it and the ticket.
+      history: the chat template that writes earlier turns; prompts lack its tail. None = they stay
+        as they were sampled.
     """
     self._play, self._words, self._limits, self._seed = play, words, limits, seed
+    self._history = history
     self._episodes: dict[processes.Played, Episode] = {}
     self._failures = 0
     self._over: list[tuple[Episode, Reply]] = []  # replies that need no process
@@ -117,6 +127,7 @@ class Episodes:
       return episode
     played = self._play().begin(ticket.answer, seed_of(self._seed, ticket))
     self._episodes[played] = episode = Episode(played, None, ticket.prompt_tokens)
+    episode.context = Context(self._history) if self._history else None
     return episode
 
   def act(self, episode: Episode, span: types.Span) -> None:
@@ -131,7 +142,10 @@ class Episodes:
       self._over.append((episode, self._end(episode, episode.hopeless)))
     else:
       assert episode.played is not None, "not recorded"
-      self._play().act(episode.played, self._words.decode(tokens.tolist()))
+      text = self._words.decode(tokens.tolist())
+      if episode.context is not None:
+        episode.context.said(tokens.tolist(), text)
+      self._play().act(episode.played, text)
 
   def _again(self, episode: Episode, recorded: types.Replies) -> Reply:
     """The next recorded reply."""
@@ -141,9 +155,10 @@ class Episodes:
     if len(episode.rewards) == len(recorded.rewards) or not rest.size:
       return Reply(_NOTHING, 0, recorded.ended)
     tokens = rest[: int(np.argmax(rest == types.BY_POLICY))]
+    to = dict(recorded.rewinds).get(episode.tokens)
     episode.tokens += tokens.size
     # One that could not begin had a single token.
-    return Reply(tokens, min(self._limit(episode), rest.size - tokens.size))
+    return Reply(tokens, min(self._limit(episode), rest.size - tokens.size), to=to)
 
   def replies(self, seconds: float) -> list[tuple[Episode, Reply]]:
     """The replies since, at least one if it comes within `seconds`.
@@ -167,7 +182,7 @@ class Episodes:
     elif not isinstance(answer, pool.Failed) and answer.opening:
       answer = self._opened(episode, answer)
     reply = Reply(_NOTHING, self._limit(episode))
-    if isinstance(answer, pool.Failed) or answer.text:
+    if isinstance(answer, pool.Failed) or answer.text or self._history:
       reply = self._go_on(episode, answer)
     if reply.ended:
       episode.hopeless = reply.ended
@@ -181,11 +196,11 @@ class Episodes:
       tokens = self._words.conversation(asked["messages"], asked["tools"])
     except TokenizerError as error:
       return pool.Failed(f"the agent's first request can't be said to the model: {error}")
-    if tokens == episode.prompt.tolist():
+    prompt = episode.prompt.tolist() + (self._history.tail if self._history else [])
+    if tokens == prompt:
       return answer
-    found, expected = map(self._words.decode_special, (tokens, episode.prompt.tolist()))
-    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(found, expected, strict=False))
-    same = sum(1 for _ in pairs)
+    found, expected = map(self._words.decode_special, (tokens, prompt))
+    same = turns.common(found, expected)
     return pool.Failed(
       f"the agent's first request is not the prompt: behind {found[:same][-40:]!r} got "
       f"{found[same:][:60]!r}, expected {expected[same:][:60]!r}; task.system_prompt, task.prompt "
@@ -211,13 +226,22 @@ class Episodes:
         _LOG.warning("an environment failed (%d so far): %s", self._failures, answer.reason)
       return Reply(_NOTHING, 0, types.FAILED)
     try:
-      tokens = self._words.reply([answer.text, *answer.more], answer.role, episode.last)
+      tokens, to = self._said(episode, answer)
     except TokenizerError as error:
       return self._go_on(episode, pool.Failed(f"its answer can't be said to the model: {error}"))
     if episode.tokens + len(tokens) >= self._limits.tokens:
       return Reply(_NOTHING, 0, types.TOKEN_LIMIT)
     episode.tokens += len(tokens)
-    return Reply(np.array(tokens, np.int32), self._limit(episode))
+    return Reply(np.array(tokens, np.int32), self._limit(episode), to=to)
+
+  def _said(self, episode: Episode, answer: Turn) -> tuple[list[int], int | None]:
+    """Tokens of an answer, and where the context goes back to; errors of the vocabulary."""
+    texts = [answer.text, *answer.more]
+    if episode.context is None:
+      return self._words.reply(texts, answer.role, episode.last), None
+    if episode.last is None and not answer.text:
+      return episode.context.begin(), None
+    return episode.context.answered(texts, answer.role)
 
   def _limit(self, episode: Episode) -> int:
     return min(self._limits.turn_tokens, self._limits.tokens - episode.tokens)

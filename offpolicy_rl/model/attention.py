@@ -2,8 +2,8 @@
 
 plain    everywhere: the scores [H, T, S] of a row exist at once
 cudnn    GPU, bfloat16: cuDNN's fused kernel
-splash   TPU: a fused kernel that skips blocks nobody sees. Not for rows whose completions share a
-         prompt: what their tokens see is not a partition into segments
+splash   TPU: a fused kernel that skips blocks nobody sees. Not for rows that branch, where
+         completions share a prompt or a context goes back: what tokens see is no partition
 paged    TPU, decoding from a cache: a fused kernel that reads each row's pages (`paged_kernel`);
          everything else with that cache is plain XLA
 """
@@ -40,11 +40,12 @@ class LayerView(NamedTuple):
   is_local: jax.Array | None  # bool, where some layers see a window only
 
 
-def training_kernel(
-  platform: str, *, compute_dtype: str, head_dim: int, shares_prompts: bool
-) -> str:
-  """The kernel for training on a mesh of this platform ("cpu", "gpu", "tpu")."""
-  if platform == "tpu" and not shares_prompts:
+def training_kernel(platform: str, *, compute_dtype: str, head_dim: int, branches: bool) -> str:
+  """The kernel for training on a mesh of this platform ("cpu", "gpu", "tpu").
+
+  `branches`: rows have tokens that later ones of their segment do not see.
+  """
+  if platform == "tpu" and not branches:
     return SPLASH
   fits = head_dim % 8 == 0 and head_dim <= 128  # what cuDNN takes on every GPU that it runs on
   if platform in ("gpu", "cuda") and compute_dtype == "bfloat16" and fits:

@@ -33,7 +33,7 @@ def causal_pairs(length: int, window: int = 0) -> int:
 def work(
   config: decoder.DecoderConfig, groups: Iterable[tuple[int, Sequence[int]]], *, shared: bool
 ) -> Work:
-  """Work of prompts with completions, all completion tokens scored.
+  """Work of prompts with completions, all completion tokens scored, no context going back.
 
   Args:
     groups: (prompt tokens, tokens of each completion).

@@ -228,7 +228,7 @@ class Decoder(nnx.Module):
   ) -> tuple[jax.Array, paging.Cache | None, mixture.Load | None]:
     """The last hidden states [B, T, D], the cache, and router loads.
 
-    Arguments as for `__call__`; `packing`: int32 segments and branches [B, T] of packed rows
+    Arguments as for `__call__`; `packing`: int32 segments and ends [B, T] of packed rows
     (`types.PackedRows`), without a cache. Loads [L, ...] exist for packed rows and a mixture of
     experts, else None.
     """
@@ -242,8 +242,9 @@ class Decoder(nnx.Module):
       behind = positions_BxT[:, :, None] - jnp.arange(tokens_BxT.shape[1])[None, None, :]
       everything, near = _views(c, positions_BxT, behind >= 0, behind)
     else:
-      seen = _packed_view(positions_BxT, *packing)
-      everything, near = _views(c, positions_BxT, *seen, segments_BxT=packing[0])
+      segments_BxT, ends_BxT = packing
+      seen = _packed_view(positions_BxT, ends_BxT)
+      everything, near = _views(c, positions_BxT, *seen, segments_BxT=segments_BxT)
 
     @nnx.scan(in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     @_rematerialised(c.remat)
@@ -303,13 +304,12 @@ def _rematerialised(name: str):
   return lambda layer: nnx.remat(layer, policy=policy, prevent_cse=False)
 
 
-def _packed_view(positions_BxT, segments_BxT, branches_BxT):
-  """(visible, tokens behind) [B, T, T]: a token sees its completion and its prompt up to itself."""
+def _packed_view(positions_BxT, ends_BxT):
+  """(visible, tokens behind) [B, T, T]: a token sees itself and what has not ended before it."""
   behind = positions_BxT[:, :, None] - positions_BxT[:, None, :]
-  same_prompt = segments_BxT[:, :, None] == segments_BxT[:, None, :]
-  seen = branches_BxT[:, None, :]
-  same_branch = (seen == 0) | (seen == branches_BxT[:, :, None])
-  return same_prompt & same_branch & (behind >= 0), behind
+  columns = jnp.arange(ends_BxT.shape[1])
+  earlier = (columns[:, None] >= columns[None, :])[None]
+  return earlier & (columns[None, :, None] < ends_BxT[:, None, :]), behind
 
 
 def _views(

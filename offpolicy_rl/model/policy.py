@@ -123,7 +123,7 @@ def token_stats(
       them again; 0 = all. Rows stay together, so that a sharded batch does.
   """
   model = module(config, params)
-  packing = (rows.segments, rows.branches)
+  packing = (rows.segments, rows.ends)
   hidden = model.hidden(rows.tokens, rows.positions, packing=packing)[0]
   hidden = jnp.take_along_axis(hidden, rows.sources[..., None], axis=1)
 
@@ -161,7 +161,7 @@ def router_loads(
   config: decoder.DecoderConfig, params: Params, rows: types.PackedRows
 ) -> mixture.Load:
   """Router statistics [L, ...] of every layer of a mixture of experts."""
-  packing = (rows.segments, rows.branches)
+  packing = (rows.segments, rows.ends)
   loads = module(config, params).hidden(rows.tokens, rows.positions, packing=packing)[2]
   assert loads is not None, "a mixture of experts"
   return loads

@@ -22,7 +22,7 @@ def make_batch(groups: list[types.FinishedGroup], limits: Limits, parts: int = 1
   prompts = [group.ticket.prompt_tokens for group in groups]
   candidates = [t.candidates.tokens if t.candidates else None for _, t in rows]
   completions = [
-    Completion(g, prompts[g], t.tokens, chosen)
+    Completion(g, prompts[g], t.tokens, chosen, t.rewinds)
     for (g, t), chosen in zip(rows, candidates, strict=True)
   ]
   batch = _batch(completions, limits, parts)

@@ -28,6 +28,7 @@ class Completion(NamedTuple):
   prompt: np.ndarray  # int32 [P]
   tokens: np.ndarray  # int32 [M]
   candidates: np.ndarray | None = None  # int32 [M, I], of all completions or of none
+  rewinds: Sequence[types.Rewind] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,20 @@ def lay_out(
   return types.PackedRows(*stacked), np.stack(places)
 
 
+def context(size: int, rewinds: Sequence[types.Rewind]) -> tuple[np.ndarray, np.ndarray]:
+  """The context of each token of a completion, int32 [size] each.
+
+  Returns:
+    Its position: earlier tokens of the completion that it sees. Its end: the index of the first
+    later token that does not see it; `size` if there is none.
+  """
+  positions, ends = np.arange(size, dtype=np.int32), np.full(size, size, np.int32)
+  for at, to in rewinds:
+    positions[at:] -= positions[at] - positions[to]
+    ends[to:at] = np.minimum(ends[to:at], at)
+  return positions, ends
+
+
 def _rows(completions, limits: Limits) -> list[_Row]:
   if limits.layout == PADDED:
     return _in_order(completions, limits)
@@ -167,11 +182,12 @@ def _in_order(completions, limits: Limits) -> list[_Row]:
 
 def _written(rows, completions, sizes, max_completion: int) -> tuple[types.PackedRows, np.ndarray]:
   count, width, scored = sizes  # rows, columns, scored tokens per row
-  wide = [np.zeros((count, width), np.int32) for _ in range(4)]
+  wide = [np.zeros((count, width), np.int32) for _ in range(3)]
+  wide.append(np.full((count, width), width, np.int32))
   packed = types.PackedRows(*wide, *(np.zeros((count, scored), np.int32) for _ in range(2)))
   places = np.zeros((len(completions), max_completion), np.int32)
   for r, row in enumerate(rows):
-    at = score = branch = 0
+    at = score = 0
     for segment, numbers in enumerate(row.copies.values(), 1):
       prompt = completions[numbers[0]].prompt
       trunk = slice(at, at + prompt.size)
@@ -180,15 +196,17 @@ def _written(rows, completions, sizes, max_completion: int) -> tuple[types.Packe
       packed.segments[r, trunk] = segment
       at = trunk.stop
       for number in numbers:
-        tokens, branch = completions[number].tokens, branch + 1
+        tokens = completions[number].tokens
+        behind, ends = context(tokens.size, completions[number].rewinds)
         columns, scored_at = slice(at, at + tokens.size), slice(score, score + tokens.size)
         packed.tokens[r, columns] = packed.targets[r, scored_at] = tokens
-        packed.positions[r, columns] = prompt.size + np.arange(tokens.size)
-        packed.segments[r, columns], packed.branches[r, columns] = segment, branch
+        packed.positions[r, columns] = prompt.size + behind
+        packed.segments[r, columns], packed.ends[r, columns] = segment, at + ends
         packed.sources[r, scored_at] = np.arange(at - 1, columns.stop - 1)
         packed.sources[r, scored_at.start] = trunk.stop - 1  # the prompt's last token
         places[number, : tokens.size] = r * scored + np.arange(score, scored_at.stop)
         at, score = columns.stop, scored_at.stop
+      packed.ends[r, trunk] = at
   return packed._replace(candidates=_candidates(completions, places, sizes)), places
 
 

@@ -6,6 +6,7 @@ RUN/replies.jsonl has a line per group of episodes, in the order in which the le
      "ended": "done"}, ...]}
 
 In `tokens` a number stands for so many tokens of the policy, a list for those of the environment.
+An episode whose context went back has "rewinds", too: pairs of `types.Rewind`.
 """
 
 import dataclasses
@@ -34,14 +35,17 @@ def _episode(t: types.Trajectory) -> dict:
   starts = [0, *(np.flatnonzero(np.diff(t.sampled)) + 1).tolist()]
   runs = zip(starts, np.split(t.tokens, starts[1:]), strict=True)
   tokens = [run.size if t.sampled[start] else run.tolist() for start, run in runs]
-  return {"tokens": tokens, "rewards": t.turn_rewards, "ended": t.ended}
+  rewinds = {"rewinds": t.rewinds} if t.rewinds else {}
+  return {"tokens": tokens, "rewards": t.turn_rewards, "ended": t.ended, **rewinds}
 
 
 def replies_of(episode: dict) -> types.Replies:
   """Inverse of a line's episodes."""
   runs = [[types.BY_POLICY] * run if isinstance(run, int) else run for run in episode["tokens"]]
   tokens = np.array(list(itertools.chain(*runs)), np.int32)
-  return types.Replies(tokens, tuple(map(float, episode["rewards"])), str(episode["ended"]))
+  rewards, ended = tuple(map(float, episode["rewards"])), str(episode["ended"])
+  rewinds = tuple(types.Rewind(int(at), int(to)) for at, to in episode.get("rewinds", ()))
+  return types.Replies(tokens, rewards, ended, rewinds)
 
 
 class Recording:

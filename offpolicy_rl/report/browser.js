@@ -61,6 +61,9 @@
     const head = completion.gap ? 700 : Infinity; // as completions.py cuts
     completion.pieces.forEach((piece, i) => {
       if (i === head) line.append(make("span", "mark", ` … ${completion.gap} tokens left out … `));
+      for (const [, first, last] of completion.rewinds.filter(([at]) => at === i)) {
+        line.append(make("span", "mark", ` ↶ tokens ${first} to ${last} are not read from here on `));
+      }
       const policy = versions.slice(0, i).findLast((version) => version !== null);
       const newer = versions[i] !== null && policy !== undefined && versions[i] !== policy;
       const element = make("span", versions[i] === null ? "environment" : newer ? "newer" : "");

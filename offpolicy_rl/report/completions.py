@@ -14,8 +14,9 @@ def for_browser(samples: Sequence[dict]) -> dict:
 
   A completion: reward, finished, pieces [M], gap (tokens left out after piece `_HEAD`, 0 = none),
   versions [[version, tokens], ...] (None: an environment wrote them), sampler and ratios [M] in
-  thousandths of a nat. In runs that did not write these, the lists are [] and pieces is the entire
-  text.
+  thousandths of a nat, rewinds [[piece, first, last], ...] (from that piece on, tokens first to
+  last, counted from 1, are not read). In runs that did not write these, the lists are [] and pieces
+  is the entire text.
   """
   if not samples:
     return {"groups": [], "range": 1.0}
@@ -55,6 +56,8 @@ def _completion(completion: dict, version: int) -> dict:
   thousandths = lambda row: [round(1000 * x) if math.isfinite(x) else None for x in cut(row)]
   runs = completion.get("versions", [[version, len(pieces)]])
   versions = cut(list(itertools.chain.from_iterable([v] * n for v, n in runs)))
+  shown = cut(range(len(pieces)))
+  rewinds = [[at, to] for at, to in completion.get("rewinds", ()) if at in shown]
   return {
     "reward": completion["reward"] if math.isfinite(completion["reward"]) else None,
     "finished": completion.get("finished"),
@@ -65,4 +68,5 @@ def _completion(completion: dict, version: int) -> dict:
     "versions": [[v, len(list(same))] for v, same in itertools.groupby(versions)],
     "sampler": thousandths(completion.get("sampler_logprobs", [])),
     "ratios": thousandths(completion.get("log_ratios", [])),
+    "rewinds": [[shown.index(at), to + 1, at] for at, to in rewinds],
   }

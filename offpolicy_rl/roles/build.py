@@ -29,7 +29,18 @@ from offpolicy_rl.replay import (
   unanswerable,
 )
 from offpolicy_rl.sampler import engine, sampling, sizing, stopping, worker
-from offpolicy_rl.tasks import catalog, chat, judge, scoring, shaping, stream, tokenizer, vocabulary
+from offpolicy_rl.tasks import (
+  catalog,
+  chat,
+  judge,
+  scoring,
+  shaping,
+  stream,
+  thoughts,
+  tokenizer,
+  turns,
+  vocabulary,
+)
 from offpolicy_rl.transport import weights
 
 _NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
@@ -227,7 +238,19 @@ def make_episodes(config: ConfigDict, policy: Policy) -> episodes.Episodes | Non
   if config.lag.mode != lag.REPLAY:  # else its tickets may say what environments said
     play()
   limits = episodes.Limits(tokens, settings.max_turns, settings.max_turn_tokens or tokens)
-  return episodes.Episodes(play, policy.tokenizer, limits, config.seed)
+  history = chat_history(config, policy)
+  return episodes.Episodes(play, policy.tokenizer, limits, config.seed, history)
+
+
+def chat_history(config: ConfigDict, policy: Policy) -> turns.ChatHistory | None:
+  """The chat template that writes what came before in an episode; None = it stays as it was.
+
+  Raises:
+    tokenizer.TokenizerError: the template can't be used for that.
+  """
+  words = policy.tokenizer
+  drops = config.environment.thoughts == thoughts.DROP and config_lib.environment_name(config)
+  return turns.ChatHistory(words) if drops and isinstance(words, tokenizer.Tokenizer) else None
 
 
 def make_engine(

@@ -13,6 +13,7 @@ from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import attention, decoder, lora
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.replay import packing
+from offpolicy_rl.tasks import thoughts
 
 
 def newest_params(run_dir: pathlib.Path, model: decoder.DecoderConfig) -> tuple[int, dict]:
@@ -44,7 +45,7 @@ def step_choices(
       mesh.devices.flat[0].platform,
       compute_dtype=model.compute_dtype,
       head_dim=model.head_dim,
-      shares_prompts=learner.layout == packing.SHARED,
+      branches=learner.layout == packing.SHARED or config.environment.thoughts == thoughts.DROP,
     ),
   )
   updates = config_lib.updates_per_step(learner)

@@ -26,6 +26,7 @@ from offpolicy_rl.tasks import (
   sources,
   splits,
   tokenizer,
+  turns,
   verifiers,
 )
 from offpolicy_rl.tasks.rows import LeftOut, TaskError
@@ -56,7 +57,14 @@ def examples(
     config.task.max_prompt_tokens,
     ticket_fault(config, policy.model.vocab_size),
     answer_data(config, policy),
+    prompt_trim(config, policy),
   )
+
+
+def prompt_trim(config: ConfigDict, policy: build.Policy) -> prompts.Trim:
+  """Makes the function that cuts off what episodes begin with; TokenizerError for bad templates."""
+  history = build.chat_history(config, policy)
+  return history.without_tail if history else list
 
 
 def answer_data(config: ConfigDict, policy: build.Policy) -> Callable[[sources.Problem], str]:
@@ -126,7 +134,7 @@ def check_start(config: ConfigDict) -> None:
   """
   selection, policy = config_lib.check_data(config), initial_policy(config)
   if config_lib.environment_name(config) and isinstance(policy.tokenizer, tokenizer.Tokenizer):
-    policy.tokenizer.check_turns()
+    turns.check(policy.tokenizer, config.environment.thoughts)
   teacher.find(config, policy)
   check_messages(config, policy)
   check_problems(config, selection, policy)
@@ -244,6 +252,7 @@ def inspect(
     pool.PoolError: a verifier can't be used.
   """
   fault, answer = ticket_fault(config, policy.model.vocab_size), answer_data(config, policy)
+  trim = prompt_trim(config, policy)
   longest = config.task.max_prompt_tokens
   inspected, judged = [], []
   for split in SPLITS:
@@ -253,7 +262,7 @@ def inspect(
       step = 1 if sample is None else max(1, -(-len(reading.problems) // sample))
       chosen = reading.problems[::step]
       prompts.require_same_ids(task, policy.tokenizer)
-      made = prompts.tokenize(chosen, policy.tokenizer, longest, fault, answer)
+      made = prompts.tokenize(chosen, policy.tokenizer, longest, fault, answer, trim)
       inspected.append(Inspected(task, split, reading, made, unreadable=[]))
       judged.append(list(map(_of_its_task, chosen)) if selection.mixed else chosen)
   if not judge or config_lib.environment_name(config):

@@ -186,7 +186,8 @@ def text_of(words: Tokenizer | Vocabulary, trajectory: types.Trajectory) -> str:
 def _episode(trajectory: types.Trajectory) -> dict:
   if not trajectory.ended:
     return {}
-  return {"ended": trajectory.ended, "turn_rewards": trajectory.turn_rewards}
+  episode = {"ended": trajectory.ended, "turn_rewards": trajectory.turn_rewards}
+  return episode | ({"rewinds": trajectory.rewinds} if trajectory.rewinds else {})
 
 
 def _with_log_ratios(text: dict, logprobs: np.ndarray) -> dict:

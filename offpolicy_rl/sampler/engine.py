@@ -97,8 +97,8 @@ class Engine:
       sampled = sum(trajectory.tokens.size for trajectory in group.done.values())
       tokens[group.ticket.ticket_id] = group.cached + sampled
     for completion in self._completions():
-      earlier = completion.size - completion.group.tokens.size
-      tokens[completion.group.ticket.ticket_id] += earlier + len(completion.versions)
+      sampled = completion.earlier + len(completion.versions)
+      tokens[completion.group.ticket.ticket_id] += sampled
     return tokens
 
   def pop_started(self, ticket_id: str) -> float | None:
@@ -165,6 +165,8 @@ class Engine:
         done = in_progress.trajectory(completion, episode.rewards, reply.ended)
         complete += self._done(completion, done)
       elif reply.tokens.size:
+        if reply.to is not None:
+          completion.go_back(reply.to)
         recorded = self._recorded(completion.group.ticket)
         completion.spans.append(in_progress.environment_span(reply.tokens, recorded))
         _queue(completion, self._answered)

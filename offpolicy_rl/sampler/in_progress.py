@@ -45,20 +45,43 @@ class Completion:
   limit: int = 0  # tokens of this turn
   turn: int = 0  # of the policy; counts from 0
   spans: list[types.Span] = dataclasses.field(default_factory=list)  # before this turn
-  cached: int = 0  # tokens of prompt and spans whose keys and values are in the cache
+  rewinds: list[types.Rewind] = dataclasses.field(default_factory=list)
+  dropped: int = 0  # tokens of the spans that are out of the context
+  cached: int = 0  # of `tokens`, how many have keys and values in the cache
   spent: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds, see types.Seconds
   since: float = dataclasses.field(default_factory=time.monotonic)  # when these were noted
   episode: Any = None  # of `episodes.World`
 
   @property
+  def earlier(self) -> int:
+    """Number of tokens in the spans."""
+    return sum(span.tokens.size for span in self.spans)
+
+  @property
   def tokens(self) -> np.ndarray:
-    """Prompt and spans."""
-    return np.concatenate([self.group.tokens, *(span.tokens for span in self.spans)])
+    """The context: the prompt, and of the spans what it has not dropped."""
+    spans = [span.tokens for span in self.spans]
+    if self.rewinds:
+      spans = [np.concatenate(spans)[self._kept()]]
+    return np.concatenate([self.group.tokens, *spans])
 
   @property
   def size(self) -> int:
     """Number of `tokens`."""
-    return self.group.tokens.size + sum(span.tokens.size for span in self.spans)
+    return self.group.tokens.size + self.earlier - self.dropped
+
+  def _kept(self) -> np.ndarray:
+    """bool [earlier], the tokens of the spans that are in the context."""
+    kept = np.ones(self.earlier, bool)
+    for at, to in self.rewinds:
+      kept[to:at] = False
+    return kept
+
+  def go_back(self, to: int) -> None:
+    """Drops the spans' tokens from `to` on from the context."""
+    self.rewinds.append(types.Rewind(self.earlier, to))
+    self.dropped = self.earlier - int(self._kept().sum())
+    self.cached = min(self.cached, self.size)
 
   @property
   def missing(self) -> int:
@@ -102,4 +125,5 @@ def trajectory(completion: Completion, rewards: Sequence[float], ended: str) -> 
     turn_rewards=tuple(rewards),
     ended=ended,
     seconds=types.Seconds(*(completion.spent.get(name, 0.0) for name in types.Seconds._fields)),
+    rewinds=tuple(completion.rewinds),
   )

@@ -12,6 +12,8 @@ from offpolicy_rl.tasks.rows import LeftOut, TaskError
 from offpolicy_rl.tasks.tokenizer import Tokenizer
 from offpolicy_rl.tasks.vocabulary import Vocabulary
 
+Trim = Callable[[Sequence[int]], list[int]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -46,6 +48,7 @@ def tokenize(
   max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
   answer: Callable[[sources.Problem], str] = lambda problem: problem.answer,
+  trim: Trim = list,
 ) -> Tokenized:
   """Turns problems into prompts.
 
@@ -53,11 +56,13 @@ def tokenize(
     tokenizer: the policy's.
     fault: the reason why no sampler could answer a prompt; None if one can.
     answer: the answer data of a ticket, JSON; ValueError if there is none.
+    trim: tokens of a prompt -> those of its ticket; ValueError if it has not the right ones.
   """
   result = Tokenized([], [], [], [])
   for problem in problems:
     try:
       (prompt, target), data = _ids(problem, tokenizer), answer(problem)
+      prompt = trim(prompt)
     except ValueError as error:  # what a chat template refuses, or a token without an embedding
       result.left_out.append(LeftOut(problem.where, str(error)))
       continue
@@ -93,6 +98,7 @@ def tokenize_split(
   max_prompt_tokens: int,
   fault: Callable[[Example], str | None] = lambda example: None,
   answer: Callable[[sources.Problem], str] = lambda problem: problem.answer,
+  trim: Trim = list,
 ) -> list[tuple[float, Tokenized]]:
   """(rate, prompts) of each task; `stream` interleaves them. Arguments as for `tokenize`.
 
@@ -105,19 +111,21 @@ def tokenize_split(
     selection.rates, selection.tasks, selection.read(split), strict=True
   ):
     require_same_ids(task, tokenizer)
-    tokenized = tokenize(reading.problems, tokenizer, max_prompt_tokens, fault, answer)
+    tokenized = tokenize(reading.problems, tokenizer, max_prompt_tokens, fault, answer, trim)
     splits.check_left_out(tokenized.left_out, len(reading.problems), task.max_bad_rows)
     left_out = reading.left_out + tokenized.left_out
     more = None
     if reading.rest is not None:
-      make = functools.partial(_make, reading.rest, tokenizer, max_prompt_tokens, fault, answer)
+      make = functools.partial(
+        _make, reading.rest, tokenizer, max_prompt_tokens, fault, answer, trim
+      )
       more = stream.Streamed(reading.rest.open, make)
     members.append((rate, dataclasses.replace(tokenized, left_out=left_out, streamed=more)))
   return members
 
 
-def _make(rest: splits.Rest, tokenizer, max_prompt_tokens, fault, answer, listed: list) -> list:
-  return tokenize(rest.usable(listed), tokenizer, max_prompt_tokens, fault, answer).examples
+def _make(rest: splits.Rest, tokenizer, max_tokens, fault, answer, trim, listed: list) -> list:
+  return tokenize(rest.usable(listed), tokenizer, max_tokens, fault, answer, trim).examples
 
 
 def require_same_ids(task: splits.Task, tokenizer: Tokenizer | Vocabulary) -> None:

@@ -4,6 +4,8 @@ A completion that was cut, or ends within a thought, has no answer. It earns not
 vote, unless `task.judge_unfinished` is set.
 """
 
+# Earlier thoughts of an episode that a chat template leaves out (`environment.thoughts`).
+REFUSE, KEEP, DROP = EARLIER = ("refuse", "keep", "drop")
 # Tags around thoughts, as published models and their prompts write them.
 TAGS = (
   ("<think>", "</think>"),

@@ -57,7 +57,7 @@ class Tokenizer:
       TokenizerError: a file can't be read, names a missing token, or no file names a token that
         ends a text.
     """
-    self._files, self._question, self._chat, self._system = files, template, chat, system
+    self._files, self._question, self.in_chat, self._system = files, template, chat, system
     self._arguments, self._day = arguments or {}, day or datetime.date.today()
     self._templates = {}  # for chats with tools (True) or without
     self._special = special_tokens.read(files)
@@ -146,7 +146,7 @@ class Tokenizer:
 
   def turn_notes(self) -> list[str]:
     """A line if the chat template ends turns with a text that ends no completion."""
-    behind = self._behind_turns if self._chat else []
+    behind = self._behind_turns if self.in_chat else []
     marks = [self.special[token] for token in behind if token in self.special]
     end = marks[0] if marks else self.decode_special(behind).strip()
     ends = set(behind) & set(self.ends) or stop_texts.first(end, self.stop_texts) is not None
@@ -181,7 +181,7 @@ class Tokenizer:
     """
     opening = self.opening(question, messages)
     text = opening[-1]["content"]
-    if self._chat:
+    if self.in_chat:
       rendered = self.chat(opening)
       if text.strip() not in rendered:  # some templates change the text
         _require_question(self.chat(self._messages(_QUESTION)))
@@ -190,9 +190,9 @@ class Tokenizer:
 
   def opening(self, question: str, messages: Sequence[dict[str, str]] = ()) -> list[dict[str, str]]:
     """The messages that `prompt` renders; the tokens of their `conversation` are the same."""
-    last = messages[-1]["content"] if self._chat and messages else question
+    last = messages[-1]["content"] if self.in_chat and messages else question
     text = self._question.replace("{question}", last)
-    return self._messages(text, messages[:-1]) if self._chat else [_user(text)]
+    return self._messages(text, messages[:-1]) if self.in_chat else [_user(text)]
 
   def _messages(self, text: str, before: Sequence[dict] = ()) -> list[dict[str, str]]:
     has_own = any(message["role"] == "system" for message in before)
@@ -228,7 +228,7 @@ class Tokenizer:
       for number, token in self.special.items():
         if token in told and number not in self._thoughts:
           raise TokenizerError(f"messages[{i}]: got the special token {token!r:.60} in a text")
-    if not self._chat:
+    if not self.in_chat:
       if tools:
         raise TokenizerError("tools: got some, expected none without a chat template")
       return self._begun("".join(message["content"] for message in messages))
@@ -251,10 +251,9 @@ class Tokenizer:
       TokenizerError: the template does not take the messages, a text has a special token in it, or
         a token has no embedding.
     """
-    for token in self.special.values():
-      if any(token in text for text in texts):
-        raise TokenizerError(f"a message: got the special token {token!r:.60}, expected plain text")
-    if not self._chat:
+    for text in texts:
+      self.require_plain(text)
+    if not self.in_chat:
       return self.encode("".join(texts))
     messages = [{"role": role, "content": text} for text in texts]
     ids = self.encode(self._answered(messages).partition(_PROBE)[2])
@@ -265,17 +264,11 @@ class Tokenizer:
     before = [*self._messages(_QUESTION), {"role": "assistant", "content": _PROBE}]
     return self.chat([*before, *messages])
 
-  def check_turns(self) -> None:
-    """Raises TokenizerError if the template writes earlier turns of the model otherwise."""
-    if not self._chat:
-      return
-    begin = self.chat(self._messages(_QUESTION)) + _PROBE
-    whole = self._answered([{"role": "user", "content": _QUESTION}])
-    if not whole.startswith(begin):
-      raise TokenizerError(
-        f"chat template: behind an answer it writes {whole[: len(begin)]!r:.300}, expected "
-        f"{begin!r:.300}, as the model has read it: set task.chat_arguments or task.chat=False"
-      )
+  def require_plain(self, text: str, *, by_model: bool = False) -> None:
+    """Raises TokenizerError for the text of a special token; `by_model`: thoughts have tags."""
+    for number, token in self.special.items():
+      if token in text and not (by_model and number in self._thoughts):
+        raise TokenizerError(f"a message: got the special token {token!r:.60}, expected plain text")
 
   @functools.cached_property
   def turn_end(self) -> int:
@@ -284,7 +277,7 @@ class Tokenizer:
     In a chat the first of `ends` that the template writes behind a message of the model, else
     `eos`.
     """
-    behind = self._behind_turns if self._chat else []
+    behind = self._behind_turns if self.in_chat else []
     return next((token for token in behind if token in self.ends), self.eos)
 
   @functools.cached_property

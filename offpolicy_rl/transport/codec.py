@@ -6,6 +6,7 @@ unlike pickle, and costs one copy.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -84,7 +85,12 @@ def encode_ticket(ticket: types.Ticket) -> pb.Ticket:
   fields = {name: getattr(ticket, name) for name in _SAME_FIELDS}
   prompt_tokens = encode_tensor(ticket.prompt_tokens)
   replies = [
-    pb.Replies(tokens=encode_tensor(r.tokens), rewards=r.rewards, ended=r.ended)
+    pb.Replies(
+      tokens=encode_tensor(r.tokens),
+      rewards=r.rewards,
+      ended=r.ended,
+      rewinds=itertools.chain(*r.rewinds),
+    )
     for r in ticket.replies
   ]
   kind = _KINDS[ticket.kind]
@@ -131,7 +137,11 @@ def _decode_replies(message: pb.Ticket) -> tuple[types.Replies, ...]:
     if not replies.rewards or not all(abs(r) <= types.MAX_VERDICT for r in replies.rewards):
       _refuse(f"{field}.rewards", tuple(replies.rewards), "a number for each turn")
     uneven.check_ended(replies.ended, f"{field}.ended")
-    found.append(types.Replies(tokens, tuple(replies.rewards), replies.ended))
+    if len(replies.rewinds) % 2:
+      _refuse(f"{field}.rewinds", f"{len(replies.rewinds)} numbers", "pairs")
+    rewinds = tuple(types.Rewind(*pair) for pair in itertools.batched(replies.rewinds, 2))
+    uneven.check_rewinds(rewinds, tokens == types.BY_POLICY, f"{field}.rewinds")
+    found.append(types.Replies(tokens, tuple(replies.rewards), replies.ended, rewinds))
   return tuple(found)
 
 
@@ -247,19 +257,20 @@ def decode_group(message: pb.Group, sampler_id: str = "") -> types.Group:
   if message.verifier_failures > count:
     _refuse("group.verifier_failures", message.verifier_failures, f"at most {count}")
   trajectories, start = [], 0
-  for length, finished, reward, verdict, episode, parts in zip(
+  for length, finished, reward, verdict, episode, parts, rewinds in zip(
     message.lengths,
     message.finished,
     message.rewards,
     message.verdicts,
     uneven.episodes(message),
     uneven.parts(message),
+    uneven.rewinds(message),
     strict=True,
   ):
     at = slice(start, start + length)
     arrays = tokens[at], logprobs[at], versions[at]
     recorded = candidates and types.Candidates(*(x[at] for x in candidates))
-    outcome = finished, reward, verdict, recorded, *episode, parts
+    outcome = finished, reward, verdict, recorded, *episode, parts, rewinds
     trajectories.append(types.Trajectory(*arrays, *outcome))
     start += length
   return types.Group(
@@ -356,6 +367,8 @@ def _check_episodes(rows: Sequence[types.Trajectory], episodes: bool) -> None:
       _refuse(f"{field}.versions, turn_rewards", "no turn of the policy", "at least one")
     if episodes and t.logprobs[~t.sampled].any():
       _refuse(f"{field}.logprobs", "a number for what no policy sampled", "0 there")
+    if t.rewinds:
+      uneven.check_rewinds(t.rewinds, t.sampled, f"{field}.rewinds")
     bad = [reward for reward in t.turn_rewards if not abs(reward) <= types.MAX_VERDICT]
     if bad:
       _refuse(f"{field}.turn_rewards", bad[0], f"at most {types.MAX_VERDICT:g} in size")

@@ -1,8 +1,10 @@
-"""Lists of another length for each completion of a message: turns, parts of a rubric."""
+"""Lists of another length for each completion of a message: turns, rewinds, parts of a rubric."""
 
 import itertools
 import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from offpolicy_rl import types
 from offpolicy_rl.transport import trajectory_pb2 as pb
@@ -16,6 +18,9 @@ def encode(rows: Sequence[types.Trajectory], message: pb.Group) -> None:
     message.turn_rewards.extend(itertools.chain(*(t.turn_rewards for t in rows)))
     message.ended.extend(t.ended for t in rows)
     message.seconds.extend(itertools.chain(*(t.seconds or () for t in rows)))
+  if any(t.rewinds for t in rows):
+    message.rewind_counts.extend(len(t.rewinds) for t in rows)
+    message.rewinds.extend(itertools.chain(*itertools.chain(*(t.rewinds for t in rows))))
   if any(t.parts for t in rows):
     message.part_counts.extend(len(t.parts) for t in rows)
     message.part_scores.extend(itertools.chain(*(t.parts for t in rows)))
@@ -51,6 +56,35 @@ def episodes(message: pb.Group) -> list[tuple]:
     (tuple(itertools.islice(rewards, turns)), *rest)
     for turns, *rest in zip(message.turns, message.ended, seconds, strict=True)
   ]
+
+
+def rewinds(message: pb.Group) -> list[tuple[types.Rewind, ...]]:
+  """Where the context of each completion goes back; () where it does not."""
+  counts, pairs = message.rewind_counts, list(itertools.batched(message.rewinds, 2))
+  if not (counts or pairs):
+    return [()] * len(message.lengths)
+  if len(counts) != len(message.lengths):
+    got = f"{len(counts)} values"
+    _refuse("group.rewind_counts", got, f"{len(message.lengths)}, as in lengths")
+  if 2 * sum(counts) != len(message.rewinds):
+    _refuse("group.rewinds", f"{len(message.rewinds)} numbers", f"{2 * sum(counts)}")
+  rest = iter(pairs)
+  return [tuple(map(types.Rewind._make, itertools.islice(rest, number))) for number in counts]
+
+
+def check_rewinds(rewinds: Sequence[types.Rewind], by_policy: np.ndarray, field: str) -> None:
+  """Raises WireError unless a context can go back like this.
+
+  Args:
+    by_policy: bool [M], the tokens of the episode that the policy sampled.
+  """
+  seen, last = np.ones(by_policy.size, bool), 0
+  for at, to in rewinds:
+    if not (max(to, last) < at < seen.size) or by_policy[at]:
+      _refuse(field, (at, to), f"at above {last}, below {seen.size} and not sampled; to below it")
+    if not seen[to]:
+      _refuse(field, (at, to), f"to: a token that those before {at} see")
+    seen[to:at], last = False, at
 
 
 def parts(message: pb.Group) -> list[tuple[float, ...]]:

@@ -68,13 +68,13 @@ def test_the_kernel_works_on_every_shard_by_itself():
 
 def test_the_mesh_decides_which_kernel_is_used():
   best = functools.partial(attention.training_kernel, head_dim=64)
-  assert best("cpu", compute_dtype="bfloat16", shares_prompts=False) == "plain"
-  assert best("tpu", compute_dtype="float32", shares_prompts=False) == "splash"
-  assert best("tpu", compute_dtype="bfloat16", shares_prompts=True) == "plain"
-  assert best("gpu", compute_dtype="bfloat16", shares_prompts=True) == "cudnn"
-  assert best("gpu", compute_dtype="float32", shares_prompts=False) == "plain"
+  assert best("cpu", compute_dtype="bfloat16", branches=False) == "plain"
+  assert best("tpu", compute_dtype="float32", branches=False) == "splash"
+  assert best("tpu", compute_dtype="bfloat16", branches=True) == "plain"
+  assert best("gpu", compute_dtype="bfloat16", branches=True) == "cudnn"
+  assert best("gpu", compute_dtype="float32", branches=False) == "plain"
   for size in (20, 256):  # cuDNN refuses them on some GPU
-    assert best("gpu", compute_dtype="bfloat16", head_dim=size, shares_prompts=True) == "plain"
+    assert best("gpu", compute_dtype="bfloat16", head_dim=size, branches=True) == "plain"
 
 
 @pytest.mark.parametrize("length", [12, 13])

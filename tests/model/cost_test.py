@@ -66,7 +66,7 @@ def test_the_work_of_groups_is_what_their_rows_see(layout):
   ]
   limits = packing.Limits(layout, 9, 8, columns=60)
   rows, _ = packing.lay_out([completions], limits)
-  visible, behind = decoder._packed_view(rows.positions[0], rows.segments[0], rows.branches[0])
+  visible, behind = decoder._packed_view(rows.positions[0], rows.ends[0])
   visible &= (rows.segments[0] > 0)[:, :, None] & (rows.segments[0] > 0)[:, None, :]
   found = cost.work(config, groups, shared=layout == "shared")
   assert found == ((rows.segments > 0).sum(), visible.sum(), (visible & (behind < 6)).sum(), 25)

@@ -47,7 +47,7 @@ def test_a_row_is_prompt_completion_padding():
     batch.rows.tokens, [[[7, 8, 3, 1, 0], [7, 8, 5, 0, 0], [9, 2, 2, 1, 0], [9, 6, 1, 0, 0]]]
   )
   np.testing.assert_array_equal(
-    batch.rows.branches, [[[0, 0, 1, 1, 0], [0, 0, 1, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 0, 0]]]
+    batch.rows.ends, [[[4, 4, 4, 4, 5], [3, 3, 3, 5, 5], [4, 4, 4, 4, 5], [3, 3, 3, 5, 5]]]
   )
   np.testing.assert_array_equal(
     batch.rows.segments, [[[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]]

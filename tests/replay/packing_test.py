@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offpolicy_rl import types
 from offpolicy_rl.model import policy
 from offpolicy_rl.replay import packing
 from tests.model.decoder_test import CONFIG, random_params
@@ -19,26 +20,47 @@ lengths = st.integers(1, COMPLETION)
 group = st.tuples(st.integers(1, PROMPT), st.lists(lengths, min_size=1, max_size=5))
 
 
-def completions_of(groups, seed=0):
-  """Random tokens for (prompt tokens, [completion tokens]) per group."""
+def completions_of(groups, seed=0, *, rewinds=False):
+  """Random tokens for (prompt tokens, [completion tokens]) per group; rewinds: random ones."""
   rng = np.random.default_rng(seed)
   draw = lambda size: rng.integers(0, CONFIG.vocab_size, size).astype(np.int32)
   made = []
   for number, (prompt_size, sizes) in enumerate(groups):
     prompt = draw(prompt_size)
-    made += [packing.Completion(number, prompt, draw(size)) for size in sizes]
+    for size in sizes:
+      back = random_rewinds(rng, size) if rewinds else ()
+      made.append(packing.Completion(number, prompt, draw(size), rewinds=back))
   return made
+
+
+def random_rewinds(rng, size: int) -> list[types.Rewind]:
+  rewinds, seen = [], []
+  for at in range(size):
+    if seen and rng.random() < 0.4:
+      to = rng.integers(len(seen))
+      rewinds.append(types.Rewind(at, int(seen[to])))
+      del seen[to:]
+    seen.append(at)
+  return rewinds
+
+
+def seen_before(completion, t: int) -> list[int]:
+  """Tokens that a token of a completion sees before it, one by one."""
+  seen = []
+  for at in range(t + 1):
+    for rewind in completion.rewinds:
+      if rewind.at == at:
+        del seen[seen.index(rewind.to) :]
+    seen.append(at)
+  return [*completion.prompt, *completion.tokens[seen[:-1]]]
 
 
 def seen_by(rows, row: int, column: int) -> list[int]:
   """Tokens up to and with this one, by the rule of `types.PackedRows`, in order of position."""
-  segment, branch = rows.segments[row, column], rows.branches[row, column]
   seen = [
     (rows.positions[row, j], rows.tokens[row, j])
-    for j in range(rows.tokens.shape[1])
-    if rows.segments[row, j] == segment
-    and rows.branches[row, j] in (0, branch)
-    and rows.positions[row, j] <= rows.positions[row, column]
+    for j in range(column + 1)
+    if column < rows.ends[row, j]
   ]
   positions, tokens = zip(*sorted(seen), strict=True)
   assert list(positions) == list(range(len(seen)))
@@ -52,9 +74,12 @@ def seen_by(rows, row: int, column: int) -> list[int]:
   room=st.integers(0, 40),
   buckets=st.integers(1, 5),
   shards=st.sampled_from([1, 4]),
+  rewinds=st.booleans(),
 )
-def test_every_scored_token_sees_its_prompt_and_its_own_past(groups, layout, room, buckets, shards):
-  completions = completions_of(groups)
+def test_every_scored_token_sees_its_prompt_and_its_own_past(
+  groups, layout, room, buckets, shards, rewinds
+):
+  completions = completions_of(groups, rewinds=rewinds)
   columns = PROMPT + COMPLETION + (0 if layout == packing.PADDED else room)
   limits = packing.Limits(layout, PROMPT, COMPLETION, columns, shards, buckets)
   rows, places = packing.lay_out([completions], limits)
@@ -66,8 +91,10 @@ def test_every_scored_token_sees_its_prompt_and_its_own_past(groups, layout, roo
   for completion, where in zip(completions, places, strict=True):
     for t in range(completion.tokens.size):
       row, score = divmod(int(where[t]), scored)
-      past = seen_by(rows, row, rows.sources[row, score])
-      assert past == [*completion.prompt, *completion.tokens[:t]]
+      # The first token behind a rewind is the environment's, in no loss: scored anywhere.
+      if all(rewind.at != t for rewind in completion.rewinds):
+        past = seen_by(rows, row, rows.sources[row, score])
+        assert past == seen_before(completion, t)
       assert rows.targets[row, score] == completion.tokens[t]
       used.add((row, score))
   assert len(used) == sum(c.tokens.size for c in completions)
@@ -137,3 +164,36 @@ def test_the_model_says_the_same_of_all_layouts(layout, window):
   plain = judged(packing.Limits(packing.PADDED, PROMPT, COMPLETION, 11))
   other = judged(packing.Limits(layout, PROMPT, COMPLETION, 25))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), plain, other)
+
+
+@pytest.mark.parametrize(("layout", "window"), some([(packing.SHARED, 3)], [(packing.PADDED, 0)]))
+def test_what_a_context_has_dropped_is_not_read(layout, window):
+  """Each token as in a sequence of its own that has only what it sees."""
+  config = CONFIG
+  if window:
+    config = dataclasses.replace(
+      CONFIG, local_layers=(True, False, True), sliding_window=window, local_rope_theta=100.0
+    )
+  params = random_params(config)
+  completions = completions_of([(4, [5, 4, 5]), (2, [3, 5])], seed=5, rewinds=True)
+  assert sum(len(c.rewinds) for c in completions) >= 5
+
+  def logprobs(made, limits):
+    rows, places = packing.lay_out([made], limits)
+    stats = policy.token_stats(config, params, jax.tree.map(lambda x: x[0], rows), 1.0)
+    return stats[0].reshape(-1)[places[0]]
+
+  found = logprobs(completions, packing.Limits(layout, PROMPT, COMPLETION, 26 if window else 11))
+  apart = [
+    (n, t, np.array(seen_before(completion, t), np.int32))
+    for n, completion in enumerate(completions)
+    for t in range(completion.tokens.size)
+    if all(rewind.at != t for rewind in completion.rewinds)
+  ]
+  alone = [
+    packing.Completion(k, seen, completions[n].tokens[t : t + 1])
+    for k, (n, t, seen) in enumerate(apart)
+  ]
+  expected = logprobs(alone, packing.Limits(packing.PADDED, PROMPT + COMPLETION, 1, 12))
+  for (n, t, _), value in zip(apart, expected[:, 0], strict=True):
+    np.testing.assert_allclose(found[n, t], value, rtol=1e-4, atol=2e-5)

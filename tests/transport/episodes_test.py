@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from offpolicy_rl import types
-from offpolicy_rl.transport import codec
+from offpolicy_rl.transport import codec, uneven
 from offpolicy_rl.transport import trajectory_pb2 as pb
 from tests.transport.codec_test import a_group, a_ticket, a_trajectory, check, same
 
@@ -21,7 +21,7 @@ def an_episode(**changes) -> types.Trajectory:
     reward=0.75,
     ended=types.DONE,
     seconds=types.Seconds(0.5, 0.25, 2.0),
-    **changes,
+    **dict(rewinds=(types.Rewind(1, 0),)) | changes,
   )
 
 
@@ -29,7 +29,8 @@ def test_episodes_come_back_equal():
   one_turn = a_trajectory(
     turn_rewards=(0.0,), ended=types.FAILED, seconds=types.Seconds(0.0, 0.0, 1.0)
   )
-  group = a_group(an_episode(), one_turn, an_episode(candidates=None))
+  stays = an_episode(candidates=None, rewinds=())
+  group = a_group(an_episode(), one_turn, stays)
   message = pb.Group.FromString(codec.encode_group(group).SerializeToString())
   assert same(codec.decode_group(message), group)
   check(dataclasses.replace(group, trajectories=group.trajectories[:2]), episodes=True)
@@ -47,6 +48,8 @@ def test_episodes_come_back_equal():
     ),
     (lambda m: m.seconds.__setitem__(1, math.nan), r"group.seconds: got \(0.5, nan, "),
     (lambda m: m.ended.__setitem__(0, "won"), r"group.ended: got 'won', expected one of done, "),
+    (lambda m: m.rewind_counts.pop(), r"group.rewind_counts: got '1 values', expected 2"),
+    (lambda m: m.rewinds.pop(), r"group.rewinds: got '3 numbers', expected 4"),
   ],
 )
 def test_malformed_episodes_are_refused(change, error):
@@ -94,8 +97,31 @@ def test_episodes_that_do_not_answer_the_ticket_are_refused(trajectory, episodes
     check(group, episodes=episodes)
 
 
+@pytest.mark.parametrize(
+  ("rewinds", "error"),
+  [
+    ([(2, 0)], r"got \(2, 0\), expected at above 0, below 5 and not sampled"),
+    ([(5, 0)], r"got \(5, 0\), expected at above 0, below 5"),
+    ([(1, 1)], r"got \(1, 1\), expected at above 0, below 5"),
+    ([(3, 2), (1, 0)], r"got \(1, 0\), expected at above 3"),
+    ([(1, 0), (3, 0)], r"got \(3, 0\), expected to: a token that those before 3 see"),
+    ([(1, 0), (3, 1)], ""),
+    ([(1, 0), (3, 2)], ""),
+  ],
+)
+def test_contexts_go_back_to_what_they_have(rewinds, error):
+  by_policy = np.array([True, False, True, False, True])
+  pairs = [types.Rewind(*pair) for pair in rewinds]
+  if not error:
+    uneven.check_rewinds(pairs, by_policy, "rewinds")
+    return
+  with pytest.raises(codec.WireError, match=f"rewinds: {error}"):
+    uneven.check_rewinds(pairs, by_policy, "rewinds")
+
+
 def a_replay(**changes) -> types.Ticket:
-  said = types.Replies(np.array([-1, 7, 9, -1], np.int32), (0.25, 0.5), types.DONE)
+  rewinds = (types.Rewind(1, 0),)
+  said = types.Replies(np.array([-1, 7, 9, -1], np.int32), (0.25, 0.5), types.DONE, rewinds)
   one_turn = types.Replies(np.array([-1], np.int32), (0.0,), types.FAILED)
   return a_ticket(replies=(said, one_turn), **changes)
 
@@ -119,6 +145,8 @@ def test_what_was_recorded_comes_back_equal():
     (lambda m: said(m, [-1, 7]), r"replies\[0\].tokens: got \[7\], expected token ids or -1, with"),
     (lambda m: said(m, [-2, -1]), r"replies\[0\].tokens"),
     (lambda m: said(m, []), r"replies\[0\].tokens: got \[\], expected"),
+    (lambda m: m.replies[0].rewinds.append(2), r"replies\[0\].rewinds: got '3 numbers', expected"),
+    (lambda m: m.replies[0].rewinds.extend([2, 0]), r"rewinds: got \(2, 0\), expected to: a token"),
   ],
 )
 def test_malformed_recordings_are_refused(change, error):

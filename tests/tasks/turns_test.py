@@ -1,0 +1,114 @@
+"""Templates that leave earlier thoughts out: refused, or asked what they write."""
+
+import pytest
+
+from offpolicy_rl.environments import context
+from offpolicy_rl.tasks import thoughts, tokenizer, turns
+from tests.tasks.published import FAMILIES, published
+
+# As thinking models' do that open a thought, and leave it out of what came before.
+OPENS = [("deepseek-r1-distill-qwen-1.5b", {}), ("qwen3-0.6b", {"enable_thinking": False})]
+DROPS = [*OPENS, ("qwen3-0.6b", {})]
+TAGS = ("<think>\n", "\n</think>\n\n")
+
+
+def of_family(tmp_path, name: str, **arguments) -> tokenizer.Tokenizer:
+  return tokenizer.Tokenizer(tokenizer.read_files(published(tmp_path, name)), **arguments)
+
+
+@pytest.mark.parametrize(("name", "arguments"), DROPS)
+def test_a_template_that_drops_thoughts_is_refused_unless_a_key_says_what_to_do(
+  tmp_path, name, arguments
+):
+  words = of_family(tmp_path, name, arguments=arguments)
+  with pytest.raises(tokenizer.TokenizerError, match=r"behind an answer .* environment.thoughts"):
+    turns.check(words, thoughts.REFUSE)
+  turns.check(words, thoughts.KEEP)
+  turns.check(words, thoughts.DROP)
+
+
+@pytest.mark.parametrize("mode", thoughts.EARLIER)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in dict(DROPS)])
+def test_others_are_taken_in_every_mode(tmp_path, name, mode):
+  turns.check(of_family(tmp_path, name), mode)
+
+
+def test_a_template_that_changes_answers_is_refused_where_they_are_kept(tmp_path):
+  words = of_family(tmp_path, "smollm2-135m-instruct")
+  chat = words.chat
+  words.chat = lambda messages, **opened: chat(messages, **opened).replace("= 4", "= 5")
+  for mode in (thoughts.REFUSE, thoughts.KEEP):
+    with pytest.raises(tokenizer.TokenizerError, match="behind an answer it writes"):
+      turns.check(words, mode)
+
+
+def said(words, thought: str, answer: str, *, opened: bool) -> list[int]:
+  """Tokens of a turn; `opened`: the prompt has begun its thought."""
+  text = f"{thought}{TAGS[1]}{answer}" if opened else f"{TAGS[0]}{thought}{TAGS[1]}{answer}"
+  return [*words.encode(text), words.turn_end]
+
+
+@pytest.mark.parametrize("role", ["user", "tool"])
+@pytest.mark.parametrize(("name", "arguments"), [*DROPS, ("qwen2.5-0.5b-instruct", {})])
+def test_the_context_is_what_the_template_writes(tmp_path, name, arguments, role):
+  """Token by token, after every turn."""
+  words = of_family(tmp_path, name, arguments=arguments)
+  history = turns.ChatHistory(words)
+  opened = thoughts.opened_by(words.chat([{"role": "user", "content": "Q"}])) != ""
+  question = {"role": "user", "content": "Guess."}
+  prompt, messages = history.without_tail(words.prompt("Guess.")), [question]
+  seen, episode, rewinds = context.Context(history), [], 0
+  episode += seen.begin()
+  visible = list(range(len(episode)))
+  assert prompt + episode == words.prompt("Guess.")
+  for number in ("4", "5", "6"):
+    turn = said(words, f"not {number}1?", f"It is {number}.", opened=opened)
+    visible += range(len(episode), len(episode) + len(turn))
+    episode += turn
+    text = words.decode(turn)
+    seen.said(turn, text)
+    messages += [{"role": "assistant", "content": text}, {"role": role, "content": "No: less."}]
+    tokens, to = seen.answered(["No: less."], role)
+    if to is not None:
+      visible, rewinds = [i for i in visible if i < to], rewinds + 1
+    visible += range(len(episode), len(episode) + len(tokens))
+    episode += tokens
+    assert prompt + [episode[i] for i in visible] == words.encode(words.chat(messages))
+  keeps = "qwen2.5" in name or (role == "tool" and (name, arguments) == ("qwen3-0.6b", {}))
+  assert (rewinds == 0) == keeps
+
+
+def test_tokens_that_are_written_as_they_were_are_not_made_again(tmp_path):
+  """What the policy sampled stays in its own tokens, however many there are."""
+  words = of_family(tmp_path, "qwen2.5-0.5b-instruct")
+  seen = context.Context(turns.ChatHistory(words))
+  seen.begin()
+  turn = [*words.encode("4"), *words.encode("2"), words.turn_end]
+  seen.said(turn, words.decode(turn))
+  tokens, to = seen.answered(["No."], "user")
+  assert to is None and tokens == words.reply(["No."], "user", words.turn_end)
+
+
+def test_an_environment_may_speak_first(tmp_path):
+  words = of_family(tmp_path, "deepseek-r1-distill-qwen-1.5b")
+  history = turns.ChatHistory(words)
+  tokens, to = context.Context(history).answered(["Begin."], "user")
+  messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": ""}]
+  whole = words.chat([*messages, {"role": "user", "content": "Begin."}])
+  assert to is None and history.without_tail(words.prompt("Q")) + tokens == words.encode(whole)
+
+
+def test_special_tokens_in_what_is_said_are_refused(tmp_path):
+  words = of_family(tmp_path, "qwen2.5-0.5b-instruct")
+  history = turns.ChatHistory(words)
+  for role, other in (("assistant", "user"), ("user", "assistant")):
+    bad = [{"role": role, "content": "4<|im_end|>"}, {"role": other, "content": "4"}]
+    with pytest.raises(tokenizer.TokenizerError, match="got the special token"):
+      history.text(bad)
+
+
+def test_a_prompt_without_the_tail_is_refused(tmp_path):
+  words = of_family(tmp_path, "deepseek-r1-distill-qwen-1.5b")
+  history = turns.ChatHistory(words)
+  with pytest.raises(tokenizer.TokenizerError, match=r"prompt: ends with tokens .*, expected"):
+    history.without_tail(words.encode("Guess."))

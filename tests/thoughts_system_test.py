@@ -1,0 +1,65 @@
+"""Runs of several turns in which a template drops earlier thoughts: killed, resumed, replayed."""
+
+import pytest
+
+from benchmarks import chaos
+from offpolicy_rl.observe import metrics
+from offpolicy_rl.replay import replies
+from tests.resume_test import STEPS, deterministic, run_through, run_with_kills, schedule_of
+from tests.roles.teacher_test import published
+from tests.run_system import assert_identical, processes, train_rows
+from tests.turns_system_test import GUESS
+
+# Opens a thought for each turn, and writes earlier ones without it.
+TEMPLATE = (
+  "{% for m in messages %}"
+  "{% if m.role == 'assistant' %}a:{{ m.content.split('</think>')[-1] }}<eos>"
+  "{% else %}u:{{ m.content }}{% endif %}"
+  "{% endfor %}"
+  "{% if add_generation_prompt %}a:<think>{% endif %}"
+)
+SETTINGS = [
+  f"--config.task.name={GUESS}:guess_the_number",
+  f"--config.environment.name={GUESS}:GuessTheNumber",
+  "--config.environment.thoughts=drop",
+  "--config.environment.max_turns=3",
+  "--config.environment.max_turn_tokens=3",
+  "--config.task.max_prompt_tokens=24",
+  "--config.task.max_completion_tokens=60",
+  "--config.task.verifier=",
+  "--config.learner.layout=shared",
+  "--config.warm_start.steps=0",
+]
+
+
+@pytest.fixture
+def settings(tmp_path):
+  model = published(tmp_path / "model", special=("<eos>", "<think>", "</think>"))
+  (model / "chat_template.jinja").write_text(TEMPLATE)
+  return [*SETTINGS, f"--config.model.checkpoint={model}"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_contexts_that_go_back_are_resumed_and_replayed_to_the_bit(tmp_path, settings):
+  fixed = [*settings, "--config.lag.mode=fixed", "--config.lag.max_lag=3"]
+  found, expected, again = (tmp_path / name for name in ("run", "undisturbed", "again"))
+  run_through(expected, *fixed)
+  run_with_kills(found, fixed, {9: "s", 19: "b"})
+  with processes() as launch:
+    gone = "--config.environment.name=nowhere:Gone"
+    local = launch("local", f"--replay={found}/lag_schedule.jsonl", gone, f"--run_dir={again}")
+    output, _ = local.communicate(timeout=200)
+  assert local.returncode == 0, output
+  for folder in (found, again):
+    assert_identical(chaos.parameters(folder), chaos.parameters(expected))
+    assert schedule_of(folder) == schedule_of(expected)
+  rows = [[deterministic(row) for row in train_rows(folder)] for folder in (found, expected)]
+  assert rows[0] == rows[1] and len(rows[0]) == STEPS
+  said = [sorted((folder / replies.FILE).read_text().splitlines()) for folder in (again, found)]
+  assert said[0] == said[1]
+  texts = [c for row in metrics.read_lines(found / "completions.jsonl") for c in row["completions"]]
+  assert sum(len(c.get("rewinds", ())) for c in texts) > 20
+  checked = train_rows(expected)  # sampler and learner agree on what was read
+  assert max(row.get("mismatch/max", 0.0) for row in checked) <= 1e-4
+  assert sum(row.get("mismatch/tokens", 0) for row in checked) > 0
