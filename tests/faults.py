@@ -187,8 +187,8 @@ FAULTS = {
   # The model.
   "segments": Fault(
     "model/decoder.py",
-    "return same_prompt & same_branch & (behind >= 0), behind",
-    "return same_branch & (behind >= 0), behind",
+    "return earlier & (columns[None, :, None] < ends_BxT[:, None, :]), behind",
+    "return earlier & (ends_BxT[:, None, :] > 0), behind",
     "replay/packing_test.py::test_the_model_says_the_same_of_all_layouts",
   ),
   "future": Fault(
@@ -199,8 +199,8 @@ FAULTS = {
   ),
   "future_in_packed_rows": Fault(
     "model/decoder.py",
-    "return same_prompt & same_branch & (behind >= 0), behind",
-    "return same_prompt & same_branch, behind",
+    "earlier = (columns[:, None] >= columns[None, :])[None]",
+    "earlier = (columns[:, None] >= 0)[None]",
     "model/decoder_test.py::test_token_stats_are_shifted_by_one_and_use_the_temperature",
   ),
   "rope": Fault(
@@ -380,10 +380,35 @@ FAULTS = {
     "if self._file is None:",
     "observe/tracking_test.py::test_a_resume_goes_on_in_the_same_run_and_repeats_no_row",
   ),
+  # Contexts that go back.
+  "what_was_dropped_is_seen": Fault(
+    "replay/packing.py",
+    "ends[to:at] = np.minimum(ends[to:at], at)",
+    "ends[to:at] = ends[to:at]",
+    "replay/packing_test.py::test_what_a_context_has_dropped_is_not_read",
+  ),
+  "positions_of_what_was_dropped": Fault(
+    "replay/packing.py",
+    "positions[at:] -= positions[at] - positions[to]",
+    "positions[at:] -= 0",
+    "replay/packing_test.py::test_every_scored_token_sees_its_prompt_and_its_own_past",
+  ),
+  "the_cache_of_what_was_dropped": Fault(
+    "sampler/in_progress.py",
+    "self.cached = min(self.cached, self.size)",
+    "self.cached = min(self.cached, self.size + 1)",
+    "sampler/engine_rewinds_test.py::test_logprobs_are_those_of_what_a_turn_sees",
+  ),
+  "a_replay_does_not_go_back": Fault(
+    "environments/episodes.py",
+    "to = dict(recorded.rewinds).get(episode.tokens)",
+    "to = None",
+    "sampler/engine_rewinds_test.py::test_recorded_replies_go_back_where_they_did",
+  ),
   # Chats.
   "an_agent_may_begin_otherwise": Fault(
     "environments/episodes.py",
-    "if tokens == episode.prompt.tolist():",
+    "if tokens == prompt:",
     "if tokens:",
     "agents_system_test.py::test_an_agent_that_begins_otherwise_has_failed",
   ),

@@ -1,4 +1,4 @@
-"""What the policy sees of its episode if the chat template leaves out earlier thoughts."""
+"""The context of an episode whose chat template leaves out earlier thoughts."""
 
 from collections.abc import Sequence
 from typing import Protocol
