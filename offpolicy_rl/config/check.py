@@ -67,13 +67,13 @@ def check_data(config: config_dict.ConfigDict) -> catalog.Selection:
 def check_keys(config: config_dict.ConfigDict) -> None:
   """Checks keys, types and values, as a configuration may come from the network."""
   values, known = flatten(config), keys.all_keys()
+  for name in values:
+    if name not in known:
+      raise ConfigError(f"{name[:100]!r}: unknown key")
   for name, key in known.items():
     if name not in values:
       raise ConfigError(f"{name}: missing, expected {key.expected}")
-  for name, value in values.items():
-    if name not in known:
-      raise ConfigError(f"{name[:100]!r}: unknown key")
-    key = known[name]
+    value = values[name]
     if value is None and key.default is None:
       continue
     if not key.has_type(value):

@@ -37,7 +37,10 @@ def base() -> config_dict.ConfigDict:
 
 
 def load(path: str) -> config_dict.ConfigDict:
-  """Loads the `get_config()` of a card, or the config.json of a run; else raises ConfigError."""
+  """Loads the `get_config()` of a card, or the config.json of a run; else raises ConfigError.
+
+  Keys that came since that run have their default.
+  """
   if path.endswith(".json"):
     return _load_json(path)
   # Cards import their siblings as `configs.NAME`.
@@ -54,11 +57,23 @@ def load(path: str) -> config_dict.ConfigDict:
 
 def _load_json(path: str) -> config_dict.ConfigDict:
   try:
-    return from_json(pathlib.Path(path).read_text(encoding="utf-8"))
+    config = from_json(pathlib.Path(path).read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise ConfigError(f"--config: no file {path}") from None
   except (ConfigError, OSError, UnicodeDecodeError) as error:
     raise ConfigError(f"--config: {path}: {error}") from None
+  saved = flatten(config)
+  has_unknown = saved.keys() - flatten(base()).keys()  # `check.py` says which
+  return config if has_unknown else _with_defaults(saved)
+
+
+def _with_defaults(saved: dict) -> config_dict.ConfigDict:
+  """The configuration of these keys, those that there are; of an earlier release, perhaps."""
+  config = base()
+  known = flatten(config)
+  with config.ignore_type():
+    config.update_from_flattened_dict({key: saved[key] for key in saved if key in known})
+  return config
 
 
 def of_run(run_dir: pathlib.Path) -> config_dict.ConfigDict:
@@ -66,12 +81,7 @@ def of_run(run_dir: pathlib.Path) -> config_dict.ConfigDict:
 
   Keys that came since have their default, those that went are left out. ConfigError for no JSON.
   """
-  config = base()
-  saved = flatten(from_json((run_dir / "config.json").read_text()))
-  known = flatten(config)
-  with config.ignore_type():
-    config.update_from_flattened_dict({key: saved[key] for key in saved if key in known})
-  return config
+  return _with_defaults(flatten(from_json((run_dir / "config.json").read_text())))
 
 
 def example_card() -> str:
