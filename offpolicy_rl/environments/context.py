@@ -11,6 +11,7 @@ class History(Protocol):
 
   tail: list[int]  # tokens with which an episode begins
   tail_text: str
+  opened: str  # the beginning of a thought that ends prompts, "" if none does
 
   def text(self, messages: Sequence[dict[str, str]], /) -> str:
     """Text of messages behind the prompt, the model's first, and the beginning of its next turn."""
@@ -20,8 +21,8 @@ class History(Protocol):
     """Token ids of such a text."""
     ...
 
-  def continuation(self, text: str, /) -> list[int]:
-    """Token ids of the end of such a text, from the end of a turn of the model on."""
+  def continuation(self, text: str, last: int, /) -> list[int]:
+    """Token ids of the end of such a text, behind the last token of a turn of the model."""
     ...
 
 
@@ -53,7 +54,7 @@ class Context:
 
   def said(self, tokens: Sequence[int], text: str) -> None:
     """Adds a turn of the policy; `text`: up to its end."""
-    self._messages.append({"role": "assistant", "content": text})
+    self._messages.append({"role": "assistant", "content": self._history.opened + text})
     self._text += text
     self._add(tokens)
 
@@ -72,9 +73,8 @@ class Context:
     self._messages += ({"role": role, "content": text} for text in texts)
     text = self._history.text(self._messages)
     if self._seen and text.startswith(self._text):
-      tokens, to = self._history.continuation(text[len(self._text) :]), None
-      if tokens[:1] == [self._seen[-1][0]]:  # an end of turn, which the policy wrote already
-        tokens = tokens[1:]
+      rest, to = text[len(self._text) :], None
+      tokens = self._history.continuation(rest, self._seen[-1][0])
     else:
       whole = self._history.tokens(text)
       same = min(turns.common([token for token, _ in self._seen], whole), len(whole) - 1)

@@ -256,8 +256,17 @@ class Tokenizer:
     if not self.in_chat:
       return self.encode("".join(texts))
     messages = [{"role": role, "content": text} for text in texts]
-    ids = self.encode(self._answered(messages).partition(_PROBE)[2])
-    return ids[1:] if ids[:1] == [last] else ids
+    return self.behind_turn(self._answered(messages).partition(_PROBE)[2], last)
+
+  def behind_turn(self, text: str, last: int | None) -> list[int]:
+    """Token ids of a text that begins with the end of a turn of the model, without what it wrote.
+
+    `last`: token of the turn; of several special tokens that end one, those up to it are left out.
+    """
+    ids = self.encode(text)
+    ends = list(itertools.takewhile(self.special.__contains__, self._behind_turns))
+    written = ends[: ends.index(last) + 1] if last in ends else [last]
+    return ids[len(written) :] if ids[: len(written)] == written else ids
 
   def _answered(self, messages: list[dict[str, str]]) -> str:
     """A chat in which the model has said `_PROBE`, was answered, and begins its next turn."""

@@ -12,6 +12,7 @@ from offpolicy_rl.tasks.special_tokens import TokenizerError
 from offpolicy_rl.tasks.tokenizer import Tokenizer
 
 _QUESTION, _ANSWER = "2 + 2?", "2 + 2 = 4"
+_THINKING = [f"{begin}\n{_ANSWER}\n{end}\n\n{_ANSWER}" for begin, end in thoughts.TAGS]
 _REMEDY = "set environment.thoughts to keep or drop, task.chat_arguments or task.chat=False"
 
 
@@ -23,11 +24,15 @@ class ChatHistory:
     self._words, self._opening = words, words.opening(_QUESTION)
     begun = words.chat(self._opening)
     # A prompt ends with the tail, which the template leaves out of earlier turns.
-    self._trunk = begun[: common(begun, self._chat(_talk(_ANSWER)))]
+    whole = [self._chat(_talk(text)) for text in (_ANSWER, *_THINKING)]
+    self._trunk = begun[: min(common(begun, text) for text in whole)]
     self._beginning = words.encode(self._trunk)
-    self.tail_text = begun[len(self._trunk) :]
-    self.tail = self._behind(begun)
-    self.tokens(self.text(_talk(f"<think>\n{_ANSWER}\n</think>\n\n{_ANSWER}")))
+    self.tail_text, self.tail = begun[len(self._trunk) :], self._behind(begun)
+    opening = thoughts.opened_by(begun)
+    self.opened = begun[begun.rindex(opening) :] if opening else ""
+    for text in whole:
+      self._behind(text)
+    _require_only_thoughts(whole[0][len(self._trunk) :])
 
   def _chat(self, messages: Sequence[dict[str, str]]) -> str:
     return self._words.chat([*self._opening, *messages])
@@ -60,9 +65,12 @@ class ChatHistory:
     """Token ids of such a text; TokenizerError for one without an embedding."""
     return self._behind(self._trunk + text)
 
-  def continuation(self, text: str) -> list[int]:
-    """Token ids of the end of such a text, from the end of a turn of the model on; errors alike."""
-    return self._words.encode(text)
+  def continuation(self, text: str, last: int) -> list[int]:
+    """Token ids of the end of such a text, from the end of a turn of the model on; errors alike.
+
+    `last`: its last token; ends of the turn up to it are left out.
+    """
+    return self._words.behind_turn(text, last)
 
   def without_tail(self, prompt: Sequence[int]) -> list[int]:
     """A prompt up to its tail, with which its episodes begin; TokenizerError if it lacks it."""
@@ -77,7 +85,7 @@ def check(words: Tokenizer, mode: str) -> None:
   """Raises TokenizerError if the template writes earlier turns of the model otherwise.
 
   Args:
-    mode: refuse = thoughts included; keep = thoughts aside; drop = it may write what it likes.
+    mode: refuse = thoughts included; else it may leave these out, or write that there are none.
   """
   if not words.in_chat:
     return
@@ -85,21 +93,31 @@ def check(words: Tokenizer, mode: str) -> None:
     ChatHistory(words)
     return
   begin = words.chat(words.opening(_QUESTION))
-  said = [_ANSWER]
-  if mode == thoughts.REFUSE and not thoughts.opened_by(begin):
-    said += [f"{tag}\n{_ANSWER}\n{end}\n\n{_ANSWER}" for tag, end in thoughts.TAGS]
-  for text in said:
+  if mode == thoughts.KEEP:
+    whole = words.chat([*words.opening(_QUESTION), *_talk(_ANSWER)])
+    _require_only_thoughts(whole[common(begin, whole) :])
+    return
+  for text in (_ANSWER, *(() if thoughts.opened_by(begin) else _THINKING)):
     whole = words.chat([*words.opening(_QUESTION), *_talk(text)])
     expected = begin + text
-    if mode == thoughts.KEEP:
-      tail = begin[common(begin, whole) :]
-      if any(tag in tail for tag, _ in thoughts.TAGS):
-        expected = begin.removesuffix(tail) + text
     if not whole.startswith(expected):
       raise TokenizerError(
         f"chat template: behind an answer it writes {whole[: len(expected)]!r:.300}, expected "
         f"{expected!r:.300}, as the model has read it: {_REMEDY}"
       )
+
+
+def _require_only_thoughts(text: str) -> None:
+  """Raises TokenizerError if the template writes more than tags of thoughts before an answer."""
+  before, _, behind = text.partition(_ANSWER)
+  bare = before.strip()
+  for tag in thoughts.ALL_TAGS:
+    bare = bare.replace(tag, "")
+  if bare.strip() or not behind:
+    raise TokenizerError(
+      f"chat template: it writes an earlier answer {_ANSWER!r} as {text!r:.200}, expected nothing "
+      "but a thought before it"
+    )
 
 
 def common(a: Sequence, b: Sequence) -> int:

@@ -32,7 +32,7 @@ class Words(turns_test.Words):
 class History:
   """Writes a turn of the policy as it is if its first number is even, else without its thought."""
 
-  tail, tail_text = TAIL, "3 "
+  tail, tail_text, opened = TAIL, "3 ", ""
 
   def text(self, messages) -> str:
     assert [m["role"] for m in messages] == ["assistant", "user"] * (len(messages) // 2)
@@ -49,7 +49,8 @@ class History:
   def tokens(self, text: str) -> list[int]:
     return list(map(int, text.split()))
 
-  continuation = tokens
+  def continuation(self, text: str, _last: int) -> list[int]:
+    return self.tokens(text)
 
 
 def make_engine(delay=lambda: 0, **changes) -> engine.Engine:

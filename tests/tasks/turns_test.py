@@ -4,6 +4,7 @@ import pytest
 
 from offpolicy_rl.environments import context
 from offpolicy_rl.tasks import thoughts, tokenizer, turns
+from tests.tasks import small_tokenizers as small
 from tests.tasks.published import FAMILIES, published
 
 # As thinking models' do that open a thought, and leave it out of what came before.
@@ -37,9 +38,71 @@ def test_a_template_that_changes_answers_is_refused_where_they_are_kept(tmp_path
   words = of_family(tmp_path, "smollm2-135m-instruct")
   chat = words.chat
   words.chat = lambda messages, **opened: chat(messages, **opened).replace("= 4", "= 5")
-  for mode in (thoughts.REFUSE, thoughts.KEEP):
-    with pytest.raises(tokenizer.TokenizerError, match="behind an answer it writes"):
+  for mode, said in (
+    (thoughts.REFUSE, "behind an answer it writes"),
+    (thoughts.KEEP, r"it writes an earlier answer '2 \+ 2 = 4' as '2 \+ 2 = 5<"),
+    (thoughts.DROP, r"it writes an earlier answer '2 \+ 2 = 4' as '2 \+ 2 = 5<"),
+  ):
+    with pytest.raises(tokenizer.TokenizerError, match=said):
       turns.check(words, mode)
+
+
+def with_template(folder, template: str) -> tokenizer.Tokenizer:
+  inner = small.byte_level({"<e>": 1, "<r>": 2, "<c>": 3})
+  settings = {"eos_token": "<e>", "chat_template": template}
+  return tokenizer.Tokenizer(
+    tokenizer.read_files(small.write(folder, inner, tokenizer_config=settings))
+  )
+
+
+def in_roles(assistant: str, begin: str) -> str:
+  return (
+    "{% for m in messages %}{% if m.role == 'assistant' %}" + assistant + "{% else %}"
+    "u:{{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    + begin
+    + "{% endif %}"
+  )
+
+
+def test_a_template_that_frames_answers_is_refused(tmp_path):
+  """The policy would have to write the frame, in special tokens that no text of it has."""
+  words = with_template(tmp_path, in_roles("a<c>final:{{ m.content }}<e>", "a"))
+  for mode in thoughts.EARLIER:
+    with pytest.raises(tokenizer.TokenizerError, match="chat template: "):
+      turns.check(words, mode)
+
+
+def test_all_marks_that_end_a_turn_are_written_once(tmp_path):
+  """Whichever of them the policy wrote last."""
+  words = with_template(tmp_path, in_roles("a:{{ m.content }}<r><e>", "a:"))
+  begin, end = words.prompt("Q"), [words.encode(mark)[0] for mark in ("<r>", "<e>")]
+  whole = words.encode("u:Q\na:4<r><e>u:No.\na:")
+  for turn in ([], end[:1], end):
+    turn = [*words.encode("4"), *turn]
+    assert begin + turn + words.reply(["No."], "user", turn[-1]) == whole
+    seen = context.Context(turns.ChatHistory(words))
+    seen.begin()
+    seen.said(turn, words.decode(turn))
+    assert begin + turn + seen.answered(["No."], "user")[0] == whole
+
+
+def test_a_template_sees_the_whole_of_a_thought_that_the_prompt_began(tmp_path):
+  """Some leave it out only if both of its tags are there, and keep the first in any case."""
+  earlier = (
+    "{% if '<think>' in m.content and '</think>' in m.content %}"
+    "a:<think></think>{{ m.content.split('</think>')[1] }}<e>"
+    "{% else %}a:<think></think>{{ m.content }}<e>{% endif %}"
+  )
+  words = with_template(tmp_path, in_roles(earlier, "a:<think>\n"))
+  history = turns.ChatHistory(words)
+  assert (history.tail_text, history.opened) == ("\n", "<think>\n")
+  begin, seen = history.without_tail(words.prompt("Q")), context.Context(history)
+  turn = [*words.encode("well</think>4"), words.eos]
+  size = len(seen.begin())
+  seen.said(turn, words.decode(turn))
+  tokens, to = seen.answered(["No."], "user")
+  assert to == 0 and size == 1
+  assert begin + tokens == words.encode("u:Q\na:<think></think>4<e>u:No.\na:<think>\n")
 
 
 def said(words, thought: str, answer: str, *, opened: bool) -> list[int]:
@@ -67,7 +130,11 @@ def test_the_context_is_what_the_template_writes(tmp_path, name, arguments, role
     episode += turn
     text = words.decode(turn)
     seen.said(turn, text)
-    messages += [{"role": "assistant", "content": text}, {"role": role, "content": "No: less."}]
+    said_whole = history.opened + text
+    messages += [
+      {"role": "assistant", "content": said_whole},
+      {"role": role, "content": "No: less."},
+    ]
     tokens, to = seen.answered(["No: less."], role)
     if to is not None:
       visible, rewinds = [i for i in visible if i < to], rewinds + 1
