@@ -381,6 +381,18 @@ FAULTS = {
     "observe/tracking_test.py::test_a_resume_goes_on_in_the_same_run_and_repeats_no_row",
   ),
   # Contexts that go back.
+  "a_thought_without_its_beginning": Fault(
+    "environments/context.py",
+    '"content": self._history.opened + text})',
+    '"content": text})',
+    "tasks/turns_test.py::test_a_template_sees_the_whole_of_a_thought_that_the_prompt_began",
+  ),
+  "a_second_end_of_turn": Fault(
+    "tasks/tokenizer.py",
+    "written = ends[: ends.index(last) + 1] if last in ends else [last]",
+    "written = [last]",
+    "tasks/turns_test.py::test_all_marks_that_end_a_turn_are_written_once",
+  ),
   "what_was_dropped_is_seen": Fault(
     "replay/packing.py",
     "ends[to:at] = np.minimum(ends[to:at], at)",

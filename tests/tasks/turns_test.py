@@ -57,10 +57,9 @@ def with_template(folder, template: str) -> tokenizer.Tokenizer:
 
 def in_roles(assistant: str, begin: str) -> str:
   return (
-    "{% for m in messages %}{% if m.role == 'assistant' %}" + assistant + "{% else %}"
-    "u:{{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}"
-    + begin
-    + "{% endif %}"
+    f"{{% for m in messages %}}{{% if m.role == 'assistant' %}}{assistant}"
+    "{% else %}u:{{ m.content }}\n{% endif %}{% endfor %}"
+    f"{{% if add_generation_prompt %}}{begin}{{% endif %}}"
   )
 
 
