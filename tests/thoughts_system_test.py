@@ -10,10 +10,10 @@ from tests.roles.teacher_test import published
 from tests.run_system import assert_identical, processes, train_rows
 from tests.turns_system_test import GUESS
 
-# Opens a thought for each turn, and writes earlier ones without it.
+# Opens a thought for each turn; writes earlier ones without it, or without the tag of an open one.
 TEMPLATE = (
   "{% for m in messages %}"
-  "{% if m.role == 'assistant' %}a:{{ m.content.split('</think>')[-1] }}<eos>"
+  "{% if m.role == 'assistant' %}a:{{ m.content.split('</think>')[-1].split('<think>')[-1] }}<eos>"
   "{% else %}u:{{ m.content }}{% endif %}"
   "{% endfor %}"
   "{% if add_generation_prompt %}a:<think>{% endif %}"
