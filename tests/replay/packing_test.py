@@ -168,7 +168,7 @@ def test_the_model_says_the_same_of_all_layouts(layout, window):
 
 @pytest.mark.parametrize(("layout", "window"), some([(packing.SHARED, 3)], [(packing.PADDED, 0)]))
 def test_what_a_context_has_dropped_is_not_read(layout, window):
-  """Each token as in a sequence of its own that has only what it sees."""
+  """Each token as in a sequence of its own that has only what it sees; gradients, too."""
   config = CONFIG
   if window:
     config = dataclasses.replace(
@@ -178,12 +178,6 @@ def test_what_a_context_has_dropped_is_not_read(layout, window):
   completions = completions_of([(4, [5, 4, 5]), (2, [3, 5])], seed=5, rewinds=True)
   assert sum(len(c.rewinds) for c in completions) >= 5
 
-  def logprobs(made, limits):
-    rows, places = packing.lay_out([made], limits)
-    stats = policy.token_stats(config, params, jax.tree.map(lambda x: x[0], rows), 1.0)
-    return stats[0].reshape(-1)[places[0]]
-
-  found = logprobs(completions, packing.Limits(layout, PROMPT, COMPLETION, 26 if window else 11))
   apart = [
     (n, t, np.array(seen_before(completion, t), np.int32))
     for n, completion in enumerate(completions)
@@ -194,6 +188,24 @@ def test_what_a_context_has_dropped_is_not_read(layout, window):
     packing.Completion(k, seen, completions[n].tokens[t : t + 1])
     for k, (n, t, seen) in enumerate(apart)
   ]
-  expected = logprobs(alone, packing.Limits(packing.PADDED, PROMPT + COMPLETION, 1, 12))
-  for (n, t, _), value in zip(apart, expected[:, 0], strict=True):
-    np.testing.assert_allclose(found[n, t], value, rtol=1e-4, atol=2e-5)
+  weights = np.random.default_rng(1).normal(size=len(apart))
+
+  def judged(made, limits, chosen):
+    """Log-probabilities of the tokens apart, and the gradient of their weighted sum."""
+    rows, places = packing.lay_out([made], limits)
+    rows, places = jax.tree.map(lambda x: x[0], rows), chosen(places[0])
+
+    def total(params):
+      stats = policy.token_stats(config, params, rows, 1.0)
+      logprobs = stats.logprobs.reshape(-1)[places]
+      return (weights * logprobs).sum(), logprobs
+
+    (_, logprobs), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+    return logprobs, gradient
+
+  index = tuple(np.array([(n, t) for n, t, _ in apart]).T)
+  limits = packing.Limits(layout, PROMPT, COMPLETION, 26 if window else 11)
+  found = judged(completions, limits, lambda places: places[index])
+  limits = packing.Limits(packing.PADDED, PROMPT + COMPLETION, 1, 12)
+  expected = judged(alone, limits, lambda places: places[:, 0])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
