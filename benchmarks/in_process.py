@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner import step
@@ -39,8 +40,8 @@ class Run:
 
   def __init__(self, config: ConfigDict):
     """Reads the prompts; raises ValueError for another lag mode, or with an environment."""
-    if config.environment.name:
-      raise ValueError(f"environment.name: got {config.environment.name!r}, expected ''")
+    for name, key in config_lib.environments(config).items():
+      raise ValueError(f"{key}: got {name!r}, expected ''")
     if config.lag.mode != lag.FIXED:
       raise ValueError(f"lag.mode: got {config.lag.mode!r}, expected {lag.FIXED!r}")
     group_size = config.learner.group_size

@@ -11,6 +11,7 @@ skips over waits instead of sleeping. Writes results/turns.json.
 """
 
 import argparse
+import dataclasses
 import functools
 import heapq
 import itertools
@@ -25,6 +26,7 @@ import jax
 
 from benchmarks import sampler
 from benchmarks.machine import machine
+from offpolicy_rl import types
 from offpolicy_rl.environments import episodes
 from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.model import policy
@@ -49,7 +51,7 @@ class World:
     """CPU time of this process and the waits that were skipped."""
     return time.process_time() + self._skipped
 
-  def begin(self, _problem: str, _seed: int) -> int:
+  def begin(self, _name: str, _problem: str, _seed: int) -> int:
     """Begins an episode."""
     played = next(self._number)
     self.act(played, "")
@@ -105,6 +107,10 @@ WAYS = {  # engine, episodes begun at a time
 }
 
 
+def _tickets(config, first: int) -> list[types.Ticket]:
+  return [dataclasses.replace(t, environment="world") for t in sampler.tickets(config, 1, first)]
+
+
 class Way:
   """An engine that never lacks tickets."""
 
@@ -123,9 +129,9 @@ class Way:
       ),
       stops=stopping.Stops(tuple(range(config.vocab_size // 16))),
       seed=0,
-      episodes=episodes.Episodes(lambda: self._world, self._words, limits, seed=0),
+      episodes=episodes.Episodes(lambda: self._world, lambda _: self._words, limits, seed=0),
     )
-    self._tickets = map(functools.partial(sampler.tickets, config, 1), itertools.count())
+    self._tickets = map(functools.partial(_tickets, config), itertools.count())
     self._params = params
 
   def run(self, seconds: float) -> dict[str, float]:

@@ -66,7 +66,8 @@ GROUPS = {
     "task.mixture": text("").means(
       "mixture: a JSON object, task name -> its rate, or -> its rate and keys of this section that "
       'differ for it, e.g. {"gsm8k": 0.7, "jsonl": {"rate": 0.3, "train_file": "my.jsonl"}}; '
-      "jsonl:LABEL tells several files apart"
+      'jsonl:LABEL tells several files apart. "environment" among the keys of a member is what '
+      "environment.name is for a single task"
     ),
     "task.data_dir": text("").means(
       "gsm8k, math: directory with train.jsonl and test.jsonl; gsm8k, tfds: or one that `tfds "
@@ -157,7 +158,9 @@ GROUPS = {
   },
   "The task: rewards added in training (tasks/shaping.py)": {
     # A larger reward would not fit beside the largest verdict in a message (transport/bounds.py).
-    "task.format_pattern": regular_expression("").means("in completions; . matches newlines"),
+    "task.format_pattern": regular_expression("").means(
+      "in completions of one turn; . matches newlines"
+    ),
     "task.format_reward": number(0.0, at_least=0, at_most=1_000_000).means("added if it is found"),
     "task.length_weight": number(0.0, at_least=0, at_most=1_000_000).means(
       "factor of Kimi's length reward in [-0.5, 0.5]: shorter is better; for overlong completions "
@@ -167,11 +170,12 @@ GROUPS = {
   "Turns: an environment that answers the policy (environments/)": {
     "environment.name": text("").means(
       "module:class of your own, or module:function that is an agent; it takes the verifier's "
-      "place. '' = the one that the task comes with, if any; none: a completion is one turn"
+      "place. '' = the one that the task comes with, if any; none: a completion is one turn. "
+      "Members of a mixture name theirs in task.mixture"
     ),
     "environment.tools": json_objects("").means(
-      "JSON schemas for the chat template; '' = those of the environment, recorded here so that "
-      "prompts stay the same"
+      "JSON schemas for the chat template, of a mixture an object, environment -> schemas; '' = "
+      "those of the environment, recorded here so that prompts stay the same"
     ),
     "environment.max_turns": integer(8, at_least=1).means("of the policy in an episode"),
     "environment.max_turn_tokens": integer(0, at_least=0).means(
@@ -185,7 +189,8 @@ GROUPS = {
     ),
     "environment.episodes": integer(0, at_least=0).means(
       "begun at a time by an engine, in slots or waiting for their environments; each keeps its "
-      "part of the cache. 0 = twice sampler.slots"
+      "part of the cache. Completions of one turn in the same mixture count. 0 = twice "
+      "sampler.slots"
     ),
     "environment.processes": integer(2, at_least=1).means(
       "per engine; each holds several environments and answers for one at a time"

@@ -79,11 +79,12 @@ class Ticket:
   step: int  # TRAIN: the step that will use it; EVAL: the step that requested it
   group_index: int  # position in the stream of prompts; seeds the sampling keys
   prompt_tokens: np.ndarray  # int32 [P]
-  answer: str  # JSON answer data, understood by the task's verifier
+  answer: str  # JSON answer data, understood by the task's verifier or environment
   min_version: int  # inclusive
   max_version: int  # inclusive
   num_completions: int  # G
   temperature: float  # 0 = greedy
+  environment: str = ""  # "module:class" that plays it; "" = its completions have one turn
   replies: tuple[Replies, ...] = ()  # per completion; () = its environments are played
 
 

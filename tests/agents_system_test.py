@@ -13,7 +13,7 @@ from offpolicy_rl.environments import episodes, guess, tools
 from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.model import policy as policy_lib
 from offpolicy_rl.roles import build, data
-from offpolicy_rl.tasks import catalog, tokenizer
+from offpolicy_rl.tasks import tokenizer
 from tests.environments import harnesses
 from tests.resume_test import deterministic, run_through
 from tests.run_system import assert_identical, train_rows
@@ -38,9 +38,9 @@ def played(config, name: str) -> list[types.Trajectory]:
   """Episodes of a fresh model."""
   config.environment.name = name
   policy = build.make_policy(config, None)
-  [(_, made)] = data.examples(config, catalog.select(config.task).expanded(), policy, "train")
+  [(_, made)] = data.examples(config, config_lib.selection(config).expanded(), policy, "train")
   tickets = [
-    types.Ticket(f"t{i}", types.TRAIN, 0, i, x.prompt_tokens, x.answer, 0, 0, 4, 1.0)
+    types.Ticket(f"t{i}", types.TRAIN, 0, i, x.prompt_tokens, x.answer, 0, 0, 4, 1.0, name)
     for i, x in enumerate(made.examples[:12])
   ]
   params = fond_of(policy_lib.init(policy.model, jax.random.key(0)), policy.tokenizer)
@@ -82,7 +82,7 @@ class Told:
   def __init__(self, *turns: Turn):
     self._turns, self._coming = list(turns), []
 
-  def begin(self, _problem, _seed):
+  def begin(self, _name, _problem, _seed):
     self._coming.append(self._turns.pop(0))
     return "played"
 
@@ -106,9 +106,9 @@ def test_with_a_chat_template_what_was_sampled_is_never_encoded_again(tmp_path):
   question = [{"role": "user", "content": "2 + 2?"}]
   opening = json.dumps({"messages": question, "tools": [TOOL]})
   told = Told(Turn(opening=opening), Turn("4", role="tool"), Turn(reward=1.0, done=True))
-  made = episodes.Episodes(lambda: told, words, episodes.Limits(200, 5, 50), seed=0)
+  made = episodes.Episodes(lambda: told, lambda _: words, episodes.Limits(200, 5, 50), seed=0)
   prompt = np.array(words.conversation(question, [TOOL]), np.int32)
-  asked = ticket(0)
+  asked = ticket(0, environment="harnesses:calls")
   episode = made.begin(types.Ticket(**vars(asked) | {"prompt_tokens": prompt}), 0)
   [(_, first)] = made.replies(0)
   assert first.tokens.size == 0 and not first.ended

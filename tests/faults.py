@@ -252,6 +252,18 @@ FAULTS = {
     "self._limit(episode)",
     "environments/episodes_test.py::test_what_was_said_is_said_again_without_an_environment",
   ),
+  "environment_of_a_prompt": Fault(
+    "evaluation/requests.py",
+    "environment=example.environment,",
+    "",
+    "mixed_turns_test.py::test_each_member_is_answered_and_judged_in_its_own_way",
+  ),
+  "replies_that_wait_for_pages": Fault(
+    "sampler/engine.py",
+    "self._resuming and self._can_start <",
+    "self._resuming and len(self._ready) <",
+    "sampler/engine_turns_test.py::test_completions_of_one_turn_beside_episodes_are_as_without_them",
+  ),
   "what_an_environment_wrote": Fault(
     "replay/batching.py",
     "batch.loss_mask[at][:size] = trajectory.sampled",

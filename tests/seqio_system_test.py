@@ -115,7 +115,7 @@ config = config_lib.load("configs/test.py")
 task = config.task
 task.name, task.module, task.verifier = "seqio:all", "tests.tasks.large", "exact"
 selection, words = catalog.select(config.task).expanded(), vocabulary.Vocabulary()
-members = prompts.tokenize_split(selection, "train", words, 20)
+members = prompts.tokenize_split(selection, "train", lambda _: prompts.Rendering(words, 20))
 drawn = stream.make_stream([(rate, made.prompts) for rate, made in members], seed=0)
 first = [words.decode(drawn[i].prompt_tokens.tolist()) for i in range(64)]
 seconds = time.process_time() - started

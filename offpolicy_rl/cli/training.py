@@ -40,10 +40,8 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
   learner_flags = credentials.given(flags, [n for n in vars(flags) if n not in _LOCAL_ONLY])
   learner_flags += [f"--config.{key}={text}" for key, text in assignments]
   selection = config_lib.check_data(config)
-  if config_lib.environment_name(config):
-    _check_environment(config)
-  else:
-    _check_verifiers(selection)
+  _check_environments(config)
+  _check_verifiers(selection)
   stop = signals.stop_event()
   # They import while the learner does, as far as there are cores.
   cores = os.cpu_count() or 1
@@ -62,7 +60,7 @@ def local(flags: argparse.Namespace, assignments: Assignments) -> int:
 
 def _check_verifiers(selection: catalog.Selection) -> None:
   """Raises ConfigError if samplers of this machine can't find or use a verifier."""
-  for task in selection.tasks:
+  for task in selection.judged:
     ours = task.verifier.startswith("offpolicy_rl.")
     if ours and task.verifier != verifiers.NAMED["code"]:
       continue
@@ -72,11 +70,11 @@ def _check_verifiers(selection: catalog.Selection) -> None:
       raise config_lib.ConfigError(f"task.{error}") from None
 
 
-def _check_environment(config: ConfigDict) -> None:
-  """Raises ConfigError if samplers of this machine need the environment and can't use it."""
+def _check_environments(config: ConfigDict) -> None:
+  """Raises ConfigError if samplers of this machine need an environment and can't use it."""
   try:
     if replies.beside(config.lag.schedule) is None:
-      environment.require(config_lib.environment_name(config))
+      environment.require_all(config_lib.environments(config))
   except ValueError as error:
     raise config_lib.ConfigError(str(error)) from None
 

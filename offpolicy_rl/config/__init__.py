@@ -10,10 +10,12 @@ from offpolicy_rl.config.check import (
 )
 from offpolicy_rl.config.derived import (
   batch_parts,
-  environment_name,
+  environments,
   objective_choices,
   presets,
   reduction_setting,
+  selection,
+  tools,
   updates_per_step,
 )
 from offpolicy_rl.config.listing import advice

@@ -3,6 +3,7 @@
 `configs/base.py` says which values each key may have, this file which values go together.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,9 +14,10 @@ from offpolicy_rl import losses, types
 from offpolicy_rl.config import keys
 from offpolicy_rl.config.derived import (
   batch_parts,
-  environment_name,
+  environments,
   objective_choices,
   reduction_setting,
+  selection,
 )
 from offpolicy_rl.config.text import ConfigError, flatten
 from offpolicy_rl.losses import group_regime, reductions
@@ -56,12 +58,12 @@ def _raise_first(values: Mapping[str, Any], problems: Problems) -> None:
 
 def check_data(config: config_dict.ConfigDict) -> catalog.Selection:
   """Returns the tasks; raises ConfigError if their problems can't be read on this machine."""
-  selection = catalog.select(config.task)
+  chosen = selection(config)
   try:
-    selection.check()
+    chosen.check()
   except catalog.TaskError as error:
     raise ConfigError(str(error)) from None
-  return selection
+  return chosen
 
 
 def check_keys(config: config_dict.ConfigDict) -> None:
@@ -199,15 +201,18 @@ def _rows(c) -> Problems:
 
 
 def _turns(c) -> Problems:
-  selection = catalog.select(c.task)
-  played = [task.name for task in selection.tasks if task.environment]
-  if c.task.name == catalog.MIXTURE and played:
-    yield f"task.mixture: no {played[0]}: it is played in an environment, and members are judged"
-  if c.task.name == catalog.MIXTURE and c.environment.name:
-    yield "environment.name: '' with task.name = mixture: its members have verifiers"
-  if not environment_name(c):
+  mixed, played = c.task.name == catalog.MIXTURE, environments(c)
+  if mixed and c.environment.name not in ("", catalog.NO_ENVIRONMENT):
+    yield f"environment.name: '' or none with task.name = {catalog.MIXTURE}: members name theirs"
+  tools = json.loads(c.environment.tools or "null")
+  if mixed and tools is not None and not (isinstance(tools, dict) and tools.keys() <= set(played)):
+    names = ", ".join(played) or "none"
+    yield f"environment.tools: '' or an object, environment -> schemas, of the mixture's: {names}"
+  if not mixed and isinstance(tools, dict):
+    yield f"environment.tools: a list of schemas unless task.name = {catalog.MIXTURE}"
+  if not played:
     return
-  if c.task.format_pattern:
+  if c.task.format_pattern and not selection(c).judged:
     yield "task.format_pattern: '' with an environment, which judges the turns"
   if c.task.verifier:
     yield "task.verifier: '' with an environment, which judges the turns"
@@ -230,7 +235,7 @@ def _judge(c) -> Problems:
     yield "judge.model: the name that the server at judge.url knows it by"
   if not c.judge.rubric:
     yield "judge.rubric: what it grades by"
-  if environment_name(c):
+  if not selection(c).judged:
     yield "judge.url: '' with an environment, which judges the turns itself"
 
 

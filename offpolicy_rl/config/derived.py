@@ -1,13 +1,13 @@
 """Values derived from several keys. Imports no JAX."""
 
+import json
+
 from ml_collections import config_dict
 
 from offpolicy_rl import losses
 from offpolicy_rl.losses import reductions
 from offpolicy_rl.replay import lag
 from offpolicy_rl.tasks import catalog
-
-NO_ENVIRONMENT = "none"  # value of environment.name
 
 
 def batch_parts(learner: config_dict.ConfigDict) -> int:
@@ -30,14 +30,37 @@ def objective_choices(config: config_dict.ConfigDict) -> losses.Choices:
   return losses.choose(given.pop("name"), **_sizes(config) | given)
 
 
-def environment_name(config: config_dict.ConfigDict) -> str:
-  """The environment "module:class" that answers the policy; "" = a completion is one turn.
+def selection(config: config_dict.ConfigDict) -> catalog.Selection:
+  """The tasks of a run, each with the environment that it is played in, if any.
 
   Raises:
     TaskError: task.name or another key of its section is wrong.
   """
-  name = config.environment.name or catalog.select(config.task).environment
-  return "" if name == NO_ENVIRONMENT else name
+  chosen, name = catalog.select(config.task), config.environment.name
+  if name == catalog.NO_ENVIRONMENT:
+    return chosen.played_in("")
+  return chosen.played_in(name) if name and not chosen.mixed else chosen
+
+
+def environments(config: config_dict.ConfigDict) -> dict[str, str]:
+  """{"module:class": the key that names it} of the run's environments.
+
+  {} if every completion has one turn. TaskError as for `selection`.
+  """
+  chosen = selection(config)
+  key = "task.mixture: {}: environment" if chosen.mixed else "environment.name"
+  return {task.environment: key.format(task.name) for task in chosen.tasks if task.environment}
+
+
+def tools(config: config_dict.ConfigDict) -> dict[str, list[dict]]:
+  """{environment: JSON schemas of its tools, for the chat template}, as environment.tools says.
+
+  Of a mixture's environments; {"": schemas} of any other run.
+  """
+  given = json.loads(config.environment.tools or "{}")
+  if isinstance(given, list):
+    return {"": given}
+  return {name: given[name] for name in environments(config) if name in given}
 
 
 def presets(config: config_dict.ConfigDict) -> list[losses.Choices]:

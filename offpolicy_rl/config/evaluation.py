@@ -5,9 +5,10 @@ import pathlib
 
 from ml_collections import config_dict
 
-from offpolicy_rl.config import check, derived
+from offpolicy_rl.config import check
 from offpolicy_rl.config import text as config_text
 from offpolicy_rl.config.text import ConfigError
+from offpolicy_rl.tasks import catalog
 
 # Flags of eval that set a key.
 _FLAGS = {
@@ -75,7 +76,7 @@ def for_chats(
   config_text.override(config, assignments)
   check.validate(config, trains=False)
   _check_weights_fit(before, config)
-  config.environment.name = derived.NO_ENVIRONMENT  # clients say what there is besides the model
+  config.environment.name = catalog.NO_ENVIRONMENT  # clients say what there is besides the model
   return config
 
 

@@ -114,9 +114,11 @@ def json_object(default: str, *, without: Iterable[str]) -> Key:
 
 
 def json_objects(default: str) -> Key:
-  """A JSON list of objects, or ""."""
-  is_good = lambda items: isinstance(items, list) and all(isinstance(x, dict) for x in items)
-  return _parsed(default, "a JSON list of objects, or ''", json.loads, is_good)
+  """A JSON list of objects, an object of such lists, or ""."""
+  expected = "a JSON list of objects, an object of such lists, or ''"
+  listed = lambda items: isinstance(items, list) and all(isinstance(x, dict) for x in items)
+  is_good = lambda x: listed(x) or (isinstance(x, dict) and all(map(listed, x.values())))
+  return _parsed(default, expected, json.loads, is_good)
 
 
 def _parsed(

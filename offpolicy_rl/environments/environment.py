@@ -21,7 +21,7 @@ To bring your own, decorate a class of an importable module and name it in envir
 An environment runs in a worker process. An exception ends its episode as failed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -65,10 +65,9 @@ def environment[T: type](made_by: T) -> T:
   return named.mark(made_by, "environment")
 
 
-def resolve(name: str) -> Callable[[], Environment]:
-  """The class "module:class"; ValueError if it can't be found or is no environment."""
+def resolve(name: str, key: str = "environment.name") -> Callable[[], Environment]:
+  """The class "module:class"; ValueError, which names the key, if it is none or no environment."""
   decorator = "environment.environment (offpolicy_rl.environments.environment)"
-  key = "environment.name"
   found = named.resolve(name, "environment", key=key, decorator=decorator, kind="class")
   for method in ("reset", "step"):
     if not callable(getattr(found, method, None)):
@@ -76,13 +75,17 @@ def resolve(name: str) -> Callable[[], Environment]:
   return found
 
 
-def require(name: str) -> None:
-  """Raises ValueError as `resolve` does, or if the environment can't be used on this machine."""
-  found = resolve(name)
-  try:
-    named.require(found)
-  except ValueError as error:
-    raise ValueError(f"environment.name: got {name}: {error}") from None
+def require_all(keys: Mapping[str, str]) -> None:
+  """Raises ValueError as `resolve` does, or if an environment can't be used on this machine.
+
+  `keys`: environment -> the key that names it.
+  """
+  for name, key in keys.items():
+    found = resolve(name, key)
+    try:
+      named.require(found)
+    except ValueError as error:
+      raise ValueError(f"{key}: got {name}: {error}") from None
 
 
 def checked(turn: object) -> Turn:

@@ -58,6 +58,7 @@ class Limits:
 class Episode:
   """A completion in its environment."""
 
+  words: Words
   played: processes.Played | None  # None in a replay
   recorded: types.Replies | None  # in a replay: what its environment said
   prompt: np.ndarray  # int32 [P]
@@ -66,7 +67,8 @@ class Episode:
   last: int | None = None  # token of the policy's turn before
   rewards: list[float] = dataclasses.field(default_factory=list)  # of each turn of the policy
   hopeless: str = ""  # how it ends after the policy's first turn, as it could not begin
-  context: Context | None = None  # if the template leaves out earlier thoughts
+  history: History | None = None  # the template, if it leaves out earlier thoughts
+  context: Context | None = None  # then
 
 
 class Reply(NamedTuple):
@@ -82,7 +84,10 @@ class World(Protocol):
   """Answers the completions of an engine; an episode of it has `rewards`."""
 
   def begin(self, ticket: types.Ticket, index: int, /) -> Any:
-    """Begins the episode of a ticket's completion; its first reply is among the replies to come."""
+    """Begins the episode of a ticket's completion; its first reply is among the replies to come.
+
+    None if the completion has one turn, which nobody answers.
+    """
     ...
 
   def act(self, episode: Any, span: types.Span, /) -> None:
@@ -100,18 +105,19 @@ class Episodes:
   def __init__(
     self,
     play: Callable[[], processes.Processes],
-    words: Words,
+    words: Callable[[str], Words],
     limits: Limits,
     seed: int,
-    history: History | None = None,
+    history: Callable[[str], History | None] = lambda name: None,
   ):
     """Begins none yet.
 
     Args:
       play: the processes, always the same; called once a ticket comes without recorded replies.
+      words: of an environment, whose tools may be in them.
       seed: of the run; the environments' seeds follow from it and the ticket.
-      history: the chat template that writes earlier turns; prompts lack its tail. None = they stay
-        as they were sampled.
+      history: of an environment, the chat template that writes earlier turns; prompts lack its
+        tail. None = they stay as they were sampled.
     """
     self._play, self._words, self._limits, self._seed = play, words, limits, seed
     self._history = history
@@ -119,15 +125,22 @@ class Episodes:
     self._failures = 0
     self._over: list[tuple[Episode, Reply]] = []  # replies that need no process
 
-  def begin(self, ticket: types.Ticket, index: int) -> Episode:
-    """Begins the episode of a ticket's completion; its first reply is among the replies to come."""
+  def begin(self, ticket: types.Ticket, index: int) -> Episode | None:
+    """Begins the episode of a ticket's completion; its first reply is among the replies to come.
+
+    None if the ticket names no environment.
+    """
+    if not ticket.environment:
+      return None
+    words = self._words(ticket.environment)
     if ticket.replies:
-      episode = Episode(None, ticket.replies[index], ticket.prompt_tokens)
+      episode = Episode(words, None, ticket.replies[index], ticket.prompt_tokens)
       self._over.append((episode, self._again(episode, ticket.replies[index])))
       return episode
-    played = self._play().begin(ticket.answer, seed_of(self._seed, ticket))
-    self._episodes[played] = episode = Episode(played, None, ticket.prompt_tokens)
-    episode.context = Context(self._history) if self._history else None
+    played = self._play().begin(ticket.environment, ticket.answer, seed_of(self._seed, ticket))
+    self._episodes[played] = episode = Episode(words, played, None, ticket.prompt_tokens)
+    episode.history = self._history(ticket.environment)
+    episode.context = Context(episode.history) if episode.history else None
     return episode
 
   def act(self, episode: Episode, span: types.Span) -> None:
@@ -142,7 +155,7 @@ class Episodes:
       self._over.append((episode, self._end(episode, episode.hopeless)))
     else:
       assert episode.played is not None, "not recorded"
-      text = self._words.decode(tokens.tolist())
+      text = episode.words.decode(tokens.tolist())
       if episode.context is not None:
         episode.context.said(tokens.tolist(), text)
       self._play().act(episode.played, text)
@@ -182,7 +195,7 @@ class Episodes:
     elif not isinstance(answer, pool.Failed) and answer.opening:
       answer = self._opened(episode, answer)
     reply = Reply(_NOTHING, self._limit(episode))
-    if isinstance(answer, pool.Failed) or answer.text or self._history:
+    if isinstance(answer, pool.Failed) or answer.text or episode.history:
       reply = self._go_on(episode, answer)
     if reply.ended:
       episode.hopeless = reply.ended
@@ -193,13 +206,13 @@ class Episodes:
     """The answer, if an agent's first request is the prompt."""
     asked = json.loads(answer.opening)
     try:
-      tokens = self._words.conversation(asked["messages"], asked["tools"])
+      tokens = episode.words.conversation(asked["messages"], asked["tools"])
     except TokenizerError as error:
       return pool.Failed(f"the agent's first request can't be said to the model: {error}")
-    prompt = episode.prompt.tolist() + (self._history.tail if self._history else [])
+    prompt = episode.prompt.tolist() + (episode.history.tail if episode.history else [])
     if tokens == prompt:
       return answer
-    found, expected = map(self._words.decode_special, (tokens, prompt))
+    found, expected = map(episode.words.decode_special, (tokens, prompt))
     same = turns.common(found, expected)
     return pool.Failed(
       f"the agent's first request is not the prompt: behind {found[:same][-40:]!r} got "
@@ -238,7 +251,7 @@ class Episodes:
     """Tokens of an answer, and where the context goes back to; errors of the vocabulary."""
     texts = [answer.text, *answer.more]
     if episode.context is None:
-      return self._words.reply(texts, answer.role, episode.last), None
+      return episode.words.reply(texts, answer.role, episode.last), None
     if episode.last is None and not answer.text:
       return episode.context.begin(), None
     return episode.context.answered(texts, answer.role)

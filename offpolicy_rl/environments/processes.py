@@ -9,7 +9,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from offpolicy_rl.environments import environment
@@ -22,6 +22,7 @@ class Played:
   """An environment in a process, and what has happened to it."""
 
   number: int
+  name: str  # of the environment
   problem: str
   seed: int
   home: "_Home"
@@ -33,24 +34,24 @@ class Played:
 class Processes:
   """The environments of one engine."""
 
-  def __init__(self, name: str, *, processes: int, seconds: float, memory_mb: int):
-    """Starts the processes without waiting for them; ValueError if `name` can't be used here.
+  def __init__(self, keys: Mapping[str, str], *, processes: int, seconds: float, memory_mb: int):
+    """Starts the processes without waiting for them; ValueError if one can't be used here.
 
     Args:
-      name: "module:class".
+      keys: "module:class" of each environment -> the key of the configuration that names it.
       seconds: limit of one reset or step.
       memory_mb: address space that a process may take beyond its imports; 0 = no limit.
     """
-    environment.require(name)  # a wrong one fails here, not in a process
-    prepare = functools.partial(_allow, name)
+    environment.require_all(keys)  # a wrong one fails here, not in a process
+    prepare = functools.partial(_allow, tuple(keys))
     self._homes = [_Home(pool.Worker(prepare, seconds, memory_mb)) for _ in range(processes)]
     self._answers: queue.SimpleQueue = queue.SimpleQueue()
     self._begun = 0
 
-  def begin(self, problem: str, seed: int) -> Played:
+  def begin(self, name: str, problem: str, seed: int) -> Played:
     """Begins an episode where fewest are played; its first turn is among the answers to come."""
     home = min(self._homes, key=lambda home: len(home.held))
-    played = Played(self._begun, problem, seed, home)
+    played = Played(self._begun, name, problem, seed, home)
     self._begun += 1
     home.held.add(played)
     self._submit(played, None)
@@ -124,7 +125,7 @@ class _Home:
     start = self._start
     call: tuple[Any, ...] = (played.number, action)
     if action is None:
-      call = (played.number, None, played.problem, played.seed)
+      call = (played.number, None, played.name, played.problem, played.seed)
     answer, replaced = self.worker.attempt(_play, call)
     self._start += bool(replaced)
     played.start = start
@@ -136,17 +137,19 @@ class _Home:
       self._start += bool(replaced)
 
 
-_MAKE: list[Callable[[], environment.Environment]] = []  # the class, in a process
+_MAKE: dict[str, Callable[[], environment.Environment]] = {}  # classes by name, in a process
 _PLAYED: dict[int, environment.Environment] = {}
 
 
-def _allow(name: str) -> None:
-  _MAKE.append(environment.resolve(name))
+def _allow(names: Sequence[str]) -> None:
+  _MAKE.update((name, environment.resolve(name)) for name in names)
 
 
-def _play(number: int, action: str | None, problem: str = "", seed: int = 0) -> tuple:
+def _play(
+  number: int, action: str | None, name: str = "", problem: str = "", seed: int = 0
+) -> tuple:
   if action is None:
-    _PLAYED[number] = _MAKE[0]()
+    _PLAYED[number] = _MAKE[name]()
     return tuple(environment.checked(_PLAYED[number].reset(problem, seed)))
   return tuple(environment.checked(_PLAYED[number].step(action)))
 

@@ -21,12 +21,17 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
   return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
-def heldout_metrics(groups: Sequence[types.FinishedGroup], k: int) -> dict[str, float]:
+def heldout_metrics(
+  groups: Sequence[types.FinishedGroup], k: int, tasks: Sequence[str] = ()
+) -> dict[str, float]:
   """Accuracies over problems: greedy, pass@1 and pass@k of the sampled completions.
 
   `heldout/pass@1_stderr` is the standard error over problems. A completion is right if its verdict
   is exactly 1. One whose verifier failed is wrong, and counted; so is a problem that no sampler
   could answer (heldout/unanswered).
+
+  Args:
+    tasks: name of each problem's task, by `group_index`; of several each has `heldout/pass@1/NAME`.
   """
   greedy = [float(_correct(g)[0]) for g in groups if g.ticket.temperature == 0]
   sampled = [_correct(g) for g in groups if g.ticket.temperature > 0]
@@ -40,7 +45,19 @@ def heldout_metrics(groups: Sequence[types.FinishedGroup], k: int) -> dict[str, 
     "heldout/problems": len(sampled),
     "heldout/unanswered": len({g.ticket.group_index for g in groups if not g.group.trajectories}),
     "heldout/verifier_failures": sum(g.group.verifier_failures for g in groups),
+    **_by_task(groups, tasks),
   }
+
+
+def _by_task(groups: Sequence[types.FinishedGroup], tasks: Sequence[str]) -> dict[str, float]:
+  """pass@1 of each task; {} unless there are several."""
+  shares: dict[str, list[float]] = {task: [] for task in tasks}
+  if len(shares) < 2:
+    return {}
+  for g in groups:
+    if g.ticket.temperature > 0:
+      shares[tasks[g.ticket.group_index]].append(float(np.mean(_correct(g))))
+  return {f"heldout/pass@1/{task}": float(np.mean(values)) for task, values in shares.items()}
 
 
 def _correct(finished: types.FinishedGroup) -> list[bool]:

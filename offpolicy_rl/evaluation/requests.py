@@ -24,6 +24,7 @@ def tickets(
       max_version=version,
       num_completions=count,
       temperature=temp,
+      environment=example.environment,
     )
     for index, example in enumerate(examples)
     for mode, count, temp in (("greedy", 1, 0.0), ("sampled", num_samples, temperature))
@@ -90,6 +91,7 @@ class EvaluationRequests:
         return False
       self._pending.popleft()
       self._record(groups)
-      metrics = estimates.heldout_metrics(groups, self._samples)
+      tasks = [example.task for example in self._examples]
+      metrics = estimates.heldout_metrics(groups, self._samples, tasks)
       self._write(request.step, {"phase": request.phase, "version": request.version, **metrics})
     return True

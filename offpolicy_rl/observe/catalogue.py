@@ -179,6 +179,7 @@ _HELDOUT = (
   Metric("version", "version", "that was evaluated; -1 = before the warm start"),
   Metric("heldout/greedy", "share", "of held-out problems solved greedily", HIGHER),
   Metric("heldout/pass@1", "share", "of sampled completions that are right", HIGHER),
+  Metric("heldout/pass@1/TASK", "share", "pass@1 on the problems of a mixture's member", HIGHER),
   Metric("heldout/pass@1_stderr", "share", "standard error of pass@1 over problems"),
   Metric("heldout/pass@k", "share", "of problems solved by one of k samples", HIGHER),
   Metric("heldout/k", "samples", "per problem"),
@@ -246,4 +247,6 @@ def metric(kind: str, name: str) -> Metric:
   """The entry of a metric or derived metric; filtered/length/N is part of filtered/by_length."""
   if name.startswith("filtered/length/"):
     name = "filtered/by_length"
+  if name.startswith("heldout/pass@1/"):
+    name = "heldout/pass@1/TASK"
   return METRICS[kind].get(name) or DERIVED[kind][name]

@@ -127,6 +127,12 @@ def numbers(row: dict) -> dict[str, float]:
   return {name: value for name, value in row.items() if isinstance(value, (int, float))}
 
 
+def of_tasks(row: Mapping) -> dict[str, float]:
+  """{task: pass@1} of an evaluation of several tasks; {} of one."""
+  each = "heldout/pass@1/"
+  return {name.removeprefix(each): row[name] for name in row if name.startswith(each)}
+
+
 def tag(kind: str, name: str) -> str:
   """The name of a metric beside those of other kinds: train/reward, heldout/pass@1."""
   return f"{kind}/{name.removeprefix(kind + '/')}"

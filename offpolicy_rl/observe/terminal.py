@@ -160,6 +160,7 @@ class Progress:
         f"held-out {row['phase']}: greedy {row['heldout/greedy']:.3f}, "
         f"pass@1 {row['heldout/pass@1']:.3f} ± {row['heldout/pass@1_stderr']:.3f}, "
         f"pass@{row['heldout/k']} {row['heldout/pass@k']:.3f} ({row['heldout/problems']} problems)"
+        + "".join(f", {task} {share:.3f}" for task, share in metrics.of_tasks(row).items())
       )
     if row["heldout/verifier_failures"]:
       self.say(

@@ -39,8 +39,8 @@ def _parts(ticket: types.Ticket) -> tuple[int, int]:
 class Tickets:
   """The training tickets of a run: functions of the step, so that a resumed run makes the same.
 
-  `stream[i]` is the i-th prompt of the run, with `prompt_tokens` and `answer`. Each group of a step
-  has its next 1 + max_refills prompts, and `SPARES` more, from a place in the stream that no run
+  `stream[i]` is the i-th prompt of the run, as `prompts.Example` has one. Each group of a step has
+  its next 1 + max_refills prompts, and `SPARES` more, from a place in the stream that no run
   reaches, to replace those that no sampler can answer.
   """
 
@@ -83,6 +83,7 @@ class Tickets:
       max_version=high,
       num_completions=self.group_size,
       temperature=self.temperature,
+      environment=example.environment,
     )
 
   def _index(self, group: int, attempt: int) -> int | None:

@@ -128,15 +128,17 @@ def _phases(run: Run) -> str:
   names = [name for name in METRICS[metrics.HELDOUT] if name.startswith("heldout/")]
   rows = [row for row in run.rows[metrics.HELDOUT] if row["phase"] != "during"]
   names = [name for name in names if any(name in row for row in rows)]
+  tasks = dict.fromkeys(task for row in rows for task in metrics.of_tasks(row))
   body = [
     [
       row["phase"],
       str(row["version"]) if row["version"] >= 0 else "none yet",
       *(_cell(row.get(name)) for name in names),
+      *(_cell(metrics.of_tasks(row).get(task)) for task in tasks),
     ]
     for row in rows
   ]
-  head = ["held-out", "version", *(_words(name) for name in names)]
+  head = ["held-out", "version", *map(_words, names), *(f"pass@1, {task}" for task in tasks)]
   return document.table(head, body, empty="No evaluation has finished.")
 
 

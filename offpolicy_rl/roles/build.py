@@ -7,7 +7,7 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -46,6 +46,7 @@ from offpolicy_rl.transport import weights
 _NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
 _MAX_REFILLS = "learner.max_refills"
 Score = Callable[[list[types.Ticket], list[list[types.Trajectory]]], list[types.Group]]
+Words = vocabulary.Vocabulary | tokenizer.Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,13 @@ class Policy:
   """The model, tokenizer and files of a policy, without its weights."""
 
   model: decoder.DecoderConfig
-  tokenizer: vocabulary.Vocabulary | tokenizer.Tokenizer
+  tokenizer: Words
   files: types.ModelFiles | None = None  # of a published model
+  with_tools: Mapping[str, Words] = dataclasses.field(default_factory=dict)  # by environment
+
+  def words(self, environment: str) -> Words:
+    """The tokenizer whose prompts show the tools of an environment of the run, if it has any."""
+    return self.with_tools.get(environment, self.tokenizer)
 
 
 def make_policy(config: ConfigDict, files: types.ModelFiles | None) -> Policy:
@@ -70,24 +76,25 @@ def make_policy(config: ConfigDict, files: types.ModelFiles | None) -> Policy:
     model = decoder.DecoderConfig(vocab_size=characters.size, **architecture)
     return Policy(_with_adapters(model, config.model), characters)
   model = published_model(config, families.parse(files.config))
-  published = tokenizer.Tokenizer(
+  published = functools.partial(
+    tokenizer.Tokenizer,
     files,
     template=task.prompt,
     chat=task.chat,
     system=task.system_prompt,
     stop=stop,
-    arguments=_chat_arguments(config),
     vocab_size=model.vocab_size,
     day=datetime.date.fromisoformat(task.chat_date) if task.chat_date else None,
   )
-  return Policy(model, published, files)
+  by_environment = {name: published(arguments=x) for name, x in _chat_arguments(config).items()}
+  return Policy(model, by_environment.pop(""), files, by_environment)
 
 
-def _chat_arguments(config: ConfigDict) -> dict:
-  """Variables of the chat template: those of the configuration, and the environment's tools."""
-  functions = json.loads(config.environment.tools or "[]")
+def _chat_arguments(config: ConfigDict) -> dict[str, dict]:
+  """Variables of the chat template by environment with tools; those of all others are at ""."""
   given = json.loads(config.task.chat_arguments or "{}")
-  return ({"tools": functions} if functions else {}) | given
+  tools_of = config_lib.tools(config).items()
+  return {"": given} | {name: {"tools": shown} | given for name, shown in tools_of if shown}
 
 
 def fill_in(config: ConfigDict, files: types.ModelFiles | None) -> None:
@@ -98,16 +105,25 @@ def fill_in(config: ConfigDict, files: types.ModelFiles | None) -> None:
     ValueError: the environment can't be found.
     tokenizer.TokenizerError: a file can't be read.
   """
-  task, played = config.task, config.environment
+  task = config.task
   if files is None or not task.chat:
     return
-  name = config_lib.environment_name(config)
-  if name and not played.tools:
-    functions = getattr(environment.resolve(name), "tools", ())
-    played.tools = json.dumps(list(map(tools.describe, functions)))
-  has_tools = _chat_arguments(config).get("tools") is not None
-  if not task.chat_date and chat.depends_on_date(files, tools=has_tools):
+  _record_tools(config)
+  shown = {variables.get("tools") is not None for variables in _chat_arguments(config).values()}
+  if not task.chat_date and any(chat.depends_on_date(files, tools=tools) for tools in shown):
     task.chat_date = datetime.date.today().isoformat()
+
+
+def _record_tools(config: ConfigDict) -> None:
+  given, mixed = config_lib.tools(config), config.task.name == catalog.MIXTURE
+  recorded = dict(given)
+  for name, key in config_lib.environments(config).items():
+    place = name if mixed else ""
+    if place not in given:
+      functions = getattr(environment.resolve(name, key), "tools", ())
+      recorded[place] = list(map(tools.describe, functions))
+  if recorded != given:
+    config.environment.tools = json.dumps(recorded if mixed else recorded[""])
 
 
 def sampling_notes(config: ConfigDict, policy: Policy) -> list[str]:
@@ -213,43 +229,42 @@ def engine_sizes(config: ConfigDict, *, group_size: int, max_prompt_tokens: int)
 
 
 def _episodes(config: ConfigDict) -> int:
-  if not config_lib.environment_name(config):
+  if not config_lib.environments(config):
     return 0
   return config.environment.episodes or 2 * config.sampler.slots
 
 
 def make_episodes(config: ConfigDict, policy: Policy) -> episodes.Episodes | None:
-  """Starts the environments of an engine; None if a completion is one turn.
+  """Starts the environments of an engine; None if every completion has one turn.
 
   Raises:
-    ValueError: the environment can't be used here.
+    ValueError: an environment can't be used here.
   """
   settings, tokens = config.environment, config.task.max_completion_tokens
-  name = config_lib.environment_name(config)
-  if not name:
+  keys = config_lib.environments(config)
+  if not keys:
     return None
 
   @functools.cache
   def play() -> processes.Processes:
     return processes.Processes(
-      name, processes=settings.processes, seconds=settings.seconds, memory_mb=settings.memory_mb
+      keys, processes=settings.processes, seconds=settings.seconds, memory_mb=settings.memory_mb
     )
 
   if config.lag.mode != lag.REPLAY:  # else its tickets may say what environments said
     play()
   limits = episodes.Limits(tokens, settings.max_turns, settings.max_turn_tokens or tokens)
-  history = chat_history(config, policy)
-  return episodes.Episodes(play, policy.tokenizer, limits, config.seed, history)
+  history = functools.cache(lambda name: chat_history(config, policy.words(name)))
+  return episodes.Episodes(play, policy.words, limits, config.seed, history)
 
 
-def chat_history(config: ConfigDict, policy: Policy) -> turns.ChatHistory | None:
+def chat_history(config: ConfigDict, words: Words) -> turns.ChatHistory | None:
   """The chat template that writes what came before in an episode; None = it stays as it was.
 
   Raises:
     tokenizer.TokenizerError: the template can't be used for that.
   """
-  words = policy.tokenizer
-  drops = config.environment.thoughts == thoughts.DROP and config_lib.environment_name(config)
+  drops = config.environment.thoughts == thoughts.DROP
   return turns.ChatHistory(words) if drops and isinstance(words, tokenizer.Tokenizer) else None
 
 
@@ -321,17 +336,18 @@ def make_store(config: ConfigDict, weights_dir: str | None, session: str) -> wei
 
 @contextlib.contextmanager
 def scoring_of(config: ConfigDict, policy: Policy) -> Generator[Score]:
-  """Makes the function that scores groups: by a verifier in processes, or by their environments.
+  """Makes the function that scores groups: by verifiers in processes, or as environments did.
 
   Raises:
     ValueError: a verifier can't be used here.
   """
-  task = config.task
+  task, selection = config.task, config_lib.selection(config)
   shape = shaping.Shaping(task.format_reward, task.length_weight, task.failed_reward)
-  if config_lib.environment_name(config):
-    yield functools.partial(worker.score_episodes, shape=shape)
-    return
-  with _scorer(task) as verified, _judged(config.judge, verified) as scorer:
+  with contextlib.ExitStack() as stack:
+    scorer = None
+    if selection.judged:
+      verified = stack.enter_context(_scorer(task, selection))
+      scorer = stack.enter_context(_judged(config.judge, verified))
     yield functools.partial(
       worker.score_groups,
       scorer,
@@ -355,8 +371,7 @@ def _judged(
     yield judged
 
 
-def _scorer(task: ConfigDict) -> scoring.Scorer:
-  selection = catalog.select(task)
+def _scorer(task: ConfigDict, selection: catalog.Selection) -> scoring.Scorer:
   return scoring.Scorer(
     selection.verifier,
     also=selection.verifiers,

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.environments import environment
 from offpolicy_rl.roles import build, data, teacher
-from offpolicy_rl.tasks import catalog, pool, scoring, verifiers
+from offpolicy_rl.tasks import pool, scoring, verifiers
 
 _WIDTH = 80  # columns
 _MAX_ROWS = 10  # printed per kind
@@ -26,10 +26,9 @@ def run(config: ConfigDict, say: Callable[[str], None] = print) -> None:
     ConfigError: a run could not start.
   """
   try:
-    if played := config_lib.environment_name(config):
-      environment.require(played)
-    selection = catalog.select(config.task)
-    if not played and verifiers.NAMED["code"] in selection.verifiers:
+    environment.require_all(config_lib.environments(config))
+    selection = config_lib.selection(config)
+    if verifiers.NAMED["code"] in selection.verifiers:
       scoring.require(verifiers.NAMED["code"])
     policy = data.initial_policy(config)
     teacher.find(config, policy)
@@ -59,7 +58,7 @@ def report(
   """Yields lines of at most 80 columns, except paths and reasons."""
   for task in dict.fromkeys(one.task.name for one in inspected):
     its = [one for one in inspected if one.task.name == task]
-    yield from _task(task, its, config_lib.environment_name(config))
+    yield from _task(task, its)
   yield ""
   yield from _lengths(config, inspected)
   yield ""
@@ -71,8 +70,9 @@ def report(
     yield from _not_used(one)
 
 
-def _task(name: str, splits: Sequence[data.Inspected], played: str) -> Iterator[str]:
-  judge = played or splits[0].task.verifier.removeprefix("offpolicy_rl.tasks.")
+def _task(name: str, splits: Sequence[data.Inspected]) -> Iterator[str]:
+  task = splits[0].task
+  judge = task.environment or task.verifier.removeprefix("offpolicy_rl.tasks.")
   yield f"task {name}, judged by {judge}"
   for one in splits:
     reading, made = one.reading, one.made

@@ -50,39 +50,37 @@ def examples(
   Raises:
     TaskError: problems can't be read, or too many are unusable.
   """
-  return prompts.tokenize_split(
-    selection,
-    split,
-    policy.tokenizer,
-    config.task.max_prompt_tokens,
-    ticket_fault(config, policy.model.vocab_size),
-    answer_data(config, policy),
-    prompt_trim(config, policy),
-  )
+  return prompts.tokenize_split(selection, split, functools.partial(rendering, config, policy))
 
 
-def prompt_trim(config: ConfigDict, policy: build.Policy) -> prompts.Trim:
-  """Makes the function that cuts off what episodes begin with; TokenizerError for bad templates."""
-  history = build.chat_history(config, policy)
-  return history.without_tail if history else list
-
-
-def answer_data(config: ConfigDict, policy: build.Policy) -> Callable[[sources.Problem], str]:
-  """Makes the function that gives a ticket's answer data: with the messages if an agent plays.
+def rendering(config: ConfigDict, policy: build.Policy, task: catalog.Task) -> prompts.Rendering:
+  """The way in which a task's problems become prompts, with the tools of its environment.
 
   Raises:
     ConfigError: the environment can't be found.
+    TokenizerError: the chat template can't be used for environment.thoughts.
   """
-  name = config_lib.environment_name(config)
+  made = prompts.Rendering(
+    policy.words(task.environment),
+    config.task.max_prompt_tokens,
+    ticket_fault(config, policy.model.vocab_size),
+    task=task.name,
+    environment=task.environment,
+  )
+  if not task.environment:
+    return made
+  if history := build.chat_history(config, made.tokenizer):
+    made = dataclasses.replace(made, trim=history.without_tail)
   try:
-    made_by = environment.resolve(name) if name else None
+    key = config_lib.environments(config)[task.environment]
+    played = environment.resolve(task.environment, key)
   except ValueError as error:
     if config.lag.mode != lag.REPLAY:  # else nobody may have to play
       raise config_lib.ConfigError(str(error)) from None
-    made_by = None
-  if made_by is None or not agents.is_agent(made_by):
-    return lambda problem: problem.answer
-  return functools.partial(agents.answer_data, policy.tokenizer)
+    return made
+  if not agents.is_agent(played):
+    return made
+  return dataclasses.replace(made, answer=functools.partial(agents.answer_data, made.tokenizer))
 
 
 def ticket_fault(config: ConfigDict, vocab_size: int) -> Callable[[prompts.Example], str | None]:
@@ -133,8 +131,9 @@ def check_start(config: ConfigDict) -> None:
     ConfigError, tokenizer.TokenizerError, families.UnsupportedModel: a run could not start.
   """
   selection, policy = config_lib.check_data(config), initial_policy(config)
-  if config_lib.environment_name(config) and isinstance(policy.tokenizer, tokenizer.Tokenizer):
-    turns.check(policy.tokenizer, config.environment.thoughts)
+  for words in map(policy.words, config_lib.environments(config)):
+    if isinstance(words, tokenizer.Tokenizer):
+      turns.check(words, config.environment.thoughts)
   teacher.find(config, policy)
   check_messages(config, policy)
   check_problems(config, selection, policy)
@@ -251,9 +250,6 @@ def inspect(
     TaskError: problems can't be read.
     pool.PoolError: a verifier can't be used.
   """
-  fault, answer = ticket_fault(config, policy.model.vocab_size), answer_data(config, policy)
-  trim = prompt_trim(config, policy)
-  longest = config.task.max_prompt_tokens
   inspected, judged = [], []
   for split in SPLITS:
     for i, (task, reading) in enumerate(zip(selection.tasks, selection.read(split), strict=True)):
@@ -262,10 +258,11 @@ def inspect(
       step = 1 if sample is None else max(1, -(-len(reading.problems) // sample))
       chosen = reading.problems[::step]
       prompts.require_same_ids(task, policy.tokenizer)
-      made = prompts.tokenize(chosen, policy.tokenizer, longest, fault, answer, trim)
+      made = prompts.tokenize(chosen, rendering(config, policy, task))
       inspected.append(Inspected(task, split, reading, made, unreadable=[]))
-      judged.append(list(map(_of_its_task, chosen)) if selection.mixed else chosen)
-  if not judge or config_lib.environment_name(config):
+      judges = [] if task.environment else chosen
+      judged.append(list(map(_of_its_task, judges)) if selection.mixed else judges)
+  if not judge:
     return inspected
   names = [one.task.verifier for one in inspected]
   unreadable = _unreadable(config.task, names, judged, selection.modules)
@@ -282,11 +279,12 @@ def _unreadable(
 ) -> list[list[LeftOut]]:
   """The problems of each list whose answers its verifier can't read, judged in processes."""
   exact = verifiers.NAMED["exact"]  # reads everything
-  if not any(rows for name, rows in zip(names, problems, strict=True) if name != exact):
+  asked = [name for name, rows in zip(names, problems, strict=True) if rows]
+  if set(asked) <= {exact}:
     return [[] for _ in problems]
   workers = pool.WorkerPool(
     min(1 + sum(map(len, problems)) // _CHUNK, _MAX_WORKERS, os.cpu_count() or 1),
-    prepare=functools.partial(scoring.allow, tuple(dict.fromkeys(names)), modules),
+    prepare=functools.partial(scoring.allow, tuple(dict.fromkeys(asked)), modules),
     time_limit=task.verifier_seconds,
     memory_mb=task.verifier_memory_mb,
   )

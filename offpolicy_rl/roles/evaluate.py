@@ -17,7 +17,7 @@ from offpolicy_rl.evaluation import estimates, requests, votes
 from offpolicy_rl.roles import build, data, run_files, trained
 from offpolicy_rl.sampler import worker
 from offpolicy_rl.system import output
-from offpolicy_rl.tasks import catalog, stream
+from offpolicy_rl.tasks import stream
 
 _WIDTH_MULTIPLE = 16  # prompt columns: few shapes to compile, little padding
 
@@ -68,7 +68,7 @@ def run(
       **skipped,
       **_settings(config),
       "problems": len(examples),
-      "estimates": [e._asdict() for e in estimates.estimates(verdicts, ks, seed=config.seed)],
+      **_estimates(examples, verdicts, ks, config.seed),
       **_totals(rows),
       "metrics": _metrics(examples, greedy),
     }
@@ -84,6 +84,18 @@ def _settings(config: ConfigDict) -> dict:
     "temperature": config.sampler.temperature,
     "seed": config.seed,
   }
+
+
+def _estimates(
+  examples: list, verdicts: list[estimates.Verdicts], ks: tuple[int, ...], seed: int
+) -> dict:
+  """Estimates over all problems, and over those of each task if there are several."""
+  of = lambda some: [e._asdict() for e in estimates.estimates(some, ks, seed=seed)]
+  by_task = {example.task: [] for example in examples}
+  for example, verdict in zip(examples, verdicts, strict=True):
+    by_task[example.task].append(verdict)
+  tasks = {name: of(some) for name, some in by_task.items()} if len(by_task) > 1 else {}
+  return {"estimates": of(verdicts), "tasks": tasks}
 
 
 def _metrics(examples: list, greedy: list[str]) -> dict[str, dict[str, float]]:
@@ -122,7 +134,7 @@ def _without_texts(row: dict) -> dict:
 
 def _examples(config, policy: build.Policy, split: str):
   """(prompts in order, counts of those left out)."""
-  selection = catalog.select(config.task).expanded()
+  selection = config_lib.selection(config).expanded()
   data.check_problems(config, selection, policy)
   members = data.examples(config, selection, policy, split)
   data.require_some(config, split, [made for _, made in members])
@@ -158,7 +170,7 @@ def _row(
   trajectories = [*greedy.trajectories, *sampled.trajectories]
   judge_unfinished = config.task.judge_unfinished
   texts = worker.judged_texts(words, ticket, trajectories, judge_unfinished=judge_unfinished)
-  if config_lib.environment_name(config):
+  if ticket.environment:
     texts = [None] * len(texts)  # episodes have no final answer to vote with
   completions = [_completion(words, *pair) for pair in zip(trajectories, texts, strict=True)]
   return {
@@ -208,8 +220,10 @@ def _show(console, result: dict, *, seconds: float, out: pathlib.Path) -> None:
   table = rich.table.Table(title=f"{result['task']['name']} ({result['split']}){step}")
   for column in ("", "estimate", "95 % interval"):
     table.add_column(column, justify="left" if not column else "right")
-  for row in result["estimates"]:
-    table.add_row(row["name"], f"{row['value']:.3f}", f"{row['low']:.3f} – {row['high']:.3f}")
+  for task, rows in {"": result["estimates"], **result["tasks"]}.items():
+    for row in rows:
+      name = f"{task} {row['name']}" if task else row["name"]
+      table.add_row(name, f"{row['value']:.3f}", f"{row['low']:.3f} – {row['high']:.3f}")
   console.print(table)
   for task, values in result["metrics"].items():
     listed = ", ".join(f"{name} {value:g}" for name, value in values.items())

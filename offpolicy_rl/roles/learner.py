@@ -405,10 +405,7 @@ def _sampler_service(
     weights,
     control,
     expected=codec.Expected(
-      policy.model.vocab_size,
-      config.task.max_completion_tokens,
-      config.sampler.top_logprobs,
-      bool(config_lib.environment_name(config)),
+      policy.model.vocab_size, config.task.max_completion_tokens, config.sampler.top_logprobs
     ),
     recording=replies.beside(config.lag.schedule),
     say=screen.say,

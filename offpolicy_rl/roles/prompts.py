@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.replay import batching
 from offpolicy_rl.roles import build, data
-from offpolicy_rl.tasks import catalog, stream
+from offpolicy_rl.tasks import stream
 
 Members = list[tuple[float, list | stream.Streamed]]  # (rate, prompts) of each task
 
@@ -28,7 +29,7 @@ def read(config: ConfigDict, policy: build.Policy) -> Prompts:
   Raises:
     TaskError: there are none.
   """
-  selection = catalog.select(config.task).expanded()
+  selection = config_lib.selection(config).expanded()
   train, held = (data.examples(config, selection, policy, split) for split in data.SPLITS)
   for split, members in zip(data.SPLITS, (train, held), strict=True):
     data.require_some(config, split, [made for _, made in members])
@@ -49,7 +50,8 @@ def read(config: ConfigDict, policy: build.Policy) -> Prompts:
 def demonstrations(config: ConfigDict, train: Members) -> tuple[Callable[[int], types.Batch], str]:
   """Returns (function from a step of the warm start to its batch on the host, note or "").
 
-  Leaves out demonstrations that are longer than a completion may be, which the note says.
+  Leaves out demonstrations that are longer than a completion may be, which the note says, and tasks
+  whose demonstrations are all empty, if there are others: games have none.
 
   Raises:
     ValueError: a task has none left.
@@ -57,7 +59,7 @@ def demonstrations(config: ConfigDict, train: Members) -> tuple[Callable[[int], 
   most, rows = config.task.max_completion_tokens, config.warm_start.rows
   fits = lambda example: example.demonstration_tokens.size <= most
   kept, left_out = [], 0
-  for rate, examples in train:
+  for rate, examples in _with_demonstrations(train):
     if isinstance(examples, stream.Streamed):
       kept.append((rate, examples.where(fits)))
       continue
@@ -79,3 +81,17 @@ def demonstrations(config: ConfigDict, train: Members) -> tuple[Callable[[int], 
     return batching.demonstration_batch(pairs, limits)
 
   return batch, note if left_out else ""
+
+
+def _with_demonstrations(train: Members) -> Members:
+  """The tasks that have some, at rates that add up to 1; all if none has."""
+  said = lambda example: example.demonstration_tokens.size > 1  # besides the end of the turn
+  shown = [
+    (rate, examples)
+    for rate, examples in train
+    if isinstance(examples, stream.Streamed) or any(map(said, examples))
+  ]
+  if len(shown) in (0, len(train)):
+    return train
+  whole = sum(rate for rate, _ in shown)
+  return [(rate / whole, examples) for rate, examples in shown]

@@ -134,9 +134,8 @@ def _accept(identity, weights_dir: str | None) -> tuple[ConfigDict, build.Policy
 def _judging(config: ConfigDict, policy: build.Policy) -> Generator[build.Score]:
   with contextlib.ExitStack() as stack:
     try:
-      played = config_lib.environment_name(config)
-      if played and config.lag.mode != lag.REPLAY:
-        environment.require(played)
+      if config.lag.mode != lag.REPLAY:
+        environment.require_all(config_lib.environments(config))
       score = stack.enter_context(build.scoring_of(config, policy))
     except ValueError as error:
       raise RunMismatch(f"the learner's task can't be judged here: {error}") from None
@@ -154,6 +153,7 @@ class _LearnerConnection:
       vocab_size=vocab_size,
       max_completions=config.sampler.slots,
       max_prompt_tokens=config.task.max_prompt_tokens,
+      environments=config_lib.environments(config),
     )
     self._joining = threading.Lock()
     self._refusals = 0  # in a row
@@ -241,9 +241,9 @@ def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
     raise RunMismatch(
       "--vllm: the learner's policy is no published model, so a server can't run it"
     )
-  if played := config_lib.environment_name(config):
+  if played := config_lib.environments(config):
     raise RunMismatch(
-      f"--vllm: the task is played in {played:.100}, but a server answers whole "
+      f"--vllm: tasks are played in {', '.join(played):.100}, but a server answers whole "
       "completions only; start the sampler without --vllm"
     )
   if config.sampler.int8_weights or config.sampler.weight_update != types.BETWEEN_GROUPS:

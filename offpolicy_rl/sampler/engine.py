@@ -44,7 +44,7 @@ class Engine:
 
     Args:
       mesh: of the parameters; the cache is split like key and value heads. None = the first device.
-      episodes: play every completion, turn by turn; None = a completion is one turn.
+      episodes: play completions, turn by turn; None = every completion has one turn.
 
     Raises:
       ValueError: the cache is too small for a single completion.
@@ -84,10 +84,9 @@ class Engine:
   @property
   def room_soon(self) -> int:
     """Certain room after the next step, in which completions of full length end."""
-    if self._episodes is not None:  # their environments decide what ends
-      return self.room
     last = self._sizes.max_tokens - self._sizes.steps
-    return self.room + sum(len(c.versions) >= last for c in self._running.values())
+    alone = (c for c in self._running.values() if c.episode is None)  # nobody may continue them
+    return self.room + sum(len(c.versions) >= last for c in alone)
 
   @property
   def progress(self) -> dict[str, int]:
@@ -220,7 +219,8 @@ class Engine:
   def _prefill(self, params) -> None:
     """Prefills replies for the free slots; and prompts, a piece of each while others decode."""
     self._resume()
-    while self._resuming and len(self._ready) < self._sizes.slots - len(self._running):
+    # Those that wait for pages may wait for the ends of just these episodes.
+    while self._resuming and self._can_start < self._sizes.slots - len(self._running):
       shape = self._sizes.reply_shape(self._resuming[0].missing)
       alike = [x for x in self._resuming if self._sizes.reply_shape(x.missing) == shape]
       self._write_next(params, alike[: shape.rows], shape)
@@ -238,6 +238,10 @@ class Engine:
       self._filling = [group for group in self._filling if group.missing]
       if self._running:
         return
+
+  @property
+  def _can_start(self) -> int:
+    return sum(bool(completion.pages) for completion in self._ready)
 
   def _write_next(self, params, rows: Sequence[Group | Completion], shape: sizing.Shape) -> None:
     """Prefills the next piece of each row."""
@@ -259,10 +263,11 @@ class Engine:
     """Lets the completions of a prefilled prompt start; episodes begin first."""
     for index in range(group.ticket.num_completions):
       completion = Completion(group, index, limit=self._sizes.max_tokens)
-      if self._episodes is None:
+      if self._episodes is not None:
+        completion.episode = self._episodes.begin(group.ticket, index)
+      if completion.episode is None:
         self._ready.append(completion)
       else:
-        completion.episode = self._episodes.begin(group.ticket, index)
         self._waiting[completion.episode] = completion
 
   def refresh(self, params: dict) -> None:

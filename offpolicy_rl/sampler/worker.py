@@ -5,6 +5,7 @@ Generation goes on while the next tickets are leased and finished groups are sco
 
 import concurrent.futures
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -227,7 +228,7 @@ class _Worker:
 
 
 def score_groups(
-  scorer: scoring.Scorer | judge.JudgedScorer,
+  scorer: scoring.Scorer | judge.JudgedScorer | None,
   vocabulary: Vocabulary | Tokenizer,
   tickets: list[types.Ticket],
   groups: list[list[types.Trajectory]],
@@ -238,43 +239,46 @@ def score_groups(
   """Judges all groups at the same time in the scorer's processes.
 
   Rewards of training groups are shaped; verdicts never are, nor rewards of evaluation. Completions
-  without an answer (`thoughts.judged`) are worth 0 and reach no verifier.
+  without an answer (`thoughts.judged`) are worth 0 and reach no verifier. Episodes have been judged
+  by their environments, and have no format to be rewarded for.
 
   Args:
+    scorer: None if every group is of episodes.
     judge_unfinished: task.judge_unfinished.
   """
-  texts = [
-    judged_texts(vocabulary, ticket, trajectories, judge_unfinished=judge_unfinished)
-    for ticket, trajectories in zip(tickets, groups, strict=True)
-  ]
-  handles = [
-    scorer.submit(
-      [text for text in group if text is not None],
-      ticket.answer,
-      vocabulary.decode_all(ticket.prompt_tokens.tolist()),
-    )
-    for ticket, group in zip(tickets, texts, strict=True)
-  ]
-  scored = []
-  for ticket, trajectories, group, handle in zip(tickets, groups, texts, handles, strict=True):
-    judged = iter(scorer.judgements(handle))
-    judgements = [_UNANSWERED if text is None else next(judged) for text in group]
-    scored.append(_scored(ticket, trajectories, judgements, shape))
-  return scored
-
-
-def score_episodes(
-  tickets: list[types.Ticket],
-  groups: list[list[types.Trajectory]],
-  *,
-  shape: shaping.Shaping = shaping.NONE,
-) -> list[types.Group]:
-  """The groups of episodes, whose environments have judged them; rewards as in `score_groups`."""
-  judgement = lambda t: scoring.Judgement(t.reward, True, failed=t.ended == types.FAILED)
-  return [
-    _scored(ticket, group, list(map(judgement, group)), shape)
+  submit = functools.partial(_submit, scorer, vocabulary, judge_unfinished=judge_unfinished)
+  waiting = [
+    functools.partial(_of_episodes, group) if ticket.environment else submit(ticket, group)
     for ticket, group in zip(tickets, groups, strict=True)
   ]
+  return [
+    _scored(ticket, group, judgements(), shape)
+    for ticket, group, judgements in zip(tickets, groups, waiting, strict=True)
+  ]
+
+
+def _of_episodes(group: Sequence[types.Trajectory]) -> list[scoring.Judgement]:
+  return [
+    scoring.Judgement(t.reward, well_formed=False, failed=t.ended == types.FAILED) for t in group
+  ]
+
+
+def _submit(
+  scorer, vocabulary, ticket, trajectories, *, judge_unfinished: bool
+) -> Callable[[], list[scoring.Judgement]]:
+  """Starts judging a group; the result waits for its judgements."""
+  texts = judged_texts(vocabulary, ticket, trajectories, judge_unfinished=judge_unfinished)
+  handle = scorer.submit(
+    [text for text in texts if text is not None],
+    ticket.answer,
+    vocabulary.decode_all(ticket.prompt_tokens.tolist()),
+  )
+
+  def judgements() -> list[scoring.Judgement]:
+    judged = iter(scorer.judgements(handle))
+    return [_UNANSWERED if text is None else next(judged) for text in texts]
+
+  return judgements
 
 
 def _scored(ticket, trajectories, judgements, shape: shaping.Shaping) -> types.Group:

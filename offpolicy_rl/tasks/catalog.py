@@ -18,6 +18,7 @@ from offpolicy_rl.tasks.splits import TRAIN_SPLIT as TRAIN_SPLIT
 from offpolicy_rl.tasks.splits import Selection, Task
 
 MIXTURE, GYM = "mixture", "reasoning_gym"
+NO_ENVIRONMENT = "none"  # in place of an environment's name: completions have one turn
 # Keys of the section `task` that a member of a mixture may override.
 MEMBER_KEYS = (
   *("data_dir", "train_file", "heldout_file", "size", "options", "verifier", "max_bad_rows"),
@@ -210,7 +211,7 @@ def select(settings: Any) -> Selection:
   rates = [_rate(name, entry) for name, entry in members.items()]
   if min(rates) * 1000 < sum(rates):
     raise TaskError(f"task.mixture: got rates {rates}, expected each at least 1/1000 of their sum")
-  tasks = tuple(_task(_member(settings, name, entry)) for name, entry in members.items())
+  tasks = tuple(_member(settings, name, entry) for name, entry in members.items())
   return Selection(MIXTURE, tasks, tuple(rate / sum(rates) for rate in rates), mixed=True)
 
 
@@ -236,15 +237,26 @@ def _task(settings) -> Task:
   return dataclasses.replace(task, verifier=name)
 
 
-def _member(settings, name: str, entry):
+def _member(settings, name: str, entry) -> Task:
+  """A member of a mixture, with the environment that its entry or the task itself names."""
+  keys = {key: getattr(settings, key) for key in MEMBER_KEYS} | {"environment": ""}
   changed = {k: v for k, v in entry.items() if k != "rate"} if isinstance(entry, dict) else {}
   for key, value in changed.items():
-    inherited = getattr(settings, key) if key in MEMBER_KEYS else None
+    inherited = keys.get(key)
     if type(value) is not type(inherited) and (type(value), type(inherited)) != (int, float):
-      expected = type(inherited).__name__ if key in MEMBER_KEYS else ", ".join(MEMBER_KEYS)
+      expected = type(inherited).__name__ if key in keys else ", ".join(keys)
       raise TaskError(f"task.mixture: {name}: {key}: got {value!r:.60}, expected {expected}")
-  keys = {key: getattr(settings, key) for key in MEMBER_KEYS}
-  return types.SimpleNamespace(**(keys | changed), name=name, mixture="")
+  its = types.SimpleNamespace(**(keys | changed), name=name, mixture="")
+  task = _task(its)
+  if its.environment:
+    played = "" if its.environment == NO_ENVIRONMENT else its.environment
+    task = dataclasses.replace(task, environment=played)
+  if task.environment and its.verifier:
+    raise TaskError(
+      f"task.mixture: {name}: verifier: got {its.verifier!r:.60}, expected '' with an environment, "
+      "which judges the turns"
+    )
+  return task
 
 
 def _rate(name: str, entry) -> float:

@@ -12,8 +12,6 @@ from offpolicy_rl.tasks.rows import LeftOut, TaskError
 from offpolicy_rl.tasks.tokenizer import Tokenizer
 from offpolicy_rl.tasks.vocabulary import Vocabulary
 
-Trim = Callable[[Sequence[int]], list[int]]
-
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -21,9 +19,26 @@ class Example:
 
   prompt_tokens: np.ndarray  # int32 [P]
   demonstration_tokens: np.ndarray  # int32 [M], ends as the model ends its turn
-  answer: str  # JSON for the verifier
+  answer: str  # JSON for the verifier or environment
   where: str = ""  # "file:line" of the problem
   record: Any = None  # the example for a seqio metric
+  task: str = ""  # name of its task
+  environment: str = ""  # "module:class" that plays it; "" = its completions have one turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendering:
+  """The way in which the problems of a task become prompts."""
+
+  tokenizer: Tokenizer | Vocabulary  # the policy's, which may show tools
+  max_prompt_tokens: int
+  fault: Callable[[Example], str | None] = lambda example: None  # why no sampler could answer it
+  # The answer data of a ticket, JSON; ValueError if there is none.
+  answer: Callable[[sources.Problem], str] = lambda problem: problem.answer
+  # Tokens of a prompt -> those of its ticket; ValueError if it has not the right ones.
+  trim: Callable[[Sequence[int]], list[int]] = list
+  task: str = ""  # as in `Example`
+  environment: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,37 +57,23 @@ class Tokenized:
     return self.streamed or self.examples
 
 
-def tokenize(
-  problems: Iterable[sources.Problem],
-  tokenizer: Tokenizer | Vocabulary,
-  max_prompt_tokens: int,
-  fault: Callable[[Example], str | None] = lambda example: None,
-  answer: Callable[[sources.Problem], str] = lambda problem: problem.answer,
-  trim: Trim = list,
-) -> Tokenized:
-  """Turns problems into prompts.
-
-  Args:
-    tokenizer: the policy's.
-    fault: the reason why no sampler could answer a prompt; None if one can.
-    answer: the answer data of a ticket, JSON; ValueError if there is none.
-    trim: tokens of a prompt -> those of its ticket; ValueError if it has not the right ones.
-  """
-  result = Tokenized([], [], [], [])
+def tokenize(problems: Iterable[sources.Problem], rendering: Rendering) -> Tokenized:
+  """Turns problems into prompts."""
+  result, its = Tokenized([], [], [], []), (rendering.task, rendering.environment)
   for problem in problems:
     try:
-      (prompt, target), data = _ids(problem, tokenizer), answer(problem)
-      prompt = trim(prompt)
+      prompt, target = _ids(problem, rendering.tokenizer)
+      prompt, data = rendering.trim(prompt), rendering.answer(problem)
     except ValueError as error:  # what a chat template refuses, or a token without an embedding
       result.left_out.append(LeftOut(problem.where, str(error)))
       continue
     result.prompt_lengths.append(len(prompt))
-    if len(prompt) > max_prompt_tokens:
+    if len(prompt) > rendering.max_prompt_tokens:
       result.too_long.append(LeftOut(problem.where, f"{len(prompt)} tokens"))
       continue
     prompt, target = np.array(prompt, np.int32), np.array(target, np.int32)
-    example = Example(prompt, target, data, problem.where, problem.record)
-    if why := fault(example):
+    example = Example(prompt, target, data, problem.where, problem.record, *its)
+    if why := rendering.fault(example):
       result.left_out.append(LeftOut(problem.where, why))
     else:
       result.examples.append(example)
@@ -92,15 +93,9 @@ def _ids(problem: sources.Problem, tokenizer: Tokenizer | Vocabulary) -> tuple[S
 
 
 def tokenize_split(
-  selection: splits.Selection,
-  split: str,
-  tokenizer: Tokenizer | Vocabulary,
-  max_prompt_tokens: int,
-  fault: Callable[[Example], str | None] = lambda example: None,
-  answer: Callable[[sources.Problem], str] = lambda problem: problem.answer,
-  trim: Trim = list,
+  selection: splits.Selection, split: str, rendering: Callable[[splits.Task], Rendering]
 ) -> list[tuple[float, Tokenized]]:
-  """(rate, prompts) of each task; `stream` interleaves them. Arguments as for `tokenize`.
+  """(rate, prompts) of each task; `stream` interleaves them.
 
   Raises:
     TaskError: more problems of a task make no prompt than its `max_bad_rows`, or it brings token
@@ -110,22 +105,20 @@ def tokenize_split(
   for rate, task, reading in zip(
     selection.rates, selection.tasks, selection.read(split), strict=True
   ):
-    require_same_ids(task, tokenizer)
-    tokenized = tokenize(reading.problems, tokenizer, max_prompt_tokens, fault, answer, trim)
+    its = rendering(task)
+    require_same_ids(task, its.tokenizer)
+    tokenized = tokenize(reading.problems, its)
     splits.check_left_out(tokenized.left_out, len(reading.problems), task.max_bad_rows)
     left_out = reading.left_out + tokenized.left_out
     more = None
     if reading.rest is not None:
-      make = functools.partial(
-        _make, reading.rest, tokenizer, max_prompt_tokens, fault, answer, trim
-      )
-      more = stream.Streamed(reading.rest.open, make)
+      more = stream.Streamed(reading.rest.open, functools.partial(_make, reading.rest, its))
     members.append((rate, dataclasses.replace(tokenized, left_out=left_out, streamed=more)))
   return members
 
 
-def _make(rest: splits.Rest, tokenizer, max_tokens, fault, answer, trim, listed: list) -> list:
-  return tokenize(rest.usable(listed), tokenizer, max_tokens, fault, answer, trim).examples
+def _make(rest: splits.Rest, rendering: Rendering, listed: list) -> list[Example]:
+  return tokenize(rest.usable(listed), rendering).examples
 
 
 def require_same_ids(task: splits.Task, tokenizer: Tokenizer | Vocabulary) -> None:

@@ -179,24 +179,29 @@ class Selection:
 
   @property
   def verifier(self) -> str:
-    """The verifier; in a mixture, each problem names its verifier in its answer data."""
+    """The verifier; in a mixture, each judged problem names its verifier in its answer data."""
     return verifiers.MIXTURE if self.mixed else self.tasks[0].verifier
 
   @property
-  def environment(self) -> str:
-    """The environment that the task brings, "" if it has none or there are several tasks."""
-    return "" if self.mixed else self.tasks[0].environment
+  def judged(self) -> tuple[Task, ...]:
+    """The tasks that verifiers judge; the others are played in environments."""
+    return tuple(task for task in self.tasks if not task.environment)
 
   @property
   def verifiers(self) -> tuple[str, ...]:
-    """The verifiers of the tasks."""
-    return tuple(dict.fromkeys(task.verifier for task in self.tasks))
+    """The verifiers of the judged tasks."""
+    return tuple(dict.fromkeys(task.verifier for task in self.judged))
 
   @property
   def modules(self) -> tuple[str, ...]:
     """Modules that the verifiers need."""
-    asked = [task.module for task in self.tasks if task.verifier == verifiers.SEQIO_METRIC]
+    asked = [task.module for task in self.judged if task.verifier == verifiers.SEQIO_METRIC]
     return tuple(dict.fromkeys(asked))
+
+  def played_in(self, environment: str) -> "Selection":
+    """The same tasks, all in one environment; "" = all are judged."""
+    tasks = (dataclasses.replace(task, environment=environment) for task in self.tasks)
+    return dataclasses.replace(self, tasks=tuple(tasks))
 
   def expanded(self) -> "Selection":
     """The tasks behind those that stand for others; loads TensorFlow if there are any.
@@ -205,7 +210,7 @@ class Selection:
       TaskError: they can't be found.
     """
     members = [
-      (rate * share, member)
+      (rate * share, dataclasses.replace(member, environment=task.environment))
       for rate, task in zip(self.rates, self.tasks, strict=True)
       for share, member in (task.members(task.verifier) if task.members else [(1.0, task)])
     ]
@@ -229,10 +234,10 @@ class Selection:
     if name == TRAIN_SPLIT and len(self.tasks) > 1:
       held = [problem for task in self.tasks for problem in task.split(HELDOUT_SPLIT)]
       readings = [reading.without(held) for reading in readings]
-    if not self.mixed:
-      return readings
     return [
       reading.changed(functools.partial(_with_verifier, task))
+      if self.mixed and not task.environment
+      else reading
       for task, reading in zip(self.tasks, readings, strict=True)
     ]
 

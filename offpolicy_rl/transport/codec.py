@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import ml_dtypes
@@ -146,10 +146,17 @@ def _decode_replies(message: pb.Ticket) -> tuple[types.Replies, ...]:
 
 
 def check_ticket(
-  ticket: types.Ticket, *, vocab_size: int, max_prompt_tokens: int, max_completions: int
+  ticket: types.Ticket,
+  *,
+  vocab_size: int,
+  max_prompt_tokens: int,
+  max_completions: int,
+  environments: Collection[str] = (),
 ) -> None:
-  """Raises WireError when a sampler with these limits cannot answer `ticket`."""
-  prompt = ticket.prompt_tokens
+  """Raises WireError when a sampler with these limits and environments cannot answer `ticket`."""
+  prompt, played = ticket.prompt_tokens, ticket.environment
+  if played and played not in environments:
+    _refuse("ticket.environment", played, f"one of the run's: {', '.join(environments) or 'none'}")
   if prompt.size > max_prompt_tokens:
     _refuse("ticket.prompt_tokens", f"{prompt.size} tokens", f"at most {max_prompt_tokens}")
   if prompt.min() < 0 or prompt.max() >= vocab_size:
@@ -317,17 +324,16 @@ class Expected(NamedTuple):
   vocab_size: int
   max_tokens: int  # of a completion
   candidates: int = 0  # recorded with each token of training
-  episodes: bool = False  # they have turns of an environment
 
 
 def check_group(
   group: types.Group, ticket: types.Ticket, expected: Expected, *, newest_version: int
 ) -> None:
   """Raises WireError unless `group` is a valid answer to `ticket`."""
-  vocab_size, max_tokens, candidates, episodes = expected
+  vocab_size, max_tokens, candidates = expected
   if len(group.trajectories) != ticket.num_completions:
     _refuse("group.trajectories", len(group.trajectories), f"{ticket.num_completions} completions")
-  rows = group.trajectories
+  rows, episodes = group.trajectories, bool(ticket.environment)
   _check_candidates(rows, candidates if ticket.kind == types.TRAIN else 0, vocab_size)
   _check_episodes(rows, episodes)
   tokens = _all_values([t.tokens for t in rows])

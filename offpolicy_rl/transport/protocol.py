@@ -9,7 +9,7 @@ import grpc
 from offpolicy_rl import types
 from offpolicy_rl.transport import trajectory_pb2 as pb
 
-PROTOCOL = 4  # raise it with every incompatible change of trajectory.proto
+PROTOCOL = 5  # raise it with every incompatible change of trajectory.proto
 SERVICE = pb.DESCRIPTOR.services_by_name["Learner"].full_name
 # Both ends ping: a peer whose machine or network is gone is noticed after 40 s.
 KEEPALIVE = [

@@ -318,3 +318,45 @@ def test_a_key_that_no_chosen_function_takes_is_named(tiny_config):
   assert line.startswith("objective.clip_low: got 0.1, which has no effect: objective.fn = policy")
   config_lib.override(tiny_config, [("objective.fn", "my_module:my_function")])
   assert not any("objective.clip_low" in line for line in config_lib.warnings(tiny_config))
+
+
+PLAYED = {"sums": 1, "chain_sum": {"rate": 1, "environment": "m:C"}}
+
+
+@pytest.mark.parametrize(
+  ("keys", "message"),
+  [
+    (
+      {"environment.name": "m:D"},
+      "environment.name: got 'm:D', expected '' or none with task.name",
+    ),
+    ({"environment.tools": "[]"}, "environment.tools: got '[]', expected '' or an object, env"),
+    ({"environment.tools": '{"m:D": []}'}, "schemas, of the mixture's: m:C"),
+    ({"environment.tools": '{"m:C": 1}'}, "expected a JSON list of objects, an object of such"),
+    ({"task.name": "sums", "task.mixture": "", "environment.tools": "{}"}, "a list of schemas unl"),
+    (
+      {"task.mixture": json.dumps(PLAYED | {"sums": {"rate": 1, "environment": 1}})},
+      "task.mixture: sums: environment: got 1, expected str",
+    ),
+    (
+      {"task.mixture": json.dumps(PLAYED | {"sums": {"rate": 1, "environment": "m:C"}})},
+      "task.format_pattern: got 'x', expected '' with an environment, which judges the turns",
+    ),
+  ],
+)
+def test_a_mixture_with_environments_is_refused_where_it_can_not_be_played(
+  tiny_config, keys, message
+):
+  given = {"task.name": "mixture", "task.mixture": json.dumps(PLAYED)}
+  given |= {"task.format_pattern": "x", "task.format_reward": "0.5"}
+  given |= {"judge.url": "http://127.0.0.1:9/v1", "judge.model": "m"}
+  given |= {"judge.rubric": '{"verifier": {"weight": 1}}', "task.max_prompt_tokens": "99"}
+  config_lib.override(tiny_config, list(given.items()))
+  config_lib.validate(tiny_config)
+  for name in ("none", ""):
+    config_lib.override(tiny_config, [("environment.name", name)])
+    config_lib.validate(tiny_config)
+  config_lib.override(tiny_config, list(keys.items()))
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.validate(tiny_config)
+  assert message in str(error.value)

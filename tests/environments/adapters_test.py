@@ -55,9 +55,10 @@ def config_of(task: str, **others):
 def test_a_task_brings_its_environment(kind):
   config = config_of(NAMES[kind])
   config_lib.validate(config)
-  assert config_lib.environment_name(config).startswith(f"offpolicy_rl.environments.{kind}:")
+  [name] = config_lib.environments(config)
+  assert name.startswith(f"offpolicy_rl.environments.{kind}:")
   config.environment.name = "module:Own"
-  assert config_lib.environment_name(config) == "module:Own"
+  assert config_lib.environments(config) == {"module:Own": "environment.name"}
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,11 @@ def test_a_task_brings_its_environment(kind):
     ({"task__name": "openenv:localhost"}, "task.name: got .*, expected openenv:http://HOST:PORT"),
     ({"task__options": "[1]"}, r"task.options: got '\[1\]', expected a JSON object"),
     (
-      {"task__name": "mixture", "task__mixture": '{"sums": 1, "textarena:2048-v0": 1}'},
-      r"task\.mixture: got .*, expected no textarena:2048-v0: it is played in an environment",
+      {
+        "task__name": "mixture",
+        "task__mixture": '{"sums": 1, "textarena:2048-v0": {"rate": 1, "verifier": "exact"}}',
+      },
+      "task.mixture: textarena:2048-v0: verifier: got 'exact', expected '' with an environment",
     ),
   ],
 )

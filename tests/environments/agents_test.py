@@ -143,9 +143,11 @@ def test_answers_can_be_streamed_and_clients_may_trim(begin):
 
 
 def test_in_processes_an_agent_costs_its_own_episode_only():
-  made = processes.Processes(f"{NAME}:obeys", processes=1, seconds=2.0, memory_mb=4096)
+  name = f"{NAME}:obeys"
+  keys = {name: "environment.name"}
+  made = processes.Processes(keys, processes=1, seconds=2.0, memory_mb=4096)
   with contextlib.closing(made):
-    good, bad, wrong = (made.begin(problem(None), 0) for _ in range(3))
+    good, bad, wrong = (made.begin(name, problem(None), 0) for _ in range(3))
     assert len(answers(made, 3)) == 3
     made.act(bad, '"hang"')
     assert "not done after 2 s" in answers(made, 1)[bad].reason

@@ -1,6 +1,7 @@
 """Episodes in tokens: limits, rewards and ends."""
 
 import dataclasses
+import functools
 import itertools
 import types as plain_types
 
@@ -12,7 +13,9 @@ from offpolicy_rl.environments import episodes
 from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.tasks import pool
 from offpolicy_rl.tasks.special_tokens import TokenizerError
-from tests.sampler.engine_test import ticket
+from tests.sampler import engine_test
+
+ticket = functools.partial(engine_test.ticket, environment="worlds:World")
 
 
 class Words:
@@ -33,7 +36,7 @@ class Scripted:
   def __init__(self, *answers):
     self._answers, self.actions, self.ended = iter(answers), [], 0
 
-  def begin(self, _problem: str, _seed: int):
+  def begin(self, _name: str, _problem: str, _seed: int):
     return plain_types.SimpleNamespace()
 
   def act(self, _played, action: str) -> None:
@@ -59,9 +62,9 @@ def play(*answers, said="ab", **limits):
   """(replies, episode, processes) of an episode in which the policy says the same every turn."""
   scripted = Scripted(*answers)
   scripted.played = OneHandle()
-  scripted.begin = lambda _problem, _seed: scripted.played
+  scripted.begin = lambda _name, _problem, _seed: scripted.played
   bounds = episodes.Limits(**dict(tokens=12, turns=3, turn_tokens=4) | limits)
-  made = episodes.Episodes(lambda: scripted, Words(), bounds, seed=0)
+  made = episodes.Episodes(lambda: scripted, lambda _: Words(), bounds, seed=0)
   episode, replies = made.begin(ticket(0), 0), []
   while not (replies and replies[-1].ended):
     if replies:
@@ -133,7 +136,7 @@ def test_what_was_said_is_said_again_without_an_environment(answers, said):
   written = [t for reply in replies[:-1] for t in [*reply.tokens.tolist(), *[-1] * len(said)]]
   recorded = types.Replies(np.array(written, np.int32), tuple(episode.rewards), ends(replies))
   bounds = episodes.Limits(tokens=12, turns=4, turn_tokens=4)
-  made = episodes.Episodes(lambda: pytest.fail("played"), Words(), bounds, seed=0)
+  made = episodes.Episodes(lambda: pytest.fail("played"), lambda _: Words(), bounds, seed=0)
   again = made.begin(dataclasses.replace(ticket(0), replies=(recorded,)), 0)
   for i, expected in enumerate(replies):
     if i:

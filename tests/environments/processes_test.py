@@ -10,13 +10,16 @@ from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.tasks import pool
 
 GAMES = "tests.environments.games"
+BAD = f"{GAMES}:Misbehaves"
+
+
+def keys(*names: str) -> dict[str, str]:
+  return {f"{GAMES}:{name}": "environment.name" for name in names}
 
 
 @contextlib.contextmanager
-def playing(name: str, *, number=1, seconds=20.0, memory_mb=0):
-  made = processes.Processes(
-    f"{GAMES}:{name}", processes=number, seconds=seconds, memory_mb=memory_mb
-  )
+def playing(*names: str, number=1, seconds=20.0, memory_mb=0):
+  made = processes.Processes(keys(*names), processes=number, seconds=seconds, memory_mb=memory_mb)
   with contextlib.closing(made):
     yield made
 
@@ -32,13 +35,23 @@ def answers(made, number: int) -> dict:
 
 def test_episodes_are_played_side_by_side():
   with playing("Adds", number=2) as made:
-    played = [made.begin("9", seed) for seed in range(5)]
+    played = [made.begin(f"{GAMES}:Adds", "9", seed) for seed in range(5)]
     assert answers(made, 5) == {p: Turn(str(seed)) for seed, p in enumerate(played)}
     for p in played:
       made.act(p, "4")
     found = answers(made, 5)
     assert [found[p] for p in played] == [Turn(str(seed + 4), 0.5, seed == 5) for seed in range(5)]
     assert len({p.home for p in played}) == 2
+
+
+def test_a_process_plays_every_environment():
+  with playing("Adds", "Misbehaves") as made:
+    adds, other = made.begin(f"{GAMES}:Adds", "9", 4), made.begin(BAD, '"a"', 0)
+    assert answers(made, 2) == {adds: Turn("4"), other: Turn("a1")} and adds.home is other.home
+    made.act(other, "die")
+    answers(made, 1)
+    made.act(adds, "5")  # is played again, as what it was
+    assert answers(made, 1) == {adds: Turn("9", 0.5, True)}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +68,7 @@ def test_episodes_are_played_side_by_side():
 )
 def test_one_that_misbehaves_fails_alone(action, reason):
   with playing("Misbehaves", seconds=1.0, memory_mb=256) as made:
-    bad, good = made.begin('"a"', 0), made.begin('"b"', 0)
+    bad, good = made.begin(BAD, '"a"', 0), made.begin(BAD, '"b"', 0)
     assert answers(made, 2) == {bad: Turn("a1"), good: Turn("b1")}
     for said in ("c", "d"):
       made.act(good, said)
@@ -66,20 +79,20 @@ def test_one_that_misbehaves_fails_alone(action, reason):
     made.end(bad)
     made.act(good, "e")  # played again where its process was replaced
     assert answers(made, 1) == {good: Turn("e4")}
-    last = made.begin('"f"', 0)
+    last = made.begin(BAD, '"f"', 0)
     assert answers(made, 1) == {last: Turn("f1")}
 
 
 def test_one_that_misbehaves_at_the_reset_fails_alone():
   with playing("Misbehaves", seconds=1.0) as made:
-    good, bad = made.begin('"a"', 0), made.begin('"die"', 0)
+    good, bad = made.begin(BAD, '"a"', 0), made.begin(BAD, '"die"', 0)
     found = answers(made, 2)
     assert found[good] == Turn("a1") and isinstance(found[bad], pool.Failed)
 
 
 def test_one_that_answers_otherwise_when_played_again_has_failed():
   with playing("Misbehaves") as made:
-    first, second = made.begin('"count"', 0), made.begin('"count"', 0)
+    first, second = made.begin(BAD, '"count"', 0), made.begin(BAD, '"count"', 0)
     assert answers(made, 2) == {first: Turn("1"), second: Turn("2")}
     made.act(first, "die")
     answers(made, 1)
@@ -90,7 +103,7 @@ def test_one_that_answers_otherwise_when_played_again_has_failed():
 
 def test_a_wrong_name_is_refused_at_once():
   with pytest.raises(ValueError, match="environment.name: got .*NotMarked.*, expected a class"):
-    processes.Processes(f"{GAMES}:NotMarked", processes=1, seconds=1.0, memory_mb=0)
+    processes.Processes(keys("NotMarked"), processes=1, seconds=1.0, memory_mb=0)
   with pytest.raises(ValueError, match="WithoutStep', expected a class with a method 'step'"):
     environment.resolve(f"{GAMES}:WithoutStep")
   with pytest.raises(

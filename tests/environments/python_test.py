@@ -53,9 +53,9 @@ def test_long_output_loses_its_middle():
 @here.needs_sandbox
 @pytest.mark.long
 def test_programs_of_many_episodes_end_within_their_limits():
-  made = processes.Processes(NAME, processes=2, seconds=8.0, memory_mb=256)
+  made = processes.Processes({NAME: "environment.name"}, processes=2, seconds=8.0, memory_mb=256)
   try:
-    played = [made.begin(json.dumps("1"), seed) for seed in range(4)]
+    played = [made.begin(NAME, json.dumps("1"), seed) for seed in range(4)]
     assert _answers(made, 4) == dict.fromkeys(played, Turn())
     programs = ["while True: pass", "print(1)", "print(2)", "bytearray(400 << 20)"]
     for one, program in zip(played, programs, strict=True):
@@ -90,7 +90,7 @@ def test_without_a_sandbox_no_episode_begins(monkeypatch):
 
   monkeypatch.setattr(python.Python, "offpolicy_rl_needs", none)
   with pytest.raises(ValueError, match="environment.name: got .*: there is no bwrap"):
-    processes.Processes(NAME, processes=1, seconds=1.0, memory_mb=0)
+    processes.Processes({NAME: "environment.name"}, processes=1, seconds=1.0, memory_mb=0)
 
 
 def test_limits_outside_of_workers_are_the_usual_ones():

@@ -107,6 +107,19 @@ def test_a_problem_that_no_sampler_could_answer_is_wrong_and_counted():
   assert (row["heldout/unanswered"], row["heldout/greedy"], row["heldout/pass@k"]) == (1, 0.5, 1.0)
 
 
+def test_each_task_has_an_accuracy_of_its_own():
+  made = requests.tickets(
+    [Example(3)] * 3, name="x", version=0, step=0, num_samples=2, temperature=1.0
+  )
+  rewards = [[1.0], [1.0, 1.0], [0.0], [0.0, 1.0], [1.0], [1.0, 0.0]]
+  groups = [types.FinishedGroup(t, answer(t, r), 0) for t, r in zip(made, rewards, strict=True)]
+  row = estimates.heldout_metrics(groups, 2, ["a", "b", "a"])
+  shares = {name: value for name, value in row.items() if name.startswith("heldout/pass@1/")}
+  assert shares == {"heldout/pass@1/a": 0.75, "heldout/pass@1/b": 0.5}
+  one = estimates.heldout_metrics(groups, 2, ["a"] * 3)
+  assert one == {name: value for name, value in row.items() if name not in shares}
+
+
 def test_right_is_the_verdict_whatever_was_added_to_it():
   [asked, _] = requests.tickets(
     [Example(3)], name="x", version=0, step=0, num_samples=2, temperature=1.0

@@ -9,6 +9,8 @@ from offpolicy_rl.replay.ledger import Ledger
 
 
 class Example:
+  task = environment = ""
+
   def __init__(self, token):
     self.prompt_tokens, self.answer = np.array([token], np.int32), "x"
 

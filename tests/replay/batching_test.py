@@ -172,6 +172,8 @@ def test_episodes_are_counted_by_their_ends():
 
 
 class Example:
+  environment = ""
+
   def __init__(self, i):
     self.prompt_tokens, self.answer = np.array([i], np.int32), str(i)
 

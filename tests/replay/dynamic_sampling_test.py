@@ -20,6 +20,8 @@ PROMPTS, MOST = 3, 2
 
 
 class Example:
+  environment = ""
+
   def __init__(self, i):
     self.prompt_tokens, self.answer = np.array([i], np.int32), str(i)
 

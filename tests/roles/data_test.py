@@ -152,7 +152,8 @@ class Words:
 
 def test_prompts_that_cant_be_made_are_left_out_and_named(tiny_config):
   problems = [sources.Problem(q, '"1"', "1", q) for q in ("nothing", "a", "refused")]
-  made = prompts.tokenize(problems, Words(), 5, data.ticket_fault(tiny_config, 100))
+  rendering = prompts.Rendering(Words(), 5, data.ticket_fault(tiny_config, 100))
+  made = prompts.tokenize(problems, rendering)
   assert [e.where for e in made.examples] == ["a"]
   assert made.left_out == [
     ("nothing", "ticket.prompt_tokens.shape: got (0,), expected at least one token"),
@@ -163,7 +164,7 @@ def test_prompts_that_cant_be_made_are_left_out_and_named(tiny_config):
   with pytest.raises(
     catalog.TaskError, match=r"^nothing: ticket.prompt.* \(2 of 3 rows can't be u"
   ):
-    prompts.tokenize_split(selection, "train", Words(), 5, data.ticket_fault(tiny_config, 100))
+    prompts.tokenize_split(selection, "train", lambda _: rendering)
 
 
 def test_a_run_says_what_its_prompts_are(tiny_config, tmp_path):

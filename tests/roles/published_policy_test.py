@@ -6,13 +6,16 @@ import json
 import pytest
 
 from configs import base
+from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
-from offpolicy_rl.roles import build
+from offpolicy_rl.roles import build, data
 from offpolicy_rl.tasks import prompts, sources
 from tests.conftest import ROOT
 from tests.model.families_test import LLAMA
 from tests.tasks import small_tokenizers as small
+from tests.thoughts_system_test import TEMPLATE
 
+GUESS = "offpolicy_rl.environments.guess"
 TEMPLATES = ROOT / "tests" / "data" / "chat_templates"
 SPECIAL = {"<eos>": 1, "<|begin_of_text|>": 2, "<end_of_turn>": 5, "<start_of_turn>": 6}
 
@@ -83,7 +86,7 @@ def test_demonstrations_end_as_the_model_ends_its_turn(config, chat, end):
   config.task.chat = chat
   words = build.make_policy(config, files()).tokenizer
   problem = sources.Problem("1+1?", '"2"', "2")
-  [example] = prompts.tokenize([problem], words, 100).examples
+  [example] = prompts.tokenize([problem], prompts.Rendering(words, 100)).examples
   assert example.demonstration_tokens.tolist() == [*words.encode("2"), end]
 
 
@@ -123,3 +126,55 @@ def test_tools_of_a_run_are_those_of_its_beginning(config):
   build.fill_in(config, shown)
   words = build.make_policy(config, shown).tokenizer
   assert words.decode_special(words.prompt("1+1?")) == "calculate 1+1?"
+
+
+def prompt(config, policy, name: str) -> str:
+  """That of a question of a member."""
+  [task] = [task for task in config_lib.selection(config).tasks if task.name == name]
+  problem = sources.Problem("1+1?", '"2"', "2")
+  [example] = prompts.tokenize([problem], data.rendering(config, policy, task)).examples
+  assert (example.task, example.environment) == (name, task.environment)
+  return policy.tokenizer.decode_special(example.prompt_tokens)
+
+
+def test_each_member_of_a_mixture_is_shown_the_tools_of_its_own_environment(config):
+  """From the prompts to what follows a turn; those that a resumed run finds recorded stay."""
+  calculator, plain = "offpolicy_rl.environments.calculator:Calculator", f"{GUESS}:GuessTheNumber"
+  members = {"sums": {"environment": calculator}, "chain_sum": {"environment": plain}}
+  members |= {"gsm8k": {}, "textarena:Hangman-v0": {"environment": "gone:Game"}}
+  config.task.name, config.task.max_prompt_tokens = "mixture", 64
+  config.task.mixture = json.dumps({k: v | {"rate": 1} for k, v in members.items()})
+  shown = files(
+    chat_template="{{ tools | map(attribute='function.name') | join }}|"
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+  )
+  with pytest.raises(ValueError, match="task.mixture: textarena:Hangman-v0: environment: got"):
+    build.fill_in(config, shown)
+  config.environment.tools = json.dumps({"gone:Game": [{"function": {"name": "recorded"}}]})
+  build.fill_in(config, shown)
+  recorded = json.loads(config.environment.tools)
+  assert {name: len(schemas) for name, schemas in recorded.items()} == {
+    "gone:Game": 1,
+    calculator: 1,
+    plain: 0,
+  }
+  policy = build.make_policy(config, shown)
+  shows = [prompt(config, policy, name) for name in ("sums", "chain_sum", "gsm8k")]
+  assert shows == ["calculate|1+1?", "|1+1?", "|1+1?"]
+  assert policy.words("gone:Game").decode_special(policy.words("gone:Game").prompt("?")) == (
+    "recorded|?"
+  )
+  config.environment.name = "none"  # as `serve` has it: nobody plays, so nobody has tools
+  assert build.make_policy(config, shown).with_tools == {}
+
+
+def test_of_a_mixture_only_prompts_of_episodes_lack_the_beginning_of_a_thought(config):
+  """Episodes begin with it, as it is dropped later on."""
+  config.task.name, config.task.max_prompt_tokens = "mixture", 64
+  played = {"rate": 1, "environment": f"{GUESS}:GuessTheNumber"}
+  config.task.mixture = json.dumps({"sums": 1, "chain_sum": played})
+  config.environment.thoughts = "drop"
+  config_lib.validate(config)
+  policy = build.make_policy(config, files(chat_template=TEMPLATE))
+  assert prompt(config, policy, "sums") == "u:1+1?a:<think>"
+  assert prompt(config, policy, "chain_sum") == "u:1+1?a:"

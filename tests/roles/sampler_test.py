@@ -101,5 +101,5 @@ def test_demonstrations_take_rows_of_their_own_size():
 def test_a_server_can_not_play_episodes(tiny_config):
   config_lib.override(tiny_config, [("environment.name", "games:Chess")])
   published = build.Policy(None, None, types.ModelFiles("", "", ""))
-  with pytest.raises(sampler.RunMismatch, match="--vllm: the task is played in games:Chess, but"):
+  with pytest.raises(sampler.RunMismatch, match="--vllm: tasks are played in games:Chess, but"):
     sampler._vllm_engine(tiny_config, published, None)

@@ -102,7 +102,7 @@ def test_a_context_of_a_few_tokens_is_refused(run_dir, capsys):  # noqa: F811
 def test_environments_are_left_to_clients(run_dir):  # noqa: F811
   name = ("environment.name", "offpolicy_rl.environments.guess:GuessTheNumber")
   config = configuration(f"--run_dir={run_dir}", assignments=[name])
-  assert config_lib.environment_name(config) == ""
+  assert config_lib.environments(config) == {}
   with pytest.raises(config_lib.ConfigError, match=r"task.name"):
     configuration(f"--run_dir={run_dir}", assignments=[("task.name", "gsm8k")])
 

@@ -15,8 +15,9 @@ from offpolicy_rl.sampler import engine, sizing
 from tests.params import some
 from tests.rows import whole_rows
 from tests.sampler import engine_turns_test as turns_test
-from tests.sampler.engine_test import CONFIG, STOPS, assert_same, ending, ticket
+from tests.sampler.engine_test import CONFIG, STOPS, assert_same, ending
 
+ticket = turns_test.ticket
 TAIL = [3]
 SIZES = turns_test.SIZES | dict(max_tokens=24)
 LIMITS = episodes.Limits(tokens=24, turns=4, turn_tokens=4)
@@ -55,7 +56,7 @@ class History:
 
 def make_engine(delay=lambda: 0, **changes) -> engine.Engine:
   world = turns_test.Processes(delay)
-  played = episodes.Episodes(lambda: world, Words(), LIMITS, 0, History())
+  played = episodes.Episodes(lambda: world, lambda _: Words(), LIMITS, 0, lambda _: History())
   return engine.Engine(
     CONFIG, sizing.Sizes(**SIZES | changes), stops=STOPS, seed=0, episodes=played
   )
@@ -138,7 +139,8 @@ def test_recorded_replies_go_back_where_they_did(expected):
   lines = [json.loads(json.dumps(replies.row(group))) for group in groups]
   said = [tuple(map(replies.replies_of, line["episodes"])) for line in lines]
   tickets = [dataclasses.replace(ticket(i), replies=said[i]) for i in range(9)]
-  gone = episodes.Episodes(lambda: pytest.fail("played"), Words(), LIMITS, 0, History())
+  play, history = lambda: pytest.fail("played"), lambda _: History()
+  gone = episodes.Episodes(play, lambda _: Words(), LIMITS, 0, history)
   made = engine.Engine(CONFIG, sizing.Sizes(**SIZES), stops=STOPS, seed=0, episodes=gone)
   again = made.generate(ending(), 0, tickets)
   assert_same(again, expected)

@@ -56,10 +56,12 @@ def make_engine(seed=0, stops=STOPS, truncation=sampling.NONE, mesh=None, **size
   return engine.Engine(CONFIG, of, stops=stops, seed=seed, truncation=truncation, mesh=mesh)
 
 
-def ticket(index: int, count=3, temperature=1.0, kind=types.TRAIN) -> types.Ticket:
+def ticket(index: int, count=3, temperature=1.0, kind=types.TRAIN, environment="") -> types.Ticket:
   rng = np.random.default_rng(index)
   prompt = rng.integers(2, 40, rng.integers(1, 6)).astype(np.int32)
-  return types.Ticket(f"{kind}/{index}", kind, 0, index, prompt, "", 0, 0, count, temperature)
+  return types.Ticket(
+    f"{kind}/{index}", kind, 0, index, prompt, "", 0, 0, count, temperature, environment
+  )
 
 
 def test_logprobs_are_those_of_a_full_forward_pass():

@@ -1,6 +1,7 @@
 """The engine with environments: what waited and came back is what one forward pass gives."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -15,6 +16,7 @@ from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.replay import replies
 from offpolicy_rl.sampler import engine, sizing
 from tests.params import some
+from tests.sampler import engine_test
 from tests.sampler.engine_test import (
   CONFIG,
   STOPS,
@@ -22,12 +24,13 @@ from tests.sampler.engine_test import (
   ending,
   expected_candidates,
   expected_logprobs,
-  ticket,
 )
 
 SIZES = dict(slots=12, group_size=3, max_prompt_tokens=5, max_tokens=11, page_tokens=4, steps=4)
 SIZES |= dict(episodes=16)
 LIMITS = episodes.Limits(tokens=11, turns=3, turn_tokens=4)
+WORLD = "worlds:World"
+ticket = functools.partial(engine_test.ticket, environment=WORLD)
 
 
 class Words:
@@ -38,6 +41,11 @@ class Words:
 
   def reply(self, texts, _role: str, _last) -> list[int]:
     return [int(number) for text in texts for number in text.split()]
+
+
+def words(name: str) -> Words:
+  assert name == WORLD
+  return Words()
 
 
 def answer(problem: str, actions: list[str]) -> Turn:
@@ -55,7 +63,8 @@ class Processes:
   def __init__(self, delay):
     self._delay, self._coming = delay, []
 
-  def begin(self, problem: str, seed: int):
+  def begin(self, name: str, problem: str, seed: int):
+    assert name == WORLD
     played = plain_types.SimpleNamespace(problem=f"{problem}{seed}", actions=[], ended=False)
     self._coming.append([self._delay(), played])
     return Handle(played)
@@ -91,7 +100,7 @@ class Handle:
 
 def make_engine(delay=lambda: 0, **changes) -> engine.Engine:
   world = Processes(delay)
-  played = episodes.Episodes(lambda: world, Words(), LIMITS, seed=0)
+  played = episodes.Episodes(lambda: world, words, LIMITS, seed=0)
   sizes = sizing.Sizes(**SIZES | changes)
   return engine.Engine(CONFIG, sizes, stops=STOPS, seed=0, episodes=played)
 
@@ -148,6 +157,23 @@ def test_samples_depend_on_the_answers_and_not_on_when_they_come(expected, chang
   assert len(machine._pages) == machine._sizes.pages - 1 and machine.idle
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("changes", [{}, dict(cache_tokens=40, episodes=40)])
+def test_completions_of_one_turn_beside_episodes_are_as_without_them(expected, changes):
+  """So are the episodes, in whatever order they come."""
+  delays = iter(np.random.default_rng(1).integers(0, 7, 10_000).tolist())
+  machine = make_engine(lambda: next(delays), **changes)
+  alone = [engine_test.ticket(i) for i in range(9)]
+  of_one_turn = dict(max_tokens=SIZES["max_tokens"], page_tokens=4)
+  plain = engine_test.make_engine(**of_one_turn).generate(ending(), 0, alone)
+  mixed = [t for pair in zip(alone, [ticket(i) for i in range(9)], strict=True) for t in pair]
+  found = machine.generate(ending(), 0, mixed)
+  assert_same(found[::2], plain)
+  assert_same(found[1::2], expected)
+  assert not any(t.ended for group in found[::2] for t in group)
+  assert len(machine._pages) == machine._sizes.pages - 1 and machine.idle
+
+
 def test_all_time_of_an_episode_is_accounted_for():
   class Slow(Processes):
     def answers(self, seconds: float):
@@ -155,7 +181,7 @@ def test_all_time_of_an_episode_is_accounted_for():
       return super().answers(seconds)
 
   world = Slow(lambda: 2)
-  played = episodes.Episodes(lambda: world, Words(), LIMITS, seed=0)
+  played = episodes.Episodes(lambda: world, words, LIMITS, seed=0)
   machine = engine.Engine(CONFIG, sizing.Sizes(**SIZES), stops=STOPS, seed=0, episodes=played)
   machine.generate(ending(), 0, [ticket(0)])  # compiles
   machine.add([ticket(i) for i in range(9)])
@@ -177,7 +203,7 @@ def test_recorded_replies_give_the_same_episodes_without_environments(expected):
   lines = [json.loads(json.dumps(replies.row(group))) for group in groups]
   said = [tuple(map(replies.replies_of, line["episodes"])) for line in lines]
   tickets = [dataclasses.replace(ticket(i), replies=said[i]) for i in numbers]
-  gone = episodes.Episodes(lambda: pytest.fail("played"), Words(), LIMITS, seed=0)
+  gone = episodes.Episodes(lambda: pytest.fail("played"), words, LIMITS, seed=0)
   made = engine.Engine(CONFIG, sizing.Sizes(**SIZES), stops=STOPS, seed=0, episodes=gone)
   again = made.generate(ending(), 0, tickets)
   assert_same(again, expected)

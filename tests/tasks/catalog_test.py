@@ -33,6 +33,26 @@ def test_members_of_a_mixture_have_rates_keys_and_verifiers_of_their_own(tiny_co
   assert set(asked.verifiers) == {verifiers.NAMED[x] for x in ("numeric", "exact", "reasoning_gym")}
 
 
+def test_a_member_is_played_in_the_environment_that_it_names(tiny_config):
+  """Its problems keep their answer data, and its verifier is not asked for."""
+  members = {"sums": {"rate": 1, "environment": "my:World"}, "gsm8k": {"rate": 1, "data_dir": "d"}}
+  members["textarena:2048-v0"] = {"rate": 1, "environment": "none"}
+  members["textarena:Hangman-v0"] = 1
+  asked = catalog.select(settings(tiny_config, name="mixture", mixture=json.dumps(members)))
+  played = [task.environment for task in asked.tasks]
+  assert played == ["my:World", "", "", "offpolicy_rl.environments.textarena:Game"]
+  assert [task.name for task in asked.judged] == ["gsm8k", "textarena:2048-v0"]
+  assert asked.verifiers == (verifiers.NAMED["numeric"], verifiers.NAMED["exact"])
+  members = {"sums": members["sums"], "chain_sum": 1}
+  asked = catalog.select(settings(tiny_config, name="mixture", mixture=json.dumps(members)))
+  sums, chain = asked.split("train")
+  assert all(json.loads(problem.answer).isdecimal() for problem in sums)
+  assert all(json.loads(problem.answer)["verifier"] for problem in chain)
+  alone = asked.played_in("")
+  assert [task.environment for task in alone.tasks] == ["", ""]
+  assert all(json.loads(problem.answer)["verifier"] for problem in alone.split("train")[0])
+
+
 def test_what_one_member_holds_out_no_other_trains_on(tiny_config, tmp_path):
   rows = [{"question": f"q{i}", "answer": "1"} for i in range(50)]
   whole, held = write(tmp_path / "a.jsonl", *rows), write(tmp_path / "b.jsonl", *rows[:5])

@@ -1,5 +1,7 @@
 """Verifiers that misbehave: each costs only its own completion's reward, and is counted."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -129,6 +131,25 @@ def test_training_is_shaped_and_evaluation_sees_the_verdict(scorer):
   verdicts = [[t.verdict for t in group.trajectories] for group in groups]
   assert verdicts == [[1.0, 0.5, 0.0], [1.0, 0.0, 0.0]]  # a failed one: the mean, as it is trained
   assert [group.verifier_failures for group in groups] == [1, 1]
+
+
+def test_episodes_among_judged_completions_have_the_verdict_of_their_environment(scorer):
+  """They reach no verifier, and have no format to be rewarded for."""
+  played = dataclasses.replace(ticket(types.TRAIN), environment="a:World")
+  won = dataclasses.replace(trajectory("5"), reward=0.75, ended=types.DONE)
+  failed = dataclasses.replace(trajectory("5"), reward=0.0, ended=types.FAILED)
+  groups = worker.score_groups(
+    scorer,
+    Bytes(),
+    [played, ticket(types.TRAIN), played],
+    [[won, failed], [trajectory("5"), trajectory("6")], [won, won]],
+    shape=shaping.Shaping(format_reward=0.25),
+  )
+  rewards = [[t.reward for t in group.trajectories] for group in groups]
+  assert rewards == [[0.75, 0.0], [1.25, 0.25], [0.75, 0.75]]
+  assert [group.verifier_failures for group in groups] == [1, 0, 0]
+  [alone] = worker.score_groups(None, Bytes(), [played], [[won]])
+  assert alone.trajectories[0].verdict == 0.75
 
 
 @pytest.mark.parametrize("kind", [types.TRAIN, types.EVAL])

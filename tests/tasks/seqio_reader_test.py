@@ -32,7 +32,7 @@ def select(config, name="strangers", **keys) -> catalog.Selection:
 
 def read(config, name="strangers", split="train", **keys):
   selection = select(config, name, **keys).expanded()
-  return prompts.tokenize_split(selection, split, WORDS, 20)
+  return prompts.tokenize_split(selection, split, lambda _: prompts.Rendering(WORDS, 20))
 
 
 def texts(made) -> list[str]:

@@ -24,6 +24,10 @@ def problems(name: str, split: str) -> list[catalog.Problem]:
   ]
 
 
+def rendering(asked: catalog.Selection, max_prompt_tokens: int):
+  return lambda _task: prompts.Rendering(asked.vocabulary, max_prompt_tokens)
+
+
 def registered(task) -> str:
   from offpolicy_rl.tasks import seqio_tasks  # TensorFlow: only in a worker that needs it
 
@@ -53,7 +57,7 @@ def test_a_task_is_registered_under_its_name(name):
 
 def test_a_mixture_becomes_examples_at_its_rates(tiny_config):
   asked = catalog.select(settings(tiny_config, name="mixture", mixture=MIXTURE))
-  members = prompts.tokenize_split(asked, "train", asked.vocabulary, 300)
+  members = prompts.tokenize_split(asked, "train", rendering(asked, 300))
   assert [rate for rate, _ in members] == [0.6, 0.2, 0.2]
   assert not any(made.too_long or made.left_out for _, made in members)
   assert [[e.answer for e in made.examples] for _, made in members] == [
@@ -63,7 +67,7 @@ def test_a_mixture_becomes_examples_at_its_rates(tiny_config):
 
 def test_long_prompts_of_every_member_are_counted(tiny_config):
   asked = catalog.select(settings(tiny_config, name="mixture", mixture=MIXTURE))
-  members = prompts.tokenize_split(asked, "train", asked.vocabulary, 100)
+  members = prompts.tokenize_split(asked, "train", rendering(asked, 100))
   skipped = sum(len(made.too_long) for _, made in members)
   long = [len(p.question) > 100 for part in asked.split("train") for p in part]
   assert 0 < skipped == sum(long) < len(long)
@@ -72,7 +76,7 @@ def test_long_prompts_of_every_member_are_counted(tiny_config):
 
 def test_a_file_becomes_a_stream_of_prompts(tiny_config):
   asked = catalog.select(settings(tiny_config, name="gsm8k", data_dir=str(WORDS)))
-  [(rate, made)] = prompts.tokenize_split(asked, "train", asked.vocabulary, 300)
+  [(rate, made)] = prompts.tokenize_split(asked, "train", rendering(asked, 300))
   stream = streams.make_stream([(rate, made.examples)], seed=0)
   seen = {asked.vocabulary.decode(stream[i].prompt_tokens.tolist()) for i in range(16)}
   assert made.too_long == made.left_out == []
@@ -115,7 +119,7 @@ def test_what_tfds_prepared_is_a_task_with_columns_by_name(tiny_config, prepared
   assert found.verifier == asked.verifier == verifiers.NAMED["exact"]
   # A large one is streamed in the same order.
   [(_, made)] = prompts.tokenize_split(
-    catalog.select(settings(tiny_config, max_listed=9)).expanded(), "train", asked.vocabulary, 300
+    catalog.select(settings(tiny_config, max_listed=9)).expanded(), "train", rendering(asked, 300)
   )
   assert [problem.question for problem in made.streamed.open(3)] == [p.question for p in train[3:]]
 

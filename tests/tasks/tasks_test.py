@@ -80,7 +80,7 @@ def test_listing_candidates_earns_nothing():
 def test_examples_are_the_problems_of_the_catalog():
   task = catalog.TASKS["sums"]
   for split in ("train", "heldout"):
-    made = prompts.tokenize(task.split(split), task.vocabulary, 4)
+    made = prompts.tokenize(task.split(split), prompts.Rendering(task.vocabulary, 4))
     assert made.too_long == made.left_out == []
     for example, problem in zip(made.examples, task.split(split), strict=True):
       assert task.vocabulary.decode(example.prompt_tokens.tolist()) == problem.question
@@ -91,7 +91,7 @@ def test_examples_are_the_problems_of_the_catalog():
 
 def test_prompts_that_are_too_long_are_counted_not_cut():
   problems = catalog.TASKS["sums"].split("train")
-  made = prompts.tokenize(problems, catalog.TASKS["sums"].vocabulary, 3)
+  made = prompts.tokenize(problems, prompts.Rendering(catalog.TASKS["sums"].vocabulary, 3))
   assert made.examples == [] and len(made.too_long) == len(problems)
   assert made.too_long[0] == (problems[0].where, "4 tokens") and made.prompt_lengths[0] == 4
 

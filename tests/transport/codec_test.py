@@ -45,8 +45,8 @@ def a_ticket(**changes) -> types.Ticket:
 
 
 def check(group, candidates=0, episodes=False, **changes):
-  expected = codec.Expected(50, 8, candidates, episodes)
-  codec.check_group(group, a_ticket(**changes), expected, newest_version=3)
+  asked = a_ticket(environment="a:World" * episodes, **changes)
+  codec.check_group(group, asked, codec.Expected(50, 8, candidates), newest_version=3)
 
 
 def a_trajectory(**changes) -> types.Trajectory:

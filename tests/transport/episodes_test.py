@@ -135,6 +135,15 @@ def test_what_was_recorded_comes_back_equal():
     codec.check_ticket(a_replay(), vocab_size=9, **limits)
 
 
+def test_a_ticket_names_an_environment_of_the_run():
+  asked = a_ticket(environment="a:World")
+  assert codec.decode_ticket(codec.encode_ticket(asked)).environment == "a:World"
+  limits = dict(vocab_size=10, max_prompt_tokens=4, max_completions=2)
+  codec.check_ticket(asked, **limits, environments={"a:World": "key"})
+  with pytest.raises(codec.WireError, match="environment: got 'a:World', expected .* b:World"):
+    codec.check_ticket(asked, **limits, environments={"b:World": "key"})
+
+
 @pytest.mark.parametrize(
   ("change", "error"),
   [

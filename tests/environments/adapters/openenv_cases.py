@@ -21,6 +21,8 @@ from tests.environments.adapters.openenv_server import SESSIONS
 from tests.environments.processes_test import answers
 from tests.run_system import processes, train_rows, wait_for
 
+SESSION = "offpolicy_rl.environments.openenv:Session"
+
 
 @contextlib.contextmanager
 def serving(kind: str, folder):
@@ -60,10 +62,10 @@ def task_of(url: str, size=8, **options):
 @contextlib.contextmanager
 def playing(number: int, task):
   """The first problem is played several times, in one process."""
-  made = Processes(task.environment, processes=1, seconds=20.0, memory_mb=0)
+  made = Processes({SESSION: "environment.name"}, processes=1, seconds=20.0, memory_mb=0)
   with contextlib.closing(made):
     problems = [problem.answer for problem in task.problems()]
-    played = [made.begin(problems[0], 0) for _ in range(number)]
+    played = [made.begin(SESSION, problems[0], 0) for _ in range(number)]
     assert answers(made, number) == dict.fromkeys(played, Turn())
     yield made, played
 
@@ -128,17 +130,18 @@ def test_a_server_that_goes_away_fails_its_episodes(tmp_path):
       made.act(one, "3")
     found = answers(made, 2)
     assert all("ConnectionClosed" in found[one].reason for one in played)
-    late = made.begin(json.dumps({"world": {"url": url}, "seed": 0, "opening": ""}), 0)
+    gone = json.dumps({"world": {"url": url}, "seed": 0, "opening": ""})
+    late = made.begin(SESSION, gone, 0)
     assert "Connection refused" in answers(made, 1)[late].reason
 
 
 def test_more_sessions_than_the_server_has_are_failures(guess):
   task = task_of(guess)
   with playing(SESSIONS, task) as (made, played):
-    more = made.begin(task.problems()[0].answer, 0)
+    more = made.begin(SESSION, task.problems()[0].answer, 0)
     assert "CAPACITY_REACHED" in answers(made, 1)[more].reason
     made.end(played[0])
-    again = made.begin(task.problems()[0].answer, 0)
+    again = made.begin(SESSION, task.problems()[0].answer, 0)
     assert answers(made, 1)[again] == Turn()
 
 

@@ -72,9 +72,9 @@ def test_a_game_of_the_package_is_played_turn_by_turn():
   task = task_of("textarena", size=3, game="Hangman-v0")
   problems = task.problems()
   assert problems[0].messages[0]["role"] == "system" and "Hangman" in problems[0].question
-  made = Processes(task.environment, processes=1, seconds=60.0, memory_mb=0)
+  made = Processes({task.environment: "environment.name"}, processes=1, seconds=60.0, memory_mb=0)
   with contextlib.closing(made):
-    played = made.begin(problems[0].answer, 0)
+    played = made.begin(task.environment, problems[0].answer, 0)
     assert answers(made, 1)[played] == Turn()
     turns = []
     for letter in "aeplgrmnochz":
