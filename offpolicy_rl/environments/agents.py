@@ -96,7 +96,7 @@ class _Agent:
     data = json.loads(problem)
     given = Problem(tuple(data["messages"]), data["answer"])
     self._said: queue.SimpleQueue = queue.SimpleQueue()  # Turn | Exception, of the harness
-    self._actions: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # of the policy; None = over
+    self._actions: queue.SimpleQueue = queue.SimpleQueue()  # (text, logprobs) | None = over
     self._asking, self._over, self._turns = threading.Lock(), False, 0
     self._history: tuple[Message, ...] = ()  # with the policy's last answer
     self._tools: tuple[dict, ...] = ()
@@ -105,9 +105,12 @@ class _Agent:
     threading.Thread(target=self._play, args=(url, given, seed), daemon=True).start()
     return self._next()
 
-  def step(self, action: str) -> Turn:
-    """Gives the policy's turn to the harness; its next request answers."""
-    self._actions.put(action)
+  def step(self, action: str, logprobs: Sequence[tuple[str, float]] = ()) -> Turn:
+    """Gives the policy's turn to the harness; its next request answers.
+
+    `logprobs`: (text, nats) of each token, the end of the turn included, if they were asked for.
+    """
+    self._actions.put((action, logprobs))
     return self._next()
 
   def close(self) -> None:
@@ -143,14 +146,15 @@ class _Agent:
       action = self._actions.get()
       if action is None:
         raise RequestError(f"{_OVER}: a limit was reached", code="episode_over")
-      return self._answer(request, action)
+      return self._answer(request, *action)
     finally:
       self._asking.release()
 
   def _opening(self, request: ChatRequest) -> Turn:
     self._tools = request.tools
     messages = [message.as_template() for message in request.messages]
-    return Turn(opening=json.dumps({"messages": messages, "tools": request.tools}))
+    opening = json.dumps({"messages": messages, "tools": request.tools})
+    return Turn(opening=opening, logprobs=request.top_logprobs is not None)
 
   def _continuation(self, request: ChatRequest) -> Turn:
     """The messages behind the policy's last answer; RequestError if those before differ."""
@@ -177,16 +181,20 @@ class _Agent:
     texts = [message.content for message in new]
     if role == "tool":
       role, texts = self.form.role, [self.form.result.format(text) for text in texts]
-    return Turn(texts[0], role=role, more=tuple(texts[1:]))
+    logprobs = request.top_logprobs is not None
+    return Turn(texts[0], role=role, more=tuple(texts[1:]), logprobs=logprobs)
 
-  def _answer(self, request: ChatRequest, action: str) -> list[responses.Part]:
+  def _answer(
+    self, request: ChatRequest, action: str, logprobs: Sequence[tuple[str, float]]
+  ) -> list[responses.Part]:
     content, written = calls.separated(action, self.form) if request.tools else (action, [])
     self._turns += 1
     named = tuple(
       ToolCall(f"call_{self._turns}_{i}", *call) for i, call in enumerate(written, start=1)
     )
     self._history = (*request.messages, Message("assistant", content, named))
-    return [responses.Delta(0, content, named, (), "tool_calls" if named else "stop")]
+    shown = tuple(responses.TokenLogprob(*token) for token in logprobs)
+    return [responses.Delta(0, content, named, shown, "tool_calls" if named else "stop")]
 
 
 def _same(given: Message, expected: Message) -> bool:
@@ -198,11 +206,15 @@ def _same(given: Message, expected: Message) -> bool:
 
 def _check_fields(request: ChatRequest) -> None:
   """RequestError for what the run decides, and its sampler records."""
-  fields = dict(temperature=None, top_p=None, seed=None, max_tokens=None, top_logprobs=None)
+  if request.top_logprobs:
+    raise RequestError(
+      f"top_logprobs: got {request.top_logprobs}, expected 0: none are known but of sampled tokens",
+      param="top_logprobs",
+    )
+  fields = dict(temperature=None, top_p=None, seed=None, max_tokens=None)
   for name, expected in (fields | dict(stop=(), n=1)).items():
     got = getattr(request, name)
     if got != expected:
-      name = "logprobs" if name == "top_logprobs" else name
       raise RequestError(
         f"{name}: got {got!r:.60}, expected nothing: the run decides how its policy samples, by "
         "sampler.temperature, environment.max_turn_tokens and others",

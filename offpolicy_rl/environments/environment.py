@@ -41,6 +41,7 @@ class Turn(NamedTuple):
   role: str = "user"  # of the text in a chat: "user" or "tool"
   more: tuple[str, ...] = ()  # texts of further messages with this role, after the first
   opening: str = ""  # of an agent's first request: {"messages": ..., "tools": ...}, JSON
+  logprobs: bool = False  # an agent asks for those of the policy's next turn
 
 
 class Environment(Protocol):
@@ -108,4 +109,4 @@ def checked(turn: object) -> Turn:
     raise ValueError(f"role: got {turn.role!r:.60}, expected user or tool")
   reward = float(np.float32(reward))  # as it is sent and recorded
   plain = str(turn.text), reward, bool(turn.done), turn.role, tuple(map(str, turn.more))
-  return Turn(*plain, str(turn.opening))
+  return Turn(*plain, str(turn.opening), bool(turn.logprobs))

@@ -31,6 +31,10 @@ class Words(Protocol):
     """Text with special tokens by name."""
     ...
 
+  def token_texts(self, ids: list[int], /) -> list[str]:
+    """Text of each token."""
+    ...
+
   def decode(self, ids: list[int]) -> str:
     """Text of a turn of the policy, up to its end."""
     ...
@@ -66,6 +70,7 @@ class Episode:
   tokens: int = 0  # behind the prompt
   last: int | None = None  # token of the policy's turn before
   rewards: list[float] = dataclasses.field(default_factory=list)  # of each turn of the policy
+  shows_logprobs: bool = False  # an agent asks for those of the policy's next turn
   hopeless: str = ""  # how it ends after the policy's first turn, as it could not begin
   history: History | None = None  # the template, if it leaves out earlier thoughts
   context: Context | None = None  # then
@@ -155,10 +160,10 @@ class Episodes:
       self._over.append((episode, self._end(episode, episode.hopeless)))
     else:
       assert episode.played is not None, "not recorded"
-      text = episode.words.decode(tokens.tolist())
+      action = _action(episode, span)
       if episode.context is not None:
-        episode.context.said(tokens.tolist(), text)
-      self._play().act(episode.played, text)
+        episode.context.said(tokens.tolist(), action[0])
+      self._play().act(episode.played, *action)
 
   def _again(self, episode: Episode, recorded: types.Replies) -> Reply:
     """The next recorded reply."""
@@ -183,6 +188,7 @@ class Episodes:
     answers = self._play().answers(0 if replies else seconds) if self._episodes else []
     for played, answer in answers:
       episode = self._episodes[played]
+      episode.shows_logprobs = isinstance(answer, Turn) and answer.logprobs
       reply = self._next(episode, answer) if episode.begun else self._first(episode, answer)
       replies.append((episode, reply))
     return replies
@@ -264,6 +270,16 @@ class Episodes:
     self._play().end(episode.played)
     del self._episodes[episode.played]
     return Reply(_NOTHING, 0, ended)
+
+
+def _action(episode: Episode, span: types.Span) -> tuple:
+  """The text of a turn, and its tokens' log-probabilities if they were asked for."""
+  tokens = span.tokens.tolist()
+  text = episode.words.decode(tokens)
+  if not episode.shows_logprobs:
+    return (text,)
+  shown = zip(episode.words.token_texts(tokens), span.logprobs.tolist(), strict=True)
+  return text, tuple(shown)
 
 
 def seed_of(seed: int, ticket: types.Ticket) -> int:

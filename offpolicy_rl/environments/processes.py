@@ -10,11 +10,18 @@ import dataclasses
 import functools
 import queue
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from offpolicy_rl.environments import environment
 from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.tasks import pool
+
+
+class Action(NamedTuple):
+  """A turn of the policy."""
+
+  text: str
+  logprobs: tuple[tuple[str, float], ...]  # (token's text, nats), if they were asked for
 
 
 @dataclasses.dataclass(eq=False)
@@ -27,7 +34,7 @@ class Played:
   seed: int
   home: "_Home"
   start: int = -1  # of its process, when it was played there
-  actions: list[str] = dataclasses.field(default_factory=list)
+  actions: list[Action] = dataclasses.field(default_factory=list)
   turns: list[Turn] = dataclasses.field(default_factory=list)
 
 
@@ -57,11 +64,14 @@ class Processes:
     self._submit(played, None)
     return played
 
-  def act(self, played: Played, action: str) -> None:
-    """Gives the policy's turn to an environment; its answer is among the answers to come."""
-    self._submit(played, action)
+  def act(self, played: Played, text: str, logprobs: tuple[tuple[str, float], ...] = ()) -> None:
+    """Gives the policy's turn to an environment; its answer is among the answers to come.
 
-  def _submit(self, played: Played, action: str | None) -> None:
+    `logprobs`: (token's text, nats), if the environment asked for them.
+    """
+    self._submit(played, Action(text, logprobs))
+
+  def _submit(self, played: Played, action: Action | None) -> None:
     future = played.home.thread.submit(played.home.play, played, action)
     future.add_done_callback(lambda done: self._answers.put((played, done)))
 
@@ -99,7 +109,7 @@ class _Home:
     self.thread = concurrent.futures.ThreadPoolExecutor(1)
     self._start = 0  # number of the process, which counts up when it is replaced
 
-  def play(self, played: Played, action: str | None) -> Turn | pool.Failed:
+  def play(self, played: Played, action: Action | None) -> Turn | pool.Failed:
     """The environment's answer to an action; None = it is reset."""
     if action is not None and played.start != self._start:
       problem = self._play_again(played)
@@ -121,9 +131,9 @@ class _Home:
         return pool.Failed("its process was replaced, and it answered otherwise when played again")
     return None
 
-  def _attempt(self, played: Played, action: str | None) -> Turn | pool.Failed:
+  def _attempt(self, played: Played, action: Action | None) -> Turn | pool.Failed:
     start = self._start
-    call: tuple[Any, ...] = (played.number, action)
+    call: tuple[Any, ...] = (played.number, action and tuple(action))
     if action is None:
       call = (played.number, None, played.name, played.problem, played.seed)
     answer, replaced = self.worker.attempt(_play, call)
@@ -146,12 +156,15 @@ def _allow(names: Sequence[str]) -> None:
 
 
 def _play(
-  number: int, action: str | None, name: str = "", problem: str = "", seed: int = 0
+  number: int, action: tuple | None, name: str = "", problem: str = "", seed: int = 0
 ) -> tuple:
   if action is None:
     _PLAYED[number] = _MAKE[name]()
     return tuple(environment.checked(_PLAYED[number].reset(problem, seed)))
-  return tuple(environment.checked(_PLAYED[number].step(action)))
+  text, logprobs = action
+  # Only those that ask for log-probabilities take them.
+  more = [logprobs] if logprobs else []
+  return tuple(environment.checked(_PLAYED[number].step(text, *more)))
 
 
 def _drop(number: int) -> None:

@@ -96,7 +96,7 @@ def test_an_agent_that_never_asks_is_done(begin):
     ({"temperature": 0.5}, "temperature: got 0.5, expected nothing"),
     ({"n": 2}, "n: got 2, expected nothing"),
     ({"max_tokens": 9}, "max_tokens: got 9"),
-    ({"logprobs": True}, "logprobs: got 0, expected nothing"),
+    ({"logprobs": True, "top_logprobs": 2}, "top_logprobs: got 2, expected 0"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: expected the same"),
     ({"role": 3}, "role: unknown"),
   ],
@@ -105,6 +105,13 @@ def test_requests_that_do_not_continue_the_episode_are_refused(begin, order, why
   played, _ = begin("obeys")
   with pytest.raises(harnesses.Refused, match=why):
     played.step(json.dumps(order))
+
+
+def test_log_probabilities_of_what_was_sampled_are_told_if_they_are_asked_for(begin):
+  played, first = begin("surprised")
+  assert first.logprobs and not begin("adds", 7)[1].logprobs
+  logprobs = (("4", -0.5), ("2", -0.25), ("<eos>", -9.0))
+  assert played.step("42", logprobs) == Turn(reward=0.75, done=True)
 
 
 def test_requests_come_one_at_a_time(begin):
@@ -131,13 +138,13 @@ def test_answers_can_be_streamed_and_clients_may_trim(begin):
     connection.request("POST", path, body, {"Content-Type": "application/json"})
     lines.extend(connection.getresponse().read().decode().split("\n\n"))
 
-  played._actions.put("{} ")  # its next request is refused, and the episode goes on by ours
+  played._actions.put(("{} ", ()))  # its next request is refused, and the episode goes on by ours
   with pytest.raises(harnesses.Refused):
     played._next()
   client = threading.Thread(target=stream)
   client.start()
   assert played._next() == Turn("x")
-  played._actions.put("hello")
+  played._actions.put(("hello", ()))
   client.join()
   assert '"content": "hello"' in lines[1] and lines[-2] == "data: [DONE]"
 

@@ -24,6 +24,9 @@ class Words:
   def decode(self, ids) -> str:
     return "".join(map(chr, ids))
 
+  def token_texts(self, ids) -> list[str]:
+    return list(map(chr, ids))
+
   def reply(self, texts, role: str, _last) -> list[int]:
     if role == "tool":
       raise TokenizerError("chat template: no tools")
@@ -39,8 +42,9 @@ class Scripted:
   def begin(self, _name: str, _problem: str, _seed: int):
     return plain_types.SimpleNamespace()
 
-  def act(self, _played, action: str) -> None:
+  def act(self, _played, action: str, logprobs=()) -> None:
     self.actions.append(action)
+    self.logprobs = logprobs
 
   def answers(self, _seconds: float):
     return [(self.played, answer) for answer in itertools.islice(self._answers, 1)]
@@ -86,6 +90,12 @@ def test_an_episode_ends_when_its_environment_says_so():
   assert [reply.limit for reply in replies] == [4, 4, 0]
   assert ends(replies) == types.DONE and episode.rewards == [0.25, 0.5]
   assert scripted.actions == ["ab", "ab"]
+
+
+def test_log_probabilities_are_given_with_the_turn_for_which_they_are_asked():
+  asked = play(Turn(), Turn("c", logprobs=True), Turn(done=True))[2]
+  assert asked.logprobs == (("a", 0.0), ("b", 0.0))
+  assert play(Turn(logprobs=True), Turn("c"), Turn(done=True))[2].logprobs == ()
 
 
 def test_an_episode_ends_after_so_many_turns():

@@ -15,6 +15,11 @@ class Refused(RuntimeError):
 
 def ask(base_url: str, messages: list, **fields) -> dict:
   """The message that answers a chat."""
+  return choice(base_url, messages, **fields)["message"]
+
+
+def choice(base_url: str, messages: list, **fields) -> dict:
+  """The only choice of an answer."""
   parts = urlsplit(base_url)
   connection = http.client.HTTPConnection(parts.netloc)
   body = json.dumps({"model": "policy", "messages": messages} | fields)
@@ -24,7 +29,7 @@ def ask(base_url: str, messages: list, **fields) -> dict:
   connection.close()
   if "error" in answer:
     raise Refused(answer["error"]["message"])
-  return answer["choices"][0]["message"]
+  return answer["choices"][0]
 
 
 @agents.agent
@@ -79,6 +84,13 @@ def obeys(base_url: str, problem: agents.Problem, _seed: int) -> float:
     before = order.pop("before", messages)
     messages = [*before, said, *order.pop("messages", [])]
     ask(base_url, messages, **order)
+
+
+@agents.agent
+def surprised(base_url: str, problem: agents.Problem, _seed: int) -> float:
+  """The reward is how unlikely the turn was, in nats."""
+  told = choice(base_url, list(problem.messages), logprobs=True)["logprobs"]["content"]
+  return -sum(token["logprob"] for token in told if token["token"] != "<eos>")
 
 
 @agents.agent
