@@ -35,6 +35,12 @@ def write_durably(path: pathlib.Path, text: str) -> None:
   sync(path.parent)
 
 
+def sha256(path: pathlib.Path) -> str:
+  """Digest of a file's bytes, hexadecimal."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync(path: pathlib.Path) -> None:
   """Makes a file or the names in a directory durable."""
   handle = os.open(path, os.O_RDONLY)

@@ -89,7 +89,7 @@ FAULTS = {
   ),
   "damaged_checkpoint": Fault(
     "learner/checkpoint.py",
-    'if _sha256(path) != expected["sha256"]:',
+    'if files.sha256(path) != expected["sha256"]:',
     "if False:",
     "learner/checkpoint_test.py::test_a_damaged_file_is_named_and_the_checkpoint_before_used",
   ),

@@ -6,7 +6,6 @@ ignored.
 """
 
 import functools
-import hashlib
 import json
 import operator
 import pathlib
@@ -76,8 +75,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Returns committed steps, oldest first, without verifying them."""
-    folders = self._steps.iterdir() if self._steps.is_dir() else ()
-    return sorted(int(p.name) for p in folders if p.name.isdigit() and (p / _COMMIT).exists())
+    return _committed(self._steps)
 
   def position(self, step: int) -> dict:
     """Returns the position that was saved with a committed step."""
@@ -252,6 +250,31 @@ def newest_params(directory: pathlib.Path, like: policy.Params) -> tuple[int, po
   raise CheckpointError(f"{directory / 'steps'}: {_unusable(directory / 'steps')}")
 
 
+def digests(directory: pathlib.Path) -> dict[str, str]:
+  """{file: SHA-256} of a run's newest checkpoint, and of its frozen version 0 if it has one.
+
+  Reads their commits only.
+
+  Raises:
+    CheckpointError: there is none, or a commit is damaged.
+  """
+  steps = _committed(directory / "steps")
+  if not steps:
+    raise CheckpointError(f"{directory / 'steps'}: {_unusable(directory / 'steps')}")
+  folders = [directory / "steps" / str(steps[-1]), directory / "initial"]
+  return {
+    f"{folder.name}/{name}": entry["sha256"]
+    for folder in folders
+    if (folder / _COMMIT).exists()
+    for name, entry in _commit_of(folder)["files"].items()
+  }
+
+
+def _committed(steps: pathlib.Path) -> list[int]:
+  folders = steps.iterdir() if steps.is_dir() else ()
+  return sorted(int(p.name) for p in folders if p.name.isdigit() and (p / _COMMIT).exists())
+
+
 def _unusable(steps: pathlib.Path) -> str:
   """Says why there is no checkpoint to read in the directory of a run."""
   names = [path.name for path in steps.glob("*")] if steps.is_dir() else []
@@ -301,17 +324,17 @@ def _write_commit(folder: pathlib.Path, position: dict) -> None:
   for path in sorted(p for p in folder.rglob("*") if p.is_file()):
     files.sync(path)
     name = str(path.relative_to(folder))
-    contents[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    contents[name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
   for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder, folder.parent):
     files.sync(path)
   files.write_durably(folder / _COMMIT, json.dumps({"position": position, "files": contents}))
 
 
-def _verified_position(folder: pathlib.Path) -> dict:
-  """Checks every file against the commit; CheckpointError names the first that differs."""
+def _commit_of(folder: pathlib.Path) -> dict:
+  """{"position", "files"} of a checkpoint; CheckpointError if it is not complete or damaged."""
   try:
     commit = json.loads((folder / _COMMIT).read_text())
-    position, contents = commit["position"], commit["files"]
+    return {key: commit[key] for key in ("position", "files")}
   except FileNotFoundError:
     raise CheckpointError(
       f"{folder / _COMMIT}: missing, expected because it is written last; the checkpoint is not "
@@ -321,25 +344,25 @@ def _verified_position(folder: pathlib.Path) -> dict:
     raise CheckpointError(
       f"{folder / _COMMIT}: got {_one_line(error)}, expected an object with position and files"
     ) from None
-  for name, expected in contents.items():
+
+
+def _verified_position(folder: pathlib.Path) -> dict:
+  """Checks every file against the commit; CheckpointError names the first that differs."""
+  commit = _commit_of(folder)
+  for name, expected in commit["files"].items():
     path = folder / name
     if not path.is_file():
       raise CheckpointError(f"{path}: missing, expected {expected['bytes']} bytes")
     if path.stat().st_size != expected["bytes"]:
       raise CheckpointError(f"{path}: {path.stat().st_size} bytes, expected {expected['bytes']}")
-    if _sha256(path) != expected["sha256"]:
+    if files.sha256(path) != expected["sha256"]:
       raise CheckpointError(f"{path}: its sha256 is not the one of the commit")
-  return position
+  return commit["position"]
 
 
 def _remove(folder: pathlib.Path) -> None:
   (folder / _COMMIT).unlink()  # first, so that a half-removed checkpoint is invalid
   shutil.rmtree(folder)
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _one_line(error: Exception) -> str:

@@ -316,7 +316,11 @@ class Leader(training.Process):
 
   def save(self, version: int, state: state_lib.TrainState) -> None:
     """Starts a checkpoint with everything that is needed to continue from `version`."""
-    position = {"files": self.files.position(), "evaluations": self.evaluations.pending()}
+    position = {
+      "files": self.files.position(),
+      "evaluations": self.evaluations.pending(),
+      **({"teacher": self.teacher.fingerprint()} if self.teacher else {}),
+    }
     self.publisher.wait()
     older = self.service.older_versions()
     self.orders.announce(multihost.SAVE, version=version, versions=older)
@@ -365,6 +369,8 @@ def make_leader(
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
   checkpoints = checkpoints_lib.opened(config, run_dir, groups, screen)
   newest = checkpoints_lib.newest_step(config, checkpoints, screen) if resume else None
+  if newest is not None and found_teacher is not None:
+    teacher.require_same(found_teacher, checkpoints.position(newest).get("teacher"))
   orders = multihost.Orders(stop)
   orders.announce(multihost.BEGIN, step=newest, model_files=model_files)
   restored = None if newest is None else checkpoints.restore_for(choices, mesh, newest)

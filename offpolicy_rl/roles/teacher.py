@@ -1,8 +1,11 @@
 """Finds the teacher of a configuration, and checks that it can judge the policy's tokens."""
 
 import dataclasses
+import functools
+import hashlib
+import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -10,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import files as files_lib
 from offpolicy_rl.learner import checkpoint, teacher
 from offpolicy_rl.model import decoder, lora, pretrained
 from offpolicy_rl.model import policy as policy_lib
@@ -28,6 +32,7 @@ class Source(NamedTuple):
   model: decoder.DecoderConfig
   words: Words
   load: Callable[[policy_lib.Params], policy_lib.Params]  # tree of shardings -> parameters
+  fingerprint: Callable[[], str]  # of the weights; reads all files of a published model, once
 
 
 def find(config: ConfigDict, policy: build.Policy) -> Source | None:
@@ -49,6 +54,19 @@ def find(config: ConfigDict, policy: build.Policy) -> Source | None:
   return found
 
 
+def require_same(source: Source, recorded: str | None) -> None:
+  """Raises ConfigError unless its weights are those that a run to resume was taught by.
+
+  `recorded`: their fingerprint; None = unknown.
+  """
+  if recorded not in (None, source.fingerprint()):
+    raise config_lib.ConfigError(
+      f"{_KEY}: {source.directory}: got weights with the fingerprint {source.fingerprint()}, "
+      f"expected {recorded}, those that the run to resume is taught by: put these back, or choose "
+      "another --run_dir for a new run"
+    )
+
+
 def make(config: ConfigDict, source: Source, mesh: jax.sharding.Mesh) -> teacher.Teacher:
   """Loads the weights, in the dtype that they compute in, onto the devices of the mesh."""
   shardings = policy_lib.param_shardings(mesh, policy_lib.shapes(source.model))
@@ -60,7 +78,14 @@ def _published(directory: pathlib.Path, dtype: str) -> Source:
   published = pretrained.Checkpoint(directory)
   model = dataclasses.replace(published.config, compute_dtype=dtype)
   words = tokenizer.Tokenizer(tokenizer.read_files(directory), vocab_size=model.vocab_size)
-  return Source(directory, model, words, lambda shardings: published.load(shardings, dtype))
+  load = lambda shardings: published.load(shardings, dtype)
+
+  @functools.cache
+  def fingerprint() -> str:
+    names = (pretrained.CONFIG, *pretrained.weight_files(directory))
+    return _digest({name: files_lib.sha256(directory / name) for name in names})
+
+  return Source(directory, model, words, load, fingerprint)
 
 
 def _of_run(directory: pathlib.Path, dtype: str) -> Source:
@@ -74,7 +99,12 @@ def _of_run(directory: pathlib.Path, dtype: str) -> Source:
     params = build_learner.newest_params(directory, own.model)[1]
     return jax.tree.map(_place, policy_lib.cast(model, params), shardings)
 
-  return Source(directory, model, own.tokenizer, load)
+  fingerprint = lambda: _digest(checkpoint.digests(directory / "checkpoints"))
+  return Source(directory, model, own.tokenizer, load, functools.cache(fingerprint))
+
+
+def _digest(digests: Mapping[str, str]) -> str:
+  return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _place(x: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -10,7 +10,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import families, policy, pretrained, sharding
-from offpolicy_rl.roles import build, build_learner, teacher
+from offpolicy_rl.roles import build, build_learner, learner, teacher
 from offpolicy_rl.tasks import tokenizer
 from tests import end_to_end_test as system
 from tests.conftest import ROOT
@@ -91,13 +91,13 @@ def test_one_that_is_not_whole_is_refused(tiny_config, student, tmp_path, file):
     teacher.find(config, learns)
 
 
-def ended_run(config, run_dir):
-  """What a run of a fresh model leaves: its configuration and a checkpoint of step 3."""
+def ended_run(config, run_dir, step=3):
+  """What a run of a fresh model leaves: its configuration and a checkpoint."""
   model, mesh = build.make_policy(config, None).model, sharding.make_mesh()
   choices = build_learner.step_choices(config, model, mesh)
   state = state_lib.create(model, mesh, choices.optimizer, seed=7)
   saved = checkpoint.Checkpoints(run_dir / "checkpoints", keep=1)
-  saved.save(3, state, versions={}, position={})
+  saved.save(step, state, versions={}, position={})
   saved.close()
   (run_dir / "config.json").write_text(config_lib.to_json(config))
   return state.params
@@ -122,6 +122,35 @@ def test_a_published_model_does_not_teach_characters(tiny_config, student):
     teacher.find(tiny_config, build.make_policy(tiny_config, None))
 
 
+def test_weights_are_told_apart_by_what_they_are_not_by_their_place(tiny_config, student, tmp_path):
+  by, moved = published(tmp_path / "by"), tmp_path / "moved"
+  find = lambda folder: teacher.find(*taught(tiny_config, student, folder))
+  recorded = find(by).fingerprint()
+  by.rename(moved)
+  teacher.require_same(find(moved), recorded)
+  teacher.require_same(find(moved), None)  # of a run of an earlier release
+  for name in (pretrained.CONFIG, pretrained.SINGLE):
+    file = moved / name
+    kept = file.read_bytes()
+    other = kept + b" " if name == pretrained.CONFIG else kept[:-1] + bytes([kept[-1] ^ 1])
+    file.write_bytes(other)
+    with pytest.raises(config_lib.ConfigError, match=f"expected {recorded}, those that the run"):
+      teacher.require_same(find(moved), recorded)
+    file.write_bytes(kept)
+    teacher.require_same(find(moved), recorded)
+
+
+def test_a_run_is_another_teacher_once_it_has_learned_more(tiny_config, tmp_path):
+  ended_run(tiny_config, tmp_path / "a")
+  tiny_config.teacher.checkpoint = str(tmp_path / "a")
+  policies = build.make_policy(tiny_config, None)
+  before, again = (teacher.find(tiny_config, policies) for _ in range(2))
+  assert before.fingerprint() == again.fingerprint()
+  ended_run(tiny_config, tmp_path / "a", step=4)
+  with pytest.raises(config_lib.ConfigError, match="teacher.checkpoint: .*/a: got weights with"):
+    teacher.require_same(teacher.find(tiny_config, policies), before.fingerprint())
+
+
 @pytest.mark.long
 def test_a_taught_run_is_exact_under_lag_and_goes_on_as_if_it_had_not_ended(tiny_config, tmp_path):
   larger = config_lib.load(str(ROOT / "configs" / "test.py"))
@@ -135,3 +164,6 @@ def test_a_taught_run_is_exact_under_lag_and_goes_on_as_if_it_had_not_ended(tiny
   found = system.over_the_wire(config, tmp_path / "run", samplers=1, resume=True)
   assert_identical(found, system.in_one_process(config))
   assert [row["teacher/kl"] > 0 for row in train_rows(tmp_path / "run")] == [True] * 8
+  ended_run(larger, tmp_path, step=4)
+  with pytest.raises(config_lib.ConfigError, match="the run to resume is taught by"):
+    learner.run_learner(config, tmp_path / "run", learner.Serving("127.0.0.1:0"), resume=True)
