@@ -1,10 +1,15 @@
 """A learner's speed: seconds per part of a step, flops, compilations."""
 
 import contextlib
+import functools
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import jax.monitoring
+from ml_collections import ConfigDict
+
+from offpolicy_rl.model import cost, decoder
+from offpolicy_rl.replay import packing
 
 # JAX's device_kind -> dense bfloat16 flops per second of one device, from the vendors' data sheets
 # (cloud.google.com/tpu/docs, nvidia.com).
@@ -19,6 +24,24 @@ PEAK_FLOPS = {
   "NVIDIA H200": 989e12,
 }
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def step_flops(
+  settings: ConfigDict,
+  model: decoder.DecoderConfig,
+  teacher: decoder.DecoderConfig | None,
+  lengths: Sequence[tuple[int, Sequence[int]]],
+) -> int:
+  """Flops of a step by `model/cost.py`: of its epochs, and of the teacher's pass over the batch.
+
+  Args:
+    settings: the section `learner`.
+    teacher: None = there is none.
+    lengths: (prompt tokens, tokens of each completion) of every group.
+  """
+  work = functools.partial(cost.work, groups=lengths, shared=settings.layout == packing.SHARED)
+  judging = cost.forward_flops(teacher, work(teacher)) if teacher else 0
+  return cost.train_flops(model, work(model)) * settings.epochs + judging
 
 
 class Timer:
@@ -57,7 +80,7 @@ class Speed:
     """Computes flops_per_second, mfu (if the device's peak is known) and `compilations`.
 
     Args:
-      row: metrics of a step, with "flops" (of the model, see `model/cost.py`) and "seconds/step".
+      row: metrics of a step, with "flops" (see `step_flops`) and "seconds/step".
     """
     rate = row["flops"] / row["seconds/step"]
     utilisation = {"mfu": rate / self._peak} if self._peak else {}

@@ -20,12 +20,11 @@ from offpolicy_rl import report, types
 from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import checkpoint, loop, speed
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import cost, sharding
+from offpolicy_rl.model import sharding
 from offpolicy_rl.observe import metrics, profiling, terminal
 from offpolicy_rl.replay import (
   admission,
   batching,
-  packing,
   replies,
   sampler_stats,
   schedule,
@@ -234,7 +233,7 @@ class Leader(training.Process):
 
   def _assemble(self, at_step: int, wanted: Callable[[], bool]) -> loop.StepBatch | None:
     """Waits for the groups of a step; None if no longer `wanted`."""
-    settings, model = self.config.learner, self.choices.model
+    settings = self.config.learner
     ids = admission.ticket_ids(at_step, settings.prompts_per_step, self.service.control)
     groups = None
     while groups is None:
@@ -248,14 +247,15 @@ class Leader(training.Process):
     versions = frozenset(np.unique(batch.versions).tolist()) - {types.NO_VERSION}
     if self.orders.alone:
       batch = self.orders.send_batch(self.mesh, at_step, batch, versions)
-    work = cost.work(model, batching.lengths(groups), shared=limits.layout == packing.SHARED)
     row = batching.lag_metrics(groups, at_step) | batching.completion_metrics(groups)
     parts = judge.part_names(judge.rubric(self.config.judge.rubric))
     row |= batching.rubric_metrics(groups, parts)
     row |= {
       "of_completions": sampler_stats.completion_arrays(groups),
       "set_aside": self.queue.unanswerable.count(at_step),
-      "flops": cost.train_flops(model, work) * settings.epochs,
+      "flops": speed.step_flops(
+        settings, self.choices.model, self.teacher and self.teacher.model, batching.lengths(groups)
+      ),
     }
     if self.queue.dynamic_sampling is not None:
       row |= self.queue.dynamic_sampling.metrics(at_step)
@@ -316,11 +316,9 @@ class Leader(training.Process):
 
   def save(self, version: int, state: state_lib.TrainState) -> None:
     """Starts a checkpoint with everything that is needed to continue from `version`."""
-    position = {
-      "files": self.files.position(),
-      "evaluations": self.evaluations.pending(),
-      **({"teacher": self.teacher.fingerprint()} if self.teacher else {}),
-    }
+    position: dict = {"files": self.files.position(), "evaluations": self.evaluations.pending()}
+    if self.teacher is not None:
+      position["teacher"] = self.teacher.fingerprint()
     self.publisher.wait()
     older = self.service.older_versions()
     self.orders.announce(multihost.SAVE, version=version, versions=older)
