@@ -5,9 +5,12 @@ import json
 import pytest
 
 from offpolicy_rl import config as config_lib
+from offpolicy_rl.chat_api import server
 from offpolicy_rl.roles import build
 from offpolicy_rl.tasks import judge, scoring
 from tests import end_to_end_test as system
+from tests.chat_api.server_test import Echo
+from tests.roles.evaluate_test import published as published
 from tests.run_system import processes, train_rows
 from tests.tasks.judge_test import GOOD, RUBRIC, said
 from tests.tasks.judge_test import serve as serve
@@ -62,6 +65,45 @@ def test_a_run_is_trained_by_a_judge_and_logs_each_part(tiny_config, tmp_path, s
   assert all(row["verifier_failures"] == 0 for row in rows)
   contents = [asked["messages"][1]["content"] for _, asked in stub.asked]
   assert len(set(contents)) == len(contents) and "# Question\n" in contents[0]
+
+
+class Grader(Echo):
+  """A policy behind our own server that says the same grade to everything."""
+
+  def chat(self, base, request):
+    self.models(base)
+    return self._parts(f"So: {json.dumps(GOOD)}")
+
+
+def test_a_policy_behind_our_own_server_judges(tiny_config, tmp_path):
+  with server.serving(Grader()) as url:
+    config = system.small(asks(tiny_config, f"{url}/here/v1"), lag__mode="fixed", lag__max_lag=1)
+    config.learner.steps, config.judge.retries, config.task.judge_unfinished = 3, 0, True
+    system.over_the_wire(config, tmp_path / "run", samplers=1)
+  rows = train_rows(tmp_path / "run")
+  assert [row["rubric"] for row in rows] == [{"clear": 0.5, "right": 1.0}] * 3
+  assert [(row["reward"], row["verifier_failures"]) for row in rows] == [(0.875, 0)] * 3
+
+
+@pytest.mark.long
+def test_a_model_that_serve_serves_judges_and_what_is_no_grade_is_a_counted_failure(
+  tiny_config, tmp_path, published, caplog
+):
+  """A random one says nothing else."""
+  with processes() as launch:
+    flags = ["--listen=127.0.0.1:0", "--slots=4", "--context=1024", "--model=tiny"]
+    judging = launch("serve", f"--checkpoint={published}", *flags)
+    line = next(line for line in judging.stdout if "Ctrl-C" in line)
+    config = asks(tiny_config, line.split(" at ")[1].split(",")[0])
+    config = system.small(config, lag__mode="fixed", lag__max_lag=1, judge__model="tiny")
+    config.learner.steps, config.judge.answer_tokens = 2, 6
+    config.judge.retries, config.task.judge_unfinished = 0, True
+    system.over_the_wire(config, tmp_path / "run", samplers=1)
+  rows = train_rows(tmp_path / "run")
+  assert [(row["reward"], row["verifier_failures"]) for row in rows] == [(0.0, 32)] * 2
+  assert not any("rubric" in row for row in rows)
+  said_what = [r.getMessage() for r in caplog.records if "judge failed" in r.getMessage()]
+  assert said_what and all("expected an object with numbers from 0 to" in x for x in said_what)
 
 
 @pytest.mark.long
