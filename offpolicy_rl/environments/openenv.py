@@ -11,7 +11,7 @@ import json
 import urllib.request
 from typing import Any
 
-from offpolicy_rl.environments import environment, openings
+from offpolicy_rl.environments import adapted, environment
 from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.tasks import catalog, sources, splits
 from offpolicy_rl.tasks.rows import TaskError
@@ -33,7 +33,7 @@ def task(settings: Any, label: str) -> splits.Task:
     raise TaskError(f"task.name: got {settings.name!r:.100}, expected openenv:http://HOST:PORT")
   world = {"url": label.rstrip("/"), **options}
   check = functools.partial(sources.check_package, "websockets", "websockets", extra="openenv")
-  return openings.task(settings, f"{__name__}:Session", _openings, world, check)
+  return adapted.of_seeds(settings, f"{__name__}:Session", _openings, world, check)
 
 
 def _openings(world: dict[str, Any], size: int) -> list[str]:

@@ -9,7 +9,7 @@ import json
 import random
 from typing import Any
 
-from offpolicy_rl.environments import environment, openings
+from offpolicy_rl.environments import adapted, environment
 from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.tasks import catalog, sources, splits
 from offpolicy_rl.tasks.rows import TaskError
@@ -21,7 +21,7 @@ def task(settings: Any, label: str) -> splits.Task:
   """The game `label`; `settings`: the section `task`, of which `size` counts the games."""
   world = {"game": label, "options": catalog.json_object("task.options", settings.options)}
   check = functools.partial(sources.check_package, "textarena", "textarena", extra="textarena")
-  return openings.task(settings, f"{__name__}:Game", _openings, world, check)
+  return adapted.of_seeds(settings, f"{__name__}:Game", _openings, world, check)
 
 
 def _openings(world: dict[str, Any], size: int) -> list[str]:

@@ -12,43 +12,32 @@ import inspect
 import itertools
 import json
 import types
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from offpolicy_rl.environments import environment
+from offpolicy_rl.environments import adapted, environment
 from offpolicy_rl.environments.environment import Turn
-from offpolicy_rl.tasks import apart, catalog, sources, splits
-from offpolicy_rl.tasks import verifiers as judges
+from offpolicy_rl.tasks import catalog, sources, splits
 from offpolicy_rl.tasks.rows import TaskError
 
 
 def task(settings: Any, label: str) -> splits.Task:
   """The installed taskset `label`; `settings`: the section `task`, `size` limits its tasks."""
   options = catalog.json_object("task.options", settings.options)
-  read = functools.partial(apart.call, _read, label, options)
 
-  def check() -> None:
-    sources.check_package("verifiers", "verifiers", extra="verifiers")
-    read(1)
-
-  def problems() -> list[sources.Problem]:
+  def problems(rows: Sequence[tuple[list[dict], dict]]) -> list[sources.Problem]:
     return [
       sources.Problem(
         messages[-1]["content"],
         json.dumps({"taskset": label, "options": options, "data": data}),
         messages=tuple(messages) if len(messages) > 1 else (),
       )
-      for messages, data in read(settings.size)
+      for messages, data in rows
     ]
 
-  return splits.Task(
-    settings.name,
-    functools.cache(problems),
-    judges.NAMED["exact"],
-    check=check,
-    slow=True,
-    environment=f"{__name__}:Rollout",
-  )
+  read = functools.partial(_read, label, options)
+  check = functools.partial(sources.check_package, "verifiers", "verifiers", extra="verifiers")
+  return adapted.task(settings, f"{__name__}:Rollout", read, problems, check)
 
 
 def _read(label: str, options: dict[str, Any], size: int) -> list[tuple[list[dict], dict]]:
