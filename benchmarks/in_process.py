@@ -5,6 +5,7 @@ left out. tests/end_to_end_test.py compares the two.
 """
 
 import collections
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -50,9 +51,10 @@ class Run:
     self.choices = build_learner.step_choices(config, self.policy.model, self.mesh)
     self._teacher = teacher.find(config, self.policy)
     self.prompts = prompts.read(config, self.policy)
-    self._engine = build.make_engine(
+    made = build.engine_of(
       config, self.policy, group_size=group_size, max_prompt_tokens=config.task.max_prompt_tokens
     )
+    self._engine = contextlib.ExitStack().enter_context(made)  # it has no processes to end
     self._verify = scoring.resolve(catalog.select(config.task).verifier)
     self._limits = build.limits(config, group_size=group_size)
     self._tickets = admission.Tickets(

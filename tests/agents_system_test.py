@@ -44,8 +44,8 @@ def played(config, name: str) -> list[types.Trajectory]:
     for i, x in enumerate(made.examples[:12])
   ]
   params = fond_of(policy_lib.init(policy.model, jax.random.key(0)), policy.tokenizer)
-  engine = build.make_engine(config, policy, group_size=4, max_prompt_tokens=8)
-  groups = engine.generate(params, 0, tickets)
+  with build.engine_of(config, policy, group_size=4, max_prompt_tokens=8) as engine:
+    groups = engine.generate(params, 0, tickets)
   return [trajectory for group in groups for trajectory in group]
 
 

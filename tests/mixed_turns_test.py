@@ -1,6 +1,7 @@
 """Mixtures of tasks that a verifier judges and of tasks that are played in an environment."""
 
 import json
+import multiprocessing
 
 import jax
 import numpy as np
@@ -57,8 +58,8 @@ def answered(config) -> tuple[list[types.Ticket], list[types.Group]]:
   examples = [example for _, made in members for example in made.examples[:6]]
   tickets = requests.tickets(examples, name="x", version=0, step=0, num_samples=4, temperature=1.0)
   params = fond_of(policy_lib.init(policy.model, jax.random.key(0)), policy.tokenizer)
-  engine = build.make_engine(config, policy, group_size=4, max_prompt_tokens=8)
-  with build.scoring_of(config, policy) as score:
+  made = build.engine_of(config, policy, group_size=4, max_prompt_tokens=8)
+  with made as engine, build.scoring_of(config, policy) as score:
     return tickets, score(tickets, engine.generate(params, 0, tickets))
 
 
@@ -76,6 +77,17 @@ def test_each_member_is_answered_and_judged_in_its_own_way(mixed):
   assert all(t.ended for t in played) and any((~t.sampled).any() for t in played)
   assert {t.reward for t in played} == {0.0, 1.0}
   assert not any(t.ended for group in alone for t in group.trajectories)
+
+
+def test_processes_of_environments_end_with_their_engine(mixed):
+  """A replay begins with none."""
+  policy, before = build.make_policy(mixed, None), set(multiprocessing.active_children())
+  started = lambda: len(set(multiprocessing.active_children()) - before)
+  for mode, number in (("async", mixed.environment.processes), ("replay", 0)):
+    mixed.lag.mode = mode
+    with build.engine_of(mixed, policy, group_size=4, max_prompt_tokens=8):
+      assert started() == number
+    assert started() == 0
 
 
 @pytest.mark.parametrize(

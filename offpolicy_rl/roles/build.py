@@ -212,7 +212,7 @@ def lag_control(config: ConfigDict) -> lag.LagControl:
 
 
 def engine_sizes(config: ConfigDict, *, group_size: int, max_prompt_tokens: int) -> sizing.Sizes:
-  """Sizes of a generation engine; arguments as for `make_engine`."""
+  """Sizes of a generation engine; arguments as for `engine_of`."""
   sampler = config.sampler
   return sizing.Sizes(
     slots=sampler.slots,
@@ -234,12 +234,10 @@ def _episodes(config: ConfigDict) -> int:
   return config.environment.episodes or 2 * config.sampler.slots
 
 
-def make_episodes(config: ConfigDict, policy: Policy) -> episodes.Episodes | None:
-  """Starts the environments of an engine; None if every completion has one turn.
-
-  Raises:
-    ValueError: an environment can't be used here.
-  """
+def _make_episodes(
+  config: ConfigDict, policy: Policy, stack: contextlib.ExitStack
+) -> episodes.Episodes | None:
+  """Starts the environments of an engine, which end with `stack`; None if none is played."""
   settings, tokens = config.environment, config.task.max_completion_tokens
   keys = config_lib.environments(config)
   if not keys:
@@ -247,9 +245,10 @@ def make_episodes(config: ConfigDict, policy: Policy) -> episodes.Episodes | Non
 
   @functools.cache
   def play() -> processes.Processes:
-    return processes.Processes(
+    made = processes.Processes(
       keys, processes=settings.processes, seconds=settings.seconds, memory_mb=settings.memory_mb
     )
+    return stack.enter_context(contextlib.closing(made))
 
   if config.lag.mode != lag.REPLAY:  # else its tickets may say what environments said
     play()
@@ -268,7 +267,8 @@ def chat_history(config: ConfigDict, words: Words) -> turns.ChatHistory | None:
   return turns.ChatHistory(words) if drops and isinstance(words, tokenizer.Tokenizer) else None
 
 
-def make_engine(
+@contextlib.contextmanager
+def engine_of(
   config: ConfigDict,
   policy: Policy,
   *,
@@ -276,25 +276,31 @@ def make_engine(
   max_prompt_tokens: int,
   int8_weights: bool = False,
   mesh: jax.sharding.Mesh | None = None,
-) -> engine.Engine:
+) -> Generator[engine.Engine]:
   """Makes a generation engine; adapters have to be merged into its parameters.
+
+  The processes of its environments end with it.
 
   Args:
     group_size: completions per prompt.
     int8_weights: whether the parameters are quantized.
     mesh: of the parameters; None = the first device.
+
+  Raises:
+    ValueError: an environment can't be used here.
   """
   sizes = engine_sizes(config, group_size=group_size, max_prompt_tokens=max_prompt_tokens)
   model = dataclasses.replace(lora.base_config(policy.model), int8_weights=int8_weights)
-  return engine.Engine(
-    model,
-    sizes,
-    seed=config.seed,
-    stops=stops(policy),
-    truncation=truncation(config),
-    mesh=mesh,
-    episodes=make_episodes(config, policy),
-  )
+  with contextlib.ExitStack() as stack:
+    yield engine.Engine(
+      model,
+      sizes,
+      seed=config.seed,
+      stops=stops(policy),
+      truncation=truncation(config),
+      mesh=mesh,
+      episodes=_make_episodes(config, policy, stack),
+    )
 
 
 def stops(policy: Policy) -> stopping.Stops:

@@ -149,13 +149,13 @@ def _answer(config, policy: build.Policy, params, examples, console) -> Iterator
   slots, samples = config.sampler.slots, config.evaluation.samples
   longest = max(example.prompt_tokens.size for example in examples)
   columns = longest + -longest % _WIDTH_MULTIPLE
-  engine = build.make_engine(config, policy, group_size=samples, max_prompt_tokens=columns)
+  made = build.engine_of(config, policy, group_size=samples, max_prompt_tokens=columns)
   temperature = config.sampler.temperature
   tickets = requests.tickets(
     examples, name="eval", version=0, step=0, num_samples=samples, temperature=temperature
   )
   starts = range(0, len(tickets), 2 * slots)
-  with build.scoring_of(config, policy) as score:
+  with made as engine, build.scoring_of(config, policy) as score:
     for start in rich.progress.track(starts, "problems", console=console, transient=True):
       some = tickets[start : start + 2 * slots]  # a greedy and a sampled one for each problem
       answers = engine.generate(params, 0, some)

@@ -77,11 +77,15 @@ def run_sampler(
   _in_background(lambda: _beat(wire, stats, slots, config.transport.heartbeat_seconds, done))
   _in_background(lambda: _leave_in_time(wire, stop, done, config.sampler.grace_seconds, abandon))
   try:
-    with _judging(config, policy) as score:
+    with _judging(config, policy) as score, contextlib.ExitStack() as stack:
       meshes = [sharding.make_mesh()] if vllm else build.sampler_meshes(config)
       weights = weights_lib.SamplerWeights(wire, config, policy.model, meshes, weights_dir)
+      if vllm:
+        made = _vllm_engine(config, policy, vllm)
+      else:
+        made = _engine_per_mesh(config, policy, meshes, stack)
       worker.run(
-        _vllm_engine(config, policy, vllm) if vllm else _engine_per_mesh(config, policy, meshes),
+        made,
         _LearnerConnection(wire, identity, config, policy.model.vocab_size, weights, stop),
         score,
         stats,
@@ -220,20 +224,18 @@ class _LearnerConnection:
       _LOG.warning("the learner was restarted; joined its new session")
 
 
-def _engine_per_mesh(config, policy: build.Policy, meshes) -> engines.Engines:
-  return engines.Engines(
-    [
-      build.make_engine(
-        config,
-        policy,
-        group_size=config.learner.group_size,
-        mesh=mesh,
-        max_prompt_tokens=config.task.max_prompt_tokens,
-        int8_weights=config.sampler.int8_weights,
-      )
-      for mesh in meshes
-    ]
+def _engine_per_mesh(
+  config, policy: build.Policy, meshes, stack: contextlib.ExitStack
+) -> engines.Engines:
+  make = functools.partial(
+    build.engine_of,
+    config,
+    policy,
+    group_size=config.learner.group_size,
+    max_prompt_tokens=config.task.max_prompt_tokens,
+    int8_weights=config.sampler.int8_weights,
   )
+  return engines.Engines([stack.enter_context(make(mesh=mesh)) for mesh in meshes])
 
 
 def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
