@@ -116,8 +116,10 @@ def mixture_answer(name: str, answer: str) -> str:
 
 
 def gold(answer: str) -> str:
-  """The right answer as a text, from the answer data of any task here."""
+  """The right answer as a text, from the answer data of any task here, in a mixture or alone."""
   data = json.loads(answer)
+  if isinstance(data, dict) and data.keys() == {"verifier", "answer"}:
+    return gold(data["answer"])
   return data.get("entry", data)["answer"] if isinstance(data, dict) else data
 
 

@@ -148,6 +148,14 @@ READABLE = [
 ]
 
 
+def test_the_right_answer_is_found_in_a_mixture_too():
+  """A judge is told it."""
+  entry = json.dumps({"dataset": "gcd", "entry": {"answer": "7", "metadata": {}}})
+  for answer, right in ((json.dumps("5"), "5"), (entry, "7")):
+    assert verifiers.gold(answer) == right
+    assert verifiers.gold(verifiers.mixture_answer("m:f", answer)) == right
+
+
 @pytest.mark.parametrize(("name", "right"), READABLE)
 def test_right_answers_that_can_be_judged(name, right):
   assert verifiers.why_unusable(name, json.dumps(right)) is None
