@@ -29,5 +29,7 @@ from offpolicy_rl.config.text import (
   load,
   of_run,
   override,
+  read,
   to_json,
+  with_defaults,
 )

@@ -42,7 +42,7 @@ def load(path: str) -> config_dict.ConfigDict:
   Keys that came since that run have their default.
   """
   if path.endswith(".json"):
-    return _load_json(path)
+    return with_defaults(read(path))
   # Cards import their siblings as `configs.NAME`.
   root = str(pathlib.Path(path).resolve().parent.parent)
   if root not in sys.path:
@@ -55,20 +55,27 @@ def load(path: str) -> config_dict.ConfigDict:
   return config
 
 
-def _load_json(path: str) -> config_dict.ConfigDict:
+def read(path: str) -> config_dict.ConfigDict:
+  """Reads the config.json of a run as it is; else raises ConfigError."""
   try:
-    config = from_json(pathlib.Path(path).read_text(encoding="utf-8"))
+    return from_json(pathlib.Path(path).read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise ConfigError(f"--config: no file {path}") from None
   except (ConfigError, OSError, UnicodeDecodeError) as error:
     raise ConfigError(f"--config: {path}: {error}") from None
+
+
+def with_defaults(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+  """The configuration of a run of an earlier release: keys that came since have their default.
+
+  One with keys that there are not is returned as it is: `check.check_keys` says which.
+  """
   saved = flatten(config)
-  has_unknown = saved.keys() - flatten(base()).keys()  # `check.py` says which
-  return config if has_unknown else _with_defaults(saved)
+  return _known(saved) if saved.keys() <= flatten(base()).keys() else config
 
 
-def _with_defaults(saved: dict) -> config_dict.ConfigDict:
-  """The configuration of these keys, those that there are; of an earlier release, perhaps."""
+def _known(saved: dict) -> config_dict.ConfigDict:
+  """The configuration of these keys, as far as there are such; others have their default."""
   config = base()
   known = flatten(config)
   with config.ignore_type():
@@ -81,7 +88,7 @@ def of_run(run_dir: pathlib.Path) -> config_dict.ConfigDict:
 
   Keys that came since have their default, those that went are left out. ConfigError for no JSON.
   """
-  return _with_defaults(flatten(from_json((run_dir / "config.json").read_text())))
+  return _known(flatten(from_json((run_dir / "config.json").read_text())))
 
 
 def example_card() -> str:

@@ -46,7 +46,7 @@ class RunDirectory(NamedTuple):
     """
     for file in (self.checkpoints / CONFIG, self.path / CONFIG):
       if file.is_file():
-        return config_lib.load(str(file))
+        return config_lib.read(str(file))
     return None
 
 
@@ -99,6 +99,7 @@ def configuration(
         f"--run_dir={config_lib.example_run()}; to begin one there, leave --resume and --restart "
         "out and give --config"
       )
+    config = config_lib.with_defaults(config)
   elif config is None and replay:
     config = _recorded_config(pathlib.Path(replay))
   elif config is None:
@@ -118,7 +119,7 @@ def configuration(
 def _recorded_config(path: pathlib.Path) -> ConfigDict:
   """The configuration of a recorded run; ConfigError names the file if it is none."""
   try:
-    config = config_lib.from_json(schedule.read(path).config_json)
+    config = config_lib.with_defaults(config_lib.from_json(schedule.read(path).config_json))
     config_lib.check_keys(config)
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f"--replay: {path}: {error}") from None

@@ -120,6 +120,24 @@ def test_a_run_from_before_a_key_goes_on_with_the_keys_value(tmp_path):
     assert len(said) == 2
 
 
+def test_a_run_from_before_a_key_can_be_begun_anew_and_replayed(tmp_path):
+  """With its config.json, with --restart, and from its recording."""
+  leave_run(tmp_path / "run")
+  saved = json.loads((tmp_path / "run" / "config.json").read_text())
+  del saved["task"]["judge_unfinished"], saved["learner"]["epochs"]
+  for file in (tmp_path / "run").rglob("config.json"):
+    file.write_text(json.dumps(saved))
+  recording = tmp_path / "lag_schedule.jsonl"
+  recording.write_text(json.dumps({"config": saved}) + "\n")
+  for flags in (
+    (f"--config={tmp_path}/run/config.json",),
+    (f"--run_dir={tmp_path}/run", "--restart"),
+    (f"--replay={recording}",),
+  ):
+    config, _ = configured(*flags)
+    assert (config.task.judge_unfinished, config.learner.epochs) == (False, 1)
+
+
 def test_on_a_new_host_the_checkpoints_say_what_may_not_change(tmp_path, capsys):
   shared = leave_run(tmp_path / "old", checkpoints=tmp_path / "shared", steps=7)
   here = ("--resume", f"--run_dir={tmp_path}/new", f"--checkpoint_dir={shared}", f"--config={CARD}")
@@ -142,8 +160,8 @@ def test_resume_of_what_has_not_begun_takes_the_card(tmp_path):
 @pytest.mark.parametrize(
   ("recorded", "message"),
   [
-    ({"items": 1}, "seed: missing"),
-    ({"lag": 5}, "seed: missing"),
+    ({"items": 1}, "'items': unknown key"),
+    ({"lag": 5}, "'lag': unknown key"),
     ({"a.b": 1}, "configuration: "),
     ([], "configuration: got list"),
   ],
