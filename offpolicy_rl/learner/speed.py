@@ -6,7 +6,6 @@ import time
 from collections.abc import Generator, Sequence
 
 import jax.monitoring
-from ml_collections import ConfigDict
 
 from offpolicy_rl.model import cost, decoder
 from offpolicy_rl.replay import packing
@@ -27,21 +26,22 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def step_flops(
-  settings: ConfigDict,
   model: decoder.DecoderConfig,
   teacher: decoder.DecoderConfig | None,
   lengths: Sequence[tuple[int, Sequence[int]]],
+  *,
+  layout: str,
+  epochs: int,
 ) -> int:
   """Flops of a step by `model/cost.py`: of its epochs, and of the teacher's pass over the batch.
 
   Args:
-    settings: the section `learner`.
     teacher: None = there is none.
     lengths: (prompt tokens, tokens of each completion) of every group.
   """
-  work = functools.partial(cost.work, groups=lengths, shared=settings.layout == packing.SHARED)
+  work = functools.partial(cost.work, groups=lengths, shared=layout == packing.SHARED)
   judging = cost.forward_flops(teacher, work(teacher)) if teacher else 0
-  return cost.train_flops(model, work(model)) * settings.epochs + judging
+  return cost.train_flops(model, work(model)) * epochs + judging
 
 
 class Timer:

@@ -254,7 +254,11 @@ class Leader(training.Process):
       "of_completions": sampler_stats.completion_arrays(groups),
       "set_aside": self.queue.unanswerable.count(at_step),
       "flops": speed.step_flops(
-        settings, self.choices.model, self.teacher and self.teacher.model, batching.lengths(groups)
+        self.choices.model,
+        self.teacher and self.teacher.model,
+        batching.lengths(groups),
+        layout=settings.layout,
+        epochs=settings.epochs,
       ),
     }
     if self.queue.dynamic_sampling is not None:

@@ -166,13 +166,15 @@ def test_a_piece_that_fails_is_told_and_others_are_made():
 OBJECTIVES = ("grpo", "beta_shift")  # of five, whose programs take seconds to compile
 TWO_DEVICES = f"{XLA_FLAGS} --xla_force_host_platform_device_count=2"
 
-RUN = f"""
+BARE = f"""
 import sys
 class Absent:
   def find_spec(self, name, path=None, target=None):
     if any(name == absent or name.startswith(absent + ".") for absent in {ABSENT}):
       raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
+"""
+RUN = f"""{BARE}
 from benchmarks import device
 device.PARTS["d"] = ("d/warm", *(f"d/{{name}}" for name in {OBJECTIVES}))
 code = device.main()
@@ -181,17 +183,26 @@ sys.exit(code)
 """
 
 
-def run(*arguments: str) -> list[dict]:
-  """Rows that a process without ABSENT prints."""
+def bare(program: str, *arguments: str) -> str:
+  """Prints of a process without ABSENT."""
   done = subprocess.run(
-    [sys.executable, "-c", RUN, *arguments],
+    [sys.executable, "-c", program, *arguments],
     env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": TWO_DEVICES},
     capture_output=True,
     text=True,
     check=False,
   )
   assert done.returncode == 0, done.stderr
-  return [json.loads(line) for line in done.stdout.splitlines()]
+  return done.stdout
+
+
+def run(*arguments: str) -> list[dict]:
+  """Rows of all parts on such a machine."""
+  return [json.loads(line) for line in bare(RUN, *arguments).splitlines()]
+
+
+def test_every_part_can_be_imported_on_a_bare_machine():
+  bare(f"{BARE}\nfrom benchmarks import device_lag, device_speed, device_values")
 
 
 @pytest.mark.long
