@@ -1,29 +1,8 @@
 """The context of an episode whose chat template leaves out earlier thoughts."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from offpolicy_rl.tasks import turns
-
-
-class History(Protocol):
-  """The chat template, as far as contexts use it (`turns.ChatHistory`)."""
-
-  tail: list[int]  # tokens with which an episode begins
-  tail_text: str
-  opened: str  # the beginning of a thought that ends prompts, "" if none does
-
-  def text(self, messages: Sequence[dict[str, str]], /) -> str:
-    """Text of messages behind the prompt, the model's first, and the beginning of its next turn."""
-    ...
-
-  def tokens(self, text: str, /) -> list[int]:
-    """Token ids of such a text."""
-    ...
-
-  def continuation(self, text: str, last: int, /) -> list[int]:
-    """Token ids of the end of such a text, behind the last token of a turn of the model."""
-    ...
 
 
 class Context:
@@ -34,8 +13,11 @@ class Context:
   template has from there on is read instead.
   """
 
-  def __init__(self, history: History):
-    """Begins with an empty context behind the prompt, which lacks its tail."""
+  def __init__(self, history: turns.ChatHistory):
+    """Begins with an empty context behind the prompt, which lacks its tail.
+
+    `history`: the chat template.
+    """
     self._history = history
     self._messages: list[dict[str, str]] = []
     self._text = ""  # of what is seen, as the template has it

@@ -11,7 +11,7 @@ import numpy as np
 
 from offpolicy_rl import types
 from offpolicy_rl.environments import processes
-from offpolicy_rl.environments.context import Context, History
+from offpolicy_rl.environments.context import Context
 from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.tasks import pool, turns
 from offpolicy_rl.tasks.special_tokens import TokenizerError
@@ -72,7 +72,7 @@ class Episode:
   rewards: list[float] = dataclasses.field(default_factory=list)  # of each turn of the policy
   shows_logprobs: bool = False  # an agent asks for those of the policy's next turn
   hopeless: str = ""  # how it ends after the policy's first turn, as it could not begin
-  history: History | None = None  # the template, if it leaves out earlier thoughts
+  history: turns.ChatHistory | None = None  # the template, if it leaves out earlier thoughts
   context: Context | None = None  # then
 
 
@@ -113,7 +113,7 @@ class Episodes:
     words: Callable[[str], Words],
     limits: Limits,
     seed: int,
-    history: Callable[[str], History | None] = lambda name: None,
+    history: Callable[[str], turns.ChatHistory | None] = lambda name: None,
   ):
     """Begins none yet.
 

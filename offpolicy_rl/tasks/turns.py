@@ -17,7 +17,12 @@ _REMEDY = "set environment.thoughts to keep or drop, task.chat_arguments or task
 
 
 class ChatHistory:
-  """Says in text and tokens what follows the prompt of a chat."""
+  """Says in text and tokens what follows the prompt of a chat.
+
+  Attributes:
+    tail, tail_text: tokens and text with which an episode begins, as prompts lack them.
+    opened: the beginning of a thought that ends prompts, "" if none does.
+  """
 
   def __init__(self, words: Tokenizer):
     """Renders a chat; TokenizerError if its tokens don't begin with those of its prompt."""

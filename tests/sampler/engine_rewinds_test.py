@@ -12,6 +12,7 @@ from offpolicy_rl.environments import episodes
 from offpolicy_rl.model import policy
 from offpolicy_rl.replay import batching, packing, replies
 from offpolicy_rl.sampler import engine, sizing
+from offpolicy_rl.tasks import turns
 from tests.params import some
 from tests.rows import whole_rows
 from tests.sampler import engine_turns_test as turns_test
@@ -30,10 +31,11 @@ class Words(turns_test.Words):
     return "".join(f"{i} " for i in ids)
 
 
-class History:
+class History(turns.ChatHistory):
   """Writes a turn of the policy as it is if its first number is even, else without its thought."""
 
-  tail, tail_text, opened = TAIL, "3 ", ""
+  def __init__(self):
+    self.tail, self.tail_text, self.opened = TAIL, "3 ", ""
 
   def text(self, messages) -> str:
     assert [m["role"] for m in messages] == ["assistant", "user"] * (len(messages) // 2)
