@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from offpolicy_rl import files
+from offpolicy_rl.system import memory
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 ROWS = RESULTS / "lag_language.jsonl"
@@ -110,15 +111,22 @@ class WarmStart(NamedTuple):
   seed: int
 
 
-def objective(job: Job) -> tuple[str, dict[str, Any]]:
-  """(preset, keys of the objective that are not the preset's)."""
+def settings(job: Job) -> dict[str, Any]:
+  """The keys of a configuration that a job sets."""
   entry = BY_LABEL[job.entry]
-  keys = dict(entry.fixed)
+  own = dict(entry.fixed)
   if entry.tuned == "clip" and job.value is not None:
-    keys |= {"clip_low": min(job.value, 1.0), "clip_high": job.value}
+    own |= {"clip_low": min(job.value, 1.0), "clip_high": job.value}
   elif entry.tuned:
-    keys[entry.tuned] = job.value
-  return entry.preset, keys
+    own[entry.tuned] = job.value
+  return {
+    "objective.name": entry.preset,
+    **{f"objective.{key}": value for key, value in own.items()},
+    "learner.learning_rate": job.rate,
+    "lag.max_lag": job.lag,
+    "sampler.top_logprobs": entry.candidates,
+    "seed": job.seed,
+  }
 
 
 def available() -> tuple[Entry, ...]:
@@ -277,7 +285,8 @@ def _key(row: Row) -> tuple:
 
 
 def _begin(cores: Any, compiled: str) -> None:
-  """Prepares a worker before it loads JAX: one core, one thread, programs kept on disk."""
+  """Prepares a worker before it loads JAX: memory, one core, one thread, programs kept on disk."""
+  memory.keep_freed_memory()
   os.sched_setaffinity(0, {cores.get()})
   flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()

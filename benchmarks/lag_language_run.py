@@ -29,14 +29,8 @@ METRICS = {
 def configuration(job: lag_language.Job, study: lag_language.Study) -> ConfigDict:
   """The card of the task with the job's objective, learning rate, lag and seed."""
   config = language_task.get_config()
-  config.seed, config.lag.max_lag = job.seed, job.lag
-  config.learner.learning_rate, config.learner.steps = job.rate, study.steps
-  config.warm_start.steps = study.warm_steps
-  preset, keys = lag_language.objective(job)
-  config.objective.name = preset
-  for key, value in keys.items():
-    config.objective[key] = value
-  config.sampler.top_logprobs = lag_language.BY_LABEL[job.entry].candidates
+  config.learner.steps, config.warm_start.steps = study.steps, study.warm_steps
+  config.update_from_flattened_dict(lag_language.settings(job))
   config_lib.validate(config)
   return config
 

@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
   c.learner.steps = 1000
   c.learner.learning_rate, c.learner.warmup_steps = 3e-4, 20
   c.lag.mode = "fixed"
+  c.evaluation.problems = 128
   c.sampler.slots = 64
   c.sampler.decode_steps = c.task.max_completion_tokens
   return c

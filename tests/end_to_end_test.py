@@ -20,7 +20,7 @@ from offpolicy_rl.roles import sampler as sampler_role
 from offpolicy_rl.tasks import catalog
 from offpolicy_rl.transport import client, protocol, server
 from tests.conftest import ROOT
-from tests.run_system import assert_identical, processes, train_rows, wait_for
+from tests.run_system import assert_identical, processes, run_local, train_rows, wait_for
 from tests.transport import learners
 
 STEPS = 20
@@ -224,23 +224,19 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
 
 @pytest.mark.long
 def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):
-  with processes() as launch:
-    local = launch(
-      "local",
-      "--config=configs/test.py",
-      f"--run_dir={tmp_path}/run",
-      "--config.lag.max_lag=4",
-      "--config.warm_start.stop_loss=0.7",
-      "--config.learner.steps=150",
-      "--config.learner.prompts_per_step=16",
-      "--config.learner.group_size=8",
-      "--config.sampler.slots=128",
-      "--config.learner.learning_rate=2e-3",
-      "--config.learner.schedule=cosine",
-      XLA_FLAGS="",
-    )
-    output, _ = local.communicate(timeout=200)
-  assert local.returncode == 0, output
+  output = run_local(
+    "--config=configs/test.py",
+    f"--run_dir={tmp_path}/run",
+    "--config.lag.max_lag=4",
+    "--config.warm_start.stop_loss=0.7",
+    "--config.learner.steps=150",
+    "--config.learner.prompts_per_step=16",
+    "--config.learner.group_size=8",
+    "--config.sampler.slots=128",
+    "--config.learner.learning_rate=2e-3",
+    "--config.learner.schedule=cosine",
+    XLA_FLAGS="",
+  )
   rows = train_rows(tmp_path / "run")
   rewards = [row["reward"] for row in rows]
   assert len(rewards) == 150

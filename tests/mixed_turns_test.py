@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import chaos
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.cli import main
@@ -19,8 +18,15 @@ from offpolicy_rl.replay import replies
 from offpolicy_rl.roles import build, data, prompts
 from tests.agents_system_test import assert_same, fond_of
 from tests.end_to_end_test import over_the_wire, small
-from tests.resume_test import deterministic, run_through, run_with_kills, schedule_of
-from tests.run_system import assert_identical, processes, train_rows
+from tests.run_system import (
+  assert_same_metrics,
+  assert_same_training,
+  replay,
+  run_through,
+  run_with_kills,
+  schedule_of,
+  train_rows,
+)
 
 GAME = f"{guess.__name__}:guess_the_number"
 WORLD = f"{guess.__name__}:GuessTheNumber"
@@ -144,16 +150,10 @@ def test_a_mixture_survives_kills_and_is_replayed_without_its_environment_to_the
   found, expected, again = (tmp_path / name for name in ("run", "undisturbed", "again"))
   run_through(expected, *settings)
   run_with_kills(found, settings, {7: "l", 14: "s", 23: "b"})
-  with processes() as launch:
-    gone = f"--config.task.mixture={mixture('nowhere:Gone')}"  # what it said was recorded
-    local = launch("local", f"--replay={found}/lag_schedule.jsonl", gone, f"--run_dir={again}")
-    output, _ = local.communicate(timeout=200)
-  assert local.returncode == 0, output
-  for other in (found, again):
-    assert_identical(chaos.parameters(other), chaos.parameters(expected))
-    assert schedule_of(other) == schedule_of(expected)
-  rows = [[deterministic(row) for row in train_rows(folder)] for folder in (found, expected)]
-  assert rows[0] == rows[1]
+  replay(found, again, f"--config.task.mixture={mixture('nowhere:Gone')}")  # it was recorded
+  assert_same_training(found, expected)
+  assert_same_training(again, expected)
+  assert_same_metrics(found, expected)
   # Until the weights differ, the member of one turn has the bits of a run in which nobody plays.
   run_through(tmp_path / "plain", *settings, "--config.environment.name=none")
   same = [

@@ -9,11 +9,17 @@ import sys
 
 import pytest
 
-from benchmarks import chaos
 from offpolicy_rl.observe import metrics
 from tests.conftest import ROOT
-from tests.resume_test import deterministic, kill, schedule_of
-from tests.run_system import assert_identical, processes, train_rows, wait_for
+from tests.run_system import (
+  assert_same_metrics,
+  assert_same_training,
+  kill,
+  processes,
+  run_local,
+  train_rows,
+  wait_for,
+)
 
 STEPS = 24
 SETTINGS = [
@@ -52,10 +58,7 @@ def test_a_strangers_mixture_trains_resumes_to_the_bit_and_is_judged_by_its_metr
   tmp_path, strangers
 ):
   expected, found = tmp_path / "undisturbed", tmp_path / "run"
-  with processes() as launch:
-    local = launch("local", *SETTINGS, f"--run_dir={expected}", "--samplers=1")
-    output, _ = local.communicate(timeout=400)
-    assert local.returncode == 0, output
+  run_local(*SETTINGS, f"--run_dir={expected}", "--samplers=1", seconds=400)
   arguments = ["learner", *SETTINGS, f"--run_dir={found}"]
   with processes() as launch:
     learner = launch(*arguments)
@@ -69,10 +72,8 @@ def test_a_strangers_mixture_trains_resumes_to_the_bit_and_is_judged_by_its_metr
     output, _ = learner.communicate(timeout=400)
     assert learner.returncode == 0, output
     assert sampler.wait(timeout=60) == 0
-  assert_identical(chaos.parameters(found), chaos.parameters(expected))
-  assert schedule_of(found) == schedule_of(expected)
-  rows = [[deterministic(row) for row in train_rows(folder)] for folder in (found, expected)]
-  assert rows[0] == rows[1] and len(rows[0]) == STEPS
+  assert_same_training(found, expected)
+  assert_same_metrics(found, expected)
   _check_evaluation(expected, tmp_path / "eval")
 
 

@@ -2,12 +2,17 @@
 
 import pytest
 
-from benchmarks import chaos
 from offpolicy_rl.observe import metrics
 from offpolicy_rl.replay import replies
-from tests.resume_test import STEPS, deterministic, run_through, run_with_kills, schedule_of
 from tests.roles.teacher_test import published
-from tests.run_system import assert_identical, processes, train_rows
+from tests.run_system import (
+  assert_same_metrics,
+  assert_same_training,
+  replay,
+  run_through,
+  run_with_kills,
+  train_rows,
+)
 from tests.turns_system_test import GUESS
 
 # Opens a thought for each turn; writes earlier ones without it, or without the tag of an open one.
@@ -46,16 +51,10 @@ def test_contexts_that_go_back_are_resumed_and_replayed_to_the_bit(tmp_path, set
   found, expected, again = (tmp_path / name for name in ("run", "undisturbed", "again"))
   run_through(expected, *fixed)
   run_with_kills(found, fixed, {9: "s", 19: "b"})
-  with processes() as launch:
-    gone = "--config.environment.name=nowhere:Gone"
-    local = launch("local", f"--replay={found}/lag_schedule.jsonl", gone, f"--run_dir={again}")
-    output, _ = local.communicate(timeout=200)
-  assert local.returncode == 0, output
-  for folder in (found, again):
-    assert_identical(chaos.parameters(folder), chaos.parameters(expected))
-    assert schedule_of(folder) == schedule_of(expected)
-  rows = [[deterministic(row) for row in train_rows(folder)] for folder in (found, expected)]
-  assert rows[0] == rows[1] and len(rows[0]) == STEPS
+  replay(found, again, "--config.environment.name=nowhere:Gone")
+  assert_same_training(found, expected)
+  assert_same_training(again, expected)
+  assert_same_metrics(found, expected)
   said = [sorted((folder / replies.FILE).read_text().splitlines()) for folder in (again, found)]
   assert said[0] == said[1]
   texts = [c for row in metrics.read_lines(found / "completions.jsonl") for c in row["completions"]]

@@ -11,4 +11,5 @@ from offpolicy_rl import sweep
 
 def get_sweep():
   """2 x 2 runs of one seed."""
-  return sweep.grid({"objective.name": ["beta_shift", "grpo"], "lag.max_lag": [0, 4], "seed": [0]})
+  settings = sweep.grid({"objective.name": ["beta_shift", "grpo"], "lag.max_lag": [0, 4]})
+  return sweep.product(settings, sweep.seeds(1))

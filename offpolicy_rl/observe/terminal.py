@@ -62,7 +62,9 @@ def seconds_left(rows: Sequence[types.MetricsRow], num_steps: int) -> float:
 
 
 def _value(newest: Newest, metric: charts.KeyMetric) -> str:
-  value = newest.get(metric.kind, {}).get(metric.name)
+  row = newest.get(metric.kind, {})
+  before_warm_start = row.get("version", 0) < 0  # these weights are not what is trained
+  value = None if before_warm_start else row.get(metric.name)
   return "-" if value is None else format(value, metric.format)
 
 

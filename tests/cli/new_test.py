@@ -6,7 +6,7 @@ import pytest
 
 from offpolicy_rl.cli import main
 from offpolicy_rl.tasks import verifiers
-from tests.run_system import processes, train_rows
+from tests.run_system import run_local, train_rows
 
 
 @pytest.fixture
@@ -55,8 +55,5 @@ def test_it_is_checked_and_trained_as_it_is(made, tmp_path, capsys):
   assert main.main(["check", "--config=digits/digits.py"]) == 0
   assert "A run can start." in capsys.readouterr().out
   few = ["--config.learner.steps=2", "--config.warm_start.steps=20"]
-  with processes() as launch:
-    local = launch("local", "--config=digits/digits.py", "--run_dir=run", *few, cwd=tmp_path)
-    output, _ = local.communicate(timeout=200)
-  assert local.returncode == 0, output
+  run_local("--config=digits/digits.py", "--run_dir=run", *few, cwd=tmp_path)
   assert len(train_rows(tmp_path / "run")) == 2

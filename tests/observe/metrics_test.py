@@ -19,7 +19,7 @@ ROW = {
   "seconds/step": 0.2,
   "seconds/publishing": 0.0,
 }
-HELDOUT = {"phase": "during", "heldout/pass@1": 0.75, "heldout/verifier_failures": 0}
+HELDOUT = {"phase": "during", "version": 0, "heldout/pass@1": 0.75, "heldout/verifier_failures": 0}
 
 
 def test_rows_come_back_and_a_cut_line_is_left_out(tmp_path):
@@ -142,9 +142,13 @@ def test_plain_progress_lines_where_there_is_no_terminal():
 
 
 def test_what_is_not_known_yet_is_no_number():
-  """After --resume, before an evaluation; and how long the first step took says nothing."""
+  """After --resume, before an evaluation; and how long the first step took says nothing.
+
+  Nor do weights from before the warm start, which are not what is trained.
+  """
   out = io.StringIO()
   screen = terminal.Progress(3, Console(file=out, width=200, highlight=False))
+  screen.row(metrics.HELDOUT, 0, HELDOUT | {"version": -1})
   row = {name: value for name, value in ROW.items() if name != "sampler/tokens_per_second"}
   screen.row(metrics.TRAIN, 1, row)
   screen.row(metrics.TRAIN, 2, row)
