@@ -12,13 +12,14 @@ import pathlib
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from offpolicy_rl import losses
 from offpolicy_rl.losses import induced_target, reductions
 from offpolicy_rl.observe import plots
+from offpolicy_rl.system import output
 
 # Sign of log E exp(A/beta) -> name and meaning of the regime.
 _REGIMES = {1: "positive: pessimistic", 0: "boundary: exponential tilt", -1: "negative: sharper"}
@@ -32,13 +33,12 @@ def presets(known: list[losses.Choices], setting: reductions.Setting) -> None:
   table.add_column("loss (symbols: losses/choices.py)")
   for choices in sorted(known, key=lambda choices: choices.name):
     table.add_row(choices.name, choices.formula)
-  console = Console(highlight=False)
+  console = output.console(soft_wrap=False)  # formulas have brackets
   console.print(table)
   for group in reductions.coinciding(known, setting):
     console.print(
       f"The same gradient with {_in_words(setting)}, up to a constant factor: "
-      + ", ".join(name for name, _ in group),
-      markup=False,
+      + ", ".join(name for name, _ in group)
     )
 
 
@@ -52,16 +52,16 @@ def card(choices: losses.Choices, known: list[losses.Choices], setting: reductio
 
   Also the presets (`known`) that have the same gradient.
   """
-  console = Console(highlight=False)
-  console.print(f"[bold]{choices.name}[/bold]   {choices.formula}", markup=True)
-  console.print(f"source: {choices.source}", markup=False)
+  console = output.console(soft_wrap=False)
+  console.print(Text.assemble((choices.name, "bold"), f"   {choices.formula}"))
+  console.print(f"source: {choices.source}")
   if choices.differs:
-    console.print(f"differs: {choices.differs}", markup=False)
+    console.print(f"differs: {choices.differs}")
   for field in losses.choices.OVERRIDABLE:
     value = getattr(choices, field.name)
     is_choice = field.name not in ("name", "group_size", "max_tokens")
     if is_choice and (value != field.default or field.name == "fn"):
-      console.print(f"  --config.objective.{field.name}={value}", markup=False)
+      console.print(f"  --config.objective.{field.name}={value}")
   simple, factor = reductions.reduced(choices, setting)
   same = []
   if simple.fn != choices.fn or simple.weight != choices.weight:
@@ -71,7 +71,7 @@ def card(choices: losses.Choices, known: list[losses.Choices], setting: reductio
     if other.name != choices.name and other_simple == simple:
       same.append(f"{factor / other_factor:.4g} times that of {other.name}")
   if same:
-    console.print(f"With {_in_words(setting)} its gradient is " + ", ".join(same), markup=False)
+    console.print(f"With {_in_words(setting)} its gradient is " + ", ".join(same))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _target(name: str, advantages: np.ndarray, rewards: np.ndarray, beta: float)
 
 def show(rewards: list[float], targets: list[Target], beta: float) -> None:
   """Prints both tables."""
-  console = Console(highlight=False)
+  console = output.console(soft_wrap=False)
   induced, nominal = targets[0], targets[3]
   size = len(rewards)
   table = Table(title=f"Each completion (beta = {beta:g}, sampler: 1/{size} each)", box=box.SIMPLE)
@@ -195,7 +195,7 @@ def show(rewards: list[float], targets: list[Target], beta: float) -> None:
 
 def _print_in_full(table: Table) -> None:
   """Prints at the table's width: a narrow terminal wraps lines, but no number is cut."""
-  console = Console(highlight=False)
+  console = output.console(soft_wrap=False)
   width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
   console.width = max(console.width, width)
   console.print(table)

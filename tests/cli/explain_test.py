@@ -13,17 +13,19 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
   return code, captured.out, captured.err
 
 
-def test_it_lists_every_preset(capsys):
+def test_it_lists_every_preset_with_its_formula(capsys, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "400")
   code, out, _ = run(capsys)
   assert code == 0
-  for name in losses.PRESETS:
-    assert f" {name} " in out
+  for name, choices in losses.PRESETS.items():
+    assert f" {name} " in out and choices.formula in out
 
 
 @pytest.mark.parametrize("name", sorted(losses.PRESETS))
-def test_every_preset_has_a_card_whose_flags_rebuild_it(capsys, name):
+def test_every_preset_has_a_card_whose_flags_rebuild_it(capsys, monkeypatch, name):
+  monkeypatch.setenv("COLUMNS", "400")
   code, out, _ = run(capsys, f"--objective={name}")
-  assert code == 0
+  assert code == 0 and f"{name}   {losses.PRESETS[name].formula}\n" in out
   shown = [line.strip() for line in out.splitlines() if line.startswith("  --config.objective.")]
   assert f"--config.objective.fn={losses.PRESETS[name].fn}" in shown
   defaults = losses.Choices(name="", formula="", source="")

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -152,6 +153,13 @@ def test_a_path_is_no_markup(make):
   text = io.StringIO()
   make(Console(file=text, width=200)).say("run directory a[/red]b [bold]c :smile: d")
   assert text.getvalue() == "run directory a[/red]b [bold]c :smile: d\n"
+
+
+def test_every_console_prints_text_as_it_is():
+  """Others take brackets in formulas and paths for markup, and leave them out."""
+  files = (ROOT / "offpolicy_rl").rglob("*.py")
+  made = [path.name for path in files if re.search(r"\bConsole\(", path.read_text())]
+  assert made == ["output.py"]
 
 
 def test_a_reader_that_has_seen_enough_is_no_news():
