@@ -1,5 +1,6 @@
 """Charts put values where they belong."""
 
+import math
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -86,7 +87,12 @@ def test_smoothing_keeps_lines_straight_and_removes_noise():
 
 
 @pytest.mark.parametrize(
-  ("low", "high"), [(0, 1), (-3.2, 7.7), (0.4131, 0.4132), (5, 5), (0, 0), (-1e6, 1e-6)]
+  ("low", "high"),
+  [
+    *((0, 1), (-3.2, 7.7), (0.4131, 0.4132), (5, 5), (0, 0), (-1e6, 1e-6)),
+    *((0, 3e-16), (-2e-14, 1e-14), (0, 1e-45), (3e38, 3e38), (-3e38, 3e38)),
+    *((1 / 3, math.nextafter(1 / 3, 1)), (-1e17, math.nextafter(-1e17, 0)), (0, 5e-324)),
+  ],
 )
 def test_ticks_are_round_and_enclose_the_data(low, high):
   ticks = series.ticks(low, high)
@@ -96,6 +102,13 @@ def test_ticks_are_round_and_enclose_the_data(low, high):
   np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
   leading = float(f"{steps[0]:e}".split("e")[0])
   assert leading == pytest.approx(round(leading), abs=1e-3)
+
+
+def test_a_curve_of_tiny_values_is_drawn():
+  """As the loss of one step whose advantages cancel up to rounding."""
+  picture, axes = drawn([(0, 3e-16)])
+  assert axes.y(0.0) > axes.y(3e-16) > 0
+  assert "3e-16" in [e.text for e in picture.iter("text")]
 
 
 def test_rows_before_the_first_version_and_without_a_value_are_left_out():

@@ -9,6 +9,7 @@ POINTS = 300  # of a curve, at most
 _FLATTENED = 3  # outliers beyond this multiple of the range of 96 % of the values are cut off
 _SLACK = 1e-3  # of the distance of two ticks: less than a pixel
 _SMOOTHED_FROM = 40  # points
+_SAME, _NOTHING = 1e-9, 1e-99  # relative distance of equal numbers; size of what counts as 0
 
 
 class Point(NamedTuple):
@@ -81,13 +82,18 @@ def extent(curves: Sequence[Series]) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-  """About `count` round numbers that enclose [low, high]."""
-  span = high - low or abs(high) or 1.0
+  """About `count` different round numbers that enclose [low, high]."""
+  size, span = max(abs(low), abs(high)), high - low
+  if size < _NOTHING:
+    span = 1.0
+  elif span < _SAME * size:  # ticks that close would have the same label, or be the same float
+    span = size
   raw = span / count
-  power = 10.0 ** math.floor(math.log10(raw))
+  exponent = math.floor(math.log10(raw))
+  power = 10.0**exponent
   step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
   first, last = math.floor(low / step + _SLACK), math.ceil(high / step - _SLACK)
-  return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+  return [round(i * step, 12 - exponent) for i in range(first, max(last, first + 1) + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
