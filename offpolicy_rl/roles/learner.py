@@ -345,8 +345,9 @@ class Leader(training.Process):
       if self.stop.is_set():
         return
     self._report_unanswerable()
-    # A run that continues from this checkpoint keeps the evaluation.
-    self.checkpoints.amend(version, {"files": self.files.position(), "done": True})
+    # A run that continues from this checkpoint keeps all evaluations, and repeats none.
+    ended = {"files": self.files.position(), "evaluations": self.evaluations.pending()}
+    self.checkpoints.amend(version, ended | {"done": True})
 
 
 def make_leader(

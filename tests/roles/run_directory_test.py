@@ -282,7 +282,7 @@ class Finishing:
     self.calls, self.restored, self.stop = [], restored, threading.Event()
     note = lambda name: lambda *args, **named: self.calls.append((name, args)) or True
     self.request_evaluation, self.say = note("request"), note("say")
-    self.evaluations = types.SimpleNamespace(collect=note("collect"))
+    self.evaluations = types.SimpleNamespace(collect=note("collect"), pending=list)
     self.checkpoints = types.SimpleNamespace(amend=note("amend"))
     self.files = types.SimpleNamespace(position=lambda: {"metrics": 7})
     self.screen = types.SimpleNamespace(stop=lambda: None)
@@ -299,6 +299,7 @@ def test_the_last_evaluation_is_made_once_and_kept(restored, evaluates):
   learner.Leader.finish(ending, 9)
   if evaluates:
     assert [name for name, _ in ending.calls] == ["request", "collect", "amend"]
-    assert ending.calls[-1][1] == (9, {"files": {"metrics": 7}, "done": True})
+    position = {"files": {"metrics": 7}, "evaluations": [], "done": True}
+    assert ending.calls[-1][1] == (9, position)  # one that was open at the checkpoint is closed
   else:
     assert [name for name, _ in ending.calls] == ["say"]
