@@ -89,7 +89,7 @@ def _published(directory: pathlib.Path, dtype: str) -> Source:
 
 
 def _of_run(directory: pathlib.Path, dtype: str) -> Source:
-  settings = config_lib.from_json((directory / "config.json").read_text())
+  settings = config_lib.of_run(directory)
   has_files = (directory / "model").is_dir()
   files = tokenizer.read_files(directory / "model") if has_files else None
   own = build.make_policy(settings, files)

@@ -114,6 +114,18 @@ def test_a_run_teaches_what_it_has_learned(tiny_config, tmp_path):
   assert_identical(*(policy.flatten(jax.tree.map(np.array, x)) for x in (params, saved)))
 
 
+def test_a_run_of_an_earlier_release_teaches(tiny_config, tmp_path):
+  """Its configuration lacks the keys that came since, and has one that went."""
+  (tmp_path / "checkpoints").mkdir()
+  saved = json.loads(config_lib.to_json(tiny_config))
+  del saved["sampler"]["stop"], saved["environment"]
+  saved["model"]["gone"] = 1
+  (tmp_path / "config.json").write_text(json.dumps(saved))
+  tiny_config.teacher.checkpoint = str(tmp_path)
+  policies = build.make_policy(tiny_config, None)
+  assert teacher.find(tiny_config, policies).model == policies.model
+
+
 def test_a_published_model_does_not_teach_characters(tiny_config, student):
   tiny_config.teacher.checkpoint = str(student)
   with pytest.raises(
