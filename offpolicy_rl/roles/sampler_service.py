@@ -103,6 +103,7 @@ class SamplerService:
     self._newest_before = groups.progress()[0] if groups is not None else types.RAW_VERSION
     self.finished = False
     self.heartbeats, self.stats = Heartbeats(), SamplerStats()
+    self._lock = threading.Lock()  # of the next two
     self._reported_names: set[str] = set()
     self._joined: collections.Counter[str] = collections.Counter()  # processes by name
 
@@ -126,14 +127,16 @@ class SamplerService:
     """Registers a sampler that starts or restarts, without tickets."""
     self.ledger.release(sampler_id)
     name = names.name_of(sampler_id)
-    is_new = not self.heartbeats.knows(sampler_id)  # else it rejoins
-    if is_new and (name in self._joined or len(self._joined) < _MOST_SAMPLERS):
-      self._joined[name] += 1
-    self.heartbeats.record(sampler_id, {})
-    same = [i for i in self.heartbeats.recent(_RECENT_SECONDS) if names.name_of(i) == name]
-    reported = self._reported_names
-    if len(same) > 1 and name not in reported and len(reported) < _MOST_REPORTED_NAMES:
-      reported.add(name)
+    with self._lock:
+      is_new = not self.heartbeats.knows(sampler_id)  # else it rejoins
+      if is_new and (name in self._joined or len(self._joined) < _MOST_SAMPLERS):
+        self._joined[name] += 1
+      self.heartbeats.record(sampler_id, {})
+      same = [i for i in self.heartbeats.recent(_RECENT_SECONDS) if names.name_of(i) == name]
+      reported = self._reported_names
+      is_told = len(same) < 2 or name in reported or len(reported) >= _MOST_REPORTED_NAMES
+      reported.update(() if is_told else (name,))
+    if not is_told:
       self._say(f"{len(same)} samplers are called {name}, told apart as {', '.join(same)}")
 
   def lease(
@@ -146,7 +149,9 @@ class SamplerService:
   def restarts(self) -> dict[str, int]:
     """Returns the number of processes that had the name of a sampler before, by name."""
     alive = collections.Counter(map(names.name_of, self.heartbeats.recent(_RECENT_SECONDS)))
-    return {name: n - alive[name] for name, n in self._joined.items() if n > alive[name] > 0}
+    with self._lock:
+      joined = dict(self._joined)
+    return {name: n - alive[name] for name, n in joined.items() if n > alive[name] > 0}
 
   def heartbeat(self, sampler_id: str, stats: dict[str, float], progress: dict[str, int]) -> None:
     """Extends a sampler's leases and keeps its stats."""

@@ -1,5 +1,7 @@
 """What the learner does when samplers call, and at the end of a run."""
 
+import collections
+import threading
 import time
 
 import numpy as np
@@ -62,6 +64,27 @@ def test_two_living_samplers_of_one_name_are_told_apart_and_said():
   assert [t.ticket_id for t in learner.ledger.lease(first, 1, timeout=0, holding=[])] == ["a"]
   assert [t.ticket_id for t in learner.ledger.lease(second, 1, timeout=0, holding=[])] == ["b"]
   assert learner.leave(first) == 1  # not what its namesake has
+
+
+def test_samplers_may_join_while_others_are_counted():
+  """Else the thread that keeps live.json up to date would end, and nobody would hear of the end."""
+  learner = service()
+
+  class Joined(collections.Counter):
+    def items(self):
+      """While somebody looks, another sampler joins, as far as it may."""
+      for item in super().items():
+        joining = threading.Thread(target=learner.join, args=(names.unique("late"),))
+        joining.start()
+        joining.join(0.2)
+        yield item
+
+  first = names.unique("a")
+  learner.join(first)
+  learner.join(names.unique("a"))
+  learner.leave(first)
+  learner._joined = Joined(learner._joined)
+  assert learner.restarts() == {"a": 1}
 
 
 def test_people_are_shown_names_where_these_are_enough():
