@@ -285,7 +285,7 @@ def _describe(error: BaseException) -> str:
 
 def _taken() -> int:
   with contextlib.suppress(FileNotFoundError):
-    return int((_PROC / "self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return int((_PROC / "self/statm").read_bytes().split()[0]) * os.sysconf("SC_PAGE_SIZE")
   return 0  # unknown
 
 
@@ -321,7 +321,8 @@ def _descendants(ancestor: int) -> set[int]:
   parents = {}
   for file in _PROC.glob("[0-9]*/stat"):
     with contextlib.suppress(OSError, ValueError, IndexError):  # it may end meanwhile
-      parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
+      # The name in parentheses is any bytes, a part of a character, too.
+      parents[int(file.parent.name)] = int(file.read_bytes().rpartition(b")")[2].split()[1])
   family = {ancestor}
   while more := {pid for pid, parent in parents.items() if parent in family} - family:
     family |= more

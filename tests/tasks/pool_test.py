@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,8 +81,14 @@ def prints(x):
 
 
 def start_and_hang(path):
-  """Programs, one in a session of its own, one whose parent has ended; then stays in C."""
-  found = [subprocess.Popen(["sleep", "97"], start_new_session=new) for new in (False, True)]
+  """Programs, one in a session of its own, one whose parent has ended; then stays in C.
+
+  One has a name that is no Unicode.
+  """
+  nameless = pathlib.Path(path).with_name("\udcff")
+  nameless.symlink_to(shutil.which("sleep"))
+  programs = ((nameless, True), ("sleep", False))
+  found = [subprocess.Popen([p, "97"], start_new_session=new) for p, new in programs]
   orphan = ["sh", "-c", "setsid sleep 97 >/dev/null 2>&1 & echo $!"]
   orphans = subprocess.run(orphan, check=True, capture_output=True, text=True).stdout.split()
   pids = [str(pid) for pid in (os.getpid(), *(p.pid for p in found))]
@@ -106,7 +113,7 @@ def with_limits(**limits):
 
 def alive(pid: int) -> bool:
   try:
-    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
   except FileNotFoundError:
     return False
 
