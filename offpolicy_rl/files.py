@@ -27,7 +27,7 @@ AnyPath = TypeVar("AnyPath", pathlib.Path, epath.Path)
 def write_durably(path: pathlib.Path, text: str) -> None:
   """Replaces a file; after a crash it holds all of the old text or all of the new."""
   temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w") as file:
+  with temporary.open("w", encoding="utf-8") as file:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())

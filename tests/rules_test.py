@@ -189,6 +189,35 @@ def test_a_configuration_is_read_without_defaults():
       assert not asks and not (reads and len(given) > 1), f"{where(path)}:{node.lineno}"
 
 
+def test_the_encoding_of_files_does_not_depend_on_the_machine():
+  found = [f"{where(p)}:{line}" for p in PACKAGE for line in unencoded(ast.parse(p.read_text()))]
+  assert not found, "\n".join(found)
+
+
+def unencoded(tree) -> list[int]:
+  """Lines that read or write a text file without saying its encoding."""
+  calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_of_text(node)]
+  return [call.lineno for call in calls if "encoding" not in {k.arg for k in call.keywords}]
+
+
+def _is_of_text(call) -> bool:
+  function = ast.unparse(call.func)
+  texts = [x.value for x in (*call.args, *(k.value for k in call.keywords)) if _is_mode(x)]
+  opens = function == "open" or (function.endswith(".open") and texts)
+  return function.endswith((".read_text", ".write_text")) or (opens and "b" not in "".join(texts))
+
+
+def _is_mode(node) -> bool:
+  return isinstance(node, ast.Constant) and bool(re.fullmatch("[rwax][bt+]*", str(node.value)))
+
+
+def test_a_file_without_an_encoding_is_found():
+  source = 'a.read_text()\nopen(a)\na.open("w")\nopen(a, mode="r+")\na.write_text(b)'
+  assert unencoded(ast.parse(source)) == [1, 2, 3, 4, 5]
+  source = 'os.open(a, os.O_RDWR)\na.open("rb")\nopen(a, "wb")\na.read_text(encoding="utf-8")'
+  assert unencoded(ast.parse(source)) == []
+
+
 def test_everything_public_is_used():
   """In the package, a card or a benchmark, other than by itself."""
   trees = {p: ast.parse(p.read_text()) for p in FILES if not p.is_relative_to(ROOT / "tests")}

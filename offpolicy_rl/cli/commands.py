@@ -123,7 +123,7 @@ def plan(flags: argparse.Namespace, assignments: Assignments) -> int:
   )
   planner.show(result)
   if flags.json:
-    flags.json.write_text(json.dumps(result, indent=1) + "\n")
+    flags.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
   return 0 if all(program["fits"] for program in result["programs"]) else 3
 
 
@@ -151,7 +151,7 @@ def _architecture_at(key: str, where: str) -> dict:
   path = pathlib.Path(where)
   file = path / "config.json" if path.is_dir() else path
   if file.is_file():
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
   if path.name in architectures.KNOWN:
     return architectures.KNOWN[path.name]
   raise config_lib.ConfigError(

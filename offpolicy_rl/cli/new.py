@@ -93,5 +93,5 @@ def create(name: str) -> list[pathlib.Path]:
   texts = {f"{name}.py": _CARD, "task.py": _TASK, "verifier.py": _VERIFIER}
   folder.mkdir()
   for file, text in texts.items():
-    (folder / file).write_text(text.replace("NAME", name))
+    (folder / file).write_text(text.replace("NAME", name), encoding="utf-8")
   return [folder / file for file in texts]

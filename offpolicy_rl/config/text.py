@@ -88,7 +88,7 @@ def of_run(run_dir: pathlib.Path) -> config_dict.ConfigDict:
 
   Keys that came since have their default, those that went are left out. ConfigError for no JSON.
   """
-  return _known(flatten(from_json((run_dir / "config.json").read_text())))
+  return _known(flatten(from_json((run_dir / "config.json").read_text(encoding="utf-8"))))
 
 
 def example_card() -> str:

@@ -79,7 +79,7 @@ class Checkpoints:
 
   def position(self, step: int) -> dict:
     """Returns the position that was saved with a committed step."""
-    return json.loads((self._steps / str(step) / _COMMIT).read_text())["position"]
+    return json.loads((self._steps / str(step) / _COMMIT).read_text(encoding="utf-8"))["position"]
 
   def save(
     self, step: int, state: TrainState, *, versions: dict[int, Tensors], position: dict
@@ -136,7 +136,7 @@ class Checkpoints:
     self.wait()
     if jax.process_index() or step not in self.steps():
       return
-    commit = json.loads((self._steps / str(step) / _COMMIT).read_text())
+    commit = json.loads((self._steps / str(step) / _COMMIT).read_text(encoding="utf-8"))
     commit["position"] |= position
     files.write_durably(self._steps / str(step) / _COMMIT, json.dumps(commit))
 
@@ -333,7 +333,7 @@ def _write_commit(folder: pathlib.Path, position: dict) -> None:
 def _commit_of(folder: pathlib.Path) -> dict:
   """{"position", "files"} of a checkpoint; CheckpointError if it is not complete or damaged."""
   try:
-    commit = json.loads((folder / _COMMIT).read_text())
+    commit = json.loads((folder / _COMMIT).read_text(encoding="utf-8"))
     return {key: commit[key] for key in ("position", "files")}
   except FileNotFoundError:
     raise CheckpointError(

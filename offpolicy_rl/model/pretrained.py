@@ -311,7 +311,7 @@ def save(
   sizes = {name: math.prod(shape) for name, shape in tensor_shapes(config).items()}
   total = sum(size * jax.numpy.dtype(dtypes[name]).itemsize for name, size in sizes.items())
   index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-  (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+  (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_shard(path: pathlib.Path, tensors: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ class JsonLines:
 
   def __init__(self, path: pathlib.Path, position: int | None = None):
     """`position`: truncates the file to this many bytes if it is longer; None = keeps it all."""
-    self._file = path.open("a")
+    self._file = path.open("a", encoding="utf-8")
     if position is not None:
       self._file.truncate(min(position, os.fstat(self._file.fileno()).st_size))
 

@@ -39,7 +39,7 @@ class Trace:
     events += self._learner(step, end, row)
     with contextlib.suppress(OSError):
       beginning = "" if self._path.exists() else "[\n"
-      with self._path.open("a") as file:
+      with self._path.open("a", encoding="utf-8") as file:
         file.write(beginning + "".join(f"{json.dumps(event)},\n" for event in events))
 
   def _learner(self, step: int, end: float, row: Mapping[str, float]) -> Iterable[dict]:

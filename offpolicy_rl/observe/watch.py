@@ -38,7 +38,7 @@ def write_status(run_dir: pathlib.Path, status: types.RunStatus) -> None:
   """Replaces RUN/live.json."""
   row = status._asdict() | {"samplers": [sampler._asdict() for sampler in status.samplers]}
   temporary = run_dir / f"{FILE}.tmp"
-  temporary.write_text(json.dumps(row))
+  temporary.write_text(json.dumps(row), encoding="utf-8")
   temporary.replace(run_dir / FILE)
 
 
@@ -46,10 +46,10 @@ def read_status(run_dir: pathlib.Path) -> types.RunStatus:
   """Reads RUN/live.json; without one, returns what the configuration of the run says."""
   file = run_dir / FILE
   if file.exists():
-    row = json.loads(file.read_text())
+    row = json.loads(file.read_text(encoding="utf-8"))
     samplers = tuple(types.SamplerStatus(**sampler) for sampler in row.pop("samplers"))
     return types.RunStatus(**row, samplers=samplers)
-  config = json.loads((run_dir / "config.json").read_text())
+  config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
   ended = "finished" if (run_dir / "ledger.json").exists() else ""
   return types.RunStatus(
     session="",

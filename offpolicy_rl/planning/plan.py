@@ -45,7 +45,7 @@ def run(
   model = build.published_model(config, architecture)
   file = cache / f"{_digest(config, [architecture, teacher], name)}.json"
   if file.is_file():
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
   devices = topology.devices(name)
   mesh = dict(config.mesh)
   size = math.prod(mesh.values())
@@ -76,7 +76,7 @@ def run(
     "advice": advice(config, learner, sampler, capacity),
   }
   cache.mkdir(parents=True, exist_ok=True)
-  file.write_text(json.dumps(plan, indent=1) + "\n")
+  file.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
   return plan
 
 

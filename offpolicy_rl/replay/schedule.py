@@ -61,7 +61,7 @@ def read(path: pathlib.Path) -> Schedule:
   if not path.is_file():
     raise ScheduleError(f"--replay: no file {path}, expected the {FILE} of a run")
   try:
-    header, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+    header, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     config_json = json.dumps(header["config"])
     versions = [r["versions"] for r in rows]
     digests = [r["digests"] for r in rows]

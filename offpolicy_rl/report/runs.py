@@ -40,10 +40,10 @@ def read(run_dir: pathlib.Path) -> Run:
   tickets = run_dir / "ledger.json"
   return Run(
     name=run_dir.resolve().name,
-    config=json.loads(file.read_text()),
+    config=json.loads(file.read_text(encoding="utf-8")),
     rows=rows,
     samples=metrics.read_lines(run_dir / "completions.jsonl"),
-    tickets=json.loads(tickets.read_text()) if tickets.exists() else {},
+    tickets=json.loads(tickets.read_text(encoding="utf-8")) if tickets.exists() else {},
   )
 
 

@@ -45,7 +45,9 @@ def import_checkpoint(source: str, to: str, *, ignore: Collection[str] = ()) -> 
     if ignore:  # for every later reader
       path = folder / pretrained.CONFIG
       keys = families.parse(path.read_text(encoding="utf-8"))
-      path.write_text(json.dumps(keys | {families.IGNORED: sorted(ignore)}, indent=2) + "\n")
+      path.write_text(
+        json.dumps(keys | {families.IGNORED: sorted(ignore)}, indent=2) + "\n", encoding="utf-8"
+      )
     try:
       summary = _check(folder)
     except ValueError as error:  # which names the temporary directory
@@ -69,7 +71,7 @@ def _convert(source: pathlib.Path, to: pathlib.Path) -> None:
   file = gguf_files.GgufFile(source)
   keys = file.config_json()
   families.read(keys)  # raises before anything is converted
-  (to / pretrained.CONFIG).write_text(json.dumps(keys, indent=2) + "\n")
+  (to / pretrained.CONFIG).write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
   safetensors.numpy.save_file(dict(file.tensors()), to / pretrained.SINGLE, {"format": "pt"})
   tokenizer.write_from_gguf(file, to)
 
@@ -139,5 +141,5 @@ def export_checkpoint(run_dir: str, to: str, *, dtype: str | None = None) -> str
     shutil.copytree(run / "model", folder, dirs_exist_ok=True)
     present = [name for name in ("dtype", "torch_dtype") if name in keys] or ["dtype"]
     keys |= dict.fromkeys(present, dtype)  # transformers 5 or 4, or both
-    (folder / pretrained.CONFIG).write_text(json.dumps(keys, indent=2) + "\n")
+    (folder / pretrained.CONFIG).write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
   return f"{target}: step {step} of {run}, {len(names)} tensors, {dtype}"

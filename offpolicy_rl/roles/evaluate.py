@@ -72,7 +72,7 @@ def run(
       **_totals(rows),
       "metrics": _metrics(examples, greedy),
     }
-    (folder / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "eval.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
   _show(console, result, seconds=seconds, out=out)
   return result
 

@@ -97,7 +97,7 @@ def run(
   try:
     while learner.poll() is None and not stop.is_set() and problem is None:
       if _signature(address) not in (None, before):
-        flags = ["sampler", f"--learner={address.read_text()}", *sampler_args]
+        flags = ["sampler", f"--learner={address.read_text(encoding='utf-8')}", *sampler_args]
         begin = start_sampler or start
         problem = next(filter(None, (slot.update(flags, begin) for slot in slots)), None)
       stop.wait(0.1)
@@ -157,7 +157,7 @@ def _exit_code(code: int, run_dir: pathlib.Path, *, stopped: bool, problem: str 
 def _how_it_ended(run_dir: pathlib.Path) -> str:
   """RunStatus.ended of the run; "" while it is running."""
   try:
-    return json.loads((run_dir / watch.FILE).read_text())["ended"]
+    return json.loads((run_dir / watch.FILE).read_text(encoding="utf-8"))["ended"]
   except (OSError, ValueError, KeyError, TypeError):
     return ""
 

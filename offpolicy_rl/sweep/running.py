@@ -44,8 +44,8 @@ def status(run: runs_lib.SweepRun, out: pathlib.Path) -> str:
 def why_failed(run_dir: pathlib.Path, lines: int = 5) -> tuple[str, list[str]]:
   """(reason, last lines of the log) of a failed run."""
   log = run_dir / LOG
-  text = log.read_text(errors="replace") if log.exists() else ""
-  return (run_dir / _FAILED).read_text().strip(), text.splitlines()[-lines:]
+  text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+  return (run_dir / _FAILED).read_text(encoding="utf-8").strip(), text.splitlines()[-lines:]
 
 
 def _is_done(run_dir: pathlib.Path, steps: int) -> bool:
@@ -178,5 +178,7 @@ def _attempt(
   if stop.is_set() or code in (0, 130):  # 130: someone else interrupted it
     return INTERRUPTED
   reason = children.describe(code)
-  (run_dir / _FAILED).write_text(f"{reason} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+  (run_dir / _FAILED).write_text(
+    f"{reason} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n", encoding="utf-8"
+  )
   return FAILED

@@ -140,7 +140,7 @@ def read(out: pathlib.Path) -> Sweep:
   """
   if not (out / FILE).is_file():
     raise config_lib.ConfigError(f"--out: no file {out / FILE}, expected the directory of a sweep")
-  saved = json.loads((out / FILE).read_text())
+  saved = json.loads((out / FILE).read_text(encoding="utf-8"))
   base = saved["base"]
   runs = [SweepRun(name, settings, base | settings) for name, settings in saved["runs"].items()]
   return Sweep(saved["card"], [], base, runs)
@@ -151,7 +151,7 @@ def write(sweep: Sweep, out: pathlib.Path) -> None:
   runs = {run.name: run.settings for run in sweep.runs}
   text = json.dumps({"card": sweep.card, "base": sweep.base, "runs": runs}, indent=1)
   temporary = out / f".{FILE}"
-  temporary.write_text(text + "\n")
+  temporary.write_text(text + "\n", encoding="utf-8")
   temporary.replace(out / FILE)
 
 

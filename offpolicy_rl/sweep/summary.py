@@ -74,7 +74,7 @@ def write(
   rows = results.collect(sweep, out)
   groups = results.over_seeds(rows)
   content = {"card": sweep.card, "runs": rows, "over_seeds": groups}
-  (out / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
+  (out / "summary.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
   drawn, notes = [], [f"summary: {out / 'summary.md'}, summary.json"]
   if groups and rows[0]["settings"]:
     try:
@@ -90,7 +90,7 @@ def write(
     tables += ["## Over seeds", about, seeds_table(groups)]
   tables += ["## Runs", table(rows), *_failures(rows, out)]
   head = [f"# {out.name}", f"Card `{sweep.card}`, {len(rows)} runs.", f"{_MEANING}."]
-  (out / "summary.md").write_text("\n\n".join([*head, *drawn, *tables]) + "\n")
+  (out / "summary.md").write_text("\n\n".join([*head, *drawn, *tables]) + "\n", encoding="utf-8")
   return "\n\n".join([*tables, "\n".join(notes)])
 
 

@@ -97,7 +97,7 @@ def _lock_file(directory: str) -> Generator["_File | _Object"]:
 class _Lease:
   def __init__(self, file: "_File | _Object", directory: str, flag: str):
     host = socket.gethostname()
-    machine = _BOOT.read_text().strip() if _BOOT.exists() else host
+    machine = _BOOT.read_text(encoding="utf-8").strip() if _BOOT.exists() else host
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     self._file, self._directory, self._flag = file, directory, flag
     self._holder = Holder(host, machine, os.getpid(), since, secrets.token_hex(8), time.time())
@@ -219,7 +219,7 @@ class _Object:
     return _read(self._path)
 
   def write(self, holder: Holder) -> None:
-    self._path.write_text(json.dumps(holder._asdict()))
+    self._path.write_text(json.dumps(holder._asdict()), encoding="utf-8")
 
   def remove(self) -> None:
     self._path.unlink()

@@ -261,4 +261,4 @@ def _holds(written: str, tests: Tests) -> bool:
 
 @functools.cache
 def _inside() -> bubblewrap.Program:
-  return bubblewrap.Program(pathlib.Path(inside.__file__).read_text())
+  return bubblewrap.Program(pathlib.Path(inside.__file__).read_text(encoding="utf-8"))

@@ -270,7 +270,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     raise TaskError(f"{folder}: got several splits, expected the folder of one of them: {splits}")
   if (folder / _STATE).is_file():
     try:
-      state = json.loads((folder / _STATE).read_text())
+      state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
       files = [folder / entry["filename"] for entry in state["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:
       raise TaskError(f"{folder / _STATE}: got {error!r:.100}, expected _data_files") from None

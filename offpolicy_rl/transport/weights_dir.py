@@ -131,7 +131,7 @@ class WeightsDirectory:
   def _write_index(self) -> None:
     text = json.dumps({"session": self._session, "versions": sorted(self._complete)})
     temporary = self._directory / f"{_INDEX}.tmp"
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(self._directory / _INDEX)
 
 
@@ -151,7 +151,7 @@ def _path(directory: str) -> epath.Path:
 def complete_versions(directory: str, session: str) -> list[int]:
   """Versions that can be restored now, oldest first; [] if another session wrote them."""
   try:
-    index = json.loads((_path(directory) / _INDEX).read_text())
+    index = json.loads((_path(directory) / _INDEX).read_text(encoding="utf-8"))
     return index["versions"] if index["session"] == session else []
   except FileNotFoundError:
     return []

@@ -42,7 +42,8 @@ def test_the_summary_has_every_run_and_means_over_seeds(tmp_path):
   assert [group["runs"] for group in found["over_seeds"]] == [3, 2, 3, 3]
   assert "| oapl      | 1.0            | 0           | 3    | 0.800 ± 0.248 |" in page
   assert "interrupted, 0 steps" in page
-  assert "![scores](scores.png)" in (out / "summary.md").read_text()
+  written = (out / "summary.md").read_text(encoding="utf-8")
+  assert "![scores](scores.png)" in written and "0.800 ± 0.248" in written
   assert (out / "scores.png").read_bytes()[:4] == b"\x89PNG"
 
 
