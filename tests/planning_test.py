@@ -170,6 +170,29 @@ def test_a_learner_has_room_for_its_teacher(tiny_config, monkeypatch):
   assert unjudged.teacher_logprobs is None
 
 
+def test_a_result_is_kept_whole_and_shown_where_it_cant_be_kept(tmp_path, monkeypatch, capsys):
+  made, compiled = programs.Program("step", 8, 1.0, 1, 1, 1, True, 1, {}, []), []
+  monkeypatch.setattr(topology, "devices", lambda name: jax.devices())
+  monkeypatch.setattr(programs, "learner", lambda *_: compiled.append(1) or [made])
+  monkeypatch.setattr(programs, "decode", lambda *_: made)
+  config = config_lib.load("configs/gsm8k_qwen3_8b.py")
+  config.mesh.fsdp = 8
+  of = lambda cache: plan.run(
+    config, "v5e:2x4", architecture=architectures.KNOWN["qwen3-8b"], cache=cache
+  )
+  found = of(tmp_path / "kept")
+  assert of(tmp_path / "kept")["parameters"] == found["parameters"] and len(compiled) == 1
+  [file] = (tmp_path / "kept").iterdir()
+  whole = file.read_text(encoding="utf-8")
+  file.write_text(whole[:99], encoding="utf-8")  # killed while it was written
+  assert of(tmp_path / "kept") == found and len(compiled) == 2
+  assert file.read_text(encoding="utf-8") == whole
+  assert capsys.readouterr().err.count("\n") == 2
+  (tmp_path / "file").touch()
+  assert of(tmp_path / "file") == found
+  assert "--cache: the result is not kept: " in capsys.readouterr().err
+
+
 def test_minutes_of_compiling_are_announced(tmp_path, monkeypatch, capsys):
   def compiled(*_):
     raise RuntimeError("far enough")

@@ -13,6 +13,7 @@ import rich.table
 from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
+from offpolicy_rl import files
 from offpolicy_rl.model import decoder, families, sharding
 from offpolicy_rl.planning import programs, topology
 from offpolicy_rl.roles import build
@@ -44,8 +45,8 @@ def run(
   """
   model = build.published_model(config, architecture)
   file = cache / f"{_digest(config, [architecture, teacher], name)}.json"
-  if file.is_file():
-    return json.loads(file.read_text(encoding="utf-8"))
+  if (kept := _kept(file)) is not None:
+    return kept
   devices = topology.devices(name)
   mesh = dict(config.mesh)
   size = math.prod(mesh.values())
@@ -75,9 +76,20 @@ def run(
     "programs": [dataclasses.asdict(program) for program in (learner, *judged, sampler)],
     "advice": advice(config, learner, sampler, capacity),
   }
-  cache.mkdir(parents=True, exist_ok=True)
-  file.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+  try:
+    cache.mkdir(parents=True, exist_ok=True)
+    files.write_durably(file, json.dumps(plan, indent=1) + "\n")
+  except OSError as error:  # no reason to lose the result
+    print(f"--cache: the result is not kept: {error}", file=sys.stderr)
   return plan
+
+
+def _kept(file: pathlib.Path) -> dict | None:
+  """An earlier result; None if there is none, or it is damaged."""
+  try:
+    return json.loads(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return None
 
 
 def _parameters(model: decoder.DecoderConfig) -> int:
