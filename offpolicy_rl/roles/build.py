@@ -202,7 +202,7 @@ def lag_control(config: ConfigDict) -> lag.LagControl:
         f"{_MAX_REFILLS}: got {config.learner.max_refills}, but {config.lag.schedule} recorded "
         f"{refills}"
       )
-    most = max(attempt for row in recorded.attempts for attempt in row)
+    most = max((attempt for row in recorded.attempts for attempt in row), default=0)
     if most > config.learner.max_refills + admission.SPARES:
       raise schedule.ScheduleError(
         f"--replay: {config.lag.schedule}: got {most} attempts, expected at most "
