@@ -142,6 +142,28 @@ def llama_spaces(tokenizer: str, settings: dict) -> str | None:
   return "always" if settings.get("legacy") else "first"
 
 
+def put_spaces(inner: tokenizers.Tokenizer, before: str) -> None:
+  """Puts spaces as transformers' class of Llama does; `before`: `llama_spaces`."""
+  inner.normalizer = None
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", before, split=False)
+  decoders = tokenizers.decoders
+  strip = [] if before == "never" else [decoders.Strip(" ", 1, 0)]
+  inner.decoder = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+  )
+
+
+def require_unicode(text: str) -> None:
+  r"""TokenizerError for half of a surrogate pair (\ud83d): JSON can write it, UTF-8 can't."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise TokenizerError(
+      f"a text: got half of a surrogate pair, {text[error.start]!r}, at character {error.start}, "
+      "expected Unicode text"
+    ) from None
+
+
 def _named(keys: dict, file: str) -> dict[str, tokenizers.AddedToken]:
   """Key -> token for each key that names one: the usual ones, and others that end in _token."""
   tokens = {}

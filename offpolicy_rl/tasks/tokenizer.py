@@ -24,7 +24,7 @@ TEMPLATE = chat.TEMPLATE
 write_from_gguf = gguf_tokenizer.write
 _LONGEST_CHARACTER = 4  # bytes in UTF-8, each a token at worst
 _QUESTION = "1 + 1?"  # rendered to examine a template
-_PROBE = "0123456789"  # a completion, to find what a template writes behind one
+_PROBE = "0123456789"  # of a completion, to find what a template writes behind one
 
 
 class Tokenizer:
@@ -256,7 +256,7 @@ class Tokenizer:
     if not self.in_chat:
       return self.encode("".join(texts))
     messages = [{"role": role, "content": text} for text in texts]
-    return self.behind_turn(self._answered(messages).partition(_PROBE)[2], last)
+    return self.behind_turn(self._answered(messages).partition(self._probe)[2], last)
 
   def behind_turn(self, text: str, last: int | None) -> list[int]:
     """Token ids of a text that begins with the end of a turn of the model, without what it wrote.
@@ -269,9 +269,17 @@ class Tokenizer:
     return ids[len(written) :] if ids[: len(written)] == written else ids
 
   def _answered(self, messages: list[dict[str, str]]) -> str:
-    """A chat in which the model has said `_PROBE`, was answered, and begins its next turn."""
-    before = [*self._messages(_QUESTION), {"role": "assistant", "content": _PROBE}]
+    """A chat in which the model has said `_probe`, was answered, and begins its next turn."""
+    before = [*self._messages(_QUESTION), {"role": "assistant", "content": self._probe}]
     return self.chat([*before, *messages])
+
+  @functools.cached_property
+  def _probe(self) -> str:
+    """A completion that is in no text before it: system message, schemas of tools, ..."""
+    before, probe = self.chat(self._messages(_QUESTION)), _PROBE
+    while probe in before:
+      probe += _PROBE
+    return probe
 
   def require_plain(self, text: str, *, by_model: bool = False) -> None:
     """Raises TokenizerError for the text of a special token; `by_model`: thoughts have tags."""
@@ -300,7 +308,8 @@ class Tokenizer:
       return []
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of a text and its special tokens; TokenizerError for one without an embedding."""
+    """Token ids of a text; TokenizerError for a token without embedding, or no Unicode text."""
+    special_tokens.require_unicode(text)
     ids = self._inner.encode(text, add_special_tokens=False).ids
     if max(ids, default=-1) >= self._usable:
       token = max(ids)
@@ -370,7 +379,7 @@ def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Token
     inner.model.dropout = None  # it splits the same text differently at every call
   spaces = special_tokens.llama_spaces(text, special.settings)
   if spaces is not None:
-    _put_spaces(inner, spaces)
+    special_tokens.put_spaces(inner, spaces)
   known = {token.content for token in inner.get_added_tokens_decoder().values()}
   eos = special.named.get("eos_token")
   if eos is not None and inner.token_to_id(eos) is None:
@@ -387,17 +396,6 @@ def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Token
         "before it"
       )
   return inner
-
-
-def _put_spaces(inner: tokenizers.Tokenizer, before: str) -> None:
-  """Puts spaces as transformers' class of Llama does; `before`: `special_tokens.llama_spaces`."""
-  inner.normalizer = None
-  inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", before, split=False)
-  decoders = tokenizers.decoders
-  strip = [] if before == "never" else [decoders.Strip(" ", 1, 0)]
-  inner.decoder = decoders.Sequence(
-    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-  )
 
 
 def describe_ends(tokenizer: Tokenizer | Vocabulary) -> str:

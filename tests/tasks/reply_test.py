@@ -52,6 +52,21 @@ def test_special_tokens_in_an_answer_are_refused(tmp_path):
       words.reply(["4<|im_end|>"], "tool", words.turn_end)
 
 
+def test_a_system_message_may_hold_the_text_by_which_turns_are_found(tmp_path):
+  for system in ("Digits are 0123456789.", "01234567890123456789 0123456789"):
+    words = of_family(tmp_path / str(len(system)), "qwen2.5-0.5b-instruct", system=system)
+    begin = "\n<|im_start|>user\nNo.<|im_end|>\n<|im_start|>assistant\n"
+    assert words.decode_special(words.reply(["No."], "user", words.turn_end)) == begin
+
+
+def test_half_of_a_surrogate_pair_is_refused(tmp_path):
+  """JSON that a policy writes may hold one, which a tool may repeat."""
+  for chat in (True, False):
+    words = of_family(tmp_path / str(chat), "qwen2.5-0.5b-instruct", chat=chat)
+    with pytest.raises(tokenizer.TokenizerError, match=r"surrogate pair, '\\ud83d', at character"):
+      words.reply(["4 \ud83d"], "tool", words.turn_end)
+
+
 def test_without_a_chat_an_answer_is_its_text(tmp_path):
   words = of_family(tmp_path, "smollm2-135m-instruct", chat=False)
   turns.check(words, "refuse")
