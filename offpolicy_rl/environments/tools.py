@@ -110,8 +110,9 @@ def why_wrong(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
   """Says why a function with this schema can't be called so; "" = it can."""
   parameters = schema["function"]["parameters"]
   known = parameters["properties"]
-  for name in arguments.keys() - known.keys():
-    return f"unknown argument {name!r:.60}, expected {', '.join(known) or 'none'}"
+  for name in arguments:  # in their order: that of a set is another one in every process
+    if name not in known:
+      return f"unknown argument {name!r:.60}, expected {', '.join(known) or 'none'}"
   for name in parameters["required"]:
     if name not in arguments:
       return f"missing argument {name!r}"
@@ -209,17 +210,22 @@ def gemma(text: str) -> list[Call]:
 def pythonic(text: str) -> list[Call]:
   """Calls as Llama 3.2 and 4 can write them: the turn is a list, [add(a=1, b=2)]."""
   alone = text.strip()
-  is_list = alone.startswith("[") and alone.endswith("]")
-  return _python_calls(alone[1:-1].replace("\n", " ")) if is_list else []
+  if not (alone.startswith("[") and alone.endswith("]")):
+    return []
+  listed = _python(alone, "eval").body
+  return list(map(_python_call, listed.elts if isinstance(listed, ast.List) else [listed]))
+
+
+def _python(source: str, mode: str) -> Any:
+  try:
+    return ast.parse(source, mode=mode)
+  except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    raise MalformedCall(f"a call is not Python: {error!s:.100}") from None
 
 
 def _python_calls(source: str) -> list[Call]:
-  try:
-    tree = ast.parse(source.strip())
-  except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-    raise MalformedCall(f"a call is not Python: {error!s:.100}") from None
   calls = []
-  for statement in tree.body:
+  for statement in _python(source.strip(), "exec").body:
     value = getattr(statement, "value", None) if isinstance(statement, ast.Expr) else None
     calls += [_python_call(x) for x in (value.elts if isinstance(value, ast.Tuple) else [value])]
   return calls
@@ -291,7 +297,9 @@ class ToolEnvironment:
     if why:
       return f"error: {why}"
     try:
-      return _as_text(function(**call.arguments))
+      text = _as_text(function(**call.arguments))
+      text.encode()  # half of a surrogate pair, from a call's JSON, can't be said to the model
+      return text
     except Exception as error:  # of the tool; the policy is told
       return f"error: {type(error).__name__}: {error!s:.200}"
 

@@ -76,6 +76,12 @@ def test_arguments_have_the_functions_types(arguments, why):
   assert tools.why_wrong(arguments, tools.describe(add)) == why
 
 
+def test_of_several_unknown_arguments_the_first_is_named_in_every_process():
+  for first in "cdefgh":
+    named = dict.fromkeys([first, *"cdefgh"], 1)
+    assert tools.why_wrong(named, tools.describe(add)).startswith(f"unknown argument '{first}'")
+
+
 ADD = Call("add", {"a": 1, "b": 2})
 ONE = '{"name": "add", "arguments": {"a": 1, "b": 2}}'
 LLAMA = '{"name": "add", "parameters": {"a": 1, "b": 2}}'
@@ -88,6 +94,8 @@ LLAMA = '{"name": "add", "parameters": {"a": 1, "b": 2}}'
     ("pythonic", "The sum is 3.", []),
     ("pythonic", "[add(a=1, b=2)]\n", [ADD]),
     ("pythonic", "[add(a=1, b=2),\n add(a=1, b=2)]", [ADD, ADD]),
+    ("pythonic", '[f(x="""a\n  b""")]', [Call("f", {"x": "a\n  b"})]),
+    ("pythonic", "[]", []),
     ("pythonic", "```tool_code\nadd(a=1, b=2)\n```", []),
     ("hermes", f"<tool_call>\n{ONE}\n</tool_call>", [ADD]),
     ("hermes", f"I add.\n<tool_call>{ONE}</tool_call>\n<tool_call>{ONE}</tool_call>", [ADD, ADD]),
@@ -129,6 +137,8 @@ def test_calls_are_read(form, text, calls):
     ("gemma", "```tool_code\nadd(a=\n```", "a call is not Python"),
     ("gemma", "[add(**{'a': 1})]", "a call has to be name"),
     ("gemma", "[" + "(" * 10_000 + "]", "a call is not Python"),
+    ("pythonic", "[add(a=1, b=2)]; [add(a=1, b=2)]", "a call is not Python"),
+    ("pythonic", "[add(a=1, b=2)][add(a=1, b=2)]", "a call has to be name"),
   ],
 )
 def test_malformed_calls_say_what_is_wrong(form, text, why):
@@ -167,6 +177,19 @@ def test_an_episode_with_tools():
     assert played.step(action) == Turn(text, role="tool")
   assert played.step(" 3 m\n") == Turn(reward=1.0, done=True)
   assert played.step("4") == Turn(reward=0.0, done=True)
+
+
+def test_what_can_not_be_said_to_the_model_is_an_error_of_the_tool():
+  def echo(text: str) -> str:
+    return text
+
+  class Echo(Sums):
+    tools = (echo,)
+
+  played = Echo()
+  played.reset('""', 0)
+  said = played.step(call("echo", text="\ud83d"))  # JSON can write half of a surrogate pair
+  assert said.text.startswith("error: UnicodeEncodeError: ") and said.text.isascii()
 
 
 def test_gemma_reads_results_as_the_users():
