@@ -114,14 +114,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _answer(self, respond) -> None:
     try:
       respond()
-    except RequestError as problem:
-      self._send(problem.status, responses.error(problem))
     except (ConnectionError, TimeoutError):
       self.close_connection = True
     except Exception as error:
-      _LOG.exception("a request failed")
-      problem = RequestError(f"{type(error).__name__}: {error!s:.200}", status=500)
-      self._send(500, responses.error(problem))
+      problem = _problem(error)
+      self._send(problem.status, responses.error(problem))
 
   def _get(self) -> None:
     base, what = self._path()
@@ -199,16 +196,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.end_headers()
     try:
       for row in rows:
-        self._event(json.dumps(row, ensure_ascii=False))
-    except RequestError as problem:  # the status has been sent
-      self._event(json.dumps(responses.error(problem)))
-    self._event("[DONE]")
+        self._event(_json(row))
+    except (ConnectionError, TimeoutError):
+      raise
+    except Exception as error:  # the status has been sent
+      self._event(_json(responses.error(_problem(error))))
+    self._event(b"[DONE]")
 
-  def _event(self, text: str) -> None:
-    self.wfile.write(f"data: {text}\n\n".encode())
+  def _event(self, data: bytes) -> None:
+    self.wfile.write(b"data: " + data + b"\n\n")
 
   def _send(self, status: int, body: dict) -> None:
-    data = json.dumps(body, ensure_ascii=False).encode()
+    data = _json(body)
     self.send_response(status)
     self.send_header("Content-Type", "application/json; charset=utf-8")
     self.send_header("Content-Length", str(len(data)))
@@ -216,3 +215,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self.send_header("Connection", "close")
     self.end_headers()
     self.wfile.write(data)
+
+
+def _problem(error: Exception) -> RequestError:
+  """What a client is told of an error."""
+  if isinstance(error, RequestError):
+    return error
+  _LOG.error("a request failed", exc_info=error)
+  return RequestError(f"{type(error).__name__}: {error!s:.200}", status=500)
+
+
+def _json(body: dict) -> bytes:
+  # Half of a surrogate pair, which a call's arguments may have, becomes JSON's escape for it.
+  return json.dumps(body, ensure_ascii=False).encode(errors="backslashreplace")

@@ -98,6 +98,8 @@ def test_all_that_can_be_asked_for():
     (dict(max_tokens=3, max_completion_tokens=4), "max_tokens"),
     (dict(temperature=2.1), "temperature"),
     (dict(temperature="1"), "temperature"),
+    (dict(temperature=10**400), "temperature"),
+    (dict(temperature=float("nan")), "temperature"),
     (dict(top_p=-1), "top_p"),
     (dict(seed=1 << 63), "seed"),
     (dict(stop=["a"] * 5), "stop"),

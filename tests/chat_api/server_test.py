@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from offpolicy_rl.chat_api import responses, server
-from offpolicy_rl.chat_api.requests import RequestError
+from offpolicy_rl.chat_api.requests import RequestError, ToolCall
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+ENDING = "the server is ending"
 
 
 class Echo:
@@ -37,9 +38,11 @@ class Echo:
       while text == "wait":
         time.sleep(0.01)
         yield responses.Delta(0, ".")
-      if text == "late":
+      if text in ("late", "torn"):
         yield responses.Delta(0, "a")
-        raise RequestError("the server is ending", status=503)
+        raise KeyError("torn") if text == "torn" else RequestError(ENDING, status=503)
+      if text == "call":
+        yield responses.Delta(0, tool_calls=(ToolCall("1", "f", {"x": "\ud83d"}),))
       for letter in text:
         yield responses.Delta(0, letter)
       yield responses.Delta(0, finish_reason="stop")
@@ -94,13 +97,29 @@ def test_a_stream_of_events(address):
   assert "".join(told) == "ä b" and rows[-1]["usage"]["completion_tokens"] == 3
 
 
-def test_what_goes_wrong_within_a_stream_is_its_last_event(address):
+@pytest.mark.parametrize(
+  ("text", "said", "status"), [("late", ENDING, 503), ("torn", "KeyError: 'torn'", 500)]
+)
+def test_what_goes_wrong_within_a_stream_is_its_last_event(address, text, said, status):
   connection = http.client.HTTPConnection(address)
-  _, body = ask(connection, saying("late", stream=True))
+  _, body = ask(connection, saying(text, stream=True))
   *_, error, end, _ = body.split("\n\n")
-  assert "the server is ending" in json.loads(error.removeprefix("data: "))["error"]["message"]
+  assert said in json.loads(error.removeprefix("data: "))["error"]["message"]
   assert end == "data: [DONE]"
-  assert ask(connection, saying("late"))[0] == 503
+  assert ask(connection, saying(text))[0] == status
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_arguments_of_calls_may_be_any_that_json_can_write(address, stream):
+  """Half of a surrogate pair: UTF-8 has none, but a policy may write its escape."""
+  connection = http.client.HTTPConnection(address)
+  status, body = ask(connection, saying("call", stream=stream))
+  assert status == 200 and r"\ud83d" in body and "error" not in body
+
+
+def test_names_of_fields_may_be_any_that_json_can_write(address):
+  status, body = ask(http.client.HTTPConnection(address), BODY | {"\ud83d": 1})
+  assert status == 400 and "unknown or not supported" in json.loads(body)["error"]["message"]
 
 
 @pytest.mark.parametrize(
