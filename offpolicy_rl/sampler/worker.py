@@ -130,9 +130,11 @@ class _Worker:
     if self._leasing and self._leasing.done():
       tickets, self._leasing = self._leasing.result(), None
       self._over |= tickets is None
+      if self._over:  # what came after a request to stop is returned when the sampler leaves
+        return
       # A ticket that is here, or was when it was requested, would be answered twice.
       known = {*self._reported, *self._ticket_ids()}
-      self._waiting = [t for t in tickets or () if t.ticket_id not in known]
+      self._waiting = [t for t in tickets if t.ticket_id not in known]
       self._leased = time.monotonic()
     room = self._engine.room_soon
     if not (self._leasing or self._over or self._waiting) and room > 0:

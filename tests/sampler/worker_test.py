@@ -268,6 +268,23 @@ def test_a_request_to_stop_finishes_what_was_begun():
   assert names(learner.pushed) == sorted(begun) and len(begun) < 50
 
 
+def test_tickets_that_come_after_a_request_to_stop_are_not_begun():
+  """Their lease was under way; what runs still has to be finished in time."""
+  learner, engine = Learner([ticket("0"), ticket("1")]), Engine(slots=2, steps=200)
+  stop, lease = threading.Event(), learner.lease
+
+  def lease_one(_, have):
+    if learner.had:
+      while not engine.log:
+        time.sleep(0.001)
+      stop.set()
+    return lease(1, have)
+
+  learner.lease = lease_one
+  run(learner, engine, should_stop=stop.is_set)
+  assert len(learner.had) == 2 and names(learner.pushed) == ["0"]
+
+
 @pytest.mark.parametrize("where", ["lease", "pull_weights", "push"])
 def test_what_goes_wrong_in_the_background_ends_the_worker(where):
   learner = Learner([ticket(f"{i}") for i in range(4)])
