@@ -219,15 +219,21 @@ class LearnerClient:
       self._check_size(group)
     pushed = [group.ticket_id for group in groups]
     groups = [self._by_learners_clock(group) for group in groups]
+    outcomes: list[types.PushOutcome] = []  # of the first groups, which are not sent again
 
     def push():
-      requests = codec.push_requests(groups, self.session, self._id)
-      acks = [ack for reply in self._stub.Push(requests, timeout=120) for ack in reply.acks]
-      complete = [ack.ticket_id for ack in acks] == pushed
-      # Acknowledgements are missing where a frame was damaged.
-      return [codec.decode_ack(ack) for ack in acks] if complete else None
+      left = groups[len(outcomes) :]
+      replies = self._stub.Push(codec.push_requests(left, self.session, self._id), timeout=120)
+      try:
+        for ack in (ack for reply in replies for ack in reply.acks):
+          if ack.ticket_id not in pushed[len(outcomes) : len(outcomes) + 1]:
+            return None  # acknowledgements are missing where a frame was damaged
+          outcomes.append(codec.decode_ack(ack))
+      finally:
+        replies.cancel()  # does nothing once they have ended
+      return outcomes if len(outcomes) == len(groups) else None
 
-    return self._call(push)
+    return self._call(push, progress=lambda: len(outcomes))
 
   def _by_learners_clock(self, group: types.Group) -> types.Group:
     ahead, marks = self._clock.ahead, group.marks

@@ -155,6 +155,38 @@ def test_a_group_that_the_learner_stumbles_over_is_tried_again(finish, caplog):
   running.stop(0).wait()
 
 
+class Breaking(grpc.RpcError):
+  """Acknowledgements of a push that takes too long: two, then its time is over."""
+
+  def __init__(self, acks):
+    self._acks = acks
+
+  def __iter__(self):
+    yield from (pb.PushReply(acks=[ack]) for ack in self._acks[:2])
+    if len(self._acks) > 2:
+      raise self
+
+  cancel = trailing_metadata = lambda self: None
+  code = lambda self: grpc.StatusCode.DEADLINE_EXCEEDED
+  details = lambda self: "Deadline Exceeded"
+
+
+def test_a_push_goes_on_behind_what_is_acknowledged(learner):
+  """On a slow line a push may never get through in one call, but each call brings it on."""
+  wire, sent = connect(learner.address, patience=0.0), []
+
+  class Stub:
+    def Push(self, requests, timeout):
+      del timeout
+      sent.append([group.ticket_id for request in requests for group in request.groups])
+      return Breaking([pb.Ack(ticket_id=i, verdict=pb.VERDICT_ACCEPTED) for i in sent[-1]])
+
+  wire._stub = Stub()
+  outcomes = wire.push([answer(name) for name in "abcde"])
+  assert [status for status, _ in outcomes] == [PushStatus.ACCEPTED] * 5
+  assert list(map("".join, sent)) == ["abcde", "cde", "e"]
+
+
 def test_what_a_sampler_does_not_hold_is_handed_out_again(learner):
   wire = connect(learner.address)
   learner.book.add([ticket(name) for name in "abc"])
