@@ -25,7 +25,8 @@ def encode_update(update: types.RunUpdate) -> pb.WatchReply:
   for sampler in status.samplers[: bounds.MAX_SAMPLERS]:
     reply.samplers.add(**sampler._asdict())
   for row in update.rows[-bounds.MAX_ROWS :]:
-    values = dict(list(row.values.items())[: bounds.MAX_VALUES])
+    named = list(row.values.items())[: bounds.MAX_VALUES]
+    values = {bounds.printable(name): value for name, value in named}
     reply.rows.add(kind=row.kind, step=row.step, values=values)
   return reply
 
@@ -39,7 +40,9 @@ def decode_update(reply: pb.WatchReply) -> types.RunUpdate:
     bounds.refuse("ended", reply.ended, f"one of {_ENDS}")
   _check_most(reply.samplers, "samplers", bounds.MAX_SAMPLERS)
   _check_most(reply.rows, "rows", bounds.MAX_ROWS)
-  _check_names(reply.tickets, "tickets")
+  _check_most(reply.tickets, "tickets", bounds.MAX_VALUES)
+  for name in reply.tickets:
+    bounds.check_name(name, "tickets")
   status = types.RunStatus(
     session=reply.session,
     run_id=reply.run_id,
@@ -59,12 +62,6 @@ def _check_most(entries, field: str, most: int) -> None:
     bounds.refuse(field, f"{len(entries)} entries", f"at most {most}")
 
 
-def _check_names(entries, field: str) -> None:
-  _check_most(entries, field, bounds.MAX_VALUES)
-  for name in entries:
-    bounds.check_name(name, field)
-
-
 def _decode_sampler(message: pb.SamplerStatus) -> types.SamplerStatus:
   bounds.check_sampler_id(message.name, "samplers.name")
   bounds.check_stats(message.stats)
@@ -75,5 +72,7 @@ def _decode_sampler(message: pb.SamplerStatus) -> types.SamplerStatus:
 
 def _decode_row(message: pb.MetricsRow) -> types.MetricsRow:
   bounds.check_name(message.kind, "rows.kind")
-  _check_names(message.values, "rows.values")
+  _check_most(message.values, "rows.values", bounds.MAX_VALUES)
+  for name in message.values:  # has the name of a task in it, of any characters
+    bounds.check_text(name, "rows.values")
   return types.MetricsRow(message.kind, message.step, dict(message.values))

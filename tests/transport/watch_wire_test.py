@@ -174,6 +174,16 @@ def test_what_is_too_much_is_cut_before_it_is_sent():
   assert found.status.run_id == "a?" * (bounds.MAX_TEXT // 2)
 
 
+def test_a_metric_may_have_the_name_of_any_task_in_it():
+  values = {"heldout/pass@1/jsonl:a#b": 0.5, "heldout/pass@1/tfds:x:1.*.*": 1.0}
+  news = fuzzing.run_update()._replace(rows=[types.MetricsRow("heldout", 0, values)])
+  assert watching.decode_update(watching.encode_update(news)).rows == news.rows
+  hostile = watching.encode_update(news)
+  hostile.rows[0].values.update({"\x1b[31m": 0.0})
+  with pytest.raises(bounds.WireError, match="^rows.values: got"):
+    watching.decode_update(hostile)
+
+
 def test_a_learner_that_cannot_be_watched_says_so():
   running, address = server.start(
     "127.0.0.1:0",
