@@ -40,16 +40,19 @@ def _without(peer: tuple[str, int]) -> str | None:
   try:
     with socket.create_connection(peer, _SECONDS) as raw, context.wrap_socket(raw):
       return "the learner speaks TLS; give the sampler --tls_ca, the authority of its certificate"
-  except OSError:  # ssl.SSLError is one
+  except (OSError, ValueError):  # ssl.SSLError is one; a name that no host can have is another
     return None
 
 
 def _with_tls(peer: tuple[str, int], credentials: security.Credentials) -> str | None:
   context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-  context.load_verify_locations(credentials.ca)
   context.set_alpn_protocols(["h2"])
-  if credentials.cert:
-    context.load_cert_chain(credentials.cert, credentials.key)
+  try:
+    context.load_verify_locations(credentials.ca)
+    if credentials.cert:
+      context.load_cert_chain(credentials.cert, credentials.key)
+  except OSError:  # the channel has read them at the start; they may be replaced just now
+    return None
   name, connected = credentials.server_name or peer[0], False
   try:
     raw = socket.create_connection(peer, _SECONDS)
@@ -70,5 +73,5 @@ def _with_tls(peer: tuple[str, int], credentials: security.Credentials) -> str |
     if error.reason == "WRONG_VERSION_NUMBER":
       return "the learner does not speak TLS; leave out --tls_ca, or give the learner --tls_cert"
     return f"TLS: {error.reason}"
-  except OSError:
+  except (OSError, ValueError):
     return None

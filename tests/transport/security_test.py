@@ -16,6 +16,7 @@ from offpolicy_rl.cli import main
 from offpolicy_rl.transport import (
   checksum,
   client,
+  diagnosis,
   interceptors,
   protocol,
   receiver,
@@ -161,6 +162,14 @@ def test_a_sampler_with_wrong_credentials_is_refused_and_disturbs_nobody(certs, 
   said = [record.getMessage() for record in caplog.records]
   assert len(said) == ("token" in name)  # once; refused handshakes are logged by gRPC itself
   assert OTHER_TOKEN not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["gone.key", "ca.key"])
+def test_files_that_change_meanwhile_do_not_end_a_sampler_that_waits(certs, key):
+  """Its channel has read them at the start; someone may be replacing them just now."""
+  given = credentials(certs, **CLIENT | {"key": key})
+  assert diagnosis.lasting_problem("127.0.0.1:1", given) is None
+  assert diagnosis.lasting_problem("127.0.0.1:1", credentials(certs, ca=key)) is None
 
 
 def test_an_expired_learner_is_refused_by_its_samplers(certs):

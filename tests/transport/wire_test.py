@@ -309,9 +309,10 @@ def test_client_first_then_server():
   started[0].stop()
 
 
-def test_a_learner_that_never_comes_ends_in_a_clear_error():
-  with pytest.raises(client.LearnerGone, match=r"no learner at 127.0.0.1:1 for 1 s"):
-    connect("127.0.0.1:1", patience=1)
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "learner..example:1"])
+def test_a_learner_that_never_comes_ends_in_a_clear_error(address):
+  with pytest.raises(client.LearnerGone, match=f"no learner at {address} for 1 s"):
+    connect(address, patience=1)
 
 
 def test_stop_interrupts_the_wait_for_a_lost_learner():
