@@ -13,6 +13,8 @@ import os
 import pathlib
 import queue
 import signal
+import socket
+import struct
 import threading
 import time
 import warnings
@@ -145,6 +147,8 @@ class Worker:
         left, since = left if importing else left - (now - since), now
         importing = received == _IMPORTING
       return Failed(f"not done after {self._time_limit:g} s"), _BY_ITSELF
+    except BlockingIOError:  # of `_end_waits`; what earlier calls have left running may stop it
+      return Failed(f"it stopped in a message for {self._time_limit:g} s"), _BY_OTHERS
     except (EOFError, OSError):
       return Failed(f"its process died{self._exit_code()}"), _BY_OTHERS
 
@@ -160,6 +164,7 @@ class Worker:
       if self._closed:
         raise PoolError("the pool is closed")
       self._pipe, theirs = context.Pipe()
+      _end_waits(self._pipe, self._time_limit)
       arguments = (theirs, self._prepare, self._time_limit, self._memory_mb)
       self._process = context.Process(target=_serve, args=arguments, daemon=True)
       self._process.start()
@@ -189,6 +194,17 @@ class Worker:
     with self._lock:
       self._closed = True
       self._kill()
+
+
+def _end_waits(pipe: Any, seconds: float) -> None:
+  """Makes a pipe raise BlockingIOError when the other end stops in the middle of a message.
+
+  `poll` knows when a message begins, but one that is large takes as long as the other end likes.
+  """
+  timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) + 1)
+  with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+    for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+      end.setsockopt(socket.SOL_SOCKET, option, timeval)
 
 
 def _serve(pipe, prepare: Callable[[], object], time_limit: float, memory_mb: int) -> None:

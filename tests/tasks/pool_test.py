@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -94,6 +95,16 @@ def start_and_hang(path):
   pids = [str(pid) for pid in (os.getpid(), *(p.pid for p in found))]
   pathlib.Path(path).write_text(" ".join(pids + orphans))
   return re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def stop_later(x):
+  """As a thread does that stays in C and lets no other run."""
+  threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+  return x
+
+
+def length(text):
+  return len(text)
 
 
 def made(*, time_limit=10.0, memory_mb=0, prepare=nothing):
@@ -264,3 +275,15 @@ def test_a_call_knows_its_limits():
   for seconds, memory_mb in (first, second):
     assert 40 < seconds <= 50 and memory_mb == 300
   assert pool.call_limits() is None, "this process is no worker"
+
+
+def test_a_process_that_stops_in_the_middle_of_a_message_costs_its_time_only():
+  """A message that no pipe holds; without a limit of its own, sending it would never end."""
+  worker = pool.Worker(nothing, 1.0, 0)
+  late = threading.Timer(20, worker.close)
+  late.start()
+  assert worker.answer(stop_later, (1,)) == 1
+  time.sleep(0.5)
+  assert worker.answer(length, ("x" * (4 << 20),)) == 4 << 20  # in a fresh process
+  late.cancel()
+  worker.close()
