@@ -22,6 +22,7 @@ import random
 import re
 import socket
 import threading
+import time
 import urllib.parse
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds between repetitions
 _REPEATED = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # status codes
 _HOPELESS = (401, 403, 404, 405)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_JSON = json.JSONDecoder()
 _BYTES_PER_TOKEN = 4  # where a server does not count them
 _TASK = (
   "You grade an answer. Give every criterion a number from 0 (not met) to 10 (fully met). Question "
@@ -242,9 +244,9 @@ class Judge:
 
   def _scores(self, content: str) -> dict[str, float]:
     names = {part.name for part in self._criteria}
-    for found in reversed(re.findall(r"\{[^{}]*\}", content)):
-      with contextlib.suppress(ValueError):
-        scores = json.loads(found)
+    for brace in reversed(list(re.finditer(r"\{", content))):
+      with contextlib.suppress(ValueError, RecursionError):
+        scores, _ = _JSON.raw_decode(content, brace.start())
         if scores.keys() == names and all(map(_is_score, scores.values())):
           return {name: score / _BEST for name, score in scores.items()}
     expected = f"an object with numbers from 0 to {_BEST} for {', '.join(sorted(names))}"
@@ -268,12 +270,17 @@ def _post(settings: Settings, headers: dict, body: bytes) -> tuple[int, float, b
   address = urllib.parse.urlsplit(settings.url)
   secure = address.scheme == "https"
   make = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-  # No proxy of the environment, and no redirections: the key goes where it was meant to.
-  connection = make(address.hostname or "", address.port, timeout=settings.seconds)
+  host, port = address.hostname or "", address.port or make.default_port
+  begun, places = time.monotonic(), socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+  # No proxy of the environment, and no redirections: the key goes where it was meant to. Each of
+  # its addresses is tried until the time-out.
+  connection = make(host, port, timeout=settings.seconds / len(places))
   path = f"{address.path.rstrip('/')}/chat/completions"
   with contextlib.closing(connection):
     connection.connect()
-    ends = threading.Timer(settings.seconds, _hang_up, (connection.sock,))
+    connection.sock.settimeout(settings.seconds)
+    left = settings.seconds - (time.monotonic() - begun)
+    ends = threading.Timer(left, _hang_up, (connection.sock,))
     ends.start()  # a server that sends a byte now and then keeps no time-out of a socket
     try:
       connection.request("POST", path, body, headers)

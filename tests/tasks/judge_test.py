@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import json
 import logging
+import socket
 import threading
 import time
 
@@ -135,6 +136,12 @@ def test_the_last_object_is_the_grade(serve):
   assert grade(serve(said(f"A draft: {first}\nFinally: {json.dumps(GOOD)} {{}}")))["right"] == 1.0
 
 
+def test_names_of_parts_may_have_braces(serve):
+  rubric = json.dumps({"clear {0-10}": {"weight": 1, "criterion": "Each step follows."}})
+  stub = serve(said('So: {"clear {0-10}": 7}.'))
+  assert grade(stub, rubric=rubric) == {"clear {0-10}": 0.7}
+
+
 def hangs_up(handler) -> None:
   handler.connection.close()
 
@@ -189,6 +196,24 @@ def test_a_server_that_drips_costs_no_more_than_its_time(serve, before_headers):
   with pytest.raises(ValueError, match="no answer"):
     grade(serve(drips), seconds=0.3, retries=0)
   assert time.monotonic() - started < 2
+
+
+def test_a_name_with_several_addresses_costs_no_more_than_its_time(serve, monkeypatch):
+  """All behind a firewall that answers nothing, as a listener with a full queue."""
+  resolve = socket.getaddrinfo
+  monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: resolve(*a, **k)[:1] * 4)
+  with contextlib.ExitStack() as stack:
+    full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+    for _ in range(4):
+      waits = stack.enter_context(socket.socket())
+      waits.setblocking(False)
+      waits.connect_ex(full.getsockname())
+    stub = serve(said(""))
+    stub.url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"no answer \(TimeoutError"):
+      grade(stub, seconds=0.6, retries=0)
+    assert time.monotonic() - started < 1.8
 
 
 def test_nobody_there_is_a_failure(serve):
