@@ -117,10 +117,13 @@ def converse(asking: Program, answering: Program, limits: Limits = Limits()) -> 
     errors, others = (stack.enter_context(_file()) for _ in range(2))
     pipes = stack.enter_context(contextlib.ExitStack())
     (answers, answer), (requests, request) = (_pipe(pipes) for _ in range(2))
-    stack.enter_context(_running(answering, limits, requests, answer, others))
-    with _running(asking, limits, answers, request, errors) as running:
-      pipes.close()  # only the programs hold them now: one sees when the other has ended
-      ended = running.wait(limits)
+    with _running(answering, limits, requests, answer, others) as other:
+      with _running(asking, limits, answers, request, errors) as running:
+        pipes.close()  # only the programs hold them now: one sees when the other has ended
+        ended = running.wait(limits)
+      has_ended = other.is_over()
+    if has_ended:  # else we may have ended it before it began
+      _require_begun(other, others, limits)
     with _file() as nothing:
       return _outcome(running, ended, limits, nothing, errors)
 
@@ -130,12 +133,8 @@ def _outcome(
 ) -> Outcome:
   most = limits.output_bytes
   stdout, stderr = (os.pread(file.fileno(), most + 1, 0) for file in (printed, errors))
-  if ended == "exit" and not running.has_begun():
-    why = stderr.decode(errors="replace").strip()[-300:]
-    raise SandboxError(
-      f"bwrap can't start a program here, got {why!r}, expected a machine or container that allows "
-      "user namespaces"
-    )
+  if ended == "exit":
+    _require_begun(running, errors, limits)
   # The kernel counts in ticks for its limit, and exactly for what it reports.
   if ended == "exit" and running.status == _KILLED and 2 * running.cpu_seconds > _cpu_limit(limits):
     ended = "cpu"
@@ -143,6 +142,17 @@ def _outcome(
     ended = "output"
   texts = (output[:most].decode(errors="replace") for output in (stdout, stderr))
   return Outcome(*texts, running.status, ended)
+
+
+def _require_begun(running: "_Running", errors: BinaryIO, limits: Limits) -> None:
+  """Raises SandboxError if bwrap has ended without starting its program."""
+  if running.has_begun():
+    return
+  why = os.pread(errors.fileno(), limits.output_bytes, 0).decode(errors="replace").strip()[-300:]
+  raise SandboxError(
+    f"bwrap can't start a program here, got {why!r}, expected a machine or container that allows "
+    "user namespaces"
+  )
 
 
 class _Running:
@@ -170,6 +180,10 @@ class _Running:
         return "threads"
     return "seconds"
 
+  def is_over(self) -> bool:
+    """Whether it has ended already."""
+    return bool(self._look.poll(0))
+
   def _threads(self) -> int:
     try:
       return os.stat(f"/proc/{self._program}/task").st_nlink - 2
@@ -181,7 +195,7 @@ class _Running:
 
     bwrap ends when it has seen the end of the program, with which the kernel ends its namespaces.
     """
-    if not self._look.poll(0):  # bwrap is there, so the number is still the program's, or nobody's
+    if not self.is_over():  # bwrap is there, so the number is still the program's, or nobody's
       with contextlib.suppress(ProcessLookupError):
         os.kill(self._program or self._process.pid, signal.SIGKILL)
     _, status, used = os.wait4(self._process.pid, 0)

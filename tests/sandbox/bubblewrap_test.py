@@ -115,6 +115,17 @@ def test_one_that_leaves_is_noticed():
 
 
 @here.needs_sandbox
+@pytest.mark.parametrize("broken", [0, 1])
+def test_one_that_bwrap_can_not_start_is_no_fault_of_the_other(broken):
+  """Else a machine that has no namespaces left for a moment would make right programs wrong."""
+  talking = [Program("input()"), Program(ECHO)]
+  talking[broken] = Program("", {"dev/null/x": ""})  # bwrap can't make that file
+  with pytest.raises(bubblewrap.SandboxError, match="bwrap can't start a program here, got"):
+    bubblewrap.converse(*talking)
+  assert not here.processes()
+
+
+@here.needs_sandbox
 def test_two_that_wait_for_each_other_end():
   wait = Program("input()")
   assert bubblewrap.converse(wait, wait, Limits(seconds=0.3)).ended == "seconds"
