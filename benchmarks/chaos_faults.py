@@ -152,7 +152,7 @@ def megabytes(pids: Sequence[int]) -> float:
   parents, pages = {}, {}
   for folder in pathlib.Path("/proc").glob("[0-9]*"):
     with contextlib.suppress(OSError, ValueError, IndexError):  # it may end meanwhile
-      parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+      parents[int(folder.name)] = int((folder / "stat").read_bytes().rpartition(b")")[2].split()[1])
       pages[int(folder.name)] = int((folder / "statm").read_text().split()[1])
   family = set(pids)
   while more := {pid for pid, parent in parents.items() if parent in family} - family:

@@ -327,7 +327,7 @@ def _end_with_parent() -> None:
 
 def _kill_all(leader: int) -> None:
   for pid in _descendants(leader) - {os.getpid()}:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # of another user, by sudo
       os.kill(pid, signal.SIGKILL)
   with contextlib.suppress(ProcessLookupError, PermissionError):
     os.killpg(leader, signal.SIGKILL)

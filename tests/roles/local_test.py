@@ -36,7 +36,7 @@ def pids(notes, role: str) -> list[int]:
 
 def alive(pid: int) -> bool:
   try:
-    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
   except FileNotFoundError:
     return False
 

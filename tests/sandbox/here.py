@@ -28,7 +28,7 @@ def processes() -> set[int]:
   for folder in pathlib.Path("/proc").glob("[0-9]*"):
     try:
       commands[int(folder.name)] = (folder / "cmdline").read_bytes()
-      parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+      parents[int(folder.name)] = int((folder / "stat").read_bytes().rpartition(b")")[2].split()[1])
     except OSError:  # it has ended
       continue
   found = {pid for pid, command in commands.items() if b"/main.py" in command}

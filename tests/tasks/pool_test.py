@@ -239,6 +239,21 @@ def test_workers_and_what_they_started_end_when_their_sampler_is_killed(tmp_path
   wait_for(lambda: not any(alive(pid) for pid in pids))
 
 
+def test_a_process_that_we_may_not_kill_keeps_no_other_one_alive(monkeypatch):
+  """It has another user, by sudo: the call costs its own answer, not the sampler."""
+  killed = []
+
+  def kill(pid: int, _signal: int) -> None:
+    killed.append(pid)
+    raise PermissionError
+
+  monkeypatch.setattr(pool, "_descendants", lambda leader: {leader + 1, leader + 2})
+  monkeypatch.setattr(pool.os, "kill", kill)
+  monkeypatch.setattr(pool.os, "killpg", kill)
+  pool._kill_all(1 << 30)
+  assert sorted(killed) == [1 << 30, (1 << 30) + 1, (1 << 30) + 2]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
 @pytest.mark.parametrize("output", ["gone", "full", "unread"])
 def test_what_a_call_prints_costs_it_nothing_whoever_reads(tmp_path, output):
