@@ -218,7 +218,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _problem(error: Exception) -> RequestError:
-  """What a client is told of an error."""
+  """The error as a client is told of it; logs what is no refusal."""
   if isinstance(error, RequestError):
     return error
   _LOG.error("a request failed", exc_info=error)

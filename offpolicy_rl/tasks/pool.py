@@ -201,7 +201,7 @@ def _end_waits(pipe: Any, seconds: float) -> None:
 
   `poll` knows when a message begins, but one that is large takes as long as the other end likes.
   """
-  timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) + 1)
+  timeval = struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
   with socket.socket(fileno=os.dup(pipe.fileno())) as end:
     for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
       end.setsockopt(socket.SOL_SOCKET, option, timeval)
