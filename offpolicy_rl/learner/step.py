@@ -325,16 +325,16 @@ def _batch_inputs(rows: types.Batch, logprobs) -> LossInputs:
 def _batch_metrics(batch: types.Batch, stats: policy.TokenStats, step) -> dict[str, Any]:
   logprobs, entropy = stats.logprobs, stats.entropy
   correct = (batch.verdicts > 0)[:, None]
-  mean = masked.group_mean(batch.verdicts, batch.group_ids)
-  spread = masked.group_mean((batch.verdicts - mean) ** 2, batch.group_ids)
+  tokens, groups = masked.lengths(batch.loss_mask), batch.group_ids
+  mean = lambda of_rows: masked.masked_mean(of_rows, masked.has_tokens(tokens, groups))
   finite = jnp.all(jnp.isfinite(logprobs) | ~batch.loss_mask, axis=-1)
   on_policy = batch.loss_mask & (batch.versions == step)
   return {
-    "reward": jnp.mean(batch.rewards),
-    "verdict": jnp.mean(batch.verdicts),
-    "groups_without_signal": jnp.mean(spread == 0),
-    "completion_tokens": jnp.mean(jnp.sum(batch.loss_mask, axis=-1)),
-    "on_policy_fraction": jnp.sum(on_policy) / jnp.maximum(jnp.sum(batch.loss_mask), 1),
+    "reward": mean(batch.rewards),
+    "verdict": mean(batch.verdicts),
+    "groups_without_signal": mean(~masked.group_varies(batch.verdicts, groups)),
+    "completion_tokens": mean(tokens),
+    "on_policy_fraction": jnp.sum(on_policy) / jnp.maximum(jnp.sum(tokens), 1),
     "entropy_correct": masked.masked_mean(entropy, batch.loss_mask & correct),
     "first_nonfinite_row": jnp.where(jnp.all(finite), -1, jnp.argmin(finite)),
   }

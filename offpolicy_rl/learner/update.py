@@ -74,8 +74,9 @@ class Update:
           "nan, and is left out"
         )
       if not int(state.step) > at_step:
-        # These metrics of the samplers include the groups that were left out.
-        rows = {name: metrics[name] for name in ("row_entropy", "row_log_ratio") if name in metrics}
+        # These include the groups that were left out.
+        of_rows = ("policy_logprobs", "row_entropy", "row_log_ratio")
+        rows = {name: metrics[name] for name in of_rows if name in metrics}
         rest = self._poison.without(batch.arrays, bad)
         state, metrics = self._step(state, rest, self._reference)
         metrics |= rows

@@ -1,7 +1,8 @@
 """Advantages from the rewards of a group: float [N] from rewards [N] and group_ids [N].
 
 `objective.advantage` chooses from ADVANTAGES at the end of this file; keyword arguments are keys of
-`objective.`. Completions without a loss token count, too: their rewards are real.
+`objective.`. Completions without a loss token count, too: their rewards are real, unless no row of
+the group has one.
 """
 
 import jax
@@ -38,10 +39,11 @@ def std(rewards: Array, group_ids: Array, *, std_eps: float = 1e-4, std_ddof: in
   return _divided(centred, jnp.sqrt(variance) + std_eps)
 
 
-def batch_std(rewards: Array, group_ids: Array, *, std_eps: float = 1e-4) -> Array:
+def batch_std(rewards: Array, group_ids: Array, lengths: Array, *, std_eps: float = 1e-4) -> Array:
   """A = (r - rbar) / (s + std_eps), s over the batch's r - rbar: ScaleRL (arXiv 2510.13786)."""
   centred = mean(rewards, group_ids)
-  return _divided(centred, jnp.std(centred) + std_eps)
+  variance = masked.masked_mean(centred**2, masked.has_tokens(lengths, group_ids))
+  return _divided(centred, jnp.sqrt(variance) + std_eps)
 
 
 def whitened(rewards: Array, group_ids: Array, lengths: Array) -> Array:

@@ -34,8 +34,10 @@ def metrics(choices: Choices, inputs: LossInputs, prepared: Prepared) -> dict[st
     anchored = ratios.row_mean(gap, mask)[:, 0] if choices.log_ratio == "mean" else u
     values |= lambda_metrics(advantages - choices.beta * anchored, valid)
     if choices.group_size:
-      tables = (x.reshape(-1, choices.group_size) for x in (advantages, inputs.rewards))
-      values |= target_metrics(*tables, beta=choices.beta)
+      counted = masked.has_tokens(lengths, inputs.group_ids)
+      tables = (advantages, inputs.rewards, counted)
+      advantages, rewards, counted = (x.reshape(-1, choices.group_size) for x in tables)
+      values |= target_metrics(advantages, rewards, counted[:, 0], beta=choices.beta)
   return values
 
 
@@ -62,30 +64,32 @@ def lambda_metrics(residual: jax.Array, valid: jax.Array) -> dict[str, jax.Array
 
 
 def target_metrics(
-  advantages: jax.Array, rewards: jax.Array, *, beta: jax.Array | float
+  advantages: jax.Array, rewards: jax.Array, counted: jax.Array, *, beta: jax.Array | float
 ) -> dict[str, jax.Array]:
   """Means over groups of statistics of the induced target and of the exponential one.
 
   Args:
     advantages: float [groups, G], shift included.
     rewards: float [groups, G].
+    counted: bool [groups], False = was left out.
     beta: temperature, scalar.
   """
   # Advantages of a group without variance are 0 up to the rounding of the rewards' mean.
   atol = 8 * jnp.finfo(advantages.dtype).eps * jnp.max(jnp.abs(rewards))
   target = induced_target.solve(advantages, beta, atol=atol)
   nominal = induced_target.nominal(rewards, beta)
+  mean = lambda of_groups: masked.masked_mean(of_groups, counted)
   return {
     "beta": jnp.asarray(beta, advantages.dtype),
-    "regime/statistic": jnp.mean(target.regime_statistic),
-    "regime/positive": jnp.mean(target.regime > 0),
-    "regime/boundary": jnp.mean(target.regime == 0),
-    "regime/negative": jnp.mean(target.regime < 0),
-    "regime/collapsed": jnp.mean(target.collapsed),
-    "target/lambda": jnp.mean(target.lam),
-    "target/kl": jnp.mean(induced_target.reverse_kl(target.log_ratios)),
-    "target/kl_nominal": jnp.mean(induced_target.reverse_kl(nominal)),
-    "target/ess_fraction": jnp.mean(induced_target.effective_sample_fraction(target.log_ratios)),
+    "regime/statistic": mean(target.regime_statistic),
+    "regime/positive": mean(target.regime > 0),
+    "regime/boundary": mean(target.regime == 0),
+    "regime/negative": mean(target.regime < 0),
+    "regime/collapsed": mean(target.collapsed),
+    "target/lambda": mean(target.lam),
+    "target/kl": mean(induced_target.reverse_kl(target.log_ratios)),
+    "target/kl_nominal": mean(induced_target.reverse_kl(nominal)),
+    "target/ess_fraction": mean(induced_target.effective_sample_fraction(target.log_ratios)),
   }
 
 

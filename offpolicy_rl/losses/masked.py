@@ -96,6 +96,14 @@ def group_varies(x: jax.Array, group_ids: jax.Array) -> jax.Array:
   return group_max(x, group_ids) > -group_max(-x, group_ids)
 
 
+def has_tokens(tokens: jax.Array, group_ids: jax.Array) -> jax.Array:
+  """bool [N]: whether the row's group has a loss token; a group that was left out has none.
+
+  tokens: int [N], `lengths`.
+  """
+  return group_max(tokens, group_ids) > 0
+
+
 def renumbered(group_ids: jax.Array) -> jax.Array:
   """int [N]: ids in [0, N) for the same groups; ids in a slice of a batch may be larger."""
   return jnp.unique(group_ids, return_inverse=True, size=len(group_ids))[1]

@@ -70,9 +70,9 @@ class Objective:
       rewards = rewards + _call(advantages.overlong_penalty, {"lengths": lengths}, choices)
     arrays = {"rewards": rewards, "group_ids": groups, "lengths": lengths, "values": inputs.values}
     advantage = _call(advantages.ADVANTAGES[choices.advantage], arrays, choices)
-    kept = jnp.ones(groups.shape, bool)
+    kept = masked.has_tokens(lengths, groups)
     if choices.drop_zero_variance:
-      kept = masked.group_varies(inputs.rewards, groups)
+      kept &= masked.group_varies(inputs.rewards, groups)
     if choices.fn in PAIRWISE:
       row_weights = pairs.row_weights(choices.fn, rewards, groups, kept)
     else:

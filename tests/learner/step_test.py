@@ -261,6 +261,24 @@ def test_pinned_metrics_of_one_step():
   assert {key: float(metrics[key]) for key in PINNED} == pytest.approx(PINNED, rel=1e-4)
 
 
+def test_equal_verdicts_are_no_signal_whatever_their_mean_is_rounded_to():
+  """Eight of 0.1 add up to more than 0.8 in float32."""
+  shape, verdicts = (16, 2), np.repeat(np.float32([0.1, 0.3]), 8)
+  nothing = np.zeros(shape, np.float32)
+  batch = types.Batch(
+    None,
+    None,
+    loss_mask=np.ones(shape, bool),
+    sampler_logprobs=nothing,
+    versions=np.zeros(shape, np.int32),
+    rewards=verdicts,
+    verdicts=verdicts,
+    group_ids=np.repeat(np.arange(2), 8),
+  )
+  found = step._batch_metrics(batch, policy.TokenStats(nothing, nothing), 0)
+  assert float(found["groups_without_signal"]) == 1.0
+
+
 def same_prompts_batch(layout, shards=1, candidates=0) -> types.Batch:
   """Four groups of four that share their prompts, with so many candidates for each token."""
   rng = np.random.default_rng(5)

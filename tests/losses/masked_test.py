@@ -243,3 +243,33 @@ def test_a_prepared_batch_has_a_float_per_row():
     prepared = build(name).prepare(x)
     assert all(v.shape == (12,) and v.dtype == jnp.float32 for v in prepared), name
     assert all(np.isfinite(v).all() for v in prepared), name
+
+
+@pytest.mark.parametrize("name", some(["copg", "rebel", "scalerl"], ["beta_shift", "dpo"]))
+def test_a_group_that_was_left_out_is_in_no_mean(name):
+  """Loss, gradient and metrics are those of the other groups alone (learner/poison.py)."""
+  rng, count = np.random.default_rng(1), 12
+  objective = losses.objective(name, group_size=3, drop_zero_variance=False)
+  logprobs = jnp.asarray(-rng.exponential(1, (3, count, 5)), jnp.float32)
+  rewards, ids = jnp.asarray(rng.normal(size=count), jnp.float32), np.repeat(np.arange(4), 3)
+  rest = ids != 1
+
+  def found(rows, ids, rewards, mask):
+    policy, sampler, reference = logprobs[:, rows]
+
+    def both(policy):
+      inputs = losses.LossInputs(policy, sampler, mask, rewards, ids, reference)
+      return objective(inputs)
+
+    (loss, metrics), gradient = jax.value_and_grad(both, has_aux=True)(policy)
+    return loss, metrics, gradient
+
+  mask = jnp.ones((count, 5), bool) & rest[:, None]
+  left_out = found(np.arange(count), jnp.asarray(ids), jnp.where(rest, rewards, 0.0), mask)
+  alone = found(np.flatnonzero(rest), jnp.repeat(jnp.arange(3), 3), rewards[rest], mask[rest])
+  assert float(left_out[0]) == pytest.approx(float(alone[0]), rel=1e-5)
+  assert {k: float(v) for k, v in left_out[1].items()} == pytest.approx(
+    {k: float(v) for k, v in alone[1].items()}, rel=1e-4, abs=1e-6
+  )
+  np.testing.assert_allclose(left_out[2][rest], alone[2], rtol=1e-4, atol=1e-7)
+  assert not np.any(left_out[2][~rest])
