@@ -84,6 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     if flags.verbose:
       raise
     print(f"offpolicy-rl {flags.role}: {error}", file=sys.stderr)
+    before = None if error.__suppress_context__ else error.__context__
+    if before is not None and str(before):  # this one came up while files and servers were closed
+      print(f"  after: {before}", file=sys.stderr)
     if isinstance(error, config_lib.ConfigError) and (line := config_lib.advice(str(error))):
       print(f"  {line}", file=sys.stderr)
     return 2 if isinstance(error, config_lib.ConfigError) else 1
