@@ -228,6 +228,10 @@ class Episodes:
 
   def _next(self, episode: Episode, answer: Turn | pool.Failed) -> Reply:
     episode.rewards.append(0.0 if isinstance(answer, pool.Failed) else answer.reward)
+    total, most = sum(episode.rewards), types.MAX_VERDICT
+    if abs(total) > most:  # the learner would refuse the whole group
+      why = f"its rewards add up to {total:g}, expected a number from -{most:g} to {most:g}"
+      answer = pool.Failed(why)
     if not isinstance(answer, pool.Failed) and answer.done:
       return self._end(episode, types.DONE)
     if not isinstance(answer, pool.Failed) and len(episode.rewards) == self._limits.turns:

@@ -87,13 +87,22 @@ def read(path: pathlib.Path) -> Iterator[Row | LeftOut]:
   Of a folder: of the files that `datasets` saved in it, or else of its Parquet files by name; of a
   pattern (a name with *): of the files that it matches, by name.
 
-  TaskError if the file is missing, can't be read, is not UTF-8, or has no rows.
+  TaskError if the file is missing, can't be read, is not UTF-8, or has no rows; of several files,
+  some shards of a table may have none.
   """
+  number = 0
+  for row in _rows(path):
+    number += 1
+    yield row
+  if not number:
+    raise TaskError(f"{path}: got no rows, expected one JSON object per line")
+
+
+def _rows(path: pathlib.Path) -> Iterator[Row | LeftOut]:
   if path.is_dir() or (matching := matches(path)):
     for file in _files(path) if path.is_dir() else matching:
-      yield from read(file)
+      yield from _rows(file)
     return
-  number = 0
   try:
     with path.open("rb") as file:
       start = file.read(8)
@@ -103,13 +112,9 @@ def read(path: pathlib.Path) -> Iterator[Row | LeftOut]:
       found = _numbered(path, "Parquet", _parquet(path))
     else:
       found = _json_rows(path, start)
-    for row in found:
-      number += 1
-      yield row
+    yield from found
   except OSError as error:
     raise TaskError(f"{path}: can't be read: {error.strerror or error}") from None
-  if not number:
-    raise TaskError(f"{path}: got no rows, expected one JSON object per line")
 
 
 def matches(pattern: pathlib.Path) -> list[pathlib.Path]:
@@ -199,18 +204,21 @@ def _number(value: float, column: str) -> str:
 
 def _json_rows(path: pathlib.Path, start: bytes) -> Iterator[Row | LeftOut]:
   unpack = next((how for magic, how in _OPENERS.items() if start.startswith(magic)), None)
-  number = 0
+  number, blank = 0, True
   try:
     for line in _lines(path, unpack or open):
       number += 1
       if line.strip():
         yield _row(path, number, line)
+        blank = False
   except _DAMAGED as error:
     if unpack is None:
       raise
     raise TaskError(
       f"{path}:{number + 1}: can't be unpacked, the file is damaged: {error}"
     ) from None
+  if blank:  # unlike a table, it may have been cut
+    raise TaskError(f"{path}: got no rows, expected one JSON object per line")
 
 
 def _lines(path: pathlib.Path, opener: Callable) -> Iterator[str]:

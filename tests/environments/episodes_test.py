@@ -92,6 +92,13 @@ def test_an_episode_ends_when_its_environment_says_so():
   assert scripted.actions == ["ab", "ab"]
 
 
+def test_rewards_that_add_up_to_more_than_a_verdict_can_be_fail_the_episode():
+  """Each is allowed, but the learner refuses their sum, and with it the whole group."""
+  replies, episode, _ = play(Turn(), Turn("c", 6e5), Turn("", 6e5, True))
+  assert ends(replies) == types.FAILED and episode.rewards == [0.0, 0.0]
+  assert ends(play(Turn(), Turn("c", 6e5), Turn("", 4e5, True))[0]) == types.DONE
+
+
 def test_log_probabilities_are_given_with_the_turn_for_which_they_are_asked():
   asked = play(Turn(), Turn("c", logprobs=True), Turn(done=True))[2]
   assert asked.logprobs == (("a", 0.0), ("b", 0.0))

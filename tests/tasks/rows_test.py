@@ -109,6 +109,25 @@ def test_a_folder_of_parquet_shards_is_read_in_order(tmp_path):
   assert [dict(row.values) for row in rows.read(tmp_path)] == GOOD[:2]
 
 
+def test_some_shards_of_a_table_may_be_empty(tmp_path):
+  """As `datasets` writes them when there are more shards than rows left by a filter."""
+  import pyarrow
+  from pyarrow import parquet
+
+  table = pyarrow.Table.from_pylist(GOOD[:1])
+  for i in range(3):
+    parquet.write_table(table.slice(0, int(i == 1)), tmp_path / f"train-0000{i}-of-00003.parquet")
+  for path in (tmp_path, tmp_path / "train-*.parquet"):
+    assert [row.values for row in rows.read(path)] == GOOD[:1]
+  (tmp_path / "train-00001-of-00003.parquet").unlink()
+  with pytest.raises(rows.TaskError, match="got no rows"):
+    list(rows.read(tmp_path))
+  for name, text in (("a.jsonl", "{}"), ("b.jsonl", "")):
+    (tmp_path / name).write_text(text)
+  with pytest.raises(rows.TaskError, match=r"b.jsonl: got no rows"):  # it may have been cut
+    list(rows.read(tmp_path / "*.jsonl"))
+
+
 def test_the_splits_of_a_folder_of_parquet_are_told_apart(tmp_path):
   """As repositories of data sets have them: reading all would train on the test set."""
   for split, row in zip(("train", "test"), GOOD, strict=False):
