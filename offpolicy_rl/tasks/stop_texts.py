@@ -28,6 +28,8 @@ def before(tokens: Sequence[int], parts: Sequence[str], decode: Read, decode_spe
   if at is None:
     return plain
   length = lambda count: len(decode_special(tokens[:count]))
-  count = bisect.bisect_right(range(1, len(tokens) + 1), at, key=length)  # tokens before the part
+  # A character in bytes may be longer before its last one has come: a sign for each.
+  complete = lambda count: min(map(length, range(count, min(count + 4, len(tokens) + 1))))
+  count = bisect.bisect_right(range(1, len(tokens) + 1), at, key=complete)  # tokens before the part
   text, more = decode(tokens[:count]), decode(tokens[: count + 1])
   return text + more[len(text) :][: at - length(count)]  # it may begin within a token

@@ -3,6 +3,7 @@
 import pytest
 
 from offpolicy_rl.tasks import stop_texts, verifiers, vocabulary
+from tests.tasks import small_tokenizers
 
 PIECES = ["<x>", "<y>", "5", "5\n", " EN", "D", "漢"]
 
@@ -38,3 +39,14 @@ def test_verifiers_read_what_comes_before_the_stop_text():
   assert verifiers.exact(words.decode(tokens), '"5"') == 1.0
   assert words.decode([*words.encode("5"), words.eos, *words.encode("6 END")]) == "5"
   assert words.decode_all(tokens) == "5 END"
+
+
+def test_a_character_in_bytes_before_a_stop_text_is_whole():
+  """Before its last byte comes, some tokenizers show a sign for each: four bytes are longer."""
+  inner = small_tokenizers.sentence_pieces({"<unk>": 0, "<end>": 1})
+  special = lambda ids: inner.decode(list(ids), skip_special_tokens=False)
+  for text in ("ab 😀", "é😀ab😀😀", "😀b", "😀", "ab"):
+    ids = inner.encode(f"{text}<end>x", add_special_tokens=False).ids
+    for stop in ("<end>x", f"{text[-1]}<end>"):
+      found = stop_texts.before(ids, [stop], lambda ids: inner.decode(list(ids)), special)
+      assert found == f"{text}<end>x".partition(stop)[0]
