@@ -302,7 +302,9 @@ GROUPS = {
   },
   "The learner: optimizer (Adam)": {
     "learner.learning_rate": number(3e-4, above=0).means("Adam's step size after the warm-up"),
-    "learner.warmup_steps": integer(0, at_least=0).means("in which the rate rises linearly from 0"),
+    "learner.warmup_steps": integer(0, at_least=0).means(
+      "in which the rate rises linearly; the first step has rate 0"
+    ),
     "learner.schedule": one_of("constant", ("constant", "cosine")).means("cosine: to 0 at the end"),
     "learner.adam_b1": number(0.9, at_least=0, below=1).means("decay of the first moment"),
     "learner.adam_b2": number(0.99, at_least=0, below=1).means("decay of the second moment"),

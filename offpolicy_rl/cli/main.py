@@ -61,7 +61,10 @@ def main(argv: list[str] | None = None) -> int:
   argv = sys.argv[1:] if argv is None else argv
   assignments = [flags_lib.key_and_text(a) for a in argv if a.startswith("--config.")]
   others = [a for a in argv if not a.startswith("--config.")]
-  flags = flags_lib.parser(__doc__).parse_args(others)
+  parser = flags_lib.parser(__doc__)
+  for bare in (a for a in argv if a.startswith("--config.") and "=" not in a):
+    parser.error(f"{bare}: got no value, expected {bare}=VALUE")
+  flags = parser.parse_args(others)
   output.set_up_logging(verbose=flags.verbose)
   environment.ignore_what_changes_results()
   with contextlib.suppress(OSError):  # the directory is gone

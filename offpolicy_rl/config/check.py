@@ -286,7 +286,7 @@ def _messages(c) -> Problems:
 # Keys that a resumed run may not change, as its groups depend on them.
 _FROZEN = re.compile(
   r"seed|task\.|model\.|lag\.|environment\.(name|tools|thoughts|max_turns|max_turn_tokens)|learner\.(prompts_per_step|group_size|max_refills)|"
-  r"sampler\.(temperature|top_k|top_p|min_p|top_logprobs|stop|slots)|evaluation\.(problems|samples)|judge\.(model|rubric)|"
+  r"sampler\.(temperature|top_k|top_p|min_p|top_logprobs|stop|slots|int8_weights)|evaluation\.(problems|samples)|judge\.(model|rubric)|"
   r"transport\.weights_dtype"
 )
 # Except paths, and how verifiers are run.

@@ -117,8 +117,7 @@ class Checkpoints:
       self._failed(step, error)
       return
     try:
-      for old in self.steps()[: -self._keep]:
-        _remove(self._steps / str(old))
+      _remove_older(self._steps, self.steps()[-self._keep :][0])
       self._committed(self.steps())
     except Exception as error:  # the new checkpoint is valid; the next one cleans up
       self._say(f"after the checkpoint of step {step}, removing what is old: {_one_line(error)}")
@@ -360,9 +359,13 @@ def _verified_position(folder: pathlib.Path) -> dict:
   return commit["position"]
 
 
-def _remove(folder: pathlib.Path) -> None:
-  (folder / _COMMIT).unlink()  # first, so that a half-removed checkpoint is invalid
-  shutil.rmtree(folder)
+def _remove_older(steps: pathlib.Path, oldest: int) -> None:
+  """Removes what is before a step, with what a killed process left half-written or half-removed."""
+  for folder in steps.glob("[0-9]*"):
+    number = folder.name.partition(".")[0]
+    if number.isdigit() and int(number) < oldest and not folder.name.endswith(_DAMAGED):
+      (folder / _COMMIT).unlink(missing_ok=True)  # first: a half-removed checkpoint is invalid
+      shutil.rmtree(folder)
 
 
 def _one_line(error: Exception) -> str:

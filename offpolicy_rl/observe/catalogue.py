@@ -31,7 +31,7 @@ _TRAIN = (
   Metric("entropy_correct", "nats", "of the policy, per token of right completions"),
   Metric("completion_tokens", "tokens", "mean length of the completions"),
   Metric("finished_fraction", "share", "completions that ended before the limit", HIGHER),
-  Metric("groups_without_signal", "share", "groups whose rewards are all equal", LOWER),
+  Metric("groups_without_signal", "share", "groups whose verdicts are all equal", LOWER),
   Metric("tokens", "tokens", "in the batch, with prompts, without padding"),
   Metric("filled_fraction", "share", "positions of the batch that are not padding", HIGHER),
   Metric(

@@ -5,7 +5,7 @@ import re
 
 from offpolicy_rl import config as config_lib
 
-# Kind -> (GiB of memory per device, devices per chip); vendor's documentation of each TPU version.
+# Kind -> GiB of memory per device; vendor's documentation of each TPU version.
 MEMORY_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 96}
 _NAME = re.compile(r"(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+){1,2})")
 _ENVIRONMENT = {

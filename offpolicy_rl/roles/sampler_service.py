@@ -179,12 +179,14 @@ class SamplerService:
       return future
 
     def durable(written: concurrent.futures.Future) -> None:
-      if written.exception():
-        future.set_exception(written.exception())
+      try:
+        are_new = written.result()
+        # A ticket that is queued later finds its group in the store.
+        self.ledger.finish_all([groups[i] for i, _ in good], arrival)
+      except Exception as error:  # else the sampler would wait for an answer until its time is over
+        future.set_exception(error)
         return
-      # A ticket that is queued later finds its group in the store.
-      self.ledger.finish_all([groups[i] for i, _ in good], arrival)
-      for (i, _), new in zip(good, written.result(), strict=True):
+      for (i, _), new in zip(good, are_new, strict=True):
         outcomes[i] = PushOutcome(PushStatus.ACCEPTED if new else PushStatus.DUPLICATE)
       future.set_result(outcomes)
 

@@ -5,6 +5,14 @@ import pytest
 from offpolicy_rl.cli import main
 
 
+def test_a_key_without_its_value_is_an_error(capsys):
+  """It would be an empty text, and the value an argument of its own."""
+  with pytest.raises(SystemExit) as end:
+    main.main(["check", "--config=configs/test.py", "--config.task.name", "sums"])
+  expected = "--config.task.name: got no value, expected --config.task.name=VALUE\n"
+  assert end.value.code == 2 and capsys.readouterr().err.endswith(expected)
+
+
 def of_closing(*_):
   try:
     raise RuntimeError("step 7: loss nan; first in row 3")

@@ -273,6 +273,7 @@ def test_wrong_arguments_get_one_clear_line_and_how_to_set_a_key(
     ("task.options", "{}", False),
     ("task.failed_reward", "mean", False),
     ("learner.max_refills", "1", False),
+    ("sampler.int8_weights", "True", False),
     ("task.data_dir", "elsewhere", True),
     ("task.verifier_memory_mb", "9", True),
     ("learner.steps", "9", True),

@@ -169,6 +169,17 @@ def test_only_the_newest_are_kept(tmp_path, state):
   assert saved.commits == [[1], [1, 2], [2, 3], [3, 4]]
 
 
+def test_what_killed_processes_left_of_older_ones_goes_too(tmp_path, state):
+  """They were killed between removing or writing a commit and the rest of the directory."""
+  saved = Kept(tmp_path)
+  for name in ("1", "2.orbax-checkpoint-tmp", "3.damaged", "7"):
+    (folder(tmp_path, name) / "state").mkdir(parents=True)
+  for number in (4, 5, 6):
+    saved.save_simply(number, state)
+  saved.close()
+  assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == ["3.damaged", "5", "6", "7"]
+
+
 def flip_a_byte(path):
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 1
@@ -250,7 +261,7 @@ def test_a_run_whose_checkpoints_all_lack_their_commit_is_not_begun_anew(tmp_pat
     (folder(tmp_path, number) / "commit.json").unlink()
     if not number:
       assert Kept(tmp_path).newest() is None  # killed before the first one was complete
-  with pytest.raises(checkpoint.CheckpointError, match=r"of \[0, 4\] lacks its .*--restart"):
+  with pytest.raises(checkpoint.CheckpointError, match=r"of \[4\] lacks its .*--restart"):
     Kept(tmp_path).newest()
 
 

@@ -1,6 +1,7 @@
 """The learner role's own decisions."""
 
 import dataclasses
+import pathlib
 import socket
 import threading
 import types
@@ -13,7 +14,7 @@ import pytest
 from offpolicy_rl.learner import loop
 from offpolicy_rl.observe import watch
 from offpolicy_rl.replay.lag import LagControl
-from offpolicy_rl.roles import learner, multihost
+from offpolicy_rl.roles import leader, learner, multihost
 from offpolicy_rl.roles.weights import WeightPublisher
 from offpolicy_rl.transport import weights
 
@@ -24,8 +25,8 @@ def test_a_learner_that_never_has_to_wait_still_hears_that_it_is_to_stop():
   stop.set()
   always = types.SimpleNamespace(take=lambda ids, timeout: pytest.fail("another batch was taken"))
   files = types.SimpleNamespace(write_groups=lambda *_, **__: pytest.fail("a step was written"))
-  fields = dict.fromkeys(field.name for field in dataclasses.fields(learner.Leader))
-  first = learner.Leader(
+  fields = dict.fromkeys(field.name for field in dataclasses.fields(leader.Leader))
+  first = leader.Leader(
     **fields
     | {
       "config": types.SimpleNamespace(learner=types.SimpleNamespace(prompts_per_step=2, steps=9)),
@@ -48,6 +49,42 @@ def test_an_address_that_is_taken_is_the_error_that_is_raised(tiny_config, tmp_p
     with pytest.raises(RuntimeError, match="127.0.0.1"):
       learner.run_learner(tiny_config, tmp_path / "run", serving)
   assert watch.read_status(tmp_path / "run").ended == "failed"
+
+
+def test_whatever_fails_at_the_end_the_rest_is_done(monkeypatch):
+  """A full disk must not keep the ports, nor the groups from being closed, nor hide the error."""
+  done, full = [], OSError("metrics.jsonl: no space left")
+  note = lambda name: lambda *_, **__: done.append(name)
+
+  def fails(*_):
+    raise full
+
+  closing = ("prefetch", "publisher", "speed")
+  ending = types.SimpleNamespace(
+    **{name: types.SimpleNamespace(close=note(name)) for name in closing},
+    say=note("said"),
+    run_dir=pathlib.Path("nowhere"),
+    checkpoints=types.SimpleNamespace(close=fails),
+    files=types.SimpleNamespace(close=fails, finish=note("tracker")),
+    screen=types.SimpleNamespace(stop=note("screen")),
+    orders=types.SimpleNamespace(announce=note("other processes")),
+    config=types.SimpleNamespace(
+      transport=types.SimpleNamespace(heartbeat_seconds=1, lease_seconds=1)
+    ),
+    service=types.SimpleNamespace(
+      dismiss=note("samplers"),
+      groups=types.SimpleNamespace(close=note("groups")),
+      ledger=types.SimpleNamespace(audit=fails),
+    ),
+    restored=None,
+  )
+  monkeypatch.setattr(learner.report, "write", fails)
+  wire = types.SimpleNamespace(
+    say_not_serving=note("health"), stop=lambda **_: types.SimpleNamespace(wait=note("wire"))
+  )
+  with pytest.raises(OSError, match="no space left"):
+    learner._shut_down(ending, wire, "finished", 0.0)
+  assert done[4:] == ["publisher", "speed", "wire", "other processes", "groups", "tracker"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -11,7 +11,7 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import files
 from offpolicy_rl.cli import flags as flags_lib
 from offpolicy_rl.cli import main, training
-from offpolicy_rl.roles import learner, run_directory
+from offpolicy_rl.roles import leader, run_directory
 from offpolicy_rl.system import locks
 
 CARD = "configs/test.py"
@@ -296,7 +296,7 @@ class Finishing:
 def test_the_last_evaluation_is_made_once_and_kept(restored, evaluates):
   before = restored and types.SimpleNamespace(step=restored[0], done=restored[1])
   ending = Finishing(before)
-  learner.Leader.finish(ending, 9)
+  leader.Leader.finish(ending, 9)
   if evaluates:
     assert [name for name, _ in ending.calls] == ["request", "collect", "amend"]
     position = {"files": {"metrics": 7}, "evaluations": [], "done": True}

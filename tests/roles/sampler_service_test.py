@@ -1,8 +1,10 @@
 """What the learner does when samplers call, and at the end of a run."""
 
 import collections
+import concurrent.futures
 import threading
 import time
+import types as types_lib
 
 import numpy as np
 import pytest
@@ -107,6 +109,20 @@ def test_what_is_wrong_with_a_group_is_the_reason_of_its_refusal():
   first, second = learner.push([unreadable, short], b"").result()
   assert first == (PushStatus.REFUSED, "group.tokens: got 3")
   assert second.status is PushStatus.REFUSED and "2" in second.reason
+
+
+def test_a_group_that_can_not_be_finished_is_an_error_at_once(monkeypatch):
+  """Its sampler does not wait until the time of the call is over."""
+  learner = service()
+  learner.ledger.add([ticket("a")])
+  monkeypatch.setattr(learner, "_check", lambda group: (ticket("a"), None))
+  monkeypatch.setattr(learner.ledger, "finish_all", lambda *_: [][0])
+  written = concurrent.futures.Future()
+  learner.groups = types_lib.SimpleNamespace(put=lambda *_: written)
+  pushed = learner.push([types.Group("a", ())], b"")
+  written.set_result([True])
+  with pytest.raises(IndexError):
+    pushed.result(timeout=5)
 
 
 def test_the_rate_adds_up_the_samplers_heard_of_lately():
