@@ -95,8 +95,8 @@ FAULTS = {
   ),
   "oldest_checkpoints_kept": Fault(
     "learner/checkpoint.py",
-    "in self.steps()[: -self._keep]:",
-    "in self.steps()[self._keep :]:",
+    "self.steps()[-self._keep :][0]",
+    "self.steps()[: self._keep][0]",
     "learner/checkpoint_test.py::test_only_the_newest_are_kept",
   ),
   "published_without_a_copy": Fault(
