@@ -7,6 +7,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from offpolicy_rl import types
 
@@ -209,10 +210,15 @@ def parse(lines: list[bytes]) -> list[types.MetricsRow]:
   return rows
 
 
+def is_of_training(row: Mapping[str, Any]) -> bool:
+  """Whether a row is no evaluation of the weights before the warm start, which has step 0, too."""
+  return row.get("version", 0) > types.RAW_VERSION
+
+
 def newest(known: dict[str, dict], rows: list[types.MetricsRow]) -> dict[str, dict]:
-  """Updates `known`, kind -> name -> newest value (and "step"), with further rows."""
+  """Updates `known`, kind -> name -> newest value (and "step"), with further rows of training."""
   updated = dict(known)
-  for row in rows:
+  for row in (row for row in rows if is_of_training(row.values)):
     updated[row.kind] = updated.get(row.kind, {}) | row.values | {"step": row.step}
   return updated
 

@@ -62,9 +62,7 @@ def seconds_left(rows: Sequence[types.MetricsRow], num_steps: int) -> float:
 
 
 def _value(newest: Newest, metric: charts.KeyMetric) -> str:
-  row = newest.get(metric.kind, {})
-  before_warm_start = row.get("version", 0) < 0  # these weights are not what is trained
-  value = None if before_warm_start else row.get(metric.name)
+  value = newest.get(metric.kind, {}).get(metric.name)
   return "-" if value is None else format(value, metric.format)
 
 
@@ -144,7 +142,8 @@ class Progress:
 
   def row(self, kind: str, step: int, row: dict) -> None:
     """Shows a new row of metrics.jsonl."""
-    self._newest[kind] = row | metrics.derived(row) | {"step": step}
+    if metrics.is_of_training(row):
+      self._newest[kind] = row | metrics.derived(row) | {"step": step}
     if kind == metrics.TRAIN:
       self._train = [*self._train, types.MetricsRow(kind, step, self._newest[kind])][-_RECENT - 1 :]
       self._say_alarms(step, row)
@@ -250,9 +249,8 @@ def _key_metrics(newest: Newest, rows, draw: Callable[[list], str]) -> Table:
     table.add_column(no_wrap=True)
   cells = []
   for kind, name, metric in ((m.kind, m.name, m) for m in charts.KEY_METRICS):
-    # Evaluations before the warm start (version -1) have step 0, too, and are not drawn.
     values = [(row.step, row.values) for row in rows if row.kind == kind]
-    values = [(step, v) for step, v in values if v.get("version", 0) >= 0]
+    values = [(step, v) for step, v in values if metrics.is_of_training(v)]
     points = draw([(step, v[name]) for step, v in values if name in v])
     text = _value(newest, metric)
     if name == "lag/mean" and "lag/max" in newest.get(kind, {}):

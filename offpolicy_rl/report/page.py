@@ -98,7 +98,7 @@ def _parts(run: Run) -> list[_Part]:
 def _tiles(run: Run) -> str:
   train, heldout = run.rows[metrics.TRAIN], run.rows[metrics.HELDOUT]
   tiles = [("steps", f"{len(train):,} of {run.config['learner']['steps']:,}")]
-  scores = [row["heldout/pass@1"] for row in heldout if row["version"] >= 0]
+  scores = [row["heldout/pass@1"] for row in heldout if metrics.is_of_training(row)]
   if scores:
     ends = [scores[0], scores[-1]][: len(scores)]
     tiles.append(("held-out pass@1", " → ".join(f"{end:.3f}" for end in ends)))
@@ -132,7 +132,7 @@ def _phases(run: Run) -> str:
   body = [
     [
       row["phase"],
-      str(row["version"]) if row["version"] >= 0 else "none yet",
+      str(row["version"]) if metrics.is_of_training(row) else "none yet",
       *(_cell(row.get(name)) for name in names),
       *(_cell(metrics.of_tasks(row).get(task)) for task in tasks),
     ]

@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from offpolicy_rl.observe import metrics
+
 POINTS = 300  # of a curve, at most
 _FLATTENED = 3  # outliers beyond this multiple of the range of 96 % of the values are cut off
 _SLACK = 1e-3  # of the distance of two ticks: less than a pixel
@@ -44,7 +46,7 @@ def points(rows: Iterable[dict], name: str, low: str = "", high: str = "") -> li
   return sorted(
     Point(row["step"], value, row.get(low, value), row.get(high, value))
     for row in rows
-    if math.isfinite(value := row.get(name, math.nan)) and row.get("version", 0) >= 0
+    if math.isfinite(value := row.get(name, math.nan)) and metrics.is_of_training(row)
   )
 
 

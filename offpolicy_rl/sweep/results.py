@@ -20,7 +20,7 @@ def scores(run_dir: pathlib.Path) -> dict[str, float | None]:
   """Steps, scores and speed of a run so far; None = not known yet."""
   rows = metrics.read(run_dir)
   train = [row for row in rows if row["kind"] == metrics.TRAIN]
-  heldout = [r for r in rows if r["kind"] == metrics.HELDOUT and r["version"] >= 0]
+  heldout = [r for r in rows if r["kind"] == metrics.HELDOUT and metrics.is_of_training(r)]
   final = [row["heldout/pass@1"] for row in heldout if row["phase"] == "after"]
   seconds = sum(metrics.derived(row)["learner/seconds"] for row in train[1:])
   mean = lambda values: statistics.fmean(values) if values else None

@@ -82,6 +82,15 @@ def shown(status, rows, width=120) -> str:
   return console.file.getvalue()
 
 
+def test_the_accuracy_before_the_warm_start_is_none_of_the_run():
+  """Neither in the dashboard nor in the line that says how a run ended."""
+  before = types.MetricsRow(metrics.HELDOUT, 0, {"version": -1.0, "heldout/pass@1": 0.125})
+  after = types.MetricsRow(metrics.HELDOUT, 0, {"version": 0.0, "heldout/pass@1": 0.5})
+  assert metrics.newest({}, [before]) == {}
+  for rows in ([before, after], [after, before]):
+    assert metrics.newest({}, rows)[metrics.HELDOUT]["heldout/pass@1"] == 0.5
+
+
 # ------------------------------------------------------------------ reading
 
 
