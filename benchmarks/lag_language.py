@@ -25,42 +25,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.lag_language_entries import BY_LABEL, ENTRIES, Entry, Value
 from offpolicy_rl import files
 from offpolicy_rl.system import memory
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 ROWS = RESULTS / "lag_language.jsonl"
-BETAS = (0.03, 0.3)
-Value = float | None
 Row = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """One objective of the study: a preset, fixed keys, and the key that is tuned."""
-
-  label: str
-  preset: str
-  has_ratio: bool
-  fixed: dict[str, Any]
-  tuned: str = ""  # a key of the objective, or "clip": both bounds; "" = the learning rate alone
-  values: tuple[Value, ...] = (None,)
-  candidates: int = 0  # likeliest tokens whose log-probabilities samplers record
-
-
-# With one update per batch, as here, `tis` is `cispo` with another cap.
-ENTRIES = (
-  Entry("grpo", "grpo", True, {}),
-  Entry("grpo_wide", "grpo", True, {}, "clip", (0.4, 0.8)),
-  Entry("cispo", "cispo", True, {}, "weight_high", (1.28, 5.0)),
-  Entry("m2po", "m2po", True, {}, "moment_max", (0.04, 0.16)),
-  Entry("centering", "score_centering_tis", True, {}, "weight_high", (2.0, 5.0), candidates=16),
-  Entry("copg", "copg", False, {}, "beta", BETAS),
-  Entry("oapl", "oapl", False, {"scale": "half_over_beta", "beta1": 1.0}, "beta", BETAS),
-  Entry("mean", "beta_shift", False, {"kappa": 0.0}, "beta", BETAS),
-  Entry("shift", "beta_shift", False, {"kappa": 1.0}, "beta", BETAS),
-)
-BY_LABEL = {entry.label: entry for entry in ENTRIES}
 # Lag of a report -> the lags whose tuning scores, averaged, choose its settings.
 TUNED_AT = {0: (16,), 16: (16,), 64: (16, 256), 256: (256,)}
 PRIMARY_LAG = 64

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import lag_language, language_task, paired
+from benchmarks import lag_language, lag_language_entries, language_task, paired
 from benchmarks import lag_language_summary as summary
 from benchmarks.lag_language import BY_LABEL, Job, WarmStart
 
@@ -119,7 +119,7 @@ def tuned_rows(entries, score_of) -> list[dict]:
 
 
 def test_tuning_chooses_by_the_lags_of_the_plan():
-  entry, (low, high) = BY_LABEL["mean"], lag_language.BETAS
+  entry, (low, high) = BY_LABEL["mean"], lag_language_entries.BETAS
   jobs = lag_language.tuning_jobs([], [entry], STUDY)
   assert len(jobs) == len(set(jobs)) == 12 and {job.lag for job in jobs} == {16, 256}
   best = {(low, 1e-4, 16): 0.7, (high, 1e-4, 256): 0.6, (high, 3e-5, 16): 0.5}
@@ -233,7 +233,7 @@ def test_the_page_has_every_part():
   assert page.count("paired over 3 seeds") == 2  # of the primary lag, not of the others
   assert "| `shift` | final pass@1 | **+0.101 ± 0.002** |" in page
   assert "| `grpo_wide` | 0.4 | 0.0003 | 0.400 | 0.400 |" in page
-  assert f"| `mean` | {lag_language.BETAS[0]:g}, 0.0001 |" in page  # chosen
+  assert f"| `mean` | {lag_language_entries.BETAS[0]:g}, 0.0001 |" in page  # chosen
   assert "| `cispo` | 2.000 ± 0.000 |" in page  # the median of the noise
 
 
