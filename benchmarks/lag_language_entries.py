@@ -33,7 +33,8 @@ ENTRIES = (
   Entry("shift", "beta_shift", False, {"kappa": 1.0}, "beta", BETAS),
 )
 
-# What lies between `grpo_wide` and `shift` as tuned for lag 64, and beside them.
+# What lies between `grpo_wide` and `shift` as tuned for lag 64, and values of beta that tuning did
+# not try: it went from 0.03 to 0.3 in one step.
 _GATE = {"clip_low": 0.8, "clip_high": 0.8}
 _SCORE = {"fn": "policy_gradient"}
 _GATED = {"fn": "benchmarks.lag_language_variants:gated_regression", "beta": 0.03, **_GATE}
@@ -48,5 +49,9 @@ VARIANTS = (
   Entry("regression, gate", "beta_shift", True, _GATED | {"kappa": 0.0}),
   Entry("shifted", "beta_shift", False, {"beta": 0.03, "kappa": 1.0}),
   Entry("shifted, gate", "beta_shift", True, _GATED | {"kappa": 1.0}),
+  Entry("shifted, beta 0.1", "beta_shift", False, {"beta": 0.1, "kappa": 1.0}),
+  Entry("regression, beta 0.1", "beta_shift", False, {"beta": 0.1, "kappa": 0.0}),
+  Entry("copg, beta 0.1", "copg", False, {"beta": 0.1}),
+  Entry("copg, beta 0.3", "copg", False, {"beta": 0.3}),
 )
 BY_LABEL = {entry.label: entry for entry in (*ENTRIES, *VARIANTS)}
