@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import queue
 import signal
 import threading
 import time
@@ -29,6 +30,11 @@ def stop_event(stop: threading.Event | None = None) -> threading.Event:
   """
   stop = stop or threading.Event()
   first = math.inf  # time of the first one
+  # The handler interrupts the main thread anywhere, also where it holds the event's lock. Setting
+  # the event there would wait for that lock for ever.
+  requests: queue.SimpleQueue[None] = queue.SimpleQueue()
+  set_on_request = lambda: (requests.get(), stop.set())
+  threading.Thread(target=set_on_request, daemon=True, name="signals").start()
 
   def handle(number, _):
     nonlocal first
@@ -37,7 +43,7 @@ def stop_event(stop: threading.Event | None = None) -> threading.Event:
     if number != signal.SIGHUP and now - first > _ONE_REQUEST_SECONDS:
       children.kill_all()
       exit_now(INTERRUPTED)
-    stop.set()
+    requests.put(None)
 
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
