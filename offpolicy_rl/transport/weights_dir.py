@@ -10,6 +10,7 @@ comes from a flag on each side, never from the wire. The only file of this folde
 
 import concurrent.futures
 import json
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from etils import epath
 
 from offpolicy_rl import files
 
+_LOG = logging.getLogger(__name__)
 _INDEX = "index.json"
 _OURS = re.compile(r"-?\d+(\.orbax-checkpoint-tmp.*)?|(index|lock)\.json(\.tmp)?")
 _MAX_WRITING = 2  # versions being written at once; more would fill the host's memory
@@ -46,6 +48,7 @@ class WeightsDirectory:
     self._directory, self._session = _path(directory), session
     self._leads = jax.process_index() == 0
     self._complete: set[int] = set()
+    self._leaving: set[int] = set()  # no longer complete, but still on the disk
     # One worker, so that index and directory change in order and the caller waits for neither.
     self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="weights-dir")
     self._jobs: dict[int, concurrent.futures.Future] = {}  # version -> its write, oldest first
@@ -87,10 +90,11 @@ class WeightsDirectory:
   def retain(self, needed: Callable[[int], bool]) -> None:
     """Removes complete versions for which `needed(version)` is false, in the background.
 
-    They go after earlier writes have ended, so that there is always one to read.
+    They go after earlier writes have ended, so that there is always one to read. One that can't be
+    removed is tried again at the next call; a reader on NFS may still have its files open.
     """
     going = {v for v in self._complete if not needed(v)}
-    if going:
+    if going or self._leaving:
       self._worker.submit(self._remove, going)
 
   def versions(self) -> list[int]:
@@ -123,10 +127,15 @@ class WeightsDirectory:
 
   def _remove(self, versions: set[int]) -> None:
     self._complete = self._complete - versions
-    self._write_index()
-    for version in versions:
-      self._like.pop(version, None)
-      (self._directory / str(version)).rmtree(missing_ok=True)
+    self._leaving = self._leaving | versions
+    try:
+      self._write_index()
+      for version in sorted(self._leaving):
+        self._like.pop(version, None)
+        (self._directory / str(version)).rmtree(missing_ok=True)
+        self._leaving = self._leaving - {version}
+    except OSError as error:
+      _LOG.warning("--weights_dir: can't remove versions %s yet: %s", sorted(self._leaving), error)
 
   def _write_index(self) -> None:
     text = json.dumps({"session": self._session, "versions": sorted(self._complete)})

@@ -165,6 +165,29 @@ def test_what_is_not_needed_goes(publisher, tmp_path):
   }
 
 
+def test_what_can_not_be_removed_yet_is_said_and_goes_later(
+  publisher, tmp_path, monkeypatch, caplog
+):
+  """On NFS a directory stays while a reader has its files open; it must not stay for ever."""
+  for version in range(3):
+    publisher.put(version, tensors(version))
+  wait_until(lambda: len(complete(publisher)) == 3)
+  folder, left = type(publisher._directory), [OSError("Directory not empty")]
+  remove = folder.rmtree
+
+  def stubborn(path, **how):
+    if left:
+      raise left.pop()
+    remove(path, **how)
+
+  monkeypatch.setattr(folder, "rmtree", stubborn)
+  publisher.retain(lambda version: version == 2)
+  wait_until(lambda: "can't remove versions [0, 1] yet: Directory not empty" in caplog.text)
+  assert complete(publisher) == [2] and (tmp_path / "w" / "1").exists()
+  publisher.retain(lambda version: version == 2)
+  wait_until(lambda: {p.name for p in (tmp_path / "w").iterdir()} == {"2", "index.json"})
+
+
 def test_the_learner_reads_back_what_it_wrote_and_waits_for_it(publisher, monkeypatch):
   go = threading.Event()
   hold_back(monkeypatch, go)
