@@ -60,6 +60,7 @@ class GroupStore:
       hint = "; move it away to sample its groups again" if isinstance(error, _DAMAGED) else ""
       raise StoreError(f"{path}: {str(error).removeprefix(f'{path}: ')}{hint}") from None
     self._inbox: queue.Queue = queue.Queue(_WAITING)
+    self._entering, self._closed = threading.Lock(), False
     self._thread = threading.Thread(target=self._write_batches, name="group-store", daemon=True)
     self._thread.start()
 
@@ -156,15 +157,21 @@ class GroupStore:
       return transaction.stat(self._places)["entries"]
 
   def close(self) -> None:
-    """Writes waiting messages and closes the file."""
-    self._inbox.put(None)
+    """Writes waiting messages and closes the file; later ones get a StoreError."""
+    with self._entering:
+      self._closed = True
+      self._inbox.put(None)
     self._thread.join()
     self._env.close()
 
   def _enqueue(self, write: Callable) -> concurrent.futures.Future:
     """Runs `write(transaction)` in the writing thread -> future of its result, durable by then."""
     future: concurrent.futures.Future = concurrent.futures.Future()
-    self._inbox.put((future, write))
+    with self._entering:
+      if self._closed:
+        future.set_exception(StoreError(f"{self._path}: is closed, as the run ends"))
+      else:
+        self._inbox.put((future, write))
     return future
 
   def _write_batches(self) -> None:

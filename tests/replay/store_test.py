@@ -109,6 +109,16 @@ def test_trouble_in_the_writing_thread_reaches_who_waits_and_ends_nothing(groups
   assert put(groups, 2, (ticket(3), "")).result() == [True]
 
 
+def test_who_comes_after_the_end_is_told_so(tmp_path):
+  """Else a thread of the server would wait for ever, and the learner's process with it."""
+  groups = opened(tmp_path / "groups")
+  before = put(groups, 0, (ticket(1), "in time"))
+  groups.close()
+  assert before.result() == [True]
+  with pytest.raises(store.StoreError, match="groups: is closed"):
+    put(groups, 0, (ticket(2), "late")).result(timeout=5)
+
+
 def test_clear_forgets_all(groups):
   put(groups, 0, (ticket(1), "")).result()
   groups.reached(4, 4)
