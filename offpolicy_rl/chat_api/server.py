@@ -182,8 +182,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       yield part
 
   def _is_gone(self) -> bool:
-    readable, _, _ = select.select([self.connection], [], [], 0)
-    return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+    look = select.poll()  # `select.select` refuses descriptors above 1023
+    look.register(self.connection, select.POLLIN)
+    return bool(look.poll(0)) and not self.connection.recv(1, socket.MSG_PEEK)
 
   def _stream(self, request: requests.ChatRequest, parts: Iterator[responses.Part]) -> None:
     shown = request.top_logprobs is not None

@@ -1,7 +1,9 @@
 """The HTTP server: routes, keys, limits, streams, clients that go."""
 
+import contextlib
 import http.client
 import json
+import os
 import socket
 import threading
 import time
@@ -171,6 +173,13 @@ def test_an_answer_ends_when_its_client_goes(address, echo, stream):
     client.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
     assert not echo.closed.wait(0.1)
   assert echo.closed.wait(10)
+
+
+def test_many_open_files_are_no_problem(address):
+  with contextlib.ExitStack() as stack:
+    while stack.enter_context(open(os.devnull, "rb")).fileno() < 1100:
+      pass
+    assert ask(http.client.HTTPConnection(address), saying("here"))[0] == 200
 
 
 def test_an_address_that_is_taken_is_an_error(address):
