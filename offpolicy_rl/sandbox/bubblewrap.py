@@ -162,13 +162,19 @@ class _Running:
     """`says`: where bwrap tells the program's process id and its exit status."""
     self._process, self._says, self._said = process, says, b""
     self.status, self.cpu_seconds = -1, 0.0
-    self._look = select.poll()
-    self._descriptor = os.pidfd_open(process.pid)
-    self._look.register(self._descriptor, select.POLLIN)
     while b"child-pid" not in self._said and (more := os.read(says, 4096)):
       self._said += more
     found = re.search(rb'"child-pid": (\d+)', self._said)
     self._program = int(found[1]) if found else None
+    try:
+      self._descriptor = os.pidfd_open(process.pid)
+    except OSError:  # none is left
+      if process.poll() is None:
+        self._kill()
+        process.wait()
+      raise
+    self._look = select.poll()
+    self._look.register(self._descriptor, select.POLLIN)
 
   def wait(self, limits: Limits) -> str:
     """Why the program is over, or has to be: "exit" or a limit."""
@@ -195,15 +201,19 @@ class _Running:
 
     bwrap ends when it has seen the end of the program, with which the kernel ends its namespaces.
     """
-    if not self.is_over():  # bwrap is there, so the number is still the program's, or nobody's
-      with contextlib.suppress(ProcessLookupError):
-        os.kill(self._program or self._process.pid, signal.SIGKILL)
+    if not self.is_over():
+      self._kill()
     _, status, used = os.wait4(self._process.pid, 0)
     self.status = self._process.returncode = os.waitstatus_to_exitcode(status)
     self.cpu_seconds = used.ru_utime + used.ru_stime
     while more := os.read(self._says, 4096):
       self._said += more
     os.close(self._descriptor)
+
+  def _kill(self) -> None:
+    # bwrap is there, so the number is still the program's, or nobody's.
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(self._program or self._process.pid, signal.SIGKILL)
 
   def has_begun(self) -> bool:
     """Whether bwrap has started the program; known at its end."""
@@ -267,6 +277,10 @@ def _wrapping() -> Sequence[str]:
   if platform.machine() != seccomp.MACHINE or sys.platform != "linux":
     here = f"{sys.platform}, {platform.machine()}"
     raise SandboxError(f"the sandbox needs Linux on {seccomp.MACHINE}, this is {here}")
+  try:
+    os.close(os.pidfd_open(os.getpid()))
+  except (AttributeError, OSError) as error:  # of this Python, of the kernel or its stand-in
+    raise SandboxError(f"the sandbox needs Linux 5.3 with pidfd_open: {error}") from None
   return (
     *(_bwrap(), "--unshare-all", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox"),
     *("--new-session", "--die-with-parent", "--as-pid-1", "--chdir", "/"),

@@ -1,5 +1,6 @@
 """Programs in the sandbox: outcomes, limits, machines without one. Attacks: attacks_test.py."""
 
+import errno
 import os
 import signal
 import stat
@@ -189,6 +190,35 @@ def test_another_machine_is_refused(without, monkeypatch):
   monkeypatch.setattr(bubblewrap.platform, "machine", lambda: "aarch64")
   with pytest.raises(bubblewrap.SandboxError, match="x86_64, this is linux, aarch64"):
     bubblewrap.check()
+
+
+def test_a_kernel_without_what_we_wait_by_is_refused(without, monkeypatch):
+  without("/bin/true")
+
+  def missing(pid):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+  monkeypatch.setattr(os, "pidfd_open", missing)
+  with pytest.raises(bubblewrap.SandboxError, match=r"pidfd_open: .* Function not implemented"):
+    bubblewrap.check()
+  monkeypatch.delattr(os, "pidfd_open")
+  with pytest.raises(bubblewrap.SandboxError, match=r"Linux 5.3 with pidfd_open: .*no attribute"):
+    bubblewrap.check()
+
+
+@here.needs_sandbox
+def test_a_program_that_can_not_be_watched_is_ended(monkeypatch):
+  bubblewrap.check()
+
+  def full(pid):
+    _wait_for(lambda: len(here.processes()) >= 2)  # bwrap and the program
+    raise OSError(errno.EMFILE, "Too many open files")
+
+  monkeypatch.setattr(os, "pidfd_open", full)
+  with pytest.raises(OSError, match="Too many open files"):
+    bubblewrap.run("import time; time.sleep(99)")
+  monkeypatch.undo()
+  _wait_for(lambda: not here.processes())
 
 
 def test_a_bwrap_that_may_not_make_namespaces_is_refused(without, tmp_path):
