@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 
 import jax.monitoring
 
+from offpolicy_rl.learner import step
 from offpolicy_rl.model import cost, decoder
 from offpolicy_rl.replay import packing
 
@@ -26,14 +27,15 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def step_flops(
-  model: decoder.DecoderConfig,
+  choices: step.StepChoices,
   teacher: decoder.DecoderConfig | None,
   lengths: Sequence[tuple[int, Sequence[int]]],
   *,
   layout: str,
-  epochs: int,
 ) -> int:
-  """Flops of a step by `model/cost.py`: of its epochs, and of the teacher's pass over the batch.
+  """Flops of a step by `model/cost.py`, and of the teacher's pass over the batch.
+
+  Checks of the learner/ (audit.py, poison.py) are not among them.
 
   Args:
     teacher: None = there is none.
@@ -41,7 +43,7 @@ def step_flops(
   """
   work = functools.partial(cost.work, groups=lengths, shared=layout == packing.SHARED)
   judging = cost.forward_flops(teacher, work(teacher)) if teacher else 0
-  return cost.train_flops(model, work(model)) * epochs + judging
+  return choices.flops(work(choices.model)) + judging
 
 
 class Timer:

@@ -11,7 +11,7 @@ import optax
 from offpolicy_rl import types
 from offpolicy_rl.learner.state import Optimizer, TrainState
 from offpolicy_rl.losses import LossInputs, Objective, masked, ratios
-from offpolicy_rl.model import decoder, lora, mixture, policy, sharding
+from offpolicy_rl.model import cost, decoder, lora, mixture, policy, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,18 @@ class StepChoices:
   def updates(self) -> int:
     """Optimizer updates per batch."""
     return self.minibatches * self.epochs
+
+  def flops(self, work: cost.Work) -> int:
+    """Flops of `train_step` for a batch of this work.
+
+    In every epoch the policy goes forward and backward, and the reference forward if there is one.
+    In a step of several updates the policy goes forward once more, before the first.
+    """
+    references = self.epochs if self.objective.choices.needs_reference else 0
+    forward = references + (self.updates > 1)
+    return self.epochs * cost.train_flops(self.model, work) + forward * cost.forward_flops(
+      self.model, work
+    )
 
   def all_params(self, params: policy.Params, frozen: policy.Params | None) -> policy.Params:
     """All parameters of the policy: the trained ones, with the base if they are adapters."""

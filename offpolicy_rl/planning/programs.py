@@ -39,7 +39,7 @@ class Program:
   argument_bytes: int  # with what else rests on the device
   temporary_bytes: int
   fits: bool
-  flops: int  # of the model, on all devices (`model/cost.py`)
+  flops: int  # of its models, on all devices (`model/cost.py`)
   traffic: dict  # collective -> (number, bytes)
   largest: list[tuple[str, int]]  # largest arguments: (name, bytes)
 
@@ -78,7 +78,7 @@ def learner(
     (kept.state, kept.batch, kept.reference),
     mesh,
     capacity,
-    flops=cost.train_flops(model, kept.work(model, layout)) * choices.epochs,
+    flops=choices.flops(kept.work(model, layout)),
     resting=judge and judge[1],
   )
   if judge is None:

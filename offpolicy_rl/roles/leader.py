@@ -139,11 +139,10 @@ class Leader(training.Process):
       "of_completions": sampler_stats.completion_arrays(groups),
       "set_aside": self.queue.unanswerable.count(at_step),
       "flops": speed.step_flops(
-        self.choices.model,
+        self.choices,
         self.teacher and self.teacher.model,
         batching.lengths(groups),
         layout=settings.layout,
-        epochs=settings.epochs,
       ),
     }
     if self.queue.dynamic_sampling is not None:
