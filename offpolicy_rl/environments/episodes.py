@@ -201,7 +201,7 @@ class Episodes:
     elif not isinstance(answer, pool.Failed) and answer.opening:
       answer = self._opened(episode, answer)
     reply = Reply(_NOTHING, self._limit(episode))
-    if isinstance(answer, pool.Failed) or answer.text or episode.history:
+    if isinstance(answer, pool.Failed) or answer.text or answer.more or episode.history:
       reply = self._go_on(episode, answer)
     if reply.ended:
       episode.hopeless = reply.ended
@@ -262,7 +262,7 @@ class Episodes:
     texts = [answer.text, *answer.more]
     if episode.context is None:
       return episode.words.reply(texts, answer.role, episode.last), None
-    if episode.last is None and not answer.text:
+    if episode.last is None and not (answer.text or answer.more):
       return episode.context.begin(), None
     return episode.context.answered(texts, answer.role)
 

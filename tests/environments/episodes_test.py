@@ -92,6 +92,11 @@ def test_an_episode_ends_when_its_environment_says_so():
   assert scripted.actions == ["ab", "ab"]
 
 
+def test_what_an_environment_says_first_is_said_even_if_its_first_message_is_empty():
+  replies, _, _ = play(Turn(more=("cd", "e")), Turn(done=True))
+  assert [reply.tokens.tolist() for reply in replies] == [[99, 100, 101], []]
+
+
 def test_rewards_that_add_up_to_more_than_a_verdict_can_be_fail_the_episode():
   """Each is allowed, but the learner refuses their sum, and with it the whole group."""
   replies, episode, _ = play(Turn(), Turn("c", 6e5), Turn("", 6e5, True))
