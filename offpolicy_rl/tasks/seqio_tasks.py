@@ -29,7 +29,7 @@ def _postprocess(text: str, *, example: dict[str, Any], is_target: bool = False)
   return example[seqio_reader.ANSWER_DATA].decode() if is_target else text
 
 
-def _accuracy(verifier: str, others: Sequence[str]) -> Callable:
+def _accuracy(verifier: str, others: Sequence[str] = ()) -> Callable:
   def accuracy(targets: list[str], predictions: list[str]) -> dict[str, float]:
     scoring.allow([verifier, *others])
     judge = scoring.allowed(verifier)
@@ -41,10 +41,7 @@ def _accuracy(verifier: str, others: Sequence[str]) -> Callable:
 
 
 def _add(
-  name: str,
-  problems: Callable[[str], list[catalog.Problem]],
-  verifier: str,
-  others: Sequence[str] = (),
+  name: str, problems: Callable[[str], list[catalog.Problem]], metrics: Sequence[Callable]
 ) -> None:
   source: Any = seqio.FunctionDataSource(
     # The order stays ours (a resume must find it again), hence no shuffling here.
@@ -57,16 +54,18 @@ def _add(
     preprocessors=[],
     output_features={},  # texts; the model's tokenizer decides the token ids
     postprocess_fn=_postprocess,
-    metric_fns=[_accuracy(verifier, others)],
+    metric_fns=metrics,
   )
 
 
 for _task in catalog.TASKS.values():
-  _add(_task.name, _task.split, _task.verifier)
+  _add(_task.name, _task.split, [_accuracy(_task.verifier)])
 
 
 def register(selection: catalog.Selection, settings: str) -> str:
   """Registers the tasks of a configuration with seqio; returns the name of the task or mixture.
+
+  Tasks that are played in environments have no metric: no completion of one turn answers them.
 
   `settings`: text of everything that decides the problems; equal texts share one entry.
   """
@@ -75,12 +74,14 @@ def register(selection: catalog.Selection, settings: str) -> str:
   name = f"{selection.name}:{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
   if name in (*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()):
     return name
+  judges = [_accuracy(selection.verifier, selection.verifiers if selection.mixed else ())]
+  metrics = [[] if task.environment else judges for task in selection.tasks]
   if len(selection.tasks) == 1:
-    _add(name, selection.tasks[0].split, selection.verifier)
+    _add(name, selection.tasks[0].split, metrics[0])
     return name
   members = [f"{name}:{i}" for i in range(len(selection.tasks))]
   for i, member in enumerate(members):
     problems = lambda split, i=i: selection.split(split)[i]
-    _add(member, problems, selection.verifier, selection.verifiers)
+    _add(member, problems, metrics[i])
   seqio.MixtureRegistry.add(name, list(zip(members, selection.rates, strict=True)))
   return name

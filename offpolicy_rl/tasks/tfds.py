@@ -31,9 +31,16 @@ def splits(name: str, data_dir: str) -> dict[str, int]:
 
 
 def _plain(value: Any) -> Any:
-  """Texts, numbers and lists of a row; a sequence of objects is a list of them."""
+  """Texts, numbers and lists of a row; a sequence of objects is a list of them.
+
+  Bytes that are no UTF-8 stay bytes: they may be of a column that nobody uses, and who asks for a
+  text there names the row.
+  """
   if isinstance(value, bytes):
-    return value.decode()
+    try:
+      return value.decode()
+    except UnicodeDecodeError:
+      return value
   if isinstance(value, dict):
     columns = {key: _plain(column) for key, column in value.items()}
     lengths = {len(column) if isinstance(column, list) else None for column in columns.values()}

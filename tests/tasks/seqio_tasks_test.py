@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from offpolicy_rl.tasks import catalog, prompts, verifiers
+from offpolicy_rl.tasks import catalog, prompts, rows, verifiers
 from offpolicy_rl.tasks import stream as streams
 from offpolicy_rl.tasks.rows import TaskError
 from tests.tasks.catalog_test import MIXTURE
@@ -48,6 +48,19 @@ def test_a_mixture_is_one_of_seqios_at_our_rates_and_with_our_problems(tiny_conf
   # Once more, and with other options: neither collides with the first.
   assert registered(task) == name
   assert registered(settings(tiny_config, size=60)) != name
+
+
+def test_what_is_played_in_an_environment_has_no_metric_of_completions(tiny_config):
+  """Its answer data are for the environment: a verifier could not read them."""
+  import seqio
+
+  mixture = '{"sums": {"rate": 1, "environment": "my:World"}, "chain_sum": 1}'
+  name = registered(settings(tiny_config, name="mixture", mixture=mixture))
+  played, judged = seqio.get_mixture_or_task(name).tasks
+  assert not played.metric_fns
+  problem = problems(judged.name, "heldout")[0]
+  [accuracy] = judged.predict_metric_fns
+  assert accuracy([problem.answer], [problem.demonstration]) == {"accuracy": 100}
 
 
 @pytest.mark.parametrize("name", ["sums", "spell_backward"])
@@ -154,13 +167,18 @@ def test_columns_of_tfds_become_what_json_would_have():
 
   chat = {"role": np.array([b"user"], object), "content": np.array([b"1+1?"], object)}
   row = {"a": b"x", "b": np.float32(0.5), "c": np.array([1, 2]), "d": chat, "e": {"f": np.int64(3)}}
+  row |= {"sound": b"\xff", "sounds": np.array([b"\xff", b"x"], object)}
   assert {key: tfds._plain(value) for key, value in row.items()} == {
     "a": "x",
     "b": 0.5,
     "c": [1, 2],
     "d": [{"role": "user", "content": "1+1?"}],
     "e": {"f": 3},
+    "sound": b"\xff",
+    "sounds": [b"\xff", "x"],
   }
+  with pytest.raises(rows.RowError, match=r"sound: got b'\\xff', expected a text"):
+    rows.text(rows.Values(row), "sound")
 
 
 def test_gsm8k_comes_from_what_tfds_prepared(tiny_config, prepared):
