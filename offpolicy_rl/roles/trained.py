@@ -13,10 +13,16 @@ from offpolicy_rl.tasks import tokenizer
 
 
 def model_files(config: ConfigDict, run_dir: pathlib.Path | None) -> types.ModelFiles | None:
-  """The small files of model.checkpoint, or of a run, which has none if its model was fresh."""
-  if run_dir is None:
-    return tokenizer.read_files(pathlib.Path(config.model.checkpoint))
-  return build.model_files(config, run_dir, resume=True)
+  """The small files of model.checkpoint, or a run's copies of them; None if its model was fresh.
+
+  Writes nothing: the run may be someone else's.
+  """
+  if not config.model.checkpoint:
+    return None
+  source = pathlib.Path(config.model.checkpoint)
+  if run_dir is not None and (run_dir / "model").is_dir():
+    source = run_dir / "model"
+  return tokenizer.read_files(source)
 
 
 def weights(

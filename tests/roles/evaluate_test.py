@@ -14,7 +14,7 @@ from offpolicy_rl.evaluation import estimates
 from offpolicy_rl.learner import checkpoint
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.model import families, policy, pretrained, sharding
-from offpolicy_rl.roles import build, build_learner, evaluate
+from offpolicy_rl.roles import build, build_learner, evaluate, trained
 from offpolicy_rl.tasks import catalog, tokenizer, verifiers
 from tests.rows import whole_rows
 from tests.tasks.tokenizer_test import Gguf
@@ -234,6 +234,16 @@ def test_a_failure_midway_leaves_nothing(run_dir, tmp_path, monkeypatch):
   monkeypatch.setattr(evaluate, "_answer", answers)
   assert main.main(["eval", f"--run_dir={run_dir}", f"--out={tmp_path}/out"]) == 1
   assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_into_the_directory_of_a_run(tiny_config, tmp_path, monkeypatch):
+  """It may be read-only, or that of a run that goes on."""
+  monkeypatch.setattr(tokenizer, "read_files", lambda folder: folder)
+  tiny_config.model.checkpoint = "/models/qwen"
+  assert trained.model_files(tiny_config, tmp_path) == pathlib.Path("/models/qwen")
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "model").mkdir()
+  assert trained.model_files(tiny_config, tmp_path) == tmp_path / "model"
 
 
 def test_texts_are_written_as_utf_8(tmp_path, monkeypatch):
