@@ -27,6 +27,15 @@ def test_the_quickest_heartbeat_tells_best():
   assert known.ahead is None
 
 
+def test_a_clock_that_is_set_is_noticed_at_once():
+  known = clock.LearnerClock()
+  known.note(10.0, 10.001, told=110.0005)
+  known.note(20.0, 20.5, told=3720.25)  # slower than before, but no delay explains an hour
+  assert known.ahead == pytest.approx(3700.0)
+  known.note(30.0, 30.001, told=130.0005)
+  assert known.ahead == pytest.approx(100.0)
+
+
 def test_marks_reach_the_learner_by_its_clock_once_a_heartbeat_has_told_it():
   learner = learners.Learner()
   try:
