@@ -48,6 +48,7 @@ class Study:
   tuning_seeds: tuple[int, ...] = (1001,)
   seeds: tuple[int, ...] = tuple(range(8))  # nobody tunes on these
   secondary_seeds: tuple[int, ...] = tuple(range(4))  # those at other lags than the primary one
+  widest: float = 5.0  # factor between the best point and its neighbours, at most; see the plan
   pilot_seeds: tuple[int, ...] = (1001, 1002)
   pilot_rate: float = 3e-4
   points: int = 20  # of a curve, besides the beginning
@@ -120,27 +121,26 @@ def points(rows: Sequence[Row], entry: Entry, lag: int, study: Study) -> list[Po
   """
   tried = [(value, rate) for value in entry.values for rate in study.learning_rates]
   while scores := _scores(rows, entry, TUNED_AT[lag], tried, study):
-    more = _neighbours(max(scores, key=lambda point: scores[point]), tried)
+    more = _neighbours(max(scores, key=lambda point: scores[point]), tried, study.widest)
     if not (new := [point for point in more if point not in tried]):
       break
     tried += new
   return tried
 
 
-def _neighbours(best: Point, tried: Sequence[Point]) -> list[Point]:
-  """The points beside one; beyond the edge of what was tried, the next on a logarithmic scale."""
+def _neighbours(best: Point, tried: Sequence[Point], widest: float) -> list[Point]:
+  """The points beside one; where none was tried or it is too far, the next of 1, 3, 10, 30 ..."""
   value, rate = best
-  rates = _beside(rate, {other for _, other in tried})
+  rates = _beside(rate, {other for _, other in tried}, widest)
   values = {other for other, _ in tried if other is not None}
-  own = _beside(value, values) if value is not None else ()
+  own = _beside(value, values, widest) if value is not None else ()
   return [(value, other) for other in rates] + [(other, rate) for other in own]
 
 
-def _beside(x: float, known: set[float]) -> tuple[float, float]:
-  """The next lower and the next higher: known ones, else of 1, 3, 10, 30 ..."""
+def _beside(x: float, known: set[float], widest: float) -> tuple[float, float]:
   grid = lambda step: float(f"{10 ** ((round(2 * math.log10(x)) + step) / 2):.1g}")
-  lower, higher = ([y for y in known if y < x], [y for y in known if y > x])
-  return (max(lower) if lower else grid(-1), min(higher) if higher else grid(1))
+  lower = max((y for y in known if x / widest <= y < x), default=grid(-1))
+  return lower, min((y for y in known if x < y <= x * widest), default=grid(1))
 
 
 def tuning_jobs(rows: Sequence[Row], entries: Sequence[Entry], study: Study) -> list[Job]:

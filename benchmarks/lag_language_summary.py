@@ -3,6 +3,7 @@
 The decision is that of results/lag_language_plan.md, by the numbers alone.
 """
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -17,8 +18,9 @@ from offpolicy_rl.observe.plots import mean_and_half_width
 
 CLAIMED = "shift"  # the entry whose primary differences decide the claim
 FACTORS = (1, OFF_RATE)
+_FINER = "With beta in finer steps"  # the second comparison of the plan
 SETTINGS = ((0, 1), (16, 1), (PRIMARY_LAG, 1), (PRIMARY_LAG, OFF_RATE), (256, 1))
-FINAL, RUN_MEAN = "final pass@1", "pass@1, mean over the run"
+FINAL, RUN_MEAN = "final pass@1", "mean pass@1 over the run"
 PRIMARY: dict[str, Callable[[Row], float]] = {
   FINAL: lambda row: row["final"]["pass@1"],
   RUN_MEAN: lag_language.score,
@@ -34,6 +36,10 @@ SECONDARY: dict[str, Callable[[Row], float]] = {
   "effective sample size of the training batches, share, mean over the run": (
     lambda row: float(np.mean(row["curve"]["ess"]))
   ),
+}
+_AGAINST_LAG = {  # picture -> its panels
+  "scores": PRIMARY,
+  "entropy": {title: value for title, value in SECONDARY.items() if title.startswith("entropy")},
 }
 Setting = tuple[int, int]  # (lag, factor of the tuned learning rate)
 
@@ -101,8 +107,8 @@ def decision(of_factor: dict[int, dict[tuple[str, str], paired.Difference]]) -> 
   signs = {key: _sign(case) for key, case in cases.items() if case}
   if len(signs) < len(cases):
     return "Not decided: runs of the primary outcome are missing."
-  named = lambda sign: ", ".join(f"{o} at {f} x" for (f, o), s in signs.items() if s == sign)
-  below = f" Below it: {named(-1)} the tuned rate." if named(-1) else ""
+  named = lambda sign: " and ".join(f"{o} at {f} x" for (f, o), s in signs.items() if s == sign)
+  below = f" Below it: in {named(-1)} the tuned rate." if named(-1) else ""
   if not named(1):
     return f"Refuted: above the best ratio objective in no primary outcome.{below}"
   held = "Held" if all(signs[1, outcome] > 0 for outcome in PRIMARY) else "Held in part"
@@ -117,9 +123,11 @@ def _sign(case: paired.Difference) -> int:
 
 
 def page(rows: Sequence[Row], study: Study, name: str) -> str:
-  """Markdown: the decision, primary and secondary outcomes, what tuning chose."""
-  found, base = reports(rows, study), best_ratio(rows, study)
-  of_factor = {f: primary(found, base, f) for f in FACTORS} if base else {}
+  """Markdown: the decisions, primary and secondary outcomes, what tuning chose."""
+  planned = dataclasses.replace(study, widest=math.inf)
+  studies = {"As planned": planned} | ({_FINER: study} if is_complete(rows, study) else {})
+  shown = list(studies.values())[-1]
+  found = reports(rows, shown)
   hours = sum(row["seconds"] for row in rows) / 3600
   machines = ", ".join(sorted({row["machine"] for row in rows})) or "none"
   parts = [
@@ -127,18 +135,37 @@ def page(rows: Sequence[Row], study: Study, name: str) -> str:
     f"Made by `python -m benchmarks.lag_language --summary` from {len(rows)} runs of {study.steps} "
     f"updates, {hours:.1f} hours of single cores ({machines}). Decided as the "
     f"[plan]({name}_plan.md) said before the runs. Mean over seeds ± half of the 95 % interval.",
-    *([f"![scores]({name}_scores.png)\n\n![entropy]({name}_entropy.png)"] if found else []),
-    f"## Does `{CLAIMED}` beat the best ratio objective at lag {PRIMARY_LAG}?",
-    decision(of_factor),
+    *(f"![{kind}]({name}_{kind}.png)" for kind in _pictures(found)),
   ]
-  for factor, family in of_factor.items():
-    if family:
-      parts += [f"Minus `{base}`, at {factor} x the tuned learning rate, {_seeds(found, factor)}:"]
-      parts += [differences(family)]
+  for title, of_title in studies.items():
+    parts += [f"## Does `{CLAIMED}` beat the best ratio objective at lag {PRIMARY_LAG}? {title}"]
+    parts += verdict(rows, of_title)
   for title, value in {**PRIMARY, **SECONDARY}.items():
     parts += [f"## {title[0].upper()}{title[1:]}", table(found, value)]
   parts += ["## What tuning chose", chosen(found), "## Tuning scores", tuning(rows, study)]
   return "\n\n".join(parts) + "\n"
+
+
+def is_complete(rows: Sequence[Row], study: Study) -> bool:
+  """Whether every run of the primary outcome is there."""
+  found, wanted = reports(rows, study), {(PRIMARY_LAG, factor) for factor in FACTORS}
+  return len(found) == len(lag_language.ENTRIES) and all(
+    setting in of_label and of_label[setting].rows.keys() >= set(study.seeds)
+    for of_label in found.values()
+    for setting in wanted
+  )
+
+
+def verdict(rows: Sequence[Row], study: Study) -> list[str]:
+  """Paragraphs: the decision, and the differences behind it."""
+  found, base = reports(rows, study), best_ratio(rows, study)
+  of_factor = {f: primary(found, base, f) for f in FACTORS} if base else {}
+  parts = [decision(of_factor)]
+  for factor, family in of_factor.items():
+    if family:
+      parts += [f"Minus `{base}`, at {factor} x the tuned learning rate, {_seeds(found, factor)}:"]
+      parts += [differences(family)]
+  return parts
 
 
 def _seeds(found: Reports, factor: int) -> str:
@@ -223,6 +250,41 @@ def tuning(rows: Sequence[Row], study: Study) -> str:
 # ---------------------------------------------------------------- the pictures
 
 
+def _pictures(found: Reports) -> tuple[str, ...]:
+  """Names of those that there are runs for."""
+  lags = {lag for of_label in found.values() for lag, factor in of_label if factor == 1}
+  return (*(("curves",) if PRIMARY_LAG in lags else ()), *(_AGAINST_LAG if len(lags) > 1 else ()))
+
+
+def curves(found: Reports, path: pathlib.Path) -> None:
+  """Held-out pass@1 over the run at the primary lag: means over seeds and their intervals.
+
+  Rows: objectives with and without ratios; columns: factors of the tuned rate.
+  """
+  figure, axes = plots.panels(2, len(FACTORS), (9.0, 6.5), sharex=True, sharey=True)
+  for number, entry in enumerate(e for e in lag_language.ENTRIES if e.label in found):
+    row = axes[0 if entry.has_ratio else 1]
+    for axis, factor in zip(row, FACTORS, strict=True):
+      report = found[entry.label].get((PRIMARY_LAG, factor))
+      if not report:
+        continue
+      lines = [of_seed["curve"] for of_seed in report.rows.values()]
+      points = [mean_and_half_width(x) for x in zip(*(c["pass@1"] for c in lines), strict=True)]
+      (mean, half), steps = np.array(points).T, lines[0]["step"]
+      color = plots.COLORS[number % len(plots.COLORS)]
+      axis.plot(steps, mean, color=color, lw=1.5, label=entry.label)
+      axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.12, lw=0)
+  for axis, factor in zip(axes[0], FACTORS, strict=True):
+    rate = "the tuned rate" if factor == 1 else f"{factor} x the tuned rate"
+    axis.set_title(f"lag {PRIMARY_LAG}, {rate}", fontsize=10)
+  for row, title in zip(axes, ("with ratios", "without ratios"), strict=True):
+    row[0].set_ylabel(f"held-out pass@1, {title}", fontsize=9)
+    row[0].legend(fontsize=8, frameon=False, loc="lower left")
+  for axis in axes[-1]:
+    axis.set_xlabel("update")
+  plots.save(figure, path)
+
+
 def against_lag(
   found: Reports, shown: dict[str, Callable[[Row], float]], path: pathlib.Path
 ) -> None:
@@ -249,11 +311,11 @@ def finite(report: Report | None, value: Callable[[Row], float]) -> list[float]:
 
 
 def write(rows: Sequence[Row], study: Study, stem: pathlib.Path) -> None:
-  """STEM.md, and STEM_scores.png and STEM_entropy.png once there are reports."""
-  found, name = reports(rows, study), stem.name
-  stem.with_suffix(".md").write_text(page(rows, study, name))
-  if found:
-    against_lag(found, PRIMARY, stem.with_name(f"{name}_scores.png"))
-    entropies = {title: value for title, value in SECONDARY.items() if title.startswith("entropy")}
-    against_lag(found, entropies, stem.with_name(f"{name}_entropy.png"))
+  """STEM.md, and the pictures STEM_kind.png that there are runs for."""
+  planned, name = dataclasses.replace(study, widest=math.inf), stem.name
+  found = reports(rows, study if is_complete(rows, study) else planned)
+  stem.with_suffix(".md").write_text(page(rows, study, name), encoding="utf-8")
+  for kind in _pictures(found):
+    path = stem.with_name(f"{name}_{kind}.png")
+    curves(found, path) if kind == "curves" else against_lag(found, _AGAINST_LAG[kind], path)
   print(f"results: {stem}.md")

@@ -1,5 +1,6 @@
 """The study of lag on a language model: task, tuning, rows, decision, and one run end to end."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -13,7 +14,9 @@ from benchmarks import lag_language, lag_language_entries, language_task, paired
 from benchmarks import lag_language_summary as summary
 from benchmarks.lag_language import BY_LABEL, Job, WarmStart
 
-STUDY = lag_language.Study(tuning_seeds=(1001,), seeds=(0, 1, 2), secondary_seeds=(0, 1))
+STUDY = lag_language.Study(
+  tuning_seeds=(1001,), seeds=(0, 1, 2), secondary_seeds=(0, 1), widest=math.inf
+)
 TINY = lag_language.Study(
   steps=4, warm_steps=2, points=2, problems=2, final_completions=2, learning_rates=(1e-3,)
 )
@@ -110,10 +113,10 @@ def test_presets_take_the_keys_of_every_point():
   assert len(made) == len(every) == 51
 
 
-def tuned_rows(entries, score_of) -> list[dict]:
+def tuned_rows(entries, score_of, study=STUDY) -> list[dict]:
   """Rows of the whole tuning, given the score of a job."""
   rows: list[dict] = []
-  while left := lag_language.missing(lag_language.tuning_jobs(rows, entries, STUDY), rows):
+  while left := lag_language.missing(lag_language.tuning_jobs(rows, entries, study), rows):
     rows += [row(job, score_of(job)) for job in left]
   return rows
 
@@ -158,6 +161,29 @@ def test_tuning_goes_on_until_the_best_point_has_all_its_neighbours():
   assert len(rows) < 60
   grpo = tuned_rows([BY_LABEL["grpo"]], lambda job: 1 / job.rate**0.01 if job.rate > 5e-6 else 0)
   assert sorted({r["rate"] for r in grpo}) == [3e-6, 1e-5, 3e-5, 1e-4, 3e-4]
+
+
+def test_neighbours_are_near_in_the_second_comparison():
+  """The best point is at 0.03; 0.1 lies between it and the grid's 0.3."""
+  entry, finer = BY_LABEL["mean"], dataclasses.replace(STUDY, widest=5.0)
+  score_of = lambda job: (
+    1 - 0.1 * abs(np.log(job.value / 0.03)) - 0.1 * abs(np.log(job.rate / 1e-4))
+  )
+  tried = {}
+  for study in (STUDY, finer):
+    rows = tuned_rows([entry], score_of, study)
+    assert lag_language.chosen(rows, entry, 64, study) == (0.03, 1e-4)
+    tried[study.widest] = {row["value"] for row in rows}
+  assert tried == {math.inf: {0.01, 0.03, 0.3}, 5.0: {0.01, 0.03, 0.1, 0.3}}
+  assert lag_language.chosen(tuned_rows([entry], score_of), entry, 64, finer) is None
+  for label in ("grpo_wide", "cispo", "m2po", "centering"):
+    entry = BY_LABEL[label]
+    for value in entry.values:
+      score_of = lambda job, value=value: 1.0 * (job.value == value)
+      jobs = [
+        {lag_language.job_of(r) for r in tuned_rows([entry], score_of, s)} for s in (STUDY, finer)
+      ]
+      assert jobs[0] == jobs[1]
 
 
 def test_a_job_waits_for_the_warm_start_of_its_seed():
@@ -228,6 +254,27 @@ def test_the_verdict_follows_from_the_rows(finals, verdict):
   assert "Not decided" in summary.page(missing, STUDY, "x")
 
 
+def test_the_second_comparison_is_shown_once_it_is_complete():
+  """All entries; a beta of 0.1 is best, which the first comparison does not try."""
+  entries, finer = lag_language.ENTRIES, dataclasses.replace(STUDY, widest=5.0)
+  score_of = lambda job: 0.5 - 0.1 * abs(np.log((job.value or 1) / 0.1))
+  rows = tuned_rows(entries, score_of)
+  rows += [row(job, 0.5, 0.5) for job in lag_language.report_jobs(rows, entries, STUDY)]
+  assert not summary.is_complete(rows, finer)
+  assert summary.page(rows, finer, "x").count("## Does `shift` beat") == 1
+  while left := lag_language.missing(lag_language.tuning_jobs(rows, entries, finer), rows):
+    rows += [row(job, score_of(job)) for job in left]
+  made = lag_language.missing(lag_language.report_jobs(rows, entries, finer), rows)
+  assert {job.entry for job in made} == {"copg", "oapl", "mean", "shift"}
+  rows += [row(job, 0.9 + 0.01 * job.seed, 0.9 + 0.01 * job.seed) for job in made]
+  assert summary.is_complete(rows, finer)
+  assert not summary.is_complete(rows[:-1] if rows[-1]["lag"] == 64 else rows[:-40], finer)
+  page = summary.page(rows, finer, "x")
+  planned, second = page.split("## Does `shift` beat")[1:]
+  assert "As planned" in planned and "Refuted" in planned
+  assert "finer steps" in second and "Held:" in second and "| `shift` | 0.1, " in second
+
+
 def test_the_page_has_every_part():
   page = summary.page(study_rows({("shift", 1): 0.6}), STUDY, "lag")
   assert page.count("paired over 3 seeds") == 2  # of the primary lag, not of the others
@@ -242,7 +289,9 @@ def test_page_and_pictures_are_written(tmp_path, capsys):
   pytest.importorskip("matplotlib")
   summary.write(study_rows({}), STUDY, tmp_path / "lag")
   assert "Refuted" in (tmp_path / "lag.md").read_text()
-  assert all((tmp_path / f"lag_{kind}.png").stat().st_size > 5000 for kind in ("scores", "entropy"))
+  assert all(
+    (tmp_path / f"lag_{kind}.png").stat().st_size > 5000 for kind in ("curves", "scores", "entropy")
+  )
   assert "lag.md" in capsys.readouterr().out
 
 
