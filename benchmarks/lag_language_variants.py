@@ -79,7 +79,8 @@ def page(rows: Sequence[Row]) -> str:
       if of_entry:
         cells = zip(*map(_values, of_entry), strict=True)
         lines.append(f"| {entry.label} | {' | '.join(map(_cell, cells))} |")
-    parts += [f"## Learning rate {rate:g}", "\n".join(lines)]
+    if any(row["rate"] == rate for row in rows):
+      parts += [f"## Learning rate {rate:g}", "\n".join(lines)]
   return "\n\n".join(parts) + "\n"
 
 
