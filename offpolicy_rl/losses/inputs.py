@@ -8,7 +8,8 @@ import jax
 class LossInputs(NamedTuple):
   """N completions of M tokens; groups may have any size, completions may be empty.
 
-  Log-probabilities are natural logarithms; values outside the loss mask are ignored.
+  Log-probabilities, in fields whose names end in `_logprobs` and in no others, are natural
+  logarithms; values outside the loss mask are ignored.
   """
 
   policy_logprobs: jax.Array  # float [N, M], differentiated

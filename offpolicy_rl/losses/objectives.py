@@ -186,6 +186,6 @@ def _token_weights(choices: Choices, arrays: dict[str, Any]) -> jax.Array | floa
 
 
 def _bounded(inputs: LossInputs) -> LossInputs:
-  given = {name: x for name, x in inputs._asdict().items() if x is not None}
-  logprobs = {name: x for name, x in given.items() if name.endswith("_logprobs")}
-  return inputs._replace(**{name: ratios.bounded(x) for name, x in logprobs.items()})
+  """The inputs with all log-probabilities clamped."""
+  logprobs = {name: x for name, x in inputs._asdict().items() if name.endswith("_logprobs")}
+  return inputs._replace(**{n: ratios.bounded(x) for n, x in logprobs.items() if x is not None})

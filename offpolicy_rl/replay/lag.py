@@ -49,7 +49,8 @@ class LagControl:
     return self.versions_for(step)[0] <= newest
 
   def oldest_needed(self, step: int) -> int:
-    """Oldest version that tickets for `step` or a later step can ask for."""
-    if self.recorded is not None:
-      return self.recorded.oldest[step]
-    return self.versions_for(step)[1] if self.mode == ASYNC else self.versions_for(step)[0]
+    """Oldest version that will be pulled for `step` or a later one, now that version `step` exists.
+
+    Samplers pull the newest version that a ticket allows, which never falls except in a replay.
+    """
+    return self.recorded.oldest[step] if self.recorded is not None else self.versions_for(step)[1]

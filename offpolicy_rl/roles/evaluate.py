@@ -56,10 +56,8 @@ def run(
   examples = examples[:problems]
   step, params = trained.weights(config, policy, run_dir)
   started = time.perf_counter()
-  greedy: list[str] = []
   with files_lib.new_directory(out) as folder:
-    rows = _noted(_answer(config, policy, params, examples, console), greedy)
-    rows = _write(folder / "problems.jsonl", rows)
+    rows = _write(folder / "problems.jsonl", _answer(config, policy, params, examples, console))
     seconds, verdicts = time.perf_counter() - started, list(map(_verdicts, rows))
     result = {
       "weights": str(run_dir or config.model.checkpoint),
@@ -70,7 +68,7 @@ def run(
       "problems": len(examples),
       **_estimates(examples, verdicts, ks, config.seed),
       **_totals(rows),
-      "metrics": _metrics(examples, greedy),
+      "metrics": _metrics(examples, [row["greedy"]["text"] for row in rows]),
     }
     (folder / "eval.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
   _show(console, result, seconds=seconds, out=out)
@@ -109,27 +107,15 @@ def _metrics(examples: list, greedy: list[str]) -> dict[str, dict[str, float]]:
   return seqio_reader.metrics(answered)
 
 
-def _noted(rows: Iterator[dict], greedy: list[str]) -> Iterator[dict]:
-  for row in rows:
-    greedy.append(row["greedy"]["text"])
-    yield row
-
-
 def _write(path: pathlib.Path, rows: Iterator[dict]) -> list[dict]:
-  """Writes each row; returns the rows without texts, to save memory."""
+  """Writes each row; returns what the estimates read of them, to save memory."""
   kept = []
   with path.open("w", encoding="utf-8") as file:
     for row in rows:
       file.write(json.dumps(row, ensure_ascii=False) + "\n")
-      kept.append(_without_texts(row))
+      without_text = [{k: v for k, v in x.items() if k != "text"} for x in row["samples"]]
+      kept.append({k: row[k] for k in ("greedy", "verifier_failures")} | {"samples": without_text})
   return kept
-
-
-def _without_texts(row: dict) -> dict:
-  without = lambda completion: {k: v for k, v in completion.items() if k != "text"}
-  samples = [without(sample) for sample in row["samples"]]
-  failures = row["verifier_failures"]
-  return {"greedy": without(row["greedy"]), "samples": samples, "verifier_failures": failures}
 
 
 def _examples(config, policy: build.Policy, split: str):
@@ -197,6 +183,7 @@ def _completion(words, trajectory: types.Trajectory, judged: str | None) -> dict
 
 
 def _verdicts(row: dict) -> estimates.Verdicts:
+  """The rewards are verdicts: they are shaped in training only."""
   return estimates.Verdicts(
     greedy=row["greedy"]["reward"] == 1.0,
     correct=[sample["reward"] == 1.0 for sample in row["samples"]],

@@ -62,6 +62,7 @@ class Engine:
     self._tables = np.zeros((sizes.slots, sizes.row_pages), np.int32)
     self._pages = list(range(sizes.pages - 1, 0, -1))  # free ones
     self._tickets: collections.deque[types.Ticket] = collections.deque()
+    # From a ticket on: filling, ready, running; after a turn waiting, answered, resuming, ready.
     self._filling: list[Group] = []  # prompts that are being prefilled
     self._ready: collections.deque[Completion] = collections.deque()
     self._running: dict[int, Completion] = {}  # by slot, in the order in which they started
@@ -79,7 +80,7 @@ class Engine:
   def room(self) -> int:
     """Completions that would get a slot at once if their prompts were prefilled."""
     tickets = [*self._tickets, *(group.ticket for group in self._filling)]
-    return self._wanted() - sum(ticket.num_completions for ticket in tickets)
+    return self._to_begin() - sum(ticket.num_completions for ticket in tickets)
 
   @property
   def room_soon(self) -> int:
@@ -227,7 +228,7 @@ class Engine:
       for completion in (x for x in alike if not x.missing):
         self._resuming.remove(completion)
         _queue(completion, self._ready)
-    while self._wanted() > 0:
+    while self._to_begin() > 0:
       self._begin()
       if not self._filling:
         return
@@ -273,11 +274,11 @@ class Engine:
   def refresh(self, params: dict) -> None:
     """Recomputes the keys and values of everything in progress with other parameters."""
     sampled, rows = jax.device_get(self._slots.tokens), []
-    slots = {id(completion): slot for slot, completion in self._running.items()}
+    slots = {completion: slot for slot, completion in self._running.items()}
     for completion in self._completions():
       tokens = completion.tokens[: completion.cached]
-      if id(completion) in slots:
-        now = sampled[slots[id(completion)], : len(completion.versions)]
+      if completion in slots:
+        now = sampled[slots[completion], : len(completion.versions)]
         tokens = np.concatenate([completion.tokens, now])[:-1]
       begin = completion.group.shared(self._sizes.page_tokens) * self._sizes.page_tokens
       if completion.pages:
@@ -288,18 +289,15 @@ class Engine:
       for pieces in (*prefilling.batches(prompts, shape), *prefilling.batches(rows, shape)):
         self._write(params, pieces, shape)
 
-  def _wanted(self) -> int:
-    """Completions to begin: slots for which none is ready, as far as waiting ones leave room."""
-    slots = self._sizes.slots - len(self._running) - len(self._ready)
-    if self._episodes is None:
-      return slots
+  def _to_begin(self) -> int:
+    """Completions that may begin: those that wait need no slot, but all together have a limit."""
     begun = sum(1 for _ in self._completions())
-    return min(slots - len(self._answered) - len(self._resuming), self._sizes.most - begun)
+    return min(self._sizes.slots + len(self._waiting), self._sizes.most) - begun
 
   def _resume(self) -> None:
     """Lets the prefilling of replies begin, as far as there are pages."""
     sizes = self._sizes
-    while self._answered and self._has_pages(self._answered[0], self._spare()):
+    while self._answered and self._fits(self._answered[0], self._spare()):
       completion = self._answered.popleft()
       if not completion.pages:  # its first turn: what no shared page holds is computed again
         completion.cached = completion.group.shared(sizes.page_tokens) * sizes.page_tokens
@@ -311,7 +309,7 @@ class Engine:
     """Lets the prefilling of prompts begin, as far as there are pages."""
     sizes, rows = self._sizes, self._sizes.prompt_shape.rows
     coming = sum(group.ticket.num_completions for group in self._filling)
-    while self._tickets and len(self._filling) < rows and coming < self._wanted():
+    while self._tickets and len(self._filling) < rows and coming < self._to_begin():
       needed = math.ceil((self._tickets[0].prompt_tokens.size - 1) / sizes.page_tokens)
       # Leaves enough for the completion that started first, so that one always goes on.
       if self._spare() < needed + sizes.row_pages:
@@ -327,33 +325,33 @@ class Engine:
   def _take(self, number: int) -> list[int]:
     return [self._pages.pop() for _ in range(number)]
 
-  def _has_pages(self, completion: Completion, spare: int) -> bool:
-    """Whether there are pages to start with; for an episode, those of all its turns to come."""
-    needed = 1 if self._episodes is None else self._most_pages(completion)
-    return bool(completion.pages) or spare >= needed
+  def _set_aside(self, completion: Completion) -> int:
+    """Pages that are kept for a completion from its first one on."""
+    if self._episodes is None:
+      return 1  # when no more are free, `_reserve` lets it start over
+    # An episode can't start over, so all that it can need.
+    return self._sizes.row_pages - completion.group.shared(self._sizes.page_tokens)
 
   def _spare(self) -> int:
-    """Free pages besides those set aside for the turns to come of episodes that have begun."""
-    if self._episodes is None:
-      return len(self._pages)
-    begun = [completion for completion in self._completions() if completion.pages]
-    owed = sum(self._most_pages(completion) - len(completion.pages) for completion in begun)
+    """Free pages that are not set aside."""
+    holders = (completion for completion in self._completions() if completion.pages)
+    owed = sum(max(0, self._set_aside(holder) - len(holder.pages)) for holder in holders)
     return len(self._pages) - owed
 
-  def _most_pages(self, completion: Completion) -> int:
-    return self._sizes.row_pages - completion.group.shared(self._sizes.page_tokens)
+  def _fits(self, completion: Completion, spare: int) -> bool:
+    return bool(completion.pages) or spare >= self._set_aside(completion)
 
   def _start(self) -> None:
     sizes, now = self._sizes, time.monotonic()
     free = [slot for slot in reversed(range(sizes.slots)) if slot not in self._running]
     starts, spare = generation.no_starts(sizes.slots), self._spare()
-    while free and self._ready and self._has_pages(self._ready[0], spare):
+    while free and self._ready and self._fits(self._ready[0], spare):
       slot, completion = free.pop(), self._ready.popleft()
       completion.spend("queue")
       group = completion.group
       if not completion.pages:
         completion.pages = self._take(1)
-        spare -= 1 if self._episodes is None else self._most_pages(completion)
+        spare -= self._set_aside(completion)
         for partial in group.pages[group.shared(sizes.page_tokens) :]:  # one that is not full
           starts.page_from[slot], starts.page_to[slot] = partial, completion.pages[0]
       table = self._table(completion)

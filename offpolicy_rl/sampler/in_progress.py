@@ -36,7 +36,12 @@ class Group:
 
 @dataclasses.dataclass(eq=False)
 class Completion:
-  """One of a group; of an episode, with the turns so far."""
+  """One of a group; of an episode, with the turns so far.
+
+  Tokens are counted in two ways. `rewinds`, `earlier` and `dropped` count all those behind the
+  prompt (`spans`, then this turn). `cached`, `size` and `missing` count those of the context: the
+  prompt, and what was not dropped, in the order in which the cache has them.
+  """
 
   group: Group
   index: int  # in its group

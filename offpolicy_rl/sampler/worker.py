@@ -150,14 +150,15 @@ class _Worker:
     Between groups, running completions finish first. In flight, they continue with the new weights
     if their tickets allow it.
     """
-    new_weights = self._take_weights()
+    just_pulled = self._take_weights()
     tickets = self._waiting + (list(self._active.values()) if self._in_flight else [])
     if self._pulling or not tickets:
       return
     low = max(ticket.min_version for ticket in tickets)
     high = min(ticket.max_version for ticket in tickets)
     fits = low <= self._version <= high and self._session == self._learner.session
-    newest = new_weights or self._version >= min(high, self._learner.newest_version)
+    # Versions may come faster than pulls: one pull is enough to begin.
+    newest = just_pulled or self._version >= min(high, self._learner.newest_version)
     if fits and newest:
       self._engine.add(self._waiting)
       now = time.monotonic()
@@ -168,11 +169,12 @@ class _Worker:
       self._pulling = self._pool.submit(self._pull, low, high)
 
   def _take_weights(self) -> bool:
+    """Goes on with the weights of a pull that has ended; returns whether one has."""
     if not (self._pulling and self._pulling.done()):
       return False
     pulled, self._pulling = self._pulling.result(), None
     if pulled is None:
-      self._waiting = []  # other samplers have answered them
+      self._waiting = []  # no version for them is left: other samplers have answered them
       return True
     self._session, (self._version, self._params) = pulled
     if self._active and self._refresh_cache:

@@ -27,9 +27,19 @@ def before(tokens: Sequence[int], parts: Sequence[str], decode: Read, decode_spe
   at = first(decode_special(tokens), parts)
   if at is None:
     return plain
-  length = lambda count: len(decode_special(tokens[:count]))
-  # A character in bytes may be longer before its last one has come: a sign for each.
-  complete = lambda count: min(map(length, range(count, min(count + 4, len(tokens) + 1))))
-  count = bisect.bisect_right(range(1, len(tokens) + 1), at, key=complete)  # tokens before the part
-  text, more = decode(tokens[:count]), decode(tokens[: count + 1])
-  return text + more[len(text) :][: at - length(count)]  # it may begin within a token
+  # Some of the letters before `at` are names, so it is no place in `plain`: count tokens instead.
+  count = _tokens_within(at, tokens, decode_special)
+  text, with_next = decode(tokens[:count]), decode(tokens[: count + 1])
+  of_next = at - len(decode_special(tokens[:count]))  # letters of the next token before the part
+  return text + with_next[len(text) :][:of_next]
+
+
+def _tokens_within(length: int, tokens: Sequence[int], decode: Read) -> int:
+  """Number of tokens whose text is not longer than `length`, characters in bytes complete."""
+
+  def complete(count: int) -> int:
+    # A character of up to four tokens may be shown as several until the last of these has come.
+    counts = range(count, min(count + 4, len(tokens) + 1))
+    return min(len(decode(tokens[:end])) for end in counts)
+
+  return bisect.bisect_right(range(1, len(tokens) + 1), length, key=complete)

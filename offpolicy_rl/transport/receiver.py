@@ -131,9 +131,7 @@ class Receiver:
       raise codec.WireError("weights: the stream does not begin with a header")
     header = first.header
     if header.already_held:
-      expected = f"version {self._version}" if self._tensors else "a stream: nothing is held"
-      if header.version != self._version or not self._tensors:
-        _refuse("weights.already_held", f"version {header.version}", expected)
+      self._check_held(header.version)
       return header.version, None
     assembly = self._begin(header, first.offset)
     for chunk in chunks:
@@ -143,6 +141,11 @@ class Receiver:
     self._version, self._sha256 = header.version, header.sha256
     self._assembly = None
     return header.version, dict(self._tensors)
+
+  def _check_held(self, version: int) -> None:
+    held = f"version {self._version}" if self._tensors else "a stream: nothing is held"
+    if not self._tensors or version != self._version:
+      _refuse("weights.already_held", f"version {version}", held)
 
   def _begin(self, header: pb.WeightsHeader, offset: int) -> _Assembly:
     assembly = self._assembly
