@@ -59,7 +59,7 @@ class Run:
     self._limits = build.limits(config, group_size=group_size)
     self._tickets = admission.Tickets(
       stream.make_stream(self.prompts.train, config.seed),
-      build.lag_control(config),
+      build_learner.lag_control(config),
       prompts_per_step=config.learner.prompts_per_step,
       group_size=group_size,
       temperature=config.sampler.temperature,

@@ -1,4 +1,4 @@
-"""Builds models, engines and stores from a configuration."""
+"""Builds what several roles use from a configuration: policies, engines and their scoring."""
 
 import contextlib
 import dataclasses
@@ -7,8 +7,7 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Mapping
 
 import jax
 from ml_collections import ConfigDict
@@ -18,16 +17,7 @@ from offpolicy_rl import files as files_lib
 from offpolicy_rl import types
 from offpolicy_rl.environments import environment, episodes, processes, tools
 from offpolicy_rl.model import decoder, families, lora, names, pretrained, sharding
-from offpolicy_rl.replay import (
-  admission,
-  dynamic_sampling,
-  lag,
-  ledger,
-  packing,
-  schedule,
-  store,
-  unanswerable,
-)
+from offpolicy_rl.replay import lag, packing
 from offpolicy_rl.sampler import engine, sampling, sizing, stopping, worker
 from offpolicy_rl.tasks import (
   catalog,
@@ -35,16 +25,13 @@ from offpolicy_rl.tasks import (
   judge,
   scoring,
   shaping,
-  stream,
   thoughts,
   tokenizer,
   turns,
   vocabulary,
 )
-from offpolicy_rl.transport import weights
 
 _NO_ARCHITECTURE = ("checkpoint", "lora_rank", "lora_alpha", "lora_targets")
-_MAX_REFILLS = "learner.max_refills"
 Score = Callable[[list[types.Ticket], list[list[types.Trajectory]]], list[types.Group]]
 Words = vocabulary.Vocabulary | tokenizer.Tokenizer
 
@@ -181,36 +168,6 @@ def model_files(
   return tokenizer.read_files(kept)
 
 
-def lag_control(config: ConfigDict) -> lag.LagControl:
-  """Makes the lag control; reads the recorded schedule of a replay."""
-  recorded = None
-  if config.lag.mode == lag.REPLAY:
-    recorded = schedule.read(pathlib.Path(config.lag.schedule))
-    if len(recorded.versions) < config.learner.steps:
-      raise schedule.ScheduleError(
-        f"learner.steps: got {config.learner.steps}, but {config.lag.schedule} recorded only "
-        f"{len(recorded.versions)}"
-      )
-    if {len(row) for row in recorded.versions} - {config.learner.prompts_per_step}:
-      raise schedule.ScheduleError(
-        f"learner.prompts_per_step: got {config.learner.prompts_per_step}, but "
-        f"{config.lag.schedule} recorded {len(recorded.versions[0])} groups per step"
-      )
-    refills = config_lib.flatten(config_lib.from_json(recorded.config_json)).get(_MAX_REFILLS)
-    if refills != config.learner.max_refills:  # spare prompts are numbered by it
-      raise schedule.ScheduleError(
-        f"{_MAX_REFILLS}: got {config.learner.max_refills}, but {config.lag.schedule} recorded "
-        f"{refills}"
-      )
-    most = max((attempt for row in recorded.attempts for attempt in row), default=0)
-    if most > config.learner.max_refills + admission.SPARES:
-      raise schedule.ScheduleError(
-        f"--replay: {config.lag.schedule}: got {most} attempts, expected at most "
-        f"{config.learner.max_refills + admission.SPARES}: {_MAX_REFILLS} and the spare prompts"
-      )
-  return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded)
-
-
 def engine_sizes(config: ConfigDict, *, group_size: int, max_prompt_tokens: int) -> sizing.Sizes:
   """Sizes of a generation engine; arguments as for `engine_of`."""
   sampler = config.sampler
@@ -330,16 +287,6 @@ def sampler_meshes(config: ConfigDict) -> list[jax.sharding.Mesh]:
   return [sharding.make_mesh(tensor=size, devices=part) for part in parts]
 
 
-def make_store(config: ConfigDict, weights_dir: str | None, session: str) -> weights.Store:
-  """Makes the store of published weights; `weights_dir`: a directory, None = they are streamed."""
-  if weights_dir is None:
-    return weights.WeightStore(delta_bases=config.transport.delta_bases)
-  # Orbax is imported only if used.
-  from offpolicy_rl.transport import weights_dir as weights_dir_lib
-
-  return weights_dir_lib.WeightsDirectory(weights_dir, session)
-
-
 @contextlib.contextmanager
 def scoring_of(config: ConfigDict, policy: Policy) -> Generator[Score]:
   """Makes the function that scores groups: by verifiers in processes, or as environments did.
@@ -400,44 +347,3 @@ def limits(config: ConfigDict, *, group_size: int) -> packing.Limits:
     shards=names.batch_shards(config.mesh),
     buckets=learner.buckets,
   )
-
-
-class Queue(NamedTuple):
-  """The tickets of a run, and what replaces unusable groups."""
-
-  tickets: admission.Tickets
-  ledger: ledger.Ledger
-  unanswerable: unanswerable.Unanswerable
-  dynamic_sampling: dynamic_sampling.DynamicSampling | None  # None = all groups are used
-
-
-def make_queue(
-  config: ConfigDict,
-  policy: Policy,
-  prompts: Sequence[tuple[float, Sequence]],
-  control: lag.LagControl,
-  groups: store.GroupStore,
-) -> Queue:
-  """Makes tickets for the training prompts, [(rate, prompts)] of each task; queues none yet."""
-  settings, transport = config.learner, config.transport
-  tickets = admission.Tickets(
-    stream=stream.make_stream(prompts, config.seed),
-    lag=control,
-    prompts_per_step=settings.prompts_per_step,
-    group_size=settings.group_size,
-    temperature=config.sampler.temperature,
-    max_refills=settings.max_refills,
-  )
-  text = lambda ticket: policy.tokenizer.decode(ticket.prompt_tokens.tolist())
-  set_aside = unanswerable.Unanswerable(tickets.spare, text)
-  replace = None
-  if settings.max_refills and control.recorded is None:  # a replay's groups are recorded
-    replace = dynamic_sampling.DynamicSampling(tickets.refill)
-  tickets_ledger = ledger.Ledger(
-    transport.lease_seconds,
-    reissue_seconds=transport.reissue_seconds,
-    recover=groups.get,
-    replace=replace or (lambda finished: None),
-    set_aside=set_aside,
-  )
-  return Queue(tickets, tickets_ledger, set_aside, replace)

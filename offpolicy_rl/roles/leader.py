@@ -47,7 +47,7 @@ class Leader(training.Process):
   screen: terminal.Progress
   files: RunFiles
   service: SamplerService
-  queue: build.Queue
+  queue: build_learner.Queue
   evaluations: requests.EvaluationRequests
   warm_start_batch: Callable[[int], types.Batch] | None  # None = no warm start
   orders: multihost.Orders
@@ -244,7 +244,7 @@ def make_leader(
   resume: bool,
 ) -> Leader:
   """Reads the prompts and the checkpoint to resume from, and opens the run's files."""
-  control = build.lag_control(config)
+  control = build_learner.lag_control(config)
   screen = terminal.Progress(config.learner.steps)
   run_dir.mkdir(parents=True, exist_ok=True)
   model_files = build.model_files(config, run_dir, resume=resume)
@@ -264,8 +264,8 @@ def make_leader(
   (groups.clear if restored is None else groups.claim)(codec.GROUP_FORM)
   files = run_files.open_files(config, run_dir, screen, restored)
   prompts, warm_start_batch = _read_prompts(config, policy, files, screen, begins=restored is None)
-  queue = build.make_queue(config, policy, prompts.train, control, groups)
-  weights = build.make_store(config, weights_dir, session)
+  queue = build_learner.make_queue(config, policy, prompts.train, control, groups)
+  weights = build_learner.make_store(config, weights_dir, session)
   service = _sampler_service(config, policy, control, queue, groups, weights, screen)
   return Leader(
     config=config,
@@ -290,7 +290,13 @@ def make_leader(
 
 
 def _sampler_service(
-  config: ConfigDict, policy: build.Policy, control, queue: build.Queue, groups, weights, screen
+  config: ConfigDict,
+  policy: build.Policy,
+  control,
+  queue: build_learner.Queue,
+  groups,
+  weights,
+  screen,
 ) -> SamplerService:
   return SamplerService(
     queue.ledger,
@@ -306,7 +312,7 @@ def _sampler_service(
 
 
 def _evaluations(
-  config: ConfigDict, queue: build.Queue, heldout: list, files: RunFiles
+  config: ConfigDict, queue: build_learner.Queue, heldout: list, files: RunFiles
 ) -> requests.EvaluationRequests:
   return requests.EvaluationRequests(
     queue.ledger,

@@ -1,5 +1,5 @@
-"""The special tokens that the small files of a published checkpoint name, and the ends of
-completions.
+"""The special tokens that the small files of a published checkpoint name, the tokenizer with them,
+and the ends of completions.
 
 Reads as transformers 5 does (tokenization_utils_base.py): if tokenizer_config.json lists its added
 tokens, special_tokens_map.json and added_tokens.json do not count; if not, they do, and the map
@@ -129,7 +129,43 @@ def _class(tokenizer: str, settings: dict) -> str:  # in transformers, e.g. "Lla
   return kind
 
 
-def llama_spaces(tokenizer: str, settings: dict) -> str | None:
+def load(text: str, special: SpecialTokens) -> tokenizers.Tokenizer:
+  """tokenizer.json with all special tokens, without truncation, padding and dropout.
+
+  Raises:
+    TokenizerError: it can't be read, or gives a token another id than the file that names it.
+  """
+  try:
+    inner = tokenizers.Tokenizer.from_str(text)
+  except Exception as error:  # tokenizers raises a bare Exception
+    raise TokenizerError(f"{TOKENIZER}: {error}") from None
+  inner.no_truncation()
+  inner.no_padding()
+  inner.encode_special_tokens = bool(special.settings.get("split_special_tokens"))
+  if getattr(inner.model, "dropout", None):
+    inner.model.dropout = None  # it splits the same text differently at every call
+  spaces = _llama_spaces(text, special.settings)
+  if spaces is not None:
+    _put_spaces(inner, spaces)
+  known = {token.content for token in inner.get_added_tokens_decoder().values()}
+  eos = special.named.get("eos_token")
+  if eos is not None and inner.token_to_id(eos) is None:
+    known.add(eos)  # not added: `tokenizer` refuses it
+  is_new = lambda a: a.id is not None or a.token.content not in known
+  # Some files write an empty text for no token.
+  added = [a for a in special.added if a.token.content and is_new(a)]
+  inner.add_tokens([a.token for a in added])
+  for a in added:
+    number = inner.token_to_id(a.token.content)
+    if number is None or a.id not in (None, number):
+      raise TokenizerError(
+        f"{a.file}: {a.token.content!r} has id {a.id}, but {number} by {TOKENIZER} and the tokens "
+        "before it"
+      )
+  return inner
+
+
+def _llama_spaces(tokenizer: str, settings: dict) -> str | None:
   """Texts before which Llama's class in transformers puts a space, whatever tokenizer.json says.
 
   "first": before the text as a whole; "always": behind special tokens, too; "never". None:
@@ -142,8 +178,8 @@ def llama_spaces(tokenizer: str, settings: dict) -> str | None:
   return "always" if settings.get("legacy") else "first"
 
 
-def put_spaces(inner: tokenizers.Tokenizer, before: str) -> None:
-  """Puts spaces as transformers' class of Llama does; `before`: `llama_spaces`."""
+def _put_spaces(inner: tokenizers.Tokenizer, before: str) -> None:
+  """Puts spaces as transformers' class of Llama does; `before`: `_llama_spaces`."""
   inner.normalizer = None
   inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", before, split=False)
   decoders = tokenizers.decoders

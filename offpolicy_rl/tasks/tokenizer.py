@@ -1,6 +1,6 @@
 """The tokenizer of a published checkpoint: text <-> token ids, prompts, ends of completions.
 
-The `tokenizers` package reads `tokenizer.json`; `special_tokens.py` reads what the other small
+`special_tokens.py` reads `tokenizer.json`, with the `tokenizers` package, and what the other small
 files say about special tokens; `chat.py` renders chat templates.
 """
 
@@ -11,8 +11,6 @@ import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
-
-import tokenizers
 
 from offpolicy_rl import types
 from offpolicy_rl.system import nearby
@@ -61,7 +59,7 @@ class Tokenizer:
     self._arguments, self._day = arguments or {}, day or datetime.date.today()
     self._templates = {}  # for chats with tools (True) or without
     self._special = special_tokens.read(files)
-    self._inner = _inner(files.tokenizer, self._special)
+    self._inner = special_tokens.load(files.tokenizer, self._special)
     self.size = 1 + max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1)
     self._usable = self.size if vocab_size is None else min(vocab_size, self.size)
     added = self._inner.get_added_tokens_decoder()
@@ -364,38 +362,6 @@ def _require_question(rendered: str) -> None:
       f"chat template: it leaves out the question {_QUESTION!r} and writes {rendered!r:.80}; "
       "expected one that reads messages whose content is a text, or task.chat=False"
     )
-
-
-def _inner(text: str, special: special_tokens.SpecialTokens) -> tokenizers.Tokenizer:
-  """tokenizer.json with all special tokens, without truncation, padding and dropout."""
-  try:
-    inner = tokenizers.Tokenizer.from_str(text)
-  except Exception as error:  # tokenizers raises a bare Exception
-    raise TokenizerError(f"{TOKENIZER}: {error}") from None
-  inner.no_truncation()
-  inner.no_padding()
-  inner.encode_special_tokens = bool(special.settings.get("split_special_tokens"))
-  if getattr(inner.model, "dropout", None):
-    inner.model.dropout = None  # it splits the same text differently at every call
-  spaces = special_tokens.llama_spaces(text, special.settings)
-  if spaces is not None:
-    special_tokens.put_spaces(inner, spaces)
-  known = {token.content for token in inner.get_added_tokens_decoder().values()}
-  eos = special.named.get("eos_token")
-  if eos is not None and inner.token_to_id(eos) is None:
-    known.add(eos)  # not added: `_ends` refuses it
-  is_new = lambda a: a.id is not None or a.token.content not in known
-  # Some files write an empty text for no token.
-  added = [a for a in special.added if a.token.content and is_new(a)]
-  inner.add_tokens([a.token for a in added])
-  for a in added:
-    number = inner.token_to_id(a.token.content)
-    if number is None or a.id not in (None, number):
-      raise TokenizerError(
-        f"{a.file}: {a.token.content!r} has id {a.id}, but {number} by {TOKENIZER} and the tokens "
-        "before it"
-      )
-  return inner
 
 
 def describe_ends(tokenizer: Tokenizer | Vocabulary) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.replay import admission, schedule
-from offpolicy_rl.roles import build
+from offpolicy_rl.roles import build_learner
 
 
 def _record(config, tmp_path, attempts: list[int]) -> None:
@@ -32,23 +32,23 @@ def _record(config, tmp_path, attempts: list[int]) -> None:
 def test_a_replay_follows_the_run_it_is_of(tiny_config, tmp_path, key, value, message):
   learner = tiny_config.learner
   _record(tiny_config, tmp_path, attempts=[0, 2])
-  assert build.lag_control(tiny_config).recorded.attempts == [[0, 2]] * 2
+  assert build_learner.lag_control(tiny_config).recorded.attempts == [[0, 2]] * 2
   learner[key] = value
   with pytest.raises(schedule.ScheduleError, match=message):
-    build.lag_control(tiny_config)
+    build_learner.lag_control(tiny_config)
 
 
 def test_a_run_without_steps_can_be_repeated(tiny_config, tmp_path):
   _record(tiny_config, tmp_path, attempts=[0, 0])
   path, tiny_config.learner.steps = tmp_path / schedule.FILE, 0
   path.write_text(path.read_text().splitlines(keepends=True)[0])
-  assert build.lag_control(tiny_config).oldest_needed(0) == 0
+  assert build_learner.lag_control(tiny_config).oldest_needed(0) == 0
 
 
 def test_a_replay_that_asks_for_more_prompts_than_a_group_has_is_refused(tiny_config, tmp_path):
   most = 2 + admission.SPARES
   _record(tiny_config, tmp_path, attempts=[0, most])
-  build.lag_control(tiny_config)
+  build_learner.lag_control(tiny_config)
   _record(tiny_config, tmp_path, attempts=[0, most + 1])
   with pytest.raises(schedule.ScheduleError, match=f"got {most + 1} attempts, expected at most"):
-    build.lag_control(tiny_config)
+    build_learner.lag_control(tiny_config)

@@ -78,7 +78,8 @@ def test_no_path_of_the_weights_directory_comes_from_a_message():
     for _, node in calls(ast.parse(path.read_text()))
     if ast.unparse(node.func) in ("weights_dir_lib.WeightsDirectory", "weights_dir.pull")
   }
-  assert given == {"weights_dir", "self._directory"}  # build.make_store, roles/weights._Stored
+  # In roles/: build_learner.make_store, weights._Stored.
+  assert given == {"weights_dir", "self._directory"}
   command_line = ast.parse((package / "cli" / "training.py").read_text())
   passed = [k for _, n in calls(command_line) for k in n.keywords if k.arg == "weights_dir"]
   assert {ast.unparse(k.value) for k in passed} == {"flags.weights_dir"}
