@@ -136,76 +136,74 @@ def test_sizes_come_from_a_short_list():
   assert found == {(1, 6, 33)}
 
 
+def with_local_layers(window: int):
+  if not window:
+    return CONFIG
+  local = dict(local_layers=(True, False, True), local_rope_theta=100.0)
+  return dataclasses.replace(CONFIG, sliding_window=window, **local)
+
+
+def stats_and_gradient(config, completions, limits, chosen):
+  """Log-probabilities and entropies of tokens, and the gradient of their sum with random weights.
+
+  `chosen(places)`: those of the tokens, from `places` [completions, tokens] of `packing.lay_out`.
+  """
+  rows, places = packing.lay_out([completions], limits)
+  rows, places = jax.tree.map(lambda x: x[0], rows), chosen(places[0])
+  weights = np.random.default_rng(1).normal(size=(2, *places.shape))
+
+  def total(params):
+    stats = policy.token_stats(config, params, rows, 0.8)
+    of_chosen = [x.reshape(-1)[places] for x in (stats.logprobs, stats.entropy)]
+    return sum((w * x).sum() for w, x in zip(weights, of_chosen, strict=True)), of_chosen
+
+  (_, stats), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(random_params(config))
+  return stats, gradient
+
+
+def assert_same(found, expected):
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+  jax.tree.map(close, found, expected)
+
+
 @pytest.mark.parametrize(("layout", "window"), some([(packing.SHARED, 3)], [(packing.PACKED, 0)]))
 def test_the_model_says_the_same_of_all_layouts(layout, window):
   """Values and gradients, up to rounding; with local layers, too."""
-  config = CONFIG
-  if window:
-    config = dataclasses.replace(
-      CONFIG, local_layers=(True, False, True), sliding_window=window, local_rope_theta=100.0
-    )
-  params = random_params(config)
+  config = with_local_layers(window)
   completions = completions_of([(6, [5, 4, 1]), (2, [3, 3, 5, 2]), (5, [1, 5])], seed=3)
-  weights = np.random.default_rng(1).normal(size=(2, len(completions), COMPLETION))
-
-  def judged(limits):
-    rows, places = packing.lay_out([completions], limits)
-    rows, places = jax.tree.map(lambda x: x[0], rows), places[0]
-    mask = np.arange(COMPLETION) < np.array([[c.tokens.size] for c in completions])
-
-    def total(params):
-      stats = policy.token_stats(config, params, rows, 0.8)
-      by_completion = [np.where(mask, 1, 0) * x.reshape(-1)[places] for x in stats[:2]]
-      return sum((w * x).sum() for w, x in zip(weights, by_completion, strict=True)), by_completion
-
-    (_, stats), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
-    return stats, gradient
-
-  plain = judged(packing.Limits(packing.PADDED, PROMPT, COMPLETION, 11))
-  other = judged(packing.Limits(layout, PROMPT, COMPLETION, 25))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), plain, other)
+  written = np.arange(COMPLETION) < np.array([[c.tokens.size] for c in completions])
+  plain, other = (
+    stats_and_gradient(config, completions, limits, lambda places: places[written])
+    for limits in (
+      packing.Limits(packing.PADDED, PROMPT, COMPLETION, 11),
+      packing.Limits(layout, PROMPT, COMPLETION, 25),
+    )
+  )
+  assert_same(other, plain)
 
 
 @pytest.mark.parametrize(("layout", "window"), some([(packing.SHARED, 3)], [(packing.PADDED, 0)]))
 def test_what_a_context_has_dropped_is_not_read(layout, window):
   """Each token as in a sequence of its own that has only what it sees; gradients, too."""
-  config = CONFIG
-  if window:
-    config = dataclasses.replace(
-      CONFIG, local_layers=(True, False, True), sliding_window=window, local_rope_theta=100.0
-    )
-  params = random_params(config)
+  config = with_local_layers(window)
   completions = completions_of([(4, [5, 4, 5]), (2, [3, 5])], seed=5, rewinds=True)
   assert sum(len(c.rewinds) for c in completions) >= 5
 
   apart = [
-    (n, t, np.array(seen_before(completion, t), np.int32))
+    (n, t)
     for n, completion in enumerate(completions)
     for t in range(completion.tokens.size)
     if all(rewind.at != t for rewind in completion.rewinds)
   ]
   alone = [
-    packing.Completion(k, seen, completions[n].tokens[t : t + 1])
-    for k, (n, t, seen) in enumerate(apart)
+    packing.Completion(
+      k, np.array(seen_before(completions[n], t), np.int32), completions[n].tokens[t : t + 1]
+    )
+    for k, (n, t) in enumerate(apart)
   ]
-  weights = np.random.default_rng(1).normal(size=len(apart))
-
-  def judged(made, limits, chosen):
-    """Log-probabilities of the tokens apart, and the gradient of their weighted sum."""
-    rows, places = packing.lay_out([made], limits)
-    rows, places = jax.tree.map(lambda x: x[0], rows), chosen(places[0])
-
-    def total(params):
-      stats = policy.token_stats(config, params, rows, 1.0)
-      logprobs = stats.logprobs.reshape(-1)[places]
-      return (weights * logprobs).sum(), logprobs
-
-    (_, logprobs), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
-    return logprobs, gradient
-
-  index = tuple(np.array([(n, t) for n, t, _ in apart]).T)
   limits = packing.Limits(layout, PROMPT, COMPLETION, 26 if window else 11)
-  found = judged(completions, limits, lambda places: places[index])
+  index = tuple(np.transpose(apart))
+  found = stats_and_gradient(config, completions, limits, lambda places: places[index])
   limits = packing.Limits(packing.PADDED, PROMPT + COMPLETION, 1, 12)
-  expected = judged(alone, limits, lambda places: places[:, 0])
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
+  expected = stats_and_gradient(config, alone, limits, lambda places: places[:, 0])
+  assert_same(found, expected)
