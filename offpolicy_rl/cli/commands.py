@@ -110,6 +110,8 @@ def plan(flags: argparse.Namespace, assignments: Assignments) -> int:
 
   topology.kind(flags.topology)
   config = _card(flags, assignments)
+  if flags.json:
+    flags.json.parent.mkdir(parents=True, exist_ok=True)
   architecture, teacher = _architecture(flags, config), _teacher(config)
   topology.prepare_environment()
   from offpolicy_rl.planning import plan as planner  # imports JAX

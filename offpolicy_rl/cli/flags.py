@@ -15,6 +15,7 @@ from typing import NoReturn
 from offpolicy_rl import __version__
 
 MAX_PORT = 65_535
+_ANY_PORT = "address to listen on (default: %(default)s; port 0 = any free one)"
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
 
 
@@ -164,12 +165,16 @@ def parser(description: str) -> argparse.ArgumentParser:
       (_serve, _cache),
     ),
     ("new", "Writes a card, a task and a verifier to start from.", (_new,)),
-    ("check", "Reads all prompts and reports problems with them.", (_check,)),
+    ("check", "Reads all prompts; reports which can't be used, and why.", (_check,)),
     ("plan", "Compiles a card for a TPU pod and says whether it fits.", (_plan,)),
-    ("report", "Writes the page of a run, or one that compares several.", (_report,)),
+    ("report", "Writes an HTML page about a run, or one that compares several.", (_report,)),
     ("import", "Checks a published checkpoint and copies or converts it.", (_import,)),
     ("export", "Writes the policy of a run as a published checkpoint.", (_export,)),
-    ("explain", "Shows objectives, and the target that one induces.", (_explain,)),
+    (
+      "explain",
+      "Lists all objectives, or shows one; with --rewards, the target that it induces.",
+      (_explain,),
+    ),
     ("keys", "Lists the keys of a configuration.", (_keys,)),
   ):
     command = commands.add_parser(name, description=description)
@@ -183,14 +188,15 @@ def _serving(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   shared = "directory for weights (local, NFS, gs://) that learner and samplers share"
   add("--weights_dir", metavar="PATH", help=shared)
-  add("--metrics_port", type=port, help="serve figures for Prometheus there (0 = any free port)")
-  add("--metrics_host", default="127.0.0.1", help="address of --metrics_port; others may read it")
+  add("--metrics_port", type=port, help="serve metrics for Prometheus here (0 = any free port)")
+  host = "address of --metrics_port (default: %(default)s); whoever reaches it can read the metrics"
+  add("--metrics_host", default="127.0.0.1", help=host)
 
 
 def _training(parser: argparse.ArgumentParser) -> None:
   _serving(parser)
   add = parser.add_argument
-  add("--config", help="experiment card, e.g. configs/demo.py")
+  add("--config", help="card of the run, e.g. configs/demo.py")
   add("--run_dir", help="where the run's files go (default: runs/NAME-TIME)")
   _cache(parser)
   again = parser.add_mutually_exclusive_group()
@@ -207,15 +213,14 @@ def _training(parser: argparse.ArgumentParser) -> None:
   add("--profile", metavar="START-END", help=trace)
   memory = "profile the devices' memory at this version, into RUN/profile"
   add("--profile_memory", type=int, metavar="VERSION", help=memory)
-  any_port = "address to serve (port 0 = any)"
-  add("--listen", default="127.0.0.1:0", type=listen, help=any_port)
+  add("--listen", default="127.0.0.1:0", type=listen, help=_ANY_PORT)
   add("--tls_cert", help="the learner's certificate (PEM): serve TLS only")
   add("--tls_key", help="private key of --tls_cert (PEM)")
-  add("--tls_client_ca", help="admit only samplers with a certificate of this authority (PEM)")
+  add("--tls_client_ca", help="admit only samplers with a certificate of this CA (PEM)")
   add("--token_file", help="admit only samplers that know the token in this file")
-  beyond = "allow --listen beyond loopback without protection"
+  beyond = "allow --listen on other addresses than loopback without TLS and authentication"
   add("--insecure", action="store_true", help=beyond)
-  described = "gRPC reflection, for tools such as grpcurl"
+  described = "answer gRPC reflection, for tools such as grpcurl"
   add("--reflection", action="store_true", help=described)
 
 
@@ -225,8 +230,9 @@ def _cache(parser: argparse.ArgumentParser) -> None:
 
 
 def _local(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--samplers", type=count, default=1, help="number of sampler processes")
-  _authority(parser, "authority of --tls_cert (PEM), which the samplers of local trust")
+  processes = "number of sampler processes (default: %(default)s)"
+  parser.add_argument("--samplers", type=count, default=1, help=processes)
+  _authority(parser, "CA of --tls_cert (PEM), which the samplers trust")
 
 
 def _learner(parser: argparse.ArgumentParser) -> None:
@@ -251,29 +257,32 @@ def _learner(parser: argparse.ArgumentParser) -> None:
 def _sampler(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add("--learner", required=True, type=peer, help="the learner's HOST:PORT")
-  add("--name", help="unique name (default: host and process id)")
-  server = "generate with a vLLM server, started as described in sampler/served.py"
+  add("--name", help="name in logs and metrics (default: host and process id)")
+  server = "generate with this vLLM server, started as offpolicy_rl/sampler/served.py says"
   add("--vllm", metavar="URL", type=url, help=server)
   published = "the published checkpoint that the server was started with; its weights are replaced"
   add("--vllm_dir", metavar="DIR", type=pathlib.Path, help=published)
-  gap = "tolerance of the server's log-probabilities, against the weights it was told to load"
+  gap = "end if the server's log-probabilities differ by more from those of the weights (default: "
+  gap += "%(default)s)"
   add("--vllm_tolerance", type=number, default=0.1, metavar="NATS", help=gap)
 
 
 def _client(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
-  add("--patience", type=number, default=60.0, help="seconds to look for the learner")
-  through = "HTTP proxy; by default none is used, whatever the environment says"
+  looking = "seconds to look for the learner (default: %(default)g); for a sampler that has "
+  looking += "joined, transport.reconnect_seconds"
+  add("--patience", type=number, default=60.0, help=looking)
+  through = "HTTP proxy (default: none, whatever the environment says)"
   add("--proxy", metavar="URL", type=proxy, help=through)
   add("--tls_cert", help="client certificate (PEM)")
   add("--tls_key", help="private key of --tls_cert (PEM)")
   add("--token_file", help="file with the learner's token")
-  _authority(parser, "authority of the learner's certificate (PEM): use TLS and trust no other")
+  _authority(parser, "CA of the learner's certificate (PEM): use TLS and trust no other")
 
 
 def _authority(parser: argparse.ArgumentParser, help: str) -> None:
   parser.add_argument("--tls_ca", help=help)
-  parser.add_argument("--tls_server_name", help="name in that certificate, if not the host")
+  parser.add_argument("--tls_server_name", help="name in the certificate, if not the host's")
 
 
 def _watch(parser: argparse.ArgumentParser) -> None:
@@ -283,85 +292,89 @@ def _watch(parser: argparse.ArgumentParser) -> None:
 
 def _sweep(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
-  add("--config", help="experiment card that all runs share")
-  add("--sweep", metavar="FILE", help="e.g. configs/sweeps/lag_x_objective.py")
+  add("--config", help="card that all runs share")
+  add("--sweep", metavar="FILE", help="what differs, e.g. configs/sweeps/lag_x_objective.py")
   add("--out", metavar="DIR", help="directory of the runs (default: sweeps/CARD-FILE)")
-  add("--parallel", type=count, default=1, help="runs at a time")
-  add("--samplers", type=count, default=1, help="sampler processes of each run")
-  add("--retry_failed", action="store_true", help="also run failed ones again")
+  add("--parallel", type=count, default=1, help="runs at a time (default: %(default)s)")
+  processes = "sampler processes of each run (default: %(default)s)"
+  add("--samplers", type=count, default=1, help=processes)
+  add("--retry_failed", action="store_true", help="run those that failed again, too")
   add(
     "--print",
     nargs="?",
     const="local",
     choices=("local", "learner"),
     metavar="local|learner",
-    help="only print a command line per run, for pods and schedulers",
+    help="run nothing; print a command line per run, for schedulers (default: local)",
   )
-  add("--summarize", action="store_true", help="only write the summary again")
-  add("--x", metavar="KEY", help="horizontal axis of the picture")
-  add("--series", metavar="KEY", help="key that distinguishes its lines")
+  add("--summarize", action="store_true", help="run nothing; write the summary of the runs so far")
+  add("--x", metavar="KEY", help="key on the horizontal axis of the picture")
+  add("--series", metavar="KEY", help="key that tells the lines of the picture apart")
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:
   """Flags without a default leave the configuration's value."""
   _weights(parser)
   add = parser.add_argument
-  add("--task", help="name of a task")
-  add("--k", default="1", help="of pass@k and maj@k, e.g. 1,4,16")
+  add("--task", help="name of a task, e.g. gsm8k")
+  add("--k", default="1", help="every k of pass@k and maj@k, e.g. 1,4,16 (default: %(default)s)")
   add("--samples", type=count, help="completions per problem (default: largest k)")
-  add("--split", choices=("heldout", "train"), default="heldout")
-  add("--problems", type=count, help="number of problems (default: all)")
+  problems = "which problems (default: %(default)s)"
+  add("--split", choices=("heldout", "train"), default="heldout", help=problems)
+  add("--problems", type=count, help="only the first so many (default: all)")
   add("--temperature", type=positive, help="of the sampled completions")
   add("--max_prompt_tokens", type=int, help="longer prompts are left out")
-  add("--max_completion_tokens", type=int, help="where completions are cut")
+  add("--max_completion_tokens", type=int, help="longer completions are cut")
   add("--slots", type=int, help="completions decoded at the same time")
-  add("--seed", type=int, help="of the samples and the intervals")
+  add("--seed", type=int, help="seed of samples and intervals")
   add("--out", metavar="DIR", help="new directory (default: evals/NAME-TIME)")
 
 
 def _weights(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
-  add("--checkpoint", metavar="DIR", help="a published checkpoint (import)")
-  add("--run_dir", metavar="DIR", help="a run, whose newest checkpoint is used")
-  add("--config", help="experiment card (default: configs/base.py, see README)")
+  add("--checkpoint", metavar="DIR", help="a published checkpoint, as `import` writes it")
+  add("--run_dir", metavar="DIR", help="or a run: its newest checkpoint and its configuration")
+  add("--config", help="card for --checkpoint (default: configs/base.py, but 512 tokens)")
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:
   _weights(parser)
   add = parser.add_argument
-  add("--listen", default="127.0.0.1:8000", type=listen, help="address to serve (port 0 = any)")
-  add("--model", metavar="NAME", help="name for clients (default: that of the directory)")
-  add("--slots", type=count, default=8, help="answers sampled at the same time")
+  add("--listen", default="127.0.0.1:8000", type=listen, help=_ANY_PORT)
+  add("--model", metavar="NAME", help="the model's name for clients (default: the directory's)")
+  at_once = "answers sampled at the same time (default: %(default)s)"
+  add("--slots", type=count, default=8, help=at_once)
   total = "tokens of prompt and answer together (default: those of the run, at least 2048)"
   add("--context", type=count, metavar="TOKENS", help=total)
   add("--token_file", help="file with the API key that clients have to send")
-  beyond = "allow --listen beyond loopback; nothing is encrypted"
+  beyond = "allow --listen on other addresses than loopback; nothing is encrypted"
   add("--insecure", action="store_true", help=beyond)
 
 
 def _new(parser: argparse.ArgumentParser) -> None:
-  folder = "the folder to make, which is a Python package, too, e.g. my_task"
+  folder = "the folder to make, a Python package, e.g. my_task"
   parser.add_argument("name", metavar="NAME", help=folder)
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--config", required=True, help="experiment card")
+  parser.add_argument("--config", required=True, help="card whose prompts are read")
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
-  add("--config", required=True, help="experiment card")
-  add("--topology", required=True, help="e.g. v5e:4x4, v5p:4x4x4, v6e:16x16")
+  add("--config", required=True, help="card to compile")
+  add("--topology", required=True, help="TPU and its chips, e.g. v5e:4x4, v5p:4x4x4, v6e:16x16")
   keys = "config.json of the model (default: the checkpoint's, or the one known by its name)"
   add("--architecture", metavar="FILE", help=keys)
-  add("--json", type=pathlib.Path, help="also write the result to this file")
-  add("--cache", default=".cache/plans", metavar="DIR", help="directory of cached results")
+  add("--json", type=pathlib.Path, metavar="FILE", help="also write the result to this file")
+  cached = "directory of cached results (default: %(default)s)"
+  add("--cache", default=".cache/plans", metavar="DIR", help=cached)
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
-  several = "a run; several times: a page that compares them"
+  several = "a run; given several times, runs to compare"
   parser.add_argument("--run_dir", required=True, action="append", help=several)
-  page = "page that compares runs (default: comparison.html next to the first run)"
+  page = "the page that compares runs (default: comparison.html next to the first run)"
   parser.add_argument("--to", type=pathlib.Path, metavar="FILE", help=page)
 
 
@@ -370,7 +383,8 @@ def _import(parser: argparse.ArgumentParser) -> None:
   files = "config.json, *.safetensors and tokenizer files (local or gs://), or a GGUF file"
   add("--from", dest="source", required=True, metavar="DIR|FILE.gguf", help=files)
   add("--to", required=True, metavar="DIR", help="where to put it")
-  unknown = "an unknown key of config.json that does not change what the model computes"
+  unknown = "accept a key of config.json that is unknown here, because it does not change what the "
+  unknown += "model computes; may be given several times"
   add("--ignore", action="append", default=[], metavar="KEY", help=unknown)
 
 
@@ -378,20 +392,20 @@ def _export(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add("--run_dir", required=True, help="a run that began with a published checkpoint")
   add("--to", required=True, metavar="DIR", help="where to put it")
-  add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors")
+  add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as imported")
 
 
 def _explain(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
-  add("--config", help="experiment card (default: configs/base.py)")
-  add("--rewards", help="rewards of a group, e.g. 0,0,1,1: computes the target")
-  add("--objective", help="a preset (without --rewards: shows its choices)")
-  add("--beta", type=positive, help="temperature (default: the preset's)")
-  add("--png", type=pathlib.Path, help="also draw a picture")
+  add("--config", help="card with the objective (default: configs/base.py)")
+  add("--rewards", help="rewards of a group, e.g. 0,0,1,1")
+  add("--objective", metavar="NAME", help="a preset (default: the card's)")
+  add("--beta", type=positive, help="its temperature (default: the preset's)")
+  add("--png", type=pathlib.Path, metavar="FILE", help="with --rewards, also draw a picture")
 
 
 def _keys(parser: argparse.ArgumentParser) -> None:
   pattern = "only keys with this text in their name or meaning"
   parser.add_argument("pattern", nargs="?", default="", help=pattern)
-  markdown = "as the table of configs/README.md"
+  markdown = "print all as the table of configs/README.md"
   parser.add_argument("--markdown", action="store_true", help=markdown)

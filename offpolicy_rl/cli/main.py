@@ -1,26 +1,28 @@
 """Off-policy reinforcement learning of language models: trains, samples, evaluates, compares.
 
   offpolicy-rl local   --config=configs/demo.py            a learner and a sampler on this machine
-  offpolicy-rl local   --replay=RUN/lag_schedule.jsonl     an async run again, to the bit
+  offpolicy-rl local   --replay=RUN/lag_schedule.jsonl     repeats an asynchronous run, to the bit
   offpolicy-rl learner --config=configs/demo.py            only the learner; prints its address
-  offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; configured by the learner
-  offpolicy-rl watch   RUN|HOST:PORT                       a live run, local or remote
+  offpolicy-rl sampler --learner=HOST:PORT                 only a sampler; the learner configures it
+  offpolicy-rl watch   RUN|HOST:PORT                       shows a live run, here or on another host
   offpolicy-rl sweep   --config=... --sweep=FILE.py        many runs of a card, and their summary
-  offpolicy-rl eval    --checkpoint=DIR --task=NAME --k=1,4  pass@k, greedy, majority vote
-  offpolicy-rl serve   --run_dir=RUN                       chat with a policy: OpenAI's interface
+  offpolicy-rl eval    --run_dir=RUN --k=1,4               greedy accuracy, pass@k, majority vote
+  offpolicy-rl serve   --run_dir=RUN                       chat with a policy by OpenAI's interface
   offpolicy-rl new     NAME                                a card, task and verifier to start from
-  offpolicy-rl check   --config=...                        reads all prompts: what is left out, why
-  offpolicy-rl plan    --config=... --topology=v5e:4x4     does it fit on such a pod?
-  offpolicy-rl report  --run_dir=RUN [--run_dir=RUN ...]   the page of a run, or of several compared
+  offpolicy-rl check   --config=...                        reads all prompts; lists unusable ones
+  offpolicy-rl plan    --config=... --topology=v5e:4x4     says whether a card fits on a TPU pod
+  offpolicy-rl report  --run_dir=RUN [--run_dir=RUN ...]   a page about a run, or comparing several
   offpolicy-rl import  --from=DIR|FILE.gguf --to=DIR       checks and copies a published checkpoint
   offpolicy-rl export  --run_dir=RUN --to=DIR              a run's policy as a published checkpoint
   offpolicy-rl explain --rewards=0,0,1,1 --objective=oapl  the target that an objective induces
   offpolicy-rl keys    [PATTERN]                           every key of a configuration
 
-`offpolicy-rl COMMAND --help` lists flags. Any key of a configuration is one, too:
---config.objective.beta=0.2
+A card (--config) is a Python file with a configuration, RUN the directory of a run.
+`offpolicy-rl COMMAND --help` lists the flags of a command. Any key of a configuration is a flag,
+too: --config.objective.beta=0.2
 """
 
+import argparse
 import contextlib
 import os
 import sys
@@ -48,6 +50,17 @@ _COMMANDS = {
   "keys": commands.keys,
 }
 _WORKING = ("local", "learner", "sampler", "sweep", "eval", "serve")  # do more than print
+
+
+# Command, flag, and the flag without which it would do nothing.
+_PARTNERS = (
+  ("local", "tls_ca", "tls_cert"),
+  ("local", "tls_server_name", "tls_cert"),
+  ("learner", "num_processes", "coordinator"),
+  ("learner", "process_id", "coordinator"),
+  ("sampler", "vllm_dir", "vllm"),
+  ("explain", "png", "rewards"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     output.strict()
   signals.interrupt_like_ctrl_c()
   try:
+    _check_partners(flags)
     code = _COMMANDS[flags.role](flags, assignments)
   except BrokenPipeError:  # of `watch | head`
     return 1
@@ -98,6 +112,13 @@ def main(argv: list[str] | None = None) -> int:
       print(f"offpolicy-rl {flags.role}: standard output: {problem}", file=sys.stderr)
     return code or 1
   return code
+
+
+def _check_partners(flags: argparse.Namespace) -> None:
+  for command, flag, partner in _PARTNERS:
+    value = getattr(flags, flag, None) if command == flags.role else None
+    if value is not None and getattr(flags, partner) is None:
+      raise config_lib.ConfigError(f"--{flag}: got {str(value)!r}, expected --{partner} beside it")
 
 
 if __name__ == "__main__":

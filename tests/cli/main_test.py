@@ -13,6 +13,37 @@ def test_a_key_without_its_value_is_an_error(capsys):
   assert end.value.code == 2 and capsys.readouterr().err.endswith(expected)
 
 
+@pytest.mark.parametrize(
+  ("given", "missing"),
+  [
+    (["local", "--config=configs/test.py", "--tls_ca=ca.crt"], "tls_cert"),
+    (["local", "--config=configs/test.py", "--tls_server_name=learner"], "tls_cert"),
+    (["learner", "--config=configs/test.py", "--num_processes=2"], "coordinator"),
+    (["learner", "--config=configs/test.py", "--process_id=0"], "coordinator"),
+    (["sampler", "--learner=127.0.0.1:1", "--vllm_dir=models/mine"], "vllm"),
+    (["explain", "--objective=oapl", "--png=target.png"], "rewards"),
+  ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(monkeypatch, capsys, given, missing):
+  """Each process of a learner would train for itself; a sampler would not use its vLLM server."""
+  monkeypatch.setitem(main._COMMANDS, given[0], lambda flags, assignments: 0)
+  flag, _, value = given[-1].partition("=")
+  assert main.main(given) == 2
+  expected = f"offpolicy-rl {given[0]}: {flag}: got {value!r}, expected --{missing} beside it\n"
+  assert capsys.readouterr().err.startswith(expected)
+
+
+def test_the_file_of_a_plan_is_checked_before_anything_is_compiled(monkeypatch, capsys, tmp_path):
+  from offpolicy_rl.planning import topology
+
+  (tmp_path / "file").touch()
+  compiled = []
+  monkeypatch.setattr(topology, "prepare_environment", lambda: compiled.append(1))
+  card, to = "configs/gsm8k_qwen3_8b.py", tmp_path / "file" / "plan.json"
+  assert main.main(["plan", f"--config={card}", "--topology=v5e:4x4", f"--json={to}"]) == 1
+  assert str(tmp_path / "file") in capsys.readouterr().err and not compiled
+
+
 def of_closing(*_):
   try:
     raise RuntimeError("step 7: loss nan; first in row 3")
