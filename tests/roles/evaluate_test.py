@@ -250,8 +250,9 @@ def test_texts_are_written_as_utf_8(tmp_path, monkeypatch):
   """Whatever the locale says."""
   opened, path = pathlib.Path.open, tmp_path / "problems.jsonl"
   latin = lambda self, mode="r", **given: opened(self, mode, **({"encoding": "latin-1"} | given))
-  monkeypatch.setattr(evaluate, "_without_texts", len)
+  row = {"samples": [{"text": "½ €", "reward": 1.0}], "greedy": "", "verifier_failures": 0}
   with monkeypatch.context() as elsewhere:
     elsewhere.setattr(pathlib.Path, "open", latin)
-    evaluate._write(path, iter([{"text": "½ €"}]))
+    [kept] = evaluate._write(path, iter([row]))
   assert "½ €" in path.read_bytes().decode("utf-8")
+  assert kept["samples"] == [{"reward": 1.0}]
