@@ -16,6 +16,7 @@ from offpolicy_rl.replay import schedule
 from tests.conftest import ROOT
 
 STEPS = 32
+HEARING_HANGUPS = ("env", "--default-signal=HUP")  # before a command; we may run under nohup
 _SHORT_RUN = [
   "--config=configs/test.py",
   "--config.warm_start.steps=40",

@@ -70,7 +70,7 @@ def local(tmp_path, heard_sigint):
   def start(*arguments: str, **env: str):
     begun.append(
       subprocess.Popen(
-        [LAUNCH / "local.sh", f"--run_dir={tmp_path}/run", *arguments],
+        [*system.HEARING_HANGUPS, LAUNCH / "local.sh", f"--run_dir={tmp_path}/run", *arguments],
         text=True,
         env=always | env,
         start_new_session=True,

@@ -14,7 +14,7 @@ import pytest
 from offpolicy_rl.roles import local
 from offpolicy_rl.system import children
 from tests.conftest import ROOT
-from tests.run_system import wait_for
+from tests.run_system import HEARING_HANGUPS, wait_for
 
 STUB = str(pathlib.Path(__file__).with_name("local_stub.py"))
 PARENT = f"""
@@ -201,7 +201,9 @@ def test_the_address_of_an_earlier_run_is_left_alone(notes):
 )
 def test_nobody_is_left_behind(notes, signals, code):
   parent = subprocess.Popen(
-    [sys.executable, "-c", PARENT, str(notes / "run")], cwd=ROOT, start_new_session=True
+    [*HEARING_HANGUPS, sys.executable, "-c", PARENT, str(notes / "run")],
+    cwd=ROOT,
+    start_new_session=True,
   )
   wait_for(lambda: len(pids(notes, "sampler")) == 2, 20, "two samplers")
   for number in signals:
