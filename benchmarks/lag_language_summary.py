@@ -18,7 +18,6 @@ from offpolicy_rl.observe.plots import mean_and_half_width
 
 CLAIMED = "shift"  # the entry whose primary differences decide the claim
 FACTORS = (1, OFF_RATE)
-_FINER = "With beta in finer steps"  # the second comparison of the plan
 SETTINGS = ((0, 1), (16, 1), (PRIMARY_LAG, 1), (PRIMARY_LAG, OFF_RATE), (256, 1))
 FINAL, RUN_MEAN = "final pass@1", "mean pass@1 over the run"
 PRIMARY: dict[str, Callable[[Row], float]] = {
@@ -124,10 +123,8 @@ def _sign(case: paired.Difference) -> int:
 
 def page(rows: Sequence[Row], study: Study, name: str) -> str:
   """Markdown: the decisions, primary and secondary outcomes, what tuning chose."""
-  planned = dataclasses.replace(study, widest=math.inf)
-  studies = {"As planned": planned} | ({_FINER: study} if is_complete(rows, study) else {})
-  shown = list(studies.values())[-1]
-  found = reports(rows, shown)
+  studies = comparisons(rows, study)
+  found = reports(rows, studies[-1][1])
   hours = sum(row["seconds"] for row in rows) / 3600
   machines = ", ".join(sorted({row["machine"] for row in rows})) or "none"
   parts = [
@@ -137,13 +134,19 @@ def page(rows: Sequence[Row], study: Study, name: str) -> str:
     f"[plan]({name}_plan.md) said before the runs. Mean over seeds ± half of the 95 % interval.",
     *(f"![{kind}]({name}_{kind}.png)" for kind in _pictures(found)),
   ]
-  for title, of_title in studies.items():
+  for title, of_title in studies:
     parts += [f"## Does `{CLAIMED}` beat the best ratio objective at lag {PRIMARY_LAG}? {title}"]
     parts += verdict(rows, of_title)
   for title, value in {**PRIMARY, **SECONDARY}.items():
     parts += [f"## {title[0].upper()}{title[1:]}", table(found, value)]
   parts += ["## What tuning chose", chosen(found), "## Tuning scores", tuning(rows, study)]
   return "\n\n".join(parts) + "\n"
+
+
+def comparisons(rows: Sequence[Row], study: Study) -> list[tuple[str, Study]]:
+  """(title, study) of the plan's first comparison and, once it is complete, of its second."""
+  planned = ("As planned", dataclasses.replace(study, widest=math.inf))
+  return [planned, ("With beta in finer steps", study)] if is_complete(rows, study) else [planned]
 
 
 def is_complete(rows: Sequence[Row], study: Study) -> bool:
@@ -312,8 +315,7 @@ def finite(report: Report | None, value: Callable[[Row], float]) -> list[float]:
 
 def write(rows: Sequence[Row], study: Study, stem: pathlib.Path) -> None:
   """STEM.md, and the pictures STEM_kind.png that there are runs for."""
-  planned, name = dataclasses.replace(study, widest=math.inf), stem.name
-  found = reports(rows, study if is_complete(rows, study) else planned)
+  found, name = reports(rows, comparisons(rows, study)[-1][1]), stem.name
   stem.with_suffix(".md").write_text(page(rows, study, name), encoding="utf-8")
   for kind in _pictures(found):
     path = stem.with_name(f"{name}_{kind}.png")
