@@ -4,8 +4,9 @@ A ticket is queued, out (leased), waiting (finished), taken, or replaced by anot
 is not good enough or no sampler can answer it. Every other ticket enters exactly one batch,
 whatever its samplers do: an expired or returned lease puts it back at the front of the queue, one
 without progress is issued once more, and a second answer is a duplicate. A ticket that a sampler
-reports is leased to it, and never given to it again. All methods are thread-safe; the two that wait
-take a timeout.
+reports is leased to it, and never given to it again. A sampler that left gets nothing until it
+joins again, even by calls that it made before. All methods are thread-safe; the two that wait take
+a timeout.
 """
 
 import collections
@@ -19,6 +20,7 @@ from offpolicy_rl.replay import leases
 from offpolicy_rl.types import PushStatus
 
 _REMEMBERED = 65_536  # taken tickets: late second answers are duplicates, not unknown
+_MOST_LEFT = 1024  # samplers that left: their calls still on the way are void
 _COUNTS = str.split(
   "added recovered leased reclaimed expired returned reissued declined finished duplicates "
   "unknown taken replaced set_aside"
@@ -63,6 +65,7 @@ class Ledger:
     self._queued: dict[str, float] = {}  # ticket of these -> Unix time since when it can be leased
     self._queue: collections.OrderedDict[str, None] = collections.OrderedDict()
     self._leases = leases.Leases(lease_seconds)
+    self._left: collections.OrderedDict[str, None] = collections.OrderedDict()  # samplers
     self._finished: dict[str, types.FinishedGroup] = {}
     self._taken: collections.OrderedDict[str, None] = collections.OrderedDict()
     self._instead: dict[str, str] = {}  # id that a step requests -> id of its replacement
@@ -116,9 +119,10 @@ class Ledger:
       while True:
         self._check_leases()
         self._set_aside_refused()
-        granted = [] if self._closed else self._select(sampler_id, limit, holding or ())
+        over = self._closed or sampler_id in self._left
+        granted = [] if over else self._select(sampler_id, limit, holding or ())
         remaining = end - self._clock()
-        if granted or remaining <= 0 or self._closed:
+        if granted or remaining <= 0 or over:
           break
         self._changed.wait(min(remaining, self._lease_seconds, self._reissue_seconds))
       now = self._clock()
@@ -147,17 +151,23 @@ class Ledger:
       chosen.append(ticket)
     return chosen
 
-  def heartbeat(self, sampler_id: str, tokens: Mapping[str, int]) -> None:
-    """Extends a living sampler's leases; `tokens`: its tickets -> tokens so far, as for `lease`."""
-    with self._changed:
-      self._hear(sampler_id, tokens)
+  def heartbeat(self, sampler_id: str, tokens: Mapping[str, int]) -> bool:
+    """Extends a sampler's leases; `tokens`: its tickets -> tokens so far, as for `lease`.
 
-  def _hear(self, sampler_id: str, tokens: Mapping[str, int | None]) -> None:
-    """Notes a sampler's sign of life and its tickets; None = tokens unknown."""
+    Returns False, and does nothing, if the sampler has left.
+    """
+    with self._changed:
+      return self._hear(sampler_id, tokens)
+
+  def _hear(self, sampler_id: str, tokens: Mapping[str, int | None]) -> bool:
+    """Notes a sampler's sign of life and its tickets; None = tokens unknown. False: it has left."""
+    if sampler_id in self._left:
+      return False
     now = self._clock()
     for ticket_id in tokens:
       self._reclaim(sampler_id, ticket_id, now)
     self._leases.hear(sampler_id, tokens, now)
+    return True
 
   def _reclaim(self, sampler_id: str, ticket_id: str, now: float) -> None:
     """Leases an open ticket to a sampler that has it, e.g. since before the learner restarted."""
@@ -215,13 +225,25 @@ class Ledger:
     self._queue.pop(ticket_id, None)
     self._reasons.pop(ticket_id, None)
 
-  def release(self, sampler_id: str) -> int:
-    """Takes back all leases of a sampler that leaves; returns the number of tickets queued."""
+  def join(self, sampler_id: str) -> int:
+    """Notes a sampler that begins, without tickets; returns the number of those it had, queued."""
     with self._changed:
-      queued = self._requeue(self._leases.gone(sampler_id))
-      self._counts["returned"] += queued
-      self._changed.notify_all()
-      return queued
+      self._left.pop(sampler_id, None)
+      return self._take_back(sampler_id)
+
+  def leave(self, sampler_id: str) -> int:
+    """Takes back all tickets of a sampler that leaves, for good; returns the number queued."""
+    with self._changed:
+      self._left[sampler_id] = None
+      while len(self._left) > _MOST_LEFT:
+        self._left.popitem(last=False)
+      return self._take_back(sampler_id)
+
+  def _take_back(self, sampler_id: str) -> int:
+    queued = self._requeue(self._leases.gone(sampler_id))
+    self._counts["returned"] += queued
+    self._changed.notify_all()
+    return queued
 
   def _check_leases(self) -> None:
     now = self._clock()
@@ -232,6 +254,8 @@ class Ledger:
     """Puts tickets at the front of the queue unless they are in it; returns their number."""
     fresh = [ticket_id for ticket_id in ticket_ids if ticket_id not in self._queue]
     self._to_front(fresh)
+    if fresh:
+      self._changed.notify_all()
     return len(fresh)
 
   def ticket(self, ticket_id: str) -> types.Ticket | None:

@@ -125,7 +125,7 @@ class SamplerService:
 
   def join(self, sampler_id: str) -> None:
     """Registers a sampler that starts or restarts, without tickets."""
-    self.ledger.release(sampler_id)
+    self.ledger.join(sampler_id)
     name = names.name_of(sampler_id)
     with self._lock:
       is_new = not self.heartbeats.knows(sampler_id)  # else it rejoins
@@ -155,13 +155,14 @@ class SamplerService:
 
   def heartbeat(self, sampler_id: str, stats: dict[str, float], progress: dict[str, int]) -> None:
     """Extends a sampler's leases and keeps its stats."""
-    self.ledger.heartbeat(sampler_id, progress)
-    self.heartbeats.record(sampler_id, stats)
+    if self.ledger.heartbeat(sampler_id, progress):
+      self.heartbeats.record(sampler_id, stats)
 
   def leave(self, sampler_id: str) -> int:
     """Removes a sampler, whose tickets are handed out again; returns their number."""
+    returned = self.ledger.leave(sampler_id)  # first: a heartbeat after it is not recorded
     self.heartbeats.remove(sampler_id)
-    return self.ledger.release(sampler_id)
+    return returned
 
   def push(self, groups: list, message: bytes) -> concurrent.futures.Future:
     """Checks the groups of a message and makes them durable; see `server.Handlers.finish`.

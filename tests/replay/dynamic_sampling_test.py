@@ -189,7 +189,7 @@ def test_the_batch_depends_on_the_groups_only(signal, draw, survived):
       ticket = draw.choice(leased)
       durable[ticket.ticket_id] = contents[ticket.ticket_id]
       book.finish(contents[ticket.ticket_id], 5)
-      book.release("s")
+      book.join("s")
       balance(book)
   taken = book.take(ids, timeout=0)
   assert [g.ticket.ticket_id for g in taken] == [f"train/5/{i}" for i in expected]

@@ -1,5 +1,6 @@
 """Tickets and groups: every ticket enters exactly one batch, whatever samplers do."""
 
+import concurrent.futures
 import threading
 import time
 
@@ -129,6 +130,20 @@ def test_lease_waits_for_a_ticket_and_close_wakes_it():
   assert time.monotonic() - start < 2
 
 
+def test_tickets_that_come_back_wake_who_waits():
+  book = Ledger(lease_seconds=10)
+  book.add([ticket("a")])
+  book.lease("s", 1, timeout=0)  # this reply is lost
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    waiting = pool.submit(book.lease, "other", 1, timeout=5)
+    while book._leases.living(book._clock()) < 2:
+      time.sleep(0.01)
+    start = time.monotonic()
+    book.lease("s", 0, timeout=0, holding=())
+    assert names(waiting.result()) == ["a"]
+  assert time.monotonic() - start < 2
+
+
 def test_needed_versions_are_those_samplers_will_ask_for():
   book = Ledger(lease_seconds=10)
   book.add([ticket("exact", 3, 3), ticket("range", 2, 9), ticket("done", 1, 1)])
@@ -140,10 +155,27 @@ def test_a_sampler_that_leaves_returns_its_tickets_at_once():
   book = Ledger(lease_seconds=10)
   book.add([ticket("a"), ticket("b")])
   book.lease("leaver", 2, timeout=0)
-  assert book.release("leaver") == 2
+  assert book.leave("leaver") == 2
   assert names(book.lease("other", 3, timeout=0)) == ["a", "b"]
-  assert book.release("leaver") == 0
+  assert book.leave("leaver") == 0
   assert book.audit()["returned"] == 2
+
+
+def test_what_was_on_the_way_when_a_sampler_left_gets_it_nothing():
+  """Its request for tickets that still waits, and a heartbeat that arrives late."""
+  book = Ledger(lease_seconds=10)
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    waiting = pool.submit(book.lease, "leaver", 2, timeout=5)
+    while not book._leases.living(book._clock()):
+      time.sleep(0.01)
+    book.leave("leaver")
+    book.add([ticket("a"), ticket("b")])
+    assert waiting.result() == []
+  assert not book.heartbeat("leaver", {"a": 3})
+  assert book.lease("leaver", 2, timeout=5) == []
+  assert book.audit()["out"] == 0
+  book.join("leaver")
+  assert names(book.lease("leaver", 2, timeout=0)) == ["a", "b"]
 
 
 def test_tickets_that_never_reached_their_sampler_are_queued_again():
@@ -344,7 +376,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
   @rule(sampler=st.sampled_from("xyz"))
   def leave(self, sampler):
-    self.book.release(sampler)
+    self.book.leave(sampler)
+    self.book.heartbeat(sampler, dict.fromkeys(self.held[sampler], 1))  # it was on the way
+    self.book.join(sampler)
     self.held[sampler] = set()
 
   @rule(data=st.data())
