@@ -217,7 +217,8 @@ def keys(flags: argparse.Namespace, _: Assignments) -> int:
   """Lists the keys of a configuration."""
   from offpolicy_rl.config import listing
 
-  print(*(listing.table() if flags.markdown else listing.lines(flags.pattern)), sep="\n")
+  listed = listing.table if flags.markdown else listing.lines
+  print(*listed(flags.pattern), sep="\n")
   return 0
 
 

@@ -407,5 +407,5 @@ def _explain(parser: argparse.ArgumentParser) -> None:
 def _keys(parser: argparse.ArgumentParser) -> None:
   pattern = "only keys with this text in their name or meaning"
   parser.add_argument("pattern", nargs="?", default="", help=pattern)
-  markdown = "print all as the table of configs/README.md"
+  markdown = "print tables as in configs/README.md"
   parser.add_argument("--markdown", action="store_true", help=markdown)

@@ -115,7 +115,7 @@ def _train(flags, config, run_dir: pathlib.Path, protection, plan, stop) -> None
 
 def _lost(text: str) -> None:
   """Ends this process before it writes into a directory that another one has taken."""
-  print(f"offpolicy-rl learner: {text}", file=sys.stderr)
+  print(f"the learner ends: {text}", file=sys.stderr)
   signals.exit_now(1)
 
 

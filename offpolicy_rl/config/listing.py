@@ -18,17 +18,9 @@ def lines(pattern: str = "") -> Iterator[str]:
   Raises:
     ConfigError: there is no such key.
   """
-  if not any(_matches(pattern, name, key) for name, key in keys.all_keys().items()):
-    raise ConfigError(
-      f"PATTERN: got {pattern!r}, which no key has in its name or meaning; "
-      "`offpolicy-rl keys` lists all"
-    )
-  for heading, group in keys.groups().items():
-    chosen = {name: key for name, key in group.items() if _matches(pattern, name, key)}
-    if not chosen:
-      continue
+  for heading, group in _chosen(pattern).items():
     yield from (heading, "")
-    for name, key in chosen.items():
+    for name, key in group.items():
       yield from _wrapped(f"{name} = {_default(key)}  ({_allowed(key)})", "  ", "      ")
       yield from _wrapped(key.meaning, "      ", "      ")
     yield ""
@@ -51,17 +43,28 @@ def advice(problem: str) -> str:
   return f"set {flags}; `offpolicy-rl keys {named[0]}` says what it means" if named else ""
 
 
-def _matches(pattern: str, name: str, key: keys.Key) -> bool:
-  return pattern.lower() in f"{name} {key.meaning}".lower()
+def _chosen(pattern: str) -> dict[str, dict[str, keys.Key]]:
+  matches = lambda name, key: pattern.lower() in f"{name} {key.meaning}".lower()
+  found = {
+    heading: chosen
+    for heading, group in keys.groups().items()
+    if (chosen := {name: key for name, key in group.items() if matches(name, key)})
+  }
+  if not found:
+    raise ConfigError(
+      f"PATTERN: got {pattern!r}, which no key has in its name or meaning; "
+      "`offpolicy-rl keys` lists all"
+    )
+  return found
 
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:
   return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=others)
 
 
-def table() -> Iterator[str]:
-  """Describes all keys in Markdown, in a table under each heading."""
-  for heading, group in keys.groups().items():
+def table(pattern: str = "") -> Iterator[str]:
+  """Describes keys as `lines` does, in Markdown: a table under each heading."""
+  for heading, group in _chosen(pattern).items():
     yield from ("", f"### {heading}", "", "| key | default | allowed | meaning |")
     yield "| --- | --- | --- | --- |"
     for name, key in group.items():

@@ -56,12 +56,24 @@ def row(step: int, groups: Sequence[types.FinishedGroup]) -> dict:
   }
 
 
+def _records(text: str) -> list[dict]:
+  """The lines; without the last one if a kill cut it."""
+  *lines, last = text.splitlines() or [""]
+  records = [json.loads(line) for line in lines]
+  try:
+    return [*records, json.loads(last)]
+  except ValueError:
+    if text.endswith("\n") or not records:
+      raise
+    return records
+
+
 def read(path: pathlib.Path) -> Schedule:
   """Reads a schedule; ScheduleError if missing, damaged, or with several versions of a group."""
   if not path.is_file():
     raise ScheduleError(f"--replay: no file {path}, expected the {FILE} of a run")
   try:
-    header, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    header, *rows = _records(path.read_text(encoding="utf-8"))
     config_json = json.dumps(header["config"])
     versions = [r["versions"] for r in rows]
     digests = [r["digests"] for r in rows]

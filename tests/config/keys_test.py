@@ -70,6 +70,9 @@ def test_the_list_fits_a_terminal_and_can_be_searched(capsys):
   found = capsys.readouterr().out
   assert "  learner.group_size = 8  (int, at least 2)\n      completions per prompt" in found
   assert "learner.steps" not in found and len(found.splitlines()) <= 10
+  assert main.main(["keys", "Group_Size", "--markdown"]) == 0
+  assert "| `learner.group_size` | `8` |" in (table := capsys.readouterr().out)
+  assert "learner.steps" not in table
   assert main.main(["keys", "groupsize"]) == 2
   assert "'groupsize', which no key has" in capsys.readouterr().err
 

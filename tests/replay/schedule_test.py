@@ -92,6 +92,19 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
       schedule.read(tmp_path / "f")
 
 
+def test_a_last_line_that_a_kill_cut_is_left_out(tmp_path):
+  rows = [schedule.row(step, [finished([[0, 0, 0]])]) for step in (0, 1)]
+  path = write(tmp_path / "f", rows)
+  whole = path.read_text()
+  path.write_text(whole[:-1])  # only its end is missing
+  assert len(schedule.read(path).versions) == 2
+  path.write_text(whole[:-9])
+  assert len(schedule.read(path).versions) == 1
+  path.write_text(whole[:-9] + "\n")
+  with pytest.raises(schedule.ScheduleError, match="JSONDecodeError"):
+    schedule.read(path)
+
+
 def test_a_missing_file_is_named(tmp_path):
   with pytest.raises(schedule.ScheduleError, match="--replay: no file .*nowhere"):
     schedule.read(tmp_path / "nowhere")
