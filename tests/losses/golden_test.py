@@ -22,10 +22,20 @@ WIDTH = 9  # of the widest case
 
 
 def widened(values):
-  """[N, M] -> [N, WIDTH] with zeros, anything else as it is: fewer shapes to compile for."""
+  """[N, M, ...] -> [N, WIDTH, ...] with zeros, all else as it is: fewer shapes to compile for."""
   if not isinstance(values, list) or not isinstance(values[0], list):
     return values
-  return [row + [0] * (WIDTH - len(row)) for row in values]
+  wide = np.array(values)
+  edges = [(0, 0), (0, WIDTH - wide.shape[1]), *[(0, 0)] * (wide.ndim - 2)]
+  return np.pad(wide, edges).tolist()
+
+
+def widened_row(row: dict) -> dict:
+  return row | {key: widened(value) for key, value in row.items() if key.startswith("grad")}
+
+
+def cases_with(*, candidates: bool) -> list[str]:
+  return [c["name"] for c in FIXTURE["cases"] if ("lp_policy_candidates" in c) == candidates]
 
 
 @functools.cache
@@ -40,8 +50,11 @@ def no_metrics(monkeypatch):
 
 
 def test_the_fixture_is_whole():
-  assert len(NAMES) == 86
-  assert len(FIXTURE["results"]) == len(NAMES) * len(FIXTURE["cases"]) == 344
+  """Configurations with candidates have cases of their own."""
+  centred = {row["name"] for row in FIXTURE["results"] if "grad_candidates" in row}
+  cases = [len(cases_with(candidates=x)) for x in (False, True)]
+  assert (len(NAMES), len(centred), cases) == (90, 4, [4, 6])
+  assert len(FIXTURE["results"]) == 86 * 4 + 4 * 6 == 368
 
 
 @pytest.mark.parametrize(
@@ -53,20 +66,19 @@ def test_the_fixture_is_whole():
 )
 def test_configuration(name, float32, no_metrics):
   rows = [row for row in FIXTURE["results"] if row["name"] == name]
-  assert [row["case"] for row in rows] == [case["name"] for case in FIXTURE["cases"]]
+  assert [row["case"] for row in rows] == cases_with(candidates="grad_candidates" in rows[0])
   for row in rows:
     case = widened_cases()[row["case"]]
     with jax.enable_x64(not float32):
-      found = golden.errors(row | {"grad": widened(row["grad"])}, case)
-    assert max(found) <= golden.tolerance(row, float32=float32), (row["case"], found)
+      found = golden.errors(widened_row(row), case)
+    assert max(found) <= golden.tolerance(row, case, float32=float32), (row["case"], found)
 
 
 def one_row_fixture(name: str = "grpo") -> dict:
-  """The first case and one row of it, in the file's format."""
-  case = FIXTURE["cases"][0]["name"]
-  [row] = [row for row in FIXTURE["results"] if row["name"] == name and row["case"] == case]
-  results = [row | {"grad": widened(row["grad"])}]
-  return copy.deepcopy({"cases": [widened_cases()[case]], "results": results})
+  """The first row of a configuration and its case, in the file's format."""
+  row = next(row for row in FIXTURE["results"] if row["name"] == name)
+  fixture = {"cases": [widened_cases()[row["case"]]], "results": [widened_row(row)]}
+  return copy.deepcopy(fixture)
 
 
 def run_checker(fixture: dict, path, *options) -> int:
@@ -105,6 +117,15 @@ def test_the_checker_notices_an_error(spoil, tmp_path, capsys, no_metrics):
   assert run_checker(fixture, tmp_path) == 1
   printed = capsys.readouterr().out
   assert "WRONG" in printed and "0 of 1 rows within tolerance" in printed
+
+
+def test_the_checker_notices_a_wrong_gradient_of_one_candidate(tmp_path, capsys, no_metrics):
+  fixture = one_row_fixture("score_centering")
+  assert run_checker(fixture, tmp_path) == 0
+  [row] = fixture["results"]
+  row["grad_candidates"][0][0][1] += 1e-7 * np.abs(row["grad"]).max()
+  assert run_checker(fixture, tmp_path) == 1
+  assert "WRONG" in capsys.readouterr().out
 
 
 def test_a_wrong_row_is_not_hidden_by_a_right_one_of_the_same_name(tmp_path, capsys, no_metrics):
