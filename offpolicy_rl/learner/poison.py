@@ -22,12 +22,15 @@ from offpolicy_rl.model.policy import Params
 def only(batch: types.Batch, kept: jax.Array) -> types.Batch:
   """The batch with only the groups of `kept`, bool [groups]; masks the tokens of the others."""
   rows = kept[batch.group_ids]
-  tokens = batch.loss_mask & rows[..., None]
+  tokens, candidates = batch.loss_mask & rows[..., None], batch.candidate_logprobs
+  if candidates is not None:
+    candidates = jnp.where(tokens[..., None], candidates, 0.0)
   return batch._replace(
     loss_mask=tokens,
     sampler_logprobs=jnp.where(tokens, batch.sampler_logprobs, 0.0),
     rewards=jnp.where(rows, batch.rewards, 0.0),
     verdicts=jnp.where(rows, batch.verdicts, 0.0),
+    candidate_logprobs=candidates,
   )
 
 

@@ -32,10 +32,11 @@ class Schedule(NamedTuple):
 
 
 def digest(group: types.Group) -> str:
-  """Short fingerprint of tokens, logprobs, versions and rewards of all completions."""
+  """Short fingerprint of all that training takes from a group, completion by completion."""
   content = hashlib.blake2b(digest_size=8)
   for t in group.trajectories:
-    for array in (t.tokens, t.logprobs, t.versions, np.float32(t.reward)):
+    optional = (*(t.candidates or ()), np.array(t.rewinds, np.int32))
+    for array in (t.tokens, t.logprobs, t.versions, np.float32(t.reward), *optional):
       content.update(np.ascontiguousarray(array).tobytes())
   return content.hexdigest()
 

@@ -14,7 +14,8 @@ from offpolicy_rl.learner import loop, poison, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner.update import Update
 from offpolicy_rl.model import sharding
-from tests.learner.step_test import CONFIG, choices, first_state, random_batch
+from offpolicy_rl.replay import packing
+from tests.learner.step_test import CONFIG, choices, first_state, random_batch, same_prompts_batch
 from tests.run_system import assert_identical
 
 SAMPLERS = ("good~1", "good~1", "bad~7", "good~2")
@@ -135,6 +136,16 @@ def test_of_several_updates_only_the_poisoned_minibatch_is_skipped():
   assert "train/0/2, by bad~7" in me.said[0]
   [count] = {int(x) for name, x in leaves(state.opt_state).items() if "count" in name}
   assert count == 2  # of four
+
+
+def test_candidates_go_with_their_completions():
+  batch = same_prompts_batch(packing.PACKED, candidates=3)
+  left = poison.only(batch, np.array([True, False, True, False]))
+  stay = batch.loss_mask & (batch.group_ids % 2 == 0)[..., None]
+  np.testing.assert_array_equal(left.loss_mask, stay)
+  expected = np.where(stay[..., None], batch.candidate_logprobs, 0.0)
+  np.testing.assert_array_equal(left.candidate_logprobs, expected)
+  assert expected.any() and not np.array_equal(expected, batch.candidate_logprobs)
 
 
 @given(st.sets(st.integers(0, 12)), st.integers(1, 13))

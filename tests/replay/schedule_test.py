@@ -54,6 +54,25 @@ def test_the_digest_sees_every_field(field):
   assert schedule.digest(first) != schedule.digest(second)
 
 
+def test_the_digest_sees_what_only_some_completions_have():
+  """Candidates and rewinds: a replay must not train on others."""
+  group = finished([[0, 0, 0]]).group
+  recorded = types.Candidates(np.int32([[4, 2]] * 3), np.float32([[-0.5, -1.0]] * 3))
+  others = types.Candidates(recorded.tokens, recorded.logprobs - 1)
+  seen = [
+    schedule.digest(types.Group("", (dataclasses.replace(group.trajectories[0], **changes),)))
+    for changes in (
+      {},
+      {"candidates": recorded},
+      {"candidates": others},
+      {"candidates": types.Candidates(recorded.tokens + 1, recorded.logprobs)},
+      {"rewinds": (types.Rewind(2, 1),)},
+      {"rewinds": (types.Rewind(2, 0),)},
+    )
+  ]
+  assert len(set(seen)) == len(seen)
+
+
 def test_the_digest_does_not_see_who_sampled_nor_the_verdict_beside_the_reward():
   group = finished([[0, 0, 0]]).group
   other = dataclasses.replace(group, sampler_id="b~2")
