@@ -185,3 +185,20 @@ def test_a_teacher_judges_the_same_for_one_process_and_for_two(tmp_path, alone):
     taught.append(outcome(run_dir)[2])
     assert len([row["teacher/kl"] for row in system.train_rows(run_dir)]) == 6
   system.assert_identical(*taught)
+
+
+def test_candidates_reach_every_process(tmp_path):
+  """The sampler's likeliest tokens lie beside the batch: with their rows, split like those."""
+  more = ["--config.objective.name=score_centering_tis", "--config.sampler.top_logprobs=5"]
+  more += ["--config.learner.layout=shared", "--config.learner.microbatches=2"]
+  more += ["--config.warm_start.steps=5", "--config.learner.steps=8"]
+  found = []
+  for count in (1, 2):
+    run_dir = tmp_path / str(count)
+    with system.processes() as launch:
+      learner = start_learner(launch, run_dir, count, *more)
+      finish([*learner, start_sampler(launch, run_dir)])
+    found.append((outcome(run_dir)[2], [r["candidate_mass"] for r in system.train_rows(run_dir)]))
+  (alone, mass), (together, theirs) = found
+  system.assert_identical(together, alone)
+  assert mass == theirs and len(mass) == 8 and all(0 < x < 1 for x in mass)
