@@ -182,10 +182,11 @@ GROUPS = {
       "of the policy in one turn; 0 = as many as fit into task.max_completion_tokens, which counts "
       "all tokens behind the prompt, the environment's included"
     ),
-    "environment.thoughts": one_of(thoughts.REFUSE, thoughts.EARLIER).means(
-      "of earlier turns, if the chat template leaves them out: refuse = no run; keep = the policy "
-      "goes on reading them; drop = it goes on without, as the template has it (what came before "
-      "is read again, which counts in task.max_completion_tokens)"
+    "environment.history": one_of(thoughts.REFUSE, thoughts.HISTORIES).means(
+      "what a turn reads of those before it: refuse = as they were read and sampled; no run starts "
+      "whose chat template writes them otherwise, such as without thoughts; keep = the same, "
+      "whatever the template writes; rewrite = what the template writes of the conversation as "
+      "it then is; an agent may change it. What is read again counts in task.max_completion_tokens"
     ),
     "environment.episodes": integer(0, at_least=0).means(
       "begun at a time by an engine, in slots or waiting for their environments; each keeps its "

@@ -49,7 +49,7 @@ DONE, TURN_LIMIT, TOKEN_LIMIT, FAILED = EPISODE_ENDS = ("done", "turns", "tokens
 
 
 class Rewind(NamedTuple):
-  """Where the context of an episode goes back, as a chat template leaves out earlier thoughts.
+  """Where the context of an episode goes back, as its history is written otherwise from there on.
 
   Tokens from `at` on do not see the tokens from `to` up to `at`, and stand in their positions.
   """

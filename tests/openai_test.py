@@ -7,12 +7,13 @@ import pytest
 from offpolicy_rl.chat_api import server
 from offpolicy_rl.environments.environment import Turn
 from tests.agents_system_test import ENVIRONMENT, assert_same, game, played  # noqa: F401 (fixture)
+from tests.rewritten_system_test import AGENT, chats, played_in_chat  # noqa: F401 (fixture)
 from tests.sampler import chat_test
 
 openai = pytest.importorskip("openai", reason="OpenAI's client is missing: pip install openai")
 pytestmark = pytest.mark.long
 PROMPT = [{"role": "user", "content": "go"}]
-PROBLEM = json.dumps({"messages": PROMPT, "answer": "7"})
+PROBLEM = {"messages": PROMPT, "answer": "7", "rewrites": False}
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 3, "b": 4}}</tool_call>'
 
 
@@ -50,6 +51,34 @@ def test_the_client_in_a_loop_of_its_own_gives_the_bits_of_the_environment(game)
   assert_same(played(game, ENVIRONMENT), found)
 
 
+def test_the_client_may_change_its_conversation(chats):  # noqa: F811
+  """With the bits of the harness without it."""
+  found = played_in_chat(chats, "tests.environments.openai_harnesses:compacts")
+  expected = played_in_chat(chats, AGENT)
+  assert [t.rewinds for _, t in found] == [t.rewinds for _, t in expected]
+  assert_same([t for _, t in expected], [t for _, t in found])
+
+
+def test_a_second_conversation_with_a_tool_and_back():
+  """The policy's turns are named, whatever the client has made of them."""
+  from tests.environments import openai_harnesses
+
+  episode = openai_harnesses.checks()
+  told = lambda said: json.loads(episode.step(said).history)
+  asks = lambda text: {"role": "user", "content": text}
+  episode.reset(json.dumps(PROBLEM | {"rewrites": True}), 0)
+  assert told("5") == [asks("Check it.")]
+  assert told("I add. " + CALL) == [
+    asks("Check it."),
+    1,
+    dict(role="tool", content="7"),
+    asks("So?"),
+  ]
+  assert told("It is 7") == [0, asks("It is 7: messages True")]
+  assert episode.step("7") == Turn(reward=1.0, done=True)
+  episode.close()
+
+
 @pytest.mark.parametrize("name", ["sums", "with_sdk"])
 def test_an_agent_with_a_tool(name):
   """The client in a loop of ours, and OpenAI's SDK, which owns its loop."""
@@ -57,7 +86,7 @@ def test_an_agent_with_a_tool(name):
   from tests.environments import openai_harnesses
 
   episode = getattr(openai_harnesses, name)()
-  opening = json.loads(episode.reset(PROBLEM, 0).opening)
+  opening = json.loads(episode.reset(json.dumps(PROBLEM), 0).opening)
   assert opening["messages"] == PROMPT
   [tool] = opening["tools"]
   assert tool["function"]["name"] == "add"

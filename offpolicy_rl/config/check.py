@@ -218,10 +218,10 @@ def _turns(c) -> Problems:
     yield "task.verifier: '' with an environment, which judges the turns"
   if 0 < c.environment.episodes < c.sampler.slots:
     yield f"environment.episodes: 0 or at least sampler.slots = {c.sampler.slots}"
-  if c.environment.thoughts == thoughts.DROP and not (c.model.checkpoint and c.task.chat):
-    yield "environment.thoughts: refuse or keep without a chat template, which would drop them"
-  if c.environment.thoughts == thoughts.DROP and c.warm_start.steps:
-    yield "warm_start.steps: 0 with environment.thoughts = drop: prompts end before the thought"
+  if c.environment.history == thoughts.REWRITE and not (c.model.checkpoint and c.task.chat):
+    yield "environment.history: refuse or keep without a chat template, which would write it"
+  if c.environment.history == thoughts.REWRITE and c.warm_start.steps:
+    yield "warm_start.steps: 0 with environment.history = rewrite: prompts end before the answer"
 
 
 def _judge(c) -> Problems:
@@ -285,7 +285,7 @@ def _messages(c) -> Problems:
 
 # Keys that a resumed run may not change, as its groups depend on them.
 _FROZEN = re.compile(
-  r"seed|task\.|model\.|lag\.|environment\.(name|tools|thoughts|max_turns|max_turn_tokens)|learner\.(prompts_per_step|group_size|max_refills)|"
+  r"seed|task\.|model\.|lag\.|environment\.(name|tools|history|max_turns|max_turn_tokens)|learner\.(prompts_per_step|group_size|max_refills)|"
   r"sampler\.(temperature|top_k|top_p|min_p|top_logprobs|stop|slots|int8_weights)|evaluation\.(problems|samples)|judge\.(model|rubric)|"
   r"transport\.weights_dtype"
 )

@@ -11,7 +11,8 @@
       return reward
 
 It becomes an environment, which environment.name names as "module:solve". A request is the policy's
-turn; the messages of the next request behind the answer are what the environment says.
+turn; the messages of the next request behind the answer are what the environment says. With
+environment.history = rewrite, a request may also say something else behind the prompt.
 """
 
 import asyncio
@@ -76,12 +77,16 @@ def is_agent(made_by: Any) -> bool:
   return isinstance(made_by, type) and issubclass(made_by, _Agent)
 
 
-def answer_data(words: Opens, problem: sources.Problem) -> str:
-  """The answer data of a ticket for an agent, JSON; ValueError if a problem has no text."""
+def answer_data(words: Opens, problem: sources.Problem, *, rewrites: bool) -> str:
+  """The answer data of a ticket for an agent, JSON; ValueError if a problem has no text.
+
+  `rewrites`: its requests may change what was said behind the prompt.
+  """
   if problem.tokens is not None:
     raise ValueError("environment.name: an agent needs prompts that are texts, not token ids")
   messages = words.opening(problem.question, problem.messages)
-  return json.dumps({"messages": messages, "answer": json.loads(problem.answer)})
+  answer = json.loads(problem.answer)
+  return json.dumps({"messages": messages, "answer": answer, "rewrites": rewrites})
 
 
 class _Agent:
@@ -97,8 +102,11 @@ class _Agent:
     given = Problem(tuple(data["messages"]), data["answer"])
     self._said: queue.SimpleQueue = queue.SimpleQueue()  # Turn | Exception, of the harness
     self._actions: queue.SimpleQueue = queue.SimpleQueue()  # (text, logprobs) | None = over
-    self._asking, self._over, self._turns = threading.Lock(), False, 0
-    self._history: tuple[Message, ...] = ()  # with the policy's last answer
+    self._asking, self._over = threading.Lock(), False
+    self._rewrites: bool = data["rewrites"]
+    self._prompt: tuple[Message, ...] = ()  # the first request's messages
+    self._history: tuple[Message, ...] = ()  # the last request's, and its answer
+    self._answers: list[Message] = []
     self._tools: tuple[dict, ...] = ()
     self._name = secrets.token_hex(8)
     url = _door().enter(self._name, self)
@@ -139,7 +147,7 @@ class _Agent:
     if not self._asking.acquire(blocking=False):
       raise RequestError("another request of this episode is waiting, expected one at a time")
     try:
-      turn = self._opening(request) if not self._history else self._continuation(request)
+      turn = self._next_turn(request) if self._prompt else self._opening(request)
       if self._over:
         raise RequestError(_OVER, code="episode_over")
       self._said.put(turn)
@@ -151,50 +159,86 @@ class _Agent:
       self._asking.release()
 
   def _opening(self, request: ChatRequest) -> Turn:
-    self._tools = request.tools
+    self._prompt, self._tools = request.messages, request.tools
     messages = [message.as_template() for message in request.messages]
     opening = json.dumps({"messages": messages, "tools": request.tools})
     return Turn(opening=opening, logprobs=request.top_logprobs is not None)
 
-  def _continuation(self, request: ChatRequest) -> Turn:
-    """The messages behind the policy's last answer; RequestError if those before differ."""
-    before, given = self._history, request.messages
+  def _next_turn(self, request: ChatRequest) -> Turn:
+    """The messages behind the policy's last answer, or all behind the prompt if others changed.
+
+    RequestError if that is not allowed, or the prompt has changed.
+    """
     if request.tools != self._tools:
       raise RequestError("tools: expected the same as in the request before", param="tools")
-    for i, expected in enumerate(before):
-      if i >= len(given) or not _same(given[i], expected):
-        got = given[i] if i < len(given) else "nothing"
-        raise RequestError(
-          f"messages[{i}]: got {got!s:.200}, expected {expected!s:.200} as before: an episode is "
-          "one conversation, and each request continues it",
-          param="messages",
-        )
-    new = given[len(before) :]
-    roles = {message.role for message in new}
-    if len(roles) != 1 or not roles <= {"user", "tool"}:
+    given, size = request.messages, len(self._history)
+    problem = _why_not_after(self._history, given) or _why_not_one_role(given[size:])
+    if not problem:
+      return self._continuation(request)
+    if not self._rewrites:
       raise RequestError(
-        f"messages: got {', '.join(sorted(roles)) or 'nothing'} behind the policy's answer, "
-        "expected messages of one role, user or tool",
+        f"{problem}: a request goes on where the one before ended, unless environment.history = "
+        "rewrite",
         param="messages",
       )
-    [role] = roles
-    texts = [message.content for message in new]
-    if role == "tool":
-      role, texts = self.form.role, [self.form.result.format(text) for text in texts]
+    problem = _why_not_after(self._prompt, given)
+    if problem:
+      raise RequestError(f"{problem}: every request begins with the prompt", param="messages")
+    return self._rewritten(request)
+
+  def _continuation(self, request: ChatRequest) -> Turn:
+    new = [self._as_template(message) for message in request.messages[len(self._history) :]]
+    first, *more = [message["content"] for message in new]
     logprobs = request.top_logprobs is not None
-    return Turn(texts[0], role=role, more=tuple(texts[1:]), logprobs=logprobs)
+    return Turn(first, role=new[0]["role"], more=tuple(more), logprobs=logprobs)
+
+  def _rewritten(self, request: ChatRequest) -> Turn:
+    """What is behind the prompt; the policy's turns as far as they are there, in their order."""
+    said: list[dict[str, Any] | int] = []
+    after = 0  # turns of the policy that are no longer looked for
+    for message in request.messages[len(self._prompt) :]:
+      turns = (i for i in range(after, len(self._answers)) if _same(message, self._answers[i]))
+      turn = next(turns, None)
+      said.append(self._as_template(message) if turn is None else turn)
+      after = after if turn is None else turn + 1
+    return Turn(history=json.dumps(said), logprobs=request.top_logprobs is not None)
+
+  def _as_template(self, message: Message) -> dict[str, Any]:
+    """A message as the chat template takes it, results of tools in the form of the model."""
+    if message.role == "tool":
+      content = self.form.result.format(message.content)
+      message = message._replace(role=self.form.role, content=content)
+    return message.as_template()
 
   def _answer(
     self, request: ChatRequest, action: str, logprobs: Sequence[tuple[str, float]]
   ) -> list[responses.Part]:
     content, written = calls.separated(action, self.form) if request.tools else (action, [])
-    self._turns += 1
-    named = tuple(
-      ToolCall(f"call_{self._turns}_{i}", *call) for i, call in enumerate(written, start=1)
-    )
-    self._history = (*request.messages, Message("assistant", content, named))
+    turn = len(self._answers) + 1
+    named = tuple(ToolCall(f"call_{turn}_{i}", *call) for i, call in enumerate(written, start=1))
+    self._answers.append(Message("assistant", content, named))
+    self._history = (*request.messages, self._answers[-1])
     shown = tuple(responses.TokenLogprob(*token) for token in logprobs)
     return [responses.Delta(0, content, named, shown, "tool_calls" if named else "stop")]
+
+
+def _why_not_after(before: Sequence[Message], given: Sequence[Message]) -> str:
+  """Says which message is not as before; "" = all are."""
+  for i, expected in enumerate(before):
+    got = given[i] if i < len(given) else None
+    if got is None or not _same(got, expected):
+      return f"messages[{i}]: got {got or 'nothing'!s:.200}, expected {expected!s:.200} as before"
+  return ""
+
+
+def _why_not_one_role(new: Sequence[Message]) -> str:
+  """Says what is wrong with messages behind an answer of the policy; "" = nothing."""
+  roles = {message.role for message in new}
+  if len(roles) == 1 and roles <= {"user", "tool"}:
+    return ""
+  got = ", ".join(sorted(roles)) or "nothing"
+  expected = "messages of one role, user or tool"
+  return f"messages: got {got} behind the policy's answer, expected {expected}"
 
 
 def _same(given: Message, expected: Message) -> bool:

@@ -42,6 +42,9 @@ class Turn(NamedTuple):
   more: tuple[str, ...] = ()  # texts of further messages with this role, after the first
   opening: str = ""  # of an agent's first request: {"messages": ..., "tools": ...}, JSON
   logprobs: bool = False  # an agent asks for those of the policy's next turn
+  # Of an agent that has rewritten its conversation, what is behind the prompt: JSON, a list of
+  # messages, in which a number is that turn of the policy, from 0. "" = it goes on.
+  history: str = ""
 
 
 class Environment(Protocol):
@@ -98,7 +101,7 @@ def checked(turn: object) -> Turn:
   most = types.MAX_VERDICT
   if not isinstance(reward, int | float) or not abs(reward) <= most:
     raise ValueError(f"reward: got {reward!r:.60}, expected a number from -{most:g} to {most:g}")
-  texts = [turn.text, *turn.more, turn.opening]
+  texts = [turn.text, *turn.more, turn.opening, turn.history]
   for text in texts:
     if not isinstance(text, str):
       raise ValueError(f"text: got {text!r:.60}, expected a text")
@@ -109,4 +112,4 @@ def checked(turn: object) -> Turn:
     raise ValueError(f"role: got {turn.role!r:.60}, expected user or tool")
   reward = float(np.float32(reward))  # as it is sent and recorded
   plain = str(turn.text), reward, bool(turn.done), turn.role, tuple(map(str, turn.more))
-  return Turn(*plain, str(turn.opening), bool(turn.logprobs))
+  return Turn(*plain, str(turn.opening), bool(turn.logprobs), str(turn.history))

@@ -72,7 +72,7 @@ class Episode:
   rewards: list[float] = dataclasses.field(default_factory=list)  # of each turn of the policy
   shows_logprobs: bool = False  # an agent asks for those of the policy's next turn
   hopeless: str = ""  # how it ends after the policy's first turn, as it could not begin
-  history: turns.ChatHistory | None = None  # the template, if it leaves out earlier thoughts
+  history: turns.ChatHistory | None = None  # the template, if it writes what came before
   context: Context | None = None  # then
 
 
@@ -260,6 +260,10 @@ class Episodes:
   def _said(self, episode: Episode, answer: Turn) -> tuple[list[int], int | None]:
     """Tokens of an answer, and where the context goes back to; errors of the vocabulary."""
     texts = [answer.text, *answer.more]
+    if answer.history:
+      if episode.context is None:
+        raise TokenizerError("it changes what was said, expected environment.history = rewrite")
+      return episode.context.rewritten(json.loads(answer.history))
     if episode.context is None:
       return episode.words.reply(texts, answer.role, episode.last), None
     if episode.last is None and not (answer.text or answer.more):

@@ -220,8 +220,9 @@ def chat_history(config: ConfigDict, words: Words) -> turns.ChatHistory | None:
   Raises:
     tokenizer.TokenizerError: the template can't be used for that.
   """
-  drops = config.environment.thoughts == thoughts.DROP
-  return turns.ChatHistory(words) if drops and isinstance(words, tokenizer.Tokenizer) else None
+  rewritten = config.environment.history == thoughts.REWRITE
+  in_chat = rewritten and isinstance(words, tokenizer.Tokenizer)
+  return turns.ChatHistory(words) if in_chat else None
 
 
 @contextlib.contextmanager

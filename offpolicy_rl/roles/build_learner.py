@@ -60,7 +60,7 @@ def step_choices(
       mesh.devices.flat[0].platform,
       compute_dtype=model.compute_dtype,
       head_dim=model.head_dim,
-      branches=learner.layout == packing.SHARED or config.environment.thoughts == thoughts.DROP,
+      branches=learner.layout == packing.SHARED or config.environment.history == thoughts.REWRITE,
     ),
   )
   updates = config_lib.updates_per_step(learner)

@@ -25,6 +25,7 @@ from offpolicy_rl.tasks import (
   scoring,
   sources,
   splits,
+  thoughts,
   tokenizer,
   turns,
   verifiers,
@@ -58,7 +59,7 @@ def rendering(config: ConfigDict, policy: build.Policy, task: catalog.Task) -> p
 
   Raises:
     ConfigError: the environment can't be found.
-    TokenizerError: the chat template can't be used for environment.thoughts.
+    TokenizerError: the chat template can't be used for environment.history.
   """
   made = prompts.Rendering(
     policy.words(task.environment),
@@ -80,7 +81,9 @@ def rendering(config: ConfigDict, policy: build.Policy, task: catalog.Task) -> p
     return made
   if not agents.is_agent(played):
     return made
-  return dataclasses.replace(made, answer=functools.partial(agents.answer_data, made.tokenizer))
+  rewrites = config.environment.history == thoughts.REWRITE
+  answer = functools.partial(agents.answer_data, made.tokenizer, rewrites=rewrites)
+  return dataclasses.replace(made, answer=answer)
 
 
 def ticket_fault(config: ConfigDict, vocab_size: int) -> Callable[[prompts.Example], str | None]:
@@ -133,7 +136,7 @@ def check_start(config: ConfigDict) -> None:
   selection, policy = config_lib.check_data(config), initial_policy(config)
   for words in map(policy.words, config_lib.environments(config)):
     if isinstance(words, tokenizer.Tokenizer):
-      turns.check(words, config.environment.thoughts)
+      turns.check(words, config.environment.history)
   teacher.find(config, policy)
   check_messages(config, policy)
   check_problems(config, selection, policy)

@@ -4,8 +4,9 @@ A completion that was cut, or ends within a thought, has no answer. It earns not
 vote, unless `task.judge_unfinished` is set.
 """
 
-# Earlier thoughts of an episode that a chat template leaves out (`environment.thoughts`).
-REFUSE, KEEP, DROP = EARLIER = ("refuse", "keep", "drop")
+# Earlier turns of an episode that would be written otherwise than they were read, most often
+# without their thoughts (`environment.history`).
+REFUSE, KEEP, REWRITE = HISTORIES = ("refuse", "keep", "rewrite")
 # Tags around thoughts, as published models and their prompts write them.
 TAGS = (
   ("<think>", "</think>"),

@@ -1,26 +1,32 @@
 """Earlier turns of a chat, as the model's template writes them.
 
-Templates of thinking models leave thoughts out of earlier turns. So what the model has read and
-written before is not what its next turn begins with; see `environment.thoughts`.
+Templates of thinking models leave thoughts out of earlier turns, and agents change what was said.
+So what the model has read and written before is not what its next turn begins with; see
+`environment.history`.
 """
 
+import contextlib
 import itertools
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from offpolicy_rl.tasks import thoughts
 from offpolicy_rl.tasks.special_tokens import TokenizerError
 from offpolicy_rl.tasks.tokenizer import Tokenizer
 
 _QUESTION, _ANSWER = "2 + 2?", "2 + 2 = 4"
+_ASKED = {"role": "user", "content": _QUESTION}
 _THINKING = [f"{begin}\n{_ANSWER}\n{end}\n\n{_ANSWER}" for begin, end in thoughts.TAGS]
-_REMEDY = "set environment.thoughts to keep or drop, task.chat_arguments or task.chat=False"
+_REMEDY = "set environment.history to keep or rewrite, task.chat_arguments or task.chat=False"
 
 
 class ChatHistory:
   """Says in text and tokens what follows the prompt of a chat.
 
   Attributes:
-    tail, tail_text: tokens and text with which an episode begins, as prompts lack them.
+    tail, tail_text: tokens and text with which an episode begins, as prompts lack them; at least
+      a token.
     opened: the beginning of a thought that ends prompts, "" if none does.
   """
 
@@ -28,18 +34,34 @@ class ChatHistory:
     """Renders a chat; TokenizerError if its tokens don't begin with those of its prompt."""
     self._words, self._opening = words, words.opening(_QUESTION)
     begun = words.chat(self._opening)
-    # A prompt ends with the tail, which the template leaves out of earlier turns.
-    whole = [self._chat(_talk(text)) for text in (_ANSWER, *_THINKING)]
-    self._trunk = begun[: min(common(begun, text) for text in whole)]
+    answered = [self._chat(_talk(text)) for text in (_ANSWER, *_THINKING)]
+    trunk = begun[: min(common(begun, text) for text in answered)]
+    _require_only_thoughts(answered[0][len(trunk) :])
+    with contextlib.suppress(TokenizerError):  # some templates take turns strictly
+      answered.append(self._chat([_ASKED]))
+    self._trunk = self._without_tail(begun, answered)
     self._beginning = words.encode(self._trunk)
     self.tail_text, self.tail = begun[len(self._trunk) :], self._behind(begun)
     opening = thoughts.opened_by(begun)
     self.opened = begun[begun.rindex(opening) :] if opening else ""
-    for text in whole:
-      self._behind(text)
-    _require_only_thoughts(whole[0][len(self._trunk) :])
 
-  def _chat(self, messages: Sequence[dict[str, str]]) -> str:
+  def _without_tail(self, begun: str, longer: Sequence[str]) -> str:
+    """A prompt up to the token, at the latest its last, that other messages may replace.
+
+    `longer`: chats with messages behind this prompt.
+    """
+    encode, ids = self._words.encode, self._words.encode(begun)
+    same = min([*(common(ids, encode(text)) for text in longer), len(ids) - 1])
+    for size in range(same, 0, -1):
+      text = begun.removesuffix(self._words.decode_special(ids[size:]))
+      if encode(text) == ids[:size]:
+        return text
+    raise TokenizerError(
+      f"chat template: the tokens of {begun!r:.300} don't begin with those of any part of it that "
+      "stays if messages follow"
+    )
+
+  def _chat(self, messages: Sequence[dict[str, Any]]) -> str:
     return self._words.chat([*self._opening, *messages])
 
   def _behind(self, text: str) -> list[int]:
@@ -50,15 +72,17 @@ class ChatHistory:
       )
     return ids[len(begin) :]
 
-  def text(self, messages: Sequence[dict[str, str]]) -> str:
-    """Text of messages behind the prompt, the model's first, and the beginning of its next turn.
+  def text(self, messages: Sequence[dict[str, Any]]) -> str:
+    """Text of messages behind the prompt, and the beginning of the model's next turn.
 
     Raises:
       TokenizerError: the template does not take them, or changes what was before; or one has the
         text of a special token in it.
     """
     for message in messages:
-      self._words.require_plain(message["content"], by_model=message["role"] == "assistant")
+      calls = json.dumps(message.get("tool_calls", ""), ensure_ascii=False)
+      by_model = message["role"] == "assistant"
+      self._words.require_plain(message["content"] + calls, by_model=by_model)
     text = self._chat(messages)
     if not text.startswith(self._trunk):
       raise TokenizerError(
@@ -94,7 +118,7 @@ def check(words: Tokenizer, mode: str) -> None:
   """
   if not words.in_chat:
     return
-  if mode == thoughts.DROP:
+  if mode == thoughts.REWRITE:
     ChatHistory(words)
     return
   begin = words.chat(words.opening(_QUESTION))
@@ -132,4 +156,4 @@ def common(a: Sequence, b: Sequence) -> int:
 
 
 def _talk(said: str) -> list[dict[str, str]]:
-  return [{"role": "assistant", "content": said}, {"role": "user", "content": _QUESTION}]
+  return [{"role": "assistant", "content": said}, _ASKED]

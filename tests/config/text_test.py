@@ -97,7 +97,7 @@ def test_the_configuration_of_a_run_is_a_card(tiny_config, tmp_path, capsys):
   (tmp_path / "config.json").write_text(config_lib.to_json(tiny_config))
   assert config_lib.load(str(tmp_path / "config.json")) == tiny_config
   earlier = json.loads(config_lib.to_json(tiny_config))
-  del earlier["seed"], earlier["environment"]["thoughts"]  # keys that came since
+  del earlier["seed"], earlier["environment"]["history"]  # keys that came since
   (tmp_path / "config.json").write_text(json.dumps(earlier))
   assert config_lib.load(str(tmp_path / "config.json")) == tiny_config
   assert main.main(["learner", f"--config={tmp_path}"]) == 2

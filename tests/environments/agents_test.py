@@ -19,8 +19,8 @@ NAME = "tests.environments.harnesses"
 PROMPT = [{"role": "user", "content": "go"}]
 
 
-def problem(answer) -> str:
-  return json.dumps({"messages": PROMPT, "answer": answer})
+def problem(answer, *, rewrites=False) -> str:
+  return json.dumps({"messages": PROMPT, "answer": answer, "rewrites": rewrites})
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def begin():
   """Begins episodes, which end with the test."""
   begun = []
 
-  def start(name: str, answer=None, seed=0):
+  def start(name: str, answer=None, seed=0, *, rewrites=False):
     begun.append(getattr(harnesses, name)())
-    return begun[-1], begun[-1].reset(problem(answer), seed)
+    return begun[-1], begun[-1].reset(problem(answer, rewrites=rewrites), seed)
 
   yield start
   for one in begun:
@@ -85,7 +85,7 @@ def test_an_agent_that_never_asks_is_done(begin):
 @pytest.mark.parametrize(
   ("order", "why"),
   [
-    ({}, "messages: got nothing behind the policy's answer"),
+    ({}, "messages: got nothing behind .* unless environment.history = rewrite"),
     ({"messages": [{"role": "system", "content": ""}]}, "messages: got system behind"),
     (
       {"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]},
@@ -105,6 +105,85 @@ def test_requests_that_do_not_continue_the_episode_are_refused(begin, order, why
   played, _ = begin("obeys")
   with pytest.raises(harnesses.Refused, match=why):
     played.step(json.dumps(order))
+
+
+USER, TOOL = ({"role": role, "content": "x"} for role in ("user", "tool"))
+NOTE = {"role": "assistant", "content": "so far: x"}
+
+
+@pytest.mark.parametrize(
+  ("behind", "expected"),
+  [
+    ([USER], [USER]),
+    ([0], [0]),
+    ([0, TOOL, USER], [0, TOOL, USER]),
+    ([0, 1], [0, 1]),
+    ([0, USER], [0, USER]),
+    ([1, USER, 0], [1, USER, {"role": "assistant", "content": "[]"}]),
+    ([NOTE, USER, 1], [NOTE, USER, 1]),
+    ([{"role": "system", "content": "x"}, NOTE], [{"role": "system", "content": "x"}, NOTE]),
+  ],
+)
+def test_a_request_may_change_what_was_said_if_the_run_allows_it(begin, behind, expected):
+  """The policy's turns are named where they are as they were; the rest is the harness's."""
+  played, _ = begin("rewrites", rewrites=True)
+  assert played.step("[]") == Turn(history="[]")  # the first request again
+  told = played.step(f" {json.dumps(behind)}")
+  assert json.loads(told.history) == expected
+  assert told._replace(history="") == Turn()
+
+
+@pytest.mark.parametrize("behind", [[], [USER], [NOTE, USER], [0, TOOL, USER], [0]])
+def test_else_it_is_told_which_key_allows_it(begin, behind):
+  played, _ = begin("rewrites")
+  with pytest.raises(harnesses.Refused, match=r"messages.* unless environment.history = rewrite"):
+    played.step(json.dumps(behind))
+
+
+def test_a_conversation_may_go_on_behind_what_was_changed(begin):
+  played, _ = begin("rewrites", rewrites=True)
+  assert played.step(json.dumps([NOTE, USER])) == Turn(history=json.dumps([NOTE, USER]))
+  assert played.step(json.dumps([NOTE, USER, 1, TOOL])) == Turn("x", role="tool")
+  assert json.loads(played.step(json.dumps([0, TOOL, 2, USER])).history) == [0, TOOL, 2, USER]
+
+
+def test_calls_that_stay_are_those_of_the_policy_and_results_have_its_form(begin):
+  """An answer with calls is told as it was sampled, however the client writes its arguments."""
+  played, _ = begin("recalls", rewrites=True)
+  call = '<tool_call>{"name":"add",  "arguments": {"a": 3, "b": 4}}</tool_call>'
+  history = json.loads(played.step(call).history)
+  other = {"id": "0", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+  assert history == [
+    {"role": "assistant", "content": "", "tool_calls": [other]},
+    {"role": "tool", "content": "5"},
+    0,
+    {"role": "tool", "content": "7"},
+    USER,
+  ]
+
+
+@pytest.mark.parametrize(
+  ("order", "why"),
+  [
+    ({"before": []}, r"messages\[0\]: got .*assistant.* expected .*go.* begins with the prompt"),
+    ({"before": [{"role": "system", "content": "x"}, *PROMPT]}, r"messages\[0\]: got .*system"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: expected the same"),
+    (
+      {"messages": [], "before": [{"role": "user", "content": "go on"}]},
+      "expected .*'go'.* as bef",
+    ),
+  ],
+)
+def test_a_prompt_stays_as_it_is(begin, order, why):
+  played, _ = begin("obeys", rewrites=True)
+  with pytest.raises(harnesses.Refused, match=why):
+    played.step(json.dumps(order))
+
+
+def test_a_request_without_messages_is_refused(begin):
+  played, _ = begin("adds", 7, rewrites=True)
+  with pytest.raises(harnesses.Refused, match="messages: got .*, expected at least one message"):
+    harnesses.ask(f"{agents._door().url}/episodes/{played._name}/v1", [])
 
 
 def test_log_probabilities_of_what_was_sampled_are_told_if_they_are_asked_for(begin):
@@ -166,7 +245,8 @@ def test_in_processes_an_agent_costs_its_own_episode_only():
 
 def test_answer_data_are_the_messages_of_the_prompt():
   words = vocabulary.Vocabulary()
-  found = agents.answer_data(words, sources.Problem("a?", "[1]"))
-  assert json.loads(found) == {"messages": [{"role": "user", "content": "a?"}], "answer": [1]}
+  found = agents.answer_data(words, sources.Problem("a?", "[1]"), rewrites=True)
+  messages = [{"role": "user", "content": "a?"}]
+  assert json.loads(found) == {"messages": messages, "answer": [1], "rewrites": True}
   with pytest.raises(ValueError, match="texts, not token ids"):
-    agents.answer_data(words, sources.Problem("a?", "1", tokens=([3], None)))
+    agents.answer_data(words, sources.Problem("a?", "1", tokens=([3], None)), rewrites=False)

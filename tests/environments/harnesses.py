@@ -87,6 +87,60 @@ def obeys(base_url: str, problem: agents.Problem, _seed: int) -> float:
 
 
 @agents.agent
+def rewrites(base_url: str, problem: agents.Problem, _seed: int) -> float:
+  """Asks with the messages behind the prompt that the policy says; a number is an answer of its."""
+  answers, behind = [], []
+  while True:
+    answers.append(ask(base_url, [*problem.messages, *behind]))
+    order = json.loads(answers[-1]["content"])
+    behind = [answers[m] if isinstance(m, int) else m for m in order]
+
+
+@agents.agent
+def recalls(base_url: str, problem: agents.Problem, _seed: int) -> float:
+  """Tells a call of a tool that there never was, then the policy's."""
+  messages, offered = list(problem.messages), [tools.describe(add)]
+  said = ask(base_url, messages, tools=offered)
+  function = {"name": "add", "arguments": json.dumps({"a": 1})}
+  other = {"id": "0", "type": "function", "function": function}
+  messages += [{"role": "assistant", "content": None, "tool_calls": [other]}]
+  messages += [{"role": "tool", "tool_call_id": "0", "content": "5"}, said]
+  messages += [{"role": "tool", "tool_call_id": "1", "content": "7"}]
+  ask(base_url, [*messages, {"role": "user", "content": "x"}], tools=offered)
+  return 1.0
+
+
+def forgets(ask_for, problem: agents.Problem, seed: int) -> float:
+  """The game of environments/guess.py, whose loop tells in short what it said, or asks again.
+
+  ask_for: messages -> the text of the answer.
+  """
+  number, behind = random.Random(seed).randint(*problem.answer), []
+  for turn in range(1, 9):
+    guess = ask_for([*problem.messages, *behind]).strip()
+    if guess == str(number):
+      return 1.0
+    is_digit = len(guess) == 1 and guess.isdecimal()
+    reply = {
+      "role": "user",
+      "content": "?" if not is_digit else "<" if number < int(guess) else ">",
+    }
+    behind += [{"role": "assistant", "content": guess}, reply]
+    if turn % 4 == 2:  # what it said before
+      behind = [{"role": "assistant", "content": f"{turn} guesses"}, reply]
+    elif turn % 4 == 3:  # a second conversation
+      behind = [{"role": "user", "content": "Again."}]
+    elif turn % 4 == 0:  # the first request
+      behind = []
+  return 0.0
+
+
+@agents.agent
+def compacts(base_url: str, problem: agents.Problem, seed: int) -> float:
+  return forgets(lambda messages: ask(base_url, messages)["content"], problem, seed)
+
+
+@agents.agent
 def surprised(base_url: str, problem: agents.Problem, _seed: int) -> float:
   """The reward is how unlikely the turn was, in nats."""
   told = choice(base_url, list(problem.messages), logprobs=True)["logprobs"]["content"]

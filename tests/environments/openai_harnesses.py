@@ -1,5 +1,6 @@
 """Agents with the packages of OpenAI: its client in a loop of our own, and its agents' SDK."""
 
+import functools
 import json
 import random
 
@@ -7,7 +8,7 @@ import agents as sdk
 import openai
 
 from offpolicy_rl.environments import agents, tools
-from tests.environments.harnesses import add
+from tests.environments.harnesses import add, forgets
 
 
 def client_of(base_url: str, kind=openai.OpenAI):
@@ -27,6 +28,33 @@ def guesses(base_url: str, problem: agents.Problem, seed: int) -> float:
     is_digit = len(guess) == 1 and guess.isdecimal()
     reply = "?" if not is_digit else "<" if number < int(guess) else ">"
     messages += [{"role": "assistant", "content": guess}, {"role": "user", "content": reply}]
+
+
+@agents.agent
+def compacts(base_url: str, problem: agents.Problem, seed: int) -> float:
+  """harnesses.compacts with the client."""
+  create = client_of(base_url).chat.completions.create
+  ask_for = lambda messages: create(model="policy", messages=messages).choices[0].message.content
+  return forgets(ask_for, problem, seed)
+
+
+@agents.agent(offers=(add,))
+def checks(base_url: str, problem: agents.Problem, _seed: int) -> float:
+  """Has its answer checked in a second conversation, with a tool, and goes on with the first."""
+  create = client_of(base_url).chat.completions.create
+  create = functools.partial(create, model="policy", tools=[tools.describe(add)])
+  ask = lambda *behind: create(messages=[*problem.messages, *behind]).choices[0].message
+  answer, question = ask(), {"role": "user", "content": "Check it."}
+  check = ask(question)
+  [call] = check.tool_calls
+  result = str(add(**json.loads(call.function.arguments)))
+  told = {"role": "tool", "tool_call_id": call.id, "content": result}
+  found = ask(question, check, told, {"role": "user", "content": "So?"}).content
+  try:
+    create(messages=[{"role": "system", "content": "Be brief."}, *problem.messages])
+  except openai.BadRequestError as error:
+    found += f": {error.param} {'begins with the prompt' in error.message}"
+  return float(ask(answer, {"role": "user", "content": found}).content == problem.answer)
 
 
 @agents.agent(offers=(add,))

@@ -168,13 +168,13 @@ def test_each_member_of_a_mixture_is_shown_the_tools_of_its_own_environment(conf
   assert build.make_policy(config, shown).with_tools == {}
 
 
-def test_of_a_mixture_only_prompts_of_episodes_lack_the_beginning_of_a_thought(config):
-  """Episodes begin with it, as it is dropped later on."""
+def test_of_a_mixture_only_prompts_of_episodes_lack_the_beginning_of_an_answer(config):
+  """Episodes begin with it, as other messages may follow a prompt."""
   config.task.name, config.task.max_prompt_tokens = "mixture", 64
   played = {"rate": 1, "environment": f"{GUESS}:GuessTheNumber"}
   config.task.mixture = json.dumps({"sums": 1, "chain_sum": played})
-  config.environment.thoughts = "drop"
+  config.environment.history = "rewrite"
   config_lib.validate(config)
   policy = build.make_policy(config, files(chat_template=TEMPLATE))
   assert prompt(config, policy, "sums") == "u:1+1?a:<think>"
-  assert prompt(config, policy, "chain_sum") == "u:1+1?a:"
+  assert prompt(config, policy, "chain_sum") == "u:1+1?"

@@ -1,14 +1,19 @@
-"""The engine with a template that drops thoughts: contexts go back, and nothing dropped is read."""
+"""The engine where history is rewritten: contexts go back, and nothing dropped is read.
+
+A template drops thoughts, or an agent changes what was said, too.
+"""
 
 import dataclasses
+import hashlib
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from offpolicy_rl import types
+from offpolicy_rl import losses, types
 from offpolicy_rl.environments import episodes
+from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.model import policy
 from offpolicy_rl.replay import batching, packing, replies
 from offpolicy_rl.sampler import engine, sizing
@@ -38,8 +43,8 @@ class History(turns.ChatHistory):
     self.tail, self.tail_text, self.opened = TAIL, "3 ", ""
 
   def text(self, messages) -> str:
-    assert [m["role"] for m in messages] == ["assistant", "user"] * (len(messages) // 2)
-    return "".join(map(self._one, messages))
+    asked = messages and messages[-1]["role"] == "user"
+    return "".join(map(self._one, messages)) + ("" if asked else self.tail_text)
 
   def _one(self, message) -> str:
     numbers = message["content"].split()
@@ -56,17 +61,45 @@ class History(turns.ChatHistory):
     return self.tokens(text)
 
 
-def make_engine(delay=lambda: 0, **changes) -> engine.Engine:
-  world = turns_test.Processes(delay)
-  played = episodes.Episodes(lambda: world, lambda _: Words(), LIMITS, 0, lambda _: History())
+class Agents(turns_test.Processes):
+  """Agents that change what was said in half of their requests."""
+
+  def answers(self, seconds: float):
+    return [
+      (handle, changed(handle.played.actions, turn)) for handle, turn in super().answers(seconds)
+    ]
+
+
+def changed(actions: list[str], turn: Turn) -> Turn:
+  """Leaves out some turns, or all; with a summary, or without a word."""
+  digest = hashlib.sha256("/".join(actions).encode()).digest()
+  if not actions:
+    return Turn()
+  if digest[0] % 2:
+    return turn
+  kept = [i for i in range(len(actions)) if digest[1] >> i & 1]
+  asks = [{"role": "user", "content": f"{2 + digest[2] % 38}"}]
+  summary = [{"role": "assistant", "content": f"{2 + digest[2] % 38} 6 "}]
+  histories = [[], kept, [*kept, *asks], [*summary, *asks], [*asks, *summary]]
+  return turn._replace(text="", history=json.dumps(histories[digest[4] % len(histories)]))
+
+
+def make_engine(delay=lambda: 0, world=turns_test.Processes, **changes) -> engine.Engine:
+  made = world(delay)
+  played = episodes.Episodes(lambda: made, lambda _: Words(), LIMITS, 0, lambda _: History())
   return engine.Engine(
     CONFIG, sizing.Sizes(**SIZES | changes), stops=STOPS, seed=0, episodes=played
   )
 
 
+@pytest.fixture(scope="module", params=[turns_test.Processes, Agents])
+def world(request):
+  return request.param
+
+
 @pytest.fixture(scope="module")
-def expected():
-  return make_engine().generate(ending(), 0, [ticket(i) for i in range(9)])
+def expected(world):
+  return make_engine(world=world).generate(ending(), 0, [ticket(i) for i in range(9)])
 
 
 def test_logprobs_are_those_of_what_a_turn_sees(expected):
@@ -124,12 +157,43 @@ def test_the_learner_reads_what_the_sampler_has_read(expected):
     assert mask.sum() > 200
 
 
+def test_the_loss_is_that_of_every_turn_in_its_own_context(expected):
+  """And its gradient; each turn is a row of its own there."""
+  groups = [
+    types.FinishedGroup(ticket(i), types.Group(f"{i}", tuple(group)), 0)
+    for i, group in enumerate(expected)
+  ]
+  batch = batching.make_batch(groups, packing.Limits(packing.SHARED, 5, 24, 80))
+  batch = jax.tree.map(lambda x: x[0], batch)
+  turn_rows, places = [], np.zeros_like(batch.places)
+  for n, (i, t) in enumerate((i, t) for i, group in enumerate(expected) for t in group):
+    for turn, seen in contexts(t):
+      row = [*ticket(i).prompt_tokens, *seen, *t.tokens[turn]]
+      first = 32 * len(turn_rows) + len(row) - (turn.stop - turn.start) - 1
+      places[n, turn] = np.arange(first, first + turn.stop - turn.start)
+      turn_rows.append(np.pad(row, (0, 32 - len(row))))
+  apart = whole_rows(np.stack(turn_rows).astype(np.int32))
+  assert batch.loss_mask.sum() == sum(t.sampled.sum() for group in expected for t in group)
+  objective = losses.objective("beta_shift", beta=0.5, kappa=0.2)
+
+  def loss(params, rows, at, columns):
+    logprobs = policy.token_stats(CONFIG, params, rows, 1.0).logprobs
+    logprobs = jax.numpy.pad(logprobs, ((0, 0), (0, columns - logprobs.shape[1])))
+    given = batch.sampler_logprobs, batch.loss_mask, batch.rewards, batch.group_ids
+    return objective(losses.LossInputs(logprobs.reshape(-1)[at], *given))[0]
+
+  gradients = jax.value_and_grad(loss)
+  found = gradients(ending(), batch.rows, batch.places, batch.rows.sources.shape[1])
+  other = gradients(ending(), apart, places, 32)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, other)
+
+
 @pytest.mark.parametrize(
   "changes", some([dict(steps=2, cache_tokens=110, episodes=40)], [dict(episodes=12)])
 )
-def test_samples_depend_on_the_answers_and_not_on_when_they_come(expected, changes):
+def test_samples_depend_on_the_answers_and_not_on_when_they_come(world, expected, changes):
   delays = iter(np.random.default_rng(0).integers(0, 7, 10_000).tolist())
-  machine = make_engine(lambda: next(delays), **changes)
+  machine = make_engine(lambda: next(delays), world, **changes)
   found = machine.generate(ending(), 0, [ticket(i) for i in range(9)])
   assert_same(found, expected)
   assert rewinds(found) == rewinds(expected)
