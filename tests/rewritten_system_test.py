@@ -35,9 +35,9 @@ SETTINGS = [
   f"--config.environment.name={AGENT}",
   "--config.environment.history=rewrite",
   "--config.environment.max_turns=5",
-  "--config.environment.max_turn_tokens=3",
+  "--config.environment.max_turn_tokens=2",
   "--config.task.max_prompt_tokens=64",
-  "--config.task.max_completion_tokens=160",
+  "--config.task.max_completion_tokens=104",
   "--config.task.verifier=",
   "--config.learner.layout=shared",
   "--config.warm_start.steps=0",
@@ -76,9 +76,11 @@ def played_in_chat(config, name: str) -> list[tuple[types.Ticket, types.Trajecto
   [(_, made)] = data.examples(config, config_lib.selection(config).expanded(), policy, "train")
   tickets = [
     types.Ticket(f"t{i}", types.TRAIN, 0, i, x.prompt_tokens, x.answer, 0, 0, 4, 1.0, name)
-    for i, x in enumerate(made.examples[:6])
+    for i, x in enumerate(made.examples[:12])
   ]
-  params = fond_of(policy_lib.init(policy.model, jax.random.key(0)), policy.tokenizer)
+  params, eos = policy_lib.init(policy.model, jax.random.key(0)), policy.tokenizer.eos
+  params = fond_of(params, policy.tokenizer)
+  params["unembedding"] = params["unembedding"].at[0, eos].add(-0.25)
   with build.engine_of(config, policy, group_size=4, max_prompt_tokens=64) as engine:
     groups = engine.generate(params, 0, tickets)
   return [(t, trajectory) for t, group in zip(tickets, groups, strict=True) for trajectory in group]
