@@ -429,18 +429,6 @@ FAULTS = {
     "to = None",
     "sampler/engine_rewinds_test.py::test_recorded_replies_go_back_where_they_did",
   ),
-  "an_edited_answer_is_the_policys": Fault(
-    "environments/context.py",
-    "same = messages[: len(self.messages)] == self.messages",
-    "same = True",
-    "tasks/turns_test.py::test_the_context_is_what_the_template_writes_of_what_an_agent_says",
-  ),
-  "another_turn_is_told": Fault(
-    "environments/agents.py",
-    "said.append(self._as_template(message) if turn is None else turn)",
-    "said.append(self._as_template(message) if turn is None else after)",
-    "environments/agents_test.py::test_a_request_may_change_what_was_said_if_the_run_allows_it",
-  ),
   # Chats.
   "an_agent_may_begin_otherwise": Fault(
     "environments/episodes.py",

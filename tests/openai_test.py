@@ -7,7 +7,8 @@ import pytest
 from offpolicy_rl.chat_api import server
 from offpolicy_rl.environments.environment import Turn
 from tests.agents_system_test import ENVIRONMENT, assert_same, game, played  # noqa: F401 (fixture)
-from tests.rewritten_system_test import AGENT, chats, played_in_chat  # noqa: F401 (fixture)
+from tests.rewritten_system_test import AGENT as COMPACTS
+from tests.rewritten_system_test import chats, played_in_chat, settings  # noqa: F401 (fixtures)
 from tests.sampler import chat_test
 
 openai = pytest.importorskip("openai", reason="OpenAI's client is missing: pip install openai")
@@ -54,7 +55,7 @@ def test_the_client_in_a_loop_of_its_own_gives_the_bits_of_the_environment(game)
 def test_the_client_may_change_its_conversation(chats):  # noqa: F811
   """With the bits of the harness without it."""
   found = played_in_chat(chats, "tests.environments.openai_harnesses:compacts")
-  expected = played_in_chat(chats, AGENT)
+  expected = played_in_chat(chats, COMPACTS)
   assert [t.rewinds for _, t in found] == [t.rewinds for _, t in expected]
   assert_same([t for _, t in expected], [t for _, t in found])
 

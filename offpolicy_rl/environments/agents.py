@@ -103,7 +103,7 @@ class _Agent:
     self._said: queue.SimpleQueue = queue.SimpleQueue()  # Turn | Exception, of the harness
     self._actions: queue.SimpleQueue = queue.SimpleQueue()  # (text, logprobs) | None = over
     self._asking, self._over = threading.Lock(), False
-    self._rewrites: bool = data["rewrites"]
+    self._rewrites: bool = data.get("rewrites", False)  # tickets of earlier releases lack it
     self._prompt: tuple[Message, ...] = ()  # the first request's messages
     self._history: tuple[Message, ...] = ()  # the last request's, and its answer
     self._answers: list[Message] = []
@@ -193,7 +193,7 @@ class _Agent:
     return Turn(first, role=new[0]["role"], more=tuple(more), logprobs=logprobs)
 
   def _rewritten(self, request: ChatRequest) -> Turn:
-    """What is behind the prompt; the policy's turns as far as they are there, in their order."""
+    """All that is behind the prompt; turns of the policy are numbers where they are in order."""
     said: list[dict[str, Any] | int] = []
     after = 0  # turns of the policy that are no longer looked for
     for message in request.messages[len(self._prompt) :]:
