@@ -259,7 +259,7 @@ def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):
 
 @pytest.mark.long
 def test_score_centering_learns_from_lagged_samples(tmp_path):
-  """Four seeds gained 0.14 to 0.24 on the first 30 steps, and 0.05 to 0.17 on the first 10."""
+  """Three seeds went from 0.27, 0.24 and 0.19 to 0.52, 0.70 and 0.50, means of 50 steps."""
   run_local(
     "--config=configs/test.py",
     f"--run_dir={tmp_path}/run",
@@ -269,7 +269,7 @@ def test_score_centering_learns_from_lagged_samples(tmp_path):
     "--config.lag.mode=fixed",
     "--config.lag.max_lag=4",
     "--config.warm_start.stop_loss=0.7",
-    "--config.learner.steps=150",
+    "--config.learner.steps=400",
     "--config.learner.prompts_per_step=16",
     "--config.learner.group_size=8",
     "--config.sampler.slots=128",
@@ -279,9 +279,8 @@ def test_score_centering_learns_from_lagged_samples(tmp_path):
   )
   rows = train_rows(tmp_path / "run")
   rewards = [row["reward"] for row in rows]
-  assert len(rewards) == 150
-  assert np.mean(rewards[-30:]) > np.mean(rewards[:30]) + 0.07, rewards
-  assert np.mean(rewards[-30:]) > np.mean(rewards[:10]), rewards
+  assert len(rewards) == 400
+  assert np.mean(rewards[-50:]) > np.mean(rewards[:50]) + 0.15, rewards
   assert all(row["lag/max"] == row["lag/mean"] == 4 for row in rows[4:])
   assert all(0.5 < row["candidate_mass"] < 1 for row in rows)
 
