@@ -11,7 +11,9 @@ import pytest
 from offpolicy_rl.losses import ratios
 from tests.losses import golden
 
-CASES = json.loads(golden.FIXTURE.read_text())["cases"]
+CASES = [
+  case for case in json.loads(golden.FIXTURE.read_text())["cases"] if "prox_loglinear" in case
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])

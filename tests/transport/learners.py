@@ -34,12 +34,12 @@ def believed(book: Ledger, groups: list) -> concurrent.futures.Future:
 def handlers(book: Ledger, **others) -> server.Handlers:
   """A learner that knows nothing but its ledger and believes every group; `others` replace some."""
   plain = server.Handlers(
-    join=book.release,
+    join=book.join,
     lease=book.lease,
     heartbeat=lambda sampler, stats, progress: book.heartbeat(sampler, progress),
     decline=book.decline,
     finish=lambda groups, _: believed(book, groups),
-    leave=book.release,
+    leave=book.leave,
     run_finished=lambda: False,
     newest_version=lambda: 0,
   )

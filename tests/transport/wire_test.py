@@ -201,6 +201,8 @@ def test_a_sampler_that_leaves_or_joins_anew_gives_its_tickets_back(learner):
   assert len(wire.lease(2)) == 2
   assert wire.leave() == 2 and wire.leave() == 0
   assert learner.book.audit()["queued"] == 2
+  assert wire.lease(2) == []
+  wire.hello()
   assert len(wire.lease(2)) == 2
   wire.hello()
   assert learner.book.audit()["queued"] == 2
