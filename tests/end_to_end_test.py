@@ -221,6 +221,15 @@ def test_a_sampler_that_looks_elsewhere_for_weights_is_told(tiny_config, tmp_pat
 
 # ---------------------------------------------------------------- separate processes
 
+LEARNING = (  # configs/test.py, but with enough data to learn from
+  "--config.warm_start.stop_loss=0.7",
+  "--config.learner.prompts_per_step=16",
+  "--config.learner.group_size=8",
+  "--config.sampler.slots=128",
+  "--config.learner.learning_rate=2e-3",
+  "--config.learner.schedule=cosine",
+)
+
 
 @pytest.mark.long
 def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):
@@ -228,13 +237,8 @@ def test_the_reward_rises_with_a_separate_sampler_and_lag(tmp_path):
     "--config=configs/test.py",
     f"--run_dir={tmp_path}/run",
     "--config.lag.max_lag=4",
-    "--config.warm_start.stop_loss=0.7",
+    *LEARNING,
     "--config.learner.steps=150",
-    "--config.learner.prompts_per_step=16",
-    "--config.learner.group_size=8",
-    "--config.sampler.slots=128",
-    "--config.learner.learning_rate=2e-3",
-    "--config.learner.schedule=cosine",
     XLA_FLAGS="",
   )
   rows = train_rows(tmp_path / "run")
@@ -268,13 +272,8 @@ def test_score_centering_learns_from_lagged_samples(tmp_path):
     "--config.sampler.top_logprobs=4",
     "--config.lag.mode=fixed",
     "--config.lag.max_lag=4",
-    "--config.warm_start.stop_loss=0.7",
+    *LEARNING,
     "--config.learner.steps=400",
-    "--config.learner.prompts_per_step=16",
-    "--config.learner.group_size=8",
-    "--config.sampler.slots=128",
-    "--config.learner.learning_rate=2e-3",
-    "--config.learner.schedule=cosine",
     XLA_FLAGS="",
   )
   rows = train_rows(tmp_path / "run")

@@ -103,7 +103,7 @@ class _Agent:
     self._said: queue.SimpleQueue = queue.SimpleQueue()  # Turn | Exception, of the harness
     self._actions: queue.SimpleQueue = queue.SimpleQueue()  # (text, logprobs) | None = over
     self._asking, self._over = threading.Lock(), False
-    self._rewrites: bool = data.get("rewrites", False)  # tickets of earlier releases lack it
+    self._rewrites: bool = data["rewrites"]
     self._prompt: tuple[Message, ...] = ()  # the first request's messages
     self._history: tuple[Message, ...] = ()  # the last request's, and its answer
     self._answers: list[Message] = []

@@ -264,8 +264,8 @@ def _text(data: bytes) -> str:
 def _post(settings: Settings, headers: dict, body: bytes) -> tuple[int, float, bytes]:
   """(status, seconds to wait, answer).
 
-  What follows the connection ends after settings.seconds in all; to connect, a handshake included,
-  may take as long again, without what the look-up of the host's name takes.
+  Once connected, the exchange takes at most settings.seconds. Connecting, with its TLS handshake,
+  may take about as long again; resolving the host's name has no limit of ours.
 
   Raises:
     OSError, http.client.HTTPException: no complete answer, or one that is too large.
