@@ -18,15 +18,7 @@ from offpolicy_rl.replay import replies
 from offpolicy_rl.roles import build, data, prompts
 from tests.agents_system_test import assert_same, fond_of
 from tests.end_to_end_test import over_the_wire, small
-from tests.run_system import (
-  assert_same_metrics,
-  assert_same_training,
-  replay,
-  run_through,
-  run_with_kills,
-  schedule_of,
-  train_rows,
-)
+from tests.run_system import kill_resume_replay, run_through, schedule_of, train_rows
 
 GAME = f"{guess.__name__}:guess_the_number"
 WORLD = f"{guess.__name__}:GuessTheNumber"
@@ -146,16 +138,11 @@ def test_a_warm_start_has_the_demonstrations_that_there_are(mixed):
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_mixture_survives_kills_and_is_replayed_without_its_environment_to_the_bit(tmp_path):
-  settings = [*SETTINGS, "--config.lag.mode=fixed", "--config.lag.max_lag=3"]
-  found, expected, again = (tmp_path / name for name in ("run", "undisturbed", "again"))
-  run_through(expected, *settings)
-  run_with_kills(found, settings, {7: "l", 14: "s", 23: "b"})
-  replay(found, again, f"--config.task.mixture={mixture('nowhere:Gone')}")  # it was recorded
-  assert_same_training(found, expected)
-  assert_same_training(again, expected)
-  assert_same_metrics(found, expected)
+  gone = f"--config.task.mixture={mixture('nowhere:Gone')}"  # it was recorded
+  _, expected = kill_resume_replay(tmp_path, SETTINGS, {7: "l", 14: "s", 23: "b"}, gone)
   # Until the weights differ, the member of one turn has the bits of a run in which nobody plays.
-  run_through(tmp_path / "plain", *settings, "--config.environment.name=none")
+  fixed = ("--config.lag.mode=fixed", "--config.lag.max_lag=3")
+  run_through(tmp_path / "plain", *SETTINGS, *fixed, "--config.environment.name=none")
   same = [
     a == b
     for (one, _), (other, _) in zip(

@@ -16,14 +16,7 @@ from offpolicy_rl.tasks import tokenizer
 from tests.agents_system_test import fond_of
 from tests.environments import harnesses
 from tests.roles.teacher_test import published
-from tests.run_system import (
-  assert_same_metrics,
-  assert_same_training,
-  replay,
-  run_through,
-  run_with_kills,
-  train_rows,
-)
+from tests.run_system import kill_resume_replay, train_rows
 from tests.sampler.engine_rewinds_test import contexts
 from tests.tasks.published import template_of
 from tests.turns_system_test import GUESS
@@ -113,18 +106,11 @@ def test_every_turn_reads_what_the_template_writes_of_its_request(chats):
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_runs_are_resumed_and_replayed_without_the_agent_to_the_bit(tmp_path, settings):
-  fixed = [*settings, "--config.lag.mode=fixed", "--config.lag.max_lag=3"]
-  fixed += ["--config.learner.steps=12", "--config.checkpoint.every=5"]
-  found, expected, again = (tmp_path / name for name in ("run", "undisturbed", "again"))
-  run_through(expected, *fixed)
-  run_with_kills(found, fixed, {3: "s", 7: "b"})
-  replay(found, again, "--config.environment.name=nowhere:Gone")
-  assert_same_training(found, expected)
-  assert_same_training(again, expected)
-  assert_same_metrics(found, expected)
-  said = [sorted((folder / replies.FILE).read_text().splitlines()) for folder in (again, found)]
-  assert said[0] == said[1]
-  told = [e for line in said[0] for e in json.loads(line)["episodes"]]
+  short = [*settings, "--config.learner.steps=12", "--config.checkpoint.every=5"]
+  gone = "--config.environment.name=nowhere:Gone"
+  found, expected = kill_resume_replay(tmp_path, short, {3: "s", 7: "b"}, gone)
+  said = (found / replies.FILE).read_text().splitlines()
+  told = [e for line in said for e in json.loads(line)["episodes"]]
   assert sum(len(e.get("rewinds", ())) for e in told) > 100
   checked = train_rows(expected)  # sampler and learner agree on what was read
   assert max(row.get("mismatch/max", 0.0) for row in checked) <= 1e-4

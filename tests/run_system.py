@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import chaos
 from offpolicy_rl.observe import metrics
-from offpolicy_rl.replay import schedule
+from offpolicy_rl.replay import replies, schedule
 from tests.conftest import ROOT
 
 STEPS = 32
@@ -178,3 +178,25 @@ def assert_same_metrics(found, expected):
   """Those of every step, apart from what measures time."""
   rows = [[deterministic(row) for row in train_rows(folder)] for folder in (found, expected)]
   assert rows[0] and rows[0] == rows[1]
+
+
+def kill_resume_replay(folder, settings, kills, *gone):
+  """Kills and resumes a run with fixed lag, replays it without its environment; all are equal.
+
+  Args:
+    gone: flags without which the replay would have its environment.
+
+  Returns:
+    directories of the run that was killed and of an undisturbed one.
+  """
+  fixed = [*settings, "--config.lag.mode=fixed", "--config.lag.max_lag=3"]
+  found, expected, again = (folder / name for name in ("run", "undisturbed", "again"))
+  run_through(expected, *fixed)
+  run_with_kills(found, fixed, kills)
+  replay(found, again, *gone)
+  assert_same_training(found, expected)
+  assert_same_training(again, expected)
+  assert_same_metrics(found, expected)
+  said = [sorted((run / replies.FILE).read_text().splitlines()) for run in (again, found)]
+  assert said[0] == said[1]
+  return found, expected

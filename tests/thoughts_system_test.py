@@ -3,16 +3,8 @@
 import pytest
 
 from offpolicy_rl.observe import metrics
-from offpolicy_rl.replay import replies
 from tests.roles.teacher_test import published
-from tests.run_system import (
-  assert_same_metrics,
-  assert_same_training,
-  replay,
-  run_through,
-  run_with_kills,
-  train_rows,
-)
+from tests.run_system import kill_resume_replay, train_rows
 from tests.turns_system_test import GUESS
 
 # Opens a thought for each turn; writes earlier ones without it, or without the tag of an open one.
@@ -47,16 +39,8 @@ def settings(tmp_path):
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_contexts_that_go_back_are_resumed_and_replayed_to_the_bit(tmp_path, settings):
-  fixed = [*settings, "--config.lag.mode=fixed", "--config.lag.max_lag=3"]
-  found, expected, again = (tmp_path / name for name in ("run", "undisturbed", "again"))
-  run_through(expected, *fixed)
-  run_with_kills(found, fixed, {9: "s", 19: "b"})
-  replay(found, again, "--config.environment.name=nowhere:Gone")
-  assert_same_training(found, expected)
-  assert_same_training(again, expected)
-  assert_same_metrics(found, expected)
-  said = [sorted((folder / replies.FILE).read_text().splitlines()) for folder in (again, found)]
-  assert said[0] == said[1]
+  gone = "--config.environment.name=nowhere:Gone"
+  found, expected = kill_resume_replay(tmp_path, settings, {9: "s", 19: "b"}, gone)
   texts = [c for row in metrics.read_lines(found / "completions.jsonl") for c in row["completions"]]
   assert sum(len(c.get("rewinds", ())) for c in texts) > 20
   checked = train_rows(expected)  # sampler and learner agree on what was read
