@@ -15,7 +15,7 @@ KINDS = {
   "ratio": "with importance ratios",
   "target": "without ratios, pessimism controlled",
   "other": "without ratios, pessimism not controlled",
-  "rule": "beta or shift set by a rule",
+  "rule": "beta, shift or baseline set by a rule",
 }
 Setting = tuple[int, bool]  # (lag, periodic)
 Value = float | None
@@ -70,6 +70,9 @@ ENTRIES = (
   Entry(
     *("kl_target", "beta_shift", "rule", {"kappa": 1.0, "beta": 3e-4}, "target_kl"),
     (0.1, 0.25, 0.69, 1.5, 3.0),
+  ),
+  Entry(
+    *("vhat_or_mean", "oapl", "rule", _HALF, "beta=beta1, or mean"), (3e-3, 1e-2, 3e-2, 0.1, 0.3)
   ),
 )
 

@@ -26,6 +26,7 @@ from offpolicy_rl.losses import ratios
 MAX_LAG = 256
 EVERY = 32  # steps between evaluations; training metrics are means over them
 MAX_GRAD_NORM = 1.0
+MEAN_BETA1 = 1e3  # at which vhat is the mean of rewards of 0 and 1 to 2e-4
 
 
 class Lane(NamedTuple):
@@ -57,6 +58,7 @@ class Seen(NamedTuple):
   """Facts about a batch that a rule may use."""
 
   rewards: jax.Array  # float [PROMPTS_PER_STEP, GROUP_SIZE]
+  log_ratios: jax.Array  # float [PROMPTS_PER_STEP * GROUP_SIZE]: u
   lag: jax.Array  # float []: updates since the batch was sampled
 
 
@@ -71,6 +73,16 @@ def _clip(choices: losses.Choices, value: jax.Array | float, _: Seen) -> losses.
 def _coupled(choices: losses.Choices, value: jax.Array | float, _: Seen) -> losses.Choices:
   """One temperature for the target and for the baseline."""
   return dataclasses.replace(choices, beta=value, beta1=value)
+
+
+def _coupled_or_mean(
+  choices: losses.Choices, value: jax.Array | float, seen: Seen
+) -> losses.Choices:
+  """The same, but the mean baseline (vhat's limit) where a batch's lambda would be negative."""
+  values = value * jax.nn.logsumexp(seen.rewards / value, axis=1, b=1 / world.GROUP_SIZE)
+  lambda_hat = jnp.mean(seen.rewards) - jnp.mean(values) - value * jnp.mean(seen.log_ratios)
+  beta1 = jnp.where(lambda_hat < 0, MEAN_BETA1, value)
+  return dataclasses.replace(choices, beta=value, beta1=beta1)
 
 
 def _beta_by_lag(choices: losses.Choices, value: jax.Array | float, seen: Seen) -> losses.Choices:
@@ -95,6 +107,7 @@ RULES: Mapping[str, Rule] = {
   "": lambda choices, value, seen: choices,
   "clip": _clip,
   "beta=beta1": _coupled,
+  "beta=beta1, or mean": _coupled_or_mean,
   "beta_x_lag": _beta_by_lag,
   "shift_x_lag": _shift_by_lag,
   "target_kl": _target_kl,
@@ -177,7 +190,8 @@ def _gradient(choices: losses.Choices, tuned: str, value, params, batch, step):
   """Gradient of the objective on a batch, and (reward, lambda_hat, mean u, ess, lag)."""
   group_ids = jnp.repeat(jnp.arange(world.PROMPTS_PER_STEP), world.GROUP_SIZE)
   lag = jnp.float32(step - batch.version)
-  seen = Seen(batch.rewards.reshape(-1, world.GROUP_SIZE), lag)
+  u = jnp.sum(world.logprobs(params, batch) - batch.logprobs, axis=-1)
+  seen = Seen(batch.rewards.reshape(-1, world.GROUP_SIZE), u, lag)
   choices = with_value(choices, tuned, value, seen)
   objective = losses.Objective(choices)
 
@@ -199,7 +213,6 @@ def _gradient(choices: losses.Choices, tuned: str, value, params, batch, step):
   before = inputs_of(params)
   prepared = objective.prepare(before)
   gradient = jax.grad(lambda p: objective.loss(inputs_of(p), prepared))(params)
-  u = jnp.sum(before.policy_logprobs - batch.logprobs, axis=-1)
   lambda_hat = jnp.mean(prepared.advantages - choices.beta * u)
   if choices.fn != "regression":
     lambda_hat = jnp.zeros_like(lambda_hat)

@@ -15,7 +15,7 @@ from benchmarks import lag_entries, lag_lab, lag_page, lag_training
 from benchmarks import lag_world as world
 from benchmarks.lag_entries import Growth
 from offpolicy_rl import losses
-from offpolicy_rl.losses import reductions
+from offpolicy_rl.losses import advantages, reductions
 
 TINY = lag_entries.Study(
   entries=("grpo", "mean"),
@@ -28,7 +28,9 @@ TINY = lag_entries.Study(
   steps=96,
 )
 SEEN = lag_training.Seen(
-  jnp.tile(jnp.array([0.0, 1.0]), (world.PROMPTS_PER_STEP, world.GROUP_SIZE // 2)), jnp.float32(20)
+  jnp.tile(jnp.array([0.0, 1.0]), (world.PROMPTS_PER_STEP, world.GROUP_SIZE // 2)),
+  jnp.zeros(world.PROMPTS_PER_STEP * world.GROUP_SIZE),
+  jnp.float32(20),
 )
 by_entry = pytest.mark.parametrize("entry", lag_entries.ENTRIES, ids=lambda e: e.label)
 
@@ -145,7 +147,29 @@ def test_a_rule_sets_what_its_name_says():
   assert set_to("shift_x_lag", 1.0, 20).shift == pytest.approx(0.05)
   both = set_to("beta=beta1", 0.3, 20)
   assert both.beta == both.beta1 == 0.3
+  assert set_to("beta=beta1, or mean", 0.3, 20).beta1 == lag_training.MEAN_BETA1
+  below = SEEN._replace(log_ratios=SEEN.log_ratios - 2)  # lambda: 0.5 - 0.8 + 0.6
+  assert lag_training.with_value(mean, "beta=beta1, or mean", 0.3, below).beta1 == np.float32(0.3)
   assert set_to("shift", 0.3, 20) == dataclasses.replace(mean, shift=0.3)
+
+
+def test_the_mean_replaces_vhat_only_where_lambda_is_negative():
+  """The rule's lambda is that which the objective measures; past the switch vhat is the mean."""
+  key = jax.random.key(3)
+  rewards = jax.random.bernoulli(key, 0.4, SEEN.rewards.shape).astype(jnp.float32)
+  groups = jnp.repeat(jnp.arange(len(rewards)), world.GROUP_SIZE)
+  beta = 0.05
+  advantage = advantages.vhat(rewards.ravel(), groups, beta1=beta)
+  assert jnp.mean(advantage) < 0
+  border = jnp.mean(advantage) / beta  # at this mean log-ratio lambda is 0
+  for u, kept in ((border - 0.01, True), (border + 0.01, False)):
+    seen = SEEN._replace(rewards=rewards, log_ratios=jnp.full(rewards.size, u))
+    choices = losses.choose("oapl")
+    beta1 = lag_training.with_value(choices, "beta=beta1, or mean", beta, seen).beta1
+    assert (float(beta1) == pytest.approx(beta)) == kept
+  found = advantages.vhat(rewards.ravel(), groups, beta1=lag_training.MEAN_BETA1)
+  mean = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+  np.testing.assert_allclose(found, mean.ravel(), atol=2e-4)
 
 
 @pytest.mark.long
