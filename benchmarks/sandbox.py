@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks.machine import machine
-from offpolicy_rl.sandbox import bubblewrap
+from offpolicy_rl.sandbox import programs
 from offpolicy_rl.tasks import code
 
 ADD = "def add(a, b): return a + b"
@@ -40,7 +40,7 @@ def kinds() -> dict[str, Callable[[], object]]:
   made = {name: (program, json.dumps(tests)) for name, (program, tests) in TESTS.items()}
   return {
     "Python alone": lambda: subprocess.run(bare, stdout=subprocess.DEVNULL, check=True),
-    "sandbox": lambda: bubblewrap.run("print(1)"),
+    "sandbox": lambda: programs.run("print(1)"),
     **{f"verifier, {name}": lambda one=one: judged(*one) for name, one in made.items()},
   }
 
@@ -75,7 +75,7 @@ def main() -> None:
   parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
   parser.add_argument("--threads", type=int, default=2, help="programs at a time")
   flags = parser.parse_args()
-  bubblewrap.check()
+  programs.check()
   print(f"{machine()}, {flags.threads} at a time: programs per second, CPU ms of one")
   for name, action in kinds().items():
     speed, cost = measure(action, flags.seconds, flags.threads)

@@ -24,7 +24,13 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 CARD = "--config=configs/smollm2_chain_sum.py"
 CHECKPOINT = "checkpoints/smollm2"
 # Smaller batches and more of them than the card's: 400 steps are six windows of lag 64.
-COMMON = {"learner.steps": 400, "learner.prompts_per_step": 8, "learner.group_size": 8}
+COMMON = {
+  "learner.steps": 400,
+  "learner.prompts_per_step": 8,
+  "learner.group_size": 8,
+  "lag.mode": "fixed",
+  "evaluation.every": 100,
+}
 # What the language study's tuning chose for lag 64 (results/lag_language.md), but its learning
 # rates, which are those of another model.
 SHIFT = {"objective.name": "beta_shift", "objective.beta": 0.1, "objective.kappa": 1.0}

@@ -9,7 +9,7 @@ import pytest
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.cli import main
-from offpolicy_rl.sandbox import bubblewrap
+from offpolicy_rl.sandbox import outcomes
 from offpolicy_rl.tasks import code
 from tests.conftest import ROOT
 from tests.end_to_end_test import over_the_wire
@@ -20,7 +20,7 @@ from tests.sandbox import here
 @pytest.mark.parametrize("command", ["local", "check"])
 def test_without_a_sandbox_no_run_begins(command, monkeypatch, tmp_path, capsys):
   def no_sandbox():
-    raise bubblewrap.SandboxError("there is no bwrap on this machine")
+    raise outcomes.SandboxError("there is no bwrap on this machine")
 
   tests = {"inputs": ["1 2"], "outputs": ["3"]}
   monkeypatch.setattr(code.code, "offpolicy_rl_needs", no_sandbox)

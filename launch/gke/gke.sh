@@ -3,6 +3,7 @@
 #
 #   pools           makes the node pools, with spot or reserved TPUs as VALUES says
 #   queue           makes the queue of Kueue, with as much as this run needs
+#   sandbox         makes the pods for the policy's programs, with agent-sandbox
 #   secrets CERTS   gives certificates and token to the cluster; CERTS is made when it is not there
 #   start           learner and samplers begin, or go on from the last checkpoint
 #   scale N         from now on N samplers
@@ -21,9 +22,9 @@ for word; do if [ "$word" = --dry-run ]; then dry=1; else words+=("$word"); fi; 
 set -- "${words[@]}"
 command=${1:---help} values=${2:-} more=${3:-} here=$(dirname "$0")
 case $command in
-  --help) sed -n '2,15s/^# \?//p' "$0"; exit ;;
-  pools | queue | secrets | start | scale | logs | stop | delete) ;;
-  *) fail "got $command, expected pools, queue, secrets, start, scale, logs, stop or delete" ;;
+  --help) sed -n '2,16s/^# \?//p' "$0"; exit ;;
+  pools | queue | sandbox | secrets | start | scale | logs | stop | delete) ;;
+  *) fail "got $command, expected pools, queue, sandbox, secrets, start, scale, logs, stop or delete" ;;
 esac
 [ -n "$values" ] || fail "VALUES: missing, expected a file such as launch/gke/values.yaml"
 case $command:$more in
@@ -56,7 +57,7 @@ case $command in
   pools)
     commands=$(rendered --part=pools)
     while read -ra words; do run "${words[@]}" < /dev/null; done <<< "$commands" ;;
-  queue) apply queue ;;
+  queue | sandbox) apply "$command" ;;
   secrets)
     [ -n "$more" ] || fail "CERTS: missing, expected the directory of launch/make_certs.sh"
     [ -e "$more/token" ] || run "$here/../make_certs.sh" "$more" "$address"

@@ -2,6 +2,7 @@
 
   python launch/gke/render.py my_values.yaml                  JobSet and Deployment, on stdout
   python launch/gke/render.py my_values.yaml --part=queue     a queue of Kueue for the run
+  python launch/gke/render.py my_values.yaml --part=sandbox   pods for the policy's programs
   python launch/gke/render.py my_values.yaml --part=pools     commands that make its node pools
   python launch/gke/render.py my_values.yaml --print=name,address  values, for scripts
 
@@ -152,6 +153,18 @@ def queue(values: dict) -> str:
   return render(values | {"flavors": list(flavors.values())}, "queue.yaml.j2")
 
 
+def sandbox(values: dict) -> str:
+  """A warm pool of agent-sandbox, and the samplers' right to claim pods of it.
+
+  Raises:
+    ValuesError: the values name no pool or no image.
+  """
+  for key in ("pool", "image"):
+    if not values["sandbox"][key]:
+      raise ValuesError(f"sandbox.{key}: got None, expected that of the pods to make")
+  return render(values, "sandbox.yaml.j2")
+
+
 def pools(values: dict) -> list[list[str]]:
   """Commands that make the node pools: one per slice of the learner, one for all samplers.
 
@@ -207,13 +220,21 @@ def _machines(part: dict) -> list[str]:
   return flags
 
 
+def run(values: dict) -> str:
+  """The JobSet of the learner and the Deployment of the samplers."""
+  return render(values, "manifest.yaml.j2")
+
+
+MANIFESTS = {"queue": queue, "sandbox": sandbox}
+
+
 def main() -> int:
   """Returns 2 after a wrong value."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("values", type=pathlib.Path)
-  parser.add_argument("--part", choices=["run", "queue", "pools"], default="run")
+  parser.add_argument("--part", choices=["run", *MANIFESTS, "pools"], default="run")
   parser.add_argument("--print", dest="one", metavar="NAMES", help="print these values only")
   arguments = parser.parse_args()
   try:
@@ -223,7 +244,7 @@ def main() -> int:
     elif arguments.part == "pools":
       print("\n".join(shlex.join(command) for command in pools(values)))
     else:
-      print(queue(values) if arguments.part == "queue" else render(values, "manifest.yaml.j2"))
+      print(MANIFESTS.get(arguments.part, run)(values))
   except (ValuesError, OSError, yaml.YAMLError) as error:
     print(f"{arguments.values}: {error}", file=sys.stderr)
     return 2

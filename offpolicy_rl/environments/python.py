@@ -1,7 +1,7 @@
 """Python as a tool: the policy may run programs before it says its answer."""
 
 from offpolicy_rl.environments import environment, tools
-from offpolicy_rl.sandbox import bubblewrap
+from offpolicy_rl.sandbox import programs
 from offpolicy_rl.tasks import code, named, verifiers
 
 MOST_CHARACTERS = 2000  # of a program's output; it counts in the tokens of the episode
@@ -20,7 +20,7 @@ def python(program: str) -> str:
   Args:
     program: the text of the program; only what it prints is seen.
   """
-  ran = bubblewrap.run(program, limits=code.limits())
+  ran = programs.run(program, limits=code.limits())
   parts = [_shortened(ran.stdout), _shortened(ran.stderr)]
   if ran.ended != "exit":
     parts.append(_WHY[ran.ended])
@@ -38,7 +38,7 @@ def _shortened(text: str) -> str:
 
 
 @environment.environment
-@named.needs(bubblewrap.check)
+@named.needs(programs.check)
 class Python(tools.ToolEnvironment):
   """For problems with one number as their answer, e.g. task.name=gsm8k."""
 

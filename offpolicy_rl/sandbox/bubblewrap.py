@@ -1,15 +1,10 @@
 """Runs Python programs with bubblewrap: without network, writable files or other processes.
 
-    outcome = bubblewrap.run("print(int(input()) + 1)", "41")
-    outcome.stdout  # "42\\n"
-
 A program sees the standard library and the C libraries of this machine, read-only, and its own
-text. It is one process, process 1 of its own namespaces, without rights, /proc and /sys. Hashes are
-seeded, so that a program prints sets in the same order every time.
+text. It is one process, process 1 of its own namespaces, without rights, /proc and /sys.
 """
 
 import contextlib
-import dataclasses
 import functools
 import importlib.util
 import math
@@ -23,10 +18,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
-from typing import BinaryIO, NamedTuple
+from collections.abc import Generator, Sequence
+from typing import BinaryIO
 
 from offpolicy_rl.sandbox import seccomp
+from offpolicy_rl.sandbox.outcomes import ENVIRONMENT, Limits, Outcome, Program, SandboxError
 
 _LOOK_SECONDS = 0.05  # between two looks at the number of threads
 _TRIAL_SECONDS = 60.0
@@ -41,78 +37,29 @@ except PermissionError:
 _KILLED = 128 + signal.SIGKILL  # exit status of bwrap
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-_ENVIRONMENT = {
-  "HOME": "/",
-  "LANG": "C.UTF-8",
-  "MALLOC_ARENA_MAX": "2",  # else every thread takes 64 MB of address space
-  "PYTHONHASHSEED": "0",
-  "PYTHONUTF8": "1",
-}
 _INSTALL = (
   "pip install offpolicy-rl[sandbox] (here: launch/install.sh .venv sandbox), or bubblewrap"
 )
 
 
-class SandboxError(ValueError):
-  """Programs can't be run apart on this machine; says why, and what to install."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-  """Limits of one program."""
-
-  seconds: float = 10.0  # from its start to its end; Python itself takes 0.03
-  cpu_seconds: float = math.inf  # of all its threads, rounded up; at most one more than `seconds`
-  memory_mb: int = 512  # address space, MiB
-  threads: int = 32
-  output_bytes: int = 1 << 20  # of stdout, and of stderr
-
-
-class Outcome(NamedTuple):
-  """The end of a program."""
-
-  stdout: str  # the first `output_bytes`; what is no UTF-8 becomes U+FFFD
-  stderr: str
-  status: int  # 0 = it ended well, 128 + n = by signal n
-  ended: str  # "exit" = by itself; else the limit: "seconds", "cpu", "threads", "output"
-
-
-class Program(NamedTuple):
-  """A program, and further files that it can read."""
-
-  text: str  # Python; /main.py
-  files: Mapping[str, str] = {}  # name -> text, in /
-
-
 @functools.cache
 def check() -> None:
   """Raises SandboxError unless programs can be run apart on this machine; tries it once."""
-  outcome = run(_TRIAL, limits=Limits(seconds=_TRIAL_SECONDS))
+  outcome = run(Program(_TRIAL), "", Limits(seconds=_TRIAL_SECONDS))
   if outcome.stdout != "apart\n":
     raise SandboxError(f"the sandbox does not hold here: {outcome.stderr[-300:] or outcome}")
 
 
-def run(program: str | Program, stdin: str = "", limits: Limits = Limits()) -> Outcome:
-  """Runs a program to its end.
-
-  Raises:
-    SandboxError: there is no sandbox here.
-  """
+def run(program: Program, stdin: str, limits: Limits) -> Outcome:
+  """Implements programs.run."""
   with _file(stdin) as given, _file() as printed, _file() as errors:
     with _running(program, limits, given, printed, errors) as running:
       ended = running.wait(limits)
     return _outcome(running, ended, limits, printed, errors)
 
 
-def converse(asking: Program, answering: Program, limits: Limits = Limits()) -> Outcome:
-  """Runs two programs, each of which reads what the other one prints, until the first ends.
-
-  Returns:
-    the outcome of the first, without stdout; the second is ended with it.
-
-  Raises:
-    SandboxError: there is no sandbox here.
-  """
+def converse(asking: Program, answering: Program, limits: Limits) -> Outcome:
+  """Implements programs.converse."""
   with contextlib.ExitStack() as stack:
     errors, others = (stack.enter_context(_file()) for _ in range(2))
     pipes = stack.enter_context(contextlib.ExitStack())
@@ -136,7 +83,11 @@ def _outcome(
   if ended == "exit":
     _require_begun(running, errors, limits)
   # The kernel counts in ticks for its limit, and exactly for what it reports.
-  if ended == "exit" and running.status == _KILLED and 2 * running.cpu_seconds > _cpu_limit(limits):
+  if (
+    ended == "exit"
+    and running.status == _KILLED
+    and 2 * running.cpu_seconds > limits.whole_cpu_seconds
+  ):
     ended = "cpu"
   elif ended == "exit" and max(len(stdout), len(stderr)) > most:
     ended = "output"
@@ -222,11 +173,10 @@ class _Running:
 
 @contextlib.contextmanager
 def _running(
-  program: str | Program, limits: Limits, stdin: BinaryIO, stdout: BinaryIO, stderr: BinaryIO
+  program: Program, limits: Limits, stdin: BinaryIO, stdout: BinaryIO, stderr: BinaryIO
 ) -> Generator[_Running]:
-  program = Program(program) if isinstance(program, str) else program
   with contextlib.ExitStack() as stack:
-    texts = {"main.py": program.text, **program.files}
+    texts = program.all_files
     files = {f"/{name}": stack.enter_context(_file(text)) for name, text in texts.items()}
     rules = stack.enter_context(_file(seccomp.program()))
     says, tells = _pipe(stack)
@@ -244,7 +194,7 @@ def _running(
       stdin=stdin,
       stdout=stdout,
       stderr=stderr,
-      env=_ENVIRONMENT,
+      env=ENVIRONMENT,
       pass_fds=(*passed.values(), rules.fileno(), tells.fileno()),
     )
     tells.close()
@@ -332,11 +282,7 @@ def _limiting(limits: Limits) -> Sequence[str]:
   # Beside the limits: files that are open, core dumps, and memory of the kernel. The number of
   # processes binds no root user: `_Running` looks at threads, too.
   return (
-    *("/prlimit", f"--as={limits.memory_mb << 20}", f"--cpu={_cpu_limit(limits)}"),
+    *("/prlimit", f"--as={limits.memory_mb << 20}", f"--cpu={limits.whole_cpu_seconds}"),
     *(f"--fsize={limits.output_bytes + 1}", f"--nproc={limits.threads}", "--nofile=64"),
     *("--core=0", "--msgqueue=0", "--memlock=0", "--sigpending=64", "--"),
   )
-
-
-def _cpu_limit(limits: Limits) -> int:
-  return math.ceil(min(limits.cpu_seconds, limits.seconds + 1))

@@ -109,7 +109,7 @@ def _channel() -> tuple[TextIO, TextIO]:
 def serve() -> None:
   """Runs the program, then answers calls until there are no more."""
   heard, said = _channel()
-  with open(f"/{PROGRAM}", encoding="utf-8") as file:
+  with open(PROGRAM, encoding="utf-8") as file:
     code = compile(file.read(), f"/{PROGRAM}", "exec")
   module = sys.modules["program"] = type(sys)("program")
   namespace = vars(module)
@@ -130,7 +130,7 @@ def _called(namespace: dict[str, Any], name: str, arguments: Any, named: Any) ->
 def judge() -> None:
   """Runs the tests; ends with an exception when one fails."""
   heard, said = _channel()
-  with open(f"/{TESTS}", encoding="utf-8") as file:
+  with open(TESTS, encoding="utf-8") as file:
     tests = json.load(file)
   namespace: dict[str, Any] = {"__name__": "tests"}
   exec(compile(tests["setup"], "/setup.py", "exec"), namespace)

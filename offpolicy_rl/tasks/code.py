@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from offpolicy_rl.sandbox import bubblewrap, inside
+from offpolicy_rl.sandbox import inside, outcomes, programs
 from offpolicy_rl.tasks import named, pool, scoring, thoughts
 
 _SHARE = 0.75  # of the time for a completion: what is left is for the judge and a busy machine
@@ -41,7 +41,7 @@ class Tests(NamedTuple):
 
 
 @scoring.verifier
-@named.needs(bubblewrap.check)
+@named.needs(programs.check)
 def code(completion: str, answer: str) -> float:
   """1.0 when the program in the completion passes all tests of the problem."""
   tests, written = tests_of(json.loads(answer)), program(completion)
@@ -61,7 +61,7 @@ def program(completion: str) -> str | None:
   return blocks[-1] if blocks else None if "```" in text else text
 
 
-def limits(cpu_seconds: float = _SECONDS) -> bubblewrap.Limits:
+def limits(cpu_seconds: float = _SECONDS) -> outcomes.Limits:
   """Limits of a program that runs now: what the call of this worker process has left.
 
   Raises:
@@ -74,7 +74,7 @@ def limits(cpu_seconds: float = _SECONDS) -> bubblewrap.Limits:
     memory_mb = min(call.memory_mb or _MEMORY_MB, _MEMORY_MB)
   if seconds <= 0:
     raise TimeoutError
-  return bubblewrap.Limits(seconds, min(cpu_seconds, seconds), memory_mb)
+  return outcomes.Limits(seconds, min(cpu_seconds, seconds), memory_mb)
 
 
 def tests_of(data: Any) -> Tests:
@@ -109,8 +109,8 @@ def why_unusable(answer: str, demonstration: str = "") -> str | None:
   except ValueError as error:
     return str(error)
   try:
-    bubblewrap.check()
-  except bubblewrap.SandboxError:
+    programs.check()
+  except outcomes.SandboxError:
     return None
   fails = demonstration and code(demonstration, answer) != 1.0
   return "its demonstration does not pass its tests" if fails else None
@@ -168,7 +168,7 @@ def _text(given: Any, name: str) -> str:
 def _prints(written: str, tests: Tests) -> bool:
   for stdin, expected in tests.cases:
     try:
-      ran = bubblewrap.run(written, stdin, limits(tests.seconds))
+      ran = programs.run(written, stdin, limits(tests.seconds))
     except TimeoutError:  # the cases before have used it up
       return False
     if (ran.status, ran.ended) != (0, "exit") or not same_output(ran.stdout, expected):
@@ -208,7 +208,7 @@ def _returns(written: str, tests: Tests) -> bool:
   lines = [inside.request(tests.function, given, {}) for given, _ in tests.cases]
   main = _inside().text + inside.SERVE
   files = {inside.PROGRAM: f"{tests.setup}\n{written}"}
-  ran = bubblewrap.run(bubblewrap.Program(main, files), "".join(lines), limits(tests.seconds))
+  ran = programs.run(outcomes.Program(main, files), "".join(lines), limits(tests.seconds))
   answers = ran.stdout.splitlines()
   if len(answers) != len(tests.cases):
     return False
@@ -253,12 +253,12 @@ def _holds(written: str, tests: Tests) -> bool:
   source, setup = _inside().text, tests.setup
   functions = [tests.function] if tests.function else []
   told = {"setup": setup, "tests": tests.assertions, "functions": functions}
-  judge = bubblewrap.Program(source + inside.JUDGE, {inside.TESTS: json.dumps(told)})
-  judged = bubblewrap.Program(source + inside.SERVE, {inside.PROGRAM: f"{setup}\n{written}"})
-  ran = bubblewrap.converse(judge, judged, limits(tests.seconds))
+  judge = outcomes.Program(source + inside.JUDGE, {inside.TESTS: json.dumps(told)})
+  judged = outcomes.Program(source + inside.SERVE, {inside.PROGRAM: f"{setup}\n{written}"})
+  ran = programs.converse(judge, judged, limits(tests.seconds))
   return (ran.status, ran.ended) == (0, "exit")
 
 
 @functools.cache
-def _inside() -> bubblewrap.Program:
-  return bubblewrap.Program(pathlib.Path(inside.__file__).read_text(encoding="utf-8"))
+def _inside() -> outcomes.Program:
+  return outcomes.Program(pathlib.Path(inside.__file__).read_text(encoding="utf-8"))

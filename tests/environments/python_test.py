@@ -6,7 +6,7 @@ import pytest
 
 from offpolicy_rl.environments import environment, processes, python, tools
 from offpolicy_rl.environments.environment import Turn
-from offpolicy_rl.sandbox import bubblewrap
+from offpolicy_rl.sandbox import outcomes
 from offpolicy_rl.tasks import code
 from tests.sandbox import here
 
@@ -86,7 +86,7 @@ def test_the_schema_says_what_the_policy_needs():
 
 def test_without_a_sandbox_no_episode_begins(monkeypatch):
   def none():
-    raise bubblewrap.SandboxError("there is no bwrap on this machine")
+    raise outcomes.SandboxError("there is no bwrap on this machine")
 
   monkeypatch.setattr(python.Python, "offpolicy_rl_needs", none)
   with pytest.raises(ValueError, match="environment.name: got .*: there is no bwrap"):
@@ -94,4 +94,4 @@ def test_without_a_sandbox_no_episode_begins(monkeypatch):
 
 
 def test_limits_outside_of_workers_are_the_usual_ones():
-  assert code.limits(1.0) == bubblewrap.Limits(seconds=10.0, cpu_seconds=1.0, memory_mb=1024)
+  assert code.limits(1.0) == outcomes.Limits(seconds=10.0, cpu_seconds=1.0, memory_mb=1024)

@@ -11,8 +11,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from offpolicy_rl.sandbox import pods as sandbox_pods
 from tests.launch.desk import LAUNCH, accepted, ok
-from tests.launch.schemas import JOBSET, KUEUE
+from tests.launch.schemas import AGENT_SANDBOX, JOBSET, KUEUE
 from tests.params import some
 
 _SPEC = importlib.util.spec_from_file_location("render", LAUNCH / "gke" / "render.py")
@@ -265,6 +266,46 @@ def test_a_queue_of_kueue_holds_the_run(tmp_path):
   assert set(asked) == set(group["coveredResources"]), "Kueue admits nothing else"
 
 
+def test_programs_of_the_policy_have_pods_that_only_samplers_reach(tmp_path):
+  file = values_file(tmp_path, lambda values: values["sandbox"].update(pool="p", image="python:1"))
+  values = render.load(file)
+  namespace, template, pool, *rights = yaml.safe_load_all(render.sandbox(values))
+  for manifest in (namespace, *rights):
+    kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+  for manifest in (template, pool):
+    jsonschema.validate(manifest, AGENT_SANDBOX[manifest["kind"]])
+  spec, policy = template["spec"]["podTemplate"]["spec"], template["spec"]["networkPolicy"]
+  named = {"metadata": {"name": "x"}}
+  for kind, version, inner in (
+    ("Pod", "v1", spec),
+    ("NetworkPolicy", "networking.k8s.io/v1", policy | {"podSelector": {}}),
+  ):
+    manifest = named | {"kind": kind, "apiVersion": version, "spec": inner}
+    kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+  assert policy["egress"] == [] and not spec["automountServiceAccountToken"]
+  jobset, deployment = manifests(file)
+  learner, sampler = pod_of(job_of(jobset)), pod_of(deployment)
+  where = {v["name"]: v.get("value") for v in sampler["containers"][0]["env"]}[sandbox_pods.WHERE]
+  assert where == f"pods:{pool['metadata']['namespace']}/{pool['metadata']['name']}"
+  assert (learner["automountServiceAccountToken"], sampler["automountServiceAccountToken"]) == (
+    False,
+    True,
+  )
+  labels = deployment["spec"]["template"]["metadata"]["labels"]
+  (source,) = policy["ingress"][0]["from"]
+  assert source["podSelector"]["matchLabels"].items() <= labels.items()
+  (subject,) = rights[1]["subjects"]
+  assert subject["name"] == sampler["serviceAccountName"]
+
+
+@pytest.mark.parametrize("key", ["pool", "image"])
+def test_pods_for_programs_need_a_name_and_an_image(tmp_path, key):
+  values = render.load(values_file(tmp_path, lambda v: v["sandbox"].update(pool="p", image="i")))
+  values["sandbox"][key] = None
+  with pytest.raises(render.ValuesError, match=f"sandbox.{key}: got None, expected that of the"):
+    render.sandbox(values)
+
+
 def test_a_misspelt_field_of_kueue_is_refused():
   queue = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": {"name": "q"}}
   with pytest.raises(jsonschema.ValidationError, match="clusterqueue"):
@@ -374,7 +415,7 @@ def test_a_dry_run_prints_and_runs_nothing(desk, gke, tmp_path, command, more, t
   ("command", "message"),
   some(
     [
-      ("begin", "got begin, expected pools, queue, secrets"),
+      ("begin", "got begin, expected pools, queue, sandbox, secrets"),
       ("pools", ": got None, expected the one that node pools are for"),
     ],
     [

@@ -1,4 +1,4 @@
-"""What the published CRDs of JobSet and Kueue say of the fields that launch/gke uses."""
+"""What the CRDs of JobSet, Kueue and agent-sandbox say of the fields that launch/gke uses."""
 
 
 def _fields(required: tuple[str, ...] = (), **properties) -> dict:
@@ -68,4 +68,27 @@ KUEUE = {
     spec=spec,
   )
   for kind, spec in _SPECS.items()
+}
+
+# The same of agent-sandbox (kubernetes-sigs/agent-sandbox 0.5.6, k8s/crds, v1beta1). What is
+# Kubernetes' own inside, pod and network policy, is checked against that.
+_SANDBOX_SPECS = {
+  "SandboxTemplate": _fields(
+    ("podTemplate",),
+    networkPolicy=_fields(ingress={"type": "array"}, egress={"type": "array"}),
+    podTemplate=_fields(("spec",), spec={"type": "object"}),
+  ),
+  "SandboxWarmPool": _fields(
+    ("sandboxTemplateRef",), replicas=_COUNT, sandboxTemplateRef=_fields(("name",), name=_TEXT)
+  ),
+}
+AGENT_SANDBOX = {
+  kind: _fields(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "extensions.agents.x-k8s.io/v1beta1"},
+    kind={"const": kind},
+    metadata=_fields(("name", "namespace"), name=_OBJECT, namespace=_OBJECT),
+    spec=spec,
+  )
+  for kind, spec in _SANDBOX_SPECS.items()
 }

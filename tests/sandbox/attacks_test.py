@@ -15,8 +15,8 @@ import time
 
 import pytest
 
-from offpolicy_rl.sandbox import bubblewrap
-from offpolicy_rl.sandbox.bubblewrap import Limits, Outcome, Program
+from offpolicy_rl.sandbox import bubblewrap, programs
+from offpolicy_rl.sandbox.outcomes import Limits, Outcome, Program
 from tests.sandbox import here
 
 pytestmark = here.needs_sandbox
@@ -41,7 +41,7 @@ def call(number, *arguments):
 
 
 def run(attack: str, limits: Limits = LIMITS) -> Outcome:
-  outcome = bubblewrap.run(textwrap.dedent(attack), limits=limits)
+  outcome = programs.run(textwrap.dedent(attack), limits=limits)
   assert not here.processes(), "something is left of it"
   return outcome
 
@@ -393,11 +393,11 @@ def test_many_attacks_at_a_time_do_not_reach_an_honest_program():
   outcomes = {}
 
   def attacking(number: int):
-    outcomes[number] = bubblewrap.run(attacks[number % len(attacks)], limits=limits)
+    outcomes[number] = programs.run(attacks[number % len(attacks)], limits=limits)
 
   threads = [threading.Thread(target=attacking, args=(n,)) for n in range(8)]
   [t.start() for t in threads]
-  honest = bubblewrap.run(Program("print(sum(range(1000)))"), limits=Limits(seconds=30.0))
+  honest = programs.run(Program("print(sum(range(1000)))"), limits=Limits(seconds=30.0))
   [t.join() for t in threads]
   assert honest == Outcome("499500\n", "", 0, "exit")
   assert len(outcomes) == 8 and all(outcome.status for outcome in outcomes.values())

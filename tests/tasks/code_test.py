@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from offpolicy_rl.sandbox import bubblewrap, inside
+from offpolicy_rl.sandbox import inside, outcomes, programs
 from offpolicy_rl.tasks import code, scoring, verifiers
 from tests.sandbox import here
 
@@ -22,7 +22,7 @@ RIGHT = {
 
 
 def no_sandbox():
-  raise bubblewrap.SandboxError("there is no bwrap on this machine")
+  raise outcomes.SandboxError("there is no bwrap on this machine")
 
 
 def judge(program: str, tests) -> float:
@@ -180,7 +180,7 @@ def test_a_demonstration_has_to_pass_the_tests(mixed):
 
 
 def test_a_learner_without_a_sandbox_reads_the_tests(monkeypatch):
-  monkeypatch.setattr(bubblewrap, "check", no_sandbox)
+  monkeypatch.setattr(programs, "check", no_sandbox)
   assert verifiers.why_unusable("code", json.dumps(ADD), "print(3)") is None
   assert "expected an object" in verifiers.why_unusable("code", "3", "print(3)")
 
