@@ -36,10 +36,9 @@ SECONDARY: dict[str, Callable[[Row], float]] = {
     lambda row: float(np.mean(row["curve"]["ess"]))
   ),
 }
-_AGAINST_LAG = {  # picture -> its panels
-  "scores": PRIMARY,
-  "entropy": {title: value for title, value in SECONDARY.items() if title.startswith("entropy")},
-}
+ENTROPY = "entropy of a completion at the end, nats"
+AGAINST_LAG = {**PRIMARY, ENTROPY: SECONDARY[ENTROPY]}  # panels of a picture
+SHOWN = ("grpo", "grpo_wide", "cispo", "mean", "shift")  # its objectives: few, to be told apart
 Setting = tuple[int, int]  # (lag, factor of the tuned learning rate)
 
 
@@ -256,7 +255,7 @@ def tuning(rows: Sequence[Row], study: Study) -> str:
 def _pictures(found: Reports) -> tuple[str, ...]:
   """Names of those that there are runs for."""
   lags = {lag for of_label in found.values() for lag, factor in of_label if factor == 1}
-  return (*(("curves",) if PRIMARY_LAG in lags else ()), *(_AGAINST_LAG if len(lags) > 1 else ()))
+  return (*(("curves",) if PRIMARY_LAG in lags else ()), *(("lags",) if len(lags) > 1 else ()))
 
 
 def curves(found: Reports, path: pathlib.Path) -> None:
@@ -288,18 +287,20 @@ def curves(found: Reports, path: pathlib.Path) -> None:
   plots.save(figure, path)
 
 
-def against_lag(
-  found: Reports, shown: dict[str, Callable[[Row], float]], path: pathlib.Path
-) -> None:
-  """One panel per outcome: means and intervals at the tuned rate, lags at equal distances."""
-  figure, axes = plots.panels(1, len(shown), (5.5 * len(shown), 4.5))
+def against_lag(found: Reports, path: pathlib.Path) -> None:
+  """One panel per outcome: means and intervals at the tuned rate, lags at equal distances.
+
+  Of the seeds that an objective has at every lag: what differs along a line is the lag.
+  """
+  figure, axes = plots.panels(1, len(AGAINST_LAG), (4.3 * len(AGAINST_LAG), 4.3))
   lags = [lag for lag, factor in SETTINGS if factor == 1]
-  for axis, (title, value) in zip(axes[0], shown.items(), strict=True):
-    for number, (label, of_label) in enumerate(found.items()):
-      aside = 0.04 * (number - len(found) / 2)  # so that intervals do not cover each other
-      values = {i: finite(of_label.get((lag, 1)), value) for i, lag in enumerate(lags)}
-      points = {i + aside: of_lag for i, of_lag in values.items() if of_lag}
-      plots.means(axis, points, number, label)
+  for axis, (title, value) in zip(axes[0], AGAINST_LAG.items(), strict=True):
+    for number, label in enumerate(label for label in SHOWN if label in found):
+      aside = 0.07 * (number - len(SHOWN) / 2)  # so that intervals do not cover each other
+      runs = {i: found[label][x, 1].rows for i, x in enumerate(lags) if (x, 1) in found[label]}
+      seeds = sorted(set.intersection(*map(set, runs.values())))
+      points = {i + aside: [value(of_lag[s]) for s in seeds] for i, of_lag in runs.items()}
+      plots.means(axis, points if seeds else {}, number, label)
     axis.set_xticks(range(len(lags)), [str(lag) for lag in lags])
     axis.set_xlabel("lag (updates)")
     axis.set_ylabel(title, fontsize=8)
@@ -319,5 +320,5 @@ def write(rows: Sequence[Row], study: Study, stem: pathlib.Path) -> None:
   stem.with_suffix(".md").write_text(page(rows, study, name), encoding="utf-8")
   for kind in _pictures(found):
     path = stem.with_name(f"{name}_{kind}.png")
-    curves(found, path) if kind == "curves" else against_lag(found, _AGAINST_LAG[kind], path)
+    curves(found, path) if kind == "curves" else against_lag(found, path)
   print(f"results: {stem}.md")
