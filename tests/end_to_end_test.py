@@ -52,6 +52,7 @@ def over_the_wire(
   weights_dir: str | None = None,
   *,
   resume: bool = False,
+  vllm: sampler_role.Vllm | None = None,
 ):
   """The same run through learner, gRPC and samplers in threads of this process."""
   (run_dir / "address").unlink(missing_ok=True)
@@ -72,7 +73,7 @@ def over_the_wire(
     threading.Thread(
       target=sampler_role.run_sampler,
       args=(client.LearnerClient(address, f"s{i}"),),
-      kwargs={"stop": stop, "weights_dir": weights_dir},
+      kwargs={"stop": stop, "weights_dir": weights_dir, "vllm": vllm},
     )
     for i in range(samplers)
   ]

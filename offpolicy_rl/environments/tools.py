@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.sandbox import outcomes
 
 MAX_CALLS = 16  # in a turn
 _KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object"}
@@ -300,6 +301,8 @@ class ToolEnvironment:
       text = _as_text(function(**call.arguments))
       text.encode()  # half of a surrogate pair, from a call's JSON, can't be said to the model
       return text
+    except outcomes.SandboxError:  # nothing that the policy has done
+      raise
     except Exception as error:  # of the tool; the policy is told
       return f"error: {type(error).__name__}: {error!s:.200}"
 

@@ -191,7 +191,7 @@ def _episodes(config: ConfigDict) -> int:
   return config.environment.episodes or 2 * config.sampler.slots
 
 
-def _make_episodes(
+def make_episodes(
   config: ConfigDict, policy: Policy, stack: contextlib.ExitStack
 ) -> episodes.Episodes | None:
   """Starts the environments of an engine, which end with `stack`; None if none is played."""
@@ -257,7 +257,7 @@ def engine_of(
       stops=stops(policy),
       truncation=truncation(config),
       mesh=mesh,
-      episodes=_make_episodes(config, policy, stack),
+      episodes=make_episodes(config, policy, stack),
     )
 
 

@@ -81,7 +81,7 @@ def run_sampler(
       meshes = [sharding.make_mesh()] if vllm else build.sampler_meshes(config)
       weights = weights_lib.SamplerWeights(wire, config, policy.model, meshes, weights_dir)
       if vllm:
-        made = _vllm_engine(config, policy, vllm)
+        made = _vllm_engine(config, policy, vllm, stack)
       else:
         made = _engine_per_mesh(config, policy, meshes, stack)
       worker.run(
@@ -238,15 +238,12 @@ def _engine_per_mesh(
   return engines.Engines([stack.enter_context(make(mesh=mesh)) for mesh in meshes])
 
 
-def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
+def _vllm_engine(
+  config, policy: build.Policy, vllm: Vllm, stack: contextlib.ExitStack
+) -> engines.Engines:
   if policy.files is None:
     raise RunMismatch(
       "--vllm: the learner's policy is no published model, so a server can't run it"
-    )
-  if played := config_lib.environments(config):
-    raise RunMismatch(
-      f"--vllm: tasks are played in {', '.join(played):.100}, but a server answers whole "
-      "completions only; start the sampler without --vllm"
     )
   if config.sampler.int8_weights or config.sampler.weight_update != types.BETWEEN_GROUPS:
     raise RunMismatch(
@@ -266,6 +263,8 @@ def _vllm_engine(config, policy: build.Policy, vllm: Vllm) -> engines.Engines:
     directory=vllm.directory,
     slots=config.sampler.slots,
     tolerance=vllm.tolerance,
+    episodes=build.make_episodes(config, policy, stack),
+    most=config.environment.episodes,
   )
   return engines.Engines([engine])
 

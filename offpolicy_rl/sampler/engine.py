@@ -19,11 +19,10 @@ from offpolicy_rl import types
 from offpolicy_rl.environments.episodes import World
 from offpolicy_rl.model import decoder, sharding
 from offpolicy_rl.sampler import generation, in_progress, prefilling, sampling, sizing, stopping
-from offpolicy_rl.sampler.in_progress import Completion, Group
+from offpolicy_rl.sampler.in_progress import Completion, Finished, Group
 from offpolicy_rl.sampler.prefilling import Piece
 
 _REPLY_SECONDS = 0.05  # an engine whose completions all wait looks this often for their replies
-Finished = tuple[types.Ticket, list[types.Trajectory]]  # a complete group, unscored
 
 
 class Engine:
@@ -178,10 +177,10 @@ class Engine:
     """Keeps a completion that is over; returns its group if that is complete."""
     group = completion.group
     group.done[completion.index] = trajectory
-    if len(group.done) < group.ticket.num_completions:
+    if not group.is_complete:
       return []
     self._pages += group.pages
-    return [(group.ticket, [group.done[i] for i in range(len(group.done))])]
+    return [(group.ticket, group.trajectories)]
 
   def _decode(self, params, version: int):
     self._reserve()

@@ -9,6 +9,8 @@ import numpy as np
 
 from offpolicy_rl import types
 
+Finished = tuple[types.Ticket, list[types.Trajectory]]  # a complete group, unscored
+
 
 @dataclasses.dataclass(eq=False)
 class Group:
@@ -28,6 +30,16 @@ class Group:
   def missing(self) -> int:
     """Tokens to prefill: all but the last, which completions compute."""
     return self.tokens.size - 1 - self.cached
+
+  @property
+  def is_complete(self) -> bool:
+    """Whether all completions are over."""
+    return len(self.done) == self.ticket.num_completions
+
+  @property
+  def trajectories(self) -> list[types.Trajectory]:
+    """Those of a complete group, in order."""
+    return [self.done[i] for i in range(len(self.done))]
 
   def shared(self, page_tokens: int) -> int:
     """Number of full pages of the prompt, which completions read in place."""

@@ -1,5 +1,8 @@
 """Generation by a vLLM server, with the interface of `engine.Engine`.
 
+A completion that plays in an environment is a request for each of its turns, with all that came
+before as the prompt; the server's cache of prefixes has most of that.
+
 The server reads its weights from a directory, which is rewritten for every version. Then it is told
 to load them, and to drop the keys and values of older weights. A server can keep old weights
 silently; so after each update the log-probabilities of one completion are compared with those of
@@ -24,18 +27,21 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from offpolicy_rl import types
+from offpolicy_rl.environments.episodes import World
 from offpolicy_rl.model import decoder, policy, pretrained
-from offpolicy_rl.sampler import sampling, stopping
+from offpolicy_rl.sampler import in_progress, sampling, stopping
+from offpolicy_rl.sampler.in_progress import Completion, Finished, Group
 
 _LOG = logging.getLogger(__name__)
 _WAIT_SECONDS = 0.1  # of a step, for an answer
+_LOOK_SECONDS = 0.02  # the same while environments may answer, too
 _PROBE_TOKENS = 16  # of the completion that is compared
 
 
@@ -74,16 +80,29 @@ class VllmServer:
     self._post("/reset_prefix_cache?reset_running_requests=true&reset_external=true", {})
 
   def complete(
-    self, ticket: types.Ticket, *, number: int, max_tokens: int | None = None
+    self,
+    ticket: types.Ticket,
+    *,
+    number: int,
+    max_tokens: int | None = None,
+    context: np.ndarray | None = None,
+    turn: tuple[int, ...] = (),
   ) -> list[dict]:
-    """Choices for a ticket: token_ids, logprobs.token_logprobs, finish_reason; or ServerError."""
+    """Choices for a ticket: token_ids, logprobs.token_logprobs, finish_reason; or ServerError.
+
+    Args:
+      number: of choices.
+      max_tokens: of each; None = as many as a completion may have.
+      context: int32 [P], what they continue; None = the ticket's prompt.
+      turn: (index in the group, turn) of an episode, for which the seed is another.
+    """
     params = self.params
     request = {
-      "prompt": ticket.prompt_tokens.tolist(),
+      "prompt": (ticket.prompt_tokens if context is None else context).tolist(),
       "n": number,
       "max_tokens": max_tokens or params.max_tokens,
       "temperature": ticket.temperature,
-      "seed": _seed(params.seed, ticket),
+      "seed": _seed(params.seed, ticket, turn),
       "stop_token_ids": list(params.stops.tokens),
       "stop": list(params.stops.texts),
       "top_k": params.truncation.top_k or -1,
@@ -114,9 +133,10 @@ class VllmServer:
       raise ServerError(f"{self._url}{path}: {error}") from None
 
 
-def _seed(seed: int, ticket: types.Ticket) -> int:  # the server derives one per completion
-  kind = 0 if ticket.kind == types.TRAIN else 1
-  return int(np.random.SeedSequence((seed, kind, ticket.group_index)).generate_state(1)[0] >> 1)
+def _seed(seed: int, ticket: types.Ticket, turn: tuple[int, ...]) -> int:
+  """The seed of a request; the server derives one per choice."""
+  numbers = (seed, 0 if ticket.kind == types.TRAIN else 1, ticket.group_index, *turn)
+  return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
 
 
 def _up_to_stop(sampled: types.Trajectory, stops: stopping.Stops) -> types.Trajectory:
@@ -190,70 +210,86 @@ class ServedEngine:
     directory: pathlib.Path,
     slots: int,
     tolerance: float,
+    episodes: World | None = None,
+    most: int = 0,
   ):
     """Sends nothing to the server yet.
 
     Args:
       config: of the model in `directory`, the published checkpoint that the server was started
         with, whose weights are replaced.
-      slots: completions in progress at a time.
+      slots: requests at a time.
       tolerance: largest difference between log-probabilities, in nats.
+      episodes: play completions, turn by turn; None = every completion has one turn.
+      most: completions begun at a time, also those that wait for their environments; 0 = slots.
     """
     self._server, self._config, self._directory = server, config, directory
     self._dtypes = pretrained.Checkpoint(directory).dtypes
-    self._slots, self._tolerance = slots, tolerance
+    self._most, self._tolerance, self._episodes = max(slots, most), tolerance, episodes
     self._pool = concurrent.futures.ThreadPoolExecutor(slots, thread_name_prefix="served")
-    self._waiting: collections.deque[types.Ticket] = collections.deque()
-    self._answering: dict[concurrent.futures.Future, types.Ticket] = {}
+    self._queued: collections.deque[types.Ticket] = collections.deque()
+    self._groups: dict[concurrent.futures.Future, Group] = {}  # that the server answers as a whole
+    self._turns: dict[concurrent.futures.Future, Completion] = {}  # that it answers
+    self._waiting: dict[Any, Completion] = {}  # for their environments
     self._started: dict[str, float] = {}  # ticket id -> when the server got it
     self._probe: types.Ticket | None = None  # the longest prompt so far: caches hold whole blocks
-    self._params = None
+    self._params, self._version = None, 0
 
   @property
   def idle(self) -> bool:
-    return not (self._waiting or self._answering)
+    return not (self._queued or self._begun)
+
+  @property
+  def _begun(self) -> int:
+    """Completions that are not over."""
+    groups = sum(group.ticket.num_completions for group in self._groups.values())
+    return groups + len(self._turns) + len(self._waiting)
 
   @property
   def room(self) -> int:
-    """Completions that could be requested now."""
-    under_way = [*self._waiting, *self._answering.values()]
-    return self._slots - sum(ticket.num_completions for ticket in under_way)
+    """Completions that could begin now."""
+    queued = sum(ticket.num_completions for ticket in self._queued)
+    return self._most - queued - self._begun
 
   room_soon = room  # when answers come is unknown
 
   @property
   def busy(self) -> int:
     """Completions that the server has."""
-    return sum(ticket.num_completions for ticket in self._answering.values())
+    return self._begun - len(self._waiting)
 
   @property
   def progress(self) -> dict[str, int]:
     """Ticket id -> seconds: answers come as a whole, and requests have their own time limit."""
     now = int(time.monotonic())
-    waiting = {ticket.ticket_id: 0 for ticket in self._waiting}
-    return waiting | {ticket.ticket_id: now for ticket in self._answering.values()}
+    played = (completion.group for completion in (*self._turns.values(), *self._waiting.values()))
+    begun = {group.ticket.ticket_id: now for group in (*self._groups.values(), *played)}
+    return {ticket.ticket_id: 0 for ticket in self._queued} | begun
 
   def add(self, tickets: list[types.Ticket]) -> None:
     """Puts tickets into the queue."""
-    self._waiting.extend(tickets)
+    self._queued.extend(tickets)
     prompts = [ticket for ticket in (self._probe, *tickets) if ticket is not None]
     self._probe = max(prompts, key=lambda ticket: ticket.prompt_tokens.size, default=None)
 
-  def step(self, params: dict, version: int) -> list[tuple[types.Ticket, list[types.Trajectory]]]:
-    """Requests what waits; returns the complete groups, unscored. StaleWeights, ServerError."""
-    if params is not self._params and self._waiting and not self._answering:
-      assert self._probe is not None, "it is among those that wait"
+  def step(self, params: dict, version: int) -> list[Finished]:
+    """Requests what can be; returns the complete groups, unscored. StaleWeights, ServerError."""
+    if params is not self._params and self._queued and not self._begun:
+      assert self._probe is not None, "it is among those that are queued"
       self._load(params, self._probe)
-      self._params = params
-    while self._waiting and params is self._params:
-      ticket = self._waiting.popleft()
-      self._started[ticket.ticket_id] = time.monotonic()
-      answer = self._pool.submit(self._answer, ticket, version)
-      self._answering[answer] = ticket
-    if not self._answering:
-      return []
-    done, _ = concurrent.futures.wait(self._answering, _WAIT_SECONDS, "FIRST_COMPLETED")
-    return [(self._answering.pop(answer), answer.result()) for answer in done]
+      self._params, self._version = params, version
+    while self._queued and params is self._params:
+      self._begin(self._queued.popleft())
+    waits = _LOOK_SECONDS if self._waiting else _WAIT_SECONDS
+    complete = self._hear(waits if self._waiting and not self.busy else 0)
+    asked = (*self._groups, *self._turns)
+    done, _ = concurrent.futures.wait(asked, 0 if complete else waits, "FIRST_COMPLETED")
+    for answer in done:
+      if group := self._groups.pop(answer, None):
+        complete.append((group.ticket, answer.result()))
+      else:
+        self._act(self._turns.pop(answer), answer.result())
+    return complete
 
   def pop_started(self, ticket_id: str) -> float | None:
     """The same as `Engine.pop_started`."""
@@ -263,11 +299,68 @@ class ServedEngine:
     """Raises NotImplementedError: a server takes other weights between groups only."""
     raise NotImplementedError
 
-  def _answer(self, ticket: types.Ticket, version: int) -> list[types.Trajectory]:
-    choices = self._server.complete(ticket, number=ticket.num_completions)
-    params = self._server.params
-    number = params.candidates if ticket.kind == types.TRAIN else 0
-    return [_up_to_stop(trajectory(c, version, number), params.stops) for c in choices]
+  def _begin(self, ticket: types.Ticket) -> None:
+    """Asks for a whole group, or lets its episodes begin."""
+    self._started[ticket.ticket_id] = time.monotonic()
+    group = Group(ticket, pages=[])
+    for index in range(ticket.num_completions):
+      episode = self._episodes.begin(ticket, index) if self._episodes else None
+      if episode is None:  # the same for all of a group
+        self._groups[self._pool.submit(self._answer, ticket, self._version)] = group
+        return
+      self._waiting[episode] = Completion(group, index, episode=episode)
+
+  def _answer(self, ticket: types.Ticket, version: int, **turn: Any) -> list[types.Trajectory]:
+    """Runs in a thread."""
+    number = 1 if turn else ticket.num_completions
+    choices = self._server.complete(ticket, number=number, **turn)
+    params, recorded = self._server.params, self._recorded(ticket)
+    return [_up_to_stop(trajectory(c, version, recorded), params.stops) for c in choices]
+
+  def _recorded(self, ticket: types.Ticket) -> int:
+    """Candidates recorded with each token; evaluation needs none."""
+    return self._server.params.candidates if ticket.kind == types.TRAIN else 0
+
+  def _hear(self, seconds: float) -> list[Finished]:
+    """Takes the replies of environments, asks for the next turns; returns complete groups."""
+    complete = []
+    for episode, reply in self._episodes.replies(seconds) if self._episodes else ():
+      completion = self._waiting.pop(episode)
+      completion.spend("world")
+      group = completion.group
+      if reply.ended:
+        group.done[completion.index] = in_progress.trajectory(
+          completion, episode.rewards, reply.ended
+        )
+        if group.is_complete:
+          complete.append((group.ticket, group.trajectories))
+        continue
+      if reply.to is not None:
+        completion.go_back(reply.to)
+      if reply.tokens.size:
+        recorded = self._recorded(group.ticket)
+        completion.spans.append(in_progress.environment_span(reply.tokens, recorded))
+      asked = self._pool.submit(
+        self._answer,
+        group.ticket,
+        self._version,
+        context=completion.tokens,
+        max_tokens=reply.limit,
+        turn=(completion.index, completion.turn),
+      )
+      self._turns[asked] = completion
+    return complete
+
+  def _act(self, completion: Completion, sampled: list[types.Trajectory]) -> None:
+    """Gives the policy's turn to its environment."""
+    assert self._episodes is not None, "it began there"
+    [turn] = sampled
+    completion.spend("model")
+    span = types.Span(turn.tokens, turn.logprobs, turn.versions, turn.candidates)
+    completion.spans.append(span)
+    completion.turn += 1
+    self._waiting[completion.episode] = completion
+    self._episodes.act(completion.episode, span)
 
   def _load(self, params, probe: types.Ticket) -> None:
     self._server.complete(probe, number=1, max_tokens=1)  # the old weights have seen the prompt

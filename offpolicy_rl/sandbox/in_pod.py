@@ -4,6 +4,8 @@ Its text is an argument of `python3 -I -c`. Stdin begins with a number of bytes 
 JSON (`pods.py` says what); the rest is the program's. The program is a child: the exit status is
 the program's, 128 + n for signal n, or one of ENDS. Before it starts, stdout gets BEGUN.
 
+The runtime sends SIGTERM when the pod has to go. No program can: the filter keeps it to itself.
+
 This file imports the standard library only.
 """
 
@@ -13,12 +15,14 @@ import os
 import platform
 import resource
 import signal
+import struct
 import sys
 import tempfile
 
 BEGUN = b"\x06"
-CPU_USED_UP, TOO_MANY_THREADS = 152, 250
-ENDS = {CPU_USED_UP: "cpu", TOO_MANY_THREADS: "threads"}
+GONE = "gone"  # the pod has to go, whatever the program does
+ENDS = {152: "cpu", 250: "threads", 251: GONE}
+_SINK = 3  # a descriptor of /dev/null, see inside.py
 _LOOK_SECONDS = 0.05  # between two looks at the number of threads
 # linux/prctl.h, linux/seccomp.h
 _END_WITH_PARENT, _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 1, 38, 22, 2
@@ -39,26 +43,33 @@ def main() -> None:
   for name, text in given["files"].items():
     with open(name, "w", encoding="utf-8", errors="replace") as file:
       file.write(text)
-  signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+  awaited = {signal.SIGCHLD, signal.SIGTERM}
+  signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
   if not (program := os.fork()):
     _become(given)
-  has_threads = False
-  while not signal.sigtimedwait({signal.SIGCHLD}, _LOOK_SECONDS) and not has_threads:
-    has_threads = len(os.listdir(f"/proc/{program}/task")) > given["threads"]
-  if has_threads:
+  ended, heard = "", None
+  while not ended and not (heard := signal.sigtimedwait(awaited, _LOOK_SECONDS)):
+    if len(os.listdir(f"/proc/{program}/task")) > given["threads"]:
+      ended = "threads"
+  if heard and heard.si_signo == signal.SIGTERM:
+    ended = GONE
+  if ended:
     os.kill(program, signal.SIGKILL)
   _, status, used = os.wait4(program, 0)
-  os._exit(_told(os.waitstatus_to_exitcode(status), has_threads, used, given["limits"]))
-
-
-def _told(code: int, has_threads: bool, used: resource.struct_rusage, limits: dict) -> int:
-  """The exit status that says how the program ended."""
-  if has_threads:
-    return TOO_MANY_THREADS
+  code = os.waitstatus_to_exitcode(status)
   # The kernel counts in ticks for its limit, and exactly for what it reports.
-  if code == -signal.SIGKILL and 2 * (used.ru_utime + used.ru_stime) > limits["RLIMIT_CPU"]:
-    return CPU_USED_UP
-  return 128 - code if code < 0 else code
+  used_up = 2 * (used.ru_utime + used.ru_stime) > given["limits"]["RLIMIT_CPU"]
+  if not ended and code == -signal.SIGKILL and used_up:
+    ended = "cpu"
+  os._exit(_status(code, ended))
+
+
+def _status(code: int, ended: str) -> int:
+  """The exit status that says how the program ended."""
+  by_limit = {name: status for status, name in ENDS.items()}
+  if ended:
+    return by_limit[ended]
+  return 1 if code in ENDS else 128 - code if code < 0 else code
 
 
 def _read(size: int) -> bytes:
@@ -72,10 +83,15 @@ def _read(size: int) -> bytes:
 def _become(given: dict) -> None:
   """Replaces this process by the program; ends it where that fails."""
   try:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    os.setpgid(0, 0)  # what the runtime sends to the group is not for the program
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    sink = os.open(os.devnull, os.O_WRONLY)  # the program itself can open nothing to write
+    os.dup2(sink, _SINK)
+    os.set_inheritable(_SINK, True)
     for name, most in given["limits"].items():
       resource.setrlimit(getattr(resource, name), (most, most))
-    _restrict(bytes.fromhex(given["filter"]))
+    own = struct.pack("=I", given["own_process"])
+    _restrict(bytes.fromhex(given["filter"]).replace(own, struct.pack("=I", os.getpid())))
     os.write(1, BEGUN)
     python = [sys.executable, "-P", "-s", "-B", "main.py"]
     os.execve(sys.executable, python, given["environment"])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 
@@ -46,6 +46,8 @@ class Program(NamedTuple):
     """Name -> text."""
     return {"main.py": self.text, **self.files}
 
+
+Run = Callable[[Program, str, Limits], Outcome]  # of a program with this stdin
 
 # What every program finds in its environment. Hashes are seeded, so that a program prints sets in
 # the same order every time.

@@ -1,10 +1,11 @@
-"""Runs Python programs in pods of a Kubernetes cluster, each in a fresh one that is deleted after.
+"""Runs Python programs in pods of a Kubernetes cluster, deleted with all that is in them.
 
     OFFPOLICY_RL_SANDBOX=pods:NAMESPACE/WARMPOOL
 
 The pods come from a warm pool of agent-sandbox, with its runtime sandboxd and Python on x86-64. A
-program is what bubblewrap.py makes of it: one process without network and writable files, behind
-the same filter of system calls. But it may read the files of its pod, and signal what runs there.
+program is one process without network and without a file that it may write, behind bubblewrap's
+filter of system calls and that for pods. But it may read its pod's files. A pod that fails, late or
+early, raises SandboxError: it says nothing about the program.
 
 agent-sandbox: github.com/kubernetes-sigs/agent-sandbox
 """
@@ -16,22 +17,26 @@ import json
 import math
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 
 from offpolicy_rl.sandbox import in_pod, seccomp
-from offpolicy_rl.sandbox.outcomes import ENVIRONMENT, Limits, Outcome, Program, SandboxError
+from offpolicy_rl.sandbox.outcomes import ENVIRONMENT, Limits, Outcome, Program, Run, SandboxError
 
 WHERE = "OFFPOLICY_RL_SANDBOX"
 _PORT = 9090  # of sandboxd's ProcessService
 _CHUNK_BYTES = 1 << 20  # of a message to stdin
-_TRIAL_SECONDS = 300.0  # a pool may have to pull an image first
-_LEFT_BEHIND_SECONDS = 60  # after which the cluster deletes what a killed process has left
-# What no pod may reach, beside other pods: the cluster's API, the machine's metadata, the net.
-_FORBIDDEN = ("kubernetes.default.svc:443", "169.254.169.254:80", "1.1.1.1:443")
+_CLAIM_SECONDS = 120.0  # for a pod, which a worker's own limit may end sooner
+_TRIAL_SECONDS = 300.0  # the same at the first look: a pool may have to pull an image
+_DELETE_SECONDS = 2.0  # that a program's outcome waits for the deletion of its pod
+_LIFE_SECONDS = 900  # after which the cluster deletes what a killed process has left
+_ANSWER_SECONDS = 3.0  # for a sign of life
+# What no pod may reach, beside other pods and the cluster's API: the machine's metadata, the net.
+_FORBIDDEN = ("169.254.169.254:80", "1.1.1.1:443")
 _TRIAL = """
 import os, socket
 def works(call, *arguments):
@@ -40,10 +45,15 @@ def works(call, *arguments):
   except OSError:
     return False
   return True
-def write():
-  os.write(os.open("x", os.O_CREAT | os.O_WRONLY), b"x")
-open_doors = [works(os.fork), works(socket.socket), works(write)]
-print("apart" if not any(open_doors) else f"fork, socket, file: {open_doors}")
+doors = {
+  "fork": works(os.fork),
+  "socket": works(socket.socket),
+  "file": works(open, "new.txt", "w"),
+  "link": works(os.symlink, "a", "b"),
+  "signal": works(os.kill, os.getppid(), 0),
+  "memory": works(open, f"/proc/{os.getppid()}/mem", "r+b"),
+}
+print(*[name for name, is_open in doors.items() if is_open] or ["apart"])
 """
 # Without the filter: it is the pod that has to be closed, whatever becomes of the program.
 _PROBE = """
@@ -51,15 +61,20 @@ import os, socket, sys, threading
 def probe(address):
   host, _, port = address.rpartition(":")
   try:
-    socket.create_connection((host, int(port)), 3).close()
+    socket.create_connection((host.strip("[]"), int(port)), 3).close()
   except OSError:
     return
   print(address)
-threads = [threading.Thread(target=probe, args=(address,)) for address in sys.argv[1:]]
+addresses = sys.argv[1:]
+if api := os.environ.get("KUBERNETES_SERVICE_HOST"):
+  addresses.append(f"{api}:{os.environ['KUBERNETES_SERVICE_PORT']}")
+threads = [threading.Thread(target=probe, args=(address,)) for address in addresses]
 [thread.start() for thread in threads], [thread.join() for thread in threads]
 token = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 if os.path.exists(token): print(token)
+print("probed")
 """
+_Result = TypeVar("_Result")
 
 
 class _Pod(NamedTuple):
@@ -77,16 +92,17 @@ def is_chosen() -> bool:
 @functools.cache
 def check() -> None:
   """Raises SandboxError unless the pool has pods that keep programs apart; tries it once."""
-  limits = Limits(seconds=_TRIAL_SECONDS)
-  end = _end(limits)
-  with _pod(end) as pod, _pod(end) as other:
-    ran = _run(pod, Program(_TRIAL), "", limits, end)
+  with _pod(_TRIAL_SECONDS) as pod, _pod(_TRIAL_SECONDS) as other:
+    ran = _run(pod, Program(_TRIAL), "", Limits(seconds=60.0))
     if ran.stdout != "apart\n":
       raise SandboxError(f"the sandbox does not hold in pods of {_pool()}: {ran}")
     probe = ["python3", "-I", "-c", _PROBE, other.address, *_FORBIDDEN]
     request = _messages().ExecuteRequest(config={"command": probe})
     with _as_sandbox_error():
-      reached = pod.service.Execute(request, timeout=_left(end)).stdout.decode().split()
+      probed = pod.service.Execute(request, timeout=60.0)
+  *reached, last = probed.stdout.decode().split() or [""]
+  if last != "probed":
+    raise SandboxError(f"a pod of {_pool()} can't be looked at: {probed.stderr[-300:]!r}")
   if reached:
     raise SandboxError(
       f"{WHERE}: a pod of {_pool()} reaches {', '.join(reached)}, expected none: its template "
@@ -94,38 +110,47 @@ def check() -> None:
     )
 
 
-def run(program: Program, stdin: str, limits: Limits) -> Outcome:
-  """Implements programs.run; the time for claiming the pod counts as the program's."""
-  end = _end(limits)
-  with _pod(end) as pod:
-    return _run(pod, program, stdin, limits, end)
+@contextlib.contextmanager
+def together() -> Generator[Run]:
+  """Implements programs.together: the programs share a pod, claimed for the first one."""
+  with contextlib.ExitStack() as stack:
+
+    @functools.cache
+    def pod() -> _Pod:
+      return stack.enter_context(_pod(_CLAIM_SECONDS))
+
+    yield lambda program, stdin, limits: _run(pod(), program, stdin, limits)
 
 
 def converse(asking: Program, answering: Program, limits: Limits) -> Outcome:
   """Implements programs.converse; each program has a pod of its own."""
-  end = _end(limits)
   with contextlib.ExitStack() as stack:
-    first, second = (stack.enter_context(_pod(end)) for _ in range(2))
+    first, second = (stack.enter_context(_pod(_CLAIM_SECONDS)) for _ in range(2))
+    end = time.monotonic() + limits.seconds
     threads = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
     other = stack.enter_context(_Running(second, answering, limits, end))
     running = stack.enter_context(_Running(first, asking, limits, end))
 
     def answer() -> None:
       """Hands the answers on until the other program ends."""
-      other.output(limits, running.write)
-      running.close_stdin()
+      try:
+        other.output(limits, running.write)
+      finally:
+        running.close_stdin()
 
     answers = threads.submit(answer)
-    _, stderr = running.output(limits, other.write)
-    other.stop()
+    try:
+      _, stderr = running.output(limits, other.write)
+    finally:
+      other.stop()
     answers.result()
   return Outcome("", stderr, running.status, running.ended)
 
 
-def _run(pod: _Pod, program: Program, stdin: str, limits: Limits, end: float) -> Outcome:
+def _run(pod: _Pod, program: Program, stdin: str, limits: Limits) -> Outcome:
   with (
     concurrent.futures.ThreadPoolExecutor(1) as threads,
-    _Running(pod, program, limits, end) as running,
+    _Running(pod, program, limits, time.monotonic() + limits.seconds) as running,
   ):
     threads.submit(running.write_all, stdin.encode("utf-8", "replace"))
     texts = running.output(limits)
@@ -137,11 +162,11 @@ class _Running:
 
   def __init__(self, pod: _Pod, program: Program, limits: Limits, end: float):
     self.status, self.ended = 128 + 9, ""
-    self._service, self._end = pod.service, end
+    self._service, self._end, self._is_stopped = pod.service, end, False
     launcher = pathlib.Path(in_pod.__file__).read_text(encoding="utf-8")
     request = _messages().StartRequest(config={"command": ["python3", "-I", "-c", launcher]})
     with _as_sandbox_error():
-      self._events = pod.service.Start(request, timeout=_left(end))
+      self._events = pod.service.Start(request, timeout=_left(end), wait_for_ready=True)
       self._id = next(self._events).init.process_id
     start = json.dumps(
       {
@@ -155,7 +180,8 @@ class _Running:
           "RLIMIT_CORE": 0,
         },
         "threads": limits.threads,
-        "filter": seccomp.program().hex(),
+        "filter": seccomp.pod_program().hex(),
+        "own_process": seccomp.OWN_PROCESS,
         "machine": seccomp.MACHINE,
       }
     ).encode()
@@ -214,39 +240,54 @@ class _Running:
         data = getattr(event, kind)
         if kind == "stdout" and not has_begun and data.startswith(in_pod.BEGUN):
           has_begun, data = True, data[len(in_pod.BEGUN) :]
-        before += b"" if has_begun else data
+        before = b"" if has_begun else (before + data)[-300:]
         if has_begun and data:
           yield kind, data
     except grpc.RpcError as error:
-      assert isinstance(error, grpc.Call), "errors of calls are calls"
-      if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-        self.ended = "seconds"
-      elif error.code() != grpc.StatusCode.CANCELLED:
-        raise SandboxError(f"a pod of {_pool()} is gone: {error.details()!s:.300}") from None
+      self._lost(error)
+    if self.ended == in_pod.GONE:
+      raise SandboxError(f"a pod of {_pool()} is gone: it was told to end")
     if not has_begun and self.ended:
       raise SandboxError(
-        f"a pod of {_pool()} can't start a program: got {before[-300:].decode(errors='replace')!r}"
+        f"a pod of {_pool()} can't start a program: got {before.decode(errors='replace')!r}"
       )
 
   def _exit(self, code: int) -> None:
     self.ended = in_pod.ENDS.get(code, "exit")
     self.status = self.status if self.ended != "exit" else code % 256
 
+  def _lost(self, error: grpc.RpcError) -> None:
+    """Sets how the program ended whose events broke off; SandboxError if its pod did."""
+    assert isinstance(error, grpc.Call), "errors of calls are calls"
+    if self._is_stopped:
+      return
+    if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED or not self._answers():
+      raise SandboxError(f"a pod of {_pool()} is gone: {error.details()!s:.300}") from None
+    self.ended = "seconds"
+
+  def _answers(self) -> bool:
+    """Whether the pod is still there: a machine that is lost says nothing."""
+    request = _messages().WriteStdinRequest(process_id=self._id, input=b"")
+    try:
+      self._service.WriteStdin(request, timeout=_ANSWER_SECONDS)
+    except grpc.RpcError as error:
+      assert isinstance(error, grpc.Call), "errors of calls are calls"
+      silent = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+      return error.code() not in silent
+    return True
+
   def stop(self) -> None:
     """Ends the program if it is still there."""
+    self._is_stopped = True
     self._events.cancel()
-
-
-# ---------------------------------------------------------------- the cluster
-
-
-def _end(limits: Limits) -> float:
-  return time.monotonic() + limits.seconds
 
 
 def _left(end: float) -> float:
   """Seconds."""
   return max(0.0, end - time.monotonic())
+
+
+# ---------------------------------------------------------------- the cluster
 
 
 @contextlib.contextmanager
@@ -262,25 +303,58 @@ def _as_sandbox_error() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _pod(end: float) -> Generator[_Pod]:
+def _pod(seconds: float) -> Generator[_Pod]:
   """A fresh pod, which is deleted at the end."""
   namespace, name = _pool().split("/")
   with _as_sandbox_error():
-    client, left = _client(), math.ceil(_left(end))
-    sandbox = client.create_sandbox(
-      name,
-      namespace,
-      sandbox_ready_timeout=left,
-      shutdown_after_seconds=left + _LEFT_BEHIND_SECONDS,
-    )
+    client, is_late = _client(), threading.Event()
+
+    def claim() -> tuple[Any, str | None]:
+      """(the sandbox, its pod's address)."""
+      sandbox = client.create_sandbox(
+        name,
+        namespace,
+        sandbox_ready_timeout=math.ceil(seconds),
+        shutdown_after_seconds=_LIFE_SECONDS,
+      )
+      if is_late.is_set():
+        client.delete_sandbox(sandbox.claim_name, namespace)
+      return sandbox, sandbox.get_pod_ip()
+
+    try:
+      sandbox, ip = _within(seconds, claim)
+    except TimeoutError:
+      is_late.set()
+      raise
   try:
-    with _as_sandbox_error():
-      sandbox.connector.connect()
-      stub = _stubs()[1].ProcessServiceStub(sandbox.connector.grpc_channel())
-      address = f"{sandbox.get_pod_ip()}:{_PORT}"
-    yield _Pod(stub, address)
+    if ip is None:
+      raise SandboxError(f"no pod of {_pool()}: the sandbox has no address")
+    address = f"[{ip}]:{_PORT}" if ":" in ip else f"{ip}:{_PORT}"
+    # A proxy that the environment names is for the internet.
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+      yield _Pod(_stubs()[1].ProcessServiceStub(channel), address)
   finally:
-    client.delete_sandbox(sandbox.claim_name, namespace)
+    delete = lambda: client.delete_sandbox(sandbox.claim_name, namespace)
+    with contextlib.suppress(TimeoutError):  # it goes on, and the claim has an end of its own
+      _within(_DELETE_SECONDS, delete)
+
+
+def _within(seconds: float, call: Callable[[], _Result]) -> _Result:
+  """The result of a call to the cluster's API, whose client knows no limit; or TimeoutError."""
+  future: concurrent.futures.Future = concurrent.futures.Future()
+
+  def answer() -> None:
+    """Runs in the thread."""
+    try:
+      future.set_result(call())
+    except BaseException as error:
+      future.set_exception(error)
+
+  threading.Thread(target=answer, daemon=True).start()
+  try:
+    return future.result(seconds)
+  except concurrent.futures.TimeoutError:
+    raise TimeoutError(f"the cluster has not answered within {seconds:g} s") from None
 
 
 def _pool() -> str:

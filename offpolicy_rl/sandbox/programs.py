@@ -7,8 +7,11 @@ By default with bubblewrap on this machine (bubblewrap.py). The variable OFFPOLI
 sampler's environment says where else: "pods:NAMESPACE/WARMPOOL" is a cluster's pods (pods.py).
 """
 
+import contextlib
+from collections.abc import Generator
+
 from offpolicy_rl.sandbox import bubblewrap, pods
-from offpolicy_rl.sandbox.outcomes import Limits, Outcome, Program
+from offpolicy_rl.sandbox.outcomes import Limits, Outcome, Program, Run
 
 
 def check() -> None:
@@ -26,8 +29,21 @@ def run(program: str | Program, stdin: str = "", limits: Limits = Limits()) -> O
     SandboxError: there is no sandbox.
   """
   program = Program(program) if isinstance(program, str) else program
-  run_there = pods.run if pods.is_chosen() else bubblewrap.run
-  return run_there(program, stdin, limits)
+  with together() as run_one:
+    return run_one(program, stdin, limits)
+
+
+@contextlib.contextmanager
+def together() -> Generator[Run]:
+  """Yields what runs a program, as `run` does; for several that may share a pod.
+
+  Nothing passes from one to the next, but they come from one completion.
+  """
+  if not pods.is_chosen():
+    yield bubblewrap.run
+    return
+  with pods.together() as run_one:
+    yield run_one
 
 
 def converse(asking: Program, answering: Program, limits: Limits = Limits()) -> Outcome:

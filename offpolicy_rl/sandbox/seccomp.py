@@ -10,6 +10,7 @@ linux/audit.h, linux/sched.h.
 
 import errno
 import struct
+from collections.abc import Sequence
 
 MACHINE = "x86_64"  # as platform.machine() says
 _ARCHITECTURE = 0xC000003E  # AUDIT_ARCH_X86_64
@@ -50,8 +51,45 @@ DENIED = {
 }
 
 
-def program() -> bytes:
-  """The filter: struct sock_filter, one after the other."""
+# In a pod, what namespaces and mounts of our own would keep from a program: to make files, and to
+# reach the processes of the pod, of which the runtime is one.
+_DENIED_IN_PODS = {
+  **{"creat": 85, "link": 86, "linkat": 265, "symlink": 88, "symlinkat": 266, "mkdir": 83},
+  **{"mkdirat": 258, "mknod": 133, "mknodat": 259, "rename": 82, "renameat": 264, "renameat2": 316},
+  **{"setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "truncate": 76, "tkill": 200},
+  **{"setpriority": 141, "ioprio_set": 251},
+}
+_OPENAT2 = 437  # its flags are out of reach
+_OPENING = {"open": (2, 1), "openat": (257, 2)}  # (number, place of the flags)
+_WRITING = 0o3 | 0o100 | 0o1000  # O_WRONLY, O_RDWR; O_CREAT; O_TRUNC
+# The first argument is a process: has to be the program's own.
+_SIGNALLING = {"kill": 62, "tgkill": 234, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297}
+# The same, or 0, which means itself.
+_LIMITING = {"prlimit64": 302, "sched_setparam": 142, "sched_setscheduler": 144}
+_LIMITING |= {"sched_setaffinity": 203, "sched_setattr": 314}
+OWN_PROCESS = 0x4E574F21  # stands for the program's process id in `pod_program`
+
+
+def pod_program() -> bytes:
+  """The filter for a pod; every OWN_PROCESS in it has to be replaced, 4 bytes of the machine's."""
+  denied, allowed = _give(_ERRNO | errno.EPERM), _give(_ALLOW)
+  own = (_load(_argument(0)), *_if(_EQUAL, OWN_PROCESS, allowed))
+  extra = [
+    *(part for number in _DENIED_IN_PODS.values() for part in _if(_EQUAL, number, denied)),
+    *_if(_EQUAL, _OPENAT2, _give(_ERRNO | errno.ENOSYS)),
+  ]
+  for number, place in _OPENING.values():
+    opens = (_load(_argument(place)), *_if(_ANY_BIT, _WRITING, denied), allowed)
+    extra += _when(number, *opens)
+  for number in _SIGNALLING.values():
+    extra += _when(number, *own, denied)
+  for number in _LIMITING.values():
+    extra += _when(number, *own, *_if(_EQUAL, 0, allowed), denied)
+  return program(extra)
+
+
+def program(extra: Sequence[bytes] = ()) -> bytes:
+  """The filter: struct sock_filter, one after the other; `extra` has the number of the call."""
   denied = _give(_ERRNO | errno.EPERM)
   missing = _give(_ERRNO | errno.ENOSYS)
   return b"".join(
@@ -62,8 +100,9 @@ def program() -> bytes:
       *_if(_GREATER, _NEWEST, missing),  # x32's are among these
       *_if(_EQUAL, _CLONE3, missing),  # its flags are out of reach; glibc then takes clone
       *(part for number in DENIED.values() for part in _if(_EQUAL, number, denied)),
+      *extra,
       *_unless(_EQUAL, _CLONE, _give(_ALLOW)),
-      _load(_AT_FIRST_ARGUMENT),
+      _load(_argument(0)),
       *_unless(_ANY_BIT, _CLONE_THREAD, denied),
       _give(_ALLOW),
     )
@@ -71,7 +110,7 @@ def program() -> bytes:
 
 
 _KILL_PROCESS, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000  # SECCOMP_RET_*
-_AT_NUMBER, _AT_ARCHITECTURE, _AT_FIRST_ARGUMENT = 0, 4, 16  # in struct seccomp_data
+_AT_NUMBER, _AT_ARCHITECTURE = 0, 4  # in struct seccomp_data
 _EQUAL, _GREATER, _ANY_BIT = 0x15, 0x25, 0x45  # BPF_JMP | BPF_K | BPF_JEQ, JGT, JSET
 
 
@@ -81,6 +120,16 @@ def _instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
 
 def _load(offset: int) -> bytes:
   return _instruction(0x20, offset)  # BPF_LD | BPF_W | BPF_ABS
+
+
+def _argument(place: int) -> int:
+  """Where struct seccomp_data has the lower half of an argument."""
+  return 16 + 8 * place
+
+
+def _when(number: int, *then: bytes) -> tuple[bytes, ...]:
+  """What follows for a call; it has to end in a result."""
+  return _instruction(_EQUAL, number, yes=0, no=len(then)), *then
 
 
 def _give(result: int) -> bytes:

@@ -166,13 +166,14 @@ def _text(given: Any, name: str) -> str:
 
 
 def _prints(written: str, tests: Tests) -> bool:
-  for stdin, expected in tests.cases:
-    try:
-      ran = programs.run(written, stdin, limits(tests.seconds))
-    except TimeoutError:  # the cases before have used it up
-      return False
-    if (ran.status, ran.ended) != (0, "exit") or not same_output(ran.stdout, expected):
-      return False
+  with programs.together() as run:
+    for stdin, expected in tests.cases:
+      try:
+        ran = run(outcomes.Program(written), stdin, limits(tests.seconds))
+      except TimeoutError:  # the cases before have used it up
+        return False
+      if (ran.status, ran.ended) != (0, "exit") or not same_output(ran.stdout, expected):
+        return False
   return True
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.model import lora, policy, sharding
 from offpolicy_rl.replay import batching
-from offpolicy_rl.roles import build, sampler
+from offpolicy_rl.roles import build
 from offpolicy_rl.roles.weights import SamplerWeights, place
 from tests.model.decoder_test import CONFIG
 
@@ -96,10 +95,3 @@ def test_demonstrations_take_rows_of_their_own_size():
   batch = batching.demonstration_batch(pairs, build.limits(config, group_size=1))
   longest = config.task.max_prompt_tokens + config.task.max_completion_tokens
   assert batch.rows.tokens.shape == (1, 4, longest)
-
-
-def test_a_server_can_not_play_episodes(tiny_config):
-  config_lib.override(tiny_config, [("environment.name", "games:Chess")])
-  published = build.Policy(None, None, types.ModelFiles("", "", ""))
-  with pytest.raises(sampler.RunMismatch, match="--vllm: tasks are played in games:Chess, but"):
-    sampler._vllm_engine(tiny_config, published, None)

@@ -28,7 +28,9 @@ class Stub:
 
   BLOCK = 2  # tokens
 
-  def __init__(self, directory):
+  def __init__(self, directory, config=CONFIG, columns=48):
+    """`columns`: of the rows that it computes, at least as many as a prompt with completion."""
+    self.config, self.columns = config, columns
     self.directory, self.keeps_old, self.mangle = directory, False, lambda choice: choice
     self.keeps_prompts, self.cached = False, {}  # blocks of a prompt -> the weights that read them
     self.requests, self.params = [], None
@@ -50,12 +52,15 @@ class Stub:
     self.url = f"http://127.0.0.1:{self.server.server_port}"
     threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+  def close(self):
+    self.server.shutdown()
+
   def answer(self, path, body):
     if path == "/collective_rpc" and body["method"] == "load_again":
       if not (self.keeps_old and self.params):
         found = pretrained.Checkpoint(self.directory)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = policy.shapes(CONFIG)
+        shapes = policy.shapes(self.config)
         self.params = found.load(jax.tree.map(lambda _: here, shapes))
       return {"results": [None]}
     if path.partition("?")[0] == "/reset_prefix_cache":
@@ -71,16 +76,19 @@ class Stub:
     blocks = body["prompt"][: len(body["prompt"]) // self.BLOCK * self.BLOCK]
     params = self.cached.setdefault(tuple(blocks), self.params) if blocks else self.params
     tokens, logprobs, likeliest = [], [], []
-    while len(tokens) < body["max_tokens"] and END not in tokens:
+    ends = set(body.get("stop_token_ids", (END,)))
+    while len(tokens) < body["max_tokens"] and not ends.intersection(tokens):
       row = body["prompt"] + tokens
-      padded = np.array([row + [0] * (48 - len(row))], np.int32)  # compiled once
-      logits = NEXT(CONFIG, params, padded, np.arange(48)[None])[0][0, len(row) - 1]
-      log_p = np.asarray(jax.nn.log_softmax(logits / body["temperature"]), np.float64)
-      tokens.append(int(draw.choice(log_p.size, p=np.exp(log_p) / np.exp(log_p).sum())))
+      padded = np.array([row + [0] * (self.columns - len(row))], np.int32)  # compiled once
+      positions = np.arange(self.columns)[None]
+      logits = NEXT(self.config, params, padded, positions)[0][0, len(row) - 1]
+      log_p = np.asarray(jax.nn.log_softmax(logits / (body["temperature"] or 1.0)), np.float64)
+      drawn = draw.choice(log_p.size, p=np.exp(log_p) / np.exp(log_p).sum())
+      tokens.append(int(drawn if body["temperature"] else log_p.argmax()))
       logprobs.append(float(log_p[tokens[-1]]))
       shown = {*np.argsort(-log_p)[: body["logprobs"]].tolist(), tokens[-1]}
       likeliest.append({f"token_id:{token}": float(log_p[token]) for token in sorted(shown)})
-    reason = "stop" if END in tokens else "length"
+    reason = "stop" if ends.intersection(tokens) else "length"
     return {
       "index": index,
       "token_ids": tokens,
@@ -102,7 +110,7 @@ def stub(directory):
   made = Stub(directory)
   made.answer("/collective_rpc", {"method": "load_again"})  # as a server that was started
   yield made
-  made.server.shutdown()
+  made.close()
 
 
 def weights(seed: int):

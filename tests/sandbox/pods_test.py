@@ -4,13 +4,15 @@ The cluster is a stand-in (cluster.py), its client agent-sandbox's own. What pro
 how they end, is in programs_test.py.
 """
 
+import json
 import os
+import signal
 import sys
 import time
 
 import pytest
 
-from offpolicy_rl.environments import python
+from offpolicy_rl.environments import calls, python
 from offpolicy_rl.sandbox import in_pod, pods, programs
 from offpolicy_rl.sandbox.outcomes import Limits, Outcome, Program, SandboxError
 from offpolicy_rl.tasks import code, scoring
@@ -49,9 +51,15 @@ def test_pods_with_a_network_are_refused(cluster):
     scoring.require("offpolicy_rl.tasks.code:code")
 
 
+def test_a_look_that_fails_is_no_look(monkeypatch):
+  monkeypatch.setattr(pods, "_PROBE", "1 / 0")
+  with pytest.raises(SandboxError, match="can't be looked at: .*ZeroDivisionError"):
+    programs.check()
+
+
 def test_pods_where_programs_are_not_kept_apart_are_refused(monkeypatch):
-  monkeypatch.setattr(pods.seccomp, "program", lambda: b"\x06\0\0\0\0\0\xff\x7f")  # allow all
-  with pytest.raises(SandboxError, match=r"does not hold in pods .* \[True, True, False\]"):
+  monkeypatch.setattr(pods.seccomp, "pod_program", lambda: b"\x06\0\0\0\0\0\xff\x7f")  # allow all
+  with pytest.raises(SandboxError, match="does not hold in pods .*fork socket file link signal"):
     programs.check()
 
 
@@ -98,37 +106,92 @@ def test_another_processor_is_no_fault_of_the_program(monkeypatch):
     programs.run("print(1)")
 
 
-def test_a_pod_that_comes_too_late_is_no_fault_of_the_program(cluster):
+def test_a_pod_that_comes_late_is_no_fault_of_the_program(cluster, monkeypatch):
   cluster.seconds = 2.0
-  with pytest.raises(SandboxError):
-    programs.run("print(1)", limits=Limits(seconds=1.0))
+  assert programs.run("print(1)", limits=Limits(seconds=1.5)).stdout == "1\n"
+  monkeypatch.setattr(pods, "_CLAIM_SECONDS", 1.0)
+  with pytest.raises(SandboxError, match="no pod of agents/pool: the cluster has not answered"):
+    programs.run("print(1)")
+  time.sleep(2.0)  # until that claim, too, has its pod
+
+
+def test_an_outcome_does_not_wait_for_the_end_of_its_pod(cluster):
+  cluster.delete_seconds = 4.0
+  start = time.monotonic()
+  assert programs.run("print(1)").stdout == "1\n"
+  assert time.monotonic() - start < 4.0
+  while cluster.pods:
+    time.sleep(0.1)
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_pod_that_goes_is_no_fault_of_the_program(cluster, monkeypatch, which):
+@pytest.mark.parametrize("how", ["lose", "drain", "go_silent"])
+def test_a_pod_that_goes_is_no_fault_of_the_program(cluster, monkeypatch, which, how):
   """As when its machine is preempted: also that of the program that answers."""
-  begun = pods._Running._said
+  handed_on = []
 
-  def lose(running):
-    lost = list(cluster.pods.values())[which]
-    if running._service is not None and not lost.is_lost:
-      lost.lose()
-    yield from begun(running)
+  def go(running, data):
+    handed_on.append(data)
+    if len(handed_on) == 3:  # both have begun
+      getattr(list(cluster.pods.values())[which], how)()
+    write(running, data)
 
-  monkeypatch.setattr(pods._Running, "_said", lose)
-  with pytest.raises(SandboxError, match="a pod of agents/pool is gone"):
-    programs.converse(Program("input()"), Program("input()"))
+  write = pods._Running.write
+  monkeypatch.setattr(pods._Running, "write", go)
+  start = time.monotonic()
+  asks = Program("print(1, flush=True)\ninput()\ninput()")
+  with pytest.raises(SandboxError, match="a pod of agents/pool (is gone|can't start)"):
+    programs.converse(asks, Program("print(input(), flush=True)\ninput()"), Limits(seconds=8.0))
+  assert how == "go_silent" or time.monotonic() - start < 6.0
 
 
-def test_a_program_that_ends_its_launcher_is_wrong():
-  outcome = programs.run("import os, time\nos.kill(os.getppid(), 9)\ntime.sleep(60)")
-  assert outcome.ended == "exit" and outcome.status
+def test_a_program_can_not_reach_its_launcher():
+  """Else a wrong answer could become a failed verification."""
+  tries = """
+import os, resource, signal
+def tried(name, call, *arguments):
+  try:
+    call(*arguments)
+    print(name)
+  except PermissionError:
+    pass
+parent = os.getppid()
+tried("kill", os.kill, parent, 15), tried("all", os.kill, -1, 15), tried("group", os.kill, 0, 15)
+tried("limit", resource.prlimit, parent, resource.RLIMIT_CPU, (0, 0))
+tried("affinity", os.sched_setaffinity, parent, {0})
+tried("memory", open, f"/proc/{parent}/mem", "r+b")
+tried("score", open, f"/proc/{parent}/oom_score_adj", "w")
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+os.sched_getaffinity(0)
+signal.raise_signal(signal.SIGUSR1)
+"""
+  outcome = programs.run(tries)
+  assert outcome == Outcome("", "", 128 + signal.SIGUSR1, "exit"), "what is its own it may do"
+
+
+def test_a_program_leaves_nothing_in_its_pod():
+  tries = """
+import os
+for call in (
+  lambda: open("new", "w"), lambda: os.mkdir("new"), lambda: os.symlink("a", "new"),
+  lambda: os.link("main.py", "new"), lambda: os.mknod("new"), lambda: os.rename("main.py", "new"),
+  lambda: os.setxattr("main.py", "user.a", b"a"), lambda: os.truncate("main.py", 0),
+  lambda: open("main.py", "r+"), lambda: open("/dev/shm/new", "w"),
+):
+  try:
+    call()
+    print("made")
+  except PermissionError:
+    pass
+print(sorted(os.listdir()))
+"""
+  assert programs.run(tries) == Outcome("['main.py']\n", "", 0, "exit")
 
 
 def test_a_program_can_not_look_like_a_missing_sandbox():
-  for status in (in_pod.CPU_USED_UP, in_pod.TOO_MANY_THREADS, 255):
+  for status in (*in_pod.ENDS, 255):
     outcome = programs.run(f"import os\nos._exit({status})")
-    assert outcome.status, "wrong, and no failure of the verifier"
+    assert outcome.ended == "exit" and outcome.status, "wrong, and no failure of the verifier"
 
 
 def test_what_is_printed_first_may_be_any_byte():
@@ -149,6 +212,19 @@ RIGHT = "```python\ndef add(a, b):\n  return a + b\n```"
 TESTS = ('{"inputs": [[1, 2]], "outputs": [3], "fn_name": "add"}', '["assert add(1, 2) == 3"]')
 
 
+def test_the_cases_of_a_completion_share_a_pod(cluster):
+  cases = {"inputs": ["1 2", "3 4", "5 6"], "outputs": ["3", "7", "11"]}
+  assert code.code("print(sum(map(int, input().split())))", json.dumps(cases)) == 1.0
+  assert cluster.claimed == len(cluster.deleted) == 1
+
+
+def test_no_proxy_is_asked_for_a_pod(monkeypatch):
+  for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+  monkeypatch.setenv("no_proxy", "127.0.0.1")  # of the cluster's API
+  assert programs.run("print(1)").stdout == "1\n"
+
+
 @pytest.mark.parametrize("tests", TESTS)
 def test_tests_judge_programs_in_pods(cluster, tests):
   assert code.code(RIGHT, tests) == 1.0
@@ -167,6 +243,15 @@ def test_verifiers_in_their_processes_claim_pods(cluster, monkeypatch):
       found = scorer.judgements(scorer.submit(answers, tests))
       assert [one.reward for one in found] == [1.0, 0.0, 1.0]
       assert not any(one.failed for one in found)
+
+
+def test_the_policy_is_not_told_of_a_pool_that_is_not_there(cluster):
+  """Its episode fails, and counts as failed."""
+  cluster.pools.clear()
+  made = python.Python()
+  made.reset("7", seed=0)
+  with pytest.raises(SandboxError, match="no pool"):
+    made._result(calls.Call("python", {"program": "print(1)"}))
 
 
 def test_the_tool_runs_in_pods(cluster):
