@@ -4,6 +4,7 @@ The decision is that of results/lag_language_plan.md, by the numbers alone.
 """
 
 import dataclasses
+import itertools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from offpolicy_rl.observe.plots import mean_and_half_width
 CLAIMED = "shift"  # the entry whose primary differences decide the claim
 FACTORS = (1, OFF_RATE)
 SETTINGS = ((0, 1), (16, 1), (PRIMARY_LAG, 1), (PRIMARY_LAG, OFF_RATE), (256, 1))
+_LAGS = [lag for lag, factor in SETTINGS if factor == 1]
 FINAL, RUN_MEAN = "final pass@1", "mean pass@1 over the run"
 PRIMARY: dict[str, Callable[[Row], float]] = {
   FINAL: lambda row: row["final"]["pass@1"],
@@ -138,6 +140,9 @@ def page(rows: Sequence[Row], study: Study, name: str) -> str:
     parts += verdict(rows, of_title)
   for title, value in {**PRIMARY, **SECONDARY}.items():
     parts += [f"## {title[0].upper()}{title[1:]}", table(found, value)]
+  parts += ["## Change from lag 0, at the tuned rate, paired by seed: no tests", by_lag(found)]
+  if base := best_ratio(rows, study):
+    parts += [f"## Minus `{base}` at the same lag, the same way", against_base(found, base)]
   parts += ["## What tuning chose", chosen(found), "## Tuning scores", tuning(rows, study)]
   return "\n\n".join(parts) + "\n"
 
@@ -204,6 +209,43 @@ def table(found: Reports, value: Callable[[Row], float]) -> str:
     return f"{mean:.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
   return _grid(found, cell)
+
+
+def by_lag(found: Reports) -> str:
+  """Markdown: every objective under lag minus itself at lag 0, over the seeds that have both."""
+  bases = {
+    label: dict.fromkeys(SETTINGS, of_label[0, 1])
+    for label, of_label in found.items()
+    if (0, 1) in of_label
+  }
+  return _gaps(found, bases, [lag for lag in _LAGS if lag])
+
+
+def against_base(found: Reports, base: str) -> str:
+  """Markdown: every other objective minus `base` at the same lag."""
+  others = {label: of_label for label, of_label in found.items() if label != base}
+  return _gaps(others, dict.fromkeys(others, found.get(base, {})), _LAGS)
+
+
+def _gaps(found: Reports, bases: Reports, lags: Sequence[int]) -> str:
+  """Mean and half of the interval, paired by seed, at the tuned rate."""
+  heads = [f"{title}, lag {lag}" for title in AGAINST_LAG for lag in lags]
+  lines = [f"| objective | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
+  for label, of_label in found.items():
+    cells = []
+    for value, lag in itertools.product(AGAINST_LAG.values(), lags):
+      pairs = _shared([bases.get(label, {}).get((lag, 1)), of_label.get((lag, 1))])
+      gaps = [value(mine) - value(other) for other, mine in pairs]
+      cells.append("{:+.3f} ± {:.3f}".format(*mean_and_half_width(gaps)) if gaps[1:] else "")
+    lines.append(f"| `{label}` | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def _shared(reported: Sequence[Report | None]) -> list[tuple[Row, ...]]:
+  """The rows of each seed that all of the reports have."""
+  runs = [report.rows if report else {} for report in reported]
+  seeds = sorted(set.intersection(*map(set, runs)))
+  return [tuple(of_report[seed] for of_report in runs) for seed in seeds]
 
 
 def chosen(found: Reports) -> str:
@@ -293,15 +335,15 @@ def against_lag(found: Reports, path: pathlib.Path) -> None:
   Of the seeds that an objective has at every lag: what differs along a line is the lag.
   """
   figure, axes = plots.panels(1, len(AGAINST_LAG), (4.3 * len(AGAINST_LAG), 4.3))
-  lags = [lag for lag, factor in SETTINGS if factor == 1]
   for axis, (title, value) in zip(axes[0], AGAINST_LAG.items(), strict=True):
     for number, label in enumerate(label for label in SHOWN if label in found):
       aside = 0.07 * (number - len(SHOWN) / 2)  # so that intervals do not cover each other
-      runs = {i: found[label][x, 1].rows for i, x in enumerate(lags) if (x, 1) in found[label]}
-      seeds = sorted(set.intersection(*map(set, runs.values())))
-      points = {i + aside: [value(of_lag[s]) for s in seeds] for i, of_lag in runs.items()}
-      plots.means(axis, points if seeds else {}, number, label)
-    axis.set_xticks(range(len(lags)), [str(lag) for lag in lags])
+      known = [i for i, lag in enumerate(_LAGS) if (lag, 1) in found[label]]
+      seeds = _shared([found[label][_LAGS[i], 1] for i in known])
+      by_place = zip(known, zip(*seeds, strict=True), strict=True) if seeds else ()
+      points = {i + aside: list(map(value, rows)) for i, rows in by_place}
+      plots.means(axis, points, number, label)
+    axis.set_xticks(range(len(_LAGS)), [str(lag) for lag in _LAGS])
     axis.set_xlabel("lag (updates)")
     axis.set_ylabel(title, fontsize=8)
   axes[0, 0].legend(fontsize=7, frameon=False)
