@@ -128,7 +128,7 @@ def _argument(place: int) -> int:
 
 
 def _when(number: int, *then: bytes) -> tuple[bytes, ...]:
-  """What follows for a call; it has to end in a result."""
+  """Instructions for one call, the last of which has to be a result."""
   return _instruction(_EQUAL, number, yes=0, no=len(then)), *then
 
 
