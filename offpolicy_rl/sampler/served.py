@@ -225,7 +225,8 @@ class ServedEngine:
     """
     self._server, self._config, self._directory = server, config, directory
     self._dtypes = pretrained.Checkpoint(directory).dtypes
-    self._most, self._tolerance, self._episodes = max(slots, most), tolerance, episodes
+    self._slots, self._most = slots, max(slots, most)
+    self._tolerance, self._episodes = tolerance, episodes
     self._pool = concurrent.futures.ThreadPoolExecutor(slots, thread_name_prefix="served")
     self._queued: collections.deque[types.Ticket] = collections.deque()
     self._groups: dict[concurrent.futures.Future, Group] = {}  # that the server answers as a whole
@@ -256,7 +257,7 @@ class ServedEngine:
   @property
   def busy(self) -> int:
     """Completions that the server has."""
-    return self._begun - len(self._waiting)
+    return min(self._slots, self._begun - len(self._waiting))
 
   @property
   def progress(self) -> dict[str, int]:
