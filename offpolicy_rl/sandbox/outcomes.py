@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+WHERE = "OFFPOLICY_RL_SANDBOX"  # in a sampler's environment: where programs run
+
 
 class SandboxError(ValueError):
   """Programs can't be run apart; says why, and what to install or to change."""

@@ -25,9 +25,16 @@ from typing import Any, NamedTuple, TypeVar
 import grpc
 
 from offpolicy_rl.sandbox import in_pod, seccomp
-from offpolicy_rl.sandbox.outcomes import ENVIRONMENT, Limits, Outcome, Program, Run, SandboxError
+from offpolicy_rl.sandbox.outcomes import (
+  ENVIRONMENT,
+  WHERE,
+  Limits,
+  Outcome,
+  Program,
+  Run,
+  SandboxError,
+)
 
-WHERE = "OFFPOLICY_RL_SANDBOX"
 _PORT = 9090  # of sandboxd's ProcessService
 _CHUNK_BYTES = 1 << 20  # of a message to stdin
 _CLAIM_SECONDS = 120.0  # for a pod, which a worker's own limit may end sooner
@@ -82,11 +89,6 @@ class _Pod(NamedTuple):
 
   service: Any  # stub of sandboxd's ProcessService
   address: str
-
-
-def is_chosen() -> bool:
-  """Whether this process's environment says that programs run elsewhere than on this machine."""
-  return os.environ.get(WHERE, "") not in ("", "bubblewrap")
 
 
 @functools.cache

@@ -8,18 +8,20 @@ sampler's environment says where else: "pods:NAMESPACE/WARMPOOL" is a cluster's 
 """
 
 import contextlib
+import os
 from collections.abc import Generator
 
-from offpolicy_rl.sandbox import bubblewrap, pods
-from offpolicy_rl.sandbox.outcomes import Limits, Outcome, Program, Run
+from offpolicy_rl.sandbox import bubblewrap
+from offpolicy_rl.sandbox.outcomes import WHERE, Limits, Outcome, Program, Run
 
 
 def check() -> None:
   """Raises SandboxError unless programs can be run apart; tries it once in a process."""
-  if pods.is_chosen():
-    pods.check()
-  else:
-    bubblewrap.check()
+  if not _elsewhere():
+    return bubblewrap.check()
+  from offpolicy_rl.sandbox import pods  # with gRPC, which nobody else here needs
+
+  return pods.check()
 
 
 def run(program: str | Program, stdin: str = "", limits: Limits = Limits()) -> Outcome:
@@ -39,9 +41,11 @@ def together() -> Generator[Run]:
 
   Nothing passes from one to the next, but they come from one completion.
   """
-  if not pods.is_chosen():
+  if not _elsewhere():
     yield bubblewrap.run
     return
+  from offpolicy_rl.sandbox import pods
+
   with pods.together() as run_one:
     yield run_one
 
@@ -55,5 +59,13 @@ def converse(asking: Program, answering: Program, limits: Limits = Limits()) -> 
   Raises:
     SandboxError: there is no sandbox.
   """
-  converse_there = pods.converse if pods.is_chosen() else bubblewrap.converse
-  return converse_there(asking, answering, limits)
+  if not _elsewhere():
+    return bubblewrap.converse(asking, answering, limits)
+  from offpolicy_rl.sandbox import pods
+
+  return pods.converse(asking, answering, limits)
+
+
+def _elsewhere() -> bool:
+  """Whether this process's environment says that programs do not run on this machine."""
+  return os.environ.get(WHERE, "") not in ("", "bubblewrap")

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from offpolicy_rl.sandbox import pods as sandbox_pods
+from offpolicy_rl.sandbox import outcomes
 from tests.launch.desk import LAUNCH, accepted, ok
 from tests.launch.schemas import AGENT_SANDBOX, JOBSET, KUEUE
 from tests.params import some
@@ -285,7 +285,7 @@ def test_programs_of_the_policy_have_pods_that_only_samplers_reach(tmp_path):
   assert policy["egress"] == [] and not spec["automountServiceAccountToken"]
   jobset, deployment = manifests(file)
   learner, sampler = pod_of(job_of(jobset)), pod_of(deployment)
-  where = {v["name"]: v.get("value") for v in sampler["containers"][0]["env"]}[sandbox_pods.WHERE]
+  where = {v["name"]: v.get("value") for v in sampler["containers"][0]["env"]}[outcomes.WHERE]
   assert where == f"pods:{pool['metadata']['namespace']}/{pool['metadata']['name']}"
   assert (learner["automountServiceAccountToken"], sampler["automountServiceAccountToken"]) == (
     False,

@@ -160,7 +160,8 @@ class Pod(process_pb2_grpc.ProcessServiceServicer):
     if config.command[0] != self._python:
       context.abort(grpc.StatusCode.NOT_FOUND, f"{config.command[0]}: executable file not found")
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    command = [*self._wrapping, sys.executable, *config.command[1:]]
+    python = os.path.realpath(sys.executable)  # a virtual environment may be in this /tmp
+    command = [*self._wrapping, python, *config.command[1:]]
     return subprocess.Popen(command, bufsize=0, **pipes)
 
   def Start(self, request, context):

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from offpolicy_rl.environments import calls, python
-from offpolicy_rl.sandbox import in_pod, pods, programs
+from offpolicy_rl.sandbox import in_pod, outcomes, pods, programs
 from offpolicy_rl.sandbox.outcomes import Limits, Outcome, Program, SandboxError
 from offpolicy_rl.tasks import code, scoring
 from tests.sandbox import here
@@ -23,7 +23,7 @@ pytestmark = here.needs_sandbox
 
 @pytest.fixture(autouse=True)
 def use_pods(cluster, monkeypatch):
-  monkeypatch.setenv(pods.WHERE, "pods:agents/pool")
+  monkeypatch.setenv(outcomes.WHERE, "pods:agents/pool")
   yield
   assert not cluster.pods, "a pod is left"
 
@@ -65,7 +65,7 @@ def test_pods_where_programs_are_not_kept_apart_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("where", ["pods", "pods:pool", "pods:/pool", "pods:a/b/c", "docker"])
 def test_no_such_place_is_refused(monkeypatch, where):
-  monkeypatch.setenv(pods.WHERE, where)
+  monkeypatch.setenv(outcomes.WHERE, where)
   with pytest.raises(SandboxError, match=f"OFFPOLICY_RL_SANDBOX: got '{where}', expected pods:"):
     programs.check()
 
@@ -257,4 +257,4 @@ def test_the_policy_is_not_told_of_a_pool_that_is_not_there(cluster):
 def test_the_tool_runs_in_pods(cluster):
   assert python.python("print(6 * 7)") == "42"
   assert "PermissionError" in python.python("import socket; socket.socket()")
-  assert cluster.claimed == 2 and os.environ[pods.WHERE]
+  assert cluster.claimed == 2 and os.environ[outcomes.WHERE]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from offpolicy_rl.sandbox import pods, programs
+from offpolicy_rl.sandbox import outcomes, programs
 from offpolicy_rl.sandbox.outcomes import Limits, Outcome, Program
 from tests.sandbox import here
 
@@ -26,7 +26,7 @@ def sandbox(request, monkeypatch):
     assert not here.processes()
     return
   cluster = request.getfixturevalue("cluster")
-  monkeypatch.setenv(pods.WHERE, "pods:agents/pool")
+  monkeypatch.setenv(outcomes.WHERE, "pods:agents/pool")
   yield Sandbox(5.0)
   assert not cluster.pods
 
