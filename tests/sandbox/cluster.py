@@ -38,7 +38,9 @@ class Cluster:
     self.delete_seconds = 0.0
     self.network = False  # whether pods have one
     self.python = "python3"  # the name of the interpreter in pods
-    self._addresses = (f"127.77.{n // 250}.{n % 250 + 1}" for n in itertools.count())
+    # Of this process alone: several run tests at the same time.
+    network = f"127.{20 + os.getpid() % 200}.{os.getpid() // 200 % 200}"
+    self._addresses = (f"{network}.{n % 250 + 1}" for n in itertools.count())
     self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
     threading.Thread(target=self._server.serve_forever, daemon=True).start()
     self.kubeconfig = folder / "kubeconfig.json"
@@ -129,7 +131,7 @@ class Pod(process_pb2_grpc.ProcessServiceServicer):
       *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"),
       *("--chdir", "/tmp", "--"),
     ]
-    self._server = grpc.server(futures.ThreadPoolExecutor(16))
+    self._server = grpc.server(futures.ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
     process_pb2_grpc.add_ProcessServiceServicer_to_server(self, self._server)
     assert self._server.add_insecure_port(f"{ip}:{PORT}")
     self._server.start()
