@@ -22,7 +22,6 @@ import tempfile
 BEGUN = b"\x06"
 GONE = "gone"  # the pod has to go, whatever the program does
 ENDS = {152: "cpu", 250: "threads", 251: GONE}
-_SINK = 3  # a descriptor of /dev/null, see inside.py
 _LOOK_SECONDS = 0.05  # between two looks at the number of threads
 # linux/prctl.h, linux/seccomp.h
 _END_WITH_PARENT, _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 1, 38, 22, 2
@@ -86,8 +85,8 @@ def _become(given: dict) -> None:
     os.setpgid(0, 0)  # what the runtime sends to the group is not for the program
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGTERM})
     sink = os.open(os.devnull, os.O_WRONLY)  # the program itself can open nothing to write
-    os.dup2(sink, _SINK)
-    os.set_inheritable(_SINK, True)
+    os.dup2(sink, given["sink"])
+    os.set_inheritable(given["sink"], True)
     for name, most in given["limits"].items():
       resource.setrlimit(getattr(resource, name), (most, most))
     own = struct.pack("=I", given["own_process"])

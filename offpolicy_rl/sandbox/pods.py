@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import grpc
 
-from offpolicy_rl.sandbox import in_pod, seccomp
+from offpolicy_rl.sandbox import in_pod, inside, seccomp
 from offpolicy_rl.sandbox.outcomes import (
   ENVIRONMENT,
   WHERE,
@@ -185,6 +185,7 @@ class _Running:
         "filter": seccomp.pod_program().hex(),
         "own_process": seccomp.OWN_PROCESS,
         "machine": seccomp.MACHINE,
+        "sink": inside.SINK,
       }
     ).encode()
     self.write(b"%12d" % len(start) + start)
