@@ -249,13 +249,16 @@ class _Running:
     except grpc.RpcError as error:
       self._lost(error)
     if self.ended == in_pod.GONE:
-      raise SandboxError(f"a pod of {_pool()} is gone: it was told to end")
+      raise SandboxError(f"a pod of {_pool()} is gone: it was told to end, or killed")
     if not has_begun and self.ended:
       raise SandboxError(
         f"a pod of {_pool()} can't start a program: got {before.decode(errors='replace')!r}"
       )
 
   def _exit(self, code: int) -> None:
+    if code < 0:  # a signal ended the launcher, which no program can reach
+      self.ended = in_pod.GONE
+      return
     self.ended = in_pod.ENDS.get(code, "exit")
     self.status = self.status if self.ended != "exit" else code % 256
 

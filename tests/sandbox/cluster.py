@@ -136,11 +136,15 @@ class Pod(process_pb2_grpc.ProcessServiceServicer):
     assert self._server.add_insecure_port(f"{ip}:{PORT}")
     self._server.start()
 
+  def kill(self) -> None:
+    """Its machine ends its processes, as when memory is short."""
+    for process in list(self._processes.values()):
+      process.kill()
+
   def stop(self) -> None:
     """The pod is gone, with all that runs in it."""
     self.is_silent = False
-    for process in list(self._processes.values()):
-      process.kill()
+    self.kill()
     self._server.stop(None).wait()
 
   def lose(self) -> None:
@@ -191,8 +195,7 @@ class Pod(process_pb2_grpc.ProcessServiceServicer):
     code = process.wait()
     del self._processes[number]
     process.stdout.close(), process.stderr.close()
-    code = -1 if code < 0 or (code > 128 + 64 and code < 250) else code
-    yield process_pb2.StartResponse(exit={"exit_code": code})
+    yield process_pb2.StartResponse(exit={"exit_code": max(code, -1)})  # -1 for any signal
 
   def Execute(self, request, context):
     process = self._popen(request.config, context)

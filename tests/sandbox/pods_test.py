@@ -126,7 +126,7 @@ def test_an_outcome_does_not_wait_for_the_end_of_its_pod(cluster):
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize(
-  "how", ["lose", "drain", pytest.param("go_silent", marks=pytest.mark.long)]
+  "how", ["lose", "kill", "drain", pytest.param("go_silent", marks=pytest.mark.long)]
 )
 def test_a_pod_that_goes_is_no_fault_of_the_program(cluster, monkeypatch, which, how):
   """As when its machine is preempted: also that of the program that answers."""
