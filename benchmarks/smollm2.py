@@ -29,6 +29,7 @@ COMMON = {
   "learner.prompts_per_step": 8,
   "learner.group_size": 8,
   "lag.mode": "fixed",
+  "lag.keep_weights": False,
   "evaluation.every": 100,
 }
 # What the language study's tuning chose for lag 64 (results/lag_language.md), but its learning

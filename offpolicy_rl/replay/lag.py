@@ -25,6 +25,7 @@ class LagControl:
   mode: str
   bound: int = 0  # max_lag (async), lag (fixed) or period (periodic), in versions
   recorded: schedule.Schedule | None = None  # replay only
+  keep_weights: bool = True  # fixed only: until the last step that a version samples is over
 
   def versions_for(self, step: int, group: int = 0) -> tuple[int, int]:
     """(min, max) version that may sample group `group` of `step`, both inclusive."""
@@ -48,9 +49,16 @@ class LagControl:
       return max(self.recorded.versions[step]) <= newest
     return self.versions_for(step)[0] <= newest
 
-  def oldest_needed(self, step: int) -> int:
-    """Oldest version that will be pulled for `step` or a later one, now that version `step` exists.
+  def is_needed(self, version: int, step: int) -> bool:
+    """Whether a version is kept for `step` and later ones, now that version `step` exists.
 
-    Samplers pull the newest version that a ticket allows, which never falls except in a replay.
+    Beside those of open tickets: for steps that are not admitted yet, which in a replay may need
+    old versions, and for groups that may be lost with the disk that they are on.
     """
-    return self.recorded.oldest[step] if self.recorded is not None else self.versions_for(step)[1]
+    if version >= step:
+      return True
+    if self.recorded is not None:
+      return version >= self.recorded.oldest[step]
+    if self.mode == FIXED:
+      return self.keep_weights and version >= self.versions_for(step)[1]
+    return version == self.versions_for(step)[1]

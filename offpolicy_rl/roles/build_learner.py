@@ -1,11 +1,13 @@
 """Builds what samplers do without: the training step, tickets, stores, checkpoints' parameters."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
@@ -25,6 +27,7 @@ from offpolicy_rl.replay import (
   unanswerable,
 )
 from offpolicy_rl.roles import build
+from offpolicy_rl.system import memory
 from offpolicy_rl.tasks import stream, thoughts
 from offpolicy_rl.transport import weights
 
@@ -114,17 +117,39 @@ def lag_control(config: ConfigDict) -> lag.LagControl:
         f"--replay: {config.lag.schedule}: got {most} attempts, expected at most "
         f"{config.learner.max_refills + admission.SPARES}: {_MAX_REFILLS} and the spare prompts"
       )
-  return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded)
+  return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded, config.lag.keep_weights)
 
 
-def make_store(config: ConfigDict, weights_dir: str | None, session: str) -> weights.Store:
-  """Makes the store of published weights; `weights_dir`: a directory, None = they are streamed."""
+def make_store(
+  config: ConfigDict, model: decoder.DecoderConfig, weights_dir: str | None, session: str
+) -> weights.Store:
+  """Makes the store of published weights; `weights_dir`: a directory, None = they are streamed.
+
+  Raises:
+    ConfigError: those that lag makes it keep have no room in memory.
+  """
   if weights_dir is None:
+    _require_memory(config, model)
     return weights.WeightStore(delta_bases=config.transport.delta_bases)
   # Orbax is imported only if used.
   from offpolicy_rl.transport import weights_dir as weights_dir_lib
 
   return weights_dir_lib.WeightsDirectory(weights_dir, session)
+
+
+def _require_memory(config: ConfigDict, model: decoder.DecoderConfig) -> None:
+  versions = min(config.lag.max_lag, config.learner.steps) + 1
+  if config.lag.mode != lag.FIXED or not config.lag.keep_weights or versions == 1:
+    return
+  shapes = lora.split(policy_lib.shapes(model))[1] if model.lora_rank else policy_lib.shapes(model)
+  weights_each = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+  needed = versions * weights_each * np.dtype(config.transport.weights_dtype).itemsize
+  if needed > (there := memory.total_bytes()):
+    raise config_lib.ConfigError(
+      f"lag.max_lag: got {config.lag.max_lag} in mode {lag.FIXED}, which keeps {versions} versions "
+      f"of the weights, {needed / 1e9:.1f} GB, expected at most the {there / 1e9:.1f} GB of this "
+      "machine; with lag.keep_weights=False only those that are in use"
+    )
 
 
 class Queue(NamedTuple):

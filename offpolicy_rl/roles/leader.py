@@ -97,6 +97,12 @@ class Leader(training.Process):
         known_steps=groups.progress()[1],
       )
     )
+    if lost := self.service.lost_versions():
+      raise checkpoint.CheckpointError(
+        f"{self.run_dir}/groups: lacks groups of {len(lost)} versions, the first one {lost[0]}, whose "
+        "weights are not in the checkpoint (lag.keep_weights=False); put the directory back, or "
+        "start over with --restart"
+      )
 
   def next_batch(self, at_step: int) -> loop.StepBatch:
     """Waits for the groups of a step, and records them in the run's files."""
@@ -265,7 +271,7 @@ def make_leader(
   files = run_files.open_files(config, run_dir, screen, restored)
   prompts, warm_start_batch = _read_prompts(config, policy, files, screen, begins=restored is None)
   queue = build_learner.make_queue(config, policy, prompts.train, control, groups)
-  weights = build_learner.make_store(config, weights_dir, session)
+  weights = build_learner.make_store(config, policy.model, weights_dir, session)
   service = _sampler_service(config, policy, control, queue, groups, weights, screen)
   return Leader(
     config=config,

@@ -231,9 +231,13 @@ class SamplerService:
     self.weights.retain(self._is_needed())
 
   def _is_needed(self) -> Callable[[int], bool]:
-    needed = self.ledger.needed_versions(self.version) | {types.BASE_VERSION}
-    oldest = self.control.oldest_needed(self.version)
-    return lambda version: version in needed or version >= oldest
+    newest = self.version
+    needed = self.ledger.needed_versions(newest) | {types.BASE_VERSION}
+    return lambda version: version in needed or self.control.is_needed(version, newest)
+
+  def lost_versions(self) -> list[int]:
+    """Returns the versions that open tickets need and whose weights are gone."""
+    return sorted(self.ledger.needed_versions(self.version) - {*self.weights.versions()})
 
   def older_versions(self) -> list[int]:
     """Returns the versions that open tickets need, except the newest and the base."""

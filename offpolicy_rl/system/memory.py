@@ -1,9 +1,19 @@
-"""The C library's memory allocator."""
+"""The machine's memory, and the C library's allocator."""
 
 import ctypes
+import os
+import pathlib
 
 # Names of glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # of a container
+
+
+def total_bytes() -> int:
+  """Memory that this process may have: the machine's, or its container's if that is less."""
+  machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  limit = _LIMIT.read_text(encoding="utf-8").strip() if _LIMIT.is_file() else ""
+  return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 def keep_freed_memory() -> None:

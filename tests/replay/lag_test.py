@@ -55,14 +55,25 @@ def test_a_replay_asks_for_the_recorded_version_of_each_group():
     [True, True, False],
     [True, True, True],
   ]
-  assert [lag.oldest_needed(s) for s in range(4)] == [0, 0, 0, 3]
+  assert [kept(lag, s) for s in range(4)] == [[0], [0, 1], [0, 1, 2], [3]]
 
 
 @pytest.mark.parametrize("mode", ["fixed", "periodic", "async"])
 def test_later_steps_never_need_a_version_that_was_dropped(mode):
   lag = LagControl(mode, 3)
   for newest in range(20):
-    kept = lag.oldest_needed(newest)
     for step in range(newest, 30):
       # The version a sampler would take: the newest there is that the step allows.
-      assert min(lag.versions_for(step)[1], max(newest, lag.versions_for(step)[0])) >= kept
+      taken = min(lag.versions_for(step)[1], max(newest, lag.versions_for(step)[0]))
+      assert lag.is_needed(taken, newest)
+
+
+def kept(lag: LagControl, newest: int) -> list[int]:
+  return [version for version in range(newest + 1) if lag.is_needed(version, newest)]
+
+
+def test_no_more_versions_are_kept_than_steps_may_need():
+  assert kept(LagControl("fixed", 3), 7) == [4, 5, 6, 7]
+  assert kept(LagControl("fixed", 3, keep_weights=False), 7) == [7]
+  assert kept(LagControl("periodic", 3), 8) == [6, 8]
+  assert kept(LagControl("async", 3), 8) == [8]

@@ -42,7 +42,7 @@ def test_a_run_without_steps_can_be_repeated(tiny_config, tmp_path):
   _record(tiny_config, tmp_path, attempts=[0, 0])
   path, tiny_config.learner.steps = tmp_path / schedule.FILE, 0
   path.write_text(path.read_text().splitlines(keepends=True)[0])
-  assert build_learner.lag_control(tiny_config).oldest_needed(0) == 0
+  assert build_learner.lag_control(tiny_config).is_needed(0, 0)
 
 
 def test_a_replay_that_asks_for_more_prompts_than_a_group_has_is_refused(tiny_config, tmp_path):
