@@ -29,7 +29,8 @@ COMMON = {
   "learner.prompts_per_step": 8,
   "learner.group_size": 8,
   "lag.mode": "fixed",
-  "lag.keep_weights": False,
+  "lag.kept_versions": 4,  # of 0.54 GB each
+  "sampler.slots": 64,
   "evaluation.every": 100,
 }
 # What the language study's tuning chose for lag 64 (results/lag_language.md), but its learning

@@ -261,9 +261,10 @@ GROUPS = {
       "the start of the period; replay: the versions of a recorded run"
     ),
     "lag.max_lag": integer(8, at_least=0).means("in versions; the period in mode periodic"),
-    "lag.keep_weights": switch(True).means(
-      "mode fixed: the weights of max_lag versions are kept, in memory and in checkpoints, so that "
-      "groups lost with the learner's disk can be sampled again; False = only until they are there"
+    "lag.kept_versions": integer(0, at_least=0).means(
+      "mode fixed: 0 = the weights of max_lag versions are kept, in memory and in checkpoints, so "
+      "that groups lost with the learner's disk can be sampled again; n = those that samplers are "
+      "not done with, and the learner waits where these are more than n"
     ),
     "lag.schedule": text("", "a file, or ''").means("for mode replay; --replay=FILE sets it"),
   },

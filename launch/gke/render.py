@@ -20,6 +20,9 @@ from typing import NamedTuple
 import jinja2
 import yaml
 
+from offpolicy_rl import config as config_lib
+from offpolicy_rl.cli import flags
+
 _HERE = pathlib.Path(__file__).parent
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,30}[a-z0-9])?")  # a host's name, with room for what is added
 
@@ -35,6 +38,7 @@ class Generation(NamedTuple):
   machine: str  # machine type, without -4t for 4 chips
   chips: tuple[int, ...]  # that a host may have; hosts of larger slices have 4
   dimensions: int  # of a topology
+  devices: int = 1  # per chip
   policy: bool = False  # slices of several hosts: a workload policy in place of --tpu-topology
 
 
@@ -43,7 +47,7 @@ GENERATIONS = {
   "v5e": Generation("tpu-v5-lite-podslice", "ct5lp-hightpu", (1, 4, 8), 2),
   "v5p": Generation("tpu-v5p-slice", "ct5p-hightpu", (4,), 3),
   "v6e": Generation("tpu-v6e-slice", "ct6e-standard", (1, 4, 8), 2),
-  "tpu7x": Generation("tpu7x", "tpu7x-standard", (1, 4), 3, policy=True),
+  "tpu7x": Generation("tpu7x", "tpu7x-standard", (1, 4), 3, devices=2, policy=True),
 }
 
 
@@ -51,8 +55,8 @@ def load(path: pathlib.Path) -> dict:
   """The checked values of a file, with what follows from them.
 
   That is `address`, the host name of the learner's first process; `bucket`, or None; and for the
-  learner and the samplers `accelerator`, `hosts` (of one slice), `chips_per_host`, `machine` and
-  `reservation` (its name, or None).
+  learner and the samplers `accelerator`, `hosts` and `devices` (of one slice), `chips_per_host`,
+  `machine` and `reservation` (its name, or None).
   """
   values = yaml.safe_load(path.read_text())
   _compare(values, yaml.safe_load((_HERE / "values.yaml").read_text()), "")
@@ -62,6 +66,7 @@ def load(path: pathlib.Path) -> dict:
     )
   for role, is_slice in (("learner", True), ("samplers", False)):
     values[role] |= _hardware(role, values[role], is_slice=is_slice)
+  _check_card(values["learner"], values["samplers"])
   bucket = re.fullmatch(r"gs://([^/]+)", values["shared"])
   address = f"{values['name']}-learner-0-0.{values['name']}"
   return values | {"address": address, "bucket": bucket[1] if bucket else None}
@@ -119,9 +124,36 @@ def _hardware(role: str, part: dict, *, is_slice: bool) -> dict:
     "accelerator": generation.accelerator,
     "hosts": chips // per_host,
     "chips_per_host": per_host,
+    "devices": chips * generation.devices,
     "machine": f"{generation.machine}-{per_host}t",
     "reservation": capacity[1],
   }
+
+
+def _check_card(learner: dict, samplers: dict) -> None:
+  """Compares the card's devices with those of the hosts, unless the card is in the image only."""
+  cards = [flag.partition("=")[2] for flag in learner["flags"] if flag.startswith("--config=")]
+  if not (cards and pathlib.Path(cards[0]).is_file()):
+    return
+  keys = [flag for flag in learner["flags"] if flag.startswith("--config.")]
+  try:
+    config = config_lib.load(cards[0])
+    config_lib.override(config, map(flags.key_and_text, keys))
+  except config_lib.ConfigError as error:
+    raise ValuesError(f"learner.flags: {error}") from None
+  got, there = math.prod(config.mesh.values()), learner["slices"] * learner["devices"]
+  if got != there:
+    shape = ", ".join(f"--config.mesh.{axis}={size}" for axis, size in config.mesh.items())
+    raise ValuesError(
+      f"learner.flags: got a mesh of {got} devices ({shape}), expected {there}, as many as "
+      f"{learner['slices']} x {learner['topology']} of {learner['generation']} have"
+    )
+  got = config.sampler.data * config.sampler.tensor
+  if got > samplers["devices"]:
+    raise ValuesError(
+      f"learner.flags: got {got} devices per sampler (sampler.data x sampler.tensor), expected at "
+      f"most the {samplers['devices']} of {samplers['topology']} of {samplers['generation']}"
+    )
 
 
 def render(values: dict, template: str) -> str:

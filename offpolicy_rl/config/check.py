@@ -248,6 +248,8 @@ def _lag(c) -> Problems:
     yield "lag.max_lag: at least 1 in mode periodic"
   if (c.lag.mode == lag.REPLAY) != bool(c.lag.schedule):
     yield "lag.schedule: a file in mode replay and '' in every other"
+  if c.lag.kept_versions and c.lag.mode != lag.FIXED:
+    yield f"lag.kept_versions: 0 with lag.mode = {c.lag.mode}, which keeps few"
   if c.sampler.weight_update != types.BETWEEN_GROUPS and c.lag.mode != lag.ASYNC:
     yield (
       f"sampler.weight_update: {types.BETWEEN_GROUPS} with lag.mode = {c.lag.mode}: its groups are "

@@ -15,6 +15,8 @@ from ml_collections import config_dict
 
 from offpolicy_rl.config import keys
 
+_NAME = "objective.name"
+
 
 class ConfigError(ValueError):
   """A wrong configuration or flag; names the key, its value and what was expected."""
@@ -155,18 +157,31 @@ def _errors_name_the_line(file: pathlib.Path, flag: str) -> Generator[None]:
     raise ConfigError(f"{flag}: {file}{at}: {type(error).__name__}: {error}") from error
 
 
-def override(config: config_dict.ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
+def override(
+  config: config_dict.ConfigDict, assignments: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
   """Sets keys from command-line text, e.g. ("objective.beta", "0.2").
+
+  Another `objective.name` comes with its own settings: what the card has set for its objective
+  goes back to the default. Returns these keys, with the values that they had.
 
   Raises:
     ConfigError: unknown key, or text that is no value of its type.
   """
-  present = [key for key in flatten(config) if key in keys.all_keys()]
+  before = flatten(config)
+  present = [key for key in before if key in keys.all_keys()]
+  given, reset = dict(assignments), {}
+  if _NAME in present and given.get(_NAME, before[_NAME]) != before[_NAME]:
+    defaults = {k: keys.all_keys()[k].default for k in present if k.startswith("objective.")}
+    reset = {k: before[k] for k in defaults if k not in given and before[k] != defaults[k]}
+    with config.ignore_type():
+      config.update_from_flattened_dict({key: defaults[key] for key in reset})
   for key, text in assignments:
     if key not in present:
       raise ConfigError(f"--config.{key}: unknown key, expected {_expected(key, present)}")
     with config.ignore_type():  # config.json may have another type
       config.update_from_flattened_dict({key: _parse(key, text)})
+  return reset
 
 
 def _expected(key: str, present: list[str]) -> str:

@@ -25,7 +25,7 @@ class LagControl:
   mode: str
   bound: int = 0  # max_lag (async), lag (fixed) or period (periodic), in versions
   recorded: schedule.Schedule | None = None  # replay only
-  keep_weights: bool = True  # fixed only: until the last step that a version samples is over
+  kept: int = 0  # fixed only: versions that tickets may need at a time; 0 = all are kept
 
   def versions_for(self, step: int, group: int = 0) -> tuple[int, int]:
     """(min, max) version that may sample group `group` of `step`, both inclusive."""
@@ -60,5 +60,5 @@ class LagControl:
     if self.recorded is not None:
       return version >= self.recorded.oldest[step]
     if self.mode == FIXED:
-      return self.keep_weights and version >= self.versions_for(step)[1]
+      return not self.kept and version >= self.versions_for(step)[1]
     return version == self.versions_for(step)[1]

@@ -346,8 +346,15 @@ class Ledger:
   def needed_versions(self, newest: int) -> set[int]:
     """The versions that samplers will ask for to answer the open tickets."""
     with self._changed:
-      open_tickets = [t for t in self._tickets.values() if t.ticket_id not in self._finished]
-      return {min(ticket.max_version, newest) for ticket in open_tickets}
+      return {min(ticket.max_version, newest) for ticket in self._open()}
+
+  def sampled_versions(self) -> set[int]:
+    """The versions of the open tickets for training, of a lag control that leaves no choice."""
+    with self._changed:
+      return {ticket.max_version for ticket in self._open() if ticket.kind == types.TRAIN}
+
+  def _open(self) -> list[types.Ticket]:
+    return [t for t in self._tickets.values() if t.ticket_id not in self._finished]
 
   def close(self) -> None:
     """Stops granting tickets, and ends calls that wait for one."""

@@ -272,6 +272,14 @@ def truncation(config: ConfigDict) -> sampling.Truncation:
   return sampling.Truncation(config.sampler.top_k, config.sampler.top_p, config.sampler.min_p)
 
 
+def learner_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+  """Makes the mesh of a learner, of all its processes; ConfigError if there are too few devices."""
+  try:
+    return sharding.make_mesh(**config.mesh)
+  except ValueError as error:
+    raise config_lib.ConfigError(str(error)) from None
+
+
 def sampler_meshes(config: ConfigDict) -> list[jax.sharding.Mesh]:
   """Makes a mesh for each engine of a sampler from the devices of this machine.
 

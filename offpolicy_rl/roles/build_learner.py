@@ -117,7 +117,7 @@ def lag_control(config: ConfigDict) -> lag.LagControl:
         f"--replay: {config.lag.schedule}: got {most} attempts, expected at most "
         f"{config.learner.max_refills + admission.SPARES}: {_MAX_REFILLS} and the spare prompts"
       )
-  return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded, config.lag.keep_weights)
+  return lag.LagControl(config.lag.mode, config.lag.max_lag, recorded, config.lag.kept_versions)
 
 
 def make_store(
@@ -139,7 +139,7 @@ def make_store(
 
 def _require_memory(config: ConfigDict, model: decoder.DecoderConfig) -> None:
   versions = min(config.lag.max_lag, config.learner.steps) + 1
-  if config.lag.mode != lag.FIXED or not config.lag.keep_weights or versions == 1:
+  if config.lag.mode != lag.FIXED or config.lag.kept_versions or versions == 1:
     return
   shapes = lora.split(policy_lib.shapes(model))[1] if model.lora_rank else policy_lib.shapes(model)
   weights_each = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
@@ -148,7 +148,7 @@ def _require_memory(config: ConfigDict, model: decoder.DecoderConfig) -> None:
     raise config_lib.ConfigError(
       f"lag.max_lag: got {config.lag.max_lag} in mode {lag.FIXED}, which keeps {versions} versions "
       f"of the weights, {needed / 1e9:.1f} GB, expected at most the {there / 1e9:.1f} GB of this "
-      "machine; with lag.keep_weights=False only those that are in use"
+      "machine; lag.kept_versions=4 keeps 4, and the learner waits for samplers"
     )
 
 

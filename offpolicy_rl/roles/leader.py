@@ -16,7 +16,6 @@ from offpolicy_rl import types
 from offpolicy_rl.evaluation import requests
 from offpolicy_rl.learner import checkpoint, loop, speed
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import sharding
 from offpolicy_rl.observe import metrics, terminal
 from offpolicy_rl.replay import (
   admission,
@@ -99,14 +98,15 @@ class Leader(training.Process):
     )
     if lost := self.service.lost_versions():
       raise checkpoint.CheckpointError(
-        f"{self.run_dir}/groups: lacks groups of {len(lost)} versions, the first one {lost[0]}, whose "
-        "weights are not in the checkpoint (lag.keep_weights=False); put the directory back, or "
-        "start over with --restart"
+        f"{self.run_dir}/groups: lacks groups of {len(lost)} versions, the first one {lost[0]}, "
+        "whose weights are not in the checkpoint (lag.kept_versions); put the directory back, "
+        "or start over with --restart"
       )
 
   def next_batch(self, at_step: int) -> loop.StepBatch:
     """Waits for the groups of a step, and records them in the run's files."""
     batch = self.prefetch(at_step)
+    self._wait_for_samplers()
     self._check_stop()  # in every step, as a batch may always be ready
     batch.metrics["timelines"] = timelines.timelines(batch.groups, time.time())
     last = at_step + 1 == self.config.learner.steps
@@ -116,6 +116,16 @@ class Leader(training.Process):
       return batch
     arrays = self.orders.send_batch(self.mesh, at_step, batch.arrays, batch.versions)
     return dataclasses.replace(batch, arrays=arrays)
+
+  def _wait_for_samplers(self) -> None:
+    """Until they need no more versions than lag.kept_versions, this step's included."""
+    if not self.service.control.kept:
+      return
+    self.publisher.wait()
+    while len(self.service.ledger.sampled_versions()) > self.service.control.kept:
+      self._check_stop()
+      self._report_unanswerable()
+      time.sleep(0.05)
 
   def _check_stop(self) -> None:
     if self.stop.is_set():
@@ -257,7 +267,7 @@ def make_leader(
   build.fill_in(config, model_files)
   policy = build.make_policy(config, model_files)
   found_teacher = teacher.find(config, policy)
-  mesh = sharding.make_mesh(**config.mesh)
+  mesh = build.learner_mesh(config)
   choices = build_learner.step_choices(config, policy.model, mesh)
   groups = store.GroupStore(run_dir / "groups", decode=codec.group_of_request)
   checkpoints = checkpoints_lib.opened(config, run_dir, groups, screen)

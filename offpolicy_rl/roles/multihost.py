@@ -27,7 +27,6 @@ from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.learner import checkpoint, loop
 from offpolicy_rl.learner import state as state_lib
-from offpolicy_rl.model import sharding
 from offpolicy_rl.roles import build, build_learner, teacher, training
 from offpolicy_rl.roles.weights import WeightPublisher
 from offpolicy_rl.system import output
@@ -89,11 +88,11 @@ def check_agreement(config: ConfigDict) -> int:
 
   Raises:
     MultihostError: the configurations differ.
-    ValueError: the mesh of the configuration does not cover all devices.
+    config_lib.ConfigError: the mesh of the configuration does not cover all devices.
   """
-  mesh = sharding.make_mesh(**config.mesh)
+  mesh = build.learner_mesh(config)
   if mesh.size != jax.device_count():
-    raise ValueError(
+    raise config_lib.ConfigError(
       f"mesh: {dict(mesh.shape)} has {mesh.size} devices, expected all {jax.device_count()} of the "
       f"{jax.process_count()} processes"
     )
@@ -239,7 +238,7 @@ def _make_follower(
   orders = Orders(stop)
   begin = orders.receive(BEGIN)
   files = types.ModelFiles(*begin["model_files"]) if begin["model_files"] else None
-  mesh = sharding.make_mesh(**config.mesh)
+  mesh = build.learner_mesh(config)
   policy = build.make_policy(config, files)
   choices = build_learner.step_choices(config, policy.model, mesh)
   saved = checkpoint.Checkpoints(checkpoints, keep=config.checkpoint.keep, say=_LOG.warning)

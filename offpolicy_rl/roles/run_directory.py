@@ -106,7 +106,8 @@ def configuration(
     raise config_lib.ConfigError(f"--config: missing, expected {config_lib.example_card()}")
   if replay:
     config.lag.mode, config.lag.schedule = "replay", str(pathlib.Path(replay).resolve())
-  config_lib.override(config, assignments)
+  for key, value in config_lib.override(config, assignments).items():
+    notes.append(f"{key}: {value!r} is left out, as the card has it for another objective")
   config_lib.validate(config)
   if before is not None:
     config_lib.check_resume(before, config)

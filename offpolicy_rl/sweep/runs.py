@@ -104,8 +104,8 @@ def _config(card: str, assignments: list[tuple[str, str]], settings: dict):
     if not isinstance(value, (str, bool, int, float, type(None))):
       raise config_lib.ConfigError(f"{key}: got {value!r:.100}, expected a single value")
   config = config_lib.load(card)
-  config_lib.override(config, assignments)
-  config_lib.override(config, [(key, str(value)) for key, value in settings.items()])
+  set_by_sweep = [(key, str(value)) for key, value in settings.items()]
+  config_lib.override(config, [*assignments, *set_by_sweep])
   return config
 
 

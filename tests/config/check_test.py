@@ -35,7 +35,7 @@ def test_every_card_is_valid_and_locked(card):
 def test_every_preset_can_be_configured(tiny_config, name):
   if losses.PRESETS[name].advantage == "value":
     assert "objective.advantage: got 'value'" in refused(tiny_config, f"objective.name={name}")
-    config_lib.override(tiny_config, [("objective.advantage", "vhat")])
+    config_lib.override(tiny_config, [("objective.name", name), ("objective.advantage", "vhat")])
   config_lib.override(tiny_config, [("objective.name", name)])
   if losses.PRESETS[name].needs_candidates:
     said = refused(tiny_config, f"objective.name={name}")
@@ -314,7 +314,7 @@ def test_a_key_that_no_chosen_function_takes_is_named(tiny_config):
   """A sweep may go over objectives with and without it, so it is no error."""
   config_lib.override(tiny_config, [("objective.name", "grpo"), ("objective.clip_low", "0.1")])
   assert not any("objective.clip_low" in line for line in config_lib.warnings(tiny_config))
-  config_lib.override(tiny_config, [("objective.name", "reinforce")])
+  config_lib.override(tiny_config, [("objective.name", "reinforce"), ("objective.clip_low", "0.1")])
   [line] = [x for x in config_lib.warnings(tiny_config) if "objective.clip_low" in x]
   assert line.startswith("objective.clip_low: got 0.1, which has no effect: objective.fn = policy")
   config_lib.override(tiny_config, [("objective.fn", "my_module:my_function")])

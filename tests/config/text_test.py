@@ -38,6 +38,16 @@ def test_overrides_keep_the_type_of_the_key(tiny_config):
   assert tiny_config.objective.kappa is None
 
 
+def test_another_objective_does_not_get_what_the_card_has_for_its_own(tiny_config):
+  """Such as kappa: its shift would be added to GRPO's advantages, too."""
+  assert (tiny_config.objective.beta, tiny_config.objective.kappa) == (0.5, 0.2)
+  pairs = [("objective.beta", "0.3"), ("objective.name", "grpo")]
+  assert config_lib.override(tiny_config, pairs) == {"objective.kappa": 0.2}
+  assert (tiny_config.objective.beta, tiny_config.objective.kappa) == (0.3, None)
+  assert config_lib.override(tiny_config, [("objective.name", "grpo")]) == {}
+  assert tiny_config.objective.beta == 0.3
+
+
 def test_unset_choices_can_be_set_after_a_round_trip_through_json(tiny_config):
   back = config_lib.from_json(config_lib.to_json(tiny_config))
   pairs = [("objective.kl_coef", "0.5"), ("objective.kl", "k2"), ("objective.beta1", "2")]

@@ -170,6 +170,9 @@ def test_only_the_first_process_is_asked_how_it_is(pods):
 def test_generations(tmp_path, generation, topology, accelerator, machine, hosts, one_host):
   def change(values):
     values["learner"].update(generation=generation, topology=topology, slices=2)
+    devices = hosts * 4 * (2 if generation == "tpu7x" else 1)
+    values["learner"]["flags"] += [f"--config.mesh.fsdp={devices}", "--config.mesh.data=2"]
+    values["learner"]["flags"] += ["--config.sampler.tensor=1"]
     values["samplers"].update(generation=generation, topology=one_host)
     values["cluster"] = CLUSTER
 
@@ -319,6 +322,17 @@ def test_a_misspelt_field_of_kueue_is_refused():
     (lambda v: v["learner"].pop("slices"), "learner.slices: missing, expected such as 1"),
     (lambda v: v["samplers"].update(replica=3), "samplers.replica: unknown, expected one of repli"),
     (lambda v: v["learner"].update(slices="2"), "learner.slices: got '2', expected int"),
+    (lambda v: v["learner"].update(slices=2), "got a mesh of 16 devices (--config.mesh.data=1, "),
+    (lambda v: v["learner"].update(slices=2), "expected 32, as many as 2 x 4x4 of v6e have"),
+    (
+      lambda v: v["learner"]["flags"].append("--config.mesh.fdsp=16"),
+      "learner.flags: --config.mesh.fdsp: unknown key, expected one of",
+    ),
+    (
+      lambda v: v["samplers"].update(topology="1x1"),
+      "learner.flags: got 4 devices per sampler (sampler.data x sampler.tensor), expected at most "
+      "the 1 of 1x1 of v6e",
+    ),
     (lambda v: v["learner"].update(topology="2x3"), "learner.topology: got '2x3', expected that"),
     (lambda v: v["learner"].update(generation="v5p"), "got '4x4', expected that of a slice of v5p"),
     (lambda v: v["samplers"].update(topology="4x4"), "got '4x4', expected that of one host of v6e"),
@@ -377,7 +391,11 @@ def test_start_logs_and_delete(desk, gke, tmp_path):
 
 
 def test_pools_queue_and_scale(desk, gke, tmp_path):
-  change = lambda v: (v.update(cluster=CLUSTER, queue="q"), v["learner"].update(slices=2))
+  def change(values):
+    values.update(cluster=CLUSTER, queue="q")
+    values["learner"].update(slices=2)
+    values["learner"]["flags"].append("--config.mesh.data=2")
+
   values = str(values_file(tmp_path, change))
   for command in (["pools", values], ["queue", values], ["scale", values, "9"]):
     ok(gke(*command))

@@ -74,6 +74,6 @@ def kept(lag: LagControl, newest: int) -> list[int]:
 
 def test_no_more_versions_are_kept_than_steps_may_need():
   assert kept(LagControl("fixed", 3), 7) == [4, 5, 6, 7]
-  assert kept(LagControl("fixed", 3, keep_weights=False), 7) == [7]
+  assert kept(LagControl("fixed", 3, kept=2), 7) == [7]
   assert kept(LagControl("periodic", 3), 8) == [6, 8]
   assert kept(LagControl("async", 3), 8) == [8]

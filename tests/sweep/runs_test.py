@@ -27,7 +27,7 @@ def test_a_sweep_becomes_named_runs_with_whole_configurations(tmp_path):
   assert values["objective.beta"] == 1.0 and type(values["objective.beta"]) is float
   assert (values["lag.mode"], values["lag.max_lag"], values["learner.steps"]) == ("fixed", 16, 7)
   assert values["learner.prompts_per_step"] == 8  # the card's
-  assert found.runs[2].values["objective.beta"] == 0.5 and found.base["lag.max_lag"] == 8
+  assert found.runs[2].values["objective.beta"] is None and found.base["lag.max_lag"] == 8
   assert runs.varying(found.runs) == ["objective.name", "objective.beta", "lag.max_lag"]
 
 
