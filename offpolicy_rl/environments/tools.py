@@ -266,7 +266,7 @@ class ToolEnvironment:
   seed = 0
 
   def judge(self, answer: str) -> float:
-    """The reward of the policy's answer."""
+    """The reward of the policy's answer, thought included (`thoughts.removed` takes it off)."""
     raise NotImplementedError
 
   def reset(self, problem: str, seed: int) -> Turn:

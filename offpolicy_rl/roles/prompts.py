@@ -50,16 +50,23 @@ def read(config: ConfigDict, policy: build.Policy) -> Prompts:
 def demonstrations(config: ConfigDict, train: Members) -> tuple[Callable[[int], types.Batch], str]:
   """Returns (function from a step of the warm start to its batch on the host, note or "").
 
-  Leaves out demonstrations that are longer than a completion may be, which the note says, and tasks
-  whose demonstrations are all empty, if there are others: games have none.
+  Leaves out demonstrations that are longer than a completion may be, which the note says, and
+  problems and tasks without any, such as games.
 
   Raises:
+    config_lib.ConfigError: there is none.
     ValueError: a task has none left.
   """
   most, rows = config.task.max_completion_tokens, config.warm_start.rows
   fits = lambda example: example.demonstration_tokens.size <= most
   kept, left_out = [], 0
-  for rate, examples in _with_demonstrations(train):
+  members = _with_demonstrations(train)
+  if not members:
+    raise config_lib.ConfigError(
+      f"warm_start.steps: got {config.warm_start.steps}, expected 0: no problem of the task has a "
+      "demonstration, and without one the policy would learn to say nothing"
+    )
+  for rate, examples in members:
     if isinstance(examples, stream.Streamed):
       kept.append((rate, examples.where(fits)))
       continue
@@ -84,14 +91,11 @@ def demonstrations(config: ConfigDict, train: Members) -> tuple[Callable[[int], 
 
 
 def _with_demonstrations(train: Members) -> Members:
-  """The tasks that have some, at rates that add up to 1; all if none has."""
+  """The prompts that have some, of each task at rates that add up to 1."""
   said = lambda example: example.demonstration_tokens.size > 1  # besides the end of the turn
-  shown = [
-    (rate, examples)
-    for rate, examples in train
-    if isinstance(examples, stream.Streamed) or any(map(said, examples))
-  ]
-  if len(shown) in (0, len(train)):
-    return train
-  whole = sum(rate for rate, _ in shown)
+  chosen = lambda examples: (
+    examples.where(said) if isinstance(examples, stream.Streamed) else list(filter(said, examples))
+  )
+  shown = [(rate, found) for rate, examples in train if (found := chosen(examples))]
+  whole = 1.0 if len(shown) == len(train) else sum(rate for rate, _ in shown)
   return [(rate / whole, examples) for rate, examples in shown]
