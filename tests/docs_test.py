@@ -184,9 +184,12 @@ def test_there_are_runnable_commands():
 
 def test_the_examples_are_there():
   assert set(EXAMPLES) == {
+    "my_agent.py",
+    "my_game.py",
     "my_objective.py",
     "my_python.py",
     "my_task.py",
+    "my_tools.py",
     "my_verifier.py",
     "configs/my_model.py",
     "my_family.py",
@@ -238,6 +241,29 @@ def test_the_tool_of_the_page_judges(examples):
   played = environment.resolve("my_python:Exact")()
   played.reset('"a b"', 0)
   assert [played.step(text).reward for text in (" a b ", "ab")] == [1.0, 0.0]
+
+
+def test_the_game_of_the_page_is_played(examples, tiny_config):
+  tiny_config.task.name = "my_game:numbers"
+  [train] = catalog.select(tiny_config.task).split("train")
+  assert {json.loads(problem.answer) for problem in train} == set(range(10))
+  played = environment.resolve("my_game:GuessTheNumber")()
+  assert played.reset("5", 0).text == ""
+  said = [played.step(text) for text in ("4", "6", "five", "5")]
+  assert [(t.text, t.reward) for t in said] == [(">", 0.0), ("<", 0.0), ("?", 0.0), ("", 1.0)]
+
+
+def test_the_tools_of_the_page_are_called_and_judged(examples):
+  played = environment.resolve("my_tools:Sums")()
+  played.reset('"3"', 0)
+  call = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+  assert played.step(call).text == "3"
+  said = ("<think>1 + 2</think> 3", "4", "<think>3")
+  assert [played.step(text).reward for text in said] == [1.0, 0.0, 0.0]
+
+
+def test_the_agent_of_the_page_is_one(examples):
+  assert "add" in str(environment.resolve("my_agent:solve")().tools)
 
 
 def test_the_task_of_the_page_has_both_splits(examples, tiny_config):
