@@ -131,7 +131,9 @@ def test_a_warm_start_has_the_demonstrations_that_there_are(mixed):
   asked = policy.tokenizer.decode_all(np.ravel(batch(0).rows.tokens).tolist())
   assert asked.count("+") == mixed.warm_start.rows and ":" not in asked
   games = [member for member in read.train if member[1][0].task == GAME]
-  with pytest.raises(config_lib.ConfigError, match="warm_start.steps: got .*, expected 0: no problem"):
+  with pytest.raises(
+    config_lib.ConfigError, match="warm_start.steps: got .*, expected 0: no problem"
+  ):
     prompts.demonstrations(mixed, games)
 
 
