@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 STEPS = 32
 HEARING_HANGUPS = ("env", "--default-signal=HUP")  # before a command; we may run under nohup
-_SHORT_RUN = [
+SHORT_RUN = [
   "--config=configs/test.py",
   "--config.warm_start.steps=40",
   f"--config.learner.steps={STEPS}",
@@ -80,7 +80,7 @@ def assert_identical(a: dict, b: dict):
 
 def run_through(run_dir, *settings):
   """A run that nobody disturbs."""
-  run_local(*_SHORT_RUN, *settings, f"--run_dir={run_dir}")
+  run_local(*SHORT_RUN, *settings, f"--run_dir={run_dir}")
 
 
 def assert_ends_well(process, *, seconds: float):
@@ -99,7 +99,7 @@ def run_with_kills(run_dir, settings, kills):
 
   kills: {step: who}. One sampler replaces those that died; the learner resumes at its old address.
   """
-  arguments = ["learner", *_SHORT_RUN, *settings, f"--run_dir={run_dir}"]
+  arguments = ["learner", *SHORT_RUN, *settings, f"--run_dir={run_dir}"]
   with processes() as launch:
     learner = launch(*arguments)
     wait_for((run_dir / "address").exists, 90, "the learner's address")

@@ -2,11 +2,14 @@
 
 import json
 
+import jax
 import pytest
 
 from offpolicy_rl import config as config_lib
+from offpolicy_rl.model import policy
 from offpolicy_rl.replay import admission, schedule
-from offpolicy_rl.roles import build_learner
+from offpolicy_rl.roles import build, build_learner
+from offpolicy_rl.system import memory
 
 
 def _record(config, tmp_path, attempts: list[int]) -> None:
@@ -52,3 +55,18 @@ def test_a_replay_that_asks_for_more_prompts_than_a_group_has_is_refused(tiny_co
   _record(tiny_config, tmp_path, attempts=[0, most + 1])
   with pytest.raises(schedule.ScheduleError, match=f"got {most + 1} attempts, expected at most"):
     build_learner.lag_control(tiny_config)
+
+
+def test_a_lag_whose_weights_have_no_room_is_refused(tiny_config, monkeypatch):
+  model = build.make_policy(tiny_config, None).model
+  each = sum(x.size for x in jax.tree.leaves(policy.shapes(model))) * 4
+  monkeypatch.setattr(memory, "total_bytes", lambda: 6 * each)
+  tiny_config.lag.mode, tiny_config.learner.steps = "fixed", 100
+  store = lambda: build_learner.make_store(tiny_config, model, None, "session")
+  tiny_config.lag.max_lag = 5
+  store()
+  tiny_config.lag.max_lag = 6
+  with pytest.raises(config_lib.ConfigError, match="lag.max_lag: got 6 .* 7 versions .* at most"):
+    store()
+  tiny_config.lag.kept_versions = 2
+  store()
