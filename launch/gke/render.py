@@ -138,7 +138,7 @@ def _check_card(learner: dict, samplers: dict) -> None:
   keys = [flag for flag in learner["flags"] if flag.startswith("--config.")]
   try:
     config = config_lib.load(cards[0])
-    config_lib.override(config, map(flags.key_and_text, keys))
+    config_lib.override(config, [flags.key_and_text(key) for key in keys])
   except config_lib.ConfigError as error:
     raise ValuesError(f"learner.flags: {error}") from None
   got, there = math.prod(config.mesh.values()), learner["slices"] * learner["devices"]
