@@ -243,7 +243,7 @@ def _make_follower(
   choices = build_learner.step_choices(config, policy.model, mesh)
   saved = checkpoint.Checkpoints(checkpoints, keep=config.checkpoint.keep, say=_LOG.warning)
   restored = None if begin["step"] is None else saved.restore_for(choices, mesh, begin["step"])
-  store = build_learner.make_store(config, weights_dir, session="")
+  store = build_learner.make_store(config, policy.model, weights_dir, session="")
   publisher = WeightPublisher(store, config.transport.weights_dtype)
   found = teacher.find(config, policy)
   return Follower(config, choices, mesh, saved, restored, publisher, found, orders)
