@@ -1,13 +1,16 @@
 """How busy are the slots while a world thinks? Against held slots, and histories computed anew.
 
-Command:  python -m benchmarks.turns              (3 minutes of an idle core; --quick: 1)
+Command:  python -m benchmarks.turns              (4 idle minutes; --quick: 2)
 A small model with random parameters, 16 slots. Episodes have 8 turns of about 15 tokens; the world
 answers each after 50 ms with 16 tokens. Four engines answer the same tickets, in turn: two begin
 four times and twice as many episodes as they have slots, one no more than it has slots, so that
 each slot waits with its episode, and one computes the whole history anew in each turn.
 
 Seconds are those of a core without neighbours: the process keeps to one, counts its CPU time, and
-skips over waits instead of sleeping. Writes results/turns.json.
+skips over waits instead of sleeping.
+
+Two more engines have their worlds in processes, as runs do, by the clock on the wall: each process
+answers for one episode at a time, so few of them are the limit. Writes results/turns.json.
 """
 
 import argparse
@@ -20,14 +23,15 @@ import os
 import pathlib
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from benchmarks import sampler
+from benchmarks import sampler, turns_world
 from benchmarks.machine import machine
 from offpolicy_rl import types
-from offpolicy_rl.environments import episodes
+from offpolicy_rl.environments import episodes, processes
 from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.model import policy
 from offpolicy_rl.sampler import engine as engine_lib
@@ -35,8 +39,9 @@ from offpolicy_rl.sampler import sizing, stopping
 from offpolicy_rl.system import memory
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-WORLD_SECONDS, TURNS, TURN_TOKENS, REPLY_TOKENS = 0.05, 8, 32, 16
-MOST_TOKENS = TURNS * (TURN_TOKENS + REPLY_TOKENS)
+TURNS, TURN_TOKENS = 8, 32
+MOST_TOKENS = TURNS * (TURN_TOKENS + turns_world.REPLY_TOKENS)
+WORLD = "benchmarks.turns_world:Waiting"
 SLOTS = 16
 
 
@@ -59,7 +64,7 @@ class World:
 
   def act(self, played: int, _action: str) -> None:
     """Takes a turn."""
-    heapq.heappush(self._due, (self.now() + WORLD_SECONDS, played))
+    heapq.heappush(self._due, (self.now() + turns_world.SECONDS, played))
 
   def answers(self, seconds: float) -> list[tuple[int, Turn]]:
     """The answers that are due."""
@@ -67,11 +72,20 @@ class World:
       self._skipped += min(seconds, max(0.0, self._due[0][0] - self.now()))
     found = []
     while self._due and self._due[0][0] <= self.now():
-      found.append((heapq.heappop(self._due)[1], Turn("x" * REPLY_TOKENS)))
+      found.append((heapq.heappop(self._due)[1], turns_world.TURN))
     return found
 
   def end(self, played: int) -> None:
     """Lets go of an episode."""
+
+
+class Processes(processes.Processes):
+  """The worlds of a run."""
+
+  def __init__(self, number: int):
+    super().__init__({WORLD: "WORLD"}, processes=number, seconds=10.0, memory_mb=0)
+
+  now = staticmethod(time.monotonic)
 
 
 class Words:
@@ -99,23 +113,25 @@ class Anew(engine_lib.Engine):
     completion.cached = completion.group.shared(tokens) * tokens
 
 
-WAYS = {  # engine, episodes begun at a time
-  "four times the slots": (engine_lib.Engine, 4 * SLOTS),
-  "twice the slots, the default": (engine_lib.Engine, 2 * SLOTS),
-  "the slot is held": (engine_lib.Engine, SLOTS),
-  "history anew, four times the slots": (Anew, 4 * SLOTS),
+WAYS = {  # engine, episodes begun at a time, world
+  "four times the slots": (engine_lib.Engine, 4 * SLOTS, World),
+  "twice the slots, the default": (engine_lib.Engine, 2 * SLOTS, World),
+  "the slot is held": (engine_lib.Engine, SLOTS, World),
+  "history anew, four times the slots": (Anew, 4 * SLOTS, World),
+  "four times the slots, 2 processes": (engine_lib.Engine, 4 * SLOTS, lambda: Processes(2)),
+  "four times the slots, 16 processes": (engine_lib.Engine, 4 * SLOTS, lambda: Processes(16)),
 }
 
 
 def _tickets(config, first: int) -> list[types.Ticket]:
-  return [dataclasses.replace(t, environment="world") for t in sampler.tickets(config, 1, first)]
+  return [dataclasses.replace(t, environment=WORLD) for t in sampler.tickets(config, 1, first)]
 
 
 class Way:
   """An engine that never lacks tickets."""
 
-  def __init__(self, config, params, kind: type[engine_lib.Engine], begun: int):
-    self._world: Any = World()
+  def __init__(self, config, params, kind: type[engine_lib.Engine], begun: int, world: Callable):
+    self._world: Any = world()
     self._words: Any = Words()
     limits = episodes.Limits(MOST_TOKENS, TURNS, TURN_TOKENS)
     self._engine = kind(
@@ -180,7 +196,7 @@ def main() -> None:
       f"{statistics.median(tokens):.0f} tokens/s ({min(tokens):.0f} to {max(tokens):.0f})"
     )
   if not quick:
-    report = {"machine": machine(), "world_seconds": WORLD_SECONDS, "turns": TURNS, "ways": found}
+    report = {"machine": machine(), "world_seconds": turns_world.SECONDS, "turns": TURNS, "ways": found}
     (RESULTS / "turns.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
