@@ -344,7 +344,12 @@ def run_missing(
   """Makes the runs that have no row yet; says what each took."""
   left = missing(jobs, rows())
   print(f"{len(jobs) - len(left)} of {len(jobs)} runs are there", flush=True)
-  for task, result in workers.results(left):
+  run(left, workers, add)
+
+
+def run(jobs: Sequence[Job], workers: Workers, add: Callable[[Row], None]) -> None:
+  """Makes runs; says what each took."""
+  for task, result in workers.results(jobs):
     if not isinstance(result, dict):  # seconds of a warm start
       print(f"{task}: {result:.0f} s", flush=True)
       continue

@@ -53,5 +53,9 @@ VARIANTS = (
   Entry("regression, beta 0.1", "beta_shift", False, {"beta": 0.1, "kappa": 0.0}),
   Entry("copg, beta 0.1", "copg", False, {"beta": 0.1}),
   Entry("copg, beta 0.3", "copg", False, {"beta": 0.3}),
+  Entry("shifted, beta 0.001", "beta_shift", False, {"beta": 0.001, "kappa": 1.0}),
+  Entry("shifted, beta 0.0003", "beta_shift", False, {"beta": 0.0003, "kappa": 1.0}),
+  Entry("regression, beta 0.001", "beta_shift", False, {"beta": 0.001, "kappa": 0.0}),
+  Entry("oapl, beta 0.001", "oapl", False, {"scale": "half_over_beta", "beta1": 1, "beta": 1e-3}),
 )
 BY_LABEL = {entry.label: entry for entry in (*ENTRIES, *VARIANTS)}

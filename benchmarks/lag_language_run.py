@@ -1,5 +1,6 @@
 """One run of benchmarks/lag_language.py: (objective, learning rate, lag, seed) -> its row."""
 
+import hashlib
 import pathlib
 import statistics
 import time
@@ -52,6 +53,17 @@ def warm_start(seed: int, study: lag_language.Study, folder: pathlib.Path) -> fl
   return time.monotonic() - start
 
 
+def digest(path: pathlib.Path) -> str | None:
+  """Of the parameters in a file that `warm_start` has written; None if there is none."""
+  if not path.exists():
+    return None
+  found = hashlib.sha256()
+  with np.load(path) as kept:
+    for name in sorted(kept):
+      found.update(name.encode() + np.ascontiguousarray(kept[name]).tobytes())
+  return found.hexdigest()[:16]
+
+
 def train(job: lag_language.Job, study: lag_language.Study, folder: pathlib.Path) -> dict:
   """Makes one run; returns its row: settings, curves, values at the end, seconds."""
   start = time.monotonic()
@@ -60,6 +72,7 @@ def train(job: lag_language.Job, study: lag_language.Study, folder: pathlib.Path
   run.train(run.saved_warm_start(warm_path(folder, job.seed, study)), watch)
   return {
     **job._asdict(),
+    "start": digest(warm_path(folder, job.seed, study)),
     "steps": study.steps,
     "warm_steps": study.warm_steps,
     "curve": watch.curve,

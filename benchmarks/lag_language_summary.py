@@ -85,16 +85,22 @@ def best_ratio(rows: Sequence[Row], study: Study) -> str | None:
 
 def primary(found: Reports, base: str, factor: int) -> dict[tuple[str, str], paired.Difference]:
   """{(label, outcome): objective without ratios minus `base`} at the primary lag: one family."""
-  setting = (PRIMARY_LAG, factor)
-  other = found[base][setting].rows if setting in found.get(base, {}) else {}
   gaps = {}
   for entry in lag_language.ENTRIES:
-    report = found.get(entry.label, {}).get(setting)
-    seeds = sorted(report.rows.keys() & other.keys()) if report and not entry.has_ratio else []
+    pairs = [] if entry.has_ratio else from_one_start(found, base, entry.label, factor)
     for outcome, value in PRIMARY.items():
-      if report and len(seeds) > 1:
-        gaps[entry.label, outcome] = [value(report.rows[s]) - value(other[s]) for s in seeds]
+      if len(pairs) > 1:
+        gaps[entry.label, outcome] = [value(mine) - value(other) for other, mine in pairs]
   return paired.family(gaps)
+
+
+def from_one_start(found: Reports, base: str, label: str, factor: int) -> list[tuple[Row, ...]]:
+  """(row of `base`, row of `label`) of the seeds whose two runs began with the same parameters.
+
+  Early rows don't say with which ones.
+  """
+  reported = [found.get(name, {}).get((PRIMARY_LAG, factor)) for name in (base, label)]
+  return [pair for pair in _shared(reported) if pair[0].get("start") == pair[1].get("start")]
 
 
 def decision(of_factor: dict[int, dict[tuple[str, str], paired.Difference]]) -> str:
@@ -169,17 +175,22 @@ def verdict(rows: Sequence[Row], study: Study) -> list[str]:
   of_factor = {f: primary(found, base, f) for f in FACTORS} if base else {}
   parts = [decision(of_factor)]
   for factor, family in of_factor.items():
-    if family:
-      parts += [f"Minus `{base}`, at {factor} x the tuned learning rate, {_seeds(found, factor)}:"]
+    if base and family:
+      seeds = _seeds(found, base, factor)
+      parts += [f"Minus `{base}`, at {factor} x the tuned learning rate, paired over {seeds}:"]
       parts += [differences(family)]
   return parts
 
 
-def _seeds(found: Reports, factor: int) -> str:
-  setting = (PRIMARY_LAG, factor)
-  counts = {len(of_label[setting].rows) for of_label in found.values() if setting in of_label}
-  low, high = min(counts), max(counts)
-  return f"paired over {high} seeds" if low == high else f"paired over {low} to {high} seeds"
+def _seeds(found: Reports, base: str, factor: int) -> str:
+  free = [e.label for e in lag_language.ENTRIES if not e.has_ratio and e.label in found]
+  pairs = [from_one_start(found, base, label, factor) for label in free]
+  low, high = min(map(len, pairs)), max(map(len, pairs))
+  if all(row.get("start") for of_label in pairs for pair in of_label for row in pair):
+    begun = ", of one warm start each"
+  else:
+    begun = ", whose warm starts may differ"
+  return f"{high if low == high else f'{low} to {high}'} seeds{begun}"
 
 
 def differences(family: dict[tuple[str, str], paired.Difference]) -> str:

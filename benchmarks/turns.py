@@ -196,7 +196,12 @@ def main() -> None:
       f"{statistics.median(tokens):.0f} tokens/s ({min(tokens):.0f} to {max(tokens):.0f})"
     )
   if not quick:
-    report = {"machine": machine(), "world_seconds": turns_world.SECONDS, "turns": TURNS, "ways": found}
+    report = {
+      "machine": machine(),
+      "world_seconds": turns_world.SECONDS,
+      "turns": TURNS,
+      "ways": found,
+    }
     (RESULTS / "turns.json").write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -12,11 +12,11 @@ TURN = environment.Turn("x" * REPLY_TOKENS)
 class Waiting:
   """Says the same in every turn, until the engine ends the episode."""
 
-  def reset(self, problem: str, seed: int) -> environment.Turn:
+  def reset(self, _problem: str, _seed: int) -> environment.Turn:
     """Takes its time, too."""
     return self.step("")
 
-  def step(self, action: str) -> environment.Turn:
+  def step(self, _action: str) -> environment.Turn:
     """Waits as for a server elsewhere."""
     time.sleep(SECONDS)
     return TURN

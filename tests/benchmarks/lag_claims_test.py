@@ -60,7 +60,7 @@ def test_the_base_is_chosen_by_tuning_and_not_by_what_is_reported():
 def test_differences_are_paired_and_adjusted_together():
   ratio, mean = result("grpo", (0.8, 0.9)), result("mean", (0.8, 0.95))
   mean["reports"]["tuned"] = [noisy(row, i) for i, row in enumerate(mean["reports"]["tuned"])]
-  same, above = lag_claims.against_ratios([ratio, mean], ("target",), "tuned", "accuracy")
+  same, above = lag_claims.against_ratios([ratio, mean], "tuned", "accuracy")
   gaps = [
     np.array(a["accuracy"]) - np.array(b["accuracy"])
     for a, b in zip(mean["reports"]["tuned"], ratio["reports"]["tuned"], strict=True)
@@ -70,6 +70,34 @@ def test_differences_are_paired_and_adjusted_together():
   assert not same.is_clear and above.is_clear and above.mean == pytest.approx(0.05)
   table = lag_page.case_table([same, above], "minus")
   assert "**+0.050 ±" in table and table.count("**") == 2 and "lag 64, `grpo`" in table
+
+
+def test_a_claim_is_adjusted_with_the_whole_table():
+  """Two cases of a claim among four that are tested together."""
+  results = [result("grpo", (0.8, 0.9)), result("mean", (0.8, 0.91)), result("oapl", (0.8, 0.9))]
+  for i in (1, 2):
+    rows = results[i]["reports"]["tuned"]
+    results[i]["reports"]["tuned"] = [noisy(row, 2 * i + j) for j, row in enumerate(rows)]
+  cases = lag_claims.against_ratios(results, "tuned", "accuracy")
+  gaps = [
+    (np.array(a["accuracy"]) - np.array(b["accuracy"])).tolist()
+    for mine in results[1:]
+    for a, b in zip(mine["reports"]["tuned"], results[0]["reports"]["tuned"], strict=True)
+  ]
+  assert [c.p for c in cases] == pytest.approx(paired.holm([paired.p_value(g) for g in gaps]))
+  clear = [c for c in cases if c.label == "mean" and c.setting[0] and c.is_clear]
+  assert f"tuned for each lag: above in {len(clear)} of " in lag_claims.verdicts(results)
+
+
+def test_the_highest_ratio_is_that_of_the_reported_seeds():
+  results = [result("grpo", (0.8, 0.95), (0.1, 0.1)), result("cispo", (0.8, 0.9), (0.9, 0.9))]
+  assert lag_claims.highest_ratio(results, "tuned", 1, "accuracy")["label"] == "grpo"
+  text = lag_claims.verdicts([*results, result("mean", (0.8, 0.92))])
+  best, highest = [
+    line for line in text.splitlines() if "one setting" in line and "`mean`" in line
+  ][:2]
+  assert "above in 1 of 1 cases (`mean` at lag 64 +0.020 ± 0.000 to `cispo`), below in 0" in best
+  assert "above in 0 of 1 cases, below in 1 (`mean` at lag 64 -0.030 ± 0.000 to `grpo`)" in highest
 
 
 def test_verdicts_follow_the_numbers():

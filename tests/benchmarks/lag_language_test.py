@@ -323,7 +323,7 @@ def test_a_small_run_is_made_once_and_its_row_is_kept(tmp_path, capsys):
   assert said.count("0 of 1 runs are there") == 2 and said.count("1 of 1 runs are there") == 2
   assert said.count("WarmStart(seed=5)") == 2
   for kept in rows:
-    assert kept.pop("seconds") > 0
+    assert kept.pop("seconds") > 0 and len(kept["start"]) == 16
   assert rows[0] == rows[1]
   assert rows[0]["curve"]["step"] == [0, 2, 4] and len(rows[0]["curve"]["ess"]) == 2
   assert len(rows[0]["noise"]) == 4 and rows[0]["final"].keys() >= {"pass@1", "pass@2", "entropy"}
