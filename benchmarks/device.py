@@ -28,7 +28,7 @@ from typing import Any
 
 RESULTS, WARM = "device.json", "warm.npz"
 PIECE_SECONDS = 180
-OBJECTIVES = ("grpo", "grpo_wide", "cispo", "copg", "beta_shift")  # of device_lag.SETTINGS
+OBJECTIVES = ("grpo", "grpo_wide", "cispo", "copg", "shift")  # of device_lag.SETTINGS
 PARTS = {
   "a": ("a",),
   "b": ("b/learner", "b/decoding"),

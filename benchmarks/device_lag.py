@@ -33,13 +33,13 @@ class Setting(NamedTuple):
   learning_rate: float = 1e-4
 
 
-# As the laboratory chose at lags of 64 and more (lag_lab): clips of 0.8, a large cap, small betas.
+# As the study of a language model chose for lag 64 (results/lag_language.md).
 SETTINGS: Mapping[str, Setting] = {
-  "grpo": Setting("grpo", {}),
+  "grpo": Setting("grpo", {}, 3e-5),
   "grpo_wide": Setting("grpo", {"clip_low": 0.8, "clip_high": 0.8}),
-  "cispo": Setting("cispo", {"weight_high": 5.0}),
-  "copg": Setting("copg", {"beta": 1e-3}),
-  "beta_shift": Setting("beta_shift", {"beta": 1e-3, "kappa": 1.0}),
+  "cispo": Setting("cispo", {"weight_high": 10.0}, 3e-5),
+  "copg": Setting("copg", {"beta": 0.3}),
+  "shift": Setting("beta_shift", {"beta": 0.1, "kappa": 1.0}),
 }
 
 

@@ -33,6 +33,9 @@ ENTRIES = (
   Entry("shift", "beta_shift", False, {"kappa": 1.0}, "beta", BETAS),
 )
 
+# Those of the picture against lag, and of configs/sweeps/lag_x_objective.py: few, to be told apart.
+SHOWN = ("grpo", "grpo_wide", "cispo", "mean", "shift")
+
 # What lies between `grpo_wide` and `shift` as tuned for lag 64, and values of beta that tuning did
 # not try: it went from 0.03 to 0.3 in one step.
 _GATE = {"clip_low": 0.8, "clip_high": 0.8}

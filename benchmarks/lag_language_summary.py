@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks import lag_language, paired
 from benchmarks.lag_language import OFF_RATE, PRIMARY_LAG, Row, Study
+from benchmarks.lag_language_entries import SHOWN
 from offpolicy_rl.observe import plots
 from offpolicy_rl.observe.plots import mean_and_half_width
 
@@ -40,7 +41,6 @@ SECONDARY: dict[str, Callable[[Row], float]] = {
 }
 ENTROPY = "entropy of a completion at the end, nats"
 AGAINST_LAG = {**PRIMARY, ENTROPY: SECONDARY[ENTROPY]}  # panels of a picture
-SHOWN = ("grpo", "grpo_wide", "cispo", "mean", "shift")  # its objectives: few, to be told apart
 Setting = tuple[int, int]  # (lag, factor of the tuned learning rate)
 
 

@@ -309,7 +309,7 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
   )
   add("--summarize", action="store_true", help="run nothing; write the summary of the runs so far")
   add("--x", metavar="KEY", help="key on the horizontal axis of the picture")
-  add("--series", metavar="KEY", help="key that tells the lines of the picture apart")
+  add("--series", metavar="KEY,...", help="keys that tell the lines of the picture apart")
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:

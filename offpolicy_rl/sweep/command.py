@@ -62,9 +62,10 @@ def _sweep(arguments, assignments: list[tuple[str, str]]) -> tuple[runs.Sweep, p
 def _check_axes(arguments, sweep: runs.Sweep) -> None:
   """Raises ConfigError for axes of the picture that do not differ, before the runs start."""
   differ = runs.varying(sweep.runs)
-  for flag in ("x", "series"):
-    key = getattr(arguments, flag)
-    if key and key not in differ:
+  given = [("x", arguments.x)] if arguments.x else []
+  given += [("series", key) for key in (arguments.series or "").split(",") if arguments.series]
+  for flag, key in given:
+    if key not in differ:
       raise ConfigError(
         f"--{flag}: got {key!r}, expected a key that differs between runs: {', '.join(differ)}"
       )

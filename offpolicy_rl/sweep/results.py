@@ -77,7 +77,7 @@ def chosen_axes(rows: Rows, x: str | None, series: str | None) -> tuple[str, lis
   """(key of the horizontal axis, keys that distinguish series, keys that points are means over).
 
   `x` defaults to lag.max_lag, or else the number with most values; `series` to all other keys with
-  few values that do not follow from earlier ones.
+  few values that do not follow from earlier ones. Several are separated by commas.
   """
   keys = list(rows[0]["settings"])
   count = lambda names: len({repr([row["settings"][k] for k in names]) for row in rows})
@@ -86,7 +86,7 @@ def chosen_axes(rows: Rows, x: str | None, series: str | None) -> tuple[str, lis
     numbers = [key for key in others if is_number(rows, key)]
     ranked = sorted(numbers or others, key=lambda key: -count([key]))
     x = "lag.max_lag" if "lag.max_lag" in numbers else next(iter(ranked), "seed")
-  apart = [series] if series else []
+  apart = series.split(",") if series else []
   candidates = sorted(
     others, key=lambda key: key != "objective.name"
   )  # others often follow from it

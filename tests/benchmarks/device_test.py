@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import device, device_lag, device_values
+from benchmarks import device, device_lag, device_values, lag_language
 from benchmarks import device_countdown as countdown
 from tests.conftest import ROOT, XLA_FLAGS
 
@@ -113,8 +113,16 @@ def test_every_lane_gets_its_batches_at_its_lag(monkeypatch):
     assert found == [[max(0, step - lag), seed, step] for lag, seed in lanes]
 
 
-def test_the_objectives_of_both_lists_are_the_same():
+def test_objectives_are_those_of_the_list_with_what_the_study_chose():
   assert tuple(device_lag.SETTINGS) == device.OBJECTIVES
+  study = lag_language.Study()
+  rows = lag_language.read_rows(lag_language.ROWS, study)
+  for label, setting in device_lag.SETTINGS.items():
+    point = lag_language.chosen(rows, lag_language.BY_LABEL[label], 64, study)
+    chosen = lag_language.settings(lag_language.Job(label, *point, 64, 0))
+    keys = {f"objective.{key}": value for key, value in setting.keys.items()}
+    keys |= {"objective.name": setting.preset, "learner.learning_rate": setting.learning_rate}
+    assert keys.items() <= chosen.items(), "what the study of a language model chose"
 
 
 # ---------------------------------------------------------------- errors, pieces
@@ -163,7 +171,7 @@ def test_a_piece_that_fails_is_told_and_others_are_made():
 
 # ---------------------------------------------------------------- all of it
 
-OBJECTIVES = ("grpo", "beta_shift")  # of five, whose programs take seconds to compile
+OBJECTIVES = ("grpo", "shift")  # of five, whose programs take seconds to compile
 TWO_DEVICES = f"{XLA_FLAGS} --xla_force_host_platform_device_count=2"
 
 BARE = f"""

@@ -53,6 +53,12 @@ def test_the_summary_has_every_run_and_means_over_seeds(tmp_path):
     (LAGS, None, None, ("lag.max_lag", ["objective.name"], ["seed"])),
     (LAGS, "seed", "lag.max_lag", ("seed", ["lag.max_lag"], ["objective.name", "objective.beta"])),
     (LAGS, "objective.name", None, ("objective.name", ["lag.max_lag"], ["seed"])),
+    (
+      LAGS,
+      None,
+      "objective.name,objective.beta",
+      ("lag.max_lag", ["objective.name", "objective.beta"], ["seed"]),
+    ),
     ("sweep.seeds(3)", None, None, ("seed", [], [])),
     (
       """sweep.draws(9, {"objective.beta": sweep.uniform(0.1, 1), "learner.learning_rate":
