@@ -83,6 +83,8 @@ async function visit(name, width) {
     result.where.push(text("#where"));
     press(browser, "ArrowRight", true);
     result.token = text("#token");
+    one(".completion").scrollIntoView({block: "end"});
+    result.in_view = one("#token").getBoundingClientRect().bottom <= own.innerHeight;
     result.painted = one(".chosen").style.background;
     result.prompt = text("#prompt");
     result.completions = all(".tokens").map((t) => t.textContent);
@@ -105,7 +107,7 @@ async function visit(name, width) {
     last.scrollIntoView({block: "center"});
     inside.elementFromPoint(right, box(last).top + 5).dispatchEvent(
       new own.MouseEvent("click", {bubbles: true, clientX: right, clientY: box(last).top + 5}));
-    result.tapped = [text("#token"), box(one("#token")).bottom <= own.innerHeight];
+    result.tapped = text("#token");
     one("#before").click();
     result.before_it = text("#token");
     const finger = new own.PointerEvent("pointerover", {pointerType: "touch", bubbles: true});
@@ -230,6 +232,7 @@ def test_completions_are_stepped_through(used, width):
     "token 1 of completion 1: version 10 (lag 0), log-probability sampler -0.500, "
     "learner -0.250, log-ratio +0.250"
   )
+  assert result["in_view"]  # wherever the token is
   assert result["painted"].startswith("rgba(47, 109, 181, 0.7")  # blue: more likely; the strongest
   assert result["newer"] == 3 and result["versions"] == 2
 
@@ -258,13 +261,13 @@ def test_an_episode_is_read_and_tapped_on_a_phone(used, width):
   assert result["beyond"] == 0 and result["margin"] >= 20
   size, heading = result["heading"]
   assert size >= 13 and heading > 150
-  token, is_visible = result["tapped"]  # beside the token, at the right edge of its turn
-  assert token.startswith('"3", token 12 of completion 1: version 7 (lag 0)') and is_visible
+  # Beside the token, at the right edge of its turn.
+  assert result["tapped"].startswith('"3", token 12 of completion 1: version 7 (lag 0)')
   assert result["before_it"].endswith("written by the environment, not in the loss")
   assert result["scrolled_over"] == result["before_it"] and result["buttons"] >= 36
 
 
-def test_a_completion_of_one_turn_has_no_blocks(used):
+def test_completions_of_one_turn_have_no_blocks(used):
   assert all("talk" not in used[0][f"whole.html {width}"] for width in (1440, 390))
 
 
