@@ -12,7 +12,7 @@ import pytest
 
 from offpolicy_rl import report
 from tests import report_runs
-from tests.report_runs import ATTACK, evaluation, sample, train_row
+from tests.report_runs import ATTACK, CONFIG, episode, evaluation, sample, train_row
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
@@ -47,7 +47,7 @@ async function visit(name, width) {
   const one = (what) => inside.querySelector(what);
   const text = (what) => one(what).textContent;
   const result = found[`${name} ${width}`] = {
-    too_wide: inside.documentElement.scrollWidth - own.innerWidth,
+    too_wide: inside.documentElement.scrollWidth - inside.documentElement.clientWidth,
     small: all("svg text").some((t) => t.getBoundingClientRect().height < 10),
   };
   const plots = all(".plot");
@@ -83,6 +83,8 @@ async function visit(name, width) {
     result.where.push(text("#where"));
     press(browser, "ArrowRight", true);
     result.token = text("#token");
+    one(".completion").scrollIntoView({block: "end"});
+    result.in_view = one("#token").getBoundingClientRect().bottom <= own.innerHeight;
     result.painted = one(".chosen").style.background;
     result.prompt = text("#prompt");
     result.completions = all(".tokens").map((t) => t.textContent);
@@ -90,6 +92,29 @@ async function visit(name, width) {
     one("#colour").value = "version";
     one("#colour").dispatchEvent(new own.Event("change"));
     result.versions = all(".scale .patch").length;
+  }
+  if (one(".talk")) {
+    const box = (what) => what.getBoundingClientRect();
+    result.talk = [...one(".talk").children].map((part) => part.textContent);
+    result.authors = all("h3").map((heading) => heading.textContent);
+    result.rewards = all("h3 span").map((reward) => reward.className);
+    result.calls = all(".call").map((call) => call.textContent);
+    result.beyond = all("#browser *").filter((e) => box(e).right > box(browser).right).length;
+    result.margin = box(one(".turn")).left;
+    const heading = own.getComputedStyle(one("h3"));
+    result.heading = [parseFloat(heading.fontSize), box(one("h3")).width];
+    const last = all(".turn .tokens").at(-1), right = box(last).right - 2;
+    last.scrollIntoView({block: "center"});
+    inside.elementFromPoint(right, box(last).top + 5).dispatchEvent(
+      new own.MouseEvent("click", {bubbles: true, clientX: right, clientY: box(last).top + 5}));
+    result.tapped = text("#token");
+    one("#before").click();
+    result.before_it = text("#token");
+    const finger = new own.PointerEvent("pointerover", {pointerType: "touch", bubbles: true});
+    one("[data-token]").dispatchEvent(finger);
+    result.scrolled_over = text("#token");
+    const buttons = all("#before, #after").map(box);
+    result.buttons = Math.min(...buttons.map((b) => Math.min(b.width, b.height)));
   }
   for (const box of all("input.shown").slice(0, 1)) {
     const visible = () => all("polyline.r0, polyline.r1").filter(
@@ -123,7 +148,7 @@ def chromium(address: str, profile) -> tuple[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Pages: of a whole run, of one that has begun, of two."""
+  """Pages: of a whole run, of one that has begun, of two, of one with episodes."""
   folder = tmp_path_factory.mktemp("pages")
   whole = report_runs.write(
     folder / ("a_long_name_without_any_room_for_a_line_break" * 2),
@@ -136,13 +161,18 @@ def folder(tmp_path_factory):
   report.write(begun).rename(folder / "begun.html")
   short = report_runs.write(folder / "short", train=[(s, train_row(s)) for s in range(5)])
   report.compare([whole, short], folder / "both.html")
+  named = CONFIG | {"task": {"name": "package.module:" + "a_long_name" * 5}}
+  episodes = [episode(3), episode(7)]
+  report.write(report_runs.write(folder / "talk", config=named, samples=episodes)).rename(
+    folder / "talk.html"
+  )
   return folder
 
 
 @pytest.fixture(scope="module")
 def used(folder, tmp_path_factory):
   """(what the harness found, console) of all pages, served from this machine."""
-  pages = json.dumps(["whole.html", "begun.html", "both.html"])
+  pages = json.dumps(["whole.html", "begun.html", "both.html", "talk.html"])
   (folder / "harness.html").write_text(HARNESS.replace("PAGES", pages))
   quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
   serve = functools.partial(quiet, directory=folder)
@@ -169,7 +199,7 @@ def test_a_page_opens_from_a_file_without_a_word_on_the_console(folder, tmp_path
 
 def test_no_page_says_anything_on_the_console_or_is_too_wide(used):
   found, console = used
-  assert console == [] and len(found) == 6
+  assert console == [] and len(found) == 8
   assert {
     name: result["too_wide"] for name, result in found.items() if result["too_wide"] > 0
   } == {}
@@ -202,8 +232,43 @@ def test_completions_are_stepped_through(used, width):
     "token 1 of completion 1: version 10 (lag 0), log-probability sampler -0.500, "
     "learner -0.250, log-ratio +0.250"
   )
+  assert result["in_view"]  # wherever the token is
   assert result["painted"].startswith("rgba(47, 109, 181, 0.7")  # blue: more likely; the strongest
   assert result["newer"] == 3 and result["versions"] == 2
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_an_episode_is_a_conversation(used, width):
+  result = used[0][f"talk.html {width}"]
+  assert result["authors"] == [
+    "policy, turn 1, versions 5, 6 reward 0",
+    "environment",
+    "policy, turn 2, version 6 reward -0.5",
+    "environment",
+    "policy, turn 3, version 7 reward 1",
+  ]
+  assert result["rewards"] == ["", "bad", "good"]
+  assert result["calls"] == ["<tool_call>add</tool_call>", '{"name": "look", "parameters": {}}']
+  _, answer, _, mark, _, _, end = result["talk"]
+  assert answer == f"environment<|im_end|>{ATTACK}⏎\n"
+  assert mark == " ↶ tokens 5 to 9 are not read from here on "
+  assert end == "Ended after 3 turns: done, reward 0.5"
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_an_episode_is_read_and_tapped_on_a_phone(used, width):
+  result = used[0][f"talk.html {width}"]
+  assert result["beyond"] == 0 and result["margin"] >= 20
+  size, heading = result["heading"]
+  assert size >= 13 and heading > 150
+  # Beside the token, at the right edge of its turn.
+  assert result["tapped"].startswith('"3", token 12 of completion 1: version 7 (lag 0)')
+  assert result["before_it"].endswith("written by the environment, not in the loss")
+  assert result["scrolled_over"] == result["before_it"] and result["buttons"] >= 36
+
+
+def test_completions_of_one_turn_have_no_blocks(used):
+  assert all("talk" not in used[0][f"whole.html {width}"] for width in (1440, 390))
 
 
 def test_runs_are_switched_off(used):

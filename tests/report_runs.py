@@ -81,6 +81,35 @@ def sample(step: int, *texts: str, tokens: int = 0) -> dict:
   }
 
 
+def episode(step: int, **changes) -> dict:
+  """A recorded group of one episode: three turns, two of which call tools; its context goes back.
+
+  `changes`: of the completion.
+  """
+  spans = [
+    ([step - 2] * 2 + [step - 1] * 2, ["I add.\n", "<tool_call>", "add", "</tool_call>"]),
+    ([None] * 3, ["<|im_end|>", ATTACK, "\n"]),
+    ([step - 1] * 2, ['{"name": "look", "parameters": {}}', "<|im_end|>"]),
+    ([None] * 2, ["x" * 300, " two\nlines "]),
+    ([step], ["3"]),
+  ]
+  versions = [version for span, _ in spans for version in span]
+  pieces = [piece for _, span in spans for piece in span]
+  completion = {
+    "text": "".join(pieces),
+    "reward": 0.5,
+    "finished": True,
+    "pieces": pieces,
+    "versions": [[version, 1] for version in versions],
+    "sampler_logprobs": [0.0 if version is None else -0.5 for version in versions],
+    "log_ratios": [0.0 if version is None else 0.25 for version in versions],
+    "ended": "done",
+    "turn_rewards": [0.0, -0.5, 1.0],
+    "rewinds": [[9, 4]],
+  }
+  return sample(step) | {"completions": [completion | changes]}
+
+
 def write(run_dir, *, config=None, train=(), heldout=(), samples=(), others=()):
   """Fills a directory; `train`, `heldout`: (step, row), `others`: (kind, step, row)."""
   run_dir.mkdir(exist_ok=True)

@@ -12,10 +12,10 @@ import pytest
 from offpolicy_rl import report
 from offpolicy_rl.cli import main
 from offpolicy_rl.observe import metrics
-from offpolicy_rl.report import completions, configuration, document, samplers, stages
+from offpolicy_rl.report import completions, configuration, document, episodes, samplers, stages
 from tests import report_runs
 from tests.conftest import ROOT
-from tests.report_runs import ATTACK, CONFIG, evaluation, sample, train_row
+from tests.report_runs import ATTACK, CONFIG, episode, evaluation, sample, train_row
 
 
 class Outline(html.parser.HTMLParser):
@@ -194,6 +194,8 @@ def test_a_completion_as_the_browser_gets_it():
     "sampler": [-500] * 3,
     "ratios": [250, -125, -125],
     "rewinds": [],
+    "turns": 0,
+    "blocks": [],
   }
 
 
@@ -210,6 +212,87 @@ def test_where_a_context_goes_back_is_told_where_it_is_shown():
   row["completions"][0]["rewinds"] = [[5, 2], [900, 700], [1800, 0]]
   [completion] = completions.for_browser([row])["groups"][0]["completions"]
   assert completion["rewinds"] == [[5, 3, 5], [800, 1, 1800]]
+
+
+def block(policy, turn, reward, *parts, continued=False):
+  return {
+    "policy": policy,
+    "turn": turn,
+    "reward": reward,
+    "continued": continued,
+    "parts": list(parts),
+  }
+
+
+def shown_completion(*samples) -> dict:
+  """The first one of the first sample."""
+  return completions.for_browser(samples)["groups"][0]["completions"][0]
+
+
+def test_an_episode_is_told_by_who_wrote_it():
+  completion = shown_completion(episode(7))
+  assert completion["blocks"] == [
+    block(True, 1, 0.0, [1, False], [3, True]),
+    block(False, None, None, [3, False]),
+    block(True, 2, -0.5, [1, True], [1, False]),
+    block(False, None, None, [2, False]),
+    block(True, 3, 1.0, [1, False]),
+  ]
+  assert completion["ended"] == "done" and completion["turns"] == 3
+  assert completion["rewinds"] == [[9, 5, 9]]  # in front of the second answer
+
+
+def test_rewards_of_nothing_are_told_where_turns_have_rewards():
+  rewards = lambda *samples: [b["reward"] for b in shown_completion(*samples)["blocks"][::2]]
+  only_last = episode(7, turn_rewards=[0.0, 0.0, 1.0])
+  assert rewards(only_last) == [None, None, 1.0]
+  assert rewards(only_last, episode(8)) == [0.0, 0.0, 1.0]
+  assert rewards(episode(7, turn_rewards=[0.0, math.nan, 1.0])) == [0.0, None, 1.0]
+
+
+def test_turns_without_an_answer_between_them_have_no_number():
+  completion = shown_completion(episode(7, turn_rewards=[1.0] * 4))
+  assert {(b["turn"], b["reward"]) for b in completion["blocks"]} == {(None, None)}
+  assert completion["turns"] == 4
+  older = episode(7)
+  del older["completions"][0]["turn_rewards"]
+  assert [b["turn"] for b in shown_completion(older)["blocks"]] == [1, None, 2, None, 3]
+
+
+def test_a_long_episode_goes_on_behind_what_is_left_out():
+  versions = [1] * 500 + [None] * 1000 + [2]
+  [first, before, behind, last] = episodes.blocks(
+    ["x"] * 1501, versions, [0.0, 1.0], [*range(700), *range(1200, 1501)]
+  )
+  assert first == block(True, 1, 0.0, [500, False])
+  assert before == block(False, None, None, [200, False])
+  assert behind == block(False, None, None, [300, False], continued=True)
+  assert last == block(True, 2, 1.0, [1, False])
+
+
+@pytest.mark.parametrize(
+  ("pieces", "called"),
+  [
+    (["<tool_call>", "{}", "</tool_call>", "\n", "<tool_call>x</tool_call>"], "11101"),
+    (["a <tool", "_call>x</tool_call> b", "c"], "110"),
+    (["<tool_call>", "x"], "00"),  # never closed
+    (["so:\n", "```tool_code\n", "f()", "\n```", "<end_of_turn>"], "01110"),
+    (["<|python_tag|>", '{"name": 1}', '; {"name": "f"}', "<|eom_id|>", "\n"], "11100"),
+    (['{"name": 1}', " and words"], "00"),
+    (['{"no": 1}'], "0"),
+    (["{" * 5000], "0"),
+    (["[f(a=1", "), g.h()]", "<eos>"], "110"),
+    (["[1, 2]"], "0"),
+    (["f()"], "0"),
+    (["", "<eos>"], "00"),
+  ],
+)
+def test_calls_of_tools_stand_out(pieces, called):
+  shown = range(len(pieces) + 1)
+  found, _ = episodes.blocks([*pieces, "!"], [0] * len(pieces) + [None], [], shown)
+  assert "".join(str(int(is_call)) * size for size, is_call in found["parts"]) == called
+  answer = episodes.blocks(["!", *pieces], [0] + [None] * len(pieces), [], shown)[1]
+  assert answer["parts"] == [[len(pieces), False]]
 
 
 def test_long_completions_make_fewer_groups():

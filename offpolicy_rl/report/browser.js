@@ -9,6 +9,8 @@
   const [at, list, colour, scale] = ["at", "list", "colour", "scale"].map(find);
   const POSITIVE = "47,109,181", NEGATIVE = "214,110,40", PLAIN = "133,87,176";
   const VERSIONS = ["47,109,181", "200,96,42", "46,139,87", "133,87,176", "184,52,74", "27,138,148"];
+  const ENDS = { turns: "out of turns", tokens: "out of tokens", failed: "environment failed" };
+  const HEAD = 700; // tokens in front of a gap, as in completions.py
   let shown = 0, chosen = -1, tokens = [];
 
   function make(tag, css, text) {
@@ -39,7 +41,7 @@
     chosen = number;
     const token = tokens[number];
     if (!token) {
-      find("token").textContent = "Point at a token, or use the keys: version, lag, log-probabilities.";
+      find("token").textContent = "Point at a token or tap it: version, lag, log-probabilities.";
       return;
     }
     token.element.classList.add("chosen");
@@ -57,27 +59,106 @@
 
   function tokensOf(completion, number) {
     const versions = completion.versions.flatMap(([version, count]) => Array(count).fill(version));
-    const line = make("div", "tokens");
-    const head = completion.gap ? 700 : Infinity; // as completions.py cuts
-    completion.pieces.forEach((piece, i) => {
-      if (i === head) line.append(make("span", "mark", ` … ${completion.gap} tokens left out … `));
-      for (const [, first, last] of completion.rewinds.filter(([at]) => at === i)) {
-        line.append(make("span", "mark", ` ↶ tokens ${first} to ${last} are not read from here on `));
-      }
+    return completion.pieces.map((piece, i) => {
       const policy = versions.slice(0, i).findLast((version) => version !== null);
       const newer = versions[i] !== null && policy !== undefined && versions[i] !== policy;
-      const element = make("span", versions[i] === null ? "environment" : newer ? "newer" : "");
+      const element = make("span", newer ? "newer" : "");
       element.textContent = piece === "" ? "·" : piece.replaceAll("\n", "⏎\n");
-      const token = {
-        element, piece, completion: number + 1, place: i + 1 + (i >= head ? completion.gap : 0),
+      element.dataset.token = String(tokens.length + i);
+      return {
+        element, piece, completion: number + 1, place: i + 1 + (i >= HEAD ? completion.gap : 0),
         version: versions[i], ratio: thousandth(completion.ratios[i]),
         sampler: thousandth(completion.sampler[i]),
       };
-      element.dataset.token = String(tokens.length);
-      tokens.push(token);
-      line.append(element);
     });
+  }
+
+  // In front of a token: that some are left out, and that the context goes back.
+  function marks(completion, i) {
+    const texts = completion.gap && i === HEAD ? [`… ${completion.gap} tokens left out …`] : [];
+    for (const [, first, last] of completion.rewinds.filter(([at]) => at === i)) {
+      texts.push(`↶ tokens ${first} to ${last} are not read from here on`);
+    }
+    return texts.map((text) => make("span", "mark", ` ${text} `));
+  }
+
+  function oneRun(completion, written) {
+    const line = make("div", "tokens");
+    written.forEach((token, i) => line.append(...marks(completion, i), token.element));
     return line;
+  }
+
+  // Blocks as episodes.py makes them.
+  function conversation(completion, written) {
+    const talk = make("div", "talk");
+    let at = 0;
+    for (const block of completion.blocks) {
+      const first = at;
+      at += block.parts.reduce((sum, [count]) => sum + count, 0);
+      talk.append(...marks(completion, first), turn(block, written.slice(first, at)));
+    }
+    talk.append(end(completion));
+    return talk;
+  }
+
+  function turn(block, written) {
+    const line = make("div", "tokens"), elements = written.map((token) => token.element);
+    for (const [count, isCall] of block.parts) {
+      const place = isCall ? line.appendChild(make("div", "call")) : line;
+      place.append(...elements.splice(0, count));
+    }
+    const isBrief = line.textContent.length < 16 && !line.querySelector(".call");
+    const css = `turn${block.policy ? " policy" : ""}${isBrief ? " brief" : ""}`;
+    const section = make("section", css);
+    section.append(author(block, written), line);
+    return section;
+  }
+
+  function author(block, written) {
+    const words = [block.policy ? "policy" : "environment"];
+    if (block.turn !== null) words.push(`turn ${block.turn}`);
+    if (block.continued) words.push("continued");
+    if (block.policy) words.push(versionsOf(written.map((token) => token.version)));
+    const heading = make("h3", "", words.join(", "));
+    if (block.reward !== null) {
+      const css = block.reward > 0 ? "good" : block.reward < 0 ? "bad" : "";
+      heading.append(" ", make("span", css, `reward ${format(block.reward)}`));
+    }
+    return heading;
+  }
+
+  function end(completion) {
+    const { turns } = completion;
+    const after = turns ? ` after ${turns} turn${turns > 1 ? "s" : ""}` : "";
+    const why = ENDS[completion.ended] || completion.ended || "not known why";
+    const line = make("p", "end", `Ended${after}: `);
+    line.append(make("span", completion.ended === "failed" ? "bad" : "", why));
+    line.append(", ", rewardOf(completion.reward));
+    return line;
+  }
+
+  function versionsOf(versions) {
+    const used = [...new Set(versions)].filter((version) => version !== null);
+    return `version${used.length > 1 ? "s" : ""} ${used.join(", ")}`;
+  }
+
+  function rewardOf(reward) {
+    const css = reward === 1 ? "good" : reward <= 0 ? "bad" : "";
+    return make("span", css, `reward ${reward === null ? "unknown" : format(reward)}`);
+  }
+
+  // The token closest to a click or a finger among those of the same text.
+  function closest({ target, clientX: x, clientY: y }) {
+    const elements = [...target.closest(".tokens")?.querySelectorAll("[data-token]") ?? []];
+    const distances = elements.map((element) => {
+      const { left, right, top, bottom } = element.getBoundingClientRect();
+      return Math.hypot(Math.max(left - x, 0, x - right), Math.max(top - y, 0, y - bottom));
+    });
+    return elements[distances.indexOf(Math.min(...distances))];
+  }
+
+  function step(way) {
+    choose(Math.min(Math.max(chosen + way, 0), tokens.length - 1), true);
   }
 
   function thousandth(value) {
@@ -86,17 +167,11 @@
 
   function about(completion, number) {
     const row = make("div", "about");
-    const reward = completion.reward;
-    const css = reward === 1 ? "good" : reward <= 0 ? "bad" : "";
-    row.append(make("span", "", `${number + 1}`));
-    row.append(make("span", css, `reward ${reward === null ? "unknown" : format(reward)}`));
+    row.append(make("span", "", `${number + 1}`), rewardOf(completion.reward));
     if (completion.tokens !== null) row.append(make("span", "", `${completion.tokens} tokens`));
-    const ends = { turns: "out of turns", tokens: "out of tokens", failed: "environment failed" };
-    if (completion.ended) row.append(make("span", "", ends[completion.ended] || completion.ended));
+    if (completion.ended) row.append(make("span", "", ENDS[completion.ended] || completion.ended));
     else if (completion.finished === false) row.append(make("span", "bad", "cut at the limit"));
-    const used = [...new Set(completion.versions.map(([version]) => version))]
-      .filter((version) => version !== null);
-    row.append(make("span", "", `version ${used.join(", ")}`));
+    row.append(make("span", "", versionsOf(completion.versions.map(([version]) => version))));
     if (completion.ratios.length && !completion.gap) {
       const sum = completion.ratios.reduce((a, b) => a + b, 0) / 1000;
       row.append(make("span", "", `log-ratio ${nats(sum)}`));
@@ -132,9 +207,6 @@
       }
     }
     scale.append(make("span", "", "│ newer weights from here on"));
-    if (tokens.some((token) => token.version === null)) {
-      scale.append(make("span", "environment", "the environment"));
-    }
   }
 
   function repaint() {
@@ -156,7 +228,10 @@
     find("prompt").textContent = group.prompt;
     list.replaceChildren(...group.completions.map((completion, i) => {
       const article = make("article", "completion");
-      article.append(about(completion, i), tokensOf(completion, i));
+      const written = tokensOf(completion, i);
+      tokens.push(...written);
+      const show = completion.blocks.length ? conversation : oneRun;
+      article.append(about(completion, i), show(completion, written));
       return article;
     }));
     choose(-1);
@@ -167,19 +242,23 @@
   at.addEventListener("input", () => go(Number(at.value)));
   find("earlier").addEventListener("click", () => go(shown - 1));
   find("later").addEventListener("click", () => go(shown + 1));
+  find("before").addEventListener("click", () => step(-1));
+  find("after").addEventListener("click", () => step(1));
   colour.addEventListener("change", repaint);
   list.addEventListener("pointerover", (event) => {
-    if (event.target.dataset.token) choose(Number(event.target.dataset.token));
+    const number = event.target.dataset.token;
+    if (number && event.pointerType !== "touch") choose(Number(number));
   });
   list.addEventListener("click", (event) => {
-    if (event.target.dataset.token) choose(Number(event.target.dataset.token));
+    const token = event.target.dataset.token ? event.target : closest(event);
+    if (token) choose(Number(token.dataset.token));
   });
   browser.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target === colour) return;
     const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (way === undefined) return;
     event.preventDefault();
-    if (event.shiftKey) choose(Math.min(Math.max(chosen + way, 0), tokens.length - 1), true);
+    if (event.shiftKey) step(way);
     else go(shown + way);
   });
   go(groups.length - 1);

@@ -212,11 +212,13 @@ _BROWSER = """
 <option value=version>version</option>
 <option value=sampler>sampler's log-probability</option>
 </select></label></div>
-<p class=soft>Keys: <kbd>←</kbd> <kbd>→</kbd> other step,
+<p class="soft keyboard">Keys: <kbd>←</kbd> <kbd>→</kbd> other step,
 <kbd>Shift</kbd> with them: other token.</p>
 <div id=scale class=scale></div>
 <pre id=prompt></pre>
-<p id=token class=token role=status></p>
 <div id=list></div>
+<div class="bar details"><p id=token role=status></p>
+<button id=before type=button aria-label="token before">◀</button>
+<button id=after type=button aria-label="token after">▶</button></div>
 </div><noscript><p>Completions need JavaScript.</p></noscript>
 """
