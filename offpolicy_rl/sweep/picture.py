@@ -10,6 +10,7 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 _MAX_PLACES = 12  # values of a horizontal axis with equal distances and lines between points
+_LEGEND_CHARACTERS = 150  # in a line of it
 _MIN_SPAN = 0.1  # of an axis of scores; less would enlarge noise
 
 
@@ -26,7 +27,8 @@ def draw(rows: results.Rows, x: str, series: list[str], pooled: list[str]) -> "F
   placed = not numeric or len(values) <= _MAX_PLACES
   lines: dict[str, results.Rows] = {}
   for row in rows:
-    label = ", ".join(_label(key, row["settings"][key]) for key in series)
+    told = {key: row["settings"][key] for key in series}
+    label = ", ".join(_label(key, value) for key, value in told.items() if value is not None)
     lines.setdefault(label, []).append(row)
   figure, [axes] = plots.panels(1, len(results.SCORES), (13, 4.6))
   for name, axis in zip(results.SCORES, axes, strict=True):
@@ -42,7 +44,7 @@ def draw(rows: results.Rows, x: str, series: list[str], pooled: list[str]) -> "F
     axis.set_xlabel("lag, in updates" if x == "lag.max_lag" else short(x))
   if len(lines) > 1:
     handles, labels = axes[0].get_legend_handles_labels()
-    columns = min(len(lines), 6)
+    columns = max(1, min(len(lines), 6, _LEGEND_CHARACTERS // (max(map(len, lines)) + 6)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
   over = f"; means over {' and '.join(map(short, pooled))}, 95 % intervals" if pooled else ""
   enough = f" where there are {plots.MIN_RUNS} or more" if pooled else ""
