@@ -7,6 +7,7 @@ import json
 import time
 import types as plain_types
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from offpolicy_rl import types
 from offpolicy_rl.environments import episodes
 from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.replay import replies
-from offpolicy_rl.sampler import engine, sizing
+from offpolicy_rl.sampler import engine, generation, sizing
 from tests.params import some
 from tests.sampler import engine_test
 from tests.sampler.engine_test import (
@@ -98,11 +99,11 @@ class Handle:
     return self.played is other.played
 
 
-def make_engine(delay=lambda: 0, **changes) -> engine.Engine:
+def make_engine(delay=lambda: 0, kind=engine.Engine, **changes) -> engine.Engine:
   world = Processes(delay)
   played = episodes.Episodes(lambda: world, words, LIMITS, seed=0)
   sizes = sizing.Sizes(**SIZES | changes)
-  return engine.Engine(CONFIG, sizes, stops=STOPS, seed=0, episodes=played)
+  return kind(CONFIG, sizes, stops=STOPS, seed=0, episodes=played)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,51 @@ def test_logprobs_are_those_of_a_forward_pass_over_the_whole_episode(expected):
       assert t.sampled[-1] and t.tokens.size <= 11
       turns += len(t.turn_rewards)
   assert turns > 40
+
+
+class Recording(engine.Engine):
+  """Keeps the places that are prefilled, by row: ticket and completion, or ticket alone."""
+
+  def _write_next(self, params, rows, shape):
+    before = [(row, row.cached) for row in rows]
+    super()._write_next(params, rows, shape)
+    for row, first in before:
+      name = (row.group.ticket.ticket_id, row.index) if hasattr(row, "group") else None
+      self.written.setdefault(name, []).extend(range(first, row.cached))
+
+
+class Forgetful(Recording):
+  """Computes the history again in each turn."""
+
+  def _wait(self, completion, episode, span):
+    super()._wait(completion, episode, span)
+    completion.cached = 0
+
+
+@pytest.mark.parametrize(("kind", "is_computed_again"), [(Recording, False), (Forgetful, True)])
+def test_only_what_is_new_is_prefilled(kind, is_computed_again):
+  made, tickets = make_engine(kind=kind), [ticket(i) for i in range(9)]
+  made.written = {}
+  again = 0
+  for asked, group in zip(tickets, made.generate(ending(), 0, tickets), strict=True):
+    for i, t in enumerate(group):
+      places = made.written.pop((asked.ticket_id, i), [])
+      own = [place - len(asked.prompt_tokens) for place in places]
+      # The last token of a turn is computed with what the environment said behind it.
+      inside = [k for k in own if k >= 0 and t.sampled[k] and t.sampled[k + 1]]
+      again += len(inside) + len(places) - len(set(places))
+  assert (again > 0) == is_computed_again
+
+
+def test_the_first_turn_has_the_key_that_completions_of_one_turn_always_had():
+  """So recorded runs of earlier releases can be repeated."""
+  key = jax.random.key(5)
+  for number in (0, 7, 2):
+    key = jax.random.fold_in(key, number)
+  asked = dataclasses.replace(ticket(7), kind=types.TRAIN)
+  found = [generation._key(5, np.array(generation.key_numbers(asked, 2, n))) for n in range(3)]
+  data = [jax.random.key_data(x).tolist() for x in (key, *found)]
+  assert data[0] == data[1] and data[1] not in data[2:] and data[2] != data[3]
 
 
 def test_what_the_environment_says_follows_from_what_the_policy_said(expected):
