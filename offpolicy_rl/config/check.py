@@ -325,6 +325,12 @@ def warnings(config: config_dict.ConfigDict) -> list[str]:
     )
   lines += _unused_keys(config, objective)
   lines.append(_inert_ratio(objective, reduction_setting(config)))
+  if objective.fn == "optimal_baseline" and not config.learner.ess_target:
+    lines.append(
+      f"learner.ess_target: got {config.learner.ess_target!r}, so the step size is fixed: "
+      f"objective.name = {objective.name} is meant with one that falls with the effective sample "
+      "size, learner.ess_target = 1"
+    )
   if objective.fn == "regression" and objective.advantage in group_regime.BASELINES:
     lines.append(
       group_regime.regime_warning(

@@ -29,7 +29,8 @@ def group_ratio_clip(
   """s = p / E[q] [N, 1], but 0 where PPO's clip of s to [1 - clip_low, 1 + clip_high] acts.
 
   p and q = geometric means of the probabilities of a row's tokens under the policy and the anchor;
-  E[q] = sum q^2 / sum q over the rows of the group, the mean of q under q: GEPO, arXiv 2508.17850.
+  E[q] = sum q^2 / sum q over the rows of the group, the mean of q under q: GEPO, arXiv 2508.17850,
+  as in the authors' code.
   As s is no ratio of two policies, it is not 1 where they are the same.
   """
   groups, valid = masked.renumbered(group_ids), jnp.any(loss_mask, -1)

@@ -50,7 +50,7 @@ ARGUMENTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "directional": ("clip_low", "clip_high"),
     "gamma": ("gamma_power_high", "gamma_rate_high", "gamma_power_low", "gamma_rate_low"),
     "variation_filter": ("variation_max",),
-    "veto": ("weight_low", "weight_high"),
+    "veto": ("weight_low",),
     "group_ratio_clip": ("clip_low", "clip_high"),
     "second_moment": ("moment_max", "moment_directional"),
     "balanced_clip": ("clip_low", "clip_high", "clip_low_end", "clip_high_end", "positive_share"),

@@ -219,16 +219,21 @@ _WITHOUT_CLIP = (
     "-sg[M pi / mu] (r - rbar) lp; M = 0 where A (pi / mu - 1) > 0 in completions with "
     "mean |pi / mu - 1| / 2 > 0.1",
     "Align and filter: asynchronous on-policy RL (VACO), arXiv 2603.01365",
-    "not checked against the paper's text or code, which were not at hand: rule and bound follow "
-    "summaries of it; its V-trace advantages have no counterpart where a completion is one action",
+    "an approximation: the paper's equations were not read. The rule is that of a co-author's code "
+    "(allenai/open-instruct, pull request 1681, which also caps pi / mu at 2 and has no default "
+    "bound), delta = 0.2 is from the paper's reviews; whether it bounds mean |pi / mu - 1|, as "
+    "here, or half of that, over a completion, as here, or the batch, is open. Its V-trace "
+    "advantages have no counterpart where a completion is one action",
   ),
   preset(
     "gepo",
-    dict(fn="policy_gradient", advantage="std", weight="group_ratio_clip", aggregation="seq_mean"),
-    "-min(s A, C[0.8, 1.2](s) A), s = p(y) / E[q], p and q the geometric means of the tokens' "
-    "probabilities under pi and mu, E[q] = sum q^2 / sum q over the group",
+    dict(fn="policy_gradient", weight="group_ratio_clip", aggregation="seq_mean"),
+    "-min(s A, C[0.8, 1.2](s) A), A = r - rbar, s = p(y) / E[q], p and q the geometric means of "
+    "the tokens' probabilities under pi and mu, E[q] = sum q^2 / sum q over the group",
     "Group expectation policy optimization (GEPO), arXiv 2508.17850",
-    "as the gradient of that, written with a weight; the band is PPO's usual one",
+    "as the gradient of that, written with a weight; compared with the authors' code "
+    "(HanlardResearch/HeteroRL_GEPO, fac6e3f), whose scripts leave the band at TRL's 0.2 and add "
+    "0.005 of a KL to mu, which is not here; the paper's formula has no clip",
   ),
   preset(
     "m2po",

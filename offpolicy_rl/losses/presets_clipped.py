@@ -69,16 +69,17 @@ CLIPPED = (
       fn="ppo_clip",
       advantage="std",
       weight="veto",
-      weight_low=0.1,
-      weight_high=10.0,
-      clip_low=0.5,
-      clip_high=1.0,
+      weight_low=1e-4,
+      clip_low=1.0,
+      clip_high=4.0,
       aggregation="seq_mean",
     ),
-    "-V min(r A, C[0.5, 2](r) A); V = 0 behind a row's first r outside [0.1, 10] if A < 0",
+    "-V min(r A, C[0, 5](r) A); V = 0 behind a row's first r < 1e-4 if A < 0",
     "How off-policy can GRPO be? (mu-GRPO), arXiv 2605.17570",
-    "only the abstract was at hand, which has the wider clip and the veto but neither the bounds "
-    "nor what triggers the veto: these are examples",
+    "an approximation: the paper's equations were not read, and its code is not out. The rule, the "
+    "clip and, in an example, the 1e-4 are those of the authors' page, "
+    "https://benjamint2048.github.io/mu-grpo-project-page; the mean over tokens is GRPO's, in "
+    "whose denominator vetoed tokens stay",
   ),
   preset(
     "decoupled_ppo",

@@ -100,16 +100,13 @@ def variation_filter(
 
 
 def veto(
-  anchor_log_ratio: Array,
-  advantages: Array,
-  loss_mask: Array,
-  *,
-  weight_low: float = 0.0,
-  weight_high: float = inf,
+  anchor_log_ratio: Array, advantages: Array, loss_mask: Array, *, weight_low: float = 0.0
 ) -> Array:
-  """1, but 0 behind a row's first rho outside the bounds if A < 0: mu-GRPO, arXiv 2605.17570."""
-  ratio = ratios.exp(anchor_log_ratio)
-  trigger = loss_mask & ((ratio < weight_low) | (ratio > weight_high))
+  """1, but 0 behind a row's first rho below weight_low if A < 0: mu-GRPO, arXiv 2605.17570.
+
+  Behind a token that the policy has all but given up it would not come to the rest of the row.
+  """
+  trigger = loss_mask & (ratios.exp(anchor_log_ratio) < weight_low)
   behind = jnp.cumsum(trigger, axis=-1) > trigger
   return jnp.where(behind & (advantages[:, None] < 0), 0.0, 1.0)
 

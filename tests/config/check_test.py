@@ -321,6 +321,17 @@ def test_a_key_that_no_chosen_function_takes_is_named(tiny_config):
   assert not any("objective.clip_low" in line for line in config_lib.warnings(tiny_config))
 
 
+def test_a_fixed_step_size_beside_the_optimal_baseline_gets_a_warning(tiny_config):
+  config_lib.override(tiny_config, [("objective.name", "vcpo")])
+  config_lib.validate(tiny_config)
+  [line] = config_lib.warnings(tiny_config)
+  assert line.startswith("learner.ess_target: got 0.0, so the step size is fixed: objective.name")
+  config_lib.override(tiny_config, [("learner.ess_target", "0.5")])
+  assert not config_lib.warnings(tiny_config)
+  config_lib.override(tiny_config, [("learner.ess_target", "0"), ("objective.name", "max_rl")])
+  assert not config_lib.warnings(tiny_config)
+
+
 PLAYED = {"sums": 1, "chain_sum": {"rate": 1, "environment": "m:C"}}
 
 

@@ -94,8 +94,8 @@ def variation_filter(c, b, n, t, a):
 
 def veto(c, b, n, t, a):
   before = [token(b, n, s) for s in b.tokens[n] if s < t]
-  inside = all(c.weight_low <= rho <= c.weight_high for rho in before)
-  return 1.0 if inside or a[n] >= 0 else 0.0
+  reached = all(rho >= c.weight_low for rho in before)
+  return 1.0 if reached or a[n] >= 0 else 0.0
 
 
 def group_ratio_clip(c, b, n, t, a):
