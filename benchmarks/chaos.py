@@ -28,7 +28,7 @@ import time
 
 import numpy as np
 
-from benchmarks import chaos_faults
+from benchmarks import chaos_faults, chaos_world
 from offpolicy_rl.observe import metrics
 from offpolicy_rl.replay import replies, schedule
 
@@ -48,17 +48,6 @@ SETTINGS = [
   "--config.sampler.grace_seconds=2",
   "--config.transport.reconnect_seconds=120",
 ]
-WORLD = [
-  "--config.task.name=offpolicy_rl.environments.guess:guess_the_number",
-  "--config.environment.name=benchmarks.chaos_world:Unruly",
-  "--config.environment.max_turns=3",
-  "--config.environment.max_turn_tokens=2",
-  "--config.environment.seconds=5",
-  "--config.environment.memory_mb=512",
-  "--config.task.max_prompt_tokens=5",
-  "--config.task.max_completion_tokens=9",
-  "--config.warm_start.steps=0",
-]
 STALLED_SECONDS = 120.0
 MOST_GROWTH = 1.2  # of the memory of all processes, from a run's first half to its second
 _ACCEPTED = re.compile(r"(train/\d+/\d+) ([0-9a-f]{16}): accepted")
@@ -75,10 +64,12 @@ class Run:
     self.logs.mkdir()
     self.proxy = chaos_faults.Proxy(random.Random(draw.random()))  # its own: threads share it
     self.clock = folder / "hook" / "clock"
+    self.world_faults = folder / "world_faults.txt"
     self.env = os.environ | chaos_faults.write_clock_hook(folder / "hook")
+    self.env |= {chaos_world.FILE: str(self.world_faults)}
     self.arguments = [
       *SETTINGS,
-      *(WORLD if world else ()),
+      *(chaos_world.SETTINGS if world else ()),
       f"--config.lag.mode={mode}",
       f"--config.learner.steps={steps}",
       f"--run_dir={self.run_dir}",
@@ -376,6 +367,7 @@ def study(
     done = disturb(run, faults=faults, draw=draw, say=say)
     found = audit(run, mode=mode, steps=steps, reference=same)
     ended = episodes(run.run_dir) if world else {}
+    met = collections.Counter(run.world_faults.read_text().split()) if world else {}
   finally:
     run.end()
     run.disk.close()
@@ -386,6 +378,7 @@ def study(
     "steps": steps,
     "samplers": samplers,
     "faults": dict(sorted(done.items())),
+    "world_faults": dict(sorted(met.items())),
     "processes_started": dict(sorted(run.starts.items())),
     "episodes": ended,
     "megabytes": {"first": round(run.megabytes[0]), "most": round(max(run.megabytes))},
@@ -436,7 +429,7 @@ def main() -> int:
   name = f"chaos_{arguments.mode}" + "_world" * arguments.world
   if arguments.faults >= 100:
     (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-  for title in ("faults", "processes_started", "episodes", "megabytes", "audit"):
+  for title in ("faults", "world_faults", "processes_started", "episodes", "megabytes", "audit"):
     print(f"\n{title.replace('_', ' ')}")
     for key, value in report[title].items():
       print(f"  {value:6d}  {key.replace('_', ' ')}")

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks import chaos, chaos_faults
+from benchmarks import chaos, chaos_faults, chaos_world
 from tests import run_system
 
 
@@ -30,9 +30,11 @@ def test_nothing_is_lost_doubled_or_bent_by_faults(report):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_an_environment_that_does_everything_wrong_costs_its_own_episodes_only(tmp_path):
-  report = chaos.study(faults=2, seed=4, mode="fixed", samplers=2, world=True, folder=tmp_path)
+@pytest.mark.parametrize("mode", ["fixed", "async"])
+def test_an_environment_that_does_everything_wrong_costs_its_own_episodes_only(tmp_path, mode):
+  report = chaos.study(faults=2, seed=4, mode=mode, samplers=2, world=True, folder=tmp_path)
   assert chaos.passed(report), report
+  assert report["world_faults"].keys() == chaos_world.FAULTS.keys()
   assert report["episodes"]["failed"] > 10 and report["episodes"]["done"] > 20
 
 
