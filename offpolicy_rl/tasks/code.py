@@ -6,10 +6,11 @@ The answer data hold the tests, an object or a text with its JSON:
     {"inputs": [[1, 2]], "outputs": [3], "fn_name": "add"}      a function, or a method of Solution
     {"assertions": ["assert add(1, 2) == 3"], "setup": ""}      statements about functions
 
-The first two are the forms of APPS, TACO and LiveCodeBench. A list of assertions, as MBPP has it,
-is the third. There, names that nobody else defines are those of the program, and `fn_name`, too.
-Outputs are compared here and assertions run in a sandbox of their own, so that a program can't see
-what is expected, nor say that it was right.
+The first two are the forms of APPS and TACO. A list of objects with input, output and testtype, as
+LiveCodeBench has it, is one of these; for testtype functional it stands beside fn_name as "tests".
+A list of assertions, as MBPP has it, is the third. There, names that nobody else defines are those
+of the program, and `fn_name`, too. Outputs are compared here and assertions run in a sandbox of
+their own, so that a program can't see what is expected, nor say that it was right.
 """
 
 import decimal
@@ -80,7 +81,10 @@ def limits(cpu_seconds: float = _SECONDS) -> outcomes.Limits:
 def tests_of(data: Any) -> Tests:
   """The tests in answer data; ValueError names what is wrong with them."""
   data = json.loads(data) if isinstance(data, str) else data
-  data = {"assertions": data} if isinstance(data, list) else data
+  if isinstance(data, list):
+    data = {"tests" if data and isinstance(data[0], dict) else "assertions": data}
+  if isinstance(data, dict) and "tests" in data:
+    data = data | _columns(data["tests"], data.get("fn_name"))
   if not isinstance(data, dict):
     raise ValueError(f"tests: got {data!r:.60}, expected an object")
   function, setup = (data.get(name) or "" for name in ("fn_name", "setup"))
@@ -114,6 +118,21 @@ def why_unusable(answer: str, demonstration: str = "") -> str | None:
     return None
   fails = demonstration and code(demonstration, answer) != 1.0
   return "its demonstration does not pass its tests" if fails else None
+
+
+def _columns(cases: Any, function: Any) -> dict[str, list]:
+  """Inputs and outputs of cases as LiveCodeBench has them."""
+  cases = json.loads(cases) if isinstance(cases, str) else cases
+  kind = "functional" if function else "stdin"
+  if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
+    raise ValueError(f"tests: got {cases!r:.60}, expected a list of objects")
+  for case in cases:
+    if not case.keys() >= {"input", "output"} or case.get("testtype", kind) != kind:
+      beside = "beside" if function else "without"
+      raise ValueError(
+        f"tests: got {case!r:.60}, expected input, output and testtype {kind}, {beside} fn_name"
+      )
+  return {name: [case[name[:-1]] for case in cases] for name in ("inputs", "outputs")}
 
 
 def _statements(given: Any, function: str) -> str:

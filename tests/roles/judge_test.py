@@ -53,7 +53,7 @@ def test_a_scorer_is_made_with_a_judge_only_where_there_is_one(tiny_config, monk
 
 @pytest.mark.long
 def test_a_run_is_trained_by_a_judge_and_logs_each_part(tiny_config, tmp_path, serve):
-  """Half of the calls fail for good, which is counted, and the rest have a reward of 0.875."""
+  """No question is asked twice."""
   stub = serve(said(json.dumps(GOOD)))
   config = system.small(asks(tiny_config, stub.url), lag__mode="fixed", lag__max_lag=1)
   config.learner.steps, config.judge.retries = 3, 0

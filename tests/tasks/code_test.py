@@ -19,6 +19,8 @@ RIGHT = {
   "calls": "def add(a, b): return a + b",
   "assertions": "def add(a, b): return a + b",
 }
+# As LiveCodeBench has them.
+FUNCTIONAL = [{"input": "[1]\n[2]", "output": "[1, 2]", "testtype": "functional"}]
 
 
 def no_sandbox():
@@ -57,6 +59,8 @@ def test_a_right_program_is_right_and_a_wrong_one_is_wrong(form):
     ("def f(x): return 0.1 + 0.2", {"inputs": [[0]], "outputs": [0.3], "fn_name": "f"}),
     ("def f(a, b): return a + b", {"inputs": ["[1]\n[2]"], "outputs": ["[1, 2]"], "fn_name": "f"}),
     ("print(input())", {"inputs": [["a", "b"]], "outputs": [["a"]]}),
+    ("print(input())", [{"input": "a\nb\n", "output": "a\n", "testtype": "stdin"}]),
+    ("def f(a, b): return a + b", {"tests": json.dumps(FUNCTIONAL), "fn_name": "f"}),
     (
       "import collections\ndef f(x): return collections.Counter(x)",
       ["assert f('aab') == {'a': 2, 'b': 1}"],
@@ -147,6 +151,9 @@ def test_comparing_what_is_printed(printed, expected, same):
     ({"inputs": ["1"], "outputs": []}, "got 1 inputs and 0 outputs"),
     ({"inputs": [1], "outputs": ["1"]}, "inputs: got 1, expected a text or a list of lines"),
     ({"inputs": [1], "outputs": [1], "fn_name": "f"}, "inputs: got 1, expected a list"),
+    ([{"input": "1"}], "tests: got {'input': '1'}, expected input, output and testtype stdin"),
+    (FUNCTIONAL, "expected input, output and testtype stdin, without fn_name"),
+    ({"tests": ["1"], "fn_name": "f"}, "tests: got ['1'], expected a list of objects"),
     ({"assertions": []}, "assertions: got '', expected some about a function"),
     ({"assertions": ["assert 1 == 1"]}, "expected some about a function"),
     ({"assertions": ["assert f("]}, "assertions: "),
