@@ -80,13 +80,7 @@ def limits(cpu_seconds: float = _SECONDS) -> outcomes.Limits:
 
 def tests_of(data: Any) -> Tests:
   """The tests in answer data; ValueError names what is wrong with them."""
-  data = json.loads(data) if isinstance(data, str) else data
-  if isinstance(data, list):
-    data = {"tests" if data and isinstance(data[0], dict) else "assertions": data}
-  if isinstance(data, dict) and "tests" in data:
-    data = data | _columns(data["tests"], data.get("fn_name"))
-  if not isinstance(data, dict):
-    raise ValueError(f"tests: got {data!r:.60}, expected an object")
+  data = _object_of(json.loads(data) if isinstance(data, str) else data)
   function, setup = (data.get(name) or "" for name in ("fn_name", "setup"))
   for name, text in (("fn_name", function), ("setup", setup)):
     if not isinstance(text, str):
@@ -118,6 +112,15 @@ def why_unusable(answer: str, demonstration: str = "") -> str | None:
     return None
   fails = demonstration and code(demonstration, answer) != 1.0
   return "its demonstration does not pass its tests" if fails else None
+
+
+def _object_of(data: Any) -> dict[str, Any]:
+  """The tests as an object with columns, or with assertions."""
+  if isinstance(data, list):
+    data = {"tests" if data and isinstance(data[0], dict) else "assertions": data}
+  if not isinstance(data, dict):
+    raise ValueError(f"tests: got {data!r:.60}, expected an object")
+  return data | _columns(data["tests"], data.get("fn_name")) if "tests" in data else data
 
 
 def _columns(cases: Any, function: Any) -> dict[str, list]:
