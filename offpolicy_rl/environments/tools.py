@@ -22,7 +22,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from offpolicy_rl.environments.environment import Turn
@@ -50,6 +50,14 @@ class Format(NamedTuple):
   parse: Callable[[str], list[Call]]  # [] = the text has no call; raises MalformedCall
   role: str  # of the messages with results
   result: str = "{}"  # how a result is put into its message
+
+  def told(self, results: Iterable[str], role: str = "") -> list[str]:
+    """Texts of the messages with results: one each, or one for all if it is the user's.
+
+    Some templates take no two messages of the user in a row. `role`: "" = that of the format.
+    """
+    texts = [self.result.format(result) for result in results]
+    return ["\n".join(texts)] if (role or self.role) == "user" else texts
 
 
 # ---------------------------------------------------------------- what is called
@@ -301,7 +309,7 @@ class ToolEnvironment:
       return Turn(form.result.format(f"error: {error}"), role=role)
     if not calls:
       return Turn(reward=self.judge(action), done=True)
-    first, *more = (form.result.format(self._result(call)) for call in calls)
+    first, *more = form.told(map(self._result, calls), role)
     return Turn(first, role=role, more=tuple(more))
 
   def _result(self, call: Call) -> str:

@@ -201,6 +201,8 @@ def test_gemma_reads_results_as_the_users():
   played.reset('""', 0)
   said = played.step("```tool_code\ndivide(a=1, b=2)\n```")
   assert said == Turn("```tool_output\n0.5\n```", role="user")
+  said = played.step("[divide(a=1, b=2), divide(a=1, b=1)]")  # its template takes turns strictly
+  assert said == Turn("```tool_output\n0.5\n```\n```tool_output\n1.0\n```", role="user")
 
 
 def test_the_roles_of_its_answers_are_known_before_it_plays():
