@@ -183,6 +183,7 @@ def test_an_episode_is_what_the_template_writes_of_its_conversation(episodes_of)
     assert whole.startswith(read) and whole[len(read) :].strip() in ("", words.special[words.eos])
     assert t.turn_rewards == tuple(answer.reward for _, answer in told)
     assert t.reward == sum(t.turn_rewards)
+    assert t.ended in (types.DONE, types.TURN_LIMIT)  # so none has failed
     assert [answer.done for _, answer in told] == [False] * (len(told) - 1) + [t.ended == "done"]
     seen |= {word for _, answer in told[:-1] for word in WHYS if word in answer.text}
     rewards.add(t.reward)
