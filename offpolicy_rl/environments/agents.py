@@ -19,11 +19,12 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import itertools
 import json
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
@@ -34,6 +35,9 @@ from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.tasks import sources
 
 _OVER = "the episode is over"
+# Fields of a request that say how to sample, as agents name them, -> as they are read.
+_SAMPLING = {name: name for name in ("temperature", "top_p", "seed", "max_tokens", "stop")}
+_SAMPLING |= {"max_completion_tokens": "max_tokens"}
 
 
 class Problem(NamedTuple):
@@ -52,7 +56,11 @@ class Opens(Protocol):
 
 
 def agent(
-  harness: FunctionType | None = None, *, form: str = "hermes", offers: Sequence[FunctionType] = ()
+  harness: FunctionType | None = None,
+  *,
+  form: str = "hermes",
+  offers: Sequence[FunctionType] = (),
+  ignores: Sequence[str] = (),
 ) -> Any:
   """Makes an environment of a function (base_url, problem, seed) -> reward; also a decorator.
 
@@ -60,14 +68,23 @@ def agent(
     harness: called once per episode, in a thread of a worker process; may be a coroutine function.
     form: of tool calls, one of `tools.FORMATS`.
     offers: functions whose schemas (`tools.describe`) the requests offer as tools, for the prompt.
+    ignores: fields of requests that say how to sample, e.g. temperature, and have no effect. Others
+      are refused, as the run decides; max_tokens and max_completion_tokens are one.
+
+  Raises:
+    ValueError: there is no such form, or a field says something else.
   """
   if harness is None:
-    return functools.partial(agent, form=form, offers=offers)
+    return functools.partial(agent, form=form, offers=offers, ignores=ignores)
   if form not in tools.FORMATS:
     raise ValueError(f"form: got {form!r}, expected one of {', '.join(tools.FORMATS)}")
+  for name in ignores:
+    if name not in _SAMPLING:
+      raise ValueError(f"ignores: got {name!r:.60}, expected some of {', '.join(_SAMPLING)}")
   named: dict[str, Any] = dict(
     harness=staticmethod(harness), form=tools.FORMATS[form], tools=tuple(offers)
   )
+  named |= dict(ignores=frozenset(_SAMPLING[name] for name in ignores))
   named |= dict(__doc__=harness.__doc__, __module__=harness.__module__)
   return environment.environment(type(harness.__name__, (_Agent,), named))
 
@@ -95,6 +112,7 @@ class _Agent:
   harness: Callable[[str, Problem, int], Any]
   form: tools.Format
   tools: Sequence[FunctionType]
+  ignores: frozenset[str]  # fields of requests
 
   def reset(self, problem: str, seed: int) -> Turn:
     """Starts the harness; its first request begins the episode."""
@@ -143,7 +161,7 @@ class _Agent:
 
   def ask(self, request: ChatRequest) -> list[responses.Part]:
     """Answers a request of the harness: waits for the policy's turn."""
-    _check_fields(request)
+    _check_fields(request, self.ignores)
     if not self._asking.acquire(blocking=False):
       raise RequestError("another request of this episode is waiting, expected one at a time")
     try:
@@ -187,7 +205,7 @@ class _Agent:
     return self._rewritten(request)
 
   def _continuation(self, request: ChatRequest) -> Turn:
-    new = [self._as_template(message) for message in request.messages[len(self._history) :]]
+    new = self._as_template(request.messages[len(self._history) :])
     first, *more = [message["content"] for message in new]
     logprobs = request.top_logprobs is not None
     return Turn(first, role=new[0]["role"], more=tuple(more), logprobs=logprobs)
@@ -196,19 +214,25 @@ class _Agent:
     """All that is behind the prompt; turns of the policy are numbers where they are in order."""
     said: list[dict[str, Any] | int] = []
     after = 0  # turns of the policy that are no longer looked for
-    for message in request.messages[len(self._prompt) :]:
-      turns = (i for i in range(after, len(self._answers)) if _same(message, self._answers[i]))
-      turn = next(turns, None)
-      said.append(self._as_template(message) if turn is None else turn)
-      after = after if turn is None else turn + 1
+    behind = request.messages[len(self._prompt) :]
+    for of_tools, part in itertools.groupby(behind, lambda message: message.role == "tool"):
+      if of_tools:
+        said += self._as_template(part)
+        continue
+      for message in part:
+        turns = (i for i in range(after, len(self._answers)) if _same(message, self._answers[i]))
+        turn = next(turns, None)
+        said.append(message.as_template() if turn is None else turn)
+        after = after if turn is None else turn + 1
     return Turn(history=json.dumps(said), logprobs=request.top_logprobs is not None)
 
-  def _as_template(self, message: Message) -> dict[str, Any]:
-    """A message as the chat template takes it, results of tools in the form of the model."""
-    if message.role == "tool":
-      content = self.form.result.format(message.content)
-      message = message._replace(role=self.form.role, content=content)
-    return message.as_template()
+  def _as_template(self, messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Messages of one role as the chat template takes them, results in the form of the model."""
+    messages = list(messages)
+    if messages[0].role != "tool":
+      return [message.as_template() for message in messages]
+    texts = self.form.told([message.content for message in messages])
+    return [{"role": self.form.role, "content": text} for text in texts]
 
   def _answer(
     self, request: ChatRequest, action: str, logprobs: Sequence[tuple[str, float]]
@@ -248,7 +272,7 @@ def _same(given: Message, expected: Message) -> bool:
   )
 
 
-def _check_fields(request: ChatRequest) -> None:
+def _check_fields(request: ChatRequest, ignored: Collection[str]) -> None:
   """RequestError for what the run decides, and its sampler records."""
   if request.top_logprobs:
     raise RequestError(
@@ -258,10 +282,11 @@ def _check_fields(request: ChatRequest) -> None:
   fields = dict(temperature=None, top_p=None, seed=None, max_tokens=None)
   for name, expected in (fields | dict(stop=(), n=1)).items():
     got = getattr(request, name)
-    if got != expected:
+    if got != expected and name not in ignored:
       raise RequestError(
         f"{name}: got {got!r:.60}, expected nothing: the run decides how its policy samples, by "
-        "sampler.temperature, environment.max_turn_tokens and others",
+        "sampler.temperature, environment.max_turn_tokens and others; agents.agent(ignores=...) "
+        "names fields without effect",
         param=name,
       )
 

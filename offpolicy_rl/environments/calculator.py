@@ -58,7 +58,7 @@ class Calculator(tools.ToolEnvironment):
 class PlainCalculator(Calculator):
   """The same for a model that continues text: [calculate(expression="1 + 2")], then its answer."""
 
-  format = "pythonic"
+  format, role = "pythonic", "user"
 
   def step(self, action: str) -> environment.Turn:
     """Puts "Answer:" behind the results of calls."""

@@ -22,7 +22,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from offpolicy_rl.environments.environment import Turn
@@ -50,6 +50,14 @@ class Format(NamedTuple):
   parse: Callable[[str], list[Call]]  # [] = the text has no call; raises MalformedCall
   role: str  # of the messages with results
   result: str = "{}"  # how a result is put into its message
+
+  def told(self, results: Iterable[str], role: str = "") -> list[str]:
+    """Texts of the messages with results: one each, or one for all if it is the user's.
+
+    Some templates take no two messages of the user in a row. `role`: "" = that of the format.
+    """
+    texts = [self.result.format(result) for result in results]
+    return ["\n".join(texts)] if (role or self.role) == "user" else texts
 
 
 # ---------------------------------------------------------------- what is called
@@ -254,6 +262,19 @@ FORMATS = {
 # ---------------------------------------------------------------- the environment
 
 
+def roles(made_by: Any, *, shown: bool) -> tuple[str, ...]:
+  """The roles in which an environment or agent may answer: user, and tool if it reads calls so.
+
+  `shown`: the prompts show tools.
+  """
+  form = getattr(made_by, "form", None)  # of an agent
+  if isinstance(made_by, type) and issubclass(made_by, ToolEnvironment):
+    role = made_by.role or FORMATS[made_by.format].role
+  else:
+    role = form.role if shown and isinstance(form, Format) else "user"
+  return tuple(dict.fromkeys(("user", role)))
+
+
 class ToolEnvironment:
   """An environment in which the policy calls tools until it says its answer: a turn without a call.
 
@@ -262,6 +283,7 @@ class ToolEnvironment:
 
   format = "hermes"  # of FORMATS
   tools: Sequence[types.FunctionType] = ()  # typed functions
+  role = ""  # of messages with results; "" = as the format says
   problem = ""
   seed = 0
 
@@ -278,16 +300,17 @@ class ToolEnvironment:
   def step(self, action: str) -> Turn:
     """Answers calls; judges a turn without any."""
     form = FORMATS[self.format]
+    role = self.role or form.role
     try:
       calls = form.parse(action)
       if len(calls) > MAX_CALLS:
         raise MalformedCall(f"{len(calls)} calls in one turn, at most {MAX_CALLS} are allowed")
     except MalformedCall as error:
-      return Turn(form.result.format(f"error: {error}"), role=form.role)
+      return Turn(form.result.format(f"error: {error}"), role=role)
     if not calls:
       return Turn(reward=self.judge(action), done=True)
-    first, *more = (form.result.format(self._result(call)) for call in calls)
-    return Turn(first, role=form.role, more=tuple(more))
+    first, *more = form.told(map(self._result, calls), role)
+    return Turn(first, role=role, more=tuple(more))
 
   def _result(self, call: Call) -> str:
     if call.name not in self._tools:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
-from offpolicy_rl.environments import agents, environment
+from offpolicy_rl.environments import agents, environment, tools
 from offpolicy_rl.replay import lag
 from offpolicy_rl.roles import build, teacher
 from offpolicy_rl.tasks import (
@@ -134,12 +134,24 @@ def check_start(config: ConfigDict) -> None:
     ConfigError, tokenizer.TokenizerError, families.UnsupportedModel: a run could not start.
   """
   selection, policy = config_lib.check_data(config), initial_policy(config)
-  for words in map(policy.words, config_lib.environments(config)):
-    if isinstance(words, tokenizer.Tokenizer):
-      turns.check(words, config.environment.history)
+  check_turns(config, policy)
   teacher.find(config, policy)
   check_messages(config, policy)
   check_problems(config, selection, policy)
+
+
+def check_turns(config: ConfigDict, policy: build.Policy) -> None:
+  """Raises TokenizerError if the chat template can't go on as the run's environments do."""
+  for name, key in config_lib.environments(config).items():
+    words, played = policy.words(name), None
+    if not isinstance(words, tokenizer.Tokenizer):
+      continue
+    with contextlib.suppress(ValueError):  # named later, unless nobody has to play
+      played = environment.resolve(name, key)
+    try:
+      turns.check(words, config.environment.history, tools.roles(played, shown=words.shows_tools))
+    except tokenizer.TokenizerError as error:
+      raise tokenizer.TokenizerError(f"{key}: {name}: {error}") from None
 
 
 def initial_policy(config: ConfigDict) -> build.Policy:

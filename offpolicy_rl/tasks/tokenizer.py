@@ -118,8 +118,12 @@ class Tokenizer:
 
     TokenizerError if there is no template, or it does not accept these messages.
     """
-    has_tools = self._arguments.get("tools") is not None
-    return self._template(tools=has_tools).render(messages, opened=opened)
+    return self._template(tools=self.shows_tools).render(messages, opened=opened)
+
+  @property
+  def shows_tools(self) -> bool:
+    """Whether chats are rendered with the schemas of tools."""
+    return self._arguments.get("tools") is not None
 
   def check(self) -> list[str]:
     """Renders the chat template once; returns notes on the tokenizer for people, a line each.

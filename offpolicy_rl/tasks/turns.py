@@ -13,12 +13,22 @@ from typing import Any
 
 from offpolicy_rl.tasks import thoughts
 from offpolicy_rl.tasks.special_tokens import TokenizerError
-from offpolicy_rl.tasks.tokenizer import Tokenizer
+from offpolicy_rl.tasks.tokenizer import Tokenizer, describe_ends
 
 _QUESTION, _ANSWER = "2 + 2?", "2 + 2 = 4"
 _ASKED = {"role": "user", "content": _QUESTION}
-_THINKING = [f"{begin}\n{_ANSWER}\n{end}\n\n{_ANSWER}" for begin, end in thoughts.TAGS]
+_SECOND = "3 + 3 = 6"
+# What an environment says behind each of the two answers.
+_TOLD = {"user": (("3 + 3?",), ("4 + 4?",)), "tool": (("6",), ("8", "9"))}
 _REMEDY = "set environment.history to keep or rewrite, task.chat_arguments or task.chat=False"
+_AROUND = 30  # characters before a difference that are shown
+
+
+def _with_thoughts(answer: str) -> list[str]:
+  return [f"{begin}\n{answer}\n{end}\n\n{answer}" for begin, end in thoughts.TAGS]
+
+
+_THINKING = _with_thoughts(_ANSWER)
 
 
 class ChatHistory:
@@ -110,23 +120,36 @@ class ChatHistory:
     return prompt[:size]
 
 
-def check(words: Tokenizer, mode: str) -> None:
-  """Raises TokenizerError if the template writes earlier turns of the model otherwise.
+def check(words: Tokenizer, mode: str, roles: Sequence[str] = ("user",)) -> None:
+  """Raises TokenizerError if the template writes earlier turns otherwise than a model reads them.
+
+  A chat of two answers is put together as an episode's is, and compared with what the template
+  writes of the whole, token by token.
 
   Args:
     mode: refuse = thoughts included; else it may leave these out, or write that there are none.
+    roles: of what the environment may say, user and tool.
   """
   if not words.in_chat:
     return
+  begin, answers = words.chat(words.opening(_QUESTION)), [(_ANSWER, _SECOND)]
   if mode == thoughts.REWRITE:
     ChatHistory(words)
-    return
-  begin = words.chat(words.opening(_QUESTION))
-  if mode == thoughts.KEEP:
+  elif mode == thoughts.KEEP:
     whole = words.chat([*words.opening(_QUESTION), *_talk(_ANSWER)])
     _require_only_thoughts(whole[common(begin, whole) :])
-    return
-  for text in (_ANSWER, *(() if thoughts.opened_by(begin) else _THINKING)):
+  else:
+    if not thoughts.opened_by(begin):
+      answers += zip(_THINKING, _with_thoughts(_SECOND), strict=True)
+    _require_answers(words, begin, [first for first, _ in answers])
+  for role in roles:
+    for pair in answers:
+      _require_as_read(words, pair, role, exact=mode == thoughts.REFUSE)
+
+
+def _require_answers(words: Tokenizer, begin: str, answers: Sequence[str]) -> None:
+  """Raises TokenizerError if the template changes an answer; `begin`: the prompt before it."""
+  for text in answers:
     whole = words.chat([*words.opening(_QUESTION), *_talk(text)])
     expected = begin + text
     if not whole.startswith(expected):
@@ -136,13 +159,85 @@ def check(words: Tokenizer, mode: str) -> None:
       )
 
 
+def _require_as_read(words: Tokenizer, answers: Sequence[str], role: str, *, exact: bool) -> None:
+  """Raises TokenizerError unless a chat of two answers reads as the template writes it.
+
+  Tokens are compared with those of the whole text, and, if they differ, of its parts: answers and
+  what is between them. A tokenizer may merge the end of a prompt with the beginning of an answer,
+  but nobody samples such a token: the model goes on behind the prompt that was read. What the
+  environment says ends the turn before with a token of its own, so nothing is merged there.
+
+  Args:
+    role: of the messages behind each answer.
+    exact: else tags of thoughts and white space may differ.
+  """
+  messages = list(words.opening(_QUESTION))
+  for answer, texts in zip(answers, _TOLD[role], strict=True):
+    messages.append({"role": "assistant", "content": answer})
+    messages += [{"role": role, "content": text} for text in texts]
+  try:
+    whole = words.chat(messages)
+    replies = [words.reply(texts, role, None) for texts in _TOLD[role]]
+  except TokenizerError as error:
+    raise TokenizerError(
+      f"chat template: it can't write messages of role {role!r} behind two answers, as the "
+      f"environment says them: {error}"
+    ) from None
+  read = words.encode(words.chat(words.opening(_QUESTION)))
+  for answer, texts, reply in zip(answers, _TOLD[role], replies, strict=True):
+    end = _end_of_turn(words, reply)
+    read += words.encode(answer) + end + words.reply(texts, role, end[-1])
+  written = words.encode(whole)
+  if exact and read not in (written, _in_parts(words, whole, answers)):
+    _refuse(words, role, read, written)
+  if not exact and _bare(words.decode_special(read)) != _bare(words.decode_special(written)):
+    _refuse(words, role, read, written)
+
+
+def _end_of_turn(words: Tokenizer, reply: Sequence[int]) -> list[int]:
+  """The tokens with which the model ends a turn that `reply` follows, as the template has them."""
+  marks = list(itertools.takewhile(words.special.__contains__, reply))
+  size = next((i for i, token in enumerate(reply, 1) if token in words.ends), None)
+  if size is None or size > len(marks) + 1:
+    raise TokenizerError(
+      f"chat template: behind an answer it writes {words.decode_special(reply)!r:.100}, expected a "
+      f"token that ends a completion ({describe_ends(words)}; sampler.stop may name others)"
+    )
+  return list(reply[:size])
+
+
+def _in_parts(words: Tokenizer, whole: str, answers: Sequence[str]) -> list[int]:
+  """Token ids of a chat whose answers, and what is between them, are encoded one by one."""
+  ids: list[int] = []
+  for answer in reversed(answers):
+    whole, found, behind = whole.rpartition(answer)
+    ids = words.encode(found) + words.encode(behind) + ids
+  return words.encode(whole) + ids
+
+
+def _refuse(words: Tokenizer, role: str, read: list[int], written: list[int]) -> None:
+  texts = [words.decode_special(ids) for ids in (written, read)]
+  same = max(common(*texts) - _AROUND, 0)
+  shown = [text[same:] for text in texts]
+  if shown[0] == shown[1]:  # as other tokens
+    shown = [words.token_texts(ids[common(read, written) :][:8]) for ids in (written, read)]
+  raise TokenizerError(
+    f"chat template: of two answers, each before messages of role {role!r}, it writes "
+    f"{shown[0]!r:.200}, expected {shown[1]!r:.200}, as the model has read it"
+  )
+
+
+def _bare(text: str) -> str:
+  """The text without tags of thoughts and white space."""
+  for tag in thoughts.ALL_TAGS:
+    text = text.replace(tag, "")
+  return "".join(text.split())
+
+
 def _require_only_thoughts(text: str) -> None:
   """Raises TokenizerError if the template writes more than tags of thoughts before an answer."""
   before, _, behind = text.partition(_ANSWER)
-  bare = before.strip()
-  for tag in thoughts.ALL_TAGS:
-    bare = bare.replace(tag, "")
-  if bare.strip() or not behind:
+  if _bare(before) or not behind:
     raise TokenizerError(
       f"chat template: it writes an earlier answer {_ANSWER!r} as {text!r:.200}, expected nothing "
       "but a thought before it"

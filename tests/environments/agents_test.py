@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from offpolicy_rl.environments import agents, environment, processes
+from offpolicy_rl.environments import agents, environment, processes, tools
 from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.tasks import sources, vocabulary
 from tests.environments import harnesses
@@ -160,6 +160,49 @@ def test_calls_that_stay_are_those_of_the_policy_and_results_have_its_form(begin
     {"role": "tool", "content": "7"},
     USER,
   ]
+
+
+def test_results_of_one_turn_are_one_message_if_they_are_the_users(begin, monkeypatch):
+  """Gemma's template takes no two in a row."""
+  monkeypatch.setattr(harnesses.calls, "form", tools.FORMATS["gemma"])
+  played, _ = begin("calls", "7")
+  both = "```tool_output\n3\n```\n```tool_output\n7\n```"
+  assert played.step("[add(a=1, b=2), add(a=3, b=4)]") == Turn(both)
+  assert played.step("[add(a=1, b=2)]") == Turn("```tool_output\n3\n```")
+  results = [{"role": "tool", "tool_call_id": "1", "content": text} for text in ("3", "7")]
+  monkeypatch.setattr(harnesses.rewrites, "form", tools.FORMATS["gemma"])
+  played, _ = begin("rewrites", rewrites=True)
+  told = played.step(json.dumps([NOTE, *results, USER, 0, results[0]]))
+  one = {"role": "user", "content": "```tool_output\n3\n```"}
+  assert json.loads(told.history) == [NOTE, {"role": "user", "content": both}, USER, 0, one]
+
+
+SAMPLING = {"temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ["x"], "max_tokens": 9}
+
+
+@pytest.mark.parametrize("field", [*SAMPLING, "max_completion_tokens"])
+def test_fields_that_say_how_to_sample_are_ignored_if_the_agent_names_them(field):
+  made = agents.agent(harnesses.obeys.harness, ignores=[field])
+  more = {"role": "user", "content": "on"}
+  sent = SAMPLING | {"max_completion_tokens": 9}
+  for name, value in sent.items():
+    played = made()
+    try:
+      played.reset(problem(None), 0)
+      order = json.dumps({"messages": [more], name: value})
+      if name.replace("_completion", "") == field.replace("_completion", ""):
+        assert played.step(order) == Turn("on")
+      else:
+        with pytest.raises(harnesses.Refused, match=f"{name.replace('_completion', '')}: got"):
+          played.step(order)
+    finally:
+      played.close()
+
+
+@pytest.mark.parametrize("field", ["n", "tools", "model", "stream", "logprobs", "nothing", ""])
+def test_no_other_field_is_ignored(field):
+  with pytest.raises(ValueError, match=f"ignores: got '{field}', expected some of temperature,"):
+    agents.agent(ignores=("temperature", field))(ask_nothing)
 
 
 @pytest.mark.parametrize(

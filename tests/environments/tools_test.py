@@ -8,6 +8,7 @@ import pytest
 from offpolicy_rl.environments import tools
 from offpolicy_rl.environments.environment import Turn
 from offpolicy_rl.environments.tools import Call
+from tests.environments import games, harnesses
 
 
 def add(a: int, b: float, unit: Literal["m", "km"] = "m", tags: list[str] | None = None) -> str:
@@ -200,3 +201,18 @@ def test_gemma_reads_results_as_the_users():
   played.reset('""', 0)
   said = played.step("```tool_code\ndivide(a=1, b=2)\n```")
   assert said == Turn("```tool_output\n0.5\n```", role="user")
+  said = played.step("[divide(a=1, b=2), divide(a=1, b=1)]")  # its template takes turns strictly
+  assert said == Turn("```tool_output\n0.5\n```\n```tool_output\n1.0\n```", role="user")
+
+
+def test_the_roles_of_its_answers_are_known_before_it_plays():
+  plain = type("Plain", (Sums,), {"role": "user"})
+  gemma = type("Gemma", (Sums,), {"format": "gemma"})
+  for made_by, found in ((Sums, ("user", "tool")), (plain, ("user",)), (gemma, ("user",))):
+    assert tools.roles(made_by, shown=False) == found
+  for shown, found in ((True, ("user", "tool")), (False, ("user",))):
+    assert tools.roles(harnesses.calls, shown=shown) == found
+    assert tools.roles(games.Adds, shown=shown) == tools.roles(None, shown=shown) == ("user",)
+  told = plain()
+  told.reset('""', 0)
+  assert told.step(call("nothing")).role == told.step("<tool_call>").role == "user"

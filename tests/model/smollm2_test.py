@@ -12,7 +12,7 @@ from offpolicy_rl import types
 from offpolicy_rl.cli import main
 from offpolicy_rl.model import policy, pretrained, sharding
 from offpolicy_rl.sampler import engine, sizing, stopping
-from offpolicy_rl.tasks import tokenizer
+from offpolicy_rl.tasks import thoughts, tokenizer, turns
 from tests.tasks.gguf_tokenizer_test import TEXTS
 
 pytestmark = pytest.mark.long
@@ -66,6 +66,31 @@ def test_it_reads_back_what_it_is_given(smollm2):
     assert words.decode(words.encode(text)) == text
   assert words.ends == (2,) and words.decode_special([2]) == "<|im_end|>" and words.turn_end == 2
   assert [words.decode_special([i]) for i in words.encode("a 17")] == ["a", " ", "1", "7"]
+
+
+@pytest.mark.parametrize("role", ["user", "tool"])
+def test_turns_go_on_as_its_own_template_writes_them(smollm2, role):
+  """And the check before a run takes it in every mode."""
+  _, _, words = smollm2
+  for mode in thoughts.HISTORIES:
+    turns.check(words, mode, [role])
+  messages, read = [{"role": "user", "content": "Guess."}], words.prompt("Guess.")
+  for answer, told in (("It is 12, I think.\n", ["Less.", "No."]), ("7", ["Yes:\n\n7"])):
+    messages += [{"role": "assistant", "content": answer}]
+    messages += [{"role": role, "content": text} for text in told]
+    read += [*words.encode(answer), words.turn_end, *words.reply(told, role, words.turn_end)]
+    assert read == words.encode(words.chat(messages))
+
+
+def test_a_merge_with_the_prompt_is_nothing_that_can_be_sampled(smollm2):
+  """Its tokenizer has a token for the end of a prompt and a space: same text, two tokenizations."""
+  _, _, words = smollm2
+  prompt, answer = words.prompt("Guess."), [*words.encode(" 7"), words.turn_end]
+  messages = [{"role": "user", "content": "Guess."}, {"role": "assistant", "content": " 7"}]
+  whole = words.chat(messages, opened=False)
+  written = words.encode(whole.removesuffix("\n"))
+  assert words.decode_special(prompt + answer) == words.decode_special(written)
+  assert prompt + answer != written and written[: len(prompt)] != prompt
 
 
 def test_it_writes_sensible_text(smollm2):

@@ -9,7 +9,7 @@ from configs import base
 from offpolicy_rl import config as config_lib
 from offpolicy_rl import types
 from offpolicy_rl.roles import build, data
-from offpolicy_rl.tasks import prompts, sources
+from offpolicy_rl.tasks import prompts, sources, tokenizer
 from tests.conftest import ROOT
 from tests.model.families_test import LLAMA
 from tests.tasks import small_tokenizers as small
@@ -178,3 +178,16 @@ def test_of_a_mixture_only_prompts_of_episodes_lack_the_beginning_of_an_answer(c
   policy = build.make_policy(config, files(chat_template=TEMPLATE))
   assert prompt(config, policy, "sums") == "u:1+1?a:<think>"
   assert prompt(config, policy, "chain_sum") == "u:1+1?"
+
+
+def test_a_template_that_can_not_say_what_an_environment_does_is_refused_by_name(config):
+  """Without the name, an environment that nobody plays, as in a replay, has no role but user."""
+  calculator = "offpolicy_rl.environments.calculator"
+  config.task.name = "chain_sum"
+  for name in (f"{calculator}:PlainCalculator", "gone:Gone"):
+    config.environment.name = name
+    data.check_turns(config, build.make_policy(config, files()))
+  config.environment.name = f"{calculator}:Calculator"
+  expected = "environment.name: .*:Calculator: chat template: .* messages of role 'tool' .* turns"
+  with pytest.raises(tokenizer.TokenizerError, match=expected):
+    data.check_turns(config, build.make_policy(config, files()))

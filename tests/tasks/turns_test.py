@@ -28,10 +28,18 @@ def test_a_template_that_drops_thoughts_is_refused_unless_a_key_says_what_to_do(
   turns.check(words, thoughts.REWRITE)
 
 
+TEXT_ENDS = "llama-3.2-1b-instruct"  # with a template that ends turns with texts
+
+
 @pytest.mark.parametrize("mode", thoughts.HISTORIES)
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in dict(DROPS)])
 def test_others_are_taken_in_every_mode(tmp_path, name, mode):
-  turns.check(of_family(tmp_path, name), mode)
+  words = of_family(tmp_path, name)
+  if name == TEXT_ENDS:
+    with pytest.raises(tokenizer.TokenizerError, match="expected a token that ends a completion"):
+      turns.check(words, mode)
+  else:
+    turns.check(words, mode)
 
 
 def test_a_template_that_changes_answers_is_refused_where_they_are_kept(tmp_path):
