@@ -1,6 +1,6 @@
 """Does a real pretrained model bear lag, and does the objective matter?
 
-Command:  python -m benchmarks.smollm2 [LABEL ...]     (about an hour per run on 2 cores)
+Command:  python -m benchmarks.smollm2 [LABEL ...]     (half an hour per run on 2 cores)
 SmolLM2-135M-Instruct learns with configs/smollm2_chain_sum.py and what RUNS changes, one run after
 the other, in FOLDER/smollm2-LABEL; one that is there already goes on where it stopped. Then the
 weights answer the same 256 held-out problems, greedily and 8 times each. A run that is done is in
@@ -23,15 +23,9 @@ from offpolicy_rl.observe import metrics
 RESULTS = pathlib.Path(__file__).parent / "results"
 CARD = "--config=configs/smollm2_chain_sum.py"
 CHECKPOINT = "checkpoints/smollm2"
-# Smaller batches and more of them than the card's: 400 steps are six windows of lag 64.
 COMMON = {
-  "learner.steps": 400,
-  "learner.prompts_per_step": 8,
-  "learner.group_size": 8,
   "lag.mode": "fixed",
   "lag.kept_versions": 4,  # of 0.54 GB each
-  "sampler.slots": 64,
-  "evaluation.every": 100,
 }
 # What the language study's tuning chose for lag 64 (results/lag_language.md), but its learning
 # rates, which are those of another model.
