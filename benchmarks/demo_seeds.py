@@ -5,6 +5,7 @@ Writes results/demo_seeds.json and results/demo_seeds.svg (held-out pass@1 again
 """
 
 import argparse
+import html
 import json
 import pathlib
 import subprocess
@@ -17,6 +18,7 @@ from offpolicy_rl.observe import metrics
 from offpolicy_rl.report import series, svg
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+_LEGEND_ROW = 15
 
 
 def run(seed: int, run_dir: pathlib.Path, extra: list[str]) -> dict:
@@ -53,16 +55,24 @@ def run(seed: int, run_dir: pathlib.Path, extra: list[str]) -> dict:
   }
 
 
-def picture(curves: list[tuple[str, list]]) -> str:
-  """The report's chart of named curves as a file of its own: with size, background, text style."""
+def picture(curves: list[tuple[str, list]], unit: str = "held-out pass@1") -> str:
+  """The report's chart of named curves as a file of its own: with size, background, legend."""
   found = [series.binned([series.Point(x, y, y, y) for x, y in points], 1) for _, points in curves]
   drawn = [svg.Curve(curves[n][0], s, n) for n, s in enumerate(found)]
   last = max(s.x[-1] for s in found)
-  chart = svg.lines(drawn, svg.fit_axes(found, (0, last)), "held-out pass@1")
+  chart = svg.lines(drawn, svg.fit_axes(found, (0, last)), unit)
   style = "text { font: 11px sans-serif; fill: #66707d } .axis { stroke: #d9dee5 }"
-  return chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="630" ', 1).replace(
-    ">", f'><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>', 1
-  )
+  style += " .faint { opacity: .35 }"
+  legend, bottom = [], svg.HEIGHT
+  for curve in drawn:
+    bottom += _LEGEND_ROW
+    ink, y = svg.COLORS[curve.color], bottom - 6
+    legend.append(f'<path stroke="{ink}" stroke-width="3" d="M42 {y - 4}h14"/>')
+    legend.append(f'<text x="62" y="{y}">{html.escape(curve.label)}</text>')
+  size = f'<svg xmlns="http://www.w3.org/2000/svg" width="630" viewBox="0 0 {svg.WIDTH} {bottom}">'
+  background = f'<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>'
+  inside = chart.partition(">")[2].removesuffix("</svg>")
+  return "".join((size, background, inside, *legend, "</svg>"))
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def main() -> None:
       found["before"] = evaluate(CARD, f"--checkpoint={CHECKPOINT}", problems=arguments.problems)
     path.write_text(json.dumps(found, indent=1) + "\n")
   curves = [(label, run["curve"]) for label, run in found["runs"].items()]
-  (arguments.out / "smollm2_lag.svg").write_text(picture(curves))
+  (arguments.out / "smollm2_lag.svg").write_text(picture(curves, "training reward"))
   show(found)
 
 
