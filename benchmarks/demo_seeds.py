@@ -1,7 +1,8 @@
-"""What does the demo reach, and how fast, with several seeds?
+"""What does a demo reach, and how fast, with several seeds?
 
 Command:  python -m benchmarks.demo_seeds --seeds 0 1 2
-Writes results/demo_seeds.json and results/demo_seeds.svg (held-out pass@1 against step).
+          python -m benchmarks.demo_seeds --card=configs/demo_turns.py --seeds 1 2 3
+Writes results/CARD_seeds.json and results/CARD_seeds.svg (held-out pass@1 against step).
 """
 
 import argparse
@@ -21,7 +22,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 _LEGEND_ROW = 15
 
 
-def run(seed: int, run_dir: pathlib.Path, extra: list[str]) -> dict:
+def run(card: str, seed: int, run_dir: pathlib.Path, extra: list[str]) -> dict:
   """One whole demo in its own processes -> what it reached."""
   start = time.monotonic()
   subprocess.run(
@@ -30,7 +31,7 @@ def run(seed: int, run_dir: pathlib.Path, extra: list[str]) -> dict:
       "-m",
       "offpolicy_rl.cli.main",
       "local",
-      "--config=configs/demo.py",
+      f"--config={card}",
       f"--run_dir={run_dir}",
       f"--config.seed={seed}",
       *extra,
@@ -78,20 +79,26 @@ def picture(curves: list[tuple[str, list]], unit: str = "held-out pass@1") -> st
 def main() -> None:
   """Runs the seeds one after the other and reports."""
   parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--card", default="configs/demo.py")
   parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
   arguments, extra = parser.parse_known_args()
   with tempfile.TemporaryDirectory() as folder:
-    runs = [run(seed, pathlib.Path(folder) / f"seed-{seed}", extra) for seed in arguments.seeds]
+    runs = [
+      run(arguments.card, seed, pathlib.Path(folder) / f"seed-{seed}", extra)
+      for seed in arguments.seeds
+    ]
   command = " ".join(["python -m benchmarks.demo_seeds", *sys.argv[1:]])
   found = {"machine": machine(), "command": command, "runs": runs}
   RESULTS.mkdir(exist_ok=True)
-  (RESULTS / "demo_seeds.json").write_text(json.dumps(found, indent=1) + "\n")
+  stem = RESULTS / f"{pathlib.Path(arguments.card).stem}_seeds"
+  stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
   curves = [(f"seed {run['seed']}", run["curve"]) for run in runs]
-  (RESULTS / "demo_seeds.svg").write_text(picture(curves))
+  stem.with_suffix(".svg").write_text(picture(curves))
   print(f"{found['machine']}")
   print("seed  seconds  pass@1 before -> after     greedy          pass@8          lag    mismatch")
   for r in runs:
-    before, after = r["phases"]["after warm start"], r["phases"]["after"]
+    before = r["phases"].get("after warm start", r["phases"].get("before"))
+    after = r["phases"]["after"]
     lag, gain = f"{r['lag_mean']}/{r['lag_max']}", after["pass@1"] - before["pass@1"]
     print(
       f"{r['seed']:4}  {r['seconds']:7}  {before['pass@1']:.3f} -> {after['pass@1']:.3f} "
