@@ -2,7 +2,8 @@
 
 Command:  offpolicy-rl local --config=configs/demo_turns.py
 Time:     3.9 minutes on 2 cores of AMD EPYC
-Reached:  held-out pass@1 0.01 before, 0.94 after 350 steps (19 problems, 1 seed)
+Reached:  held-out pass@1 0.01 before, 0.94 after 350 steps (19 problems, the seed that it was
+          tuned on); 0.72, 0.89 and 0.78 with three others
 """
 
 from configs import base
