@@ -33,7 +33,7 @@ SHIFT = {"objective.name": "beta_shift", "objective.beta": 0.1, "objective.kappa
 WIDE = {"objective.name": "grpo", "objective.clip_low": 0.8, "objective.clip_high": 0.8}
 RUNS: dict[str, dict[str, Any]] = {
   "beta_shift-lag64": {**SHIFT, "lag.max_lag": 64},
-  "grpo_wide-lag64": {**WIDE, "objective.kappa": 0, "lag.max_lag": 64},
+  "grpo_wide-lag64": {**WIDE, "lag.max_lag": 64},
   "beta_shift-lag4": {**SHIFT, "lag.max_lag": 4},
 }
 WINDOW = 20  # steps that the figures of a run's beginning and end are means of
