@@ -237,7 +237,7 @@ class Episodes:
     if not isinstance(answer, pool.Failed) and len(episode.rewards) == self._limits.turns:
       return self._end(episode, types.TURN_LIMIT)
     reply = self._go_on(episode, answer)
-    if reply.ended == types.FAILED:
+    if reply.ended in types.WITHOUT_ANSWER:
       episode.rewards = [0.0] * len(episode.rewards)
     return self._end(episode, reply.ended) if reply.ended else reply
 
@@ -247,7 +247,7 @@ class Episodes:
       self._failures += 1
       if self._failures.bit_count() == 1:  # 1, 2, 4, ...: the same fault may come in every episode
         _LOG.warning("an environment failed (%d so far): %s", self._failures, answer.reason)
-      return Reply(_NOTHING, 0, types.FAILED)
+      return Reply(_NOTHING, 0, types.TIME_LIMIT if answer.late else types.FAILED)
     try:
       tokens, to = self._said(episode, answer)
     except TokenizerError as error:

@@ -105,6 +105,7 @@ SECTIONS = {
         "done": "episode/done",
         "out of turns": "episode/turns_limit",
         "out of tokens": "episode/tokens_limit",
+        "out of time": "episode/time_limit",
         "failed": "episode/failed",
       },
       "how the episodes of a batch ended",

@@ -12,6 +12,7 @@ _ENDS = {
   types.DONE: "episode/done",
   types.TURN_LIMIT: "episode/turns_limit",
   types.TOKEN_LIMIT: "episode/tokens_limit",
+  types.TIME_LIMIT: "episode/time_limit",
   types.FAILED: "episode/failed",
 }
 

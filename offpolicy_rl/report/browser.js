@@ -9,7 +9,12 @@
   const [at, list, colour, scale] = ["at", "list", "colour", "scale"].map(find);
   const POSITIVE = "47,109,181", NEGATIVE = "214,110,40", PLAIN = "133,87,176";
   const VERSIONS = ["47,109,181", "200,96,42", "46,139,87", "133,87,176", "184,52,74", "27,138,148"];
-  const ENDS = { turns: "out of turns", tokens: "out of tokens", failed: "environment failed" };
+  const ENDS = {
+    turns: "out of turns",
+    tokens: "out of tokens",
+    time: "environment out of time",
+    failed: "environment failed",
+  };
   const HEAD = 700; // tokens in front of a gap, as in completions.py
   let shown = 0, chosen = -1, tokens = [];
 
@@ -132,7 +137,7 @@
     const after = turns ? ` after ${turns} turn${turns > 1 ? "s" : ""}` : "";
     const why = ENDS[completion.ended] || completion.ended || "not known why";
     const line = make("p", "end", `Ended${after}: `);
-    line.append(make("span", completion.ended === "failed" ? "bad" : "", why));
+    line.append(make("span", /^(time|failed)$/.test(completion.ended) ? "bad" : "", why));
     line.append(", ", rewardOf(completion.reward));
     return line;
   }

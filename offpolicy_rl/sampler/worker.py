@@ -263,7 +263,8 @@ def score_groups(
 
 def _of_episodes(group: Sequence[types.Trajectory]) -> list[scoring.Judgement]:
   return [
-    scoring.Judgement(t.reward, well_formed=False, failed=t.ended == types.FAILED) for t in group
+    scoring.Judgement(t.reward, well_formed=False, failed=t.ended in types.WITHOUT_ANSWER)
+    for t in group
   ]
 
 

@@ -40,6 +40,7 @@ class Failed(NamedTuple):
   """The result of a call that gave no answer."""
 
   reason: str
+  late: bool = False  # it ran out of time
 
 
 class CallLimits(NamedTuple):
@@ -146,9 +147,10 @@ class Worker:
         now = time.monotonic()
         left, since = left if importing else left - (now - since), now
         importing = received == _IMPORTING
-      return Failed(f"not done after {self._time_limit:g} s"), _BY_ITSELF
+      return Failed(f"not done after {self._time_limit:g} s", late=True), _BY_ITSELF
     except BlockingIOError:  # of `_end_waits`; what earlier calls have left running may stop it
-      return Failed(f"it stopped in a message for {self._time_limit:g} s"), _BY_OTHERS
+      reason = f"it stopped in a message for {self._time_limit:g} s"
+      return Failed(reason, late=True), _BY_OTHERS
     except (EOFError, OSError):
       return Failed(f"its process died{self._exit_code()}"), _BY_OTHERS
 
@@ -289,7 +291,7 @@ def _attempt(function: Callable, call: tuple):
   except MemoryError as error:
     return Failed(_describe(error)), _BY_OTHERS
   except BaseException as error:  # SystemExit, too; as text, because pickling may fail
-    return Failed(_describe(error)), ""
+    return Failed(_describe(error), isinstance(error, TimeoutError)), ""
 
 
 def _describe(error: BaseException) -> str:

@@ -123,16 +123,24 @@ def test_an_episode_ends_when_no_token_is_left_for_the_policy():
   assert [reply.limit for reply in play(Turn(), Turn("x" * 8), Turn(done=True))[0]] == [4, 2, 0]
 
 
-@pytest.mark.parametrize("bad", [pool.Failed("died"), Turn("x", role="tool")])
-def test_a_failure_takes_the_rewards_of_the_episode(bad):
+@pytest.mark.parametrize(
+  ("bad", "ended"),
+  [
+    (pool.Failed("died"), types.FAILED),
+    (Turn("x", role="tool"), types.FAILED),
+    (pool.Failed("not done after 10 s", late=True), types.TIME_LIMIT),
+  ],
+)
+def test_a_failure_takes_the_rewards_of_the_episode(bad, ended):
   replies, episode, _ = play(Turn(), Turn("x", 1.0), bad)
-  assert ends(replies) == types.FAILED and episode.rewards == [0.0, 0.0]
+  assert ends(replies) == ended and episode.rewards == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
   ("first", "ended"),
   [
     (pool.Failed("died"), types.FAILED),
+    (pool.Failed("not done after 10 s", late=True), types.TIME_LIMIT),
     (Turn(done=True, reward=5.0), types.FAILED),
     (Turn("x" * 12), types.TOKEN_LIMIT),
   ],

@@ -40,6 +40,8 @@ class Misbehaves:
       os._exit(3)
     if action == "raise":
       raise RuntimeError("no such move")
+    if action == "timeout":
+      raise TimeoutError("no server")
     if action == "memory":
       self.hoard = bytearray(1 << 30)
     if action == "10 MB":

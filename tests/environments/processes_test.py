@@ -60,6 +60,7 @@ def test_a_process_plays_every_environment():
     ("hang", "not done after 1 s"),
     ("die", "its process died, exit code 3"),
     ("memory", "MemoryError"),
+    ("timeout", "TimeoutError: no server"),
     ("raise", "RuntimeError: no such move"),
     ("10 MB", "ValueError: text: got 10,000,000 characters, expected at most 1,000,000"),
     ("nan", "ValueError: reward: got nan, expected a number from"),
@@ -76,6 +77,7 @@ def test_one_that_misbehaves_fails_alone(action, reason):
     made.act(bad, action)
     [failed] = answers(made, 1).values()
     assert isinstance(failed, pool.Failed) and failed.reason.startswith(reason)
+    assert failed.late == (action in ("hang", "timeout"))
     made.end(bad)
     made.act(good, "e")  # played again where its process was replaced
     assert answers(made, 1) == {good: Turn("e4")}

@@ -164,6 +164,7 @@ def test_episodes_are_counted_by_their_ends():
     "episode/done": 0.5,
     "episode/turns_limit": 0.0,
     "episode/tokens_limit": 0.0,
+    "episode/time_limit": 0.0,
     "episode/failed": 0.5,
     "episode/seconds_world": 1.5,
     "episode/seconds_queue": 0.75,

@@ -20,7 +20,7 @@ def episode(seed: int) -> types.Trajectory:
     np.where(sampled, 3, types.NO_VERSION).astype(np.int32),
     True,
     turn_rewards=tuple(draw.random(int(draw.integers(1, 4)), np.float32).tolist()),
-    ended=types.EPISODE_ENDS[int(draw.integers(4))],
+    ended=types.EPISODE_ENDS[int(draw.integers(len(types.EPISODE_ENDS)))],
   )
 
 

@@ -63,7 +63,7 @@ def test_malformed_episodes_are_refused(change, error):
   ("trajectory", "episodes", "error"),
   [
     (an_episode(), False, r"ended: got 'done', expected '': not an episode"),
-    (a_trajectory(), True, r"ended: got '', expected one of done, turns, tokens, failed"),
+    (a_trajectory(), True, r"ended: got '', expected one of done, turns, tokens, time, failed"),
     (
       dataclasses.replace(an_episode(), turn_rewards=()),
       True,
