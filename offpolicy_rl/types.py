@@ -43,8 +43,8 @@ MIN_LOGPROB = -1e4
 FIRST_SPARE = 1 << 31
 MAX_VERDICT = 1e6  # size of a verifier's verdict; squares and sums of these stay within float32
 _AS_REWARD: Any = None  # in place of a number
-# How an episode of several turns ends: its environment says so; the policy has had its turns or
-# tokens; the environment did not answer in time, or crashed, ran out of memory, gave no valid answer.
+# How an episode of several turns ends: its environment says so; the policy has had its turns, or
+# its tokens; the environment ran out of time; it crashed, ran out of memory or gave no valid turn.
 EPISODE_ENDS = ("done", "turns", "tokens", "time", "failed")
 DONE, TURN_LIMIT, TOKEN_LIMIT, TIME_LIMIT, FAILED = EPISODE_ENDS
 WITHOUT_ANSWER = (TIME_LIMIT, FAILED)  # ends that are no fault of the policy
