@@ -6,11 +6,14 @@ from offpolicy_rl import types
 from offpolicy_rl.observe import metrics
 from offpolicy_rl.replay import replies
 from tests.run_system import (
+  STEPS,
   assert_same_metrics,
   assert_same_training,
   replay,
   run_through,
   run_with_kills,
+  schedule_of,
+  train_rows,
 )
 
 GUESS = "offpolicy_rl.environments.guess"
@@ -51,3 +54,23 @@ def test_async_uses_every_group_once_and_is_replayed_without_its_environment_to_
   assert said[0] == said[1] and len(set(said[0])) == len(said[0])
   solved = [[row for row in metrics.read(f) if row["kind"] == "heldout"] for f in (again, run_dir)]
   assert solved[0] == solved[1] and len(solved[0]) == 4
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_teacher_scores_episodes_whose_turns_are_of_several_versions(tmp_path):
+  teacher, run_dir = tmp_path / "teacher", tmp_path / "run"
+  run_through(teacher, *SETTINGS, "--config.learner.steps=1", "--config.evaluation.every=0")
+  taught = ["--config.objective.name=distill", f"--config.teacher.checkpoint={teacher}"]
+  newest = ["--config.lag.max_lag=5", "--config.sampler.weight_update=in_flight"]
+  run_with_kills(run_dir, [*SETTINGS, *taught, *newest], {11: "b"})
+  assert [row["teacher/kl"] > 0 for row in train_rows(run_dir)] == [True] * STEPS
+  digests = [digest for step, _ in schedule_of(run_dir) for digest in step]
+  assert len(set(digests)) == len(digests) > STEPS
+  turns = [
+    [version for version, _ in completion["versions"] if version is not None]
+    for row in metrics.read_lines(run_dir / "completions.jsonl")
+    for completion in row["completions"]
+  ]
+  assert all(versions == sorted(versions) for versions in turns)
+  assert any(len(set(versions)) > 1 for versions in turns)

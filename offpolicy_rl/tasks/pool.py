@@ -18,7 +18,7 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from offpolicy_rl.system import output
@@ -127,32 +127,47 @@ class Worker:
     Raises:
       PoolError: the process can't prepare itself, or this worker is closed.
     """
+    [attempted] = self.attempts(function, [call])
+    return attempted
+
+  def attempts(self, function: Callable, calls: Sequence[tuple]) -> Iterator[tuple[Any, str]]:
+    """The same for each of several calls, up to one after which the process was replaced.
+
+    They travel in one message. The iterator has to be used up.
+    """
     self._wait_until_ready()
     self._fresh = False
-    answer, spent = self._call((function, call))
-    if spent:
-      self._kill()
-      self._start()
-    return answer, spent
+    for answer, spent in self._answers(function, calls):
+      if spent:
+        self._kill()
+        self._start()
+      yield answer, spent
 
-  def _call(self, message):
-    left, importing = self._time_limit, False
+  def _answers(self, function: Callable, calls: Sequence[tuple]) -> Iterator[tuple[Any, str]]:
     try:
-      self._pipe.send(message)
-      since = time.monotonic()
-      while self._pipe.poll(_START_SECONDS if importing else max(0.0, left)):
-        received = self._pipe.recv()
-        if received not in (_IMPORTING, _IMPORTED):
-          return received
-        now = time.monotonic()
-        left, since = left if importing else left - (now - since), now
-        importing = received == _IMPORTING
-      return Failed(f"not done after {self._time_limit:g} s", late=True), _BY_ITSELF
+      self._pipe.send((function, calls))
+      for _ in calls:
+        answer, spent = self._receive()
+        yield answer, spent
+        if spent:
+          return
     except BlockingIOError:  # of `_end_waits`; what earlier calls have left running may stop it
       reason = f"it stopped in a message for {self._time_limit:g} s"
-      return Failed(reason, late=True), _BY_OTHERS
+      yield Failed(reason, late=True), _BY_OTHERS
     except (EOFError, OSError):
-      return Failed(f"its process died{self._exit_code()}"), _BY_OTHERS
+      yield Failed(f"its process died{self._exit_code()}"), _BY_OTHERS
+
+  def _receive(self) -> tuple[Any, str]:
+    """The next answer, if it comes in time."""
+    left, importing, since = self._time_limit, False, time.monotonic()
+    while self._pipe.poll(_START_SECONDS if importing else max(0.0, left)):
+      received = self._pipe.recv()
+      if received not in (_IMPORTING, _IMPORTED):
+        return received
+      now = time.monotonic()
+      left, since = left if importing else left - (now - since), now
+      importing = received == _IMPORTING
+    return Failed(f"not done after {self._time_limit:g} s", late=True), _BY_ITSELF
 
   def _exit_code(self) -> str:
     self._process.join(1.0)
@@ -224,14 +239,18 @@ def _serve(pipe, prepare: Callable[[], object], time_limit: float, memory_mb: in
   pipe.send(None)
   while True:
     try:
-      function, call = pipe.recv()
+      function, calls = pipe.recv()
     except EOFError:  # the starter is gone
       return
-    _CALLS[:] = [CallLimits(time.monotonic() + time_limit, memory_mb)]
-    answer, spent = _attempt(function, call)
-    if os.getpid() != pid:  # a fork by the call: its answer would be taken for that of the next
-      os._exit(0)
-    pipe.send((answer, spent or (_BY_OTHERS if memory.is_short() else "")))
+    for call in calls:
+      _CALLS[:] = [CallLimits(time.monotonic() + time_limit, memory_mb)]
+      answer, spent = _attempt(function, call)
+      if os.getpid() != pid:  # a fork by the call: its answer would be taken for that of the next
+        os._exit(0)
+      spent = spent or (_BY_OTHERS if memory.is_short() else "")
+      pipe.send((answer, spent))
+      if spent:
+        break
 
 
 class _MemoryLimit:

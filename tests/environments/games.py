@@ -36,6 +36,8 @@ class Misbehaves:
     _STEPS.append(action)
     if action == "hang":
       time.sleep(60)
+    if action == "slow":
+      time.sleep(0.5)
     if action == "die":
       os._exit(3)
     if action == "raise":

@@ -85,6 +85,34 @@ def test_one_that_misbehaves_fails_alone(action, reason):
     assert answers(made, 1) == {last: Turn("f1")}
 
 
+@pytest.mark.parametrize("action", ["hang", "die", "raise"])
+def test_one_that_misbehaves_costs_nothing_of_what_was_sent_with_it(action):
+  with playing("Misbehaves", seconds=1.0) as made:
+    played = [made.begin(BAD, f'"{name}"', 0) for name in "abcde"]
+    answers(made, 5)
+    made.act(played[0], "slow")  # meanwhile the others wait for it
+    for p, said in zip(played[1:], ("x", action, "y", "z"), strict=True):
+      made.act(p, said)
+    made.end(played[4])  # with its answer still to come
+    found = answers(made, 5)
+    assert isinstance(found.pop(played[2]), pool.Failed)
+    assert found == {
+      p: Turn(f"{said}2")
+      for p, said in zip(played, ("slow", "x", "", "y", "z"), strict=True)
+      if said
+    }
+
+
+def test_each_answer_comes_when_it_is_there():
+  with playing("Misbehaves") as made:
+    first, second = made.begin(BAD, '"a"', 0), made.begin(BAD, '"b"', 0)
+    answers(made, 2)
+    made.act(first, "slow")
+    made.act(second, "slow")
+    assert list(answers(made, 1)) == [first]
+    assert list(answers(made, 1)) == [second]
+
+
 def test_one_that_misbehaves_at_the_reset_fails_alone():
   with playing("Misbehaves", seconds=1.0) as made:
     good, bad = made.begin(BAD, '"a"', 0), made.begin(BAD, '"die"', 0)
