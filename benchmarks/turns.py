@@ -1,6 +1,6 @@
 """How busy are the slots while a world thinks? Against held slots, and histories computed anew.
 
-Command:  python -m benchmarks.turns              (4 idle minutes; --quick: 2)
+Command:  python -m benchmarks.turns              (5 idle minutes; --quick: 2)
 A small model with random parameters, 16 slots. Episodes have 8 turns of about 15 tokens; the world
 answers each after 50 ms with 16 tokens. Four engines answer the same tickets, in turn: two begin
 four times and twice as many episodes as they have slots, one no more than it has slots, so that
@@ -9,8 +9,8 @@ each slot waits with its episode, and one computes the whole history anew in eac
 Seconds are those of a core without neighbours: the process keeps to one, counts its CPU time, and
 skips over waits instead of sleeping.
 
-Two more engines have their worlds in processes, as runs do, by the clock on the wall: each process
-answers for one episode at a time, so few of them are the limit. Writes results/turns.json.
+Three more engines have their worlds in processes, as runs do, by the clock on the wall: each
+process answers for one episode at a time, so few of them are the limit. Writes results/turns.json.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class World:
     self.act(played, "")
     return played
 
-  def act(self, played: int, _action: str) -> None:
+  def act(self, played: int, _action: str, _sampled: object = None) -> None:
     """Takes a turn."""
     heapq.heappush(self._due, (self.now() + turns_world.SECONDS, played))
 
@@ -99,6 +99,10 @@ class Words:
     self.sampled += len(ids)
     return ""
 
+  def decode_special(self, _ids) -> str:
+    """Nothing."""
+    return ""
+
   def reply(self, texts, _role: str, _last) -> list[int]:
     """Tokens of the world."""
     return [ord(letter) for text in texts for letter in text]
@@ -120,6 +124,7 @@ WAYS = {  # engine, episodes begun at a time, world
   "history anew, four times the slots": (Anew, 4 * SLOTS, World),
   "four times the slots, 2 processes": (engine_lib.Engine, 4 * SLOTS, lambda: Processes(2)),
   "four times the slots, 16 processes": (engine_lib.Engine, 4 * SLOTS, lambda: Processes(16)),
+  "four times the slots, 32 processes": (engine_lib.Engine, 4 * SLOTS, lambda: Processes(32)),
 }
 
 

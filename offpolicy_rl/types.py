@@ -146,6 +146,7 @@ class Span(NamedTuple):
   logprobs: np.ndarray  # float32 [M]
   versions: np.ndarray  # int32 [M]
   candidates: Candidates | None = None  # [M, I]
+  cut: bool = False  # a limit ended the turn
 
 
 class Marks(NamedTuple):

@@ -85,7 +85,7 @@ class Told:
     self._coming.append(self._turns.pop(0))
     return "played"
 
-  def act(self, _played, _action):
+  def act(self, _played, _action, _sampled):
     self._coming.append(self._turns.pop(0))
 
   def end(self, _played):

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Protocol
 from offpolicy_rl.chat_api import responses, server
 from offpolicy_rl.chat_api.requests import ChatRequest, Message, RequestError, ToolCall
 from offpolicy_rl.environments import calls, environment, tools
-from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.environments.environment import Sampled, Turn
 from offpolicy_rl.tasks import sources
 
 _OVER = "the episode is over"
@@ -119,7 +119,7 @@ class _Agent:
     data = json.loads(problem)
     given = Problem(tuple(data["messages"]), data["answer"])
     self._said: queue.SimpleQueue = queue.SimpleQueue()  # Turn | Exception, of the harness
-    self._actions: queue.SimpleQueue = queue.SimpleQueue()  # (text, logprobs) | None = over
+    self._actions: queue.SimpleQueue = queue.SimpleQueue()  # (text, Sampled | None) | None = over
     self._asking, self._over = threading.Lock(), False
     self._rewrites: bool = data["rewrites"]
     self._prompt: tuple[Message, ...] = ()  # the first request's messages
@@ -131,12 +131,9 @@ class _Agent:
     threading.Thread(target=self._play, args=(url, given, seed), daemon=True).start()
     return self._next()
 
-  def step(self, action: str, logprobs: Sequence[tuple[str, float]] = ()) -> Turn:
-    """Gives the policy's turn to the harness; its next request answers.
-
-    `logprobs`: (text, nats) of each token, the end of the turn included, if they were asked for.
-    """
-    self._actions.put((action, logprobs))
+  def step(self, action: str, sampled: Sampled | None = None) -> Turn:
+    """Gives the policy's turn to the harness; its next request answers."""
+    self._actions.put((action, sampled))
     return self._next()
 
   def close(self) -> None:
@@ -235,15 +232,19 @@ class _Agent:
     return [{"role": self.form.role, "content": text} for text in texts]
 
   def _answer(
-    self, request: ChatRequest, action: str, logprobs: Sequence[tuple[str, float]]
+    self, request: ChatRequest, action: str, sampled: Sampled | None
   ) -> list[responses.Part]:
     content, written = calls.separated(action, self.form) if request.tools else (action, [])
     turn = len(self._answers) + 1
     named = tuple(ToolCall(f"call_{turn}_{i}", *call) for i, call in enumerate(written, start=1))
     self._answers.append(Message("assistant", content, named))
     self._history = (*request.messages, self._answers[-1])
-    shown = tuple(responses.TokenLogprob(*token) for token in logprobs)
-    return [responses.Delta(0, content, named, shown, "tool_calls" if named else "stop")]
+    if sampled is None:
+      return [responses.Delta(0, content, named, finish_reason="tool_calls" if named else "stop")]
+    reason = "length" if sampled.cut else "tool_calls" if named else "stop"
+    shown = tuple(responses.TokenLogprob(*token) for token in sampled.logprobs)
+    usage = responses.Usage(sampled.context, sampled.tokens)
+    return [responses.Delta(0, content, named, shown, reason), usage]
 
 
 def _why_not_after(before: Sequence[Message], given: Sequence[Message]) -> str:

@@ -44,6 +44,11 @@ class Context:
     self._seen += zip(tokens, range(self._size, self._size + len(tokens)), strict=True)
     self._size += len(tokens)
 
+  @property
+  def size(self) -> int:
+    """Number of tokens that the policy sees behind the prompt."""
+    return len(self._seen)
+
   def begin(self) -> list[int]:
     """The tokens of an episode in which the policy speaks first."""
     self._text = self._history.tail_text

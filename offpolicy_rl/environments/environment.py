@@ -47,6 +47,15 @@ class Turn(NamedTuple):
   history: str = ""
 
 
+class Sampled(NamedTuple):
+  """What agents are told of a turn of the policy."""
+
+  context: int  # tokens that the policy had read
+  tokens: int  # of the turn
+  cut: bool  # a limit ended it
+  logprobs: tuple[tuple[str, float], ...] = ()  # (token's text, nats), if they were asked for
+
+
 class Environment(Protocol):
   """One object plays one episode."""
 
@@ -55,7 +64,7 @@ class Environment(Protocol):
 
     Args:
       problem: the answer data of the task's problem, JSON.
-      seed: the same for all completions of a prompt.
+      seed: the same for all completions of a group.
     """
     ...
 

@@ -12,12 +12,13 @@ import numpy as np
 from offpolicy_rl import types
 from offpolicy_rl.environments import processes
 from offpolicy_rl.environments.context import Context
-from offpolicy_rl.environments.environment import Turn
-from offpolicy_rl.tasks import pool, turns
+from offpolicy_rl.environments.environment import Sampled, Turn
+from offpolicy_rl.tasks import pool, thoughts, turns
 from offpolicy_rl.tasks.special_tokens import TokenizerError
 
 _LOG = logging.getLogger(__name__)
 _NOTHING = np.zeros(0, np.int32)
+_LONGEST_TAG = 16  # tokens of one that opens a thought, with white space
 
 
 class Words(Protocol):
@@ -70,10 +71,17 @@ class Episode:
   tokens: int = 0  # behind the prompt
   last: int | None = None  # token of the policy's turn before
   rewards: list[float] = dataclasses.field(default_factory=list)  # of each turn of the policy
+  is_agent: bool = False
   shows_logprobs: bool = False  # an agent asks for those of the policy's next turn
+  opened: str = ""  # the tag by which the template opens the thought of the policy's next turn
   hopeless: str = ""  # how it ends after the policy's first turn, as it could not begin
   history: turns.ChatHistory | None = None  # the template, if it writes what came before
   context: Context | None = None  # then
+
+  def context_tokens(self) -> int:
+    """Number of tokens that the policy has read."""
+    behind = self.tokens if self.context is None else self.context.size
+    return self.prompt.size + behind
 
 
 class Reply(NamedTuple):
@@ -150,7 +158,7 @@ class Episodes:
 
   def act(self, episode: Episode, span: types.Span) -> None:
     """Takes a turn of the policy."""
-    tokens = span.tokens
+    tokens, context = span.tokens, episode.context_tokens()
     episode.tokens += tokens.size
     episode.last = int(tokens[-1])
     if episode.recorded is not None:
@@ -160,10 +168,11 @@ class Episodes:
       self._over.append((episode, self._end(episode, episode.hopeless)))
     else:
       assert episode.played is not None, "not recorded"
-      action = _action(episode, span)
+      text = episode.words.decode(tokens.tolist())
       if episode.context is not None:
-        episode.context.said(tokens.tolist(), action[0])
-      self._play().act(episode.played, *action)
+        episode.context.said(tokens.tolist(), text)
+      sampled = _sampled(episode, span, context) if episode.is_agent else None
+      self._play().act(episode.played, episode.opened + text, sampled)
 
   def _again(self, episode: Episode, recorded: types.Replies) -> Reply:
     """The next recorded reply."""
@@ -190,6 +199,9 @@ class Episodes:
       episode = self._episodes[played]
       episode.shows_logprobs = isinstance(answer, Turn) and answer.logprobs
       reply = self._next(episode, answer) if episode.begun else self._first(episode, answer)
+      read = reply.tokens if reply.tokens.size else episode.prompt
+      end = episode.words.decode_special(read[-_LONGEST_TAG:].tolist())
+      episode.opened = thoughts.opened_by(end)
       replies.append((episode, reply))
     return replies
 
@@ -210,7 +222,7 @@ class Episodes:
 
   def _opened(self, episode: Episode, answer: Turn) -> Turn | pool.Failed:
     """The answer, if an agent's first request is the prompt."""
-    asked = json.loads(answer.opening)
+    episode.is_agent, asked = True, json.loads(answer.opening)
     try:
       tokens = episode.words.conversation(asked["messages"], asked["tools"])
     except TokenizerError as error:
@@ -280,14 +292,12 @@ class Episodes:
     return Reply(_NOTHING, 0, ended)
 
 
-def _action(episode: Episode, span: types.Span) -> tuple:
-  """The text of a turn, and its tokens' log-probabilities if they were asked for."""
-  tokens = span.tokens.tolist()
-  text = episode.words.decode(tokens)
+def _sampled(episode: Episode, span: types.Span, context: int) -> Sampled:
+  found = Sampled(context, span.tokens.size, span.cut)
   if not episode.shows_logprobs:
-    return (text,)
-  shown = zip(episode.words.token_texts(tokens), span.logprobs.tolist(), strict=True)
-  return text, tuple(shown)
+    return found
+  texts = episode.words.token_texts(span.tokens.tolist())
+  return found._replace(logprobs=tuple(zip(texts, span.logprobs.tolist(), strict=True)))
 
 
 def seed_of(seed: int, ticket: types.Ticket) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from offpolicy_rl.environments import environment
-from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.environments.environment import Sampled, Turn
 from offpolicy_rl.tasks import pool
 
 
@@ -23,7 +23,7 @@ class Action(NamedTuple):
   """A turn of the policy."""
 
   text: str
-  logprobs: tuple[tuple[str, float], ...]  # (token's text, nats), if they were asked for
+  sampled: Sampled | None  # for agents
 
 
 @dataclasses.dataclass(eq=False)
@@ -67,12 +67,12 @@ class Processes:
     home.asked.put(_Asked(played))
     return played
 
-  def act(self, played: Played, text: str, logprobs: tuple[tuple[str, float], ...] = ()) -> None:
+  def act(self, played: Played, text: str, sampled: Sampled | None = None) -> None:
     """Gives the policy's turn to an environment; its answer is among the answers to come.
 
-    `logprobs`: (token's text, nats), if the environment asked for them.
+    `sampled`: for agents.
     """
-    played.home.asked.put(_Asked(played, Action(text, logprobs)))
+    played.home.asked.put(_Asked(played, Action(text, sampled)))
 
   def end(self, played: Played) -> None:
     """Lets go of an environment."""
@@ -215,9 +215,8 @@ def _play(
   if action is None:
     _PLAYED[number] = _MAKE[name]()
     return tuple(environment.checked(_PLAYED[number].reset(problem, seed)))
-  text, logprobs = action
-  # Only those that ask for log-probabilities take them.
-  more = [logprobs] if logprobs else []
+  text, sampled = action
+  more = [] if sampled is None else [sampled]  # agents alone take it
   return tuple(environment.checked(_PLAYED[number].step(text, *more)))
 
 

@@ -38,12 +38,15 @@ Words = vocabulary.Vocabulary | tokenizer.Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """The model, tokenizer and files of a policy, without its weights."""
+  """The model, tokenizers and files of a policy, without its weights.
+
+  `with_tools`: tokenizers whose prompts show the tools of an environment, by its name.
+  """
 
   model: decoder.DecoderConfig
   tokenizer: Words
   files: types.ModelFiles | None = None  # of a published model
-  with_tools: Mapping[str, Words] = dataclasses.field(default_factory=dict)  # by environment
+  with_tools: Mapping[str, tokenizer.Tokenizer] = dataclasses.field(default_factory=dict)
 
   def words(self, environment: str) -> Words:
     """The tokenizer whose prompts show the tools of an environment of the run, if it has any."""
@@ -121,6 +124,8 @@ def sampling_notes(config: ConfigDict, policy: Policy) -> list[str]:
   notes = [f"a completion ends with {ends}, or after {config.task.max_completion_tokens} tokens"]
   if policy.files is not None and isinstance(words, tokenizer.Tokenizer):
     notes += [*words.turn_notes(), *tokenizer.notes(policy.files)]
+    told = [note for shown in (words, *policy.with_tools.values()) for note in shown.tool_notes()]
+    notes += dict.fromkeys(told)  # the same template
   return notes
 
 

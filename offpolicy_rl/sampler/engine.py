@@ -409,11 +409,13 @@ class Engine:
         logprobs=state["logprobs"][slot, :length].copy(),
         versions=np.array(completion.versions, np.int32),
         candidates=self._candidates(slot, completion.group.ticket, length),
+        cut=not (slot in cut or state["finished"][slot]),
       )
-      ended = slot in cut or bool(state["finished"][slot])
       if completion.episode is None:
         self._free(slot)
-        complete += self._done(completion, types.Trajectory(*span[:3], ended, candidates=span[3]))
+        complete += self._done(
+          completion, types.Trajectory(*span[:3], not span.cut, candidates=span[3])
+        )
       else:
         del self._running[slot]
         completion.spend("model")

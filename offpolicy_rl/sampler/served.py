@@ -357,7 +357,9 @@ class ServedEngine:
     assert self._episodes is not None, "it began there"
     [turn] = sampled
     completion.spend("model")
-    span = types.Span(turn.tokens, turn.logprobs, turn.versions, turn.candidates)
+    span = types.Span(
+      turn.tokens, turn.logprobs, turn.versions, turn.candidates, cut=not turn.finished
+    )
     completion.spans.append(span)
     completion.turn += 1
     self._waiting[completion.episode] = completion

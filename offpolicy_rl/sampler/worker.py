@@ -287,7 +287,8 @@ def _submit(
 
 
 def _scored(ticket, trajectories, judgements, shape: shaping.Shaping) -> types.Group:
-  failures, lengths = sum(j.failed for j in judgements), [t.tokens.size for t in trajectories]
+  failures = sum(j.failed for j in judgements)
+  lengths = [int(t.sampled.sum()) for t in trajectories]
   verdicts = rewards = [j.reward for j in judgements]
   if ticket.kind == types.TRAIN:
     # A failed completion that is worth the mean of the others adds no signal.

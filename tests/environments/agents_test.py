@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from offpolicy_rl.environments import agents, environment, processes, tools
-from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.environments.environment import Sampled, Turn
 from offpolicy_rl.tasks import sources, vocabulary
 from tests.environments import harnesses
 from tests.environments.processes_test import answers
@@ -233,7 +233,15 @@ def test_log_probabilities_of_what_was_sampled_are_told_if_they_are_asked_for(be
   played, first = begin("surprised")
   assert first.logprobs and not begin("adds", 7)[1].logprobs
   logprobs = (("4", -0.5), ("2", -0.25), ("<eos>", -9.0))
-  assert played.step("42", logprobs) == Turn(reward=0.75, done=True)
+  sampled = Sampled(context=9, tokens=3, cut=False, logprobs=logprobs)
+  assert played.step("42", sampled) == Turn(reward=0.75, done=True)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_agent_is_told_of_tokens_and_of_turns_that_were_cut(begin, cut):
+  played, _ = begin("counts")
+  told = played.step("42", Sampled(context=25, tokens=3, cut=cut))
+  assert told == Turn(reward=253.0 + 1000 * cut, done=True)
 
 
 def test_requests_come_one_at_a_time(begin):
@@ -260,13 +268,13 @@ def test_answers_can_be_streamed_and_clients_may_trim(begin):
     connection.request("POST", path, body, {"Content-Type": "application/json"})
     lines.extend(connection.getresponse().read().decode().split("\n\n"))
 
-  played._actions.put(("{} ", ()))  # its next request is refused, and the episode goes on by ours
+  played._actions.put(("{} ", None))  # its next request is refused, and the episode goes on by ours
   with pytest.raises(harnesses.Refused):
     played._next()
   client = threading.Thread(target=stream)
   client.start()
   assert played._next() == Turn("x")
-  played._actions.put(("hello", ()))
+  played._actions.put(("hello", None))
   client.join()
   assert '"content": "hello"' in lines[1] and lines[-2] == "data: [DONE]"
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import types as plain_types
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 
 from offpolicy_rl import types
 from offpolicy_rl.environments import episodes
-from offpolicy_rl.environments.environment import Turn
+from offpolicy_rl.environments.environment import Sampled, Turn
 from offpolicy_rl.tasks import pool
 from offpolicy_rl.tasks.special_tokens import TokenizerError
 from tests.sampler import engine_test
 
+PROMPT = engine_test.ticket(0).prompt_tokens.tolist()
 ticket = functools.partial(engine_test.ticket, environment="worlds:World")
 
 
@@ -24,8 +26,13 @@ class Words:
   def decode(self, ids) -> str:
     return "".join(map(chr, ids))
 
+  decode_special = decode
+
   def token_texts(self, ids) -> list[str]:
     return list(map(chr, ids))
+
+  def conversation(self, messages, _tools) -> list[int]:
+    return list(map(ord, messages[0]["content"]))
 
   def reply(self, texts, role: str, _last) -> list[int]:
     if role == "tool":
@@ -38,13 +45,14 @@ class Scripted:
 
   def __init__(self, *answers):
     self._answers, self.actions, self.ended = iter(answers), [], 0
+    self.sampled = []
 
   def begin(self, _name: str, _problem: str, _seed: int):
     return plain_types.SimpleNamespace()
 
-  def act(self, _played, action: str, logprobs=()) -> None:
+  def act(self, _played, action: str, sampled: Sampled | None = None) -> None:
     self.actions.append(action)
-    self.logprobs = logprobs
+    self.sampled.append(sampled)
 
   def answers(self, _seconds: float):
     return [(self.played, answer) for answer in itertools.islice(self._answers, 1)]
@@ -104,10 +112,23 @@ def test_rewards_that_add_up_to_more_than_a_verdict_can_be_fail_the_episode():
   assert ends(play(Turn(), Turn("c", 6e5), Turn("", 4e5, True))[0]) == types.DONE
 
 
-def test_log_probabilities_are_given_with_the_turn_for_which_they_are_asked():
-  asked = play(Turn(), Turn("c", logprobs=True), Turn(done=True))[2]
-  assert asked.logprobs == (("a", 0.0), ("b", 0.0))
-  assert play(Turn(logprobs=True), Turn("c"), Turn(done=True))[2].logprobs == ()
+def test_agents_are_told_how_turns_were_sampled():
+  """The prompt of the ticket has three tokens."""
+  opening = json.dumps({"messages": [{"content": "".join(map(chr, PROMPT))}], "tools": []})
+  plays = [Turn(opening=opening), Turn("c", logprobs=True), Turn("d"), Turn(done=True)]
+  scripted = play(*plays)[2]
+  context, tokens = len(PROMPT), 2
+  assert scripted.sampled == [
+    Sampled(context, tokens, cut=False),
+    Sampled(context + 3, tokens, cut=False, logprobs=(("a", 0.0), ("b", 0.0))),
+    Sampled(context + 6, tokens, cut=False),
+  ]
+  assert play(Turn(logprobs=True), Turn(done=True))[2].sampled == [None]  # no agent
+
+
+def test_the_thought_that_a_template_opens_begins_the_turn_that_it_opens():
+  scripted = play(Turn("x<think>\n"), Turn("y"), Turn("<think>z"), Turn(done=True), tokens=99)[2]
+  assert scripted.actions == ["<think>ab", "ab", "ab"]
 
 
 def test_an_episode_ends_after_so_many_turns():

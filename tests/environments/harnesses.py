@@ -20,16 +20,20 @@ def ask(base_url: str, messages: list, **fields) -> dict:
 
 def choice(base_url: str, messages: list, **fields) -> dict:
   """The only choice of an answer."""
+  return answer(base_url, messages, **fields)["choices"][0]
+
+
+def answer(base_url: str, messages: list, **fields) -> dict:
   parts = urlsplit(base_url)
   connection = http.client.HTTPConnection(parts.netloc)
   body = json.dumps({"model": "policy", "messages": messages} | fields)
   path = f"{parts.path}/chat/completions"
   connection.request("POST", path, body, {"Content-Type": "application/json"})
-  answer = json.loads(connection.getresponse().read())
+  found = json.loads(connection.getresponse().read())
   connection.close()
-  if "error" in answer:
-    raise Refused(answer["error"]["message"])
-  return answer["choices"][0]
+  if "error" in found:
+    raise Refused(found["error"]["message"])
+  return found
 
 
 @agents.agent
@@ -145,6 +149,14 @@ def surprised(base_url: str, problem: agents.Problem, _seed: int) -> float:
   """The reward is how unlikely the turn was, in nats."""
   told = choice(base_url, list(problem.messages), logprobs=True)["logprobs"]["content"]
   return -sum(token["logprob"] for token in told if token["token"] != "<eos>")
+
+
+@agents.agent
+def counts(base_url: str, problem: agents.Problem, _seed: int) -> float:
+  """The reward is all that was told of the turn, in digits."""
+  told = answer(base_url, list(problem.messages))
+  cut = told["choices"][0]["finish_reason"] == "length"
+  return 1000 * cut + 10 * told["usage"]["prompt_tokens"] + told["usage"]["completion_tokens"]
 
 
 @agents.agent

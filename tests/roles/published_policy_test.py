@@ -73,6 +73,18 @@ def test_a_run_says_that_nothing_ends_the_turns_of_its_template(config):
   assert not any("ends a turn" in note for note in build.sampling_notes(config, policy))
 
 
+def test_a_run_says_that_its_template_does_not_show_the_tools_of_an_environment(config):
+  config.task.name = "chain_sum"
+  config.environment.name = "offpolicy_rl.environments.calculator:Calculator"
+  mute = "{% for m in messages %}{{ m.content }}<end_of_turn>{% endfor %}"
+  note = "the chat template does not show tools: describe them in task.system_prompt"
+  for template, expected in ((mute, [note]), ("{{ tools }}" + mute, [])):
+    shown = files(chat_template=template)
+    build.fill_in(config, shown)
+    notes = build.sampling_notes(config, build.make_policy(config, shown))
+    assert [line for line in notes if "tools" in line] == expected
+
+
 def test_a_fresh_model_ends_with_its_own_token(tiny_config):
   tiny_config.sampler.stop = '["=="]'
   policy = build.make_policy(tiny_config, None)

@@ -40,6 +40,8 @@ class Words:
   def decode(self, ids) -> str:
     return " ".join(map(str, ids))
 
+  decode_special = decode
+
   def reply(self, texts, _role: str, _last) -> list[int]:
     return [int(number) for text in texts for number in text.split()]
 
@@ -70,7 +72,7 @@ class Processes:
     self._coming.append([self._delay(), played])
     return Handle(played)
 
-  def act(self, handle, action: str) -> None:
+  def act(self, handle, action: str, _sampled) -> None:
     handle.played.actions.append(action)
     self._coming.append([self._delay(), handle.played])
 

@@ -148,6 +148,12 @@ def test_episodes_among_judged_completions_have_the_verdict_of_their_environment
   rewards = [[t.reward for t in group.trajectories] for group in groups]
   assert rewards == [[0.75, 0.0], [1.25, 0.25], [0.75, 0.75]]
   assert [group.verifier_failures for group in groups] == [1, 0, 0]
+  told = dataclasses.replace(trajectory("5  "), reward=1.0, ended=types.DONE)
+  told.versions[1:] = types.NO_VERSION  # these words are of the environment
+  [same] = worker.score_groups(
+    None, Bytes(), [played], [[won, told]], shape=shaping.Shaping(length_weight=0.5)
+  )
+  assert [t.reward for t in same.trajectories] == [0.75, 1.0]
   [alone] = worker.score_groups(None, Bytes(), [played], [[won]])
   assert alone.trajectories[0].verdict == 0.75
 
