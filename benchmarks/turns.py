@@ -78,6 +78,9 @@ class World:
   def end(self, played: int) -> None:
     """Lets go of an episode."""
 
+  def close(self) -> None:
+    """Nothing to end."""
+
 
 class Processes(processes.Processes):
   """The worlds of a run."""
@@ -155,6 +158,10 @@ class Way:
     self._tickets = map(functools.partial(_tickets, config), itertools.count())
     self._params = params
 
+  def close(self) -> None:
+    """Ends its world."""
+    self._world.close()
+
   def run(self, seconds: float) -> dict[str, float]:
     """Share of busy slots, and tokens of the policy's turns per second."""
     engine, now, words = self._engine, self._world.now, self._words
@@ -180,6 +187,8 @@ def measured(seconds: float, rounds: int) -> dict[str, dict[str, list[float]]]:
   found = {name: [] for name in ways}
   for _, (name, way) in itertools.product(range(rounds), ways.items()):
     found[name].append(way.run(seconds))
+  for way in ways.values():
+    way.close()
   return {
     name: {key: [values[key] for values in rows] for key in rows[0]} for name, rows in found.items()
   }

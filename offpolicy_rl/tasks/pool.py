@@ -234,16 +234,22 @@ def _serve(pipe, prepare: Callable[[], object], time_limit: float, memory_mb: in
   except BaseException as error:
     pipe.send(_describe(error))
     return
-  memory, pid = _MemoryLimit(memory_mb), os.getpid()
+  memory = _MemoryLimit(memory_mb)
   _exempt_imports(memory, pipe.send)
-  pipe.send(None)
+  with contextlib.suppress(BrokenPipeError):  # the starter is gone
+    pipe.send(None)
+    _answer_calls(pipe, time_limit, memory)
+
+
+def _answer_calls(pipe, time_limit: float, memory: "_MemoryLimit") -> None:
+  pid = os.getpid()
   while True:
     try:
       function, calls = pipe.recv()
     except EOFError:  # the starter is gone
       return
     for call in calls:
-      _CALLS[:] = [CallLimits(time.monotonic() + time_limit, memory_mb)]
+      _CALLS[:] = [CallLimits(time.monotonic() + time_limit, memory.mb)]
       answer, spent = _attempt(function, call)
       if os.getpid() != pid:  # a fork by the call: its answer would be taken for that of the next
         os._exit(0)
@@ -256,6 +262,7 @@ def _serve(pipe, prepare: Callable[[], object], time_limit: float, memory_mb: in
 class _MemoryLimit:
   def __init__(self, memory_mb: int):
     """Limits address space to so much more than is in use now, on Linux; 0 = no limit."""
+    self.mb = memory_mb
     self._more = (memory_mb << 20) if (_PROC / "self/statm").exists() else 0
     self._taken = _taken()
     self._limit(self._taken + self._more)
