@@ -48,7 +48,7 @@ class Turn(NamedTuple):
 
 
 class Sampled(NamedTuple):
-  """What agents are told of a turn of the policy."""
+  """A turn of the policy, as far as agents are told of it."""
 
   context: int  # tokens that the policy had read
   tokens: int  # of the turn
