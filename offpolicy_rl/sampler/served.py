@@ -42,11 +42,16 @@ from offpolicy_rl.sampler.in_progress import Completion, Finished, Group
 _LOG = logging.getLogger(__name__)
 _WAIT_SECONDS = 0.1  # of a step, for an answer
 _LOOK_SECONDS = 0.02  # the same while environments may answer, too
+_PAUSES = (0.5, 2.0)  # seconds before a request is repeated whose connection was dropped
 _PROBE_TOKENS = 16  # of the completion that is compared
 
 
 class ServerError(RuntimeError):
   """The server refused or failed; names the request and the answer."""
+
+
+class _Dropped(ServerError):
+  """The server closed the connection without an answer."""
 
 
 class StaleWeights(ServerError):
@@ -120,6 +125,15 @@ class VllmServer:
     return sorted(choices, key=lambda choice: choice["index"])
 
   def _post(self, path: str, body: dict) -> dict:
+    for pause in _PAUSES:
+      try:
+        return self._post_once(path, body)
+      except _Dropped as error:  # every request may be repeated
+        _LOG.warning("%s; asking once more", error)
+        time.sleep(pause)
+    return self._post_once(path, body)
+
+  def _post_once(self, path: str, body: dict) -> dict:
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(self._url + path, json.dumps(body).encode(), headers)
     try:
@@ -130,7 +144,8 @@ class VllmServer:
       detail = error.read(300).decode(errors="replace")
       raise ServerError(f"{self._url}{path}: {error.code} {detail}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-      raise ServerError(f"{self._url}{path}: {error}") from None
+      reset = isinstance(getattr(error, "reason", error), ConnectionResetError)
+      raise (_Dropped if reset else ServerError)(f"{self._url}{path}: {error}") from None
 
 
 def _seed(seed: int, ticket: types.Ticket, turn: tuple[int, ...]) -> int:

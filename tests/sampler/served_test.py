@@ -3,6 +3,7 @@
 import dataclasses
 import http.server
 import json
+import socket
 import threading
 
 import jax
@@ -20,6 +21,10 @@ NEXT = jax.jit(policy.apply, static_argnums=0)
 WANTED = served.SamplingParams(5, stopping.Stops((END,)), sampling.NONE, seed=3)
 
 
+class Server(http.server.ThreadingHTTPServer):
+  request_queue_size = 128  # as many connections wait to be accepted; 5 is the default
+
+
 class Stub:
   """Loads what is in the directory and samples from it, one token after the other.
 
@@ -33,13 +38,17 @@ class Stub:
     self.config, self.columns = config, columns
     self.directory, self.keeps_old, self.mangle = directory, False, lambda choice: choice
     self.keeps_prompts, self.cached = False, {}  # blocks of a prompt -> the weights that read them
-    self.requests, self.params = [], None
+    self.requests, self.params, self.drops = [], None, 0  # drops: connections to close unanswered
     stub = self
 
     class Handler(http.server.BaseHTTPRequestHandler):
       def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         stub.requests.append((self.path, body))
+        if stub.drops:
+          stub.drops -= 1
+          self.connection.shutdown(socket.SHUT_RDWR)
+          return
         answer = stub.answer(self.path, body)
         self.send_response(200 if answer is not None else 404)
         self.end_headers()
@@ -48,7 +57,7 @@ class Stub:
       def log_message(self, *_):
         pass
 
-    self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    self.server = Server(("127.0.0.1", 0), Handler)
     self.url = f"http://127.0.0.1:{self.server.server_port}"
     threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -292,6 +301,17 @@ def test_half_an_answer_is_refused(stub, mangle, message):
   made.add([ticket(0)])
   with pytest.raises(served.ServerError, match=message):
     answers(made, weights(1), 0)
+
+
+def test_a_request_whose_connection_is_dropped_is_repeated(stub, monkeypatch):
+  monkeypatch.setattr(served, "_PAUSES", (0.0, 0.0))
+  stub.answer("/collective_rpc", {"method": "load_again"})
+  server, stub.drops = served.VllmServer(stub.url, WANTED), 2
+  [choice] = server.complete(ticket(0), number=1)
+  assert len(stub.requests) == 3 and choice["token_ids"]
+  stub.drops = 3
+  with pytest.raises(served.ServerError, match="/v1/completions: "):
+    server.complete(ticket(0), number=1)
 
 
 def test_a_server_that_is_not_there_or_is_another_is_named(stub):
