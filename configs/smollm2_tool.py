@@ -5,6 +5,8 @@
   offpolicy-rl eval --run_dir=runs/smollm2_tool --k=1,8
 
 Sums and differences of numbers of three or four digits. One example in the prompt shows a call.
+Before training, 16 held-out problems: 0.94 greedily, 0.31 at temperature 1. How much training adds,
+nobody has measured yet.
 """
 
 from configs import base
