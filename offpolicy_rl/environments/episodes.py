@@ -199,9 +199,10 @@ class Episodes:
       episode = self._episodes[played]
       episode.shows_logprobs = isinstance(answer, Turn) and answer.logprobs
       reply = self._next(episode, answer) if episode.begun else self._first(episode, answer)
-      read = reply.tokens if reply.tokens.size else episode.prompt
-      end = episode.words.decode_special(read[-_LONGEST_TAG:].tolist())
-      episode.opened = thoughts.opened_by(end)
+      if not reply.ended:
+        read = reply.tokens if reply.tokens.size else episode.prompt
+        end = episode.words.decode_special(read[-_LONGEST_TAG:].tolist())
+        episode.opened = thoughts.opened_by(end)
       replies.append((episode, reply))
     return replies
 

@@ -317,7 +317,7 @@ def _attempt(function: Callable, call: tuple):
   except MemoryError as error:
     return Failed(_describe(error)), _BY_OTHERS
   except BaseException as error:  # SystemExit, too; as text, because pickling may fail
-    return Failed(_describe(error), isinstance(error, TimeoutError)), ""
+    return Failed(_describe(error), late=isinstance(error, TimeoutError)), ""
 
 
 def _describe(error: BaseException) -> str:

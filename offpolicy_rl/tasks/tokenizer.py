@@ -163,13 +163,10 @@ class Tokenizer:
     """A line if the chat template leaves out the schemas of tools."""
     if not (self.in_chat and self.shows_tools):
       return []
-    if not self._leaves_out(self._arguments["tools"], self.opening(_QUESTION)):
+    asked = self.opening(_QUESTION)
+    if self.chat(asked) != self._template(tools=True).render(asked, opened=True, tools=None):
       return []
     return ["the chat template does not show tools: describe them in task.system_prompt"]
-
-  def _leaves_out(self, tools: Sequence[dict], messages: Sequence[dict]) -> bool:
-    render = functools.partial(self._template(tools=True).render, messages, opened=True)
-    return render(tools=tools) == render(tools=None)
 
   def _one_chat(self, notes: list[str]) -> str:
     """A chat of one question; adds a system message, and a note, if the template needs it."""
@@ -248,7 +245,7 @@ class Tokenizer:
       return self._begun("".join(message["content"] for message in messages))
     template, offered = self._template(tools=bool(tools)), list(tools) or None
     text = template.render(messages, opened=True, tools=offered)
-    if tools and self._leaves_out(tools, messages):
+    if tools and text == template.render(messages, opened=True, tools=None):
       raise TokenizerError("tools: got some, but the chat template does not show them to the model")
     return self.encode(text)
 

@@ -113,7 +113,6 @@ def test_rewards_that_add_up_to_more_than_a_verdict_can_be_fail_the_episode():
 
 
 def test_agents_are_told_how_turns_were_sampled():
-  """The prompt of the ticket has three tokens."""
   opening = json.dumps({"messages": [{"content": "".join(map(chr, PROMPT))}], "tools": []})
   plays = [Turn(opening=opening), Turn("c", logprobs=True), Turn("d"), Turn(done=True)]
   scripted = play(*plays)[2]

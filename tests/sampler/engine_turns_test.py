@@ -125,6 +125,15 @@ def test_logprobs_are_those_of_a_forward_pass_over_the_whole_episode(expected):
   assert turns > 40
 
 
+def test_a_turn_that_a_limit_ended_is_marked():
+  made, spans = make_engine(), []
+  act = made._episodes.act
+  made._episodes.act = lambda episode, span: (spans.append(span), act(episode, span))
+  made.generate(ending(), 0, [ticket(i) for i in range(9)])
+  assert [span.cut for span in spans] == [int(s.tokens[-1]) not in STOPS.tokens for s in spans]
+  assert {span.cut for span in spans} == {False, True}
+
+
 class Recording(engine.Engine):
   """Keeps the places that are prefilled, by row: ticket and completion, or ticket alone."""
 
