@@ -140,7 +140,8 @@ GROUPS = {
     "judge.model": text("").means("its name there"),
     "judge.rubric": text("").means(
       'JSON, name of a part -> {"weight": w, "criterion": text}; "verifier", with a weight only, '
-      "is the verdict of task.verifier. The reward is the weighted mean, each part from 0 to 1"
+      "is the verdict of task.verifier, or of the environment. The reward is the weighted mean, "
+      "each part from 0 to 1"
     ),
     "judge.seconds": number(60.0, above=0).means("for one call"),
     "judge.retries": integer(4, at_least=0, at_most=20).means(

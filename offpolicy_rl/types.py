@@ -138,6 +138,13 @@ class Trajectory:
     """bool [M], False = the environment wrote it: no logprob (0 instead), not in the loss."""
     return self.versions != NO_VERSION
 
+  def last_context(self) -> np.ndarray:
+    """The tokens without those that were out of sight at the end, int32."""
+    seen = np.ones(self.tokens.size, bool)
+    for at, to in self.rewinds:
+      seen[to:at] = False
+    return self.tokens[seen]
+
 
 class Span(NamedTuple):
   """A turn of the policy, or of the environment, which has no logprobs."""

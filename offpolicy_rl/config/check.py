@@ -235,8 +235,6 @@ def _judge(c) -> Problems:
     yield "judge.model: the name that the server at judge.url knows it by"
   if not c.judge.rubric:
     yield "judge.rubric: what it grades by"
-  if not selection(c).judged:
-    yield "judge.url: '' with an environment, which judges the turns itself"
 
 
 def _longest(c) -> int:

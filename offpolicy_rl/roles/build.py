@@ -311,10 +311,8 @@ def scoring_of(config: ConfigDict, policy: Policy) -> Generator[Score]:
   task, selection = config.task, config_lib.selection(config)
   shape = shaping.Shaping(task.format_reward, task.length_weight, task.failed_reward)
   with contextlib.ExitStack() as stack:
-    scorer = None
-    if selection.judged:
-      verified = stack.enter_context(_scorer(task, selection))
-      scorer = stack.enter_context(_judged(config.judge, verified))
+    verified = stack.enter_context(_scorer(task, selection)) if selection.judged else None
+    scorer = stack.enter_context(_judged(config.judge, verified))
     yield functools.partial(
       worker.score_groups,
       scorer,
@@ -326,8 +324,8 @@ def scoring_of(config: ConfigDict, policy: Policy) -> Generator[Score]:
 
 @contextlib.contextmanager
 def _judged(
-  settings: ConfigDict, scorer: scoring.Scorer
-) -> Generator[scoring.Scorer | judge.JudgedScorer]:
+  settings: ConfigDict, scorer: scoring.Scorer | None
+) -> Generator[scoring.Scorer | judge.JudgedScorer | None]:
   """The scorer, or one that asks a judge, too; ValueError if its key can't be used."""
   if not settings.url:
     yield scorer

@@ -18,6 +18,11 @@ from offpolicy_rl.system import children, signals
 _MAX_ENDS, _WINDOW_SECONDS = 6, 600.0  # ends of a slot's samplers for one reason that end the run
 _HOPELESS = 2  # exit code: a wrong configuration, or a judge that is of no more use
 _GRACE_SECONDS = 10.0  # for samplers to end by themselves
+_KILLED = 128 + signal.SIGKILL
+_LESS_MEMORY = (
+  "an update needs less memory with --config.learner.microbatches=2 (or more), "
+  "--config.learner.layout=shared or --config.learner.remat=full"
+)
 _TAIL_BYTES = 4096  # of a log, searched for its last line
 _STOPPING = (
   "stopping after the current step or evaluation, with a checkpoint; again to stop at once"
@@ -121,7 +126,7 @@ def _signature(path: pathlib.Path) -> tuple[int, int] | None:
 
 
 def _reason(code: int) -> str:
-  killed = children.exit_code(code) == 128 + signal.SIGKILL
+  killed = children.exit_code(code) == _KILLED
   return children.describe(code) + ("; by the kernel, for lack of memory?" if killed else "")
 
 
@@ -148,6 +153,8 @@ def _exit_code(code: int, run_dir: pathlib.Path, *, stopped: bool, problem: str 
     return children.exit_code(code) or 1
   if code < 0 or code > 2:
     print(f"the learner ended ({_reason(code)}); {go_on}", file=sys.stderr)
+    if children.exit_code(code) == _KILLED:
+      print(_LESS_MEMORY, file=sys.stderr)
   elif code == 0 and not stopped and _how_it_ended(run_dir) == "stopped":
     print(f"someone else asked the learner to stop; {go_on}", file=sys.stderr)
     return signals.INTERRUPTED

@@ -244,15 +244,15 @@ def score_groups(
 
   Rewards of training groups are shaped; verdicts never are, nor rewards of evaluation. Completions
   without an answer (`thoughts.judged`) are worth 0 and reach no verifier. Episodes have been judged
-  by their environments, and have no format to be rewarded for.
+  by their environments, and have no format to be rewarded for; a judge grades the conversation.
 
   Args:
-    scorer: None if every group is of episodes.
+    scorer: None if every group is of episodes, and there is no judge.
     judge_unfinished: task.judge_unfinished.
   """
   submit = functools.partial(_submit, scorer, vocabulary, judge_unfinished=judge_unfinished)
   waiting = [
-    functools.partial(_of_episodes, group) if ticket.environment else submit(ticket, group)
+    _of_episodes(scorer, vocabulary, ticket, group) if ticket.environment else submit(ticket, group)
     for ticket, group in zip(tickets, groups, strict=True)
   ]
   return [
@@ -261,11 +261,29 @@ def score_groups(
   ]
 
 
-def _of_episodes(group: Sequence[types.Trajectory]) -> list[scoring.Judgement]:
-  return [
+def _of_episodes(
+  scorer, vocabulary, ticket, group: Sequence[types.Trajectory]
+) -> Callable[[], list[scoring.Judgement]]:
+  """The environment's judgements, or if there is a judge, those of its rubric."""
+  verified = [
     scoring.Judgement(t.reward, well_formed=False, failed=t.ended in types.WITHOUT_ANSWER)
     for t in group
   ]
+  if not isinstance(scorer, judge.JudgedScorer):
+    return lambda: verified
+  graded = [(t, j) for t, j in zip(group, verified, strict=True) if not j.failed]
+  handle = scorer.submit(
+    [vocabulary.decode_special(t.last_context().tolist()) for t, _ in graded],
+    ticket.answer,
+    vocabulary.decode_all(ticket.prompt_tokens.tolist()),
+    verified=[j for _, j in graded],
+  )
+
+  def judgements() -> list[scoring.Judgement]:
+    judged = iter(scorer.judgements(handle))
+    return [j if j.failed else next(judged) for j in verified]
+
+  return judgements
 
 
 def _submit(

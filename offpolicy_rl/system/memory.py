@@ -7,6 +7,7 @@ import pathlib
 # Names of glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # of a container
+_OWN = pathlib.Path("/proc/self/statm")
 
 
 def total_bytes() -> int:
@@ -28,3 +29,19 @@ def keep_freed_memory() -> None:
     mallopt(_ARENA_MAX, 1)
     mallopt(_MMAP_MAX, 0)
     mallopt(_TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory(share: float = 0.5) -> None:
+  """Has glibc give freed memory back if this process has more than this share of `total_bytes`.
+
+  Small blocks between large ones leave gaps that no large block fits into, so without this an
+  update that needs 10 GB took 20. Does nothing without glibc.
+  """
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+  if trim is not None and _resident_bytes() > share * total_bytes():
+    trim(0)
+
+
+def _resident_bytes() -> int:
+  """Memory that this process has."""
+  return int(_OWN.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")

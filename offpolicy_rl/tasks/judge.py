@@ -1,8 +1,8 @@
 """A model that grades completions over HTTP, by OpenAI's chat-completions interface.
 
 A rubric is a list of weighted parts. One call asks the model for a number from 0 to 10 for every
-criterion; a part named "verifier" is the verdict of the task's own verifier. The reward is the
-weighted mean of the parts, each divided by 10 if the model gave it.
+criterion; a part named "verifier" is the verdict of the task's own verifier or environment. The
+reward is the weighted mean of the parts, each divided by 10 if the model gave it.
 
 A call that fails is repeated with growing pauses. One that fails for good costs its completion only
 and is counted as a verifier's failure. What no repetition mends (a spent budget, a refused key) is
@@ -12,6 +12,7 @@ a JudgeError, which ends the sampler.
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import http.client
 import json
@@ -31,7 +32,7 @@ from offpolicy_rl.tasks import scoring, verifiers
 
 _LOG = logging.getLogger(__name__)
 KEY, KEY_FILE = "JUDGE_API_KEY", "JUDGE_API_KEY_FILE"  # variables of a sampler's environment
-VERIFIER = "verifier"  # the part that is the task's own verifier
+VERIFIER = "verifier"  # the part that is the task's own verifier, or its environment
 _BEST = 10  # of a criterion
 _MAX_ANSWER_BYTES = 1 << 20
 _CACHED = 20_000  # graded completions
@@ -313,8 +314,8 @@ def _seconds(text: str | None) -> float:
 class JudgedScorer:
   """A `scoring.Scorer` whose reward is the weighted mean of a rubric's parts."""
 
-  def __init__(self, judge: Judge, settings: Settings, scorer: scoring.Scorer):
-    """`scorer`: judges the part VERIFIER, and finds the format's pattern."""
+  def __init__(self, judge: Judge, settings: Settings, scorer: scoring.Scorer | None):
+    """`scorer`: judges the part VERIFIER, and finds the format's pattern; None = only episodes."""
     self._judge, self._parts, self._scorer = judge, settings.rubric, scorer
     self._threads = concurrent.futures.ThreadPoolExecutor(settings.concurrency)
 
@@ -323,10 +324,25 @@ class JudgedScorer:
     self._judge.close()
     self._threads.shutdown(wait=False, cancel_futures=True)
 
-  def submit(self, completions: list[str], answer: str, question: str) -> tuple:
-    """Starts grading a group; pass the result to `judgements`."""
+  def submit(
+    self,
+    completions: list[str],
+    answer: str,
+    question: str,
+    verified: list[scoring.Judgement] | None = None,
+  ) -> tuple:
+    """Starts grading a group; pass the result to `judgements`.
+
+    Args:
+      verified: their judgements by an environment, in place of the verifier's.
+    """
     grades = [self._threads.submit(self._grade, question, answer, text) for text in completions]
-    return self._scorer.submit(completions, answer), grades
+    if verified is not None:
+      return lambda: verified, grades
+    assert self._scorer is not None
+    return functools.partial(
+      self._scorer.judgements, self._scorer.submit(completions, answer)
+    ), grades
 
   def _grade(self, *content: str) -> dict[str, float] | None:
     if all(part.name == VERIFIER for part in self._parts):
@@ -340,8 +356,7 @@ class JudgedScorer:
   def judgements(self, submitted: tuple) -> list[scoring.Judgement]:
     """Waits for a group's judgements; JudgeError if none will come any more."""
     verdicts, grades = submitted
-    verified = self._scorer.judgements(verdicts)
-    pairs = zip(verified, (grade.result() for grade in grades), strict=True)
+    pairs = zip(verdicts(), (grade.result() for grade in grades), strict=True)
     return [self._together(*pair) for pair in pairs]
 
   def _together(

@@ -6,6 +6,7 @@ import pytest
 
 from offpolicy_rl import config as config_lib
 from offpolicy_rl.chat_api import server
+from offpolicy_rl.environments import guess
 from offpolicy_rl.roles import build
 from offpolicy_rl.tasks import judge, scoring
 from tests import end_to_end_test as system
@@ -14,6 +15,8 @@ from tests.roles.evaluate_test import published as published
 from tests.run_system import processes, train_rows
 from tests.tasks.judge_test import GOOD, RUBRIC, said
 from tests.tasks.judge_test import serve as serve
+
+GAME = f"{guess.__name__}:GuessTheNumber"
 
 
 def asks(config, url: str = "http://127.0.0.1:9/v1"):
@@ -28,7 +31,6 @@ def asks(config, url: str = "http://127.0.0.1:9/v1"):
     ("judge.model", "", "judge.model: got '', expected the name"),
     ("judge.rubric", "", "judge.rubric: got '', expected what it grades by"),
     ("judge.rubric", "{", "judge.rubric: got '{', expected an object like"),
-    ("environment.name", "somewhere:Game", "judge.url: got .*, expected '' with an environment"),
   ],
 )
 def test_what_does_not_go_together_is_refused(tiny_config, key, value, message):
@@ -45,6 +47,9 @@ def test_a_scorer_is_made_with_a_judge_only_where_there_is_one(tiny_config, monk
     assert isinstance(score.args[0], scoring.Scorer)
   with build.scoring_of(asks(tiny_config), policy) as score:
     assert isinstance(score.args[0], judge.JudgedScorer)
+  tiny_config.environment.name = GAME
+  with build.scoring_of(tiny_config, policy) as score:
+    assert isinstance(score.args[0], judge.JudgedScorer)
   monkeypatch.setenv(judge.KEY, "s3cret")
   tiny_config.judge.url = "http://judge.example"
   with pytest.raises(ValueError, match="expected https"), build.scoring_of(tiny_config, policy):
@@ -52,9 +57,13 @@ def test_a_scorer_is_made_with_a_judge_only_where_there_is_one(tiny_config, monk
 
 
 @pytest.mark.long
-def test_a_run_is_trained_by_a_judge_and_logs_each_part(tiny_config, tmp_path, serve):
+@pytest.mark.parametrize("played", [False, True])
+def test_a_run_is_trained_by_a_judge_and_logs_each_part(tiny_config, tmp_path, serve, played):
   """No question is asked twice."""
   stub = serve(said(json.dumps(GOOD)))
+  if played:
+    tiny_config.task.name = f"{guess.__name__}:guess_the_number"
+    tiny_config.environment.name, tiny_config.task.max_prompt_tokens = GAME, 8
   config = system.small(asks(tiny_config, stub.url), lag__mode="fixed", lag__max_lag=1)
   config.learner.steps, config.judge.retries = 3, 0
   config.task.judge_unfinished = True

@@ -157,7 +157,9 @@ def test_a_learner_that_ends_is_spoken_of(notes, capfd, hurt, code, said):
   else:
     os.kill(pids(notes, "learner")[0], hurt)
   assert run.ended() == code
-  assert capfd.readouterr().err.startswith(said)
+  err = capfd.readouterr().err
+  assert err.startswith(said)
+  assert ("--config.learner.microbatches=2" in err) == (hurt == signal.SIGKILL)
   assert not any(map(alive, pids(notes, "sampler")))
 
 

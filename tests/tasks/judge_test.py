@@ -1,6 +1,7 @@
 """A judge over HTTP: what it is asked, what counts as an answer, and servers that misbehave."""
 
 import contextlib
+import dataclasses
 import http.server
 import json
 import logging
@@ -10,7 +11,10 @@ import time
 
 import pytest
 
+from offpolicy_rl import types
+from offpolicy_rl.sampler import worker
 from offpolicy_rl.tasks import judge, scoring, shaping
+from tests.tasks.scoring_test import Bytes, ticket, trajectory
 
 RUBRIC = json.dumps(
   {
@@ -344,6 +348,26 @@ def test_the_reward_is_the_weighted_mean_and_failures_count(serve):
   assert (judge_only.reward, judge_only.failed) == (3.5 / 4, False)
   rewards = shaping.rewards([*found, fails], [1, 1], shaping.Shaping(failed=shaping.MEAN))
   assert rewards == [found[0].reward] * 2
+
+
+def test_a_conversation_is_graded_as_the_policy_saw_it_in_the_end(serve):
+  """Whose environment's reward is the part "verifier"; a failed one is not graded."""
+  both = json.dumps(json.loads(RUBRIC) | {"verifier": {"weight": 4}})
+  stub = serve(said(json.dumps(GOOD)))
+  played = dataclasses.replace(ticket(types.TRAIN, "Which?"), environment="a:World")
+  rewritten = dataclasses.replace(
+    trajectory("hm 3, no, 5"), reward=0.5, ended=types.DONE, rewinds=(types.Rewind(6, 3),)
+  )
+  failed = dataclasses.replace(trajectory("7"), reward=0.0, ended=types.FAILED)
+  made = settings(stub, both, retries=0)
+  with contextlib.closing(judge.JudgedScorer(judge.Judge(made, ""), made, None)) as scorer:
+    [group] = worker.score_groups(scorer, Bytes(), [played], [[failed, rewritten]])
+  [[_, asked]] = stub.asked
+  assert "# Question\nWhich?\n" in asked["messages"][1]["content"]
+  assert "# Answer\nhm no, 5\n" in asked["messages"][1]["content"]
+  assert [t.parts for t in group.trajectories] == [(), (0.5, 1.0, 0.5)]
+  assert [t.verdict for t in group.trajectories] == [0.0, (0.5 + 3.0 + 4 * 0.5) / 8]
+  assert group.verifier_failures == 1
 
 
 def test_without_a_criterion_nobody_is_called(serve):
