@@ -33,19 +33,19 @@ def get_config():
   c.objective.beta = 0.5
   c.objective.kappa = 0.2
   c.lag.max_lag = 4
-  c.learner.steps = 100
+  c.learner.steps = 60
   c.learner.learning_rate = 1e-5
   c.learner.warmup_steps = 5
   c.learner.prompts_per_step = 8
   c.learner.group_size = 8
-  c.learner.layout = "shared"  # two thirds of the time and of the memory of padded rows
+  c.learner.layout = "shared"  # one copy of the prompt per group
   c.learner.microbatches = 2
   c.learner.remat = "dots"
   c.sampler.slots = 64
   c.evaluation.problems = 64
   c.evaluation.samples = 4
-  c.evaluation.every = 50
-  c.checkpoint.every = 50
+  c.evaluation.every = 20
+  c.checkpoint.every = 20
   c.checkpoint.keep = 1
   c.transport.max_message_mb = 64
   return c
