@@ -4,9 +4,10 @@
   offpolicy-rl local --config=configs/smollm2_tool.py --run_dir=runs/smollm2_tool
   offpolicy-rl eval --run_dir=runs/smollm2_tool --k=1,8
 
-Sums and differences of numbers of three or four digits. One example in the prompt shows a call.
-Before training, 16 held-out problems: 0.94 greedily, 0.31 at temperature 1. How much training adds,
-nobody has measured yet.
+Sums and differences of two or three numbers of three or four digits; without a calculator it solves
+none of them. One example in the prompt shows a call. Half an hour on 2 cores, with completions up
+to four versions old: pass@1 on 256 held-out problems went from 0.27 to 1.00, completions with a
+call from 57 % to all (benchmarks/README.md, "What SmolLM2 learned").
 """
 
 from configs import base
