@@ -157,10 +157,11 @@ class Progress:
 
   def _say_evaluation(self, row: dict) -> None:
     if row["phase"] != "during":
+      most = f", pass@{row['heldout/k']} {row['heldout/pass@k']:.3f}"
       self.say(
         f"held-out {row['phase']}: greedy {row['heldout/greedy']:.3f}, "
-        f"pass@1 {row['heldout/pass@1']:.3f} ± {row['heldout/pass@1_stderr']:.3f}, "
-        f"pass@{row['heldout/k']} {row['heldout/pass@k']:.3f} ({row['heldout/problems']} problems)"
+        f"pass@1 {row['heldout/pass@1']:.3f} ± {row['heldout/pass@1_stderr']:.3f}"
+        f"{most if row['heldout/k'] > 1 else ''} ({row['heldout/problems']} problems)"
         + "".join(f", {task} {share:.3f}" for task, share in metrics.of_tasks(row).items())
       )
     if row["heldout/verifier_failures"]:
