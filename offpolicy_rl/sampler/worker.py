@@ -136,10 +136,14 @@ class _Worker:
       known = {*self._reported, *self._ticket_ids()}
       self._waiting = [t for t in tickets if t.ticket_id not in known]
       self._leased = time.monotonic()
-    room = self._engine.room_soon
-    if not (self._leasing or self._over or self._waiting) and room > 0:
+    if self._may_lease:
       self._reported = self._ticket_ids()
+      room = self._engine.room_soon
       self._leasing = self._pool.submit(self._learner.lease, room, self._reported)
+
+  @property
+  def _may_lease(self) -> bool:
+    return not (self._leasing or self._over or self._waiting) and self._engine.room_soon > 0
 
   def _ticket_ids(self) -> list[str]:  # begun, and not acknowledged
     return [*self._active, *(ticket.ticket_id for ticket, _ in self._done)]
@@ -226,7 +230,7 @@ class _Worker:
 
   def _wait(self) -> None:
     calls = [f for f in (self._leasing, self._pulling, self._delivering) if f]
-    if calls and not self._active:
+    if calls and not self._active and not self._may_lease:  # there is something to do at once
       wait = lambda: concurrent.futures.wait(calls, _WAIT_SECONDS, "FIRST_COMPLETED")
       self._stats.timed("waiting", wait)
 

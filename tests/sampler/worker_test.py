@@ -155,10 +155,15 @@ def test_progress_is_told_of_every_ticket_that_a_worker_has():
   assert stats.progress == {}
 
 
-def test_generation_goes_on_while_groups_are_pushed():
-  learner, engine = Learner([ticket(f"{i}") for i in range(6)]), Engine(slots=1)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_generation_goes_on_while_groups_are_pushed(monkeypatch, steps):
+  """At once, also if all slots have become free in the same step."""
+  monkeypatch.setattr(worker, "_WAIT_SECONDS", 40)
+  learner, engine = Learner([ticket(f"{i}") for i in range(6)]), Engine(slots=1, steps=steps)
   learner.pushing.clear()  # until five are held
+  begun = time.monotonic()
   run(learner, engine)
+  assert time.monotonic() - begun < 20
   assert names(learner.pushed) == [f"{i}" for i in range(6)]
   assert max(map(len, learner.had)) >= 5  # generated, and not acknowledged yet
 
