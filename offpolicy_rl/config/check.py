@@ -230,6 +230,8 @@ def _judge(c) -> Problems:
   except ValueError as error:
     yield f"judge.rubric: {error}"
   if not c.judge.url:
+    if c.judge.rubric:
+      yield "judge.url: the address of a server that grades by judge.rubric"
     return
   if not c.judge.model:
     yield "judge.model: the name that the server at judge.url knows it by"

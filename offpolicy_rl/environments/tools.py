@@ -257,6 +257,7 @@ FORMATS = {
   "pythonic": Format(pythonic, "tool"),
   "gemma": Format(gemma, "user", "```tool_output\n{}\n```"),
 }
+_FORMATS = f"one of {', '.join(FORMATS)}"
 
 
 # ---------------------------------------------------------------- the environment
@@ -287,9 +288,22 @@ class ToolEnvironment:
   problem = ""
   seed = 0
 
+  def __init_subclass__(cls, **arguments) -> None:
+    """Raises TypeError if a subclass's `format` or `tools` can't be used."""
+    super().__init_subclass__(**arguments)
+    if cls.format not in FORMATS:
+      raise TypeError(f"{cls.__name__}.format: got {cls.format!r:.60}, expected {_FORMATS}")
+    if isinstance(cls.tools, property):  # known to its objects only
+      return
+    if not isinstance(cls.tools, list | tuple):
+      got = f"got {cls.tools!r:.60}, expected a tuple of typed functions"
+      raise TypeError(f"{cls.__name__}.tools: {got}")
+    for function in cls.tools:
+      describe(function)
+
   def judge(self, answer: str) -> float:
     """The reward of the policy's answer, thought included (`thoughts.removed` takes it off)."""
-    raise NotImplementedError
+    raise NotImplementedError(f"{type(self).__name__} has no method judge(answer)")
 
   def reset(self, problem: str, seed: int) -> Turn:
     """Keeps both for tools and judge."""

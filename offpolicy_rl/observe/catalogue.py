@@ -159,6 +159,15 @@ _TRAIN = (
     alarm_steps=1,
   ),
   Metric(
+    "alarm/nothing_judged",
+    "",
+    "the verifier or environment failed on all completions",
+    LOWER,
+    alarm="no completion could be judged: verifier, judge or environment failed on all, so nothing "
+    "can be learned from them; the samplers' logs (sampler-*.log in the run directory) say why",
+    alarm_steps=1,
+  ),
+  Metric(
     "alarm/lambda_negative",
     "",
     "lambda is negative",

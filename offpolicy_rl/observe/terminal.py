@@ -166,8 +166,9 @@ class Progress:
       )
     if row["heldout/verifier_failures"]:
       self.say(
-        f"held-out {row['phase']}: the verifier failed on {row['heldout/verifier_failures']} "
-        "completions, which count as wrong; see the samplers' logs"
+        f"held-out {row['phase']}: verifier, judge or environment failed on "
+        f"{row['heldout/verifier_failures']} completions, which count as wrong; the samplers' logs "
+        "(sampler-*.log in the run directory) say why"
       )
 
   def _say_alarms(self, step: int, row: dict) -> None:

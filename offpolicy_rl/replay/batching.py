@@ -104,9 +104,11 @@ def lengths(groups: list[types.FinishedGroup]) -> list[tuple[int, list[int]]]:
 def completion_metrics(groups: list[types.FinishedGroup]) -> dict:
   """Metrics of a step's completions that only the host can compute."""
   trajectories = [t for g in groups for t in g.group.trajectories]
+  failures = sum(g.group.verifier_failures for g in groups)
   return {
     "finished_fraction": float(np.mean([t.finished for t in trajectories])),
-    "verifier_failures": sum(g.group.verifier_failures for g in groups),
+    "verifier_failures": failures,
+    "alarm/nothing_judged": float(failures == len(trajectories)),
     **_episode_metrics([t for t in trajectories if t.ended]),
   }
 

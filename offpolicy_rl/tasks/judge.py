@@ -155,6 +155,7 @@ class Judge:
     self._lock = threading.Lock()
     self._cache: collections.OrderedDict[bytes, dict[str, float]] = collections.OrderedDict()
     self.calls = self.tokens = 0  # so far, of the budget
+    self._reached = False  # a server was there
 
   def grade(self, question: str, answer: str, completion: str) -> dict[str, float]:
     """Score in [0, 1] of each criterion; the same content is graded once.
@@ -193,7 +194,10 @@ class Judge:
         return self._scores(self._call(body))
       except _CallError as error:
         _LOG.info("judge, attempt %d: %s", attempt + 1, error)
-        if error.final or attempt == self._settings.retries:
+        last = error.final or attempt == self._settings.retries
+        if last and not self._reached:
+          raise JudgeError(f"judge.url: nobody answers at {self._settings.url}: {error}") from None
+        if last:
           raise ValueError(f"{error} (attempt {attempt + 1})") from None
         longest = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE)
         self._closed.wait(max(error.pause, longest * random.uniform(0.5, 1)))
@@ -205,12 +209,15 @@ class Judge:
 
   def _call(self, body: bytes) -> str:
     if self._closed.is_set():
+      self._reached = True  # or it might have been
       raise _CallError("closed", final=True)
     self._spend(calls=1)
     try:
       status, pause, data = _post(self._settings, self._headers, body)
     except (OSError, http.client.HTTPException) as error:
+      self._reached |= not isinstance(error, ConnectionRefusedError | socket.gaierror)
       raise _CallError(f"no answer ({type(error).__name__}: {error!s:.100})") from None
+    self._reached = True
     if status in _HOPELESS:
       raise JudgeError(
         f"judge.url: {self._settings.url} answers with status {status}: {_text(data)}"

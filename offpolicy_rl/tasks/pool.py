@@ -15,6 +15,7 @@ import queue
 import signal
 import socket
 import struct
+import sysconfig
 import threading
 import time
 import warnings
@@ -25,6 +26,8 @@ from offpolicy_rl.system import output
 
 _START_SECONDS = 300.0  # to import and prepare; a machine may be busy
 _PROC = pathlib.Path("/proc")
+# Code without a file, this package, the standard library and what is installed.
+_NOT_OF_USERS = ("<", str(pathlib.Path(__file__).parents[1]), *sysconfig.get_paths().values())
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # Reasons to replace a process: its memory is used up or it died, which earlier calls may have
 # caused; or the call itself is to blame.
@@ -322,9 +325,20 @@ def _attempt(function: Callable, call: tuple):
 
 def _describe(error: BaseException) -> str:
   try:
-    return f"{type(error).__name__}: {error!s:.200}"
+    return f"{type(error).__name__}: {error!s:.200}{_where(error)}"
   except Exception:  # of a __str__ that fails itself
-    return type(error).__name__
+    return f"{type(error).__name__}{_where(error)}"
+
+
+def _where(error: BaseException) -> str:
+  """The innermost line in a file of the user's; "" if there is none."""
+  found, at = "", error.__traceback__
+  while at is not None:
+    file = at.tb_frame.f_code.co_filename
+    if not file.startswith(_NOT_OF_USERS):
+      found = f" ({file}, line {at.tb_lineno})"
+    at = at.tb_next
+  return found
 
 
 def _taken() -> int:

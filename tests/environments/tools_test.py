@@ -1,6 +1,7 @@
 """Calls of tools: read strictly, checked against the functions' types, answered when wrong."""
 
 import json
+import re
 from typing import Literal
 
 import pytest
@@ -216,3 +217,32 @@ def test_the_roles_of_its_answers_are_known_before_it_plays():
   told = plain()
   told.reset('""', 0)
   assert told.step(call("nothing")).role == told.step("<tool_call>").role == "user"
+
+
+@pytest.mark.parametrize(
+  ("attributes", "why"),
+  [
+    ({"format": "openai"}, "Faulty.format: got 'openai', expected one of hermes, llama3, "),
+    ({"tools": min}, "Faulty.tools: got <built-in function min>, expected a tuple of typed"),
+    ({"tools": (lambda x: x,)}, "parameter x has no annotation"),
+  ],
+)
+def test_a_class_that_no_episode_could_use_is_refused_where_it_is_written(attributes, why):
+  with pytest.raises(TypeError, match=re.escape(why)):
+    type("Faulty", (tools.ToolEnvironment,), attributes)
+
+
+def test_tools_may_be_known_to_an_object_only():
+  class Late(Sums):
+    @property
+    def tools(self):
+      return Sums.tools
+
+  late = Late()
+  late.reset('"3"', 0)
+  assert late._tools.keys() == {function.__name__ for function in Sums.tools}
+
+
+def test_a_class_without_a_judge_says_so():
+  with pytest.raises(NotImplementedError, match="ToolEnvironment has no method judge"):
+    tools.ToolEnvironment().judge("5")

@@ -146,7 +146,12 @@ def test_a_group_that_arrived_around_a_kill_waited_at_most_its_lag(arrival, in_q
 
 def test_what_the_host_knows_of_completions():
   found = batching.completion_metrics(GROUPS)
-  assert found == {"finished_fraction": 1.0, "verifier_failures": 2}
+  expected = {"finished_fraction": 1.0, "verifier_failures": 2, "alarm/nothing_judged": 0.0}
+  assert found == expected
+  all_failed = finished([7], [trajectory([3], [1], 0.0)] * 2)
+  group = dataclasses.replace(all_failed.group, verifier_failures=2)
+  [lost] = [dataclasses.replace(all_failed, group=group)]
+  assert batching.completion_metrics([lost])["alarm/nothing_judged"] == 1.0
 
 
 def test_episodes_are_counted_by_their_ends():

@@ -29,6 +29,7 @@ def asks(config, url: str = "http://127.0.0.1:9/v1"):
   [
     ("judge.url", "judge.example", "judge.url: got 'judge.example', expected http"),
     ("judge.model", "", "judge.model: got '', expected the name"),
+    ("judge.url", "", "judge.url: got '', expected the address of a server that grades by"),
     ("judge.rubric", "", "judge.rubric: got '', expected what it grades by"),
     ("judge.rubric", "{", "judge.rubric: got '{', expected an object like"),
   ],

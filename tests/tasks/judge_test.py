@@ -220,12 +220,19 @@ def test_a_name_with_several_addresses_costs_no_more_than_its_time(serve, monkey
     assert time.monotonic() - started < 1.8
 
 
-def test_nobody_there_is_a_failure(serve):
-  stub = serve(said(""))
+def test_nobody_there_ends_the_sampler_and_is_a_failure_once_somebody_was(serve):
+  """A server may be started again; an address where nobody ever was is a mistake."""
+  stub = serve(said(json.dumps(GOOD)))
+  asked = settings(stub, RUBRIC, retries=1)
+  graded, fresh = judge.Judge(asked, ""), judge.Judge(asked, "")
+  assert graded.grade("q", '"4"', "4") == {"clear": 0.5, "right": 1.0}
   stub.server.shutdown()
   stub.server.server_close()
   with pytest.raises(ValueError, match=r"no answer \(ConnectionRefusedError"):
-    grade(stub, retries=1)
+    graded.grade("q", '"4"', "5")
+  message = rf"judge.url: nobody answers at {stub.url}: no answer \(ConnectionRefusedError"
+  with pytest.raises(judge.JudgeError, match=message):
+    fresh.grade("q", '"4"', "5")
 
 
 def test_a_request_that_is_refused_is_not_repeated(serve):

@@ -30,7 +30,8 @@ def test_a_bad_completion_costs_only_its_own_reward_and_is_counted(scorer, bad):
 def test_a_failure_is_told_apart_from_a_wrong_answer_and_its_reason_is_logged(scorer, caplog):
   found = scorer.judgements(scorer.submit(["5", "raises", "6"], '"5"'))
   assert [(j.reward, j.failed) for j in found] == [(1.0, False), (0.0, True), (0.0, False)]
-  assert "verifier failed (RuntimeError: no) on 'raises'" in caplog.text
+  assert "verifier failed (RuntimeError: no (" in caplog.text
+  assert f"{misbehaving.__file__}, line 42)) on 'raises'" in caplog.text
 
 
 def test_scalars_of_numpy_are_numbers():
