@@ -288,7 +288,7 @@ class ToolEnvironment:
   problem = ""
   seed = 0
 
-  def __init_subclass__(cls, **arguments) -> None:
+  def __init_subclass__(cls, **arguments: Any) -> None:
     """Raises TypeError if a subclass's `format` or `tools` can't be used."""
     super().__init_subclass__(**arguments)
     if cls.format not in FORMATS:

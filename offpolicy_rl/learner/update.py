@@ -11,7 +11,6 @@ from offpolicy_rl.learner import audit, poison, step
 from offpolicy_rl.learner import state as state_lib
 from offpolicy_rl.learner.loop import StepBatch
 from offpolicy_rl.model.policy import Params
-from offpolicy_rl.system import memory
 
 
 class Update:
@@ -64,7 +63,6 @@ class Update:
     return state, metrics | checks
 
   def _finite_step(self, at_step: int, state: state_lib.TrainState, batch: StepBatch):
-    memory.return_freed_memory()
     state, metrics = self._step(state, batch.arrays, self._reference)
     if not int(metrics["updates_skipped"]):
       return state, metrics | {"poisoned_groups": 0}

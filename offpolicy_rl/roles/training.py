@@ -17,6 +17,7 @@ from offpolicy_rl.learner.update import Update
 from offpolicy_rl.model import lora, policy, pretrained
 from offpolicy_rl.roles import teacher
 from offpolicy_rl.roles.weights import WeightPublisher
+from offpolicy_rl.system import memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,7 @@ def train(
     process.start_sampling(first_step)
 
     def after_step(version: int, state: state_lib.TrainState) -> None:
+      memory.return_freed_memory()
       process.after_step(version)
       if version % config.checkpoint.every == 0:
         process.save(version, state)
