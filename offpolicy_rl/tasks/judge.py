@@ -5,8 +5,8 @@ criterion; a part named "verifier" is the verdict of the task's own verifier or 
 reward is the weighted mean of the parts, each divided by 10 if the model gave it.
 
 A call that fails is repeated with growing pauses. One that fails for good costs its completion only
-and is counted as a verifier's failure. What no repetition mends (a spent budget, a refused key) is
-a JudgeError, which ends the sampler.
+and is counted as a verifier's failure. What no repetition mends (a spent budget, a refused key, an
+address where nobody was yet) is a JudgeError, which ends the sampler.
 """
 
 import collections
@@ -195,7 +195,7 @@ class Judge:
       except _CallError as error:
         _LOG.info("judge, attempt %d: %s", attempt + 1, error)
         last = error.final or attempt == self._settings.retries
-        if last and not self._reached:
+        if last and not (self._reached or self._closed.is_set()):
           raise JudgeError(f"judge.url: nobody answers at {self._settings.url}: {error}") from None
         if last:
           raise ValueError(f"{error} (attempt {attempt + 1})") from None
@@ -209,7 +209,6 @@ class Judge:
 
   def _call(self, body: bytes) -> str:
     if self._closed.is_set():
-      self._reached = True  # or it might have been
       raise _CallError("closed", final=True)
     self._spend(calls=1)
     try:
